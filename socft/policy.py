@@ -1,0 +1,154 @@
+"""Policies: the whitened control ``v_k(x)`` as a function of step and state.
+
+A policy returns ``batch *noise_dims``; ``v = 0`` is the pre-trained model, and ``|v|^2 / 2`` is its KL cost whatever the
+reference. Parametric policies start at zero control unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import abc
+import itertools
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from socft.checks import require
+from socft.reference import Noises, Reference, States, Step, at_step
+
+
+class Policy(nn.Module, abc.ABC):
+    """``(k, x) -> v_k(x)`` with k one step or one step per sample."""
+
+    @abc.abstractmethod
+    def forward(self, k: Step, x: States) -> Noises:
+        """The whitened control."""
+
+    def __call__(self, k: Step, x: States) -> Noises:
+        return super().__call__(k, x)
+
+
+class Uncontrolled(Policy):
+    """The pre-trained model, ``v = 0``."""
+
+    def __init__(self, reference: Reference):
+        super().__init__()
+        self.noise_dims = reference.noise_dims
+
+    def forward(self, k: Step, x: States) -> Noises:
+        return x.new_zeros(len(x), *self.noise_dims)
+
+
+class FunctionPolicy(Policy):
+    """Any function ``(k, x) -> v`` as a policy without parameters."""
+
+    def __init__(self, function: Callable[[Step, States], Noises]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, k: Step, x: States) -> Noises:
+        return self.function(k, x)
+
+
+class AffinePolicy(Policy):
+    """``v_k(x) = gain_k x + offset_k`` on vectors; gain (T, m, n), offset (T, m)."""
+
+    def __init__(self, gain: Float[Tensor, "steps m n"], offset: Float[Tensor, "steps m"]):
+        super().__init__()
+        require(
+            gain.ndim == 3 and offset.shape == gain.shape[:2],
+            f"gain has shape {tuple(gain.shape)} and offset {tuple(offset.shape)}; give (steps, m, n) and (steps, m).",
+        )
+        self.gain = nn.Parameter(gain.clone())
+        self.offset = nn.Parameter(offset.clone())
+
+    @classmethod
+    def zeros(cls, reference: Reference) -> AffinePolicy:
+        """The pre-trained model as an affine policy."""
+        (m,), (n,) = reference.noise_dims, reference.dims
+        return cls(torch.zeros(reference.steps, m, n, dtype=torch.float64), torch.zeros(reference.steps, m, dtype=torch.float64))
+
+    def forward(self, k: Step, x: States) -> Noises:
+        return (self.gain[k] @ x.unsqueeze(-1)).squeeze(-1) + self.offset[k]
+
+
+class FeaturePolicy(Policy):
+    """``v_k(x) = weight_k phi(x)`` with ``phi: batch n -> batch p`` and weight of shape (T, m, p)."""
+
+    def __init__(self, features: Callable[[States], Float[Tensor, "batch p"]], weight: Float[Tensor, "steps m p"]):
+        super().__init__()
+        self.features = features
+        self.weight = nn.Parameter(weight.clone())
+
+    def forward(self, k: Step, x: States) -> Noises:
+        return (self.weight[k] @ self.features(x).unsqueeze(-1)).squeeze(-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Sines and cosines of k / T at ``frequencies`` octaves: shape (batch,) -> (batch, 2 frequencies)."""
+
+    def __init__(self, steps: int, frequencies: int = 8):
+        super().__init__()
+        self.steps = steps
+        self.register_buffer("frequencies", torch.pi * 2.0 ** torch.arange(-1, frequencies - 1, dtype=torch.float64))
+
+    def forward(self, k: Step, x: Tensor) -> Tensor:
+        index = k.to(x) if isinstance(k, Tensor) else x.new_full((len(x),), k)
+        angle = (index / self.steps).unsqueeze(-1) * self.get_buffer("frequencies").to(x)
+        return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+class MLPPolicy(Policy):
+    """A multilayer perceptron of (x, time embedding) on vectors, with a zero last layer, so it starts at the pre-trained model."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        width: int = 64,
+        depth: int = 2,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+    ):
+        super().__init__()
+        (m,), (n,) = reference.noise_dims, reference.dims
+        self.time = TimeEmbedding(reference.steps)
+        sizes = [n + 2 * len(self.time.get_buffer("frequencies")), *[width] * depth]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise(sizes):
+            layer = nn.Linear(fan_in, fan_out, dtype=dtype)
+            nn.init.normal_(layer.weight, std=fan_in**-0.5, generator=generator)
+            nn.init.zeros_(layer.bias)
+            layers += [layer, nn.SiLU()]
+        last = nn.Linear(width, m, dtype=dtype)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.network = nn.Sequential(*layers, last)
+
+    def forward(self, k: Step, x: States) -> Noises:
+        return self.network(torch.cat([x, self.time(k, x)], -1))
+
+
+class ResidualPolicy(Policy):
+    """A fine-tuned mean map minus the reference, ``v = B^+ (m^theta_k(x) - m_k(x))``; gradients flow through both branches."""
+
+    def __init__(self, reference: Reference, fine_tuned: Callable[[Step, States], States]):
+        super().__init__()
+        self.reference = reference
+        self.fine_tuned = fine_tuned
+
+    def forward(self, k: Step, x: States) -> Noises:
+        shift = self.fine_tuned(k, x) - self.reference.mean(k, x)
+        return self.reference.diffusion.whiten(k, x, shift)
+
+
+class ScaledPolicy(Policy):
+    """``scale_k v_k(x)``: a policy at a chosen distance from the pre-trained model (0) or from another policy (1)."""
+
+    def __init__(self, policy: Policy, scale: Float[Tensor, " steps"]):
+        super().__init__()
+        self.policy = policy
+        self.scale = scale
+
+    def forward(self, k: Step, x: States) -> Noises:
+        return at_step(self.scale, k, x) * self.policy(k, x)

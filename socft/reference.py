@@ -1,0 +1,263 @@
+r"""Pre-trained kernels :math:`x' = m_k(x) + B_k(x)\,\xi`, :math:`\xi \sim N(0, I)`, k = 0..T-1.
+
+Everything downstream sees a reference through five maps: the initial state as a function of standard noise, the mean
+``m_k``, and the diffusion ``B_k`` applied to noise, transposed onto costates, and inverted (least squares) onto states. States
+have shape ``batch *dims``, noises and whitened controls ``batch *noise_dims``; ``k`` is one step or one step per sample.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from socft.checks import require, require_finite
+from socft.schedule import Schedule
+
+Step: TypeAlias = "int | Int[Tensor, ' batch']"
+States: TypeAlias = Float[Tensor, "batch *dims"]
+Noises: TypeAlias = Float[Tensor, "batch *noise_dims"]
+
+
+def at_step(coefficients: Tensor, k: Step, x: Tensor) -> Tensor:
+    """Pick coefficient(s) ``k`` in the dtype and device of ``x``, shaped to broadcast against ``batch *dims``."""
+    picked = coefficients[k.to(coefficients.device) if isinstance(k, Tensor) else k].to(x)
+    return picked if picked.ndim == 0 else picked.reshape(-1, *[1] * (x.ndim - 1))
+
+
+class Diffusion(abc.ABC):
+    """The noise map ``B_k(x)`` of a kernel."""
+
+    @abc.abstractmethod
+    def apply(self, k: Step, x: States, z: Noises) -> States:
+        """``B_k(x) z``."""
+
+    @abc.abstractmethod
+    def transpose(self, k: Step, x: States, a: States) -> Noises:
+        """``B_k(x)^T a``."""
+
+    @abc.abstractmethod
+    def whiten(self, k: Step, x: States, shift: States) -> Noises:
+        """The control of least norm whose push ``B_k(x) v`` is closest to ``shift`` (the pseudo-inverse)."""
+
+    @abc.abstractmethod
+    def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of one noise, given the shape of one state."""
+
+
+class ScalarDiffusion(Diffusion):
+    """``B_k = sigma_k I`` with ``sigma`` of shape (T,), strictly positive."""
+
+    def __init__(self, sigma: Float[Tensor, " steps"]):
+        self.sigma = torch.as_tensor(sigma, dtype=torch.float64)
+        require_finite(self.sigma, "sigma", "every noise scale must be a finite number.")
+        zero = (self.sigma <= 0).nonzero().flatten().tolist()
+        if zero:
+            require(False, f"sigma[{zero[0]}] = {self.sigma[zero[0]]:g}; a step without noise cannot be steered at a finite KL.")
+
+    def apply(self, k: Step, x: States, z: Noises) -> States:
+        return at_step(self.sigma, k, z) * z
+
+    def transpose(self, k: Step, x: States, a: States) -> Noises:
+        return at_step(self.sigma, k, a) * a
+
+    def whiten(self, k: Step, x: States, shift: States) -> Noises:
+        return shift / at_step(self.sigma, k, shift)
+
+    def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
+        return dims
+
+
+class MatrixDiffusion(Diffusion):
+    """Constant ``B_k`` of shape (T, n, m), possibly degenerate; states are vectors of length n."""
+
+    def __init__(self, matrices: Float[Tensor, "steps n m"]):
+        self.matrices = torch.as_tensor(matrices, dtype=torch.float64)
+        require(self.matrices.ndim == 3, f"B has shape {tuple(self.matrices.shape)}; give (steps, n, m).")
+        require_finite(self.matrices, "B", "every entry must be a finite number.")
+        dead = (self.matrices.abs().amax((1, 2)) == 0).nonzero().flatten().tolist()
+        if dead:
+            require(False, f"B[{dead[0]}] = 0; a step without noise cannot be steered at a finite KL.")
+        self.inverses = torch.linalg.pinv(self.matrices)
+
+    def apply(self, k: Step, x: States, z: Noises) -> States:
+        return _matvec(self.matrices, k, z)
+
+    def transpose(self, k: Step, x: States, a: States) -> Noises:
+        return _matvec(self.matrices.mT, k, a)
+
+    def whiten(self, k: Step, x: States, shift: States) -> Noises:
+        return _matvec(self.inverses, k, shift)
+
+    def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
+        require(
+            dims == self.matrices.shape[1:2],
+            f"B maps into vectors of length {self.matrices.shape[1]} but states have shape {dims}.",
+        )
+        return (self.matrices.shape[2],)
+
+
+def _matvec(matrices: Tensor, k: Step, x: Tensor) -> Tensor:
+    picked = matrices[k.to(matrices.device) if isinstance(k, Tensor) else k].to(x)
+    return (picked @ x.unsqueeze(-1)).squeeze(-1)
+
+
+class Reference(abc.ABC):
+    """A pre-trained chain of ``steps`` kernels on states of shape ``dims``."""
+
+    def __init__(self, steps: int, dims: tuple[int, ...], diffusion: Diffusion):
+        self.steps = steps
+        self.dims = tuple(dims)
+        self.diffusion = diffusion
+        self.noise_dims = diffusion.noise_dims(self.dims)
+
+    @abc.abstractmethod
+    def mean(self, k: Step, x: States) -> States:
+        """The pre-trained mean ``m_k(x)``, differentiable in ``x``."""
+
+    def initial(self, z: States) -> States:
+        """The initial state as a function of standard normal noise of shape ``batch *dims``; the identity by default."""
+        return z
+
+    def step(self, k: Step, x: States, kick: Noises) -> States:
+        """One kernel, ``m_k(x) + B_k(x) kick`` with ``kick = v + xi``."""
+        return self.mean(k, x) + self.diffusion.apply(k, x, kick)
+
+
+class ScoreReference(Reference):
+    """The DDPM/DDIM chain of a schedule and a score, ``m_k(y) = (y + g_k s_k(y)) / sqrt(a_k)``.
+
+    Args:
+        schedule: the denoising coefficients.
+        score: ``(k, x) -> s_k(x)``, the score of the data noised to level ``schedule.abar[k]``; it may cast
+            internally but must return the dtype of ``x``.
+        dims: shape of one state.
+    """
+
+    def __init__(self, schedule: Schedule, score: Callable[[Step, States], States], dims: tuple[int, ...]):
+        super().__init__(schedule.steps, dims, ScalarDiffusion(schedule.sigma))
+        self.schedule = schedule
+        self.score = score
+
+    def mean(self, k: Step, x: States) -> States:
+        gain, alpha = at_step(self.schedule.gain, k, x), at_step(self.schedule.alpha, k, x)
+        return (x + gain * self.score(k, x)) / alpha.sqrt()
+
+    def score_of(self, k: Step, x: States, v: Noises) -> States:
+        """The paper's control ``U_k(x) = s_k(x) + sqrt(a_k) sigma_k v / g_k``."""
+        return self.score(k, x) + v * self._score_unit(k, x)
+
+    def control_of(self, k: Step, x: States, score: States) -> Noises:
+        """The whitened control of a fine-tuned score, the inverse of `score_of`."""
+        return (score - self.score(k, x)) / self._score_unit(k, x)
+
+    def _score_unit(self, k: Step, x: States) -> Tensor:
+        s = self.schedule
+        return at_step(s.alpha.sqrt() * s.sigma / s.gain, k, x)
+
+
+class AffineReference(Reference):
+    """``m_k(x) = A_k x + b_k`` on vectors, started at N(initial_mean, initial_factor initial_factor^T).
+
+    Args:
+        transfer: ``A`` of shape (T, n, n).
+        offset: ``b`` of shape (T, n), zero by default.
+        diffusion: a `ScalarDiffusion` or `MatrixDiffusion` with T steps.
+        initial_mean: shape (n,), zero by default.
+        initial_factor: a square root of the initial covariance, shape (n, n), the identity by default.
+    """
+
+    def __init__(
+        self,
+        transfer: Float[Tensor, "steps n n"],
+        diffusion: ScalarDiffusion | MatrixDiffusion,
+        offset: Float[Tensor, "steps n"] | None = None,
+        initial_mean: Float[Tensor, " n"] | None = None,
+        initial_factor: Float[Tensor, "n n"] | None = None,
+    ):
+        transfer = torch.as_tensor(transfer, dtype=torch.float64)
+        require(
+            transfer.ndim == 3 and transfer.shape[1] == transfer.shape[2],
+            f"A has shape {tuple(transfer.shape)}; give (steps, n, n).",
+        )
+        require_finite(transfer, "A", "every entry must be a finite number.")
+        steps, n, _ = transfer.shape
+        super().__init__(steps, (n,), diffusion)
+        self.transfer = transfer
+        self.offset = torch.zeros(steps, n, dtype=torch.float64) if offset is None else torch.as_tensor(offset, dtype=torch.float64)
+        require(self.offset.shape == (steps, n), f"b has shape {tuple(self.offset.shape)}; give ({steps}, {n}).")
+        zero, eye = torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
+        self.initial_mean = zero if initial_mean is None else torch.as_tensor(initial_mean, dtype=torch.float64)
+        self.initial_factor = eye if initial_factor is None else torch.as_tensor(initial_factor, dtype=torch.float64)
+
+    def mean(self, k: Step, x: States) -> States:
+        offset = self.offset[k.to(self.offset.device) if isinstance(k, Tensor) else k].to(x)
+        return _matvec(self.transfer, k, x) + offset
+
+    def initial(self, z: States) -> States:
+        return self.initial_mean.to(z) + z @ self.initial_factor.T.to(z)
+
+
+class KernelReference(Reference):
+    """Any kernel given by its mean map ``(k, x) -> m_k(x)``, a diffusion, and optionally an initial map of standard noise."""
+
+    def __init__(
+        self,
+        mean: Callable[[Step, States], States],
+        diffusion: Diffusion,
+        steps: int,
+        dims: tuple[int, ...],
+        initial: Callable[[States], States] | None = None,
+    ):
+        super().__init__(steps, dims, diffusion)
+        self._mean = mean
+        self._initial = initial
+
+    def mean(self, k: Step, x: States) -> States:
+        return self._mean(k, x)
+
+    def initial(self, z: States) -> States:
+        return z if self._initial is None else self._initial(z)
+
+
+def euler_maruyama(
+    drift: Callable[[Tensor, States], States],
+    diffusion: Float[Tensor, "n m"],
+    horizon: float,
+    steps: int,
+    initial: Callable[[States], States] | None = None,
+) -> KernelReference:
+    """The chain ``x' = x + drift(t_k, x) dt + B sqrt(dt) xi`` of an SDE on [0, horizon], ``dt = horizon / steps``.
+
+    A control ``u`` of the SDE is the whitened control ``v = u sqrt(dt)``, so ``|v|^2 / 2`` is the running cost ``|u|^2 dt / 2``.
+    """
+    dt = horizon / steps
+    matrix = torch.as_tensor(diffusion, dtype=torch.float64)
+    times = torch.arange(steps, dtype=torch.float64) * dt
+
+    def mean(k: Step, x: States) -> States:
+        return x + dt * drift(at_step(times, k, x), x)
+
+    return KernelReference(
+        mean, MatrixDiffusion((matrix * dt**0.5).expand(steps, *matrix.shape)), steps, (matrix.shape[0],), initial
+    )
+
+
+__all__ = [
+    "AffineReference",
+    "Diffusion",
+    "KernelReference",
+    "MatrixDiffusion",
+    "Noises",
+    "Reference",
+    "ScalarDiffusion",
+    "ScoreReference",
+    "States",
+    "Step",
+    "at_step",
+    "euler_maruyama",
+]

@@ -1,0 +1,95 @@
+"""Rollouts: paths as a deterministic function of noise, so that reruns, common random numbers and antithetic pairs are exact."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import require
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.reference import Reference
+from socft.reward import PerSample
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Standard normal noise of a batch of paths.
+
+    Attributes:
+        initial: shape (batch, *dims), turned into the initial state by the reference.
+        steps: shape (T, batch, *noise_dims).
+    """
+
+    initial: Float[Tensor, "batch *dims"]
+    steps: Float[Tensor, "steps batch *noise_dims"]
+
+    @classmethod
+    def sample(
+        cls,
+        reference: Reference,
+        batch: int,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float64,
+    ) -> Noise:
+        """Draw the noise of ``batch`` paths on the generator's device."""
+        require(batch >= 1, f"batch = {batch}; give at least one path.")
+        device = generator.device
+        initial = torch.randn(batch, *reference.dims, generator=generator, dtype=dtype, device=device)
+        steps = torch.randn(reference.steps, batch, *reference.noise_dims, generator=generator, dtype=dtype, device=device)
+        return cls(initial, steps)
+
+    def antithetic(self) -> Noise:
+        """The same initial noise with every step's noise negated."""
+        return Noise(self.initial, -self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """A batch of paths.
+
+    Attributes:
+        states: shape (T + 1, batch, *dims).
+        controls: whitened controls along the path, shape (T, batch, *noise_dims).
+        noise: the noise that produced it.
+    """
+
+    states: Float[Tensor, "steps_plus_1 batch *dims"]
+    controls: Float[Tensor, "steps batch *noise_dims"]
+    noise: Noise
+
+    @property
+    def final(self) -> Float[Tensor, "batch *dims"]:
+        """The samples ``X_T``."""
+        return self.states[-1]
+
+    def kl(self) -> Float[Tensor, "steps batch"]:
+        """KL of each controlled kernel from the pre-trained one, ``|v_k|^2 / 2``."""
+        return self.controls.flatten(2).square().sum(2) / 2
+
+
+def rollout(reference: Reference, policy: Policy, noise: Noise) -> Path:
+    """Simulate ``x_{k+1} = m_k(x_k) + B_k (v_k(x_k) + xi_k)``; differentiable when gradients are enabled."""
+    expected = (reference.steps, len(noise.initial), *reference.noise_dims)
+    require(
+        tuple(noise.steps.shape) == expected and tuple(noise.initial.shape[1:]) == reference.dims,
+        f"noise has shapes {tuple(noise.initial.shape)} and {tuple(noise.steps.shape)}; "
+        f"this reference needs (batch, {', '.join(map(str, reference.dims))}) and {expected}.",
+    )
+    states, controls = [reference.initial(noise.initial)], []
+    for k in range(reference.steps):
+        v = policy(k, states[-1])
+        controls.append(v)
+        states.append(reference.step(k, states[-1], v + noise.steps[k]))
+    return Path(torch.stack(states), torch.stack(controls), noise)
+
+
+def returns(problem: ControlProblem, path: Path) -> PerSample:
+    """Reward minus running costs minus weighted KL of each path; its mean estimates the objective J."""
+    total = problem.reward(path.final) - (problem.beta.to(path.controls)[:, None] * path.kl()).sum(0)
+    for k in range(problem.steps) if problem.running_cost is not None else ():
+        total = total - problem.cost(k, path.states[k])
+    return total
