@@ -8,6 +8,7 @@ have shape ``batch *dims``, noises and whitened controls ``batch *noise_dims``; 
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -22,11 +23,23 @@ Step: TypeAlias = "int | Int[Tensor, ' batch']"
 States: TypeAlias = Float[Tensor, "batch *dims"]
 Noises: TypeAlias = Float[Tensor, "batch *noise_dims"]
 
+ORTHONORMAL = 1e-10
+"""Largest entry of ``Q^T Q - I`` a basis may have: eigh leaves about n eps, and the transfers inherit the defect."""
+
 
 def at_step(coefficients: Tensor, k: Step, x: Tensor) -> Tensor:
     """Pick coefficient(s) ``k`` in the dtype and device of ``x``, shaped to broadcast against ``batch *dims``."""
     picked = coefficients[k.to(coefficients.device) if isinstance(k, Tensor) else k].to(x)
     return picked if picked.ndim == 0 else picked.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def by_step(k: Step, x: Tensor, function: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Apply ``function(step, rows)`` to the rows of each step, for one step or one step per sample."""
+    if isinstance(k, int):
+        return function(k, x)
+    parts = [(k == i).nonzero().flatten() for i in k.unique().tolist()]
+    rows = torch.cat([function(int(k[part[0]]), x[part]) for part in parts])
+    return rows[torch.cat(parts).argsort()]
 
 
 class Diffusion(abc.ABC):
@@ -102,8 +115,9 @@ class MatrixDiffusion(Diffusion):
 
 
 def _matvec(matrices: Tensor, k: Step, x: Tensor) -> Tensor:
-    picked = matrices[k.to(matrices.device) if isinstance(k, Tensor) else k].to(x)
-    return (picked @ x.unsqueeze(-1)).squeeze(-1)
+    if isinstance(k, Tensor):
+        return (matrices[k.to(matrices.device)].to(x) @ x.unsqueeze(-1)).squeeze(-1)
+    return x @ matrices[k].to(x).mT
 
 
 class Reference(abc.ABC):
@@ -160,43 +174,119 @@ class ScoreReference(Reference):
         return at_step(s.alpha.sqrt() * s.sigma / s.gain, k, x)
 
 
+class LinearMaps(abc.ABC):
+    """Linear maps ``A_k`` of vectors of length ``n``, k = 0..steps-1."""
+
+    steps: int
+    n: int
+
+    @abc.abstractmethod
+    def apply(self, k: Step, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        """``A_k x``."""
+
+    @abc.abstractmethod
+    def dense(self) -> Float[Tensor, "steps n n"]:
+        """Every map as a matrix."""
+
+
+class DenseMaps(LinearMaps):
+    """``A_k`` given as matrices of shape (T, n, n)."""
+
+    def __init__(self, matrices: Float[Tensor, "steps n n"]):
+        self.matrices = torch.as_tensor(matrices, dtype=torch.float64)
+        shape = tuple(self.matrices.shape)
+        require(len(shape) == 3 and shape[1] == shape[2], f"A has shape {shape}; give (steps, n, n).")
+        require_finite(self.matrices, "A", "every entry must be a finite number.")
+        self.steps, self.n, _ = shape
+
+    def apply(self, k: Step, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        return _matvec(self.matrices, k, x)
+
+    def dense(self) -> Float[Tensor, "steps n n"]:
+        return self.matrices
+
+
+class SpectralMaps(LinearMaps):
+    """Commuting symmetric ``A_k = Q diag(eigenvalues_k) Q^T``: T n + n^2 numbers in place of T n^2.
+
+    Args:
+        eigenvalues: shape (T, n).
+        basis: orthonormal eigenvectors in the columns of Q, shape (n, n); the identity by default.
+
+    Raises:
+        InvalidProblem: an eigenvalue is not finite, or the basis is not orthonormal.
+    """
+
+    def __init__(self, eigenvalues: Float[Tensor, "steps n"], basis: Float[Tensor, "n n"] | None = None):
+        self.eigenvalues = torch.as_tensor(eigenvalues, dtype=torch.float64)
+        require(self.eigenvalues.ndim == 2, f"the eigenvalues of A have shape {tuple(self.eigenvalues.shape)}; give (steps, n).")
+        require_finite(self.eigenvalues, "eigenvalues of A", "every eigenvalue must be a finite number.")
+        self.steps, self.n = self.eigenvalues.shape
+        self.basis = torch.eye(self.n, dtype=torch.float64) if basis is None else torch.as_tensor(basis, dtype=torch.float64)
+        require(self.basis.shape == (self.n, self.n), f"the basis has shape {tuple(self.basis.shape)}; give ({self.n}, {self.n}).")
+        defect = float((self.basis.mT @ self.basis - torch.eye(self.n, dtype=torch.float64)).abs().max())
+        require(
+            defect <= ORTHONORMAL,
+            f"the basis is off orthonormal by {defect:.2g}; give eigenvectors with Q^T Q = I, as torch.linalg.eigh does.",
+        )
+
+    def apply(self, k: Step, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        basis = self.basis.to(x)
+        picked = self.eigenvalues[k.to(self.eigenvalues.device) if isinstance(k, Tensor) else k].to(x)
+        return (x @ basis * picked) @ basis.mT
+
+    def dense(self) -> Float[Tensor, "steps n n"]:
+        return (self.basis * self.eigenvalues.unsqueeze(1)) @ self.basis.mT
+
+
 class AffineReference(Reference):
     """``m_k(x) = A_k x + b_k`` on vectors, started at N(initial_mean, initial_factor initial_factor^T).
 
     Args:
-        transfer: ``A`` of shape (T, n, n).
+        transfer: ``A`` as matrices of shape (T, n, n), or as `LinearMaps`.
         offset: ``b`` of shape (T, n), zero by default.
         diffusion: a `ScalarDiffusion` or `MatrixDiffusion` with T steps.
         initial_mean: shape (n,), zero by default.
         initial_factor: a square root of the initial covariance, shape (n, n), the identity by default.
+
+    Raises:
+        InvalidProblem: a shape or a number of steps does not match, or an entry is not finite.
     """
 
     def __init__(
         self,
-        transfer: Float[Tensor, "steps n n"],
+        transfer: Float[Tensor, "steps n n"] | LinearMaps,
         diffusion: ScalarDiffusion | MatrixDiffusion,
         offset: Float[Tensor, "steps n"] | None = None,
         initial_mean: Float[Tensor, " n"] | None = None,
         initial_factor: Float[Tensor, "n n"] | None = None,
     ):
-        transfer = torch.as_tensor(transfer, dtype=torch.float64)
-        require(
-            transfer.ndim == 3 and transfer.shape[1] == transfer.shape[2],
-            f"A has shape {tuple(transfer.shape)}; give (steps, n, n).",
-        )
-        require_finite(transfer, "A", "every entry must be a finite number.")
-        steps, n, _ = transfer.shape
+        self.maps = transfer if isinstance(transfer, LinearMaps) else DenseMaps(transfer)
+        steps, n = self.maps.steps, self.maps.n
         super().__init__(steps, (n,), diffusion)
-        self.transfer = transfer
+        self.diffusion: ScalarDiffusion | MatrixDiffusion = diffusion
+        noisy = len(diffusion.sigma if isinstance(diffusion, ScalarDiffusion) else diffusion.matrices)
+        require(noisy == steps, f"A has {steps} steps and the diffusion {noisy}; give both the same number.")
         self.offset = torch.zeros(steps, n, dtype=torch.float64) if offset is None else torch.as_tensor(offset, dtype=torch.float64)
         require(self.offset.shape == (steps, n), f"b has shape {tuple(self.offset.shape)}; give ({steps}, {n}).")
+        require_finite(self.offset, "b", "every entry must be a finite number.")
         zero, eye = torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
         self.initial_mean = zero if initial_mean is None else torch.as_tensor(initial_mean, dtype=torch.float64)
         self.initial_factor = eye if initial_factor is None else torch.as_tensor(initial_factor, dtype=torch.float64)
+        require(
+            self.initial_mean.shape == (n,) and self.initial_factor.shape == (n, n),
+            f"the initial mean has shape {tuple(self.initial_mean.shape)} and its factor {tuple(self.initial_factor.shape)}; "
+            f"give ({n},) and ({n}, {n}).",
+        )
+
+    @functools.cached_property
+    def transfer(self) -> Float[Tensor, "steps n n"]:
+        """Every ``A_k`` as a matrix, shape (T, n, n)."""
+        return self.maps.dense()
 
     def mean(self, k: Step, x: States) -> States:
         offset = self.offset[k.to(self.offset.device) if isinstance(k, Tensor) else k].to(x)
-        return _matvec(self.transfer, k, x) + offset
+        return self.maps.apply(k, x) + offset
 
     def initial(self, z: States) -> States:
         return self.initial_mean.to(z) + z @ self.initial_factor.T.to(z)
@@ -249,15 +339,19 @@ def euler_maruyama(
 
 __all__ = [
     "AffineReference",
+    "DenseMaps",
     "Diffusion",
     "KernelReference",
+    "LinearMaps",
     "MatrixDiffusion",
     "Noises",
     "Reference",
     "ScalarDiffusion",
     "ScoreReference",
+    "SpectralMaps",
     "States",
     "Step",
     "at_step",
+    "by_step",
     "euler_maruyama",
 ]

@@ -150,7 +150,11 @@ def soften_last(abar: Float[Tensor, " steps_plus_1"]) -> Float[Tensor, " steps_p
 def _levels(forward_variance: Tensor) -> Tensor:
     """Signal levels in denoising order from forward variances in noising order."""
     worst = float(forward_variance.max())
-    require(worst < 1, f"a forward variance is {worst:g}; it must stay below 1, so use more steps or a smaller last variance.")
+    require(
+        worst < 1,
+        f"a forward variance is {worst:g}; it must stay below 1: sub-sample a longer schedule, as in "
+        "subsample(linear_levels(1000), steps).",
+    )
     levels = torch.cumprod(1 - forward_variance, 0).flip(0)
     return torch.cat([levels, torch.ones(1, dtype=torch.float64)])
 

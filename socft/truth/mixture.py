@@ -1,0 +1,72 @@
+r"""Continuous-time truth for a constant KL weight: value and control of fine-tuning the exact reverse diffusion.
+
+The reverse diffusion :math:`dY = q\,(Y/2 + s)\,d\tau + \sqrt q\,dB` of a law p, controlled by a change u of the score, maximises
+
+.. math:: E\Big[ r(Y_1) - \int \frac{\beta q}{2} |u - s|^2 d\tau \Big]
+
+(section 4.2 of arXiv 2412.18164v4). Its Hamilton-Jacobi-Bellman equation
+:math:`V_\tau + q (y/2 + s)\cdot\nabla V + \tfrac q2 \Delta V + \tfrac{q}{2\beta} |\nabla V|^2 = 0` (equation 79) is linear in
+:math:`e^{V/\beta}`, so :math:`V = \beta \log E[ e^{r(Y_1)/\beta} \mid Y_\tau ]`. Reversing time is conditioning: given the state at
+signal level :math:`\bar a`, the sample has law :math:`p(x_0 \mid x)`, and Bayes' rule gives (derived here)
+
+.. math:: V(\bar a, x) = \beta \big( \log Z + \log \tilde p_{\bar a}(x) - \log p_{\bar a}(x) \big), \qquad
+   \tilde p = p\, e^{r/\beta} / Z,
+
+the log ratio of the tilted and the pre-trained law, both noised to the same level. The optimal control (equation 78) is therefore
+the score of the noised tilted law. The value depends on time through the level alone, whatever the speed q.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.density import Density, Tilt
+from socft.reference import States
+from socft.reward import PerSample, Reward
+
+
+@dataclasses.dataclass(frozen=True)
+class TiltedMixture:
+    """Closed-form value of a density with exact tilts: Gaussian mixtures and rotated separable laws, linear or quadratic rewards.
+
+    Attributes:
+        density: the pre-trained data law.
+        reward: the terminal reward.
+        beta: the KL weight, one positive number.
+
+    Raises:
+        InvalidProblem: the reward has no closed-form tilt of this density, or ``exp(r / beta)`` is not integrable.
+    """
+
+    density: Density
+    reward: Reward
+    beta: float
+    tilt: Tilt[Density] = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tilt", self.density.tilted(self.reward, self.beta))
+
+    def value(self, abar: float | Tensor, x: States) -> PerSample:
+        """``V`` at a signal level (one, or one per sample), differentiable in both; the reward itself at level 1."""
+        tilted, law = self.tilt.density, self.density
+        return self.beta * (self.log_normaliser + tilted.noised_log_prob(abar, x) - law.noised_log_prob(abar, x))
+
+    def value_gradient(self, abar: float | Tensor, x: States) -> States:
+        """``grad V``, beta times the difference of the two noised scores."""
+        return self.beta * (self.optimal_score(abar, x) - self.density.noised_score(abar, x))
+
+    def optimal_score(self, abar: float | Tensor, x: States) -> Float[Tensor, "batch n"]:
+        """The optimal control ``u* = s + grad V / beta``, the score of the noised tilted law."""
+        return self.tilt.density.noised_score(abar, x)
+
+    def optimal_law(self) -> Density:
+        """The law ``p exp(r / beta) / Z`` of the optimally controlled sample, reached from Y_0 at signal level 0."""
+        return self.tilt.density
+
+    @property
+    def log_normaliser(self) -> float:
+        """``log Z = log E_p exp(r / beta)``; beta times it is the largest attainable objective from signal level 0."""
+        return self.tilt.log_normaliser
