@@ -3,11 +3,46 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
+import functools
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from socft.policy import FunctionPolicy, Policy
 from socft.problem import ControlProblem
 from socft.reference import Noises, States, Step
 from socft.reward import PerSample
+from socft.rollout import Noise, Path, returns, rollout
+
+PROBE_PATHS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a policy achieves.
+
+    Attributes:
+        objective: J, reward minus running costs minus weighted KL.
+        reward: expected terminal reward.
+        kl: expected KL from the pre-trained kernel per step, shape (T,).
+        stderr: standard error of the objective; 0 where it is exact.
+    """
+
+    objective: float
+    reward: float
+    kl: Float[Tensor, " steps"]
+    stderr: float = 0.0
+
+
+def simulate(problem: ControlProblem, policy: Policy, noise: Noise) -> Evaluation:
+    """Monte-Carlo evaluation of a policy on given noise."""
+    with torch.no_grad():
+        path = rollout(problem.reference, policy, noise)
+        total, reward = returns(problem, path), problem.reward(path.final)
+    stderr = float(total.std() / len(total) ** 0.5)
+    return Evaluation(float(total.mean()), float(reward.mean()), path.kl().mean(1), stderr)
 
 
 class Truth(abc.ABC):
@@ -15,11 +50,14 @@ class Truth(abc.ABC):
 
     Attributes:
         problem: the problem it solves.
-        error: estimate of the largest error of the control on the region that carries the mass; 0 for closed forms.
     """
 
     problem: ControlProblem
-    error: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """Estimate of the largest error of the control where the optimal chain has its mass; 0 for closed forms."""
+        return 0.0
 
     @abc.abstractmethod
     def value(self, k: Step, x: States) -> PerSample:
@@ -42,3 +80,28 @@ class Truth(abc.ABC):
     def policy(self) -> Policy:
         """The optimal control as a policy."""
         return FunctionPolicy(self.control)
+
+    @functools.cached_property
+    def probe(self) -> Path:
+        """Paths of the optimal chain with fixed noise, for sup errors and Monte-Carlo evaluations."""
+        noise = Noise.sample(self.problem.reference, PROBE_PATHS, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return rollout(self.problem.reference, self.policy, noise)
+
+    def points(self, k: int) -> Float[Tensor, "points *dims"]:
+        """The states of step ``k`` on which sup errors are taken: samples of the optimal chain unless a subclass has better."""
+        return self.probe.states[k]
+
+    def evaluate(self, policy: Policy) -> Evaluation:
+        """What a policy achieves: by simulation on the probe's noise unless a subclass knows better."""
+        return simulate(self.problem, policy, self.probe.noise)
+
+    def control_error(self, policy: Policy) -> Float[Tensor, " steps"]:
+        """``sup |v_k - v*_k|`` over `points` per step, shape (T,)."""
+        with torch.no_grad():
+            distances = [_sup(policy(k, x) - self.control(k, x)) for k, x in enumerate(map(self.points, range(self.problem.steps)))]
+        return torch.stack(distances)
+
+
+def _sup(difference: Tensor) -> Tensor:
+    return difference.flatten(1).norm(dim=1).max()
