@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from socft.checks import require
-from socft.reference import Noises, Reference, States, Step, at_step
+from socft.grid import Grid
+from socft.reference import Noises, Reference, States, Step, at_step, by_step
 
 
 class Policy(nn.Module, abc.ABC):
@@ -83,6 +84,39 @@ class FeaturePolicy(Policy):
 
     def forward(self, k: Step, x: States) -> Noises:
         return (self.weight[k] @ self.features(x).unsqueeze(-1)).squeeze(-1)
+
+
+class GridPolicy(Policy):
+    """Controls tabulated on one grid per step, interpolated inside and continued outside, linearly (bend 1) or as constants (0)."""
+
+    def __init__(self, grids: Sequence[Grid], controls: Sequence[Float[Tensor, "nodes m"]], bend: float = 1.0):
+        super().__init__()
+        require(len(grids) == len(controls), f"{len(grids)} grids for {len(controls)} controls; give one grid per step.")
+        self.grids = tuple(grids)
+        self.controls = tuple(controls)
+        self.bend = bend
+
+    @classmethod
+    def from_shifts(
+        cls, reference: Reference, grids: Sequence[Grid], shifts: Sequence[Float[Tensor, "nodes n"]], bend: float = 1.0
+    ) -> GridPolicy:
+        """From tabulated mean shifts ``B_k v_k``."""
+        whiten = reference.diffusion.whiten
+        return cls(grids, [whiten(k, g.nodes, s) for k, (g, s) in enumerate(zip(grids, shifts, strict=True))], bend)
+
+    def forward(self, k: Step, x: States) -> Noises:
+        return by_step(k, x, lambda i, y: self.grids[i].extend(self.controls[i], y, self.bend).to(y))
+
+
+class StepwisePolicy(Policy):
+    """One function of the state per step."""
+
+    def __init__(self, functions: Sequence[Callable[[States], Noises]]):
+        super().__init__()
+        self.functions = tuple(functions)
+
+    def forward(self, k: Step, x: States) -> Noises:
+        return by_step(k, x, lambda i, y: self.functions[i](y))
 
 
 class TimeEmbedding(nn.Module):

@@ -23,7 +23,7 @@ from socft.reward import PerSample, Reward
 RunningCost = Callable[[Step, States], PerSample]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False, eq=False)
 class ControlProblem:
     """Reference, reward and KL weight, validated when made.
 
@@ -42,13 +42,14 @@ class ControlProblem:
     beta: Tensor
     running_cost: RunningCost | None = None
 
-    def __post_init__(self) -> None:
-        beta = per_step(self.beta, self.reference.steps, "beta")
-        require_finite(beta, "beta", "every KL weight must be a positive finite number.")
-        low = (beta <= 0).nonzero().flatten().tolist()
+    def __init__(self, reference: Reference, reward: Reward, beta: float | Tensor, running_cost: RunningCost | None = None):
+        weights = per_step(beta, reference.steps, "beta")
+        require_finite(weights, "beta", "every KL weight must be a positive finite number.")
+        low = (weights <= 0).nonzero().flatten().tolist()
         if low:
-            require(False, f"beta[{low[0]}] = {beta[low[0]]:g}; every KL weight must be positive.")
-        object.__setattr__(self, "beta", beta)
+            require(False, f"beta[{low[0]}] = {weights[low[0]]:g}; every KL weight must be positive.")
+        for name, value in (("reference", reference), ("reward", reward), ("beta", weights), ("running_cost", running_cost)):
+            object.__setattr__(self, name, value)
         self._probe_reward()
 
     @property
@@ -68,8 +69,9 @@ class ControlProblem:
         )
         with torch.no_grad():
             value = self.reward(self.reference.initial(z))
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         require(
             isinstance(value, Tensor) and value.shape == (2,),
-            f"the reward returned shape {tuple(value.shape)} for 2 samples; it must return one number per sample, shape (2,).",
+            f"the reward returned {found} for 2 samples; it must return one number per sample, shape (2,).",
         )
         require_finite(value, "reward", "the reward must be finite on every sample; check its domain and its weights.")

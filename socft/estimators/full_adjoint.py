@@ -1,0 +1,24 @@
+r"""Full (discrete) adjoint matching: its matching loss has exactly the pathwise gradient of the objective.
+
+:math:`\nabla_\theta \sum_k \beta_k |v_k(x_k) - B_k^\top a_{k+1}/\beta_k|^2 / 2 = -\nabla_\theta` (return of the path),
+with the costates of `socft.adjoint.full_adjoint`; in expectation it is the policy gradient of equation 77 in arXiv 2412.18164v4.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from socft.adjoint import control_targets, full_adjoint
+from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.rollout import Path
+
+
+class FullAdjoint(MatchingEstimator):
+    """Unbiased for the objective's gradient; one vjp of reference and policy per step."""
+
+    estimates: ClassVar[Kind] = "objective gradient"
+
+    def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
+        return Labels(path.states[:-1], control_targets(problem, path, full_adjoint(problem, policy, path)))

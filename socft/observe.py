@@ -1,0 +1,63 @@
+"""Observers: what the iterates of a method achieve, measured against the truth."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.train import Iteration
+from socft.truth.base import Evaluation, Truth
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One iterate beside the truth.
+
+    Attributes:
+        iteration: what the method yielded.
+        evaluation: objective, reward and KL of its policy.
+        objective_gap: ``J* - J``, non-negative up to the error of either.
+        control_error: ``sup |v_k - v*_k|`` per step over the truth's points, shape (T,).
+        value_gradient_error: ``sup |grad V_k - grad V*_k|`` per step, shape (T + 1,), where the method knows its value gradient.
+    """
+
+    iteration: Iteration
+    evaluation: Evaluation
+    objective_gap: float
+    control_error: Float[Tensor, " steps"]
+    value_gradient_error: Float[Tensor, " steps_plus_1"] | None
+
+
+def observe(truth: Truth, iterations: Iterable[Iteration], every: int = 1) -> Iterator[Measurement]:
+    """Measure every ``every``-th iterate."""
+    for iteration in iterations:
+        if iteration.index % every == 0:
+            yield measure(truth, iteration)
+
+
+def measure(truth: Truth, iteration: Iteration) -> Measurement:
+    """Measure one iterate; its policy is evaluated now, so call it before the next training step."""
+    evaluation = truth.evaluate(iteration.policy)
+    return Measurement(
+        iteration,
+        evaluation,
+        truth.objective - evaluation.objective,
+        truth.control_error(iteration.policy),
+        _value_gradient_error(truth, iteration),
+    )
+
+
+def _value_gradient_error(truth: Truth, iteration: Iteration) -> Tensor | None:
+    gradient = iteration.value_gradient
+    if gradient is None:
+        return None
+    errors = []
+    with torch.no_grad():
+        for k in range(truth.problem.steps + 1):
+            x = truth.points(k)
+            errors.append((gradient(k, x) - truth.value_gradient(k, x)).flatten(1).norm(dim=1).max())
+    return torch.stack(errors)

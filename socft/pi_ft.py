@@ -1,0 +1,224 @@
+r"""PI-FT, policy iteration for fine-tuning (Algorithm 1 of arXiv 2412.18164v4), in three ways behind one interface.
+
+Backwards in k, from :math:`v_k^{(0)} = 0` (the pre-trained model), with the value function of the next step fixed,
+
+.. math:: v_k^{(j+1)}(y) = \tfrac{1}{\beta_k} B_k^\top\, E\, \nabla V_{k+1}\big(m_k(y) + B_k (v_k^{(j)}(y) + W)\big),
+   \quad j < m,
+
+which is equation 35 in whitened form, then the value of the last iterate (equation 36) and its gradient (equation 55).
+
+- `ExactPIFT` evaluates the expectation by quadrature on a grid (d = 1, 2);
+- `MonteCarloPIFT` samples it and represents control and value gradient by regression, linear or network, in any dimension;
+- `PolicyGradient` ascends the objective in the parameters of a policy (section 4.1), with any estimator.
+
+Iteration m of the first two is Algorithm 1 with :math:`m_t = m` at every step, the quantity Theorem 3.1 bounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.bellman import BellmanStep, terminal_value
+from socft.checks import require, require_finite
+from socft.estimators.base import Estimator
+from socft.grid import Grid, ValueGrid
+from socft.policy import GridPolicy, Policy, StepwisePolicy, Uncontrolled
+from socft.problem import ControlProblem
+from socft.reference import by_step
+from socft.regression import Field, Regression
+from socft.rollout import Noise, rollout
+from socft.train import Iteration, Method, fit
+from socft.truth.quadrature import choose_grids
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """One backward pass of exact PI-FT.
+
+    Attributes:
+        grids: one grid per step 0..T.
+        values: value of the policy, k = 0..T.
+        shifts: ``B_k v_k`` at the nodes, k = 0..T-1.
+        increments: sup over the nodes of ``|v^(j+1) - v^(j)|``, shape (T, m).
+    """
+
+    grids: tuple[Grid, ...]
+    values: tuple[ValueGrid, ...]
+    shifts: tuple[Tensor, ...]
+    increments: Float[Tensor, "steps inner"]
+
+    def policy(self, problem: ControlProblem) -> GridPolicy:
+        """The policy after the sweep."""
+        return GridPolicy.from_shifts(problem.reference, self.grids[:-1], self.shifts, self.values[0].bend)
+
+    @property
+    def contraction(self) -> Float[Tensor, "steps inner_minus_1"]:
+        """Ratios of successive increments, at most ``sigma^2 sup|Hess G V| / beta`` (equation 67)."""
+        return self.increments[:, 1:] / self.increments[:, :-1]
+
+
+def sweep(problem: ControlProblem, grids: tuple[Grid, ...], inner: int) -> Sweep:
+    """Algorithm 1 with ``m_t = inner`` at every step, by quadrature; inner = 0 evaluates the pre-trained model."""
+    require(inner >= 0, f"inner = {inner}; the number of inner iterations must not be negative.")
+    require(len(grids) == problem.steps + 1, f"{len(grids)} grids for {problem.steps} steps; give one per step 0..T.")
+    values, shifts, increments = [terminal_value(problem, grids[-1])], [], []
+    for k in reversed(range(problem.steps)):
+        step = BellmanStep.build(problem, k, grids[k], values[-1])
+        shift, moves = torch.zeros_like(step.mean), []
+        for _ in range(inner):
+            new = step.improve(shift)
+            moves.append(problem.reference.diffusion.whiten(k, step.mean, new - shift).norm(dim=1).max())
+            shift = new
+        remedy = f"the inner iteration diverges at beta[{k}] = {float(problem.beta[k]):g}; raise it."
+        require_finite(shift, "shift at node ", remedy)
+        values.append(step.value(shift))
+        shifts.append(shift)
+        increments.append(torch.stack(moves) if moves else torch.zeros(0, dtype=torch.float64))
+    return Sweep(grids, tuple(values[::-1]), tuple(shifts[::-1]), torch.stack(increments[::-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactPIFT(Method):
+    """Algorithm 1 by quadrature.
+
+    Attributes:
+        inner: largest number of inner iterations m.
+        grids: one grid per step; chosen as for the quadrature truth when left out.
+    """
+
+    inner: int
+    grids: tuple[Grid, ...] | None = None
+
+    def iterations(self, problem: ControlProblem) -> Iterator[Iteration]:
+        grids = self.grids or choose_grids(problem)
+        spent, evaluations = 0.0, 0
+        for m in range(self.inner + 1):
+            start = time.perf_counter()
+            result = sweep(problem, grids, m)
+            spent += time.perf_counter() - start
+            evaluations += sum(len(s) for s in result.shifts)
+            yield Iteration(m, result.policy(problem), spent, evaluations, {"increments": result.increments}, _gradient_of(result))
+
+
+@dataclasses.dataclass(frozen=True)
+class MonteCarloPIFT(Method):
+    """Algorithm 1 with sampled expectations and regressed control and value gradient.
+
+    States come from rollouts of the previous iterate, so that the regressions are accurate where the policy goes.
+
+    Attributes:
+        inner: largest number of inner iterations m.
+        control: regression of the whitened control.
+        costate: regression of the value gradient.
+        paths: number of states per step.
+        draws: samples of each inner expectation, drawn in antithetic pairs.
+        seed: seed of all noise.
+    """
+
+    inner: int
+    control: Regression
+    costate: Regression
+    paths: int = 2048
+    draws: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.draws >= 2 and self.draws % 2 == 0, f"draws = {self.draws}; give a positive even number (antithetic pairs).")
+
+    def iterations(self, problem: ControlProblem) -> Iterator[Iteration]:
+        generator = torch.Generator().manual_seed(self.seed)
+        policy: Policy = Uncontrolled(problem.reference)
+        spent, evaluations = 0.0, 0
+        yield Iteration(0, policy, spent, evaluations)
+        for m in range(1, self.inner + 1):
+            start = time.perf_counter()
+            policy, costate = self._sweep(problem, policy, m, generator)
+            spent += time.perf_counter() - start
+            evaluations += 2 * problem.steps * self.paths
+            yield Iteration(m, policy, spent, evaluations, value_gradient=costate)
+
+    @torch.no_grad()
+    def _sweep(self, problem: ControlProblem, behaviour: Policy, inner: int, generator: torch.Generator):
+        reference = problem.reference
+        states = rollout(reference, behaviour, Noise.sample(reference, self.paths, generator)).states
+        controls: list[Field] = []
+        costates: list[Field] = [problem.reward.gradient]
+        for k in reversed(range(problem.steps)):
+            x = states[k]
+            half = torch.randn(self.draws // 2, self.paths, *reference.noise_dims, generator=generator, dtype=x.dtype)
+            expect = _expected_costate(problem, k, x, costates[-1], torch.cat([half, -half]))
+            field: Field = partial(Uncontrolled(reference), k)
+            for _ in range(inner):
+                target = reference.diffusion.transpose(k, x, expect(field(x))) / problem.beta[k]
+                field = self.control.fit(x, target, controls[-1] if controls else None)
+            label = _value_gradient_label(problem, k, x, field, expect(field(x)))
+            costates.append(self.costate.fit(x, label, costates[-1] if len(costates) > 1 else None))
+            controls.append(field)
+        ordered = costates[::-1]
+        return StepwisePolicy(controls[::-1]), lambda k, x: by_step(k, x, lambda i, y: ordered[i](y))
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyGradient(Method):
+    """Gradient ascent on the objective in the parameters of a policy (section 4.1), with any estimator.
+
+    Attributes:
+        policy: makes the initial policy.
+        estimator: supplies the gradient.
+        steps: gradient steps.
+        batch: paths per gradient step.
+        rate: learning rate of Adam, decayed to zero by a cosine.
+        seed: seed of all noise.
+    """
+
+    policy: Callable[[], Policy]
+    estimator: Estimator
+    steps: int = 1000
+    batch: int = 256
+    rate: float = 1e-2
+    seed: int = 0
+
+    def iterations(self, problem: ControlProblem) -> Iterator[Iteration]:
+        policy = self.policy()
+        optimiser = torch.optim.Adam(policy.parameters(), lr=self.rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
+        generator = torch.Generator().manual_seed(self.seed)
+        for iteration in fit(problem, policy, self.estimator, optimiser, generator, self.batch, self.steps):
+            if iteration.index > 0:
+                schedule.step()
+            yield iteration
+
+
+def _gradient_of(result: Sweep):
+    return lambda k, x: by_step(k, x, lambda i, y: result.values[i].gradient_at(y))
+
+
+def _expected_costate(problem: ControlProblem, k: int, x: Tensor, costate: Field, noise: Tensor) -> Callable[[Tensor], Tensor]:
+    """``v -> E costate(m_k(x) + B_k (v + W))`` with the given draws of W, shape (draws, batch, *noise_dims)."""
+    mean = problem.reference.mean(k, x)
+
+    def expect(v: Tensor) -> Tensor:
+        pushed = torch.stack([mean + problem.reference.diffusion.apply(k, x, v + w) for w in noise])
+        return costate(pushed.flatten(0, 1)).reshape(pushed.shape).mean(0)
+
+    return expect
+
+
+def _value_gradient_label(problem: ControlProblem, k: int, x: Tensor, control: Field, costate: Tensor) -> Tensor:
+    """The gradient of equation 36 in the state with the control differentiated, equation 55."""
+    with torch.enable_grad():
+        y = x.detach().requires_grad_(True)
+        v = control(y)
+        pushed = problem.reference.step(k, y, v)
+        scalar = (pushed * costate).sum() - problem.beta[k] * v.square().sum() / 2
+        if problem.running_cost is not None:
+            scalar = scalar - problem.running_cost(k, y).sum()
+        (gradient,) = torch.autograd.grad(scalar, y)
+    return gradient

@@ -1,0 +1,324 @@
+r"""Exact solution in one and two dimensions by dynamic programming with quadrature, for any smooth reward and reference.
+
+Each step solves the Bellman equation at the nodes of a grid (`socft.bellman`), with grids that follow the mass of the pre-trained
+and of the optimal chain. The discretisation error is reported by refinement: the control on a grid with 0.7 times the nodes is
+compared with the finer one where the optimal chain has all but 1e-6 of its mass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import root_scalar
+from torch import Tensor
+
+from socft.bellman import BellmanStep, axis_sigma, mean_and_jacobian, terminal_value
+from socft.checks import InvalidProblem, require
+from socft.grid import Grid, ValueGrid, tensor_rule
+from socft.policy import GridPolicy, Policy, Uncontrolled
+from socft.problem import ControlProblem
+from socft.reference import Noises, Reference, States, Step, by_step
+from socft.reward import PerSample
+from socft.rollout import Noise, rollout
+from socft.theory import BetaChoice, beta_from_curvature
+from socft.truth.base import Evaluation, Truth
+
+NODES = {1: (601, 3001), 2: (97, 97)}  # fewest and most nodes per axis by dimension
+COARSE = {1: (301,), 2: (41, 41)}
+PER_SCALE = 7.0
+SPREAD = 8.0  # half-width of the grids in standard deviations; what lies beyond weighs 1e-15
+LOST_MASS = 1e-6
+REFINEMENT = 0.7
+PILOT_PATHS = 4096
+GROWTHS = 12
+GROWTH = 0.2
+SLACK = 0.01
+THINNEST = 0.01  # least width of a grid relative to the widest: a chain may start at a point
+LARGEST_LOG_BETA = math.log(1e6)
+BETA_TOLERANCE = 1e-7
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """Per step, the box that carries all but a given mass: lower and upper of shape (T + 1, d)."""
+
+    lower: Float[Tensor, "steps_plus_1 d"]
+    upper: Float[Tensor, "steps_plus_1 d"]
+
+    def contains(self, k: int, x: Float[Tensor, "batch d"]) -> Tensor:
+        """Which points lie in the box of step ``k``."""
+        return ((x >= self.lower[k]) & (x <= self.upper[k])).all(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """The law of a controlled chain as nodal masses, one tensor of shape (nodes,) per step 0..T."""
+
+    grids: tuple[Grid, ...]
+    masses: tuple[Tensor, ...]
+
+    @property
+    def lost(self) -> float:
+        """Mass that left the grids."""
+        return abs(1 - float(self.masses[-1].sum()))
+
+    def expect(self, k: int, values: Float[Tensor, " nodes"]) -> float:
+        """Expectation at step ``k`` of a function given at the nodes."""
+        return float(self.masses[k] @ values)
+
+    def region(self, tail: float = LOST_MASS) -> Region:
+        """The boxes outside which each axis has at most ``tail / d`` of the mass."""
+        lower, upper = [], []
+        for grid, mass in zip(self.grids, self.masses, strict=True):
+            field = mass.reshape(grid.shape)
+            bounds = []
+            for i in range(grid.dim):
+                cdf = field.movedim(i, 0).reshape(grid.shape[i], -1).sum(1).cumsum(0)
+                first, last = cdf > tail / 2 / grid.dim, cdf >= cdf[-1] - tail / 2 / grid.dim
+                bounds.append((grid.axis(i)[first][0], grid.axis(i)[last][0]))
+            lower.append(torch.stack([b[0] for b in bounds]))
+            upper.append(torch.stack([b[1] for b in bounds]))
+        return Region(torch.stack(lower), torch.stack(upper))
+
+
+def flow(problem: ControlProblem, policy: Policy, grids: tuple[Grid, ...]) -> Flow:
+    """Push the initial law through the controlled chain: the transpose of the smoothing and interpolation of the value."""
+    points, weights = tensor_rule(grids[0].dim)
+    masses = [grids[0].scatter(weights, problem.reference.initial(points))]
+    with torch.no_grad():
+        for k in range(problem.steps):
+            x = grids[k].nodes
+            drift = problem.reference.step(k, x, policy(k, x))
+            masses.append(grids[k + 1].diffuse(grids[k + 1].scatter(masses[k], drift), axis_sigma(problem.reference, k)))
+    return Flow(grids, tuple(masses))
+
+
+class Quadrature(Truth):
+    """The exact optimum by quadrature in d = 1 or 2.
+
+    Args:
+        problem: the problem; the reference's noise must act along the axes (degenerate axes allowed).
+        grids: one grid per step 0..T; chosen from the mass of the pre-trained and the optimal chain when left out.
+        nodes: nodes per axis of the chosen grids; by default a seventh of the scale on which the value varies.
+
+    Attributes:
+        grids: the grids.
+        values: the value function on them, k = 0..T.
+        shifts: the optimal shift ``B_k v*_k`` at the nodes, k = 0..T-1.
+        curvature: ``sup |Hess G V_{k+1}|`` per step, shape (T,).
+
+    Raises:
+        InvalidProblem: beta too small for a well-defined control, a reward that is not finite on the grid, or given grids that
+            lose more than 1e-6 of the mass.
+    """
+
+    def __init__(self, problem: ControlProblem, grids: tuple[Grid, ...] | None = None, nodes: tuple[int, ...] | None = None):
+        _grid_dim(problem.reference)
+        self.problem = problem
+        self.grids = grids or choose_grids(problem, nodes)
+        solution = solve_backward(problem, self.grids)
+        self.values, self.shifts = solution.values, solution.shifts
+        self.curvature = torch.tensor(solution.curvature, dtype=torch.float64)
+        self._policy = GridPolicy.from_shifts(problem.reference, self.grids[:-1], self.shifts, self.values[0].bend)
+        lost = self.flow.lost
+        require(
+            lost <= LOST_MASS,
+            f"the grids lose {lost:.1e} of the optimal chain's mass, more than {LOST_MASS:g}; widen, refine or omit them.",
+        )
+
+    @functools.cached_property
+    def flow(self) -> Flow:
+        """The law of the optimal chain."""
+        return flow(self.problem, self._policy, self.grids)
+
+    @functools.cached_property
+    def region(self) -> Region:
+        """The boxes that carry all but 1e-6 of the optimal chain's mass at each step."""
+        return self.flow.region()
+
+    @property
+    def error(self) -> float:
+        """Largest change of the optimal control on the region when the grids are coarsened by 0.7: an estimate from above."""
+        coarse = tuple(Grid.box(g.lower, g.upper, tuple(math.ceil(REFINEMENT * n) for n in g.shape)) for g in self.grids)
+        solution = solve_backward(self.problem, coarse)
+        other = GridPolicy.from_shifts(self.problem.reference, coarse[:-1], solution.shifts, solution.values[0].bend)
+        return float(self.control_error(other).max())
+
+    def points(self, k: int) -> Float[Tensor, "nodes d"]:
+        """Nodes of step ``k`` in the region that carries all but 1e-6 of the mass."""
+        x = self.grids[k].nodes
+        return x[self.region.contains(k, x)]
+
+    def value(self, k: Step, x: States) -> PerSample:
+        return by_step(k, x, lambda i, y: self.values[i].at(y).to(y))
+
+    def value_gradient(self, k: Step, x: States) -> States:
+        return by_step(k, x, lambda i, y: self.values[i].gradient_at(y).to(y))
+
+    def control(self, k: Step, x: States) -> Noises:
+        return self._policy(k, x)
+
+    @property
+    def policy(self) -> GridPolicy:
+        return self._policy
+
+    @property
+    def objective(self) -> float:
+        points, weights = tensor_rule(self.grids[0].dim)
+        return float(weights @ self.values[0].at(self.problem.reference.initial(points)))
+
+    def evaluate(self, policy: Policy) -> Evaluation:
+        """Objective, reward and KL of any policy, by pushing its law through the grids; by simulation if it leaves them."""
+        law = flow(self.problem, policy, self.grids)
+        if not law.lost <= LOST_MASS:
+            return super().evaluate(policy)
+        with torch.no_grad():
+            controls = [policy(k, self.grids[k].nodes).square().sum(1) / 2 for k in range(self.problem.steps)]
+            costs = [self.problem.cost(k, self.grids[k].nodes) for k in range(self.problem.steps)]
+        kl = torch.tensor([law.expect(k, c) for k, c in enumerate(controls)], dtype=torch.float64)
+        reward = law.expect(self.problem.steps, self.problem.reward(self.grids[-1].nodes))
+        running = sum(law.expect(k, c) for k, c in enumerate(costs))
+        return Evaluation(reward - running - float(self.problem.beta @ kl), reward, kl)
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """Values (T + 1), optimal shifts (T) and curvatures (T) on a tuple of grids."""
+
+    values: tuple[ValueGrid, ...]
+    shifts: tuple[Tensor, ...]
+    curvature: tuple[float, ...]
+
+
+def solve_backward(problem: ControlProblem, grids: tuple[Grid, ...]) -> Solution:
+    """Dynamic programming from the reward to step 0."""
+    require(
+        len(grids) == problem.steps + 1,
+        f"{len(grids)} grids for {problem.steps} steps; give one per step 0..T, {problem.steps + 1}.",
+    )
+    dims = problem.reference.dims
+    require(all((g.dim,) == dims for g in grids), f"grids of shape {grids[0].shape} for states of shape {dims}; one axis each.")
+    values, shifts, curvature = [terminal_value(problem, grids[-1])], [], []
+    for k in reversed(range(problem.steps)):
+        step = BellmanStep.build(problem, k, grids[k], values[-1])
+        shifts.append(step.solve())
+        values.append(step.optimal_value(shifts[-1]))
+        curvature.append(step.curvature())
+    return Solution(tuple(reversed(values)), tuple(reversed(shifts)), tuple(reversed(curvature)))
+
+
+def measured_beta(problem: ControlProblem, lam: float) -> BetaChoice:
+    """The smallest constant KL weight under which the inner loop contracts by ``1 - lam`` at every step, by measured curvature.
+
+    Solves ``max_k sigma_k^2 sup |Hess G V_{k+1}| / beta = 1 - lam`` for beta, on which V depends. The result's ``lam`` are the
+    contractions reached per step, its ``margin`` how much of beta each step could do without.
+
+    Args:
+        problem: reference, reward and running cost; its beta is ignored.
+        lam: the least design constant wanted, in (0, 1).
+
+    Raises:
+        InvalidProblem: lam outside (0, 1), or no beta between 1e-6 and 1e6 reaches it.
+    """
+    require(0 < lam < 1, f"lam = {lam}; the design constant must lie in (0, 1).")
+    sigma = torch.stack([axis_sigma(problem.reference, k).max() for k in range(problem.steps)])
+
+    def excess(log_beta: float) -> float:
+        try:
+            truth = Quadrature(_with_beta(problem, math.exp(log_beta)))
+        except InvalidProblem:
+            return math.inf
+        return math.log(float((sigma.square() * truth.curvature).max())) - log_beta - math.log(1 - lam)
+
+    beta = math.exp(_root(excess))
+    truth = Quadrature(_with_beta(problem, beta))
+    needed = beta_from_curvature(sigma, truth.curvature, lam).beta
+    reached = 1 - sigma.square() * truth.curvature / beta
+    return BetaChoice(torch.full_like(sigma, beta), "constant (measured curvature)", beta / needed, reached)
+
+
+def _with_beta(problem: ControlProblem, beta: float) -> ControlProblem:
+    return ControlProblem(problem.reference, problem.reward, beta, problem.running_cost)
+
+
+def _root(excess: Callable[[float], float]) -> float:
+    """The largest log(beta) at which a function that is infinite for small ones and falls to minus infinity vanishes."""
+    high, step = 0.0, math.log(4.0)
+    while excess(high) > 0:
+        high += step
+        require(high < LARGEST_LOG_BETA, "no beta below 1e6 contracts at the wanted rate; use a smoother reward.")
+    low = high - step
+    while (at_low := excess(low)) <= 0:
+        high, low = low, low - step
+        require(low > -LARGEST_LOG_BETA, "every beta above 1e-6 contracts at the wanted rate; choose it by the reward.")
+    while math.isinf(at_low):
+        middle = (low + high) / 2
+        at_middle = excess(middle)
+        if at_middle > 0:
+            low, at_low = middle, at_middle
+        else:
+            high = middle
+        if high - low < BETA_TOLERANCE:
+            return high
+    return root_scalar(excess, bracket=(low, high), method="brentq", xtol=BETA_TOLERANCE).root
+
+
+def choose_grids(problem: ControlProblem, nodes: tuple[int, ...] | None = None) -> tuple[Grid, ...]:
+    """Grids that cover `SPREAD` standard deviations of the pre-trained and the optimal chain and keep the optimal chain's mass.
+
+    The boxes grow until they do: a weak KL penalty lets the optimal chain travel far.
+
+    Args:
+        problem: the problem.
+        nodes: nodes per axis; by default a seventh of the scale on which each value function varies.
+    """
+    reference, d = problem.reference, _grid_dim(problem.reference)
+    lower, upper = _spread(reference, Uncontrolled(reference))
+    for _ in range(GROWTHS):
+        grids = tuple(Grid.box(lo, hi, COARSE[d]) for lo, hi in zip(lower, upper, strict=True))
+        solution = solve_backward(problem, grids)
+        pilot = GridPolicy.from_shifts(reference, grids[:-1], solution.shifts, solution.values[0].bend)
+        low, high = _spread(reference, pilot)
+        leaking = flow(problem, pilot, grids).lost > LOST_MASS
+        slack = SLACK * (upper - lower)
+        if not leaking and bool(((low >= lower - slack) & (high <= upper + slack)).all()):
+            break
+        growth = GROWTH * (upper - lower) if leaking else torch.zeros_like(lower)
+        lower, upper = torch.minimum(low, lower - growth), torch.maximum(high, upper + growth)
+    boxes = [Grid.box(lo, hi, COARSE[d]) for lo, hi in zip(lower, upper, strict=True)]
+    return tuple(Grid.box(b.lower, b.upper, nodes or _resolving(problem, k, b)) for k, b in enumerate(boxes))
+
+
+def _grid_dim(reference: Reference) -> int:
+    d = reference.dims[0] if len(reference.dims) == 1 else 0
+    require(d in (1, 2), f"states of shape {reference.dims} have no grid; quadrature solves vectors of length 1 and 2.")
+    return d
+
+
+def _resolving(problem: ControlProblem, k: int, box: Grid) -> tuple[int, ...]:
+    """Nodes per axis that resolve the value function of step ``k``, within `NODES`.
+
+    V_k is a function smoothed by sigma_k composed with m_k, so it varies over ``sigma_k / sup |Jac m_k|``.
+    """
+    least, most = NODES[box.dim]
+    stretch = torch.ones(box.dim, dtype=torch.float64)
+    if k < problem.steps:
+        stretch = mean_and_jacobian(problem.reference, k, box.nodes)[1].abs().amax((0, 1))
+    scale = axis_sigma(problem.reference, min(k, problem.steps - 1)) / stretch
+    wanted = [math.ceil(PER_SCALE * float(w / s)) + 1 if s > 0 else most for w, s in zip(box.upper - box.lower, scale, strict=True)]
+    return tuple(min(max(n, least), most) for n in wanted)
+
+
+def _spread(reference: Reference, policy: Policy) -> tuple[Tensor, Tensor]:
+    """Mean -+ SPREAD standard deviations of a pilot simulation with fixed noise, two tensors (T + 1, d)."""
+    noise = Noise.sample(reference, PILOT_PATHS, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        states = rollout(reference, policy, noise).states
+    mean, reach = states.mean(1), SPREAD * states.std(1)
+    reach = torch.maximum(reach, THINNEST * reach.amax(0))
+    return mean - reach, mean + reach

@@ -1,0 +1,111 @@
+r"""The exponential tilt, and how far the discrete optimum is from it.
+
+With constant beta, relaxing the control to all of path space gives the Gibbs value
+:math:`V^G_k = \beta \log E \exp(V^G_{k+1}(m_k + B_k \xi)/\beta)`, attained by the tilted path law. The controlled kernels move
+means only, so :math:`V^G_0 \ge V_0`: the **kernel gap**, O(1/T). The tilt of the law of X_T alone, with value
+:math:`\beta \log E \exp(r(X_T)/\beta)`, is larger still by Jensen's inequality unless X_0 and X_T are independent: the **memory
+gap**, which does not vanish with T on a schedule with memory (both derived here).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.bellman import axis_sigma, terminal_value
+from socft.checks import require
+from socft.grid import Grid, ValueGrid, tensor_rule
+from socft.policy import Uncontrolled
+from socft.truth.quadrature import Quadrature, flow
+
+HERMITE_NODES = 64
+SAME_BETA = 1e-12
+TAIL = 1e-6
+"""Largest relative error of ``E exp(r / beta)`` from nodal masses, which are exact to rounding relative to the largest only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TiltGap:
+    """Distances in objective between the discrete optimum, the tilted path law and the tilted final law.
+
+    Attributes:
+        kernel: Gibbs value of the path law minus the optimum.
+        memory: Gibbs value of the final law minus that of the path law.
+    """
+
+    kernel: float
+    memory: float
+
+
+def tilt_gap(truth: Quadrature) -> TiltGap:
+    """Both gaps of a one-dimensional problem with constant beta, by quadrature.
+
+    The Gibbs value of the final law is ``beta log E exp(V^G_0(X_0) / beta)`` by the tower property.
+
+    Raises:
+        InvalidProblem: beta is not constant, the dimension is not 1, or there is a running cost.
+    """
+    problem = truth.problem
+    spread = float(problem.beta.max() - problem.beta.min())
+    require(
+        spread <= SAME_BETA * float(problem.beta.max()),
+        f"beta varies by {spread:g} over the steps; the tilt needs a constant beta.",
+    )
+    require(truth.grids[0].dim == 1, f"the problem has dimension {truth.grids[0].dim}; the tilt by quadrature needs dimension 1.")
+    require(problem.running_cost is None, "the problem has a running cost; the tilt of the final law needs a terminal reward only.")
+    path_value, final_value = _gibbs_values(truth)
+    return TiltGap(path_value - truth.objective, final_value - path_value)
+
+
+def tilted_law(truth: Quadrature) -> Float[Tensor, " nodes"]:
+    """The law of X_T tilted by ``exp(r / beta)``, as masses at the nodes of the last grid, summing to 1.
+
+    Raises:
+        InvalidProblem: the tilt lies where the pre-trained chain has no mass to rounding.
+    """
+    problem, beta = truth.problem, float(truth.problem.beta[0])
+    masses = flow(problem, Uncontrolled(problem.reference), truth.grids).masses[-1]
+    exponent = problem.reward(truth.grids[-1].nodes) / beta
+    tilted = masses * torch.exp(exponent - exponent.max())
+    error = abs(float(exponent.max() + tilted.sum().log()) - _gibbs_values(truth)[1] / beta)
+    require(
+        error <= TAIL,
+        f"at beta = {beta:g} the tilt lies where the pre-trained chain has too little mass: log E exp(r / beta) is off by "
+        f"{error:.1e}, more than {TAIL:g}; raise beta.",
+    )
+    return tilted / tilted.sum()
+
+
+def wasserstein1(grid: Grid, first: Float[Tensor, " nodes"], second: Float[Tensor, " nodes"]) -> float:
+    """Wasserstein-1 distance between two laws given by masses at the nodes of a one-dimensional grid."""
+    require(grid.dim == 1, f"the grid has dimension {grid.dim}; this distance needs dimension 1.")
+    return float((first - second).cumsum(0).abs().sum() * grid.spacing[0])
+
+
+def _gibbs_values(truth: Quadrature) -> tuple[float, float]:
+    """``E V^G_0(X_0)`` and ``beta log E exp(V^G_0(X_0) / beta)``."""
+    problem, beta = truth.problem, truth.problem.beta[0]
+    points, weights = tensor_rule(1)
+    value = _gibbs_value(truth).at(problem.reference.initial(points))
+    return float(weights @ value), float(beta * torch.logsumexp(value / beta + weights.log(), 0))
+
+
+def _gibbs_value(truth: Quadrature) -> ValueGrid:
+    """``V^G_0`` on the grid of step 0."""
+    problem, beta = truth.problem, truth.problem.beta[0]
+    node, mass = np.polynomial.hermite_e.hermegauss(HERMITE_NODES)
+    z, log_w = torch.from_numpy(node), torch.from_numpy(np.log(mass / mass.sum()))
+    value = terminal_value(problem, truth.grids[-1])
+    for k in reversed(range(problem.steps)):
+        grid = truth.grids[k]
+        with torch.no_grad():
+            mean = problem.reference.mean(k, grid.nodes)
+        pushed = mean + axis_sigma(problem.reference, k) * z
+        following = value.at(pushed.reshape(-1, 1)).reshape(pushed.shape)
+        nodal = beta * torch.logsumexp(following / beta + log_w, 1)
+        value = ValueGrid(grid, nodal, grid.jacobian(nodal[:, None])[:, 0], value.bend)
+    return value
