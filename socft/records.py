@@ -18,6 +18,7 @@ from typing import Any
 from socft.checks import InvalidProblem, require
 
 _PACKAGES = ("socft", "torch", "numpy", "scipy")
+_NUMBERS = ("value", "bound", "stderr", "seconds", "peak_mb", "published", "optimum")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +89,30 @@ def environment() -> Environment:
     return Environment(versions, commit, dirty)
 
 
+def encode(record: Record) -> str:
+    """A record as one line of strict JSON; infinities become the strings "inf" and "-inf", NaN becomes null."""
+    return json.dumps(_strict(dataclasses.asdict(record)), allow_nan=False)
+
+
+def decode(line: str) -> Record:
+    """The record of a line.
+
+    Raises:
+        ValueError, TypeError, KeyError: the line is not a record.
+    """
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise TypeError(f"a record is a JSON object, not {line!r}")
+    fields: dict[str, Any] = row | {"value": math.nan if row["value"] is None else row["value"]}
+    for name in _NUMBERS:
+        if fields.get(name) is not None:
+            fields[name] = float(fields[name])
+    return Record(**fields)
+
+
 def write(records: Iterable[Record], file: FilePath) -> None:
     """Write records as JSON lines, atomically: the file is either the old one or complete."""
-    lines = [json.dumps(_finite(dataclasses.asdict(r)), sort_keys=False) for r in records]
-    write_atomically(file, ("\n".join(lines) + "\n").encode())
+    write_atomically(file, "".join(encode(record) + "\n" for record in records).encode())
 
 
 def read(file: FilePath) -> list[Record]:
@@ -100,15 +121,14 @@ def read(file: FilePath) -> list[Record]:
     Raises:
         InvalidProblem: the file does not exist, or a line is not a record.
     """
-    require(file.exists(), f"no records at {file}; measure them first (socft toy --help lists the studies).")
+    require(file.is_file(), f"no records at {file}; measure them with: socft toy {file.stem} --out {file.parent}")
     return [_parse(line, number, file) for number, line in enumerate(file.read_text().splitlines(), 1)]
 
 
 def _parse(line: str, number: int, file: FilePath) -> Record:
     try:
-        row = json.loads(line)
-        return Record(**row | {"value": math.nan if row["value"] is None else row["value"]})
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        return decode(line)
+    except (ValueError, TypeError, KeyError) as error:
         message = f"line {number} of {file} is not a record: {line[:60]!r}; measure the study again."
         raise InvalidProblem(message) from error
 
@@ -129,14 +149,14 @@ def write_atomically(file: FilePath, content: bytes) -> None:
         raise
 
 
-def _finite(row: Any) -> Any:
-    """JSON has no NaN or infinity: non-finite numbers become null."""
+def _strict(row: Any) -> Any:
+    """What strict JSON can say, recursively."""
     if isinstance(row, float) and not math.isfinite(row):
-        return None
+        return None if math.isnan(row) else str(row)
     if isinstance(row, Mapping):
-        return {key: _finite(value) for key, value in row.items()}
+        return {key: _strict(value) for key, value in row.items()}
     if isinstance(row, list | tuple):
-        return [_finite(value) for value in row]
+        return [_strict(value) for value in row]
     return row
 
 

@@ -1,0 +1,61 @@
+# Every target works in a fresh clone: the first one to run creates .venv, later ones need no network.
+#
+#   make test         the tests
+#   make check        lint, formatting, types
+#   make report       measure at the quick scale into build/records, typeset into build/reports
+#   make report-full  measure at full scale and rewrite everything under reports/
+#   make clean        remove build/ (make distclean: .venv as well)
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/installed-from
+STUDIES := convergence
+
+export OMP_NUM_THREADS := 1
+export OMP_WAIT_POLICY := PASSIVE
+
+.DELETE_ON_ERROR:
+.PHONY: test check format report report-full clean distclean
+
+test: $(STAMP)
+	$(RUN) -m pytest -n 2
+
+check: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright
+
+format: $(STAMP)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+report: $(STAMP)
+	set -e; for study in $(STUDIES); do \
+	  $(RUN) -m socft.cli toy $$study --quick --workers $(WORKERS) --out build/records; done
+	$(RUN) -m socft.cli report --records build/records --out build/reports
+
+report-full: $(STAMP)
+	set -e; for study in $(STUDIES); do \
+	  $(RUN) -m socft.cli toy $$study --workers $(WORKERS) --out reports/records; done
+	$(RUN) -m socft.cli report --records reports/records --out reports
+
+# An environment made for another folder is brought up to date too.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("socft needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	@$(RUN) -c '' 2>/dev/null || rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	@$(RUN) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' > $(VENV)/dev.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(VENV)/dev.txt -e '.[report]'
+	@echo '$(CURDIR)' > $@
+
+clean:
+	rm -rf build
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,186 @@
+"""The command line: ``socft toy STUDY`` measures, ``socft report`` typesets.
+
+A study is a module ``toy.<name>`` that defines ``STUDY``, a report a module ``socft.report.<name>`` that defines ``REPORT``; both
+are found by name. A command is a dataclass with a ``run`` method, listed in `COMMANDS`. Heavy imports belong in ``run``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import operator
+import pkgutil
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import tyro
+
+FAILED, INVALID, INTERRUPTED = 1, 2, 130
+EXTRAS = {
+    "report": ("matplotlib", "typst"),
+    "sd": ("accelerate", "diffusers", "peft", "safetensors", "tensorboard", "transformers"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plugins:
+    """The modules of a package that define an object of a given name."""
+
+    package: str
+    attribute: str
+    what: str
+    plural: str
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the modules, read from their sources without importing them."""
+        pattern = re.compile(rf"^{self.attribute}\b.*=", re.MULTILINE)
+        folders = [Path(folder) for folder in importlib.import_module(self.package).__path__]
+        files = [folder / f"{module.name}.py" for folder in folders for module in pkgutil.iter_modules([str(folder)])]
+        return sorted(file.stem for file in files if file.is_file() and pattern.search(file.read_text()))
+
+    def find(self, name: str) -> Any:
+        """The object of the module ``name``.
+
+        Raises:
+            InvalidProblem: there is no such module.
+        """
+        from socft.checks import require
+
+        known = ", ".join(self.names)
+        require(name in self.names, f"there is no {self.what} named {name!r}; the {self.plural} are: {known or 'none'}.")
+        return getattr(importlib.import_module(f"{self.package}.{name}"), self.attribute)
+
+
+STUDIES = Plugins("toy", "STUDY", "study", "studies")
+REPORTS = Plugins("socft.report", "REPORT", "report", "reports")
+
+
+class Command(Protocol):
+    """What `COMMANDS` lists."""
+
+    def run(self) -> None:
+        """Do it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """Measure a study on problems with exact solutions; an interrupted run continues where it was."""
+
+    study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help=f"One of: {', '.join(STUDIES.names)}.")]
+    quick: bool = False
+    """Measure at the quick scale, in minutes."""
+    out: Path = Path("build/records")
+    """Folder of the records, written to STUDY.jsonl."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also write the records as one JSON array to this file."""
+    fresh: bool = False
+    """Forget what an interrupted run has measured."""
+    workers: int = 1
+    """Number of processes, one thread each."""
+
+    def run(self) -> None:
+        study = STUDIES.find(self.study)
+        import torch
+
+        from socft.records import encode, write_atomically
+        from toy.runner import run
+
+        torch.set_num_threads(1)
+        with _executor(self.workers) as executor:
+            records = run(study, self.quick, self.out, executor, self.fresh)
+        print(f"{len(records)} records in {self.out / study.name}.jsonl")
+        if self.json is not None:
+            write_atomically(self.json, f"[{','.join(map(encode, records))}]\n".encode())
+            print(f"the same as one JSON array in {self.json}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Typeset reports from records that were measured before."""
+
+    report: Annotated[
+        str | None,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[REPORT]", help=f"One of: {', '.join(REPORTS.names)}; by default all that were measured."),
+    ] = None
+    records: Path = Path("build/records")
+    """Folder of the records."""
+    out: Path = Path("build/reports")
+    """Folder of the PDFs; pictures go to its folder figures/."""
+
+    def run(self) -> None:
+        reports = [REPORTS.find(name) for name in (REPORTS.names if self.report is None else [self.report])]
+        for report in [each for each in reports if each.measured(self.records)] or reports:
+            for file in report.write(self.records, self.out):
+                print(f"wrote {file}")
+
+
+COMMANDS: tuple[type[Command], ...] = (Toy, Report)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 (tasks failed), 2 (bad input) or 130 (interrupted)."""
+    try:
+        _parse(arguments).run()
+    except KeyboardInterrupt:
+        return _say("interrupted; run the same command again to continue", INTERRUPTED)
+    except Exception as error:
+        explained = _explain(error)
+        if explained is None:
+            raise
+        return _say(*explained)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> Command:
+    named: list[Any] = [Annotated[each, tyro.conf.subcommand(each.__name__.lower())] for each in COMMANDS]
+    return tyro.cli(
+        functools.reduce(operator.or_, named),
+        prog="socft",
+        description="Fine-tuning diffusion models by stochastic optimal control: measure, and typeset what was measured.",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+@contextlib.contextmanager
+def _executor(count: int) -> Iterator[Executor | None]:
+    from toy.runner import workers
+
+    if count == 1:
+        yield None
+    else:
+        with workers(count) as pool:
+            yield pool
+
+
+def _explain(error: Exception) -> tuple[str, int] | None:
+    """One sentence and the exit code for an error of the user's, None for one that needs its traceback."""
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+        return None if extra is None else (f"this command needs {package}; run: pip install -e '.[{extra}]'", INVALID)
+    if isinstance(error, OSError):
+        return (f"{error.strerror}: {error.filename}" if error.filename else str(error)), INVALID
+    from socft.checks import InvalidProblem
+    from toy.runner import StudyFailed
+
+    if isinstance(error, InvalidProblem):
+        return str(error), INVALID
+    return (str(error), FAILED) if isinstance(error, StudyFailed) else None
+
+
+def _say(message: str, code: int) -> int:
+    print(f"socft: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
