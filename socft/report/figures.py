@@ -1,0 +1,95 @@
+"""Pictures in one style: vector, deterministic, distinguishable without colour."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WIDTH = 6.3  # inches, the width of the text
+STYLE: dict[Any, Any] = {
+    "font.family": "serif",
+    "font.serif": ["cmr10"],
+    "mathtext.fontset": "cm",
+    "axes.formatter.use_mathtext": True,
+    "axes.unicode_minus": False,
+    "font.size": 8.5,
+    "axes.labelsize": 8.5,
+    "axes.titlesize": 8.5,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.2,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "socft",
+    "svg.fonttype": "path",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How one curve looks: colours differ for the colour-blind (Okabe and Ito), dashes and markers without colour."""
+
+    color: str
+    linestyle: str | tuple[int, tuple[float, ...]]
+    marker: str
+
+
+LOOKS = (
+    Look("#000000", "-", "o"),
+    Look("#0072B2", (0, (5, 1.6)), "s"),
+    Look("#D55E00", (0, (5, 1.2, 1, 1.2)), "^"),
+    Look("#009E73", (0, (1.2, 1.2)), "D"),
+    Look("#CC79A7", (0, (7, 1.2, 1, 1.2, 1, 1.2)), "v"),
+    Look("#E69F00", (0, (2.6, 1.2)), "P"),
+)
+
+
+@contextlib.contextmanager
+def panels(rows: int, columns: int, height: float, width: float = WIDTH) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of ``rows`` times ``columns`` axes in the style of all reports."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, list(np.asarray(figure.subplots(rows, columns, squeeze=False)).flat)
+
+
+def curve(axes: Axes, x: Sequence[float], y: Sequence[float], look: Look, label: str | None = None, markers: int = 7) -> None:
+    """A curve with a few markers along it."""
+    every = max(1, len(x) // markers)
+    axes.plot(x, y, color=look.color, linestyle=look.linestyle, marker=look.marker, markevery=every, label=label)
+
+
+def reference(axes: Axes, x: Sequence[float], y: Sequence[float], color: str = "0.35", label: str | None = None) -> None:
+    """A theoretical curve: thin and dashed."""
+    axes.plot(x, y, color=color, linestyle=(0, (3, 2)), linewidth=0.7, label=label)
+
+
+def note(axes: Axes, message: str) -> None:
+    """A message in the middle of an empty panel."""
+    axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", style="normal", color="0.35")
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, the same bytes for the same curves."""
+    stream = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()

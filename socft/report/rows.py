@@ -1,0 +1,97 @@
+"""Selecting records: what a table cell or a curve shows is looked up here, never computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from socft.checks import require
+from socft.records import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """A curve: finite values against a setting, in increasing order."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Records, in the order of the study."""
+
+    records: tuple[Record, ...]
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __bool__(self) -> bool:
+        return bool(self.records)
+
+    def where(self, metric: str | None = None, problem: str | None = None, estimator: str | None = None, **setting: Any) -> Rows:
+        """The records with these values; a setting that a record lacks does not match."""
+        named = {"metric": metric, "problem": problem, "estimator": estimator}
+
+        def matches(record: Record) -> bool:
+            fields = all(value is None or getattr(record, name) == value for name, value in named.items())
+            return fields and all(key in record.setting and record.setting[key] == value for key, value in setting.items())
+
+        return Rows(tuple(record for record in self.records if matches(record)))
+
+    def having(self, *keys: str) -> Rows:
+        """The records whose settings are exactly these."""
+        return Rows(tuple(record for record in self.records if set(record.setting) == set(keys)))
+
+    def one(self) -> Record | None:
+        """The only record, or None where nothing was measured.
+
+        Raises:
+            InvalidProblem: several records match, so that a cell would show an arbitrary one.
+        """
+        if not self.records:
+            return None
+        first = self.records[0]
+        what = f"{first.metric} of {first.problem} with {dict(first.setting)}"
+        require(len(self.records) == 1, f"{len(self.records)} records are {what}; measure the study afresh.")
+        return first
+
+    def distinct(self, key: str) -> list[Any]:
+        """The values of a setting, sorted."""
+        return sorted({record.setting[key] for record in self.records if key in record.setting})
+
+    def fields(self, name: str) -> list[Any]:
+        """The values of a field of the records, in order of appearance."""
+        return list(dict.fromkeys(getattr(record, name) for record in self.records))
+
+    def series(self, x: str, y: Callable[[Record], float | None] = lambda record: record.value) -> Series:
+        """``y`` against the setting or field ``x``, where both are finite numbers."""
+        points = [(_coordinate(record, x), y(record)) for record in self.records]
+        kept = sorted((a, b) for a, b in points if a is not None and b is not None and math.isfinite(a) and math.isfinite(b))
+        return Series(tuple(a for a, _ in kept), tuple(b for _, b in kept))
+
+    def largest(self, y: Callable[[Record], float | None] = lambda record: record.value) -> float | None:
+        """The largest ``y``, or None where nothing was measured."""
+        values = [value for record in self.records if (value := y(record)) is not None and not math.isnan(value)]
+        return max(values, default=None)
+
+    def smallest(self, y: Callable[[Record], float | None] = lambda record: record.value) -> float | None:
+        """The smallest ``y``, or None where nothing was measured."""
+        values = [value for record in self.records if (value := y(record)) is not None and not math.isnan(value)]
+        return min(values, default=None)
+
+
+def ratio(record: Record) -> float | None:
+    """Measured over bound, None where there is no finite positive bound."""
+    if record.bound is None or not math.isfinite(record.bound) or record.bound <= 0:
+        return None
+    return record.value / record.bound
+
+
+def _coordinate(record: Record, x: str) -> float | None:
+    return record.setting[x] if x in record.setting else getattr(record, x, None)

@@ -1,0 +1,175 @@
+"""Typst sources from small pieces, and their compilation to PDF: bundled fonts, no clock, the same bytes for the same records."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import typst
+
+LOOSE = 0.1
+EXCEEDED = 1.005  # rounds to 1.01
+NOT_MEASURED = '#text(fill: luma(40%), style: "italic")[not measured]'
+
+PREAMBLE = r"""
+#set page(paper: "a4", margin: (x: 25mm, top: 23mm, bottom: 24mm), numbering: "1", number-align: center)
+#set text(font: "New Computer Modern", size: 10pt, lang: "en")
+#set par(justify: true, leading: 0.58em, spacing: 0.58em, first-line-indent: 1.3em)
+#set heading(numbering: "1")
+#show heading.where(level: 1): it => block(above: 1.7em, below: 0.85em, sticky: true, text(
+  size: 12pt,
+  counter(heading).display() + h(0.7em) + it.body,
+))
+#set math.equation(numbering: "(1)")
+#show math.equation.where(block: true): set block(above: 0.95em, below: 0.95em)
+#set figure(placement: auto, gap: 0.8em)
+#show ref: it => {
+  let target = it.element
+  if target == none or target.func() != math.equation { return it }
+  link(target.location(), numbering(target.numbering, ..counter(math.equation).at(target.location())))
+}
+#show figure: set block(above: 1.3em, below: 1.3em)
+#show figure.caption: it => block(width: 94%, text(size: 9pt, align(left, {
+  strong[#it.supplement #context it.counter.display(it.numbering).]
+  h(0.45em)
+  it.body
+})))
+#show figure.where(kind: table): set figure.caption(position: top)
+#show figure.where(kind: table): set text(size: 9pt, hyphenate: false)
+#show table: set par(justify: false)
+#set table(stroke: none, inset: (x: 0.55em, y: 0.32em))
+#show raw: set text(font: "DejaVu Sans Mono", size: 8.2pt)
+#show raw.where(block: true): it => block(above: 1.1em, below: 1.1em, inset: (left: 1.3em), it)
+#show link: it => if type(it.dest) == str { text(fill: rgb("#0b4f8a"), it) } else { it }
+#let rule(weight) = table.hline(stroke: weight)
+"""
+
+
+def text(value: str) -> str:
+    """Any string as Typst markup that shows exactly that string."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    return f'#"{escaped}";'
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with significant digits, as inline mathematics; "not measured" for None and NaN."""
+    if value is None or math.isnan(value):
+        return NOT_MEASURED
+    if math.isinf(value):
+        return "$infinity$" if value > 0 else "$-infinity$"
+    if value == 0:
+        return "$0$"
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+    if -3 <= exponent < 5:
+        return f"${value:.{max(0, digits - 1 - exponent)}f}$"
+    mantissa = f"{value:.{digits - 1}e}".partition("e")[0]
+    return f"${mantissa} times 10^({exponent})$"
+
+
+def integer(value: float | None) -> str:
+    """A whole number, as inline mathematics."""
+    return NOT_MEASURED if value is None else f"${int(value)}$"
+
+
+def fraction_of_bound(value: float | None) -> str:
+    """A worst ratio of measured to bound: marked loose below a tenth, exceeded above one by more than the digits shown."""
+    if value is None or math.isnan(value):
+        return NOT_MEASURED
+    return number(value) + (" (loose)" if value < LOOSE else " (*exceeded*)" if value > EXCEEDED else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table in three rules.
+
+    Attributes:
+        header: column titles, as markup.
+        rows: cells as markup; a row of one cell is a group title and spans the table.
+        caption: markup.
+        label: for references.
+        align: one letter per column, l, c or r.
+        floating: whether it may move to the top or bottom of a page.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+    label: str
+    align: str
+    floating: bool = True
+
+    @property
+    def markup(self) -> str:
+        """The table as a numbered figure."""
+        names = {"l": "left", "c": "center", "r": "right"}
+        align = ", ".join(names[letter] for letter in self.align)
+        cells = ["rule(0.8pt)", "table.header(" + ", ".join(f"[{cell}]" for cell in self.header) + ")", "rule(0.4pt)"]
+        for index, row in enumerate(self.rows):
+            if len(row) == 1:
+                cells += ["rule(0.3pt)"] if index else []
+                cells += [f"table.cell(colspan: {len(self.header)}, align: left)[#emph[{row[0]}]]"]
+            else:
+                cells += [f"[{cell}]" for cell in row]
+        cells.append("rule(0.8pt)")
+        body = ",\n  ".join(cells)
+        return (
+            f"#figure(kind: table, placement: {'auto' if self.floating else 'none'}, caption: [{self.caption}],\n"
+            f"table(columns: {len(self.header)}, align: ({align},),\n  {body})) <{self.label}>"
+        )
+
+
+def figure(picture: str, caption: str, label: str, alt: str) -> str:
+    """A picture at its natural width."""
+    return f"#figure(image({_string(picture)}, alt: {_string(alt)}), caption: [{caption}]) <{label}>"
+
+
+def document(title: str, subtitle: str, abstract: str, *body: str) -> str:
+    """The whole source."""
+    head = f"""
+#set document(title: {_string(title)}, date: none)
+{PREAMBLE}
+#align(center)[
+  #set par(justify: false)
+  #text(size: 17pt, weight: "bold", hyphenate: false)[{text(title)}]
+
+  #v(0.4em)
+  #text(size: 11pt)[{subtitle}]
+]
+#v(1.2em)
+#pad(x: 9mm)[
+  #set text(size: 9.5pt)
+  #set par(first-line-indent: 0pt)
+  #align(center)[*Abstract*]
+  #v(0.2em)
+  {abstract}
+]
+#v(0.6em)"""
+    return "\n\n".join([head, *body]) + "\n"
+
+
+def compile_pdf(source: str, pictures: Mapping[str, bytes]) -> bytes:
+    """Typeset a source and the pictures it names.
+
+    Raises:
+        typst.TypstError: the source does not compile; a note says where.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in pictures.items():
+            (Path(folder) / name).write_bytes(content)
+        main = Path(folder) / "main.typ"
+        main.write_text(source)
+        try:
+            pdf = typst.Compiler(main, root=folder, ignore_system_fonts=True).compile(format="pdf", timestamp=0)
+        except typst.TypstError as error:
+            error.add_note(error.diagnostic)
+            raise
+    if not isinstance(pdf, bytes):
+        raise TypeError("the typesetter returned several files instead of one PDF")
+    return pdf
+
+
+def _string(value: str) -> str:
+    return text(value)[1:-1]
