@@ -820,6 +820,15 @@ def test_riccati_refuses_horizons_beyond_the_escape(n: int):
             riccati(zero, eye, 2 * eye, beta=3.0, horizon=horizon)
 
 
+def test_riccati_refuses_horizons_at_which_a_running_reward_escapes():
+    """A cost rate of -x^2 / 2 alone gives -P' = P^2 + 1: P = tan(horizon - t), infinite at pi / 2 and finite again later."""
+    zero, one = torch.zeros(1, 1, dtype=F64), torch.ones(1, 1, dtype=F64)
+    assert float(riccati(zero, one, zero, -one, horizon=1.5).hessian(0.0)) == pytest.approx(math.tan(1.5), rel=SUMMED)
+    for horizon in (1.6, 2.0, 7.0):
+        with pytest.raises(InvalidProblem, match="the value is infinite"):
+            riccati(zero, one, zero, -one, horizon=horizon)
+
+
 def test_malformed_continuous_problems_are_refused():
     eye = torch.eye(2)
     refusals: dict[str, Callable[[], object]] = {

@@ -262,8 +262,8 @@ def linear_quadratic_problem(dim: int, steps: int) -> ControlProblem:
 
 def tasks(quick: bool) -> list[Task]:
     """Every measurement, at the quick or the full scale."""
-    lams, most = ([0.5, 0.8], 20) if quick else ([0.3, 0.5, 0.7, 0.9], 40)
-    betas = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0] if quick else [float(2**e) for e in torch.linspace(-3, 4, 15).tolist()]
+    lams, most = ([0.5, 0.8], 16) if quick else ([0.3, 0.5, 0.7, 0.9], 32)
+    betas = [2.0**e for e in (range(-1, 5) if quick else torch.linspace(-1, 5, 13).tolist())]
     lengths = [10, 20, 40, 80] if quick else [10, 20, 40, 80, 160, 320]
     out = []
     for name in FINE_TUNING:

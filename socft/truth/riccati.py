@@ -59,7 +59,7 @@ class ContinuousValue:
         flow = torch.linalg.matrix_exp(-span * self._H)
         free, reach = flow[:n, :n], flow[:n, n:]
         X = free + reach @ self._hessians[i]
-        room = torch.linalg.solve(free, X)  # I - G P with G >= 0: similar to a symmetric matrix
+        room = torch.linalg.solve(free, X)  # I - G P with G >= 0 over so short a span: similar to a symmetric matrix
         least = float(torch.linalg.eigvals(room).real.min())
         require(
             least > 0,
