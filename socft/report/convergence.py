@@ -110,13 +110,12 @@ a function and of its gradient.
 def _constants(rows: Rows, lam: float | None) -> str:
     picture = figure(
         "beta-required.svg",
-        f"""KL weight that @condition requires at step $t$ under each rule, $lambda = {tables.design(lam)}$. A rule without a finite
-        constant has no curve.""",
+        f"""KL weight that @condition requires at step $t$ under each rule when $beta$ is the smallest constant that the rule
+        admits, $lambda = {tables.design(lam)}$. A rule without a finite constant has no curve.""",
         "beta-figure",
         "Required KL weight against the step for each rule, one panel per problem, logarithmic scale.",
     )
     return rf"""
-#place.flush()
 = Constants
 
 The paper bounds $K_(t+1)$ by the Lipschitz constant $L_1 (V_(t+1))$ of the gradient and carries the constants backwards through its
@@ -132,8 +131,9 @@ $ K_(t+1) = L_1 (V_(t+1)) thin op("erf") ( (L_0 (V_(t+1))) / (sqrt(2) thin sigma
 
 which is attained (derived here). With it the recursion gives the _sharp_ constants. Both bound the optimal value functions; the
 iterates of PI-FT need the larger constants of Lemma 3.2, the paper's (38)–(39), in their published or their sharpened form.
-_Measured_ is the supremum of $|nabla^2 (G_t V_(t+1))|$ on the instance itself, chosen backwards together with $beta_t$: it is
-necessary as well as sufficient for a contraction by $1 - lambda$. @constants and @beta-figure compare the rules.
+The sharp constants take the exact Lipschitz constant of $m_t$ for $M_t$. _Measured_ is the supremum of $|nabla^2 (G_t V_(t+1))|$
+on the instance itself: it is necessary as well as sufficient for a contraction by $1 - lambda$. @constants gives the smallest
+constant $beta$ that every rule admits, and @beta-figure what @condition then requires at each step.
 
 {tables.constants(rows, lam)}
 
@@ -157,7 +157,6 @@ def _convergence(rows: Rows) -> str:
         "Control error and the bound of Theorem 3.1 against inner iterations on a logarithmic scale, one panel per problem.",
     )
     return rf"""
-#place.flush()
 = Linear convergence
 
 With $m$ inner iterations at every step the error has two parts: the unfinished iteration at step $t$, and the error of the value
@@ -176,8 +175,8 @@ per iteration. The exact factor of the slowest step is $max_t sigma_t^2 sup |nab
 
 {tables.rates(rows)}
 
-@bound-figure and @bounds have the weights that Theorem 3.1 asks for, and its bound. The bound @control-bound is inversely
-proportional to the weight, while @value-bound does not see the weight at all: sharper constants allow smaller weights, and the
+@bound-figure and @bounds have the smallest weights, one per step, that Theorem 3.1 asks for, and its bound. The bound
+@control-bound is inversely proportional to the weight, while @value-bound does not see the weight at all: sharper constants allow smaller weights, and the
 bound that they license on the control is then larger.
 
 {bound}
@@ -194,7 +193,6 @@ def _trade_off() -> str:
         "Three panels against the KL weight: rate, Kullback–Leibler divergence, reward.",
     )
     return rf"""
-#place.flush()
 = What the KL weight trades
 
 A larger $beta$ makes PI-FT faster, and the fine-tuned model more like the pre-trained one. @trade-figure shows both at the
@@ -215,7 +213,6 @@ def _tilt(rows: Rows) -> str:
         "Two panels against the number of steps: kernel gap and memory gap.",
     )
     return rf"""
-#place.flush()
 = Against the exponential tilt
 
 With a constant $beta$, freeing the control of its form gives the tilted path law, whose density is proportional to
@@ -238,7 +235,6 @@ def _methods(rows: Rows, problem: str) -> str:
         "Objective gap of five methods against iterations and against seconds, logarithmic scales.",
     )
     return rf"""
-#place.flush()
 = Three ways to run it
 
 The same problem is solved with the expectation in @inner by quadrature; by Monte Carlo, with control and value gradient regressed
@@ -254,7 +250,6 @@ is another.
 
 def _accuracy(rows: Rows) -> str:
     return rf"""
-#place.flush()
 = Accuracy and cost
 
 Errors are the supremum of $|v_t - v_t^*|$ over all steps and over the states that carry all but $10^(-6)$ of the mass of the
@@ -268,7 +263,6 @@ optimal chain. @accuracy holds the exact solutions against each other, @sweeps t
 
 def _reproduction(rows: Rows) -> str:
     return rf"""
-#place.flush()
 = Reproduction
 
 The first command measures everything in a fresh clone and typesets this report; the second does so at a scale of minutes.

@@ -48,7 +48,6 @@ def problems(rows: Rows) -> str:
             that $X_0$ and $X_T$ are almost independent.""",
         label="problems",
         align="lllrr",
-        floating=False,
     ).markup
 
 
@@ -59,11 +58,11 @@ def constants(rows: Rows, lam: float | None) -> str:
         body.append((text(problem),))
         body += [_asked(rows, problem, rule, lam) for rule in RULES]
     return Table(
-        header=("rule", "$L_0 (V_0)$", "$L_1 (V_0)$", "$max_t beta_t$", "needed / asked"),
+        header=("rule", "$L_0 (V_0)$", "$L_1 (V_0)$", "$beta$", "needed / asked"),
         rows=body,
         caption=f"""What every rule says at $lambda = {design(lam)}$: Lipschitz constants of the first value function and of its
-            gradient, the largest KL weight asked for, and the share of it that the instance needs; a share below 0.1 is marked
-            loose. An infinite entry means that the rule gives no bound.""",
+            gradient, the smallest constant KL weight admitted, and the share of it that the instance needs; a share below 0.1 is
+            marked loose. An infinite entry means that the rule gives no bound.""",
         label="constants",
         align="lrrrr",
     ).markup

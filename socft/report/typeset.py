@@ -25,7 +25,7 @@ PREAMBLE = r"""
 ))
 #set math.equation(numbering: "(1)")
 #show math.equation.where(block: true): set block(above: 0.95em, below: 0.95em)
-#set figure(placement: auto, gap: 0.8em)
+#set figure(placement: none, gap: 0.8em)
 #show ref: it => {
   let target = it.element
   if target == none or target.func() != math.equation { return it }
@@ -91,7 +91,6 @@ class Table:
         caption: markup.
         label: for references.
         align: one letter per column, l, c or r.
-        floating: whether it may move to the top or bottom of a page.
     """
 
     header: Sequence[str]
@@ -99,7 +98,6 @@ class Table:
     caption: str
     label: str
     align: str
-    floating: bool = True
 
     @property
     def markup(self) -> str:
@@ -116,7 +114,7 @@ class Table:
         cells.append("rule(0.8pt)")
         body = ",\n  ".join(cells)
         return (
-            f"#figure(kind: table, placement: {'auto' if self.floating else 'none'}, caption: [{self.caption}],\n"
+            f"#figure(kind: table, caption: [{self.caption}],\n"
             f"table(columns: {len(self.header)}, align: ({align},),\n  {body})) <{self.label}>"
         )
 
