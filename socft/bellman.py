@@ -25,7 +25,8 @@ from socft.reference import Reference
 
 NEWTON_STEPS = 60
 ROUNDING = 1e-14
-INTERIOR = 0.875  # nodes nearer to the edge feel the continuation
+EDGE = 0.0625  # fraction of the width at either end where values feel the continuation
+TAINTED = 5.0  # standard deviations from an edge over which smoothing brings the continuation in, up to 3e-7 of it
 
 
 def axis_sigma(reference: Reference, k: int) -> Float[Tensor, " d"]:
@@ -82,17 +83,13 @@ class BellmanStep:
     def curvature(self) -> float:
         """``sup |Hess G V_{k+1}|`` along the noisy axes, the operator norm that decides contraction.
 
-        The supremum is over the nodes away from the edges, `INTERIOR` of the half-width around the centre.
+        The supremum is over the nodes away from the edges, where the continuation is not felt.
         """
-        following = self.smooth.grid
-        offset = (following.nodes - (following.lower + following.upper) / 2) / (following.upper - following.lower)
-        interior = (offset.abs() <= INTERIOR / 2).all(1)
-        scaled = self._scaled_hessian(self.smooth.hessian_at_nodes[interior])
-        return float(torch.linalg.eigvalsh(scaled).abs().max() / self.rho.max())
+        return float(torch.linalg.eigvalsh(self._interior_hessian()).abs().max() / self.rho.max())
 
     def require_well_posed(self) -> None:
         """Refuse a beta for which the maximisation over the control is not strongly concave."""
-        worst = float(torch.linalg.eigvalsh(self._scaled_hessian(self.smooth.hessian_at_nodes))[:, -1].max())
+        worst = float(torch.linalg.eigvalsh(self._interior_hessian())[:, -1].max())
         require(
             worst < 1,
             f"beta[{self.k}] = {self.beta:g} gives sigma^2 sup Hess(G V) / beta = {worst:g}; it must be < 1 for the control to be "
@@ -141,9 +138,13 @@ class BellmanStep:
         costate = self.smooth.gradient(self.mean + shift)
         return ValueGrid(self.grid, plain.value, torch.einsum("bij,bi->bj", self.mean_jacobian, costate) - self.cost[1], plain.bend)
 
-    def _scaled_hessian(self, hessian: Tensor) -> Tensor:
-        root = self.rho.sqrt()
-        return root[:, None] * hessian * root
+    def _interior_hessian(self) -> Float[Tensor, "interior d d"]:
+        """``rho^(1/2) Hess(G V) rho^(1/2)`` at the nodes whose smoothing does not reach the edges."""
+        grid, root = self.smooth.grid, self.rho.sqrt()
+        width, sigma = grid.upper - grid.lower, root * self.beta**0.5
+        margin = torch.minimum(torch.maximum(EDGE * width, TAINTED * sigma), 0.4 * width)
+        interior = ((grid.nodes >= grid.lower + margin) & (grid.nodes <= grid.upper - margin)).all(1)
+        return root[:, None] * self.smooth.hessian_at_nodes[interior] * root
 
 
 def terminal_value(problem: ControlProblem, grid: Grid) -> ValueGrid:

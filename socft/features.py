@@ -48,7 +48,7 @@ class RadialBasis(Features):
         require(self.width > 0, f"width = {self.width}; it must be positive.")
 
     def __call__(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch q"]:
-        squared = (x[:, None, :] - self.centres).square().sum(-1)
+        squared = (x[:, None, :] - self.centres.to(x)).square().sum(-1)
         return torch.cat([torch.exp(-squared / (2 * self.width**2)), torch.ones_like(x[:, :1]), x], 1)
 
 
@@ -67,4 +67,5 @@ class RandomFourier(Features):
         return cls(frequencies, 2 * torch.pi * torch.rand(count, generator=generator, dtype=torch.float64))
 
     def __call__(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch q"]:
-        return torch.cat([torch.cos(x @ self.frequencies.T + self.phases), torch.ones_like(x[:, :1]), x], 1)
+        waves = torch.cos(x @ self.frequencies.T.to(x) + self.phases.to(x))
+        return torch.cat([waves, torch.ones_like(x[:, :1]), x], 1)

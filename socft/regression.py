@@ -28,7 +28,7 @@ class Regression(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class LinearRegression(Regression):
-    """Linear in fixed features, solved exactly by a complete orthogonal factorisation.
+    """Linear in fixed features, solved exactly by a singular value decomposition (of least norm where the features are dependent).
 
     Attributes:
         features: the feature map.
@@ -48,7 +48,7 @@ class LinearRegression(Regression):
             scale = (self.ridge * design.square().sum(0).mean()).sqrt()
             penalty = scale * torch.eye(design.shape[1], dtype=x.dtype)
             design, y = torch.cat([design, penalty]), torch.cat([y, y.new_zeros(len(penalty), y.shape[1])])
-        weight = torch.linalg.lstsq(design, y, driver="gelsy").solution
+        weight = torch.linalg.lstsq(design, y, driver="gelsd").solution
         return lambda z: self.features(z) @ weight
 
 

@@ -176,8 +176,8 @@ per iteration. The exact factor of the slowest step is $max_t sigma_t^2 sup |nab
 {tables.rates(rows)}
 
 @bound-figure and @bounds have the smallest weights, one per step, that Theorem 3.1 asks for, and its bound. The bound
-@control-bound is inversely proportional to the weight, while @value-bound does not see the weight at all: sharper constants allow smaller weights, and the
-bound that they license on the control is then larger.
+@control-bound is inversely proportional to the weight, while @value-bound does not see the weight at all: sharper constants allow
+smaller weights, and the bound that they license on the control is then larger.
 
 {bound}
 

@@ -25,7 +25,7 @@ from socft.truth.quadrature import Quadrature, flow
 HERMITE_NODES = 64
 SAME_BETA = 1e-12
 TAIL = 1e-6
-"""Largest relative error of ``E exp(r / beta)`` from nodal masses, which are exact to rounding relative to the largest only."""
+"""Largest relative error of ``E exp(r / beta)``; the laws of X_0 and X_T are known where they have mass to rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +47,9 @@ def tilt_gap(truth: Quadrature) -> TiltGap:
     The Gibbs value of the final law is ``beta log E exp(V^G_0(X_0) / beta)`` by the tower property.
 
     Raises:
-        InvalidProblem: beta is not constant, the dimension is not 1, or there is a running cost.
+        InvalidProblem: beta is not constant, the dimension is not 1, there is a running cost, or the tilt lies where the law of X_0
+            has no mass to rounding.
     """
-    problem = truth.problem
-    spread = float(problem.beta.max() - problem.beta.min())
-    require(
-        spread <= SAME_BETA * float(problem.beta.max()),
-        f"beta varies by {spread:g} over the steps; the tilt needs a constant beta.",
-    )
-    require(truth.grids[0].dim == 1, f"the problem has dimension {truth.grids[0].dim}; the tilt by quadrature needs dimension 1.")
-    require(problem.running_cost is None, "the problem has a running cost; the tilt of the final law needs a terminal reward only.")
     path_value, final_value = _gibbs_values(truth)
     return TiltGap(path_value - truth.objective, final_value - path_value)
 
@@ -65,18 +58,14 @@ def tilted_law(truth: Quadrature) -> Float[Tensor, " nodes"]:
     """The law of X_T tilted by ``exp(r / beta)``, as masses at the nodes of the last grid, summing to 1.
 
     Raises:
-        InvalidProblem: the tilt lies where the pre-trained chain has no mass to rounding.
+        InvalidProblem: as for `tilt_gap`, or the tilt lies where the law of X_T has no mass to rounding.
     """
-    problem, beta = truth.problem, float(truth.problem.beta[0])
+    problem, beta, final_value = truth.problem, float(truth.problem.beta[0]), _gibbs_values(truth)[1]
     masses = flow(problem, Uncontrolled(problem.reference), truth.grids).masses[-1]
     exponent = problem.reward(truth.grids[-1].nodes) / beta
     tilted = masses * torch.exp(exponent - exponent.max())
-    error = abs(float(exponent.max() + tilted.sum().log()) - _gibbs_values(truth)[1] / beta)
-    require(
-        error <= TAIL,
-        f"at beta = {beta:g} the tilt lies where the pre-trained chain has too little mass: log E exp(r / beta) is off by "
-        f"{error:.1e}, more than {TAIL:g}; raise beta.",
-    )
+    error = abs(float(exponent.max() + tilted.sum().log()) - final_value / beta)
+    _require_mass(error, beta, "X_T")
     return tilted / tilted.sum()
 
 
@@ -88,15 +77,38 @@ def wasserstein1(grid: Grid, first: Float[Tensor, " nodes"], second: Float[Tenso
 
 def _gibbs_values(truth: Quadrature) -> tuple[float, float]:
     """``E V^G_0(X_0)`` and ``beta log E exp(V^G_0(X_0) / beta)``."""
-    problem, beta = truth.problem, truth.problem.beta[0]
+    _require_tilt(truth)
+    beta = float(truth.problem.beta[0])
     points, weights = tensor_rule(1)
-    value = _gibbs_value(truth).at(problem.reference.initial(points))
-    return float(weights @ value), float(beta * torch.logsumexp(value / beta + weights.log(), 0))
+    value = _gibbs_value(truth).at(truth.problem.reference.initial(points))
+    tilted = value / beta + weights.log()
+    ends = tilted.softmax(0)[[0, -1]].sum() / (points[1, 0] - points[0, 0])
+    _require_mass(float(ends), beta, "X_0")  # the tail of a Gaussian weighs less than its density there
+    return float(weights @ value), float(beta * torch.logsumexp(tilted, 0))
+
+
+def _require_tilt(truth: Quadrature) -> None:
+    problem = truth.problem
+    spread = float(problem.beta.max() - problem.beta.min())
+    require(
+        spread <= SAME_BETA * float(problem.beta.max()),
+        f"beta varies by {spread:g} over the steps; the tilt needs a constant beta.",
+    )
+    require(truth.grids[0].dim == 1, f"the problem has dimension {truth.grids[0].dim}; the tilt by quadrature needs dimension 1.")
+    require(problem.running_cost is None, "the problem has a running cost; the tilt of the final law needs a terminal reward only.")
+
+
+def _require_mass(error: float, beta: float, state: str) -> None:
+    require(
+        error <= TAIL,
+        f"at beta = {beta:g} the tilt lies where {state} has no mass to rounding: E exp(r / beta) would be off by a fraction "
+        f"{error:.1e}, more than {TAIL:g}; raise beta.",
+    )
 
 
 def _gibbs_value(truth: Quadrature) -> ValueGrid:
     """``V^G_0`` on the grid of step 0."""
-    problem, beta = truth.problem, truth.problem.beta[0]
+    problem, beta = truth.problem, float(truth.problem.beta[0])
     node, mass = np.polynomial.hermite_e.hermegauss(HERMITE_NODES)
     z, log_w = torch.from_numpy(node), torch.from_numpy(np.log(mass / mass.sum()))
     value = terminal_value(problem, truth.grids[-1])
