@@ -262,9 +262,9 @@ def linear_quadratic_problem(dim: int, steps: int) -> ControlProblem:
 
 def tasks(quick: bool) -> list[Task]:
     """Every measurement, at the quick or the full scale."""
-    lams, most = ([0.5, 0.8], 16) if quick else ([0.3, 0.5, 0.7, 0.9], 32)
+    lams, most = ([0.5, 0.8], 16) if quick else ([0.4, 0.5, 0.7, 0.9], 24)
     betas = [2.0**e for e in (range(-1, 5) if quick else torch.linspace(-1, 5, 13).tolist())]
-    lengths = [10, 20, 40, 80] if quick else [10, 20, 40, 80, 160, 320]
+    lengths = [10, 20, 40, 80] if quick else [10, 20, 40, 80, 160]
     out = []
     for name in FINE_TUNING:
         out.append(Task(f"constants {name}", constants_task, {"problem": name, "lam": 0.5}))
@@ -283,7 +283,7 @@ def tasks(quick: bool) -> list[Task]:
             for steps in lengths
         ]
         out.append(Task(f"truth {name}", truth_error_task, {"problem": name}))
-    scale = 1 if quick else 4
+    scale = 1 if quick else 2
     out += [Task(name, method_task, {"problem": "gaussian-sine", "method": name, "scale": scale}) for name in METHODS]
     out.append(Task("closed form 1-D", closed_form_task, {"dim": 1, "steps": 50, "inner": 20, "limit": 1e-9}))
     out.append(Task("closed form 2-D", closed_form_task, {"dim": 2, "steps": 20, "inner": 20, "limit": 1e-7}))

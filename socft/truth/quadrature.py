@@ -215,8 +215,10 @@ def solve_backward(problem: ControlProblem, grids: tuple[Grid, ...]) -> Solution
 def measured_beta(problem: ControlProblem, lam: float) -> BetaChoice:
     """The smallest constant KL weight under which the inner loop contracts by ``1 - lam`` at every step, by measured curvature.
 
-    Solves ``max_k sigma_k^2 sup |Hess G V_{k+1}| / beta = 1 - lam`` for beta, on which V depends. The result's ``lam`` are the
-    contractions reached per step, its ``margin`` how much of beta each step could do without.
+    Solves ``max_k sigma_k^2 sup |Hess G V_{k+1}| / beta = 1 - lam`` for beta, on which the optimal V depends. The result's ``lam``
+    are the design constants reached per step, its ``margin`` how much of beta each step could do without. The value functions of
+    PI-FT's first iterates can be more curved than the optimal one, so for small lam it may need several inner iterations, or
+    diverge with one.
 
     Args:
         problem: reference, reward and running cost; its beta is ignored.
