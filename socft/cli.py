@@ -1,7 +1,8 @@
-"""The command line: ``socft toy STUDY`` measures, ``socft report`` typesets.
+"""The command line: ``socft toy STUDY`` measures, ``socft verify`` checks the theory, ``socft report`` typesets.
 
-A study is a module ``toy.<name>`` that defines ``STUDY``, a report a module ``socft.report.<name>`` that defines ``REPORT``; both
-are found by name. A command is a dataclass with a ``run`` method, listed in `COMMANDS`. Heavy imports belong in ``run``.
+A study is a module ``toy.<name>`` that defines ``STUDY``, a claim a module ``verify.<name>`` that defines ``CLAIM``, a report a
+module ``socft.report.<name>`` that defines ``REPORT``; they are found by name. A command is a dataclass with a ``run`` method,
+listed in `COMMANDS`. Heavy imports belong in ``run``.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Plugins:
 
 STUDIES = Plugins("toy", "STUDY", "study", "studies")
 REPORTS = Plugins("socft.report", "REPORT", "report", "reports")
+CLAIMS = Plugins("verify", "CLAIM", "claim", "claims")
 
 
 class Command(Protocol):
@@ -122,7 +124,39 @@ class Report:
                 print(f"wrote {file}")
 
 
-COMMANDS: tuple[type[Command], ...] = (Toy, Report)
+@dataclasses.dataclass(frozen=True)
+class Verify:
+    """Check the claims of the theory: each holds, is attained where it says so, and fails without its assumption."""
+
+    claims: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[CLAIM ...]", help=f"Some of: {', '.join(CLAIMS.names)}; by default all."),
+    ] = ()
+    out: Path = Path("build/records")
+    """Folder of the records; verify.jsonl there is updated, the lines of claims that did not run stay."""
+    minutes: float = 0.0
+    """Minutes to search for worse instances; an interrupted search continues where it was."""
+    fresh: bool = False
+    """Forget what earlier searches found."""
+    workers: int = 1
+    """Number of processes, one thread each."""
+
+    def run(self) -> None:
+        import verify
+        from socft.checks import require
+        from socft.verify_command import Run
+        from socft.verify_command import verify as check
+
+        unknown = [name for name in self.claims if name not in CLAIMS.names]
+        require(not unknown, f"there is no claim named {', '.join(unknown)}; the claims are: {', '.join(CLAIMS.names)}.")
+        file = self.out / "verify.jsonl"
+        folder = Path(next(iter(verify.__path__)))
+        lines = check(Run(folder, self.claims or CLAIMS.names, file, Path("build/verify"), self.minutes, self.workers), self.fresh)
+        print(f"{len(lines)} claims are verified; their records are in {file}")
+
+
+COMMANDS: tuple[type[Command], ...] = (Toy, Verify, Report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,11 +204,12 @@ def _explain(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, OSError):
         return (f"{error.strerror}: {error.filename}" if error.filename else str(error)), INVALID
     from socft.checks import InvalidProblem
+    from socft.verify_command import ClaimsFailed
     from toy.runner import StudyFailed
 
     if isinstance(error, InvalidProblem):
         return str(error), INVALID
-    return (str(error), FAILED) if isinstance(error, StudyFailed) else None
+    return (str(error), FAILED) if isinstance(error, StudyFailed | ClaimsFailed) else None
 
 
 def _say(message: str, code: int) -> int:

@@ -1,0 +1,286 @@
+"""Collects what the claims of this folder recorded, from one process or many, and runs the searches for as long as asked.
+
+Options of ``pytest verify/``:
+
+    --records FILE   write one line per claim whose whole file ran; other claims' lines stay as they are
+    --minutes M      repeat the searches with new seeds until M minutes are spent, and continue there when run again
+    --state DIR      where a search keeps what it has found so far (build/verify)
+    --events FILE    append a line whenever a claim has news
+
+Property-based tests are deterministic: the same code tries the same instances.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+import zlib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
+
+import socft
+from socft.records import write_atomically
+from verify.claims import Claim, Tally, record_of, summary, update_records
+
+collect_ignore = ["claims.py", "readme.py", "strategies.py"]
+
+EXAMPLES = 40
+"""Examples of a property-based test whose instances take about 0.1 s to solve; cheaper tests ask for more."""
+
+hypothesis.settings.register_profile(
+    "verify",
+    max_examples=EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate, Phase.target, Phase.shrink),
+    suppress_health_check=(
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.large_base_example,
+    ),
+)
+# Hypothesis also tries the constants in the sources of whatever is loaded, which depend on what else runs; it tries none here.
+providers._get_local_constants = Constants
+_TALLY = "tally of the claim"
+_FOLDER = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("verify", "claims")
+    group.addoption("--records", type=Path, help="file of records to update, one line per claim")
+    group.addoption("--minutes", type=float, default=0.0, help="minutes to spend on searching for worse instances")
+    group.addoption("--state", type=Path, default=Path("build/verify"), help="folder in which a search keeps what it has found")
+    group.addoption("--events", type=Path, help="file to which news of the claims are appended")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+    hypothesis.settings.load_profile("verify")
+    config.pluginmanager.register(_Session(config), "verify-session")
+
+
+def claim_of(item: pytest.Item) -> Claim | None:
+    """The claim that a test checks."""
+    found = getattr(getattr(item, "module", None), "CLAIM", None)
+    return found if isinstance(found, Claim) else None
+
+
+class _Session:
+    """One run: merges tallies in the process that reports, and runs searches in the processes that test."""
+
+    def __init__(self, config: pytest.Config):
+        self.config = config
+        self.worker = hasattr(config, "workerinput")
+        self.searches = 0
+        self.ledger = _Ledger()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        ours = [item for item in session.items if claim_of(item)]
+        self.searches = sum(_is_search(item) for item in ours)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if not self.worker:
+            path, _, test = nodeid.partition("::")
+            _say(self.config, {"claim": Path(path).stem, "running": test})
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        claim = claim_of(item)
+        if claim is None:
+            return (yield)
+        claim.take()
+        start = time.perf_counter()
+        try:
+            return (yield)
+        finally:
+            claim.tally.seconds = claim.tally.seconds or time.perf_counter() - start
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+        claim, minutes = claim_of(pyfuncitem), self.config.getoption("--minutes")
+        if claim is None or not minutes or not _is_search(pyfuncitem):
+            return (yield)
+        search = _Search(self.config, claim, pyfuncitem, self._share(minutes))
+        try:
+            result = yield
+            for seed in search.seeds():
+                hypothesis.seed(seed)(pyfuncitem.obj)
+                pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames})
+            return result
+        finally:
+            claim.tally = search.total()
+
+    def _share(self, minutes: float) -> float:
+        workers = self.config.workerinput["workercount"] if self.worker else 1  # type: ignore[attr-defined]
+        return 60 * minutes * workers / max(self.searches, 1)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        claim = claim_of(item)
+        if claim is not None and (report.when == "call" or report.failed):
+            tally = claim.take()
+            if report.failed and tally.failure is None:
+                tally.errors.append(f"{item.name}: {call.excinfo.exconly() if call.excinfo else 'failed'}")
+            about = claim.record(Tally()) | {"test": item.name.split("[")[0], "tests": _tests(item)}
+            report.user_properties.append((_TALLY, json.dumps(about | {"tally": tally.encode()})))
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self.worker:
+            return
+        for name, content in report.user_properties:
+            if name == _TALLY:
+                line = self.ledger.add(json.loads(str(content)))
+                _say(self.config, line | {"pending": sorted(self.ledger.missing[line["claim"]])})
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        file = Path(report.nodeid)
+        if report.failed and not self.worker and file.suffix == ".py" and (self.config.rootpath / file).parent == _FOLDER:
+            line = self.ledger.fail(file.stem, str(report.longrepr).strip().splitlines()[-1])
+            _say(self.config, line | {"pending": []})
+
+    def pytest_sessionfinish(self) -> None:
+        file = self.config.getoption("--records")
+        if file is not None and not self.worker:
+            update_records(file, self.ledger.complete())
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.ledger.lines:
+            terminalreporter.write_sep("-", "claims")
+        for line in self.ledger.lines.values():
+            terminalreporter.write_line(summary(line))
+        file = self.config.getoption("--records")
+        for name in self.ledger.partial if file is not None else ():
+            terminalreporter.write_line(f"{name}: its line in {file} is unchanged, because only some of its tests ran")
+
+
+class _Ledger:
+    """Tallies by claim, as the reports of tests come in."""
+
+    def __init__(self) -> None:
+        self.tallies: dict[str, Tally] = {}
+        self.headings: dict[str, dict[str, Any]] = {}
+        self.missing: dict[str, set[str]] = {}
+        self.lines: dict[str, dict[str, Any]] = {}
+
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Merge what one test recorded; returns the claim's line so far."""
+        name = row["claim"]
+        self.headings[name] = {key: row[key] for key in ("claim", "file", "source", "kind", "statement")}
+        self.missing.setdefault(name, set(row["tests"])).discard(row["test"])
+        self.tallies.setdefault(name, Tally()).merge(Tally.decode(row["tally"]))
+        self.lines[name] = record_of(self.headings[name], self.tallies[name])
+        return self.lines[name]
+
+    def fail(self, name: str, error: str) -> dict[str, Any]:
+        """A file that could not be loaded: its claim is not measured."""
+        heading = {"claim": name, "file": f"verify/{name}.py", "source": "", "kind": "", "statement": ""}
+        self.missing[name] = set()
+        self.lines[name] = record_of(heading, Tally(errors=[error]))
+        return self.lines[name]
+
+    @property
+    def partial(self) -> list[str]:
+        """Claims of which some tests did not run."""
+        return [name for name, tests in self.missing.items() if tests]
+
+    def complete(self) -> list[dict[str, Any]]:
+        """The lines of the claims all of whose tests ran."""
+        return [line for name, line in self.lines.items() if name not in self.partial]
+
+
+class _Search:
+    """The seeds of one property-based test, and what they found, in a file that a later run continues."""
+
+    def __init__(self, config: pytest.Config, claim: Claim, item: pytest.Function, seconds: float):
+        self.config, self.claim, self.seconds = config, claim, seconds
+        self.name = f"{claim.name}::{item.name}"
+        state: Path = config.getoption("--state")  # type: ignore[assignment]
+        slug = re.sub(r"[^\w-]+", "-", self.name)
+        self.file = state / f"{slug}.json"
+        self.code = _code_version(item.path)
+        self.found = self._load()
+
+    def seeds(self) -> Iterator[int]:
+        """New seeds until the time is spent; keeps what each found."""
+        if self.found.checked:
+            self.claim.take()  # the fixed seed was counted when the search began
+        else:
+            self._keep(0)
+        while self.found.seconds < self.seconds:
+            start = time.perf_counter()
+            yield zlib.crc32(f"{self.name} {self.found.seeds}".encode())
+            self.claim.tally.seconds = time.perf_counter() - start
+            self._keep(1)
+
+    def total(self) -> Tally:
+        """What all seeds found, with what is not kept: a failure, or a run that was cut short."""
+        total = Tally()
+        total.merge(self.found)
+        total.merge(self.claim.take())
+        return total
+
+    def _keep(self, seeds: int) -> None:
+        tally = self.claim.take()
+        tally.seeds = seeds
+        self.found.merge(tally)
+        content = json.dumps({"code": self.code, "tally": self.found.encode()})
+        write_atomically(self.file, content.encode())
+        _say(
+            self.config,
+            {"claim": self.claim.name, "searched": self.found.seeds, "ratio": self.found.worst.ratio if self.found.worst else None},
+        )
+
+    def _load(self) -> Tally:
+        try:
+            row = json.loads(self.file.read_text())
+            return Tally.decode(row["tally"]) if row["code"] == self.code else Tally()
+        except (OSError, ValueError, TypeError, KeyError):
+            return Tally()
+
+
+def _is_search(item: pytest.Item) -> bool:
+    return hasattr(getattr(item, "obj", None), "hypothesis")
+
+
+def _tests(item: pytest.Item) -> list[str]:
+    """Names of the tests in the file of a test."""
+    module: Any = getattr(item, "module", None)
+    return sorted(name for name, value in vars(module).items() if name.startswith("test") and callable(value))
+
+
+def _say(config: pytest.Config, line: dict[str, Any]) -> None:
+    """Append one line to the events; short lines of several processes do not mix."""
+    file: Path | None = config.getoption("--events")
+    if file is not None:
+        with contextlib.suppress(OSError):
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(handle, (json.dumps(line) + "\n").encode())
+            finally:
+                os.close(handle)
+
+
+def _code_version(file: Path) -> str:
+    """Digest of the code whose results a search may keep: the file, what it is built on, and the package."""
+    digest = hashlib.sha256()
+    package = Path(socft.__file__).parent
+    shared = [_FOLDER / "claims.py", _FOLDER / "strategies.py"]
+    for path in (file, *shared, *sorted(package.rglob("*.py"))):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+r"""Lemma 3.2, increments: the costates that successive updates see approach each other geometrically.
+
+Setting: Algorithm 1 with m updates at every step, :math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`,
+:math:`G_j(y) = E\, \nabla V^{(m)}_{t+1}(x_j + \sigma_t W)` at the mean :math:`x_j` that the j-th iterate steers to.
+
+Statement: :math:`|G_j - G_{j-1}| \le (1-\lambda_t)^j L^{(0)}_{b,t+1}` for :math:`j \ge 1`, and :math:`|G_0| \le L^{(0)}_{b,t+1}`.
+
+Kind: tight, for all j at once: approached by the concave clipped slope as the clip becomes sharp, at its corner, where the costate
+is as large as it can be and the following updates move through the steep part, back and forth.
+
+Source: arXiv 2412.18164v4, Lemma 3.2 (in its proof); sharper constant and extremal instance derived here.
+
+How it is measured: PI-FT by quadrature, whose increments are :math:`\rho_t (G_j - G_{j-1})`, in up to 64 dimensions as rotated
+products; the clipped slope in closed form.
+
+What would refute it: an increment above its bound beyond quadrature error.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from socft import theory
+from verify.claims import Claim
+from verify.iterates import PAPER, Clipped, constants_for, iterate, visible
+from verify.strategies import ACCURACY, ProductInstance, curved_rewards, instances
+
+CLAIM = Claim(
+    name="lemma_3_2_increments",
+    statement="|G_j − G_{j−1}| ≤ (1−λ_t)ʲ Lb0_{t+1} for j ≥ 1, and |G_0| ≤ Lb0_{t+1}",
+    source="arXiv 2412.18164v4, proof of Lemma 3.2; sharper constant and extremal instance derived here",
+    kind="tight",
+)
+SHARP_CLIP = 1000.0
+"""Corner of the clip over sigma at which its rounding costs less than 1%."""
+
+
+def measure(instance: ProductInstance, beta: Tensor, rounds: int) -> Tensor:
+    """``sup |G_j - G_{j-1}|``, shape (T, m)."""
+    return iterate(instance, beta, rounds).increments
+
+
+def bound(instance: ProductInstance, beta: Tensor, bounds: theory.Bounds, rounds: int) -> Tensor:
+    """``(1 - lam)^j Lb0_{t+1}``, shape (T, m); infinite where these bounds do not admit the weights."""
+    found, powers = constants_for(instance, beta, bounds), torch.arange(rounds, dtype=torch.float64)
+    if found is None:
+        return torch.full((instance.steps, rounds), torch.inf, dtype=torch.float64)
+    return (1 - found.lam[:, None]) ** powers * found.L0V[1:, None]
+
+
+@settings(max_examples=18)
+@given(instances(steps=5, rewards=curved_rewards()), st.integers(1, 6))
+def test_holds(instance: ProductInstance, rounds: int) -> None:
+    for statement in (PAPER, theory.Iterates(instance.sharp)):
+        beta = instance.beta(statement)
+        where = {"instance": instance.describe(), "updates": rounds, "beta": beta}
+        paper, sharp = (bound(instance, beta, b, rounds) for b in (PAPER.bounds, instance.sharp))
+        measured = visible(measure(instance, beta, rounds), sharp)
+        CLAIM.holds(measured, paper, where, sharp=sharp, floor=ACCURACY * instance.dim**0.5, part=statement.bounds.name)
+
+
+@settings(max_examples=15)
+@given(st.floats(0.05, 0.98), st.floats(0.5, 50), st.sampled_from([1, -1]))
+def test_holds_for_clipped_slopes(q: float, corner: float, sign: int) -> None:
+    step = Clipped(q, corner, sign=sign)
+    CLAIM.holds(_increments(step, 6), q ** np.arange(7) * corner, step, part="clipped")
+
+
+@pytest.mark.parametrize("q", [0.5, 0.9])
+def test_is_attained(q: float) -> None:
+    step = Clipped(q, SHARP_CLIP, sign=-1)
+    for j, increment in enumerate(_increments(step, 6)):
+        CLAIM.attained(float(increment), q**j * step.corner, step.describe() | {"j": j})
+
+
+def test_needs_the_condition_on_beta() -> None:
+    """With q = 1.25 there is no lambda: increments stop shrinking and exceed the bound of lambda = 0.01."""
+    step = Clipped(1.25, SHARP_CLIP, sign=-1)
+    CLAIM.breaks(float(_increments(step, 20)[-1]), 0.99**20 * step.corner, step, "condition on beta")
+
+
+def _increments(step: Clipped, rounds: int) -> np.ndarray:
+    """``sup |G_j - G_{j-1}|``, j = 0..m."""
+    shifts = step.shifts(rounds + 1)
+    return np.array([np.abs(b - a).max() / step.q for a, b in itertools.pairwise(shifts)])
