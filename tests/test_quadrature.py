@@ -6,6 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,13 +89,13 @@ LINEAR_QUADRATIC: dict[str, tuple[Callable[[], ControlProblem], tuple[int, ...] 
     ),
     "linear reward": (lambda: ControlProblem(line(1.1, [0.5] * 3), Linear(t(-0.7)), 0.2), None, LINE),
     "start at a point": (lambda: ControlProblem(line(0.9, [0.5] * 3, (1.0, 0.0)), parabola(-1.0, 0.5), 1.0), None, LINE),
-    "plane, coupled": (lambda: linear_quadratic_problem(2, 6), (49, 49), PLANE),
+    "plane, coupled": (lambda: linear_quadratic_problem(2, 4), (33, 33), PLANE),
     "plane, degenerate noise, running cost": (
         lambda: ControlProblem(oscillator(5, t(0.7, 0.0, 0.3, 0.5).reshape(2, 2)), BOWL, VARYING / 2,
-                               QuadraticCost(t(0.2, 0.05, 0.05, 0.1).reshape(2, 2))), (41, 41), PLANE,
+                               QuadraticCost(t(0.2, 0.05, 0.05, 0.1).reshape(2, 2))), (33, 33), PLANE,
     ),
     "plane, degenerate noise, start at a point": (
-        lambda: ControlProblem(oscillator(4, torch.zeros(2, 2, dtype=F64)), BOWL, 1.0), (41, 41), PLANE,
+        lambda: ControlProblem(oscillator(4, torch.zeros(2, 2, dtype=F64)), BOWL, 1.0), (33, 33), PLANE,
     ),
 }  # fmt: skip
 each_linear_quadratic = pytest.mark.parametrize("name", LINEAR_QUADRATIC)
@@ -197,7 +198,7 @@ def by_brute_force(problem: ControlProblem, following: Callable[[Tensor], Tensor
     def loss(v: float) -> float:
         return float(problem.beta[k] * v**2 / 2 - density @ following(problem.reference.step(k, at, v + xi)))
 
-    found = minimize_scalar(loss, bracket=(-0.5, 0.5), tol=1e-10)
+    found: Any = minimize_scalar(loss, bracket=(-0.5, 0.5), tol=1e-10)
     return -found.fun - float(problem.cost(k, at[:1])), found.x
 
 
@@ -207,7 +208,7 @@ def two_modes() -> Reference:
 
 
 WAVE = Sum([Softplus(1.5, 2.0, 0.3), Sine(0.4, 2.0, 0.5)])
-BELLMAN = {
+BELLMAN: dict[str, ControlProblem] = {
     "softplus": ControlProblem(two_modes(), Softplus(2.0, 3.0, 0.5), 1.0),
     "softplus and sine, beta per step": ControlProblem(two_modes(), WAVE, t(2.0, 1.0, 1.5)),
     "sine, running cost": ControlProblem(two_modes(), Sine(0.8, 1.5), 2.0, lambda k, x: 0.1 * torch.cos(x[:, 0]) + 0.05 * x[:, 0]),

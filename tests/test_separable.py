@@ -113,7 +113,7 @@ def test_the_value_gradient_is_the_gradient_of_the_value():
     truth, h = wide(), 1e-4
     x = truth.points(2)[:3]
     direction = torch.randn(3, 64, generator=generator(2), dtype=F64)
-    for k in range(5):
+    for k in (0, 2, 4):
         slope = (truth.value(k, x + h * direction) - truth.value(k, x - h * direction)) / (2 * h)
         assert (slope - (truth.value_gradient(k, x) * direction).sum(1)).abs().max() < DIFFERENCE
 
@@ -152,7 +152,7 @@ def test_the_control_is_the_expected_costate_of_the_next_step():
 
 def test_the_objective_at_64_dimensions_is_the_simulated_return():
     truth = wide()
-    noise = Noise.sample(truth.problem.reference, 4000, generator(4))
+    noise = Noise.sample(truth.problem.reference, 2000, generator(4))
     found = simulate(truth.problem, truth.policy, noise)
     assert abs(found.objective - truth.objective) < STDERRS * found.stderr
     less = simulate(truth.problem, FunctionPolicy(lambda k, x: 0.5 * truth.control(k, x)), noise)
