@@ -83,7 +83,7 @@ def distances(estimator: Estimator, problem: ControlProblem, policy: AffinePolic
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=name)
 @pytest.mark.parametrize("estimator", GRADIENTS, ids=name)
-def test_objective_gradients(estimator: Estimator, instance: QuadraticInstance) -> None:
+def test_holds_for_objective_gradients(estimator: Estimator, instance: QuadraticInstance) -> None:
     """At a policy away from the optimum, against the exact gradient."""
     problem, policy = instance.problem(instance.beta()), _perturbed(instance)
     assert estimator.estimates == "objective gradient"
@@ -95,7 +95,7 @@ def test_objective_gradients(estimator: Estimator, instance: QuadraticInstance) 
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=name)
 @pytest.mark.parametrize("estimator", RESIDUALS, ids=name)
-def test_fixed_point_residuals(estimator: Estimator, instance: QuadraticInstance) -> None:
+def test_holds_for_fixed_point_residuals(estimator: Estimator, instance: QuadraticInstance) -> None:
     """At the optimum."""
     truth = instance.solve()
     policy = truth.affine_policy
@@ -107,7 +107,7 @@ def test_fixed_point_residuals(estimator: Estimator, instance: QuadraticInstance
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=name)
 @pytest.mark.parametrize("estimator", [e for e in GRADIENTS if isinstance(e, MatchingEstimator)], ids=name)
-def test_conditional_means(estimator: MatchingEstimator, instance: QuadraticInstance) -> None:
+def test_holds_for_conditional_means(estimator: MatchingEstimator, instance: QuadraticInstance) -> None:
     """Of the targets, by regression on (x, 1)."""
     problem, policy = instance.problem(instance.beta()), _perturbed(instance)
     path = _paths(problem, policy, 3)
