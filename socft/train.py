@@ -73,10 +73,10 @@ def fit(
         with torch.no_grad():
             path = rollout(problem.reference, policy, noise)
             labels = estimator.label(problem, policy, path)
-        k = torch.arange(problem.steps).repeat_interleave(batch)
+        k, sample = labels.pairs()
         optimiser.zero_grad()
         with torch.enable_grad():
-            losses = estimator.loss(problem, policy, k, labels.states.flatten(0, 1), labels.targets.flatten(0, 1))
+            losses = estimator.loss(problem, policy, k, labels.rows(k, sample))
             (losses.sum() / batch).backward()
         norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
         require(

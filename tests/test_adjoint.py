@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from socft.adjoint import control_targets, full_adjoint, lean_adjoint
+from socft.adjoint import full_adjoint, lean_adjoint
 from socft.density import Gaussian, affine_reference
 from socft.estimators.adjoint_matching import AdjointMatching
-from socft.estimators.base import Estimator
+from socft.estimators.base import Costates, Estimator, matching_labels
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.features import Polynomial, RadialBasis
 from socft.policy import AffinePolicy, FeaturePolicy, FunctionPolicy, MLPPolicy, Policy, ResidualPolicy, ScaledPolicy
@@ -72,6 +72,9 @@ class Breathing(Diffusion):
 
     def whiten(self, k: Step, x: Tensor, shift: Tensor) -> Tensor:
         return shift / (0.4 + 0.2 * torch.tanh(x))
+
+    def lift(self, k: Step, x: Tensor, z: Tensor) -> Tensor:
+        return self.whiten(k, x, z)
 
     def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
         return dims
@@ -143,8 +146,8 @@ def estimate(estimator: Estimator, problem: ControlProblem, policy: Policy, nois
         path = rollout(problem.reference, policy, noise)
         labels = estimator.label(problem, policy, path)
     assert not labels.targets.requires_grad
-    k = torch.arange(problem.steps).repeat_interleave(len(noise.initial))
-    loss = estimator.loss(problem, policy, k, labels.states.flatten(0, 1), labels.targets.flatten(0, 1))
+    k, sample = labels.pairs()
+    loss = estimator.loss(problem, policy, k, labels.rows(k, sample))
     return [-g for g in torch.autograd.grad(loss.sum(), list(policy.parameters()))]
 
 
@@ -184,13 +187,13 @@ def test_the_loss_on_one_step_is_its_share_of_the_loss_on_all():
     problem = problem_on(REFERENCES["degenerate"], running=True)
     policy, noise = network_policy(problem.reference), Noise.sample(problem.reference, PATHS, generator(10))
     estimator = FullAdjoint()
-    k = torch.arange(STEPS).repeat_interleave(PATHS)
     with torch.no_grad():
         path = rollout(problem.reference, policy, noise)
         labels = estimator.label(problem, policy, path)
-    together = estimator.loss(problem, policy, k, labels.states.flatten(0, 1), labels.targets.flatten(0, 1)).reshape(STEPS, PATHS)
+    k, sample = labels.pairs()
+    together = estimator.loss(problem, policy, k, labels.rows(k, sample)).reshape(STEPS, PATHS)
     for i in range(STEPS):
-        single = estimator.loss(problem, policy, i, labels.states[i], labels.targets[i])
+        single = estimator.loss(problem, policy, i, labels.step(i))
         assert (single - together[i]).abs().max() < IDENTITY * together[i].abs().max()
         v = policy(i, labels.states[i])
         by_hand = problem.beta[i] / 2 * ((v - labels.targets[i]) ** 2).sum(1)
@@ -243,7 +246,7 @@ def test_targets_are_the_next_costates_seen_through_the_noise():
     assert isinstance(problem.reference.diffusion, MatrixDiffusion)
     path = rollout(problem.reference, affine_policy(problem.reference), Noise.sample(problem.reference, PATHS, generator(14)))
     costates = randn(15, STEPS + 1, PATHS, 2)
-    targets = control_targets(problem, path, costates)
+    targets = matching_labels(problem, Costates(path.states, costates)).targets
     for k in range(STEPS):
         by_hand = costates[k + 1] @ problem.reference.diffusion.matrices[k] / problem.beta[k]
         assert (targets[k] - by_hand).abs().max() < IDENTITY * 10

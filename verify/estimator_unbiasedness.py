@@ -196,7 +196,7 @@ def _per_path(estimator: Estimator, problem: ControlProblem, policy: AffinePolic
     Through the control: the loss depends on the parameters of step k through ``v = K x + o`` alone.
     """
     x, control = labels.states[k], policy(k, labels.states[k]).detach().requires_grad_(True)
-    loss = estimator.loss(problem, _Given(control), k, x, labels.targets[k]).sum()
+    loss = estimator.loss(problem, _Given(control), k, labels.step(k)).sum()
     (slope,) = torch.autograd.grad(loss, control)
     return torch.cat([(slope.unsqueeze(2) * x.unsqueeze(1)).flatten(1), slope], 1)
 

@@ -65,6 +65,9 @@ class Rippled(Diffusion):
     def whiten(self, k: Step, x: Tensor, shift: Tensor) -> Tensor:
         return shift / (0.3 + 0.1 * x.cos())
 
+    def lift(self, k: Step, x: Tensor, z: Tensor) -> Tensor:
+        return z / (0.3 + 0.1 * x.cos())
+
     def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
         return dims
 
@@ -73,7 +76,7 @@ def matching_gradient(problem: ControlProblem, policy: Policy, path: Path, label
     """Gradient of the batch's mean loss; ``labelled`` is the policy that the costates see, by default the same."""
     estimator = FullAdjoint()
     labels = estimator.label(problem, labelled or policy, path)
-    each = [estimator.loss(problem, policy, k, labels.states[k], labels.targets[k]) for k in range(problem.steps)]
+    each = [estimator.loss(problem, policy, k, labels.step(k)) for k in range(problem.steps)]
     return _flat(torch.stack(each).sum(0).mean(), policy)
 
 

@@ -1,24 +1,44 @@
 r"""Adjoint matching (Domingo-Enrich et al., arXiv 2409.08861) with the exact discrete target.
 
 The target of step k is :math:`B_k^\top a_{k+1}/\beta_k` with the lean costate of `socft.adjoint.lean_adjoint`. Its fixed point is
-the optimal control; away from it the loss gradient is a different vector field from the objective's.
+the optimal control; away from it the loss gradient is a different vector field from the objective's. `PublishedAdjointMatching` is
+the ablation that takes :math:`a_k` in its place, as published code does: its fixed point is off by O(dt).
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from socft.adjoint import control_targets, lean_adjoint
-from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.adjoint import lean_adjoint
+from socft.estimators.base import Cost, CostateEstimator, Costates, Kind, Labels, MatchingEstimator, matching_labels
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.rollout import Path
 
 
-class AdjointMatching(MatchingEstimator):
+class AdjointMatching(CostateEstimator):
     """Zero in expectation at the optimum; one vjp of the reference per step."""
 
     estimates: ClassVar[Kind] = "fixed-point residual"
+    source: ClassVar[str] = "arXiv 2409.08861, section 5"
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(reference_derivatives=1)
+
+    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+        return Costates(path.states, lean_adjoint(problem, path))
+
+
+class PublishedAdjointMatching(MatchingEstimator):
+    """Adjoint matching with the costate of step k in place of k + 1."""
+
+    estimates: ClassVar[Kind] = "biased"
+    source: ClassVar[str] = "arXiv 2409.08861, published code"
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(reference_derivatives=1)
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
-        return Labels(path.states[:-1], control_targets(problem, path, lean_adjoint(problem, path)))
+        return matching_labels(problem, Costates(path.states, lean_adjoint(problem, path)), lag=0)

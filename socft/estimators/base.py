@@ -1,21 +1,30 @@
 r"""The interface of every gradient estimator.
 
-An estimator turns a rollout into labels once, without a graph, and then offers a pointwise loss on any minibatch of (k, x) pairs.
-A matching estimator supplies only its target control; its loss is :math:`\beta_k |v_k(x) - \text{target}|^2 / 2`.
+An estimator turns a rollout into labels once, without a graph, and then offers a pointwise loss on any minibatch of (k, sample)
+pairs. The gradient of the loss, summed over the steps and averaged over the paths, is the estimate of minus the gradient of the
+objective. Every on-policy estimate is linear in the derivative of the control, so it is the gradient of a matching loss,
+
+.. math:: w\, \beta_k\, |v_k(x) - \text{target}|^2 / 2,
+
+and a matching estimator supplies only its targets, with weights where it needs them. Most targets come from samples of the costate:
+where :math:`E[a_{k+1} | x_k]` is the mean gradient of the next value, :math:`B_k^\top a_{k+1}/\beta_k` has the mean that the
+optimality condition (18) of arXiv 2412.18164v4 asks the control to have.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal, Self
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.reference import Noises, States, Step
+from socft.reference import Step, at_step
 from socft.reward import PerSample
 from socft.rollout import Path
 
@@ -24,35 +33,119 @@ Kind = Literal["objective gradient", "fixed-point residual", "biased"]
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Labels of a batch of paths, with the states they belong to.
+    """Labels of a batch of paths, with the states they belong to; every tensor has the shape (T, batch, ...).
 
     Attributes:
         states: shape (T, batch, *dims).
-        targets: shape (T, batch, *noise_dims).
+        targets: target controls, shape (T, batch, *noise_dims).
+        weights: weights of the samples, shape (T, batch); one each where left out.
     """
 
     states: Float[Tensor, "steps batch *dims"]
     targets: Float[Tensor, "steps batch *noise_dims"]
+    weights: Float[Tensor, "steps batch"] | None = None
+
+    def rows(self, k: Int[Tensor, " rows"], sample: Int[Tensor, " rows"]) -> Self:
+        """The labels of some (step, sample) pairs; every tensor has the shape (rows, ...)."""
+        return self._map(lambda each: each[k, sample])
+
+    def step(self, k: int) -> Self:
+        """The labels of one step; every tensor has the shape (batch, ...)."""
+        return self._map(lambda each: each[k])
+
+    def pairs(self) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+        """Steps and samples of every label, step by step."""
+        steps, batch = self.states.shape[:2]
+        return torch.arange(steps).repeat_interleave(batch), torch.arange(batch).repeat(steps)
+
+    def _map(self, pick: Callable[[Tensor], Tensor]) -> Self:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{name: pick(each) for name, each in fields.items() if each is not None})
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Network work per step and path of making labels; the rollout and the loss come on top.
+
+    A derivative is one vector-Jacobian or Jacobian-vector product, and includes the evaluation it is taken of.
+
+    Attributes:
+        reference: evaluations of the pre-trained mean.
+        reference_derivatives: derivatives of it.
+        policy: evaluations of the policy.
+        policy_derivatives: derivatives of it.
+        memory: states kept per path beyond the path and the labels: a number, or "T" where it grows with the steps.
+    """
+
+    reference: float = 0
+    reference_derivatives: float = 0
+    policy: float = 0
+    policy_derivatives: float = 0
+    memory: int | Literal["T"] = 1
 
 
 class Estimator(abc.ABC):
-    """Labels along paths and a pointwise loss whose gradient is the estimate."""
+    """Labels along paths and a pointwise loss whose gradient is the estimate.
+
+    Attributes:
+        estimates: what the gradient of the loss is in expectation: minus the objective's gradient at every policy, a field that
+            vanishes at the optimum and nowhere else, or neither.
+        source: where the method comes from.
+    """
 
     estimates: ClassVar[Kind]
+    source: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def cost(self) -> Cost:
+        """What making labels costs."""
 
     @abc.abstractmethod
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         """Labels of every (k, sample) of a path, computed without a graph."""
 
     @abc.abstractmethod
-    def loss(self, problem: ControlProblem, policy: Policy, k: Step, x: States, target: Noises) -> PerSample:
-        """The loss of a minibatch, differentiable in the policy's parameters."""
+    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: Labels) -> PerSample:
+        """The loss of some rows of labels, differentiable in the policy's parameters; ``k`` is one step or one per row."""
 
 
 class MatchingEstimator(Estimator):
     """An estimator whose labels are target controls."""
 
-    def loss(self, problem: ControlProblem, policy: Policy, k: Step, x: States, target: Noises) -> PerSample:
-        residual = (policy(k, x) - target).flatten(1).square().sum(1)
-        beta = problem.beta.to(residual)
-        return (beta[k.to(beta.device)] if isinstance(k, Tensor) else beta[k]) * residual / 2
+    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: Labels) -> PerSample:
+        squared = (policy(k, rows.states) - rows.targets).flatten(1).square().sum(1)
+        loss = at_step(problem.beta, k, squared) * squared / 2
+        return loss if rows.weights is None else loss * rows.weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Costates:
+    """Samples of the costate at their states, k = 0..T.
+
+    Attributes:
+        states: shape (T + 1, batch, *dims).
+        values: ``a_k``, shape (T + 1, batch, *dims).
+    """
+
+    states: Float[Tensor, "steps_plus_1 batch *dims"]
+    values: Float[Tensor, "steps_plus_1 batch *dims"]
+
+
+class CostateEstimator(MatchingEstimator):
+    """A matching estimator whose targets are ``B_k^T a_{k+1} / beta_k`` for samples ``a`` of the costate."""
+
+    @abc.abstractmethod
+    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+        """Samples of the costate, computed without a graph."""
+
+    def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
+        return matching_labels(problem, self.costates(problem, policy, path))
+
+
+def matching_labels(problem: ControlProblem, costates: Costates, lag: int = 1) -> Labels:
+    """Target controls ``B_k^T a_{k + lag} / beta_k``, k = 0..T-1; the optimality condition of the kernel chain has lag 1."""
+    diffusion, states = problem.reference.diffusion, costates.states[:-1]
+    beta = problem.beta.to(states)
+    pushed = [diffusion.transpose(k, x, costates.values[k + lag]) / beta[k] for k, x in enumerate(states)]
+    return Labels(states, torch.stack(pushed))

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from socft.adjoint import control_targets, full_adjoint
-from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.adjoint import full_adjoint
+from socft.estimators.base import Cost, CostateEstimator, Costates, Kind
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.rollout import Path
 
 
-class FullAdjoint(MatchingEstimator):
+class FullAdjoint(CostateEstimator):
     """Unbiased for the objective's gradient; one vjp of reference and policy per step."""
 
     estimates: ClassVar[Kind] = "objective gradient"
+    source: ClassVar[str] = "arXiv 2412.18164v4, equation 77; arXiv 2409.08861, section 4"
 
-    def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
-        return Labels(path.states[:-1], control_targets(problem, path, full_adjoint(problem, policy, path)))
+    @property
+    def cost(self) -> Cost:
+        return Cost(reference_derivatives=1, policy_derivatives=1)
+
+    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+        return Costates(path.states, full_adjoint(problem, policy, path))
