@@ -54,9 +54,9 @@ class Plugins:
         """
         from socft.checks import require
 
-        known = ", ".join(self.names)
-        require(name in self.names, f"there is no {self.what} named {name!r}; the {self.plural} are: {known or 'none'}.")
-        return getattr(importlib.import_module(f"{self.package}.{name}"), self.attribute)
+        known, module = ", ".join(self.names), name.replace("-", "_")
+        require(module in self.names, f"there is no {self.what} named {name!r}; the {self.plural} are: {known or 'none'}.")
+        return getattr(importlib.import_module(f"{self.package}.{module}"), self.attribute)
 
 
 STUDIES = Plugins("toy", "STUDY", "study", "studies")
@@ -84,8 +84,12 @@ class Toy:
     """Also write the records as one JSON array to this file."""
     fresh: bool = False
     """Forget what an interrupted run has measured."""
+    seeds: int | None = None
+    """Number of repetitions of everything that is random; the study's own by default."""
     workers: int = 1
     """Number of processes, one thread each."""
+    executor: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION")] = None
+    """A function without arguments that makes the executor to run on, in place of processes on this machine."""
 
     def run(self) -> None:
         study = STUDIES.find(self.study)
@@ -95,8 +99,8 @@ class Toy:
         from toy.runner import run
 
         torch.set_num_threads(1)
-        with _executor(self.workers) as executor:
-            records = run(study, self.quick, self.out, executor, self.fresh)
+        with _executor(self.workers) if self.executor is None else imported(self.executor)() as executor:
+            records = run(study, self.quick, self.out, executor, self.fresh, self.seeds)
         print(f"{len(records)} records in {self.out / study.name}.jsonl")
         if self.json is not None:
             write_atomically(self.json, f"[{','.join(map(encode, records))}]\n".encode())
@@ -193,6 +197,31 @@ def _executor(count: int) -> Iterator[Executor | None]:
     else:
         with workers(count) as pool:
             yield pool
+
+
+def imported(path: str) -> Any:
+    """The object at ``module:name``; the working directory is on the path.
+
+    Raises:
+        InvalidProblem: the path is malformed, or there is no such module or name.
+    """
+    from socft.checks import InvalidProblem, require
+
+    module, _, name = path.partition(":")
+    require(bool(module) and name.isidentifier(), f"{path!r} is no import path; give MODULE:NAME.")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise InvalidProblem(f"there is no module {module!r}; run from its folder, or install it.") from error
+    require(
+        hasattr(found, name),
+        f"module {module!r} has no {name!r}; it has {', '.join(sorted(n for n in vars(found) if n[0] != '_'))}.",
+    )
+    return getattr(found, name)
 
 
 def _explain(error: Exception) -> tuple[str, int] | None:

@@ -88,9 +88,45 @@ def test_toy_writes_records(made, tmp_path, capsys):
 
 def test_unknown_names_list_the_known_ones(capsys):
     assert cli.main(["toy", "nonsense"]) == cli.INVALID
-    assert capsys.readouterr().err == "socft: there is no study named 'nonsense'; the studies are: convergence.\n"
+    assert (
+        capsys.readouterr().err == f"socft: there is no study named 'nonsense'; the studies are: {', '.join(cli.STUDIES.names)}.\n"
+    )
     assert cli.main(["report", "nonsense"]) == cli.INVALID
     assert "there is no report named 'nonsense'; the reports are: convergence" in capsys.readouterr().err
+
+
+def test_hyphens_and_underscores_are_one(made):
+    made(SQUARES)
+    assert cli.Plugins("toy", "STUDY", "study", "studies").find("made") is cli.STUDIES.find("made")
+    assert cli.CLAIMS.find("lemma-2-5") is cli.CLAIMS.find("lemma_2_5")
+
+
+EXECUTOR = """
+from concurrent.futures import ThreadPoolExecutor
+
+made = []
+
+def threads():
+    made.append(ThreadPoolExecutor(1))
+    return made[-1]
+"""
+
+
+def test_a_study_runs_on_a_users_executor(made, tmp_path, monkeypatch, capsys):
+    made(SQUARES)
+    (tmp_path / "cluster.py").write_text(EXECUTOR)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.main(["toy", "made", "--quick", "--out", str(tmp_path / "out"), "--executor", "cluster:threads"]) == 0
+    assert len(sys.modules["cluster"].made) == 1
+    assert len(read(tmp_path / "out" / "made.jsonl")) == 4
+    for path, message in (
+        ("cluster", "'cluster' is no import path; give MODULE:NAME."),
+        ("absent:threads", "there is no module 'absent'"),
+        ("cluster:absent", "module 'cluster' has no 'absent'; it has ThreadPoolExecutor, made, threads"),
+    ):
+        capsys.readouterr()
+        assert cli.main(["toy", "made", "--out", str(tmp_path / "out"), "--executor", path]) == cli.INVALID
+        assert message in capsys.readouterr().err
 
 
 def test_modules_that_are_no_studies_are_not_offered():

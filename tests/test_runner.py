@@ -71,6 +71,21 @@ def test_records_come_in_the_order_of_the_tasks(tmp_path):
     assert os.listdir(tmp_path) == ["squares.jsonl"]
 
 
+def spread(x: float, seeds: int) -> list[Record]:
+    return [Record("squares", "p", "x", x, {"seed": seed}) for seed in range(seeds)]
+
+
+def test_seeds_are_passed_to_tasks_that_repeat(tmp_path):
+    repeated = Task("repeated", spread, {"x": 1.0, "seeds": 2})
+    mixed = Study("squares", lambda quick: [repeated, Task("once", square, {"x": 1.0})])
+    assert len(run(mixed, False, tmp_path)) == 2 + 2
+    assert len(run(mixed, False, tmp_path, seeds=5)) == 5 + 2
+    with pytest.raises(InvalidProblem, match="seeds = 0; give at least 1"):
+        run(mixed, False, tmp_path, seeds=0)
+    with pytest.raises(InvalidProblem, match="study squares has no repetitions"):
+        run(study(), False, tmp_path, seeds=5)
+
+
 def test_the_quick_scale_is_passed_on(tmp_path):
     assert len(run(study(), True, tmp_path)) == 2 * (COUNT - 2)
 

@@ -43,7 +43,8 @@ class Task:
     Attributes:
         name: unique within the study.
         function: module-level pure function of ``arguments`` that returns a list of records.
-        arguments: numbers, strings, booleans, None, dataclasses, lists and mappings of these.
+        arguments: numbers, strings, booleans, None, dataclasses, lists and mappings of these; a task that repeats its measurement
+            with independent noise has the number of repetitions as ``seeds``.
     """
 
     name: str
@@ -78,18 +79,26 @@ class Outcome:
     error: Exception | None = None
 
 
-def run(study: Study, quick: bool, out_dir: Path, executor: Executor | None = None, fresh: bool = False) -> list[Record]:
+def run(
+    study: Study,
+    quick: bool,
+    out_dir: Path,
+    executor: Executor | None = None,
+    fresh: bool = False,
+    seeds: int | None = None,
+) -> list[Record]:
     """Measure a study into ``<out_dir>/<study>.jsonl``, continuing an interrupted run.
 
     Args:
         executor: where tasks run, any `concurrent.futures.Executor`; one after another in this process when left out.
         fresh: forget what an interrupted run has measured.
+        seeds: number of repetitions of every task that repeats, in place of the study's own.
 
     Raises:
-        InvalidProblem: the tasks cannot be told apart, or another run is writing to the same folder.
+        InvalidProblem: the tasks cannot be told apart, nothing in the study repeats, or another run is writing to the same folder.
         StudyFailed: tasks raised; the others are kept, and the tracebacks are in ``<study>.errors.txt``.
     """
-    tasks = study.tasks(quick)
+    tasks = study.tasks(quick) if seeds is None else _repeated(study, study.tasks(quick), seeds)
     _require_distinct(study, tasks)
     keys = {task.name: fingerprint(task) for task in tasks}
     errors = out_dir / f"{study.name}.errors.txt"
@@ -112,6 +121,17 @@ def run(study: Study, quick: bool, out_dir: Path, executor: Executor | None = No
         write(records, out_dir / f"{study.name}.jsonl")
         journal.discard()
     return records
+
+
+def _repeated(study: Study, tasks: Sequence[Task], seeds: int) -> list[Task]:
+    require(seeds >= 1, f"seeds = {seeds}; give at least 1.")
+    require(
+        any("seeds" in task.arguments for task in tasks), f"study {study.name} has no repetitions; leave out the number of seeds."
+    )
+    return [
+        dataclasses.replace(task, arguments={**task.arguments, "seeds": seeds}) if "seeds" in task.arguments else task
+        for task in tasks
+    ]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,162 @@
+r"""What a gradient estimator returns, against the exact gradient, and what it costs.
+
+Every estimator is judged through the control. On a path it proposes, at every step, a slope :math:`g_k = -\partial \ell_k / \partial v_k`
+of its loss in the control at :math:`x_k`; in a policy class that is linear in features, :math:`v_k(x) = K_k \phi(x)`, its estimate of
+the gradient of the objective in :math:`K_k` is :math:`g_k \phi(x_k)^\top`, averaged over paths. With the affine features (x, 1) the
+exact gradient of a linear-quadratic problem is known at every affine policy (`socft.truth.affine_policy.affine_gradient`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from socft.estimators.base import Estimator, Labels
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.reference import Noises, States, Step
+from socft.rollout import Noise, Path, rollout
+
+MB = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Independent samples of an estimated gradient, one per path.
+
+    Attributes:
+        samples: shape (paths, parameters); the parameters are those of step 0, then step 1, and so on.
+        seconds: time to make the labels and their slopes, the rollout included.
+        peak_mb: largest memory in use while the labels were made, beyond path and labels.
+    """
+
+    samples: Float[Tensor, "paths parameters"]
+    seconds: float
+    peak_mb: float | None = None
+
+    @property
+    def mean(self) -> Float[Tensor, " parameters"]:
+        """The estimate from all paths."""
+        return self.samples.mean(0)
+
+    @property
+    def stderr(self) -> Float[Tensor, " parameters"]:
+        """Standard error of the mean."""
+        return self.samples.std(0) / len(self.samples) ** 0.5
+
+    @property
+    def variance(self) -> float:
+        """Trace of the covariance of one sample."""
+        return float(self.samples.var(0).sum())
+
+    def bias(self, exact: Float[Tensor, " parameters"]) -> tuple[float, float]:
+        """``|mean - exact|`` without the part that is noise, and its standard error.
+
+        The square of the distance exceeds the squared bias by the variance of the mean, which is subtracted; the standard error is
+        that of a distance which is noise alone, or of a distance that is not, whichever is larger.
+        """
+        noise = self.variance / len(self.samples)
+        squared = float((self.mean - exact).square().sum())
+        return max(squared - noise, 0.0) ** 0.5, noise**0.5
+
+
+def affine_features(x: States) -> Float[Tensor, "batch features"]:
+    """``(x, 1)``."""
+    return torch.cat([x, torch.ones_like(x[:, :1])], 1)
+
+
+def estimate(
+    estimator: Estimator,
+    problem: ControlProblem,
+    policy: Policy,
+    noise: Noise,
+    features: Callable[[States], Tensor] = affine_features,
+) -> Estimate:
+    """Gradient of the objective in the coefficients of features of every step, by an estimator, on paths of the given noise."""
+    start = time.perf_counter()
+    with torch.no_grad():
+        path = rollout(problem.reference, policy, noise)
+        labels = estimator.label(problem, policy, path)
+    parts = []
+    for k in range(problem.steps):
+        slope = control_slope(estimator, problem, policy, labels, k)
+        parts.append((slope.unsqueeze(2) * features(labels.states[k]).unsqueeze(1)).flatten(1))
+    return Estimate(torch.cat(parts, 1), time.perf_counter() - start)
+
+
+def control_slope(estimator: Estimator, problem: ControlProblem, policy: Policy, labels: Labels, k: int) -> Noises:
+    """Minus the derivative of each sample's loss of step k in its control, shape (batch, *noise_dims)."""
+    rows = labels.step(k)
+    with torch.no_grad():
+        control = policy(k, rows.states)
+    control.requires_grad_(True)
+    with torch.enable_grad():
+        loss = estimator.loss(problem, _Held(control), k, rows).sum()
+        (slope,) = torch.autograd.grad(loss, control)
+    return -slope
+
+
+def peak_memory(estimator: Estimator, problem: ControlProblem, policy: Policy, path: Path) -> float:
+    """Largest memory in use while labels are made, beyond the path and the labels, in MB."""
+    with torch.no_grad(), Memory() as memory:
+        labels = estimator.label(problem, policy, path)
+        kept = sum(_bytes(each) for each in (labels.targets, labels.weights) if each is not None)
+        if labels.states.untyped_storage().data_ptr() != path.states.untyped_storage().data_ptr():
+            kept += _bytes(labels.states)
+    return (memory.peak - kept) / MB
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of all tensors that are made inside and still alive, autograd's included.
+
+    Attributes:
+        alive: now.
+        peak: at most.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        torch.utils._pytree.tree_map_only(Tensor, self._see, result)
+        return result
+
+    def _see(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._known.add(storage.data_ptr())
+            self.alive += storage.nbytes()
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self._gone, storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    def _gone(self, pointer: int, size: int) -> None:
+        self._known.discard(pointer)
+        self.alive -= size
+
+
+class _Held(Policy):
+    """Controls given per sample."""
+
+    def __init__(self, control: Tensor):
+        super().__init__()
+        self.control = control
+
+    def forward(self, k: Step, x: States) -> Noises:
+        return self.control
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
