@@ -1,9 +1,10 @@
 r"""What a gradient estimator returns, against the exact gradient, and what it costs.
 
-Every estimator is judged through the control. On a path it proposes, at every step, a slope :math:`g_k = -\partial \ell_k / \partial v_k`
-of its loss in the control at :math:`x_k`; in a policy class that is linear in features, :math:`v_k(x) = K_k \phi(x)`, its estimate of
-the gradient of the objective in :math:`K_k` is :math:`g_k \phi(x_k)^\top`, averaged over paths. With the affine features (x, 1) the
-exact gradient of a linear-quadratic problem is known at every affine policy (`socft.truth.affine_policy.affine_gradient`).
+Every estimator is judged through the control. On a path it proposes, at every step, a slope
+:math:`g_k = -\partial \ell_k / \partial v_k` of its loss in the control at :math:`x_k`; in a policy class that is linear in
+features, :math:`v_k(x) = K_k \phi(x)`, its estimate of the gradient of the objective in :math:`K_k` is
+:math:`g_k \phi(x_k)^\top`, averaged over paths. With the affine features (x, 1) the exact gradient of a linear-quadratic problem is
+known at every affine policy (`socft.truth.affine_policy.affine_gradient`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
+from socft.checks import require, require_finite
 from socft.estimators.base import Estimator, Labels
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -85,6 +88,7 @@ def estimate(
     with torch.no_grad():
         path = rollout(problem.reference, policy, noise)
         labels = estimator.label(problem, policy, path)
+    _require_labels(problem, labels)
     parts = []
     for k in range(problem.steps):
         slope = control_slope(estimator, problem, policy, labels, k)
@@ -99,8 +103,13 @@ def control_slope(estimator: Estimator, problem: ControlProblem, policy: Policy,
         control = policy(k, rows.states)
     control.requires_grad_(True)
     with torch.enable_grad():
-        loss = estimator.loss(problem, _Held(control), k, rows).sum()
-        (slope,) = torch.autograd.grad(loss, control)
+        loss = estimator.loss(problem, _Held(control), k, rows)
+        require(
+            loss.shape == control.shape[:1],
+            f"the loss of {len(control)} rows has shape {tuple(loss.shape)}; it must be one number per row, ({len(control)},).",
+        )
+        (slope,) = torch.autograd.grad(loss.sum(), control)
+    require_finite(slope, "derivative of the loss", "every derivative in the control must be a finite number.")
     return -slope
 
 
@@ -130,7 +139,7 @@ class Memory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        torch.utils._pytree.tree_map_only(Tensor, self._see, result)
+        tree_map_only(Tensor, self._see, result)
         return result
 
     def _see(self, tensor: Tensor) -> Tensor:
@@ -145,6 +154,20 @@ class Memory(TorchDispatchMode):
     def _gone(self, pointer: int, size: int) -> None:
         self._known.discard(pointer)
         self.alive -= size
+
+
+def _require_labels(problem: ControlProblem, labels: Labels) -> None:
+    batch = labels.states.shape[1] if labels.states.ndim > 1 else 0
+    expected = {
+        "states": (problem.steps, batch, *problem.reference.dims),
+        "targets": (problem.steps, batch, *problem.reference.noise_dims),
+        "weights": (problem.steps, batch),
+    }
+    for name, shape in expected.items():
+        found = getattr(labels, name)
+        if found is not None:
+            require(tuple(found.shape) == shape, f"the labels' {name} have shape {tuple(found.shape)}; they must have {shape}.")
+            require_finite(found, name, f"the labels' {name} must be finite numbers.")
 
 
 class _Held(Policy):

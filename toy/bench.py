@@ -1,0 +1,125 @@
+"""Any estimator against all built-in ones, where the exact gradient is known.
+
+``socft bench my_module:MyEstimator`` measures bias, variance, cost and the error at equal budget (`toy.variance`) in a fixed suite
+of situations. What an estimator does wrong, by raising or by returning the wrong shape or numbers that are not finite, costs its
+own row in that situation and nothing else.
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+from socft.checks import InvalidProblem
+from socft.records import Record, write_atomically
+from toy.contenders import CONTENDERS, contender
+from toy.runner import Study, Task, run
+from toy.variance import variance_task
+
+METRICS = ("bias", "variance", "error_at_budget")
+PATHS, QUICK_PATHS = 4000, 400
+SEEDS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A situation of the suite.
+
+    Attributes:
+        title: what it tests, in a few words.
+        problem: name of the benchmark.
+        settings: its settings.
+        scale: the policy, from the pre-trained model (0) to the optimum (1).
+    """
+
+    title: str
+    problem: str
+    settings: Mapping[str, Any]
+    scale: float
+
+
+SUITE = (
+    Place("Gaussian, start", "lq-fine-tuning", {"d": 4}, 0.0),
+    Place("Gaussian, near", "lq-fine-tuning", {"d": 4}, 0.9),
+    Place("Gaussian, optimum", "lq-fine-tuning", {"d": 4}, 1.0),
+    Place("32 dimensions", "lq-fine-tuning", {"d": 32}, 0.9),
+    Place("degenerate noise", "oscillator", {"dt": 0.1}, 0.9),
+    Place("mixture, start", "mixture", {"d": 1, "steps": 50}, 0.0),
+    Place("mixture, optimum", "mixture", {"d": 1, "steps": 50}, 1.0),
+)
+
+
+def place_task(estimator: str, place: int, paths: int, seeds: int) -> list[Record]:
+    """One estimator in one situation; what goes wrong is a record too."""
+    where = SUITE[place]
+    try:
+        found = variance_task(estimator, where.problem, where.settings, where.scale, where.title, paths, seeds)
+        return [record for record in found if record.metric in METRICS]
+    except Exception as error:
+        reason = str(error) if isinstance(error, InvalidProblem) else f"{type(error).__name__}: {error}"
+        setting = {"problem": where.problem, **where.settings, "scale": where.scale, "axis": where.title, "reason": reason[:500]}
+        return [Record("bench", where.problem, "failed", 1.0, setting, estimator)]
+
+
+def study(estimator: str, names: Sequence[str]) -> Study:
+    """The suite for a user's estimator beside built-in ones."""
+
+    def tasks(quick: bool) -> list[Task]:
+        paths = QUICK_PATHS if quick else PATHS
+        return [
+            Task(f"{place.title}: {name}", place_task, {"estimator": name, "place": index, "paths": paths, "seeds": SEEDS})
+            for index, place in enumerate(SUITE)
+            for name in (estimator, *names)
+        ]
+
+    return Study(f"bench-{slug(estimator)}", tasks)
+
+
+def bench(
+    estimator: str, out: Path, quick: bool = False, executor: Executor | None = None, against: Sequence[str] | None = None
+) -> dict:
+    """Measure ``module:name`` against built-in estimators; writes ``bench-<name>.jsonl`` and ``.json`` to ``out``, returns the row.
+
+    Args:
+        against: names of built-in estimators; all of them by default.
+
+    Raises:
+        InvalidProblem: the import path leads to no estimator.
+    """
+    contender(estimator)
+    names = list(CONTENDERS) if against is None else list(against)
+    chosen = study(estimator, names)
+    records = run(chosen, quick, out, executor)
+    row = summary(estimator, records)
+    write_atomically(out / f"{chosen.name}.json", (json.dumps(row, indent=2) + "\n").encode())
+    return row
+
+
+def summary(estimator: str, records: Sequence[Record]) -> dict[str, Any]:
+    """What a user's estimator achieved in every situation, and its rank by error at equal budget."""
+    mine = [record for record in records if record.estimator == estimator]
+    places = {}
+    for place in SUITE:
+        here = {record.metric: record for record in mine if record.setting["axis"] == place.title}
+        if "failed" in here:
+            places[place.title] = {"failed": here["failed"].setting["reason"]}
+            continue
+        rivals = sorted(r.value for r in records if r.metric == "error_at_budget" and r.setting["axis"] == place.title)
+        places[place.title] = {metric: here[metric].value for metric in METRICS} | {
+            "rank": 1 + sum(value < here["error_at_budget"].value for value in rivals),
+            "of": len(rivals),
+            "seconds": here["bias"].seconds,
+            "evaluations": here["bias"].evaluations,
+            "peak_mb": here["bias"].peak_mb,
+        }
+    kinds = sorted({record.kind for record in mine if record.metric == "bias"})
+    return {"estimator": estimator, "estimates": ", ".join(kinds), "situations": places}
+
+
+def slug(estimator: str) -> str:
+    """A name for files."""
+    return re.sub(r"[^\w]+", "-", estimator).strip("-")
