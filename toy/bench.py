@@ -3,6 +3,7 @@
 ``socft bench my_module:MyEstimator`` measures bias, variance, cost and the error at equal budget (`toy.variance`) in a fixed suite
 of situations. What an estimator does wrong, by raising or by returning the wrong shape or numbers that are not finite, costs its
 own row in that situation and nothing else.
+"""
 
 from __future__ import annotations
 
