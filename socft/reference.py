@@ -34,9 +34,14 @@ def at_step(coefficients: Tensor, k: Step, x: Tensor) -> Tensor:
 
 
 def by_step(k: Step, x: Tensor, function: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """Apply ``function(step, rows)`` to the rows of each step, for one step or one step per sample."""
+    """Apply ``function(step, rows)`` to the rows of each step, for one step or one step per sample.
+
+    An empty batch goes to step 0, which gives the result its shape.
+    """
     if isinstance(k, int):
         return function(k, x)
+    if len(k) == 0:
+        return function(0, x)
     parts = [(k == i).nonzero().flatten() for i in k.unique().tolist()]
     rows = torch.cat([function(int(k[part[0]]), x[part]) for part in parts])
     return rows[torch.cat(parts).argsort()]
@@ -56,6 +61,10 @@ class Diffusion(abc.ABC):
     @abc.abstractmethod
     def whiten(self, k: Step, x: States, shift: States) -> Noises:
         """The control of least norm whose push ``B_k(x) v`` is closest to ``shift`` (the pseudo-inverse)."""
+
+    @abc.abstractmethod
+    def lift(self, k: Step, x: States, z: Noises) -> States:
+        """The least costate ``a`` whose ``B_k(x)^T a`` is closest to ``z`` (the pseudo-inverse of the transpose)."""
 
     @abc.abstractmethod
     def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
@@ -81,6 +90,9 @@ class ScalarDiffusion(Diffusion):
     def whiten(self, k: Step, x: States, shift: States) -> Noises:
         return shift / at_step(self.sigma, k, shift)
 
+    def lift(self, k: Step, x: States, z: Noises) -> States:
+        return z / at_step(self.sigma, k, z)
+
     def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
         return dims
 
@@ -105,6 +117,9 @@ class MatrixDiffusion(Diffusion):
 
     def whiten(self, k: Step, x: States, shift: States) -> Noises:
         return _matvec(self.inverses, k, shift)
+
+    def lift(self, k: Step, x: States, z: Noises) -> States:
+        return _matvec(self.inverses.mT, k, z)
 
     def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
         require(
@@ -314,29 +329,6 @@ class KernelReference(Reference):
         return z if self._initial is None else self._initial(z)
 
 
-def euler_maruyama(
-    drift: Callable[[Tensor, States], States],
-    diffusion: Float[Tensor, "n m"],
-    horizon: float,
-    steps: int,
-    initial: Callable[[States], States] | None = None,
-) -> KernelReference:
-    """The chain ``x' = x + drift(t_k, x) dt + B sqrt(dt) xi`` of an SDE on [0, horizon], ``dt = horizon / steps``.
-
-    A control ``u`` of the SDE is the whitened control ``v = u sqrt(dt)``, so ``|v|^2 / 2`` is the running cost ``|u|^2 dt / 2``.
-    """
-    dt = horizon / steps
-    matrix = torch.as_tensor(diffusion, dtype=torch.float64)
-    times = torch.arange(steps, dtype=torch.float64) * dt
-
-    def mean(k: Step, x: States) -> States:
-        return x + dt * drift(at_step(times, k, x), x)
-
-    return KernelReference(
-        mean, MatrixDiffusion((matrix * dt**0.5).expand(steps, *matrix.shape)), steps, (matrix.shape[0],), initial
-    )
-
-
 __all__ = [
     "AffineReference",
     "DenseMaps",
@@ -353,5 +345,4 @@ __all__ = [
     "Step",
     "at_step",
     "by_step",
-    "euler_maruyama",
 ]

@@ -34,9 +34,9 @@ from socft.reference import (
     SpectralMaps,
     at_step,
     by_step,
-    euler_maruyama,
 )
 from socft.schedule import ddim, ddpm, linear_levels, soften_last, subsample
+from socft.sde import DriftSDE, EulerMaruyama
 
 F64 = torch.float64
 ROUNDING = 1e-13  # the same few operations in another order
@@ -70,7 +70,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "affine, spectral": AffineReference(SpectralMaps(randn(4, STEPS, 2), BASIS), ScalarDiffusion(SIGMA), randn(5, STEPS, 2)),
     "affine, degenerate": AffineReference(randn(6, STEPS, 2, 2), MatrixDiffusion(randn(7, STEPS, 2, 1))),
-    "Euler": euler_maruyama(lambda time, x: torch.sin(x) + time, torch.tensor([[0.0], [0.5]]), 1.2, STEPS),
+    "Euler": EulerMaruyama().chain(DriftSDE(lambda time, x: torch.sin(x) + time, torch.tensor([[0.0], [0.5]]), 1.2), STEPS),
     "images": IMAGES,
 }
 each_reference = pytest.mark.parametrize("reference", REFERENCES.values(), ids=list(REFERENCES))
@@ -150,6 +150,15 @@ def test_steps_are_sorted_apart_and_put_back_in_order():
     seen = []
     by_step(K, x, lambda k, rows: seen.append((k, len(rows))) or rows)
     assert sorted(seen) == [(0, 2), (1, 2), (2, 3)]
+
+
+def test_an_empty_batch_has_an_empty_result_of_the_right_shape():
+    none, x = torch.zeros(0, dtype=torch.long), torch.zeros(0, 2, dtype=F64)
+    assert by_step(none, x, lambda _, rows: rows[:, :1]).shape == (0, 1)
+    assert by_step(none, x, lambda _, rows: rows.sum(1)).shape == (0,)
+    seen = []
+    by_step(none, x, lambda k, rows: seen.append((k, len(rows))) or rows)
+    assert seen == [(0, 0)]
 
 
 def fine_tuned(k, x: Tensor) -> Tensor:

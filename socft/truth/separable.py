@@ -8,8 +8,10 @@ With independent coordinates :math:`q_i^\top x` (a `socft.density.Rotated` law) 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
@@ -48,6 +50,24 @@ class SeparableTruth(Truth):
             if key not in solved:
                 solved[key] = Quadrature(ControlProblem(score_reference(factor, schedule), scalar, beta))
         self.parts = tuple(solved[id(f), id(r)] for f, r in zip(density.factors, reward.scalars, strict=True))
+
+    @classmethod
+    def of_parts(cls, problem: ControlProblem, rotation: Float[Tensor, "n n"], parts: Sequence[Quadrature]) -> SeparableTruth:
+        """The optimum of any problem that is the sum of one-dimensional ones along orthonormal directions, the caller's word.
+
+        Args:
+            problem: the n-dimensional problem.
+            rotation: the directions as columns.
+            parts: the solution along each direction; equal coordinates may share one.
+        """
+        require(
+            rotation.shape == (len(parts), len(parts)) and problem.reference.dims == (len(parts),),
+            f"there are {len(parts)} parts and directions of shape {tuple(rotation.shape)} for states of shape "
+            f"{problem.reference.dims}; give one part per coordinate.",
+        )
+        truth = cls.__new__(cls)
+        truth.problem, truth.rotation, truth.parts = problem, rotation, tuple(parts)
+        return truth
 
     @property
     def error(self) -> float:

@@ -1,4 +1,4 @@
-"""Named control problems whose exact solution is known."""
+"""Fine-tuning in one dimension: a data law and a reward, completed by a schedule and a KL weight."""
 
 from __future__ import annotations
 

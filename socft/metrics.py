@@ -1,0 +1,107 @@
+r"""Distances between laws, from samples.
+
+The Wasserstein-1 distance on the line is
+:math:`W_1(\mu, \nu) = \int |F_\mu - F_\nu|\,dx = \int_0^1 |F_\mu^{-1} - F_\nu^{-1}|\,du`. The squared maximum mean discrepancy of
+the kernel :math:`k(x, y) = \exp(-|x-y|^2 / 2 h^2)` is :math:`E k(X, X') + E k(Y, Y') - 2 E k(X, Y)` (Gretton et al. 2012); `mmd` is
+its unbiased estimate, which may be negative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import require, require_finite
+
+CELL_NODES = 8
+CHUNK = 2**22
+"""Kernel values held at once (32 MB)."""
+
+
+def wasserstein1(
+    x: Float[Tensor, " n"],
+    y: Float[Tensor, " p"],
+    x_weights: Float[Tensor, " n"] | None = None,
+    y_weights: Float[Tensor, " p"] | None = None,
+) -> float:
+    """Exact Wasserstein-1 distance between two discrete laws on the line.
+
+    Args:
+        x: atoms of the first law: samples, or the nodes of a grid.
+        y: atoms of the second law.
+        x_weights: masses, equal by default; they are normalised to sum to 1.
+        y_weights: the same for the second law.
+
+    Raises:
+        InvalidProblem: a law has no atoms, a shape does not fit, or a number is not finite.
+    """
+    places = torch.cat([_line(x, "x"), _line(y, "y")])
+    masses = torch.cat([_masses(x_weights, x, "x"), -_masses(y_weights, y, "y")])
+    order = places.argsort()
+    return float((masses[order].cumsum(0)[:-1].abs() * places[order].diff()).sum())
+
+
+def wasserstein1_to_quantiles(x: Float[Tensor, " n"], quantile: Callable[[Tensor], Tensor]) -> float:
+    """Wasserstein-1 distance between samples and a law given by its quantile function ``u -> F^{-1}(u)`` on (0, 1).
+
+    Gauss-Legendre with 8 nodes on each of the n cells on which the samples' quantile function is constant: exact to rounding where
+    the quantile function is smooth and does not cross the sample; elsewhere, as in a tail, off by about 1% of the cell's own part.
+
+    Raises:
+        InvalidProblem: there are no samples, or a number is not finite.
+    """
+    ordered = _line(x, "x").sort().values
+    node, weight = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(CELL_NODES))
+    n = len(ordered)
+    u = (torch.arange(n, dtype=torch.float64)[:, None] + (1 + node) / 2) / n
+    far = quantile(u.flatten()).to(ordered).reshape(u.shape)
+    require_finite(far, "quantile", "the quantile function must be finite inside (0, 1).")
+    return float(((ordered[:, None] - far).abs() @ (weight / 2)).mean())
+
+
+def mmd(x: Float[Tensor, "n d"], y: Float[Tensor, "p d"], bandwidth: float) -> float:
+    """Unbiased estimate of the squared maximum mean discrepancy with a Gaussian kernel.
+
+    Args:
+        x: samples of the first law, at least two.
+        y: samples of the second law, at least two, independent of the first.
+        bandwidth: h, in the units of the samples.
+
+    Raises:
+        InvalidProblem: fewer than two samples, vectors of different length, or a bandwidth that is not positive and finite.
+    """
+    require(0 < bandwidth < math.inf, f"bandwidth = {bandwidth}; it must be a positive finite number.")
+    require(
+        x.ndim == y.ndim == 2 and x.shape[1] == y.shape[1],
+        f"the samples have shapes {tuple(x.shape)} and {tuple(y.shape)}; give (n, d) and (p, d).",
+    )
+    n, p = len(x), len(y)
+    require(min(n, p) >= 2, f"there are {n} and {p} samples; give at least two of each law.")
+    within = (_kernel_sum(x, x, bandwidth) - n) / (n * (n - 1)) + (_kernel_sum(y, y, bandwidth) - p) / (p * (p - 1))
+    return within - 2 * _kernel_sum(x, y, bandwidth) / (n * p)
+
+
+def _kernel_sum(x: Tensor, y: Tensor, bandwidth: float) -> float:
+    rows = max(1, CHUNK // len(y))
+    parts = [torch.exp(-(torch.cdist(part, y.double()) / bandwidth).square() / 2).sum() for part in x.double().split(rows)]
+    return math.fsum(map(float, parts))
+
+
+def _line(x: Tensor, what: str) -> Tensor:
+    require(x.ndim == 1 and len(x) > 0, f"{what} has shape {tuple(x.shape)}; give a vector of at least one number.")
+    require_finite(x, what, "every sample must be a finite number.")
+    return x.double()
+
+
+def _masses(weights: Tensor | None, x: Tensor, what: str) -> Tensor:
+    if weights is None:
+        return torch.full((len(x),), 1 / len(x), dtype=torch.float64)
+    require(weights.shape == x.shape, f"there are {len(weights)} weights for {len(x)} atoms of {what}; give one each.")
+    total = float(weights.sum())
+    require(0 < total < math.inf, f"the weights of {what} sum to {total:g}; they must have a positive finite sum.")
+    return weights.double() / total

@@ -1,0 +1,360 @@
+r"""Chains that simulate a stochastic differential equation with additive noise,
+
+.. math:: dX = \big( b(t, X) + B u \big)\,dt + B\,dW, \qquad 0 \le t \le \text{horizon},
+
+with a constant, possibly degenerate B of shape (n, m). An `Integrator` turns it into kernels :math:`x' = m_k(x) + B_k (v + \xi)`.
+Weak orders are those of :math:`E f(X)` of the uncontrolled chain; how the control u enters depends on the integrator.
+
+* `EulerMaruyama`, order 1: :math:`m_k = x + b\,dt`, :math:`B_k = B\sqrt{dt}`; a control constant over a step is
+  :math:`v = u\sqrt{dt}`, and :math:`|v|^2/2 = |u|^2 dt/2`.
+* `Exponential`, exact for :math:`b = A x + c` and order 1 for :math:`b = A x + F(t, x)` (then called exponential Euler):
+  :math:`m_k = e^{A\,dt} x + \int_0^{dt} e^{A s} ds\, F`, and :math:`B_k B_k^\top = G = \int_0^{dt} e^{As} B B^\top e^{A^\top s} ds`
+  (Van Loan 1978). G is also the controllability Gramian, so :math:`|v|^2` is the least :math:`\int |u|^2` over a step that
+  shifts its end by :math:`B_k v`, reached by :math:`u(s) = B^\top e^{A^\top (dt - s)} G^{-1} B_k v` for a non-singular G: the chain
+  is the control problem with open-loop controls within each step, with costs that agree exactly (derived here). Noise and v have
+  n components; where m <= n the first m of v are :math:`u\sqrt{dt}` up to O(dt), for :math:`B_k` is the root of G nearest to
+  :math:`[B\sqrt{dt}, 0]`.
+* `Strang`, order 2 with noise that acts linearly: half of the noise, the flow of :math:`\dot x = b` by the midpoint rule, the other
+  half of the noise. Halves of neighbouring steps merge, so N steps are the N + 1 kernels "kick", "flow and kick", ..., "flow and
+  kick", whose kicks last dt/2, dt, ..., dt, dt/2; :math:`v = u\sqrt{\text{duration}}`. The value of the *controlled* chain is of
+  order 1, since a kernel decides v before it sees its noise, though the optimal costate of a linear-quadratic problem with a
+  terminal cost, which does not feel the noise, keeps order 2 (and is exact by `Exponential`).
+* `Taylor`, order 2 in one kernel per step, at the price of a state-dependent noise factor
+  :math:`(I + \tfrac{dt}{2} \nabla b(t, x))\,B\sqrt{dt}`. A kernel with constant :math:`B_k` has conditional covariance
+  :math:`BB^\top dt + \tfrac{dt^2}{2} (\nabla b\,BB^\top + BB^\top \nabla b^\top) + O(dt^3)` only if the symmetric matrix in
+  brackets does not depend on x, as for linear drifts and for a pendulum kicked in its velocity (derived here). With
+  state-dependent noise the costate needs the derivative of :math:`B_k(x)(v + \xi)`: an adjoint of the mean map alone, such as the
+  lean one, is biased (Domingo-Enrich and Han, arXiv 2604.08580).
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from typing import TypeAlias, overload
+
+import scipy.linalg
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import require, require_finite
+from socft.reference import (
+    AffineReference,
+    Diffusion,
+    KernelReference,
+    MatrixDiffusion,
+    Noises,
+    Reference,
+    States,
+    Step,
+    at_step,
+)
+
+Drift: TypeAlias = "Callable[[Tensor, States], States]"
+"""``(t, x) -> b(t, x)``; t broadcasts against x."""
+
+
+class SDE(abc.ABC):
+    """``dX = b(t, X) dt + B dW`` on vectors.
+
+    Attributes:
+        noise: ``B``, shape (n, m).
+        horizon: the final time.
+    """
+
+    def __init__(self, noise: Float[Tensor, "n m"], horizon: float):
+        self.noise = torch.as_tensor(noise, dtype=torch.float64)
+        require(self.noise.ndim == 2, f"B has shape {tuple(self.noise.shape)}; give (n, m).")
+        require_finite(self.noise, "B", "every entry must be a finite number.")
+        require(0 < horizon < math.inf, f"horizon = {horizon}; it must be a positive finite number.")
+        self.horizon = float(horizon)
+
+    @abc.abstractmethod
+    def drift(self, t: Tensor, x: States) -> States:
+        """``b(t, x)``, differentiable in ``x``."""
+
+    @abc.abstractmethod
+    def initial(self, z: States) -> States:
+        """The initial state as a function of standard normal noise."""
+
+
+class DriftSDE(SDE):
+    """Any drift.
+
+    Args:
+        drift: ``(t, x) -> b(t, x)``.
+        noise: ``B``, shape (n, m).
+        horizon: the final time.
+        initial: the initial state as a function of standard noise, the identity by default.
+    """
+
+    def __init__(
+        self, drift: Drift, noise: Float[Tensor, "n m"], horizon: float, initial: Callable[[States], States] | None = None
+    ):
+        super().__init__(noise, horizon)
+        self._drift, self._initial = drift, initial
+
+    def drift(self, t: Tensor, x: States) -> States:
+        return self._drift(t, x)
+
+    def initial(self, z: States) -> States:
+        return z if self._initial is None else self._initial(z)
+
+
+class LinearSDE(SDE):
+    """``dX = (A X + c) dt + B dW``, started at N(initial_mean, initial_factor initial_factor^T); N(0, I) by default.
+
+    Every integrator makes an `AffineReference` of it.
+
+    Raises:
+        InvalidProblem: a shape does not fit or an entry is not finite.
+    """
+
+    def __init__(
+        self,
+        A: Float[Tensor, "n n"],
+        noise: Float[Tensor, "n m"],
+        horizon: float,
+        offset: Float[Tensor, " n"] | None = None,
+        initial_mean: Float[Tensor, " n"] | None = None,
+        initial_factor: Float[Tensor, "n n"] | None = None,
+    ):
+        super().__init__(noise, horizon)
+        n = len(self.noise)
+        self.A = _matrix(A, n)
+        zero = torch.zeros(n, dtype=torch.float64)
+        self.offset = zero if offset is None else torch.as_tensor(offset, dtype=torch.float64)
+        require(self.offset.shape == (n,), f"c has shape {tuple(self.offset.shape)}; give ({n},).")
+        self.initial_mean = zero if initial_mean is None else torch.as_tensor(initial_mean, dtype=torch.float64)
+        eye = torch.eye(n, dtype=torch.float64)
+        self.initial_factor = eye if initial_factor is None else torch.as_tensor(initial_factor, dtype=torch.float64)
+
+    def drift(self, t: Tensor, x: States) -> States:
+        return x @ self.A.mT.to(x) + self.offset.to(x)
+
+    def initial(self, z: States) -> States:
+        return self.initial_mean.to(z) + z @ self.initial_factor.mT.to(z)
+
+
+class SemilinearSDE(SDE):
+    """``dX = (A X + F(t, X)) dt + B dW``: a stiff linear part that `Exponential` integrates exactly."""
+
+    def __init__(
+        self,
+        A: Float[Tensor, "n n"],
+        remainder: Drift,
+        noise: Float[Tensor, "n m"],
+        horizon: float,
+        initial: Callable[[States], States] | None = None,
+    ):
+        super().__init__(noise, horizon)
+        self.A = _matrix(A, len(self.noise))
+        self.remainder, self._initial = remainder, initial
+
+    def drift(self, t: Tensor, x: States) -> States:
+        return x @ self.A.mT.to(x) + self.remainder(t, x)
+
+    def initial(self, z: States) -> States:
+        return z if self._initial is None else self._initial(z)
+
+
+class Integrator(abc.ABC):
+    """A way to make a chain of an SDE."""
+
+    @overload
+    def chain(self, sde: LinearSDE, steps: int) -> AffineReference: ...
+
+    @overload
+    def chain(self, sde: SDE, steps: int) -> Reference: ...
+
+    def chain(self, sde: SDE, steps: int) -> Reference:
+        """The chain of ``steps`` time steps; affine if the SDE is linear.
+
+        Raises:
+            InvalidProblem: there is no step, or the integrator does not apply to this kind of SDE.
+        """
+        require(steps >= 1, f"steps = {steps}; give at least 1.")
+        kernels = self._kernels(sde, steps)
+        return _tabulated(kernels, sde) if isinstance(sde, LinearSDE) else kernels
+
+    def times(self, horizon: float, steps: int) -> Float[Tensor, " kernels_plus_1"]:
+        """The time at which each state of the chain approximates the solution."""
+        return torch.linspace(0, horizon, steps + 1, dtype=torch.float64)
+
+    @abc.abstractmethod
+    def _kernels(self, sde: SDE, steps: int) -> KernelReference: ...
+
+
+class EulerMaruyama(Integrator):
+    """``x' = x + b dt + B sqrt(dt) xi``, weak order 1; a control is ``v = u sqrt(dt)``."""
+
+    def _kernels(self, sde: SDE, steps: int) -> KernelReference:
+        dt = sde.horizon / steps
+        times = self.times(sde.horizon, steps)
+
+        def mean(k: Step, x: States) -> States:
+            return x + dt * sde.drift(at_step(times, k, x), x)
+
+        return KernelReference(mean, _constant(sde.noise * dt**0.5, steps), steps, sde.noise.shape[:1], sde.initial)
+
+
+class Exponential(Integrator):
+    """Exact in the linear part of a `LinearSDE` or `SemilinearSDE`, weak order 1 in the remainder; the noise has n components."""
+
+    def _kernels(self, sde: SDE, steps: int) -> KernelReference:
+        if not isinstance(sde, LinearSDE | SemilinearSDE):
+            require(False, f"the SDE is a {type(sde).__name__}; Exponential needs the linear part of a LinearSDE or SemilinearSDE.")
+            raise AssertionError
+        dt, n = sde.horizon / steps, len(sde.A)
+        times = self.times(sde.horizon, steps)
+        block = torch.cat([torch.cat([sde.A, torch.eye(n, dtype=torch.float64)], 1), torch.zeros(n, 2 * n, dtype=torch.float64)])
+        flow = propagator(block, dt)
+        decay, integral = flow[:n, :n], flow[:n, n:]
+
+        def mean(k: Step, x: States) -> States:
+            rest = sde.offset.to(x).expand_as(x) if isinstance(sde, LinearSDE) else sde.remainder(at_step(times, k, x), x)
+            return x @ decay.mT.to(x) + rest @ integral.mT.to(x)
+
+        return KernelReference(mean, _constant(noise_root(sde.A, sde.noise, dt), steps), steps, (n,), sde.initial)
+
+
+class Strang(Integrator):
+    """Kick, flow and kick, ..., flow and kick: weak order 2 with constant ``B_k``, in one kernel more than there are steps.
+
+    The first and the last kick last dt/2, the others dt; a control is ``v = u sqrt(duration)``.
+    """
+
+    def times(self, horizon: float, steps: int) -> Float[Tensor, " kernels_plus_1"]:
+        return torch.cat([torch.zeros(1, dtype=torch.float64), super().times(horizon, steps)])
+
+    def _kernels(self, sde: SDE, steps: int) -> KernelReference:
+        dt, starts = sde.horizon / steps, self.times(sde.horizon, steps)[:-1]
+        flows = torch.full((steps + 1,), dt, dtype=torch.float64)
+        kicks = flows.clone()
+        flows[0], kicks[0], kicks[-1] = 0, dt / 2, dt / 2
+
+        def mean(k: Step, x: States) -> States:
+            t, h = at_step(starts, k, x), at_step(flows, k, x)
+            return x + h * sde.drift(t + h / 2, x + h / 2 * sde.drift(t, x))
+
+        return KernelReference(
+            mean, MatrixDiffusion(kicks.sqrt()[:, None, None] * sde.noise), steps + 1, sde.noise.shape[:1], sde.initial
+        )
+
+
+class Taylor(Integrator):
+    """Simplified weak Taylor scheme of order 2: one kernel per step, noise factor ``(I + dt/2 Jac b) B sqrt(dt)``.
+
+    The mean ``x + dt/2 (b(t, x) + average of b(t + dt, x + dt b +- sqrt(m dt) B_j))`` takes no derivatives, 2 m + 1 drifts.
+    """
+
+    def _kernels(self, sde: SDE, steps: int) -> KernelReference:
+        dt, (n, m) = sde.horizon / steps, sde.noise.shape
+        times = self.times(sde.horizon, steps)
+        spread = sde.noise.mT * (m * dt) ** 0.5
+        spread = torch.cat([spread, -spread])
+
+        def mean(k: Step, x: States) -> States:
+            t = at_step(times, k, x)
+            now = sde.drift(t, x)
+            points = (x + dt * now).unsqueeze(0) + spread.to(x).unsqueeze(1)
+            later = torch.stack([sde.drift(t + dt, y) for y in points]).mean(0)
+            return x + dt / 2 * (now + later)
+
+        def push(k: Step, x: States, z: Noises) -> States:
+            t, kick = at_step(times, k, x), dt**0.5 * z @ sde.noise.mT.to(z)
+            return kick + dt / 2 * _derivative(lambda y: sde.drift(t, y), x, kick)
+
+        return KernelReference(mean, StateDiffusion(push, (n,), (m,)), steps, (n,), sde.initial)
+
+
+class StateDiffusion(Diffusion):
+    """A noise map ``B_k(x)`` given by its action; the transpose is its vjp.
+
+    Costates of a chain with it need the derivative of ``B_k(x) (v + xi)`` in x: those of the mean map alone are biased.
+
+    Args:
+        push: ``(k, x, z) -> B_k(x) z``, linear in z and differentiable.
+        dims: shape (n,) of one state.
+        noise_dims: shape (m,) of one noise.
+    """
+
+    def __init__(self, push: Callable[[Step, States, Noises], States], dims: tuple[int], noise_dims: tuple[int]):
+        self.push, self._dims, self._noise_dims = push, tuple(dims), tuple(noise_dims)
+
+    def apply(self, k: Step, x: States, z: Noises) -> States:
+        return self.push(k, x, z)
+
+    def transpose(self, k: Step, x: States, a: States) -> Noises:
+        return torch.func.vjp(lambda z: self.push(k, x, z), x.new_zeros(len(x), *self._noise_dims))[1](a)[0]
+
+    def whiten(self, k: Step, x: States, shift: States) -> Noises:
+        return (torch.linalg.pinv(self._matrices(k, x)) @ shift.unsqueeze(2)).squeeze(2)
+
+    def lift(self, k: Step, x: States, z: Noises) -> States:
+        return (torch.linalg.pinv(self._matrices(k, x)).mT @ z.unsqueeze(2)).squeeze(2)
+
+    def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
+        require(dims == self._dims, f"B maps into vectors of shape {self._dims} but states have shape {dims}.")
+        return self._noise_dims
+
+    def _matrices(self, k: Step, x: States) -> Float[Tensor, "batch n m"]:
+        basis = torch.eye(self._noise_dims[0], dtype=x.dtype, device=x.device)
+        return torch.stack([self.push(k, x, e.expand(len(x), -1)) for e in basis], 2)
+
+
+def _derivative(function: Callable[[States], States], x: States, w: States) -> States:
+    """``Jac f(x) w``, differentiable: the transpose of the linear map ``a -> Jac f(x)' a``, which needs reverse mode only."""
+    pull = torch.func.vjp(function, x)[1]
+    return torch.func.vjp(lambda a: pull(a)[0], torch.zeros_like(x))[1](w)[0]
+
+
+def propagator(A: Float[Tensor, "n n"], t: float) -> Float[Tensor, "n n"]:
+    """``e^{A t}`` by scipy: torch 2.13's is off by 1e-11 where ``|A t|`` is about 0.04, as it is for the step sizes used here."""
+    return torch.from_numpy(scipy.linalg.expm((A * t).numpy()))
+
+
+def gramian(A: Float[Tensor, "n n"], noise: Float[Tensor, "n m"], dt: float) -> Float[Tensor, "n n"]:
+    """``int_0^dt e^{As} B B' e^{A's} ds``, from one matrix exponential (Van Loan 1978, theorem 1)."""
+    n = len(A)
+    block = torch.cat([torch.cat([-A, noise @ noise.mT], 1), torch.cat([torch.zeros_like(A), A.mT], 1)])
+    flow = propagator(block, dt)
+    G = flow[n:, n:].mT @ flow[:n, n:]
+    return (G + G.mT) / 2
+
+
+def noise_root(A: Float[Tensor, "n n"], noise: Float[Tensor, "n m"], dt: float) -> Float[Tensor, "n n"]:
+    """The square root of the Gramian nearest to ``[B sqrt(dt), 0]``, by a polar factor; the symmetric one where m > n."""
+    n, m = noise.shape
+    values, vectors = torch.linalg.eigh(gramian(A, noise, dt))
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.mT
+    if m > n:
+        return root
+    left, _, right = torch.linalg.svd(root @ torch.nn.functional.pad(noise, (0, n - m)))
+    return root @ left @ right
+
+
+def _constant(noise: Tensor, steps: int) -> MatrixDiffusion:
+    return MatrixDiffusion(noise.expand(steps, *noise.shape))
+
+
+def _matrix(A: Tensor, n: int) -> Tensor:
+    A = torch.as_tensor(A, dtype=torch.float64)
+    require(A.shape == (n, n), f"A has shape {tuple(A.shape)}; with this B give ({n}, {n}).")
+    require_finite(A, "A", "every entry must be a finite number.")
+    return A
+
+
+def _tabulated(kernels: KernelReference, sde: LinearSDE) -> AffineReference:
+    """The same kernels with their matrices written down; exact, as every integrator maps linear drifts to affine kernels."""
+    steps, n = kernels.steps, len(sde.A)
+    points = torch.cat([torch.zeros(1, n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)])
+    kicks = torch.eye(*kernels.noise_dims, dtype=torch.float64)
+    at_origin = torch.zeros(len(kicks), n, dtype=torch.float64)
+    with torch.no_grad():
+        images = torch.stack([kernels.mean(k, points) for k in range(steps)])
+        noises = torch.stack([kernels.diffusion.apply(k, at_origin, kicks) for k in range(steps)])
+    transfer = (images[:, 1:] - images[:, :1]).mT
+    return AffineReference(transfer, MatrixDiffusion(noises.mT), images[:, 0], sde.initial_mean, sde.initial_factor)
