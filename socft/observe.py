@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from socft.checks import require
 from socft.train import Iteration
 from socft.truth.base import Evaluation, Truth
 
@@ -33,10 +34,13 @@ class Measurement:
 
 
 def observe(truth: Truth, iterations: Iterable[Iteration], every: int = 1) -> Iterator[Measurement]:
-    """Measure every ``every``-th iterate."""
-    for iteration in iterations:
-        if iteration.index % every == 0:
-            yield measure(truth, iteration)
+    """Measure the iterates whose index is a multiple of ``every``.
+
+    Raises:
+        InvalidProblem: ``every`` is not positive; raised by the call, before anything is measured.
+    """
+    require(every >= 1, f"every = {every}; give 1 to measure every iterate, 2 to measure every other one.")
+    return (measure(truth, iteration) for iteration in iterations if iteration.index % every == 0)
 
 
 def measure(truth: Truth, iteration: Iteration) -> Measurement:

@@ -37,6 +37,9 @@ from socft.rollout import Noise, rollout
 from socft.train import Iteration, Method, fit
 from socft.truth.quadrature import choose_grids
 
+CONVERGED = 1e-10
+"""Share of a step's first increment below which increments are rounding, about 10 eps: ratios to larger ones are good to 1e-4."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
@@ -60,8 +63,12 @@ class Sweep:
 
     @property
     def contraction(self) -> Float[Tensor, "steps inner_minus_1"]:
-        """Ratios of successive increments, at most ``sigma^2 sup|Hess G V| / beta`` (equation 67)."""
-        return self.increments[:, 1:] / self.increments[:, :-1]
+        """Ratios of successive increments, at most ``sigma^2 sup|Hess G V| / beta`` (equation 67).
+
+        NaN once the earlier increment is at most `CONVERGED` times the step's first: the ratio would be one of roundings.
+        """
+        before, after = self.increments[:, :-1], self.increments[:, 1:]
+        return torch.where(before > CONVERGED * self.increments[:, :1], after / before, torch.nan)
 
 
 def sweep(problem: ControlProblem, grids: tuple[Grid, ...], inner: int) -> Sweep:

@@ -295,7 +295,7 @@ def test_a_thousand_steps_lose_no_precision(method: str, P: list[list[float]], b
     assert float((truth.hessian(0) - exact.P).norm() / exact.P.norm()) < ROUNDING
     assert float((truth.slope[0] - exact.q).norm() / exact.q.norm()) < ROUNDING
     assert float(truth.constant[0]) == pytest.approx(exact.c, rel=SUMMED)
-    assert float(truth.gibbs_gap().sum()) == pytest.approx(exact.gap, rel=SUMMED)
+    assert float(truth.kernel_gap().sum()) == pytest.approx(exact.gap, rel=SUMMED)
 
 
 @pytest.mark.parametrize("maps", [SpectralMaps, DenseMaps])
@@ -308,7 +308,7 @@ def test_three_ways_to_one_solution(maps: type):
         for k in (0, 17, 39, 40):
             torch.testing.assert_close(other.value(k, x), closed.value(k, x), rtol=ROUNDING, atol=ROUNDING)
             torch.testing.assert_close(other.value_gradient(k, x), closed.value_gradient(k, x), rtol=ROUNDING, atol=ROUNDING)
-        torch.testing.assert_close(other.gibbs_gap(), closed.gibbs_gap(), rtol=SUMMED, atol=0.0)
+        torch.testing.assert_close(other.kernel_gap(), closed.kernel_gap(), rtol=SUMMED, atol=0.0)
         assert other.memory_gap() == pytest.approx(closed.memory_gap(), rel=SUMMED)
 
 
@@ -325,7 +325,7 @@ def test_matrices_evaluated_where_asked_are_the_ones_kept(monkeypatch: pytest.Mo
         torch.testing.assert_close(getattr(asked, name)(5, x), getattr(kept, name)(5, x), rtol=ROUNDING, atol=ROUNDING)
     torch.testing.assert_close(asked.control(k[:-1], x[:-1]), kept.control(k[:-1], x[:-1]), rtol=ROUNDING, atol=ROUNDING)
     torch.testing.assert_close(asked.affine_policy.gain, kept.affine_policy.gain, rtol=ROUNDING, atol=ROUNDING)
-    torch.testing.assert_close(asked.gibbs_gap(), kept.gibbs_gap(), rtol=ROUNDING, atol=0.0)
+    torch.testing.assert_close(asked.kernel_gap(), kept.kernel_gap(), rtol=ROUNDING, atol=0.0)
     with pytest.raises(InvalidProblem, match="smallest eigenvalue") as late:
         LinearQuadratic(dataclasses.replace(problem, beta=torch.tensor(0.1)))
     monkeypatch.undo()
@@ -537,17 +537,17 @@ def gibbs_value(problem: ControlProblem, mean: float, variance: float) -> float:
 
 
 @pytest.mark.parametrize("curvature", [0.3, -2.0])
-def test_the_gibbs_gap_is_the_excess_of_the_whole_chains_gibbs_value(curvature: float):
+def test_the_kernel_gap_is_the_excess_of_the_whole_chains_gibbs_value(curvature: float):
     problem = line(variance_preserving(6), curvature)
     truth = LinearQuadratic(problem)
     for start in (-1.0, 0.0, 2.0):
         excess = gibbs_value(problem, *conditional_law(problem, start)) - float(truth.value(0, torch.tensor([[start]], dtype=F64)))
-        assert float(truth.gibbs_gap().sum()) == pytest.approx(excess, abs=10 * QUADRATURE)
-    assert bool((truth.gibbs_gap() > 0).all())
+        assert float(truth.kernel_gap().sum()) == pytest.approx(excess, abs=10 * QUADRATURE)
+    assert bool((truth.kernel_gap() > 0).all())
 
 
 @pytest.mark.parametrize("running", [False, True])
-def test_the_gibbs_gap_in_two_dimensions_from_the_stacked_noise(running: bool):
+def test_the_kernel_gap_in_two_dimensions_from_the_stacked_noise(running: bool):
     """Reward minus costs is quadratic in all noises at once, so the Gibbs value is one Gaussian integral in T m dimensions."""
     beta = 3.0
     problem = dataclasses.replace(general(2, 1, 5, 21, running), beta=torch.tensor(beta))
@@ -566,7 +566,7 @@ def test_the_gibbs_gap_in_two_dimensions_from_the_stacked_noise(running: bool):
         inner = torch.eye(5, dtype=F64) - bend / beta
         (slope,) = torch.autograd.functional.vjp(outcome, zero, torch.ones((), dtype=F64))[1:]
         gibbs = outcome(zero) + slope @ torch.linalg.solve(inner, slope) / beta / 2 - beta * torch.logdet(inner) / 2
-        assert float(truth.gibbs_gap().sum()) == pytest.approx(float(gibbs - truth.value(0, start[None])[0]), rel=SUMMED)
+        assert float(truth.kernel_gap().sum()) == pytest.approx(float(gibbs - truth.value(0, start[None])[0]), rel=SUMMED)
 
 
 def order(errors: list[float]) -> float:
@@ -574,8 +574,8 @@ def order(errors: list[float]) -> float:
     return math.log2(errors[-2] / errors[-1])
 
 
-def test_the_gibbs_gap_vanishes_at_order_one():
-    gaps = [float(LinearQuadratic(line(variance_preserving(T))).gibbs_gap().sum()) for T in (50, 100, 200, 400)]
+def test_the_kernel_gap_vanishes_at_order_one():
+    gaps = [float(LinearQuadratic(line(variance_preserving(T))).kernel_gap().sum()) for T in (50, 100, 200, 400)]
     assert order(gaps) == pytest.approx(1.0, abs=0.02)
 
 
@@ -595,7 +595,7 @@ def test_the_memory_gap_in_two_dimensions_from_the_tilt_of_a_gaussian():
     problem = dataclasses.replace(general(2, 2, 4, 50, running=False), beta=torch.tensor(4.0))
     truth = LinearQuadratic(problem)
     law = evaluate_affine(problem, AffinePolicy.zeros(problem.reference)).final_law
-    path_value = truth.objective + float(truth.gibbs_gap().sum())
+    path_value = truth.objective + float(truth.kernel_gap().sum())
     assert truth.memory_gap() == pytest.approx(4.0 * law.tilted(problem.reward, 4.0).log_normaliser - path_value, rel=SUMMED)
 
 

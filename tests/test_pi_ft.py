@@ -174,6 +174,29 @@ def test_the_contraction_never_exceeds_its_bound():
         assert bound < 1
 
 
+def test_the_contraction_stops_where_increments_are_rounding():
+    """At a contraction below 0.35 forty increments end in roundings, whose ratios would exceed every bound."""
+    found = sine_sweep(40)
+    rates = torch.tensor(
+        [
+            float(step.rho.max()) * step.curvature()
+            for step in (BellmanStep.build(sine().problem, k, sine().grids[k], found.values[k + 1]) for k in range(6))
+        ],
+        dtype=F64,
+    )
+    contraction = found.contraction
+    assert contraction.shape == (6, 39)
+    known = ~contraction.isnan()
+    assert bool(known[:, 0].all())
+    assert not bool(known[:, -1].any())
+    assert bool((known[:, :-1] >= known[:, 1:]).all())
+    assert bool((contraction <= rates[:, None] * (1 + RATIO))[known].all())
+    raw = found.increments[:, 1:] / found.increments[:, :-1]
+    assert not bool((raw <= rates[:, None] * (1 + RATIO)).all())
+    assert sine_sweep(1).contraction.shape == (6, 0)
+    assert sine_sweep(0).contraction.shape == (6, 0)
+
+
 @pytest.mark.parametrize("inner", [0, 1, 3])
 def test_the_value_gradient_of_an_iterate_is_the_derivative_of_its_value(inner: int):
     found, h = sine_sweep(inner), 1e-3

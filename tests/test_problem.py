@@ -182,6 +182,13 @@ def test_observing_measures_every_so_many_iterates():
     assert [m.iteration.index for m in observe(LinearQuadratic(problem), iterations, every=3)] == [0, 3, 6]
 
 
+@pytest.mark.parametrize("every", [0, -2])
+def test_observing_refuses_a_stride_that_is_not_positive(every: int):
+    problem = ControlProblem(chain(2, 1), Quadratic(t(-1.0)[:, None]), 1.0)
+    with pytest.raises(InvalidProblem, match=f"^every = {every}; give 1 to measure every iterate, 2 to measure every other one.$"):
+        observe(LinearQuadratic(problem), [], every=every)
+
+
 @pytest.mark.parametrize("name", FINE_TUNING)
 def test_named_problems_are_found_by_name(name: str):
     case = fine_tuning(name)

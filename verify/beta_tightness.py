@@ -53,7 +53,7 @@ LAM = 1e-3
 SEARCHED = 1e-4
 """Relative error of the bisection on beta, and of the curvature by quadrature."""
 WIDTH = math.log(16)
-"""The necessary weight is at most 16 times below the sharper sufficient one."""
+"""First width of the bracket on log(beta) below the sharper sufficient weight; it grows until the necessary one is inside."""
 FAMILIES = {
     "tanh score, sine reward": Factor(TanhScore(c=0.8, b=0.4), Sine(1.0, 1.5, 0.3)),
     "mixture score, sine reward": Factor(MixtureScore((0.5, 0.5), (-1.0, 1.0), (0.5, 0.5)), Sine(1.0, 1.5, 0.3)),
@@ -75,7 +75,10 @@ def measure(instance: ProductInstance, lam: float) -> float:
         return math.log(float((variance * torch.tensor(curvature, dtype=torch.float64)).max()) / (1 - lam)) - log_beta
 
     high = math.log(bound(instance, lam, theory.Sharp()))
-    return math.exp(root_scalar(excess, bracket=(high - WIDTH, high + SEARCHED), method="brentq", xtol=SEARCHED / 10).root)
+    low = high - WIDTH
+    while excess(low) < 0:
+        low -= WIDTH
+    return math.exp(root_scalar(excess, bracket=(low, high + SEARCHED), method="brentq", xtol=SEARCHED / 10).root)
 
 
 def bound(instance: ProductInstance | QuadraticInstance, lam: float, bounds: theory.Bounds) -> float:
@@ -87,7 +90,7 @@ def bound(instance: ProductInstance | QuadraticInstance, lam: float, bounds: the
 def test_holds(family: str) -> None:
     gaps = {}
     for steps in STEPS:
-        instance = _member(FAMILIES[family], steps)
+        instance = member(FAMILIES[family], steps)
         necessary = measure(instance, LAM)
         paper, sharp, exact = (bound(instance, LAM, b) for b in (theory.Paper(), theory.Sharp(), instance.sharp))
         where = {"family": family, "instance": instance.describe(), "paper": paper, "sharp": sharp, "exact means": exact}
@@ -98,7 +101,7 @@ def test_holds(family: str) -> None:
 
 def test_necessary_weight_is_the_one_of_the_package() -> None:
     """`measured_beta` searches on its own grids."""
-    instance = _member(FAMILIES["tanh score, sine reward"], 2)
+    instance = member(FAMILIES["tanh score, sine reward"], 2)
     own, other = measure(instance, LAM), float(measured_beta(instance.problem(1.0), LAM).beta[0])
     CLAIM.equals(own, other, instance, 10 * SEARCHED * own, "measured_beta")
 
@@ -126,7 +129,7 @@ def test_one_step_is_closed_form() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_needs_the_necessary_weight(family: str) -> None:
     """A tenth below the necessary weight some inner map no longer contracts by ``1 - lam``, so that no theory could admit it."""
-    instance = _member(FAMILIES[family], 2)
+    instance = member(FAMILIES[family], 2)
     beta = 0.9 * measure(instance, 0.3)
     problem = instance.problem(beta)
     curvature = torch.tensor(solve_backward(problem, grids_for(problem)).curvature, dtype=torch.float64)
@@ -147,7 +150,7 @@ def test_needs_convexity_to_be_attained() -> None:
     CLAIM.finding(f"concave quadratic reward, T = 4: sufficient over necessary β is {sufficient / necessary:.3f}", instance)
 
 
-def _member(factor: Factor, steps: int) -> ProductInstance:
+def member(factor: Factor, steps: int) -> ProductInstance:
     """The member of a family with T steps, from signal level 0.3 to 0.95 in equal ratios."""
     levels = tuple(0.3 * (0.95 / 0.3) ** (t / steps) for t in range(steps + 1))
     return ProductInstance(levels=levels, lam=(0.5,) * steps, factors=(factor,))

@@ -48,8 +48,8 @@ NODES, WIDTH = 8001, 20.0
 FORGETTING, REMEMBERING = 16.0, 1.0
 """Rates q: the correlation of Y_0 and Y_1 is of order exp(-q / 2), 3e-4 and 0.6."""
 STEPS = 1024
-NEXT = 0.1
-"""Share of the order 1/T^2 in the distance of the laws, at q / T = 1/64."""
+NEXT = 0.02
+"""Share of the order 1/T^2 in the distance of the laws: q / T = 1/64, rounded up."""
 MEMORY = 1e-6
 """Squared correlation, about exp(-q): what the distance tends to in place of zero."""
 
@@ -90,6 +90,7 @@ def test_law_tends_to_the_tilt() -> None:
     coarse, fine = (_distance(T, FORGETTING) for T in (STEPS, 2 * STEPS))
     where = {"q": FORGETTING, "T": [STEPS, 2 * STEPS], "distances": [coarse, fine]}
     CLAIM.holds(fine, coarse / 2, where, slack=NEXT, floor=MEMORY, part="law")
+    CLAIM.equals(2 * fine / coarse, 1.0, where, NEXT, "order of the law's distance")
 
 
 def test_needs_a_memoryless_schedule() -> None:

@@ -43,7 +43,9 @@ from socft.checks import require
 from socft.pi_ft import Sweep, sweep
 from socft.problem import ControlProblem
 from socft.truth.quadrature import Quadrature
+from verify.balls import ball
 from verify.claims import Claim
+from verify.iterates import Chained
 from verify.strategies import ACCURACY, Factor, Parabola, ProductInstance, TanhScore, instances
 
 CLAIM = Claim(
@@ -64,10 +66,16 @@ SMALLEST = Fraction(1, 2**40)
 def measure(truth: Quadrature, updates: int) -> Tensor:
     """Lipschitz constant of the update map, and largest ratio of increments, of a one-dimensional problem: shape (2, T)."""
     result = sweep(truth.problem, truth.grids, updates)
-    return torch.stack([_map_constants(truth.problem, result), _largest_ratios(result)])
+    return torch.stack([map_constants(truth.problem, result), _largest_ratios(result)])
 
 
-def bound(instance: ProductInstance, beta: Tensor, statement: theory.Statement = PAPER) -> Tensor:
+def map_constants(problem: ControlProblem, result: Sweep) -> Tensor:
+    """``sup rho |Hess G V_{t+1}|`` of the values of one pass, the Lipschitz constants of its updates, shape (T,)."""
+    steps = [BellmanStep.build(problem, k, result.grids[k], result.values[k + 1]) for k in range(problem.steps)]
+    return torch.tensor([float(step.rho.max()) * step.curvature() for step in steps], dtype=torch.float64)
+
+
+def bound(instance: Chained, beta: Tensor, statement: theory.Statement = PAPER) -> Tensor:
     """``sigma^2 Lb1_{t+1} / beta_t``, which is ``1 - lam_t`` by the choice of beta, shape (T,)."""
     return 1 - theory.constants_at(instance.chain, beta, statement).lam
 
@@ -128,9 +136,9 @@ def test_certified(sign: int, updates: int) -> None:
     open_cells = [(Fraction(1, 10), Fraction(4, 5), Fraction(0), Fraction(1))]
     while open_cells:
         low, high, left, right = open_cells.pop()
-        ball = _pushed(_ball(low, high), _ball(left, right), sign, updates)
-        if ball < 1:
-            largest = largest.max(ball.upper())
+        share = _pushed(ball(low, high), ball(left, right), sign, updates)
+        if share < 1:
+            largest = largest.max(share.upper())
             continue
         require(
             high - low > SMALLEST, f"no proof at lam = {float(low)}, curvature = {float(left)}; the statement is false or tight."
@@ -147,17 +155,6 @@ def _pushed(lam: flint.arb, curvature: flint.arb, sign: int, updates: int) -> fl
     for _ in range(2 * updates):
         total = 1 + ratio * total
     return lam * curvature * total
-
-
-def _ball(low: Fraction, high: Fraction) -> flint.arb:
-    """A ball that contains an interval."""
-    ends = [flint.arb(flint.fmpq(x.numerator, x.denominator)) for x in (low, high)]
-    return ends[0].union(ends[1])
-
-
-def _map_constants(problem: ControlProblem, result: Sweep) -> Tensor:
-    steps = [BellmanStep.build(problem, k, result.grids[k], result.values[k + 1]) for k in range(problem.steps)]
-    return torch.tensor([float(step.rho.max()) * step.curvature() for step in steps], dtype=torch.float64)
 
 
 def _largest_ratios(result: Sweep) -> Tensor:

@@ -8,7 +8,7 @@ Statement: by `Estimator.estimates`,
   the target is :math:`B_k^\top E[\nabla V^{policy}_{k+1} \mid x_k]/\beta_k`, an adapted control;
 * "fixed-point residual": the expectation vanishes at the optimum, and not elsewhere.
 
-Labels of step k are functions of the state at step k and of the noise from then on.
+Targets of step k are functions of the state at step k and of the noise from then on, but for losses of whole paths.
 
 Kind: equality, by Monte Carlo within `STDERRS` standard errors.
 
@@ -27,9 +27,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from socft.costate import FromPolicy
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator, Labels, MatchingEstimator
+from socft.estimators.cross_entropy import CrossEntropy
 from socft.estimators.full_adjoint import FullAdjoint
+from socft.estimators.integration_by_parts import IntegrationByParts
+from socft.estimators.log_variance import LogVariance
+from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
+from socft.estimators.score_function import ScoreFunction
+from socft.estimators.socm import SOCM
+from socft.estimators.socm_adjoint import SOCMAdjoint
+from socft.estimators.variance import Variance
+from socft.martingale import Antithetic, FirstOrder
 from socft.policy import AffinePolicy, Policy
 from socft.problem import ControlProblem
 from socft.reference import KernelReference, ScalarDiffusion, Step
@@ -45,14 +55,26 @@ CLAIM = Claim(
     kind="equality",
 )
 PATHS = 20_000
-STDERRS = 4.5
-"""For the largest of about 50 entries: a normal variable exceeds it with chance 7e-6."""
+STDERRS = 4.0
+"""A normal variable exceeds it with chance 6e-5, the largest of the 24 entries of an estimator with chance 2e-3: on fresh seeds one
+check in 600 would fail though the statement holds. The seeds are fixed, one per check, and none was chosen."""
 ROUNDING = 1e-12
 """Relative: the same operations on the same states."""
 RESTART = 2
 
-GRADIENTS: list[Estimator] = [FullAdjoint()]
-RESIDUALS: list[Estimator] = [AdjointMatching()]
+WHOLE_PATH: list[Estimator] = [LogVariance(), Variance()]
+"""Their targets compare whole paths, with noise before step k that has mean zero against that of step k."""
+ONE_BETA: list[Estimator] = [CrossEntropy(), WHOLE_PATH[1], SOCM(), SOCMAdjoint()]
+"""They compare path measures, which need a constant beta."""
+GRADIENTS: list[Estimator] = [
+    FullAdjoint(),
+    FullMartingaleAdjoint(FirstOrder(FromPolicy())),
+    ScoreFunction(),
+    IntegrationByParts(),
+    WHOLE_PATH[0],
+]
+RESIDUALS: list[Estimator] = [AdjointMatching(), MartingaleAdjoint(Antithetic(FromPolicy(exact=False), last=False)), *ONE_BETA]
+"""The corrected residual with an inexact field: with the exact one nothing is left at the optimum to average."""
 INSTANCES = [
     QuadraticInstance(levels=(0.3, 0.5, 0.7, 0.9), lam=(0.5,) * 3, score=(-0.8,), shift=(0.3,), curvature=(-2.0,), slope=(1.0,)),
     QuadraticInstance(
@@ -88,16 +110,15 @@ def test_holds_for_objective_gradients(estimator: Estimator, instance: Quadratic
     problem, policy = instance.problem(instance.beta()), _perturbed(instance)
     assert estimator.estimates == "objective gradient"
     where = {"estimator": name(estimator), "instance": instance.describe(), "paths": PATHS}
-    CLAIM.holds(
-        distances(estimator, problem, policy, _minus_gradient(problem, policy), 1), STDERRS, where, part="objective gradient"
-    )
+    off = distances(estimator, problem, policy, _minus_gradient(problem, policy), 1)
+    CLAIM.equals(off, 0.0, where, STDERRS, "objective gradient")
 
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=name)
 @pytest.mark.parametrize("estimator", RESIDUALS, ids=name)
 def test_holds_for_fixed_point_residuals(estimator: Estimator, instance: QuadraticInstance) -> None:
     """At the optimum."""
-    truth = instance.solve()
+    truth = instance.solve(_beta(estimator, instance))
     policy = truth.affine_policy
     assert estimator.estimates == "fixed-point residual"
     zero = torch.zeros_like(_minus_gradient(truth.problem, policy))
@@ -116,8 +137,7 @@ def test_holds_for_conditional_means(estimator: MatchingEstimator, instance: Qua
         design = torch.cat([path.states[k], torch.ones(PATHS, 1, dtype=torch.float64)], 1)
         gram = torch.linalg.inv(design.T @ design)
         found = gram @ design.T @ labels.targets[k]
-        spread = (labels.targets[k] - design @ found).square().mean(0)
-        stderr = (gram.diagonal()[:, None] * spread).sqrt()
+        stderr = ((design @ gram).square().T @ (labels.targets[k] - design @ found).square()).sqrt()
         with torch.no_grad():
             probe = torch.cat([torch.eye(instance.dim, dtype=torch.float64), torch.zeros(1, instance.dim, dtype=torch.float64)])
             moved = problem.reference.step(k, probe, policy(k, probe))
@@ -127,11 +147,11 @@ def test_holds_for_conditional_means(estimator: MatchingEstimator, instance: Qua
         CLAIM.equals((found - expected) / stderr.clamp(min=1e-13), 0.0, where, STDERRS, "conditional mean")
 
 
-@pytest.mark.parametrize("estimator", GRADIENTS + RESIDUALS, ids=name)
+@pytest.mark.parametrize("estimator", [e for e in GRADIENTS + RESIDUALS if e not in WHOLE_PATH], ids=name)
 def test_labels_are_adapted_to_later_noise(estimator: Estimator) -> None:
     """Labels from a path started at the state of step `RESTART`, with the same noise after it."""
     instance = INSTANCES[1]
-    problem, policy = instance.problem(instance.beta()), _perturbed(instance)
+    problem, policy = instance.problem(_beta(estimator, instance)), _perturbed(instance)
     path = _paths(problem, policy, 4, 64)
     whole = estimator.label(problem, policy, path).targets[RESTART:]
     later = _later(problem)
@@ -146,9 +166,11 @@ def test_labels_are_adapted_to_later_noise(estimator: Estimator) -> None:
 
 @pytest.mark.parametrize("estimator", RESIDUALS, ids=name)
 def test_needs_the_optimum(estimator: Estimator) -> None:
-    """Away from it a fixed-point residual is neither zero nor the gradient."""
+    """Halfway to the pre-trained model, where importance weights are still usable, it is neither zero nor the gradient."""
     instance = INSTANCES[0]
-    problem, policy = instance.problem(instance.beta()), _perturbed(instance)
+    truth = instance.solve(_beta(estimator, instance))
+    problem, best = truth.problem, truth.affine_policy
+    policy = AffinePolicy(best.gain.detach() / 2, best.offset.detach() / 2)
     expected = _minus_gradient(problem, policy)
     where = {"estimator": name(estimator), "instance": instance.describe(), "paths": PATHS}
     for what, target in (("gradient", expected), ("zero", torch.zeros_like(expected))):
@@ -157,9 +179,9 @@ def test_needs_the_optimum(estimator: Estimator) -> None:
         )
 
 
-@pytest.mark.parametrize("estimator", GRADIENTS, ids=name)
+@pytest.mark.parametrize("estimator", [e for e in GRADIENTS if e not in WHOLE_PATH], ids=name)
 def test_needs_paths_of_the_policy(estimator: Estimator) -> None:
-    """On paths of another policy an objective gradient is biased."""
+    """On paths of another policy an objective gradient is biased; the log-variance refuses such paths with random starts."""
     instance = INSTANCES[0]
     problem, policy = instance.problem(instance.beta()), _perturbed(instance)
     other = AffinePolicy(policy.gain.detach() - 0.5, policy.offset.detach() + 0.5)
@@ -210,6 +232,12 @@ class _Given(Policy):
 
     def forward(self, k: Step, x: Tensor) -> Tensor:
         return self.control
+
+
+def _beta(estimator: Estimator, instance: QuadraticInstance) -> Tensor:
+    """The instance's KL weights, or the largest of them for all steps."""
+    beta = torch.as_tensor(instance.beta(), dtype=torch.float64)
+    return beta.max().expand_as(beta) if estimator in ONE_BETA else beta
 
 
 def _minus_gradient(problem: ControlProblem, policy: AffinePolicy) -> Tensor:

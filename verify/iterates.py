@@ -1,25 +1,19 @@
-r"""PI-FT on the instances of claims: what its iterates attain, and one step of it in closed form.
+r"""PI-FT on the instances of claims: what its iterates attain.
 
 `Iterate` has the suprema of one backward pass with m updates at every step, by quadrature in one dimension per distinct coordinate.
 Coordinates of a rotated product vary independently, so lengths add up as :math:`(\sum_i n_i \sup_i^2)^{1/2}` and Lipschitz
 constants are the largest coordinate's: both exact.
-
-`Clipped` is the step that attains what can be attained: the mean map :math:`m(y) = y` and the next value function with the slope
-:math:`V'(x) = \mathrm{clip}(K x, -L_0, L_0)`, K of either sign, which Gaussian smoothing turns into error functions.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.special import ndtr
 from torch import Tensor
 
 from socft import theory
@@ -31,6 +25,16 @@ from socft.problem import ControlProblem
 from socft.schedule import Schedule
 from socft.truth.quadrature import Quadrature
 from verify.strategies import INNER, ProductInstance
+
+
+class Chained(Protocol):
+    """Whatever has constants: an instance, or a closed form."""
+
+    @property
+    def chain(self) -> theory.Chain:
+        """What the theory knows of it."""
+        ...
+
 
 PAPER = theory.Iterates(theory.Paper())
 """Lemma 3.2 with the paper's constants: its condition on beta is the one of Lemmas 3.3 and 3.4 and Theorem 3.1."""
@@ -46,6 +50,7 @@ class Iterate:
         value_gradient: ``sup |grad V_t^(m)|``, shape (T + 1,).
         value_hessian: ``sup |Hess V_t^(m)|``, shape (T + 1,).
         control_slope: ``sup |Jac U_t^(m)|`` in score units, shape (T,).
+        control_bend: ``sup |D^2 U_t^(m)|`` in score units, shape (T,).
         control_error: ``sup |v_t^(m) - v*_t|``, shape (T,).
         gradient_error: ``sup |grad V_t^(m) - grad V*_t|``, shape (T + 1,).
         increments: ``sup |G_j - G_{j-1}|`` for j = 0..m-1, with ``G_{-1} = 0``, shape (T, m).
@@ -54,6 +59,7 @@ class Iterate:
     value_gradient: Tensor
     value_hessian: Tensor
     control_slope: Tensor
+    control_bend: Tensor
     control_error: Tensor
     gradient_error: Tensor
     increments: Tensor
@@ -74,6 +80,7 @@ def iterate(instance: ProductInstance, beta: Tensor, rounds: int) -> Iterate:
         length("value_gradient"),
         largest("value_hessian"),
         largest("control_slope"),
+        largest("control_bend"),
         length("control_error"),
         length("gradient_error"),
         length("increments"),
@@ -82,12 +89,18 @@ def iterate(instance: ProductInstance, beta: Tensor, rounds: int) -> Iterate:
 
 def line_iterate(truth: Quadrature, instance: ProductInstance, rounds: int) -> Iterate:
     """The suprema of a one-dimensional problem."""
-    problem, found = truth.problem, sweep(truth.problem, truth.grids, rounds)
-    unit = instance.schedule.sigma / problem.beta
+    return suprema(truth, instance, sweep(truth.problem, truth.grids, rounds))
+
+
+def suprema(truth: Quadrature, instance: ProductInstance, found: Sweep) -> Iterate:
+    """What one pass attains, beside the exact solution on the same grids."""
+    problem = truth.problem
+    unit, slopes = instance.schedule.sigma / problem.beta, control_slopes(problem, instance.schedule, found)
     return Iterate(
         value_gradient=supremum([v.gradient for v in found.values]),
         value_hessian=supremum([differentiate(v.grid, v.gradient) for v in found.values]),
-        control_slope=supremum(control_slopes(problem, instance.schedule, found)),
+        control_slope=supremum(slopes),
+        control_bend=supremum([differentiate(grid, slope) for grid, slope in zip(found.grids, slopes, strict=False)]),
         control_error=supremum([a - b for a, b in zip(found.shifts, truth.shifts, strict=True)]) / instance.schedule.sigma,
         gradient_error=supremum([a.gradient - b.gradient for a, b in zip(found.values, truth.values, strict=True)]),
         increments=found.increments / unit[:, None],
@@ -139,7 +152,7 @@ def supremum(fields: Sequence[Tensor]) -> Tensor:
     return torch.stack([inner(f).abs().max() for f in fields])
 
 
-def constants_for(instance: ProductInstance, beta: Tensor, bounds: theory.Bounds) -> theory.Regularity | None:
+def constants_for(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> theory.Regularity | None:
     """The constants of Lemma 3.2 at given weights, None where these do not admit the weights."""
     try:
         return theory.constants_at(instance.chain, beta, theory.Iterates(bounds))
@@ -150,70 +163,3 @@ def constants_for(instance: ProductInstance, beta: Tensor, bounds: theory.Bounds
 def visible(measured: Tensor, bound: Tensor) -> Tensor:
     """The measured numbers, zero where the bound is below `VISIBLE`."""
     return torch.where(bound >= VISIBLE, measured, 0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Clipped:
-    """One step with ``m(y) = y`` and ``V'(x) = clip(K x, -L0, L0)``, |K| = 1, and ``rho = q``, so that updates contract by q.
-
-    Attributes:
-        q: ``1 - lam``.
-        corner: where the slope is clipped: L0 = corner.
-        sigma: noise scale.
-        sign: sign of K.
-    """
-
-    q: float
-    corner: float
-    sigma: float = 1.0
-    sign: int = 1
-
-    def slope(self, x: np.ndarray) -> np.ndarray:
-        """``(G V)'(x)``."""
-        right, left = (x + self.corner) / self.sigma, (x - self.corner) / self.sigma
-        return self.sign * (self.sigma * (_integral(right) - _integral(left)) - self.corner)
-
-    def curvature(self, x: np.ndarray) -> np.ndarray:
-        """``(G V)''(x)``."""
-        return self.sign * (ndtr((x + self.corner) / self.sigma) - ndtr((x - self.corner) / self.sigma))
-
-    def shifts(self, rounds: int) -> list[np.ndarray]:
-        """``delta_0 .. delta_rounds`` at the states."""
-        found = [np.zeros_like(self.states)]
-        for _ in range(rounds):
-            found.append(self.q * self.slope(self.states + found[-1]))
-        return found
-
-    @functools.cached_property
-    def states(self) -> np.ndarray:
-        """States on both sides of the corners."""
-        reach = 2 * self.corner + 9 * self.sigma
-        return np.linspace(-reach, reach, 8_001)
-
-    @functools.cached_property
-    def best(self) -> np.ndarray:
-        """The optimal shift, by bisection."""
-        low, high = np.full_like(self.states, -self.q * self.corner), np.full_like(self.states, self.q * self.corner)
-        for _ in range(80):
-            middle = (low + high) / 2
-            above = middle > self.q * self.slope(self.states + middle)
-            low, high = np.where(above, low, middle), np.where(above, middle, high)
-        return (low + high) / 2
-
-    def value_slope(self, rounds: int) -> np.ndarray:
-        """``dV^(m)/dy`` by the chain rule (55)."""
-        shift, jacobian = np.zeros_like(self.states), np.zeros_like(self.states)
-        for _ in range(rounds):
-            here = self.states + shift
-            shift, jacobian = self.q * self.slope(here), self.q * self.curvature(here) * (1 + jacobian)
-        reached = self.slope(self.states + shift)
-        return reached + jacobian * (reached - shift / self.q)
-
-    def describe(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {"type": "Clipped"} | dataclasses.asdict(self)
-
-
-def _integral(z: np.ndarray) -> np.ndarray:
-    """``E max(z + W, 0)``."""
-    return z * ndtr(z) + np.exp(-z * z / 2) / math.sqrt(2 * math.pi)

@@ -18,8 +18,6 @@ What would refute it: an increment above its bound beyond quadrature error.
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -29,7 +27,8 @@ from torch import Tensor
 
 from socft import theory
 from verify.claims import Claim
-from verify.iterates import PAPER, Clipped, constants_for, iterate, visible
+from verify.iterates import PAPER, Chained, constants_for, iterate, visible
+from verify.staircase import clipped
 from verify.strategies import ACCURACY, ProductInstance, curved_rewards, instances
 
 CLAIM = Claim(
@@ -47,11 +46,11 @@ def measure(instance: ProductInstance, beta: Tensor, rounds: int) -> Tensor:
     return iterate(instance, beta, rounds).increments
 
 
-def bound(instance: ProductInstance, beta: Tensor, bounds: theory.Bounds, rounds: int) -> Tensor:
+def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, rounds: int) -> Tensor:
     """``(1 - lam)^j Lb0_{t+1}``, shape (T, m); infinite where these bounds do not admit the weights."""
     found, powers = constants_for(instance, beta, bounds), torch.arange(rounds, dtype=torch.float64)
     if found is None:
-        return torch.full((instance.steps, rounds), torch.inf, dtype=torch.float64)
+        return torch.full((instance.chain.steps, rounds), torch.inf, dtype=torch.float64)
     return (1 - found.lam[:, None]) ** powers * found.L0V[1:, None]
 
 
@@ -69,24 +68,18 @@ def test_holds(instance: ProductInstance, rounds: int) -> None:
 @settings(max_examples=15)
 @given(st.floats(0.05, 0.98), st.floats(0.5, 50), st.sampled_from([1, -1]))
 def test_holds_for_clipped_slopes(q: float, corner: float, sign: int) -> None:
-    step = Clipped(q, corner, sign=sign)
-    CLAIM.holds(_increments(step, 6), q ** np.arange(7) * corner, step, part="clipped")
+    step = clipped(q, corner, sign=sign)
+    CLAIM.holds(step.increments(6), q ** np.arange(7) * corner, step, part="clipped")
 
 
 @pytest.mark.parametrize("q", [0.5, 0.9])
 def test_is_attained(q: float) -> None:
-    step = Clipped(q, SHARP_CLIP, sign=-1)
-    for j, increment in enumerate(_increments(step, 6)):
-        CLAIM.attained(float(increment), q**j * step.corner, step.describe() | {"j": j})
+    step = clipped(q, SHARP_CLIP, sign=-1)
+    for j, increment in enumerate(step.increments(6)):
+        CLAIM.attained(float(increment), q**j * step.L0, step.describe() | {"j": j})
 
 
 def test_needs_the_condition_on_beta() -> None:
     """With q = 1.25 there is no lambda: increments stop shrinking and exceed the bound of lambda = 0.01."""
-    step = Clipped(1.25, SHARP_CLIP, sign=-1)
-    CLAIM.breaks(float(_increments(step, 20)[-1]), 0.99**20 * step.corner, step, "condition on beta")
-
-
-def _increments(step: Clipped, rounds: int) -> np.ndarray:
-    """``sup |G_j - G_{j-1}|``, j = 0..m."""
-    shifts = step.shifts(rounds + 1)
-    return np.array([np.abs(b - a).max() / step.q for a, b in itertools.pairwise(shifts)])
+    step = clipped(1.25, SHARP_CLIP, sign=-1)
+    CLAIM.breaks(float(step.increments(20)[-1]), 0.99**20 * step.L0, step, "condition on beta")

@@ -21,7 +21,6 @@ What would refute it: an iterate's gradient longer than its bound beyond quadrat
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,7 +29,8 @@ from torch import Tensor
 
 from socft import theory
 from verify.claims import WITHIN, Claim
-from verify.iterates import PAPER, Clipped, constants_for, iterate
+from verify.iterates import PAPER, Chained, constants_for, iterate
+from verify.staircase import clipped
 from verify.strategies import ACCURACY, ProductInstance, curved_rewards, instances
 
 CLAIM = Claim(
@@ -48,7 +48,7 @@ def measure(instance: ProductInstance, beta: Tensor, rounds: int) -> Tensor:
     return iterate(instance, beta, rounds).value_gradient[:-1]
 
 
-def bound(instance: ProductInstance, beta: Tensor, bounds: theory.Bounds) -> Tensor | float:
+def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor | float:
     """``Lb0_t``, t < T, shape (T,); infinite where these bounds do not admit the weights."""
     found = constants_for(instance, beta, bounds)
     return torch.inf if found is None else found.L0V[:-1]
@@ -68,26 +68,21 @@ def test_holds(instance: ProductInstance, rounds: int) -> None:
 @settings(max_examples=15)
 @given(st.floats(0.05, 0.98), st.floats(0.5, 50), st.sampled_from([1, -1]))
 def test_holds_for_clipped_slopes(q: float, corner: float, sign: int) -> None:
-    step = Clipped(q, corner, sign=sign)
+    step = clipped(q, corner, sign=sign)
     factors = [1 + bounds.overshoot(1 - q) for bounds in (theory.Paper(), theory.Sharp())]
     for rounds in range(7):
         where = step.describe() | {"updates": rounds}
-        CLAIM.holds(_steepest(step, rounds), factors[0], where, sharp=factors[1], part="clipped")
+        CLAIM.holds(step.steepest(rounds) / step.L0, factors[0], where, sharp=factors[1], part="clipped")
 
 
 @pytest.mark.parametrize(("q", "rounds"), [(0.5, 1), (0.9, 3), (0.99, 8)])
 def test_needs_the_overshoot(q: float, rounds: int) -> None:
     """Theorem 2.8's constant (14), without the overshoot, does not hold for iterates: the factor it needs is nearly 2."""
-    step = Clipped(q, SHARP_CLIP)
-    steepest, where = _steepest(step, rounds), step.describe() | {"updates": rounds}
+    step = clipped(q, SHARP_CLIP)
+    steepest, where = step.steepest(rounds) / step.L0, step.describe() | {"updates": rounds}
     CLAIM.breaks(steepest, 1.0, where, "overshoot")
     limit = 1 + q ** (rounds + 1) * (1 - q**rounds) / (1 - q ** (rounds + 1))
     CLAIM.equals(steepest, limit, where, WITHIN * limit, "sharp clip")
     CLAIM.finding(
         f"at λ = {1 - q:.2g} an unfinished iterate's value is {steepest:.3f} times as steep as (14) allows the optimal one's", where
     )
-
-
-def _steepest(step: Clipped, rounds: int) -> float:
-    """``sup |grad V^(m)| / L0``."""
-    return float(np.abs(step.value_slope(rounds)).max()) / step.corner

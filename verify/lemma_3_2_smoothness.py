@@ -30,8 +30,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
+from verify.balls import ball, cells
 from verify.claims import Claim
-from verify.iterates import PAPER, constants_for, iterate
+from verify.iterates import PAPER, Chained, constants_for, iterate
 from verify.strategies import DIFFERENCED, ProductInstance, curved_rewards, instances, numbers
 
 CLAIM = Claim(
@@ -53,7 +54,7 @@ def measure(instance: ProductInstance, beta: Tensor, rounds: int) -> Tensor:
     return iterate(instance, beta, rounds).value_hessian[:-1]
 
 
-def bound(instance: ProductInstance, beta: Tensor, bounds: theory.Bounds) -> Tensor | float:
+def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor | float:
     """``Lb1_t``, t < T, shape (T,); infinite where these bounds do not admit the weights."""
     found = constants_for(instance, beta, bounds)
     return torch.inf if found is None else found.L1V[:-1]
@@ -82,10 +83,9 @@ def test_maximum_is_attained_at_a_finite_m(lam: float, constant: float, slope: f
 
 def test_certified() -> None:
     """Terms shrink from the first ``m > q / lam`` on: ``q (c + d (m + 1)) <= c + d m`` for all c, d >= 0 as ``q (m + 1) <= m``."""
-    for i in range(1, CELLS - 1):
-        low, high = Fraction(i, CELLS), Fraction(i + 1, CELLS)
+    for low, high in cells(Fraction(1, CELLS), 1 - Fraction(1, CELLS), CELLS - 2):
         first = math.floor((1 - low) / low) + 1
-        q = 1 - _ball(low, high)
+        q = 1 - ball(low, high)
         CLAIM.certified(q * (first + 1), flint.arb(first), {"lam": [float(low), float(high)], "m": first}, "place of the maximum")
 
 
@@ -109,9 +109,3 @@ def test_needs_the_excess(q: float, slope: float) -> None:
     CLAIM.finding(
         f"at λ = {1 - q:.2g} an iterate's Hessian is {measured / optimum:.3f} times what (15) allows the optimal value's", where
     )
-
-
-def _ball(low: Fraction, high: Fraction) -> flint.arb:
-    """A ball that contains an interval."""
-    ends = [flint.arb(flint.fmpq(x.numerator, x.denominator)) for x in (low, high)]
-    return ends[0].union(ends[1])

@@ -25,7 +25,6 @@ from __future__ import annotations
 from fractions import Fraction
 
 import flint
-import numpy as np
 import pytest
 import sympy
 import torch
@@ -34,8 +33,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
+from verify.balls import ball, cells
 from verify.claims import Claim
-from verify.iterates import PAPER, Clipped, Iterate, constants_for, iterate, visible
+from verify.iterates import PAPER, Chained, Iterate, constants_for, iterate, visible
+from verify.staircase import clipped
 from verify.strategies import ACCURACY, ProductInstance, curved_rewards, instances
 
 CLAIM = Claim(
@@ -54,7 +55,7 @@ def measure(found: Iterate, unit: Tensor) -> Tensor:
     return unit * found.control_error
 
 
-def bound(instance: ProductInstance, beta: Tensor, bounds: theory.Bounds, found: Iterate, rounds: int) -> Tensor:
+def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, found: Iterate, rounds: int) -> Tensor:
     """The lemma with the measured eps, shape (T,); infinite where these bounds do not admit the weights."""
     constants = constants_for(instance, beta, bounds)
     if constants is None:
@@ -81,9 +82,9 @@ def test_holds(instance: ProductInstance, rounds: int) -> None:
 @pytest.mark.parametrize("q", [0.3, 0.9])
 def test_is_attained(q: float) -> None:
     """The first term, in shifts, where kappa is rho = q."""
-    step = Clipped(q, SHARP_CLIP)
-    for m, error in enumerate(_errors(step, 5)):
-        limit = theory.control_error_bound(step.corner, 0.0, q, 1 - q, m)
+    step = clipped(q, SHARP_CLIP)
+    for m, error in enumerate(step.control_errors(5)):
+        limit = theory.control_error_bound(step.L0, 0.0, q, 1 - q, m)
         CLAIM.attained(error, limit, step.describe() | {"updates": m})
 
 
@@ -98,9 +99,9 @@ def test_second_term_is_attained() -> None:
 
 def test_needs_the_condition_on_beta() -> None:
     """For q = 1.25 and a concave reward there is an optimum, but updates run away from it."""
-    step = Clipped(1.25, 30.0, sign=-1)
-    errors = _errors(step, 12)
-    CLAIM.breaks(errors[-1], theory.control_error_bound(step.corner, 0.0, step.q, 0.1, 12), step, "condition on beta")
+    step = clipped(1.25, 30.0, sign=-1)
+    errors = step.control_errors(12)
+    CLAIM.breaks(errors[-1], theory.control_error_bound(step.L0, 0.0, step.q, 0.1, 12), step, "condition on beta")
 
 
 def test_needs_the_error_in_front() -> None:
@@ -123,17 +124,10 @@ def test_certified(rounds: int) -> None:
     left = sympy.simplify(updates - c - (-(r**rounds) * c + (r - s) * (1 + c) * (1 - r**rounds) / (1 - r)))
     CLAIM.equals(float(left != 0), 0.0, {"updates": rounds, "left over": str(left)}, 0.5, "identity of the certificate")
     for sign in (1, -1):
-        for i in range(CELLS):
-            ends = [Fraction(1, 10) + Fraction(8, 10) * Fraction(j, CELLS) for j in (i, i + 1)]
-            low, high = (flint.arb(flint.fmpq(x.numerator, x.denominator)) for x in ends)
-            ratio = sign * low.union(high)
+        for ends in cells(Fraction(1, 10), Fraction(9, 10), CELLS):
+            ratio = sign * ball(*ends)
             where = {"r": [sign * float(x) for x in ends], "updates": rounds}
             if sign > 0:  # the two denominators agree
                 CLAIM.certified(1 - ratio**rounds, flint.arb(1), where, "quadratic family")
             else:
                 CLAIM.certified((1 - ratio**rounds) * (1 + ratio) / (1 - ratio), flint.arb(1), where, "quadratic family")
-
-
-def _errors(step: Clipped, rounds: int) -> list[float]:
-    """``sup |delta_m - delta*|``, m = 0..rounds."""
-    return [float(np.abs(shift - step.best).max()) for shift in step.shifts(rounds)]

@@ -34,8 +34,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
+from verify.balls import ball, cells
 from verify.claims import Claim
-from verify.iterates import PAPER, Clipped, Iterate, constants_for, iterate, visible
+from verify.iterates import PAPER, Chained, Iterate, constants_for, iterate, visible
+from verify.staircase import OneStep, clipped
 from verify.strategies import ACCURACY, ProductInstance, curved_rewards, instances
 
 CLAIM = Claim(
@@ -56,7 +58,7 @@ def measure(found: Iterate) -> Tensor:
     return found.gradient_error[:-1]
 
 
-def bound(instance: ProductInstance, beta: Tensor, bounds: theory.Bounds, found: Iterate, rounds: int) -> tuple[Tensor, Tensor]:
+def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, found: Iterate, rounds: int) -> tuple[Tensor, Tensor]:
     """The lemma and the bound of the right order with the measured eps, shape (T,) each; infinite where beta is too small."""
     constants = constants_for(instance, beta, bounds)
     if constants is None:
@@ -64,7 +66,7 @@ def bound(instance: ProductInstance, beta: Tensor, bounds: theory.Bounds, found:
     size = theory.constants_at(instance.chain, beta, theory.Optimum(bounds)).L0V.tolist()
     rho, eps, steepest = theory.proximal_step(instance.chain, beta).tolist(), found.gradient_error.tolist(), constants.L0V.tolist()
     M, lam, third = constants.mean_L0.tolist(), constants.lam.tolist(), constants.third.tolist()
-    steps = range(instance.steps)
+    steps = range(instance.chain.steps)
     first = [theory.value_gradient_error_bound(size[t + 1], steepest[t + 1], eps[t + 1], M[t], lam[t], rounds) for t in steps]
     second = [theory.envelope_error_bound(steepest[t + 1], eps[t + 1], M[t], lam[t], rho[t], third[t], rounds) for t in steps]
     return torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64)
@@ -86,18 +88,18 @@ def test_holds(instance: ProductInstance, rounds: int) -> None:
 @settings(max_examples=15)
 @given(st.floats(0.1, 0.95), st.floats(0.5, 30), st.sampled_from([1, -1]))
 def test_holds_for_clipped_slopes(q: float, corner: float, sign: int) -> None:
-    step = Clipped(q, corner, sign=sign)
+    step = clipped(q, corner, sign=sign)
     for rounds in range(8):
         first, second = _bounds(step, rounds)
         where = step.describe() | {"updates": rounds}
-        CLAIM.holds(_error(step, rounds), first, where, sharp=min(first, second), floor=CLOSED_FORM * corner, part="clipped")
+        CLAIM.holds(step.gradient_error(rounds), first, where, sharp=min(first, second), floor=CLOSED_FORM * corner, part="clipped")
 
 
 def test_is_off_by_an_order() -> None:
     """The lemma overstates the error by a factor that grows like ``q^-m / m``; the sharper bound's at most like m."""
-    step = Clipped(0.5, 8.0)
+    step = clipped(0.5, 8.0)
     rounds = (2, 4, 8, 16)
-    errors = [_error(step, m) for m in rounds]
+    errors = [step.gradient_error(m) for m in rounds]
     over = np.array([[limit / error for limit in _bounds(step, m)] for m, error in zip(rounds, errors, strict=True)])
     where = step.describe() | {"updates": rounds, "lemma over error": over[:, 0], "sharper bound over error": over[:, 1]}
     CLAIM.finding(
@@ -109,16 +111,16 @@ def test_is_off_by_an_order() -> None:
 
 def test_needs_the_unfinished_term() -> None:
     """With an exact value function in front, eps_t = 0 fails for every finite m."""
-    step = Clipped(0.5, 1.0)
+    step = clipped(0.5, 1.0)
     for rounds in (0, 1, 4):
-        CLAIM.breaks(_error(step, rounds), CLOSED_FORM, step.describe() | {"updates": rounds}, "second term")
+        CLAIM.breaks(step.gradient_error(rounds), CLOSED_FORM, step.describe() | {"updates": rounds}, "second term")
 
 
 def test_needs_the_condition_on_beta() -> None:
     """For q = 1.25 and a concave reward there is an optimum, but the iterates' values do not approach its value."""
-    step, rounds = Clipped(1.25, 30.0, sign=-1), 30
-    limit = theory.value_gradient_error_bound(step.corner, 10 * step.corner, 0.0, 1.0, 0.2, rounds)
-    CLAIM.breaks(_error(step, rounds), limit, step.describe() | {"updates": rounds, "lam": 0.2}, "condition on beta")
+    step, rounds = clipped(1.25, 30.0, sign=-1), 30
+    limit = theory.value_gradient_error_bound(step.L0, 10 * step.L0, 0.0, 1.0, 0.2, rounds)
+    CLAIM.breaks(step.gradient_error(rounds), limit, step.describe() | {"updates": rounds, "lam": 0.2}, "condition on beta")
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2, 5])
@@ -127,21 +129,14 @@ def test_certified(rounds: int) -> None:
 
     The lemma allows ``q^{m+1} (1 + 1/lam)`` of it, the sharper bound, without third derivatives, ``q^{2m+1} (1 + q) / lam``.
     """
-    for i in range(CELLS):
-        ends = [Fraction(1, 10) + Fraction(8, 10) * Fraction(j, CELLS) for j in (i, i + 1)]
-        left, right = (flint.arb(flint.fmpq(x.numerator, x.denominator)) for x in ends)
-        q, where = left.union(right), {"q": [float(x) for x in ends], "updates": rounds}
+    for ends in cells(Fraction(1, 10), Fraction(9, 10), CELLS):
+        q, where = ball(*ends), {"q": [float(x) for x in ends], "updates": rounds}
         CLAIM.certified(q**rounds, 1 + 1 / (1 - q), where, "quadratic step, lemma over q^{m+1}")
         CLAIM.certified(flint.arb(1), (1 + q) / (1 - q), where, "quadratic step, sharper bound over q^{2m+1}")
 
 
-def _error(step: Clipped, rounds: int) -> float:
-    """``sup |dV^(m)/dy - dV*/dy|``; the optimal slope is ``delta* / rho``."""
-    return float(np.abs(step.value_slope(rounds) - step.best / step.q).max())
-
-
-def _bounds(step: Clipped, rounds: int) -> tuple[float, float]:
+def _bounds(step: OneStep, rounds: int) -> tuple[float, float]:
     """The lemma and the bound of the right order, for ``m(y) = y`` and an exact value function in front."""
     lam, third = 1 - step.q, theory.SHARP / step.sigma
-    first = theory.value_gradient_error_bound(step.corner, step.corner, 0.0, 1.0, lam, rounds)
-    return first, theory.envelope_error_bound(step.corner, 0.0, 1.0, lam, step.q, third, rounds)
+    first = theory.value_gradient_error_bound(step.L0, step.L0, 0.0, 1.0, lam, rounds)
+    return first, theory.envelope_error_bound(step.L0, 0.0, 1.0, lam, step.q, third, rounds)

@@ -97,7 +97,7 @@ def test_vanishes_without_memory() -> None:
 def test_does_not_vanish_with_T() -> None:
     """At q = 1 it tends to the continuous one, which is positive; the kernel gap halves meanwhile."""
     limit, gaps = _continuous(), [_problem(T, REMEMBERING).memory_gap() for T in (256, 512)]
-    kernel = [float(_problem(T, REMEMBERING).gibbs_gap().sum()) for T in (256, 512)]
+    kernel = [float(_problem(T, REMEMBERING).kernel_gap().sum()) for T in (256, 512)]
     where = {"q": REMEMBERING, "T": [256, 512], "gaps": gaps, "kernel gaps": kernel, "limit": limit}
     CLAIM.holds(abs(gaps[1] - limit), abs(gaps[0] - limit) / 2, where, slack=NEXT, part="limit")
     CLAIM.finding(f"with q = 1 the memory bias tends to {limit:.4f} while the kernel gap at T = 512 is {kernel[1]:.1e}", where)

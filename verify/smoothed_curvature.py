@@ -26,22 +26,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import flint
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
 
 from socft import theory
-from socft.checks import require
 from socft.truth.quadrature import measured_beta
+from verify.balls import below_one
 from verify.claims import Claim
+from verify.staircase import POINTS, Staircase
 from verify.strategies import ACCURACY, DIFFERENCED, Factor, MixtureScore, ProductInstance, Sine, instances, numbers
-from verify.theorem_2_8_i_value_smoothness import ball
 
 CLAIM = Claim(
     name="smoothed_curvature",
@@ -50,47 +49,8 @@ CLAIM = Claim(
     kind="tight",
 )
 
-POINTS = 2001
-"""Points of a grid of states, and of one of directions."""
 GRID = 2e-6
 """Relative error of L0 and L1 over that grid of directions: about the square of its spacing of 1.6e-3."""
-SMALLEST = Fraction(1, 2**30)
-"""Width at which a certificate gives up."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Staircase:
-    """A function on the line with V'' = levels[i] between knots[i] and knots[i + 1], zero outside, and V' centred around zero."""
-
-    knots: tuple[float, ...]
-    levels: tuple[float, ...]
-
-    @property
-    def slopes(self) -> tuple[float, float]:
-        """Least and largest V'."""
-        steps = np.concatenate([[0.0], np.cumsum(np.array(self.levels) * np.diff(self.knots))])
-        half = float(steps.max() - steps.min()) / 2
-        return -half, half
-
-    @property
-    def curvatures(self) -> tuple[float, float]:
-        """Least and largest V''."""
-        return min(0.0, *self.levels), max(0.0, *self.levels)
-
-    def states(self, sigma: float) -> np.ndarray:
-        """A grid that covers what noise makes of the knots, and the knots."""
-        return np.append(np.linspace(self.knots[0] - 3 * sigma, self.knots[-1] + 3 * sigma, POINTS), self.knots)
-
-    def derivative(self, x: np.ndarray, sigma: float, order: int) -> np.ndarray:
-        """The derivative of G V of order 2 or 3."""
-        z = (np.array(self.knots) - x[:, None]) / sigma
-        pieces = np.diff(norm.cdf(z), axis=1) if order == 2 else -np.diff(norm.pdf(z), axis=1) / sigma
-        return pieces @ np.array(self.levels)
-
-    def smoothed(self, sigma: float, order: int) -> tuple[float, float]:
-        """Its least and largest value."""
-        values = self.derivative(self.states(sigma), sigma, order)
-        return float(values.min()), float(values.max())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +73,10 @@ class Pair:
     def L1(self) -> float:
         """Exact Lipschitz constant of the gradient."""
         return self._largest((self.first.curvatures, self.second.curvatures), 2)
+
+    def describe(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {"type": "Pair"} | dataclasses.asdict(self)
 
     def smoothed(self, sigma: float, order: int) -> float:
         """``sup |D^order G V|``."""
@@ -211,21 +175,7 @@ def test_needs_a_lipschitz_gradient() -> None:
 def test_certified() -> None:
     """Sine rewards, with z = sigma frequency, and the second inequality, with x = L0 / (sigma L1)."""
     root = flint.arb(2).sqrt()
-    sine = largest(lambda z: (-z * z / 2).exp() / (1 / (root * z)).erf(), Fraction(1, 16), Fraction(16))
+    sine = below_one(lambda z: (-z * z / 2).exp() / (1 / (root * z)).erf(), Fraction(1, 16), Fraction(16))
     CLAIM.certified(sine, flint.arb(1), {"V": "sine", "z": [1 / 16, 16]}, part="sine")
-    line = largest(lambda x: (x / root).erf() / (x * root / flint.arb.pi().sqrt()), Fraction(1, 16), Fraction(8))
+    line = below_one(lambda x: (x / root).erf() / (x * root / flint.arb.pi().sqrt()), Fraction(1, 16), Fraction(8))
     CLAIM.certified(line, flint.arb(1), {"x": [1 / 16, 8]}, part="second inequality")
-
-
-def largest(function: Callable[[flint.arb], flint.arb], low: Fraction, high: Fraction) -> flint.arb:
-    """An upper bound on a function over an interval, below 1, by bisection."""
-    found, cells = flint.arb(0), [(low, high)]
-    while cells:
-        left, right = cells.pop()
-        value = function(ball(left, right))
-        if value < 1:
-            found = found.max(value.upper())
-            continue
-        require(right - left > SMALLEST, f"no proof at {float(left)}; the inequality is false or tight there.")
-        cells += [(left, (left + right) / 2), ((left + right) / 2, right)]
-    return found

@@ -47,6 +47,8 @@ ACCURACY = 1e-7
 """Largest error of a control, value gradient or curvature by quadrature on these instances: the ``floor`` of a measured one."""
 DIFFERENCED = 1e-5
 """The same for a derivative that is taken by finite differences of one of these."""
+TWICE = 1e-4
+"""The same for differences of differences of a whitened control."""
 
 NODES, MOST_NODES = 401, 4801
 REFINEMENTS = 4

@@ -18,6 +18,10 @@ What would refute it: a modulus below the stated one.
 
 from __future__ import annotations
 
+import itertools
+from fractions import Fraction
+
+import flint
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +30,7 @@ from torch import Tensor
 from socft import theory
 from socft.bellman import BellmanStep
 from socft.truth.quadrature import Quadrature
+from verify.balls import ball, below_one, cells
 from verify.claims import Claim
 from verify.operator_view import Bracket, states
 from verify.strategies import (
@@ -48,6 +53,8 @@ CLAIM = Claim(
     kind="tight",
 )
 
+CELLS = 24
+"""Cells per axis of the certificate."""
 EPSILON = 1e-14
 """50 float64 roundings per step."""
 VALUES = 1e-11
@@ -137,6 +144,29 @@ def test_concave_rewards_satisfy_it_for_every_beta() -> None:
     truth = Quadrature(instance.problem(beta))
     CLAIM.equals(measure(truth), [measured], instance, ACCURACY, "concave reward")
     CLAIM.finding("only the largest eigenvalue of Hess GV counts in (19): concave rewards satisfy it for every β > 0", instance)
+
+
+def test_certified() -> None:
+    """Quadratic rewards of either sign and sine rewards, by the ratio p of the largest curvature of G V to its bound L1V.
+
+    Where beta is the least weight for lambda, the stated modulus over the actual one is ``lam / (1 - (1 - lam) p)``. For sines p is
+    how they fade.
+    """
+    largest, top = flint.arb(0), 1 - Fraction(1, 2**20)
+    lams = [ball(*cell) for cell in cells(Fraction(1, 20), Fraction(19, 20), CELLS)]
+    for lam, p in itertools.product(lams, cells(Fraction(-1), top, CELLS)):
+        largest = largest.max(_share(lam, ball(*p)).upper())
+    where = {"lam": [0.05, 0.95], "p": [-1, float(top)]}
+    CLAIM.certified(largest, flint.arb(1), where, "quadratic rewards")
+    worst = flint.arb(0)
+    for lam in lams:
+        worst = worst.max(below_one(lambda z, lam=lam: _share(lam, (-z * z / 2).exp()), Fraction(1, 16), Fraction(8)))
+    CLAIM.certified(worst, flint.arb(1), {"lam": [0.05, 0.95], "frequency sigma": [1 / 16, 8]}, "sine rewards")
+
+
+def _share(lam: flint.arb, p: flint.arb) -> flint.arb:
+    """``lam / (1 - (1 - lam) p) = 1 / (1 + (1 / lam - 1)(1 - p))`` from above; a product of balls would reach 0."""
+    return 1 / (1 + (1 / lam - 1).lower() * (1 - p).lower())
 
 
 OPTIMUM = theory.Optimum(theory.Paper())

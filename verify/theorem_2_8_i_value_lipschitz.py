@@ -20,15 +20,23 @@ What would refute it: a slope above the constant beyond quadrature error.
 
 from __future__ import annotations
 
+import itertools
+from fractions import Fraction
+
+import flint
 import pytest
 import torch
 from hypothesis import given
 from torch import Tensor
 
 from socft import theory
+from verify.balls import ball, below_one, cells
 from verify.claims import Claim
 from verify.operator_view import Bracket, maximise
 from verify.strategies import ACCURACY, Factor, MixtureScore, ProductInstance, Sine, Slope, TanhScore, instances
+
+CELLS = 12
+"""Cells per axis of the certificate."""
 
 CLAIM = Claim(
     name="theorem_2_8_i_value_lipschitz",
@@ -96,6 +104,20 @@ def test_condition_on_beta_is_not_needed(share: float) -> None:
     where = {"instance": instance.describe(), "beta": beta}
     CLAIM.holds(slope, float(bound(instance, PAPER)[0]), where, floor=ACCURACY, part="beta below its condition")
     CLAIM.finding("(14) needs no condition on β: it holds, and V_t is Lipschitz, for every β > 0", where)
+
+
+def test_certified() -> None:
+    """Affine scores s and sine rewards of every frequency: the steepest slope over the bound is ``|1 + g s| fade / (1 + g L0s)``.
+
+    At the optimum V_t has the slope ``(1 + g s) / sqrt(a)`` times a smoothed reward's, ``L0r fade cos``. With ``A = g L0s`` and
+    ``s = (1 - 2 r) L0s`` the first factor is ``1 - 2 r A / (1 + A)``, between -1 and 1 for all r in [0, 1].
+    """
+    where, most = {"A": [0, 4], "r": [0, 1], "frequency sigma": [1 / 16, 8]}, flint.arb(0)
+    for sizes, shares in itertools.product(cells(Fraction(0), Fraction(4), CELLS), cells(Fraction(0), Fraction(1), CELLS)):
+        high, low = (1 - 2 * r * A / (1 + A) for r, A in zip(shares, sizes, strict=True))
+        factor = abs(ball(low, high))
+        most = most.max(below_one(lambda z, factor=factor: factor * (-z * z / 2).exp(), Fraction(1, 16), Fraction(8)))
+    CLAIM.certified(most, flint.arb(1), where, "sine rewards")
 
 
 PAPER = theory.Optimum(theory.Paper())

@@ -24,6 +24,7 @@ What would refute it: a second derivative above the constant beyond the error of
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import flint
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from socft import theory
 from socft.truth.quadrature import Quadrature
+from verify.balls import ball, cells
 from verify.claims import Claim
 from verify.strategies import (
     DIFFERENCED,
@@ -119,11 +121,9 @@ def test_certified() -> None:
     """``|P_t| / L1V_t = lam |p| / (1 - (1 - lam) p) < 1`` for ``p = P_{t+1} / L1V_{t+1}`` in (-1, 1)."""
     largest = flint.arb(0)
     top = 1 - Fraction(1, 2**20)
-    for i in range(CELLS):
-        lam = ball(Fraction(1, 20) + Fraction(9 * i, 10 * CELLS), Fraction(1, 20) + Fraction(9 * (i + 1), 10 * CELLS))
-        for j in range(CELLS):
-            size = ball(top * j / CELLS, top * (j + 1) / CELLS)
-            largest = largest.max(convex_share(lam, size).upper()).max(concave_share(lam, size).upper())
+    for lam_cell, size_cell in itertools.product(cells(Fraction(1, 20), Fraction(19, 20), CELLS), cells(Fraction(0), top, CELLS)):
+        lam, size = ball(*lam_cell), ball(*size_cell)
+        largest = largest.max(convex_share(lam, size).upper()).max(concave_share(lam, size).upper())
     where = {"lam": [0.05, 0.95], "|curvature| over its bound": [0, float(top)]}
     CLAIM.certified(largest, flint.arb(1), where, part="quadratic family")
 
@@ -137,12 +137,6 @@ def convex_share(lam: flint.arb, size: flint.arb) -> flint.arb:
 def concave_share(lam: flint.arb, size: flint.arb) -> flint.arb:
     """The same for p = -size."""
     return lam * size / (1 + (1 - lam) * size)
-
-
-def ball(low: Fraction, high: Fraction) -> flint.arb:
-    """A ball that contains an interval."""
-    ends = [flint.arb(flint.fmpq(x.numerator, x.denominator)) for x in (low, high)]
-    return ends[0].union(ends[1])
 
 
 def _quadratic(lam: tuple[float, ...]) -> ProductInstance:

@@ -33,6 +33,7 @@ from socft import theory
 from socft.grid import Grid
 from socft.reference import ScoreReference
 from socft.truth.quadrature import Quadrature
+from verify.balls import ball, cells
 from verify.claims import Claim
 from verify.strategies import (
     DIFFERENCED,
@@ -46,7 +47,6 @@ from verify.strategies import (
     quadratic_instances,
 )
 from verify.strong_concavity import rounding
-from verify.theorem_2_8_i_value_smoothness import ball
 
 CLAIM = Claim(
     name="theorem_2_8_iii_control_lipschitz",
@@ -133,8 +133,7 @@ def test_certified() -> None:
     """
     largest, top = flint.arb(0), 1 - Fraction(1, 2**20)
     axes = [(Fraction(1, 20), Fraction(19, 20)), (Fraction(0), top), (Fraction(0), Fraction(1))]
-    cells = [[(low + (high - low) * i / CELLS, low + (high - low) * (i + 1) / CELLS) for i in range(CELLS)] for low, high in axes]
-    for cell in itertools.product(*cells):
+    for cell in itertools.product(*(cells(low, high, CELLS) for low, high in axes)):
         lam, size, score = (ball(*interval) for interval in cell)
         for gap in _gaps(lam, size):
             largest = largest.max((1 - gap / (lam * score + (1 - lam)).upper()).upper())

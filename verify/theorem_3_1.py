@@ -31,7 +31,7 @@ from torch import Tensor
 
 from socft import theory
 from verify.claims import WITHIN, Claim
-from verify.iterates import PAPER, constants_for, iterate, visible
+from verify.iterates import PAPER, Chained, constants_for, iterate, visible
 from verify.strategies import ACCURACY, Factor, Parabola, ProductInstance, QuadraticInstance, TanhScore, curved_rewards, instances
 
 CLAIM = Claim(
@@ -50,7 +50,7 @@ def measure(instance: ProductInstance, beta: Tensor, rounds: int) -> Tensor:
     return theory.score_unit(instance.chain) * iterate(instance, beta, rounds).control_error
 
 
-def bound(instance: ProductInstance, beta: Tensor, bounds: theory.Bounds, rounds: int) -> tuple[Tensor, Tensor]:
+def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, rounds: int) -> tuple[Tensor, Tensor]:
     """The theorem, and the same with errors of the right order, shape (T,); infinite where beta is too small."""
     found = constants_for(instance, beta, bounds)
     if found is None:

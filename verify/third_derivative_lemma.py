@@ -30,8 +30,10 @@ import pytest
 from hypothesis import given, settings
 
 from socft import theory
+from verify.balls import below_one
 from verify.claims import Claim
-from verify.smoothed_curvature import GRID, Pair, Staircase, largest, pairs
+from verify.smoothed_curvature import GRID, Pair, pairs
+from verify.staircase import Staircase
 from verify.strategies import numbers
 
 CLAIM = Claim(
@@ -109,9 +111,9 @@ def test_certified() -> None:
     """Sines with z = sigma frequency, ramps with z = width / (sqrt(2) sigma), and the counter-example of the shortcut."""
     pi, one = flint.arb.pi(), flint.arb(1)
     root = (2 / pi).sqrt()
-    sine = largest(lambda z: z * (-z * z / 2).exp() / root, Fraction(1, 64), Fraction(16))
+    sine = below_one(lambda z: z * (-z * z / 2).exp() / root, Fraction(1, 64), Fraction(16))
     CLAIM.certified(sine, one, {"V": "sine", "z": [1 / 64, 16]}, part="sine")
-    ramp = largest(lambda z: z.erf() / z * pi.sqrt() / 2, Fraction(1, 16), Fraction(16))
+    ramp = below_one(lambda z: z.erf() / z * pi.sqrt() / 2, Fraction(1, 16), Fraction(16))
     CLAIM.certified(ramp, one, {"V''": "ramp", "z": [1 / 16, 16]}, part="ramp")
     third = 4 * (-one / 2).exp() / (2 * pi).sqrt()
     CLAIM.certified(root * root, third, {"V'": "sign(x^2 - sigma^2)", "claim": "2/pi < E|W^2 - 1|"}, part="counter-example")

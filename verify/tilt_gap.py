@@ -15,8 +15,8 @@ Kind: equality; the bound is tight as e tends to zero.
 Source: derived here, from arXiv 2412.18164v4, equations 8-9.
 
 How it is measured: the left side from the Gaussian law of Y_T given Y_0, composed over all steps, and the moments of an exponential
-of a quadratic form; the right side from `LinearQuadratic.gibbs_gap`; both in up to 5 dimensions. The order on `variance_preserving`
-with T and 2 T steps, also in ball arithmetic.
+of a quadratic form; the right side from `LinearQuadratic.kernel_gap`; both in up to 5 dimensions. The order on
+`variance_preserving` with T and 2 T steps, also in ball arithmetic.
 
 What would refute it: a residual above `ROUNDING`, a negative term, or a sum that does not halve when T doubles.
 """
@@ -87,7 +87,7 @@ def test_holds(instance: QuadraticInstance, more: float) -> None:
     """At random instances with a constant beta that admits an optimum."""
     truth = instance.solve(float(instance.beta().max()) * more)
     y = torch.stack([torch.linspace(-1, 1, instance.dim, dtype=torch.float64), torch.ones(instance.dim, dtype=torch.float64)])
-    gibbs, value, gaps = gibbs_value(truth.problem, y), truth.value(0, y), truth.gibbs_gap()
+    gibbs, value, gaps = gibbs_value(truth.problem, y), truth.value(0, y), truth.kernel_gap()
     where = {"instance": instance.describe(), "more": more}
     scale = 1 + float(truth.problem.beta[0]) + float(gibbs.abs().max()) + float(value.abs().max())
     CLAIM.equals((gibbs - value - gaps.sum()) / scale, 0.0, where, ROUNDING, "exact")
@@ -97,7 +97,7 @@ def test_holds(instance: QuadraticInstance, more: float) -> None:
 
 def test_is_of_order_one_over_T() -> None:
     """The sum halves as T doubles."""
-    coarse, fine = (float(_vanishing(T).gibbs_gap().sum()) for T in (256, 512))
+    coarse, fine = (float(_vanishing(T).kernel_gap().sum()) for T in (256, 512))
     where = {"q": 4.0, "T": [256, 512], "gaps": [coarse, fine]}
     CLAIM.attained(fine, coarse / 2, where, within=NEXT, slack=NEXT, part="order 1/T")
 
@@ -106,7 +106,7 @@ def test_is_attained() -> None:
     """The bound on the terms, by small ones."""
     instance = QuadraticInstance(levels=(0.8, 0.9), lam=(0.5,), score=(-1.0,), shift=(0.0,), curvature=(-0.01,), slope=(0.0,))
     truth = instance.solve(1.0)
-    CLAIM.attained(float(truth.gibbs_gap()[0]), float(bound(truth, instance)[0]), instance, part="size of each term")
+    CLAIM.attained(float(truth.kernel_gap()[0]), float(bound(truth, instance)[0]), instance, part="size of each term")
 
 
 def test_needs_a_constant_weight() -> None:
@@ -117,7 +117,7 @@ def test_needs_a_constant_weight() -> None:
     truth = instance.solve(torch.tensor([1.0, 2.0], dtype=torch.float64))
     y = torch.tensor([[0.5]], dtype=torch.float64)
     left = [float(gibbs_value(instance.problem(beta), y) - truth.value(0, y)) for beta in (1.0, 2.0)]
-    residual = min(abs(x - float(truth.gibbs_gap().sum())) for x in left)
+    residual = min(abs(x - float(truth.kernel_gap().sum())) for x in left)
     CLAIM.breaks(residual, ROUNDING * 10, instance, "constant beta")
 
 

@@ -138,7 +138,7 @@ class LinearQuadratic(Truth):
         """Exact gradient of the objective at any affine policy; see `affine_gradient`."""
         return affine_gradient(self.problem, policy)
 
-    def gibbs_gap(self) -> Float[Tensor, " steps"]:
+    def kernel_gap(self) -> Float[Tensor, " steps"]:
         r"""What each step's Gibbs value exceeds the controlled one by, shape (T,), all non-negative.
 
         With :math:`E_k = B_k^\top P_{k+1} B_k / \beta_k` step k adds

@@ -1,0 +1,163 @@
+r"""Ways to learn a costate field from N simulated paths: the competitors of the studies of time-reversed BSDEs.
+
+Every pipeline sees the same N paths of a policy and returns a field :math:`\phi_k(x) \approx \nabla V_k(x)`. They differ in the
+samples that are regressed (lean adjoints, martingale-corrected adjoints, time-reversed costates, least squares), in the regression
+(linear features solved exactly, or one network over time and state) and in the number of rounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import torch
+
+from socft.costate import CostateField, CostateSource
+from socft.estimators.adjoint_matching import AdjointMatching
+from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue
+from socft.estimators.martingale_adjoint import MartingaleAdjoint
+from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues, Reverser
+from socft.features import Features, Polynomial
+from socft.field_regression import CrossFitted, FieldRegression, PerStep, Potential, refine
+from socft.marginal_score import MarginalScore
+from socft.martingale import Correction, FirstOrder
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.regression import LinearRegression
+from socft.rollout import Noise, rollout
+from socft.space_time import SpaceTimeNetwork, published_huber
+
+ROUNDS = 10
+"""Picard rounds of arXiv 2603.20455v2."""
+FOLDS = 2
+REVERSED_SEED = 10_000
+"""Added to a seed for the noise of reversed paths, which must not be that of the forward ones."""
+
+Learner = Callable[[ControlProblem, Policy, Noise, int], CostateField]
+"""``(problem, policy, noise, seed) -> field``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """A way to learn a costate field.
+
+    Attributes:
+        name: as reports show it.
+        kind: whether the regressed samples have the exact conditional mean: "unbiased" or "biased".
+        function_class: "linear" or "network".
+        learn: the pipeline.
+    """
+
+    name: str
+    kind: str
+    function_class: str
+    learn: Learner
+
+
+@dataclasses.dataclass(frozen=True)
+class Learnt:
+    """A field and the time it took on one thread, paths included."""
+
+    field: CostateField
+    seconds: float
+
+
+def learn(pipeline: Pipeline, problem: ControlProblem, policy: Policy, paths: int, seed: int) -> Learnt:
+    """Run a pipeline on ``paths`` fresh paths."""
+    start = time.perf_counter()
+    noise = Noise.sample(problem.reference, paths, torch.Generator().manual_seed(seed))
+    field = pipeline.learn(problem, policy, noise, seed)
+    return Learnt(field, time.perf_counter() - start)
+
+
+def linear_features(degree: int = 1) -> PerStep:
+    """Monomials up to a degree, one exact regression per step."""
+    return PerStep(LinearRegression(Polynomial(degree)))
+
+
+def lean(regression: Callable[[int], FieldRegression]) -> Learner:
+    """Regression of lean adjoints, the non-adapted baseline of arXiv 2603.20455v2; one round."""
+
+    def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
+        with torch.no_grad():
+            path = rollout(problem.reference, policy, noise)
+        return regression(seed).fit(AdjointMatching().costates(problem, policy, path))
+
+    return run
+
+
+def martingale(
+    regression: Callable[[int], FieldRegression], rounds: int, correction: Callable[[CostateSource], Correction] = FirstOrder
+) -> Learner:
+    """Lean adjoints, corrected by the field of the round before, cross-fitted; the first round is lean."""
+
+    def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
+        def sample(source: CostateSource):
+            return MartingaleAdjoint(correction(source)).costates
+
+        fit = regression(seed).fit
+        return _last(refine(problem, policy, sample, fit, CrossFitted(noise, FOLDS), rounds))
+
+    return run
+
+
+def time_reversed(
+    regression: Callable[[int], FieldRegression], score: MarginalScore, rounds: int = ROUNDS, published_pairing: bool = False
+) -> Learner:
+    """Time-reversed costates, refitted by Picard iteration on the same paths' ends with fresh reversed noise."""
+
+    def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
+        reverser = Reverser(score, torch.Generator().manual_seed(seed + REVERSED_SEED), published_pairing)
+
+        def sample(source: CostateSource):
+            return ReversedBSDE(source, reverser).costates
+
+        fit = regression(seed).fit
+        return _last(refine(problem, policy, sample, fit, CrossFitted(noise, 1), rounds))
+
+    return run
+
+
+def time_reversed_value(features: Features, score: MarginalScore, rounds: int = ROUNDS) -> Learner:
+    """The value form: values at reversed states are regressed, and the fit differentiated."""
+
+    def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
+        reverser = Reverser(score, torch.Generator().manual_seed(seed + REVERSED_SEED))
+
+        def sample(source: CostateSource):
+            return ReversedValues(source, reverser).values
+
+        fit = Potential(PerStep(LinearRegression(features))).fit
+        return _last(refine(problem, policy, sample, fit, CrossFitted(noise, 1), rounds))
+
+    return run
+
+
+def least_squares_costate(features: Features) -> Learner:
+    """Least-squares Monte Carlo for costates."""
+    return lambda problem, policy, noise, seed: LeastSquaresCostate(LinearRegression(features)).fit(
+        problem, policy, rollout(problem.reference, policy, noise)
+    )
+
+
+def least_squares_value(features: Features) -> Learner:
+    """Least-squares Monte Carlo for values, differentiated."""
+    return lambda problem, policy, noise, seed: LeastSquaresValue(LinearRegression(features)).fit(
+        problem, policy, rollout(problem.reference, policy, noise)
+    )
+
+
+def published_network(seed: int, steps: int = 2000) -> SpaceTimeNetwork:
+    """The network, optimiser and loss of the published code."""
+    return SpaceTimeNetwork(steps=steps, loss=published_huber, seed=seed)
+
+
+def network(seed: int, steps: int = 2000) -> SpaceTimeNetwork:
+    """The same with the squared loss, whose minimiser is the conditional mean."""
+    return SpaceTimeNetwork(steps=steps, seed=seed)
+
+
+def _last(fields) -> CostateField:
+    *_, last = fields
+    return last
