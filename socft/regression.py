@@ -53,6 +53,45 @@ class LinearRegression(Regression):
 
 
 @dataclasses.dataclass(frozen=True)
+class KernelRidge(Regression):
+    r"""Kernel ridge regression with the Gaussian kernel :math:`e^{-|x - x'|^2 / (2 w^2)}`, solved exactly, in O(batch^3).
+
+    Distances are in units of each coordinate's spread over the samples; the targets' mean is added back unpenalised.
+
+    Attributes:
+        ridge: the penalty of the squared norm of the function, relative to the number of samples; positive.
+        width: w; by default the median distance of the samples.
+    """
+
+    ridge: float = 1e-3
+    width: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.ridge > 0, f"ridge = {self.ridge}; it must be positive, or samples that nearly coincide have no solution.")
+        require(
+            self.width is None or self.width > 0, f"width = {self.width}; it must be positive, or None for the median distance."
+        )
+
+    def fit(self, x: Float[Tensor, "batch n"], y: Float[Tensor, "batch m"], start: Field | None = None) -> Field:
+        _require_finite_targets(y)
+        spread = x.std(0, correction=0)
+        spread = torch.where(spread > 0, spread, 1.0)
+        centre, level = x.mean(0), y.mean(0)
+        centres = (x - centre) / spread
+        distances = torch.pdist(centres)
+        width = self.width or (float(distances.median()) if len(distances) else 0.0) or 1.0
+        gram = _gaussian(centres, centres, width) + self.ridge * len(x) * torch.eye(len(x), dtype=x.dtype)
+        weight = torch.cholesky_solve(y - level, torch.linalg.cholesky(gram))
+        return lambda z: level + _gaussian((z - centre) / spread, centres, width) @ weight
+
+
+def _gaussian(x: Tensor, centres: Tensor, width: float) -> Float[Tensor, "batch p"]:
+    """The kernel of every pair; by an expanded square, since it is differentiated at pairs that coincide."""
+    squared = x.square().sum(1, keepdim=True) - 2 * x @ centres.T + centres.square().sum(1)
+    return torch.exp(-squared / (2 * width**2))
+
+
+@dataclasses.dataclass(frozen=True)
 class NetworkRegression(Regression):
     """A small multilayer perceptron of standardised data, trained with squared loss by Adam with a cosine schedule.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.features import Polynomial, RadialBasis
-from socft.regression import LinearRegression, NetworkRegression, Perceptron
+from socft.regression import KernelRidge, LinearRegression, NetworkRegression, Perceptron
 
 F64 = torch.float64
 SOLVED = 1e-9  # least squares with condition numbers up to 1e3
@@ -169,3 +169,39 @@ def test_targets_that_are_not_finite_are_refused(regression):
 def test_a_negative_ridge_is_refused():
     with pytest.raises(InvalidProblem, match=r"ridge = -0.1; it must not be negative"):
         LinearRegression(CUBES, -0.1)
+
+
+@pytest.mark.parametrize("width", [None, 0.7])
+def test_kernel_ridge_solves_its_linear_system(width: float | None):
+    """(K + ridge N I) w = y - mean, in units of the spread of each coordinate, by numpy; by default w is the median distance."""
+    x, z = X * t(3.0, 0.1) + 5, randn(20, 30, 2) * t(3.0, 0.1) + 5
+    unit = x.numpy().std(0)
+    distance = lambda a, b: np.linalg.norm((a.numpy() / unit)[:, None] - (b.numpy() / unit)[None], axis=2)  # noqa: E731
+    pairs = distance(x, x)
+    w = width or np.sort(pairs[np.triu_indices(200, 1)])[(199 * 100 - 1) // 2]
+    gram, cross = (np.exp(-(d**2) / (2 * w**2)) for d in (pairs, distance(z, x)))
+    y = NOISY.numpy()
+    expected = y.mean(0) + cross @ np.linalg.solve(gram + 0.01 * 200 * np.eye(200), y - y.mean(0))
+    assert (KernelRidge(0.01, width).fit(x, NOISY)(z) - torch.from_numpy(expected)).abs().max() < SOLVED
+
+
+def test_kernel_ridge_fits_a_smooth_function_and_is_differentiable():
+    fitted = KernelRidge(1e-6).fit(X, WAVE)
+    assert rms(fitted(X) - WAVE) < FITTED**2 * rms(WAVE)
+    assert torch.autograd.gradcheck(fitted, (randn(21, 3, 2).requires_grad_(True),))
+    assert torch.autograd.gradcheck(fitted, (X[:3].clone().requires_grad_(True),))
+    assert rms(KernelRidge(1e6).fit(X, WAVE)(X) - WAVE.mean(0)) < 1e-5
+    assert (KernelRidge().fit(X[:1].expand(4, 2), WAVE[:1].expand(4, 1))(X) - WAVE[0]).abs().max() < SOLVED
+
+
+REFUSED = [(0.0, None, r"ridge = 0.0; it must be positive"), (1.0, -2.0, r"width = -2.0; it must be positive")]
+
+
+@pytest.mark.parametrize(("ridge", "width", "message"), REFUSED)
+def test_kernel_ridge_refuses_what_has_no_solution(ridge: float, width: float | None, message: str):
+    with pytest.raises(InvalidProblem, match=message):
+        KernelRidge(ridge, width)
+    y = WAVE.clone()
+    y[3] = math.inf
+    with pytest.raises(InvalidProblem, match=r"target\[3, 0\] = inf"):
+        KernelRidge().fit(X, y)

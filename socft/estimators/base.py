@@ -126,10 +126,13 @@ class Costates:
     Attributes:
         states: shape (T + 1, batch, *dims).
         values: ``a_k``, shape (T + 1, batch, *dims).
+        following: samples of ``E[a_{k+1} | x_k]`` to be used in place of ``a_{k+1}`` in targets, shape (T, batch, *dims);
+            ``a_{k+1}`` itself where left out.
     """
 
     states: Float[Tensor, "steps_plus_1 batch *dims"]
     values: Float[Tensor, "steps_plus_1 batch *dims"]
+    following: Float[Tensor, "steps batch *dims"] | None = None
 
 
 class CostateEstimator(MatchingEstimator):
@@ -147,5 +150,6 @@ def matching_labels(problem: ControlProblem, costates: Costates, lag: int = 1) -
     """Target controls ``B_k^T a_{k + lag} / beta_k``, k = 0..T-1; the optimality condition of the kernel chain has lag 1."""
     diffusion, states = problem.reference.diffusion, costates.states[:-1]
     beta = problem.beta.to(states)
-    pushed = [diffusion.transpose(k, x, costates.values[k + lag]) / beta[k] for k, x in enumerate(states)]
+    chosen = costates.values[lag:] if lag != 1 or costates.following is None else costates.following
+    pushed = [diffusion.transpose(k, x, chosen[k]) / beta[k] for k, x in enumerate(states)]
     return Labels(states, torch.stack(pushed))

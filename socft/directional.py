@@ -1,0 +1,38 @@
+"""Directional derivatives of vector fields by forward-mode differentiation, one pass each, in any nesting."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from socft.reference import States
+
+VectorField = Callable[[Tensor], Tensor]
+
+
+def derivative(phi: VectorField, x: States, direction: States) -> Tensor:
+    """``d/de phi(x + e u)`` at 0."""
+    _load_forward_mode()
+    return torch.func.jvp(phi, (x,), (direction,))[1]
+
+
+def second_derivative(phi: VectorField, x: States, direction: States) -> Tensor:
+    """``d^2/de^2 phi(x + e u)`` at 0."""
+    return derivative(lambda y: derivative(phi, y, direction), x, direction)
+
+
+def trace(phi: VectorField, x: States, directions: Iterable[States]) -> Tensor:
+    """``sum_i`` of the second derivatives along each direction."""
+    return torch.stack([second_derivative(phi, x, u) for u in directions]).sum(0)
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Torch's own first use of forward mode warns that it uses ``torch.jit.script``, which is an error where warnings are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))

@@ -1,0 +1,80 @@
+r"""Adjoint matching with martingale-corrected costates: the same conditional means, with less noise as the policy improves.
+
+.. math:: a_T = \nabla r(x_T), \qquad \bar a_k = a_{k+1} - dM_k, \qquad a_k = \nabla m_k^\top \bar a_k - \nabla f_k, \qquad
+   \text{target}_k = B_k^\top \bar a_k / \beta_k,
+
+with a martingale increment :math:`dM_k` of `socft.martingale`. For every costate field that is fixed independently of the path's
+noise, conditional means given :math:`x_k` are those of the uncorrected costates, so `MartingaleAdjoint` estimates what adjoint
+matching does and `FullMartingaleAdjoint`, with the policy differentiated, what the full adjoint does. If the field is that
+conditional mean itself, the exact increment leaves targets that are functions of :math:`x_k` alone, at any step size; so does the
+first-order one in the linear-quadratic problem. Derived here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from socft.adjoint import Adjoint, Full, Lean, backward
+from socft.costate import Correction, total
+from socft.estimators.base import Cost, CostateEstimator, Costates, Kind
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.rollout import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class MartingaleAdjoint(CostateEstimator):
+    """Zero in expectation at the optimum, as `AdjointMatching`.
+
+    Attributes:
+        correction: the increment and where its field comes from, such as ``FirstOrder(FromPolicy())``.
+    """
+
+    estimates: ClassVar[Kind] = "fixed-point residual"
+    source: ClassVar[str] = "derived here; arXiv 2409.08861, section 5"
+
+    correction: Correction
+
+    @property
+    def cost(self) -> Cost:
+        return total(Lean().cost, self.correction.cost)
+
+    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+        return corrected(Lean(), self.correction, problem, policy, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class FullMartingaleAdjoint(CostateEstimator):
+    """Unbiased for the objective's gradient, as `FullAdjoint`.
+
+    Attributes:
+        correction: the increment and where its field comes from.
+    """
+
+    estimates: ClassVar[Kind] = "objective gradient"
+    source: ClassVar[str] = "derived here; arXiv 2412.18164v4, equation 77"
+
+    correction: Correction
+
+    @property
+    def cost(self) -> Cost:
+        return total(Full().cost, self.correction.cost)
+
+    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+        return corrected(Full(), self.correction, problem, policy, path)
+
+
+def corrected(adjoint: Adjoint, correction: Correction, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+    """Costates that pull back ``a_{k+1} - dM_k``."""
+    pulled: list[Tensor] = []
+
+    def following(k: int, after: Tensor) -> Tensor:
+        pulled.append(after - correction.increment(problem, policy, path, k))
+        return pulled[-1]
+
+    values = backward(adjoint, problem, policy, path, following)
+    return Costates(path.states, values, torch.stack(pulled[::-1]))

@@ -1,0 +1,107 @@
+r"""Time-reversed backward stochastic differential equations (Mei and Taghvaei, arXiv 2603.20455v2; arXiv 2410.04615).
+
+States run backwards from :math:`X_T`, and costates or values ride on the same noise. For a chain
+:math:`x' = \bar x_k(x) + B_k \xi`, :math:`\bar x_k = m_k + B_k v_k`, with constant :math:`B_k`, drift :math:`\bar x_k(x) - x` and
+:math:`D_k = B_k B_k^\top`,
+
+.. math:: X_k = X - (\bar x_k(X) - X) + K_k, \qquad K_k = D_k \nabla \log p_{k+1}(X) + B_k \xi'_k, \qquad X = X_{k+1},
+
+with fresh noise :math:`\xi'`. From an approximate costate :math:`\phi`, all evaluated at X:
+
+* costates: :math:`Y_k = \nabla m_k^\top Y_{k+1} - \nabla f_k + \nabla\phi_{k+1} K_k + \sum_j \nabla^2 \phi_{k+1}[B_k e_j, B_k e_j]`
+  (`Lean`; with `Full` the policy is differentiated and :math:`\beta_k \nabla v_k^\top v_k` subtracted);
+* values: :math:`Y_k = Y_{k+1} - f_k - \beta_k |v_k|^2 / 2 + \phi_{k+1} \cdot K_k + \mathrm{tr}(D_k \nabla \phi_{k+1})`.
+
+The trace has coefficient 1: one half from Ito's formula and one from the equation that :math:`\phi` solves. With exact field and
+score :math:`Y_k = \phi_k(X_k)` up to O(dt) in the mean, and for each sample up to O(dt) where :math:`\phi` is affine in the
+costate form, up to its square root elsewhere. A refit of :math:`\phi` on (X, Y) and a repetition is the paper's Picard iteration
+(`socft.field_regression.refine`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from socft.adjoint import Adjoint, Lean
+from socft.costate import CostateSource, differentiated, total, with_terminal
+from socft.directional import derivative, trace
+from socft.estimators.base import Cost, CostateEstimator, Costates, Kind
+from socft.field_regression import Values
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.rollout import Path
+from socft.time_reversal import Reverser
+
+
+@dataclasses.dataclass(frozen=True)
+class ReversedBSDE(CostateEstimator):
+    """The costate form: labels at reversed states, off by O(dt) with exact field and score.
+
+    Attributes:
+        field: where the costate field comes from.
+        reverser: makes the reversed states.
+        adjoint: whether the policy is differentiated.
+    """
+
+    estimates: ClassVar[Kind] = "biased"
+    source: ClassVar[str] = "arXiv 2603.20455v2"
+
+    field: CostateSource
+    reverser: Reverser
+    adjoint: Adjoint = dataclasses.field(default_factory=Lean)
+
+    @property
+    def cost(self) -> Cost:
+        """With noise of one dimension; each further one takes one more second derivative of the field."""
+        field = total(differentiated(self.field.cost), differentiated(self.field.cost, 2))
+        return total(Cost(reference=1, policy=1), self.adjoint.cost, field)
+
+    @torch.no_grad()
+    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+        phi, back = with_terminal(problem, self.field.field(problem, policy)), self.reverser.run(problem, policy, path)
+        values, following = [problem.reward.gradient(path.final)], []
+        for k in reversed(range(problem.steps)):
+            x = back.states[k + 1]
+            moved = _costate_increment(problem, lambda y, k=k: phi(k + 1, y), k, x, back.kicks[k])
+            values.append(self.adjoint.pull(problem, policy, k, x, values[-1]) + moved)
+            following.append(values[-2] + moved)
+        return Costates(back.states, torch.stack(values[::-1]), torch.stack(following[::-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReversedValues:
+    """The value form, for `Potential` regressions; its costates differentiate the policy, as any value does."""
+
+    field: CostateSource
+    reverser: Reverser
+
+    @property
+    def cost(self) -> Cost:
+        """With noise of one dimension; each further one takes one more derivative of the field."""
+        return total(Cost(reference=1, policy=1), self.field.cost, differentiated(self.field.cost))
+
+    @torch.no_grad()
+    def values(self, problem: ControlProblem, policy: Policy, path: Path) -> Values:
+        """Samples of the policy's value at reversed states."""
+        phi, back = with_terminal(problem, self.field.field(problem, policy)), self.reverser.run(problem, policy, path)
+        values = [problem.reward(path.final)]
+        for k in reversed(range(problem.steps)):
+            x = back.states[k + 1]
+            spread = sum((derivative(lambda y, k=k: phi(k + 1, y), x, u) * u).sum(1) for u in _columns(problem, k, x))
+            price = problem.cost(k, x) + problem.beta[k].to(x) * back.controls[k].square().sum(1) / 2
+            values.append(values[-1] - price + (phi(k + 1, x) * back.kicks[k]).sum(1) + spread)
+        return Values(back.states, torch.stack(values[::-1]).detach())
+
+
+def _costate_increment(problem: ControlProblem, phi, k: int, x: Tensor, kick: Tensor) -> Tensor:
+    return (derivative(phi, x, kick) + trace(phi, x, _columns(problem, k, x))).detach()
+
+
+def _columns(problem: ControlProblem, k: int, x: Tensor) -> list[Tensor]:
+    (m,) = problem.reference.noise_dims
+    units = torch.eye(m, dtype=x.dtype, device=x.device)
+    return [problem.reference.diffusion.apply(k, x, e.expand(len(x), m)) for e in units]

@@ -1,0 +1,59 @@
+r"""TD(lambda) costates: a bootstrapped adjoint,
+
+.. math:: \bar a_k = \lambda\, a_{k+1} + (1 - \lambda)\, \phi_{k+1}(x_{k+1}), \qquad a_k = \nabla m_k^\top \bar a_k - \nabla f_k,
+   \qquad \text{target}_k = B_k^\top \bar a_k / \beta_k,
+
+with a costate field :math:`\phi` and :math:`a_T = \phi_T = \nabla r`. The analogue for costates of TD(lambda) for values (Sutton
+1988); derived here. Biased where the field is; lambda = 1 is adjoint matching.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from socft.adjoint import Lean, backward
+from socft.checks import require
+from socft.costate import CostateSource, total, with_terminal
+from socft.estimators.base import Cost, CostateEstimator, Costates, Kind
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.rollout import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class TDAdjoint(CostateEstimator):
+    """Less noise for more bias as lambda falls.
+
+    Attributes:
+        field: where the costate field comes from.
+        lam: lambda, in [0, 1].
+    """
+
+    estimates: ClassVar[Kind] = "biased"
+    source: ClassVar[str] = "derived here"
+
+    field: CostateSource
+    lam: float
+
+    def __post_init__(self) -> None:
+        require(0 <= self.lam <= 1, f"lam = {self.lam}; it must lie in [0, 1], where 1 is adjoint matching.")
+
+    @property
+    def cost(self) -> Cost:
+        return total(Lean().cost, self.field.cost)
+
+    @torch.no_grad()
+    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+        phi = with_terminal(problem, self.field.field(problem, policy))
+        pulled: list[Tensor] = []
+
+        def following(k: int, after: Tensor) -> Tensor:
+            pulled.append(self.lam * after + (1 - self.lam) * phi(k + 1, path.states[k + 1]).detach())
+            return pulled[-1]
+
+        values = backward(Lean(), problem, policy, path, following)
+        return Costates(path.states, values, torch.stack(pulled[::-1]))

@@ -1,0 +1,71 @@
+r"""Chains run backwards in time with constant noise (Mei and Taghvaei, arXiv 2603.20455v2).
+
+For :math:`x' = \bar x_k(x) + B_k \xi` with the drift :math:`\bar x_k(x) - x` and :math:`D_k = B_k B_k^\top`,
+
+.. math:: X_k = X - (\bar x_k(X) - X) + D_k \nabla \log p_{k+1}(X) + B_k \xi'_k, \qquad X = X_{k+1},
+
+has the marginal laws of the chain up to O(dt), with fresh noise :math:`\xi'` and the score of those laws (`socft.marginal_score`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import require
+from socft.marginal_score import MarginalScore
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.reference import MatrixDiffusion, ScalarDiffusion
+from socft.rollout import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Reversal:
+    """States of the reversed chain and the kicks that its costates and values see.
+
+    Attributes:
+        states: shape (T + 1, batch, n).
+        kicks: ``K_k`` as the second line of the scheme sees it, shape (T, batch, n).
+        controls: ``v_k`` at the state of step k + 1, shape (T, batch, m).
+    """
+
+    states: Float[Tensor, "steps_plus_1 batch n"]
+    kicks: Float[Tensor, "steps batch n"]
+    controls: Float[Tensor, "steps batch m"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reverser:
+    """Runs a chain backwards from the ends of given paths.
+
+    Attributes:
+        score: how the score of the marginal laws is known.
+        generator: makes the noise of the reversed chain, which must not be that of the paths.
+        published_pairing: the ablation that gives costates and values the noise of the neighbouring step, as the published code
+            does; then increments cancel only in sum, to the square root of the step size in place of the step size.
+    """
+
+    score: MarginalScore
+    generator: torch.Generator
+    published_pairing: bool = False
+
+    @torch.no_grad()
+    def run(self, problem: ControlProblem, policy: Policy, path: Path) -> Reversal:
+        reference, kind = problem.reference, type(problem.reference.diffusion).__name__
+        constant = isinstance(reference.diffusion, ScalarDiffusion | MatrixDiffusion)
+        require(constant, f"the diffusion is a {kind}; reversing time this way needs a constant B_k, as in MatrixDiffusion.")
+        score = self.score.fit(problem, policy, path)
+        noise = torch.randn(path.noise.steps.shape, generator=self.generator, dtype=path.states.dtype, device=path.states.device)
+        states, kicks, controls = [path.final], [], []
+        for k in reversed(range(problem.steps)):
+            x = states[-1]
+            along, v = score(k, x), policy(k, x)
+            seen = noise[(k + 1) % problem.steps] if self.published_pairing else noise[k]
+            states.append(2 * x - reference.step(k, x, v) + reference.diffusion.apply(k, x, along + noise[k]))
+            kicks.append(reference.diffusion.apply(k, x, along + seen))
+            controls.append(v)
+        return Reversal(*(torch.stack(each[::-1]) for each in (states, kicks, controls)))
