@@ -1,0 +1,108 @@
+r"""DDPO with importance sampling (Black et al., arXiv 2305.13301), and the labels of estimators that clip a likelihood ratio.
+
+On a path of the control u, step k has under the control v the likelihood ratio
+
+.. math:: \rho_k = \frac{p^v(x_{k+1} | x_k)}{p^u(x_{k+1} | x_k)} = \exp\big( (v_k - u_k) \cdot \xi_k - |v_k - u_k|^2/2 \big),
+
+exactly 1 before an update. DDPO maximises :math:`E \sum_k \min(\rho_k A, \mathrm{clip}(\rho_k, 1 \pm \epsilon) A)` with normalised
+rewards :math:`A` in the place of returns: no KL, and a gradient divided by the spread of the rewards. A KL in the reward takes
+:math:`r - \sum_k f_k - \sum_k \beta_k (v_k \cdot \xi_k + |v_k|^2/2)`, with the log-ratio of the kernels instead of its mean
+:math:`|v_k|^2/2`, because then the score function alone has the gradient of the KL too: :math:`E[\xi_k (v_k \cdot \xi_k)] = v_k`
+(derived here). Centred, not divided, this is the objective's gradient times 1 - 1/N.
+
+Noise level: as for the score function; the clip binds once :math:`|v - u|` exceeds about epsilon, whatever :math:`B_k`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from socft.checks import require
+from socft.estimators.base import Cost, Estimator, Kind, Labels
+from socft.estimators.baseline import returns_to_go
+from socft.estimators.score_function import score_labels
+from socft.path_measure import group_mean, log_likelihoods
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.reference import Noises, Step
+from socft.reward import PerSample
+from socft.rollout import Path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RatioLabels(Labels):
+    """Labels with what a likelihood ratio needs; the targets are those of the same estimator before an update.
+
+    Attributes:
+        controls: controls of the policy that made the paths, shape (T, batch, *noise_dims).
+        noise: the noise of each step, shape (T, batch, *noise_dims).
+        advantages: shape (T, batch).
+    """
+
+    controls: Float[Tensor, "steps batch *noise_dims"]
+    noise: Float[Tensor, "steps batch *noise_dims"]
+    advantages: Float[Tensor, "steps batch"]
+
+    def log_ratio(self, control: Noises) -> PerSample:
+        """``log rho`` of each row under a control, zero for the one that made it."""
+        change = control - self.controls
+        return (change * (self.noise - change / 2)).flatten(1).sum(1)
+
+
+def ratio_labels(problem: ControlProblem, path: Path, advantages: Float[Tensor, "steps batch"]) -> RatioLabels:
+    """Labels of a path with given advantages."""
+    targets = score_labels(problem, path, advantages).targets
+    noise = path.noise.steps.to(path.controls)
+    return RatioLabels(path.states[:-1], targets, controls=path.controls, noise=noise, advantages=advantages)
+
+
+@dataclasses.dataclass(frozen=True)
+class DDPO(Estimator):
+    """Clipped likelihood ratios of normalised rewards, without a KL term; no derivative of reward or reference.
+
+    Attributes:
+        clip: epsilon.
+        groups: index of each path's group, such as its prompt, in which rewards are centred and divided by their standard
+            deviation, shape (batch,); one group by default.
+        divide: whether to divide by the standard deviation.
+        kl_in_reward: whether the reward includes the KL of the path.
+        averaged: whether the log-ratio is averaged over the entries of the noise instead of summed, as in the published code.
+
+    Raises:
+        InvalidProblem: clip is not positive.
+    """
+
+    clip: float = 1e-4
+    groups: Int[Tensor, " batch"] | None = None
+    divide: bool = True
+    kl_in_reward: bool = False
+    averaged: bool = False
+    estimates: ClassVar[Kind] = "biased"
+    source: ClassVar[str] = "arXiv 2305.13301 and published code; KL in the reward derived here"
+
+    def __post_init__(self) -> None:
+        require(self.clip > 0, f"clip = {self.clip}; it must be positive, as no ratio but 1 is left otherwise.")
+
+    @property
+    def cost(self) -> Cost:
+        return Cost()
+
+    def label(self, problem: ControlProblem, policy: Policy, path: Path) -> RatioLabels:
+        total = returns_to_go(problem, path, kl=False)[0] - problem.cost(0, path.states[0])
+        if self.kl_in_reward:
+            total = total - (problem.beta.to(total)[:, None] * log_likelihoods(path.controls, path)).sum(0)
+        centred = total - group_mean(total, self.groups)[0]
+        spread = group_mean(centred.square(), self.groups)[0].sqrt()
+        advantages = torch.where(spread > 0, centred / spread, 0.0) if self.divide else centred
+        return ratio_labels(problem, path, advantages.expand(problem.steps, -1))
+
+    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: Labels) -> PerSample:
+        assert isinstance(rows, RatioLabels)
+        log_ratio = rows.log_ratio(policy(k, rows.states))
+        ratio = (log_ratio / rows.noise[0].numel() if self.averaged else log_ratio).exp()
+        return -torch.minimum(ratio * rows.advantages, ratio.clamp(1 - self.clip, 1 + self.clip) * rows.advantages)

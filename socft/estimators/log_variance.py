@@ -1,0 +1,91 @@
+r"""The log-variance loss :math:`\mathrm{Var}_{P^u}(\log dP^v/dP^*)` (Nusken and Richter, arXiv 2005.05409).
+
+With the mismatch :math:`R(v)` of `socft.path_measure` and kicks :math:`z_k = u_k + \xi_k`, half the variance of R has the gradient
+:math:`E_{P^u}[(R - E R) \sum_k \beta_k (\nabla v_k)^\top (z_k - v_k)]`. Divided by :math:`\beta_k` step by step it is that of the
+matching loss with the targets
+
+.. math:: v_k - (R - \bar R)(z_k - v_k)/\beta_k .
+
+On paths of the policy itself :math:`z_k - v_k = \xi_k`, the past in R has mean zero against :math:`\xi_k`, and
+:math:`E[\xi_k\, (\beta_k v_k \cdot \xi_k)] = \beta_k v_k` is the gradient of the step's KL: the expectation is exactly minus the
+objective's gradient, for the chain at any step size, for any start and any beta per step, with a control variate that removes all
+noise at the optimum of the SDE if groups have one start each (derived here). On paths of another policy the zero is at the
+optimum up to O(dt), and the mean :math:`\bar R` must be over paths with the same start, as :math:`R(v^*) = -V_0(x_0)`; there
+`Moment` learns :math:`V_0` instead.
+
+Noise level: the score function's, times the spread of R, which is O(sqrt(dt)) at the optimum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from socft.checks import require
+from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator
+from socft.path_measure import controls_along, group_mean, kicks, mismatch, per_sample
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.reward import PerSample
+from socft.rollout import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class LogVariance(MatchingEstimator):
+    """Unbiased for the objective's gradient on paths of the policy; zero at the optimum, up to O(dt), on others.
+
+    Attributes:
+        groups: index of each path's group, shape (batch,), over which the mean is taken; one group by default.
+
+    Raises:
+        InvalidProblem: a group has one path only, or, on paths of another policy, paths with different starts.
+    """
+
+    groups: Int[Tensor, " batch"] | None = None
+    estimates: ClassVar[Kind] = "objective gradient"
+    source: ClassVar[str] = "arXiv 2005.05409; arXiv 2312.02027; varying beta derived here"
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(policy=1)
+
+    def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
+        controls = controls_along(policy, path)
+        if not on_policy(controls, path):
+            require_same_starts(path, self.groups, "log-variance")
+        found = mismatch(problem, controls, path)
+        mean, count = group_mean(found, self.groups)
+        require(bool((count >= 2).all()), "a group has 1 path; a variance needs at least 2 in each.")
+        return deviation_labels(problem, controls, path, (found - mean) * count / (count - 1))
+
+
+def deviation_labels(
+    problem: ControlProblem, controls: Float[Tensor, "steps batch *noise_dims"], path: Path, deviation: PerSample
+) -> Labels:
+    """Targets ``v_k - deviation (z_k - v_k) / beta_k``."""
+    noise = kicks(path) - controls
+    scaled = deviation / problem.beta.to(deviation)[:, None]
+    return Labels(path.states[:-1], controls - per_sample(scaled, noise) * noise)
+
+
+def on_policy(controls: Float[Tensor, "steps batch *noise_dims"], path: Path) -> bool:
+    """Whether the controls are those that made the path, up to half the digits."""
+    tolerance = torch.finfo(controls.dtype).eps ** 0.5
+    return bool(((controls - path.controls).abs() <= tolerance * (1 + path.controls.abs())).all())
+
+
+def require_same_starts(path: Path, groups: Int[Tensor, " batch"] | None, what: str) -> None:
+    """Refuse groups of paths that do not start from one state each."""
+    starts = path.states[0].flatten(1)
+    means = torch.stack([group_mean(column, groups)[0] for column in starts.unbind(1)], 1)
+    apart = float((starts - means).abs().max())
+    bound = torch.finfo(starts.dtype).eps ** 0.5 * (1 + float(starts.abs().max()))
+    require(
+        apart <= bound,
+        f"initial states of a group differ by {apart:.2g} from their mean; on paths of another policy {what} compares paths with "
+        "one start: give groups of equal starts, start the chain at a point, or use Moment.",
+    )

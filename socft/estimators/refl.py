@@ -1,0 +1,91 @@
+r"""ReFL (arXiv 2304.05977): the reward of a one-step prediction of the sample, differentiated in one step's control.
+
+At a random step k of each path the objective is :math:`r(\hat x(k, x_k, v_k))`, at the fixed state :math:`x_k`. For a
+`ScoreReference` with the controlled score :math:`U_k`, Tweedie's formula predicts
+:math:`\hat x = (x_k + (1 - \bar a_k) U_k(x_k))/\sqrt{\bar a_k}`. The targets are :math:`v_k + \nabla_v r(\hat x)/\beta_k`; no
+network is differentiated for them (derived here). The published loss maps rewards through a ReLU and adds a pre-training loss,
+which are left to the reward and the caller.
+
+Noise level: no noise beyond that of :math:`x_k`; the prediction's bias grows towards the noise end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from socft.checks import require
+from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.reference import Noises, ScoreReference, States, Step, at_step
+from socft.rollout import Path
+
+Prediction: TypeAlias = "Callable[[Step, States, Noises], States]"
+"""``(k, x, v) -> predicted sample``, differentiable in v."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReFL(MatchingEstimator):
+    """Reward feedback learning: one step per path; the cost is per path instead of per step and path.
+
+    Attributes:
+        first, last: the range of steps to draw from, both included.
+        generator: draws the step of each path, on the CPU.
+        prediction: the one-step prediction, Tweedie's formula by default.
+        kl: whether the drawn step pays its KL.
+    """
+
+    first: int
+    last: int
+    generator: torch.Generator
+    prediction: Prediction | None = None
+    kl: bool = False
+    estimates: ClassVar[Kind] = "biased"
+    source: ClassVar[str] = "ReFL, arXiv 2304.05977, algorithm 1"
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(reference=1)
+
+    def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
+        steps, batch = path.controls.shape[:2]
+        in_order = 0 <= self.first <= self.last < steps
+        require(in_order, f"the steps run from {self.first} to {self.last}; give 0 <= first <= last <= {steps - 1}.")
+        k = torch.randint(self.first, self.last + 1, (batch,), generator=self.generator).to(path.states.device)
+        rows = torch.arange(batch, device=k.device)
+        x, v = path.states[k, rows], path.controls[k, rows]
+        slope = self._slope(problem, k, x, v) / at_step(problem.beta, k, v)
+        targets, weights = torch.zeros_like(path.controls), path.states.new_zeros(steps, batch)
+        targets[k, rows] = slope if self.kl else slope + v
+        weights[k, rows] = 1
+        return Labels(path.states[:-1], targets, weights)
+
+    def _slope(self, problem: ControlProblem, k: Tensor, x: Tensor, v: Tensor) -> Tensor:
+        """Gradient of the predicted sample's reward in the control."""
+        predict = _tweedie(problem) if self.prediction is None else self.prediction
+        with torch.enable_grad():
+            v = v.detach().requires_grad_(True)
+            predicted = predict(k, x, v)
+            (slope,) = torch.autograd.grad((predicted * problem.reward.gradient(predicted)).sum(), v)
+        return slope
+
+
+def _tweedie(problem: ControlProblem) -> Prediction:
+    reference = problem.reference
+    kind = type(reference).__name__
+    require(
+        isinstance(reference, ScoreReference),
+        f"the reference is a {kind}; Tweedie's formula needs a ScoreReference: give a prediction.",
+    )
+    assert isinstance(reference, ScoreReference)
+
+    def predict(k: Step, x: States, v: Noises) -> States:
+        level = at_step(reference.schedule.abar[:-1], k, x)
+        return (x + (1 - level) * reference.score_of(k, x, v)) / level.sqrt()
+
+    return predict

@@ -1,0 +1,163 @@
+r"""Stochastic optimal control matching (Domingo-Enrich et al., arXiv 2312.02027), exactly for the chain.
+
+For any matrices :math:`M_k(j)`, j > k, with :math:`M_k(k) = I`, moving the mean of step k by :math:`\epsilon` and path and noise
+along with it to :math:`x_j + M_k(j)\epsilon` gives the derivative of an expectation under the pre-trained chain: with the kicks
+:math:`z_j = u_j + \xi_j`, :math:`y_j = B_j^{-\top} z_j`, :math:`\nabla m_k` read as I, and W = (r - sum of f)/beta,
+
+.. math:: \nabla \log E[e^W \mid m_k] = \frac{E[e^W S_k \mid x_k]}{E[e^W \mid x_k]}, \quad
+   S_k = \frac{M_k(T)^\top \nabla r}{\beta} - \sum_{j>k} \frac{M_k(j)^\top \nabla f_j}{\beta}
+   - \sum_{j \ge k} \big( M_k(j+1) - \nabla m_j M_k(j) \big)^\top y_j .
+
+So the targets :math:`B_k^\top S_k`, weighted by :math:`dP^*/dP^u` on paths of any policy u, have exactly the mean kick of the
+optimal path measure: the minimiser of `CrossEntropy`, which is M = 0, and of `SOCMAdjoint`, which follows the path, with
+:math:`M_k(j+1) = \nabla m_j M_k(j)`. It is the optimal control in the linear-quadratic case and within a relative O(dt)
+otherwise. The paper's equation is the limit of small steps; all here derived for the chain. The choice of M changes the spread
+only:
+
+.. math:: M_k(j) = \Big( 1 + \sum_{p=1}^{P} \theta_{k,p} \Big( \frac{j - k}{T} \Big)^p \Big)\, F_{j-1} \cdots F_{k+1},
+
+with a flow F, and :math:`\theta_k` minimising the weighted :math:`|u_k - B_k^\top S_k|^2` in closed form on other paths.
+
+Noise level: the terms of y have spread of order 1 and cancel where the flow is the pre-trained one; what is left shrinks with B.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import require
+from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator
+from socft.path_measure import constant_beta, kicks, normalised, optimal_log_weights
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.reference import AffineReference, MatrixDiffusion, ScalarDiffusion, States
+from socft.rollout import Path
+
+
+class Flow(abc.ABC):
+    """Matrices ``F_j``, the same on every path."""
+
+    @abc.abstractmethod
+    def pull(self, problem: ControlProblem, j: int, costates: States) -> States:
+        """``F_j^T a`` of each row, 0 < j < T."""
+
+
+class Identity(Flow):
+    """``F = I``: the path moves as a whole."""
+
+    def pull(self, problem: ControlProblem, j: int, costates: States) -> States:
+        return costates
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearFlow(Flow):
+    """Given matrices; those of the reference by default, where it is affine.
+
+    Attributes:
+        matrices: shape (T, n, n).
+    """
+
+    matrices: Float[Tensor, "steps n n"] | None = None
+
+    def pull(self, problem: ControlProblem, j: int, costates: States) -> States:
+        matrices, reference = self.matrices, problem.reference
+        if matrices is None:
+            kind = type(reference).__name__
+            require(isinstance(reference, AffineReference), f"the reference is a {kind}; a linear flow needs matrices: give them.")
+            assert isinstance(reference, AffineReference)
+            matrices = reference.transfer
+        return costates @ matrices[j].to(costates)
+
+
+@dataclasses.dataclass(frozen=True)
+class SOCM(MatchingEstimator):
+    """Zero at the control of least cross-entropy, on paths of any policy; one vjp of the reference per step.
+
+    Attributes:
+        flow: F.
+        degree: P; 0 takes the flow as it is.
+        folds: the paths of each fold use the ``theta`` of the others.
+
+    Raises:
+        InvalidProblem: beta is not constant, or the noise depends on the state or does not reach every direction.
+    """
+
+    flow: Flow = dataclasses.field(default_factory=Identity)
+    degree: int = 0
+    folds: int = 2
+    estimates: ClassVar[Kind] = "fixed-point residual"
+    source: ClassVar[str] = "arXiv 2312.02027; discrete form derived here"
+
+    def __post_init__(self) -> None:
+        require(self.degree >= 0, f"degree = {self.degree}; it must not be negative.")
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(reference_derivatives=1, memory="T")
+
+    def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
+        _require_full_noise(problem)
+        weights = normalised(optimal_log_weights(problem, path, "SOCM"))
+        moved = self._moved(problem, path)
+        targets = kicks(path) + moved[:, 0]
+        for k in range(problem.steps) if self.degree else ():
+            targets[k] += _least_spread(path.controls[k] - targets[k], moved[k, 1:], weights, self.folds)
+        return Labels(path.states[:-1], targets, weights.expand(problem.steps, -1))
+
+    def _moved(self, problem: ControlProblem, path: Path) -> Float[Tensor, "steps degrees batch *noise_dims"]:
+        """``B_k^T sum_{j>k} ((j - k) / T)^p F^T .. F^T c_j``; binomial sums carry powers of j - k - 1 to those of j - k."""
+        steps, diffusion = problem.steps, problem.reference.diffusion
+        sources, powers = _sources(problem, path), range(self.degree + 1)
+        sums, moved = [torch.zeros_like(path.final) for _ in powers], []
+        for k in reversed(range(steps)):
+            later = [self.flow.pull(problem, k + 1, s) for s in sums] if k < steps - 1 else sums
+            sums = [sources[k] + sum(math.comb(p, q) * later[q] for q in range(p + 1)) for p in powers]
+            moved.append(torch.stack([diffusion.transpose(k, path.states[k], s / steps**p) for p, s in enumerate(sums)]))
+        return torch.stack(moved[::-1])
+
+
+def _sources(problem: ControlProblem, path: Path) -> Float[Tensor, "steps batch *dims"]:
+    """``c_j``, j = 1..T: ``Jac m_j^T y_j - grad f_j / beta - y_{j-1}``, and ``grad r / beta - y_{T-1}``."""
+    beta, z, diffusion = constant_beta(problem, "SOCM"), kicks(path), problem.reference.diffusion
+    y = [diffusion.lift(k, path.states[k], z[k]) for k in range(problem.steps)]
+    found = []
+    for j in range(1, problem.steps):
+        with torch.enable_grad():
+            x = path.states[j].detach().requires_grad_(True)
+            scalar = (problem.reference.mean(j, x) * y[j]).sum() - problem.cost(j, x).sum() / beta
+            (slope,) = torch.autograd.grad(scalar, x)
+        found.append(slope - y[j - 1])
+    return torch.stack([*found, problem.reward.gradient(path.final) / beta - y[-1]])
+
+
+def _least_spread(residual: Tensor, terms: Float[Tensor, "degree batch *noise_dims"], weights: Tensor, folds: int) -> Tensor:
+    """``sum_p theta_p terms_p`` closest to the residual in weighted least squares over the other folds, for each fold."""
+    fold, added = torch.arange(len(residual), device=residual.device) % folds, torch.zeros_like(residual)
+    require(2 <= folds <= len(residual), f"folds = {folds} for {len(residual)} paths; give at least 2 and at most one per path.")
+    scale = weights.sqrt().unsqueeze(1)
+    for i in range(folds):
+        others = fold != i
+        design = (terms[:, others].flatten(2) * scale[others]).flatten(1).mT
+        goal = (residual[others].flatten(1) * scale[others]).reshape(-1, 1)
+        theta = torch.linalg.lstsq(design, goal, driver="gelsd").solution[:, 0]
+        added[fold == i] = torch.tensordot(theta, terms[:, fold == i], 1)
+    return added
+
+
+def _require_full_noise(problem: ControlProblem) -> None:
+    diffusion = problem.reference.diffusion
+    kind = type(diffusion).__name__
+    require(
+        isinstance(diffusion, ScalarDiffusion | MatrixDiffusion),
+        f"the noise is a {kind}; SOCM needs one that does not move with x.",
+    )
+    if isinstance(diffusion, MatrixDiffusion):
+        rank, n = int(torch.linalg.matrix_rank(diffusion.matrices).min()), diffusion.matrices.shape[1]
+        require(rank == n, f"B has rank {rank} and the state {n} entries; SOCM divides by the noise, use SOCMAdjoint.")

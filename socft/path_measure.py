@@ -1,0 +1,105 @@
+r"""Likelihoods and importance weights of path measures of the chain, in log space.
+
+A step of a path is :math:`x_{k+1} = m_k(x_k) + B_k z_k` with the kick :math:`z_k = u_k + \xi_k` of the policy u that made it.
+Under another control v the same step has the noise :math:`z_k - v_k`, so that exactly, with no limit of small steps,
+
+.. math:: \log \frac{dP^v}{dP} = \sum_k \big( v_k \cdot z_k - |v_k|^2/2 \big).
+
+The *mismatch* of a control is, in units of the reward,
+
+.. math:: R(v) = \sum_k \beta_k \big( v_k \cdot z_k - |v_k|^2/2 \big) - r(x_T) + \sum_k f_k(x_k) .
+
+For a constant beta it is :math:`\beta \log dP^v/dP^*` up to a function of :math:`x_0`, with the optimal path measure
+:math:`dP^* \propto \exp((r - \sum_k f_k)/\beta)\, dP` (arXiv 2312.02027). For the SDE :math:`R(v^*) = -V_0(x_0)` on
+every path, also with a varying beta, by Ito's formula and the HJB equation. A controlled chain moves the means of its kernels
+only, while :math:`P^*` also changes their covariances, so the chain's :math:`R(v^*)` keeps a variance of O(dt) (derived here).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from socft.checks import require, require_finite
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.reward import PerSample
+from socft.rollout import Path
+
+
+def kicks(path: Path) -> Float[Tensor, "steps batch *noise_dims"]:
+    """``u_k + xi_k``: the noise of the pre-trained chain that makes the same path."""
+    return path.controls + path.noise.steps.to(path.controls)
+
+
+def controls_along(policy: Policy, path: Path) -> Float[Tensor, "steps batch *noise_dims"]:
+    """The controls of a policy at the states of a path."""
+    return torch.stack([policy(k, x) for k, x in enumerate(path.states[:-1])])
+
+
+def log_likelihoods(controls: Float[Tensor, "steps batch *noise_dims"], path: Path) -> Float[Tensor, "steps batch"]:
+    """``v_k . z_k - |v_k|^2 / 2``: the log-density of each step under a control, relative to the pre-trained kernel."""
+    return (controls * (kicks(path) - controls / 2)).flatten(2).sum(2)
+
+
+def mismatch(problem: ControlProblem, controls: Float[Tensor, "steps batch *noise_dims"], path: Path) -> PerSample:
+    """``R(v)`` of each path in units of the reward, for controls along it."""
+    weighted = (problem.beta.to(controls)[:, None] * log_likelihoods(controls, path)).sum(0)
+    return weighted - problem.reward(path.final) + sum(problem.cost(k, x) for k, x in enumerate(path.states[:-1]))
+
+
+def optimal_log_weights(problem: ControlProblem, path: Path, what: str) -> PerSample:
+    """``log dP*/dP^u`` of each path under the policy that made it, up to a constant.
+
+    Raises:
+        InvalidProblem: beta is not constant, or a weight is not finite.
+    """
+    log_weights = -mismatch(problem, path.controls, path) / constant_beta(problem, what)
+    require_finite(log_weights, "log-weight", "the reward and the controls must be finite on every path.")
+    return log_weights
+
+
+def normalised(log_weights: PerSample, groups: Int[Tensor, " batch"] | None = None) -> PerSample:
+    """Weights of mean one in every group of paths, without overflow; one group where none are given."""
+    index = _index(log_weights, groups)
+    largest = log_weights.new_zeros(int(index.max()) + 1).scatter_reduce(0, index, log_weights, "amax", include_self=False)
+    weights = (log_weights - largest[index]).exp()
+    return weights / group_mean(weights, groups)[0]
+
+
+def effective_size(weights: PerSample) -> float:
+    """``(sum w)^2 / sum w^2``, the number of equally weighted paths that would do as well; from 1 to the batch."""
+    return float(weights.sum().square() / weights.square().sum())
+
+
+def constant_beta(problem: ControlProblem, what: str) -> float:
+    """The KL weight where it is the same at every step.
+
+    Raises:
+        InvalidProblem: it is not.
+    """
+    low, high = float(problem.beta.min()), float(problem.beta.max())
+    require(low == high, f"beta runs from {low:g} to {high:g}; {what} compares path measures and needs a constant beta.")
+    return low
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Values of shape (batch,) or (T, batch) shaped to broadcast against ``like`` with trailing state dimensions."""
+    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
+
+
+def group_mean(values: PerSample, groups: Int[Tensor, " batch"] | None) -> tuple[PerSample, PerSample]:
+    """Mean over each sample's group, and the group's size; one group where none are given."""
+    index = _index(values, groups)
+    zero = values.new_zeros(int(index.max()) + 1)
+    counts = zero.index_add(0, index, torch.ones_like(values))
+    return (zero.index_add(0, index, values) / counts)[index], counts[index]
+
+
+def _index(values: PerSample, groups: Int[Tensor, " batch"] | None) -> Int[Tensor, " batch"]:
+    index = torch.zeros(len(values), dtype=torch.long, device=values.device) if groups is None else groups.to(values.device)
+    require(
+        index.shape == values.shape, f"groups has shape {tuple(index.shape)}; give one index for each of the {len(values)} paths."
+    )
+    return index
