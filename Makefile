@@ -2,8 +2,8 @@
 #
 #   make test         the tests
 #   make check        lint, formatting, types
-#   make report       measure at the quick scale into build/records, typeset into build/reports
-#   make report-full  measure at full scale and rewrite everything under reports/
+#   make report       measure at the quick scale and check the claims into build/records, typeset into build/reports
+#   make report-full  measure at full scale, check the claims and rewrite everything under reports/
 #   make clean        remove build/ (make distclean: .venv as well)
 
 PYTHON ?= python3
@@ -32,14 +32,18 @@ format: $(STAMP)
 	$(RUN) -m ruff format .
 
 report: $(STAMP)
-	set -e; for study in $(STUDIES); do \
-	  $(RUN) -m socft.cli toy $$study --quick --workers $(WORKERS) --out build/records; done
-	$(RUN) -m socft.cli report --records build/records --out build/reports
+	$(call measure,--quick,build/records,build/reports)
 
 report-full: $(STAMP)
-	set -e; for study in $(STUDIES); do \
-	  $(RUN) -m socft.cli toy $$study --workers $(WORKERS) --out reports/records; done
-	$(RUN) -m socft.cli report --records reports/records --out reports
+	$(call measure,,reports/records,reports)
+
+# Scale, folder of the records, folder of the reports. Claims that fail are in the report too, which is typeset before make stops.
+define measure
+set -e; for study in $(STUDIES); do \
+  $(RUN) -m socft.cli toy $$study $(1) --workers $(WORKERS) --out $(2); done; \
+claims=0; $(RUN) -m socft.cli verify --workers $(WORKERS) --out $(2) || claims=$$?; test $$claims -le 1 || exit $$claims; \
+$(RUN) -m socft.cli report --records $(2) --out $(3); exit $$claims
+endef
 
 # An environment made for another folder is brought up to date too.
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
@@ -51,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(RUN) -c '' 2>/dev/null || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	@$(RUN) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' > $(VENV)/dev.txt
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(VENV)/dev.txt -e '.[report]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(VENV)/dev.txt -e '.[report,sd]'
 	@echo '$(CURDIR)' > $@
 
 clean:

@@ -83,7 +83,7 @@ class Run:
 
 
 def verify(run: Run, fresh: bool = False, console: Console | None = None) -> list[dict[str, Any]]:
-    """Check claims; returns the lines of their records.
+    """Check claims; returns the lines of their records. Lines of claims whose file is gone are dropped.
 
     Args:
         fresh: forget what earlier searches found.
@@ -110,6 +110,9 @@ def verify(run: Run, fresh: bool = False, console: Console | None = None) -> lis
     if code not in (PASSED, FAILED_TESTS) or not board.lines:
         tail = "\n".join(run.log.read_text(errors="replace").splitlines()[-20:])
         raise ClaimsFailed(f"pytest ended with code {code}; its output is in {run.log}:\n{tail}")
+    from verify.claims import forget_records
+
+    forget_records(run.records, keep=[file.stem for file in run.folder.glob("*.py")])
     _require_verified(board, run.log)
     return list(board.lines.values())
 

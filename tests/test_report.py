@@ -20,6 +20,7 @@ from socft.checks import InvalidProblem
 from socft.records import Record, write
 from socft.report import convergence_figures, convergence_tables
 from socft.report.base import Document, Report, provenance
+from socft.report.claim_lines import Claims
 from socft.report.convergence import REPORT, compose
 from socft.report.figures import LOOKS
 from socft.report.rows import Rows, ratio
@@ -35,9 +36,10 @@ from socft.report.typeset import (
     number,
     text,
 )
+from tests.test_report_claims import synthetic_claims
 from toy.problems import fine_tuning
 
-PAGES = range(5, 9)
+PAGES = range(15, 22)
 PROBLEMS = ("gaussian-quadratic", "mixture-huber", "gaussian-sine")
 FACTORS = {"paper": 50.0, "sharp": 3.0, "paper iterates": 5000.0, "sharp iterates": 40.0, "measured": 1.0}
 LAMS = (0.3, 0.5, 0.7, 0.9)
@@ -111,7 +113,7 @@ def rows() -> Rows:
 
 @pytest.fixture(scope="module")
 def composed(rows) -> Document:
-    return compose(rows)
+    return compose(rows, synthetic_claims())
 
 
 def pages(source: str, pictures, folder) -> int:
@@ -123,13 +125,13 @@ def pages(source: str, pictures, folder) -> int:
     return len(out) if isinstance(out, list) else 1
 
 
-def test_the_full_report_has_a_few_pages_and_misses_nothing(composed, tmp_path):
+def test_the_full_report_misses_nothing_and_does_not_sprawl(composed, tmp_path):
     assert "not measured" not in composed.source
     assert pages(composed.source, composed.pictures, tmp_path) in PAGES
 
 
 def test_an_empty_report_says_so_everywhere(tmp_path):
-    empty = compose(Rows(()))
+    empty = compose(Rows(()), Claims())
     assert empty.source.count("not measured") > len(convergence_tables.CASES) * len(convergence_tables.RULES)
     assert pages(empty.source, empty.pictures, tmp_path) >= 1
 
@@ -140,7 +142,7 @@ def test_the_same_records_give_the_same_bytes(composed):
 
 
 def test_writing_leaves_the_pdf_and_the_shown_pictures(rows, composed, tmp_path):
-    report = Report("convergence", lambda _: composed, REPORT.shown)
+    report = Report("convergence", lambda *_: composed, REPORT.shown)
     write(rows, tmp_path / "convergence.jsonl")
     files = report.write(tmp_path, tmp_path / "out")
     assert [str(f.relative_to(tmp_path / "out")) for f in files] == ["figures/convergence-rate.svg", "convergence.pdf"]
@@ -150,7 +152,7 @@ def test_writing_leaves_the_pdf_and_the_shown_pictures(rows, composed, tmp_path)
 
 
 def test_a_report_that_cannot_be_typeset_leaves_the_old_one(tmp_path):
-    report = Report("s", lambda _: Document("#nonsense()", {}))
+    report = Report("s", lambda *_: Document("#nonsense()", {}))
     write([ONE], tmp_path / "s.jsonl")
     (tmp_path / "s.pdf").write_bytes(b"old")
     with pytest.raises(typst.TypstError, match="unknown variable: nonsense"):
@@ -192,18 +194,18 @@ def test_the_abstract_has_the_headline_numbers(composed):
 def test_the_constants_are_those_of_the_records(rows):
     table = convergence_tables.constants(rows, 0.5)
     assert cells(table, "paper, (14)–(15)")[:5] == ["paper, (14)–(15)", "$100$", "$150$", "$50.0$", "$0.0200$ (loose)"]
-    assert cells(table, "paper, (38)–(39)")[:5] == ["paper, (38)–(39)", "$10000$", "$15000$", "$infinity$", "no bound"]
+    assert cells(table, "paper, (38)–(39)")[:5] == ["paper, (38)–(39)", "", "", "", "no finite constant"]
     assert cells(table, "sharp, optimum")[3:5] == ["$3.00$", "$0.333$"]
 
 
 def test_rates_and_bounds_are_those_of_the_records(rows):
     rates = cells(convergence_tables.rates(rows), "measured")
     assert rates[:7] == ["measured", "$0.30$", "$0.70$", *["$0.693$ ($0.697$)"] * 3, "$0.990$"]
-    assert cells(convergence_tables.rates(rows), "paper, (38)–(39)")[3:5] == ["no finite weight", "$0.400$ ($0.450$)"]
+    assert cells(convergence_tables.rates(rows), "paper, (38)–(39)")[3:5] == ["no finite constant", "$0.400$ ($0.450$)"]
     bounds = convergence_tables.bounds(rows)
     assert bounds.count("$0.00250$ (loose)") == 4
     assert bounds.count("[$0.500$]") == 4
-    assert bounds.count("no finite weight") == 4
+    assert bounds.count("no finite constant") == 4
 
 
 def test_gaps_methods_and_costs_are_those_of_the_records(rows):
@@ -264,7 +266,7 @@ def test_curves_are_the_records(rows, drawn):
 def test_bounds_are_drawn_beside_the_errors(rows, drawn):
     convergence_figures.error_against_bound(rows, PROBLEMS)
     impossible, found, _ = drawn[0].axes
-    assert [t.get_text() for t in impossible.texts] == ["no finite weight"]
+    assert [t.get_text() for t in impossible.texts] == ["no finite constant"]
     assert curves(found)["paper: bound"][1] == [40 * 0.5**m for m in range(9)]
     assert curves(found)["sharp: measured"][1] == [0.1 * 0.4**m for m in range(9)]
 

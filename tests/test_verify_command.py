@@ -99,6 +99,11 @@ def test_every_outcome_is_recorded_and_parallel_runs_merge(folder):
     assert statuses == {"good": "verified", "false": "refuted", "error": unmeasured, "empty": unmeasured, "broken": unmeasured}
     good = found["good"]
     assert (good["attained"], good["control"], good["instance"], good["ratio"]) == (1.0, True, {"n": 1000}, 1000 / 1001)
+    parts = {(part["how"], part["part"]): (part["checked"], part["measured"], part["instance"]) for part in good["parts"]}
+    assert parts.keys() == {("inequality", ""), ("attained", ""), ("negative control", "")}
+    assert parts["inequality", ""] == (good["checked"] - 1, 1000 / 1001, {"n": 1000})
+    assert parts["negative control", ""] == (1, 2.0, {"n": 2002})
+    assert sum(good["histogram"]["checks"]) == good["checked"] - 1, "extremal instances are not ranked"
     assert found["false"]["instance"] == {"n": 701}, "the smallest instance that refutes it"
     assert found["error"]["errors"] == ["test_is_attained: ZeroDivisionError: no such instance"]
     assert "no_such_module" in found["broken"]["errors"][0]
@@ -132,6 +137,24 @@ def test_partial_run_changes_no_record(folder):
     done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=True)
     assert file.read_text() == old
     assert f"good: its line in {file} is unchanged, because only some of its tests ran" in done.stdout
+
+
+def test_claims_whose_file_is_gone_are_forgotten(folder):
+    """Other claims that did not run stay."""
+    write(folder, good=GOOD, other=GOOD, gone=GOOD)
+    check(folder, "other", "gone")
+    (folder / "gone.py").unlink()
+    check(folder, "good")
+    assert sorted(rows(folder)) == ["good", "other"]
+
+
+def test_claim_is_shown_once_when_all_its_tests_ran(folder):
+    """Also those of a test with parameters, and from several processes."""
+    many = "import pytest\n@pytest.mark.parametrize('n', range(4))\ndef test_holds(n):\n    CLAIM.holds(n / 4, 1.0, {'n': n})\n"
+    write(folder, many=many)
+    shown = check(folder, "many", workers=2)
+    assert shown.count("many: verified") == 1
+    assert "worst ratio 0.75; 4 checks" in shown
 
 
 def test_search_continues_where_it_was(folder):

@@ -28,6 +28,7 @@ from socft.records import environment, write_atomically
 
 Kind = Literal["tight", "upper bound", "equality", "limit"]
 Status = Literal["verified", "refuted", "not measured"]
+How = Literal["inequality", "sharper inequality", "equality", "attained", "negative control", "certificate"]
 
 KINDS: tuple[Kind, ...] = ("tight", "upper bound", "equality", "limit")
 SLACK = 1e-9
@@ -49,22 +50,48 @@ class Check:
     """One comparison.
 
     Attributes:
-        what: the kind of check, and which part of the statement.
+        how: the kind of check.
+        part: which part of the statement; empty for the whole.
         measured: the measured number; for an equality its distance from the expected one.
         bound: what it is held against; for an equality the tolerance.
         ratio: measured over bound.
         instance: where, in plain JSON, enough to build it again.
     """
 
-    what: str
+    how: How
+    part: str
     measured: float
     bound: float
     ratio: float
     instance: Mapping[str, Any]
 
+    @property
+    def what(self) -> str:
+        """The kind of check and the part of the statement, in words."""
+        return f"{self.how} {self.part}".strip()
+
     def __str__(self) -> str:
         where = json.dumps(_plain(self.instance))
         return f"{self.what}: measured {self.measured:.12g}, bound {self.bound:.12g}, ratio {self.ratio:.12g} at {where}"
+
+
+@dataclasses.dataclass
+class Part:
+    """The checks of one kind on one part of a statement.
+
+    Attributes:
+        checked: their number.
+        extreme: the one with the largest ratio; of negative controls that with the smallest, which fails least.
+    """
+
+    checked: int
+    extreme: Check
+
+    def merge(self, other: Part) -> None:
+        """Add the checks of another tally."""
+        self.checked += other.checked
+        key = (lambda check: (-check.ratio, str(check))) if self.extreme.how == "negative control" else _rank
+        self.extreme = max(self.extreme, other.extreme, key=key)
 
 
 @dataclasses.dataclass
@@ -75,10 +102,7 @@ class Tally:
         checked: number of inequalities, equalities and extremal instances checked; controls and certificates do not count.
         worst: the ranked check with the largest ratio.
         failure: the last check that failed.
-        sharp: largest ratio to the sharper constant.
-        attained: largest ratio of an extremal instance.
-        control: whether a negative control ran, and failed to hold as it must.
-        certified: whether a certificate in interval arithmetic was checked.
+        parts: what was checked, by kind and part; of controls and certificates, what came out as it must.
         findings: results worth a line, by text, with their instance.
         bins: number of ranked checks by logarithm of the ratio.
         errors: tests that ended in an error that is no failed check.
@@ -89,10 +113,7 @@ class Tally:
     checked: int = 0
     worst: Check | None = None
     failure: Check | None = None
-    sharp: float | None = None
-    attained: float | None = None
-    control: bool = False
-    certified: bool = False
+    parts: dict[str, Part] = dataclasses.field(default_factory=dict)
     findings: dict[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     bins: dict[int, int] = dataclasses.field(default_factory=dict)
     errors: list[str] = dataclasses.field(default_factory=list)
@@ -102,20 +123,31 @@ class Tally:
     def count(self, check: Check, ranked: bool = True) -> None:
         """Add a check, passed or failed; only ranked ones enter the largest ratio and its quantiles."""
         self.checked += 1
+        self.note(check)
         if not ranked:
             return
         self.worst = _larger(self.worst, check)
         index = _bin(check.ratio)
         self.bins[index] = self.bins.get(index, 0) + 1
 
+    def note(self, check: Check) -> None:
+        """Add a check to its part only."""
+        part = Part(1, check)
+        if check.what in self.parts:
+            part.merge(self.parts[check.what])
+        self.parts[check.what] = part
+
     def merge(self, other: Tally) -> None:
         """Add what another tally of the same claim has; the order does not matter."""
         self.checked += other.checked
         self.worst = _larger(self.worst, other.worst)
         self.failure = _larger(self.failure, other.failure)
-        self.sharp, self.attained = _most(self.sharp, other.sharp), _most(self.attained, other.attained)
-        self.control |= other.control
-        self.certified |= other.certified
+        for name, part in other.parts.items():
+            mine = dataclasses.replace(part)
+            if name in self.parts:
+                mine.merge(self.parts[name])
+            self.parts[name] = mine
+        self.parts = dict(sorted(self.parts.items()))
         self.findings = dict(sorted((other.findings | self.findings).items()))
         self.bins = {i: self.bins.get(i, 0) + other.bins.get(i, 0) for i in sorted(self.bins.keys() | other.bins.keys())}
         self.errors = sorted({*self.errors, *other.errors})
@@ -128,6 +160,35 @@ class Tally:
         if self.failure is not None:
             return "refuted"
         return "verified" if self.checked and not self.errors else "not measured"
+
+    @property
+    def sharp(self) -> float | None:
+        """Largest ratio to the sharper constant."""
+        return max((part.extreme.ratio for part in self._of("sharper inequality")), default=None)
+
+    @property
+    def attained(self) -> float | None:
+        """Largest ratio of an extremal instance."""
+        return max((part.extreme.ratio for part in self._of("attained")), default=None)
+
+    @property
+    def control(self) -> bool:
+        """Whether a negative control ran, and failed to hold as it must."""
+        return bool(self._of("negative control"))
+
+    @property
+    def certified(self) -> bool:
+        """Whether a certificate in interval arithmetic was checked."""
+        return bool(self._of("certificate"))
+
+    def _of(self, how: How) -> list[Part]:
+        return [part for part in self.parts.values() if part.extreme.how == how]
+
+    @property
+    def histogram(self) -> dict[str, list[float]]:
+        """Numbers of ranked checks in logarithmic bins of the ratio, and where the bins begin."""
+        ordered = sorted(self.bins.items())
+        return {"ratio": [float(f"{10 ** (i / BINS_PER_DECADE):.4g}") for i, _ in ordered], "checks": [n for _, n in ordered]}
 
     @property
     def quantiles(self) -> dict[str, float]:
@@ -150,7 +211,8 @@ class Tally:
     def decode(cls, row: Mapping[str, Any]) -> Self:
         """The inverse of `encode`."""
         checks = {name: Check(**row[name]) if row[name] else None for name in ("worst", "failure")}
-        return cls(**{**row, **checks, "bins": {int(i): n for i, n in row["bins"].items()}})
+        parts = {name: Part(part["checked"], Check(**part["extreme"])) for name, part in row["parts"].items()}
+        return cls(**{**row, **checks, "parts": parts, "bins": {int(i): n for i, n in row["bins"].items()}})
 
 
 class Claim:
@@ -205,12 +267,12 @@ class Claim:
             floor: absolute error of the measurement.
             part: which part of the statement.
         """
-        check = _inequality(f"inequality {part}".strip(), measured, bound, instance, floor)
+        check = _inequality("inequality", part, measured, bound, instance, floor)
         self.tally.count(check, ranked=self.kind != "equality")
         steer(check.ratio, f"{self.name} {part}".strip())
         if sharp is not None:
-            sharper = _inequality(f"sharper inequality {part}".strip(), measured, sharp, instance, floor)
-            self.tally.sharp = _most(self.tally.sharp, sharper.ratio)
+            sharper = _inequality("sharper inequality", part, measured, sharp, instance, floor)
+            self.tally.note(sharper)
             self._assert(_below(measured, sharp, slack, floor), sharper)
         self._assert(_below(measured, bound, slack, floor), check)
 
@@ -222,7 +284,7 @@ class Claim:
         """
         require(tolerance > 0, f"tolerance = {tolerance}; give the absolute error that both sides may have.")
         residual = float(np.max(np.abs(_array(measured) - _array(expected))))
-        check = Check(f"equality {part}".strip(), residual, tolerance, _ratio(residual, tolerance, 0.0), _mapping(instance))
+        check = Check("equality", part, residual, tolerance, _ratio(residual, tolerance, 0.0), _mapping(instance))
         self.tally.count(check, ranked=self.kind in ("equality", "limit"))
         steer(check.ratio, f"{self.name} {part}".strip())
         self._assert(residual <= tolerance, check)
@@ -231,16 +293,16 @@ class Claim:
         self, measured: float, bound: float, instance: Any, within: float = WITHIN, slack: float = SLACK, part: str = ""
     ) -> None:
         """Check that an extremal instance reaches its bound, ``(1 - within) bound <= measured <= (1 + slack) bound``."""
-        check = _inequality(f"attained {part}".strip(), measured, bound, instance, FLOOR)
+        check = _inequality("attained", part, measured, bound, instance, FLOOR)
         self.tally.count(check, ranked=False)
-        self.tally.attained = _most(self.tally.attained, check.ratio)
         self._assert(_below(measured, bound, slack, FLOOR) and float(measured) >= (1 - within) * float(bound), check)
 
     def breaks(self, measured: float, bound: float, instance: Any, part: str = "") -> None:
         """Negative control: without the assumption the conclusion must fail, ``measured > bound``."""
-        check = _inequality(f"negative control {part}".strip(), measured, bound, instance, 0.0)
+        check = _inequality("negative control", part, measured, bound, instance, 0.0)
         violated = float(measured) > float(bound)
-        self.tally.control |= violated
+        if violated:
+            self.tally.note(check)
         self._assert(violated, check)
 
     def finding(self, text: str, instance: Any) -> None:
@@ -257,9 +319,10 @@ class Claim:
         both = (type(measured_upper).__name__, type(bound_lower).__name__)
         require("arb" in both, f"a certificate compares balls, not {both[0]} and {both[1]}; compute one side with flint.arb.")
         upper, lower = _end(measured_upper, +1), _end(bound_lower, -1)
-        check = Check(f"certificate {part}".strip(), upper, lower, _ratio(upper, lower, 0.0), _mapping(instance))
+        check = Check("certificate", part, upper, lower, _ratio(upper, lower, 0.0), _mapping(instance))
         passed = bool(measured_upper <= bound_lower)
-        self.tally.certified |= passed
+        if passed:
+            self.tally.note(check)
         self._assert(passed, check)
 
     def take(self) -> Tally:
@@ -305,8 +368,10 @@ def record_of(heading: Mapping[str, Any], tally: Tally) -> dict[str, Any]:
         "attained": tally.attained,
         "control": tally.control,
         "certified": tally.certified,
+        "parts": [{"checked": part.checked, **dataclasses.asdict(part.extreme)} for part in tally.parts.values()],
         "finding": [{"text": text, "instance": instance} for text, instance in tally.findings.items()],
         "quantiles": tally.quantiles,
+        "histogram": tally.histogram,
         "errors": tally.errors,
         "seconds": round(tally.seconds, 2),
         "seed": tally.seeds,
@@ -337,13 +402,25 @@ def read_records(file: Path) -> dict[str, dict[str, Any]]:
 def update_records(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Replace the lines of some claims, atomically; the lines of other claims stay as they are."""
     rows = read_records(file) | {line["claim"]: dict(line) for line in lines}
-    text = "".join(json.dumps(rows[name], allow_nan=False, ensure_ascii=False) + "\n" for name in sorted(rows))
-    write_atomically(file, text.encode())
+    write_atomically(file, "".join(_encoded(rows[name]) for name in sorted(rows)).encode())
 
 
-def _inequality(what: str, measured: ArrayLike, bound: ArrayLike, instance: Any, floor: float) -> Check:
+def forget_records(file: Path, keep: Iterable[str]) -> None:
+    """Drop the lines of all claims but some, atomically."""
+    rows, kept = read_records(file), set(keep)
+    if rows.keys() - kept:
+        text = "".join(_encoded(rows[name]) for name in sorted(rows) if name in kept)
+        write_atomically(file, text.encode())
+
+
+def _encoded(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _inequality(how: How, part: str, measured: ArrayLike, bound: ArrayLike, instance: Any, floor: float) -> Check:
     """The entry of the largest ratio."""
     left, right = np.broadcast_arrays(_array(measured), _array(bound))
+    what = f"{how} {part}".strip()
     require(left.size > 0, f"{what} compares no numbers; give at least one.")
     require(bool((right >= 0).all()), f"{what} has the bound {right.min():g}; a bound must not be negative.")
     ratios = [_ratio(float(a), float(b), floor) for a, b in zip(left.flat, right.flat, strict=True)]
@@ -351,7 +428,7 @@ def _inequality(what: str, measured: ArrayLike, bound: ArrayLike, instance: Any,
     where = _mapping(instance)
     if left.size > 1:
         where = {**where, "entry": [int(i) for i in np.unravel_index(worst, left.shape)]}
-    return Check(what, float(left.flat[worst]), float(right.flat[worst]), ratios[worst], where)
+    return Check(how, part, float(left.flat[worst]), float(right.flat[worst]), ratios[worst], where)
 
 
 def _below(measured: ArrayLike, bound: ArrayLike, slack: float, floor: float) -> bool:
@@ -384,13 +461,13 @@ def _bin(ratio: float) -> int:
 
 
 def _larger(first: Check | None, second: Check | None) -> Check | None:
-    """The check of the larger ratio; equal ones are ordered by their text, so that merging is commutative."""
-    found = [check for check in (first, second) if check is not None]
-    return max(found, key=lambda check: (check.ratio, str(check)), default=None)
+    """The check of the larger ratio."""
+    return max((check for check in (first, second) if check is not None), key=_rank, default=None)
 
 
-def _most(first: float | None, second: float | None) -> float | None:
-    return max((x for x in (first, second) if x is not None), default=None)
+def _rank(check: Check) -> tuple[float, str]:
+    """By ratio; equal ones are ordered by their text, so that merging is commutative."""
+    return check.ratio, str(check)
 
 
 def _mapping(instance: Any) -> dict[str, Any]:

@@ -84,7 +84,13 @@ class _Session:
         self.config = config
         self.worker = hasattr(config, "workerinput")
         self.searches = 0
+        self.collected: dict[str, set[str]] = {}
         self.ledger = _Ledger()
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        claim = claim_of(item)
+        if claim is not None:
+            self.collected.setdefault(claim.name, set()).add(item.name)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         ours = [item for item in session.items if claim_of(item)]
@@ -122,6 +128,13 @@ class _Session:
         finally:
             claim.tally = search.total()
 
+    def _tests(self, claim: Claim, item: pytest.Item) -> list[str]:
+        """Names of the tests in the file of a test, with their parameters; those that were deselected too."""
+        module: Any = getattr(item, "module", None)
+        names = self.collected.get(claim.name, set())
+        functions = {name for name, value in vars(module).items() if name.startswith("test") and callable(value)}
+        return sorted(names | (functions - {name.split("[")[0] for name in names}))
+
     def _share(self, minutes: float) -> float:
         workers = self.config.workerinput["workercount"] if self.worker else 1  # type: ignore[attr-defined]
         return 60 * minutes * workers / max(self.searches, 1)
@@ -136,7 +149,7 @@ class _Session:
             tally = claim.take()
             if report.failed and tally.failure is None:
                 tally.errors.append(f"{item.name}: {call.excinfo.exconly() if call.excinfo else 'failed'}")
-            about = claim.record(Tally()) | {"test": item.name.split("[")[0], "tests": _tests(item)}
+            about = claim.record(Tally()) | {"test": item.name, "tests": self._tests(claim, item)}
             report.user_properties.append((_TALLY, json.dumps(about | {"tally": tally.encode()})))
         return report
 
@@ -258,12 +271,6 @@ def _is_search(item: pytest.Item) -> bool:
     return hasattr(getattr(item, "obj", None), "hypothesis")
 
 
-def _tests(item: pytest.Item) -> list[str]:
-    """Names of the tests in the file of a test."""
-    module: Any = getattr(item, "module", None)
-    return sorted(name for name, value in vars(module).items() if name.startswith("test") and callable(value))
-
-
 def _say(config: pytest.Config, line: dict[str, Any]) -> None:
     """Append one line to the events; short lines of several processes do not mix."""
     file: Path | None = config.getoption("--events")
@@ -280,7 +287,7 @@ def _code_version(file: Path) -> str:
     """Digest of the code whose results a search may keep: the file, what it is built on, and the package."""
     digest = hashlib.sha256()
     package = Path(socft.__file__).parent
-    shared = [_FOLDER / "claims.py", _FOLDER / "strategies.py"]
+    shared = [path for path in sorted(_FOLDER.glob("*.py")) if not re.search(r"^CLAIM\b", path.read_text(), re.MULTILINE)]
     for path in (file, *shared, *sorted(package.rglob("*.py"))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -1,12 +1,16 @@
-"""What a report is: records in, a PDF and pictures out."""
+"""What a report is: records in, a PDF and pictures out.
+
+A report reads the records of its study and, beside them, those of the claims, which may be missing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from socft.records import read, write_atomically
+from socft.records import Record, read, write_atomically
+from socft.report.claim_lines import ClaimLine, Claims, read_claims
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, compile_pdf, text
 
@@ -30,12 +34,12 @@ class Report:
 
     Attributes:
         study: the study whose records it reads, and its own name.
-        compose: the document of the records.
+        compose: the document of the study's records and of the claims.
         shown: pictures that are also kept as files, for other documents to show.
     """
 
     study: str
-    compose: Callable[[Rows], Document]
+    compose: Callable[[Rows, Claims], Document]
     shown: tuple[str, ...] = ()
 
     def measured(self, records: Path) -> bool:
@@ -52,7 +56,7 @@ class Report:
         Raises:
             InvalidProblem: the records are missing or damaged.
         """
-        document = self.compose(Rows(tuple(read(self.source(records)))))
+        document = self.compose(Rows(tuple(read(self.source(records)))), read_claims(records))
         files = {out / "figures" / f"{self.study}-{name}": document.pictures[name] for name in self.shown}
         files[out / f"{self.study}.pdf"] = compile_pdf(document.source, document.pictures)
         for file, content in files.items():
@@ -62,10 +66,21 @@ class Report:
 
 def provenance(rows: Rows) -> str:
     """Versions and commits of the records, as a paragraph."""
-    names = dict.fromkeys(name for r in rows for name in r.versions)
-    versions = {name: sorted({r.versions[name] for r in rows if name in r.versions}) for name in names}
-    listed = ", ".join(f"{text(name)} {text(' and '.join(found))}" for name, found in versions.items()) or NOT_MEASURED
-    commits = sorted({(r.commit[:12] or "no version control") + (" with uncommitted changes" if r.dirty else "") for r in rows})
-    code = ", ".join(f"{text(commit)}" for commit in commits) or NOT_MEASURED
     devices = ", ".join(text(f"{device}, {dtype}") for device, dtype in sorted({(r.device, r.dtype) for r in rows}))
-    return f"The {len(rows.records)} records were measured at commit {code}, with {listed}, on {devices or NOT_MEASURED}."
+    return f"The {len(rows.records)} records were measured {_origin(rows)}, on {devices or NOT_MEASURED}."
+
+
+def claims_provenance(claims: Claims) -> str:
+    """The same of the claims."""
+    return f"The {len(claims)} claims were checked {_origin(claims)}." if claims else f"The claims: {NOT_MEASURED}."
+
+
+def _origin(measured: Iterable[Record | ClaimLine]) -> str:
+    """At which commits, and with which versions."""
+    found = list(measured)
+    names = dict.fromkeys(name for r in found for name in r.versions)
+    versions = {name: sorted({r.versions[name] for r in found if name in r.versions}) for name in names}
+    listed = ", ".join(f"{text(name)} {text(' and '.join(each))}" for name, each in versions.items()) or NOT_MEASURED
+    commits = sorted({(r.commit[:12] or "no version control") + (" with uncommitted changes" if r.dirty else "") for r in found})
+    code = ", ".join(f"{text(commit)}" for commit in commits) or NOT_MEASURED
+    return f"at commit {code}, with {listed}"

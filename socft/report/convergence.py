@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from socft.report import claims as statements
+from socft.report import claims_figures
 from socft.report import convergence_figures as figures
 from socft.report import convergence_tables as tables
-from socft.report.base import Document, Report, provenance
+from socft.report.base import Document, Report, claims_provenance, provenance
+from socft.report.claim_lines import Claims
 from socft.report.rows import Rows, ratio
 from socft.report.typeset import NOT_MEASURED, document, figure, fraction_of_bound, integer, number, text
 
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
 
 
-def compose(rows: Rows) -> Document:
-    """The document of the study's records."""
+def compose(rows: Rows, claims: Claims) -> Document:
+    """The document of the study's records, and of the claims."""
     lams = rows.where("beta_required").distinct("lam")
     lam = lams[len(lams) // 2] if lams else None
     problems = tuple(tables.CASES)
@@ -26,11 +29,12 @@ def compose(rows: Rows) -> Document:
         "trade-off.svg": figures.trade_off(rows, problems),
         "tilt.svg": figures.tilt_gaps(rows, problems),
         "methods.svg": figures.methods(rows, methods_problem),
+        "claims.svg": claims_figures.ratios(claims, statements.grouped(claims)),
     }
     source = document(
         "The convergence of PI-FT, measured",
         f"The constants and rates of {PAPER} beside exact solutions",
-        _abstract(rows, lam),
+        _abstract(rows, claims, lam),
         _problem(rows),
         _constants(rows, lam),
         _convergence(rows),
@@ -38,7 +42,8 @@ def compose(rows: Rows) -> Document:
         _tilt(rows),
         _methods(rows, methods_problem),
         _accuracy(rows),
-        _reproduction(rows),
+        statements.chapter(claims),
+        _reproduction(rows, claims),
     )
     return Document(source, pictures)
 
@@ -46,7 +51,7 @@ def compose(rows: Rows) -> Document:
 REPORT = Report("convergence", compose, shown=("rate.svg",))
 
 
-def _abstract(rows: Rows, lam: float | None) -> str:
+def _abstract(rows: Rows, claims: Claims, lam: float | None) -> str:
     rates = rows.where("rate", rule="measured")
     paper, sharp = (_overcharge(rows, rule, lam) for rule in ("paper", "sharp"))
     bounds = [fraction_of_bound(rows.where("control_error", rule=rule).largest(ratio)) for rule in tables.LICENSED]
@@ -59,12 +64,13 @@ PI-FT fine-tunes a diffusion model by policy iteration on a control problem regu
 Theorem 3.1 of {PAPER} promises linear convergence at rate $1 - lambda$ once the KL weight $beta$ exceeds a threshold made of
 Lipschitz constants. We measure the rate and the threshold on three one-dimensional problems, whose solutions are known to an
 error of {number(rows.where("truth_error").largest())} in the control. With the weights that the instances need, the worst
-measured factor per inner iteration is {number(rates.largest(ratio))} times the guaranteed one, over {len(rates.records)} runs. At
-$lambda = {tables.design(lam)}$ the published constants ask for {paper} times the largest KL weight that the instance needs, and
-the sharpened constants for {sharp} times. Where Theorem 3.1 applies, the worst ratio of measured error to bound is {bounds[0]}
-with the published constants and {bounds[1]} with the sharpened ones. The gap to the exponential tilt is at most {kernels[0]} with
-{integer(first)} steps and {kernels[1]} with {integer(last)}, while a schedule with memory keeps a gap of up to
-{number(memory.where(steps=last).largest())}. Every number is a record of one study; the report computes nothing but ratios.
+measured factor per inner iteration is {number(rates.largest(ratio))} times the guaranteed one, over {len(rates.records)} runs.
+At $lambda = {tables.design(lam)}$ the published constants ask for {paper} times the largest KL weight that the instance needs,
+and the sharpened constants for {sharp} times. Where Theorem 3.1 applies, the worst ratio of measured error to bound is
+{bounds[0]} with the published constants and {bounds[1]} with the sharpened ones. The gap to the exponential tilt is at most
+{kernels[0]} with {integer(first)} steps and {kernels[1]} with {integer(last)}, while a schedule with memory keeps a gap of up
+to {number(memory.where(steps=last).largest())}. The statements behind these numbers are checked one by one:
+{statements.headline(claims)}. Every number is a record; the report computes nothing but ratios.
 """
 
 
@@ -261,18 +267,19 @@ optimal chain. @accuracy holds the exact solutions against each other, @sweeps t
 """
 
 
-def _reproduction(rows: Rows) -> str:
+def _reproduction(rows: Rows, claims: Claims) -> str:
     return rf"""
 = Reproduction
 
-The first command measures everything in a fresh clone and typesets this report; the second does so at a scale of minutes.
+The first command measures everything in a fresh clone, checks the claims and typesets this report; the second measures at a scale
+of minutes. A claim is a file of `verify/`, and its record has the instances in full.
 
 ```
 make report-full
 make report
 ```
 
-{provenance(rows)}
+{provenance(rows)} {claims_provenance(claims)}
 """
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from socft.records import Record
-from socft.report.convergence_tables import LICENSED, unbounded
+from socft.report.convergence_tables import LICENSED, UNBOUNDED, unbounded
 from socft.report.figures import LOOKS, Look, curve, note, panels, reference, svg
 from socft.report.rows import Rows, Series
 
@@ -75,7 +75,7 @@ def error_against_bound(rows: Rows, problems: Sequence[str]) -> bytes:
                     _draw(ax, _errors(rows, problem, rule, lam), look, f"{name}: measured")
                     if bound:
                         reference(ax, bound.x, bound.y, look.color, f"{name}: bound")
-            empty = "no finite weight" if any(unbounded(rows, problem, rule) for rule in LICENSED) else NOT_MEASURED
+            empty = UNBOUNDED if any(unbounded(rows, problem, rule) for rule in LICENSED) else NOT_MEASURED
             _finish(ax, problem, "inner iterations $m$", r"$\sup\,|v^{(m)} - v^*|$" if ax is axes[0] else "", empty=empty)
         _legend(figure, axes, 4)
         return svg(figure)

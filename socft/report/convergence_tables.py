@@ -11,6 +11,7 @@ from socft.report.rows import Rows, ratio
 from socft.report.typeset import NOT_MEASURED, Table, fraction_of_bound, integer, number, text
 
 LICENSED = ("paper iterates", "sharp iterates")
+UNBOUNDED = "no finite constant"
 RULES = {
     "paper": "paper, (14)–(15)",
     "paper iterates": "paper, (38)–(39)",
@@ -62,17 +63,19 @@ def constants(rows: Rows, lam: float | None) -> str:
         rows=body,
         caption=f"""What every rule says at $lambda = {design(lam)}$: Lipschitz constants of the first value function and of its
             gradient, the smallest constant KL weight admitted, and the share of it that the instance needs; a share below 0.1 is
-            marked loose. An infinite entry means that the rule gives no bound.""",
+            marked loose. A rule without a finite constant admits no weight: Lemma 3.2 needs a reward that is Lipschitz.""",
         label="constants",
         align="lrrrr",
     ).markup
 
 
 def _asked(rows: Rows, problem: str, rule: str, lam: float | None) -> Sequence[str]:
+    if unbounded(rows, problem, rule):
+        return RULES[rule], "", "", "", UNBOUNDED
     mine = rows.where(problem=problem, rule=rule, lam=lam)
     asked = mine.where("beta_required").largest()
     needed = rows.where("beta_required", problem, rule="measured", lam=lam).largest()
-    share = "no bound" if asked == math.inf else fraction_of_bound(needed / asked if needed is not None and asked else None)
+    share = fraction_of_bound(needed / asked if needed is not None and asked else None)
     first = [number(value_of(mine.where(metric, k=0))) for metric in ("L0_value", "L1_value")]
     return RULES[rule], *first, number(asked), share
 
@@ -96,7 +99,7 @@ def _rate(rows: Rows, rule: str, lam: float) -> Sequence[str]:
     cells = []
     for problem in CASES:
         record = found.where(problem=problem).one()
-        missing = "no finite weight" if unbounded(rows, problem, rule) else NOT_MEASURED
+        missing = UNBOUNDED if unbounded(rows, problem, rule) else NOT_MEASURED
         cells.append(f"{number(record.value)} ({number(record.optimum)})" if record else missing)
     guaranteed = next((record.bound for record in found), None)
     return RULES[rule], number(lam, 2), number(guaranteed, 2), *cells, fraction_of_bound(found.largest(ratio))
@@ -115,7 +118,7 @@ def bounds(rows: Rows) -> str:
 
 def _worst(rows: Rows, problem: str, rule: str) -> Sequence[str]:
     if unbounded(rows, problem, rule):
-        return "", "no finite weight", "no finite weight"
+        return "", UNBOUNDED, UNBOUNDED
     found = [rows.where(metric, problem, rule=rule) for metric in ("control_error", "value_gradient_error")]
     last = max(found[0].distinct("m"), default=None)
     return integer(last), *(fraction_of_bound(some.largest(ratio)) for some in found)
@@ -209,8 +212,9 @@ def sweeps(rows: Rows) -> str:
 
 
 def unbounded(rows: Rows, problem: str, rule: str) -> bool:
-    """Whether a rule asks for an infinite KL weight."""
-    return rows.where("beta_required", problem, rule=rule).largest() == math.inf
+    """Whether a rule has no finite constant: Lemma 3.2 needs a Lipschitz reward."""
+    lipschitz = math.isfinite(CASES[problem].L0) or rule not in LICENSED
+    return not lipschitz or rows.where("beta_required", problem, rule=rule).largest() == math.inf
 
 
 def value_of(rows: Rows) -> float | None:

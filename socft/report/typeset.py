@@ -18,9 +18,13 @@ PREAMBLE = r"""
 #set page(paper: "a4", margin: (x: 25mm, top: 23mm, bottom: 24mm), numbering: "1", number-align: center)
 #set text(font: "New Computer Modern", size: 10pt, lang: "en")
 #set par(justify: true, leading: 0.58em, spacing: 0.58em, first-line-indent: 1.3em)
-#set heading(numbering: "1")
+#set heading(numbering: "1.1")
 #show heading.where(level: 1): it => block(above: 1.7em, below: 0.85em, sticky: true, text(
   size: 12pt,
+  counter(heading).display() + h(0.7em) + it.body,
+))
+#show heading.where(level: 2): it => block(above: 1.5em, below: 0.8em, sticky: true, text(
+  size: 10.5pt,
   counter(heading).display() + h(0.7em) + it.body,
 ))
 #set math.equation(numbering: "(1)")
@@ -46,6 +50,13 @@ PREAMBLE = r"""
 #show link: it => if type(it.dest) == str { text(fill: rgb("#0b4f8a"), it) } else { it }
 #let rule(weight) = table.hline(stroke: weight)
 """
+
+
+LONG = """#show figure: set block(breakable: true)
+#show figure.where(kind: table): set text(size: 8pt)
+#show figure.caption: set block(sticky: true)
+#set table(inset: (x: 0.4em, y: 0.32em))
+#set table.cell(breakable: false)"""
 
 
 def text(value: str) -> str:
@@ -91,6 +102,8 @@ class Table:
         caption: markup.
         label: for references.
         align: one letter per column, l, c or r.
+        widths: of the columns, as the typesetter says it; natural by default.
+        long: whether it may run over pages; it is then set smaller.
     """
 
     header: Sequence[str]
@@ -98,6 +111,8 @@ class Table:
     caption: str
     label: str
     align: str
+    widths: Sequence[str] = ()
+    long: bool = False
 
     @property
     def markup(self) -> str:
@@ -113,10 +128,12 @@ class Table:
                 cells += [f"[{cell}]" for cell in row]
         cells.append("rule(0.8pt)")
         body = ",\n  ".join(cells)
-        return (
+        columns = f"({', '.join(self.widths)})" if self.widths else str(len(self.header))
+        made = (
             f"#figure(kind: table, caption: [{self.caption}],\n"
-            f"table(columns: {len(self.header)}, align: ({align},),\n  {body})) <{self.label}>"
+            f"table(columns: {columns}, align: ({align},),\n  {body})) <{self.label}>"
         )
+        return f"#[\n{LONG}\n{made}\n]" if self.long else made
 
 
 def figure(picture: str, caption: str, label: str, alt: str) -> str:

@@ -1,0 +1,176 @@
+"""The records of claims: what `verify` found about each statement, a line of ``verify.jsonl`` each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from socft.checks import InvalidProblem
+
+FILE = "verify.jsonl"
+BOUNDS = ("tight", "upper bound")
+"""Kinds of claims whose ratio says how loose a bound is; others compare with a tolerance."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PartLine:
+    """The checks of one kind on one part of a statement.
+
+    Attributes:
+        how: inequality, sharper inequality, equality, attained, negative control or certificate.
+        part: which part of the statement; empty for the whole.
+        checked: their number.
+        measured: of the check with the largest ratio; of negative controls that with the smallest.
+        bound: what it is held against.
+        ratio: measured over bound.
+        instance: where.
+    """
+
+    how: str
+    part: str
+    checked: int
+    measured: float
+    bound: float
+    ratio: float
+    instance: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """From the record."""
+        numbers = {name: _number(row[name]) for name in ("measured", "bound", "ratio")}
+        return cls(row["how"], row["part"], row["checked"], instance=row["instance"], **numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaimLine:
+    """What the checks of one claim amount to.
+
+    Attributes:
+        name: the stem of its file.
+        statement: in one line of unicode mathematics.
+        source: paper and number.
+        kind: tight, upper bound, equality or limit.
+        status: verified, refuted or not measured.
+        checked: number of checks.
+        check: what the worst check compared; of a refuted claim, the failed one.
+        ratio: its measured over its bound.
+        instance: where.
+        ratio_sharp: largest ratio to the sharper constant.
+        attained: largest ratio of an extremal instance.
+        control: whether the conclusion failed without its assumptions, as it must.
+        certified: whether there is a certificate in interval arithmetic.
+        findings: results worth a line.
+        parts: the checks by kind and part.
+        histogram: number of checks by where their bin of the ratio begins.
+        errors: tests that ended in an error.
+    """
+
+    name: str
+    statement: str
+    source: str
+    kind: str
+    status: str
+    checked: int
+    check: str
+    ratio: float | None
+    instance: Mapping[str, Any]
+    ratio_sharp: float | None
+    attained: float | None
+    control: bool
+    certified: bool
+    findings: tuple[str, ...]
+    parts: tuple[PartLine, ...]
+    histogram: Mapping[float, int]
+    errors: tuple[str, ...]
+    seconds: float
+    versions: Mapping[str, str]
+    commit: str
+    dirty: bool
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """From the record."""
+        same = (
+            "statement",
+            "source",
+            "kind",
+            "status",
+            "checked",
+            "control",
+            "certified",
+            "seconds",
+            "versions",
+            "commit",
+            "dirty",
+        )
+        ratios = {name: None if row[name] is None else _number(row[name]) for name in ("ratio", "ratio_sharp", "attained")}
+        return cls(
+            name=row["claim"],
+            check=row["check"] or "",
+            instance=row["instance"] or {},
+            findings=tuple(finding["text"] for finding in row["finding"]),
+            parts=tuple(PartLine.of(part) for part in row["parts"]),
+            histogram=dict(zip(row["histogram"]["ratio"], row["histogram"]["checks"], strict=True)),
+            errors=tuple(row["errors"]),
+            **ratios,
+            **{name: row[name] for name in same},
+        )
+
+    @property
+    def compares_with_bound(self) -> bool:
+        """Whether the worst ratio is one to a bound, not to a tolerance."""
+        return not self.check.startswith("equality")
+
+    def of_kind(self, how: str) -> tuple[PartLine, ...]:
+        """The parts checked in one way."""
+        return tuple(part for part in self.parts if part.how == how)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """The lines of a record file, by claim."""
+
+    lines: Mapping[str, ClaimLine] = dataclasses.field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[ClaimLine]:
+        return iter(self.lines.values())
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def get(self, name: str) -> ClaimLine | None:
+        """The line of a claim, None where it was not measured."""
+        return self.lines.get(name)
+
+    def count(self, status: str) -> int:
+        """The number of claims of a status."""
+        return sum(line.status == status for line in self)
+
+
+def read_claims(records: Path) -> Claims:
+    """The claims of a folder of records; none where there is no file.
+
+    Raises:
+        InvalidProblem: a line is not a record of a claim.
+    """
+    file = records / FILE
+    if not file.is_file():
+        return Claims()
+    lines = [_parse(text, number, file) for number, text in enumerate(file.read_text().splitlines(), 1)]
+    return Claims({line.name: line for line in lines})
+
+
+def _parse(text: str, number: int, file: Path) -> ClaimLine:
+    try:
+        return ClaimLine.of(json.loads(text))
+    except (ValueError, TypeError, KeyError) as error:
+        again = f"check the claims again: socft verify --out {file.parent}"
+        raise InvalidProblem(f"line {number} of {file} is not a record of a claim: {text[:60]!r}; {again}") from error
+
+
+def _number(value: float | str | None) -> float:
+    """Records write NaN as null and infinities as strings."""
+    return float("nan") if value is None else float(value)
