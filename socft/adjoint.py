@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.estimators.base import Cost
+from socft.estimators.base import Cost, CostateStep
 from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import Noises, States
@@ -93,31 +93,35 @@ def full_adjoint(
     problem: ControlProblem, policy: Policy, path: Path, following: Following | None = None
 ) -> Float[Tensor, "steps_plus_1 batch *dims"]:
     """``a_k = d(return from step k on) / d x_k`` along the path with the policy differentiated, k = 0..T."""
-    return backward(Full(), problem, policy, path, following)
+    return _stacked(sweep(Full(), problem, policy, path, following))
 
 
 def lean_adjoint(
     problem: ControlProblem, path: Path, following: Following | None = None
 ) -> Float[Tensor, "steps_plus_1 batch *dims"]:
     """The costate of the pre-trained dynamics along the path, k = 0..T."""
-    return backward(Lean(), problem, Uncontrolled(problem.reference), path, following)
+    return _stacked(sweep(Lean(), problem, Uncontrolled(problem.reference), path, following))
 
 
-def backward(
+def sweep(
     adjoint: Adjoint, problem: ControlProblem, policy: Policy, path: Path, following: Following | None = None
-) -> Float[Tensor, "steps_plus_1 batch *dims"]:
-    """Costates along the path, k = 0..T, that pull back ``following(k, a_{k+1})``, by default ``a_{k+1}``."""
-    costates = [problem.reward.gradient(path.final)]
+) -> Iterator[CostateStep]:
+    """Costates along the path, from k = T down to 0, that pull back ``following(k, a_{k+1})``, by default ``a_{k+1}``."""
+    costate = problem.reward.gradient(path.final)
+    yield CostateStep(problem.steps, path.states[-1], costate, None)
     for k in reversed(range(problem.steps)):
-        after = costates[-1]
+        after = costate
         pulled = after if following is None else following(k, after)
         with torch.enable_grad():
             x = path.states[k].detach().requires_grad_(True)
             noisy = adjoint.noise_potential(problem, k, x, path.noise.steps[k].to(x), after)
             scalar = adjoint.potential(problem, policy, k, x, pulled) + noisy - _running(problem, k, x)
             (costate,) = torch.autograd.grad(scalar, x)
-        costates.append(costate)
-    return torch.stack(costates[::-1])
+        yield CostateStep(k, path.states[k], costate, pulled)
+
+
+def _stacked(steps: Iterable[CostateStep]) -> Tensor:
+    return torch.stack([step.value for step in steps][::-1])
 
 
 def _running(problem: ControlProblem, k: int, x: Tensor) -> Tensor | float:

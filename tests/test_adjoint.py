@@ -14,7 +14,7 @@ from torch import Tensor
 from socft.adjoint import full_adjoint, lean_adjoint
 from socft.density import Gaussian, affine_reference
 from socft.estimators.adjoint_matching import AdjointMatching
-from socft.estimators.base import Costates, Estimator, matching_labels
+from socft.estimators.base import CostateStep, Estimator, matching_labels
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.features import Polynomial, RadialBasis
 from socft.policy import AffinePolicy, FeaturePolicy, FunctionPolicy, MLPPolicy, Policy, ResidualPolicy, ScaledPolicy
@@ -246,7 +246,8 @@ def test_targets_are_the_next_costates_seen_through_the_noise():
     assert isinstance(problem.reference.diffusion, MatrixDiffusion)
     path = rollout(problem.reference, affine_policy(problem.reference), Noise.sample(problem.reference, PATHS, generator(14)))
     costates = randn(15, STEPS + 1, PATHS, 2)
-    targets = matching_labels(problem, Costates(path.states, costates)).targets
+    given = [CostateStep(k, path.states[k], costates[k], costates[k + 1] if k < STEPS else None) for k in range(STEPS + 1)]
+    targets = matching_labels(problem, path, given).targets
     for k in range(STEPS):
         by_hand = costates[k + 1] @ problem.reference.diffusion.matrices[k] / problem.beta[k]
         assert (targets[k] - by_hand).abs().max() < IDENTITY * 10

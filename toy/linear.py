@@ -50,7 +50,7 @@ PATHS = 2000
 SAMPLES = (50, 100, 500, 2000, 5000, 10000)
 SEEDS, QUICK_SEEDS = 10, 2
 TEST_POINTS = 20_000
-ROUNDS = 4
+ROUNDS = 5
 INTEGRATORS: dict[str, Integrator] = {"Euler-Maruyama": EulerMaruyama(), "exponential": Exponential()}
 SHORT_STEPS, SHORT_ROUNDS = 600, 3
 """A tenth of the published gradient steps, with larger batches and a rate that decays to the end."""

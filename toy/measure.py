@@ -139,12 +139,14 @@ class Memory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._see, result)
+        given: set[int] = set()
+        tree_map_only(Tensor, lambda t: given.add(t.untyped_storage().data_ptr()), (args, kwargs or {}))
+        tree_map_only(Tensor, lambda t: self._see(t, given), result)
         return result
 
-    def _see(self, tensor: Tensor) -> Tensor:
+    def _see(self, tensor: Tensor, given: set[int]) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._known:
+        if storage.data_ptr() not in self._known | given:
             self._known.add(storage.data_ptr())
             self.alive += storage.nbytes()
             self.peak = max(self.peak, self.alive)

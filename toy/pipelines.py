@@ -17,7 +17,7 @@ from socft.costate import CostateField, CostateSource
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
-from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues, Reverser
+from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
 from socft.features import Features, Polynomial
 from socft.field_regression import CrossFitted, FieldRegression, PerStep, Potential, refine
 from socft.marginal_score import MarginalScore
@@ -27,6 +27,7 @@ from socft.problem import ControlProblem
 from socft.regression import LinearRegression
 from socft.rollout import Noise, rollout
 from socft.space_time import SpaceTimeNetwork, published_huber
+from socft.time_reversal import Reverser
 
 ROUNDS = 10
 """Picard rounds of arXiv 2603.20455v2."""

@@ -7,10 +7,11 @@ the ablation that takes :math:`a_k` in its place, as published code does: its fi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
-from socft.adjoint import lean_adjoint
-from socft.estimators.base import Cost, CostateEstimator, Costates, Kind, Labels, MatchingEstimator, matching_labels
+from socft.adjoint import Lean, sweep
+from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind, Labels, MatchingEstimator, matching_labels
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.rollout import Path
@@ -26,8 +27,8 @@ class AdjointMatching(CostateEstimator):
     def cost(self) -> Cost:
         return Cost(reference_derivatives=1)
 
-    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
-        return Costates(path.states, lean_adjoint(problem, path))
+    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
+        return sweep(Lean(), problem, policy, path)
 
 
 class PublishedAdjointMatching(MatchingEstimator):
@@ -41,4 +42,4 @@ class PublishedAdjointMatching(MatchingEstimator):
         return Cost(reference_derivatives=1)
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
-        return matching_labels(problem, Costates(path.states, lean_adjoint(problem, path)), lag=0)
+        return matching_labels(problem, path, sweep(Lean(), problem, policy, path), lambda step: step.value)

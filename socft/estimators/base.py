@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -120,14 +120,30 @@ class MatchingEstimator(Estimator):
 
 
 @dataclasses.dataclass(frozen=True)
+class CostateStep:
+    """Samples of the costate of one step.
+
+    Attributes:
+        k: the step, 0..T.
+        state: where, shape (batch, *dims).
+        value: ``a_k``, shape (batch, *dims).
+        following: samples of ``E[a_{k+1} | x_k]``: ``a_{k+1}`` or something less noisy; None for k = T.
+    """
+
+    k: int
+    state: States
+    value: States
+    following: States | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Costates:
     """Samples of the costate at their states, k = 0..T.
 
     Attributes:
         states: shape (T + 1, batch, *dims).
         values: ``a_k``, shape (T + 1, batch, *dims).
-        following: samples of ``E[a_{k+1} | x_k]`` to be used in place of ``a_{k+1}`` in targets, shape (T, batch, *dims);
-            ``a_{k+1}`` itself where left out.
+        following: samples of ``E[a_{k+1} | x_k]``, shape (T, batch, *dims), where there are any.
     """
 
     states: Float[Tensor, "steps_plus_1 batch *dims"]
@@ -139,17 +155,34 @@ class CostateEstimator(MatchingEstimator):
     """A matching estimator whose targets are ``B_k^T a_{k+1} / beta_k`` for samples ``a`` of the costate."""
 
     @abc.abstractmethod
+    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
+        """Samples of the costate from k = T down to 0, without a graph; nothing is kept that grows with the steps."""
+
     def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
-        """Samples of the costate, computed without a graph."""
+        """All samples of the costate."""
+        steps = list(self.sweep(problem, policy, path))[::-1]
+        following = [step.following for step in steps if step.following is not None]
+        states, values = ([getattr(step, name) for step in steps] for name in ("state", "value"))
+        return Costates(torch.stack(states), torch.stack(values), torch.stack(following))
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
-        return matching_labels(problem, self.costates(problem, policy, path))
+        return matching_labels(problem, path, self.sweep(problem, policy, path))
 
 
-def matching_labels(problem: ControlProblem, costates: Costates, lag: int = 1) -> Labels:
-    """Target controls ``B_k^T a_{k + lag} / beta_k``, k = 0..T-1; the optimality condition of the kernel chain has lag 1."""
-    diffusion, states = problem.reference.diffusion, costates.states[:-1]
-    beta = problem.beta.to(states)
-    chosen = costates.values[lag:] if lag != 1 or costates.following is None else costates.following
-    pushed = [diffusion.transpose(k, x, chosen[k]) / beta[k] for k, x in enumerate(states)]
-    return Labels(states, torch.stack(pushed))
+def matching_labels(
+    problem: ControlProblem,
+    path: Path,
+    sweep: Iterable[CostateStep],
+    chosen: Callable[[CostateStep], Tensor | None] = lambda step: step.following,
+) -> Labels:
+    """Target controls ``B_k^T a / beta_k`` with a chosen costate of each step; the optimality condition asks for ``a_{k+1}``."""
+    targets, states = torch.empty_like(path.controls), path.states[:-1]
+    for step in sweep:
+        k, costate = step.k, chosen(step)
+        if k == problem.steps or costate is None:
+            continue
+        targets[k] = problem.reference.diffusion.transpose(k, step.state, costate) / problem.beta[k].to(costate)
+        if step.state.data_ptr() != path.states[k].data_ptr():
+            states = torch.empty_like(states) if states.data_ptr() == path.states.data_ptr() else states
+            states[k] = step.state
+    return Labels(states, targets)

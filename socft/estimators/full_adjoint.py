@@ -6,10 +6,11 @@ with the costates of `socft.adjoint.full_adjoint`; in expectation it is the poli
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
-from socft.adjoint import full_adjoint
-from socft.estimators.base import Cost, CostateEstimator, Costates, Kind
+from socft.adjoint import Full, sweep
+from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.rollout import Path
@@ -25,5 +26,5 @@ class FullAdjoint(CostateEstimator):
     def cost(self) -> Cost:
         return Cost(reference_derivatives=1, policy_derivatives=1)
 
-    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
-        return Costates(path.states, full_adjoint(problem, policy, path))
+    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
+        return sweep(Full(), problem, policy, path)

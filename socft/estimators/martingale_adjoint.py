@@ -13,14 +13,12 @@ first-order one in the linear-quadratic problem. Derived here.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from socft.adjoint import Adjoint, Full, Lean, backward
+from socft.adjoint import Adjoint, Full, Lean, sweep
 from socft.costate import Correction, total
-from socft.estimators.base import Cost, CostateEstimator, Costates, Kind
+from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.rollout import Path
@@ -43,7 +41,7 @@ class MartingaleAdjoint(CostateEstimator):
     def cost(self) -> Cost:
         return total(Lean().cost, self.correction.cost)
 
-    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
         return corrected(Lean(), self.correction, problem, policy, path)
 
 
@@ -64,17 +62,12 @@ class FullMartingaleAdjoint(CostateEstimator):
     def cost(self) -> Cost:
         return total(Full().cost, self.correction.cost)
 
-    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
         return corrected(Full(), self.correction, problem, policy, path)
 
 
-def corrected(adjoint: Adjoint, correction: Correction, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+def corrected(
+    adjoint: Adjoint, correction: Correction, problem: ControlProblem, policy: Policy, path: Path
+) -> Iterator[CostateStep]:
     """Costates that pull back ``a_{k+1} - dM_k``."""
-    pulled: list[Tensor] = []
-
-    def following(k: int, after: Tensor) -> Tensor:
-        pulled.append(after - correction.increment(problem, policy, path, k))
-        return pulled[-1]
-
-    values = backward(adjoint, problem, policy, path, following)
-    return Costates(path.states, values, torch.stack(pulled[::-1]))
+    return sweep(adjoint, problem, policy, path, lambda k, after: after - correction.increment(problem, policy, path, k))

@@ -11,6 +11,7 @@ reciprocal projection of Adjoint Sampling (Havens et al., arXiv 2504.11713); in 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.costate import FREE
-from socft.estimators.base import Cost, CostateEstimator, Costates, Kind
+from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference
@@ -44,15 +45,15 @@ class ReciprocalAdjoint(CostateEstimator):
     def cost(self) -> Cost:
         return FREE
 
-    @torch.no_grad()
-    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
         reference = affine_of(problem)
         require(problem.running_cost is None, "there is a running cost; costates at bridges need a reward at the end alone.")
         noise = torch.randn(problem.steps, *path.final.shape, generator=self.generator, dtype=path.states.dtype)
-        values = [problem.reward.gradient(path.final)]
+        states, value = bridge(reference, path.states[0], path.final, noise), problem.reward.gradient(path.final)
+        yield CostateStep(problem.steps, path.final, value, None)
         for k in reversed(range(problem.steps)):
-            values.append(values[-1] @ reference.transfer[k].to(path.final))
-        return Costates(bridge(reference, path.states[0], path.final, noise), torch.stack(values[::-1]))
+            following, value = value, value @ reference.transfer[k].to(path.final)
+            yield CostateStep(k, states[k], value, following)
 
 
 def bridge(

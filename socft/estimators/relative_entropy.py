@@ -13,10 +13,11 @@ Noise level: as for the full adjoint; targets and their spread both shrink with 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
-from socft.adjoint import full_adjoint
-from socft.estimators.base import Cost, CostateEstimator, Costates, Kind
+from socft.adjoint import Full, sweep
+from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
 from socft.path_measure import constant_beta
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -37,6 +38,6 @@ class RelativeEntropy(CostateEstimator):
     def cost(self) -> Cost:
         return Cost(reference_derivatives=1, policy_derivatives=1)
 
-    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
         constant_beta(problem, "relative entropy")
-        return Costates(path.states, full_adjoint(problem, policy, path))
+        return sweep(Full(), problem, policy, path)

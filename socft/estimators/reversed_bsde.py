@@ -21,6 +21,7 @@ costate form, up to its square root elsewhere. A refit of :math:`\phi` on (X, Y)
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor
 from socft.adjoint import Adjoint, Lean
 from socft.costate import CostateSource, differentiated, total, with_terminal
 from socft.directional import derivative, trace
-from socft.estimators.base import Cost, CostateEstimator, Costates, Kind
+from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
 from socft.field_regression import Values
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -60,16 +61,17 @@ class ReversedBSDE(CostateEstimator):
         field = total(differentiated(self.field.cost), differentiated(self.field.cost, 2))
         return total(Cost(reference=1, policy=1), self.adjoint.cost, field)
 
-    @torch.no_grad()
-    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
         phi, back = with_terminal(problem, self.field.field(problem, policy)), self.reverser.run(problem, policy, path)
-        values, following = [problem.reward.gradient(path.final)], []
+        value = problem.reward.gradient(path.final)
+        yield CostateStep(problem.steps, back.states[-1], value, None)
         for k in reversed(range(problem.steps)):
             x = back.states[k + 1]
-            moved = _costate_increment(problem, lambda y, k=k: phi(k + 1, y), k, x, back.kicks[k])
-            values.append(self.adjoint.pull(problem, policy, k, x, values[-1]) + moved)
-            following.append(values[-2] + moved)
-        return Costates(back.states, torch.stack(values[::-1]), torch.stack(following[::-1]))
+            with torch.no_grad():
+                moved = _costate_increment(problem, lambda y, k=k: phi(k + 1, y), k, x, back.kicks[k])
+            following = value + moved
+            value = self.adjoint.pull(problem, policy, k, x, value) + moved
+            yield CostateStep(k, back.states[k], value, following)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from socft.adjoint import lean_adjoint
-from socft.estimators.base import Cost, Costates, Kind, Labels, MatchingEstimator, matching_labels
+from socft.adjoint import Lean, sweep
+from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator, matching_labels
 from socft.path_measure import normalised, optimal_log_weights
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -40,5 +40,5 @@ class SOCMAdjoint(MatchingEstimator):
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         weights = normalised(optimal_log_weights(problem, path, "SOCM-adjoint"))
-        labels = matching_labels(problem, Costates(path.states, lean_adjoint(problem, path)))
+        labels = matching_labels(problem, path, sweep(Lean(), problem, policy, path))
         return dataclasses.replace(labels, weights=weights.expand(problem.steps, -1))

@@ -10,15 +10,16 @@ with a costate field :math:`\phi` and :math:`a_T = \phi_T = \nabla r`. The analo
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from socft.adjoint import Lean, backward
+from socft.adjoint import Lean, sweep
 from socft.checks import require
 from socft.costate import CostateSource, total, with_terminal
-from socft.estimators.base import Cost, CostateEstimator, Costates, Kind
+from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.rollout import Path
@@ -46,14 +47,11 @@ class TDAdjoint(CostateEstimator):
     def cost(self) -> Cost:
         return total(Lean().cost, self.field.cost)
 
-    @torch.no_grad()
-    def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
+    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
         phi = with_terminal(problem, self.field.field(problem, policy))
-        pulled: list[Tensor] = []
 
         def following(k: int, after: Tensor) -> Tensor:
-            pulled.append(self.lam * after + (1 - self.lam) * phi(k + 1, path.states[k + 1]).detach())
-            return pulled[-1]
+            with torch.no_grad():
+                return self.lam * after + (1 - self.lam) * phi(k + 1, path.states[k + 1]).detach()
 
-        values = backward(Lean(), problem, policy, path, following)
-        return Costates(path.states, values, torch.stack(pulled[::-1]))
+        return sweep(Lean(), problem, policy, path, following)
