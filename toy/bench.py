@@ -15,7 +15,6 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from socft.checks import InvalidProblem
 from socft.records import Record, write_atomically
 from toy.contenders import CONTENDERS, contender
 from toy.runner import Study, Task, run
@@ -59,11 +58,11 @@ def place_task(estimator: str, place: int, paths: int, seeds: int) -> list[Recor
     where = SUITE[place]
     try:
         found = variance_task(estimator, where.problem, where.settings, where.scale, where.title, paths, seeds)
-        return [record for record in found if record.metric in METRICS]
+        return [record for record in found if record.metric in (*METRICS, "refused")]
     except Exception as error:
-        reason = str(error) if isinstance(error, InvalidProblem) else f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
         setting = {"problem": where.problem, **where.settings, "scale": where.scale, "axis": where.title, "reason": reason[:500]}
-        return [Record("bench", where.problem, "failed", 1.0, setting, estimator)]
+        return [Record("variance", where.problem, "refused", 1.0, setting, estimator)]
 
 
 def study(estimator: str, names: Sequence[str]) -> Study:
@@ -106,8 +105,8 @@ def summary(estimator: str, records: Sequence[Record]) -> dict[str, Any]:
     places = {}
     for place in SUITE:
         here = {record.metric: record for record in mine if record.setting["axis"] == place.title}
-        if "failed" in here:
-            places[place.title] = {"failed": here["failed"].setting["reason"]}
+        if "refused" in here:
+            places[place.title] = {"refused": here["refused"].setting["reason"]}
             continue
         rivals = sorted(r.value for r in records if r.metric == "error_at_budget" and r.setting["axis"] == place.title)
         places[place.title] = {metric: here[metric].value for metric in METRICS} | {

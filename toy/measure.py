@@ -9,6 +9,7 @@ known at every affine policy (`socft.truth.affine_policy.affine_gradient`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 import weakref
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from socft.checks import require, require_finite
 from socft.estimators.base import Estimator, Labels
@@ -139,19 +140,14 @@ class Memory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given: set[int] = set()
-        tree_map_only(Tensor, lambda t: given.add(t.untyped_storage().data_ptr()), (args, kwargs or {}))
-        tree_map_only(Tensor, lambda t: self._see(t, given), result)
+        given = {pointer for pointer, _ in _storages((args, kwargs or {}))}
+        for pointer, storage in _storages(result):
+            if pointer not in self._known | given:
+                self._known.add(pointer)
+                self.alive += storage.nbytes()
+                self.peak = max(self.peak, self.alive)
+                weakref.finalize(storage, self._gone, pointer, storage.nbytes())
         return result
-
-    def _see(self, tensor: Tensor, given: set[int]) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._known | given:
-            self._known.add(storage.data_ptr())
-            self.alive += storage.nbytes()
-            self.peak = max(self.peak, self.alive)
-            weakref.finalize(storage, self._gone, storage.data_ptr(), storage.nbytes())
-        return tensor
 
     def _gone(self, pointer: int, size: int) -> None:
         self._known.discard(pointer)
@@ -170,6 +166,17 @@ def _require_labels(problem: ControlProblem, labels: Labels) -> None:
         if found is not None:
             require(tuple(found.shape) == shape, f"the labels' {name} have shape {tuple(found.shape)}; they must have {shape}.")
             require_finite(found, name, f"the labels' {name} must be finite numbers.")
+
+
+def _storages(values: Any) -> list[tuple[int, torch.UntypedStorage]]:
+    """Memory of the tensors in any nesting; those that only wrap another for a transform have none of their own."""
+    found = []
+    for each in tree_leaves(values):
+        with contextlib.suppress(RuntimeError):
+            if isinstance(each, Tensor):
+                storage = each.untyped_storage()
+                found.append((storage.data_ptr(), storage))
+    return found
 
 
 class _Held(Policy):

@@ -10,7 +10,8 @@ relative to the norm of the exact gradient at the pre-trained model:
 * ``error_at_budget``: root-mean-square error with `BUDGET` network evaluations, ``sqrt(bias^2 + variance / paths)``, where a bias
   of less than `SEEN` standard errors counts as none;
 * ``costate_mse``: mean-square distance of costate samples from the policy's exact value gradient, per step, not relative;
-* ``seconds``: per path; ``peak_mb``: memory beyond path and labels.
+* ``seconds``: per path; ``peak_mb``: memory beyond path and labels;
+* ``refused``: the estimator does not apply, with its reason.
 
 A fixed-point residual is no estimate of the gradient away from the optimum: its ``bias`` there is its distance from the gradient.
 """
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 
+from socft.checks import InvalidProblem
 from socft.estimators.base import Cost, CostateEstimator, Estimator
 from socft.records import Record
 from socft.rollout import Noise, rollout
@@ -49,11 +51,14 @@ COSTATE_TIMES = 10
 def variance_task(
     contender: str, problem: str, settings: Mapping[str, Any], scale: float, axis: str, paths: int, seeds: int
 ) -> list[Record]:
-    """Everything about one contender in one situation."""
-    where = _situation(problem, json.dumps(settings), scale)
-    chosen = find(contender)
-    estimator = chosen.make(where)
-    return [*_gradient(chosen, estimator, where, axis, paths, seeds), *_costates(chosen, estimator, where, axis, paths)]
+    """Everything about one contender in one situation, or why it refuses."""
+    where, chosen = _situation(problem, json.dumps(settings), scale), find(contender)
+    try:
+        estimator = chosen.make(where)
+        return [*_gradient(chosen, estimator, where, axis, paths, seeds), *_costates(chosen, estimator, where, axis, paths)]
+    except InvalidProblem as refusal:
+        setting = {**where.setting, "axis": axis, "reason": str(refusal)}
+        return [Record(STUDY_NAME, problem, "refused", 1.0, setting, contender)]
 
 
 @functools.lru_cache(maxsize=4)
