@@ -1,4 +1,4 @@
-"""The command line: ``socft toy STUDY`` measures, ``socft verify`` checks the theory, ``socft report`` typesets.
+"""The command line: ``socft toy STUDY`` measures, ``socft bench`` compares, ``socft verify`` checks, ``socft report`` typesets.
 
 A study is a module ``toy.<name>`` that defines ``STUDY``, a claim a module ``verify.<name>`` that defines ``CLAIM``, a report a
 module ``socft.report.<name>`` that defines ``REPORT``; they are found by name. A command is a dataclass with a ``run`` method,
@@ -108,6 +108,47 @@ class Toy:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure your own gradient estimator against all built-in ones, where the exact gradient is known."""
+
+    estimator: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:NAME")]
+    """What makes the estimator when called without arguments, such as a class; found from the working directory."""
+    quick: bool = False
+    """Measure with a tenth of the paths."""
+    out: Path = Path("build/bench")
+    """Folder of the records, the JSON row and the PDF."""
+    against: tuple[str, ...] = ()
+    """Names of built-in estimators; all of them by default."""
+    workers: int = 1
+    """Number of processes, one thread each."""
+
+    def run(self) -> None:
+        import torch
+
+        from toy.bench import bench, study_name
+
+        torch.set_num_threads(1)
+        with _executor(self.workers) as executor:
+            row = bench(self.estimator, self.out, self.quick, executor, self.against or None)
+        print(*_standing(row), sep="\n")
+        from socft.report.bench import report
+
+        for file in report(study_name(self.estimator)).write(self.out, self.out):
+            print(f"wrote {file}")
+
+
+def _standing(row: dict[str, Any]) -> Iterator[str]:
+    """A line per situation."""
+    yield f"{row['estimator']} estimates: {row['estimates'] or 'nothing, it failed everywhere'}"
+    for title, found in row["situations"].items():
+        if "refused" in found:
+            yield f"  {title}: {found['refused']}"
+        else:
+            numbers = ", ".join(f"{name.replace('_', ' ')} {found[name]:.3g}" for name in ("bias", "variance", "error_at_budget"))
+            yield f"  {title}: {numbers}; rank {found['rank']} of {found['of']}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """Typeset reports from records that were measured before."""
 
@@ -160,7 +201,7 @@ class Verify:
         print(f"{len(lines)} claims are verified; their records are in {file}")
 
 
-COMMANDS: tuple[type[Command], ...] = (Toy, Verify, Report)
+COMMANDS: tuple[type[Command], ...] = (Toy, Bench, Verify, Report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -76,7 +76,7 @@ def study(estimator: str, names: Sequence[str]) -> Study:
             for name in (estimator, *names)
         ]
 
-    return Study(f"bench-{slug(estimator)}", tasks)
+    return Study(study_name(estimator), tasks)
 
 
 def bench(
@@ -120,6 +120,6 @@ def summary(estimator: str, records: Sequence[Record]) -> dict[str, Any]:
     return {"estimator": estimator, "estimates": ", ".join(kinds), "situations": places}
 
 
-def slug(estimator: str) -> str:
-    """A name for files."""
-    return re.sub(r"[^\w]+", "-", estimator).strip("-")
+def study_name(estimator: str) -> str:
+    """The name of a user's comparison and of its files."""
+    return "bench-" + re.sub(r"[^\w]+", "-", estimator).strip("-")

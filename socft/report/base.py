@@ -1,6 +1,6 @@
 """What a report is: records in, a PDF and pictures out.
 
-A report reads the records of its study and, beside them, those of the claims, which may be missing.
+A report reads the records of its studies and, beside them, those of the claims; what was not measured may be missing.
 """
 
 from __future__ import annotations
@@ -30,35 +30,39 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A report on one study.
+    """A report on one study, or on several.
 
     Attributes:
-        study: the study whose records it reads, and its own name.
-        compose: the document of the study's records and of the claims.
+        name: its own name.
+        compose: the document of the studies' records and of the claims.
         shown: pictures that are also kept as files, for other documents to show.
+        studies: the studies whose records it reads, those that were measured; the one of its own name by default.
     """
 
-    study: str
+    name: str
     compose: Callable[[Rows, Claims], Document]
     shown: tuple[str, ...] = ()
+    studies: tuple[str, ...] = ()
 
     def measured(self, records: Path) -> bool:
         """Whether there is something to report."""
-        return self.source(records).is_file()
+        return any(file.is_file() for file in self.sources(records))
 
-    def source(self, records: Path) -> Path:
-        """The file of records it reads."""
-        return records / f"{self.study}.jsonl"
+    def sources(self, records: Path) -> list[Path]:
+        """The files of records it reads."""
+        return [records / f"{study}.jsonl" for study in self.studies or (self.name,)]
 
     def write(self, records: Path, out: Path) -> list[Path]:
-        """Typeset ``<out>/<study>.pdf`` and the shown pictures, each atomically; returns the files.
+        """Typeset ``<out>/<name>.pdf`` and the shown pictures, each atomically; returns the files.
 
         Raises:
-            InvalidProblem: the records are missing or damaged.
+            InvalidProblem: all records are missing, or some are damaged.
         """
-        document = self.compose(Rows(tuple(read(self.source(records)))), read_claims(records))
-        files = {out / "figures" / f"{self.study}-{name}": document.pictures[name] for name in self.shown}
-        files[out / f"{self.study}.pdf"] = compile_pdf(document.source, document.pictures)
+        sources = self.sources(records)
+        found = [file for file in sources if file.is_file()] or sources[:1]
+        document = self.compose(Rows(tuple(record for file in found for record in read(file))), read_claims(records))
+        files = {out / "figures" / f"{self.name}-{name}": document.pictures[name] for name in self.shown}
+        files[out / f"{self.name}.pdf"] = compile_pdf(document.source, document.pictures)
         for file, content in files.items():
             write_atomically(file, content)
         return list(files)

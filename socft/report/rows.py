@@ -44,6 +44,10 @@ class Rows:
 
         return Rows(tuple(record for record in self.records if matches(record)))
 
+    def of(self, study: str) -> Rows:
+        """The records of a study."""
+        return Rows(tuple(record for record in self.records if record.study == study))
+
     def having(self, *keys: str) -> Rows:
         """The records whose settings are exactly these."""
         return Rows(tuple(record for record in self.records if set(record.setting) == set(keys)))
