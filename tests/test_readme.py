@@ -4,11 +4,33 @@ import itertools
 import re
 from pathlib import Path
 
+import torch
+
+from socft.estimators.adjoint_matching import AdjointMatching
+from socft.rollout import Noise
+from toy.measure import estimate
+from toy.problems import benchmark
+from toy.situations import situation
+
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
+def blocks() -> list[str]:
+    """The Python code of the README."""
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_example_estimator_vanishes_at_the_optimum_and_halves_the_step():
+    namespace: dict = {}
+    exec(compile(blocks()[1], str(README), "exec"), namespace)
+    here = situation(benchmark("lq-sde", d=2, steps=5), 0.5)
+    noise = Noise.sample(here.problem.reference, 50, torch.Generator().manual_seed(0))
+    found = [estimate(each, here.problem, here.policy, noise).mean for each in (namespace["Damped"](), AdjointMatching())]
+    assert (2 * found[0] - found[1]).abs().max() < 1e-12 * found[1].abs().max()
+
+
 def test_the_twenty_lines_run(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code = blocks()[0]
     exec(compile(code, str(README), "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     errors = [float(found) for found in re.findall(r"control error (\S+),", "\n".join(lines))]
