@@ -1,0 +1,150 @@
+"""One page on a user's estimator: what it returns against the exact gradient, and how it stands among the built-in ones."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+from socft.report.base import Document, Report, provenance
+from socft.report.claim_lines import Claims
+from socft.report.figures import note, panels, svg
+from socft.report.gradient_variance_catalogue import CATALOGUE, KINDS
+from socft.report.gradient_variance_cells import NONE, only, value
+from socft.report.rows import Rows
+from socft.report.typeset import NOT_MEASURED, Table, document, figure, integer, number, text
+
+REASON = 160  # characters of a refusal that are shown
+COLORS: dict[str, str] = dict(zip(KINDS, ("#0072B2", "#009E73", "#E69F00"), strict=True))
+MINE = "#000000"
+SMALLEST = 1e-5  # errors below are drawn there
+
+
+def report(study_name: str) -> Report:
+    """The report on the study of one estimator, whose records are ``<study_name>.jsonl``."""
+    return Report(study_name, functools.partial(compose, study_name=study_name))
+
+
+def compose(rows: Rows, _: Claims, study_name: str = "bench") -> Document:
+    """The document of the records."""
+    mine = contender(rows)
+    places = titles(rows)
+    picture = figure(
+        "errors.svg",
+        """Error at equal budget of all estimators that do not refuse, one panel per situation; black: yours. Colours are kinds:
+        blue objective gradient, green fixed-point residual, orange biased; they do not compare away from the optimum. Bars that
+        reach the left edge are smaller.""",
+        "errors",
+        "Horizontal bars of error at equal budget for every estimator, one panel per situation.",
+    )
+    source = document(
+        "An estimator against exact gradients",
+        text(mine or study_name),
+        _abstract(rows, mine),
+        standing(rows, mine, places),
+        picture,
+        f"#set text(size: 8.5pt)\n{provenance(rows)}",
+    )
+    return Document(source, {"errors.svg": errors(rows, mine, places)})
+
+
+def contender(rows: Rows) -> str | None:
+    """The user's estimator: the one that is not built in, told by its import path."""
+    found = rows.fields("estimator")
+    others = [name for name in found if ":" in name and name not in CATALOGUE]
+    return next(iter([*others, *(name for name in found if name not in CATALOGUE)]), None)
+
+
+def titles(rows: Rows) -> list[str]:
+    """The situations, in the order of the study."""
+    return list(dict.fromkeys(str(record.setting["axis"]) for record in rows if "axis" in record.setting))
+
+
+def standing(rows: Rows, mine: str | None, places: Sequence[str]) -> str:
+    """The table of situations."""
+    return Table(
+        header=("situation", "bias", "variance", r"error at \ budget", "rank", r"best of \ its kind", r"median of \ its kind"),
+        rows=[_place(rows.where(axis=place), mine, place) for place in places] or [(NOT_MEASURED, *[""] * 6)],
+        caption="""Bias with its standard error, variance of the estimate from one path, and root-mean-square error at equal budget,
+            in units of the exact gradient at the pre-trained model. The rank is among all estimators; rivals are built in and of
+            the same
+            kind.""",
+        label="standing",
+        align="lrrrrll",
+        widths=("auto", "auto", "auto", "auto", "auto", "1fr", "auto"),
+    ).markup
+
+
+def _place(here: Rows, mine: str | None, place: str) -> Sequence[str]:
+    own = here.where(estimator=mine) if mine is not None else Rows(())
+    refusal = own.where("refused").one()
+    if refusal is not None:
+        reason = str(refusal.setting.get("reason", ""))
+        shown = reason if len(reason) <= REASON else reason[:REASON] + "…"
+        return text(place), "refused", NONE, NONE, NONE, f"#emph[{text(shown)}]", NONE
+    bias, variance, error = (own.where(metric).one() for metric in ("bias", "variance", "error_at_budget"))
+    everyone = here.where("error_at_budget")
+    if error is None:
+        return text(place), *(NOT_MEASURED for _ in range(3)), NONE, NONE, NONE
+    rivals = only(everyone, lambda record: record.kind == error.kind and record.estimator != mine)
+    best = min(rivals, key=lambda record: record.value, default=None)
+    rank = 1 + sum(record.value < error.value for record in everyone)
+    return (
+        text(place),
+        value(bias),
+        number(variance.value if variance else None),
+        number(error.value),
+        f"{integer(rank)} of {integer(len(everyone.records))}",
+        NONE if best is None else f"{text(best.estimator)}, {number(best.value)}",
+        NONE if best is None else number(statistics.median(record.value for record in rivals)),
+    )
+
+
+def errors(rows: Rows, mine: str | None, places: Sequence[str]) -> bytes:
+    """Bars of error at equal budget of every estimator, a panel per situation."""
+    columns = max(1, len(places))
+    with panels(1, columns, 3.9) as (drawn, axes):
+        names = rows.where("error_at_budget").fields("estimator")
+        for index, (ax, place) in enumerate(zip(axes, places, strict=False)):
+            found = rows.where("error_at_budget", axis=place)
+            _bars(
+                ax,
+                found,
+                [*(name for name in names if name != mine), *([mine] if mine is not None and mine in names else [])],
+                mine,
+            )
+            ax.set_title(place.replace(", ", ",\n"), fontsize=6.5)
+            if index:
+                ax.set_yticklabels([])
+        if not names:
+            note(axes[0], "not measured")
+        return svg(drawn)
+
+
+def _bars(ax: Axes, found: Rows, names: Sequence[str], mine: str | None) -> None:
+    bars = [(height, record) for height, name in enumerate(names) if (record := found.where(estimator=name).one()) is not None]
+    colors = [MINE if record.estimator == mine else COLORS.get(record.kind, "0.6") for _, record in bars]
+    widths = [max(record.value, SMALLEST) - SMALLEST / 2 for _, record in bars]
+    ax.barh([height for height, _ in bars], widths, left=SMALLEST / 2, height=0.7, color=colors)
+    ax.set_xscale("log")
+    ax.set_xlim(left=SMALLEST / 2)
+    ax.set_yticks(range(len(names)), [name if name != mine else "yours" for name in names], fontsize=4.6)
+    ax.tick_params(axis="x", labelsize=5.5)
+    ax.set_ylim(-0.6, len(names) - 0.4)
+
+
+def _abstract(rows: Rows, mine: str | None) -> str:
+    found = rows.where(estimator=mine) if mine is not None else Rows(())
+    claimed = ", ".join(f"_{text(kind)}_" for kind in only(found, lambda r: r.metric != "refused").fields("kind"))
+    cost = next(iter(found.where("bias")), None)
+    seconds = None if cost is None or cost.seconds is None else 1000 * cost.seconds
+    refused, places = len(found.where("refused").records), len(titles(found))
+    said = f"It refused or failed in {integer(refused)} of {integer(places)} situations." if refused else "It refused nowhere."
+    return f"""
+The estimator claims to estimate: {claimed or NOT_MEASURED}. Its bias, variance and cost are measured where the exact gradient is
+known,
+beside the built-in estimators. It takes {number(seconds, 2)} seconds per 1000 paths, on one thread and with the rollout, and
+{integer(cost.evaluations if cost else None)} network evaluations per path. {said if mine is not None else NOT_MEASURED}
+"""

@@ -1,0 +1,163 @@
+"""What the report on gradients says about estimation: the chain, the kinds, the targets, and the replicated studies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from socft.report import gradient_variance_tables as tables
+from socft.report.gradient_variance_catalogue import KINDS, paper
+from socft.report.gradient_variance_cells import only
+from socft.report.gradient_variance_linear import EULER
+from socft.report.rows import Rows
+from socft.report.typeset import NOT_MEASURED, integer, number, text
+
+BSDE = paper("2603.20455v2")
+ORACLE = "exact costate"
+
+
+def estimated(rows: Rows) -> str:
+    """The chapter on what is estimated."""
+    return rf"""
+= What is estimated
+
+A chain with whitened control, and its objective, are
+
+$ X_(k+1) = m_k (X_k) + B_k (v_k (X_k) + xi_k), quad xi_k tilde N(0, I), quad k = 0, dots, T - 1, $ <chain>
+
+$ J(v) = bb(E) [ r(X_T) - sum_(k < T) f_k (X_k) + beta_k / 2 thin |v_k (X_k)|^2 ]. $ <objective>
+
+With the value function $V_k$ of the policy $v$ itself, the gradient of the objective in the parameters of the policy is
+
+$ nabla_theta J = bb(E) sum_(k < T) (nabla_theta v_k (X_k))^top
+  ( B_k^top nabla V_(k+1) (X_(k+1)) - beta_k v_k (X_k) ). $ <gradient>
+
+An estimator proposes at every step of every path a _target_ for the control and descends $beta_k |v_k - "target"_k|^2\/2$. Its
+estimate of the gradient is the mean over paths of $(nabla_theta v_k)^top beta_k ("target"_k - v_k)$; it is exact in the mean
+if $"target"_k$ has the conditional mean $B_k^top bb(E)[nabla V_(k+1) (X_(k+1)) | X_k]\/beta_k$. Pathwise targets come from
+costates, which run backwards along a path from $a_T = nabla r(X_T)$:
+
+$ "lean:" quad a_k = nabla m_k^top a_(k+1) - nabla f_k, quad quad
+  "full:" quad a_k = nabla (m_k + B_k v_k)^top a_(k+1) - nabla f_k - beta_k nabla v_k^top v_k. $ <costates>
+
+A corrected costate subtracts from $a_(k+1)$ a martingale increment made from an approximate costate $phi$, which leaves the
+conditional mean alone and takes noise away (derived here):
+
+$ d M_k = 1/2 ( phi_(k+1) (macron(x)_k + B_k xi_k) - phi_(k+1) (macron(x)_k - B_k xi_k) ) quad "or" quad
+  nabla phi_(k+1) (macron(x)_k) thin B_k xi_k, quad macron(x)_k = m_k + B_k v_k. $ <correction>
+
+Zeroth-order targets need the reward alone: $A_k = r(X_T) - sum_(j > k) (f_j + beta_j |v_j|^2\/2)$ is the return after step $k$
+and $b_k$ a baseline. Those of path measures weight paths by $w = d P^*\/d P^v$ or compare $R = sum_k beta_k (v_k dot z_k -
+|v_k|^2\/2) - r(X_T) + sum_k f_k$, with the kick $z_k = v_k + xi_k$, over paths. @catalogue lists all of them. They are of three
+kinds, and *no table below has two kinds in one column*:
+
+- _{KINDS[0]}_: {tables.MEANING[KINDS[0]]};
+- _{KINDS[1]}_: {_flat(tables.MEANING[KINDS[1]])};
+- _{KINDS[2]}_: {tables.MEANING[KINDS[2]]}.
+
+{tables.catalogue(rows)}
+"""
+
+
+def compared(rows: Rows) -> str:
+    """The master tables."""
+    pages = "\n\n".join(tables.master(rows, arena, kind) for arena in tables.ARENAS for kind in KINDS)
+    return rf"""
+#page(flipped: true, margin: (x: 18mm, top: 18mm, bottom: 20mm))[
+= Against the exact gradient
+
+The gradient is taken in the coefficients of affine features of every step, where it is known exactly: everywhere for the
+linear-quadratic problem, at the pre-trained model and at the optimum for the mixture. A policy at scale $s$ is $s thin v^*$: the
+pre-trained model is $s = 0$, _near the optimum_ is $s = 0.9$. The error at budget is $sqrt("bias"^2 + "variance"\/n)$ with as many
+paths $n$ as {budget()} network evaluations allow, where a bias of less than 4 standard errors counts as none. Seconds, on one
+thread, include the rollout; memory is what labels of 64 paths take beyond path and labels.
+
+{pages}
+
+{tables.refusals(rows)}
+]
+"""
+
+
+def budget() -> str:
+    """The budget of the study."""
+    return "$10^5$"
+
+
+def verdict(rows: Rows) -> str:
+    """What the linear study says, in sentences made of its records."""
+    found = rows.of("linear")
+    euler = found.where("mse", integrator=EULER, function_class="linear")
+    lean, back = (euler.where(estimator=name) for name in ("lean adjoint", "time-reversed costate"))
+    shares = [
+        f"{_share(back.where(noise=noise, paths=2000), lean.where(noise=noise, paths=2000))} at $epsilon = {noise:g}$"
+        for noise in lean.where(paths=2000).distinct("noise")
+    ]
+    chain = found.where("chain_mse", integrator=EULER, noise=1.0, paths=2000)
+    gap = found.where("kernel_gap", integrator=EULER).one()
+    corrected = chain.where(estimator="martingale-corrected adjoint").one()
+    return f"""
+With the same linear features, the same paths and $N = 2000$, the mean-square error of the time-reversed costate over that of the
+lean
+adjoint is {", ".join(shares) or NOT_MEASURED}. {crossing(rows, EULER)} {crossing(rows, "exponential")}
+Of the error, {number(gap.value if gap else None)} is the distance of the Euler–Maruyama chain from continuous time, which no
+number of
+paths removes; against the chain's own costate the martingale-corrected adjoint is off by
+{number(corrected.value if corrected else None)}, the lean adjoint by {number(_one(chain, "lean adjoint"))} and the time-reversed
+costate by {number(_one(chain, "time-reversed costate"))}. In time, at $epsilon = 1$, the time-reversed costate takes
+{_seconds(rows, "time-reversed costate")} times as long as the lean adjoint, and the martingale-corrected one
+{_seconds(rows, "martingale-corrected adjoint")} times.
+"""
+
+
+def crossing(rows: Rows, integrator: str) -> str:
+    """From which N on the lean adjoint is at least as good as the time-reversed costate, in a sentence."""
+    found = rows.of("linear").where("mse", integrator=integrator, noise=1.0)
+    pairs = [
+        (paths, *(found.where(estimator=name, paths=paths).one() for name in ("lean adjoint", "time-reversed costate")))
+        for paths in found.distinct("paths")
+    ]
+    known = [(paths, lean.value, back.value) for paths, lean, back in pairs if lean is not None and back is not None]
+    if not known:
+        return f"Against $N$, {text(integrator)}: {NOT_MEASURED}."
+    after = [paths for paths, lean, back in known if lean <= back]
+    before = [paths for paths, lean, back in known if lean > back]
+    scheme = f"With the {text(integrator)} scheme and $epsilon = 1$"
+    if not after:
+        return f"{scheme} the time-reversed costate is the better one at every $N$ up to {integer(known[-1][0])}."
+    if not before:
+        return f"{scheme} the lean adjoint is at least as good at every $N$ from {integer(known[0][0])} on."
+    here, there = (", ".join(map(integer, each)) for each in (after, before))
+    return f"{scheme} the lean adjoint is at least as good at $N$ of {here}, and the worse one at {there}."
+
+
+def _share(mine: Rows, other: Rows) -> str:
+    top, bottom = mine.one(), other.one()
+    return number(top.value / bottom.value, 2) if top is not None and bottom is not None and bottom.value else NOT_MEASURED
+
+
+def _one(found: Rows, estimator: str) -> float | None:
+    record = found.where(estimator=estimator).one()
+    return None if record is None else record.value
+
+
+def _seconds(rows: Rows, name: str) -> str:
+    here = rows.of("linear").where("mse", integrator=EULER, noise=1.0, paths=2000)
+    mine, lean = (here.where(estimator=each).one() for each in (name, "lean adjoint"))
+    if mine is None or lean is None or not mine.seconds or not lean.seconds:
+        return NOT_MEASURED
+    return number(mine.seconds / lean.seconds, 2)
+
+
+def _flat(markup: str) -> str:
+    return " ".join(markup.split())
+
+
+def best(rows: Rows, kind: str, arena: tables.Arena, scale: float) -> list[tuple[str, float]]:
+    """Estimators of a kind by their error at equal budget, best first, but for those that need an exact costate."""
+    found = only(arena.rows(rows).where("error_at_budget", scale=scale), lambda r: r.kind == kind and ORACLE not in r.estimator)
+    return sorted(((record.estimator, record.value) for record in found), key=lambda pair: pair[1])
+
+
+def listed(pairs: Sequence[tuple[str, float]], count: int = 1) -> str:
+    """The first of a ranking as markup."""
+    return "; ".join(f"{text(name)}, {number(value)}" for name, value in pairs[:count]) or NOT_MEASURED

@@ -1,0 +1,312 @@
+"""The reports on gradients show what the records say, keep kinds apart, and say what was refused or not measured.
+
+Records are synthetic, with the settings and metrics of the studies; each value is made to be found again in the source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from socft.records import Record, write
+from socft.report import bench, gradient_variance_advice, gradient_variance_linear, gradient_variance_studies
+from socft.report.base import Document
+from socft.report.claim_lines import Claims
+from socft.report.gradient_variance import REPORT, compose
+from socft.report.gradient_variance_catalogue import CATALOGUE, KINDS, names
+from socft.report.gradient_variance_cells import ends, value, varying, with_error
+from socft.report.gradient_variance_tables import ARENAS, Arena, master
+from socft.report.gradient_variance_text import crossing
+from socft.report.rows import Rows
+from socft.report.typeset import NOT_MEASURED, compile_pdf
+from toy.bench import SUITE
+from toy.contenders import CONTENDERS
+from toy.problems import benchmark
+from toy.problems.reversed_bsde import LINEAR_PUBLISHED
+from toy.situations import situation
+
+ONE = Record("variance", "p", "m", 1.0, {}, versions={"python": "3"}, commit="", dirty=False)
+REASON = "the noise is degenerate; choose another estimator."
+REFUSED = "reciprocal adjoint matching"
+LQ = {"problem": "lq-fine-tuning", "steps": 50, "beta": 1.0, "seed": 0}
+TEMPS = (50.0, 20.0, 8.0, 6.0, 1.0)
+TRAINED = (
+    "full adjoint",
+    "adjoint matching",
+    "truncated backpropagation, 10 steps",
+    "log-variance",
+    "martingale, policy's costate",
+)
+PIPELINES = ("lean adjoint", "martingale-corrected adjoint", "time-reversed costate", "least-squares costate")
+
+
+def record(
+    study: str, problem: str, metric: str, found: float, setting: dict, name: str = "", kind: str = "exact", **more
+) -> Record:
+    return dataclasses.replace(
+        ONE, study=study, problem=problem, metric=metric, value=found, setting=setting, estimator=name, kind=kind, **more
+    )
+
+
+def measured(name: str, problem: str, setting: dict, size: float) -> Iterator[Record]:
+    """What the study of variance records of an estimator in a situation."""
+    if name == REFUSED and setting["axis"] in ("noise", "mixture"):
+        yield record("variance", problem, "refused", 1.0, setting | {"reason": REASON}, name)
+        return
+    more = {"kind": CATALOGUE[name].kind, "seconds": 4e-4, "evaluations": 300, "peak_mb": 0.0123, "seeds": 2}
+    yield record("variance", problem, "bias", 0.1 * size, setting, name, stderr=0.0034, **more)
+    yield record("variance", problem, "variance", size**2, setting, name, **more)
+    yield record("variance", problem, "error_at_budget", size / 7, setting, name, **more)
+    if "martingale" in name or "adjoint" in name or "time" in name:
+        for k in range(0, 50, 5):
+            yield record("variance", problem, "costate_mse", size * math.exp(-k / 20), setting | {"k": k}, name, more["kind"])
+
+
+def situations() -> Iterator[tuple[str, dict]]:
+    for scale in (0.0, 1.0, 0.5, 0.9):
+        yield "lq-fine-tuning", {**LQ, "d": 4, "scale": scale, "axis": "distance"}
+    for d in (1, 16, 64):
+        yield "lq-fine-tuning", {**LQ, "d": d, "scale": 0.9, "axis": "dimension"}
+    for steps in (10, 30, 100):
+        yield "lq-sde", {"d": 2, "steps": steps, "scale": 0.9, "axis": "steps"}
+    for horizon in (0.4, 1.2, 4.0):
+        yield "lq-sde", {"d": 2, "horizon": horizon, "scale": 0.9, "axis": "horizon"}
+    for noise in (1.0, 0.1, 10.0):
+        yield "oscillator", {"noise": noise, "scale": 0.9, "axis": "noise"}
+    for scale in (0.0, 1.0):
+        yield "mixture", {"d": 1, "steps": 50, "scale": scale, "axis": "mixture"}
+
+
+def variance() -> Iterator[Record]:
+    for index, name in enumerate(CATALOGUE):
+        for problem, setting in situations():
+            yield from measured(name, problem, setting, (1 + index / 3) * (1.05 - 0.9 * setting["scale"]))
+
+
+def linear() -> Iterator[Record]:
+    for integrator, gap in (("Euler-Maruyama", 0.00337), ("exponential", 2e-31)):
+        yield record("linear", "bsde-linear", "kernel_gap", gap, {"integrator": integrator})
+        for name in PIPELINES:
+            for noise, paths in [*((e, 2000) for e in (0.5, 1.0, 2.0, 5.0)), *((1.0, n) for n in (50, 100, 500, 5000, 10000))]:
+                setting = {"noise": noise, "integrator": integrator, "paths": paths, "function_class": "linear"}
+                found = 0.003 + 1e-4 * noise if "reversed" in name else 10 * noise**2 / paths
+                for metric in ("mse", "chain_mse"):
+                    more = {"stderr": found / 9, "seconds": 0.25, "published": 0.0123 if metric == "mse" else None}
+                    yield record("linear", "bsde-linear", metric, found, setting, name, "unbiased", **more)
+
+
+def others() -> Iterator[Record]:
+    for name in PIPELINES:
+        for metric in ("cost", "cost_simulated", "mse", "mse_descent"):
+            setting = {"paths": 10000, "function_class": "bumps"}
+            more = {"stderr": 0.002, "seconds": 30.0, "optimum": 1.4512, "published": 1.603}
+            yield record("pendulum", "bsde-pendulum", metric, 1.4667, setting, name, "unbiased", **more)
+        for metric in ("cost", "regret", "w1"):
+            for temp in TEMPS:
+                more = {"optimum": 0.17 if metric == "cost" else 0.0, "published": 0.395 if metric == "cost" else None}
+                yield record("mixture", "bsde-mixture", metric, 3 / temp, {"temp": temp}, name, "unbiased", stderr=0.01, **more)
+        for axis, key, each in (("dt", "dt", 0.1), ("dt", "dt", 0.2), ("noise", "noise", 0.1), ("noise", "noise", 10.0)):
+            setting = {"dt": 0.1, "noise": 1.0, "axis": axis, "policy": "given", "rounds": int(each * 10)} | {key: each}
+            yield record("lq_sweeps", "oscillator", "mse", each / 7, setting, name, "unbiased", stderr=0.001, published=0.037)
+    yield record("pendulum", "bsde-pendulum", "label_noise", 41.5, {}, "antithetic")
+    for temp in TEMPS:
+        yield record("mixture", "bsde-mixture", "optimum", 1 / temp, {"temp": temp})
+    for name in ("chain's optimum", "time-reversed costate"):
+        for dt, horizon in ((0.02, 4.0), (0.1, 4.0), (0.4, 4.0), (0.02, 0.5), (0.02, 8.0)):
+            setting = {"dt": dt, "horizon": horizon, "axis": "limit"}
+            yield record(
+                "lq_sweeps", "oscillator", "limit_mse", dt**2 / horizon, setting, name, published=2.2e-6 if dt < 0.1 else None
+            )
+
+
+def trained(study: str, problem: str) -> Iterator[Record]:
+    for name in TRAINED:
+        kind = CATALOGUE[name].kind
+        for iteration in range(0, 201, 20):
+            setting = {"rate": 0.03, "batch": 64, "iterations": 200, "d": 4, "iteration": iteration}
+            for metric in ("objective_gap", "kl", "wasserstein2", "gradient_noise", "target_noise", "control_l2"):
+                found = 2.0 * math.exp(-iteration / 40) + 0.001
+                yield record(study, problem, metric, found, setting, name, kind, stderr=found / 8, evaluations=12800 * iteration)
+
+
+def synthetic() -> Rows:
+    training = [*trained("training", "lq-fine-tuning"), *trained("training", "mixture"), *trained("socm", "ou-linear")]
+    return Rows((*variance(), *linear(), *others(), *training))
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    return synthetic()
+
+
+@pytest.fixture(scope="module")
+def composed(rows) -> Document:
+    return compose(rows, Claims())
+
+
+def lines(markup: str, arena: Arena) -> list[list[str]]:
+    """The cells of the rows of a master table."""
+    (body,) = (line.strip() for line in markup.splitlines() if line.strip().startswith('[#"'))
+    cells, width = body.removesuffix(", rule(0.8pt))").split("rule(0.8pt)")[0][1:].split("], ["), 1 + 3 * len(arena.scales) + 3
+    return [cells[index : index + width] for index in range(0, len(cells), width)]
+
+
+def test_the_catalogue_is_that_of_the_contenders_and_says_what_they_estimate():
+    assert set(CATALOGUE) == set(CONTENDERS)
+    where = situation(benchmark("lq-fine-tuning", d=1), 0.9)
+    for name, line in CATALOGUE.items():
+        assert CONTENDERS[name].make(where).estimates == line.kind, name
+
+
+def test_a_master_table_has_the_numbers_of_its_records(rows):
+    arena = ARENAS[0]
+    shown = {row[0]: row[1:] for row in lines(master(rows, arena, KINDS[0]), arena)}
+    assert set(shown) == {f'#"{name}";' for name, line in CATALOGUE.items() if line.kind == KINDS[0]}
+    index = list(CATALOGUE).index("full adjoint")
+    for position, scale in enumerate(arena.scales):
+        size = (1 + index / 3) * (1.05 - 0.9 * scale)
+        cells = shown['#"full adjoint";'][3 * position : 3 * position + 3]
+        bias = cells[0].strip("$").split(" plus.minus ")
+        assert [float(each) for each in bias] == [pytest.approx(0.1 * size, abs=5e-4), 0.003]
+        assert [float(each.strip("$")) for each in cells[1:]] == [pytest.approx(each, rel=5e-3) for each in (size**2, size / 7)]
+    assert shown['#"full adjoint";'][9:] == ["$0.40$", "$300$", "$0.012$"]
+
+
+def test_no_table_of_estimators_mixes_kinds(rows):
+    for arena in ARENAS:
+        for kind in KINDS:
+            shown = {row[0][2:-2] for row in lines(master(rows, arena, kind), arena)}
+            assert shown, kind
+            assert {CATALOGUE[name].kind for name in shown} == {kind}
+    for problem in ("lq-fine-tuning", "mixture"):
+        tables = re.split(r"(?=#figure\()", gradient_variance_studies.training(rows, problem))[1:]
+        for table, kind in zip(tables, KINDS, strict=True):
+            assert {name for name in TRAINED if f'#"{name}";' in table} == {n for n in TRAINED if CATALOGUE[n].kind == kind}
+
+
+def test_the_kind_of_the_records_counts_not_that_of_the_catalogue(rows):
+    changed = Rows(tuple(dataclasses.replace(r, kind=KINDS[2]) if r.estimator == "SOCM" else r for r in rows.of("variance")))
+    assert "SOCM" in names(changed, KINDS[2])
+    assert "SOCM" not in names(changed, KINDS[1])
+
+
+def test_refusals_show_their_reason(rows, composed):
+    found = master(rows, ARENAS[1], KINDS[2])
+    assert "refused#super[a]" in found
+    assert f'#super[a] #"{REASON}";' in found
+    assert "refused" not in master(rows, ARENAS[0], KINDS[2])
+    assert composed.source.count(REASON) == 2  # beneath the mixture's table, and among those on the oscillator
+    assert '#"oscillator";' in composed.source
+
+
+def test_a_full_report_misses_nothing_and_an_empty_one_says_so(composed):
+    assert "not measured" not in composed.source
+    empty = compose(Rows(()), Claims())
+    assert empty.source.count("not measured") > 3 * len(CATALOGUE)
+    assert compile_pdf(empty.source, empty.pictures).startswith(b"%PDF")
+
+
+def test_the_report_reads_what_there_is_of_its_studies(tmp_path, rows, composed):
+    seen: list[Rows] = []
+    assert not REPORT.measured(tmp_path)
+    for study in ("linear", "pendulum"):
+        write(rows.of(study), tmp_path / f"{study}.jsonl")
+    assert REPORT.measured(tmp_path)
+    files = dataclasses.replace(REPORT, compose=lambda found, _: seen.append(found) or composed).write(tmp_path, tmp_path / "out")
+    assert {each.study for each in seen[0]} == {"linear", "pendulum"}
+    assert [file.name for file in files][-1] == "gradient_variance.pdf"
+    assert all(file.stat().st_size for file in files)
+
+
+def test_published_numbers_are_those_of_the_problem():
+    assert LINEAR_PUBLISHED["samples"] == gradient_variance_linear.PUBLISHED_PATHS
+    found = gradient_variance_linear.PUBLISHED_BY_PATHS
+    assert found["lean adjoint, published"] == LINEAR_PUBLISHED["non_adapted_by_samples"]
+    assert found["time-reversed costate, published"] == LINEAR_PUBLISHED["tr_bsde_by_samples"]
+
+
+def test_published_numbers_stand_beneath_the_measured(rows):
+    table = gradient_variance_linear.by(rows, "noise")
+    assert table.count("_$0.0123$_") == 4 * len(PIPELINES)
+    assert "$N = 50$" in gradient_variance_linear.by(rows, "paths")
+
+
+def test_the_crossing_is_where_the_errors_cross(rows):
+    said = crossing(rows, "Euler-Maruyama")
+    assert "at least as good at $N$ of $5000$, $10000$, and the worse one at $50$, $100$, $500$, $2000$" in said
+    assert NOT_MEASURED in crossing(Rows(()), "exponential")
+    few = Rows(tuple(r for r in rows.of("linear") if r.setting.get("paths", 0) < 5000))
+    assert "better one at every $N$ up to $2000$" in crossing(few, "exponential")
+
+
+def test_recommendations_quote_the_records(rows):
+    said = gradient_variance_advice.chapter(rows)
+    sizes = {name: 1 + index / 3 for index, name in enumerate(CATALOGUE)}
+    share = (sizes["martingale, policy's costate"] / sizes["adjoint matching"]) ** 2
+    assert f"near the optimum its variance is\n  ${share:.1f}$ times that of adjoint matching" in said
+    winner = min((n for n, line in CATALOGUE.items() if line.kind == KINDS[1]), key=lambda n: sizes[n])
+    assert f'#"{winner}";, ${sizes[winner] * 1.05 / 7:.3f}$' in said.split("+ *")[0]
+    assert "exact costate" not in said.split("+ *")[0].split("table(")[1]
+
+
+def test_ratios_between_kinds_are_not_given(rows):
+    lq = ARENAS[0]
+    assert gradient_variance_advice.ratio(rows, lq, "adjoint matching", "full adjoint", 0.9) == NOT_MEASURED
+    assert gradient_variance_advice.ratio(rows, lq, "log-variance", "full adjoint", 0.9) != NOT_MEASURED
+
+
+def test_numbers_with_errors():
+    assert with_error(0.1053, 0.0034) == "$0.105 plus.minus 0.003$"
+    assert with_error(12.34, 2.1) == "$12 plus.minus 2$"
+    assert with_error(1.6e-15, 9e-16) == "$(1.6 plus.minus 0.9) 10^(-15)$"
+    assert with_error(0.5, None) == "$0.500$"
+    assert with_error(0.123456, 1e-9) == "$0.1235$"
+    assert value(None) == NOT_MEASURED
+    assert value(dataclasses.replace(ONE, value=math.nan)) == "diverged"
+
+
+def test_the_end_of_training_is_the_last_iteration_of_each(rows):
+    last = ends(rows.of("training"), "iteration")
+    assert {each.setting["iteration"] for each in last} == {200}
+    assert len(last.records) == 2 * 6 * len(TRAINED)
+    assert varying(last) == []
+
+
+def benched(mine: str) -> Rows:
+    found = []
+    for place in SUITE:
+        for index, name in enumerate((*CATALOGUE, mine)):
+            setting = {"problem": place.problem, **place.settings, "scale": place.scale, "axis": place.title}
+            if name == mine and place is SUITE[-1]:
+                found.append(record("variance", place.problem, "refused", 1.0, setting | {"reason": f"ValueError: {REASON}"}, name))
+                continue
+            kind = CATALOGUE[name].kind if name in CATALOGUE else KINDS[0]
+            for metric, number in (("bias", 0.01), ("variance", 4.0 + index), ("error_at_budget", 0.2 + 0.01 * index)):
+                more = {"stderr": 0.002} if metric == "bias" else {}
+                found.append(
+                    record("variance", place.problem, metric, number, setting, name, kind, seconds=1e-3, evaluations=150, **more)
+                )
+    return Rows(tuple(found))
+
+
+def test_a_bench_report_ranks_and_shows_refusals():
+    mine = "my_module:Mine"
+    made = bench.compose(benched(mine), Claims())
+    assert bench.contender(benched(mine)) == mine
+    assert made.source.count(f"${1 + len(CATALOGUE)}$ of ${1 + len(CATALOGUE)}$") == len(SUITE) - 1
+    assert REASON in made.source
+    assert '#"full adjoint";, $0.200$' in made.source
+    assert f"in $1$ of ${len(SUITE)}$ situations" in made.source
+    assert compile_pdf(made.source, made.pictures).startswith(b"%PDF")
+
+
+def test_an_empty_bench_report_says_so(tmp_path):
+    made = bench.compose(Rows(()), Claims())
+    assert "not measured" in made.source
+    write(benched("a:b"), tmp_path / "bench-a-b.jsonl")
+    files = bench.report("bench-a-b").write(tmp_path, tmp_path)
+    assert [file.name for file in files] == ["bench-a-b.pdf"]
