@@ -693,7 +693,7 @@ COSTED: list[Estimator | ReversedValues] = [
 ]
 
 
-@pytest.mark.parametrize("estimator", COSTED, ids=repr)
+@pytest.mark.parametrize("estimator", COSTED, ids=lambda each: type(each).__name__)
 def test_the_declared_cost_is_the_counted_work_of_one_more_step(estimator: Estimator | ReversedValues):
     """The first and the last step differ, since the field at the end is the reward's gradient; steps in between do not."""
     short, long = work(estimator, 4), work(estimator, 5)

@@ -336,7 +336,7 @@ def test_the_likelihood_ratio_is_that_of_the_kernels() -> None:
         torch.testing.assert_close(found, laws[0].log_prob(after) - laws[1].log_prob(after), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("estimator", [DDPO(), DPOK()], ids=str)
+@pytest.mark.parametrize("estimator", [DDPO(), DPOK()], ids=lambda each: type(each).__name__)
 def test_before_an_update_the_gradient_is_that_of_the_matching_targets(estimator: DDPO | DPOK) -> None:
     """``-beta target``, plus ``beta v`` from DPOK's KL."""
     problem = quadratic_problem()
@@ -633,7 +633,7 @@ def test_inputs_that_make_no_sense_are_refused(attempt: Callable[[], object], me
         attempt()
 
 
-@pytest.mark.parametrize("estimator", [DPOK(clip=None), DDPO(clip=10.0)], ids=str)
+@pytest.mark.parametrize("estimator", [DPOK(clip=None), DDPO(clip=10.0)], ids=lambda each: type(each).__name__)
 def test_ratios_follow_the_policy_after_an_update(estimator: Estimator) -> None:
     """Without a clip, the mean over old paths of the loss's gradient is that of fresh ones: the ratio corrects one step's law."""
     chain = AffineReference(torch.eye(1, dtype=F64).unsqueeze(0), ScalarDiffusion(torch.tensor([0.7], dtype=F64)))
