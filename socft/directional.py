@@ -22,7 +22,10 @@ def derivative(phi: VectorField, x: States, direction: States) -> Tensor:
 
 def second_derivative(phi: VectorField, x: States, direction: States) -> Tensor:
     """``d^2/de^2 phi(x + e u)`` at 0."""
-    return derivative(lambda y: derivative(phi, y, direction), x, direction)
+    wanted = torch.is_grad_enabled()
+    with torch.enable_grad():  # without it torch has no forward mode for the derivative of silu
+        found = derivative(lambda y: derivative(phi, y, direction), x, direction)
+    return found if wanted else found.detach()
 
 
 def trace(phi: VectorField, x: States, directions: Iterable[States]) -> Tensor:
