@@ -22,6 +22,8 @@ from typing import Annotated, Any, Protocol
 
 import tyro
 
+from sd_experiments.commands import Sd
+
 FAILED, INVALID, INTERRUPTED = 1, 2, 130
 EXTRAS = {
     "report": ("matplotlib", "typst"),
@@ -201,7 +203,7 @@ class Verify:
         print(f"{len(lines)} claims are verified; their records are in {file}")
 
 
-COMMANDS: tuple[type[Command], ...] = (Toy, Bench, Verify, Report)
+COMMANDS: tuple[type[Command], ...] = (Toy, Bench, Verify, Report, Sd)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

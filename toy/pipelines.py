@@ -13,19 +13,21 @@ from collections.abc import Callable
 
 import torch
 
-from socft.costate import CostateField, CostateSource
+from socft.adjoint import Lean
+from socft.costate import CostateField, CostateSource, Given
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
 from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
 from socft.features import Features, Polynomial
-from socft.field_regression import CrossFitted, FieldRegression, PerStep, Potential, refine
+from socft.field_regression import Average, CrossFitted, FieldRegression, PerStep, Potential, refine
 from socft.marginal_score import MarginalScore
-from socft.martingale import Correction, FirstOrder
+from socft.martingale import Antithetic, Correction, FirstOrder, mean, situation
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.regression import LinearRegression
-from socft.rollout import Noise, rollout
+from socft.reference import States, Step
+from socft.regression import Field, LinearRegression, Regression
+from socft.rollout import Noise, Path, rollout
 from socft.space_time import SpaceTimeNetwork, published_huber
 from socft.time_reversal import Reverser
 
@@ -101,6 +103,77 @@ def martingale(
         return _last(refine(problem, policy, sample, fit, CrossFitted(noise, FOLDS), rounds))
 
     return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """Fields by step, while a backward sweep fits them."""
+
+    by_step: dict[int, Field] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, k: Step, x: States) -> States:
+        assert isinstance(k, int)
+        return self.by_step[k](x)
+
+
+def martingale_sweep(regression: Regression, correction: Callable[[CostateSource], Correction] = Antithetic) -> Learner:
+    """Lean adjoints corrected in one backward pass: the field of a step is fitted before the adjoint is pulled through it.
+
+    The paths are split in folds, and each fold is corrected by the field that another one was fitted to.
+    """
+
+    def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
+        with torch.no_grad():
+            paths = CrossFitted(noise, FOLDS).paths(problem, policy)
+            fields, costates = [Fitted() for _ in paths], [problem.reward.gradient(path.final) for path in paths]
+            corrections = [correction(Given(fields[i - 1])) for i in range(FOLDS)]
+            for k in reversed(range(problem.steps)):
+                for i, path in enumerate(paths):
+                    following = costates[i] - corrections[i].increment(problem, policy, path, k)
+                    costates[i] = Lean().pull(problem, policy, k, path.states[k], following)
+                for field, path, costate in zip(fields, paths, costates, strict=True):
+                    field.by_step[k] = regression.fit(path.states[k], costate)
+        return Average(tuple(fields))
+
+    return run
+
+
+def bellman_sweep(regression: Regression, nodes: int) -> Learner:
+    """Fitted dynamic programming: each step's costate is the mean of the next fit by a Gauss-Hermite rule, pulled back.
+
+    Labels have no noise; errors of the fits add up instead.
+    """
+
+    def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
+        with torch.no_grad():
+            return _bellman(problem, policy, rollout(problem.reference, policy, noise), regression, nodes)
+
+    return run
+
+
+def martingale_after_bellman(
+    regression: Regression, nodes: int, correction: Callable[[CostateSource], Correction] = Antithetic
+) -> Learner:
+    """Lean adjoints corrected by the field of a Bellman sweep on another fold, which removes its bias; one regression more."""
+
+    def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
+        with torch.no_grad():
+            paths = CrossFitted(noise, FOLDS).paths(problem, policy)
+            swept, fits = [_bellman(problem, policy, path, regression, nodes) for path in paths], []
+            for i, path in enumerate(paths):
+                samples = MartingaleAdjoint(correction(Given(swept[i - 1]))).costates(problem, policy, path)
+                fits.append(PerStep(regression).fit(samples))
+        return Average(tuple(fits))
+
+    return run
+
+
+def _bellman(problem: ControlProblem, policy: Policy, path: Path, regression: Regression, nodes: int) -> Fitted:
+    fitted = Fitted()
+    for k in reversed(range(problem.steps)):
+        following = mean(situation(Given(fitted), problem, policy, path, k), nodes)
+        fitted.by_step[k] = regression.fit(path.states[k], Lean().pull(problem, policy, k, path.states[k], following))
+    return fitted
 
 
 def time_reversed(

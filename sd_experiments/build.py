@@ -1,0 +1,256 @@
+r"""From settings to objects: the pre-trained model, its reward, the estimator, and one control problem per prompt.
+
+Algorithm 1 of arXiv 2412.18164v4 (PI-FT) goes backwards in t and iterates, at every state,
+:math:`v^{(m+1)} = B^\top E\,\nabla V_{t+1}(m_t + B(v^{(m)} + \xi)) / \beta`. With a network, all steps are taken at once: paths of
+the current policy supply the states and the noise, the expectation is the least-squares regression of v on
+:math:`B^\top a_{k+1}/\beta`, where the full adjoint :math:`a_{k+1}` is an unbiased sample of the gradient of the current
+policy's value (equation 55), and an inner iteration is one gradient step of that regression. On fresh paths it is exactly the
+policy gradient of equation 77; ``batch.passes`` above 1 fits the same labels further before new paths are drawn. This is the
+estimator "pi_ft".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sd_experiments import config
+from sd_experiments.policy import LoRA, LoRAPolicy
+from sd_experiments.reference import StableDiffusion, StableDiffusionReference
+from sd_experiments.rewards import BlackBoxImageReward, CLIPScore, ImageRewardLike, ImageScore, JPEGCompressibility
+from sd_experiments.train import Task
+from socft.checks import InvalidProblem, require
+from socft.cli import imported
+from socft.costate import FromPolicy
+from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
+from socft.estimators.base import Estimator
+from socft.estimators.ddpo import DDPO
+from socft.estimators.dpok import DPOK
+from socft.estimators.full_adjoint import FullAdjoint
+from socft.estimators.martingale_adjoint import MartingaleAdjoint
+from socft.estimators.score_function import ScoreFunction
+from socft.estimators.truncated_backprop import TruncatedBackprop
+from socft.martingale import Antithetic
+from socft.problem import ControlProblem
+
+Checker: TypeAlias = "Callable[[Float[Tensor, 'batch 3 height width'], str], Float[Tensor, ' batch']]"
+"""Images in [0, 1] and their prompt -> one number in [0, 1] per image."""
+
+
+def _martingale(last: bool = False) -> Estimator:
+    """The last step's correction differentiates the gradient of the reward; it is left out by default."""
+    return MartingaleAdjoint(Antithetic(FromPolicy(exact=False), last))
+
+
+ESTIMATORS: Mapping[str, Callable[..., Estimator]] = {
+    "pi_ft": FullAdjoint,
+    "full_adjoint": FullAdjoint,
+    "adjoint_matching": AdjointMatching,
+    "published_adjoint_matching": PublishedAdjointMatching,
+    "martingale": _martingale,
+    "ddpo": DDPO,
+    "dpok": DPOK,
+    "draft_k": TruncatedBackprop,
+    "score_function": ScoreFunction,
+}
+
+
+def _tiny_score() -> ImageScore:
+    from sd_experiments import tiny
+
+    return tiny.reward()
+
+
+def _image_reward(path: str) -> ImageScore:
+    from sd_experiments.image_reward import ImageReward
+
+    return ImageReward.load(path)
+
+
+REWARDS: Mapping[str, Callable[..., Any]] = {
+    "tiny": _tiny_score,
+    "image_reward": _image_reward,
+    "clip": lambda path, **options: CLIPScore.load(path, **options),
+    "jpeg": JPEGCompressibility,
+}
+BLACK_BOXES = frozenset({"jpeg"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run is made of.
+
+    Attributes:
+        settings: as read.
+        base: the frozen model.
+        lora: the trained layers.
+        tasks: one per prompt.
+        estimator: supplies the gradient.
+        checker: judges images independently of the reward; None where there is none.
+    """
+
+    settings: config.Settings
+    base: StableDiffusion
+    lora: LoRA
+    tasks: tuple[Task, ...]
+    estimator: Estimator
+    checker: Checker | None
+
+
+def build(settings: config.Settings) -> Experiment:
+    """Load and connect everything; nothing is downloaded.
+
+    Raises:
+        InvalidProblem: a file is missing or does not fit, a name is unknown, or the mathematics refuses the settings.
+    """
+    estimator = made("estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options)
+    require(
+        isinstance(estimator, Estimator), f"{settings.estimator.name} makes a {type(estimator).__name__}; it must be an Estimator."
+    )
+    base = load_model(settings.model)
+    score = load_score(settings.reward, base)
+    kind = BlackBoxImageReward if settings.reward.black_box or settings.reward.name in BLACK_BOXES else ImageRewardLike
+    generator = torch.Generator().manual_seed(settings.run.seed)
+    lora = LoRA(base, settings.lora.rank, settings.lora.alpha, settings.lora.targets, generator)
+    tasks = []
+    for prompt in settings.problem.prompts:
+        reference = chain(base, settings.sampler, prompt)
+        problem = ControlProblem(reference, kind(base, score, prompt, settings.reward.chunk), settings.problem.beta)
+        tasks.append(Task(prompt, problem, LoRAPolicy(reference, lora), reference.sharing_graphs))
+    return Experiment(settings, base, lora, tuple(tasks), estimator, load_checker(settings.monitor.checker))
+
+
+def chain(base: StableDiffusion, sampler: config.Sampler, prompt: str) -> StableDiffusionReference:
+    """The sampler of one prompt."""
+    return StableDiffusionReference(
+        base,
+        prompt,
+        sampler.negative_prompt,
+        sampler.guidance,
+        sampler.steps,
+        sampler.eta,
+        sampler.spacing,
+        sampler.last_level,
+    )
+
+
+def made(what: str, table: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Any]) -> Any:
+    """What a factory of a table, or one at an import path ``module:name``, makes with some options.
+
+    Raises:
+        InvalidProblem: there is no such factory, or it refuses the options.
+    """
+    known = name in table or ":" in name
+    require(known, f"there is no {what} {name!r}; give MODULE:FACTORY or one of: {', '.join(table)}.")
+    make = table[name] if name in table else imported(name)
+    require(callable(make), f"{name} is a {type(make).__name__}; it must be a function or class that makes the {what}.")
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise InvalidProblem(f"the {what} {name!r} refuses its options {dict(options)}: {error}.") from error
+
+
+def device_of(name: str) -> torch.device:
+    """A device by name; "auto" is the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidProblem(f"model.device = {name!r} is no device; give auto, cpu or cuda.") from error
+    usable = device.type != "cuda" or torch.cuda.is_available()
+    require(usable, f"model.device = {name!r}, but torch sees no GPU here; give cpu or auto.")
+    return device
+
+
+def load_model(settings: config.Model) -> StableDiffusion:
+    """The frozen model.
+
+    Raises:
+        InvalidProblem: a file is missing, damaged or of another network.
+    """
+    dtype, device = getattr(torch, settings.dtype), device_of(settings.device)
+    _silence_bars()
+    if settings.path == "tiny":
+        from sd_experiments import tiny
+
+        pipeline = tiny.pipeline().to(device=device, dtype=dtype)
+        return StableDiffusion.from_pipeline(pipeline, settings.micro_batch, checkpointing=settings.checkpointing)
+    try:
+        _require_every_weight(Path(settings.path) / "unet")
+        return StableDiffusion.load(settings.path, dtype, device, settings.micro_batch, checkpointing=settings.checkpointing)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, InvalidProblem):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise InvalidProblem(f"the model in {settings.path!r} cannot be loaded: {reason}; copy it again.") from error
+
+
+def load_score(settings: config.Reward, base: StableDiffusion) -> ImageScore:
+    """The score of images, on the device of the decoder."""
+    require(
+        settings.path is not None or settings.name not in ("image_reward", "clip"),
+        f"reward.path is missing; give the directory with the weights of {settings.name!r}.",
+    )
+    options = dict(settings.options) if settings.path is None else {"path": settings.path, **settings.options}
+    score = made("reward", REWARDS, settings.name, options)
+    require(callable(score), f"{settings.name} makes a {type(score).__name__}; it must be callable with images and a prompt.")
+    device = next(base.vae.parameters()).device
+    return score.to(device) if isinstance(score, torch.nn.Module) else score
+
+
+def load_checker(name: str | None) -> Checker | None:
+    """What judges images independently of the reward."""
+    if name is None:
+        return None
+    known = name == "tiny" or ":" in name
+    require(known, f"there is no checker {name!r}; give MODULE:FUNCTION or tiny.")
+    return _tiny_checker if name == "tiny" else imported(name)
+
+
+def _tiny_checker(images: Tensor, prompt: str) -> Tensor:
+    from sd_experiments.tiny.captions import parse
+    from sd_experiments.tiny.checker import check
+
+    return torch.tensor([float(all(stated.values())) for stated in check(images, [parse(prompt)] * len(images))])
+
+
+def _silence_bars() -> None:
+    """No bars for the loading of files; the run has its own."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def _require_every_weight(folder: Path) -> None:
+    """That the network's file has the weights its configuration asks for; diffusers fills in random ones with a mere warning."""
+    file = folder / "diffusion_pytorch_model.safetensors"
+    if not file.is_file() or not (folder / "config.json").is_file():
+        return
+    from accelerate import init_empty_weights
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    with init_empty_weights():
+        network: Any = UNet2DConditionModel.from_config(json.loads((folder / "config.json").read_text()))
+    expected = set(network.state_dict())
+    with safe_open(file, "pt") as stored:
+        found = set(stored.keys())
+    missing, strange = sorted(expected - found), sorted(found - expected)
+    require(
+        not missing,
+        f"{file} lacks {len(missing)} weights of the network, such as {missing[:1]}; it is another network's: copy it again.",
+    )
+    require(
+        not strange,
+        f"{file} has {len(strange)} weights the network lacks, such as {strange[:1]}; it is another network's: copy it again.",
+    )

@@ -1,0 +1,104 @@
+"""The commands ``socft sd train | sample | evaluate | check``; everything heavy is imported when one of them runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+CONFIGS = Path(__file__).parent / "configs"
+TINY = CONFIGS / "tiny.toml"
+
+Config = Annotated[Path, tyro.conf.arg(metavar="FILE")]
+Out = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Fine-tune by a configuration; whatever stops it, --resume continues bit for bit."""
+
+    config: Config = TINY
+    """The configuration."""
+    resume: bool = False
+    """Continue from the newest whole checkpoint."""
+    out: Out = None
+    """Folder of the run, in place of the configuration's."""
+    steps: int | None = None
+    """Gradient steps, in place of the configuration's."""
+
+    def run(self) -> None:
+        from sd_experiments.session import train
+
+        train(self.config, self.resume, self.out, self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Draw pictures with the fine-tuned model, every row a prompt, beside those of the pre-trained one from the same noise."""
+
+    config: Config = TINY
+    """The configuration of the run."""
+    out: Out = None
+    """Folder of the run, in place of the configuration's."""
+    number: int = 8
+    """Pictures per prompt."""
+    seed: int = 1
+    """Of the noise."""
+    grid: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
+    """Picture to write; samples.png in the folder of the run by default."""
+
+    def run(self) -> None:
+        from sd_experiments.session import sample_grid
+
+        print(f"wrote {sample_grid(self.config, self.out, self.number, self.seed, self.grid)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Reward, KL, accuracy and diversity of the fine-tuned and of the pre-trained model on the same fresh noise."""
+
+    config: Config = TINY
+    """The configuration of the run."""
+    out: Out = None
+    """Folder of the run, in place of the configuration's."""
+    number: int = 32
+    """Pictures per prompt."""
+    seed: int = 1
+    """Of the noise."""
+
+    def run(self) -> None:
+        from sd_experiments.session import evaluate
+
+        evaluate(self.config, self.out, self.number, self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Say what a configuration needs that is missing here, and estimate memory and time."""
+
+    config: Config = TINY
+    """The configuration."""
+
+    def run(self) -> None:
+        from sd_experiments.readiness import check
+
+        check(self.config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sd:
+    """Fine-tune Stable Diffusion with low-rank layers under KL regularisation."""
+
+    command: Annotated[
+        Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Sample, tyro.conf.subcommand("sample")]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Check, tyro.conf.subcommand("check")],
+        tyro.conf.arg(name=""),
+    ]
+
+    def run(self) -> None:
+        """Run the chosen command."""
+        self.command.run()

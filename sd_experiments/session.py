@@ -1,0 +1,268 @@
+"""One run in one folder: train it, continue it, draw from it, measure it.
+
+The folder holds ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``, ``settings.json``, ``frontier.png`` and, when the run is
+complete, ``lora/``: the averaged layers, for ``socft sd`` and for ``load_lora_weights`` of diffusers' pipelines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sd_experiments import config
+from sd_experiments.buffer import Entry, seeded
+from sd_experiments.build import Checker, Experiment, build, device_of
+from sd_experiments.checkpoints import CheckpointFailed, Checkpoints
+from sd_experiments.lora_io import save_lora
+from sd_experiments.monitor import FRONTIER, METRICS, Board, Display, Metrics, Seen, Watch, diversity, frontier, grid
+from sd_experiments.rewards import Images, decode
+from sd_experiments.train import Iteration, Task, Trainer
+from sd_experiments.workers import Workers
+from socft.checks import require
+from socft.policy import Policy, Uncontrolled
+from socft.records import write_atomically
+from socft.rollout import Noise, rollout
+
+CHECKPOINTS = "checkpoints"
+LORA = "lora"
+
+
+def settings_of(file: Path, out: Path | None = None, steps: int | None = None) -> config.Settings:
+    """The settings of a file, with another folder or length if given."""
+    settings = config.read(file)
+    run = settings.run
+    changed = dataclasses.replace(run, out=str(out or run.out), steps=run.steps if steps is None else steps)
+    return dataclasses.replace(settings, run=changed)
+
+
+def trainer_of(experiment: Experiment, workers: Workers | None = None) -> Trainer:
+    """The training loop of an experiment."""
+    dtype = torch.float64 if experiment.settings.model.dtype == "float64" else torch.float32
+    parameters = dict(experiment.lora.named_parameters())
+    return Trainer(experiment.tasks, experiment.estimator, parameters, experiment.settings, workers, dtype)
+
+
+def train(file: Path, resume: bool = False, out: Path | None = None, steps: int | None = None) -> Trainer:
+    """Fine-tune by a configuration.
+
+    Raises:
+        InvalidProblem: the configuration, a file or a number is refused; the checkpoints are kept, and one of the last good state
+            is added.
+    """
+    torch.set_num_threads(1 if device_of("auto").type == "cpu" else torch.get_num_threads())
+    workers = Workers.join()
+    settings = settings_of(file, out, steps)
+    folder = Path(settings.run.out)
+    with Display(settings.run.steps, silent=not workers.main) as display:
+        checkpoints = Checkpoints(folder / CHECKPOINTS, settings.run.keep, workers, display.say)
+        newest = checkpoints.newest() if resume else None
+        fresh = resume or not any((folder / CHECKPOINTS).glob("step-*"))
+        require(fresh, f"{folder} holds a run; continue it with --resume, or choose another folder with --out.")
+        experiment = build(settings)
+        trainer = trainer_of(experiment, workers)
+        if newest is not None:
+            trainer.restore(newest)
+            display.say(f"continuing after gradient step {trainer.step}")
+        with _observed(trainer, experiment, folder, display) as observe:
+            _run(trainer, checkpoints, observe, display.say)
+        if workers.main:
+            _finish(trainer, experiment, folder, display)
+    return trainer
+
+
+def _run(
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    observe: Callable[[Iteration], None] = lambda iteration: None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Train with checkpoints; when a number is refused, the state before that step is written too."""
+    saved = trainer.step
+    try:
+        for iteration in trainer.iterations():
+            observe(iteration)
+            if trainer.step % trainer.settings.run.checkpoint_every == 0 or trainer.step == trainer.settings.run.steps:
+                checkpoints.save(trainer.step, *trainer.files())
+                saved = trainer.step
+    except CheckpointFailed:
+        raise
+    except KeyboardInterrupt:
+        say(f"stopped after gradient step {trainer.step}; --resume continues after step {saved}")
+        raise
+    except (ValueError, RuntimeError):
+        if trainer.step > saved and trainer.workers.count == 1:
+            checkpoints.save(trainer.step, *trainer.files())
+        raise
+
+
+@contextlib.contextmanager
+def _observed(trainer: Trainer, experiment: Experiment, folder: Path, display: Display) -> Iterator[Callable[[Iteration], None]]:
+    """What is done with every iteration: measure pictures, write, show, warn."""
+    if not trainer.workers.main:
+        yield lambda iteration: None
+        return
+    write_atomically(folder / "settings.json", (json.dumps(trainer.settings.plain(), indent=2) + "\n").encode())
+    metrics, board = Metrics(folder / METRICS, trainer.step), Board(folder / "tensorboard", trainer.step)
+    watch = Watch(trainer.settings.monitor.window)
+    for row in (row for row in metrics.rows if "diversity" in row):
+        watch.add(row["reward"], Seen(row["accuracy"], row["diversity"]))
+
+    def observe(iteration: Iteration) -> None:
+        measured, seen = iteration.measured, None
+        if iteration.fresh:
+            pictures = [(entry, _pictures(experiment, entry)) for entry in iteration.fresh]
+            seen = _look(experiment, pictures)
+            for line in watch.add(measured.reward, seen):
+                display.say(line)
+            if measured.round % trainer.settings.monitor.images_every == 0:
+                for entry, images in pictures:
+                    board.pictures(experiment.tasks[entry.task].name, images, measured.step)
+        row = metrics.append(measured, seen)
+        board.scalars(row)
+        display.show(row)
+
+    try:
+        yield observe
+    finally:
+        metrics.close()
+        board.close()
+
+
+def _finish(trainer: Trainer, experiment: Experiment, folder: Path, display: Display) -> None:
+    """Write the averaged layers and the reward-KL frontier."""
+    partial = folder / f".{LORA}"
+    shutil.rmtree(partial, ignore_errors=True)
+    with trainer.averaged():
+        save_lora(experiment.lora, partial)
+    shutil.rmtree(folder / LORA, ignore_errors=True)
+    partial.rename(folder / LORA)
+    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    try:
+        frontier(rows, folder / FRONTIER, trainer.settings.monitor.window)
+    except ModuleNotFoundError:
+        display.say("the frontier is not drawn without matplotlib; run: pip install -e '.[report]'")
+    display.say(f"done: the averaged layers are in {folder / LORA}, the numbers in {folder / METRICS}")
+
+
+@torch.no_grad()
+def _pictures(experiment: Experiment, entry: Entry) -> Images:
+    device = next(experiment.base.vae.parameters()).device
+    chunk = experiment.settings.reward.chunk
+    return torch.cat([decode(experiment.base, part.to(device)).float().cpu() for part in entry.path.final.split(chunk)])
+
+
+def _look(experiment: Experiment, pictures: Sequence[tuple[Entry, Images]]) -> Seen:
+    """Accuracy and diversity of the pictures of a round."""
+    spread = [found for _, images in pictures if (found := diversity(images)) is not None]
+    right = [_judged(experiment.checker, images, experiment.tasks[entry.task].name) for entry, images in pictures]
+    known = [value for value in right if value is not None]
+    accuracy = float(torch.cat(known).mean()) if known else None
+    return Seen(accuracy, sum(spread) / len(spread) if spread else None)
+
+
+def _judged(checker: Checker | None, images: Images, prompt: str) -> Tensor | None:
+    if checker is None:
+        return None
+    found = checker(images, prompt)
+    good = isinstance(found, Tensor) and found.shape == (len(images),)
+    require(good, f"the checker returned {found!r:.60} for {len(images)} images; it must return one number in [0, 1] per image.")
+    return found.float()
+
+
+# After training
+
+
+def trained(file: Path, out: Path | None) -> tuple[Experiment, Trainer]:
+    """A run's experiment with the averaged layers of its newest checkpoint in place."""
+    settings = settings_of(file, out)
+    found = Checkpoints(Path(settings.run.out) / CHECKPOINTS).newest()
+    require(found is not None, f"{settings.run.out} holds no checkpoint; train first: socft sd train --config {file}")
+    assert found is not None
+    experiment = build(settings)
+    trainer = trainer_of(experiment)
+    trainer.read_averages(found)
+    return experiment, trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Pictures of one prompt and what they are worth.
+
+    Attributes:
+        images: in [0, 1].
+        rewards: one per picture.
+        kl: of each path.
+    """
+
+    images: Images
+    rewards: Tensor
+    kl: Tensor
+
+
+@torch.no_grad()
+def drawn(experiment: Experiment, task: Task, policy: Policy, number: int, seed: int) -> Drawn:
+    """Pictures by a policy, from noise that is a function of seed, prompt and their number."""
+    settings, reference = experiment.settings, task.problem.reference
+    dtype = torch.float64 if settings.model.dtype == "float64" else torch.float32
+    noise = [Noise.sample(reference, 1, seeded(seed, "evaluation", task.name, i), dtype) for i in range(number)]
+    device = next(experiment.lora.parameters()).device
+    initial, steps = torch.cat([n.initial for n in noise]).to(device), torch.cat([n.steps for n in noise], 1).to(device)
+    path = rollout(reference, policy, Noise(initial, steps))
+    images = torch.cat([decode(experiment.base, part).float().cpu() for part in path.final.split(settings.reward.chunk)])
+    return Drawn(images, task.problem.reward(path.final).cpu().double(), path.kl().sum(0).cpu().double())
+
+
+def sample_grid(file: Path, out: Path | None, number: int, seed: int, target: Path | None) -> Path:
+    """Write pictures of every prompt, pre-trained above fine-tuned; the file."""
+    require(number >= 1, f"number = {number}; draw at least one picture per prompt.")
+    experiment, _ = trained(file, out)
+    rows = []
+    for task in experiment.tasks:
+        policies = (Uncontrolled(task.problem.reference), task.policy)
+        rows += [drawn(experiment, task, policy, number, seed).images for policy in policies]
+    picture = (grid(torch.cat(rows), number).permute(1, 2, 0) * 255).round().to(torch.uint8)
+    target = target or Path(experiment.settings.run.out) / "samples.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture.numpy()).save(target)
+    return target
+
+
+def evaluate(file: Path, out: Path | None, number: int, seed: int) -> list[dict[str, object]]:
+    """Print and write to ``evaluation.json`` what both models reach on the same noise."""
+    require(number >= 2, f"number = {number}; a standard error needs at least 2 pictures per prompt.")
+    experiment, _ = trained(file, out)
+    rows: list[dict[str, object]] = []
+    for task in experiment.tasks:
+        for model, policy in (("pre-trained", Uncontrolled(task.problem.reference)), ("fine-tuned", task.policy)):
+            found = drawn(experiment, task, policy, number, seed)
+            right = _judged(experiment.checker, found.images, task.name)
+            row = {
+                "prompt": task.name,
+                "model": model,
+                "pictures": number,
+                "reward": float(found.rewards.mean()),
+                "reward_stderr": float(found.rewards.std() / number**0.5),
+                "kl": float(found.kl.mean()),
+                "accuracy": None if right is None else float(right.mean()),
+                "diversity": diversity(found.images),
+            }
+            rows.append(row)
+            print(_line(row))
+    write_atomically(Path(experiment.settings.run.out) / "evaluation.json", (json.dumps(rows, indent=2) + "\n").encode())
+    return rows
+
+
+def _line(row: dict[str, object]) -> str:
+    accuracy = "" if row["accuracy"] is None else f", accuracy {row['accuracy']:.2f}"
+    return (
+        f"{row['prompt']}, {row['model']}: reward {row['reward']:.3f} ± {row['reward_stderr']:.3f}, KL {row['kl']:.2f}{accuracy}, "
+        f"diversity {row['diversity']:.3f}"
+    )

@@ -1,0 +1,684 @@
+"""Training with rounds of paths: gradient, weights and noise against independent computations, and runs of the command line."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sd_experiments import config
+from sd_experiments.buffer import effective_share, log_ratios, seeded
+from sd_experiments.build import ESTIMATORS, Experiment, build, load_model, made
+from sd_experiments.commands import CONFIGS
+from sd_experiments.monitor import Seen, Watch, diversity, grid, read_metrics
+from sd_experiments.reference import StableDiffusionReference
+from sd_experiments.session import trainer_of
+from sd_experiments.train import Measured, Task, Trainer, strata
+from socft import cli
+from socft.checks import InvalidProblem
+from socft.estimators.adjoint_matching import AdjointMatching
+from socft.estimators.base import Estimator, Kind, Labels, MatchingEstimator
+from socft.estimators.full_adjoint import FullAdjoint
+from socft.policy import AffinePolicy, Policy
+from socft.problem import ControlProblem
+from socft.reference import AffineReference, ScalarDiffusion
+from socft.reward import FunctionReward
+from socft.rollout import Noise, returns, rollout
+from socft.rollout import Path as States
+from tests.test_sd_reference import NEGATIVE, PROMPT, pipeline, stable_diffusion
+
+ROOT = Path(__file__).resolve().parents[1]
+F64 = torch.float64
+EXACT = 1e-11  # relative: sums of float64 gradients in another order, through a network
+SPREAD = 4.0  # standard errors of a Monte-Carlo mean
+PATIENCE_SECONDS = 120  # two processes that import torch and diffusers on a busy machine
+STEPS = 4
+
+
+def randn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def chain_problem(number: int, reward: Any = None) -> ControlProblem:
+    reference = AffineReference(
+        0.8 * torch.eye(2, dtype=F64) + 0.2 * randn(number, STEPS, 2, 2),
+        ScalarDiffusion(torch.linspace(0.5, 0.8, STEPS)),
+        0.3 * randn(10 + number, STEPS, 2),
+    )
+    return ControlProblem(reference, FunctionReward(reward or (lambda x: (2 * x).sin().sum(1))), 0.7)
+
+
+def settings_with(prompts: int = 1, **tables: dict[str, Any]) -> config.Settings:
+    return config.parse(
+        {"problem": {"prompts": [f"prompt {i}" for i in range(prompts)]}, "sampler": {"steps": STEPS}}
+        | {"run": {"steps": 4}}
+        | tables
+    )
+
+
+def trainer_with(
+    estimator: Estimator | None = None, prompts: int = 1, rewards: Sequence[Any] | None = None, **tables: dict[str, Any]
+) -> Trainer:
+    """A trainer of one affine policy on the chains of some prompts."""
+    policy = AffinePolicy(0.2 * randn(20, STEPS, 2, 2), 0.2 * randn(21, STEPS, 2))
+    tasks = [Task(str(i), chain_problem(i, rewards[i] if rewards else None), policy) for i in range(prompts)]
+    settings = settings_with(prompts, **tables)
+    return Trainer(tasks, estimator or AdjointMatching(), dict(policy.named_parameters()), settings, dtype=F64)
+
+
+class Recorder(torch.optim.SGD):
+    """Keeps the gradients it is given and moves nothing."""
+
+    def __init__(self, parameters: Any):
+        super().__init__(parameters, lr=1.0)
+        self.gradients: list[Tensor] = []
+
+    def step(self, closure: Any = None) -> None:
+        self.gradients.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]))
+
+
+def gradients_of(trainer: Trainer) -> tuple[list[Tensor], list[Measured]]:
+    """The gradients at the policy the trainer starts with."""
+    recorder = Recorder(trainer.parameters.values())
+    trainer.optimiser = recorder  # type: ignore[assignment]
+    measured = [iteration.measured for iteration in trainer.iterations()]
+    return recorder.gradients, measured
+
+
+def noise_of(trainer: Trainer, round_number: int, count: int) -> Noise:
+    """The noise that the paths of a round must have."""
+    reference = trainer.tasks[0].problem.reference
+    parts = [Noise.sample(reference, 1, seeded(trainer.settings.run.seed, "path", round_number, i), F64) for i in range(count)]
+    return Noise(torch.cat([p.initial for p in parts]), torch.cat([p.steps for p in parts], 1))
+
+
+def minus_returns(trainer: Trainer, task: Task, noise: Noise) -> Tensor:
+    """The gradient of minus the mean return, through the simulator."""
+    mean = -returns(task.problem, rollout(task.problem.reference, task.policy, noise)).mean()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(mean, list(trainer.parameters.values()))])
+
+
+def away(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+# Gradient
+
+
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_the_gradient_of_a_round_is_that_of_the_simulator(micro_batch: int | None):
+    batch = {"trajectories": 6, "prompts": 2, "micro_batch": micro_batch or 6}
+    trainer = trainer_with(FullAdjoint(), 2, batch=batch, run={"steps": 2})
+    gradients, measured = gradients_of(trainer)
+    for number, found in enumerate(gradients):
+        noise = noise_of(trainer, number, 12)
+        halves = [Noise(noise.initial[s], noise.steps[:, s]) for s in (slice(0, 6), slice(6, 12))]
+        expected = sum(minus_returns(trainer, task, half) for task, half in zip(trainer.tasks, halves, strict=True)) / 2
+        assert isinstance(expected, Tensor)
+        assert away(found, expected) < EXACT
+        assert abs(measured[number].gradient_norm - float(expected.norm())) < EXACT * float(expected.norm())
+
+
+def test_prompts_take_turns():
+    trainer = trainer_with(FullAdjoint(), 3, batch={"trajectories": 2}, run={"steps": 4})
+    gradients, _ = gradients_of(trainer)
+    for number, found in enumerate(gradients):
+        assert away(found, minus_returns(trainer, trainer.tasks[number % 3], noise_of(trainer, number, 2))) < EXACT
+
+
+def test_rewards_and_kl_are_those_of_the_rounds_paths():
+    trainer = trainer_with(batch={"trajectories": 5}, run={"steps": 1})
+    _, (measured,) = gradients_of(trainer)
+    task = trainer.tasks[0]
+    with torch.no_grad():
+        path = rollout(task.problem.reference, task.policy, noise_of(trainer, 0, 5))
+    rewards = task.problem.reward(path.final)
+    expected = (float(rewards.mean()), float(rewards.std() / 5**0.5), float(path.kl().sum(0).mean()))
+    for found, value in zip((measured.reward, measured.reward_stderr, measured.kl), expected, strict=True):
+        assert abs(found - value) < EXACT * abs(value)
+
+
+@pytest.mark.parametrize(
+    ("draws", "span", "share", "early"),
+    [(4, 0.6, 0.5, 2), (1, 0.6, 0.5, None), (5, 0.2, 0.9, 2), (10, 0.5, 0.1, 5), (3, 0.5, 0.0, 1)],
+)
+def test_every_step_counts_once_on_average(draws: int, span: float, share: float, early: int | None):
+    """Without replacement, as many early ones as asked for, and weights one over the frequency of every step."""
+    count, steps = 4000, 10
+    batch = config.Batch(loss_steps=draws, early_span=span, early_share=share)
+    k, weights = strata(batch, steps, count, torch.Generator().manual_seed(0))
+    assert k.shape == (count, draws)
+    assert all(len(set(row)) == draws for row in k.tolist())
+    if early is not None:
+        assert set((k < round(span * steps)).sum(1).tolist()) == {early}
+    total = torch.zeros(steps, dtype=F64).index_add(0, k.flatten(), weights.expand(count, -1).flatten())
+    error = (weights.max() / count) ** 0.5
+    assert ((total / count - 1).abs() <= SPREAD * error).all()
+    assert abs(float(weights.sum()) - steps) < EXACT * steps
+
+
+def test_fewer_steps_leave_the_mean_of_the_gradient():
+    """The gradient of a few steps of many paths, against that of all their steps, within its own measured noise."""
+    full = trainer_with(FullAdjoint(), batch={"trajectories": 400}, run={"steps": 1})
+    few = trainer_with(FullAdjoint(), batch={"trajectories": 400, "passes": 40, "loss_steps": 2, "ess": 0.0}, run={"steps": 40})
+    (expected,), _ = gradients_of(full)
+    gradients, _ = gradients_of(few)
+    found = torch.stack(gradients)
+    error = found.std(0) / len(found) ** 0.5
+    assert ((found.mean(0) - expected).abs() < SPREAD * error + EXACT).all()
+    assert float(error.max()) < 0.2 * float(expected.abs().max())
+
+
+def test_the_noise_of_the_gradient_is_its_standard_deviation():
+    """The mean of its square over rounds against the variance of the gradient between rounds; unequal backward passes."""
+    batch = {"trajectories": 7, "micro_batch": 3, "loss_steps": 2}
+    gradients, measured = gradients_of(trainer_with(FullAdjoint(), batch=batch, run={"steps": 100}))
+    variance = torch.stack(gradients).var(0).sum()
+    squares = torch.tensor([m.gradient_noise**2 for m in measured if m.gradient_noise is not None], dtype=F64)
+    deviations = (torch.stack(gradients) - torch.stack(gradients).mean(0)).square().sum(1)
+    error = float((squares.var() / 100 + deviations.var() / 100).sqrt())
+    assert abs(float(squares.mean() - variance)) < SPREAD * error
+    assert error < 0.25 * float(variance)
+    assert gradients_of(trainer_with(batch={"trajectories": 3}, run={"steps": 1}))[1][0].gradient_noise is None
+
+
+def test_training_raises_the_objective():
+    """Of every prompt, on noise it was not trained on, by ten standard errors of the differences."""
+    trainer = trainer_with(
+        AdjointMatching(), 2, batch={"trajectories": 32, "prompts": 2}, run={"steps": 40}, optimiser={"rate": 0.03}
+    )
+    fresh = [Noise.sample(task.problem.reference, 2000, torch.Generator().manual_seed(9), F64) for task in trainer.tasks]
+
+    def reached() -> list[Tensor]:
+        with torch.no_grad():
+            return [
+                returns(task.problem, rollout(task.problem.reference, task.policy, noise))
+                for task, noise in zip(trainer.tasks, fresh, strict=True)
+            ]
+
+    before = reached()
+    for _ in trainer.iterations():
+        pass
+    for a, b in zip(before, reached(), strict=True):
+        assert float((b - a).mean()) > 10 * float((b - a).std()) / 2000**0.5
+
+
+def test_clipping_scales_the_gradient_and_says_so():
+    free, _ = gradients_of(trainer_with(batch={"trajectories": 4}, run={"steps": 1}))
+    limit = 0.5 * float(free[0].norm())
+    clipped, (measured,) = gradients_of(trainer_with(batch={"trajectories": 4}, run={"steps": 1}, optimiser={"clip": limit}))
+    assert away(clipped[0], 0.5 * free[0]) < EXACT
+    assert measured.clipped
+    assert abs(measured.gradient_norm - 2 * limit) < EXACT * limit
+
+
+def test_pairs_with_the_largest_losses_can_be_left_out():
+    batch = {"trajectories": 50, "passes": 3, "ess": 0.0, "mask_quantile": 0.9, "mask_memory": 0.5}
+    masked, measured = gradients_of(trainer_with(batch=batch, run={"steps": 3}))
+    free, _ = gradients_of(trainer_with(batch=batch | {"mask_quantile": 1.0}, run={"steps": 3}))
+    assert away(masked[0], free[0]) < EXACT
+    assert measured[0].masked == 0
+    assert all(abs(m.masked - 0.1) <= 1 / (50 * STEPS) for m in measured[1:])
+    assert away(masked[1], free[1]) > 1e-3
+
+
+def test_the_average_of_the_layers_forgets_where_it_began():
+    trainer = trainer_with(batch={"trajectories": 2}, run={"steps": 3, "ema": 0.2}, optimiser={"rate": 0.1})
+    name, p = next(iter(trainer.parameters.items()))
+    expected = p.detach().clone()
+    for t, _ in enumerate(trainer.iterations(), 1):
+        keep = min(0.2, (1 + t) / (10 + t))
+        expected = keep * expected + (1 - keep) * p.detach()
+    assert away(trainer.ema[name], expected) < EXACT
+    last = p.detach().clone()
+    with trainer.averaged():
+        assert torch.equal(p.detach(), trainer.ema[name])
+    assert torch.equal(p.detach(), last)
+
+
+# Paths that are used again
+
+
+def test_importance_weights_are_ratios_of_densities():
+    problem = chain_problem(0)
+    old, new = (AffinePolicy(0.2 * randn(s, STEPS, 2, 2), 0.2 * randn(s + 1, STEPS, 2)) for s in (30, 40))
+    with torch.no_grad():
+        path = rollout(problem.reference, old, Noise.sample(problem.reference, 4000, torch.Generator().manual_seed(3)))
+        found = log_ratios(new, path)
+        expected = log_density(problem, new, path) - log_density(problem, old, path)
+    assert away(found, expected) < EXACT
+    weights = found.exp()
+    assert abs(float(weights.mean()) - 1) < SPREAD * float(weights.std()) / len(weights) ** 0.5
+    assert 0.01 < effective_share(found) < 0.95
+    assert effective_share(torch.zeros(5, dtype=F64)) == 1
+    assert abs(effective_share(torch.tensor([0.0, -800.0, -900.0, -1e4])) - 0.25) < EXACT
+
+
+def log_density(problem: ControlProblem, policy: Policy, path: States) -> Tensor:
+    total = torch.zeros(path.states.shape[1], dtype=F64)
+    for k, (x, after) in enumerate(zip(path.states[:-1], path.states[1:], strict=True)):
+        reference = problem.reference
+        assert isinstance(reference.diffusion, ScalarDiffusion)
+        sigma = reference.diffusion.sigma[k]
+        mean = reference.mean(k, x) + sigma * policy(k, x)
+        total = total + torch.distributions.Normal(mean, sigma).log_prob(after).sum(1)
+    return total
+
+
+def test_used_paths_are_weighted_by_the_current_policy():
+    batch = {"trajectories": 6, "passes": 2, "weighted": True, "ess": 0.0}
+    trainer = trainer_with(batch=batch, optimiser={"rate": 0.02}, run={"steps": 2})
+    start = copy.deepcopy(trainer.tasks[0].policy)
+    steps = trainer.iterations()
+    next(steps)
+    assert trainer.pool is not None
+    assert torch.equal(trainer.pool.weights, torch.ones(6, dtype=F64))
+    now, path, problem = copy.deepcopy(trainer.tasks[0].policy), trainer.pool.entries[0].path, trainer.tasks[0].problem
+    measured = next(steps).measured
+    with torch.no_grad():
+        expected = 6 * (log_density(problem, now, path) - log_density(problem, start, path)).softmax(0)
+    assert away(trainer.pool.weights, expected) < EXACT
+    assert abs(measured.ess - 6 / float(expected.square().sum())) < EXACT
+    assert measured.ess < 1
+
+
+@pytest.mark.parametrize(("ess", "rounds"), [(0.0, [0, 0, 0, 1]), (1.0, [0, 1, 2, 3])])
+def test_paths_that_no_longer_stand_for_the_policy_are_replaced(ess: float, rounds: list[int]):
+    """Without a limit they serve all passes; at 1 any change of the policy replaces them."""
+    trainer = trainer_with(batch={"trajectories": 6, "passes": 3, "ess": ess}, optimiser={"rate": 0.02})
+    assert [iteration.measured.round for iteration in trainer.iterations()] == rounds
+
+
+def test_every_pass_uses_every_path_once():
+    trainer = trainer_with(batch={"trajectories": 6, "paths": 4, "passes": 2, "ess": 0.0}, run={"steps": 3})
+    for iteration in trainer.iterations():
+        assert trainer.pool is not None
+        assert iteration.measured.round == 0
+    assert trainer.pool is not None
+    trainer.pool.used = 0
+    used = trainer.pool.take(12, trainer.settings.run.seed).tolist()
+    assert sorted(used[:6]) == sorted(used[6:]) == list(range(6))
+    assert used[:6] != used[6:]
+
+
+# What goes wrong
+
+
+def test_a_reward_that_is_not_a_number_stops_before_anything_changes():
+    calls = []
+
+    def reward(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        value = (2 * x).sin().sum(1)
+        return torch.where(torch.arange(len(x)) == 1, torch.nan, value) if len(calls) > 3 else value
+
+    trainer = trainer_with(rewards=[reward], batch={"trajectories": 4}, run={"steps": 9})
+    steps = trainer.iterations()
+    next(steps)
+    kept = [p.detach().clone() for p in trainer.parameters.values()]
+    with pytest.raises(InvalidProblem, match=r"1 of 4 paths of round 1 have rewards that are not finite; the layers keep"):
+        next(steps)
+    assert all(torch.equal(p, q) for p, q in zip(trainer.parameters.values(), kept, strict=True))
+
+
+class Broken(MatchingEstimator):
+    """Labels or losses that overflow."""
+
+    estimates: ClassVar[Kind] = "biased"
+    source: ClassVar[str] = "none"
+
+    def __init__(self, labels: bool):
+        self.labels = labels
+
+    @property
+    def cost(self) -> Any:
+        return AdjointMatching().cost
+
+    def label(self, problem: ControlProblem, policy: Policy, path: States) -> Labels:
+        made = AdjointMatching().label(problem, policy, path)
+        return dataclasses.replace(made, targets=made.targets * math.inf) if self.labels else made
+
+    def loss(self, problem: ControlProblem, policy: Policy, k: Any, rows: Labels) -> Tensor:
+        return super().loss(problem, policy, k, rows) * 1e308 * 1e308
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (True, "4 of 4 paths of round 0 have labels that are not finite"),
+        (False, "the gradient norm is (nan|inf) at gradient step 1"),
+    ],
+)
+def test_labels_and_gradients_that_are_not_finite_stop_before_anything_changes(labels: bool, message: str):
+    trainer = trainer_with(Broken(labels), batch={"trajectories": 4})
+    before = [p.detach().clone() for p in trainer.parameters.values()]
+    with pytest.raises(InvalidProblem, match=message):
+        list(trainer.iterations())
+    assert all(torch.equal(p, q) for p, q in zip(trainer.parameters.values(), before, strict=True))
+    assert not trainer.optimiser.state
+
+
+def test_a_watch_warns_of_a_reward_that_is_exploited():
+    watch = Watch(4)
+    said = [watch.add(i + 0.1 * (-1) ** i, Seen(0.9 - 0.04 * i, 0.3 + 0.01 * (-1) ** i)) for i in range(16)]
+    warnings = [line for lines in said for line in lines]
+    assert len(warnings) == 1
+    assert "the reward rose from" in warnings[0]
+    assert "the checker's accuracy fell from" in warnings[0]
+    assert said[:7] == [[]] * 7
+    honest, falling = Watch(4), Watch(4)
+    for i in range(16):
+        assert honest.add(float(i), Seen(0.5 + 0.02 * i, 0.3)) == []
+        assert falling.add(1.0 - 0.1 * i, Seen(0.9 - 0.04 * i, None)) == []
+
+
+def test_diversity_is_the_mean_distance_of_pictures():
+    images = torch.stack([torch.full((3, 8, 8), value) for value in (0.0, 0.5, 1.0)])
+    assert diversity(images) == pytest.approx((0.5 + 1.0 + 0.5) / 3)
+    assert diversity(images[:1]) is None
+    canvas = grid(images, 2)
+    assert canvas.shape == (3, 17, 17)
+    assert float(canvas[0, 0, 0]) == 0.0
+    assert float(canvas[0, 0, 16]) == 0.5
+
+
+# A random Stable Diffusion
+
+
+def reddish() -> Any:
+    """A smooth score of images, for the tests' configurations; kills its process at the call the environment names."""
+    calls = []
+
+    def score(images: Tensor, prompt: str) -> Tensor:
+        calls.append(prompt)
+        if len(calls) == int(os.environ.get("SOCFT_TEST_KILL_AT", "0")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (images[:, 0] - images[:, 1].square()).mean((1, 2)) * 20
+
+    return score
+
+
+def dark(images: Tensor, prompt: str) -> Tensor:
+    """A checker for the tests' configurations."""
+    return (images.mean((1, 2, 3)) < 0.5).float()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random pipeline."""
+    folder = tmp_path_factory.mktemp("model")
+    base = stable_diffusion(dtype=torch.float32)
+    parts = (base.vae, base.text_encoder)
+    for part in parts:
+        part.float()
+    pipeline(base, StableDiffusionReference(base, PROMPT, NEGATIVE, steps=STEPS)).save_pretrained(folder)
+    for part in parts:
+        part.double()
+    return folder
+
+
+TEMPLATE = """
+[model]
+path = "{model}"
+dtype = "float64"
+[sampler]
+steps = 3
+[reward]
+name = "tests.test_sd_train:reddish"
+[problem]
+prompts = ["a red circle", "a blue square"]
+beta = 0.1
+[estimator]
+name = "{estimator}"
+[lora]
+rank = 2
+[optimiser]
+rate = 1e-2
+[batch]
+trajectories = 4
+micro_batch = 2
+loss_steps = 2
+passes = 2
+ess = 0.0
+[run]
+steps = 5
+ema = 0.5
+out = "{out}"
+checkpoint_every = 3
+[monitor]
+checker = "tests.test_sd_train:dark"
+"""
+
+
+def written(model: Path, out: Path, estimator: str = "adjoint_matching") -> Path:
+    file = out.with_suffix(".toml")
+    file.write_text(TEMPLATE.format(model=model, out=out, estimator=estimator))
+    return file
+
+
+def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+
+
+def layers(folder: Path) -> dict[str, Tensor]:
+    """The last checkpoint's tensors."""
+    newest = max((folder / "checkpoints").glob("step-*"))
+    with safe_open(newest / "shared.safetensors", "pt") as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+
+
+def weaken_remove(folder: Path) -> None:
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+
+
+def weaken_truncate(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def weaken_drop(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["conv_in.weight"]
+    save_file(tensors, file, {"format": "pt"})
+
+
+def weaken_swap(folder: Path) -> None:
+    shutil.copy(folder / "vae" / "diffusion_pytorch_model.safetensors", folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def weaken_all(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("weaken", "message"),
+    [
+        (weaken_remove, "cannot be loaded: .*diffusion_pytorch_model"),
+        (weaken_truncate, "cannot be loaded: .*; copy it again"),
+        (weaken_drop, r"lacks 1 weights of the network, such as \['conv_in.weight'\]; it is another network's"),
+        (weaken_swap, "lacks .* weights of the network, such as"),
+        (weaken_all, "holds no model_index.json"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused(model: Path, tmp_path: Path, weaken: Any, message: str):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    weaken(folder)
+    with pytest.raises(InvalidProblem, match=message):
+        load_model(config.Model(str(folder)))
+
+
+def test_names_that_lead_nowhere_are_refused():
+    for build_one, message in (
+        (
+            lambda: made("estimator", ESTIMATORS, "adjoint", {}),
+            "there is no estimator 'adjoint'; give MODULE:FACTORY or one of: pi_ft",
+        ),
+        (lambda: made("estimator", ESTIMATORS, "ddpo", {"clap": 1}), "the estimator 'ddpo' refuses its options {'clap': 1}: "),
+        (lambda: made("reward", {}, "tests.test_sd_train:STEPS", {}), "tests.test_sd_train:STEPS is a int; it must be a function"),
+        (lambda: load_model(config.Model(device="tpu9x")), "model.device = 'tpu9x' is no device; give auto, cpu or cuda."),
+    ):
+        with pytest.raises(InvalidProblem) as refused:
+            build_one()
+        assert str(refused.value).startswith(message)
+
+
+def test_check_names_what_is_missing(capsys):
+    file = CONFIGS / "sd15_pift.toml"
+    assert cli.main(["sd", "check", "--config", str(file)]) == cli.INVALID
+    said = capsys.readouterr()
+    assert "missing  model: models/stable-diffusion-v1-5/unet" in said.out
+    assert "missing  reward: models/image-reward/ImageReward.pt" in said.out
+    assert "ok       estimator: pi_ft" in said.out
+    assert said.err == f"socft: {file} cannot run here yet: model, reward.\n"
+
+
+def test_a_run_that_was_killed_continues_bit_for_bit(model: Path, tmp_path: Path, capsys):
+    whole, killed = written(model, tmp_path / "whole"), written(model, tmp_path / "killed")
+    assert cli.main(["sd", "train", "--config", str(whole)]) == 0
+    # Two calls probe the two problems and each round makes two, so the seventh is in the third round, which the fifth step begins.
+    stopped = command("-m", "socft.cli", "sd", "train", "--config", killed, SOCFT_TEST_KILL_AT="7")
+    assert stopped.returncode == -signal.SIGKILL, stopped.stderr
+    assert read_metrics(tmp_path / "killed" / "metrics.jsonl")[-1]["step"] == 4
+    capsys.readouterr()
+    assert cli.main(["sd", "train", "--config", str(killed)]) == cli.INVALID
+    assert f"{tmp_path / 'killed'} holds a run; continue it with --resume" in capsys.readouterr().err
+    assert cli.main(["sd", "train", "--config", str(killed), "--resume"]) == 0
+    assert "continuing after gradient step 3" in capsys.readouterr().err
+    first, second = layers(tmp_path / "whole"), layers(tmp_path / "killed")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first if name != "random")
+    rows = [
+        [
+            {k: v for k, v in row.items() if k not in ("seconds", "peak_mb")}
+            for row in read_metrics(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("whole", "killed")
+    ]
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0]] == [1, 2, 3, 4, 5]
+    _use(whole, tmp_path / "whole", capsys)
+
+
+def _use(file: Path, folder: Path, capsys) -> None:
+    """What comes after training: pictures, numbers, files."""
+    assert cli.main(["sd", "sample", "--config", str(file), "--number", "2"]) == 0
+    assert (folder / "samples.png").stat().st_size > 0
+    assert cli.main(["sd", "evaluate", "--config", str(file), "--number", "3"]) == 0
+    rows = json.loads((folder / "evaluation.json").read_text())
+    assert [(row["prompt"], row["model"]) for row in rows] == [
+        (p, m) for p in ("a red circle", "a blue square") for m in ("pre-trained", "fine-tuned")
+    ]
+    assert [row["kl"] > 0 for row in rows] == [False, True] * 2
+    assert {file.name for file in folder.iterdir()} >= {"frontier.png", "lora", "tensorboard", "settings.json"}
+    assert cli.main(["sd", "check", "--config", str(file)]) == 0
+    assert "ok       time: about" in capsys.readouterr().out
+    with safe_open(folder / "lora" / "pytorch_lora_weights.safetensors", "pt") as stored:
+        mean = {name.replace("/", "."): value for name, value in layers(folder).items() if name.startswith("average.")}
+        for name in stored.keys():  # noqa: SIM118
+            match = [value for key, value in mean.items() if key.replace(".default.", ".").endswith(name.removeprefix("unet."))]
+            assert len(match) == 1
+            assert torch.equal(match[0], stored.get_tensor(name))
+
+
+@pytest.fixture(scope="module")
+def experiment(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """The random model with all steps in the loss."""
+    settings = config.read(written(model, tmp_path_factory.mktemp("run") / "run"))
+    batch = dataclasses.replace(settings.batch, loss_steps=None, passes=1, prompts=2)
+    return build(dataclasses.replace(settings, batch=batch, run=dataclasses.replace(settings.run, steps=1)))
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "full_adjoint"])
+def test_every_named_estimator_trains_the_layers(experiment: Experiment, name: str):
+    """On two prompts; those that differentiate the whole path find the gradient of the simulator."""
+    estimator = made("estimator", ESTIMATORS, name, {"last": 3} if name == "draft_k" else {})
+    trainer = trainer_of(dataclasses.replace(experiment, estimator=estimator))
+    (gradient,), (measured,) = gradients_of(trainer)
+    assert measured.kl == 0
+    assert 0 < measured.gradient_norm < math.inf
+    if name in ("pi_ft", "draft_k"):
+        noise = noise_of(trainer, 0, 8)
+        halves = [Noise(noise.initial[s], noise.steps[:, s]) for s in (slice(0, 4), slice(4, 8))]
+        expected = [minus_returns(trainer, task, half) for task, half in zip(trainer.tasks, halves, strict=True)]
+        assert away(gradient, (expected[0] + expected[1]) / 2) < EXACT
+
+
+LAUNCHED = """
+import json, sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from sd_experiments.session import settings_of, trainer_of
+from sd_experiments.build import build
+from sd_experiments.workers import Workers
+from tests.test_sd_train import gradients_of
+workers = Workers.join()
+trainer = trainer_of(build(settings_of(Path(sys.argv[1]), steps=2)), workers)
+gradients, _ = gradients_of(trainer)
+starts = [entry.path.states[0].flatten(1)[:, 0].tolist() for entry in trainer.pool.entries]
+numbers = [list(entry.index) for entry in trainer.pool.entries]
+content = {"gradients": [g.tolist() for g in gradients], "starts": starts, "numbers": numbers, "count": workers.count}
+Path(f"{sys.argv[2]}.{workers.rank}.json").write_text(json.dumps(content))
+"""
+
+
+def test_two_processes_compute_the_gradient_of_one(model: Path, tmp_path: Path):
+    file, script = written(model, tmp_path / "run"), tmp_path / "launched.py"
+    script.write_text(LAUNCHED)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "PYTHONPATH": str(ROOT),
+    }
+    own = [os.environ | shared | {"OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+    call = [sys.executable, str(script), str(file), str(tmp_path / "found")]
+    started = [subprocess.Popen(call, cwd=ROOT, env=each, stderr=subprocess.PIPE, text=True) for each in own]
+    try:
+        said = [each.communicate(timeout=PATIENCE_SECONDS)[1] for each in started]
+    finally:
+        for each in started:
+            each.kill()
+    assert [each.returncode for each in started] == [0, 0], said
+    parts = [json.loads((tmp_path / f"found.{rank}.json").read_text()) for rank in (0, 1)]
+    settings = config.read(file)
+    alone = trainer_of(build(dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=2))))
+    expected, _ = gradients_of(alone)
+    assert alone.pool is not None
+    for part in parts:
+        assert part["count"] == 2
+        for found, gradient in zip(part["gradients"], expected, strict=True):
+            assert away(torch.tensor(found, dtype=F64), gradient) < EXACT
+    starts = [set(itertools.chain(*part["starts"])) for part in parts]
+    assert not starts[0] & starts[1]
+    assert starts[0] | starts[1] == set(alone.pool.entries[0].path.states[0].flatten(1)[:, 0].tolist())
+    assert sorted(itertools.chain(*parts[0]["numbers"], *parts[1]["numbers"])) == [0, 1, 2, 3]

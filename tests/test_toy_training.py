@@ -1,0 +1,290 @@
+"""The training, sweep and SOCM studies: noise that vanishes and noise that does not, and errors that split into their parts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from socft.checks import InvalidProblem
+from socft.cli import STUDIES
+from socft.costate import FromPolicy, Given
+from socft.estimators.adjoint_matching import AdjointMatching
+from socft.estimators.cross_entropy import CrossEntropy
+from socft.estimators.full_adjoint import FullAdjoint
+from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
+from socft.martingale import Antithetic, FirstOrder
+from socft.policy import AffinePolicy, Uncontrolled
+from socft.rollout import Noise, rollout
+from socft.schedule import ddpm, linear_levels, subsample
+from socft.truth.linear_quadratic import LinearQuadratic
+from toy import lq_sweeps, socm
+from toy.measure import estimate
+from toy.problems import benchmark
+from toy.runner import fingerprint
+from toy.situations import situation
+from toy.training import (
+    ARENAS,
+    METHODS,
+    GaussianArena,
+    MixtureArena,
+    OwnLean,
+    OwnValue,
+    Plan,
+    curve,
+    descend,
+    evenly,
+    methods_for,
+    target_noise,
+    training_task,
+)
+
+EXACT_NOISE = 1e-20  # the project's claim for an exact field: rounding squared, 1e-32, times the condition of 25 steps
+STDERRS = 4.0
+ROUNDING = 1e-9
+PATHS = 400
+STEPS = 20
+
+
+def quadratic(d: int = 2, scale: float = 0.5):
+    schedule = ddpm(subsample(linear_levels(1000), STEPS))
+    where = situation(benchmark("lq-fine-tuning", d=d, schedule=schedule), scale)
+    assert isinstance(where.policy, AffinePolicy)
+    return where.problem, where.policy
+
+
+def noise(problem, paths: int = PATHS, seed: int = 0) -> Noise:
+    return Noise.sample(problem.reference, paths, torch.Generator().manual_seed(seed))
+
+
+def path_of(problem, policy, paths: int = PATHS):
+    with torch.no_grad():
+        return rollout(problem.reference, policy, noise(problem, paths))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "source"), [(AdjointMatching(), OwnLean()), (FullAdjoint(), OwnValue())], ids=["lean", "full"]
+)
+def test_closed_form_fields_are_conditional_means(estimator, source):
+    """Costates minus the field have mean zero, also against the state, by Monte Carlo: no formula shared."""
+    problem, policy = quadratic()
+    path = path_of(problem, policy, 4000)
+    field, found = source.field(problem, policy), estimator.costates(problem, policy, path)
+    for k in (0, 10, 18):
+        away, x = found.values[k] - field(k, path.states[k]), path.states[k]
+        for weight in (torch.ones_like(x[:, :1]), x):
+            products = (away.unsqueeze(2) * weight.unsqueeze(1)).detach()
+            assert (products.mean(0).abs() <= STDERRS * products.std(0) / 4000**0.5 + ROUNDING).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "source"), [(MartingaleAdjoint, OwnLean), (FullMartingaleAdjoint, OwnValue)], ids=["lean", "full"]
+)
+@pytest.mark.parametrize("correction", [Antithetic, FirstOrder])
+def test_exact_fields_leave_no_noise(make, source, correction):
+    problem, policy = quadratic()
+    corrected = target_noise(make(correction(source())), source(), problem, policy, path_of(problem, policy, 50))
+    assert corrected < EXACT_NOISE
+
+
+def test_the_wrong_field_leaves_noise():
+    """The failing twin: the policy's value gradient is not the mean of lean adjoints, except at the optimum."""
+    problem, policy = quadratic()
+    path = path_of(problem, policy, 50)
+    wrong = target_noise(MartingaleAdjoint(Antithetic(OwnValue())), OwnLean(), problem, policy, path)
+    plain = target_noise(AdjointMatching(), OwnLean(), problem, policy, path)
+    assert plain > wrong > 1e10 * EXACT_NOISE
+
+
+def test_an_exact_field_follows_the_policy_as_it_trains():
+    problem, policy = quadratic()
+    source = OwnValue()
+    x = torch.ones(1, 2, dtype=torch.float64)
+    before = source.field(problem, policy)(18, x)
+    with torch.no_grad():
+        policy.gain.mul_(0.5)
+    after = source.field(problem, policy)(18, x)
+    assert torch.equal(after, OwnValue().field(problem, policy)(18, x))
+    assert float((after - before).norm()) > 1e-3
+    with pytest.raises(InvalidProblem, match="the policy is a Uncontrolled; only the costate of an AffinePolicy"):
+        source.field(problem, Uncontrolled(problem.reference))
+
+
+def test_noise_vanishes_at_the_optimum_with_the_policys_costate_and_not_without():
+    """At the optimum, and on the way there in proportion to the squared distance."""
+    found = {}
+    for scale in (0.9, 0.99, 1.0):
+        problem, policy = quadratic(scale=scale)
+        for name, estimator in {"plain": AdjointMatching(), "corrected": MartingaleAdjoint(Antithetic(FromPolicy()))}.items():
+            found[name, scale] = estimate(estimator, problem, policy, noise(problem)).variance
+    assert found["corrected", 1.0] < EXACT_NOISE * found["plain", 1.0]
+    assert 50 < found["corrected", 0.9] / found["corrected", 0.99] < 200
+    assert 0.5 < found["plain", 1.0] / found["plain", 0.9] < 2
+
+
+def test_training_reduces_the_noise_of_the_corrected_estimate_only():
+    place, start, end = GaussianArena(2, 10), {}, {}
+    for name in ("adjoint matching", "martingale-corrected adjoint, own costate"):
+        rows = list(curve(place, METHODS[name], Plan(0.1, 60, (0, 60)), 0, 1.0, 100))
+        start[name], end[name] = rows[0], rows[1]
+        assert end[name]["objective_gap"] < 0.2 * start[name]["objective_gap"]
+    plain, own = start
+    assert end[own]["gradient_noise"] < 0.05 * end[plain]["gradient_noise"]
+    assert end[own]["target_noise"] < EXACT_NOISE
+    assert end[plain]["target_noise"] > 0.1
+
+
+@pytest.mark.parametrize("make", [lambda: GaussianArena(2, 10), lambda: MixtureArena(8)], ids=["Gaussian", "mixture"])
+def test_optimal_policies_have_no_gap(make):
+    place = make()
+    assert abs(place.optimum["objective_gap"]) < ROUNDING
+    start = place.progress(place.policy())
+    assert start["objective_gap"] > 0.1
+    assert start["kl"] == 0
+    for distance in ("wasserstein1", "wasserstein2"):
+        assert start.get(distance, math.inf) > 3 * place.optimum.get(distance, 0)
+
+
+def test_equal_budgets_and_records(monkeypatch):
+    monkeypatch.setitem(ARENAS, "small", lambda: GaussianArena(2, 10))
+    records = training_task("score function", "small", 4, 2, (0.01, 0.03), 16, 2)
+    gaps = [r for r in records if r.metric == "objective_gap"]
+    assert len([r for r in records if r.metric == "pilot_gap"]) == 2
+    assert gaps[0].evaluations == 0
+    assert gaps[-1].setting["iterations"] == 8  # no derivative of the reference: twice the steps of adjoint matching
+    assert gaps[-1].evaluations == 8 * 64 * 10 * 2 == 4 * 64 * METHODS["adjoint matching"].evaluations(ARENAS["small"]().problem)
+    assert "martingale-corrected adjoint, exact mean" not in methods_for("lq-fine-tuning")
+
+
+class Divergent(CrossEntropy):
+    """Refuses after the first batch."""
+
+    def label(self, problem, policy, path):
+        if float(path.controls.abs().max()) > 0:
+            raise InvalidProblem("lost")
+        return super().label(problem, policy, path)
+
+
+def test_divergence_is_a_measurement(monkeypatch):
+    monkeypatch.setitem(socm.METHODS, "divergent", lambda: socm.Trained(Divergent()))
+    records = socm.socm_task("ou-linear", "divergent", 4, 3, 2)
+    errors = [r for r in records if r.metric == "control_l2"]
+    assert [math.isinf(r.value) for r in errors] == [False, True, True]
+    assert errors[-1].setting["note"] == "diverged: lost"
+    assert "note" not in errors[0].setting
+
+
+def test_the_rate_decays_to_zero():
+    """The last steps hardly move the policy."""
+    problem, _ = quadratic()
+    policy = AffinePolicy.zeros(problem.reference)
+    plan = Plan(0.1, 8, evenly(8, 9), batch=8)
+    seen = [policy.gain.detach().clone() for _ in descend(problem, policy, AdjointMatching(), plan, 0)]
+    moves = [float((b - a).norm()) for a, b in itertools.pairwise(seen)]
+    assert moves[-1] < 0.1 * max(moves)
+
+
+def test_control_l2_is_the_mean_square_distance_on_optimal_paths():
+    place = socm.LinearArena("ou-linear", steps=20)
+    policy = place.policy()
+    with torch.no_grad():
+        policy.gain.copy_(torch.randn(policy.gain.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 20)
+        path = rollout(place.problem.reference, place.truth.policy, noise(place.problem, 2000))
+        apart = torch.stack([policy(k, x) for k, x in enumerate(path.states[:-1])]) - path.controls
+    sampled = apart.square().sum(2).sum(0)
+    assert abs(place.control_l2(policy) - float(sampled.mean())) < STDERRS * float(sampled.std()) / 2000**0.5
+    assert place.control_l2(place.truth.affine_policy) < ROUNDING
+    assert abs(place.objective_gap(place.truth.affine_policy)) < ROUNDING
+
+
+SETTINGS = json.dumps({"dt": 0.2, "horizon": 1.0})
+
+
+def affine_noise(where, seed: int = 0) -> lq_sweeps.Affine:
+    draw = torch.Generator().manual_seed(seed)
+    G = where.chain.G + torch.randn(where.chain.G.shape, generator=draw, dtype=torch.float64)
+    return lq_sweeps.Affine(G, torch.randn(where.chain.g.shape, generator=draw, dtype=torch.float64))
+
+
+def test_errors_split_into_sampling_and_discretisation():
+    where = lq_sweeps.case(SETTINGS, "Euler-Maruyama", False)
+    found = affine_noise(where)
+    row = lq_sweeps.distances(where, found)
+    assert math.isclose(row["mse"], row["chain_mse"] + row["kernel_gap"] + row["cross"], rel_tol=ROUNDING)
+    assert abs(row["cross"]) > 0.01 * row["mse"]  # the two parts alone would not do
+    x = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    truth = benchmark("oscillator", **json.loads(SETTINGS)).continuous
+    sampled = (found.field(0, x) - truth.gradient(0, x)).square().sum(1)
+    assert abs(float(sampled.mean()) - row["mse"]) < STDERRS * float(sampled.std()) / len(x) ** 0.5
+    assert row["mse_over_time"] <= row["mse_max"]
+
+
+def test_the_optimality_condition_of_the_chain_gives_its_optimum():
+    where = lq_sweeps.case(SETTINGS, "Euler-Maruyama", False)
+    truth = benchmark("oscillator", **json.loads(SETTINGS)).truth
+    assert isinstance(truth, LinearQuadratic)
+    best = truth.affine_policy.gain.detach()
+    assert float((where.optimum.gain.detach() - best).abs().max()) < ROUNDING
+    index = lq_sweeps.published_steering(where.problem, where.chain, where.channel)
+    assert float((index.gain.detach() - best).abs().max()) > 1e-2  # another policy
+
+
+def test_noise_that_the_control_cannot_reach_changes_no_costate():
+    where = lq_sweeps.case(SETTINGS, "Euler-Maruyama", True)
+    assert where.problem.reference.noise_dims == (2,)
+    assert float(where.optimum.gain.detach()[:, 0].abs().max()) == 0
+    path = path_of(where.problem, where.optimum, 20)
+    martingale = MartingaleAdjoint(Antithetic(Given(where.chain.field)))
+    found = martingale.costates(where.problem, where.optimum, path)
+    assert float((found.values[0] - where.chain.field(0, path.states[0])).abs().max()) < ROUNDING
+
+
+@pytest.mark.parametrize("policy", ["given", "iterated"])
+def test_martingale_corrected_costates_are_the_chains_own(policy):
+    where = lq_sweeps.case(SETTINGS, "Euler-Maruyama", False)
+    found = {}
+    for name in ("martingale-corrected adjoint", "lean adjoint"):
+        learnt = lq_sweeps.learn(where, lq_sweeps.SCHEMES[name], lq_sweeps.RULES[policy], 200, 25, 0)
+        assert learnt.costate is not None
+        found[name] = lq_sweeps.distances(where, learnt.costate)
+    assert found["martingale-corrected adjoint"]["chain_mse"] < 1e-10
+    assert found["lean adjoint"]["chain_mse"] > 1e-6
+    gap = found["martingale-corrected adjoint"]["kernel_gap"]
+    assert abs(found["martingale-corrected adjoint"]["mse"] - gap) < 1e-4 * gap
+
+
+def test_the_limit_of_time_reversed_costates_is_that_of_many_paths():
+    where = lq_sweeps.case(json.dumps({"dt": 0.2, "horizon": 0.8}), "Euler-Maruyama", True)
+    limit = lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 30)
+    scheme, rule = lq_sweeps.SCHEMES["time-reversed costate"], lq_sweeps.published_steering
+    away = []
+    for paths in (300, 6000):
+        learnt = lq_sweeps.learn(where, scheme, rule, paths, 6, 0)
+        assert learnt.costate is not None
+        difference = learnt.costate - limit
+        away.append(float(difference.inner(difference)[0]))
+    assert away[1] < 0.3 * away[0]
+    assert away[1] < 1e-3 * float(limit.inner(limit)[0])
+
+
+def test_the_reversed_costate_inherits_the_stationary_point_of_continuous_time():
+    """At a long horizon it is far closer to continuous time than its own chain is; at a short one it is not."""
+    ratios = {}
+    for horizon in (0.4, 6.0):
+        where = lq_sweeps.case(json.dumps({"dt": 0.1, "horizon": horizon}), "Euler-Maruyama", True)
+        reversed_error = lq_sweeps.distances(where, lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 200))["mse"]
+        ratios[horizon] = reversed_error / lq_sweeps.distances(where, where.chain)["mse"]
+    assert ratios[6.0] < 1e-5
+    assert ratios[0.4] > 1e-2
+
+
+def test_studies_are_found_and_their_tasks_have_fingerprints():
+    for name in ("training", "lq_sweeps", "socm"):
+        study = STUDIES.find(name)
+        for quick in (True, False):
+            tasks = study.tasks(quick)
+            assert len({task.name for task in tasks}) == len(tasks)
+            assert len(fingerprint(tasks[0])) == 32
