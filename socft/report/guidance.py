@@ -232,8 +232,9 @@ A network of two hidden layers, trained on samples for {number(error.seconds if 
 with a mean squared error of {number(error.value if error else None, 2)} per coordinate beyond that of the exact score.
 @network-figure repeats the published run with it; Algorithm 2 takes one gradient step per round on the network (@runs).
 After {integer(last)} rounds of Algorithm 1 the off-support ratio is {off["G"]} for the naive gradient and {off["G_loss"]} for
-look-ahead guidance, from {off["start"]} at the start; @runs has the exact score's beside them. The exact score pulls back what leaves the subspace with a force of order $1\/h$, and so holds the naive gradient, and
-its reward, down. The network's score was never trained there and pulls less: the naive gradient goes further off, and gains more.
+look-ahead guidance, from {off["start"]} at the start; @runs has the exact score's beside them. The exact score pulls back what
+leaves the subspace with a force of order $1\/h$, and so holds the naive gradient, and its reward, down. The network's score was
+never trained there and pulls less: the naive gradient goes further off, and gains more.
 
 {picture}
 """
