@@ -49,7 +49,8 @@ def words_tokenizer() -> CLIPTokenizer:
     letters = sorted(ByteLevel.alphabet())
     merges = _merges([(*word[:-1], f"{word[-1]}</w>") for word in WORDS])
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=TOKENS)
+    learnt: dict[str, Any] = {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}
+    return CLIPTokenizer(**learnt, model_max_length=TOKENS)
 
 
 def _merges(words: list[tuple[str, ...]]) -> list[tuple[str, str]]:

@@ -21,14 +21,14 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sd_experiments.tiny import MODEL, QUALITY
 from sd_experiments.tiny.architecture import build
 from sd_experiments.tiny.captions import Noise, draw_caption
 from sd_experiments.tiny.files import replace_folder
+from sd_experiments.tiny.quality import update
 from sd_experiments.tiny.shapes import arrange, draw
 from sd_experiments.tiny.trainer import Settings, Trained, train
 from socft.checks import require
-
-_HERE = Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ class ModelTraining:
 
     Attributes:
         out: folder the pipeline is saved to.
+        quality: JSON file that records what the training cost.
         work: folder of the checkpoints.
         seed: of the weights, the pictures and the training.
         examples: number of pictures with captions.
@@ -49,7 +50,8 @@ class ModelTraining:
         unconditional: fraction of the captions that are dropped, for classifier-free guidance.
     """
 
-    out: Path = _HERE / "model"
+    out: Path = MODEL
+    quality: Path = QUALITY
     work: Path = Path("build/tiny")
     seed: int = 0
     examples: int = 30_000
@@ -105,6 +107,9 @@ def train_model(settings: ModelTraining) -> TrainedModel:
     latents = _standard_latents(pipeline, data.pictures)
     denoiser = _train_denoiser(pipeline, latents, data.captions, settings)
     replace_folder(settings.out, pipeline.save_pretrained)
+    cost = {"autoencoder": dataclasses.asdict(autoencoder), "denoiser": dataclasses.asdict(denoiser)}
+    told = settings.identity("seed", "examples", "noise", "unconditional")
+    update(settings.quality, "training", cost | {"settings": told}, "python -m sd_experiments.tiny.train_model")
     return TrainedModel(pipeline, autoencoder, denoiser)
 
 
