@@ -127,10 +127,31 @@ class TimeEmbedding(nn.Module):
         self.steps = steps
         self.register_buffer("frequencies", torch.pi * 2.0 ** torch.arange(-1, frequencies - 1, dtype=torch.float64))
 
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return 2 * len(self.get_buffer("frequencies"))
+
     def forward(self, k: Step, x: Tensor) -> Tensor:
         index = k.to(x) if isinstance(k, Tensor) else x.new_full((len(x),), k)
         angle = (index / self.steps).unsqueeze(-1) * self.get_buffer("frequencies").to(x)
         return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def zero_network(
+    inputs: int, outputs: int, width: int, depth: int, generator: torch.Generator | None, dtype: torch.dtype
+) -> nn.Sequential:
+    """A multilayer perceptron with ``depth`` hidden layers that is zero until it is trained."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise([inputs, *[width] * depth]):
+        layer = nn.Linear(fan_in, fan_out, dtype=dtype)
+        nn.init.normal_(layer.weight, std=fan_in**-0.5, generator=generator)
+        nn.init.zeros_(layer.bias)
+        layers += [layer, nn.SiLU()]
+    last = nn.Linear(width, outputs, dtype=dtype)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
 
 
 class MLPPolicy(Policy):
@@ -147,17 +168,7 @@ class MLPPolicy(Policy):
         super().__init__()
         (m,), (n,) = reference.noise_dims, reference.dims
         self.time = TimeEmbedding(reference.steps)
-        sizes = [n + 2 * len(self.time.get_buffer("frequencies")), *[width] * depth]
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in itertools.pairwise(sizes):
-            layer = nn.Linear(fan_in, fan_out, dtype=dtype)
-            nn.init.normal_(layer.weight, std=fan_in**-0.5, generator=generator)
-            nn.init.zeros_(layer.bias)
-            layers += [layer, nn.SiLU()]
-        last = nn.Linear(width, m, dtype=dtype)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.network = nn.Sequential(*layers, last)
+        self.network = zero_network(n + self.time.width, m, width, depth, generator, dtype)
 
     def forward(self, k: Step, x: States) -> Noises:
         return self.network(torch.cat([x, self.time(k, x)], -1))

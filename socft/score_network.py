@@ -9,7 +9,6 @@ over random steps (Ho et al. 2020, equation 14).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from socft.checks import require
 from socft.guidance import Denoiser, ScoreDenoiser
 from socft.iterated_guidance import FineTuning
-from socft.policy import TimeEmbedding
+from socft.policy import TimeEmbedding, zero_network
 from socft.reference import States, Step, at_step
 
 
@@ -46,17 +45,7 @@ class ScoreNetwork(nn.Module):
         require(float(abar.max()) < 1, f"a level is {float(abar.max()):g}; leave out level 1, where there is no noise to predict.")
         self.abar, self.dim, self.dtype = abar.double(), dim, dtype
         self.time = TimeEmbedding(len(abar))
-        sizes = [dim + 2 * len(self.time.get_buffer("frequencies")), *[width] * depth]
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in itertools.pairwise(sizes):
-            layer = nn.Linear(fan_in, fan_out, dtype=dtype)
-            nn.init.normal_(layer.weight, std=fan_in**-0.5, generator=generator)
-            nn.init.zeros_(layer.bias)
-            layers += [layer, nn.SiLU()]
-        last = nn.Linear(width, dim, dtype=dtype)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.network = nn.Sequential(*layers, last)
+        self.network = zero_network(dim + self.time.width, dim, width, depth, generator, dtype)
 
     def noise(self, k: Step, x: States) -> States:
         """The predicted noise, in the dtype of ``x``."""

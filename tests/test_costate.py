@@ -37,11 +37,11 @@ from socft.rollout import Noise, Path, rollout
 from socft.schedule import ddpm, linear_levels, subsample
 from socft.space_time import ResidualNetwork, SpaceTimeNetwork, published_huber
 from socft.truth.affine_policy import evaluate_affine
-from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
+from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
+from tests.costate_cases import F64, STEPS, generator, quadratic_problem, randn, t
 from toy.problems import fine_tuning
 
-F64 = torch.float64
 IDENTITY = 1e-12  # relative: the same products in another order
 DIFFERENCE = 1e-7  # relative: central differences at step 1e-5 of functions of size 1
 ENVELOPE = 1e-8  # an interpolated value gradient and a recomputed one, at nodes of a resolved problem
@@ -49,28 +49,6 @@ STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
 HERMITE = 1e-4  # relative: 20 and 30 nodes for functions that vary over one to two noise scales
 CONVERGED = 1e-16  # a squared error of products of 20 matrices, from 1e-3 by 1e-2 a round
 SCORED = 0.1  # relative mean square of a score estimated from thousands of samples
-STEPS = 4
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=F64)
-
-
-def quadratic_problem(running: bool = True) -> ControlProblem:
-    A = 0.9 * torch.eye(2, dtype=F64) + 0.2 * randn(0, STEPS, 2, 2)
-    B = 0.6 * torch.eye(2, dtype=F64) + 0.2 * randn(1, STEPS, 2, 2)
-    reference = AffineReference(A, MatrixDiffusion(B), 0.2 * randn(2, STEPS, 2))
-    reward = Quadratic(-torch.eye(2, dtype=F64) + torch.ones(2, 2, dtype=F64) / 4, t(0.5, -1.0))
-    cost = QuadraticCost(t(0.2, 0.1).diag(), t(0.1, -0.3)) if running else None
-    return ControlProblem(reference, reward, t(0.7, 1.5, 0.9, 1.1), cost)
 
 
 def curved_problem(m: int = 2) -> ControlProblem:

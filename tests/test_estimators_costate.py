@@ -37,38 +37,15 @@ from socft.time_reversal import Reverser
 from socft.truth.affine_policy import evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from socft.truth.quadrature import Quadrature
+from tests.costate_cases import F64, STEPS, generator, quadratic_problem, randn, t
 from toy.problems import fine_tuning
 
-F64 = torch.float64
 IDENTITY = 1e-12  # relative: the same products in another order
 VANISHED = 1e-20  # relative variance: rounding squared
 QUADRATURE = 1e-8  # relative variance left by an interpolated field, against at least 1e-4 for the other increments
 STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
 ORDER = 0.2  # on a measured order of convergence, from the next order
 MARGINAL = 0.12  # a step of 1/40 changes moments of size 1 by a few of it
-STEPS = 4
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=F64)
-
-
-def quadratic_problem(running: bool = True) -> ControlProblem:
-    """Two dimensions, correlated noise, a drift, beta that changes."""
-    A = 0.9 * torch.eye(2, dtype=F64) + 0.2 * randn(0, STEPS, 2, 2)
-    B = 0.6 * torch.eye(2, dtype=F64) + 0.2 * randn(1, STEPS, 2, 2)
-    reference = AffineReference(A, MatrixDiffusion(B), 0.2 * randn(2, STEPS, 2))
-    reward = Quadratic(-torch.eye(2, dtype=F64) + torch.ones(2, 2, dtype=F64) / 4, t(0.5, -1.0))
-    cost = QuadraticCost(t(0.2, 0.1).diag(), t(0.1, -0.3)) if running else None
-    return ControlProblem(reference, reward, t(0.7, 1.5, 0.9, 1.1), cost)
 
 
 def some_policy() -> AffinePolicy:

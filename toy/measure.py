@@ -39,12 +39,10 @@ class Estimate:
     Attributes:
         samples: shape (paths, parameters); the parameters are those of step 0, then step 1, and so on.
         seconds: time to make the labels and their slopes, the rollout included.
-        peak_mb: largest memory in use while the labels were made, beyond path and labels.
     """
 
     samples: Float[Tensor, "paths parameters"]
     seconds: float
-    peak_mb: float | None = None
 
     @property
     def mean(self) -> Float[Tensor, " parameters"]:

@@ -131,9 +131,9 @@ class CostateStep:
     """
 
     k: int
-    state: States
-    value: States
-    following: States | None
+    state: Float[Tensor, "batch *dims"]
+    value: Float[Tensor, "batch *dims"]
+    following: Float[Tensor, "batch *dims"] | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from socft.records import Record
 from socft.report.convergence_tables import LICENSED, UNBOUNDED, unbounded
-from socft.report.figures import LOOKS, Look, curve, note, panels, reference, svg
+from socft.report.figures import LOOKS, NOT_MEASURED, draw, finish, legend, panels, reference, svg
 from socft.report.rows import Rows, Series
 
 RULES = {
@@ -29,7 +28,6 @@ METHODS = (
 )
 ROUNDING = 1e-14  # errors below are exact to rounding and have no place on a logarithmic axis
 DECADES = 2.5  # a shorter axis needs labels between powers of ten
-NOT_MEASURED = "not measured"
 
 
 def beta_required(rows: Rows, problems: Sequence[str], lam: float | None) -> bytes:
@@ -38,9 +36,9 @@ def beta_required(rows: Rows, problems: Sequence[str], lam: float | None) -> byt
         for ax, problem in zip(axes, problems, strict=True):
             for (rule, name), look in zip(RULES.items(), LOOKS[::-1][1:], strict=True):
                 line = rows.where("beta_required", problem, rule=rule, lam=lam).series("k")
-                _draw(ax, line, look, name, markers=5)
+                draw(ax, line, look, name, markers=5)
             _finish(ax, problem, "step $t$", r"required $\beta_t$" if ax is axes[0] else "")
-        _legend(figure, axes, 3, tuple(RULES.values()))
+        legend(figure, axes, 3, tuple(RULES.values()))
         return svg(figure)
 
 
@@ -51,13 +49,13 @@ def error_against_rate(rows: Rows, problems: Sequence[str]) -> bytes:
         for ax, problem in zip(axes, problems, strict=True):
             for lam, look in zip(lams, LOOKS, strict=False):
                 line = _errors(rows, problem, "measured", lam)
-                _draw(ax, line, look, rf"$\lambda = {lam:g}$")
+                draw(ax, line, look, rf"$\lambda = {lam:g}$")
                 if line:
                     rate = [line.y[0] * (1 - lam) ** (m - line.x[0]) for m in line.x]
                     reference(ax, line.x, rate, look.color)
             _finish(ax, problem, "inner iterations $m$", r"$\sup\,|v^{(m)} - v^*|$" if ax is axes[0] else "")
             _clip(ax, [_errors(rows, problem, "measured", lam) for lam in lams])
-        _legend(figure, axes, 4)
+        legend(figure, axes, 4)
         return svg(figure)
 
 
@@ -72,12 +70,12 @@ def error_against_bound(rows: Rows, problems: Sequence[str]) -> bytes:
                 for lam in lams:
                     look, name = next(looks), rule.split()[0] + (rf", $\lambda = {lam:g}$" if len(lams) > 1 else "")
                     bound = found.where(rule=rule, lam=lam).series("m", lambda record: record.bound)
-                    _draw(ax, _errors(rows, problem, rule, lam), look, f"{name}: measured")
+                    draw(ax, _errors(rows, problem, rule, lam), look, f"{name}: measured")
                     if bound:
                         reference(ax, bound.x, bound.y, look.color, f"{name}: bound")
             empty = UNBOUNDED if any(unbounded(rows, problem, rule) for rule in LICENSED) else NOT_MEASURED
             _finish(ax, problem, "inner iterations $m$", r"$\sup\,|v^{(m)} - v^*|$" if ax is axes[0] else "", empty=empty)
-        _legend(figure, axes, 4)
+        legend(figure, axes, 4)
         return svg(figure)
 
 
@@ -86,11 +84,11 @@ def trade_off(rows: Rows, problems: Sequence[str]) -> bytes:
     with panels(1, 3, 2.1) as (figure, axes):
         for problem, look in zip(problems, LOOKS, strict=False):
             for ax, metric in zip(axes, ("contraction", "kl", "reward"), strict=True):
-                _draw(ax, rows.where(metric, problem).having("beta").series("beta"), look, problem, markers=5)
+                draw(ax, rows.where(metric, problem).having("beta").series("beta"), look, problem, markers=5)
         for ax, title in zip(axes, ("rate of PI-FT", "KL from the pre-trained model", "reward"), strict=True):
             _finish(ax, title, r"$\beta$", "", log_y=title != "reward")
             _log_x(ax)
-        _legend(figure, axes, 3)
+        legend(figure, axes, 3)
         return svg(figure)
 
 
@@ -99,8 +97,8 @@ def tilt_gaps(rows: Rows, problems: Sequence[str]) -> bytes:
     with panels(1, 2, 2.2) as (figure, axes):
         for problem, look in zip(problems, LOOKS, strict=False):
             kernel = rows.where("kernel_gap", problem, schedule="memoryless").series("steps")
-            _draw(axes[0], kernel, look, problem)
-            _draw(axes[1], rows.where("memory_gap", problem, schedule="constant rate 1").series("steps"), look, problem)
+            draw(axes[0], kernel, look, problem)
+            draw(axes[1], rows.where("memory_gap", problem, schedule="constant rate 1").series("steps"), look, problem)
             none = rows.where("memory_gap", problem, schedule="memoryless").series("steps")
             if none:
                 axes[1].plot(none.x, none.y, color=look.color, linestyle="none", marker=look.marker, fillstyle="none")
@@ -111,7 +109,7 @@ def tilt_gaps(rows: Rows, problems: Sequence[str]) -> bytes:
         _finish(axes[1], "memory gap", "steps $T$", "")
         for ax in axes:
             _log_steps(ax)
-        _legend(figure, axes, 3)
+        legend(figure, axes, 3)
         return svg(figure)
 
 
@@ -125,13 +123,13 @@ def methods(rows: Rows, problem: str) -> bytes:
     with panels(1, 2, 2.3) as (figure, axes):
         for ax, (key, label, y) in zip(axes, views, strict=True):
             for method, look in zip(METHODS, LOOKS, strict=False):
-                _draw(ax, found.where(estimator=method).series(key, y), look, method)
+                draw(ax, found.where(estimator=method).series(key, y), look, method)
             _finish(ax, "", label, r"$J^* - J$" if ax is axes[0] else "")
             ax.set_ylim(bottom=max(ax.get_ylim()[0], ROUNDING))
         axes[0].set_xscale("symlog", linthresh=1)
         axes[0].set_xlim(left=0)
         _log_x(axes[1])
-        _legend(figure, axes, 2, METHODS)
+        legend(figure, axes, 2, METHODS)
         return svg(figure)
 
 
@@ -139,19 +137,8 @@ def _errors(rows: Rows, problem: str, rule: str, lam: float) -> Series:
     return rows.where("control_error", problem, rule=rule, lam=lam).series("m")
 
 
-def _draw(ax: Axes, line: Series, look: Look, label: str, markers: int = 7) -> None:
-    if line:
-        curve(ax, line.x, line.y, look, label, markers)
-
-
 def _finish(ax: Axes, title: str, x: str, y: str, log_y: bool = True, empty: str = NOT_MEASURED) -> None:
-    ax.set_title(title)
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    if not ax.lines:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        note(ax, empty)
+    if not finish(ax, title, x, y, empty):
         return
     if log_y:
         ax.set_yscale("log", nonpositive="mask")
@@ -183,11 +170,3 @@ def _log_steps(ax: Axes) -> None:
         ticks = sorted({float(x) for line in ax.lines for x in line.get_xdata()})  # type: ignore[union-attr]
         ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
         ax.minorticks_off()
-
-
-def _legend(figure: Figure, axes: Sequence[Axes], columns: int, order: Sequence[str] = ()) -> None:
-    """One legend below all panels, each label once."""
-    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    labels = [label for label in order if label in handles] if order else list(handles)
-    if labels:
-        figure.legend([handles[label] for label in labels], labels, loc="outside lower center", ncols=columns)

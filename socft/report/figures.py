@@ -13,6 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from socft.report.rows import Series
+
+NOT_MEASURED = "not measured"
 WIDTH = 6.3  # inches, the width of the text
 STYLE: dict[Any, Any] = {
     "font.family": "serif",
@@ -80,6 +83,32 @@ def curve(axes: Axes, x: Sequence[float], y: Sequence[float], look: Look, label:
 def reference(axes: Axes, x: Sequence[float], y: Sequence[float], color: str = "0.35", label: str | None = None) -> None:
     """A theoretical curve: thin and dashed."""
     axes.plot(x, y, color=color, linestyle=(0, (3, 2)), linewidth=0.7, label=label)
+
+
+def draw(axes: Axes, line: Series, look: Look, label: str, markers: int = 7) -> None:
+    """The curve of a series, if anything was measured."""
+    if line:
+        curve(axes, line.x, line.y, look, label, markers)
+
+
+def finish(axes: Axes, title: str, x: str, y: str, empty: str = NOT_MEASURED) -> bool:
+    """Title and labels of a panel; whether it shows anything, which it says where it does not."""
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if not axes.lines:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        note(axes, empty)
+    return bool(axes.lines)
+
+
+def legend(figure: Figure, axes: Sequence[Axes], columns: int, order: Sequence[str] = ()) -> None:
+    """One legend below all panels, each label once, in a given order or in that of appearance."""
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    labels = [label for label in order if label in handles] if order else list(handles)
+    if labels:
+        figure.legend([handles[label] for label in labels], labels, loc="outside lower center", ncols=columns)
 
 
 def note(axes: Axes, message: str) -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from socft.report.figures import LOOKS, panels, reference, svg
+from socft.report.figures import LOOKS, draw, legend, panels, reference, svg
 from socft.report.gradient_variance_catalogue import KINDS
 from socft.report.gradient_variance_cells import only
-from socft.report.gradient_variance_figures import below_column, draw, finish
+from socft.report.gradient_variance_figures import below_column, finish_scaled
 from socft.report.gradient_variance_linear import EULER, PUBLISHED_BY_PATHS, PUBLISHED_PATHS
 from socft.report.rows import Rows
 
@@ -34,11 +31,11 @@ def samples(rows: Rows) -> bytes:
                     x, y = [list(each) for each in zip(*shown, strict=True)]
                     reference(ax, x, y, look.color, f"published, {name.removesuffix(', published')}")
             gap = rows.of("linear").where("kernel_gap", integrator=integrator).one()
-            finish(ax, "paths $N$", "mean-square error" if ax is axes[0] else "")
+            finish_scaled(ax, "paths $N$", "mean-square error" if ax is axes[0] else "")
             ax.set_title(integrator)
             if gap is not None and ax.lines and gap.value > ROUNDING:
                 ax.axhline(gap.value, color="0.5", linewidth=0.7, label="kernel gap")
-        shared(figure, axes, 3)
+        legend(figure, axes, 3)
         return svg(figure)
 
 
@@ -63,7 +60,7 @@ def learning(found: Rows, wanted: Sequence[Curves], key: str = "evaluations") ->
                 for name, look in zip(shown[kind], LOOKS, strict=False):
                     draw(ax, here.where(estimator=name).series(key), look, name)
                 last = row == len(wanted) - 1
-                finish(ax, key if last else "", each.label if column == 0 else "", logarithmic_x=False)
+                finish_scaled(ax, key if last else "", each.label if column == 0 else "", logarithmic_x=False)
                 if ax.lines:
                     ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 3))
                 if row == 0:
@@ -76,10 +73,3 @@ def learning(found: Rows, wanted: Sequence[Curves], key: str = "evaluations") ->
 def methods(found: Rows, problems: Sequence[str], kind: str) -> list[str]:
     """The methods of a kind that are drawn, at most as many as there are looks."""
     return only(found, lambda record: record.kind == kind and record.problem in problems).fields("estimator")[: len(LOOKS)]
-
-
-def shared(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
-    """One legend below all panels, each label once."""
-    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    if handles:
-        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)

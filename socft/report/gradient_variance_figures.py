@@ -8,12 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from socft.records import Record
-from socft.report.figures import LOOKS, Look, curve, note, panels, svg
+from socft.report.figures import LOOKS, draw, finish, panels, svg
 from socft.report.gradient_variance_catalogue import KINDS
 from socft.report.gradient_variance_cells import only
 from socft.report.rows import Rows, Series
 
-NOT_MEASURED = "not measured"
 SPAN = 1e7  # curves that fall further below the largest value of their panel leave it
 SHOWN: Mapping[str, tuple[str, ...]] = {
     KINDS[0]: (
@@ -100,7 +99,7 @@ def variances(rows: Rows) -> bytes:
             for column, kind in enumerate(KINDS):
                 ax = axes[index * len(KINDS) + column]
                 _curves(ax, select(found), SHOWN[kind], key)
-                finish(ax, label, "variance" if column == 0 else "", logarithmic)
+                finish_scaled(ax, label, "variance" if column == 0 else "", logarithmic)
                 if index == 0:
                     ax.set_title(kind)
         for column in range(len(KINDS)):
@@ -116,7 +115,7 @@ def costates(rows: Rows) -> bytes:
             for column, kind in enumerate(KINDS):
                 ax = axes[row * len(KINDS) + column]
                 _curves(ax, found.where(problem=problem), COSTATES[kind], "k")
-                finish(ax, "step $k$", f"{name}: costate error" if column == 0 else "", logarithmic_x=False)
+                finish_scaled(ax, "step $k$", f"{name}: costate error" if column == 0 else "", logarithmic_x=False)
                 if row == 0:
                     ax.set_title(kind)
         for column in range(len(KINDS)):
@@ -125,7 +124,7 @@ def costates(rows: Rows) -> bytes:
 
 
 def _curves(ax: Axes, found: Rows, names: Sequence[str], key: str) -> None:
-    for name, look in zip(names, LOOKS, strict=True) if len(names) == len(LOOKS) else zip(names, LOOKS, strict=False):
+    for name, look in zip(names, LOOKS, strict=False):
         line = found.where(estimator=name).series(key)
         if key == "scale":
             pairs = sorted((1 - x, y) for x, y in zip(line.x, line.y, strict=True))
@@ -133,20 +132,9 @@ def _curves(ax: Axes, found: Rows, names: Sequence[str], key: str) -> None:
         draw(ax, line, look, name)
 
 
-def draw(ax: Axes, line: Series, look: Look, label: str) -> None:
-    """A curve, if there is one."""
-    if line:
-        curve(ax, line.x, line.y, look, label)
-
-
-def finish(ax: Axes, x: str, y: str, logarithmic_x: bool = True, logarithmic_y: bool = True) -> None:
+def finish_scaled(ax: Axes, x: str, y: str, logarithmic_x: bool = True, logarithmic_y: bool = True) -> None:
     """Labels, scales and the message of an empty panel."""
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    if not ax.lines:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        note(ax, NOT_MEASURED)
+    if not finish(ax, "", x, y):
         return
     if logarithmic_x:
         ax.set_xscale("log")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from socft.report.figures import LOOKS, Look, curve, note, panels, reference, svg
+from socft.report.figures import LOOKS, draw, finish, legend, panels, reference, svg
 from socft.report.rows import Rows, Series
 
 ALGORITHMS = (1, 2)
@@ -29,11 +28,11 @@ def rounds(rows: Rows, objective: str, score: str) -> bytes:
                 mine, look = found.where(estimator=guide, algorithm=algorithm), next(looks)
                 label = f"{SHOWN[guide]}, algorithm {algorithm}"
                 for ax, metric in zip(axes, ("reward", "off_support"), strict=True):
-                    _draw(ax, mine.where(metric).series("round"), look, label)
+                    draw(ax, mine.where(metric).series("round"), look, label)
         _level(axes[0], rows, objective)
         _finish(axes[0], "mean reward", "rounds", "")
         _finish(axes[1], "mean off-support ratio", "rounds", "", log_y=True)
-        _legend(figure, axes, 2)
+        legend(figure, axes, 2)
         return svg(figure)
 
 
@@ -42,11 +41,11 @@ def objectives(rows: Rows, names: Sequence[str]) -> bytes:
     with panels(1, len(names), 2.1) as (figure, axes):
         for ax, name in zip(axes, names, strict=True):
             found = rows.where(problem=name, estimator="G_loss", algorithm=1, score="exact")
-            _draw(ax, found.where("reward").series("round"), LOOKS[1], "mean reward of the batch")
-            _draw(ax, found.where("value_at_mean").series("round"), LOOKS[0], "value at the batch's mean")
+            draw(ax, found.where("reward").series("round"), LOOKS[1], "mean reward of the batch")
+            draw(ax, found.where("value_at_mean").series("round"), LOOKS[0], "value at the batch's mean")
             _level(ax, rows, name)
             _finish(ax, _objective(name), "rounds", "")
-        _legend(figure, axes, 4)
+        legend(figure, axes, 4)
         return svg(figure)
 
 
@@ -61,10 +60,10 @@ def learnt(rows: Rows, objective: str) -> bytes:
                     line = found.where(metric).series("round")
                     kept = [(x, y) for x, y in zip(line.x, line.y, strict=True) if x <= last]
                     cut = Series(tuple(x for x, _ in kept), tuple(y for _, y in kept))
-                    _draw(ax, cut, LOOKS[2 * index + shift], f"{SHOWN[guide]}, {score} score")
+                    draw(ax, cut, LOOKS[2 * index + shift], f"{SHOWN[guide]}, {score} score")
         _finish(axes[0], "mean reward", "rounds", "")
         _finish(axes[1], "mean off-support ratio", "rounds", "", log_y=True)
-        _legend(figure, axes, 2)
+        legend(figure, axes, 2)
         return svg(figure)
 
 
@@ -74,7 +73,7 @@ def frontier(rows: Rows, spread: str) -> bytes:
         for method, look in zip(FRONTIER, LOOKS, strict=True):
             for ax, metric in zip(axes, ("frontier_kl", "frontier_distance"), strict=True):
                 line = _paired(rows.where(problem=spread, estimator=method), metric, "frontier_reward")
-                _draw(ax, line, look, SHOWN.get(method, method), 5)
+                draw(ax, line, look, SHOWN.get(method, method), 5)
         _finish(axes[0], "mean reward", "KL divergence", "", log_x=True)
         _finish(axes[1], "mean reward", "distance from the subspace", "", log_x=True)
         for ax in axes:
@@ -83,7 +82,7 @@ def frontier(rows: Rows, spread: str) -> bytes:
         axes[1].set_xticks(DISTANCES, [f"{x:g}" for x in DISTANCES])
         axes[1].minorticks_off()
         axes[1].set_xlim(DISTANCES[0], DISTANCES[-1])
-        _legend(figure, axes, 3)
+        legend(figure, axes, 3)
         return svg(figure)
 
 
@@ -97,15 +96,15 @@ def sphere(rows: Rows) -> bytes:
                 reward, off, kl = (mine.where(m, round=last).series("delta") for m in ("reward", "off_sphere", "kl"))
             else:
                 reward, off, kl = (mine.where(f"frontier_{m}").series("knob") for m in ("reward", "off_sphere", "kl"))
-            _draw(axes[0], Series(kl.y, reward.y), look, SHOWN.get(method, method), 8)
-            _draw(axes[1], Series(reward.y, off.y), look, SHOWN.get(method, method), 8)
+            draw(axes[0], Series(kl.y, reward.y), look, SHOWN.get(method, method), 8)
+            draw(axes[1], Series(reward.y, off.y), look, SHOWN.get(method, method), 8)
         start = found.where("off_sphere", round=0).largest()
         if start is not None:
             reference(axes[1], (0.0, 0.95), (start, start), label="pre-trained")
         _finish(axes[0], "mean reward", "KL divergence", "", log_x=True)
         _finish(axes[1], r"mean $|\,|x| - 1\,|$", "mean reward", "")
         axes[1].set_ylim(bottom=0)
-        _legend(figure, axes, 5)
+        legend(figure, axes, 5)
         return svg(figure)
 
 
@@ -132,19 +131,8 @@ def _objective(name: str) -> str:
     return f"{symbol}, " + {"off": "off the subspace", "on": "in the subspace", "ones": "$b = 4$", "random": "random $b$"}[which]
 
 
-def _draw(ax: Axes, line: Series, look: Look, label: str, markers: int = 7) -> None:
-    if line:
-        curve(ax, line.x, line.y, look, label, markers)
-
-
 def _finish(ax: Axes, title: str, x: str, y: str, log_x: bool = False, log_y: bool = False) -> None:
-    ax.set_title(title)
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    if not ax.lines:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        note(ax, "not measured")
+    if not finish(ax, title, x, y):
         return
     if log_x:
         ax.set_xscale("log")
@@ -152,9 +140,3 @@ def _finish(ax: Axes, title: str, x: str, y: str, log_x: bool = False, log_y: bo
         ax.xaxis.set_major_locator(MaxNLocator(5))
     if log_y:
         ax.set_yscale("log")
-
-
-def _legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
-    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    if handles:
-        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
