@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
+from scipy.stats import chi2, norm
 from torch import Tensor
 
 from socft.checks import InvalidProblem
@@ -43,7 +45,7 @@ from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost, Quadrat
 
 F64 = torch.float64
 IDENTITY = 1e-12  # relative: the same products in another order
-STDERRS = 4.5  # for the largest of some 2000 entries: one of them exceeds it by chance once in 70 choices of all seeds
+STDERRS = 4.0  # one check in 16 000 exceeds it by chance
 DETECTED = 10.0  # standard errors of a bias that is there
 PATHS, FEW, STEPS = 20_000, 6, 4
 VARYING, CONSTANT = torch.tensor([0.7, 1.5, 0.9, 1.1], dtype=F64), 1.0
@@ -115,9 +117,30 @@ def minus_gradient(problem: ControlProblem, policy: AffinePolicy) -> Tensor:
 
 
 def distance(samples: Tensor, expected: Tensor | float) -> float:
-    """Largest deviation of the mean in standard errors."""
+    """How far the mean is from its expectation, all entries in one comparison, in standard errors of a single number.
+
+    Squared deviations of n means in standard errors sum to n on average, with variance ``2 |rho|^2`` for the correlations rho. That
+    sum over ``|rho|^2 / n`` is a chi-squared variable with ``n^2 / |rho|^2`` degrees of freedom (Satterthwaite 1946), exactly so
+    for one entry and for independent ones; returned is the deviation of a normal variable that is as improbable.
+    """
+    n, centred = samples.shape[1], samples - samples.mean(0)
     stderr = samples.std(0) / len(samples) ** 0.5
-    return float(((samples.mean(0) - expected) / stderr).abs().max())
+    unit = centred / centred.norm(dim=0)
+    spread = float((unit.T @ unit).square().sum())
+    total = float(((samples.mean(0) - expected) / stderr).square().sum())
+    return float(norm.isf(chi2.sf(total * n / spread, n**2 / spread) / 2))
+
+
+def test_the_distance_of_a_mean_is_the_absolute_value_of_a_normal_number() -> None:
+    """Of one entry its own deviation, of copies that of the one; of independent entries half-normal, and larger for a shift."""
+    x = randn(50, 400, 1) + 0.1
+    alone = abs(float(x.mean())) / float(x.std()) * 20
+    assert distance(x, 0.0) == pytest.approx(alone, rel=1e-9)
+    assert distance(x * torch.tensor([1.0, -3.0, 0.5], dtype=F64), 0.0) == pytest.approx(alone, rel=1e-9)
+    found = torch.tensor([distance(each, 0.0) for each in randn(51, 400, 500, 6)], dtype=F64)
+    half_normal = (2 / math.pi) ** 0.5
+    assert abs(float(found.mean()) - half_normal) < STDERRS * ((1 - half_normal**2) / len(found)) ** 0.5
+    assert distance(randn(52, 500, 6) + torch.tensor([0.3, 0, 0, 0, 0, 0], dtype=F64), 0.0) > STDERRS
 
 
 def estimates(estimator: Estimator, problem: ControlProblem, policy: AffinePolicy, path: Path) -> Tensor:

@@ -14,6 +14,7 @@ from socft.metrics import mmd, wasserstein1, wasserstein1_to_quantiles
 
 F64 = torch.float64
 ROUNDING = 1e-12  # sums of a few thousand numbers of order one
+SPACING = 0.01  # of grids; where two distribution functions cross, their distance has a kink, which costs the square of it
 TAIL = 2e-4  # the end cells of 4000 quantiles: a logarithmic singularity over 1/4000, of which Gauss-Legendre misses little
 STDERRS = 4.0
 
@@ -46,6 +47,15 @@ def test_wasserstein_between_gaussians(mean: float, deviation: float):
     grid = torch.linspace(mean - 9 * deviation, mean + 9 * deviation, 3001, dtype=F64)
     masses = torch.exp(-(((grid - mean) / deviation) ** 2) / 2)
     assert wasserstein1(first, grid, y_weights=masses) == pytest.approx(exact, abs=TAIL)
+
+
+def test_wasserstein_between_masses_at_the_nodes_of_a_grid():
+    """Exact for a law and its shift by whole cells, to the square of the spacing where distribution functions cross."""
+    x = torch.linspace(-12, 12, 2401, dtype=F64)
+    narrow, shifted, wide = (torch.exp(-(((x - m) / s) ** 2) / 2) for m, s in ((0.0, 1.0), (1.3, 1.0), (0.0, 1.5)))
+    assert wasserstein1(x, x, narrow, shifted) == pytest.approx(1.3, abs=ROUNDING)
+    assert wasserstein1(x, x, narrow, wide) == pytest.approx(gaussian_w1(0.0, 1.5), abs=SPACING**2)
+    assert wasserstein1(x, x, narrow, narrow) == pytest.approx(0, abs=ROUNDING)
 
 
 def test_wasserstein_agrees_with_scipy_on_weighted_samples_of_different_length():

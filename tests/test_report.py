@@ -37,6 +37,7 @@ from socft.report.typeset import (
     text,
 )
 from tests.test_report_claims import synthetic_claims
+from tests.test_report_tightness import synthetic_tightness
 from toy.problems import fine_tuning
 
 PAGES = range(15, 22)
@@ -103,7 +104,7 @@ def synthetic() -> Rows:
     rows = [*rest()]
     for problem, size in zip(PROBLEMS, (1.0, 2.0, 4.0), strict=True):
         rows += [*constants(problem, size), *errors(problem), *comparisons(problem, size)]
-    return Rows(tuple(rows))
+    return Rows((*rows, *synthetic_tightness()))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from socft.density import Gaussian, affine_reference
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.features import RadialBasis
+from socft.metrics import wasserstein1
 from socft.observe import Measurement, measure
 from socft.pi_ft import ExactPIFT, MonteCarloPIFT, PolicyGradient, Sweep, sweep
 from socft.policy import FeaturePolicy, GridPolicy, Policy, Uncontrolled
@@ -43,7 +44,7 @@ from socft.theory import (
 from socft.train import Method
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature, choose_grids, flow, measured_beta
-from socft.truth.tilt import tilt_gap, wasserstein1
+from socft.truth.tilt import tilt_gap
 from toy.problems import FINE_TUNING, FineTuning, fine_tuning
 from toy.runner import Study, Task
 
@@ -148,11 +149,12 @@ def trade_off_task(problem: str, beta: float) -> list[Record]:
     truth = Quadrature(fine_tuning(problem).problem(memoryless(STEPS), beta))
     best = truth.evaluate(truth.policy)
     plain = flow(truth.problem, Uncontrolled(truth.problem.reference), truth.grids)
+    nodes = truth.grids[-1].nodes[:, 0]
     values = {
         "reward": best.reward,
         "kl": float(best.kl.sum()),
         "contraction": _exact_rate(truth),
-        "w1": wasserstein1(truth.grids[-1], truth.flow.masses[-1], plain.masses[-1]),
+        "w1": wasserstein1(nodes, nodes, truth.flow.masses[-1], plain.masses[-1]),
     }
     return [Record(STUDY_NAME, problem, metric, value, {"beta": beta}, "optimum") for metric, value in values.items()]
 

@@ -43,7 +43,7 @@ from socft.estimators.score_function import ScoreFunction
 from socft.estimators.truncated_backprop import TruncatedBackprop
 from socft.features import RadialBasis
 from socft.martingale import Antithetic, Exact
-from socft.metrics import mmd
+from socft.metrics import mmd, wasserstein1
 from socft.policy import AffinePolicy, FeaturePolicy, Policy
 from socft.problem import ControlProblem
 from socft.records import Record
@@ -55,7 +55,7 @@ from socft.truth.affine_policy import affine_gradient, evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic, wasserstein
 from socft.truth.quadratic import QuadraticValue, affine_of, push, running_of
 from socft.truth.quadrature import Quadrature, flow
-from socft.truth.tilt import tilted_law, wasserstein1
+from socft.truth.tilt import tilted_law
 from toy.measure import affine_features, estimate
 from toy.problems import benchmark
 from toy.runner import Study, Task
@@ -317,12 +317,12 @@ class MixtureArena(Arena):
         with torch.no_grad():
             found = self.truth.evaluate(policy)
             last = flow(self.problem, policy, grids).masses[-1]
-        apart = last - self._tilt
+        apart, nodes = last - self._tilt, grids[-1].nodes[:, 0]
         return {
             "objective_gap": self.truth.objective - found.objective,
             "reward": found.reward,
             "kl": float(found.kl.sum()),
-            "wasserstein1": wasserstein1(grids[-1], last, self._tilt),
+            "wasserstein1": wasserstein1(nodes, nodes, last, self._tilt),
             "mmd": max(float(apart @ self._kernel @ apart), 0.0) ** 0.5,
         }
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -150,6 +150,37 @@ def expected_gradient(value: ValueGrid, x: Float[Tensor, "batch 1"], sigma: floa
 def supremum(fields: Sequence[Tensor]) -> Tensor:
     """Largest absolute values over the inner nodes, one per field."""
     return torch.stack([inner(f).abs().max() for f in fields])
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One pass of PI-FT at the smallest weights that some constants admit.
+
+    Attributes:
+        beta: the weights, shape (T,).
+        found: what the pass attains.
+        where: instance, updates and weights, for the record.
+        constants: whose weights they are.
+    """
+
+    beta: Tensor
+    found: Iterate
+    where: dict[str, Any]
+    constants: str
+
+
+def passes(instance: ProductInstance, rounds: int) -> Iterator[Pass]:
+    """A pass at the smallest weights that the paper's constants admit, and one at those of the sharper constants."""
+    for statement in (PAPER, theory.Iterates(instance.sharp)):
+        beta = instance.beta(statement)
+        where = {"instance": instance.describe(), "updates": rounds, "beta": beta}
+        yield Pass(beta, iterate(instance, beta, rounds), where, statement.bounds.name)
+
+
+def constant(instance: Chained, beta: Tensor, bounds: theory.Bounds, which: Callable[[theory.Regularity], Tensor]) -> Tensor:
+    """One of the constants of Lemma 3.2 at given weights, shape (T,); infinite where these bounds do not admit the weights."""
+    found = constants_for(instance, beta, bounds)
+    return torch.full_like(beta, torch.inf) if found is None else which(found)
 
 
 def constants_for(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> theory.Regularity | None:

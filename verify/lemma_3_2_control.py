@@ -23,7 +23,6 @@ from fractions import Fraction
 
 import flint
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,7 +31,7 @@ from socft import theory
 from socft.pi_ft import sweep
 from verify.balls import ball, cells
 from verify.claims import Claim
-from verify.iterates import PAPER, Chained, constants_for, control_slopes, iterate, supremum
+from verify.iterates import PAPER, Chained, Iterate, constant, control_slopes, iterate, passes, supremum
 from verify.strategies import DIFFERENCED, TWICE, Factor, Parabola, ProductInstance, TanhScore, curved_rewards, instances
 
 CLAIM = Claim(
@@ -45,41 +44,36 @@ CELLS = 200
 """Cells of q in the certificate."""
 
 
-def measure(instance: ProductInstance, beta: Tensor, rounds: int) -> Tensor:
+def measure(found: Iterate) -> Tensor:
     """``sup |Jac U_t^(m)|``, shape (T,)."""
-    return iterate(instance, beta, rounds).control_slope
+    return found.control_slope
 
 
-def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor | float:
+def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor:
     """``L0u``, shape (T,); infinite where these bounds do not admit the weights."""
-    found = constants_for(instance, beta, bounds)
-    return torch.inf if found is None else found.L0u
+    return constant(instance, beta, bounds, lambda constants: constants.L0u)
 
 
-def bend_bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor | float:
+def bend_bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor:
     """``L1u``, shape (T,); infinite where these bounds do not admit the weights."""
-    found = constants_for(instance, beta, bounds)
-    return torch.inf if found is None else found.L1u
+    return constant(instance, beta, bounds, lambda constants: constants.L1u)
 
 
 @settings(max_examples=18)
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 5))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
-    for statement in (PAPER, theory.Iterates(instance.sharp)):
-        beta = instance.beta(statement)
-        where = {"instance": instance.describe(), "updates": rounds, "beta": beta}
-        paper, sharp = bound(instance, beta, PAPER.bounds), bound(instance, beta, instance.sharp)
-        found, name = iterate(instance, beta, rounds), statement.bounds.name
-        CLAIM.holds(found.control_slope, paper, where, sharp=sharp, floor=DIFFERENCED, part=name)
-        paper, sharp = bend_bound(instance, beta, PAPER.bounds), bend_bound(instance, beta, instance.sharp)
+    for each in passes(instance, rounds):
+        paper, sharp = (bound(instance, each.beta, b) for b in (PAPER.bounds, instance.sharp))
+        CLAIM.holds(measure(each.found), paper, each.where, sharp=sharp, floor=DIFFERENCED, part=each.constants)
+        paper, sharp = (bend_bound(instance, each.beta, b) for b in (PAPER.bounds, instance.sharp))
         floor = TWICE * (1 + float(theory.score_unit(instance.chain).max()))
-        CLAIM.holds(found.control_bend, paper, where, sharp=sharp, floor=floor, part=f"Jacobian, {name}")
+        CLAIM.holds(each.found.control_bend, paper, each.where, sharp=sharp, floor=floor, part=f"Jacobian, {each.constants}")
 
 
 def test_is_attained() -> None:
     instance, rounds = _quadratic(), 12
     beta = instance.beta(PAPER)
-    measured, limit = float(measure(instance, beta, rounds)[0]), float(torch.as_tensor(bound(instance, beta, PAPER.bounds))[0])
+    measured, limit = float(measure(iterate(instance, beta, rounds))[0]), float(bound(instance, beta, PAPER.bounds)[0])
     CLAIM.attained(measured, limit, {"instance": instance.describe(), "updates": rounds}, slack=DIFFERENCED)
 
 

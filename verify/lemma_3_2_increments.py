@@ -27,7 +27,7 @@ from torch import Tensor
 
 from socft import theory
 from verify.claims import Claim
-from verify.iterates import PAPER, Chained, constants_for, iterate, visible
+from verify.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
 from verify.staircase import clipped
 from verify.strategies import ACCURACY, ProductInstance, curved_rewards, instances
 
@@ -41,9 +41,9 @@ SHARP_CLIP = 1000.0
 """Corner of the clip over sigma at which its rounding costs less than 1%."""
 
 
-def measure(instance: ProductInstance, beta: Tensor, rounds: int) -> Tensor:
+def measure(found: Iterate) -> Tensor:
     """``sup |G_j - G_{j-1}|``, shape (T, m)."""
-    return iterate(instance, beta, rounds).increments
+    return found.increments
 
 
 def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, rounds: int) -> Tensor:
@@ -57,12 +57,10 @@ def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, rounds: int) -
 @settings(max_examples=18)
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(1, 6))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
-    for statement in (PAPER, theory.Iterates(instance.sharp)):
-        beta = instance.beta(statement)
-        where = {"instance": instance.describe(), "updates": rounds, "beta": beta}
-        paper, sharp = (bound(instance, beta, b, rounds) for b in (PAPER.bounds, instance.sharp))
-        measured = visible(measure(instance, beta, rounds), sharp)
-        CLAIM.holds(measured, paper, where, sharp=sharp, floor=ACCURACY * instance.dim**0.5, part=statement.bounds.name)
+    for each in passes(instance, rounds):
+        paper, sharp = (bound(instance, each.beta, b, rounds) for b in (PAPER.bounds, instance.sharp))
+        measured, floor = visible(measure(each.found), sharp), ACCURACY * instance.dim**0.5
+        CLAIM.holds(measured, paper, each.where, sharp=sharp, floor=floor, part=each.constants)
 
 
 @settings(max_examples=15)

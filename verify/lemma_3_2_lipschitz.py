@@ -22,14 +22,13 @@ What would refute it: an iterate's gradient longer than its bound beyond quadrat
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
 from verify.claims import WITHIN, Claim
-from verify.iterates import PAPER, Chained, constants_for, iterate
+from verify.iterates import PAPER, Chained, Iterate, constant, passes
 from verify.staircase import clipped
 from verify.strategies import ACCURACY, ProductInstance, curved_rewards, instances
 
@@ -43,26 +42,23 @@ SHARP_CLIP = 2000.0
 """Corner of the clip over sigma at which its rounding costs less than 1% of the overshoot."""
 
 
-def measure(instance: ProductInstance, beta: Tensor, rounds: int) -> Tensor:
+def measure(found: Iterate) -> Tensor:
     """``sup |grad V_t^(m)|``, t < T, shape (T,)."""
-    return iterate(instance, beta, rounds).value_gradient[:-1]
+    return found.value_gradient[:-1]
 
 
-def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor | float:
+def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor:
     """``Lb0_t``, t < T, shape (T,); infinite where these bounds do not admit the weights."""
-    found = constants_for(instance, beta, bounds)
-    return torch.inf if found is None else found.L0V[:-1]
+    return constant(instance, beta, bounds, lambda constants: constants.L0V[:-1])
 
 
 @settings(max_examples=18)
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 5))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
-    for statement in (PAPER, theory.Iterates(instance.sharp)):
-        beta = instance.beta(statement)
-        where = {"instance": instance.describe(), "updates": rounds, "beta": beta}
-        paper, sharp = bound(instance, beta, PAPER.bounds), bound(instance, beta, instance.sharp)
+    for each in passes(instance, rounds):
+        paper, sharp = (bound(instance, each.beta, b) for b in (PAPER.bounds, instance.sharp))
         floor = ACCURACY * instance.dim**0.5
-        CLAIM.holds(measure(instance, beta, rounds), paper, where, sharp=sharp, floor=floor, part=statement.bounds.name)
+        CLAIM.holds(measure(each.found), paper, each.where, sharp=sharp, floor=floor, part=each.constants)
 
 
 @settings(max_examples=15)

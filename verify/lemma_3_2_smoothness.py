@@ -24,7 +24,6 @@ from fractions import Fraction
 import flint
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,7 +31,7 @@ from torch import Tensor
 from socft import theory
 from verify.balls import ball, cells
 from verify.claims import Claim
-from verify.iterates import PAPER, Chained, constants_for, iterate
+from verify.iterates import PAPER, Chained, Iterate, constant, passes
 from verify.strategies import DIFFERENCED, ProductInstance, curved_rewards, instances, numbers
 
 CLAIM = Claim(
@@ -49,25 +48,22 @@ SIGMA = 0.1
 """Noise scale of the sine: it fades by 0.5% only."""
 
 
-def measure(instance: ProductInstance, beta: Tensor, rounds: int) -> Tensor:
+def measure(found: Iterate) -> Tensor:
     """``sup |Hess V_t^(m)|``, t < T, shape (T,)."""
-    return iterate(instance, beta, rounds).value_hessian[:-1]
+    return found.value_hessian[:-1]
 
 
-def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor | float:
+def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor:
     """``Lb1_t``, t < T, shape (T,); infinite where these bounds do not admit the weights."""
-    found = constants_for(instance, beta, bounds)
-    return torch.inf if found is None else found.L1V[:-1]
+    return constant(instance, beta, bounds, lambda constants: constants.L1V[:-1])
 
 
 @settings(max_examples=18)
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 5))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
-    for statement in (PAPER, theory.Iterates(instance.sharp)):
-        beta = instance.beta(statement)
-        where = {"instance": instance.describe(), "updates": rounds, "beta": beta}
-        paper, sharp = bound(instance, beta, PAPER.bounds), bound(instance, beta, instance.sharp)
-        CLAIM.holds(measure(instance, beta, rounds), paper, where, sharp=sharp, floor=DIFFERENCED, part=statement.bounds.name)
+    for each in passes(instance, rounds):
+        paper, sharp = (bound(instance, each.beta, b) for b in (PAPER.bounds, instance.sharp))
+        CLAIM.holds(measure(each.found), paper, each.where, sharp=sharp, floor=DIFFERENCED, part=each.constants)
 
 
 @settings(max_examples=100)

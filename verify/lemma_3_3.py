@@ -35,7 +35,7 @@ from torch import Tensor
 from socft import theory
 from verify.balls import ball, cells
 from verify.claims import Claim
-from verify.iterates import PAPER, Chained, Iterate, constants_for, iterate, visible
+from verify.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
 from verify.staircase import clipped
 from verify.strategies import ACCURACY, ProductInstance, curved_rewards, instances
 
@@ -70,13 +70,10 @@ def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, found: Iterate
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 5))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
     unit = theory.score_unit(instance.chain)
-    for statement in (PAPER, theory.Iterates(instance.sharp)):
-        beta = instance.beta(statement)
-        found = iterate(instance, beta, rounds)
-        paper, sharp = (bound(instance, beta, b, found, rounds) for b in (PAPER.bounds, instance.sharp))
-        where = {"instance": instance.describe(), "updates": rounds, "beta": beta}
-        floor = ACCURACY * instance.dim**0.5 * float(unit.max())
-        CLAIM.holds(visible(measure(found, unit), sharp), paper, where, sharp=sharp, floor=floor, part=statement.bounds.name)
+    for each in passes(instance, rounds):
+        paper, sharp = (bound(instance, each.beta, b, each.found, rounds) for b in (PAPER.bounds, instance.sharp))
+        measured, floor = visible(measure(each.found, unit), sharp), ACCURACY * instance.dim**0.5 * float(unit.max())
+        CLAIM.holds(measured, paper, each.where, sharp=sharp, floor=floor, part=each.constants)
 
 
 @pytest.mark.parametrize("q", [0.3, 0.9])

@@ -36,7 +36,7 @@ from torch import Tensor
 from socft import theory
 from verify.balls import ball, cells
 from verify.claims import Claim
-from verify.iterates import PAPER, Chained, Iterate, constants_for, iterate, visible
+from verify.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
 from verify.staircase import OneStep, clipped
 from verify.strategies import ACCURACY, ProductInstance, curved_rewards, instances
 
@@ -75,14 +75,10 @@ def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, found: Iterate
 @settings(max_examples=18)
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 4))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
-    for statement in (PAPER, theory.Iterates(instance.sharp)):
-        beta = instance.beta(statement)
-        found = iterate(instance, beta, rounds)
-        paper, sharp = bound(instance, beta, PAPER.bounds, found, rounds)[0], bound(instance, beta, instance.sharp, found, rounds)
-        least = torch.minimum(*sharp)
-        where = {"instance": instance.describe(), "updates": rounds, "beta": beta}
-        floor = ACCURACY * instance.dim**0.5
-        CLAIM.holds(visible(measure(found), least), paper, where, sharp=least, floor=floor, part=statement.bounds.name)
+    for each in passes(instance, rounds):
+        paper, sharp = (bound(instance, each.beta, b, each.found, rounds) for b in (PAPER.bounds, instance.sharp))
+        least, floor = torch.minimum(*sharp), ACCURACY * instance.dim**0.5
+        CLAIM.holds(visible(measure(each.found), least), paper[0], each.where, sharp=least, floor=floor, part=each.constants)
 
 
 @settings(max_examples=15)

@@ -34,13 +34,13 @@ import flint
 import numpy as np
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from socft.policy import AffinePolicy
 from socft.reference import AffineReference, ScalarDiffusion
 from socft.truth.affine_policy import evaluate_affine
 from verify.claims import Claim
+from verify.policy_gradients import SEEDS
 from verify.strategies import QuadraticInstance, numbers, quadratic_instances
 
 CLAIM = Claim(
@@ -55,7 +55,6 @@ QUADRATURE = 1e-10
 """Of a 96-node Gauss-Hermite rule for a cosine of frequency below 2."""
 NODES = 96
 PRECISION = 200
-SEEDS = st.integers(0, 10**6)
 
 
 def moduli(instance: QuadraticInstance, beta: Tensor, hessians: Tensor) -> Tensor:

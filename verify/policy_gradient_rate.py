@@ -25,12 +25,10 @@ import math
 import numpy as np
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from verify.claims import Claim
-from verify.policy_gradient_formula import moments_objective
-from verify.policy_gradient_stationary_point import AffineWeights, small_problem
+from verify.policy_gradients import SEEDS, AffineWeights, moments_objective, optimum, small_problem
 from verify.strategies import QuadraticInstance, numbers, quadratic_instances
 
 CLAIM = Claim(
@@ -47,16 +45,13 @@ ITERATIONS = 3
 FAR_ITERATIONS = 400
 TAIL = 20
 REACHED = 1e-5
-SEEDS = st.integers(0, 10**6)
 
 
 def curvature(flat: AffineWeights, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, ascending, and eigenvectors of minus the Hessian of J."""
 
     def objective(weights: Tensor) -> Tensor:
-        T, (d,) = flat.problem.steps, flat.problem.reference.dims
-        gain, offset = weights.split([T * d * d, T * d])
-        return moments_objective(flat.problem, gain.reshape(T, d, d), offset.reshape(T, d))
+        return moments_objective(flat.problem, *flat.split(weights))
 
     hessian = torch.autograd.functional.hessian(objective, torch.from_numpy(point))
     assert isinstance(hessian, Tensor)
@@ -82,9 +77,7 @@ def contractions(flat: AffineWeights, best: np.ndarray, start: np.ndarray, step:
 @given(quadratic_instances(steps=4, dims=2), SEEDS, numbers(0.05, 1.0))
 def test_holds(instance: QuadraticInstance, seed: int, share: float) -> None:
     """Contraction from a random direction, for steps up to the best one; and along the slowest direction, where it is attained."""
-    truth = instance.solve()
-    flat = AffineWeights(truth.problem)
-    best = flat.weights(truth.affine_policy)
+    flat, best = optimum(instance.solve())
     h, vectors = curvature(flat, best)
     step = share * 2 / (h[0] + h[-1])
     limit, near = bound(h, step), NEAR * (1 + np.abs(best).max())
@@ -99,9 +92,7 @@ def test_holds(instance: QuadraticInstance, seed: int, share: float) -> None:
 def test_is_attained() -> None:
     """With the best step both extreme eigenvectors contract by ``(kappa - 1) / (kappa + 1)``."""
     instance = _pair()
-    truth = instance.solve()
-    flat = AffineWeights(truth.problem)
-    best = flat.weights(truth.affine_policy)
+    flat, best = optimum(instance.solve())
     h, vectors = curvature(flat, best)
     step = 2 / (h[0] + h[-1])
     kappa = h[-1] / h[0]
@@ -114,8 +105,7 @@ def test_holds_from_far() -> None:
     """Ascent with backtracking from a random distant policy, then the predicted factor; gradient domination on the way."""
     instance = _pair()
     truth = instance.solve()
-    flat = AffineWeights(truth.problem)
-    best = flat.weights(truth.affine_policy)
+    flat, best = optimum(truth)
     h, _ = curvature(flat, best)
     point = best + 5 * np.random.default_rng(1).standard_normal(len(best))
     distances, domination, step = [float(np.linalg.norm(point - best))], [], 2 / (h[0] + h[-1])
@@ -143,7 +133,7 @@ def test_holds_from_far() -> None:
 
 def test_needs_the_condition_on_beta() -> None:
     """Below sigma^2 P the stationary point repels."""
-    flat, _ = small_problem(beta=0.6)
+    flat = small_problem(beta=0.6)
     point = _newton(flat, np.zeros(4))
     h, vectors = curvature(flat, point)
     (ratio,) = contractions(flat, point, point + NEAR * vectors[:, 0], 0.1 / float(np.abs(h).max()), 1)

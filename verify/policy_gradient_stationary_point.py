@@ -33,15 +33,11 @@ import flint
 import numpy as np
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.optimize import root
 from torch import Tensor
 
-from socft.policy import AffinePolicy
-from socft.problem import ControlProblem
-from socft.truth.affine_policy import affine_gradient
 from verify.claims import Claim
-from verify.policy_gradient_formula import Line
+from verify.policy_gradients import SEEDS, Line, optimum, small_problem
 from verify.strategies import Factor, MixtureScore, ProductInstance, QuadraticInstance, Sine, numbers, quadratic_instances
 
 CLAIM = Claim(
@@ -58,7 +54,6 @@ FLAT = 1e-8
 """Gradient, relative to its size at the start, above which a stop of the root finder is not a root."""
 STARTS, EVALUATIONS = 2, 400
 PRECISION = 200
-SEEDS = st.integers(0, 10**6)
 
 
 def stationary_points(gradient: Callable[[np.ndarray], np.ndarray], starts: list[np.ndarray]) -> list[np.ndarray]:
@@ -71,35 +66,11 @@ def stationary_points(gradient: Callable[[np.ndarray], np.ndarray], starts: list
     return found
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class AffineWeights:
-    """Gains and offsets of an affine policy as one vector."""
-
-    problem: ControlProblem
-
-    def policy(self, weights: np.ndarray) -> AffinePolicy:
-        """The policy."""
-        T, (d,) = self.problem.steps, self.problem.reference.dims
-        gain, offset = torch.from_numpy(weights).split([T * d * d, T * d])
-        return AffinePolicy(gain.reshape(T, d, d), offset.reshape(T, d))
-
-    def weights(self, policy: AffinePolicy) -> np.ndarray:
-        """The inverse of `policy`."""
-        return torch.cat([policy.gain.flatten(), policy.offset.flatten()]).detach().numpy()
-
-    def gradient(self, weights: np.ndarray) -> np.ndarray:
-        """The exact gradient of the objective."""
-        found = affine_gradient(self.problem, self.policy(weights))
-        return torch.cat([found.gain.flatten(), found.offset.flatten()]).numpy()
-
-
 @settings(max_examples=12)
 @given(quadratic_instances(steps=3, dims=2), SEEDS, numbers(0.1, 10))
 def test_holds(instance: QuadraticInstance, seed: int, size: float) -> None:
     """Affine policies: every root of the exact gradient found from starts at distances of order ``size`` is the optimum."""
-    truth = instance.solve()
-    flat = AffineWeights(truth.problem)
-    best = flat.weights(truth.affine_policy)
+    flat, best = optimum(instance.solve())
     draw = np.random.default_rng(seed)
     found = stationary_points(flat.gradient, [best + size * draw.standard_normal(len(best)) for _ in range(STARTS)])
     where = {"instance": instance.describe(), "seed": seed, "size": size, "roots": len(found)}
@@ -141,7 +112,8 @@ def test_needs_realisability() -> None:
 
 def test_needs_independent_features() -> None:
     """Two equal features: the gradient vanishes on a line of weights."""
-    flat, best = small_problem(beta=2.0)
+    flat = small_problem(beta=2.0)
+    best = stationary_points(flat.gradient, [np.zeros(4)])[0]
 
     def doubled(weights: np.ndarray) -> np.ndarray:
         return np.repeat(flat.gradient(weights.reshape(-1, 2).sum(1)), 2)
@@ -153,7 +125,7 @@ def test_needs_independent_features() -> None:
 
 def test_needs_the_condition_on_beta() -> None:
     """Below sigma^2 P the stationary point is no maximum: the objective is unbounded."""
-    flat, _ = small_problem(beta=0.6)
+    flat = small_problem(beta=0.6)
     point = stationary_points(flat.gradient, [np.zeros(4)])[0]
     step = 1e-4
     eye = step * np.eye(4)
@@ -198,16 +170,6 @@ def _reduced_slope(z: flint.arb) -> flint.arb:
     height = (1 + 2 * variance).sqrt() / (1 + variance)
     m = R * z
     return 1 - z - R * rate * m * height * (-rate * m * m).exp()
-
-
-def small_problem(beta: float) -> tuple[AffineWeights, np.ndarray]:
-    """Two steps in one dimension; sigma^2 P = 1 at the last."""
-    instance = QuadraticInstance(
-        levels=(0.25, 0.5, 1.0), lam=(0.5, 0.5), score=(-1.0,), shift=(0.3,), curvature=(2.0,), slope=(0.5,)
-    )
-    flat = AffineWeights(instance.problem(beta))
-    best = stationary_points(flat.gradient, [np.zeros(4)])[0]
-    return flat, best
 
 
 def _double_well() -> ProductInstance:

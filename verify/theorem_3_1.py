@@ -31,7 +31,7 @@ from torch import Tensor
 
 from socft import theory
 from verify.claims import WITHIN, Claim
-from verify.iterates import PAPER, Chained, constants_for, iterate, visible
+from verify.iterates import PAPER, Chained, Iterate, constants_for, iterate, passes, visible
 from verify.strategies import ACCURACY, Factor, Parabola, ProductInstance, QuadraticInstance, TanhScore, curved_rewards, instances
 
 CLAIM = Claim(
@@ -45,9 +45,9 @@ ROUNDS = 60
 """Updates after which the second-largest rate, to the power m, is below 1% of the largest."""
 
 
-def measure(instance: ProductInstance, beta: Tensor, rounds: int) -> Tensor:
+def measure(found: Iterate, unit: Tensor) -> Tensor:
     """``sup |U_t^(m) - u*_t|`` in score units, shape (T,)."""
-    return theory.score_unit(instance.chain) * iterate(instance, beta, rounds).control_error
+    return unit * found.control_error
 
 
 def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, rounds: int) -> tuple[Tensor, Tensor]:
@@ -64,12 +64,10 @@ def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, rounds: int) -
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 5))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
     unit = theory.score_unit(instance.chain)
-    for statement in (PAPER, theory.Iterates(instance.sharp)):
-        beta = instance.beta(statement)
-        paper, sharp = bound(instance, beta, PAPER.bounds, rounds)[0], bound(instance, beta, instance.sharp, rounds)[1]
-        where = {"instance": instance.describe(), "updates": rounds, "beta": beta}
-        measured, floor = visible(measure(instance, beta, rounds), sharp), ACCURACY * instance.dim**0.5 * float(unit.max())
-        CLAIM.holds(measured, paper, where, sharp=sharp, floor=floor, part=statement.bounds.name)
+    for each in passes(instance, rounds):
+        paper, sharp = bound(instance, each.beta, PAPER.bounds, rounds)[0], bound(instance, each.beta, instance.sharp, rounds)[1]
+        measured, floor = visible(measure(each.found, unit), sharp), ACCURACY * instance.dim**0.5 * float(unit.max())
+        CLAIM.holds(measured, paper, each.where, sharp=sharp, floor=floor, part=each.constants)
 
 
 def test_is_attained() -> None:
@@ -109,7 +107,7 @@ def test_needs_the_condition_on_beta(shortfall: float) -> None:
     """Below the beta at which the map stops contracting, errors grow with m, although an optimum exists."""
     instance = ProductInstance(levels=(0.5, 0.95), lam=(0.5,), factors=(Factor(TanhScore(c=0.2), Parabola(-1.5, 0.5)),))
     beta = shortfall * instance.schedule.sigma.square() * 1.5
-    errors = [float(measure(instance, beta, m)[0]) for m in (0, 12)]
+    errors = [float(measure(iterate(instance, beta, m), theory.score_unit(instance.chain))[0]) for m in (0, 12)]
     CLAIM.breaks(errors[1], errors[0], {"instance": instance.describe(), "beta over the least": shortfall}, "condition on beta")
 
 

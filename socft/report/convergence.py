@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from socft.report import claims as statements
-from socft.report import claims_figures
+from socft.report import claims_figures, tightness
 from socft.report import convergence_figures as figures
 from socft.report import convergence_tables as tables
 from socft.report.base import Document, Report, claims_provenance, provenance
@@ -16,8 +16,9 @@ from socft.report.typeset import NOT_MEASURED, document, figure, fraction_of_bou
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
 
 
-def compose(rows: Rows, claims: Claims) -> Document:
-    """The document of the study's records, and of the claims."""
+def compose(measured: Rows, claims: Claims) -> Document:
+    """The document of the studies' records, and of the claims."""
+    rows = measured.of("convergence")
     lams = rows.where("beta_required").distinct("lam")
     lam = lams[len(lams) // 2] if lams else None
     problems = tuple(tables.CASES)
@@ -29,12 +30,13 @@ def compose(rows: Rows, claims: Claims) -> Document:
         "trade-off.svg": figures.trade_off(rows, problems),
         "tilt.svg": figures.tilt_gaps(rows, problems),
         "methods.svg": figures.methods(rows, methods_problem),
+        **tightness.pictures(measured),
         "claims.svg": claims_figures.ratios(claims, statements.grouped(claims)),
     }
     source = document(
         "The convergence of PI-FT, measured",
         f"The constants and rates of {PAPER} beside exact solutions",
-        _abstract(rows, claims, lam),
+        _abstract(rows, claims, lam, tightness.headline(measured)),
         _problem(rows),
         _constants(rows, lam),
         _convergence(rows),
@@ -42,16 +44,17 @@ def compose(rows: Rows, claims: Claims) -> Document:
         _tilt(rows),
         _methods(rows, methods_problem),
         _accuracy(rows),
+        tightness.chapter(measured),
         statements.chapter(claims),
-        _reproduction(rows, claims),
+        _reproduction(measured, claims),
     )
     return Document(source, pictures)
 
 
-REPORT = Report("convergence", compose, shown=("rate.svg",))
+REPORT = Report("convergence", compose, shown=("rate.svg",), studies=("convergence", tightness.STUDY))
 
 
-def _abstract(rows: Rows, claims: Claims, lam: float | None) -> str:
+def _abstract(rows: Rows, claims: Claims, lam: float | None, tight: str) -> str:
     rates = rows.where("rate", rule="measured")
     paper, sharp = (_overcharge(rows, rule, lam) for rule in ("paper", "sharp"))
     bounds = [fraction_of_bound(rows.where("control_error", rule=rule).largest(ratio)) for rule in tables.LICENSED]
@@ -70,7 +73,7 @@ and the sharpened constants for {sharp} times. Where Theorem 3.1 applies, the wo
 {bounds[0]} with the published constants and {bounds[1]} with the sharpened ones. The gap to the exponential tilt is at most
 {kernels[0]} with {integer(first)} steps and {kernels[1]} with {integer(last)}, while a schedule with memory keeps a gap of up
 to {number(memory.where(steps=last).largest())}. The statements behind these numbers are checked one by one:
-{statements.headline(claims)}. Every number is a record; the report computes nothing but ratios.
+{statements.headline(claims)}. {tight} Every number is a record; the report computes nothing but ratios.
 """
 
 
@@ -271,12 +274,14 @@ def _reproduction(rows: Rows, claims: Claims) -> str:
     return rf"""
 = Reproduction
 
-The first command measures everything in a fresh clone, checks the claims and typesets this report; the second measures at a scale
-of minutes. A claim is a file of `verify/`, and its record has the instances in full.
+The first command measures everything but the tightness in a fresh clone, checks the claims and typesets this report; the second
+measures at a scale of minutes; the third measures the tightness, which the first typesets from then on. A claim is a file of
+`verify/`, and its record has the instances in full.
 
 ```
 make report-full
 make report
+{tightness.COMMAND}
 ```
 
 {provenance(rows)} {claims_provenance(claims)}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from socft.bellman import axis_sigma, terminal_value
 from socft.checks import require
-from socft.grid import Grid, ValueGrid, tensor_rule
+from socft.grid import ValueGrid, tensor_rule
 from socft.policy import Uncontrolled
 from socft.truth.quadrature import Quadrature, flow
 
@@ -67,12 +67,6 @@ def tilted_law(truth: Quadrature) -> Float[Tensor, " nodes"]:
     error = abs(float(exponent.max() + tilted.sum().log()) - final_value / beta)
     _require_mass(error, beta, "X_T")
     return tilted / tilted.sum()
-
-
-def wasserstein1(grid: Grid, first: Float[Tensor, " nodes"], second: Float[Tensor, " nodes"]) -> float:
-    """Wasserstein-1 distance between two laws given by masses at the nodes of a one-dimensional grid."""
-    require(grid.dim == 1, f"the grid has dimension {grid.dim}; this distance needs dimension 1.")
-    return float((first - second).cumsum(0).abs().sum() * grid.spacing[0])
 
 
 def _gibbs_values(truth: Quadrature) -> tuple[float, float]:
