@@ -116,6 +116,13 @@ class Pool:
         return torch.randperm(self.size, generator=seeded(seed, "order", self.round, number))
 
 
+def moved(labels: Labels, device: torch.device) -> Labels:
+    """Labels on a device."""
+    fields = {field.name: getattr(labels, field.name) for field in dataclasses.fields(labels)}
+    tensors = {name: value.to(device) for name, value in fields.items() if isinstance(value, Tensor)}
+    return dataclasses.replace(labels, **tensors)
+
+
 def log_ratios(policy: Policy, path: Path) -> PerSample:
     """``log dP^v / dP^u`` of each path under a policy, zero for the one that made it."""
     with torch.no_grad():

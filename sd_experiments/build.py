@@ -12,21 +12,21 @@ estimator "pi_ft".
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sd_experiments import config
 from sd_experiments.policy import LoRA, LoRAPolicy
-from sd_experiments.reference import StableDiffusion, StableDiffusionReference
+from sd_experiments.reference import StableDiffusionReference
 from sd_experiments.rewards import BlackBoxImageReward, CLIPScore, ImageRewardLike, ImageScore, JPEGCompressibility
-from sd_experiments.train import Task
+from sd_experiments.stable_diffusion import StableDiffusion
+from sd_experiments.task import Task
+from sd_experiments.weights import shortened
 from socft.checks import InvalidProblem, require
 from socft.cli import imported
 from socft.costate import FromPolicy
@@ -105,8 +105,11 @@ class Experiment:
     checker: Checker | None
 
 
-def build(settings: config.Settings) -> Experiment:
+def build(settings: config.Settings, base: StableDiffusion | None = None) -> Experiment:
     """Load and connect everything; nothing is downloaded.
+
+    Args:
+        base: the frozen model, if it is here already; by default the one the settings name is loaded.
 
     Raises:
         InvalidProblem: a file is missing or does not fit, a name is unknown, or the mathematics refuses the settings.
@@ -115,7 +118,7 @@ def build(settings: config.Settings) -> Experiment:
     require(
         isinstance(estimator, Estimator), f"{settings.estimator.name} makes a {type(estimator).__name__}; it must be an Estimator."
     )
-    base = load_model(settings.model)
+    base = load_model(settings.model) if base is None else base
     score = load_score(settings.reward, base)
     kind = BlackBoxImageReward if settings.reward.black_box or settings.reward.name in BLACK_BOXES else ImageRewardLike
     generator = torch.Generator().manual_seed(settings.run.seed)
@@ -185,13 +188,11 @@ def load_model(settings: config.Model) -> StableDiffusion:
         pipeline = tiny.pipeline().to(device=device, dtype=dtype)
         return StableDiffusion.from_pipeline(pipeline, settings.micro_batch, checkpointing=settings.checkpointing)
     try:
-        _require_every_weight(Path(settings.path) / "unet")
         return StableDiffusion.load(settings.path, dtype, device, settings.micro_batch, checkpointing=settings.checkpointing)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, InvalidProblem):
             raise
-        reason = " ".join(str(error).split())[:300]
-        raise InvalidProblem(f"the model in {settings.path!r} cannot be loaded: {reason}; copy it again.") from error
+        raise InvalidProblem(f"the model in {settings.path!r} cannot be loaded: {shortened(error)}; copy it again.") from error
 
 
 def load_score(settings: config.Reward, base: StableDiffusion) -> ImageScore:
@@ -230,27 +231,3 @@ def _silence_bars() -> None:
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-
-
-def _require_every_weight(folder: Path) -> None:
-    """That the network's file has the weights its configuration asks for; diffusers fills in random ones with a mere warning."""
-    file = folder / "diffusion_pytorch_model.safetensors"
-    if not file.is_file() or not (folder / "config.json").is_file():
-        return
-    from accelerate import init_empty_weights
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    with init_empty_weights():
-        network: Any = UNet2DConditionModel.from_config(json.loads((folder / "config.json").read_text()))
-    expected = set(network.state_dict())
-    with safe_open(file, "pt") as stored:
-        found = set(stored.keys())
-    missing, strange = sorted(expected - found), sorted(found - expected)
-    require(
-        not missing,
-        f"{file} lacks {len(missing)} weights of the network, such as {missing[:1]}; it is another network's: copy it again.",
-    )
-    require(
-        not strange,
-        f"{file} has {len(strange)} weights the network lacks, such as {strange[:1]}; it is another network's: copy it again.",
-    )

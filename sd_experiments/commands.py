@@ -1,10 +1,10 @@
-"""The commands ``socft sd train | sample | evaluate | check``; everything heavy is imported when one of them runs."""
+"""The commands under ``socft sd``; everything heavy is imported when one of them runs."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -88,6 +88,51 @@ class Check:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reproduce:
+    """Section 5 of arXiv 2412.18164v4: every method on every prompt, PI-FT at several KL weights, measured and typeset."""
+
+    scale: Literal["tiny", "sd15"] = "tiny"
+    """The model that comes with this package, or Stable Diffusion 1.5."""
+    quick: bool = False
+    """Two rounds of every run, to see that everything works."""
+    out: Path = Path("build/records")
+    """Folder of the records; pictures go to a folder of the study's name in it."""
+    reports: Path = Path("build/reports")
+    """Folder of the PDF."""
+    workers: int | None = None
+    """Number of processes, one thread each; as the scale suggests by default."""
+
+    def run(self) -> None:
+        from sd_experiments.reproduce import SCALES, reproduce
+        from socft.report.stable_diffusion import report
+
+        scale = SCALES[self.scale]
+        records = reproduce(scale, self.quick, self.out, self.workers)
+        print(f"{len(records)} records in {self.out / scale.study}.jsonl")
+        for file in report(scale.study).write(self.out, self.reports):
+            print(f"wrote {file}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """Time and memory of a gradient step against steps, trajectories and loss steps, for every estimator."""
+
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The configuration to start from."""
+    random: Literal["sd15", "small"] | None = None
+    """A model with random weights in place of the configuration's."""
+    quick: bool = False
+    """A few small cells."""
+    out: Path = Path("build/records")
+    """Folder of the records."""
+
+    def run(self) -> None:
+        from sd_experiments.benchmark import STUDY, run
+
+        print(f"{len(run(self.config, self.random, self.quick, self.out))} records in {self.out / STUDY}.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
 class Sd:
     """Fine-tune Stable Diffusion with low-rank layers under KL regularisation."""
 
@@ -95,7 +140,9 @@ class Sd:
         Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Sample, tyro.conf.subcommand("sample")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-        | Annotated[Check, tyro.conf.subcommand("check")],
+        | Annotated[Check, tyro.conf.subcommand("check")]
+        | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+        | Annotated[Benchmark, tyro.conf.subcommand("benchmark")],
         tyro.conf.arg(name=""),
     ]
 

@@ -17,7 +17,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors import safe_open
 
 from sd_experiments.policy import ADAPTER, LoRA
-from sd_experiments.reference import StableDiffusion
+from sd_experiments.stable_diffusion import StableDiffusion
 from socft.checks import require
 
 PART = "unet."

@@ -20,7 +20,8 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from sd_experiments.reference import StableDiffusion, StableDiffusionReference
+from sd_experiments.reference import StableDiffusionReference
+from sd_experiments.stable_diffusion import StableDiffusion
 from socft.adjoint import lean_adjoint
 from socft.checks import require
 from socft.policy import Policy, Uncontrolled

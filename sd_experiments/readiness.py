@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from sd_experiments import config
-from sd_experiments.build import BLACK_BOXES, ESTIMATORS, REWARDS, device_of, load_model, made
-from sd_experiments.reference import StableDiffusion
+from sd_experiments.build import BLACK_BOXES, ESTIMATORS, REWARDS, device_of, load_model, load_score, made
 from sd_experiments.session import settings_of
+from sd_experiments.stable_diffusion import StableDiffusion
+from sd_experiments.weights import PARTS
 from socft.checks import InvalidProblem, require
 from socft.estimators.base import Cost
 
@@ -22,7 +23,6 @@ GB = 1e9
 HOURS = 3600.0
 DERIVATIVE = 3.0
 """Time of an evaluation and its vector-Jacobian product, in evaluations."""
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +41,16 @@ class Finding:
 
 
 def check(file: Path) -> list[Finding]:
-    """Print what was found.
+    """Load everything and print what was found.
 
     Raises:
         InvalidProblem: something is missing.
     """
     settings = settings_of(file)
-    findings = [_model(settings.model), _reward(settings.reward), _estimator(settings.estimator), _device(settings.model)]
-    if all(each.good for each in findings):
-        findings += _estimates(settings)
+    model, base = _model(settings.model)
+    findings = [model, _reward(settings.reward, base), _estimator(settings.estimator), _device(settings.model)]
+    if base is not None and all(each.good for each in findings):
+        findings += [Finding("memory", True, _memory(settings, base)), Finding("time", True, _time(settings, base))]
     for each in findings:
         print(f"{'ok     ' if each.good else 'missing'}  {each.what}: {each.detail}")
     bad = [each.what for each in findings if not each.good]
@@ -57,30 +58,31 @@ def check(file: Path) -> list[Finding]:
     return findings
 
 
-def _model(settings: config.Model) -> Finding:
+def _model(settings: config.Model) -> tuple[Finding, StableDiffusion | None]:
+    """The model, loaded; None where it cannot be."""
+    folder = Path(settings.path)
     if settings.path == "tiny":
         from sd_experiments import tiny
 
-        return _tried("model", lambda: f"the tiny one in {tiny.MODEL}, {_size(tiny.MODEL)}", tiny.pipeline)
-    folder = Path(settings.path)
-    absent = [str(folder / part) for part in PARTS if not (folder / part).is_dir()]
-    if not (folder / "model_index.json").is_file() or absent:
-        lost = ", ".join(absent) or str(folder / "model_index.json")
-        return Finding(
-            "model", False, f"{lost} not found; put a diffusers pipeline there (weights as safetensors, tokenizer, scheduler)"
-        )
-    return Finding("model", True, f"{folder}, {_size(folder)}")
+        folder = tiny.MODEL
+    else:
+        absent = [str(folder / part) for part in PARTS if not (folder / part).is_dir()]
+        if not (folder / "model_index.json").is_file() or absent:
+            lost = ", ".join(absent) or str(folder / "model_index.json")
+            remedy = "put a diffusers pipeline there (weights as safetensors, tokenizer, scheduler)"
+            return Finding("model", False, f"{lost} not found; {remedy}"), None
+    try:
+        return Finding("model", True, f"{folder}, {_size(folder)}"), load_model(settings)
+    except (InvalidProblem, OSError) as error:
+        return Finding("model", False, str(error)), None
 
 
-def _reward(settings: config.Reward) -> Finding:
+def _reward(settings: config.Reward, base: StableDiffusion | None) -> Finding:
+    """The reward, loaded if there is a model whose pictures it can score."""
     needed: dict[str, tuple[str, ...]] = {
         "image_reward": ("ImageReward.pt", "med_config.json", "bert-base-uncased"),
         "clip": ("config.json", "model.safetensors"),
     }
-    if settings.name == "tiny":
-        from sd_experiments import tiny
-
-        return _tried("reward", lambda: f"the tiny one in {tiny.REWARD}", tiny.reward)
     if settings.name in needed and settings.path is None:
         return Finding("reward", False, f"reward.path is not given; it must hold {', '.join(needed[settings.name])}")
     absent = [
@@ -91,7 +93,11 @@ def _reward(settings: config.Reward) -> Finding:
     if absent:
         return Finding("reward", False, f"{', '.join(absent)} not found")
     known = settings.name in REWARDS or ":" in settings.name
-    return Finding("reward", known, settings.name if known else f"there is no {settings.name!r}; known are {', '.join(REWARDS)}")
+    if base is None:
+        return Finding(
+            "reward", known, settings.name if known else f"there is no {settings.name!r}; known are {', '.join(REWARDS)}"
+        )
+    return _tried("reward", lambda: settings.name, lambda: load_score(settings, base))
 
 
 def _estimator(settings: config.Estimator) -> Finding:
@@ -116,11 +122,6 @@ def _tried(what: str, detail: Callable[[], str], needed: Callable[[], Any]) -> F
     except (InvalidProblem, OSError) as error:
         return Finding(what, False, str(error))
     return Finding(what, True, detail())
-
-
-def _estimates(settings: config.Settings) -> list[Finding]:
-    base = load_model(settings.model)
-    return [Finding("memory", True, _memory(settings, base)), Finding("time", True, _time(settings, base))]
 
 
 def _memory(settings: config.Settings, base: StableDiffusion) -> str:

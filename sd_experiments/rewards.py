@@ -17,9 +17,11 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
-from sd_experiments.reference import StableDiffusion, evaluated_again
+from sd_experiments.denoiser import evaluated_again
+from sd_experiments.stable_diffusion import StableDiffusion
+from sd_experiments.weights import load_tokenizer, load_whole
 from socft.checks import InvalidProblem, require
 from socft.reference import States
 from socft.reward import PerSample, Reward
@@ -173,10 +175,13 @@ class CLIPScore(nn.Module):
 
     @classmethod
     def load(cls, directory: str | Path, scale: float = 1.0) -> CLIPScore:
-        """CLIP from a local directory; nothing is downloaded."""
-        require((Path(directory) / "config.json").is_file(), f"{str(directory)!r} holds no config.json; give a saved CLIP model.")
-        model = CLIPModel.from_pretrained(str(directory), local_files_only=True)
-        return cls(model, CLIPTokenizer.from_pretrained(str(directory), local_files_only=True), scale)
+        """CLIP from a local directory; nothing is downloaded.
+
+        Raises:
+            InvalidProblem: a file is missing, damaged or another network's.
+        """
+        folder = Path(directory)
+        return cls(load_whole(CLIPModel, folder, "model"), load_tokenizer(folder), scale)
 
     def forward(self, images: Images, prompt: str) -> PerSample:
         vision = self.model.get_image_features(pixel_values=self._prepared(images))

@@ -18,13 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from sd_experiments import config
-from sd_experiments.buffer import Entry, seeded
+from sd_experiments.buffer import seeded
 from sd_experiments.build import Checker, Experiment, build, device_of
 from sd_experiments.checkpoints import CheckpointFailed, Checkpoints
 from sd_experiments.lora_io import save_lora
 from sd_experiments.monitor import FRONTIER, METRICS, Board, Display, Metrics, Seen, Watch, diversity, frontier, grid
 from sd_experiments.rewards import Images, decode
-from sd_experiments.train import Iteration, Task, Trainer
+from sd_experiments.rounds import Samples
+from sd_experiments.task import Task
+from sd_experiments.train import Iteration, Trainer
 from sd_experiments.workers import Workers
 from socft.checks import require
 from socft.policy import Policy, Uncontrolled
@@ -60,22 +62,33 @@ def train(file: Path, resume: bool = False, out: Path | None = None, steps: int 
     torch.set_num_threads(1 if device_of("auto").type == "cpu" else torch.get_num_threads())
     workers = Workers.join()
     settings = settings_of(file, out, steps)
-    folder = Path(settings.run.out)
     with Display(settings.run.steps, silent=not workers.main) as display:
-        checkpoints = Checkpoints(folder / CHECKPOINTS, settings.run.keep, workers, display.say)
-        newest = checkpoints.newest() if resume else None
-        fresh = resume or not any((folder / CHECKPOINTS).glob("step-*"))
-        require(fresh, f"{folder} holds a run; continue it with --resume, or choose another folder with --out.")
-        experiment = build(settings)
-        trainer = trainer_of(experiment, workers)
-        if newest is not None:
-            trainer.restore(newest)
-            display.say(f"continuing after gradient step {trainer.step}")
-        with _observed(trainer, experiment, folder, display) as observe:
-            _run(trainer, checkpoints, observe, display.say)
-        if workers.main:
-            _finish(trainer, experiment, folder, display)
-    return trainer
+        return fine_tune(settings, resume, display, workers)[1]
+
+
+def fine_tune(
+    settings: config.Settings, resume: bool, display: Display, workers: Workers | None = None
+) -> tuple[Experiment, Trainer]:
+    """Fine-tune by settings in their folder.
+
+    Raises:
+        InvalidProblem: as for `train`.
+    """
+    workers, folder = workers or Workers(), Path(settings.run.out)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, settings.run.keep, workers, display.say)
+    newest = checkpoints.newest() if resume else None
+    fresh = resume or not any((folder / CHECKPOINTS).glob("step-*"))
+    require(fresh, f"{folder} holds a run; continue it with --resume, or choose another folder with --out.")
+    experiment = build(settings)
+    trainer = trainer_of(experiment, workers)
+    if newest is not None:
+        trainer.restore(newest)
+        display.say(f"continuing after gradient step {trainer.step}")
+    with _observed(trainer, experiment, folder, display) as observe:
+        _run(trainer, checkpoints, observe, display.say)
+    if workers.main:
+        _finish(trainer, experiment, folder, display)
+    return experiment, trainer
 
 
 def _run(
@@ -118,13 +131,13 @@ def _observed(trainer: Trainer, experiment: Experiment, folder: Path, display: D
     def observe(iteration: Iteration) -> None:
         measured, seen = iteration.measured, None
         if iteration.fresh:
-            pictures = [(entry, _pictures(experiment, entry)) for entry in iteration.fresh]
+            pictures = [(samples, _pictures(experiment, samples)) for samples in iteration.fresh]
             seen = _look(experiment, pictures)
             for line in watch.add(measured.reward, seen):
                 display.say(line)
             if measured.round % trainer.settings.monitor.images_every == 0:
-                for entry, images in pictures:
-                    board.pictures(experiment.tasks[entry.task].name, images, measured.step)
+                for samples, images in pictures:
+                    board.pictures(experiment.tasks[samples.task].name, images, measured.step)
         row = metrics.append(measured, seen)
         board.scalars(row)
         display.show(row)
@@ -153,22 +166,22 @@ def _finish(trainer: Trainer, experiment: Experiment, folder: Path, display: Dis
 
 
 @torch.no_grad()
-def _pictures(experiment: Experiment, entry: Entry) -> Images:
+def _pictures(experiment: Experiment, samples: Samples) -> Images:
     device = next(experiment.base.vae.parameters()).device
     chunk = experiment.settings.reward.chunk
-    return torch.cat([decode(experiment.base, part.to(device)).float().cpu() for part in entry.path.final.split(chunk)])
+    return torch.cat([decode(experiment.base, part.to(device)).float().cpu() for part in samples.final.split(chunk)])
 
 
-def _look(experiment: Experiment, pictures: Sequence[tuple[Entry, Images]]) -> Seen:
+def _look(experiment: Experiment, pictures: Sequence[tuple[Samples, Images]]) -> Seen:
     """Accuracy and diversity of the pictures of a round."""
     spread = [found for _, images in pictures if (found := diversity(images)) is not None]
-    right = [_judged(experiment.checker, images, experiment.tasks[entry.task].name) for entry, images in pictures]
+    right = [judged(experiment.checker, images, experiment.tasks[samples.task].name) for samples, images in pictures]
     known = [value for value in right if value is not None]
     accuracy = float(torch.cat(known).mean()) if known else None
     return Seen(accuracy, sum(spread) / len(spread) if spread else None)
 
 
-def _judged(checker: Checker | None, images: Images, prompt: str) -> Tensor | None:
+def judged(checker: Checker | None, images: Images, prompt: str) -> Tensor | None:
     if checker is None:
         return None
     found = checker(images, prompt)
@@ -243,7 +256,7 @@ def evaluate(file: Path, out: Path | None, number: int, seed: int) -> list[dict[
     for task in experiment.tasks:
         for model, policy in (("pre-trained", Uncontrolled(task.problem.reference)), ("fine-tuned", task.policy)):
             found = drawn(experiment, task, policy, number, seed)
-            right = _judged(experiment.checker, found.images, task.name)
+            right = judged(experiment.checker, found.images, task.name)
             row = {
                 "prompt": task.name,
                 "model": model,

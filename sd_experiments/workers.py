@@ -1,14 +1,17 @@
-"""The processes of a run: ``torchrun --nproc_per_node 2 -m socft.cli sd train ...`` or ``accelerate launch`` starts several.
+"""The processes of a run: ``torchrun --standalone --nproc_per_node 2 -m socft.cli sd train ...`` starts two.
 
-Each takes a part of the paths. Gradients are summed by hand, since the loss calls the network several times with its low-rank
-layers on and off. Whatever a run computes is a function of the settings and, up to the order of sums, not of the number of
-processes; but what an estimator averages over a prompt's paths, such as a baseline, it averages over those of one process.
+``accelerate launch --multi_gpu --num_processes 2 -m socft.cli sd train ...`` does the same on GPUs; with ``--cpu`` it starts one
+process, whatever the number. Each takes a part of the paths. Gradients are summed by hand, since the loss calls the network
+several times with its low-rank layers on and off. Whatever a run computes is a function of the settings and, up to the order of
+sums, not of the number of processes; but the noise of the gradient is estimated from other backward passes, and what an estimator
+averages over a prompt's paths, such as a baseline, it averages over those of one process.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -52,6 +55,14 @@ class Workers:
             values = values.clone()
             dist.all_reduce(values)
         return values
+
+    def totals(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """The sum of each number over the processes, in float64."""
+        return self.sum(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+    def largest(self, value: float, device: torch.device) -> float:
+        """The largest of the processes' numbers."""
+        return max(self.totals([value if rank == self.rank else 0.0 for rank in range(self.count)], device))
 
     def wait(self) -> None:
         """Until all are here."""

@@ -209,7 +209,7 @@ def test_fresh_forgets(tmp_path):
 def test_changed_code_is_measured_again(tmp_path, monkeypatch):
     log = tmp_path / "log"
     _interrupted(tmp_path, log)
-    monkeypatch.setattr(runner, "_code_version", lambda: "another version")
+    monkeypatch.setattr(runner, "_code_version", lambda package: "another version")
     run(study(log=str(log)), False, tmp_path)
     assert len(log.read_text().split()) == COUNT
 

@@ -17,7 +17,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sd_experiments.reference import StableDiffusion, StableDiffusionReference, sampling
+from sd_experiments.reference import StableDiffusionReference
+from sd_experiments.sampling import sampling
+from sd_experiments.stable_diffusion import StableDiffusion
 from socft.checks import InvalidProblem
 from socft.policy import Uncontrolled
 from socft.rollout import Noise, rollout

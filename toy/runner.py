@@ -2,7 +2,7 @@
 
 What a task measured is appended durably to ``<study>.partial.jsonl`` as soon as it is finished, so a run that was interrupted, or
 killed, continues where it was. The final ``<study>.jsonl`` holds the records in the order of the tasks, whichever way they ran.
-A task is measured again when its arguments, the code of `socft` or `toy`, or a package version changed.
+A task is measured again when its arguments, the code of `socft`, of `toy` or of its own package, or a package version changed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import importlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -199,7 +200,10 @@ def fingerprint(task: Task) -> str:
     """
     arguments = {name: _plain(value, f"argument {name!r} of task {task.name!r}") for name, value in task.arguments.items()}
     where = f"{task.function.__module__}.{task.function.__qualname__}"
-    content = json.dumps([task.name, where, arguments, _code_version(), dict(environment().versions)], sort_keys=True)
+    content = json.dumps(
+        [task.name, where, arguments, _code_version(task.function.__module__.partition(".")[0]), dict(environment().versions)],
+        sort_keys=True,
+    )
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
@@ -335,10 +339,12 @@ def _plain(value: Any, what: str) -> Any:
 
 
 @functools.cache
-def _code_version() -> str:
-    """Digest of the code that measures."""
-    digest = hashlib.sha256()
-    for root in (Path(socft.__file__).parent, Path(__file__).parent):
+def _code_version(package: str) -> str:
+    """Digest of the code that measures: `socft`, `toy` and the package of a task's function."""
+    digest, roots = hashlib.sha256(), {Path(socft.__file__).parent, Path(__file__).parent}
+    with contextlib.suppress(ImportError):
+        roots |= {Path(folder) for folder in getattr(importlib.import_module(package), "__path__", ())}
+    for root in sorted(roots):
         for file in sorted(root.rglob("*.py")):
             relative = file.relative_to(root)
             if root.name == "socft" and relative.parts[0] in _NOT_MEASURING:

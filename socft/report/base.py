@@ -1,6 +1,7 @@
 """What a report is: records in, a PDF and pictures out.
 
-A report reads the records of its studies and, beside them, those of the claims; what was not measured may be missing.
+A report reads the records of its studies, the pictures in a folder of each study's name, and the records of the claims; what was
+not measured may be missing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Document:
 
     Attributes:
         source: Typst source.
-        pictures: SVG by file name, as the source names them.
+        pictures: SVG or PNG by file name, as the source names them.
     """
 
     source: str
@@ -60,7 +61,9 @@ class Report:
         """
         sources = self.sources(records)
         found = [file for file in sources if file.is_file()] or sources[:1]
-        document = self.compose(Rows(tuple(record for file in found for record in read(file))), read_claims(records))
+        measured = tuple(record for file in found for record in read(file))
+        pictures = {picture.name: picture.read_bytes() for file in found for picture in sorted(file.with_suffix("").glob("*.png"))}
+        document = self.compose(Rows(measured, pictures), read_claims(records))
         files = {out / "figures" / f"{self.name}-{name}": document.pictures[name] for name in self.shown}
         files[out / f"{self.name}.pdf"] = compile_pdf(document.source, document.pictures)
         for file, content in files.items():

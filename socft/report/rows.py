@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from socft.checks import require
@@ -24,9 +24,15 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Records, in the order of the study."""
+    """Records, in the order of the study.
+
+    Attributes:
+        records: the records.
+        pictures: of a whole study, PNG by file name.
+    """
 
     records: tuple[Record, ...]
+    pictures: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)

@@ -141,6 +141,14 @@ def figure(picture: str, caption: str, label: str, alt: str) -> str:
     return f"#figure(image({_string(picture)}, alt: {_string(alt)}), caption: [{caption}]) <{label}>"
 
 
+def picture_rows(pictures: Mapping[str, str], caption: str, label: str) -> str:
+    """Bitmaps below each other, each with its title as markup on the left; enlarged without smoothing."""
+    cells = [f'[{title}], image({_string(name)}, width: 100%, scaling: "pixelated")' for title, name in pictures.items()]
+    body = ",\n  ".join(cells or [f"[{NOT_MEASURED}], []"])
+    grid = f"grid(columns: (3.2cm, 1fr), align: (left + horizon, left), row-gutter: 2pt,\n  {body})"
+    return f"#figure(kind: image, caption: [{caption}],\n{grid}) <{label}>"
+
+
 def document(title: str, subtitle: str, abstract: str, *body: str) -> str:
     """The whole source."""
     head = f"""

@@ -1,0 +1,282 @@
+"""Section 5 of arXiv 2412.18164v4 in one command, with its rivals: ``socft sd reproduce --scale tiny|sd15``.
+
+Every prompt is fine-tuned on its own by every method, from the same pre-trained model, with as many sampled trajectories each;
+PI-FT also at several KL weights. Afterwards every model draws the same number of pictures from the same noise, and reward, KL, the
+checker's accuracy and diversity are measured on these.
+
+A run is one task of a study, so an interrupted reproduction continues where it was, within a run at its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from sd_experiments import config
+from sd_experiments.build import Experiment, build, device_of
+from sd_experiments.commands import CONFIGS
+from sd_experiments.monitor import METRICS, Display, diversity, grid, read_metrics
+from sd_experiments.picture_names import picture_of
+from sd_experiments.rewards import Images
+from sd_experiments.session import Drawn, drawn, fine_tune, judged
+from socft.policy import Policy, Uncontrolled
+from socft.records import Record, write_atomically
+from toy.runner import Study, Task, fingerprint, run, workers
+
+WORK = Path("build/reproduce")
+PRETRAINED = "pre-trained"
+PI_FT = "PI-FT"
+PICTURES = "pictures.png"
+SEED = 1
+"""Of the pictures that are measured; training has its own."""
+WINDOW = 4
+"""Rounds that are averaged where the end of a run is compared with its best."""
+CURVES = ("reward", "kl", "gradient_norm", "gradient_noise", "target_norm", "accuracy", "diversity", "seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to fine-tune.
+
+    Attributes:
+        title: its name in records and reports.
+        estimator: name in `sd_experiments.build.ESTIMATORS`.
+        options: of the estimator.
+        batch: settings of ``[batch]`` that differ from the configuration's.
+        rate: learning rate in place of the configuration's.
+    """
+
+    title: str
+    estimator: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    batch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rate: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """A size at which everything is run.
+
+    Attributes:
+        name: its name.
+        config: the configuration that all runs start from; it also names the prompts.
+        rounds: rounds of sampling per run, each of as many trajectories as the configuration says.
+        methods: what is compared.
+        betas: KL weights of PI-FT on the first prompt, besides the configuration's.
+        pictures: pictures per prompt that are measured.
+        shown: pictures per prompt that are kept.
+        workers: processes.
+    """
+
+    name: str
+    config: str
+    rounds: int
+    methods: tuple[Method, ...]
+    betas: tuple[float, ...]
+    pictures: int
+    shown: int
+    workers: int
+
+    @property
+    def study(self) -> str:
+        """Name of the study and of its records."""
+        return "stable_diffusion" if self.name == "tiny" else f"stable_diffusion_{self.name}"
+
+    @functools.cached_property
+    def settings(self) -> config.Settings:
+        """The configuration."""
+        return config.read(CONFIGS / self.config)
+
+
+def _methods(draws: int) -> tuple[Method, ...]:
+    """PI-FT, DPOK as published (10 gradient steps per sampling step, on 50 transitions), and the others."""
+    reuse = {"passes": 10, "loss_steps": draws}
+    return (
+        Method(PI_FT, "pi_ft"),
+        Method("DPOK", "dpok", batch=reuse),
+        Method("DDPO", "ddpo", batch=reuse),
+        Method("DRaFT-1", "draft_k", {"last": 1}),
+        Method("adjoint matching", "adjoint_matching"),
+        Method("martingale-corrected adjoint", "martingale"),
+    )
+
+
+SCALES: Mapping[str, Scale] = {
+    each.name: each
+    for each in (
+        Scale("tiny", "tiny.toml", 30, _methods(4), (0.01, 0.05, 0.25, 1.0), 128, 8, 2),
+        Scale("sd15", "sd15_pift.toml", 1000, _methods(5), (0.001, 0.1, 1.0), 50, 4, 1),
+    )
+}
+
+
+def reproduce(scale: Scale, quick: bool, out: Path, count: int | None = None) -> list[Record]:
+    """Run everything; records go to ``<out>/<study>.jsonl``, pictures into the folder ``<out>/<study>/``.
+
+    Raises:
+        InvalidProblem: something is missing or refused.
+        StudyFailed: runs failed; the same command repeats only these.
+    """
+    scale = _quick(scale) if quick else scale
+    study = Study(scale.study, lambda _: tasks(scale))
+    count = count or scale.workers
+    if count == 1:
+        records = run(study, quick, out)
+    else:
+        with workers(count) as pool:
+            records = run(study, quick, out, pool)
+    keep_pictures(tasks(scale), out / scale.study)
+    return records
+
+
+def _quick(scale: Scale) -> Scale:
+    """Everything once, with results that mean nothing."""
+    return dataclasses.replace(scale, rounds=2, betas=scale.betas[-1:], pictures=4, shown=2)
+
+
+def tasks(scale: Scale) -> list[Task]:
+    """Every run, those that others are compared with first."""
+    settings = scale.settings
+    prompts, beta = settings.problem.prompts, settings.problem.beta
+    made = [_task(scale, None, prompt, beta) for prompt in prompts]
+    made += [_task(scale, method, prompt, beta) for method in scale.methods for prompt in prompts]
+    pi_ft = next(method for method in scale.methods if method.title == PI_FT)
+    made += [_task(scale, pi_ft, prompts[0], each) for each in scale.betas if each != beta]
+    return made
+
+
+def _task(scale: Scale, method: Method | None, prompt: str, beta: float) -> Task:
+    arguments = {
+        "study": scale.study,
+        "method": method,
+        "prompt": prompt,
+        "settings": settings_of(scale, method or Method(PRETRAINED, "pi_ft"), prompt, beta).plain(),
+        "pictures": scale.pictures,
+        "shown": scale.shown,
+    }
+    title = PRETRAINED if method is None else method.title
+    return Task(f"{title}, {prompt}, beta {beta:g}", run_task, arguments)
+
+
+def settings_of(scale: Scale, method: Method, prompt: str, beta: float) -> config.Settings:
+    """The settings of a run; its folder is chosen when it runs."""
+    s = scale.settings
+    batch = dataclasses.replace(s.batch, prompts=1, **method.batch)
+    steps = scale.rounds * batch.trajectories * batch.passes // batch.per_step
+    return dataclasses.replace(
+        s,
+        problem=dataclasses.replace(s.problem, prompts=(prompt,), beta=beta),
+        estimator=config.Estimator(method.estimator, method.options),
+        optimiser=dataclasses.replace(s.optimiser, rate=method.rate or s.optimiser.rate),
+        batch=batch,
+        run=dataclasses.replace(s.run, steps=steps, out=""),
+    )
+
+
+def run_task(
+    study: str, method: Method | None, prompt: str, settings: Mapping[str, Any], pictures: int, shown: int
+) -> list[Record]:
+    """Fine-tune for one prompt by one method, unless there is none, and measure the result."""
+    arguments = {"study": study, "method": method, "prompt": prompt, "settings": settings, "pictures": pictures, "shown": shown}
+    folder = _folder(Task("", run_task, arguments))
+    parsed = config.parse(settings)
+    parsed = dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, out=str(folder)))
+    rows: list[dict[str, Any]] = []
+    if method is None:
+        experiment = build(parsed)
+        found = _measured(experiment, Uncontrolled(experiment.tasks[0].problem.reference), pictures)
+    else:
+        experiment, trainer = fine_tune(parsed, True, Display(parsed.run.steps, silent=True))
+        rows = read_metrics(folder / METRICS)
+        with trainer.averaged():
+            found = _measured(experiment, experiment.tasks[0].policy, pictures)
+    _draw(found.images[:shown], folder / PICTURES)
+    record = functools.partial(
+        Record,
+        study,
+        prompt,
+        estimator=PRETRAINED if method is None else method.title,
+        kind="" if method is None else experiment.estimator.estimates,
+        dtype=parsed.model.dtype,
+        device=device_of(parsed.model.device).type,
+    )
+    beta = parsed.problem.beta
+    return [*_results(record, experiment, found, beta, rows), *_curves(record, rows, beta)]
+
+
+def _folder(task: Task) -> Path:
+    """A run's folder: it changes with everything the run depends on."""
+    return WORK / fingerprint(dataclasses.replace(task, name=""))
+
+
+def _measured(experiment: Experiment, policy: Policy, number: int) -> Drawn:
+    return drawn(experiment, experiment.tasks[0], policy, number, SEED)
+
+
+def _draw(images: Images, file: Path) -> None:
+    picture = (grid(images, len(images)).permute(1, 2, 0) * 255).round().to(torch.uint8)
+    content = io.BytesIO()
+    Image.fromarray(picture.numpy()).save(content, "PNG")
+    write_atomically(file, content.getvalue())
+
+
+def _results(
+    record: Callable[..., Record], experiment: Experiment, found: Drawn, beta: float, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[Record]:
+    """What the pictures of the finished model are worth, and what the run cost."""
+    setting, number = {"beta": beta}, len(found.rewards)
+    right = judged(experiment.checker, found.images, experiment.tasks[0].name)
+    samples = {"reward": found.rewards, "kl": found.kl, "objective": found.rewards - beta * found.kl, "accuracy": right}
+    cost = {"seconds": sum(row["seconds"] for row in rows), "peak_mb": max((row["peak_mb"] for row in rows), default=None)}
+    for metric, values in samples.items():
+        if values is not None:
+            stderr = float(values.double().std() / number**0.5)
+            yield record(metric, float(values.double().mean()), setting, stderr=stderr, seeds=number, **cost)
+    spread = diversity(found.images)
+    if spread is not None:
+        yield record("diversity", spread, setting, seeds=number)
+    fresh = [row for row in rows if "diversity" in row]
+    if len(fresh) >= 2 * WINDOW:
+        yield _drop(record, fresh, setting)
+        yield _growth(record, fresh, setting)
+
+
+def _drop(record: Callable[..., Record], rounds: Sequence[Mapping[str, Any]], setting: Mapping[str, Any]) -> Record:
+    """How far the reward at the end lies below its best, both averaged over `WINDOW` rounds."""
+    starts = range(len(rounds) - WINDOW + 1)
+    means = [sum(row["reward"] for row in rounds[i : i + WINDOW]) / WINDOW for i in starts]
+    errors = [sum(row["reward_stderr"] ** 2 for row in rounds[i : i + WINDOW]) ** 0.5 / WINDOW for i in starts]
+    best = max(starts, key=means.__getitem__)
+    return record("drop", means[best] - means[-1], setting, stderr=(errors[best] ** 2 + errors[-1] ** 2) ** 0.5)
+
+
+def _growth(record: Callable[..., Record], rounds: Sequence[Mapping[str, Any]], setting: Mapping[str, Any]) -> Record:
+    """The largest target control of the last rounds over that of the first."""
+    first, last = (max(row["target_norm"] for row in part) for part in (rounds[:WINDOW], rounds[-WINDOW:]))
+    return record("target_growth", last / first if first > 0 else math.nan, setting)
+
+
+def _curves(record: Callable[..., Record], rows: Sequence[Mapping[str, Any]], beta: float) -> Iterator[Record]:
+    """What every round measured."""
+    for row in (row for row in rows if "diversity" in row):
+        setting = {"beta": beta, "round": row["round"], "step": row["step"], "paths": row["paths"]}
+        for metric in CURVES:
+            if row.get(metric) is not None:
+                stderr = row["reward_stderr"] if metric == "reward" else None
+                yield record(metric, row[metric], setting, stderr=stderr)
+
+
+def keep_pictures(runs: Sequence[Task], folder: Path) -> None:
+    """Copy the pictures of finished runs to a folder, with a name each (`picture_of`)."""
+    for task in runs:
+        settings, method = task.arguments["settings"], task.arguments["method"]
+        name = picture_of(PRETRAINED if method is None else method.title, task.arguments["prompt"], settings["problem"]["beta"])
+        write_atomically(folder / name, (_folder(task) / PICTURES).read_bytes())

@@ -1,0 +1,159 @@
+"""Rounds of paths: sample and label those of the next one, sum them up, and weigh them for a policy that has changed since.
+
+Noise is drawn from generators seeded by (seed, round, path), so what is sampled does not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from sd_experiments import config
+from sd_experiments.buffer import Entry, Pool, effective_share, log_ratios, moved, seeded
+from sd_experiments.task import Task
+from sd_experiments.workers import Workers
+from socft.checks import require
+from socft.estimators.base import Estimator
+from socft.path_measure import normalised
+from socft.reference import States
+from socft.rollout import Noise, Path, rollout
+
+REMEDY = "the layers keep their last finite weights: lower optimiser.rate, raise problem.beta or set optimiser.clip."
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """Numbers of a round's paths, over all processes.
+
+    Attributes:
+        reward: mean reward, with the policy that made the paths.
+        reward_stderr: its standard error.
+        kl: mean KL from the pre-trained model.
+        target_norm: largest norm of a label's target control.
+    """
+
+    reward: float = 0.0
+    reward_stderr: float = 0.0
+    kl: float = 0.0
+    target_norm: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """The samples of one prompt in a round, of all processes.
+
+    Attributes:
+        task: number of the prompt.
+        final: the samples in the order of their paths, shape (trajectories, *dims), on the CPU.
+    """
+
+    task: int
+    final: States
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Collector:
+    """Samples and labels paths.
+
+    Attributes:
+        tasks: the prompts, which take turns.
+        estimator: makes the labels.
+        batch: numbers of paths and prompts.
+        seed: of the noise.
+        workers: the processes, each with its own paths.
+        device: where the policies are.
+        dtype: of states and noise.
+    """
+
+    tasks: tuple[Task, ...]
+    estimator: Estimator
+    batch: config.Batch
+    seed: int
+    workers: Workers
+    device: torch.device
+    dtype: torch.dtype
+
+    def sample(self, number: int) -> tuple[Entry, ...]:
+        """This process' paths of round ``number``, by prompt, kept on the CPU."""
+        entries = []
+        for slot in range(self.batch.prompts):
+            numbers = range(slot * self.batch.trajectories, (slot + 1) * self.batch.trajectories)
+            own = tuple(i for i in numbers if self.workers.owns(i))
+            if own:
+                entries.append(self._sampled(number, self._prompt(number, slot), own))
+        return tuple(entries)
+
+    def _prompt(self, number: int, slot: int) -> int:
+        """Prompts take turns."""
+        return (number * self.batch.prompts + slot) % len(self.tasks)
+
+    def samples(self, number: int, entries: Sequence[Entry]) -> tuple[Samples, ...]:
+        """The samples of round ``number`` from all processes, by prompt."""
+        batch, dims = self.batch, self.tasks[0].problem.reference.dims
+        own = torch.zeros(batch.prompts * batch.trajectories, *dims, dtype=self.dtype, device=self.device)
+        for entry in entries:
+            own[torch.tensor(entry.index, device=self.device)] = entry.path.final.to(own)
+        parts = self.workers.sum(own).cpu().split(batch.trajectories)
+        return tuple(Samples(self._prompt(number, slot), part) for slot, part in enumerate(parts))
+
+    @torch.no_grad()
+    def _sampled(self, number: int, prompt: int, own: tuple[int, ...]) -> Entry:
+        """A full rollout: as many network evaluations as sampling first and measuring the controls afterwards."""
+        task = self.tasks[prompt]
+        problem, policy = task.problem, task.policy
+        path = rollout(problem.reference, policy, self._noise(task, number, own))
+        rewards = problem.reward(path.final)
+        with task.labelling():
+            labels = self.estimator.label(problem, policy, path)
+        noise = Noise(path.noise.initial.cpu(), path.noise.steps.cpu())
+        stored = Path(path.states.cpu(), path.controls.cpu(), noise)
+        return Entry(prompt, own, stored, moved(labels, torch.device("cpu")), rewards.cpu())
+
+    def _noise(self, task: Task, number: int, own: Sequence[int]) -> Noise:
+        drawn = [Noise.sample(task.problem.reference, 1, seeded(self.seed, "path", number, i), self.dtype) for i in own]
+        initial, steps = torch.cat([each.initial for each in drawn]), torch.cat([each.steps for each in drawn], 1)
+        return Noise(initial.to(self.device), steps.to(self.device))
+
+    def summary(self, number: int, entries: Sequence[Entry]) -> Round:
+        """Numbers of round ``number``, over all processes.
+
+        Raises:
+            InvalidProblem: a reward, a control or a label is not finite.
+        """
+        zero = torch.zeros(0, dtype=torch.float64)
+        rewards = torch.cat([zero, *(each.rewards.double() for each in entries)])
+        kl = torch.cat([zero, *(each.path.kl().double().sum(0) for each in entries)])
+        norms = torch.cat([zero, *(each.labels.targets.double().flatten(2).norm(dim=2).amax(0) for each in entries)])
+        bad = [float((~each.isfinite()).sum()) for each in (rewards, kl, norms)]
+        own = [*bad, len(rewards), float(rewards.nansum()), float(kl.nansum())]
+        total = self.workers.totals(own, self.device)
+        for what, count in zip(("rewards", "controls", "labels"), total, strict=False):
+            require(count == 0, f"{count:.0f} of {total[3]:.0f} paths of round {number} have {what} that are not finite; {REMEDY}")
+        mean = total[4] / total[3]
+        spread = self.workers.totals([float((rewards - mean).square().sum())], self.device)[0]
+        stderr = (spread / max(1.0, total[3] - 1) / total[3]) ** 0.5
+        largest = self.workers.largest(float(norms.max()) if len(norms) else 0.0, self.device)
+        return Round(mean, stderr, total[5] / total[3], largest)
+
+    def weigh(self, pool: Pool) -> None:
+        """Importance weights of the paths of a round under the current policy, and their effective sample size.
+
+        Raises:
+            InvalidProblem: a weight is not finite.
+        """
+        logs = torch.zeros(pool.size, dtype=torch.float64, device=self.device)
+        for entry in pool.entries:
+            task, path = self.tasks[entry.task], self._here(entry.path)
+            logs[torch.tensor(entry.index, device=self.device)] = log_ratios(task.policy, path).to(self.device)
+        logs = self.workers.sum(logs).cpu()
+        require(bool(logs.isfinite().all()), f"an importance weight of round {pool.round} is not finite; {REMEDY}")
+        slots = logs.reshape(self.batch.prompts, -1)
+        pool.ess = min(effective_share(each) for each in slots)
+        if self.batch.weighted:
+            pool.weights = torch.cat([normalised(each) for each in slots])
+
+    def _here(self, path: Path) -> Path:
+        noise = Noise(path.noise.initial.to(self.device), path.noise.steps.to(self.device))
+        return Path(path.states.to(self.device), path.controls.to(self.device), noise)

@@ -1,0 +1,143 @@
+"""Files of a saved pipeline, refused unless every weight and every word is there.
+
+diffusers and transformers fill in missing weights with random numbers and a mere warning, and a tokenizer without its merges still
+reads every prompt, letter by letter; a run with either would go on for days. Only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from socft.checks import InvalidProblem, require
+
+MODELS: dict[str, tuple[Any, str]] = {
+    "unet": (UNet2DConditionModel, "diffusion_pytorch_model"),
+    "vae": (AutoencoderKL, "diffusion_pytorch_model"),
+    "text_encoder": (CLIPTextModel, "model"),
+}
+"""Class and name of the file of every network of a pipeline."""
+PARTS = (*MODELS, "tokenizer", "scheduler")
+END = "</w>"
+"""Ends the last piece of a word in CLIP's vocabulary."""
+
+
+def load_pipeline(
+    directory: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> StableDiffusionPipeline:
+    """The Stable Diffusion saved in a local directory; nothing is downloaded.
+
+    Raises:
+        InvalidProblem: a part is missing, damaged or another network's.
+    """
+    folder = Path(directory)
+    index = (folder / "model_index.json").is_file()
+    require(index, f"{str(folder)!r} holds no model_index.json; give the directory of a saved diffusers pipeline.")
+    for part in PARTS:
+        require((folder / part).is_dir(), f"{folder / part} does not exist; copy that part of the pipeline there.")
+        require_json(folder / part)
+    parts: dict[str, Any] = {name: load_whole(kind, folder / name, stem, dtype) for name, (kind, stem) in MODELS.items()}
+    parts |= {"tokenizer": load_tokenizer(folder / "tokenizer"), "safety_checker": None, "feature_extractor": None}
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        str(folder), dtype=dtype, local_files_only=True, requires_safety_checker=False, **parts
+    )
+    return pipeline.to(device)
+
+
+def load_whole(kind: Any, folder: Path, stem: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The network of a folder, each of its weights from the file.
+
+    Args:
+        kind: its class, of diffusers or transformers.
+        stem: name of the file of weights without its ending.
+
+    Raises:
+        InvalidProblem: a file is missing or cut off, or it does not have exactly the weights the configuration asks for.
+    """
+    require((folder / "config.json").is_file(), f"{folder / 'config.json'} does not exist; copy it there, beside the weights.")
+    file = _require_uncut(folder, stem)
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    options["ignore_mismatched_sizes"] = True  # refused below, with their names
+    try:
+        model, found = kind.from_pretrained(str(folder), **options)
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise InvalidProblem(f"{file} cannot be loaded: {shortened(error)}; copy it again with its config.json.") from error
+    _require_none(found["missing_keys"], f"{file} lacks", "weights of the network")
+    _require_none(found["unexpected_keys"], f"{file} has", "weights the network lacks")
+    _require_none([key for key, *_ in found["mismatched_keys"]], f"{file} has", "weights of another shape")
+    return model
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer of a folder.
+
+    Raises:
+        InvalidProblem: a file is missing, or some words of the vocabulary cannot be put together.
+    """
+    learnt = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    present = learnt or (folder / "tokenizer.json").is_file()
+    require(present, f"{folder} holds neither tokenizer.json nor vocab.json with merges.txt; copy the tokenizer there.")
+    tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    lost = unreachable(tokenizer)
+    require(
+        not lost,
+        f"the tokenizer in {folder} has {len(lost)} tokens that no merge makes, such as {lost[:1]}, and would read words letter by "
+        "letter; its merges are not complete: copy it again.",
+    )
+    return tokenizer
+
+
+def unreachable(tokenizer: Any) -> list[str]:
+    """Tokens of a byte-pair vocabulary that are neither letters nor special nor the result of a merge."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
+    made = {first + second for first, second in pairs} | set(tokenizer.get_added_vocab()) | set(tokenizer.all_special_tokens)
+    return sorted(token for token in model["vocab"] if token not in made and len(token.removesuffix(END)) > 1)
+
+
+def require_json(folder: Path) -> None:
+    """That the JSON files of a folder are whole.
+
+    Raises:
+        InvalidProblem: one is not JSON.
+    """
+    for file in sorted(folder.glob("*.json")):
+        try:
+            json.loads(file.read_text())
+        except ValueError as error:
+            raise InvalidProblem(f"{file} is not JSON ({error}); copy it again.") from error
+
+
+def shortened(error: Exception) -> str:
+    """The message of an error on one line."""
+    return " ".join(str(error).split())[:300]
+
+
+def _require_uncut(folder: Path, stem: str) -> Path:
+    """The file of weights, or the index of its parts; each is as long as its header says."""
+    index = folder / f"{stem}.safetensors.index.json"
+    single = folder / f"{stem}.safetensors"
+    several = index.is_file() and not single.is_file()
+    files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()}) if several else [single]
+    for file in files:
+        require(file.is_file(), f"{file} does not exist; copy the weights there, as safetensors.")
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise InvalidProblem(f"{file} is damaged ({shortened(error)}); copy it again.") from error
+    return index if several else single
+
+
+def _require_none(keys: Iterable[str], what: str, which: str) -> None:
+    names = sorted(keys)
+    require(not names, f"{what} {len(names)} {which}, such as {names[:1]}; it is another network's or not complete: copy it again.")

@@ -1,0 +1,195 @@
+"""The report on fine-tuning Stable Diffusion: section 5 of arXiv 2412.18164v4 and its rivals, run by ``socft sd reproduce``."""
+
+from __future__ import annotations
+
+import functools
+
+from sd_experiments.picture_names import picture_of
+from socft.records import Record
+from socft.report import stable_diffusion_figures as figures
+from socft.report import stable_diffusion_tables as tables
+from socft.report.base import Document, Report, provenance
+from socft.report.claim_lines import Claims
+from socft.report.rows import Rows
+from socft.report.stable_diffusion_figures import PI_FT, PRETRAINED, final
+from socft.report.typeset import NOT_MEASURED, document, figure, number, picture_rows, text
+
+PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
+BENCHMARK = "sd_benchmark"
+TITLES = {"stable_diffusion": "the tiny Stable Diffusion", "stable_diffusion_sd15": "Stable Diffusion 1.5"}
+
+
+def report(study: str) -> Report:
+    """The report on the study of one scale."""
+    return Report(study, functools.partial(compose, study=study), shown=("reached.svg",), studies=(study, BENCHMARK))
+
+
+def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
+    """The document of the records and of their pictures."""
+    runs, benchmark = rows.of(study), rows.of(BENCHMARK)
+    beta, prompts = _shared_beta(runs), runs.fields("problem")
+    first = prompts[0] if prompts else ""
+    pictures = {
+        "reached.svg": figures.reached(runs, beta),
+        "sweep.svg": figures.sweep(runs, first),
+        "training.svg": figures.training(runs, beta),
+        "noise.svg": figures.noise(runs, first, beta),
+    }
+    source = document(
+        "Fine-tuning Stable Diffusion by optimal control",
+        f"Section 5 of {PAPER} and its rivals on {TITLES.get(study, text(study))}",
+        _abstract(runs, beta),
+        _setting(runs, beta),
+        _methods(runs, beta),
+        _samples(rows, beta),
+        _sweep(rows, first),
+        _stability(runs, first, beta),
+        f"= What a gradient costs\n\n{tables.benchmark(benchmark)}",
+        _reproduction(rows, study),
+    )
+    return Document(source, {**pictures, **rows.pictures})
+
+
+REPORT = report("stable_diffusion")
+
+
+def _shared_beta(runs: Rows) -> float:
+    """The KL weight at which every method ran."""
+    rivals = [r for r in runs if r.estimator not in (PRETRAINED, PI_FT)]
+    return rivals[0].setting["beta"] if rivals else next((r.setting["beta"] for r in runs), float("nan"))
+
+
+def _value(rows: Rows, metric: str, prompt: str, method: str, beta: float) -> Record | None:
+    return final(rows, metric, prompt, method, beta).one()
+
+
+def _wins(rows: Rows, beta: float, metric: str, method: str, other: str) -> str:
+    """On how many prompts a method's mean is higher than another's, and on how many beyond noise."""
+    better, clear, known = 0, 0, 0
+    for prompt in rows.fields("problem"):
+        a, b = (_value(rows, metric, prompt, name, beta) for name in (method, other))
+        if a is None or b is None:
+            continue
+        known += 1
+        error = ((a.stderr or 0.0) ** 2 + (b.stderr or 0.0) ** 2) ** 0.5
+        better += a.value > b.value
+        clear += a.value - b.value > tables.BELIEVED * error
+    return f"{better} of {known} prompts ({clear} by more than {tables.BELIEVED:g} standard errors)" if known else NOT_MEASURED
+
+
+def _abstract(rows: Rows, beta: float) -> str:
+    against = {
+        (metric, other): _wins(rows, beta, metric, PI_FT, other)
+        for metric in ("reward", "accuracy")
+        for other in (PRETRAINED, "DPOK")
+    }
+    return f"""
+A latent diffusion model is fine-tuned by low-rank layers to maximise a learnt reward minus $beta$ times the Kullback–Leibler
+divergence of its sampling chain from the pre-trained one, by the estimators that are elsewhere measured against exact gradients,
+unchanged. At equal numbers of sampled trajectories PI-FT ends with a higher reward than the pre-trained model on
+{against["reward", PRETRAINED]} and than DPOK on {against["reward", "DPOK"]}; a checker that no method sees finds more of its
+pictures right than of the pre-trained model's on {against["accuracy", PRETRAINED]}, and than of DPOK's on
+{against["accuracy", "DPOK"]}.
+"""
+
+
+def _setting(rows: Rows, beta: float) -> str:
+    return rf"""
+= The control problem
+
+One step of DDIM($eta$) from level $overline(a)_k$ to $overline(a)_(k+1)$ is $X_(k+1) = m_k (X_k) + sigma_k (v_k (X_k) + W_k)$
+with the pre-trained mean $m_k$, classifier-free guidance included. The low-rank layers change the predicted noise, hence the mean,
+and $v_k$ is that change over $sigma_k$. All methods maximise
+
+$ bb(E)[ r(X_T) - beta sum_k |v_k (X_k)|^2 \/ 2 ] , $
+
+the KL weight of the comparison being $beta = {number(beta)[1:-1]}$. The sampler that is trained, the one that is measured and the
+one that draws the pictures are the same code. PI-FT regresses the control on $B_k^top a_(k+1)\/beta$ with full adjoints $a$ along
+paths of the current policy; lean adjoints leave out the derivative of the control (adjoint matching); the martingale-corrected
+adjoint subtracts noise of known mean; DPOK and DDPO weigh log-probabilities by rewards; DRaFT-1 differentiates the last step.
+"""
+
+
+def _methods(rows: Rows, beta: float) -> str:
+    picture = figure(
+        "reached.svg",
+        "Reward and the checker's accuracy of every method on every prompt, with two standard errors.",
+        "reached-figure",
+        "Two panels of points with error bars, one group per prompt, one marker per method.",
+    )
+    curves = figure(
+        "training.svg",
+        f"Reward of the sampled trajectories along training, averaged over {figures.SMOOTHED} rounds.",
+        "training-figure",
+        "Four panels, one per prompt: reward against rounds for every method.",
+    )
+    return f"""
+= Every method on every prompt
+
+{picture}
+
+{tables.reached(rows, beta)}
+
+{curves}
+"""
+
+
+def _samples(rows: Rows, beta: float) -> str:
+    runs = [r for r in rows if r.metric == "reward" and set(r.setting) == {"beta"}]
+    blocks = []
+    for prompt in dict.fromkeys(r.problem for r in runs):
+        mine = [r for r in runs if r.problem == prompt and r.setting["beta"] == beta]
+        names = {r.estimator: picture_of(r.estimator, prompt, beta) for r in mine}
+        shown = {text(title): name for title, name in names.items() if name in rows.pictures}
+        blocks.append(picture_rows(shown, f"{text(prompt)}: the same noise in every column.", f"samples-{len(blocks)}"))
+    return "= Pictures\n\n" + ("\n\n".join(blocks) or NOT_MEASURED)
+
+
+def _sweep(rows: Rows, prompt: str) -> str:
+    betas = rows.where("reward", prompt, PI_FT).having("beta").distinct("beta")
+    names = {f"$beta = {beta:g}$": picture_of(PI_FT, prompt, beta) for beta in betas}
+    shown = {title: name for title, name in names.items() if name in rows.pictures}
+    picture = figure(
+        "sweep.svg",
+        f"PI-FT on {text(prompt)}: norm of the gradient, reward and divergence along training.",
+        "sweep-figure",
+        "Three panels against rounds, one curve per KL weight.",
+    )
+    return f"""
+= The KL weight
+
+{picture}
+
+{tables.sweep(rows, prompt)}
+
+{picture_rows(shown, f"{text(prompt)} at several KL weights, the same noise in every column.", "samples-beta")}
+"""
+
+
+def _stability(rows: Rows, prompt: str, beta: float) -> str:
+    picture = figure(
+        "noise.svg",
+        f"Training on {text(prompt)}: norm of the gradient, standard deviation of its noise, and the largest target control.",
+        "noise-figure",
+        "Three panels against rounds on logarithmic scales, one curve per method.",
+    )
+    return f"""
+= Stability
+
+{picture}
+
+{tables.drops(rows, beta)}
+"""
+
+
+def _reproduction(rows: Rows, study: str) -> str:
+    scale = study.removeprefix("stable_diffusion").strip("_") or "tiny"
+    return f"""
+= Reproduction
+
+```
+socft sd reproduce --scale {scale}
+```
+
+{provenance(rows)}
+"""

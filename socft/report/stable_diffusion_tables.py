@@ -1,0 +1,119 @@
+"""The tables of the Stable Diffusion report, each a function from records to markup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from socft.records import Record
+from socft.report.rows import Rows
+from socft.report.stable_diffusion_figures import PI_FT, PRETRAINED, final, methods_of
+from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
+
+BELIEVED = 4.0
+"""Standard errors beyond which a difference is called one."""
+
+
+def with_error(record: Record | None) -> str:
+    """A mean with its standard error."""
+    if record is None:
+        return NOT_MEASURED
+    return (
+        number(record.value) if record.stderr is None else f"{number(record.value)} #text(size: 7pt)[± {number(record.stderr, 2)}]"
+    )
+
+
+def reached(rows: Rows, beta: float) -> str:
+    """Every method on every prompt."""
+    body: list[Sequence[str]] = []
+    for prompt in rows.fields("problem"):
+        body.append([text(prompt)])
+        for method in methods_of(rows):
+            found = {m: final(rows, m, prompt, method, beta).one() for m in ("reward", "kl", "accuracy", "diversity")}
+            cost = found["reward"]
+            tuned = method != PRETRAINED
+            body.append(
+                [
+                    text(method),
+                    *(with_error(found[metric]) for metric in found),
+                    number(cost.seconds) if tuned and cost is not None and cost.seconds is not None else "",
+                    number(cost.peak_mb) if tuned and cost is not None and cost.peak_mb is not None else "",
+                ]
+            )
+    return Table(
+        header=("", "reward", "KL", "accuracy", "diversity", "seconds", "peak MB"),
+        rows=body,
+        caption=f"""Every method after the same number of sampled trajectories, $beta = {beta:g}$; all models draw from the same
+            noise. Seconds are those of the whole run, peak memory that of its process.""",
+        label="reached",
+        align="lrrrrrr",
+        long=True,
+    ).markup
+
+
+def sweep(rows: Rows, prompt: str) -> str:
+    """PI-FT at every KL weight."""
+    found = rows.where(problem=prompt, estimator=PI_FT).having("beta")
+    body = []
+    for beta in found.distinct("beta"):
+        mine = [found.where(metric, beta=beta).one() for metric in ("reward", "kl", "accuracy", "diversity")]
+        body.append([number(beta), *map(with_error, mine)])
+    return Table(
+        header=(r"$beta$", "reward", "KL", "accuracy", "diversity"),
+        rows=body,
+        caption=f"PI-FT on {text(prompt)} at several KL weights.",
+        label="sweep",
+        align="lrrrr",
+    ).markup
+
+
+def drops(rows: Rows, beta: float) -> str:
+    """Runs and how far they end below their best, with what their targets did."""
+    body = []
+    for method in methods_of(rows):
+        found = rows.where("drop", estimator=method, beta=beta)
+        if not found:
+            continue
+        worst = max(found, key=lambda record: record.value / (record.stderr or 1.0))
+        growth = rows.where("target_growth", worst.problem, method, beta=beta).one()
+        real = worst.stderr is not None and worst.value > BELIEVED * worst.stderr
+        body.append(
+            [
+                text(method),
+                text(worst.problem),
+                with_error(worst),
+                "yes" if real else "no",
+                number(growth.value if growth else None),
+            ]
+        )
+    return Table(
+        header=("method", "worst prompt", "best minus last", "beyond noise", "growth of targets"),
+        rows=body,
+        caption=f"""How far the reward at the end of a run lies below the best of the same run, both averaged over a few rounds;
+            beyond noise means more than {integer(BELIEVED)} standard errors. Growth is that of the largest target control, end over
+            beginning.""",
+        label="drops",
+        align="llrlr",
+    ).markup
+
+
+def benchmark(rows: Rows) -> str:
+    """Time and memory of a gradient step."""
+    keys = ("steps", "trajectories", "loss_steps")
+    body: list[Sequence[str]] = []
+    for method in rows.fields("estimator"):
+        body.append([text(method)])
+        mine = rows.where("seconds", estimator=method)
+        for record in mine:
+            memory = rows.where("peak_mb", record.problem, method, **record.setting).one()
+            cells = [str(record.setting.get(key, "")) for key in keys]
+            body.append(
+                [text(record.problem), *cells, with_error(record), number(memory.value if memory else None), text(record.device)]
+            )
+    return Table(
+        header=("model", "steps", "trajectories", "loss steps", "seconds per gradient", "peak MB", "device"),
+        rows=body or [[NOT_MEASURED]],
+        caption="Time and largest memory of a gradient step, sampling and labels included.",
+        label="benchmark",
+        align="lrrrrrl",
+        long=True,
+    ).markup

@@ -1,0 +1,121 @@
+"""The reproduction's runs on a small random model: equal budgets, equal noise, and the same records after an interruption."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sd_experiments import reproduce
+from sd_experiments.picture_names import picture_of
+from sd_experiments.reproduce import PI_FT, PRETRAINED, SCALES, Method, Scale, settings_of, tasks
+from socft.records import Record, encode, read
+from socft.report.stable_diffusion import report
+from tests.test_sd_train import model, written  # noqa: F401
+
+STILL = 1e-30
+"""A learning rate that moves nothing."""
+
+
+@pytest.fixture
+def scale(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scale:  # noqa: F811
+    """Two prompts, two methods and an extra KL weight."""
+    monkeypatch.setattr(reproduce, "WORK", tmp_path / "work")
+    file = written(model, tmp_path / "run")
+    methods = (Method(PI_FT, "pi_ft", rate=STILL), Method("DPOK", "dpok", batch={"passes": 2, "loss_steps": 1}))
+    return Scale("tiny", str(file), 3, methods, (9.0,), 6, 3, 1)
+
+
+def value(records: list[Record], metric: str, method: str, prompt: str, beta: float | None = None) -> Record:
+    found = [
+        r
+        for r in records
+        if (r.metric, r.estimator, r.problem) == (metric, method, prompt)
+        and set(r.setting) == {"beta"}
+        and beta in (None, r.setting["beta"])
+    ]
+    return found[0]
+
+
+def test_every_method_samples_as_many_trajectories():
+    for each in SCALES.values():
+        prompts = each.settings.problem.prompts
+        assert len(prompts) == 4
+        for method in each.methods:
+            settings = settings_of(each, method, prompts[0], 0.1)
+            rounds = settings.run.steps * settings.batch.per_step / (settings.batch.trajectories * settings.batch.passes)
+            assert rounds == each.rounds
+            assert settings.batch.prompts == 1
+            assert settings.problem.beta == 0.1
+        names = [task.name for task in tasks(each)]
+        assert len(names) == len(prompts) * (1 + len(each.methods)) + len(set(each.betas) - {each.settings.problem.beta})
+
+
+def test_dpok_takes_ten_gradient_steps_per_sampling_step_on_fifty_transitions():
+    for each in SCALES.values():
+        dpok = next(method for method in each.methods if method.title == "DPOK")
+        batch = settings_of(each, dpok, "p", 0.1).batch
+        assert batch.passes * batch.trajectories / batch.per_step == 10
+        assert 45 <= batch.per_step * batch.loss_steps <= 80
+
+
+def test_an_untrained_model_draws_what_the_pre_trained_one_draws(scale: Scale, tmp_path: Path):
+    records = reproduce.reproduce(scale, False, tmp_path / "records")
+    prompts = scale.settings.problem.prompts
+    for prompt in prompts:
+        before = value(records, "reward", PRETRAINED, prompt)
+        still, moved = (value(records, "reward", method, prompt, scale.settings.problem.beta) for method in (PI_FT, "DPOK"))
+        assert still.value == pytest.approx(before.value, rel=1e-6)
+        assert moved.value != pytest.approx(before.value, rel=1e-6)
+        assert value(records, "kl", PI_FT, prompt).value == pytest.approx(0, abs=1e-12)
+        assert value(records, "kl", "DPOK", prompt).value > 0
+    curve = [r for r in records if r.metric == "reward" and "round" in r.setting and r.estimator == "DPOK"]
+    assert len(curve) == 2 * scale.rounds
+    assert {r.setting["paths"] for r in curve} == {4 * (i + 1) for i in range(scale.rounds)}
+    _look(scale, tmp_path, prompts)
+
+
+def _look(scale: Scale, tmp_path: Path, prompts: tuple[str, ...]) -> None:
+    """The pictures of the run that learnt nothing are those of the pre-trained model, and the report shows them."""
+    folder = tmp_path / "records" / "stable_diffusion"
+    beta = scale.settings.problem.beta
+    names = {method: folder / picture_of(method, prompts[0], beta) for method in (PRETRAINED, PI_FT, "DPOK")}
+    assert names[PRETRAINED].read_bytes() == names[PI_FT].read_bytes()
+    with Image.open(io.BytesIO(names["DPOK"].read_bytes())) as picture:
+        assert picture.width == pytest.approx(scale.shown * picture.height, abs=scale.shown)
+    files = report(scale.study).write(tmp_path / "records", tmp_path / "reports")
+    assert [file.name for file in files] == ["stable_diffusion-reached.svg", "stable_diffusion.pdf"]
+
+
+def test_an_interrupted_reproduction_ends_with_the_same_records(scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    only = dataclasses.replace(scale, methods=(dataclasses.replace(scale.methods[0], rate=None),))
+    expected = reproduce.reproduce(only, True, tmp_path / "whole")
+    monkeypatch.setattr(reproduce, "WORK", tmp_path / "other")
+    original = reproduce.read_metrics
+
+    def interrupted(file: Path) -> list[dict[str, object]]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "read_metrics", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.reproduce(only, True, tmp_path / "again")
+    monkeypatch.setattr(reproduce, "read_metrics", original)
+    reproduce.reproduce(only, True, tmp_path / "again")
+    found = read(tmp_path / "again" / "stable_diffusion.jsonl")
+    assert [_timeless(record) for record in found] == [_timeless(record) for record in expected]
+
+
+def _timeless(record: Record) -> str:
+    timeless = record.value if record.metric != "seconds" else 0.0
+    return encode(dataclasses.replace(record, value=timeless, seconds=None, peak_mb=None))
+
+
+def test_the_drop_of_a_run_is_its_best_window_minus_its_last():
+    rewards = [0.0, 1.0, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0, 1.0, 1.0, 1.0, 1.0]
+    rounds = [{"reward": r, "reward_stderr": 0.3, "target_norm": 1.0 + i} for i, r in enumerate(rewards)]
+    drop = reproduce._drop(lambda metric, value, setting, **rest: Record("s", "p", metric, value, setting, **rest), rounds, {})
+    assert drop.value == pytest.approx(3.0)
+    assert drop.stderr == pytest.approx((2 * 0.3**2 / 4) ** 0.5)
