@@ -13,6 +13,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/installed-from
 STAMP_SD := $(VENV)/installed-sd-from
 STUDIES := convergence
+FULL := convergence tightness guidance linear pendulum mixture training variance lq_sweeps socm
 
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
@@ -33,17 +34,17 @@ format: $(STAMP)
 	$(RUN) -m ruff format .
 
 report: $(STAMP)
-	$(call measure,--quick,build/records,build/reports)
+	$(call measure,$(STUDIES),--quick,build/records,build/reports)
 
 report-full: $(STAMP)
-	$(call measure,,reports/records,reports)
+	$(call measure,$(FULL),,reports/records,reports)
 
-# Scale, folder of the records, folder of the reports. Claims that fail are in the report too, which is typeset before make stops.
+# Studies, scale, folder of the records, folder of the reports. Claims that fail are in the report too, which is typeset before make stops.
 define measure
-set -e; for study in $(STUDIES); do \
-  $(RUN) -m socft.cli toy $$study $(1) --workers $(WORKERS) --out $(2); done; \
-claims=0; $(RUN) -m socft.cli verify --workers $(WORKERS) --out $(2) || claims=$$?; test $$claims -le 1 || exit $$claims; \
-$(RUN) -m socft.cli report --records $(2) --out $(3); exit $$claims
+set -e; for study in $(1); do \
+  $(RUN) -m socft.cli toy $$study $(2) --workers $(WORKERS) --out $(3); done; \
+claims=0; $(RUN) -m socft.cli verify --workers $(WORKERS) --out $(3) || claims=$$?; test $$claims -le 1 || exit $$claims; \
+$(RUN) -m socft.cli report --records $(3) --out $(4); exit $$claims
 endef
 
 # An environment made for another folder is brought up to date too.

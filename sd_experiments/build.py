@@ -185,7 +185,7 @@ def load_model(settings: config.Model) -> StableDiffusion:
     if settings.path == "tiny":
         from sd_experiments import tiny
 
-        pipeline = tiny.pipeline().to(device=device, dtype=dtype)
+        pipeline = tiny.pipeline(dtype=dtype).to(device)
         return StableDiffusion.from_pipeline(pipeline, settings.micro_batch, checkpointing=settings.checkpointing)
     try:
         return StableDiffusion.load(settings.path, dtype, device, settings.micro_batch, checkpointing=settings.checkpointing)

@@ -151,6 +151,10 @@ class Tokens:
         """One prompt repeated for a batch."""
         return Tokens(self.ids.expand(batch, -1), self.mask.expand(batch, -1))
 
+    def repeated(self, times: int) -> Tokens:
+        """Every prompt several times in a row."""
+        return Tokens(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
+
 
 class ImageReward(nn.Module):
     """The reward of images for prompts.
@@ -201,7 +205,14 @@ class ImageReward(nn.Module):
 
     def score(self, prepared: Float[Tensor, "batch 3 side side"], tokens: Tokens) -> Float[Tensor, " batch"]:
         """Rewards of prepared images for tokenised prompts."""
-        seen = self.vision(pixel_values=prepared).last_hidden_state
+        return self.read(self.see(prepared), tokens)
+
+    def see(self, prepared: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch patches_plus_1 width"]:
+        """What the vision transformer makes of prepared images: a state of the whole, then one per patch, row by row."""
+        return self.vision(pixel_values=prepared).last_hidden_state
+
+    def read(self, seen: Float[Tensor, "batch patches_plus_1 width"], tokens: Tokens) -> Float[Tensor, " batch"]:
+        """Rewards of images that were seen for tokenised prompts."""
         everything = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
         read = self.text(
             input_ids=tokens.ids,

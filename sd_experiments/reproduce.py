@@ -26,9 +26,11 @@ from sd_experiments.commands import CONFIGS
 from sd_experiments.monitor import METRICS, Display, diversity, grid, read_metrics
 from sd_experiments.picture_names import picture_of
 from sd_experiments.rewards import Images
-from sd_experiments.session import Drawn, drawn, fine_tune, judged
+from sd_experiments.session import Drawn, drawn, fine_tune, fresh_noise, judged
+from socft.estimators.base import CostateEstimator
 from socft.policy import Policy, Uncontrolled
 from socft.records import Record, write_atomically
+from socft.rollout import rollout
 from toy.runner import Study, Task, fingerprint, run, workers
 
 WORK = Path("build/reproduce")
@@ -39,6 +41,8 @@ SEED = 1
 """Of the pictures that are measured; training has its own."""
 WINDOW = 4
 """Rounds that are averaged where the end of a run is compared with its best."""
+LABELLED, QUANTILES = 48, (0.5, 0.9, 1.0)
+"""Paths whose target controls are compared, and what is recorded of their norms."""
 CURVES = ("reward", "kl", "gradient_norm", "gradient_noise", "target_norm", "accuracy", "diversity", "seconds")
 
 
@@ -192,12 +196,14 @@ def run_task(
     rows: list[dict[str, Any]] = []
     if method is None:
         experiment = build(parsed)
-        found = _measured(experiment, Uncontrolled(experiment.tasks[0].problem.reference), pictures)
+        policy: Policy = Uncontrolled(experiment.tasks[0].problem.reference)
+        found, spread = _measured(experiment, policy, pictures), _spread(experiment, policy)
     else:
         experiment, trainer = fine_tune(parsed, True, Display(parsed.run.steps, silent=True))
         rows = read_metrics(folder / METRICS)
         with trainer.averaged():
-            found = _measured(experiment, experiment.tasks[0].policy, pictures)
+            policy = experiment.tasks[0].policy
+            found, spread = _measured(experiment, policy, pictures), _spread(experiment, policy)
     _draw(found.images[:shown], folder / PICTURES)
     record = functools.partial(
         Record,
@@ -209,7 +215,8 @@ def run_task(
         device=device_of(parsed.model.device).type,
     )
     beta = parsed.problem.beta
-    return [*_results(record, experiment, found, beta, rows), *_curves(record, rows, beta)]
+    spreads = [record("target", value, {"beta": beta, **where}) for where, value in spread]
+    return [*_results(record, experiment, found, beta, rows), *spreads, *_curves(record, rows, beta)]
 
 
 def _folder(task: Task) -> Path:
@@ -219,6 +226,20 @@ def _folder(task: Task) -> Path:
 
 def _measured(experiment: Experiment, policy: Policy, number: int) -> Drawn:
     return drawn(experiment, experiment.tasks[0], policy, number, SEED)
+
+
+@torch.no_grad()
+def _spread(experiment: Experiment, policy: Policy) -> list[tuple[dict[str, Any], float]]:
+    """Quantiles of the norms of the target controls of the first and of the last step, for estimators that have such."""
+    task, estimator = experiment.tasks[0], experiment.estimator
+    if not isinstance(estimator, CostateEstimator):
+        return []
+    path = rollout(task.problem.reference, policy, fresh_noise(experiment, task, LABELLED, SEED))
+    with task.labelling():
+        labels = estimator.label(task.problem, policy, path)
+    norms = labels.targets.double().flatten(2).norm(dim=2)
+    places = {"first": 0, "last": len(norms) - 1}
+    return [({"at": at, "quantile": q}, float(norms[k].quantile(q))) for at, k in places.items() for q in QUANTILES]
 
 
 def _draw(images: Images, file: Path) -> None:

@@ -220,16 +220,20 @@ class Drawn:
     kl: Tensor
 
 
+def fresh_noise(experiment: Experiment, task: Task, number: int, seed: int) -> Noise:
+    """Noise that no training saw, a function of seed, prompt and the number of each path."""
+    dtype = torch.float64 if experiment.settings.model.dtype == "float64" else torch.float32
+    reference, device = task.problem.reference, next(experiment.lora.parameters()).device
+    noise = [Noise.sample(reference, 1, seeded(seed, "evaluation", task.name, i), dtype) for i in range(number)]
+    return Noise(torch.cat([n.initial for n in noise]).to(device), torch.cat([n.steps for n in noise], 1).to(device))
+
+
 @torch.no_grad()
 def drawn(experiment: Experiment, task: Task, policy: Policy, number: int, seed: int) -> Drawn:
     """Pictures by a policy, from noise that is a function of seed, prompt and their number."""
-    settings, reference = experiment.settings, task.problem.reference
-    dtype = torch.float64 if settings.model.dtype == "float64" else torch.float32
-    noise = [Noise.sample(reference, 1, seeded(seed, "evaluation", task.name, i), dtype) for i in range(number)]
-    device = next(experiment.lora.parameters()).device
-    initial, steps = torch.cat([n.initial for n in noise]).to(device), torch.cat([n.steps for n in noise], 1).to(device)
-    path = rollout(reference, policy, Noise(initial, steps))
-    images = torch.cat([decode(experiment.base, part).float().cpu() for part in path.final.split(settings.reward.chunk)])
+    path = rollout(task.problem.reference, policy, fresh_noise(experiment, task, number, seed))
+    parts = path.final.split(experiment.settings.reward.chunk)
+    images = torch.cat([decode(experiment.base, part).float().cpu() for part in parts])
     return Drawn(images, task.problem.reward(path.final).cpu().double(), path.kl().sum(0).cpu().double())
 
 

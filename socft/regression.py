@@ -42,7 +42,7 @@ class LinearRegression(Regression):
         require(self.ridge >= 0, f"ridge = {self.ridge}; it must not be negative.")
 
     def fit(self, x: Float[Tensor, "batch n"], y: Float[Tensor, "batch m"], start: Field | None = None) -> Field:
-        _require_finite_targets(y)
+        _require_finite(x, y)
         design = self.features(x)
         if self.ridge > 0:
             scale = (self.ridge * design.square().sum(0).mean()).sqrt()
@@ -73,7 +73,7 @@ class KernelRidge(Regression):
         )
 
     def fit(self, x: Float[Tensor, "batch n"], y: Float[Tensor, "batch m"], start: Field | None = None) -> Field:
-        _require_finite_targets(y)
+        _require_finite(x, y)
         spread = x.std(0, correction=0)
         spread = torch.where(spread > 0, spread, 1.0)
         centre, level = x.mean(0), y.mean(0)
@@ -114,7 +114,7 @@ class NetworkRegression(Regression):
     seed: int = 0
 
     def fit(self, x: Float[Tensor, "batch n"], y: Float[Tensor, "batch m"], start: Field | None = None) -> Field:
-        _require_finite_targets(y)
+        _require_finite(x, y)
         generator = torch.Generator().manual_seed(self.seed)
         sizes = [x.shape[1], *[self.width] * self.depth, y.shape[1]]
         network = copy.deepcopy(start) if isinstance(start, Perceptron) else Perceptron(sizes, x.dtype, generator)
@@ -164,5 +164,6 @@ class Perceptron(nn.Module):
         return (x - self.get_buffer("centre")) / self.get_buffer("scale")
 
 
-def _require_finite_targets(y: Tensor) -> None:
-    require_finite(y, "target", "the samples left the region where the fit is accurate; add paths, ridge, or centres.")
+def _require_finite(x: Tensor, y: Tensor) -> None:
+    for values, what in ((x, "sample"), (y, "target")):
+        require_finite(values, what, "the samples left the region where the fit is accurate; add paths, ridge, or centres.")

@@ -159,11 +159,13 @@ def test_coordinates_and_targets_that_do_not_vary_are_harmless():
 
 
 @pytest.mark.parametrize("regression", [LinearRegression(CUBES), NetworkRegression(8, 1, 5)], ids=["linear", "network"])
-def test_targets_that_are_not_finite_are_refused(regression):
-    y = WAVE.clone()
-    y[17] = math.nan
+def test_samples_and_targets_that_are_not_finite_are_refused(regression):
+    x, y = X.clone(), WAVE.clone()
+    x[3], y[17] = math.inf, math.nan
     with pytest.raises(InvalidProblem, match=r"target\[17, 0\] = nan; the samples left the region where the fit is accurate"):
         regression.fit(X, y)
+    with pytest.raises(InvalidProblem, match=r"sample\[3, 0\] = inf; the samples left the region where the fit is accurate"):
+        regression.fit(x, WAVE)
 
 
 def test_a_negative_ridge_is_refused():

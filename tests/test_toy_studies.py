@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from socft.checks import InvalidProblem
+from socft.checks import InvalidProblem, require
 from socft.cli import STUDIES
 from socft.costate import Given
 from socft.estimators.adjoint_matching import AdjointMatching
@@ -140,6 +140,24 @@ def test_mended_time_reversal_is_less_noisy_than_the_published_pairing():
         return float((found.values[0] - judge.truth.value_gradient(0, found.states[0])).square().mean())
 
     assert spread(True) > 1.5 * spread(False)
+
+
+def test_a_method_whose_samples_run_away_costs_infinity(monkeypatch):
+    """At one temperature only: a chain of temperatures starts afresh after it."""
+
+    def learn(temp: float, seed: int, begin: mixture.Learnt) -> mixture.Learnt:
+        require(temp != 8.0, "the samples left the region")
+        return begin
+
+    found = dataclasses.replace(mixture.CONTENDERS["adjoint matching"], name="made up", learn=learn, chain=True)
+    monkeypatch.setitem(mixture.CONTENDERS, "made up", found)
+    records = mixture.contender_task("made up", [50.0, 8.0, 6.0], 2)
+    costs = {r.setting["temp"]: r.value for r in records if r.metric == "cost"}
+    assert costs[8.0] == math.inf
+    for temp in (50.0, 6.0):
+        start = mixture.untrained(temp)
+        assert costs[temp] == mixture._judge(temp).measure(start.policy, start.law)["cost"]
+    assert len({r.metric for r in records}) * 3 == len(records)
 
 
 def test_the_best_costate_leads_states_to_the_valley():

@@ -264,9 +264,9 @@ def linear_quadratic_problem(dim: int, steps: int) -> ControlProblem:
 
 def tasks(quick: bool) -> list[Task]:
     """Every measurement, at the quick or the full scale."""
-    lams, most = ([0.5, 0.8], 11) if quick else ([0.4, 0.5, 0.7, 0.9], 24)
+    lams, most = ([0.5, 0.8], 9) if quick else ([0.4, 0.5, 0.7, 0.9], 24)
     betas = [2.0**e for e in (range(-1, 5) if quick else torch.linspace(-1, 5, 13).tolist())]
-    lengths = [10, 20, 40, 80] if quick else [10, 20, 40, 80, 160]
+    lengths = [10, 20, 40] if quick else [10, 20, 40, 80, 160]
     out = []
     for name in FINE_TUNING:
         out.append(Task(f"constants {name}", constants_task, {"problem": name, "lam": 0.5}))

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from socft.adjoint import Lean
+from socft.checks import InvalidProblem
 from socft.costate import CostateField, CostateSource, FromPolicy, Given, with_terminal, zero_field
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import CostateEstimator, Costates
@@ -151,6 +152,9 @@ class Judge:
             "w1": wasserstein1(nodes, nodes, reached.masses[-1], self.optimal.masses[-1]) if cost < math.inf else math.inf,
             "control_l2": sum(self.optimal.expect(k, each) for k, each in enumerate(wrong)),
         }
+
+
+DIVERGED: dict[str, float] = dict.fromkeys(["cost", "regret", "w1", "control_l2"], math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -408,7 +412,7 @@ CONTENDERS = {
 
 
 def contender_task(contender: str, temps: Sequence[float], seeds: int) -> list[Record]:
-    """One method at some temperatures, over independent repetitions."""
+    """One method at some temperatures, over independent repetitions; infinite where its samples left the region of the fit."""
     chosen = CONTENDERS[contender]
     rows: dict[float, list[dict[str, float]]] = {temp: [] for temp in temps}
     seconds, evaluations = dict.fromkeys(temps, 0.0), dict.fromkeys(temps, 0)
@@ -417,10 +421,13 @@ def contender_task(contender: str, temps: Sequence[float], seeds: int) -> list[R
         for temp in temps:
             begin = untrained(temp) if learnt is None or not chosen.chain else dataclasses.replace(learnt, evaluations=0)
             clock = time.perf_counter()
-            learnt = chosen.learn(temp, seed, begin)
+            try:
+                learnt = chosen.learn(temp, seed, begin)
+            except InvalidProblem:
+                learnt = None
             seconds[temp] += (time.perf_counter() - clock) / seeds
-            evaluations[temp] = learnt.evaluations
-            rows[temp].append(_judge(temp).measure(learnt.policy, learnt.law))
+            evaluations[temp] = learnt.evaluations if learnt else 0
+            rows[temp].append(_judge(temp).measure(learnt.policy, learnt.law) if learnt else DIVERGED)
     return [
         _record(chosen, temp, metric, [row[metric] for row in rows[temp]], seconds[temp], evaluations[temp])
         for temp in temps

@@ -15,6 +15,7 @@ from sd_experiments.tiny.captions import PROMPTS
 from sd_experiments.tiny.files import verify
 
 if TYPE_CHECKING:
+    import torch
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     from sd_experiments.image_reward import ImageReward
@@ -27,8 +28,8 @@ REWARD = _HERE / "reward"
 QUALITY = _HERE / "quality.json"
 
 
-def pipeline(folder: Path = MODEL) -> StableDiffusionPipeline:
-    """The trained pipeline, offline, in float32, ready for inference and without progress bars.
+def pipeline(folder: Path = MODEL, dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
+    """The trained pipeline, offline, in float32 if not told otherwise, ready for inference and without progress bars.
 
     Raises:
         InvalidProblem: a file is missing or damaged.
@@ -39,7 +40,7 @@ def pipeline(folder: Path = MODEL) -> StableDiffusionPipeline:
 
     with _quiet():
         loaded = StableDiffusionPipeline.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, safety_checker=None, requires_safety_checker=False
+            folder, dtype=dtype or torch.float32, local_files_only=True, safety_checker=None, requires_safety_checker=False
         )
     loaded.set_progress_bar_config(disable=True)
     return loaded

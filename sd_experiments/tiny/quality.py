@@ -50,7 +50,7 @@ class Measuring:
 
     model: Path = MODEL
     file: Path = QUALITY
-    samples: int = 128
+    samples: int = 96
     steps: int = 50
     guidance: tuple[float, ...] = (1.0, 3.0)
     seed: int = 0

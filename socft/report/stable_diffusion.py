@@ -173,12 +173,18 @@ def _stability(rows: Rows, prompt: str, beta: float) -> str:
         "noise-figure",
         "Three panels against rounds on logarithmic scales, one curve per method.",
     )
-    return f"""
+    return rf"""
 = Stability
 
 {picture}
 
 {tables.drops(rows, beta)}
+
+A target control is $B_k^top a_(k+1)\/beta$, so its norm is that of the adjoint up to constants. @targets says where outliers come
+from: what is already spread at the last step is the gradient of the reward itself, large where a picture is about to become right
+and small elsewhere; what is added towards the first step is the product of the sampler's Jacobians, large where two pictures part.
+
+{tables.targets(rows, prompt, beta)}
 """
 
 

@@ -96,6 +96,26 @@ def drops(rows: Rows, beta: float) -> str:
     ).markup
 
 
+def targets(rows: Rows, prompt: str, beta: float) -> str:
+    """How heavy the tails of the target controls are."""
+    columns = [(at, quantile) for at in ("last", "first") for quantile in (0.5, 0.9, 1.0)]
+    body = []
+    for method in methods_of(rows):
+        found = rows.where("target", prompt, method, beta=beta)
+        cells = [found.where(at=at, quantile=quantile).one() for at, quantile in columns]
+        if any(cells):
+            body.append([text(method), *(number(cell.value if cell else None) for cell in cells)])
+    return Table(
+        header=("policy", *(f"{at}, {'largest' if q == 1 else f'{q:.0%}'.replace('%', chr(92) + '%')}" for at, q in columns)),
+        rows=body or [[NOT_MEASURED]],
+        caption=f"""Norms of the target controls of the last and of the first step over paths of {text(prompt)}: quantiles. The
+            targets are those of the method itself, under the policy it ended with; the first row has those of PI-FT under no
+            control.""",
+        label="targets",
+        align="lrrrrrr",
+    ).markup
+
+
 def benchmark(rows: Rows) -> str:
     """Time and memory of a gradient step."""
     keys = ("steps", "trajectories", "loss_steps")
