@@ -59,6 +59,7 @@ def test_dpok_takes_ten_gradient_steps_per_sampling_step_on_fifty_transitions():
         dpok = next(method for method in each.methods if method.title == "DPOK")
         batch = settings_of(each, dpok, "p", 0.1).batch
         assert batch.passes * batch.trajectories / batch.per_step == 10
+        assert batch.loss_steps is not None
         assert 45 <= batch.per_step * batch.loss_steps <= 80
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import random
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -342,7 +343,8 @@ def test_blends_bend_a_reward_that_is_not_linear(monkeypatch, power: int, bent: 
     pictures[:, :2] = 1.0
     monkeypatch.setattr(train_reward, "_rewards", lambda model, prepared, asked: prepared.mean((2, 3, 4)) ** power)
     rewards = pictures.mean((2, 3, 4)) ** power
-    found = float(train_reward._bend(None, pictures, None, rewards, torch.Generator().manual_seed(0)))
+    nobody: Any = None
+    found = float(train_reward._bend(nobody, pictures, nobody, rewards, torch.Generator().manual_seed(0)))
     expected = 0.5 * 1 / 30 if bent else 0.0  # half of the pairs differ, by one; E s^2 (1 - s)^2 = 1/30
     stderr = (0.5 * 1 / 630 / 800) ** 0.5  # E s^4 (1 - s)^4 = 1/630
     assert abs(found - expected) < (4 * stderr if bent else EXACT)
