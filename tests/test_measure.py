@@ -77,10 +77,15 @@ def test_bias_leaves_out_the_noise_of_the_mean():
     draw = torch.Generator().manual_seed(0)
     shift = torch.tensor([3.0, -4.0], dtype=torch.float64)
     samples = shift + torch.randn(10_000, 2, generator=draw, dtype=torch.float64)
-    bias, stderr = Estimate(samples, 0.0).bias(torch.zeros(2, dtype=torch.float64))
+    parts = [Estimate(len(x), x.mean(0), x.square().mean(0), 1.0) for x in samples.split([2500, 7500])]
+    whole = Estimate.joined(parts)
+    assert (whole.paths, whole.seconds) == (10_000, 2.0)
+    assert torch.allclose(whole.stderr, samples.std(0) / 100, rtol=IDENTITY)
+    assert abs(whole.variance - float(samples.var(0).sum())) < IDENTITY * 100
+    bias, stderr = whole.bias(torch.zeros(2, dtype=torch.float64))
     assert abs(stderr - (2 / 10_000) ** 0.5) < 0.05 * stderr
     assert abs(bias - 5) < STDERRS * stderr
-    none, stderr = Estimate(samples, 0.0).bias(shift)
+    none, stderr = whole.bias(shift)
     assert none < STDERRS * stderr
 
 

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,30 +34,43 @@ MB = 1e6
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Independent samples of an estimated gradient, one per path.
+    """Mean and spread of independent samples of an estimated gradient, one per path.
 
     Attributes:
-        samples: shape (paths, parameters); the parameters are those of step 0, then step 1, and so on.
+        paths: number of samples.
+        mean: the estimate from all paths; the parameters are those of step 0, then step 1, and so on.
+        squares: mean of the squares of the samples, per parameter.
         seconds: time to make the labels and their slopes, the rollout included.
     """
 
-    samples: Float[Tensor, "paths parameters"]
+    paths: int
+    mean: Float[Tensor, " parameters"]
+    squares: Float[Tensor, " parameters"]
     seconds: float
 
+    @classmethod
+    def joined(cls, estimates: Sequence[Estimate]) -> Estimate:
+        """The estimate from the paths of several."""
+        paths = sum(each.paths for each in estimates)
+        mean, squares = (
+            torch.stack([each.paths / paths * getattr(each, name) for each in estimates]).sum(0) for name in ("mean", "squares")
+        )
+        return cls(paths, mean, squares, sum(each.seconds for each in estimates))
+
     @property
-    def mean(self) -> Float[Tensor, " parameters"]:
-        """The estimate from all paths."""
-        return self.samples.mean(0)
+    def variances(self) -> Float[Tensor, " parameters"]:
+        """Variance of one sample, per parameter."""
+        return (self.squares - self.mean.square()).clamp(min=0) * (self.paths / (self.paths - 1))
 
     @property
     def stderr(self) -> Float[Tensor, " parameters"]:
         """Standard error of the mean."""
-        return self.samples.std(0) / len(self.samples) ** 0.5
+        return (self.variances / self.paths).sqrt()
 
     @property
     def variance(self) -> float:
         """Trace of the covariance of one sample."""
-        return float(self.samples.var(0).sum())
+        return float(self.variances.sum())
 
     def bias(self, exact: Float[Tensor, " parameters"]) -> tuple[float, float]:
         """``|mean - exact|`` without the part that is noise, and its standard error.
@@ -65,7 +78,7 @@ class Estimate:
         The square of the distance exceeds the squared bias by the variance of the mean, which is subtracted; the standard error is
         that of a distance which is noise alone, or of a distance that is not, whichever is larger.
         """
-        noise = self.variance / len(self.samples)
+        noise = self.variance / self.paths
         squared = float((self.mean - exact).square().sum())
         return max(squared - noise, 0.0) ** 0.5, noise**0.5
 
@@ -88,11 +101,12 @@ def estimate(
         path = rollout(problem.reference, policy, noise)
         labels = estimator.label(problem, policy, path)
     _require_labels(problem, labels)
-    parts = []
+    means, squares, paths = [], [], labels.states.shape[1]
     for k in range(problem.steps):
-        slope = control_slope(estimator, problem, policy, labels, k)
-        parts.append((slope.unsqueeze(2) * features(labels.states[k]).unsqueeze(1)).flatten(1))
-    return Estimate(torch.cat(parts, 1), time.perf_counter() - start)
+        slope, known = control_slope(estimator, problem, policy, labels, k), features(labels.states[k])
+        means.append((slope.T @ known / paths).flatten())
+        squares.append((slope.square().T @ known.square() / paths).flatten())
+    return Estimate(paths, torch.cat(means), torch.cat(squares), time.perf_counter() - start)
 
 
 def control_slope(estimator: Estimator, problem: ControlProblem, policy: Policy, labels: Labels, k: int) -> Noises:

@@ -68,8 +68,7 @@ def _situation(problem: str, settings: str, scale: float) -> Situation:
 
 
 def _gradient(contender: Contender, estimator: Estimator, where: Situation, axis: str, paths: int, seeds: int) -> list[Record]:
-    found = [estimate(estimator, where.problem, where.policy, _noise(where, paths, seed)) for seed in range(seeds)]
-    whole = Estimate(torch.cat([each.samples for each in found]), sum(each.seconds for each in found))
+    whole = Estimate.joined([estimate(estimator, where.problem, where.policy, _noise(where, paths, s)) for s in range(seeds)])
     bias, stderr = whole.bias(where.gradient)
     unit = where.scale
     evaluations = evaluations_per_path(estimator.cost, where.problem.steps)
@@ -86,7 +85,7 @@ def _gradient(contender: Contender, estimator: Estimator, where: Situation, axis
         "seeds": seeds,
         "evaluations": evaluations,
     }
-    seconds = whole.seconds / len(whole.samples)
+    seconds = whole.seconds / whole.paths
 
     def record(metric: str, value: float, **more: Any) -> Record:
         return Record(STUDY_NAME, where.setting["problem"], metric, value, seconds=seconds, peak_mb=peak, **common, **more)
