@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -187,6 +189,14 @@ def grid(images: Images, columns: int | None = None) -> Float[Tensor, "3 height 
     return canvas
 
 
+def save_grid(images: Images, columns: int, file: Path) -> None:
+    """Write a `grid` as PNG, atomically; missing folders are made."""
+    picture = (grid(images, columns).permute(1, 2, 0) * 255).round().to(torch.uint8)
+    content = io.BytesIO()
+    Image.fromarray(picture.numpy()).save(content, "PNG")
+    write_atomically(file, content.getvalue())
+
+
 class Display(contextlib.AbstractContextManager["Display"]):
     """A bar with the latest numbers on a terminal; one plain line every ``every`` steps elsewhere.
 
@@ -259,8 +269,10 @@ def frontier(rows: Sequence[Mapping[str, Any]], file: Path, window: int) -> None
         dots = axis.scatter(x, y, c=step, zorder=2)
         axis.set(xlabel="KL from the pre-trained model", ylabel=name)
         figure.colorbar(dots, ax=axis, label="gradient steps")
-    figure.savefig(file, dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
     plt.close(figure)
+    write_atomically(file, content.getvalue())
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:

@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from sd_experiments import config
 from sd_experiments.build import Experiment, build, device_of
 from sd_experiments.commands import CONFIGS
-from sd_experiments.monitor import METRICS, Display, diversity, grid, read_metrics
+from sd_experiments.monitor import METRICS, Display, diversity, read_metrics, save_grid
 from sd_experiments.picture_names import picture_of
-from sd_experiments.rewards import Images
 from sd_experiments.session import Drawn, drawn, fine_tune, fresh_noise, judged
 from socft.estimators.base import CostateEstimator
 from socft.policy import Policy, Uncontrolled
@@ -101,8 +98,11 @@ class Scale:
 
 
 def _methods(draws: int) -> tuple[Method, ...]:
-    """PI-FT, DPOK as published (10 gradient steps per sampling step, on 50 transitions), and the others."""
-    reuse = {"passes": 10, "loss_steps": draws}
+    """PI-FT, DPOK as published (10 gradient steps per sampling step, on 50 transitions), and the others.
+
+    Published, a round is used up however far the policy moves away from it; so all methods sample as many trajectories.
+    """
+    reuse = {"passes": 10, "loss_steps": draws, "ess": 0.0}
     return (
         Method(PI_FT, "pi_ft"),
         Method("DPOK", "dpok", batch=reuse),
@@ -204,7 +204,8 @@ def run_task(
         with trainer.averaged():
             policy = experiment.tasks[0].policy
             found, spread = _measured(experiment, policy, pictures), _spread(experiment, policy)
-    _draw(found.images[:shown], folder / PICTURES)
+    kept = found.images[:shown]
+    save_grid(kept, len(kept), folder / PICTURES)
     record = functools.partial(
         Record,
         study,
@@ -240,13 +241,6 @@ def _spread(experiment: Experiment, policy: Policy) -> list[tuple[dict[str, Any]
     norms = labels.targets.double().flatten(2).norm(dim=2)
     places = {"first": 0, "last": len(norms) - 1}
     return [({"at": at, "quantile": q}, float(norms[k].quantile(q))) for at, k in places.items() for q in QUANTILES]
-
-
-def _draw(images: Images, file: Path) -> None:
-    picture = (grid(images, len(images)).permute(1, 2, 0) * 255).round().to(torch.uint8)
-    content = io.BytesIO()
-    Image.fromarray(picture.numpy()).save(content, "PNG")
-    write_atomically(file, content.getvalue())
 
 
 def _results(

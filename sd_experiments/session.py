@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sd_experiments import config
@@ -22,7 +21,7 @@ from sd_experiments.buffer import seeded
 from sd_experiments.build import Checker, Experiment, build, device_of
 from sd_experiments.checkpoints import CheckpointFailed, Checkpoints
 from sd_experiments.lora_io import save_lora
-from sd_experiments.monitor import FRONTIER, METRICS, Board, Display, Metrics, Seen, Watch, diversity, frontier, grid
+from sd_experiments.monitor import FRONTIER, METRICS, Board, Display, Metrics, Seen, Watch, diversity, frontier, save_grid
 from sd_experiments.rewards import Images, decode
 from sd_experiments.rounds import Samples
 from sd_experiments.task import Task
@@ -59,9 +58,10 @@ def train(file: Path, resume: bool = False, out: Path | None = None, steps: int 
         InvalidProblem: the configuration, a file or a number is refused; the checkpoints are kept, and one of the last good state
             is added.
     """
-    torch.set_num_threads(1 if device_of("auto").type == "cpu" else torch.get_num_threads())
-    workers = Workers.join()
     settings = settings_of(file, out, steps)
+    device = device_of(settings.model.device)
+    torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
+    workers = Workers.join(device)
     with Display(settings.run.steps, silent=not workers.main) as display:
         return fine_tune(settings, resume, display, workers)[1]
 
@@ -245,10 +245,8 @@ def sample_grid(file: Path, out: Path | None, number: int, seed: int, target: Pa
     for task in experiment.tasks:
         policies = (Uncontrolled(task.problem.reference), task.policy)
         rows += [drawn(experiment, task, policy, number, seed).images for policy in policies]
-    picture = (grid(torch.cat(rows), number).permute(1, 2, 0) * 255).round().to(torch.uint8)
     target = target or Path(experiment.settings.run.out) / "samples.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture.numpy()).save(target)
+    save_grid(torch.cat(rows), number, target)
     return target
 
 

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from socft.checks import require
+
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
@@ -31,13 +33,23 @@ class Workers:
     count: int = 1
 
     @classmethod
-    def join(cls) -> Workers:
-        """Meet the processes that ``accelerate launch`` or ``torchrun`` started beside this one."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    def join(cls, device: torch.device) -> Workers:
+        """Meet the processes that ``accelerate launch`` or ``torchrun`` started beside this one.
+
+        Args:
+            device: where the run is; each process takes a GPU of its own where it is a GPU.
+
+        Raises:
+            InvalidProblem: several processes are to share one numbered GPU.
+        """
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1:
             return cls()
+        shared = f"model.device = {str(device)!r} is one GPU for {count} processes; give cuda, which gives each process its own."
+        require(device.index is None, shared)
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available())
+        state = PartialState(cpu=device.type != "cuda", backend=backend_of(device))
         return cls(state.process_index, state.num_processes)
 
     @property
@@ -68,3 +80,8 @@ class Workers:
         """Until all are here."""
         if self.count > 1:
             dist.barrier()
+
+
+def backend_of(device: torch.device) -> str:
+    """What sums tensors of a device over processes: NCCL has no sums of tensors of the CPU, Gloo none that stay on the GPU."""
+    return "nccl" if device.type == "cuda" else "gloo"

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, MatrixDiffusion
 from socft.reward import Quadratic
 from socft.truth.linear_quadratic import QuadraticCost
+from tests.tensors import F64, randn, t
 
-F64 = torch.float64
 STEPS = 4
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=F64)
 
 
 def quadratic_problem(running: bool = True) -> ControlProblem:

@@ -25,26 +25,14 @@ from socft.rollout import Noise, returns, rollout
 from socft.schedule import ddpm, linear_levels, subsample, variance_preserving
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from socft.truth.quadrature import Quadrature
+from tests.tensors import F64, generator, randn, t
 from toy.problems import fine_tuning
 
-F64 = torch.float64
 IDENTITY = 1e-12  # relative: the same products in another order
 DIFFERENCE = 1e-8  # relative: central differences at step 1e-5
 ENVELOPE = 1e-9  # values at the nodes of a resolved problem
 STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
 STEPS, PATHS = 4, 6
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=F64)
 
 
 def curved_mean(k, x: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ from socft.space_time import ResidualNetwork, SpaceTimeNetwork, published_huber
 from socft.truth.affine_policy import evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
-from tests.costate_cases import F64, STEPS, generator, quadratic_problem, randn, t
+from tests.costate_cases import STEPS, quadratic_problem
+from tests.tensors import F64, generator, randn, t
 from toy.problems import fine_tuning
 
 IDENTITY = 1e-12  # relative: the same products in another order

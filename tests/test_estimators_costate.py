@@ -37,7 +37,8 @@ from socft.time_reversal import Reverser
 from socft.truth.affine_policy import evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from socft.truth.quadrature import Quadrature
-from tests.costate_cases import F64, STEPS, generator, quadratic_problem, randn, t
+from tests.costate_cases import STEPS, quadratic_problem
+from tests.tensors import F64, generator, randn, t
 from toy.problems import fine_tuning
 
 IDENTITY = 1e-12  # relative: the same products in another order

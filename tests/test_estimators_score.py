@@ -42,18 +42,14 @@ from socft.rollout import Noise, Path, returns, rollout
 from socft.schedule import variance_preserving
 from socft.truth.affine_policy import affine_gradient, evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost, QuadraticValue
+from tests.tensors import F64, randn
 
-F64 = torch.float64
 IDENTITY = 1e-12  # relative: the same products in another order
 STDERRS = 4.0  # one check in 16 000 exceeds it by chance
 DETECTED = 10.0  # standard errors of a bias that is there
 PATHS, FEW, STEPS = 20_000, 6, 4
 VARYING, CONSTANT = torch.tensor([0.7, 1.5, 0.9, 1.1], dtype=F64), 1.0
 STRONG = 0.3  # a KL weight at which controls are large
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def reference(noises: int = 2) -> AffineReference:

@@ -13,22 +13,14 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.grid import DEGREE, STENCIL, Grid, ValueGrid, tensor_rule
+from tests.tensors import F64, randn, t
 
-F64 = torch.float64
 ROUNDING = 1e-12  # sums of a few hundred terms of order 1
 SLOPE = 1e-11  # differences of such sums, divided by a spacing of 0.05
 RATIOS = [0.0, 1e-9, 0.01, 0.3, 1.0, 1.39, 1.41, 5.0, 50.0]  # sigma / h, on both sides of where the trapezoidal rule takes over
 COARSE = 1e-9  # the ninth and tenth powers of spacings near 0.1, with Lagrange constants
 MIDPOINT = 1e-4  # the midpoint rule at h = 0.05: h^2 / 24 times the slope 0.24 of the normal density
 FAR = 1e-8  # parabolas of size 1e4 a hundred box widths outside, from slopes known to rounding over a spacing
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def sample(grid: Grid, function: Callable[[Tensor], Tensor], bend: float = 1.0) -> ValueGrid:

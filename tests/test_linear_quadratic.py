@@ -32,8 +32,8 @@ from socft.truth.linear_quadratic import (
     riccati,
     wasserstein,
 )
+from tests.tensors import F64, generator, randn
 
-F64 = torch.float64
 ROUNDING = 1e-12  # relative: a thousand float64 operations, each off by at most 2.2e-16, with room for condition numbers near 10
 SUMMED = 1e-11  # relative: sums of a few thousand terms of both signs
 BRUTE_VALUE = 1e-9  # BFGS stops at gradients of 1e-6; the value is off by their square over the curvature
@@ -42,14 +42,6 @@ QUADRATURE = 1e-9  # requested from scipy's quad
 STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
 ODE = 1e-8  # solve_ivp at rtol 1e-11 over a few time units
 PRINTED = 2.5e-4  # the published matrix has four decimals, the last of which is off by up to 2
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=F64)
 
 
 def orthonormal(seed: int, n: int) -> Tensor:

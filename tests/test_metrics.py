@@ -11,16 +11,12 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.metrics import mmd, wasserstein1, wasserstein1_to_quantiles
+from tests.tensors import F64, randn
 
-F64 = torch.float64
 ROUNDING = 1e-12  # sums of a few thousand numbers of order one
 SPACING = 0.01  # of grids; where two distribution functions cross, their distance has a kink, which costs the square of it
 TAIL = 2e-4  # the end cells of 4000 quantiles: a logarithmic singularity over 1/4000, of which Gauss-Legendre misses little
 STDERRS = 4.0
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def quantiles(mean: float, deviation: float, count: int) -> Tensor:

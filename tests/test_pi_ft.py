@@ -29,10 +29,10 @@ from socft.rollout import Noise, rollout
 from socft.schedule import ddpm, linear_levels, subsample, variance_preserving
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from socft.truth.quadrature import Quadrature, choose_grids, measured_beta
+from tests.tensors import F64, generator, t
 from toy.convergence import linear_quadratic_problem
 from toy.problems import fine_tuning
 
-F64 = torch.float64
 ITERATE = 1e-12  # exact iterates of affine problems: rounding, over noise scales down to 0.1
 REGRESSED = 1e-10  # least squares on 64 samples with condition numbers near 100
 GEOMETRIC = 1e-5  # 12 iterations at a contraction below 0.33, from an error of 2
@@ -46,14 +46,6 @@ STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
 MATCHED = 0.02  # control of Monte Carlo PI-FT, root mean square: 16 draws and 2048 paths of noise near 1, times sigma / beta
 GAP = 2e-4  # objective gap of Monte Carlo PI-FT: beta / 2 times the square of the above per step
 CLIMBED = 1e-3  # objective gap after 160 steps of gradient ascent with 64 paths each
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def oscillator() -> ControlProblem:

@@ -37,19 +37,11 @@ from socft.reference import (
 )
 from socft.schedule import ddim, ddpm, linear_levels, soften_last, subsample
 from socft.sde import DriftSDE, EulerMaruyama
+from tests.tensors import F64, randn, t
 
-F64 = torch.float64
 ROUNDING = 1e-13  # the same few operations in another order
 SINGLE = 1e-5  # float32 states of order 3 through maps of slope near 1
 STEPS = 3
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def levels() -> Tensor:

@@ -18,19 +18,11 @@ from socft.reference import AffineReference, KernelReference, MatrixDiffusion, R
 from socft.reward import FunctionReward, Linear, Quadratic
 from socft.train import Iteration
 from socft.truth.linear_quadratic import LinearQuadratic
+from tests.tensors import F64, randn, t
 from toy.problems import FINE_TUNING, fine_tuning
 
-F64 = torch.float64
 CLOSED = 1e-12  # a Cholesky factorisation of a 2 x 2 covariance
 REWARD = Linear(torch.tensor([1.0, -2.0], dtype=F64))
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def chain(steps: int = 3, n: int = 2, diffusion: ScalarDiffusion | MatrixDiffusion | None = None) -> AffineReference:

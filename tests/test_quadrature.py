@@ -28,10 +28,10 @@ from socft.schedule import ddpm, linear_levels, subsample
 from socft.truth.base import simulate
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from socft.truth.quadrature import LOST_MASS, Quadrature, flow, measured_beta
+from tests.tensors import F64, generator, t
 from toy.convergence import linear_quadratic_problem
 from toy.problems import fine_tuning
 
-F64 = torch.float64
 LINE = 1e-9  # promised accuracy of the control in one dimension
 PLANE = 1e-7  # and in two
 ROUNDING = 1e-12  # relative: a few thousand float64 operations
@@ -43,14 +43,6 @@ NODAL = 1e-2  # the sup over nodes 0.03 apart misses the sup of a function of fr
 STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
 RESOLVED = 1e-6  # what the quadrature itself reports between two wells
 SINGLE = 1e-5  # float32 states of size 5 move a control of slope 1 by 3e-7 each
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def memoryless(steps: int):

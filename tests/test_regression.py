@@ -12,19 +12,11 @@ from torch import Tensor
 from socft.checks import InvalidProblem
 from socft.features import Polynomial, RadialBasis
 from socft.regression import KernelRidge, LinearRegression, NetworkRegression, Perceptron
+from tests.tensors import F64, randn, t
 
-F64 = torch.float64
 SOLVED = 1e-9  # least squares with condition numbers up to 1e3
 INVARIANT = 1e-9  # relative: training amplifies rounding over a hundred steps
 FITTED = 0.2  # relative root mean square error of a small network after 300 steps
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 X = randn(0, 200, 2)

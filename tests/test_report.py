@@ -406,3 +406,11 @@ def test_a_small_document_compiles():
     source = document('A "title"', "sub", "abstract", "= One\n\n$ x = y $ <e>\n\n@e @t @p", table, picture)
     assert PREAMBLE in source
     assert compile_pdf(source, {"p.svg": line}).startswith(b"%PDF")
+
+
+def test_text_runs_on_before_a_tall_picture(tmp_path):
+    """A fifth of a page of text, a picture of most of a page, and a third of a page of text."""
+    pictures = {"p.svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="300" height="800"/>'}
+    for tall, expected in ((True, 2), (False, 3)):
+        shown = figure("p.svg", "A caption.", "p", "A picture.", tall=tall)
+        assert pages(f"{PREAMBLE}\nBefore.#v(5cm)\n\n{shown}\n\nBetween.#v(9cm)After.", pictures, tmp_path) == expected

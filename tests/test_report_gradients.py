@@ -13,7 +13,13 @@ from collections.abc import Iterator
 import pytest
 
 from socft.records import Record, write
-from socft.report import bench, gradient_variance_advice, gradient_variance_linear, gradient_variance_studies
+from socft.report import (
+    bench,
+    gradient_variance_advice,
+    gradient_variance_curves,
+    gradient_variance_linear,
+    gradient_variance_studies,
+)
 from socft.report.base import Document
 from socft.report.claim_lines import Claims
 from socft.report.gradient_variance import REPORT, compose
@@ -186,6 +192,34 @@ def test_no_table_of_estimators_mixes_kinds(rows):
         tables = re.split(r"(?=#figure\()", gradient_variance_studies.training(rows, problem))[1:]
         for table, kind in zip(tables, KINDS, strict=True):
             assert {name for name in TRAINED if f'#"{name}";' in table} == {n for n in TRAINED if CATALOGUE[n].kind == kind}
+
+
+def test_the_suite_has_a_table_for_every_kind(rows):
+    tables = re.split(r"(?=#figure\()", gradient_variance_studies.socm(rows))[1:]
+    trained = [kind for kind in KINDS if any(CATALOGUE[name].kind == kind for name in TRAINED)]
+    for table, kind in zip(tables, trained, strict=True):
+        assert {name for name in TRAINED if f'#"{name}";' in table} == {n for n in TRAINED if CATALOGUE[n].kind == kind}
+        assert table.count('[#emph[#"ou-linear";]]') == 1
+
+
+def test_curves_have_no_column_for_a_kind_that_was_not_trained(rows):
+    some = Rows(tuple(r for r in rows.of("socm") if r.kind != KINDS[2]))
+    wanted = [gradient_variance_curves.Curves("ou-linear", "control_l2", "")]
+    for found, kinds in ((rows, KINDS), (some, KINDS[:2]), (Rows(()), KINDS)):
+        picture = gradient_variance_curves.learning(found.of("socm"), wanted, "iteration").decode()
+        assert [kind for kind in KINDS if f"<!-- {kind} -->" in picture] == list(kinds)
+        assert ("<!-- not measured -->" in picture) is (not found.of("socm"))
+
+
+def test_the_sweeps_show_every_setting_of_every_scheme(rows):
+    table = gradient_variance_studies.sweeps(rows).split("Finitely many paths")[1]
+    small, large = "$0.014 plus.minus 0.001$", "$0.029 plus.minus 0.001$"
+    shown = (("Delta t = 0.1", small), ("Delta t = 0.2", large), ('"noise" = 0.1', small), ('"noise" = 10', "$1.43$"))
+    cells = re.findall(r"\[(.*?)\](?=,|\))", table)
+    for label, error in shown:
+        place = cells.index(f"${label}$")
+        assert cells[place + 1 : place + 1 + len(PIPELINES)] == [error] * len(PIPELINES)
+    assert table.count("_$0.037$_") == len(shown) * len(PIPELINES)
 
 
 def test_the_kind_of_the_records_counts_not_that_of_the_catalogue(rows):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.policy import AffinePolicy, FunctionPolicy, MLPPolicy, Policy, Uncontrolled
@@ -14,24 +13,12 @@ from socft.reward import FunctionReward, Quadratic
 from socft.rollout import Noise, Path, returns, rollout
 from socft.truth.base import simulate
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
+from tests.tensors import F64, generator, randn, t
 
-F64 = torch.float64
 ROUNDING = 1e-12  # relative: a few dozen operations
 SINGLE = 1e-5  # the same in float32
 STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
 STEPS = 4
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=F64)
 
 
 OSCILLATOR = AffineReference(

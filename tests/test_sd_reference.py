@@ -23,9 +23,9 @@ from sd_experiments.stable_diffusion import StableDiffusion
 from socft.checks import InvalidProblem
 from socft.policy import Uncontrolled
 from socft.rollout import Noise, rollout
+from tests.tensors import F64, randn
 from toy.measure import Memory
 
-F64 = torch.float64
 ROUNDING = 1e-11  # relative: a few sampling steps, each a network of some ten thousand float64 operations per entry
 TABLE = 1e-5  # relative: diffusers computes its coefficients in float32, from the same float32 levels
 SINGLE = 1e-4  # relative: the network in float32
@@ -135,10 +135,6 @@ def drawn_by_pipeline(chain: StableDiffusionReference, batch: int, seed: int, dt
     generator = torch.Generator().manual_seed(seed)
     steps = [torch.randn(batch, *chain.dims, generator=generator, dtype=dtype) for _ in range(chain.steps)]
     return Noise(randn(seed + 1, batch, *chain.dims).to(dtype), torch.stack(steps))
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def away(found: Tensor, expected: Tensor) -> float:

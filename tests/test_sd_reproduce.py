@@ -18,6 +18,8 @@ from tests.test_sd_train import model, written  # noqa: F401
 
 STILL = 1e-30
 """A learning rate that moves nothing."""
+FAST = 0.1
+"""One after which paths say little about the policy: their weights have an effective sample size of less than half their number."""
 
 
 @pytest.fixture
@@ -25,7 +27,8 @@ def scale(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scale
     """Two prompts, two methods and an extra KL weight."""
     monkeypatch.setattr(reproduce, "WORK", tmp_path / "work")
     file = written(model, tmp_path / "run")
-    methods = (Method(PI_FT, "pi_ft", rate=STILL), Method("DPOK", "dpok", batch={"passes": 2, "loss_steps": 1}))
+    dpok = Method("DPOK", "dpok", batch={"passes": 2, "loss_steps": 1, "ess": 0.0}, rate=FAST)
+    methods = (Method(PI_FT, "pi_ft", rate=STILL), dpok)
     return Scale("tiny", str(file), 3, methods, (9.0,), 6, 3, 1)
 
 
@@ -48,6 +51,7 @@ def test_every_method_samples_as_many_trajectories():
             settings = settings_of(each, method, prompts[0], 0.1)
             rounds = settings.run.steps * settings.batch.per_step / (settings.batch.trajectories * settings.batch.passes)
             assert rounds == each.rounds
+            assert settings.batch.passes == 1 or settings.batch.ess == 0, "a round that ends early is replaced by another one"
             assert settings.batch.prompts == 1
             assert settings.problem.beta == 0.1
         names = [task.name for task in tasks(each)]

@@ -43,19 +43,15 @@ from socft.reference import AffineReference, ScalarDiffusion
 from socft.reward import FunctionReward
 from socft.rollout import Noise, returns, rollout
 from socft.rollout import Path as States
+from tests.tensors import F64, randn
 from tests.test_sd_reference import NEGATIVE, PROMPT, pipeline, stable_diffusion
 
 ROOT = Path(__file__).resolve().parents[1]
-F64 = torch.float64
 EXACT = 1e-11  # relative: sums of float64 gradients in another order, through a network
 SAME_RUN = 1e-8  # relative: AdamW divides gradients that differ in the 15th digit by their own scale, five times
 SPREAD = 4.0  # standard errors of a Monte-Carlo mean
 PATIENCE_SECONDS = 120  # two processes that import torch and diffusers on a busy machine
 STEPS = 4
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def chain_problem(number: int, reward: Any = None) -> ControlProblem:
@@ -602,7 +598,9 @@ from sd_experiments.session import settings_of, trainer_of
 from sd_experiments.build import build
 from sd_experiments.workers import Workers
 from tests.test_sd_train import gradients_of
-workers = Workers.join()
+usable, torch.cuda.is_available = torch.cuda.is_available, lambda: True
+workers = Workers.join(torch.device("cpu"))
+torch.cuda.is_available = usable
 trainer = trainer_of(build(settings_of(Path(sys.argv[1]), steps=2)), workers)
 gradients, _ = gradients_of(trainer)
 starts = [entry.path.states[0].flatten(1)[:, 0].tolist() for entry in trainer.pool.entries]
@@ -613,6 +611,7 @@ Path(f"{sys.argv[2]}.{workers.rank}.json").write_text(json.dumps(content))
 
 
 def test_two_processes_compute_the_gradient_of_one(model: Path, tmp_path: Path):
+    """On the CPU, also beside a GPU that is not the configuration's."""
     file, script = written(model, tmp_path / "run"), tmp_path / "launched.py"
     script.write_text(LAUNCHED)
     with socket.socket() as free:

@@ -36,22 +36,14 @@ from socft.sde import (
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadratic import QuadraticCost
 from socft.truth.riccati import riccati
+from tests.tensors import F64, randn, t
 
-F64 = torch.float64
 EPS = 4e-16  # two roundings of numbers near one
 ROUNDING = 1e-12  # products of ten matrices of norm near one
 ODE = 1e-9  # scipy's solve_ivp at rtol 1e-11, over one unit of time
 ORDER = 0.15  # a measured order differs from its limit by O(dt) at the step sizes used
 DIFFERENCE = 1e-7  # central differences at step 1e-5 of functions of order one
 STDERRS = 4.0
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 A = torch.tensor([[-0.3, 1.0, 0.0], [-1.2, -0.4, 0.5], [0.2, 0.0, -0.7]], dtype=F64)

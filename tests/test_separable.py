@@ -21,8 +21,8 @@ from socft.truth.base import simulate
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
 from socft.truth.separable import SeparableTruth
+from tests.tensors import F64, generator, t
 
-F64 = torch.float64
 PLANE = 1e-4  # what 61 x 61 nodes reach for the control of these mixtures; the plane's own estimate is checked to cover it
 OBJECTIVE = 1e-8  # second order in the control's error
 CLOSED = 1e-9  # one-dimensional quadrature against the linear-quadratic solution, summed over 6 coordinates
@@ -31,14 +31,6 @@ ENVELOPE = 1e-6  # the gradient and the control are interpolated on the same gri
 STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
 ROUNDING = 1e-12
 SINGLE = 1e-4  # float32: sums over 64 coordinates of order 1
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def rotation(n: int) -> Tensor:

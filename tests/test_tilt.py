@@ -24,16 +24,12 @@ from socft.schedule import Schedule, ddpm, linear_levels, subsample, variance_pr
 from socft.truth.linear_quadratic import LinearQuadratic, evaluate_affine
 from socft.truth.quadrature import Quadrature
 from socft.truth.tilt import TiltGap, tilt_gap, tilted_law
+from tests.tensors import F64, t
 from toy.convergence import linear_quadratic_problem
 
-F64 = torch.float64
 CLOSED = 1e-10  # differences of values known to 1e-13 each
 MASSES = 1e-6  # the accuracy that tilted laws promise, times derivatives of order 1
 HALF = math.log(2)
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
 
 
 def memoryless(steps: int) -> Schedule:

@@ -20,12 +20,12 @@ from socft.sde import DriftSDE, EulerMaruyama, Exponential, Integrator, LinearSD
 from socft.truth.base import simulate
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.separable import SeparableTruth
+from tests.tensors import F64
 from toy.problems import BENCHMARKS, FINE_TUNING, Benchmark, benchmark, fine_tuning
 from toy.problems.pendulum import REACH, lowest, periodic_fields, swing_cost
 from toy.problems.reversed_bsde import MIXTURE_PUBLISHED, best_start, reverse_drift
 from toy.problems.socm import INTERIOR
 
-F64 = torch.float64
 STDERRS = 4.0
 PATHS = 4096
 ROUNDING = 1e-10

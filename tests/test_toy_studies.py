@@ -22,6 +22,7 @@ from socft.records import Record
 from socft.regression import LinearRegression
 from socft.rollout import Noise, rollout
 from socft.time_reversal import Reverser
+from tests.tensors import F64
 from toy import mixture, pendulum
 from toy.pipelines import martingale_sweep
 from toy.problems import benchmark
@@ -29,7 +30,6 @@ from toy.problems.pendulum import lowest
 from toy.problems.reversed_bsde import MIXTURE_PUBLISHED
 from toy.runner import fingerprint
 
-F64 = torch.float64
 ROUNDING = 1e-10
 COARSE: list[int] = list(pendulum.QUICK_NODES)
 MUST_COST = 1.47  # mean cost after the descent; the lowest point of the value is 1.4640

@@ -24,25 +24,13 @@ from socft.schedule import variance_preserving
 from socft.train import fit
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from socft.truth.quadrature import Quadrature
+from tests.tensors import F64, generator, randn, t
 from toy.convergence import linear_quadratic_problem
 from toy.problems import fine_tuning
 
-F64 = torch.float64
 EXACT = 1e-13  # relative: the gradient of a mean of returns in another order
 REACHED = 0.01  # objective gap relative to that of the start after 150 noisy steps with a decaying rate
 FLEXIBLE = 0.03  # the same for 27 features on a sine
-
-
-def t(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=F64)
 
 
 def plane_problem() -> ControlProblem:

@@ -30,6 +30,7 @@ def chapter(claims: Claims) -> str:
         Equalities compare a residual with its tolerance. Ratios below $10^(-6)$ are drawn there.""",
         "claims-figure",
         "One row per claim on a logarithmic axis: histogram of ratios, worst ratios marked, vertical line at the bound.",
+        tall=True,
     )
     return "\n\n".join([_introduction(claims), overview(claims), picture, *(section(claims, topic) for topic in TOPICS)])
 

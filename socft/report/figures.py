@@ -12,10 +12,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from socft.report.rows import Series
 
 NOT_MEASURED = "not measured"
+DECADE, FEW = 30, 4  # an axis that spans less is labelled within decades, and more finely
 WIDTH = 6.3  # inches, the width of the text
 STYLE: dict[Any, Any] = {
     "font.family": "serif",
@@ -101,6 +103,18 @@ def finish(axes: Axes, title: str, x: str, y: str, empty: str = NOT_MEASURED) ->
         axes.set_yticks([])
         note(axes, empty)
     return bool(axes.lines)
+
+
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic scale of what the curves reach, with a few labels; values that are not positive are left out."""
+    values = [float(v) for line in axes.lines for v in line.get_ydata() if v > 0]  # type: ignore[union-attr]
+    axes.set_yscale("log", nonpositive="mask")
+    axes.yaxis.set_major_locator(LogLocator(numticks=5))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if values and max(values) < DECADE * min(values):
+        subs = (1, 2, 3, 5) if max(values) > FEW * min(values) else (1, 1.5, 2, 3, 4, 5, 6, 8)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=5))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def legend(figure: Figure, axes: Sequence[Axes], columns: int, order: Sequence[str] = ()) -> None:

@@ -63,9 +63,8 @@ there are many estimators of it. {integer(tried or None)} of them are held again
 known, at policies from the pre-trained model to the optimum. Some estimate that gradient, some another vector field that vanishes
 at the optimum, some neither; these kinds are never compared with each other. Among those of the first kind, and with the same
 number
-of network evaluations, the smallest relative error on the Gaussian problem is {chapters.listed(start)} at the pre-trained model,
-and
-{chapters.listed(near)} near the optimum. Three published studies of time-reversed costates ({chapters.BSDE}) are replicated with
+of network evaluations, the smallest relative error on the Gaussian problem is {chapters.first(start)} at the pre-trained model,
+and {chapters.first(near)} near the optimum. Three published studies of time-reversed costates ({chapters.BSDE}) are replicated with
 their
 published defects and without. Every number is a record; the report computes nothing but ratios.
 """
@@ -88,8 +87,8 @@ def _axes() -> str:
     costates = figure(
         "costates.svg",
         """Mean-square distance of costate samples from the exact value gradient of the policy, against the step, at the optimum,
-        where the
-        costates of all unbiased estimators have it as their mean.""",
+        where the costates of all unbiased estimators have it as their mean. Errors below $10^(-7)$ of the largest in a panel are
+        not shown; those with the exact costate are rounding.""",
         "costates-figure",
         "Six panels of costate error against the step: two problems by three kinds of estimators.",
     )
@@ -108,8 +107,8 @@ def _replication(rows: Rows) -> str:
     samples = figure(
         "samples.svg",
         """Linear study, $epsilon = 1$: mean-square error of the costate at time 0 against the number of paths, with linear
-        features. Thin
-        and dashed: published, with networks. Grey: the distance of the chain itself from continuous time.""",
+        features. Thin and dashed: published, with networks. Grey: the distance of the chain itself from continuous time. Errors
+        below $10^(-7)$ of the largest in a panel are not shown.""",
         "samples-figure",
         "Two panels of mean-square error against the number of paths, one per integrator.",
     )
@@ -170,9 +169,11 @@ def _suites(rows: Rows) -> str:
     suite = figure(
         "socm.svg",
         """Mean-square error of the control over the paths of the optimum, along training, a row per problem and a column per kind.
-        The first point is the pre-trained model. Errors that are infinite are not drawn.""",
+        The first point is the pre-trained model. Errors that are infinite are not drawn, nor more than six estimators of a kind:
+        the tables have all.""",
         "socm-figure",
-        "Control error against gradient steps, four problems by three kinds of estimators.",
+        "Control error against gradient steps, four problems by kinds of estimators.",
+        tall=True,
     )
     return rf"""
 = Sweeps of a linear-quadratic regulator
@@ -197,7 +198,6 @@ def _reproduction(rows: Rows) -> str:
     commands = "\n".join(f"socft toy {study}" for study in STUDIES)
     counts = ", ".join(f"{text(study)} {integer(len(rows.of(study).records) or None)}" for study in STUDIES)
     return rf"""
-#pagebreak(weak: true)
 = Reproduction
 
 Each study is one command, at full scale or with `--quick` in minutes; the last command typesets this report from what they

@@ -16,9 +16,9 @@ LQ, MIXTURE = ARENAS
 
 
 def chapter(rows: Rows) -> str:
-    """The page."""
+    """The page, on one page."""
     return rf"""
-#pagebreak(weak: true)
+#block(breakable: false, above: 1.7em)[
 = Which estimator should I use?
 
 @winners ranks the estimators by their error at equal budget; an exact costate is known on test problems only and is left out. The
@@ -51,6 +51,7 @@ recommendations that follow quote the records; ratios of variances are between e
   {_value(rows, LQ, "cross entropy", 0.9)}.
 + *What biased estimators cost.* At the optimum, where the gradient is zero, the bias is
   {_biases(rows)}, in units of the gradient at the start. Where that is not zero to its error, the stationary point is elsewhere.
+]
 """
 
 

@@ -130,7 +130,7 @@ def pivot(rows: Rows, key: str, columns: Sequence[Any], digits: int = 3) -> list
         )
         found = [mine.where(**{key: each}).one() for each in columns]
         body.append((title, *(value(record, digits) for record in found)))
-        body += _beside(found, "published", digits)
+        body += beside(found, "published", digits)
     return body
 
 
@@ -146,12 +146,19 @@ def _several(groups: Mapping[tuple[str, ...], object], record: Record) -> bool:
     return sum(key[0] == record.estimator for key in groups) > 1
 
 
-def _beside(found: Sequence[Record | None], name: str, digits: int) -> list[Sequence[str]]:
+def beside(found: Sequence[Record | None], name: str, digits: int) -> list[Sequence[str]]:
+    """A row of another number that the records of a row hold, if any of them does."""
     values = [None if record is None else getattr(record, name) for record in found]
     if all(each is None or math.isnan(each) for each in values):
         return []
     shown = (NONE if each is None or math.isnan(each) else f"_{number(each, digits)}_" for each in values)
     return [(f"#h(1em) _{name}_", *shown)]
+
+
+def in_italics(rows: Rows) -> str:
+    """What a caption says of published numbers, if there are any."""
+    known = any(record.published is not None and not math.isnan(record.published) for record in rows)
+    return "; in italics what is published" if known else ""
 
 
 def title(metric: str) -> str:

@@ -13,6 +13,8 @@ from socft.report.gradient_variance_linear import EULER, PUBLISHED_BY_PATHS, PUB
 from socft.report.rows import Rows
 
 ROUNDING = 1e-12
+COUNTED = {"evaluations": "evaluations", "iteration": "gradient steps"}
+"""What curves of training are drawn against."""
 DIVERGED = 1e3  # a published error that is off every scale
 
 
@@ -49,24 +51,25 @@ class Curves:
 
 
 def learning(found: Rows, wanted: Sequence[Curves], key: str = "evaluations") -> bytes:
-    """Curves of training: a row for everything that is wanted, a column per kind."""
-    with panels(len(wanted), len(KINDS), 1.75 * len(wanted) + 1.1) as (figure, axes):
-        shown = {kind: methods(found, [each.problem for each in wanted], kind) for kind in KINDS}
+    """Curves of training: a row for everything that is wanted, a column per kind that was trained."""
+    shown = {kind: methods(found, [each.problem for each in wanted], kind) for kind in KINDS}
+    kinds = [kind for kind in KINDS if shown[kind]] or list(KINDS)
+    with panels(len(wanted), len(kinds), 1.75 * len(wanted) + 1.1) as (figure, axes):
         for row, each in enumerate(wanted):
             mine = found.where(each.metric, each.problem)
-            for column, kind in enumerate(KINDS):
-                ax = axes[row * len(KINDS) + column]
+            for column, kind in enumerate(kinds):
+                ax = axes[row * len(kinds) + column]
                 here = only(mine, lambda record, kind=kind: record.kind == kind)
                 for name, look in zip(shown[kind], LOOKS, strict=False):
                     draw(ax, here.where(estimator=name).series(key), look, name)
                 last = row == len(wanted) - 1
-                finish_scaled(ax, key if last else "", each.label if column == 0 else "", logarithmic_x=False)
+                finish_scaled(ax, COUNTED[key] if last else "", each.label if column == 0 else "", logarithmic_x=False)
                 if ax.lines:
                     ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 3))
                 if row == 0:
                     ax.set_title(kind)
-        for column, kind in enumerate(KINDS):
-            below_column(axes[column :: len(KINDS)], shown[kind], offset=-0.42)
+        for column, kind in enumerate(kinds):
+            below_column(axes[column :: len(kinds)], shown[kind], offset=-0.42)
         return svg(figure)
 
 

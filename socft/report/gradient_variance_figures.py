@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import NullFormatter
 
 from socft.records import Record
-from socft.report.figures import LOOKS, draw, finish, panels, svg
+from socft.report.figures import LOOKS, draw, finish, logarithmic, panels, svg
 from socft.report.gradient_variance_catalogue import KINDS
 from socft.report.gradient_variance_cells import only
 from socft.report.rows import Rows, Series
@@ -57,7 +57,6 @@ COSTATES: Mapping[str, tuple[str, ...]] = {
         "time-reversed, exact costate, published pairing",
     ),
 }
-DECADE = 30  # an axis that spans less is labelled within decades
 SHORTER = {
     "truncated backpropagation": "truncated",
     "truncated back-propagation": "truncated",
@@ -143,13 +142,8 @@ def finish_scaled(ax: Axes, x: str, y: str, logarithmic_x: bool = True, logarith
             ax.set_xticks(ticks, [f"{v:g}" for v in ticks])
         ax.xaxis.set_minor_formatter(NullFormatter())
     if logarithmic_y:
+        logarithmic(ax)
         values = [float(v) for line in ax.lines for v in line.get_ydata() if v > 0]  # type: ignore[union-attr]
-        ax.set_yscale("log", nonpositive="mask")
-        ax.yaxis.set_major_locator(LogLocator(numticks=5))
-        ax.yaxis.set_minor_formatter(NullFormatter())
-        if values and max(values) < DECADE * min(values):
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5), numticks=5))
-            ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         if values and min(values) * SPAN < max(values):
             ax.set_ylim(max(values) / SPAN, max(values) * 3)
 

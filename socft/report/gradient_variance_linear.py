@@ -9,6 +9,7 @@ from socft.records import Record
 from socft.report.gradient_variance_cells import (
     NONE,
     UNTIMED,
+    in_italics,
     missing,
     only,
     optimum_row,
@@ -114,8 +115,8 @@ def pendulum(rows: Rows) -> str:
         rows=body or [missing(8)],
         caption=f"""Pendulum: mean cost of initial states after descent along the learnt costate, exactly and by fresh
             simulation, with standard errors over seeds; the least possible cost is {number(optimum, 4)}. Beside it the
-            mean-square error
-            of the costate, over $N(0, I)$ and over the states passed on the way down.""",
+            mean-square error of the costate, over $N(0, I)$ and over the states passed on the way down. The adjoint _after it_
+            has the costate of the fitted Bellman recursion as control variate.""",
         label="pendulum",
         align="lrrrrrrr",
         long=True,
@@ -189,7 +190,8 @@ def _by_temperature(found: Rows, metric: str, columns: Sequence[float]) -> str:
     return Table(
         header=("method", *(f"temp ${each:g}$" for each in columns)),
         rows=body,
-        caption=f"Mixture study: {title(metric)} by temperature; in italics what is published.",
+        caption=f"Mixture study: {title(metric)} by temperature{in_italics(found)}.",
         label=f"mixture-{metric.replace('_', '-')}",
         align="l" + "r" * len(columns),
+        long=True,
     ).markup

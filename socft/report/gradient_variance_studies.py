@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from socft.records import Record
 from socft.report.gradient_variance_catalogue import KINDS
 from socft.report.gradient_variance_cells import (
     NONE,
     UNTIMED,
+    beside,
     ends,
+    in_italics,
     missing,
     only,
     pivot,
@@ -33,8 +36,8 @@ distance of
 the targets from their conditional mean, relative to that mean."""
 SWEEPS_TEXT = """The costate of a controlled oscillator at time 0 is learnt from paths with linear features, along the axes of
 #link("https://arxiv.org/abs/2410.04615")[2410.04615] and others. The policy is _given_, the chain's optimum; _iterated_, from
-the costate of the
-round before; or _published_, the same with a costate one step too early."""
+the costate of the round before; or _published_, the same with a costate one step too early. All numbers are mean-square errors
+against the costate of continuous time."""
 
 
 def training(rows: Rows, problem: str) -> str:
@@ -88,27 +91,67 @@ SWEEPS: Mapping[str, str] = {
 
 
 AXES: Mapping[str, str] = {
-    "dt": "the step size, noise in all directions",
-    "exponential": "the step size, exponential integrator",
-    "iteration": "the step size, policy iterated",
-    "paths": "the number of paths",
+    "dt": "step size, noise in all directions",
+    "exponential": "step size, exponential integrator",
+    "iteration": "step size",
+    "paths": "number of paths",
 }
+KEYS: Mapping[str, str] = {
+    "dt": "Delta t",
+    "paths": "N",
+    "d": "d",
+    "horizon": '"horizon"',
+    "noise": '"noise"',
+    "damping": '"damping"',
+}
+"""How settings of the sweeps are called."""
 
 
 def sweeps(rows: Rows) -> str:
-    """A table for every axis of the linear-quadratic sweeps."""
+    """The tables of the linear-quadratic sweeps: for infinitely many paths, and for finitely many."""
     found = without(only(rows.of("lq_sweeps"), lambda record: record.metric in ("mse", "limit_mse")), UNTIMED)
-    axes = list(dict.fromkeys(str(record.setting.get("axis", "")) for record in found if record.metric == "mse"))
-    tables = [_sweep(found.where("mse", axis=axis), axis, f"Sweep of {AXES.get(axis, axis)}") for axis in axes]
-    return "\n\n".join(filter(None, (*_limits(found.where("limit_mse")), *tables))) or NOT_MEASURED
+    return "\n\n".join(filter(None, (*_limits(found.where("limit_mse")), _sampled(found.where("mse"))))) or NOT_MEASURED
+
+
+def _sampled(found: Rows) -> str:
+    """A row for every setting and a column for every scheme, grouped by what varies and by the policy."""
+    schemes = found.fields("estimator")
+    if not schemes:
+        return ""
+    body: list[Sequence[str]] = []
+    for axis, policy in dict.fromkeys((record.setting["axis"], record.setting["policy"]) for record in found):
+        here = found.where(axis=axis, policy=policy)
+        key = SWEEPS[axis]
+        body.append((f"{text(AXES.get(axis, axis))}; the policy is {text(policy)}",))
+        for each in here.distinct(key):
+            records = [here.where(estimator=name, **{key: each}).one() for name in schemes]
+            body.append((_named(key, each), *(value(record, 2) for record in records)))
+            body += beside(records, "published", 2)
+    usual = ", ".join(_named(key, _commonest(found, key)) for key in KEYS if found.distinct(key))
+    return Table(
+        header=("", *(text(name).replace(" ", '"; \\ #"', 1) for name in schemes)),
+        rows=body,
+        caption=f"Finitely many paths: {usual}, but for what varies{in_italics(found)}.",
+        label="sweeps",
+        align="l" + "r" * len(schemes),
+        long=True,
+    ).markup
+
+
+def _named(key: str, each: Any) -> str:
+    return f"${KEYS[key]} = {each:g}$"
+
+
+def _commonest(found: Rows, key: str) -> Any:
+    values = [record.setting[key] for record in found if key in record.setting]
+    return max(dict.fromkeys(values), key=values.count)
 
 
 def _limits(found: Rows) -> list[str]:
     """For infinitely many paths: against the step size on the commonest horizon, and against the horizon."""
-    horizons = [record.setting["horizon"] for record in found if "horizon" in record.setting]
-    if not horizons:
+    if not found.distinct("horizon"):
         return []
-    usual = max(dict.fromkeys(horizons), key=horizons.count)
+    usual = _commonest(found, "horizon")
     others = only(found, lambda record: record.setting.get("horizon") != usual)
     steps = others.distinct("dt")
     title = "Infinitely many paths, published policy"
@@ -117,52 +160,54 @@ def _limits(found: Rows) -> list[str]:
 
 
 def _sweep(found: Rows, axis: str, caption: str) -> str:
-    key = SWEEPS.get(axis) or next(iter(varying(found)), "dt")
+    key = SWEEPS[axis]
     columns = found.distinct(key)
-    if not columns:
-        return ""
-    symbol = {"dt": "Delta t", "paths": "N", "d": "d"}.get(key, f'"{key}"')
     return Table(
-        header=("scheme", *(f"${symbol} = {each:g}$" if isinstance(each, int | float) else plain(each) for each in columns)),
+        header=("scheme", *(_named(key, each) for each in columns)),
         rows=pivot(found, key, columns, digits=2),
-        caption=f"{caption}: mean-square error of the costate at time 0 against continuous time; in italics what is published.",
-        label=f"sweep-{axis.replace(' ', '-')}",
+        caption=f"{caption}{in_italics(found)}.",
+        label=f"sweep-{axis}",
         align="l" + "r" * len(columns),
         long=True,
     ).markup
 
 
 def socm(rows: Rows) -> str:
-    """Where the estimators end on every problem of the suite, one table per problem and kind."""
+    """Where the estimators end on every problem of the suite, one table per kind."""
     found = rows.of("socm")
     for key in ("iteration", "index"):
         found = ends(found, key)
     tables = []
-    for problem in found.fields("problem"):
-        here = found.where(problem=problem)
-        metrics = here.fields("metric")
-        for kind in dict.fromkeys((*KINDS, *here.fields("kind"))):
-            mine = only(here, lambda record, kind=kind: record.kind == kind)
-            if mine:
-                tables.append(_ended(mine, problem, kind, metrics))
+    for kind in dict.fromkeys((*KINDS, *found.fields("kind"))):
+        mine = only(found, lambda record, kind=kind: record.kind == kind)
+        if mine:
+            tables.append(_ended(mine, kind))
     return "\n\n".join(tables) or NOT_MEASURED
 
 
-def _ended(mine: Rows, problem: str, kind: str, metrics: Sequence[str]) -> str:
+def _ended(mine: Rows, kind: str) -> str:
+    shown, body = mine.fields("metric"), []
+    for problem in mine.fields("problem"):
+        body.append((text(problem),))
+        body += _endings(mine.where(problem=problem), shown)
+    return Table(
+        header=("estimator", *map(title, shown)),
+        rows=body,
+        caption=f"Suite of SOCM, kind _{text(kind)}_: the end of training.",
+        label=f"socm-{kind.replace(' ', '-')}",
+        align="l" + "r" * len(shown),
+        long=True,
+    ).markup
+
+
+def _endings(mine: Rows, shown: Sequence[str]) -> list[Sequence[str]]:
+    """A row per estimator and combination of settings."""
     keys = varying(mine, (*UNTIMED, "iteration", "index"))
-    shown = [metric for metric in metrics if mine.where(metric)]
     groups: dict[tuple[str, str], dict[str, str]] = {}
     for record in mine:
         about = settings(record, [key for key in keys if key in record.setting])
         groups.setdefault((record.estimator, about), {})[record.metric] = value(record)
-    return Table(
-        header=("estimator", *map(title, shown)),
-        rows=[
-            (text(name) + (f" ({about})" if about else ""), *(cells.get(metric, NONE) for metric in shown))
-            for (name, about), cells in groups.items()
-        ],
-        caption=f"Suite of SOCM, {text(problem)}, kind _{text(kind)}_: the end of training.",
-        label=f"socm-{problem}-{kind.replace(' ', '-')}",
-        align="l" + "r" * len(shown),
-        long=True,
-    ).markup
+    return [
+        (text(name) + (f" ({about})" if about else ""), *(cells.get(metric, NONE) for metric in shown))
+        for (name, about), cells in groups.items()
+    ]

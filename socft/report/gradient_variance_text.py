@@ -100,10 +100,9 @@ With the same linear features, the same paths and $N = 2000$, the mean-square er
 lean
 adjoint is {", ".join(shares) or NOT_MEASURED}. {crossing(rows, EULER)} {crossing(rows, "exponential")}
 Of the error, {number(gap.value if gap else None)} is the distance of the Euler–Maruyama chain from continuous time, which no
-number of
-paths removes; against the chain's own costate the martingale-corrected adjoint is off by
-{number(corrected.value if corrected else None)}, the lean adjoint by {number(_one(chain, "lean adjoint"))} and the time-reversed
-costate by {number(_one(chain, "time-reversed costate"))}. In time, at $epsilon = 1$, the time-reversed costate takes
+number of paths removes; against the chain's own costate the mean-square error of the martingale-corrected adjoint is
+{number(corrected.value if corrected else None)}, that of the lean adjoint {number(_one(chain, "lean adjoint"))} and that of the
+time-reversed costate {number(_one(chain, "time-reversed costate"))}. In time, at $epsilon = 1$, the time-reversed costate takes
 {_seconds(rows, "time-reversed costate")} times as long as the lean adjoint, and the martingale-corrected one
 {_seconds(rows, "martingale-corrected adjoint")} times.
 """
@@ -118,10 +117,10 @@ def crossing(rows: Rows, integrator: str) -> str:
     ]
     known = [(paths, lean.value, back.value) for paths, lean, back in pairs if lean is not None and back is not None]
     if not known:
-        return f"Against $N$, {text(integrator)}: {NOT_MEASURED}."
+        return f"Against $N$, {text(integrator.replace('-', '–'))}: {NOT_MEASURED}."
     after = [paths for paths, lean, back in known if lean <= back]
     before = [paths for paths, lean, back in known if lean > back]
-    scheme = f"With the {text(integrator)} scheme and $epsilon = 1$"
+    scheme = f"With the {text(integrator.replace('-', '–'))} scheme and $epsilon = 1$"
     if not after:
         return f"{scheme} the time-reversed costate is the better one at every $N$ up to {integer(known[-1][0])}."
     if not before:
@@ -156,6 +155,11 @@ def best(rows: Rows, kind: str, arena: tables.Arena, scale: float) -> list[tuple
     """Estimators of a kind by their error at equal budget, best first, but for those that need an exact costate."""
     found = only(arena.rows(rows).where("error_at_budget", scale=scale), lambda r: r.kind == kind and ORACLE not in r.estimator)
     return sorted(((record.estimator, record.value) for record in found), key=lambda pair: pair[1])
+
+
+def first(pairs: Sequence[tuple[str, float]]) -> str:
+    """The best of a ranking as markup for a sentence: its error, and who has it."""
+    return f"{number(pairs[0][1])} ({text(pairs[0][0])})" if pairs else NOT_MEASURED
 
 
 def listed(pairs: Sequence[tuple[str, float]], count: int = 1) -> str:

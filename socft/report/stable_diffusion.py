@@ -12,7 +12,7 @@ from socft.report.base import Document, Report, provenance
 from socft.report.claim_lines import Claims
 from socft.report.rows import Rows
 from socft.report.stable_diffusion_figures import PI_FT, PRETRAINED, final
-from socft.report.typeset import NOT_MEASURED, document, figure, number, picture_rows, text
+from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, text
 
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
 BENCHMARK = "sd_benchmark"
@@ -103,7 +103,7 @@ and $v_k$ is that change over $sigma_k$. All methods maximise
 
 $ bb(E)[ r(X_T) - beta sum_k |v_k (X_k)|^2 \/ 2 ] , $
 
-the KL weight of the comparison being $beta = {number(beta)[1:-1]}$. The sampler that is trained, the one that is measured and the
+the KL weight of the comparison being $beta = {beta:g}$. The sampler that is trained, the one that is measured and the
 one that draws the pictures are the same code. PI-FT regresses the control on $B_k^top a_(k+1)\/beta$ with full adjoints $a$ along
 paths of the current policy; lean adjoints leave out the derivative of the control (adjoint matching); the martingale-corrected
 adjoint subtracts noise of known mean; DPOK and DDPO weigh log-probabilities by rewards; DRaFT-1 differentiates the last step.
@@ -141,7 +141,7 @@ def _samples(rows: Rows, beta: float) -> str:
         mine = [r for r in runs if r.problem == prompt and r.setting["beta"] == beta]
         names = {r.estimator: picture_of(r.estimator, prompt, beta) for r in mine}
         shown = {text(title): name for title, name in names.items() if name in rows.pictures}
-        blocks.append(picture_rows(shown, f"{text(prompt)}: the same noise in every column.", f"samples-{len(blocks)}"))
+        blocks.append(picture_rows(shown, f"“{text(prompt)}”: the same noise in every column.", f"samples-{len(blocks)}"))
     return "= Pictures\n\n" + ("\n\n".join(blocks) or NOT_MEASURED)
 
 
@@ -151,7 +151,7 @@ def _sweep(rows: Rows, prompt: str) -> str:
     shown = {title: name for title, name in names.items() if name in rows.pictures}
     picture = figure(
         "sweep.svg",
-        f"PI-FT on {text(prompt)}: norm of the gradient, reward and divergence along training.",
+        f"PI-FT on “{text(prompt)}”: norm of the gradient, reward and divergence along training.",
         "sweep-figure",
         "Three panels against rounds, one curve per KL weight.",
     )
@@ -162,14 +162,14 @@ def _sweep(rows: Rows, prompt: str) -> str:
 
 {tables.sweep(rows, prompt)}
 
-{picture_rows(shown, f"{text(prompt)} at several KL weights, the same noise in every column.", "samples-beta")}
+{picture_rows(shown, f"“{text(prompt)}” at several KL weights, the same noise in every column.", "samples-beta")}
 """
 
 
 def _stability(rows: Rows, prompt: str, beta: float) -> str:
     picture = figure(
         "noise.svg",
-        f"Training on {text(prompt)}: norm of the gradient, standard deviation of its noise, and the largest target control.",
+        f"Training on “{text(prompt)}”: norm of the gradient, standard deviation of its noise, and the largest target control.",
         "noise-figure",
         "Three panels against rounds on logarithmic scales, one curve per method.",
     )

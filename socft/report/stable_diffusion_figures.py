@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
-from socft.report.figures import LOOKS, Look, draw, finish, legend, panels, svg
+from socft.report.figures import LOOKS, Look, draw, finish, legend, logarithmic, panels, svg
 from socft.report.rows import Rows, Series
 
 PRETRAINED = "pre-trained"
@@ -60,7 +61,7 @@ def sweep(rows: Rows, prompt: str) -> bytes:
         for ax, metric in zip(axes, ("gradient_norm", "reward", "kl"), strict=True):
             for look, beta in zip(LOOKS, found.distinct("beta"), strict=False):
                 draw(ax, smooth(found.where(metric, beta=beta).series("round")), look, rf"$\beta = {beta:g}$")
-            finish(ax, {"gradient_norm": "gradient norm", "reward": "reward", "kl": "KL"}[metric], "rounds", "")
+            _finish(ax, {"gradient_norm": "gradient norm", "reward": "reward", "kl": "KL"}[metric])
         _logarithmic(axes[0])
         legend(figure, axes, 6)
         return svg(figure)
@@ -74,7 +75,7 @@ def training(rows: Rows, beta: float) -> bytes:
             for method in methods:
                 line = smooth(rows.where("reward", prompt, method, beta=beta).series("round"))
                 draw(ax, line, look_of(methods, method), method)
-            finish(ax, prompt, "rounds", "reward")
+            _finish(ax, prompt, "reward")
         legend(figure, axes, 3, methods)
         return svg(figure)
 
@@ -88,7 +89,7 @@ def noise(rows: Rows, prompt: str, beta: float) -> bytes:
             for method in methods:
                 line = smooth(rows.where(metric, prompt, method, beta=beta).series("round"))
                 draw(ax, line, look_of(methods, method), method)
-            finish(ax, title, "rounds", "")
+            _finish(ax, title)
             _logarithmic(ax)
         legend(figure, axes, 3, methods)
         return svg(figure)
@@ -103,9 +104,15 @@ def smooth(line: Series) -> Series:
     )
 
 
+def _finish(axes: Axes, title: str, y: str = "") -> None:
+    """Labels of a panel against rounds."""
+    if finish(axes, title, "rounds", y):
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
 def _logarithmic(axes: Axes) -> None:
     if axes.lines and min(min(line.get_ydata()) for line in axes.lines) > 0:  # type: ignore[arg-type]
-        axes.set_yscale("log")
+        logarithmic(axes)
 
 
 def _broken(prompt: str) -> str:

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from socft.records import Record
+from socft.report.gradient_variance_cells import plain, value
 from socft.report.rows import Rows
 from socft.report.stable_diffusion_figures import PI_FT, PRETRAINED, final, methods_of
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
 
 BELIEVED = 4.0
 """Standard errors beyond which a difference is called one."""
-
-
-def with_error(record: Record | None) -> str:
-    """A mean with its standard error."""
-    if record is None:
-        return NOT_MEASURED
-    return (
-        number(record.value) if record.stderr is None else f"{number(record.value)} #text(size: 7pt)[± {number(record.stderr, 2)}]"
-    )
 
 
 def reached(rows: Rows, beta: float) -> str:
@@ -34,7 +25,7 @@ def reached(rows: Rows, beta: float) -> str:
             body.append(
                 [
                     text(method),
-                    *(with_error(found[metric]) for metric in found),
+                    *(value(found[metric]) for metric in found),
                     number(cost.seconds) if tuned and cost is not None and cost.seconds is not None else "",
                     number(cost.peak_mb) if tuned and cost is not None and cost.peak_mb is not None else "",
                 ]
@@ -56,11 +47,11 @@ def sweep(rows: Rows, prompt: str) -> str:
     body = []
     for beta in found.distinct("beta"):
         mine = [found.where(metric, beta=beta).one() for metric in ("reward", "kl", "accuracy", "diversity")]
-        body.append([number(beta), *map(with_error, mine)])
+        body.append([plain(beta), *map(value, mine)])
     return Table(
         header=(r"$beta$", "reward", "KL", "accuracy", "diversity"),
         rows=body,
-        caption=f"PI-FT on {text(prompt)} at several KL weights.",
+        caption=f"PI-FT on “{text(prompt)}” at several KL weights.",
         label="sweep",
         align="lrrrr",
     ).markup
@@ -80,7 +71,7 @@ def drops(rows: Rows, beta: float) -> str:
             [
                 text(method),
                 text(worst.problem),
-                with_error(worst),
+                value(worst),
                 "yes" if real else "no",
                 number(growth.value if growth else None),
             ]
@@ -108,7 +99,7 @@ def targets(rows: Rows, prompt: str, beta: float) -> str:
     return Table(
         header=("policy", *(f"{at}, {'largest' if q == 1 else f'{q:.0%}'.replace('%', chr(92) + '%')}" for at, q in columns)),
         rows=body or [[NOT_MEASURED]],
-        caption=f"""Norms of the target controls of the last and of the first step over paths of {text(prompt)}: quantiles. The
+        caption=f"""Norms of the target controls of the last and of the first step over paths of “{text(prompt)}”: quantiles. The
             targets are those of the method itself, under the policy it ended with; the first row has those of PI-FT under no
             control.""",
         label="targets",
@@ -127,12 +118,13 @@ def benchmark(rows: Rows) -> str:
             memory = rows.where("peak_mb", record.problem, method, **record.setting).one()
             cells = [str(record.setting.get(key, "")) for key in keys]
             body.append(
-                [text(record.problem), *cells, with_error(record), number(memory.value if memory else None), text(record.device)]
+                [text(record.problem), *cells, value(record), number(memory.value if memory else None), text(record.device)]
             )
     return Table(
         header=("model", "steps", "trajectories", "loss steps", "seconds per gradient", "peak MB", "device"),
         rows=body or [[NOT_MEASURED]],
-        caption="Time and largest memory of a gradient step, sampling and labels included.",
+        caption="""Time and largest memory of a gradient step, sampling and labels included, by the names that configurations give
+            to estimators.""",
         label="benchmark",
         align="lrrrrrl",
         long=True,

@@ -98,7 +98,7 @@ class Table:
 
     Attributes:
         header: column titles, as markup.
-        rows: cells as markup; a row of one cell is a group title and spans the table.
+        rows: cells as markup; a row of one cell is a group title, spans the table and stands again on further pages.
         caption: markup.
         label: for references.
         align: one letter per column, l, c or r.
@@ -123,7 +123,7 @@ class Table:
         for index, row in enumerate(self.rows):
             if len(row) == 1:
                 cells += ["rule(0.3pt)"] if index else []
-                cells += [f"table.cell(colspan: {len(self.header)}, align: left)[#emph[{row[0]}]]"]
+                cells += [f"table.header(level: 2, table.cell(colspan: {len(self.header)}, align: left)[#emph[{row[0]}]])"]
             else:
                 cells += [f"[{cell}]" for cell in row]
         cells.append("rule(0.8pt)")
@@ -136,9 +136,10 @@ class Table:
         return f"#[\n{LONG}\n{made}\n]" if self.long else made
 
 
-def figure(picture: str, caption: str, label: str, alt: str) -> str:
-    """A picture at its natural width."""
-    return f"#figure(image({_string(picture)}, alt: {_string(alt)}), caption: [{caption}]) <{label}>"
+def figure(picture: str, caption: str, label: str, alt: str, tall: bool = False) -> str:
+    """A picture at its natural width; a tall one goes to the top or bottom of a page, and the text runs on before it."""
+    place = "placement: auto, " if tall else ""
+    return f"#figure(image({_string(picture)}, alt: {_string(alt)}), {place}caption: [{caption}]) <{label}>"
 
 
 def picture_rows(pictures: Mapping[str, str], caption: str, label: str) -> str:
