@@ -21,6 +21,7 @@ import torch
 from sd_experiments import config
 from sd_experiments.build import Experiment, build, device_of
 from sd_experiments.commands import CONFIGS
+from sd_experiments.memory import reset_peak
 from sd_experiments.monitor import METRICS, Display, diversity, read_metrics, save_grid
 from sd_experiments.picture_names import picture_of
 from sd_experiments.session import Drawn, drawn, fine_tune, fresh_noise, judged
@@ -194,6 +195,7 @@ def run_task(
     parsed = config.parse(settings)
     parsed = dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, out=str(folder)))
     rows: list[dict[str, Any]] = []
+    reset_peak(device_of(parsed.model.device))
     if method is None:
         experiment = build(parsed)
         policy: Policy = Uncontrolled(experiment.tasks[0].problem.reference)

@@ -25,6 +25,7 @@ A change G of the score is the whitened control :math:`v = g_k\,G / (\sqrt{a_k}\
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import functools
 import math
@@ -126,6 +127,14 @@ class GaussianDenoiser(Denoiser):
         maps = SpectralMaps(level.sqrt() * law.spectra / (level * law.spectra + 1 - level), law.bases[0])
         small = len(self.abar) * law.dims[0] ** 2 <= TABULATED
         self._maps: LinearMaps = DenseMaps(maps.dense()) if small else maps
+
+    def recentred(self, mean: Float[Tensor, " n"]) -> GaussianDenoiser:
+        """The score of the same covariance around another mean, with the same tables."""
+        require_finite(mean, "mean", "every entry must be a finite number.")
+        other = copy.copy(self)
+        other.law = copy.copy(self.law)
+        other.law.means = mean.unsqueeze(0)
+        return other
 
     def at(self, k: Step, x: States) -> Prediction:
         level, mean = at_step(self.abar, k, x), self.law.means[0].to(x)
@@ -268,28 +277,40 @@ class Guidance(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Naive(Guidance):
+class Conditioned(Guidance):
+    """Guidance for a linear response: its residual times a direction.
+
+    Attributes:
+        response: y and g.
+        strength: how strongly it pulls.
+    """
+
+    response: Response
+    strength: Strength
+
+    @abc.abstractmethod
+    def direction(self, at: Prediction) -> States:
+        """The addition per unit of ``y - g . x_0hat``, shape (batch, *dims)."""
+
+    def __call__(self, at: Prediction) -> States:
+        return self.response.residual(at.clean) * self.direction(at)
+
+
+class Naive(Conditioned):
     """``b' (y - g . x_0hat) g``: the gradient of the objective itself, which leaves the data's subspace where g does."""
 
-    response: Response
-    strength: Strength
-
-    def __call__(self, at: Prediction) -> States:
+    def direction(self, at: Prediction) -> States:
         g = self.response.gradient.to(at.x)
-        return self.strength(at, g, at.x) * self.response.residual(at.clean) * g
+        return self.strength(at, g, at.x) * g
 
 
-@dataclasses.dataclass(frozen=True)
-class LookAhead(Guidance):
+class LookAhead(Conditioned):
     """``-b grad (y - g . x_0hat)^2``, the gradient through the denoiser (Definition 1 of arXiv 2404.14743v2)."""
 
-    response: Response
-    strength: Strength
-
-    def __call__(self, at: Prediction) -> States:
+    def direction(self, at: Prediction) -> States:
         g = self.response.gradient.to(at.x)
         pulled = at.pullback(g)
-        return 2 * self.strength(at, g, pulled) * self.response.residual(at.clean) * pulled
+        return 2 * self.strength(at, g, pulled) * pulled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,7 +391,10 @@ def affine_policy(policy: Policy, steps: int, n: int) -> AffinePolicy:
         InvalidProblem: the policy is not affine.
     """
     probes = torch.cat([torch.zeros(1, n), torch.eye(n), torch.linspace(-2, 1, n)[None]]).double()
-    values = torch.stack([policy(k, probes) for k in range(steps)])
+    together = max(1, TABULATED // (len(probes) * n**2))
+    chunks = torch.arange(steps).split(together)
+    values = torch.cat([policy(k.repeat_interleave(len(probes)), probes.repeat(len(k), 1)) for k in chunks])
+    values = values.reshape(steps, len(probes), -1)
     offset = values[:, 0]
     gain = (values[:, 1:-1] - offset.unsqueeze(1)).mT
     error = values[:, -1] - offset - probes[-1] @ gain.mT

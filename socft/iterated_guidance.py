@@ -57,6 +57,34 @@ class Round:
     response: Response | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What a policy generated: samples of shape (batch, n), and the divergence of each path, shape (batch,)."""
+
+    samples: States
+    kl: PerSample
+
+
+class Passes(abc.ABC):
+    """How the chain is simulated under a policy."""
+
+    @abc.abstractmethod
+    def generate(self, policy: GuidancePolicy, batch: int, generator: torch.Generator) -> Generated:
+        """Independent samples, with the divergence of their paths from the pre-trained chain's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts(Passes):
+    """Step by step, whatever the chain and the score model."""
+
+    reference: Reference
+
+    @torch.no_grad()
+    def generate(self, policy: GuidancePolicy, batch: int, generator: torch.Generator) -> Generated:
+        path = rollout(self.reference, policy, Noise.sample(self.reference, batch, generator))
+        return Generated(path.final, path.kl().sum(0))
+
+
 class Query(abc.ABC):
     """Where the objective's gradient is asked for."""
 
@@ -91,9 +119,13 @@ class Target(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Increment(Target):
-    """``y = delta + g . z``: ask for ``delta`` more than the linearised objective has at z (appendix E.1 of arXiv 2404.14743v2)."""
+    """``y = delta + g . z``: ask for ``delta`` more than the linearised objective has at z (appendix E.1 of arXiv 2404.14743v2).
 
-    delta: float
+    Attributes:
+        delta: one number, or one per query point.
+    """
+
+    delta: float | Float[Tensor, " points"]
 
     def __call__(self, points: Tensor, gradient: Tensor, denoiser: Denoiser) -> Tensor:
         return self.delta + (gradient * points).sum(-1)
@@ -152,8 +184,11 @@ class Recentre(FineTuning):
         require(0 < self.rate <= 1, f"rate = {self.rate}; it must lie in (0, 1].")
 
     def update(self, denoiser: Denoiser, samples: States, generator: torch.Generator) -> Denoiser:
-        law = _gaussian(denoiser).law
-        return GaussianDenoiser(Gaussian(law.mean.lerp(samples.mean(0), self.rate), law.covariance), denoiser.abar)
+        model = _gaussian(denoiser)
+        mean = model.law.means[0].lerp(samples.mean(0), self.rate)
+        if isinstance(model, GaussianDenoiser):
+            return model.recentred(mean)
+        return GaussianDenoiser(Gaussian(mean, model.law.covariance), model.abar)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +235,7 @@ class IteratedGuidance:
 
     def rounds(
         self,
-        reference: Reference,
+        reference: Reference | Passes,
         schedule: Schedule,
         denoiser: Denoiser,
         reward: Reward,
@@ -211,15 +246,16 @@ class IteratedGuidance:
         """Yield round 0, the pre-trained model, and ``count`` guided rounds of ``batch`` samples each.
 
         Args:
-            reference: the pre-trained chain.
+            reference: the pre-trained chain, or how to simulate it.
             schedule: its coefficients.
             denoiser: its score model.
             reward: the objective f, differentiable.
         """
         require(count >= 0, f"count = {count}; it must not be negative.")
+        passes = Rollouts(reference) if isinstance(reference, Reference) else reference
         pretrained, model = denoiser, denoiser
-        policy: Policy = GuidancePolicy(schedule, pretrained, Unguided())
-        path = _generate(reference, policy, batch, generator)
+        policy = GuidancePolicy(schedule, pretrained, Unguided())
+        path = passes.generate(policy, batch, generator)
         yield (last := Round(0, path.samples, path.kl, policy, model))
         for index in range(1, count + 1):
             points = self.query.points(last.samples)
@@ -228,7 +264,7 @@ class IteratedGuidance:
                 model = self.fine_tuning.update(model, last.samples, generator)
             response = Response(gradient, self.target(points, gradient, model))
             policy = GuidancePolicy(schedule, model, self.guide(response), None if model is pretrained else pretrained)
-            path = _generate(reference, policy, batch, generator)
+            path = passes.generate(policy, batch, generator)
             yield (last := Round(index, path.samples, path.kl, policy, model, response))
 
 
@@ -261,18 +297,6 @@ def slopes(denoiser: Denoiser, like: States) -> Float[Tensor, "steps n n"]:
     probes = torch.cat([torch.zeros(1, n), torch.eye(n)]).to(like)
     values = torch.stack([denoiser.score(k, probes) for k in range(len(denoiser.abar))])
     return (values[:, 1:] - values[:, :1]).mT
-
-
-@dataclasses.dataclass(frozen=True)
-class _Generated:
-    samples: States
-    kl: PerSample
-
-
-@torch.no_grad()
-def _generate(reference: Reference, policy: Policy, batch: int, generator: torch.Generator) -> _Generated:
-    path = rollout(reference, policy, Noise.sample(reference, batch, generator))
-    return _Generated(path.final, path.kl().sum(0))
 
 
 def _gaussian(denoiser: Denoiser) -> GaussianDenoiser | LinearDenoiser:

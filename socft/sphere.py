@@ -18,6 +18,7 @@ von Mises and Fisher's (Mardia and Jupp 2000, section 9.3).
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -151,12 +152,12 @@ class SphereDenoiser(Denoiser):
     def __init__(self, law: Sphere, abar: Float[Tensor, " steps"]):
         super().__init__(abar)
         require(law.spread == 0, f"spread = {law.spread:g}; give the law on the sphere itself, the levels add the noise.")
-        self.law = law
+        self.law, self._natural = law, law.natural
 
     def at(self, k: Step, x: States) -> Prediction:
         level, R, D = at_step(self.abar, k, x), self.law.radius, self.law.dims[0]
         slope = level.sqrt() * R / (1 - level)
-        zeta = self.law.natural.to(x) + slope * x
+        zeta = self._natural.to(x) + slope * x
         q = zeta.square().sum(1)
         after = bessel_slope(q, D + 2).unsqueeze(1)
         B = 1 / (D + q.unsqueeze(1) * after)
@@ -166,6 +167,16 @@ class SphereDenoiser(Denoiser):
             return R * slope * (B * g + bend * (zeta * g).sum(1, keepdim=True) * zeta)
 
         return Prediction(x, R * B * zeta, level, pull)
+
+
+def zonal(denoiser: SphereDenoiser, natural: Float[Tensor, " m"]) -> SphereDenoiser:
+    """The denoiser on states that are coordinates in m orthonormal directions, the law's natural parameter among them.
+
+    It commutes with rotations that keep the law, so it maps such states to themselves.
+    """
+    other = copy.copy(denoiser)
+    other._natural = natural
+    return other
 
 
 def mean_direction(zeta: Float[Tensor, "batch D"]) -> Float[Tensor, "batch D"]:
@@ -231,15 +242,22 @@ class _LogMoment(torch.autograd.Function):
 
 def _slope(q: np.ndarray, D: int) -> np.ndarray:
     """``B_D = 1 / (D + q B_{D+2})``, started where ``B`` is ``1 / (m - 1/2 + sqrt((m + 1/2)^2 + q))`` to leading order, m = D/2."""
+    b, slow = np.empty_like(q), q > max(FRACTION_UP_TO, D) ** 2
+    b[~slow] = _fraction(q[~slow], D)
+    k = np.sqrt(q[slow])
+    b[slow] = ive(D / 2, k) / (k * ive(D / 2 - 1, k))
+    return b
+
+
+def _fraction(q: np.ndarray, D: int) -> np.ndarray:
+    """The continued fraction from its last term to its first, in place."""
     terms = _terms(float(q.max(initial=0.0)) ** 0.5, D)
     last = D + 2 * terms
     b = 1 / ((last - 1) / 2 + np.sqrt(((last + 1) / 2) ** 2 + q))
     for order in range(last - 2, D - 2, -2):
-        b = 1 / (order + q * b)
-    slow = q > max(FRACTION_UP_TO, D) ** 2
-    if slow.any():
-        k = np.sqrt(q[slow])
-        b[slow] = ive(D / 2, k) / (k * ive(D / 2 - 1, k))
+        b *= q
+        b += order
+        np.reciprocal(b, out=b)
     return b
 
 

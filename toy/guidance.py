@@ -1,17 +1,19 @@
-r"""Guidance against fine-tuning and optimal control: every number of the guidance report.
+r"""Guidance against fine-tuning and optimal control: every number of the guidance report that needs exact scores only.
 
-The simulations of Guo, Yuan, Yang, Chen and Wang (arXiv 2404.14743v2, appendix E.1) with exact scores, and with a
-trained network to isolate its error:
+The simulations of Guo, Yuan, Yang, Chen and Wang (arXiv 2404.14743v2, appendix E.1) with exact scores:
 
-* data on a subspace, :math:`x = A u`, D = 64, d = 16, :math:`u \sim N(0, I)`, 200 steps; objectives   :math:`f_1 = 10 -
-(\theta^\top x - 3)^2` with :math:`|\theta_\perp|/|\theta_\parallel| = 9` or :math:`\theta` in the subspace, and   :math:`f_2 = 5 -
-|x - b|/2` with b = 4 in every coordinate or :math:`b \sim N(4, 9 I)`; batches of 32, gradients at every sample,   :math:`y =
-\delta + g^\top z`, s = 0.1; * the uniform law on the unit sphere of 64 dimensions, :math:`f = \theta^\top x`, batches of 256, 25
-rounds.
+* data on a subspace, :math:`x = A u`, D = 64, d = 16, :math:`u \sim N(0, I)`, 200 steps; objectives
+  :math:`f_1 = 10 - (\theta^\top x - 3)^2` with :math:`|\theta_\perp|/|\theta_\parallel| = 9` or :math:`\theta` in the subspace, and
+  :math:`f_2 = 5 - |x - b|/2` with b = 4 in every coordinate or :math:`b \sim N(4, 9 I)`; batches of 32, gradients at every sample,
+  :math:`y = \delta + g^\top z`, s = 0.1;
+* the uniform law on the unit sphere of 64 dimensions, :math:`f = \theta^\top x`, batches of 256, 25 rounds.
 
 Frontiers of reward against divergence and against distance from the data compare one guided pass with universal guidance (arXiv
 2302.07121), classifier guidance (arXiv 2105.05233), a fine-tuned score and the optimal control. On the subspace they are exact in
 closed form, in the d + 1 coordinates that guidance moves; the others keep their pre-trained law.
+
+Passes are simulated in the few coordinates that guidance moves (`socft.guided_gaussian`, `socft.guided_sphere`), with the law of
+full ones, in about a minute on one core altogether; `toy.guidance_network` repeats the runs on :math:`f_1` with a trained network.
 """
 
 from __future__ import annotations
@@ -21,16 +23,16 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import brentq, minimize
 from torch import Tensor
 
-from socft.density import Gaussian, affine_reference, score_reference
+from socft.density import Gaussian, affine_reference
 from socft.guidance import (
     Classifier,
-    Denoiser,
     GaussianDenoiser,
     Guidance,
     GuidancePolicy,
@@ -40,22 +42,21 @@ from socft.guidance import (
     Posterior,
     Published,
     Response,
-    ScoreDenoiser,
     Unguided,
     Universal,
     affine_policy,
 )
-from socft.iterated_guidance import AtEach, FineTuning, Increment, IteratedGuidance, Recentre, Round
+from socft.guided_gaussian import GaussianPasses
+from socft.guided_sphere import SpherePasses
+from socft.iterated_guidance import AtEach, Increment, IteratedGuidance, Recentre, Round
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
 from socft.records import Record
-from socft.reference import AffineReference, Reference, ScoreReference, States
+from socft.reference import AffineReference, States
 from socft.reward import FunctionReward, Linear, Quadratic, Reward
-from socft.rollout import Noise, rollout
 from socft.schedule import Schedule, cosine_levels, ddpm
-from socft.score_network import FineTuneNetwork, ScoreNetwork, train_score
 from socft.sphere import Sphere, SphereDenoiser
-from socft.truth.affine_policy import evaluate_affine
+from socft.truth.affine_policy import affine_moments
 from socft.truth.linear_quadratic import LinearQuadratic
 from toy.runner import Study, Task
 
@@ -65,7 +66,7 @@ NOISE = 0.1  # s of the published simulations
 OFF_SUPPORT = 9.0  # |theta_perp| / |theta_par| of f1
 BATCH, SPHERE_BATCH = 32, 256
 SHARE = 0.02  # of the way to the batch's mean, per round of Algorithm 2
-MARKS = 48  # rounds recorded of a run
+MARKS = 48  # rounds recorded of a run, and every twentieth up to the hundredth, which shorter runs have too
 FRONTIER_PATHS = 1024
 KNOB_ACCURACY = 1e-5
 LARGEST_KNOB = 1e5
@@ -91,15 +92,30 @@ class PublishedRun:
 
 
 RUNS = {
-    ("f1 off", "G", 1): PublishedRun(0.9, 160),
-    ("f1 off", "G_loss", 1): PublishedRun(0.2, 160),
-    ("f1 off", "G", 2): PublishedRun(0.9, 400, 40),
-    ("f1 off", "G_loss", 2): PublishedRun(0.2, 400, 60),
-    ("f1 on", "G_loss", 1): PublishedRun(0.05, 500),
+    ("f1 off", "G", 1): PublishedRun(0.9, 1000),
+    ("f1 off", "G_loss", 1): PublishedRun(0.2, 1000),
+    ("f1 off", "G", 2): PublishedRun(0.9, 1200, 40),
+    ("f1 off", "G_loss", 2): PublishedRun(0.2, 1200, 60),
+    ("f1 on", "G_loss", 1): PublishedRun(0.05, 1000),
     ("f2 ones", "G_loss", 1): PublishedRun(1.0, 50),
     ("f2 random", "G_loss", 1): PublishedRun(1.0, 50),
 }
-"""The published settings by objective, guidance and algorithm; the runs of f1, of 1000 and 1200 rounds, are cut."""
+"""The published settings by objective, guidance and algorithm."""
+
+
+def charged(measure: Callable[..., list[Record]]) -> Callable[..., list[Record]]:
+    """A task that also records the processor time it took, in seconds."""
+
+    @functools.wraps(measure)
+    def task(**arguments: Any) -> list[Record]:
+        start = time.process_time()
+        records = measure(**arguments)
+        spent = time.process_time() - start
+        first = records[0]
+        cost = Record(STUDY_NAME, first.problem, "task_seconds", spent, arguments, first.estimator)
+        return [*records, cost]
+
+    return task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,12 +176,7 @@ def chain(steps: int) -> Schedule:
     return ddpm(cosine_levels(steps))
 
 
-def tabulated(law: Gaussian, schedule: Schedule) -> AffineReference:
-    """The pre-trained chain with its matrices written down, which is faster in few dimensions."""
-    made = affine_reference(law, schedule)
-    return AffineReference(made.transfer, made.diffusion, made.offset)
-
-
+@charged
 def rounds_task(objective: str, guidance: str, algorithm: int, delta: float, rounds: int, adapts: int, steps: int) -> list[Record]:
     """Reward, off-support ratio and divergence of the rounds of one published run, with the exact score."""
     data, schedule = subspace(), chain(steps)
@@ -173,7 +184,7 @@ def rounds_task(objective: str, guidance: str, algorithm: int, delta: float, rou
     run = IteratedGuidance(GUIDES[guidance], Increment(delta), AtEach(), tuning, adapts)
     denoiser = GaussianDenoiser(data.law, schedule.abar[:-1])
     made = run.rounds(
-        tabulated(data.law, schedule),
+        GaussianPasses(data.law, schedule),
         schedule,
         denoiser,
         data.objectives[objective],
@@ -182,10 +193,14 @@ def rounds_task(objective: str, guidance: str, algorithm: int, delta: float, rou
         torch.Generator().manual_seed(1),
     )
     setting = {"algorithm": algorithm, "score": "exact", "delta": delta}
-    return _round_rows(made, data, objective, guidance, rounds, setting)
+    return round_rows(made, STUDY_NAME, objective, guidance, rounds, setting)
 
 
-def _round_rows(made: Iterable[Round], data: Subspace, objective: str, guidance: str, rounds: int, setting: dict) -> list[Record]:
+def round_rows(
+    made: Iterable[Round], study: str, objective: str, guidance: str, rounds: int, setting: dict[str, Any]
+) -> list[Record]:
+    """The rounds of a run on the subspace, all of few or some of many."""
+    data = subspace()
     reward, marks, start, records = data.objectives[objective], _marks(rounds), time.perf_counter(), []
     for each in made:
         if each.index not in marks:
@@ -199,12 +214,13 @@ def _round_rows(made: Iterable[Round], data: Subspace, objective: str, guidance:
         spread = float(reward(each.samples).std()) / len(each.samples) ** 0.5
         spent, where = time.perf_counter() - start, setting | {"round": each.index}
         records += [
-            Record(STUDY_NAME, objective, m, v, where, guidance, seconds=spent, stderr=spread if m == "reward" else None)
+            Record(study, objective, m, v, where, guidance, seconds=spent, stderr=spread if m == "reward" else None)
             for m, v in values.items()
         ]
     return records
 
 
+@charged
 def regularised_task(objective: str, delta: float) -> list[Record]:
     """Where the published targets lead the mean: the maximum on the subspace of f less ``s^2 / (2 delta) |x|^2``, and of f."""
     data = subspace()
@@ -276,24 +292,31 @@ class Frontier:
         self.denoiser = GaussianDenoiser(self.case.law, self.schedule.abar[:-1])
         start = self.case.law.mean
         self.gradient = self.case.reward.gradient(start[None])[0]
-        zero = ControlProblem(self.reference, self.case.reward, 1.0)
-        self._zero = zero
-        self.floor = float(evaluate_affine(zero, AffinePolicy.zeros(self.reference)).covariance[-1, -1, -1])
+        self._zero = ControlProblem(self.reference, self.case.reward, 1.0)
+        self._ends: dict[str, tuple[AffinePolicy, AffinePolicy]] = {}
+        self.floor = float(affine_moments(self._zero, AffinePolicy.zeros(self.reference)).covariance[-1, -1, -1])
 
     def policy(self, method: str, knob: float) -> AffinePolicy:
-        """The policy of a method."""
+        """The policy of a method; all but the optimal control are affine in the knob, so that two of each are tabulated."""
         if method == "optimal control":
             return LinearQuadratic(ControlProblem(self.reference, self.case.reward, 1 / knob)).affine_policy
+        if method not in self._ends:
+            self._ends[method] = self.tabulated(method, 0.0), self.tabulated(method, 1.0)
+        zero, one = self._ends[method]
+        return AffinePolicy(zero.gain.lerp(one.gain, knob), zero.offset.lerp(one.offset, knob))
+
+    def tabulated(self, method: str, knob: float) -> AffinePolicy:
+        """The policy of a method at this very knob."""
         if method == "fine-tuned score":
-            new = Gaussian(self.case.law.mean + knob * self.case.law.covariance @ self.gradient, self.case.law.covariance)
-            tuned = GuidancePolicy(self.schedule, GaussianDenoiser(new, self.denoiser.abar), Unguided(), self.denoiser)
-            return affine_policy(tuned, self.schedule.steps, LATENT + 1)
-        made = GuidancePolicy(self.schedule, self.denoiser, METHODS[method](self, knob))
+            new = self.denoiser.recentred(self.case.law.mean + knob * self.case.law.covariance @ self.gradient)
+            made = GuidancePolicy(self.schedule, new, Unguided(), self.denoiser)
+        else:
+            made = GuidancePolicy(self.schedule, self.denoiser, METHODS[method](self, knob))
         return affine_policy(made, self.schedule.steps, LATENT + 1)
 
     def outcome(self, method: str, knob: float) -> Outcome:
         """Exact moments of the controlled chain; the distance is the root of the mean square."""
-        found = evaluate_affine(self._zero, self.policy(method, knob))
+        found = affine_moments(self._zero, self.policy(method, knob))
         across = float(found.covariance[-1, -1, -1] + found.mean[-1, -1].square())
         return Outcome(found.reward, float(found.kl.sum()), math.sqrt(across + self.case.rest * self.floor))
 
@@ -330,6 +353,7 @@ KNOBS = dict.fromkeys(("G", "G_loss, published", "G_loss, exact"), (0.02, 100.0)
 }
 
 
+@charged
 def frontier_task(spread: str, method: str, points: int, steps: int) -> list[Record]:
     """Reward, divergence and distance along the knob of one method."""
     frontier, records = Frontier(spread, steps), []
@@ -342,6 +366,7 @@ def frontier_task(spread: str, method: str, points: int, steps: int) -> list[Rec
     return records
 
 
+@charged
 def equal_reward_task(spread: str, method: str, rewards: Sequence[float], steps: int) -> list[Record]:
     """Divergence and distance of one method at given rewards; nan where it does not get there."""
     frontier, records = Frontier(spread, steps), []
@@ -364,42 +389,48 @@ def pole() -> Tensor:
     return theta / theta.norm()
 
 
-def sphere_task(guidance: str, delta: float, rounds: int, steps: int) -> list[Record]:
-    """Rounds of Algorithm 1 on the sphere with the exact score."""
-    law, schedule = Sphere(DIM), chain(steps)
-    reference = score_reference(law, schedule)
-    denoiser = SphereDenoiser(law, schedule.abar[:-1])
+@functools.cache
+def sphere_passes(steps: int) -> SpherePasses:
+    """Passes over the uniform law on the sphere with its exact score."""
+    schedule = chain(steps)
+    return SpherePasses(pole(), SphereDenoiser(Sphere(DIM), schedule.abar[:-1]), schedule)
+
+
+@charged
+def sphere_task(guidance: str, deltas: Sequence[float], rounds: int, steps: int) -> list[Record]:
+    """Rounds of Algorithm 1 on the sphere with the exact score, for several increments side by side: samples do not interact."""
+    passes, batch = sphere_passes(steps), SPHERE_BATCH
+    delta = torch.tensor(deltas, dtype=torch.float64).repeat_interleave(batch)
     run, reward = IteratedGuidance(GUIDES[guidance], Increment(delta), AtEach()), Linear(pole())
+    generator = torch.Generator().manual_seed(1)
     records = []
-    for each in run.rounds(
-        _seen(reference, denoiser), schedule, denoiser, reward, SPHERE_BATCH, rounds, torch.Generator().manual_seed(1)
-    ):
-        where = {"delta": delta, "round": each.index}
-        records += [
-            Record(STUDY_NAME, "sphere", metric, value, where, guidance)
-            for metric, value in _sphere_values(each.samples, each.kl).items()
-        ]
+    for each in run.rounds(passes, passes.schedule, passes.denoiser, reward, len(delta), rounds, generator):
+        for i, value in enumerate(deltas):
+            mine, where = slice(i * batch, (i + 1) * batch), {"delta": value, "round": each.index}
+            records += [
+                Record(STUDY_NAME, "sphere", metric, found, where, guidance)
+                for metric, found in _sphere_values(each.samples[mine], each.kl[mine]).items()
+            ]
     return records
 
 
+@charged
 def sphere_frontier_task(method: str, knobs: Sequence[float], paths: int, steps: int) -> list[Record]:
     """One pass with universal guidance, or with the control that is optimal in continuous time, for several weights."""
-    law, schedule, reward = Sphere(DIM), chain(steps), Linear(pole())
-    denoiser = SphereDenoiser(law, schedule.abar[:-1])
-    reference = _seen(score_reference(law, schedule), denoiser)
-    noise = Noise.sample(reference, paths, torch.Generator().manual_seed(3))
+    passes, reward = sphere_passes(steps), Linear(pole())
+    schedule, denoiser = passes.schedule, passes.denoiser
+    noise = passes.noise(paths, torch.Generator().manual_seed(3))
     records = []
     for knob in knobs:
         if method == "universal":
             policy = GuidancePolicy(schedule, denoiser, Universal(reward, knob))
         else:
-            tilted = law.tilted(reward, 1 / knob).density
-            policy = GuidancePolicy(schedule, SphereDenoiser(tilted, schedule.abar[:-1]), Unguided(), denoiser)
-        with torch.no_grad():
-            path = rollout(reference, policy, noise)
+            tilted = denoiser.law.tilted(reward, 1 / knob).density
+            policy = GuidancePolicy(schedule, SphereDenoiser(tilted, denoiser.abar), Unguided(), denoiser)
+        made = passes.simulate(policy, noise)
         records += [
             Record(STUDY_NAME, "sphere", f"frontier_{metric}", value, {"knob": knob}, method)
-            for metric, value in _sphere_values(path.final, path.kl().sum(0)).items()
+            for metric, value in _sphere_values(made.samples, made.kl).items()
         ]
     return records
 
@@ -412,65 +443,10 @@ def _sphere_values(x: States, kl: Tensor) -> dict[str, float]:
     }
 
 
-def _seen(reference: ScoreReference, denoiser: Denoiser) -> ScoreReference:
-    """The same chain, its score in closed form."""
-    return ScoreReference(reference.schedule, denoiser.score, reference.dims)
-
-
-# A learnt score ------------------------------------------------------------------------------------------------------
-
-
-def network_task(train: int, width: int, rounds: int, steps: int) -> list[Record]:
-    """A network trained on the subspace, its error, and the published runs on f1 with it."""
-    data, schedule, generator = subspace(), chain(steps), torch.Generator().manual_seed(4)
-    network = ScoreNetwork(schedule.abar[:-1], DIM, width, generator=generator)
-    start = time.perf_counter()
-    train_score(network, lambda batch: data.law.sample(batch, generator), generator, steps=train)
-    network.requires_grad_(False)
-    seconds = time.perf_counter() - start
-    records = [_score_error(network, data, schedule, train, seconds)]
-    for guidance in GUIDES:
-        for algorithm in (1, 2):
-            delta = RUNS["f1 off", guidance, algorithm].delta
-            records += _network_run(network, guidance, algorithm, delta, rounds, schedule)
-    return records
-
-
-def _network_run(
-    network: ScoreNetwork, guidance: str, algorithm: int, delta: float, rounds: int, schedule: Schedule
-) -> list[Record]:
-    data = subspace()
-    tuning: FineTuning | None = None
-    if algorithm == 2:
-        adapted = ScoreNetwork(network.abar, DIM, network.network[0].out_features)  # type: ignore[arg-type]
-        adapted.load_state_dict(network.state_dict())
-        tuning = FineTuneNetwork(adapted, NETWORK_RATE)
-    run = IteratedGuidance(GUIDES[guidance], Increment(delta), AtEach(), tuning)
-    reference: Reference = ScoreReference(schedule, network, (DIM,))
-    denoiser = ScoreDenoiser(network, network.abar)
-    made = run.rounds(reference, schedule, denoiser, data.objectives["f1 off"], BATCH, rounds, torch.Generator().manual_seed(1))
-    setting = {"algorithm": algorithm, "score": "network", "delta": delta}
-    return _round_rows(made, data, "f1 off", guidance, rounds, setting)
-
-
-NETWORK_RATE = 1e-4  # of Algorithm 2's Adam, one step per round
-
-
-def _score_error(network: ScoreNetwork, data: Subspace, schedule: Schedule, train: int, seconds: float) -> Record:
-    """Mean over steps of ``h E |s - s*|^2 / D``, the error of the predicted noise per coordinate, at fresh samples."""
-    generator, errors = torch.Generator().manual_seed(5), []
-    for k, level in enumerate(schedule.abar[:-1].tolist()):
-        clean = data.law.sample(256, generator)
-        x = level**0.5 * clean + (1 - level) ** 0.5 * torch.randn(clean.shape, generator=generator, dtype=torch.float64)
-        with torch.no_grad():
-            difference = network(k, x) - data.law.noised_score(level, x)
-        errors.append((1 - level) * float(difference.square().mean()))
-    return Record(STUDY_NAME, "subspace", "score_error", float(np.mean(errors)), {"train": train}, "network", seconds=seconds)
-
-
 def _marks(rounds: int) -> frozenset[int]:
-    """Rounds to record: all of few, else evenly spaced on a square-root scale."""
-    return frozenset(np.unique(np.round(np.linspace(0, 1, MARKS) ** 2 * rounds).astype(int)).tolist())
+    """Rounds to record: all of few, else some, on a square-root scale."""
+    scale = np.unique(np.round(np.linspace(0, 1, MARKS) ** 2 * rounds).astype(int))
+    return frozenset(scale.tolist()) | frozenset(range(0, min(rounds, 100) + 1, 20))
 
 
 def tasks(quick: bool) -> list[Task]:
@@ -493,17 +469,11 @@ def tasks(quick: bool) -> list[Task]:
             out.append(Task(f"equal reward {spread} {method}", equal_reward_task, where | {"rewards": rewards}))
     deltas = [0.2] if quick else [0.05, 0.2, 0.52]
     for guidance in GUIDES:
-        for delta in deltas:
-            length = {"rounds": 4 if quick else 25, "steps": steps}
-            out.append(Task(f"sphere {guidance} {delta}", sphere_task, {"guidance": guidance, "delta": delta} | length))
+        length = {"rounds": 4 if quick else 25, "steps": steps}
+        out.append(Task(f"sphere {guidance}", sphere_task, {"guidance": guidance, "deltas": deltas} | length))
     for method, knobs in SPHERE_KNOBS.items():
-        chosen = knobs[::4] if quick else knobs
-        paths = 128 if quick else FRONTIER_PATHS
-        out.append(
-            Task(f"sphere {method}", sphere_frontier_task, {"method": method, "knobs": chosen, "paths": paths, "steps": steps})
-        )
-    sizes = {"train": 60, "width": 64, "rounds": 4} if quick else {"train": 3000, "width": 256, "rounds": 60}
-    out.append(Task("network", network_task, sizes | {"steps": steps}))
+        where = {"knobs": knobs[::4] if quick else knobs, "paths": 128 if quick else FRONTIER_PATHS}
+        out.append(Task(f"sphere frontier {method}", sphere_frontier_task, where | {"method": method, "steps": steps}))
     return out
 
 

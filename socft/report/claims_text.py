@@ -58,6 +58,16 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "adjoint_index": "Index of the costate",
         "estimator_unbiasedness": "What estimators estimate",
     },
+    "Gradient guidance (arXiv 2404.14743)": {
+        "guidance_subspace": "Subspace kept by look-ahead",
+        "guidance_strength": "Strength of look-ahead",
+        "guidance_published_rule": "Published strength",
+        "guidance_conditional_score": "Conditional score",
+        "guidance_linear_score": "Learnt linear score",
+        "guidance_pass_mean": "Mean of a guided pass",
+        "guidance_algorithm_1": "Algorithm 1",
+        "guidance_algorithm_2": "Algorithm 2",
+    },
 }
 """Titles of the claims, in the order of the report; a claim that is missing here is shown under its own name."""
 

@@ -27,18 +27,16 @@ from socft.truth.quadratic import QuadraticValue, accumulate, affine_of, pull, p
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicyEvaluation(Evaluation):
-    """What an affine policy achieves, exactly.
+class PolicyMoments(Evaluation):
+    """What an affine policy achieves, exactly, with the moments of its chain.
 
     Attributes:
         running_cost: expected running cost per step, shape (T,).
-        value: the policy's own value functions; their gradient is its costate.
         mean: mean of every state, shape (T + 1, n).
         covariance: covariance of every state, shape (T + 1, n, n).
     """
 
     running_cost: Float[Tensor, " steps"]
-    value: QuadraticValue
     mean: Float[Tensor, "steps_plus_1 n"]
     covariance: Float[Tensor, "steps_plus_1 n n"]
 
@@ -46,6 +44,13 @@ class PolicyEvaluation(Evaluation):
     def final_law(self) -> Gaussian:
         """The law of ``X_T``."""
         return Gaussian(self.mean[-1], self.covariance[-1])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyEvaluation(PolicyMoments):
+    """The same, and the policy's own value functions; their gradient is its costate."""
+
+    value: QuadraticValue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +68,16 @@ def evaluate_affine(problem: ControlProblem, policy: AffinePolicy) -> PolicyEval
     Raises:
         InvalidProblem: the reference is not affine, the reward or the running cost not quadratic, or a shape does not fit.
     """
-    closed, form = _close(problem, policy), as_quadratic(problem.reward)
-    value = _policy_value(problem, policy, closed)
-    mean, covariance = _moments(problem, closed)
+    found, value = affine_moments(problem, policy), _policy_value(problem, policy, _close(problem, policy))
+    fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    return PolicyEvaluation(value=value, **fields)
+
+
+@torch.no_grad()
+def affine_moments(problem: ControlProblem, policy: AffinePolicy) -> PolicyMoments:
+    """`evaluate_affine` without the value functions, in half the time."""
+    form = as_quadratic(problem.reward)
+    mean, covariance = _moments(problem, _close(problem, policy))
     second = covariance + mean.unsqueeze(2) * mean.unsqueeze(1)
     moved = (policy.gain @ mean[:-1].unsqueeze(2)).squeeze(2)
     squared = (policy.gain @ second[:-1] * policy.gain).sum((1, 2))
@@ -74,9 +86,7 @@ def evaluate_affine(problem: ControlProblem, policy: AffinePolicy) -> PolicyEval
     running = (h * mean[:-1]).sum(1) + (0 if F is None else (F * second[:-1]).sum((1, 2)) / 2)
     reward = float((form.P * second[-1]).sum() / 2 + form.linear @ mean[-1]) + form.c
     objective = reward - float(running.sum() + problem.beta @ kl)
-    return PolicyEvaluation(
-        objective=objective, reward=reward, kl=kl, running_cost=running, value=value, mean=mean, covariance=covariance
-    )
+    return PolicyMoments(objective=objective, reward=reward, kl=kl, running_cost=running, mean=mean, covariance=covariance)
 
 
 @torch.no_grad()
@@ -142,8 +152,8 @@ def _moments(problem: ControlProblem, closed: _Closed) -> tuple[Tensor, Tensor]:
     covariances = [reference.initial_factor @ reference.initial_factor.mT]
     identity = torch.eye(*reference.noise_dims, dtype=torch.float64).expand(reference.steps, -1, -1)
     factors = push(reference.diffusion, identity)
-    for k in range(reference.steps):
-        means.append(closed.A[k] @ means[-1] + closed.b[k])
-        spread = closed.A[k] @ covariances[-1] @ closed.A[k].mT + factors[k] @ factors[k].mT
+    for A, b, noise in zip(closed.A.unbind(), closed.b.unbind(), (factors @ factors.mT).unbind(), strict=True):
+        means.append(torch.addmv(b, A, means[-1]))
+        spread = torch.addmm(noise, A @ covariances[-1], A.mT)
         covariances.append((spread + spread.mT) / 2)
     return torch.stack(means), torch.stack(covariances)
