@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from socft.checks import require, require_finite
 from socft.features import Features
 
+_REMEDY = "the samples left the region where the fit is accurate; add paths, ridge, or centres."
+
 Field = Callable[[Tensor], Tensor]
 
 
@@ -48,6 +50,7 @@ class LinearRegression(Regression):
             scale = (self.ridge * design.square().sum(0).mean()).sqrt()
             penalty = scale * torch.eye(design.shape[1], dtype=x.dtype)
             design, y = torch.cat([design, penalty]), torch.cat([y, y.new_zeros(len(penalty), y.shape[1])])
+        require_finite(design, "feature", _REMEDY)
         weight = torch.linalg.lstsq(design, y, driver="gelsd").solution
         return lambda z: self.features(z) @ weight
 
@@ -166,4 +169,4 @@ class Perceptron(nn.Module):
 
 def _require_finite(x: Tensor, y: Tensor) -> None:
     for values, what in ((x, "sample"), (y, "target")):
-        require_finite(values, what, "the samples left the region where the fit is accurate; add paths, ridge, or centres.")
+        require_finite(values, what, _REMEDY)
