@@ -12,6 +12,8 @@ from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.policy import AffinePolicy
 from socft.rollout import Noise, rollout
+from socft.schedule import ddpm, linear_levels, subsample
+from toy.contenders import CONTENDERS
 from toy.measure import Estimate, Memory, estimate, peak_memory
 from toy.problems import benchmark
 from toy.situations import Situation, situation
@@ -19,6 +21,7 @@ from toy.situations import Situation, situation
 IDENTITY = 1e-12  # the same sums in another order
 STDERRS = 4.0
 PATHS = 4000
+SHORT, WIDE, FEW = (6, 18), 16, 20
 
 
 def noise(where: Situation, paths: int = PATHS, seed: int = 0) -> Noise:
@@ -122,3 +125,19 @@ def test_adjoints_need_no_memory_that_grows_with_the_steps():
         peaks.append(peak_memory(FullAdjoint(), where.problem, where.policy, path))
     state = 500 * 2 * 8 / 1e6
     assert peaks[1] < peaks[0] + state
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_the_declared_growth_of_memory_is_the_measured_one(name):
+    """In states per step and path; at 16 dimensions a number per step is a sixteenth of one."""
+    peaks, declared = [], None
+    for steps in SHORT:
+        schedule = ddpm(subsample(linear_levels(1000), steps))
+        where = situation(benchmark("lq-fine-tuning", d=WIDE, schedule=schedule), 0.5)
+        estimator = CONTENDERS[name].make(where)
+        with torch.no_grad():
+            path = rollout(where.problem.reference, where.policy, noise(where, FEW))
+        peaks.append(peak_memory(estimator, where.problem, where.policy, path))
+        declared = estimator.cost.memory
+    growth = (peaks[1] - peaks[0]) / (SHORT[1] - SHORT[0]) / (FEW * WIDE * 8 / 1e6)
+    assert growth > 0.9 if declared == "T" else growth < 0.5

@@ -222,6 +222,28 @@ def test_the_sweeps_show_every_setting_of_every_scheme(rows):
     assert table.count("_$0.037$_") == len(shown) * len(PIPELINES)
 
 
+def test_every_axis_shows_the_base_point_that_is_measured_once(rows):
+    setting = {"dt": 0.1, "noise": 1.0, "axis": "base", "policy": "given"}
+    middle = [record("lq_sweeps", "oscillator", "mse", 0.6543, setting, name, "unbiased") for name in PIPELINES]
+    table = gradient_variance_studies.sweeps(Rows((*rows, *middle))).split("Finitely many paths")[1]
+    cells = re.findall(r"\[(.*?)\](?=,|\))", table)
+    order = [cells.index(f'$"noise" = {noise}$') for noise in (0.1, 1, 10)]
+    assert order == sorted(order)
+    assert cells[order[1] + 1 : order[1] + 1 + len(PIPELINES)] == ["$0.65$"] * len(PIPELINES)
+    assert table.count("0.65") == len(PIPELINES)  # not among the step sizes, whose noise is another, nor on its own
+
+
+def test_a_divergence_says_by_what_factor_offsets_grow(rows):
+    found = [
+        record("lq_sweeps", "oscillator", "limit_offset_factor", factor, {"dt": dt, "horizon": horizon, "axis": "limit"})
+        for dt, horizon, factor in ((0.4, 4.0, 1.147), (0.2, 4.0, 0.794), (0.2, 8.0, 0.31))
+    ]
+    said = gradient_variance_studies.sweeps(Rows((*rows, *found)))
+    assert "$0.794$ at $Delta t = 0.2$, $1.15$ at $Delta t = 0.4$; above 1 offsets grow" in " ".join(said.split())
+    assert "0.31" not in said
+    assert "offsets grow" not in gradient_variance_studies.sweeps(rows)
+
+
 def test_the_kind_of_the_records_counts_not_that_of_the_catalogue(rows):
     changed = Rows(tuple(dataclasses.replace(r, kind=KINDS[2]) if r.estimator == "SOCM" else r for r in rows.of("variance")))
     assert "SOCM" in names(changed, KINDS[2])

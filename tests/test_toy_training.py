@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.cli import STUDIES
@@ -18,9 +19,11 @@ from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
 from socft.martingale import Antithetic, FirstOrder
 from socft.policy import AffinePolicy, Uncontrolled
+from socft.reference import MatrixDiffusion
 from socft.rollout import Noise, rollout
 from socft.schedule import ddpm, linear_levels, subsample
 from socft.truth.linear_quadratic import LinearQuadratic
+from socft.truth.quadratic import affine_of, running_of
 from toy import lq_sweeps, socm
 from toy.measure import estimate
 from toy.problems import benchmark
@@ -45,6 +48,8 @@ from toy.training import (
 EXACT_NOISE = 1e-20  # the project's claim for an exact field: rounding squared, 1e-32, times the condition of 25 steps
 STDERRS = 4.0
 ROUNDING = 1e-9
+LONG_HORIZON_MSE = 1.4766e-10
+"""Of the time-reversed costate at dt = 0.05 and horizon 8: 59 rounds from zero in arithmetic of 600 digits."""
 PATHS = 400
 STEPS = 20
 
@@ -258,7 +263,8 @@ def test_martingale_corrected_costates_are_the_chains_own(policy):
 
 def test_the_limit_of_time_reversed_costates_is_that_of_many_paths():
     where = lq_sweeps.case(json.dumps({"dt": 0.2, "horizon": 0.8}), "Euler-Maruyama", True)
-    limit = lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 30)
+    limit = lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 60).costate
+    assert limit is not None
     scheme, rule = lq_sweeps.SCHEMES["time-reversed costate"], lq_sweeps.published_steering
     away = []
     for paths in (300, 6000):
@@ -275,10 +281,83 @@ def test_the_reversed_costate_inherits_the_stationary_point_of_continuous_time()
     ratios = {}
     for horizon in (0.4, 6.0):
         where = lq_sweeps.case(json.dumps({"dt": 0.1, "horizon": horizon}), "Euler-Maruyama", True)
-        reversed_error = lq_sweeps.distances(where, lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 200))["mse"]
-        ratios[horizon] = reversed_error / lq_sweeps.distances(where, where.chain)["mse"]
+        limit = lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 200).costate
+        assert limit is not None
+        ratios[horizon] = lq_sweeps.distances(where, limit)["mse"] / lq_sweeps.distances(where, where.chain)["mse"]
     assert ratios[6.0] < 1e-5
     assert ratios[0.4] > 1e-2
+
+
+def test_at_a_long_horizon_the_limit_is_that_of_the_rounds_from_zero_in_600_digits():
+    where = lq_sweeps.case(json.dumps({"dt": 0.05, "horizon": 8.0}), "Euler-Maruyama", True)
+    limit = lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 200).costate
+    assert limit is not None
+    assert math.isclose(lq_sweeps.distances(where, limit)["mse"], LONG_HORIZON_MSE, rel_tol=1e-4)
+    assert lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 5).costate is None  # it has not settled yet
+
+
+def offset_map(where: lq_sweeps.Case, G: Tensor) -> Tensor:
+    """What a round makes of the offsets of a costate, as a matrix: from the means of the paths and of their reversal."""
+    problem, eye = where.problem, torch.eye(2, dtype=torch.float64)
+    reference, (F, _), steps = affine_of(problem), running_of(problem), problem.steps
+    assert isinstance(reference.diffusion, MatrixDiffusion)
+    assert F is not None
+    A, B = reference.transfer, reference.diffusion.matrices
+
+    def after(g: Tensor) -> Tensor:
+        policy = lq_sweeps.published_steering(problem, lq_sweeps.Affine(G, g), where.channel)
+        closed, push = A + B @ policy.gain.detach(), (B @ policy.offset.detach().unsqueeze(2)).squeeze(2)
+        covariance, mean = [reference.initial_factor @ reference.initial_factor.mT], [torch.zeros(2, dtype=torch.float64)]
+        for k in range(steps):
+            covariance.append(closed[k] @ covariance[k] @ closed[k].mT + B[k] @ B[k].mT)
+            mean.append(closed[k] @ mean[k] + push[k])
+        spread, seen_mean, found = covariance[-1], mean[-1], [torch.zeros(2, dtype=torch.float64)]
+        for k in reversed(range(steps)):
+            pull = B[k] @ B[k].mT @ torch.linalg.inv(covariance[k + 1])
+            back = 2 * eye - closed[k] - pull
+            below, here = back @ seen_mean - push[k] + pull @ mean[k + 1], back @ spread @ back.mT + B[k] @ B[k].mT
+            rest = A[k].mT @ G[k + 1] - F[k] + G[k + 1] @ (closed[k] - 2 * eye)
+            lost = seen_mean - spread @ back.mT @ torch.linalg.solve(here, below)
+            found.append(A[k].mT @ found[-1] + G[k + 1] @ push[k] + rest @ lost)
+            spread, seen_mean = here, below
+        return torch.stack(found[::-1])
+
+    units = torch.eye(2 * (steps + 1), dtype=torch.float64)
+    return torch.stack([after(e.reshape(steps + 1, 2)).flatten() for e in units], 1)
+
+
+@pytest.mark.parametrize(("dt", "grows"), [(0.2, False), (0.4, True)])
+def test_offsets_grow_in_every_round_where_steps_are_long(dt, grows):
+    where = lq_sweeps.case(json.dumps({"dt": dt}), "Euler-Maruyama", True)
+    limit = lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 200)
+    assert limit.costate is not None
+    largest = float(torch.linalg.eigvals(offset_map(where, limit.costate.G)).abs().max())
+    assert math.isclose(limit.offset_factor, largest, rel_tol=1e-3)
+    assert (limit.offset_factor > 1) is grows
+
+
+def test_a_costate_that_does_not_settle_is_a_divergence():
+    """Its gains settle, its offsets do not: what is left is no number."""
+    scheme, rule = lq_sweeps.SCHEMES["time-reversed costate"], lq_sweeps.published_steering
+    learnt = {}
+    for dt in (0.2, 0.4):
+        where = lq_sweeps.case(json.dumps({"dt": dt}), "Euler-Maruyama", True)
+        learnt[dt] = lq_sweeps.learn(where, scheme, rule, 300, 60, 0)
+    assert learnt[0.2].costate is not None
+    assert not learnt[0.2].note
+    assert learnt[0.4].costate is None
+    assert "still changing" in learnt[0.4].note
+
+
+def test_every_axis_of_the_sweeps_goes_through_the_base_point():
+    settings = {axis.name: axis for axis in lq_sweeps.AXES}
+    (base,) = settings["base"].varied
+    for name in ("paths", "horizon", "noise", "damping", "dimension"):
+        axis = settings[name]
+        assert (axis.policies, axis.integrators, axis.everywhere) == (("given",), ("Euler-Maruyama",), False)
+        for each in axis.varied:
+            assert len({key for key in each if each[key] != base.get(key)}) == 1
+    assert base == {"dt": 0.2, "paths": 2000}
 
 
 def test_studies_are_found_and_their_tasks_have_fingerprints():

@@ -22,6 +22,10 @@ of Riccati's equation, seen from :math:`X_{k+1}`. Its stationary point is that o
 the optimum of the chain is off by O(dt) for ever. At T = 4 the equation is almost stationary at time 0, so there the time-reversed
 costate is three orders of magnitude more accurate than the chain that it simulates: a statement on that horizon. ``limit``
 records say how far it carries at others and at other times.
+
+The offset of a costate is zero for infinitely many paths, and with finitely many it is sampling error, which every round of a
+policy with the published index multiplies: ``limit_offset_factor`` is by how much. Above 1, as at dt = 0.4, gains settle and
+offsets grow for ever. A costate that has not settled when the rounds are over is recorded as a divergence.
 """
 
 from __future__ import annotations
@@ -63,9 +67,11 @@ from toy.runner import Study, Task
 STUDY_NAME = "lq_sweeps"
 PATHS = 2000
 SEEDS, QUICK_SEEDS = 2, 1
-ROUNDS, QUICK_ROUNDS = 60, 8
+ROUNDS = 60
 CONVERGED = 1e-5
-"""Largest change of a gain between rounds, relative to the largest gain, at which iteration ends."""
+"""Largest change of a coefficient between rounds, relative to the largest coefficient, at which iteration ends."""
+SETTLED, UNSETTLED = 1e-3, 0.1
+"""The same after the last round, beyond which a number is noted to be still changing, and beyond which there is none."""
 DIVERGED = 1e6
 REVERSED_SEED = 10_000
 FOLDS = 2
@@ -97,6 +103,11 @@ class Affine:
     def inner(self, other: Affine) -> Float[Tensor, " steps_plus_1"]:
         """``E phi_k(X) . psi_k(X)``, X of law N(0, I), per step."""
         return (self.G * other.G).sum((1, 2)) + (self.g * other.g).sum(1)
+
+    @property
+    def size(self) -> float:
+        """The largest coefficient."""
+        return max(float(self.G.abs().max()), float(self.g.abs().max()))
 
     def __sub__(self, other: Affine) -> Affine:
         return Affine(self.G - other.G, self.g - other.g)
@@ -271,15 +282,16 @@ def learn(where: Case, scheme: Scheme, rule: Rule | None, paths: int, rounds: in
         try:
             field = scheme.round(Round(problem, policy, noise, seed, found))
             after = Affine.of(field, problem.steps, n)
-            change, size = float((after.G - found.G).abs().max()), float(after.G.abs().max())
+            change, size = (after - found).size, after.size
             if not size < DIVERGED:
-                return Learnt(None, index, f"diverged: a gain of {size:.3g} after round {index}")
+                return Learnt(None, index, f"diverged: a coefficient of {size:.3g} after round {index}")
             found, policy = after, policy if rule is None else rule(problem, after, where.channel)
         except (InvalidProblem, RuntimeError) as error:  # a singular solve is a RuntimeError
             return Learnt(None, index, f"diverged in round {index}: {error}")
         if change <= CONVERGED * size:
             return Learnt(found, index)
-    return Learnt(found, rounds, f"still changing by {change:.2g} in the last round" if change > 1e-3 * size else "")
+    note = f"still changing by {change:.2g} of {size:.2g} in the last round" if change > SETTLED * size else ""
+    return Learnt(None if change > UNSETTLED * size else found, rounds, note)
 
 
 def distances(where: Case, found: Affine) -> dict[str, float]:
@@ -358,39 +370,63 @@ def published(found: Benchmark, scheme: Scheme, axis: str, policy: str) -> float
     return table[scheme.published][table["dt"].index(dt)] if dt in table["dt"] else None
 
 
-def reversed_limit(where: Case, rule: Rule | None, rounds: int) -> Affine:
-    """The time-reversed costate of infinitely many paths with exact scores (derived here), from zero; see the module."""
-    problem, policy = where.problem, where.optimum
-    (n,), steps = problem.reference.dims, problem.steps
-    G = torch.zeros(steps + 1, n, n, dtype=torch.float64)
+@dataclasses.dataclass(frozen=True)
+class ReversedLimit:
+    """The time-reversed costate of infinitely many paths.
+
+    Attributes:
+        costate: the fixed point of the rounds; None where they do not settle.
+        offset_factor: by how much a round multiplies an offset, in the end.
+    """
+
+    costate: Affine | None
+    offset_factor: float
+
+
+def reversed_limit(where: Case, rule: Rule, rounds: int) -> ReversedLimit:
+    """The fixed point of rounds with exact scores and moments (derived here), from Euler's explicit solution; see the module.
+
+    From zero, the first policies are so poor that at long horizons the moments of their paths are singular in double precision
+    (condition 1e152 for dt = 0.05 and T = 8), and the rounds never come back to the fixed point that they have in exact arithmetic.
+    """
+    found = Affine(explicit_riccati(where).G, torch.ones_like(where.chain.g))
+    change, size, factor = math.inf, 1.0, math.inf
     for _ in range(rounds):
-        before = G
-        policy = policy if rule is None else rule(problem, Affine(before, torch.zeros_like(where.chain.g)), where.channel)
-        G = _reversed_round(problem, policy.gain.detach(), before)
-        if float((G - before).abs().max()) <= LIMIT_CONVERGED * float(G.abs().max()):
+        before, previous = found, factor
+        after = _reversed_round(where.problem, rule(where.problem, before, where.channel), before)
+        change, size, factor = float((after.G - before.G).abs().max()), float(after.G.abs().max()), float(after.g.norm())
+        found = Affine(after.G, after.g / factor if factor > 0 else after.g)
+        if change <= LIMIT_CONVERGED * size and abs(factor - previous) <= CONVERGED:
             break
-    return Affine(G, torch.zeros_like(where.chain.g))
+    settled = change <= CONVERGED * size
+    return ReversedLimit(Affine(found.G, torch.zeros_like(found.g)) if settled else None, factor)
 
 
-def _reversed_round(problem: ControlProblem, gain: Tensor, before: Tensor) -> Tensor:
-    """Least squares of Y on X with their exact second moments."""
+def _reversed_round(problem: ControlProblem, policy: AffinePolicy, before: Affine) -> Affine:
+    """Least squares of Y on (X, 1) with their exact second moments; linear in the offsets, which no gain depends on."""
     reference, (F, _), (B, _), steps = affine_of(problem), running_of(problem), _noise_and_beta(problem), problem.steps
-    eye = torch.eye(*reference.dims, dtype=torch.float64)
-    closed, spread = reference.transfer + B @ gain, B @ B.mT
-    forward = [reference.initial_factor @ reference.initial_factor.mT]
+    n = reference.dims[0]
+    eye, unit = torch.eye(n, dtype=torch.float64), torch.eye(n + 1, dtype=torch.float64)
+    closed, spread = unit.repeat(steps, 1, 1), torch.zeros(steps, n + 1, n + 1, dtype=torch.float64)
+    closed[:, :n] = torch.cat([reference.transfer + B @ policy.gain.detach(), B @ policy.offset.detach().unsqueeze(2)], 2)
+    spread[:, :n, :n] = B @ B.mT
+    start = torch.block_diag(reference.initial_factor @ reference.initial_factor.mT, unit[n:, n:])
+    forward = [start]
     for k in range(steps):
         forward.append(closed[k] @ forward[-1] @ closed[k].mT + spread[k])
-    G = [(problem.reward.gradient(eye) - problem.reward.gradient(0 * eye)).mT]
-    after = forward[-1]
+    end = (problem.reward.gradient(eye) - problem.reward.gradient(0 * eye)).mT
+    fits, after = [torch.nn.functional.pad(end, (0, 1))], forward[-1]
     for k in reversed(range(steps)):
-        back = 2 * eye - closed[k] - spread[k] @ torch.linalg.pinv(forward[k + 1], hermitian=True)
+        back = 2 * unit - closed[k] - spread[k] @ torch.linalg.pinv(forward[k + 1], hermitian=True)
         here = back @ after @ back.mT + spread[k]
         seen = after @ back.mT @ torch.linalg.pinv(here, hermitian=True)
-        cost = 0 if F is None else F[k]
-        rest = reference.transfer[k].mT @ G[-1] - cost + before[k + 1] @ (closed[k] - 2 * eye)
-        G.append(before[k + 1] + rest @ seen)
+        rest = reference.transfer[k].mT @ fits[-1] + before.G[k + 1] @ (closed[k] - 2 * unit)[:n]
+        if F is not None:
+            rest[:, :n] -= F[k]
+        fits.append(torch.nn.functional.pad(before.G[k + 1], (0, 1)) + rest @ seen)
         after = here
-    return torch.stack(G[::-1])
+    found = torch.stack(fits[::-1])
+    return Affine(found[:, :, :n].contiguous(), found[:, :, n].contiguous())
 
 
 def forward_limit(where: Case) -> Affine:
@@ -416,26 +452,29 @@ def explicit_riccati(where: Case) -> Affine:
     return Affine(torch.stack(P[::-1]), where.chain.g)
 
 
-LIMITS: dict[str, Callable[[Case], Affine]] = {
-    "chain's optimum": lambda where: where.chain,
-    "forward, published index": forward_limit,
-    "time-reversed costate": lambda where: reversed_limit(where, published_steering, LIMIT_ROUNDS),
-    "explicit Euler for Riccati": explicit_riccati,
-}
-LIMIT_NAMES = {"forward, published index": "least-squares costate", "time-reversed costate": "time-reversed costate"}
 LIMIT_ROUNDS = 200
 LIMIT_CONVERGED = 1e-12
+LIMIT_NAMES = {"forward, published index": "least-squares costate", "time-reversed costate": "time-reversed costate"}
+LIMIT_METRICS = ("mse", "mse_over_time", "mse_max")
 
 
 def limit_task(settings: Mapping[str, Any]) -> list[Record]:
     """Errors of every scheme for infinitely many paths, with the published index."""
     where, found = case(json.dumps(settings), "Euler-Maruyama", True), benchmark("oscillator", **settings)
     setting = {**found.settings, "axis": "limit", "integrator": "Euler-Maruyama", "policy": "published", "noise_everywhere": True}
-    records = []
-    for name, limit in LIMITS.items():
-        row = distances(where, limit(where))
+    reversed_costate = reversed_limit(where, published_steering, LIMIT_ROUNDS)
+    limits = {
+        "chain's optimum": where.chain,
+        "forward, published index": forward_limit(where),
+        "time-reversed costate": reversed_costate.costate,
+        "explicit Euler for Riccati": explicit_riccati(where),
+    }
+    factor = reversed_costate.offset_factor
+    records = [Record(STUDY_NAME, "oscillator", "limit_offset_factor", factor, setting, "time-reversed costate")]
+    for name, limit in limits.items():
+        row = dict.fromkeys(LIMIT_METRICS, math.nan) if limit is None else distances(where, limit)
         scheme = SCHEMES.get(LIMIT_NAMES.get(name, ""))
-        for metric in ("mse", "mse_over_time", "mse_max"):
+        for metric in LIMIT_METRICS:
             known = published(found, scheme, "limit", "published") if scheme is not None and metric == "mse" else None
             records.append(Record(STUDY_NAME, "oscillator", f"limit_{metric}", row[metric], setting, name, published=known))
     return records
@@ -466,10 +505,12 @@ def _each(name: str, *values: Any, **more: Any) -> list[dict[str, Any]]:
 
 
 STEP_SIZES = (0.1, 0.2, 0.4)
+"""Of them 0.2 is that of all other axes, which go through the point ``base``."""
 AXES = (
     Axis("dt", _each("dt", *STEP_SIZES), ("given", "published"), everywhere=True),
     Axis("exponential", _each("dt", *STEP_SIZES[:2]), integrators=("exponential",)),
     Axis("iteration", _each("dt", 0.2), ("iterated",)),
+    Axis("base", _each("paths", PATHS)),
     Axis("paths", _each("paths", 100, 8000)),
     Axis("horizon", _each("horizon", 1.0, 2.0, 8.0)),
     Axis("noise", _each("noise", 0.1, 10.0)),
@@ -490,7 +531,7 @@ def tasks(quick: bool) -> list[Task]:
     """Limits first, then every scheme along every axis."""
     settings = QUICK_LIMITS if quick else LIMIT_SETTINGS
     found = [Task(f"limit: {_about(each)}", limit_task, {"settings": each}) for each in settings]
-    scale = {"rounds": QUICK_ROUNDS, "seeds": QUICK_SEEDS} if quick else {"rounds": ROUNDS, "seeds": SEEDS}
+    scale = {"rounds": ROUNDS, "seeds": QUICK_SEEDS if quick else SEEDS}
     for axis in QUICK_AXES if quick else AXES:
         for each in axis.varied:
             paths, chosen = each.get("paths", PATHS), {key: value for key, value in each.items() if key != "paths"}

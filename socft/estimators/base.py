@@ -74,7 +74,8 @@ class Cost:
         reference_derivatives: derivatives of it.
         policy: evaluations of the policy.
         policy_derivatives: derivatives of it.
-        memory: states kept per path beyond the path and the labels: a number, or "T" where it grows with the steps.
+        memory: states per path needed beyond the path and the labels, in order of magnitude: 0, 1, or "T" where they grow with the
+            steps. Numbers per step, such as returns, do not count.
     """
 
     reference: float = 0

@@ -39,7 +39,7 @@ class ZerothOrder(MatchingEstimator, abc.ABC):
 
     @property
     def cost(self) -> Cost:
-        return Cost()
+        return Cost(memory="T")
 
     @abc.abstractmethod
     def differences(self, problem: ControlProblem, path: Path) -> Float[Tensor, "steps batch"]:

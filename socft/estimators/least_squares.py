@@ -7,7 +7,9 @@ Along forward paths, backwards in k, each conditional expectation is a regressio
 * values: :math:`V_T = r`, :math:`V_k = \text{regression of } V_{k+1}(x_{k+1}) - f_k - \beta_k |v_k|^2/2`, and
   :math:`\phi_k = \nabla V_k`.
 
-The first is TD(0) for costates; both converge to the chain's own costate as the samples and the features grow.
+The first is TD(0) for costates; both converge to the chain's own costate as the samples and the features grow. Per step and path
+the costate form takes one derivative of the reference (with `Full` one of the policy too), the value form no evaluation; both keep
+one state or number per path, and the fits of all steps.
 """
 
 from __future__ import annotations

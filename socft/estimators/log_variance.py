@@ -51,7 +51,7 @@ class LogVariance(MatchingEstimator):
 
     @property
     def cost(self) -> Cost:
-        return Cost(policy=1)
+        return Cost(policy=1, memory="T")
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         controls = controls_along(policy, path)

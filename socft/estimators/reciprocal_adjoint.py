@@ -19,7 +19,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
-from socft.costate import FREE
 from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -43,7 +42,7 @@ class ReciprocalAdjoint(CostateEstimator):
 
     @property
     def cost(self) -> Cost:
-        return FREE
+        return Cost(memory="T")
 
     def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
         reference = affine_of(problem)

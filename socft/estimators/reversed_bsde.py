@@ -59,7 +59,7 @@ class ReversedBSDE(CostateEstimator):
     def cost(self) -> Cost:
         """With noise of one dimension; each further one takes one more second derivative of the field."""
         field = total(differentiated(self.field.cost), differentiated(self.field.cost, 2))
-        return total(Cost(reference=1, policy=1), self.adjoint.cost, field)
+        return total(Cost(reference=1, policy=1, memory="T"), self.adjoint.cost, field)
 
     def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
         phi, back = with_terminal(problem, self.field.field(problem, policy)), self.reverser.run(problem, policy, path)
@@ -84,7 +84,7 @@ class ReversedValues:
     @property
     def cost(self) -> Cost:
         """With noise of one dimension; each further one takes one more derivative of the field."""
-        return total(Cost(reference=1, policy=1), self.field.cost, differentiated(self.field.cost))
+        return total(Cost(reference=1, policy=1, memory="T"), self.field.cost, differentiated(self.field.cost))
 
     @torch.no_grad()
     def values(self, problem: ControlProblem, policy: Policy, path: Path) -> Values:

@@ -25,7 +25,7 @@ from socft.report.gradient_variance_cells import (
     without,
 )
 from socft.report.rows import Rows
-from socft.report.typeset import NOT_MEASURED, Table, text
+from socft.report.typeset import NOT_MEASURED, Table, number, text
 
 TRAINING_TEXT = """Every estimator trains the same policies with Adam, at the rate that suited it best in a pilot run, until it
 has spent the
@@ -88,6 +88,9 @@ SWEEPS: Mapping[str, str] = {
     "dimension": "d",
 }
 """What varies along an axis of the sweeps."""
+BASE = "base"
+THROUGH_BASE = ("paths", "horizon", "noise", "damping", "dimension")
+"""The axes that go through the base point, which is measured once."""
 
 
 AXES: Mapping[str, str] = {
@@ -109,8 +112,22 @@ KEYS: Mapping[str, str] = {
 
 def sweeps(rows: Rows) -> str:
     """The tables of the linear-quadratic sweeps: for infinitely many paths, and for finitely many."""
-    found = without(only(rows.of("lq_sweeps"), lambda record: record.metric in ("mse", "limit_mse")), UNTIMED)
-    return "\n\n".join(filter(None, (*_limits(found.where("limit_mse")), _sampled(found.where("mse"))))) or NOT_MEASURED
+    study = rows.of("lq_sweeps")
+    found = without(only(study, lambda record: record.metric in ("mse", "limit_mse")), UNTIMED)
+    parts = (*_limits(found.where("limit_mse")), offsets(study.where("limit_offset_factor")), _sampled(found.where("mse")))
+    return "\n\n".join(filter(None, parts)) or NOT_MEASURED
+
+
+def offsets(found: Rows) -> str:
+    """Why the time-reversed costate diverges at a long step, in a sentence."""
+    if not found:
+        return ""
+    here = found.where(horizon=_commonest(found, "horizon"))
+    factors = [(dt, here.where(dt=dt).one()) for dt in here.distinct("dt")]
+    told = ", ".join(f"{number(record.value)} at ${KEYS['dt']} = {dt:g}$" for dt, record in factors if record is not None)
+    return f"""With finitely many paths the offset of a costate is sampling error, and with the published index every round of the
+time-reversed costate multiplies it, in the end, by {told}; above 1 offsets grow for ever while gains settle, and the costate
+diverges."""
 
 
 def _sampled(found: Rows) -> str:
@@ -120,8 +137,11 @@ def _sampled(found: Rows) -> str:
         return ""
     body: list[Sequence[str]] = []
     for axis, policy in dict.fromkeys((record.setting["axis"], record.setting["policy"]) for record in found):
-        here = found.where(axis=axis, policy=policy)
-        key = SWEEPS[axis]
+        if axis == BASE:
+            continue
+        here, key = found.where(axis=axis, policy=policy), SWEEPS[axis]
+        if axis in THROUGH_BASE:
+            here = Rows((*here, *found.where(axis=BASE)))
         body.append((f"{text(AXES.get(axis, axis))}; the policy is {text(policy)}",))
         for each in here.distinct(key):
             records = [here.where(estimator=name, **{key: each}).one() for name in schemes]
