@@ -213,15 +213,18 @@ class ImageReward(nn.Module):
 
     def read(self, seen: Float[Tensor, "batch patches_plus_1 width"], tokens: Tokens) -> Float[Tensor, " batch"]:
         """Rewards of images that were seen for tokenised prompts."""
+        return (self.head(self.compare(seen, tokens))[:, 0] - self.config.mean) / self.config.deviation
+
+    def compare(self, seen: Float[Tensor, "batch patches_plus_1 width"], tokens: Tokens) -> Float[Tensor, "batch width"]:
+        """State of the text encoder's first token, which has read the prompt and looked at the image."""
         everything = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
-        read = self.text(
+        return self.text(
             input_ids=tokens.ids,
             attention_mask=tokens.mask,
             encoder_hidden_states=seen,
             encoder_attention_mask=everything,
             is_decoder=False,
-        ).last_hidden_state
-        return (self.head(read[:, 0])[:, 0] - self.config.mean) / self.config.deviation
+        ).last_hidden_state[:, 0]
 
     @property
     def _weight(self) -> Tensor:

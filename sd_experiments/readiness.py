@@ -21,6 +21,8 @@ from socft.estimators.base import Cost
 
 GB = 1e9
 HOURS = 3600.0
+MINUTES = 60.0
+REPEATS = 5
 DERIVATIVE = 3.0
 """Time of an evaluation and its vector-Jacobian product, in evaluations."""
 
@@ -151,22 +153,23 @@ def _time(settings: config.Settings, base: StableDiffusion) -> str:
     evaluations = paths * steps * (2 + label) + pairs * (1 + DERIVATIVE) + weighed
     seconds = evaluations * _seconds_per_sample(base, settings)
     how = "black-box reward" if settings.reward.name in BLACK_BOXES else "the reward's own time comes on top"
-    return (
-        f"about {seconds / HOURS:.2g} hours for {settings.run.steps} gradient steps ({evaluations:.2g} network evaluations; {how})"
-    )
+    length = f"{seconds / HOURS:.2g} hours" if seconds > HOURS else f"{max(1, seconds / MINUTES):.2g} minutes"
+    return f"about {length} for {settings.run.steps} gradient steps ({evaluations:.2g} network evaluations; {how})"
 
 
 def _seconds_per_sample(base: StableDiffusion, settings: config.Settings) -> float:
+    """The shortest of a few, since the first one warms up and others may be disturbed."""
     from sd_experiments.build import chain
 
     reference = chain(base, settings.sampler, settings.problem.prompts[0])
     rows = settings.model.micro_batch or min(8, settings.batch.trajectories)
     device = next(base.unet.parameters()).device
-    x = torch.randn(rows, *reference.dims, device=device)
-    reference.score(0, x)
-    start = time.perf_counter()
-    float(reference.score(0, x.clone()).sum())
-    return (time.perf_counter() - start) / rows
+    x, seconds = torch.randn(rows, *reference.dims, device=device), []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        float(reference.score(0, x.clone()).sum())
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) / rows
 
 
 def _size(folder: Path) -> str:

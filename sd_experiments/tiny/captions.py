@@ -181,13 +181,15 @@ class Noise:
         colour: each named colour is drawn as another one.
         composition: one of two things joined by "and" is drawn as another shape, possibly twice the same.
         counting: of several things one too many or one too few is drawn, between one and four.
-        location: two things in a relation are drawn in another one.
+        location: two things in a relation are drawn a quarter turn away.
+        open: a colour that is not named is drawn at random anew; no fact depends on it.
     """
 
     colour: float = 0.0
     composition: float = 0.0
     counting: float = 0.0
     location: float = 0.0
+    open: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -213,10 +215,13 @@ class Noise:
         return rng.choice([n for n in (count - 1, count + 1) if n <= max(NUMBERS)])
 
     def _moved(self, relation: str, rng: random.Random) -> str:
-        return rng.choice([other for other in RELATIONS if other != relation]) if rng.random() < self.location else relation
+        beside = RELATIONS[2:] if relation in RELATIONS[:2] else RELATIONS[:2]
+        return rng.choice(beside) if rng.random() < self.location else relation
 
     def _recoloured(self, named: Named, rng: random.Random) -> Named:
-        if named.colour is None or rng.random() >= self.colour:
+        if named.colour is None:
+            return dataclasses.replace(named, colour=rng.choice(COLOURS)) if rng.random() < self.open else named
+        if rng.random() >= self.colour:
             return named
         return dataclasses.replace(named, colour=rng.choice([colour for colour in COLOURS if colour != named.colour]))
 

@@ -6,6 +6,10 @@ Every shape is a star polygon with ``k`` tips at radius R and ``k`` notches at r
 .. math:: \pi s^2 = k\,\rho\,R^2 \sin(\pi/k).
 
 Folding the angle into :math:`[0, \pi/k]` leaves one edge, so the signed distance to the outline is that to a line.
+
+A picture may lie part of the way between two scenes: things turn around the centre, their colours mix, the signed distances of
+their outlines mix, and what is in one scene only is translucent. So pictures of different captions are joined by pictures, as
+those of the real world are, and the map from noise to pictures that a model learns has slopes rather than cliffs.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ _TIPS = torch.tensor([64.0, 4.0, 3.0, 5.0])
 _NOTCH = torch.tensor([math.cos(math.pi / 64), math.cos(math.pi / 4), 0.5, 0.5])
 _TURN = torch.tensor([0.0, math.pi / 4, 0.0, 0.0])  # from a tip that points up
 _RADIUS = (math.pi / (_TIPS * _NOTCH * (math.pi / _TIPS).sin())).sqrt()
+_DIRECTION = torch.tensor([-0.5, 0.5, 1.0, 0.0]) * math.pi  # from the second thing to the first; rows count downwards
+_SWAY = 0.45  # radians; at pi / 4 another relation begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +92,7 @@ def arrange(captions: Sequence[Caption], generator: torch.Generator) -> Scenes:
     any_colour = torch.randint(len(COLOURS), (n, MOST), generator=generator)
     alike = torch.tensor([caption.second is None for caption in captions])
     any_colour = torch.where(alike[:, None], any_colour[:, :1], any_colour)
-    any_relation = torch.randint(len(RELATIONS), (n,), generator=generator)
-    pair = _pair_places(torch.where(relation >= 0, relation, any_relation), uniform)
+    pair = _pair_places(relation, uniform)
     group = _group_places(n, uniform, generator)
     alone = uniform(12, 20, MOST, 2)
     place = torch.where((count == 1)[:, None, None], alone, torch.where((count == 2)[:, None, None], pair, group))
@@ -106,20 +111,77 @@ def arrange(captions: Sequence[Caption], generator: torch.Generator) -> Scenes:
 
 def draw(scenes: Scenes) -> Float[Tensor, "n 3 side side"]:
     """Pictures with values in [0, 1]; edges cover pixels in proportion."""
-    picture = scenes.ground[:, None, None, None].expand(-1, 3, SIDE, SIDE).clone()
+    return draw_between(scenes, scenes, torch.zeros(len(scenes)))
+
+
+def draw_between(first: Scenes, second: Scenes, share: Float[Tensor, " n"]) -> Float[Tensor, "n 3 side side"]:
+    """Pictures a share of the way from the scenes in ``first`` to those in ``second``."""
+    ground = torch.lerp(first.ground, second.ground, share)
+    picture = ground[:, None, None, None].expand(-1, 3, SIDE, SIDE).clone()
     for i in range(MOST):
-        rows = scenes.present[:, i].nonzero().flatten()
+        rows = (first.present[:, i] | second.present[:, i]).nonzero().flatten()
         if len(rows):
-            alpha = coverage(scenes.shape[rows, i], scenes.x[rows, i], scenes.y[rows, i], scenes.size[rows, i])[:, None]
-            colour = (PALETTE[scenes.colour[rows, i]] + scenes.tint[rows, i]).clamp(0, 1)[..., None, None]
+            a, b = _Things.of(first, i, rows), _Things.of(second, i, rows)
+            alpha, colour = _meeting(a.where_absent(b), b.where_absent(a), share[rows])
             picture[rows] = picture[rows] * (1 - alpha) + colour * alpha
     return picture
+
+
+@dataclasses.dataclass(frozen=True)
+class _Things:
+    """The things in one place of several scenes."""
+
+    present: Bool[Tensor, " n"]
+    shape: Int[Tensor, " n"]
+    colour: Float[Tensor, "n 3"]
+    place: Float[Tensor, "n 2"]
+    size: Float[Tensor, " n"]
+
+    @classmethod
+    def of(cls, scenes: Scenes, i: int, rows: Tensor) -> _Things:
+        """Those in place ``i`` of some scenes."""
+        colour = (PALETTE[scenes.colour[rows, i]] + scenes.tint[rows, i]).clamp(0, 1)
+        place = torch.stack([scenes.x[rows, i], scenes.y[rows, i]], 1)
+        return cls(scenes.present[rows, i], scenes.shape[rows, i], colour, place, scenes.size[rows, i])
+
+    def where_absent(self, other: _Things) -> _Things:
+        """The same, with what is absent looking like the other's."""
+
+        def known(mine: Tensor, its: Tensor) -> Tensor:
+            here = self.present if mine.ndim == 1 else self.present[:, None]
+            return torch.where(here, mine, its)
+
+        fields = ("shape", "colour", "place", "size")
+        return _Things(self.present, *(known(getattr(self, name), getattr(other, name)) for name in fields))
+
+
+def _meeting(a: _Things, b: _Things, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Coverage (n, 1, side, side) and colour (n, 3, 1, 1) of things part of the way from one to the other."""
+    x, y = _turned(a.place, b.place, share).unbind(1)
+    size = torch.lerp(a.size, b.size, share)
+    outside = torch.lerp(_outside(a.shape, x, y, size), _outside(b.shape, x, y, size), share[:, None, None])
+    opacity = torch.lerp(a.present.float(), b.present.float(), share)
+    alpha = opacity[:, None, None] * (0.5 - outside).clamp(0, 1)
+    return alpha[:, None], torch.lerp(a.colour, b.colour, share[:, None])[..., None, None]
+
+
+def _turned(a: Float[Tensor, "n 2"], b: Float[Tensor, "n 2"], share: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
+    """Places part of the way from one to the other: angle and distance from the centre of the picture change in proportion."""
+    one, two = (torch.view_as_complex((place - SIDE / 2).contiguous()) for place in (a, b))
+    turn = torch.angle(two * one.conj())
+    radius = torch.lerp(one.abs(), two.abs(), share)
+    return torch.view_as_real(torch.polar(radius, one.angle() + share * turn)) + SIDE / 2
 
 
 def coverage(
     shape: Int[Tensor, " n"], x: Float[Tensor, " n"], y: Float[Tensor, " n"], size: Float[Tensor, " n"]
 ) -> Float[Tensor, "n side side"]:
     """How much of each pixel each thing covers."""
+    return (0.5 - _outside(shape, x, y, size)).clamp(0, 1)
+
+
+def _outside(shape: Tensor, x: Tensor, y: Tensor, size: Tensor) -> Float[Tensor, "n side side"]:
+    """Signed distance of each pixel's centre from each thing's outline."""
     centres = torch.arange(SIDE) + 0.5
     right = centres[None, None, :] - x[:, None, None]
     up = y[:, None, None] - centres[None, :, None]
@@ -131,18 +193,15 @@ def coverage(
     notch = tip * _NOTCH[shape][:, None, None]
     edge = torch.stack([notch * wedge.cos() - tip, notch * wedge.sin()])
     edge = edge / edge.square().sum(0).sqrt()
-    outside = edge[1] * (distance * folded.cos() - tip) - edge[0] * distance * folded.sin()
-    return (0.5 - outside).clamp(0, 1)
+    return edge[1] * (distance * folded.cos() - tip) - edge[0] * distance * folded.sin()
 
 
 def _pair_places(relation: Tensor, uniform) -> Tensor:
-    """Places of two things, the first one in the relation to the second."""
-    near, far, across = uniform(7.8, 9.2), uniform(22.8, 24.2), uniform(12, 20, 2)
-    swapped = (relation % 2 == 1)[:, None]
-    along = torch.stack([near, far], 1)
-    along = torch.where(swapped, along.flip(1), along)
-    vertical = (relation < 2)[:, None, None]
-    place = torch.where(vertical, torch.stack([across, along], -1), torch.stack([along, across], -1))
+    """Places of two things on either side of the centre, the first one in the relation to the second; anywhere without one."""
+    direction = torch.where(relation >= 0, _DIRECTION[relation] + uniform(-_SWAY, _SWAY), uniform(0, 2 * math.pi))
+    half = uniform(7.35, 7.9)[:, None] * torch.stack([direction.cos(), direction.sin()], 1)
+    centre = SIDE / 2 + uniform(-0.7, 0.7, 2)
+    place = torch.stack([centre + half, centre - half], 1)
     return torch.cat([place, place], 1)
 
 

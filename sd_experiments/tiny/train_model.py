@@ -1,11 +1,12 @@
 """Train the tiny Stable Diffusion: first the autoencoder, then the UNet and the text encoder together on its latents.
 
-The pictures are drawn for captions that are wrong now and then (`sd_experiments.tiny.captions.Noise`), as the captions of a real
-training set are; so the model draws what it is asked for only part of the time, and fine-tuning has something to improve.
+The captions are wrong now and then (`sd_experiments.tiny.captions.Noise`), as those of a real training set are: a picture then
+lies anywhere between what its caption says and something else. So the model draws what it is asked for only part of the time, and
+fine-tuning has something to improve.
 
     python -m sd_experiments.tiny.train_model
 
-takes about 25 minutes on one core, shows its progress, and continues after an interruption.
+takes about 30 minutes on one core, shows its progress, and continues after an interruption.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sd_experiments.tiny.architecture import build
 from sd_experiments.tiny.captions import Noise, draw_caption
 from sd_experiments.tiny.files import replace_folder
 from sd_experiments.tiny.quality import update
-from sd_experiments.tiny.shapes import arrange, draw
+from sd_experiments.tiny.shapes import arrange, draw_between
 from sd_experiments.tiny.trainer import Settings, Trained, train
 from socft.checks import require
 
@@ -55,11 +56,11 @@ class ModelTraining:
     work: Path = Path("build/tiny")
     seed: int = 0
     examples: int = 30_000
-    noise: Noise = Noise(colour=0.35, composition=0.3, counting=0.3, location=0.1)  # noqa: RUF009
+    noise: Noise = Noise(colour=0.5, composition=0.5, counting=0.5, location=0.6, open=0.5)  # noqa: RUF009
     autoencoder: Settings = Settings(steps=1200, momentum=(0.9, 0.95), weight_decay=0.0)  # noqa: RUF009
     autoencoder_batch: int = 16
     divergence: float = 1e-6
-    denoiser: Settings = Settings(steps=3000, average=0.995)  # noqa: RUF009
+    denoiser: Settings = Settings(steps=6000, average=0.995)  # noqa: RUF009
     denoiser_batch: int = 32
     unconditional: float = 0.1
 
@@ -83,11 +84,13 @@ class Examples:
 
 
 def examples(count: int, seed: int, noise: Noise) -> Examples:
-    """Random captions, and pictures drawn for them as far as the noise lets."""
+    """Random captions, and pictures that lie anywhere between these and what the noise makes of them."""
     rng = random.Random(seed)
     captions = [draw_caption(rng) for _ in range(count)]
-    drawn = [noise.drawn(caption, rng) for caption in captions]
-    return Examples(draw(arrange(drawn, torch.Generator().manual_seed(seed))), [str(caption) for caption in captions])
+    wrong = [noise.drawn(caption, rng) for caption in captions]
+    asked, other = (arrange(each, torch.Generator().manual_seed(seed)) for each in (captions, wrong))
+    share = torch.rand(count, generator=torch.Generator().manual_seed(seed + 1))
+    return Examples(draw_between(asked, other, share), [str(caption) for caption in captions])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +123,7 @@ def tokens(pipeline: StableDiffusionPipeline, captions: list[str]) -> Int[Tensor
 
 
 def _train_autoencoder(pipeline: StableDiffusionPipeline, settings: ModelTraining) -> Trained:
-    pictures = examples(settings.examples, settings.seed + 1, Noise()).pictures
+    pictures = examples(settings.examples, settings.seed + 1, settings.noise).pictures
     vae = pipeline.vae.to(memory_format=torch.channels_last).train()
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -131,7 +134,7 @@ def _train_autoencoder(pipeline: StableDiffusionPipeline, settings: ModelTrainin
         return error.abs().mean() + error.square().mean() + settings.divergence * posterior.kl().mean()
 
     file = settings.work / "autoencoder.safetensors"
-    identity = settings.identity("examples", "autoencoder_batch", "divergence")
+    identity = settings.identity("examples", "noise", "autoencoder_batch", "divergence")
     done = train("autoencoder", list(vae.parameters()), loss, settings.autoencoder, settings.seed + 1, file, identity)
     vae.eval()
     return done

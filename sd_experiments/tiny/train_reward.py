@@ -1,18 +1,23 @@
-"""Train the tiny ImageReward: pictures of one caption, ranked by how many of the facts the caption states are true of them.
+r"""Train the tiny ImageReward: pictures of one caption, compared two by two.
 
-As in ImageReward (arXiv 2304.05977), the loss of a pair is -log sigmoid(r(better) - r(worse)), and the vision transformer has seen
-pictures before: it learns to say what covers each of its patches, on pictures drawn for the purpose. Every caption comes with
-pictures of four origins: drawn as asked, drawn with something wrong, one of these after the autoencoder, and sampled from the tiny
-model, whose facts the checker finds; and it is compared with pictures of other captions. A seventh of the captions is held out,
-with its pictures, to measure how many pairs come out right.
+As in ImageReward (arXiv 2304.05977), a reward r is fitted to preferences by the Bradley-Terry model, and the networks have seen
+pictures and captions before: the vision transformer learns to say what covers each of its patches, then both learn to say which
+facts of a caption are true of a picture, as BLIP has learnt to match images and texts. An annotator who finds a fraction w of the
+facts a caption states true of a picture prefers it to another one with probability
 
-Ranking alone makes a step of the reward where a picture goes from wrong to right: its gradient is next to nothing almost
-everywhere and a hundred times its median now and then, and with it every adjoint. A penalty on rewards that are not linear between
-two pictures keeps it a slope.
+.. math:: P(1 \succ 2) = \operatorname{sigmoid}\bigl(k\,(w_1 - w_2)\bigr),
+
+so the loss of a pair is the cross-entropy between this and sigmoid(r_1 - r_2), and its minimum is r = k w: bounded, and as gradual
+as the pictures are. Certain annotators would make r a step, whose gradient is next to nothing almost everywhere and a hundred
+times its median now and then, and with it every adjoint. For the same reason a penalty keeps rewards linear between two pictures.
+
+Every caption comes with pictures of four origins: drawn as asked, drawn part or all of the way to something wrong, one of these
+after the autoencoder, and sampled from the tiny model, whose facts the checker finds; and it is compared with pictures of other
+captions. A seventh of the captions is held out, with its pictures, to measure how many pairs come out right.
 
     python -m sd_experiments.tiny.train_reward
 
-takes about 10 minutes on one core, shows its progress, and continues after an interruption.
+takes about 35 minutes on one core, shows its progress, and continues after an interruption.
 """
 
 from __future__ import annotations
@@ -21,9 +26,10 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +42,27 @@ from transformers import BertTokenizer
 
 from sd_experiments.image_reward import Encoder, ImageReward, ImageRewardConfig, Tokens
 from sd_experiments.tiny import MODEL, QUALITY, REWARD, pipeline
-from sd_experiments.tiny.captions import COLOURS, SHAPES, WORDS, Caption, Noise, Seen, draw_caption, facts
+from sd_experiments.tiny.captions import COLOURS, FACT_OF_SKILL, SHAPES, WORDS, Caption, Noise, Seen, draw_caption, facts
 from sd_experiments.tiny.checker import look
 from sd_experiments.tiny.files import replace_folder
 from sd_experiments.tiny.quality import reconstructed, sample, update
-from sd_experiments.tiny.shapes import SIDE, Scenes, arrange, coverage, draw
+from sd_experiments.tiny.shapes import SIDE, Scenes, arrange, coverage, draw, draw_between
 from sd_experiments.tiny.trainer import Settings, Trained, train
 from socft.checks import require
+
+QUESTIONS = (*FACT_OF_SKILL.values(), "first", "second")
+"""Facts of a caption, and whether the picture shows the shapes of the first and of the second thing it names."""
 
 ORIGINS = ("drawn as asked", "drawn with an error", "reconstructed", "sampled")
 
 _ERRORS = Noise(colour=0.5, composition=0.7, counting=0.7, location=0.7)
 _WRONG_SHAPE = 0.25
+_SWAPPED = 0.25
 _HELD_OUT = 7  # one caption in so many
 _COVERED = 0.3  # a patch shows a thing that covers this much of it
 _GROUND_WEIGHT = 0.2  # most patches show the ground
+_PLACE = 0.5  # deviation of a place's embedding at first, about that of a patch's
+_VISIBLE = 0.1  # difference in worth
 _BLENDS = 2  # of the pictures of a caption, per step
 
 
@@ -69,9 +81,12 @@ class RewardTraining:
         guidance: their guidance scale.
         vision: length and speed of the vision transformer's own training.
         vision_batch: pictures per step of it.
+        matching: length and speed of learning which facts are true.
         training: length and speed of the training by pairs.
         batch: captions per step.
+        fresh: how many of them come with pictures that were drawn for the step.
         others: pictures of other captions that each is compared with.
+        certainty: k, how sure annotators are.
         blending: weight of the penalty on rewards that are not linear between two pictures.
     """
 
@@ -83,13 +98,18 @@ class RewardTraining:
     captions: int = 3000
     sampling_steps: int = 15
     guidance: float = 1.0
-    vision: Settings = Settings(steps=2000, rate=2e-3, momentum=(0.9, 0.999), weight_decay=0.01)  # noqa: RUF009
+    vision: Settings = Settings(steps=1500, rate=2e-3, momentum=(0.9, 0.999), weight_decay=0.01)  # noqa: RUF009
     vision_batch: int = 32
+    matching: Settings = Settings(  # noqa: RUF009
+        steps=5000, rate=1e-3, warmup=100, decay=0.7, momentum=(0.9, 0.999), weight_decay=0.01
+    )
     training: Settings = Settings(  # noqa: RUF009
-        steps=2500, rate=1e-3, warmup=100, decay=0.8, momentum=(0.9, 0.999), weight_decay=0.01
+        steps=1200, rate=5e-4, warmup=100, decay=0.8, momentum=(0.9, 0.999), weight_decay=0.01
     )
     batch: int = 8
+    fresh: int = 4
     others: int = 4
+    certainty: float = 5.0
     blending: float = 0.3
 
     def identity(self, *names: str) -> dict[str, object]:
@@ -99,29 +119,65 @@ class RewardTraining:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shown:
+    """What a picture shows that lies a share of the way from one scene to another."""
+
+    first: tuple[Seen, ...]
+    second: tuple[Seen, ...] = ()
+    share: float = 0.0
+
+    def _mixed(self, asked: Callable[[tuple[Seen, ...]], Mapping[str, bool]]) -> dict[str, float]:
+        first, second = asked(self.first), asked(self.second)
+        return {name: (1 - self.share) * first[name] + self.share * second[name] for name in first}
+
+    def facts(self, caption: Caption) -> dict[str, float]:
+        """How far each of the facts a caption states is true of it."""
+        return self._mixed(functools.partial(facts, caption))
+
+    def answers(self, caption: Caption) -> dict[str, float]:
+        """How far each of `QUESTIONS` that a caption asks is to be answered by yes."""
+        names = {"first": caption.first} | ({"second": caption.second} if caption.second else {})
+
+        def shows(seen: tuple[Seen, ...]) -> dict[str, bool]:
+            shapes = {thing.shape for thing in seen}
+            return {name: named.shape in shapes for name, named in names.items()}
+
+        return self.facts(caption) | self._mixed(shows)
+
+    def worth(self, caption: Caption) -> float:
+        """Fraction of a caption's facts that are true of it, each as far as it is."""
+        found = self.facts(caption)
+        return sum(found.values()) / len(found)
+
+
+@dataclasses.dataclass(frozen=True)
 class Ranked:
     """Captions with pictures of the four `ORIGINS` and how good each is.
 
     Attributes:
         pictures: in [0, 1].
-        seen: what is in each picture.
+        shown: what is in each picture.
         captions: the captions.
     """
 
     pictures: Float[Tensor, "n 4 3 side side"]
-    seen: list[tuple[tuple[Seen, ...], ...]]
+    shown: list[tuple[Shown, ...]]
     captions: list[Caption]
 
     @functools.cached_property
     def worth(self) -> Float[Tensor, "n 4"]:
         """Fraction of the caption's facts that are true of each picture."""
         return torch.tensor(
-            [[_worth(caption, each) for each in four] for caption, four in zip(self.captions, self.seen, strict=True)]
+            [[each.worth(caption) for each in four] for caption, four in zip(self.captions, self.shown, strict=True)]
         )
 
     def rows(self, rows: Sequence[int]) -> Ranked:
         """Some of the captions."""
-        return Ranked(self.pictures[torch.tensor(rows)], [self.seen[i] for i in rows], [self.captions[i] for i in rows])
+        return Ranked(self.pictures[torch.tensor(rows)], [self.shown[i] for i in rows], [self.captions[i] for i in rows])
+
+    def joined(self, other: Ranked) -> Ranked:
+        """These captions, then others."""
+        return Ranked(torch.cat([self.pictures, other.pictures]), self.shown + other.shown, self.captions + other.captions)
 
 
 def held_out(caption: Caption) -> bool:
@@ -158,9 +214,12 @@ def build(seed: int) -> ImageReward:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ImageReward(config, tokenizer)
-        for module in model.modules():  # BLIP's initial deviation of 0.02 suits its widths; here signals would vanish
-            if isinstance(module, nn.Linear):
+        for (
+            module
+        ) in model.modules():  # BLIP's initial deviations, 1e-10 for what it sees, suit its widths; here signals would vanish
+            if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
+        nn.init.normal_(model.vision.embeddings.position_embedding, std=_PLACE)
         return model
 
 
@@ -169,26 +228,58 @@ def ranked(settings: RewardTraining) -> Ranked:
     rng, generator = random.Random(settings.seed), torch.Generator().manual_seed(settings.seed)
     captions = [draw_caption(rng) for _ in range(settings.captions)]
     pipe = pipeline(settings.model)
-    asked = arrange(captions, generator)
-    wrong = arrange([_with_error(caption, rng) for caption in captions], generator)
-    right_pictures, wrong_pictures = draw(asked), draw(wrong)
+    right, wrong = _drawn(captions, generator), _drawn_wrong(captions, rng, generator)
     from_wrong = torch.rand(settings.captions, generator=generator) < 0.5
-    original = torch.where(from_wrong[:, None, None, None], wrong_pictures, right_pictures)
+    original = torch.where(from_wrong[:, None, None, None], wrong.pictures, right.pictures)
     blurred = torch.cat([reconstructed(pipe, part) for part in original.split(256)])
     sampled = sample(pipe, [str(caption) for caption in captions], settings.guidance, generator, settings.sampling_steps)
-    things = [
-        (asked.seen(i), wrong.seen(i), (wrong if from_wrong[i] else asked).seen(i), seen) for i, seen in enumerate(look(sampled))
+    shown = [
+        (right.shown[i], wrong.shown[i], (wrong if from_wrong[i] else right).shown[i], Shown(seen))
+        for i, seen in enumerate(look(sampled))
     ]
-    return Ranked(torch.stack([right_pictures, wrong_pictures, blurred, sampled], 1), things, captions)
+    return Ranked(torch.stack([right.pictures, wrong.pictures, blurred, sampled], 1), shown, captions)
+
+
+def freshly_drawn(count: int, generator: torch.Generator) -> Ranked:
+    """Captions that are not held out, with pictures drawn for the occasion: two as asked and two with something wrong."""
+    rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
+    drawn = (draw_caption(rng) for _ in itertools.count())
+    captions = list(itertools.islice((caption for caption in drawn if not held_out(caption)), count))
+    wrong = [_drawn_wrong(captions, rng, generator) for _ in range(2)]
+    made = [_drawn(captions, generator), *wrong, _drawn(captions, generator)]
+    shown = list(zip(*(each.shown for each in made), strict=True))
+    return Ranked(torch.stack([each.pictures for each in made], 1), shown, captions)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawings:
+    pictures: Float[Tensor, "n 3 side side"]
+    shown: list[Shown]
+
+
+def _drawn(captions: list[Caption], generator: torch.Generator) -> _Drawings:
+    scenes = arrange(captions, generator)
+    return _Drawings(draw(scenes), [Shown(scenes.seen(i)) for i in range(len(captions))])
+
+
+def _drawn_wrong(captions: list[Caption], rng: random.Random, generator: torch.Generator) -> _Drawings:
+    """Pictures on the way from what the captions say to something wrong, half of them all of the way."""
+    state = generator.get_state()
+    first = arrange(captions, generator)
+    generator.set_state(state)  # what the captions leave open is the same at both ends
+    second = arrange([_with_error(caption, rng) for caption in captions], generator)
+    share = (2 * torch.rand(len(captions), generator=generator)).clamp(max=1)
+    shown = [Shown(first.seen(i), second.seen(i), float(share[i])) for i in range(len(captions))]
+    return _Drawings(draw_between(first, second, share), shown)
 
 
 def pairs(worth: Float[Tensor, "n 4"]) -> Int[Tensor, "pairs 3"]:
-    """Rows (caption, better picture, worse picture) of every pair that differs in worth."""
+    """Rows (caption, better picture, worse picture) of every pair that differs enough in worth for anyone to see."""
     found = [
         (i, a, b)
         for i, values in enumerate(worth.tolist())
         for a, b in itertools.permutations(range(len(values)), 2)
-        if values[a] > values[b]
+        if values[a] - values[b] > _VISIBLE
     ]
     return torch.tensor(found).reshape(-1, 3)
 
@@ -209,27 +300,43 @@ def train_reward(settings: RewardTraining) -> dict[str, Any]:
 def _fit(model: ImageReward, data: Ranked, settings: RewardTraining) -> Trained:
     model.requires_grad_(True).train()
     _see(model, settings)
-    prepared = model.prepare(data.pictures.flatten(0, 1)).view(data.pictures.shape)
-    tokens = model.tokens([str(caption) for caption in data.captions])
+    _match(model, settings)
 
     def loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(data.captions), (settings.batch,), generator=generator)
+        rows = torch.randint(len(data.captions), (settings.batch - settings.fresh,), generator=generator)
+        batch = data.rows(rows.tolist()).joined(freshly_drawn(settings.fresh, generator))
+        prepared = model.prepare(batch.pictures.flatten(0, 1)).view(batch.pictures.shape)
         index = compared(settings.batch, settings.others, generator)
-        asked = Tokens(tokens.ids[rows], tokens.mask[rows])
-        seen = model.see(prepared[rows].flatten(0, 1))[index.flatten()]
-        rewards = model.read(seen, asked.repeated(index.shape[1])).view(index.shape)
-        i, better, worse = pairs(_worths(data.rows(rows.tolist()), index)).unbind(1)
-        margin = rewards[i, better] - rewards[i, worse]
-        ranking = F.softplus(-margin).sum() / max(1, len(margin))
-        bent = _bend(model, prepared[rows], asked, rewards[:, : prepared.shape[1]], generator)
+        asked = model.tokens([str(caption) for caption in batch.captions])
+        rewards = model.read(model.see(prepared.flatten(0, 1))[index.flatten()], asked.repeated(index.shape[1])).view(index.shape)
+        ranking = disagreement(rewards, settings.certainty * _worths(batch, index))
+        bent = _bend(model, prepared, asked, rewards[:, : prepared.shape[1]], generator)
         return ranking + settings.blending * bent + 1e-3 * rewards.square().mean()
 
-    names = ("captions", "sampling_steps", "guidance", "vision", "vision_batch", "batch", "others", "blending")
+    names = (
+        "captions",
+        "sampling_steps",
+        "guidance",
+        "vision",
+        "vision_batch",
+        "batch",
+        "fresh",
+        "others",
+        "certainty",
+        "blending",
+    )
     identity = settings.identity(*names) | {"model": hashlib.sha256((settings.model / "sha256.json").read_bytes()).hexdigest()}
     file = settings.work / "reward.safetensors"
     done = train("reward", list(model.parameters()), loss, settings.training, settings.seed + 3, file, identity)
     model.requires_grad_(False).eval()
     return done
+
+
+def disagreement(rewards: Float[Tensor, "n pictures"], known: Float[Tensor, "n pictures"]) -> Float[Tensor, ""]:
+    """Mean cross-entropy of preferences between a caption's pictures under two rewards; least if they differ by a constant."""
+    a, b = torch.triu_indices(rewards.shape[1], rewards.shape[1], 1)
+    preferred = torch.sigmoid(known[:, a] - known[:, b])
+    return F.binary_cross_entropy_with_logits(rewards[:, a] - rewards[:, b], preferred)
 
 
 def _bend(model: ImageReward, prepared: Tensor, asked: Tokens, rewards: Tensor, generator: torch.Generator) -> Tensor:
@@ -244,36 +351,65 @@ def _bend(model: ImageReward, prepared: Tensor, asked: Tokens, rewards: Tensor, 
 
 
 def _see(model: ImageReward, settings: RewardTraining) -> None:
-    """Teach the vision transformer what covers each patch: nothing, or a shape of a colour."""
-    kinds = 1 + len(SHAPES) * len(COLOURS)
+    """Teach the vision transformer what covers each patch: nothing, or some shape of some colour."""
+    sizes = [1 + len(SHAPES), 1 + len(COLOURS)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        say = nn.Linear(model.config.vision.width, kinds)
-    weight = torch.ones(kinds)
-    weight[0] = _GROUND_WEIGHT
+        say = nn.Linear(model.config.vision.width, sum(sizes))
+    weights = [torch.tensor([_GROUND_WEIGHT] + [1.0] * (size - 1)) for size in sizes]
 
     def loss(generator: torch.Generator) -> Tensor:
         rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
         scenes = arrange([draw_caption(rng) for _ in range(settings.vision_batch)], generator)
-        said = say(model.see(model.prepare(draw(scenes)))[:, 1:])
-        return F.cross_entropy(said.flatten(0, 1), covering(scenes, model.config.patch).flatten(), weight=weight)
+        said = say(model.see(model.prepare(draw(scenes)))[:, 1:]).flatten(0, 1).split(sizes, 1)
+        true = covering(scenes, model.config.patch).flatten(0, 1).unbind(1)
+        parts = [F.cross_entropy(each, truth, weight=w) for each, truth, w in zip(said, true, weights, strict=True)]
+        return parts[0] + parts[1]
 
     file = settings.work / "vision.safetensors"
     parameters = [*model.vision.parameters(), *say.parameters()]
     train("vision", parameters, loss, settings.vision, settings.seed + 4, file, settings.identity("vision_batch"))
 
 
-def covering(scenes: Scenes, patch: int) -> Int[Tensor, "n patches"]:
-    """What covers each patch: 0 for nothing, else one plus the number of its shape and colour."""
+def _match(model: ImageReward, settings: RewardTraining) -> None:
+    """Teach both transformers to say which facts of a caption are true of a picture, and which of the shapes it names are there."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        say = nn.Linear(model.config.text.width, len(QUESTIONS))
+
+    def loss(generator: torch.Generator) -> Tensor:
+        batch = freshly_drawn(settings.batch, generator)
+        index = compared(settings.batch, settings.others, generator)
+        seen = model.see(model.prepare(batch.pictures.flatten(0, 1)))[index.flatten()]
+        asked = model.tokens([str(caption) for caption in batch.captions]).repeated(index.shape[1])
+        truth = answers(batch, index).flatten(0, 1)
+        stated = truth.isfinite()
+        return F.binary_cross_entropy_with_logits(say(model.compare(seen, asked))[stated], truth[stated])
+
+    file = settings.work / "matching.safetensors"
+    parameters = [*model.vision.parameters(), *model.text.parameters(), *say.parameters()]
+    identity = settings.identity("vision", "vision_batch", "batch", "others")
+    train("matching", parameters, loss, settings.matching, settings.seed + 5, file, identity)
+
+
+def answers(batch: Ranked, index: Int[Tensor, "captions pictures"]) -> Float[Tensor, "captions pictures questions"]:
+    """How far each of `QUESTIONS` is to be answered by yes for each caption and picture; NaN where the caption does not ask it."""
+    flat = list(itertools.chain(*batch.shown))
+    found = [[flat[j].answers(caption) for j in row] for caption, row in zip(batch.captions, index.tolist(), strict=True)]
+    return torch.tensor([[[each.get(name, math.nan) for name in QUESTIONS] for each in row] for row in found])
+
+
+def covering(scenes: Scenes, patch: int) -> Int[Tensor, "n patches 2"]:
+    """What covers each patch: the number of its shape and of its colour from 1, or twice 0 for nothing."""
     side = SIDE // patch
-    kind = torch.zeros(len(scenes), side, side, dtype=torch.long)
+    kind = torch.zeros(len(scenes), side, side, 2, dtype=torch.long)
     for i in range(scenes.present.shape[1]):
         rows = scenes.present[:, i].nonzero().flatten()
         alpha = coverage(scenes.shape[rows, i], scenes.x[rows, i], scenes.y[rows, i], scenes.size[rows, i])
         mine = F.avg_pool2d(alpha[:, None], patch)[:, 0] > _COVERED
-        number = (1 + len(COLOURS) * scenes.shape[rows, i] + scenes.colour[rows, i])[:, None, None]
-        kind[rows] = torch.where(mine, number, kind[rows])
-    return kind.flatten(1)
+        number = 1 + torch.stack([scenes.shape[rows, i], scenes.colour[rows, i]], 1)[:, None, None]
+        kind[rows] = torch.where(mine[..., None], number, kind[rows])
+    return kind.flatten(1, 2)
 
 
 def compared(captions: int, others: int, generator: torch.Generator) -> Int[Tensor, "captions pictures"]:
@@ -283,9 +419,9 @@ def compared(captions: int, others: int, generator: torch.Generator) -> Int[Tens
 
 
 def _worths(batch: Ranked, index: Int[Tensor, "captions pictures"]) -> Float[Tensor, "captions pictures"]:
-    flat = list(itertools.chain(*batch.seen))
+    flat = list(itertools.chain(*batch.shown))
     return torch.tensor(
-        [[_worth(caption, flat[j]) for j in row] for caption, row in zip(batch.captions, index.tolist(), strict=True)]
+        [[flat[j].worth(caption) for j in row] for caption, row in zip(batch.captions, index.tolist(), strict=True)]
     )
 
 
@@ -339,12 +475,9 @@ def _with_error(caption: Caption, rng: random.Random) -> Caption:
     if rng.random() < _WRONG_SHAPE:
         others = [shape for shape in SHAPES if shape != near.first.shape]
         near = dataclasses.replace(near, first=dataclasses.replace(near.first, shape=rng.choice(others)))
+    if near.second is not None and rng.random() < _SWAPPED:
+        near = dataclasses.replace(near, first=near.second, second=near.first)
     return near
-
-
-def _worth(caption: Caption, seen: Sequence[Seen]) -> float:
-    stated = facts(caption, seen)
-    return sum(stated.values()) / len(stated)
 
 
 def main() -> None:
