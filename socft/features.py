@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import itertools
 
 import torch
@@ -31,10 +32,11 @@ class Polynomial(Features):
         require(self.degree >= 0, f"degree = {self.degree}; it must not be negative.")
 
     def __call__(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch p"]:
-        columns = [torch.ones_like(x[:, 0])]
+        blocks = [torch.ones_like(x[:, :1])]
         for order in range(1, self.degree + 1):
-            columns += [x[:, list(index)].prod(1) for index in itertools.combinations_with_replacement(range(x.shape[1]), order)]
-        return torch.stack(columns, 1)
+            places = zip(*itertools.combinations_with_replacement(range(x.shape[1]), order), strict=True)
+            blocks.append(functools.reduce(torch.mul, (x if order == 1 else x[:, list(place)] for place in places)))
+        return torch.cat(blocks, 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,13 @@ For a constant beta it is :math:`\beta \log dP^v/dP^*` up to a function of :math
 :math:`dP^* \propto \exp((r - \sum_k f_k)/\beta)\, dP` (arXiv 2312.02027). For the SDE :math:`R(v^*) = -V_0(x_0)` on
 every path, also with a varying beta, by Ito's formula and the HJB equation. A controlled chain moves the means of its kernels
 only, while :math:`P^*` also changes their covariances, so the chain's :math:`R(v^*)` keeps a variance of O(dt) (derived here).
+
+Sums over steps are taken step by step: beyond a path and the controls along it, nothing is kept that grows with the steps.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -24,29 +28,42 @@ from torch import Tensor
 from socft.checks import require, require_finite
 from socft.policy import Policy
 from socft.problem import ControlProblem
+from socft.reference import Noises
 from socft.reward import PerSample
 from socft.rollout import Path
 
 
+def kick(path: Path, k: int) -> Noises:
+    """``u_k + xi_k``: the noise of the pre-trained chain that makes step k of the same path."""
+    return path.controls[k] + path.noise.steps[k].to(path.controls)
+
+
 def kicks(path: Path) -> Float[Tensor, "steps batch *noise_dims"]:
-    """``u_k + xi_k``: the noise of the pre-trained chain that makes the same path."""
-    return path.controls + path.noise.steps.to(path.controls)
+    """The kicks of all steps."""
+    return _filled(path, lambda k: kick(path, k))
 
 
 def controls_along(policy: Policy, path: Path) -> Float[Tensor, "steps batch *noise_dims"]:
     """The controls of a policy at the states of a path."""
-    return torch.stack([policy(k, x) for k, x in enumerate(path.states[:-1])])
+    return _filled(path, lambda k: policy(k, path.states[k]))
+
+
+def log_likelihood(control: Noises, path: Path, k: int) -> PerSample:
+    """``v_k . z_k - |v_k|^2 / 2``: the log-density of step k under a control, relative to the pre-trained kernel."""
+    return (control * (kick(path, k) - control / 2)).flatten(1).sum(1)
 
 
 def log_likelihoods(controls: Float[Tensor, "steps batch *noise_dims"], path: Path) -> Float[Tensor, "steps batch"]:
-    """``v_k . z_k - |v_k|^2 / 2``: the log-density of each step under a control, relative to the pre-trained kernel."""
-    return (controls * (kicks(path) - controls / 2)).flatten(2).sum(2)
+    """The same of all steps."""
+    return torch.stack([log_likelihood(control, path, k) for k, control in enumerate(controls)])
 
 
 def mismatch(problem: ControlProblem, controls: Float[Tensor, "steps batch *noise_dims"], path: Path) -> PerSample:
     """``R(v)`` of each path in units of the reward, for controls along it."""
-    weighted = (problem.beta.to(controls)[:, None] * log_likelihoods(controls, path)).sum(0)
-    return weighted - problem.reward(path.final) + sum(problem.cost(k, x) for k, x in enumerate(path.states[:-1]))
+    total, beta = -problem.reward(path.final), problem.beta.to(controls)
+    for k, control in enumerate(controls):
+        total = total + beta[k] * log_likelihood(control, path, k) + problem.cost(k, path.states[k])
+    return total
 
 
 def optimal_log_weights(problem: ControlProblem, path: Path, what: str) -> PerSample:
@@ -95,6 +112,14 @@ def group_mean(values: PerSample, groups: Int[Tensor, " batch"] | None) -> tuple
     zero = values.new_zeros(int(index.max()) + 1)
     counts = zero.index_add(0, index, torch.ones_like(values))
     return (zero.index_add(0, index, values) / counts)[index], counts[index]
+
+
+def _filled(path: Path, of: Callable[[int], Noises]) -> Float[Tensor, "steps batch *noise_dims"]:
+    """One tensor with a function of each step, filled step by step."""
+    found = torch.empty_like(path.controls)
+    for k in range(len(found)):
+        found[k] = of(k)
+    return found
 
 
 def _index(values: PerSample, groups: Int[Tensor, " batch"] | None) -> Int[Tensor, " batch"]:

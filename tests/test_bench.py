@@ -52,6 +52,14 @@ class Raises(Broken):
         raise ValueError("no idea")
 
 
+class NotMade(Broken):
+    def __init__(self):
+        raise ValueError("not today")
+
+    def label(self, problem, policy, path):
+        return Labels(path.states[:-1], path.controls)
+
+
 number = 3
 
 
@@ -95,6 +103,7 @@ def test_a_wrong_factor_is_seen_as_bias(user):
         ("WrongShape", "the labels' targets have shape (5, 400, 1); they must have (5, 400, 2)."),
         ("NotFinite", "the labels' targets must be finite numbers."),
         ("Raises", "ValueError: no idea"),
+        ("NotMade", "ValueError: not today"),
     ],
 )
 def test_a_broken_estimator_loses_only_its_own_row(user, name, reason):

@@ -10,18 +10,28 @@ import torch
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.full_adjoint import FullAdjoint
+from socft.estimators.refl import ReFL
 from socft.policy import AffinePolicy
 from socft.rollout import Noise, rollout
 from socft.schedule import ddpm, linear_levels, subsample
 from toy.contenders import CONTENDERS
 from toy.measure import Estimate, Memory, estimate, peak_memory
 from toy.problems import benchmark
-from toy.situations import Situation, situation
+from toy.situations import Situation, _size, situation
+from toy.variance import variance_task
 
 IDENTITY = 1e-12  # the same sums in another order
 STDERRS = 4.0
 PATHS = 4000
+UNIT_ERROR = 0.15  # 4 standard errors of the norm from 1000 paths
 SHORT, WIDE, FEW = (6, 18), 16, 20
+NARROW = dict.fromkeys(
+    [
+        "martingale, quadratic costate, second order",
+        *(f"time-reversed, {score} score" for score in ("exact", "implicit", "nearest-kernel")),
+    ],
+    4,
+)  # refuse 16 dimensions
 
 
 def noise(where: Situation, paths: int = PATHS, seed: int = 0) -> Noise:
@@ -130,14 +140,51 @@ def test_adjoints_need_no_memory_that_grows_with_the_steps():
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_the_declared_growth_of_memory_is_the_measured_one(name):
     """In states per step and path; at 16 dimensions a number per step is a sixteenth of one."""
-    peaks, declared = [], None
+    peaks, declared, d = [], None, NARROW.get(name, WIDE)
     for steps in SHORT:
         schedule = ddpm(subsample(linear_levels(1000), steps))
-        where = situation(benchmark("lq-fine-tuning", d=WIDE, schedule=schedule), 0.5)
+        where = situation(benchmark("lq-fine-tuning", d=d, schedule=schedule), 0.5)
         estimator = CONTENDERS[name].make(where)
         with torch.no_grad():
             path = rollout(where.problem.reference, where.policy, noise(where, FEW))
         peaks.append(peak_memory(estimator, where.problem, where.policy, path))
         declared = estimator.cost.memory
-    growth = (peaks[1] - peaks[0]) / (SHORT[1] - SHORT[0]) / (FEW * WIDE * 8 / 1e6)
+    growth = (peaks[1] - peaks[0]) / (SHORT[1] - SHORT[0]) / (FEW * d * 8 / 1e6)
     assert growth > 0.9 if declared == "T" else growth < 0.5
+
+
+def test_refl_predicts_the_mean_end_of_a_linear_chain():
+    where = situation(benchmark("lq-sde", d=2, steps=8), 0.5)
+    refl, k, x, v = CONTENDERS["ReFL"].make(where), 5, torch.tensor([[0.7, -0.4]]).double(), torch.tensor([[0.3, 0.9]]).double()
+    assert isinstance(refl, ReFL)
+    assert refl.prediction is not None
+    draw, reference = torch.Generator().manual_seed(0), where.problem.reference
+    xi = torch.randn(8, PATHS, 2, generator=draw, dtype=torch.float64)
+    ends = reference.step(k, x.expand(PATHS, 2), v + xi[k])
+    for j in range(k + 1, 8):
+        ends = reference.step(j, ends, xi[j])
+    away = ends.mean(0) - refl.prediction(torch.tensor([k]), x, v)[0]
+    assert (away.abs() < STDERRS * ends.std(0) / PATHS**0.5).all()
+
+
+@pytest.mark.parametrize("name", ["moment", "relative entropy", "martingale, quadratic costate, second order"])
+def test_contenders_for_the_objective_have_its_gradient_as_their_mean(name):
+    where = situation(benchmark("lq-sde", d=2, steps=10), 0.5)
+    found = estimate(CONTENDERS[name].make(where), where.problem, where.policy, noise(where))
+    bias, stderr = found.bias(where.gradient)
+    assert bias < STDERRS * stderr
+    assert float(where.gradient.norm()) > STDERRS * stderr
+
+
+def test_labels_of_few_steps_cost_no_more_than_these():
+    """A DRaFT-1 label takes the two derivatives of one step, four evaluations, beside the rollout's two per step."""
+    name = "truncated backpropagation, 1 step"
+    records = variance_task(name, "lq-sde", {"d": 1, "steps": 10}, 0.5, "axis", 50, 2)
+    assert {record.evaluations for record in records} == {2 * 10 + 4}
+
+
+def test_a_unit_is_estimated_where_the_first_gradient_is_not_known():
+    """Against the same law in one dimension, whose first gradient is known."""
+    known, unit = situation(benchmark("mixture", d=1, steps=10), 1.0), _size(benchmark("mixture", d=1, steps=10).problem)
+    assert abs(unit / known.scale - 1) < UNIT_ERROR
+    assert situation(benchmark("mixture", d=3, steps=10), 1.0).scale > 0

@@ -41,6 +41,7 @@ from toy.training import (
     descend,
     evenly,
     methods_for,
+    noise_measures,
     target_noise,
     training_task,
 )
@@ -134,12 +135,24 @@ def test_training_reduces_the_noise_of_the_corrected_estimate_only():
     place, start, end = GaussianArena(2, 10), {}, {}
     for name in ("adjoint matching", "martingale-corrected adjoint, own costate"):
         rows = list(curve(place, METHODS[name], Plan(0.1, 60, (0, 60)), 0, 1.0, 100))
-        start[name], end[name] = rows[0], rows[1]
+        start[name], end[name] = rows[0].measures, rows[1].measures
+        assert rows[0].seconds == 0.0 < rows[1].seconds
         assert end[name]["objective_gap"] < 0.2 * start[name]["objective_gap"]
     plain, own = start
     assert end[own]["gradient_noise"] < 0.05 * end[plain]["gradient_noise"]
     assert end[own]["target_noise"] < EXACT_NOISE
     assert end[plain]["target_noise"] > 0.1
+
+
+def test_the_bias_of_a_residual_is_its_distance_from_the_gradient():
+    place = GaussianArena(2, 10)
+    policy = AffinePolicy(0.5 * place.truth.affine_policy.gain.detach(), place.truth.affine_policy.offset.detach())
+    bias = {
+        name: noise_measures(METHODS[name], METHODS[name].make(place.problem), place, policy, 1.0, 4000)["gradient_bias"]
+        for name in ("martingale-corrected full adjoint, own value", "martingale-corrected adjoint, own costate")
+    }
+    unbiased, residual = bias.values()
+    assert unbiased < 0.1 * residual
 
 
 @pytest.mark.parametrize("make", [lambda: GaussianArena(2, 10), lambda: MixtureArena(8)], ids=["Gaussian", "mixture"])

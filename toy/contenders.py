@@ -14,7 +14,7 @@ import torch
 from socft.adjoint import Full
 from socft.checks import require
 from socft.cli import imported
-from socft.costate import CostateSource, FromPolicy, Given
+from socft.costate import CostateField, CostateSource, FromPolicy, Given
 from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
 from socft.estimators.base import Estimator
 from socft.estimators.baseline import LeaveOneOut, NoBaseline, RegressionBaseline
@@ -23,10 +23,14 @@ from socft.estimators.ddpo import DDPO
 from socft.estimators.dpok import DPOK
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.integration_by_parts import IntegrationByParts
+from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue
 from socft.estimators.log_variance import LogVariance
 from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
+from socft.estimators.moment import Moment
 from socft.estimators.reciprocal_adjoint import ReciprocalAdjoint
-from socft.estimators.reversed_bsde import ReversedBSDE
+from socft.estimators.refl import Prediction, ReFL
+from socft.estimators.relative_entropy import RelativeEntropy
+from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
 from socft.estimators.score_function import ScoreFunction, ScoreFunctionWithoutKLToGo
 from socft.estimators.socm import SOCM
 from socft.estimators.socm_adjoint import SOCMAdjoint
@@ -34,11 +38,15 @@ from socft.estimators.td_adjoint import TDAdjoint
 from socft.estimators.truncated_backprop import RandomTruncation, TruncatedBackprop
 from socft.estimators.variance import Variance
 from socft.features import Polynomial
-from socft.field_regression import PerStep
-from socft.marginal_score import DenoisingScore
-from socft.martingale import Antithetic, FirstOrder
-from socft.regression import LinearRegression
-from socft.rollout import Noise, rollout
+from socft.field_regression import PerStep, Potential
+from socft.marginal_score import AffineMarginals, DenoisingScore, ImplicitScore, KernelScore, MarginalScore, NoiseScore
+from socft.martingale import Antithetic, FirstOrder, SecondOrder
+from socft.path_measure import mismatch
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.reference import AffineReference
+from socft.regression import KernelRidge, LinearRegression, Regression
+from socft.rollout import Noise, Path, rollout
 from socft.time_reversal import Reverser
 from toy.situations import Situation
 
@@ -50,33 +58,138 @@ class Contender:
     Attributes:
         name: unique.
         make: the estimator for a situation.
+        labelled: ``steps -> `` those whose labels cost anything.
     """
 
     name: str
     make: Callable[[Situation], Estimator]
+    labelled: Callable[[int], float] = float
 
 
 FITTED_PATHS = 1000
 """Paths from which an approximate costate is fitted, besides those of the estimate."""
-AUXILIARY_SEED = 77
-
-
-def _fitted(where: Situation) -> CostateSource:
-    """A costate field by regression of the full adjoint on affine features, from paths of its own."""
-    noise = Noise.sample(where.problem.reference, FITTED_PATHS, torch.Generator().manual_seed(AUXILIARY_SEED))
-    with torch.no_grad():
-        path = rollout(where.problem.reference, where.policy, noise)
-        costates = FullAdjoint().costates(where.problem, where.policy, path)
-    return Given(PerStep(LinearRegression(Polynomial(1))).fit(costates))
+CENTRES = 200
+"""Paths that a kernel method sees: its fits take time in the cube of their number, its evaluations in proportion to it."""
+FEW_DIMENSIONS = 16
+"""Largest dimension of fits that are quadratic in the state, and of the noise of time-reversed costates."""
+FEW_NOISES = 4
+"""Largest dimension of the noise of a correction that takes a second derivative in each, and of variants of time reversal."""
+LAST_SHARE = 0.25
+"""Of the steps, the last ones, from which ReFL draws: 10 of 40 in its publication."""
+AUXILIARY_SEED, SCORE_SEED = 77, 78
 
 
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(AUXILIARY_SEED)
 
 
-def _reversed(field: CostateSource, published: bool = False) -> Estimator:
-    score = DenoisingScore(LinearRegression(Polynomial(1)))
-    return ReversedBSDE(field, Reverser(score, _generator(), published), Full())
+@torch.no_grad()
+def _own_paths(where: Situation, count: int = FITTED_PATHS) -> Path:
+    """Paths of the policy besides those of the estimate."""
+    return rollout(where.problem.reference, where.policy, Noise.sample(where.problem.reference, count, _generator()))
+
+
+_AFFINE, _QUADRATIC = (LinearRegression(Polynomial(degree)) for degree in (1, 2))
+
+
+def _fitted(where: Situation, regression: Regression = _AFFINE, count: int = FITTED_PATHS) -> CostateSource:
+    """A costate field by regression of the full adjoint, on affine features by default, from paths of its own."""
+    with torch.no_grad():
+        costates = FullAdjoint().costates(where.problem, where.policy, _own_paths(where, count))
+    return Given(PerStep(regression).fit(costates))
+
+
+def _require_few_noises(where: Situation, largest: int) -> None:
+    (m,) = where.problem.reference.noise_dims
+    require(
+        m <= largest,
+        f"the noise has {m} dimensions, and this estimator takes a second derivative in each; it is measured up to {largest}: use "
+        "an antithetic correction.",
+    )
+
+
+def _second_order(where: Situation) -> Estimator:
+    _require_few_noises(where, FEW_NOISES)
+    return FullMartingaleAdjoint(SecondOrder(_fitted(where, _QUADRATIC)))
+
+
+@dataclasses.dataclass(frozen=True)
+class FewerPaths(MarginalScore):
+    """A score fitted to the first paths alone."""
+
+    score: MarginalScore
+    count: int
+
+    def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
+        noise = Noise(path.noise.initial[: self.count], path.noise.steps[:, : self.count])
+        return self.score.fit(problem, policy, Path(path.states[:, : self.count], path.controls[:, : self.count], noise))
+
+
+_DENOISING = DenoisingScore(_AFFINE)
+
+
+def _reversed(where: Situation, exact: bool = False, published: bool = False) -> Estimator:
+    _require_few_noises(where, FEW_DIMENSIONS)
+    field = Given(where.value_gradient) if exact else _fitted(where)
+    return ReversedBSDE(field, Reverser(_DENOISING, _generator(), published), Full())
+
+
+def _reversed_by(where: Situation, score: MarginalScore) -> Estimator:
+    """With a fitted costate and another score."""
+    _require_few_noises(where, FEW_NOISES)
+    return ReversedBSDE(_fitted(where), Reverser(score, _generator()), Full())
+
+
+def _bootstrapped(field: CostateField) -> Estimator:
+    """The field's own value at the next state in place of a costate's sample."""
+    return TDAdjoint(Given(field), 0.0)
+
+
+def _reversed_value(where: Situation) -> Estimator:
+    """Values that ride backwards on an affine costate, fitted with quadratic features and differentiated."""
+    _require_few_dimensions(where)
+    reverser = Reverser(_DENOISING, torch.Generator().manual_seed(SCORE_SEED))
+    values = ReversedValues(_fitted(where), reverser).values(where.problem, where.policy, _own_paths(where))
+    return _bootstrapped(Potential(PerStep(_QUADRATIC)).fit(values))
+
+
+def _least_squares_value(where: Situation) -> Estimator:
+    _require_few_dimensions(where)
+    return _bootstrapped(LeastSquaresValue(_QUADRATIC).fit(where.problem, where.policy, _own_paths(where)))
+
+
+def _require_few_dimensions(where: Situation) -> None:
+    (n,) = where.problem.reference.dims
+    require(
+        n <= FEW_DIMENSIONS,
+        f"the state has {n} dimensions and a quadratic value {(n + 1) * (n + 2) // 2} coefficients; it is fitted up to "
+        f"{FEW_DIMENSIONS} dimensions from {FITTED_PATHS} paths: use a costate form.",
+    )
+
+
+def _refl(where: Situation) -> Estimator:
+    reference, steps = where.problem.reference, where.problem.steps
+    prediction = _mean_end(reference) if isinstance(reference, AffineReference) else None
+    return ReFL(steps - max(1, round(LAST_SHARE * steps)), steps - 1, _generator(), prediction)
+
+
+def _mean_end(reference: AffineReference) -> Prediction:
+    """``E[X_T | x_k, v_k]`` with no control after step k, which is what Tweedie's formula predicts of a denoising chain."""
+    (n,), steps = reference.dims, reference.steps
+    transfers, offsets = [torch.eye(n, dtype=torch.float64)], [torch.zeros(n, dtype=torch.float64)]
+    for k in reversed(range(1, steps)):
+        offsets.append(transfers[-1] @ reference.offset[k] + offsets[-1])
+        transfers.append(transfers[-1] @ reference.transfer[k])
+    transfer, offset = torch.stack(transfers[::-1]), torch.stack(offsets[::-1])
+    return lambda k, x, v: (transfer[k] @ reference.step(k, x, v).unsqueeze(2)).squeeze(2) + offset[k]
+
+
+def _moment(where: Situation) -> Estimator:
+    """The loss with an initial value that has learnt: fitted to the mismatch of paths of its own, affine in the start."""
+    path = _own_paths(where)
+    with torch.no_grad():
+        start = _AFFINE.fit(path.states[0], -mismatch(where.problem, path.controls, path).unsqueeze(1))
+    return Moment(lambda x: start(x)[:, 0])
 
 
 PATHWISE = (
@@ -84,21 +197,43 @@ PATHWISE = (
     Contender("adjoint matching", lambda _: AdjointMatching()),
     Contender("adjoint matching, published index", lambda _: PublishedAdjointMatching()),
     Contender("reciprocal adjoint matching", lambda _: ReciprocalAdjoint(_generator())),
-    Contender("truncated backpropagation, 1 step", lambda _: TruncatedBackprop(1)),
-    Contender("truncated backpropagation, 10 steps", lambda where: TruncatedBackprop(min(10, where.problem.steps))),
-    Contender("truncated backpropagation, random", lambda _: RandomTruncation(_generator())),
+    Contender("truncated backpropagation, 1 step", lambda _: TruncatedBackprop(1), lambda _: 1),
+    Contender(
+        "truncated backpropagation, 10 steps",
+        lambda where: TruncatedBackprop(min(10, where.problem.steps)),
+        lambda steps: min(10, steps),
+    ),
+    Contender("truncated backpropagation, random", lambda _: RandomTruncation(_generator()), lambda steps: (steps + 1) / 2),
+    Contender("ReFL", _refl, lambda _: 1),
 )
 CORRECTED = (
     Contender("martingale, policy's costate", lambda _: MartingaleAdjoint(Antithetic(FromPolicy()))),
     Contender("martingale, policy's costate, first order", lambda _: MartingaleAdjoint(FirstOrder(FromPolicy()))),
     Contender("martingale, policy's costate, cheap", lambda _: MartingaleAdjoint(Antithetic(FromPolicy(exact=False)))),
     Contender("martingale, fitted costate", lambda where: FullMartingaleAdjoint(Antithetic(_fitted(where)))),
+    Contender(
+        "martingale, kernel-ridge costate",
+        lambda where: FullMartingaleAdjoint(Antithetic(_fitted(where, KernelRidge(), CENTRES))),
+    ),
+    Contender("martingale, quadratic costate, second order", _second_order),
     Contender("martingale, exact costate", lambda where: FullMartingaleAdjoint(Antithetic(Given(where.value_gradient)))),
     Contender("TD(0.9), fitted costate", lambda where: TDAdjoint(_fitted(where), 0.9)),
     Contender("TD(0), fitted costate", lambda where: TDAdjoint(_fitted(where), 0.0)),
-    Contender("time-reversed, fitted costate", lambda where: _reversed(_fitted(where))),
-    Contender("time-reversed, exact costate", lambda where: _reversed(Given(where.value_gradient))),
-    Contender("time-reversed, exact costate, published pairing", lambda where: _reversed(Given(where.value_gradient), True)),
+    Contender(
+        "least squares, costate form",
+        lambda where: _bootstrapped(LeastSquaresCostate(_AFFINE, Full()).fit(where.problem, where.policy, _own_paths(where))),
+    ),
+    Contender("least squares, value form", _least_squares_value),
+    Contender("time-reversed, fitted costate", _reversed),
+    Contender("time-reversed, exact score", lambda where: _reversed_by(where, AffineMarginals())),
+    Contender("time-reversed, implicit score", lambda where: _reversed_by(where, ImplicitScore(Polynomial(1)))),
+    Contender(
+        "time-reversed, nearest-kernel score",
+        lambda where: _reversed_by(where, FewerPaths(KernelScore(), CENTRES)),
+    ),
+    Contender("time-reversed, value form", _reversed_value),
+    Contender("time-reversed, exact costate", lambda where: _reversed(where, exact=True)),
+    Contender("time-reversed, exact costate, published pairing", lambda where: _reversed(where, exact=True, published=True)),
 )
 ZEROTH_ORDER = (
     Contender("score function, no baseline", lambda _: ScoreFunction(NoBaseline())),
@@ -110,7 +245,9 @@ ZEROTH_ORDER = (
     Contender("DPOK", lambda _: DPOK(RegressionBaseline())),
 )
 PATH_MEASURE = (
+    Contender("relative entropy", lambda _: RelativeEntropy()),
     Contender("log-variance", lambda _: LogVariance()),
+    Contender("moment", _moment),
     Contender("variance", lambda _: Variance()),
     Contender("cross entropy", lambda _: CrossEntropy()),
     Contender("SOCM", lambda _: SOCM(degree=1)),
@@ -122,7 +259,8 @@ CONTENDERS: dict[str, Contender] = {each.name: each for each in (*PATHWISE, *COR
 def contender(name: str) -> Contender:
     """A built-in contender by name, or a user's estimator by its import path ``module:name``.
 
-    What the path leads to is called without arguments and must return an `Estimator`; a class does.
+    What the path leads to is called without arguments and must return an `Estimator`; a class does. Where that call raises, so does
+    the contender's `make`.
 
     Raises:
         InvalidProblem: there is no such contender, or the path leads to something else.
@@ -132,7 +270,10 @@ def contender(name: str) -> Contender:
     require(":" in name, f"there is no estimator {name!r}; give MODULE:NAME, or one of: {', '.join(CONTENDERS)}.")
     make: Callable[[], Estimator] = imported(name)
     require(callable(make), f"{name} is a {type(make).__name__}; it must be a class or function that makes an estimator.")
-    made = make()
+    try:
+        made = make()
+    except Exception:  # raised again where it is measured, as that row's error
+        return Contender(name, lambda _: make())
     require(
         isinstance(made, Estimator),
         f"{name} makes a {type(made).__name__}; it must be a socft.estimators.base.Estimator without arguments.",

@@ -107,11 +107,12 @@ def pipeline_task(pipeline: str, noise: float, integrator: str, paths: int, seed
     chosen, policy = PIPELINES[pipeline], Uncontrolled(found.problem.reference)
     points = _points()
     exact, own = found.continuous_uncontrolled.gradient(0, points), found.uncontrolled.gradient(0, points)
-    rows, seconds = [], []
+    rows, seconds, evaluations = [], [], 0
     for seed in range(seeds):
         learnt = learn(chosen, found.problem, policy, paths, seed)
         rows.append([_distance(learnt.field, points, each) for each in (exact, own)])
         seconds.append(learnt.seconds)
+        evaluations = learnt.evaluations
     setting = {"noise": noise, "integrator": integrator, "paths": paths, "function_class": chosen.function_class}
     errors, mean_seconds = torch.tensor(rows, dtype=torch.float64), sum(seconds) / seeds
 
@@ -127,6 +128,7 @@ def pipeline_task(pipeline: str, noise: float, integrator: str, paths: int, seed
             stderr=float(values.std() / seeds**0.5) if seeds > 1 else None,
             seeds=seeds,
             seconds=mean_seconds,
+            evaluations=evaluations,
             **more,
         )
 

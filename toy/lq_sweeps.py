@@ -61,6 +61,7 @@ from socft.rollout import Noise, rollout
 from socft.sde import EulerMaruyama, Exponential, Integrator, LinearSDE
 from socft.time_reversal import Reverser
 from socft.truth.quadratic import QuadraticValue, affine_of, running_of
+from toy.pipelines import PULLED, REVERSED, ROLLOUT
 from toy.problems import Benchmark, benchmark
 from toy.runner import Study, Task
 
@@ -244,21 +245,25 @@ class Scheme:
     Attributes:
         kind: whether what is regressed has the chain's own costate as its mean.
         round: one round.
+        work: evaluations of the mean map or the policy of a round, per step and path; a derivative counts as two.
         published: its name in the published table.
     """
 
     kind: str
     round: Callable[[Round], CostateField]
+    work: int
     published: str | None = None
 
 
 SCHEMES = {
-    "least-squares costate": Scheme("unbiased", _least_squares(LeastSquaresCostate(_linear())), "least_squares_costate"),
-    "least-squares value": Scheme("unbiased", _least_squares(LeastSquaresValue(_linear(2)))),
-    "time-reversed value": Scheme("biased", _reversed_value, "time_reversed_value"),
-    "time-reversed costate": Scheme("biased", _reversed_costate, "time_reversed_costate"),
-    "martingale-corrected adjoint": Scheme("unbiased", _martingale),
-    "lean adjoint": Scheme("unbiased", _lean),
+    "least-squares costate": Scheme(
+        "unbiased", _least_squares(LeastSquaresCostate(_linear())), ROLLOUT + PULLED, "least_squares_costate"
+    ),
+    "least-squares value": Scheme("unbiased", _least_squares(LeastSquaresValue(_linear(2))), ROLLOUT),
+    "time-reversed value": Scheme("biased", _reversed_value, ROLLOUT + REVERSED - PULLED, "time_reversed_value"),
+    "time-reversed costate": Scheme("biased", _reversed_costate, ROLLOUT + REVERSED, "time_reversed_costate"),
+    "martingale-corrected adjoint": Scheme("unbiased", _martingale, ROLLOUT + PULLED),
+    "lean adjoint": Scheme("unbiased", _lean, ROLLOUT + PULLED),
 }
 
 
@@ -340,6 +345,7 @@ def sweep_task(
     if notes:
         setting["note"] = "; ".join(sorted(notes))[:300]
     seconds, records = (time.perf_counter() - start) / seeds, []
+    evaluations = round(chosen.work * where.problem.steps * paths * sum(each.rounds for each in found) / seeds)
     for metric in METRICS:
         values = torch.tensor([row[metric] for row in rows], dtype=torch.float64)
         known = published(full, chosen, axis, policy) if metric == "mse" and integrator == "Euler-Maruyama" else None
@@ -355,6 +361,7 @@ def sweep_task(
                 stderr=float(values.std() / seeds**0.5) if seeds > 1 else None,
                 seeds=seeds,
                 seconds=seconds,
+                evaluations=evaluations,
                 published=known,
             )
         )

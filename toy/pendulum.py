@@ -62,7 +62,8 @@ PATHS, QUICK_PATHS = 10_000, 2500
 STATES = 10_000
 DESCENT_STEPS, DESCENT_RATE = 200, 0.1
 """The largest curvature of the value is 8.5: twice its inverse is the largest stable rate."""
-SEEDS, QUICK_SEEDS, NETWORK_SEEDS = 2, 1, 1
+SEEDS, FEW_SEEDS, QUICK_SEEDS, NETWORK_SEEDS = 10, 2, 1, 2
+"""The best pipeline and the lean adjoint have `SEEDS`; the other sweeps on bumps take minutes each and have `FEW_SEEDS`."""
 ANGLES, ROWS, REACH = 16, 17, 4.5
 RIDGE, NOISELESS_RIDGE = 1e-3, 1e-4
 QUICK_NODES = (48, 241)
@@ -188,11 +189,12 @@ def descend(field: IntegerField, states: States) -> Descent:
 def pipeline_task(contender: str, paths: int, states: int, nodes: list[int], seeds: int) -> list[Record]:
     """One pipeline: what is learnt, where states descend along it, and what that costs."""
     found, chosen = _problem(tuple(nodes)), CONTENDERS[contender]
-    rows, seconds = [], []
+    rows, seconds, evaluations = [], [], 0
     for seed in range(seeds):
         learnt = learn(chosen.pipeline, found.problem, Uncontrolled(found.problem.reference), paths, seed)
         rows.append(_measured(found, learnt.field, states))
         seconds.append(learnt.seconds)
+        evaluations = learnt.evaluations
     setting = {"paths": paths, "function_class": chosen.pipeline.function_class, "gradient_steps": chosen.gradient_steps}
     values, optimum = torch.tensor(rows, dtype=torch.float64), lowest(found.uncontrolled).cost
     published = PUBLISHED[chosen.published] if chosen.published else None
@@ -214,6 +216,7 @@ def pipeline_task(contender: str, paths: int, states: int, nodes: list[int], see
             stderr=float(column.std() / seeds**0.5) if seeds > 1 else None,
             seeds=seeds,
             seconds=sum(seconds) / seeds,
+            evaluations=evaluations,
             **extra,
         )
         for column, (metric, extra) in zip(values.T, extras.items(), strict=True)
@@ -339,7 +342,8 @@ def tasks(quick: bool) -> list[Task]:
     for name, each in CONTENDERS.items():
         if quick and name not in QUICK:
             continue
-        seeds = QUICK_SEEDS if quick else SEEDS if each.gradient_steps == 0 else NETWORK_SEEDS
+        few = NETWORK_SEEDS if each.gradient_steps else FEW_SEEDS
+        seeds = QUICK_SEEDS if quick else SEEDS if name in QUICK else few
         arguments = {"contender": name, "paths": paths, "states": states, "nodes": nodes, "seeds": seeds}
         found.append(Task(name, pipeline_task, arguments))
     if not quick:

@@ -37,8 +37,27 @@ FOLDS = 2
 REVERSED_SEED = 10_000
 """Added to a seed for the noise of reversed paths, which must not be that of the forward ones."""
 
-Learner = Callable[[ControlProblem, Policy, Noise, int], CostateField]
+Learn = Callable[[ControlProblem, Policy, Noise, int], CostateField]
 """``(problem, policy, noise, seed) -> field``."""
+ROLLOUT, PULLED, REVERSED = 2, 2, 4
+"""Evaluations of the mean map or the policy per step and path: of a path, of a lean adjoint, whose derivative counts as two, and of
+a path backwards with its costates, which takes both maps and a derivative; values backwards take no derivative."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """A function of (problem, policy, noise, seed) that returns a field.
+
+    Attributes:
+        run: the function.
+        work: evaluations of the mean map or the policy per step and path; those of fitted fields and networks are not counted.
+    """
+
+    run: Learn
+    work: int
+
+    def __call__(self, problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
+        return self.run(problem, policy, noise, seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +79,11 @@ class Pipeline:
 
 @dataclasses.dataclass(frozen=True)
 class Learnt:
-    """A field and the time it took on one thread, paths included."""
+    """A field, and the time on one thread and the evaluations it took, paths included."""
 
     field: CostateField
     seconds: float
+    evaluations: int
 
 
 def learn(pipeline: Pipeline, problem: ControlProblem, policy: Policy, paths: int, seed: int) -> Learnt:
@@ -71,7 +91,7 @@ def learn(pipeline: Pipeline, problem: ControlProblem, policy: Policy, paths: in
     start = time.perf_counter()
     noise = Noise.sample(problem.reference, paths, torch.Generator().manual_seed(seed))
     field = pipeline.learn(problem, policy, noise, seed)
-    return Learnt(field, time.perf_counter() - start)
+    return Learnt(field, time.perf_counter() - start, pipeline.learn.work * problem.steps * paths)
 
 
 def linear_features(degree: int = 1) -> PerStep:
@@ -87,7 +107,7 @@ def lean(regression: Callable[[int], FieldRegression]) -> Learner:
             path = rollout(problem.reference, policy, noise)
         return regression(seed).fit(AdjointMatching().costates(problem, policy, path))
 
-    return run
+    return Learner(run, ROLLOUT + PULLED)
 
 
 def martingale(
@@ -102,7 +122,7 @@ def martingale(
         fit = regression(seed).fit
         return _last(refine(problem, policy, sample, fit, CrossFitted(noise, FOLDS), rounds))
 
-    return run
+    return Learner(run, rounds * (ROLLOUT + PULLED))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +155,7 @@ def martingale_sweep(regression: Regression, correction: Callable[[CostateSource
                     field.by_step[k] = regression.fit(path.states[k], costate)
         return Average(tuple(fields))
 
-    return run
+    return Learner(run, ROLLOUT + PULLED)
 
 
 def bellman_sweep(regression: Regression, nodes: int) -> Learner:
@@ -148,7 +168,7 @@ def bellman_sweep(regression: Regression, nodes: int) -> Learner:
         with torch.no_grad():
             return _bellman(problem, policy, rollout(problem.reference, policy, noise), regression, nodes)
 
-    return run
+    return Learner(run, ROLLOUT + PULLED)
 
 
 def martingale_after_bellman(
@@ -165,7 +185,7 @@ def martingale_after_bellman(
                 fits.append(PerStep(regression).fit(samples))
         return Average(tuple(fits))
 
-    return run
+    return Learner(run, ROLLOUT + 2 * PULLED)
 
 
 def _bellman(problem: ControlProblem, policy: Policy, path: Path, regression: Regression, nodes: int) -> Fitted:
@@ -190,7 +210,7 @@ def time_reversed(
         fit = regression(seed).fit
         return _last(refine(problem, policy, sample, fit, CrossFitted(noise, 1), rounds))
 
-    return run
+    return Learner(run, rounds * (ROLLOUT + REVERSED))
 
 
 def time_reversed_value(features: Features, score: MarginalScore, rounds: int = ROUNDS) -> Learner:
@@ -205,21 +225,25 @@ def time_reversed_value(features: Features, score: MarginalScore, rounds: int = 
         fit = Potential(PerStep(LinearRegression(features))).fit
         return _last(refine(problem, policy, sample, fit, CrossFitted(noise, 1), rounds))
 
-    return run
+    return Learner(run, rounds * (ROLLOUT + REVERSED - PULLED))
 
 
 def least_squares_costate(features: Features) -> Learner:
     """Least-squares Monte Carlo for costates."""
-    return lambda problem, policy, noise, seed: LeastSquaresCostate(LinearRegression(features)).fit(
-        problem, policy, rollout(problem.reference, policy, noise)
-    )
+
+    def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
+        return LeastSquaresCostate(LinearRegression(features)).fit(problem, policy, rollout(problem.reference, policy, noise))
+
+    return Learner(run, ROLLOUT + PULLED)
 
 
 def least_squares_value(features: Features) -> Learner:
     """Least-squares Monte Carlo for values, differentiated."""
-    return lambda problem, policy, noise, seed: LeastSquaresValue(LinearRegression(features)).fit(
-        problem, policy, rollout(problem.reference, policy, noise)
-    )
+
+    def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
+        return LeastSquaresValue(LinearRegression(features)).fit(problem, policy, rollout(problem.reference, policy, noise))
+
+    return Learner(run, ROLLOUT)
 
 
 def published_network(seed: int, steps: int = 2000) -> SpaceTimeNetwork:

@@ -8,7 +8,6 @@ and the pre-trained model, whose value function is known in one and two dimensio
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,17 +17,20 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.costate import CostateField
+from socft.estimators.full_adjoint import FullAdjoint
 from socft.policy import AffinePolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import States, by_step
 from socft.rollout import Noise, rollout
 from socft.truth.affine_policy import affine_gradient, evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic
-from toy.measure import affine_features
+from toy.measure import affine_features, estimate
 from toy.problems import Benchmark
 
 ORACLE_PATHS = 100_000
 """For the gradient at the pre-trained model of a problem that is not linear-quadratic, where only its integrand is exact."""
+SIZE_PATHS = 1000
+"""For the unit of a problem where not even that is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Situation:
         stderr: its standard error, 0 where it is exact.
         value_gradient: ``(k, x) -> grad V_k(x)`` of this policy, the conditional mean of its full costate.
         optimal: ``(k, x) -> grad V*_k(x)``.
-        scale: size of gradients on this problem, the norm of the gradient at the pre-trained model.
+        scale: size of gradients on this problem, the norm of the gradient at the pre-trained model; an estimate by the full adjoint
+            where that gradient is not known.
         setting: what distinguishes the situation, for records.
     """
 
@@ -70,7 +73,7 @@ def situation(benchmark: Benchmark, scale: float) -> Situation:
     problem, optimum = benchmark.problem, truth.value_gradient
     zero = _by_step(benchmark.uncontrolled.gradient) if "uncontrolled" in benchmark.truths else None
     start, stderr = (None, 0.0) if zero is None else _at_start(problem, zero)
-    size = math.nan if start is None else float(start.norm())
+    size = _size(problem) if start is None else float(start.norm())
     if scale == 1.0:
         none = torch.zeros(problem.steps * _columns(problem), dtype=torch.float64)
         return Situation(problem, truth.policy, none, 0.0, optimum, optimum, size, setting)
@@ -78,6 +81,14 @@ def situation(benchmark: Benchmark, scale: float) -> Situation:
     assert zero is not None
     assert start is not None
     return Situation(problem, Uncontrolled(problem.reference), start, stderr, zero, optimum, size, setting)
+
+
+def _size(problem: ControlProblem) -> float:
+    """Norm of the gradient at the pre-trained model, by the full adjoint, without the noise of the estimate."""
+    policy = Uncontrolled(problem.reference)
+    noise = Noise.sample(problem.reference, SIZE_PATHS, torch.Generator().manual_seed(1))
+    found = estimate(FullAdjoint(), problem, policy, noise)
+    return found.bias(torch.zeros_like(found.mean))[0]
 
 
 def _by_step(gradient: Callable[[int, States], States]) -> CostateField:

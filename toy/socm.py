@@ -49,7 +49,7 @@ from socft.truth.base import Truth
 from socft.truth.linear_quadratic import LinearQuadratic
 from toy.problems import benchmark
 from toy.runner import Study, Task
-from toy.training import Plan, descend, evenly
+from toy.training import Plan, descend, evenly, label_memory
 from toy.variance import evaluations_per_path
 
 STUDY_NAME = "socm"
@@ -228,8 +228,23 @@ def effective_share(estimator: Estimator, problem: ControlProblem, policy: Polic
     return None if labels.weights is None else effective_size(labels.weights[0]) / batch
 
 
-def curve(place: Arena, method: str, plan: Plan, seed: int) -> Iterator[dict[str, float | str]]:
-    """Measures at every checkpoint; infinite, with a note, from a divergence on."""
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What is seen at a moment of a training.
+
+    Attributes:
+        measures: by metric.
+        seconds: spent training so far.
+        note: why it diverged, if it did.
+    """
+
+    measures: dict[str, float]
+    seconds: float = math.nan
+    note: str = ""
+
+
+def curve(place: Arena, method: str, plan: Plan, seed: int) -> Iterator[Checkpoint]:
+    """Every checkpoint; infinite, with a note, from a divergence on."""
     trained, policy, left = METHODS[method](), place.policy(), len(plan.checkpoints)
     extra = [{"params": list(trained.extra), "lr": START_RATE * plan.rate}] if trained.extra else []
     try:
@@ -237,13 +252,13 @@ def curve(place: Arena, method: str, plan: Plan, seed: int) -> Iterator[dict[str
             error, gap = place.control_l2(policy), place.objective_gap(policy)
             if not error < DIVERGED:
                 raise InvalidProblem(f"control_l2 = {error:.3g} at gradient step {iteration.index}")
-            row: dict[str, float | str] = {"control_l2": error, "objective_gap": gap}
+            row = {"control_l2": error, "objective_gap": gap}
             share = effective_share(trained.estimator, place.problem, policy, plan.batch)
             left -= 1
-            yield row if share is None else row | {"effective_share": share}
+            yield Checkpoint(row if share is None else row | {"effective_share": share}, iteration.seconds)
     except InvalidProblem as error:
         for _ in range(left):
-            yield {"control_l2": math.inf, "objective_gap": math.inf, "note": f"diverged: {error}"[:200]}
+            yield Checkpoint({"control_l2": math.inf, "objective_gap": math.inf}, note=f"diverged: {error}"[:200])
 
 
 def socm_task(problem: str, method: str, iterations: int, checkpoints: int, seeds: int) -> list[Record]:
@@ -253,15 +268,16 @@ def socm_task(problem: str, method: str, iterations: int, checkpoints: int, seed
     estimator = METHODS[method]().estimator
     evaluations = evaluations_per_path(estimator.cost, place.problem.steps) * plan.batch
     curves = [list(curve(place, method, plan, seed)) for seed in range(seeds)]
+    peak = label_memory(place.problem, place.policy(), estimator, plan.batch)
     records = []
     for j, index in enumerate(plan.checkpoints):
         rows = [run[j] for run in curves]
         setting = {**place.settings, "rate": rate, "batch": plan.batch, "iterations": iterations, "iteration": index}
-        notes = sorted({str(row["note"]) for row in rows if "note" in row})
+        notes, seconds = sorted({row.note for row in rows if row.note}), sum(row.seconds for row in rows) / seeds
         if notes:
             setting["note"] = "; ".join(notes)
         for metric in ("control_l2", "objective_gap", "effective_share"):
-            values = torch.tensor([float(row[metric]) for row in rows if metric in row], dtype=torch.float64)
+            values = torch.tensor([row.measures[metric] for row in rows if metric in row.measures], dtype=torch.float64)
             if len(values) == 0:
                 continue
             records.append(
@@ -275,7 +291,9 @@ def socm_task(problem: str, method: str, iterations: int, checkpoints: int, seed
                     estimator.estimates,
                     stderr=float(values.std() / len(values) ** 0.5) if len(values) > 1 and bool(values.isfinite().all()) else None,
                     seeds=seeds,
+                    seconds=seconds if math.isfinite(seconds) else None,
                     evaluations=index * evaluations,
+                    peak_mb=peak,
                     optimum=0.0 if metric != "effective_share" else None,
                 )
             )

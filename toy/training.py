@@ -11,8 +11,12 @@ objective of a pilot run; an estimator with a dearer gradient takes fewer steps.
 * ``gradient_norm``: norm of the mean of the estimate; ``gradient_noise``: trace of the covariance of the estimate from one path,
   relative to the squared norm of the exact or full-adjoint gradient of the pre-trained model; ``relative_noise``: that trace over
   the squared norm of the mean of the same moment;
+* ``gradient_bias`` (linear-quadratic): distance of the mean of the estimate from the exact gradient of the objective, without its
+  noise, relative to the norm of that gradient at the pre-trained model; of a fixed-point residual, its distance from the gradient;
 * ``target_noise`` (affine policies): mean-square distance of the targets from their conditional mean given the state, relative to
   that mean; zero to rounding for a martingale correction by the conditional mean itself (derived here).
+
+``seconds`` is the time spent training so far, ``peak_mb`` the memory that labels of a batch take beyond path and labels.
 
 With the policy's own costate as the field of the correction the noise vanishes as the policy converges, without the correction it
 tends to that of the optimum.
@@ -56,7 +60,7 @@ from socft.truth.linear_quadratic import LinearQuadratic, wasserstein
 from socft.truth.quadratic import QuadraticValue, affine_of, push, running_of
 from socft.truth.quadrature import Quadrature, flow
 from socft.truth.tilt import tilted_law
-from toy.measure import affine_features, estimate
+from toy.measure import affine_features, estimate, peak_memory
 from toy.problems import benchmark
 from toy.runner import Study, Task
 from toy.variance import evaluations_per_path
@@ -253,6 +257,10 @@ class Arena(abc.ABC):
     def progress(self, policy: Policy) -> dict[str, float]:
         """Exact measures of a policy, ``objective_gap`` among them."""
 
+    @abc.abstractmethod
+    def gradient(self, policy: Policy) -> Tensor | None:
+        """The exact gradient in the coefficients of the features, step by step; None where it is not known."""
+
 
 class GaussianArena(Arena):
     """``lq-fine-tuning`` with affine policies: everything in closed form but the kernel discrepancy."""
@@ -286,6 +294,11 @@ class GaussianArena(Arena):
             "wasserstein2": wasserstein(found.final_law, self._tilt),
             "mmd": max(mmd(final, self._target, self._width), 0.0) ** 0.5,
         }
+
+    def gradient(self, policy: Policy) -> Tensor:
+        assert isinstance(policy, AffinePolicy)
+        exact = affine_gradient(self.problem, policy)
+        return torch.cat([exact.gain, exact.offset.unsqueeze(2)], 2).flatten()
 
 
 class MixtureArena(Arena):
@@ -326,6 +339,9 @@ class MixtureArena(Arena):
             "mmd": max(float(apart @ self._kernel @ apart), 0.0) ** 0.5,
         }
 
+    def gradient(self, policy: Policy) -> None:
+        return None
+
 
 ARENAS: dict[str, Callable[[], Arena]] = {
     "lq-fine-tuning": lambda: GaussianArena(4, STEPS),
@@ -347,7 +363,7 @@ def target_noise(estimator: CostateEstimator, mean: CostateSource, problem: Cont
 
 
 def noise_measures(method: Method, estimator: Estimator, arena: Arena, policy: Policy, unit: float, paths: int) -> dict[str, float]:
-    """Norm and noise of the gradient estimate, relative to ``unit``, and the noise of its targets."""
+    """Norm, bias and noise of the gradient estimate, relative to ``unit``, and the noise of its targets."""
     noise = Noise.sample(arena.problem.reference, paths, torch.Generator().manual_seed(NOISE_SEED))
     found = estimate(estimator, arena.problem, policy, noise, arena.features)
     norm = found.bias(torch.zeros_like(found.mean))[0]
@@ -356,6 +372,9 @@ def noise_measures(method: Method, estimator: Estimator, arena: Arena, policy: P
         "gradient_noise": found.variance / unit**2,
         "relative_noise": found.variance / norm**2 if norm > 0 else math.inf,
     }
+    exact = arena.gradient(policy)
+    if exact is not None:
+        measures["gradient_bias"] = found.bias(exact)[0] / unit
     if method.mean is not None and isinstance(policy, AffinePolicy) and isinstance(estimator, CostateEstimator):
         with torch.no_grad():
             path = rollout(arena.problem.reference, policy, noise)
@@ -382,17 +401,38 @@ def final_gap(arena: Arena, method: Method, plan: Plan, seed: int) -> float:
     return gap if math.isfinite(gap) else math.inf
 
 
-def curve(arena: Arena, method: Method, plan: Plan, seed: int, unit: float, noise_paths: int) -> Iterator[dict[str, float]]:
-    """Measures at every checkpoint; NaN, and an infinite gap, from a divergence on."""
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What is seen at a moment of a training.
+
+    Attributes:
+        measures: by metric.
+        seconds: spent training so far.
+    """
+
+    measures: dict[str, float]
+    seconds: float
+
+
+def curve(arena: Arena, method: Method, plan: Plan, seed: int, unit: float, noise_paths: int) -> Iterator[Checkpoint]:
+    """Every checkpoint; NaN, and an infinite gap, from a divergence on."""
     policy, estimator, left = arena.policy(), method.make(arena.problem), len(plan.checkpoints)
     try:
-        for _ in descend(arena.problem, policy, estimator, plan, seed):
+        for iteration in descend(arena.problem, policy, estimator, plan, seed):
             found = arena.progress(policy) | noise_measures(method, estimator, arena, policy, unit, noise_paths)
             left -= 1
-            yield found
+            yield Checkpoint(found, iteration.seconds)
     except InvalidProblem:
         for _ in range(left):
-            yield dict.fromkeys(arena.optimum, math.nan) | {"objective_gap": math.inf}
+            yield Checkpoint(dict.fromkeys(arena.optimum, math.nan) | {"objective_gap": math.inf}, math.nan)
+
+
+def label_memory(problem: ControlProblem, policy: Policy, estimator: Estimator, batch: int) -> float:
+    """`peak_memory` of a batch of paths, in MB."""
+    noise = Noise.sample(problem.reference, batch, torch.Generator().manual_seed(NOISE_SEED))
+    with torch.no_grad():
+        path = rollout(problem.reference, policy, noise)
+    return peak_memory(estimator, problem, policy, path)
 
 
 def training_task(
@@ -408,14 +448,16 @@ def training_task(
     best = min(plans, key=lambda plan: grid.get(f"{plan.rate:g}", 0.0))
     unit = unit_of(place, noise_paths)
     curves = [list(curve(place, chosen, best, seed, unit, noise_paths)) for seed in range(seeds)]
+    peak = label_memory(place.problem, place.policy(), estimator, best.batch)
     common = {"rate": best.rate, "batch": best.batch, "iterations": iterations, **place.settings}
     records = [
         Record(STUDY_NAME, place.name, "pilot_gap", gap, common | {"rate": float(rate)}, method, estimator.estimates, optimum=0.0)
         for rate, gap in grid.items()
     ]
     for j, index in enumerate(best.checkpoints):
-        for metric in curves[0][j]:
-            values = torch.tensor([run[j].get(metric, math.nan) for run in curves], dtype=torch.float64)
+        seconds = sum(run[j].seconds for run in curves) / seeds
+        for metric in curves[0][j].measures:
+            values = torch.tensor([run[j].measures.get(metric, math.nan) for run in curves], dtype=torch.float64)
             records.append(
                 Record(
                     STUDY_NAME,
@@ -427,7 +469,9 @@ def training_task(
                     estimator.estimates,
                     stderr=float(values.std() / seeds**0.5) if seeds > 1 else None,
                     seeds=seeds,
+                    seconds=seconds if math.isfinite(seconds) else None,
                     evaluations=index * best.batch * evaluations,
+                    peak_mb=peak,
                     optimum=place.optimum.get(metric),
                 )
             )

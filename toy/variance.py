@@ -1,9 +1,11 @@
 r"""Bias, variance and cost of gradient estimators where the exact gradient is known.
 
 Every contender estimates the gradient of the objective in the coefficients of affine features of every step (`toy.measure`), from
-single paths, at policies from the pre-trained model to the optimum (`toy.situations`). One axis is varied at a time: distance from
-the optimum, number of steps at a fixed horizon, horizon at a fixed step size, dimension, noise level, problem. All numbers are
-relative to the norm of the exact gradient at the pre-trained model:
+single paths, at policies from the pre-trained model to the optimum (`toy.situations`). The line :math:`s\, v^*`, s from 0 to 1,
+stands for training: on it the exact gradient, and so the bias, is known at the optimum and on the way to it. The noise, and on the
+linear-quadratic problem the bias, at the policies that training itself passes through are measured in `toy.training`. One axis is
+varied at a time: distance from the optimum, number of steps at a fixed horizon, horizon at a fixed step size, dimension, noise
+level, problem. All numbers are relative to the norm of the exact gradient at the pre-trained model:
 
 * ``bias``: distance of the mean from the exact gradient, without its noise; ``stderr`` is that noise;
 * ``variance``: trace of the covariance of the estimate from one path;
@@ -39,7 +41,8 @@ from toy.runner import Study, Task
 from toy.situations import Situation, situation
 
 STUDY_NAME = "variance"
-PATHS, QUICK_PATHS = 2000, 250
+PATHS, FEW_PATHS, QUICK_PATHS = 2000, 400, 250
+"""`FEW_PATHS` where the exact optimum is expensive to follow."""
 SEEDS, QUICK_SEEDS = 2, 2
 SEEN = 4.0
 BUDGET = 100_000
@@ -71,7 +74,7 @@ def _gradient(contender: Contender, estimator: Estimator, where: Situation, axis
     whole = Estimate.joined([estimate(estimator, where.problem, where.policy, _noise(where, paths, s)) for s in range(seeds)])
     bias, stderr = whole.bias(where.gradient)
     unit = where.scale
-    evaluations = evaluations_per_path(estimator.cost, where.problem.steps)
+    evaluations = _evaluations(contender, estimator, where)
     affordable = max(1, BUDGET // evaluations)
     seen = bias if bias > SEEN * math.hypot(stderr, where.stderr) else 0.0
     at_budget = (seen**2 + whole.variance / affordable) ** 0.5
@@ -119,10 +122,19 @@ def _costates(contender: Contender, estimator: Estimator, where: Situation, axis
             )
 
 
-def evaluations_per_path(cost: Cost, steps: int) -> int:
-    """Network evaluations of one path's labels and rollout; a derivative counts as two evaluations."""
+def evaluations_per_path(cost: Cost, steps: int, labelled: float | None = None) -> int:
+    """Network evaluations of one path's labels and rollout; a derivative counts as two evaluations.
+
+    Args:
+        labelled: the number of steps whose labels cost anything; all by default.
+    """
     labels = cost.reference + cost.policy + 2 * (cost.reference_derivatives + cost.policy_derivatives)
-    return round(steps * (2 + labels))
+    return round(2 * steps + (steps if labelled is None else labelled) * labels)
+
+
+def _evaluations(contender: Contender, estimator: Estimator, where: Situation) -> int:
+    steps = where.problem.steps
+    return evaluations_per_path(estimator.cost, steps, contender.labelled(steps))
 
 
 def _noise(where: Situation, paths: int, seed: int) -> Noise:
@@ -137,7 +149,7 @@ class Axis:
         name: what varies.
         problem: name of the benchmark.
         fixed: its settings.
-        varied: settings of the benchmark, and ``scale``, one mapping per situation.
+        varied: settings of the benchmark, and ``scale``, one mapping per situation; with ``paths`` where they are not `PATHS`.
         quick: how many of them the quick scale measures.
     """
 
@@ -147,12 +159,12 @@ class Axis:
     varied: tuple[Mapping[str, Any], ...]
     quick: int = 2
 
-    def settings(self, quick: bool) -> Iterable[tuple[dict[str, Any], float]]:
-        """Settings and scale of every situation."""
+    def settings(self, quick: bool) -> Iterable[tuple[dict[str, Any], float, int]]:
+        """Settings, scale and number of paths of every situation."""
         for each in self.varied[: self.quick] if quick else self.varied:
-            merged = {**self.fixed, **each}
-            scale = merged.pop("scale")
-            yield merged, scale
+            merged = {"paths": PATHS, **self.fixed, **each}
+            scale, paths = merged.pop("scale"), merged.pop("paths")
+            yield merged, scale, QUICK_PATHS if quick else paths
 
 
 def _each(name: str, *values: Any) -> tuple[dict[str, Any], ...]:
@@ -172,16 +184,16 @@ AXES = (
     ),
     Axis("noise", "oscillator", {"dt": 0.1, "scale": 0.9}, _each("noise", 1.0, 0.1, 10.0), quick=0),
     Axis("mixture", "mixture", {"steps": 50}, ({"d": 1, "scale": 0.0}, {"d": 1, "scale": 1.0}), quick=0),
-    Axis("mixture in high dimension", "mixture", {"scale": 1.0}, _each("d", 2, 10), quick=0),
+    Axis("mixture in high dimension", "mixture", {"scale": 1.0}, ({"d": 2}, {"d": 10}, {"d": 50, "paths": FEW_PATHS}), quick=0),
 )
 
 
 def tasks(quick: bool) -> list[Task]:
     """Every contender in every situation."""
-    paths, seeds = (QUICK_PATHS, QUICK_SEEDS) if quick else (PATHS, SEEDS)
+    seeds = QUICK_SEEDS if quick else SEEDS
     found = []
     for axis in AXES:
-        for settings, scale in axis.settings(quick):
+        for settings, scale, paths in axis.settings(quick):
             for name in CONTENDERS:
                 about = ", ".join(f"{key} {value:g}" for key, value in {**settings, "scale": scale}.items())
                 arguments = {"contender": name, "problem": axis.problem, "settings": settings, "scale": scale, "axis": axis.name}

@@ -38,7 +38,7 @@ class CrossEntropy(MatchingEstimator):
 
     @property
     def cost(self) -> Cost:
-        return Cost(memory="T")
+        return Cost()
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         weights = normalised(optimal_log_weights(problem, path, "cross entropy"))

@@ -90,7 +90,7 @@ class DDPO(Estimator):
 
     @property
     def cost(self) -> Cost:
-        return Cost(memory="T" if self.kl_in_reward else 1)
+        return Cost()
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> RatioLabels:
         total = returns_to_go(problem, path, kl=False)[0] - problem.cost(0, path.states[0])

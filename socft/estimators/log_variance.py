@@ -27,7 +27,7 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator
-from socft.path_measure import controls_along, group_mean, kicks, mismatch, per_sample
+from socft.path_measure import controls_along, group_mean, kick, mismatch, per_sample
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reward import PerSample
@@ -51,7 +51,7 @@ class LogVariance(MatchingEstimator):
 
     @property
     def cost(self) -> Cost:
-        return Cost(policy=1, memory="T")
+        return Cost(policy=1)
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         controls = controls_along(policy, path)
@@ -66,16 +66,19 @@ class LogVariance(MatchingEstimator):
 def deviation_labels(
     problem: ControlProblem, controls: Float[Tensor, "steps batch *noise_dims"], path: Path, deviation: PerSample
 ) -> Labels:
-    """Targets ``v_k - deviation (z_k - v_k) / beta_k``."""
-    noise = kicks(path) - controls
-    scaled = deviation / problem.beta.to(deviation)[:, None]
-    return Labels(path.states[:-1], controls - per_sample(scaled, noise) * noise)
+    """Targets ``v_k - deviation (z_k - v_k) / beta_k``, which take the place of the controls."""
+    beta = problem.beta.to(deviation)
+    for k in range(problem.steps):
+        noise = kick(path, k) - controls[k]
+        controls[k] -= per_sample(deviation / beta[k], noise) * noise
+    return Labels(path.states[:-1], controls)
 
 
 def on_policy(controls: Float[Tensor, "steps batch *noise_dims"], path: Path) -> bool:
     """Whether the controls are those that made the path, up to half the digits."""
     tolerance = torch.finfo(controls.dtype).eps ** 0.5
-    return bool(((controls - path.controls).abs() <= tolerance * (1 + path.controls.abs())).all())
+    pairs = zip(controls, path.controls, strict=True)
+    return all(bool(((v - u).abs() <= tolerance * (1 + u.abs())).all()) for v, u in pairs)
 
 
 def require_same_starts(path: Path, groups: Int[Tensor, " batch"] | None, what: str) -> None:

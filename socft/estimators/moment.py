@@ -52,7 +52,7 @@ class Moment(MatchingEstimator):
 
     @property
     def cost(self) -> Cost:
-        return Cost(policy=1, memory="T")
+        return Cost(policy=1)
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> MomentLabels:
         controls = controls_along(policy, path)

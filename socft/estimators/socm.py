@@ -26,6 +26,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -34,7 +35,7 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator
-from socft.path_measure import constant_beta, kicks, normalised, optimal_log_weights
+from socft.path_measure import constant_beta, kick, normalised, optimal_log_weights
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, MatrixDiffusion, ScalarDiffusion, States
@@ -100,41 +101,49 @@ class SOCM(MatchingEstimator):
 
     @property
     def cost(self) -> Cost:
-        return Cost(reference_derivatives=1, memory="T")
+        return Cost(reference_derivatives=1)
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         _require_full_noise(problem)
         weights = normalised(optimal_log_weights(problem, path, "SOCM"))
-        moved = self._moved(problem, path)
-        targets = kicks(path) + moved[:, 0]
-        for k in range(problem.steps) if self.degree else ():
-            targets[k] += _least_spread(path.controls[k] - targets[k], moved[k, 1:], weights, self.folds)
+        targets = torch.empty_like(path.controls)
+        for k, moved in self._moved(problem, path):
+            targets[k] = kick(path, k) + moved[0]
+            if self.degree:
+                targets[k] += _least_spread(path.controls[k] - targets[k], moved[1:], weights, self.folds)
         return Labels(path.states[:-1], targets, weights.expand(problem.steps, -1))
 
-    def _moved(self, problem: ControlProblem, path: Path) -> Float[Tensor, "steps degrees batch *noise_dims"]:
-        """``B_k^T sum_{j>k} ((j - k) / T)^p F^T .. F^T c_j``; binomial sums carry powers of j - k - 1 to those of j - k."""
-        steps, diffusion = problem.steps, problem.reference.diffusion
-        sources, powers = _sources(problem, path), range(self.degree + 1)
-        sums, moved = [torch.zeros_like(path.final) for _ in powers], []
-        for k in reversed(range(steps)):
+    def _moved(self, problem: ControlProblem, path: Path) -> Iterator[tuple[int, Float[Tensor, "degrees batch *noise_dims"]]]:
+        """``B_k^T sum_{j>k} ((j - k) / T)^p F^T .. F^T c_j`` from the last k to the first.
+
+        Binomial sums carry powers of j - k - 1 to those of j - k.
+        """
+        steps, diffusion, powers = problem.steps, problem.reference.diffusion, range(self.degree + 1)
+        sums = [torch.zeros_like(path.final) for _ in powers]
+        for k, source in _sources(problem, path):
             later = [self.flow.pull(problem, k + 1, s) for s in sums] if k < steps - 1 else sums
-            sums = [sources[k] + sum(math.comb(p, q) * later[q] for q in range(p + 1)) for p in powers]
-            moved.append(torch.stack([diffusion.transpose(k, path.states[k], s / steps**p) for p, s in enumerate(sums)]))
-        return torch.stack(moved[::-1])
+            sums = [source + sum(math.comb(p, q) * later[q] for q in range(p + 1)) for p in powers]
+            yield k, torch.stack([diffusion.transpose(k, path.states[k], s / steps**p) for p, s in enumerate(sums)])
 
 
-def _sources(problem: ControlProblem, path: Path) -> Float[Tensor, "steps batch *dims"]:
-    """``c_j``, j = 1..T: ``Jac m_j^T y_j - grad f_j / beta - y_{j-1}``, and ``grad r / beta - y_{T-1}``."""
-    beta, z, diffusion = constant_beta(problem, "SOCM"), kicks(path), problem.reference.diffusion
-    y = [diffusion.lift(k, path.states[k], z[k]) for k in range(problem.steps)]
-    found = []
-    for j in range(1, problem.steps):
-        with torch.enable_grad():
-            x = path.states[j].detach().requires_grad_(True)
-            scalar = (problem.reference.mean(j, x) * y[j]).sum() - problem.cost(j, x).sum() / beta
-            (slope,) = torch.autograd.grad(scalar, x)
-        found.append(slope - y[j - 1])
-    return torch.stack([*found, problem.reward.gradient(path.final) / beta - y[-1]])
+def _sources(problem: ControlProblem, path: Path) -> Iterator[tuple[int, States]]:
+    """k and ``c_{k+1}`` from the last k to the first: ``c_T = grad r / beta - y_{T-1}``, and before it
+    ``c_j = Jac m_j^T y_j - grad f_j / beta - y_{j-1}``."""
+    beta, diffusion = constant_beta(problem, "SOCM"), problem.reference.diffusion
+    slope = problem.reward.gradient(path.final) / beta
+    for k in reversed(range(problem.steps)):
+        y = diffusion.lift(k, path.states[k], kick(path, k))
+        yield k, slope - y
+        if k > 0:
+            slope = _pulled(problem, k, path.states[k], y, beta)
+
+
+def _pulled(problem: ControlProblem, k: int, state: States, y: States, beta: float) -> States:
+    """``Jac m_k^T y - grad f_k / beta``."""
+    with torch.enable_grad():
+        x = state.detach().requires_grad_(True)
+        scalar = (problem.reference.mean(k, x) * y).sum() - problem.cost(k, x).sum() / beta
+        return torch.autograd.grad(scalar, x)[0]
 
 
 def _least_spread(residual: Tensor, terms: Float[Tensor, "degree batch *noise_dims"], weights: Tensor, folds: int) -> Tensor:

@@ -36,7 +36,7 @@ class SOCMAdjoint(MatchingEstimator):
 
     @property
     def cost(self) -> Cost:
-        return Cost(reference_derivatives=1, memory="T")
+        return Cost(reference_derivatives=1)
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         weights = normalised(optimal_log_weights(problem, path, "SOCM-adjoint"))

@@ -47,7 +47,7 @@ class Variance(MatchingEstimator):
 
     @property
     def cost(self) -> Cost:
-        return Cost(policy=1, memory="T")
+        return Cost(policy=1)
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         beta, controls = constant_beta(problem, "the variance loss"), controls_along(policy, path)

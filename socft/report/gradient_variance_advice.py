@@ -21,7 +21,8 @@ def chapter(rows: Rows) -> str:
 #block(breakable: false, above: 1.7em)[
 = Which estimator should I use?
 
-@winners ranks the estimators by their error at equal budget; an exact costate is known on test problems only and is left out. The
+@winners ranks the estimators by their error at equal budget; exact costates and scores are known on test problems only and are
+left out. The
 recommendations that follow quote the records; ratios of variances are between estimators of one kind, on the Gaussian problem.
 
 {winners(rows)}

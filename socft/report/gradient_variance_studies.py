@@ -33,7 +33,9 @@ same number of network evaluations: one with a dearer gradient takes fewer steps
 curve. Gradient
 noise is the variance of the estimate from one path in units of the squared gradient at the start, target noise the mean-square
 distance of
-the targets from their conditional mean, relative to that mean."""
+the targets from their conditional mean, relative to that mean. Gradient bias, on the linear-quadratic problem, is the distance
+of the mean estimate from the exact gradient of the objective at the trained policy, without its noise, in units of the gradient
+at the start."""
 SWEEPS_TEXT = """The costate of a controlled oscillator at time 0 is learnt from paths with linear features, along the axes of
 #link("https://arxiv.org/abs/2410.04615")[2410.04615] and others. The policy is _given_, the chain's optimum; _iterated_, from
 the costate of the round before; or _published_, the same with a costate one step too early. All numbers are mean-square errors
@@ -44,7 +46,9 @@ def training(rows: Rows, problem: str) -> str:
     """Where training ends, one table per kind."""
     found = ends(rows.of("training").where(problem=problem), "iteration")
     metrics = [
-        m for m in ("objective_gap", "kl", "wasserstein1", "wasserstein2", "gradient_noise", "target_noise") if found.where(m)
+        metric
+        for metric in ("objective_gap", "kl", "wasserstein1", "wasserstein2", "gradient_bias", "gradient_noise", "target_noise")
+        if found.where(metric)
     ]
     tables = []
     for kind in KINDS:
@@ -68,7 +72,11 @@ def training(rows: Rows, problem: str) -> str:
     return small("\n\n".join(tables))
 
 
-TRAINING: Mapping[str, str] = {"gradient_noise": r"gradient \ noise", "target_noise": r"target \ noise"}
+TRAINING: Mapping[str, str] = {
+    "gradient_bias": r"gradient \ bias",
+    "gradient_noise": r"gradient \ noise",
+    "target_noise": r"target \ noise",
+}
 
 
 def _schedule(record: Record) -> Sequence[str]:

@@ -12,7 +12,7 @@ from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, integer, number, text
 
 BSDE = paper("2603.20455v2")
-ORACLE = "exact costate"
+ORACLES = ("exact costate", "exact score")
 
 
 def estimated(rows: Rows) -> str:
@@ -67,7 +67,9 @@ def compared(rows: Rows) -> str:
 
 The gradient is taken in the coefficients of affine features of every step, where it is known exactly: everywhere for the
 linear-quadratic problem, at the pre-trained model and at the optimum for the mixture. A policy at scale $s$ is $s thin v^*$: the
-pre-trained model is $s = 0$, _near the optimum_ is $s = 0.9$. The error at budget is $sqrt("bias"^2 + "variance"\/n)$ with as many
+pre-trained model is $s = 0$, _near the optimum_ is $s = 0.9$. The line from $s = 0$ to $s = 1$ stands for training: on it the
+exact gradient is known. The noise of policies that training itself passes through, and on the linear-quadratic problem their bias,
+are in the chapter on training. The error at budget is $sqrt("bias"^2 + "variance"\/n)$ with as many
 paths $n$ as {budget()} network evaluations allow, where a bias of less than 4 standard errors counts as none. Seconds, on one
 thread, include the rollout; memory is what labels of 64 paths take beyond path and labels.
 
@@ -109,7 +111,7 @@ time-reversed costate {number(_one(chain, "time-reversed costate"))}. In time, a
 
 
 def crossing(rows: Rows, integrator: str) -> str:
-    """From which N on the lean adjoint is at least as good as the time-reversed costate, in a sentence."""
+    """Between which N the lean adjoint becomes as good as the time-reversed costate, in a sentence."""
     found = rows.of("linear").where("mse", integrator=integrator, noise=1.0)
     pairs = [
         (paths, *(found.where(estimator=name, paths=paths).one() for name in ("lean adjoint", "time-reversed costate")))
@@ -125,8 +127,11 @@ def crossing(rows: Rows, integrator: str) -> str:
         return f"{scheme} the time-reversed costate is the better one at every $N$ up to {integer(known[-1][0])}."
     if not before:
         return f"{scheme} the lean adjoint is at least as good at every $N$ from {integer(known[0][0])} on."
+    if max(before) < min(after):
+        crossed = f"between $N$ of {integer(max(before))} and {integer(min(after))}"
+        return f"{scheme} the errors cross {crossed}; the lean adjoint is the worse one below and at least as good above."
     here, there = (", ".join(map(integer, each)) for each in (after, before))
-    return f"{scheme} the lean adjoint is at least as good at $N$ of {here}, and the worse one at {there}."
+    return f"{scheme} the errors cross more than once: the lean adjoint is at least as good at $N$ of {here}, worse at {there}."
 
 
 def _share(mine: Rows, other: Rows) -> str:
@@ -152,8 +157,9 @@ def _flat(markup: str) -> str:
 
 
 def best(rows: Rows, kind: str, arena: tables.Arena, scale: float) -> list[tuple[str, float]]:
-    """Estimators of a kind by their error at equal budget, best first, but for those that need an exact costate."""
-    found = only(arena.rows(rows).where("error_at_budget", scale=scale), lambda r: r.kind == kind and ORACLE not in r.estimator)
+    """Estimators of a kind by their error at equal budget, best first, but for those that need an exact costate or score."""
+    errors = arena.rows(rows).where("error_at_budget", scale=scale)
+    found = only(errors, lambda r: r.kind == kind and not any(each in r.estimator for each in ORACLES))
     return sorted(((record.estimator, record.value) for record in found), key=lambda pair: pair[1])
 
 
