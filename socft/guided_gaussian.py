@@ -24,6 +24,7 @@ chain is the one above around the new mean, and the divergence counts the change
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -175,15 +176,15 @@ class GaussianPasses(Passes):
     def _require_model(self, policy: GuidancePolicy) -> Tensor:
         """The mean of the score model in use."""
         model, pretrained = policy.denoiser, policy.pretrained or policy.denoiser
-        wrong = next((each for each in (model, pretrained) if not self._knows(each)), None)
+        named = type(pretrained if self._knows(model) else model).__name__
         require(
-            wrong is None and torch.equal(pretrained.law.means, self.law.means),  # type: ignore[attr-defined]
-            f"a {type(wrong or pretrained).__name__} here is not the exact score of this law, or of it recentred; use Rollouts.",
+            self._knows(model) and self._knows(pretrained) and torch.equal(pretrained.law.means, self.law.means),
+            f"a {named} here is not the exact score of this law, or of it recentred; use Rollouts.",
         )
         assert isinstance(model, GaussianDenoiser)
         return model.law.means[0]
 
-    def _knows(self, denoiser: Denoiser) -> bool:
+    def _knows(self, denoiser: Denoiser) -> TypeGuard[GaussianDenoiser]:
         """Whether a score model has the covariance of the law."""
         if not isinstance(denoiser, GaussianDenoiser):
             return False

@@ -6,6 +6,7 @@ round on the network (Guo, Yuan, Yang, Chen and Wang, arXiv 2404.14743v2, append
 
 from __future__ import annotations
 
+import copy
 import time
 
 import numpy as np
@@ -43,9 +44,7 @@ def network_task(train: int, width: int, rounds: int, steps: int) -> list[Record
 def _network_run(network: ScoreNetwork, guidance: str, algorithm: int, rounds: int, schedule: Schedule) -> list[Record]:
     tuning: FineTuning | None = None
     if algorithm == 2:
-        adapted = ScoreNetwork(network.abar, DIM, network.network[0].out_features)  # type: ignore[arg-type]
-        adapted.load_state_dict(network.state_dict())
-        tuning = FineTuneNetwork(adapted, RATE)
+        tuning = FineTuneNetwork(copy.deepcopy(network).requires_grad_(True), RATE)
     delta = RUNS[OBJECTIVE, guidance, algorithm].delta
     run = IteratedGuidance(GUIDES[guidance], Increment(delta), AtEach(), tuning)
     reference, denoiser = ScoreReference(schedule, network, (DIM,)), ScoreDenoiser(network, network.abar)
