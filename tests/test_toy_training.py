@@ -20,13 +20,17 @@ from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, Martingal
 from socft.martingale import Antithetic, FirstOrder
 from socft.policy import AffinePolicy, Uncontrolled
 from socft.reference import MatrixDiffusion
+from socft.reward import Quadratic
 from socft.rollout import Noise, rollout
 from socft.schedule import ddpm, linear_levels, subsample
+from socft.truth.affine_policy import evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic
+from socft.truth.mixture import TiltedMixture
 from socft.truth.quadratic import affine_of, running_of
 from toy import lq_sweeps, socm
 from toy.measure import estimate
 from toy.problems import benchmark
+from toy.problems.mixtures import LINE
 from toy.runner import fingerprint
 from toy.situations import situation
 from toy.training import (
@@ -39,6 +43,7 @@ from toy.training import (
     Plan,
     curve,
     descend,
+    end_gaps,
     evenly,
     methods_for,
     noise_measures,
@@ -53,6 +58,7 @@ LONG_HORIZON_MSE = 1.4766e-10
 """Of the time-reversed costate at dt = 0.05 and horizon 8: 59 rounds from zero in arithmetic of 600 digits."""
 PATHS = 400
 STEPS = 20
+EXACT_GAP = 1e-12
 
 
 def quadratic(d: int = 2, scale: float = 0.5):
@@ -134,7 +140,7 @@ def test_noise_vanishes_at_the_optimum_with_the_policys_costate_and_not_without(
 def test_training_reduces_the_noise_of_the_corrected_estimate_only():
     place, start, end = GaussianArena(2, 10), {}, {}
     for name in ("adjoint matching", "martingale-corrected adjoint, own costate"):
-        rows = list(curve(place, METHODS[name], Plan(0.1, 60, (0, 60)), 0, 1.0, 100))
+        rows = list(curve(place, METHODS[name], place.policy(), Plan(0.1, 60, (0, 60)), 0, 1.0, 100))
         start[name], end[name] = rows[0].measures, rows[1].measures
         assert rows[0].seconds == 0.0 < rows[1].seconds
         assert end[name]["objective_gap"] < 0.2 * start[name]["objective_gap"]
@@ -164,6 +170,29 @@ def test_optimal_policies_have_no_gap(make):
     assert start["kl"] == 0
     for distance in ("wasserstein1", "wasserstein2"):
         assert start.get(distance, math.inf) > 3 * place.optimum.get(distance, 0)
+
+
+def test_gaps_lead_from_the_optimum_to_the_tilt():
+    """All together, to ``beta log E exp(r / beta)`` of the data's own law; without that of continuous time, of the chain's."""
+    line, plane = MixtureArena(25), GaussianArena(2, 25)
+    assert line.gaps["class_gap"] > 0 == plane.gaps["class_gap"]
+    tilt = TiltedMixture(LINE, Quadratic(torch.tensor([[-0.5]]).double(), torch.ones(1).double()), 1.0)
+    total = line.truth.objective + sum(line.gaps.values()) - line.gaps["class_gap"]
+    assert total == pytest.approx(tilt.log_normaliser, abs=2 * line.gaps["memory_gap"])
+    assert line.gaps["memory_gap"] < 0.01 * min(line.gaps["kernel_gap"], line.gaps["discretisation_gap"])
+    law = evaluate_affine(plane.problem, plane.policy()).final_law
+    total = plane.truth.objective + plane.gaps["kernel_gap"] + plane.gaps["memory_gap"]
+    assert total == pytest.approx(law.tilted(plane.problem.reward, 1.0).log_normaliser, abs=EXACT_GAP)
+
+
+def test_a_mean_policy_is_better_than_its_parts_by_the_noise_gap():
+    """Equal and opposite errors cancel: nothing is left for the bias."""
+    place, step = GaussianArena(2, 10), 0.1
+    best = place.truth.affine_policy
+    around = [AffinePolicy(best.gain.detach() + sign * step, best.offset.detach() + sign * step) for sign in (1, -1)]
+    mean = sum(place.progress(each)["objective_gap"] for each in around) / 2
+    parts = end_gaps(place, around, mean)
+    assert abs(parts["bias_gap"]) < EXACT_GAP < 0.01 < parts["noise_gap"]
 
 
 def test_equal_budgets_and_records(monkeypatch):
@@ -238,6 +267,26 @@ def test_errors_split_into_sampling_and_discretisation():
     sampled = (found.field(0, x) - truth.gradient(0, x)).square().sum(1)
     assert abs(float(sampled.mean()) - row["mse"]) < STDERRS * float(sampled.std()) / len(x) ** 0.5
     assert row["mse_over_time"] <= row["mse_max"]
+
+
+def test_integrators_are_compared_by_their_kernel_gap_alone():
+    """Against the gap that the sweeps see, and orders against the step: halved, an error of order p is less by 4^p in square."""
+    found = {dt: lq_sweeps.integrator_task(dt) for dt in (0.05, 0.1)}
+
+    def of(dt: float, integrator: str, metric: str, running: bool) -> float:
+        setting = {"integrator": integrator, "running_cost": running}
+        (record,) = [r for r in found[dt] if r.metric == metric and setting.items() <= dict(r.setting).items()]
+        return record.value
+
+    where = lq_sweeps.case(json.dumps({"dt": 0.1}), "Euler-Maruyama", False)
+    seen = lq_sweeps.distances(where, where.chain)["kernel_gap"]
+    assert of(0.1, "Euler-Maruyama", "integrator_mse", True) == pytest.approx(seen, rel=ROUNDING)
+    for name, order in {"Euler-Maruyama": 1, "Strang": 2, "Taylor": 2}.items():
+        ratio = of(0.1, name, "integrator_mse", False) / of(0.05, name, "integrator_mse", False)
+        assert math.log(ratio, 4) == pytest.approx(order, abs=0.2)
+    assert of(0.1, "exponential", "integrator_mse", False) < EXACT_NOISE
+    assert of(0.1, "exponential", "weak_error", False) < ROUNDING
+    assert of(0.1, "Strang", "integrator_mse", True) < of(0.1, "exponential", "integrator_mse", True) / 100
 
 
 def test_the_optimality_condition_of_the_chain_gives_its_optimum():

@@ -26,6 +26,10 @@ records say how far it carries at others and at other times.
 The offset of a costate is zero for infinitely many paths, and with finitely many it is sampling error, which every round of a
 policy with the published index multiplies: ``limit_offset_factor`` is by how much. Above 1, as at dt = 0.4, gains settle and
 offsets grow for ever. A costate that has not settled when the rounds are over is recorded as a divergence.
+
+``integrator_mse`` and ``weak_error`` compare integrators without sampling: the kernel gap, with the running cost and without it,
+and the error of the mean reward of the chain without control, relative to its size. A benchmark charges the running cost of a
+kernel at its start, a rule of order 1, so a second-order chain has a costate of order 2 only where there is none.
 """
 
 from __future__ import annotations
@@ -55,14 +59,16 @@ from socft.martingale import Antithetic
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
 from socft.records import Record
-from socft.reference import MatrixDiffusion, by_step
+from socft.reference import MatrixDiffusion, Step, by_step
 from socft.regression import LinearRegression
 from socft.rollout import Noise, rollout
-from socft.sde import EulerMaruyama, Exponential, Integrator, LinearSDE
+from socft.sde import EulerMaruyama, Exponential, Integrator, LinearSDE, Strang, Taylor, gramian, propagator
 from socft.time_reversal import Reverser
+from socft.truth.affine_policy import evaluate_affine
 from socft.truth.quadratic import QuadraticValue, affine_of, running_of
 from toy.pipelines import PULLED, REVERSED, ROLLOUT
 from toy.problems import Benchmark, benchmark
+from toy.problems.linear_quadratic import quadratic_cost_benchmark, whole_steps
 from toy.runner import Study, Task
 
 STUDY_NAME = "lq_sweeps"
@@ -76,7 +82,12 @@ SETTLED, UNSETTLED = 1e-3, 0.1
 DIVERGED = 1e6
 REVERSED_SEED = 10_000
 FOLDS = 2
-INTEGRATORS: dict[str, Integrator] = {"Euler-Maruyama": EulerMaruyama(), "exponential": Exponential()}
+INTEGRATORS: dict[str, Integrator] = {
+    "Euler-Maruyama": EulerMaruyama(),
+    "exponential": Exponential(),
+    "Strang": Strang(),
+    "Taylor": Taylor(),
+}
 BASE = {"dt": 0.2}
 PUBLISHED_HORIZON = 4.0
 
@@ -138,7 +149,7 @@ def case(settings: str, integrator: str, everywhere: bool) -> Case:
     """The oscillator of settings in JSON; with noise I in place of that of the control's channel where ``everywhere``."""
     found = benchmark("oscillator", integrator=INTEGRATORS[integrator], **json.loads(settings))
     steps, (n,) = found.problem.steps, found.problem.reference.dims
-    continuous = Affine.of(lambda k, x: by_step(k, x, found.continuous.gradient), steps, n)
+    continuous = Affine.of(functools.partial(_at, found.continuous.gradient), steps, n)
     chain = Affine.of(found.truth.value_gradient, steps, n)
     problem, channel = found.problem, torch.eye(*found.problem.reference.noise_dims, dtype=torch.float64)
     if everywhere:
@@ -487,6 +498,40 @@ def limit_task(settings: Mapping[str, Any]) -> list[Record]:
     return records
 
 
+def _at(gradient: Callable[[int, Tensor], Tensor], k: Step, x: Tensor) -> Tensor:
+    return by_step(k, x, gradient)
+
+
+def integrator_task(dt: float) -> list[Record]:
+    """What every integrator makes of the oscillator at a step size, in closed form."""
+    sde, records = benchmark("oscillator", dt=dt).sde, []
+    assert isinstance(sde, LinearSDE)
+    eye = torch.eye(len(sde.A), dtype=torch.float64)
+    decay = propagator(sde.A, sde.horizon)
+    covariance = decay @ sde.initial_factor @ (decay @ sde.initial_factor).mT + gramian(sde.A, sde.noise, sde.horizon)
+    reward = -float(covariance.trace()) / 2
+    for name, integrator in INTEGRATORS.items():
+        for running in (eye, None):
+            found = quadratic_cost_benchmark(
+                name="oscillator",
+                description="",
+                settings={"dt": dt, "horizon": sde.horizon, "running_cost": running is not None},
+                sde=sde,
+                steps=whole_steps(sde.horizon, dt),
+                integrator=integrator,
+                running=running,
+                terminal=-eye,
+                beta=1.0,
+            )
+            exact = found.continuous.gradient
+            gap = Affine.of(found.truth.value_gradient, 0, len(eye)) - Affine.of(functools.partial(_at, exact), 0, len(eye))
+            setting = {**found.settings, "axis": "integrator", "integrator": name}
+            records.append(Record(STUDY_NAME, "oscillator", "integrator_mse", float(gap.inner(gap)[0]), setting))
+        uncontrolled = evaluate_affine(found.problem, AffinePolicy.zeros(found.problem.reference))
+        records.append(Record(STUDY_NAME, "oscillator", "weak_error", abs(uncontrolled.reward / reward - 1), setting))
+    return records
+
+
 @dataclasses.dataclass(frozen=True)
 class Axis:
     """Settings along which one thing varies.
@@ -531,13 +576,15 @@ QUICK_AXES = (
 LIMIT_SETTINGS = [{"dt": dt} for dt in (0.004, 0.02, 0.05, 0.1, 0.2, 0.4)] + [
     {"dt": 0.05, "horizon": h} for h in (0.5, 1.0, 2.0, 8.0)
 ]
+INTEGRATOR_STEPS = (0.025, 0.05, 0.1, 0.2, 0.4)
 QUICK_LIMITS = [{"dt": 0.1}, {"dt": 0.1, "horizon": 1.0}]
 
 
 def tasks(quick: bool) -> list[Task]:
-    """Limits first, then every scheme along every axis."""
+    """Integrators and limits first, then every scheme along every axis."""
     settings = QUICK_LIMITS if quick else LIMIT_SETTINGS
-    found = [Task(f"limit: {_about(each)}", limit_task, {"settings": each}) for each in settings]
+    found = [Task(f"integrators: dt {dt:g}", integrator_task, {"dt": dt}) for dt in INTEGRATOR_STEPS]
+    found += [Task(f"limit: {_about(each)}", limit_task, {"settings": each}) for each in settings]
     scale = {"rounds": ROUNDS, "seeds": QUICK_SEEDS if quick else SEEDS}
     for axis in QUICK_AXES if quick else AXES:
         for each in axis.varied:

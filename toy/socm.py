@@ -53,13 +53,11 @@ from toy.training import Plan, descend, evenly, label_memory
 from toy.variance import evaluations_per_path
 
 STUDY_NAME = "socm"
-ITERATIONS, QUICK_ITERATIONS = 60, 8
+ITERATIONS, QUICK_ITERATIONS = 120, 8
 CHECKPOINTS, QUICK_CHECKPOINTS = 7, 3
-SEEDS, QUICK_SEEDS = 2, 1
+SEEDS, QUICK_SEEDS = 3, 1
 TEST_PATHS, TEST_SEED = 512, 99
 WEIGHT_SEED = 98
-STEPS, WELL_STEPS = 25, 80
-"""Half or less of the published steps; the exact optimum is that of the chain."""
 START_RATE = 10.0
 """The initial value of the moment loss learns faster than the control: it is a sum over the steps."""
 DIVERGED = 1e6
@@ -213,10 +211,10 @@ class Entry:
 
 
 SUITE = {
-    "ou-quadratic-easy": Entry(lambda: LinearArena("ou-quadratic-easy", steps=STEPS), 0.003),
-    "ou-quadratic-hard": Entry(lambda: LinearArena("ou-quadratic-hard", steps=STEPS), 0.01),
-    "ou-linear": Entry(lambda: LinearArena("ou-linear", steps=STEPS), 0.01),
-    "double-well": Entry(lambda: WellArena(steps=WELL_STEPS), 0.05),
+    "ou-quadratic-easy": Entry(lambda: LinearArena("ou-quadratic-easy"), 0.003),
+    "ou-quadratic-hard": Entry(lambda: LinearArena("ou-quadratic-hard"), 0.01),
+    "ou-linear": Entry(lambda: LinearArena("ou-linear"), 0.01),
+    "double-well": Entry(lambda: WellArena(), 0.05),
 }
 
 

@@ -16,6 +16,11 @@ objective of a pilot run; an estimator with a dearer gradient takes fewer steps.
 * ``target_noise`` (affine policies): mean-square distance of the targets from their conditional mean given the state, relative to
   that mean; zero to rounding for a martingale correction by the conditional mean itself (derived here).
 
+What a trained policy falls short of the tilt by, in objective, is a sum of exact parts. Four do not depend on
+the estimator (see `gaps`): ``memory_gap``, ``discretisation_gap``, ``kernel_gap``, ``class_gap``. Two, at the end of training, do:
+``bias_gap``, what the mean of the policies of all repetitions falls short of the best in its class
+by, from bias and from stopping early; and ``noise_gap``, by how much better that mean is than the policies are on average.
+
 ``seconds`` is the time spent training so far, ``peak_mb`` the memory that labels of a batch take beyond path and labels.
 
 With the policy's own costate as the field of the correction the noise vanishes as the policy converges, without the correction it
@@ -59,9 +64,9 @@ from socft.truth.affine_policy import affine_gradient, evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic, wasserstein
 from socft.truth.quadratic import QuadraticValue, affine_of, push, running_of
 from socft.truth.quadrature import Quadrature, flow
-from socft.truth.tilt import tilted_law
+from socft.truth.tilt import tilt_gap, tilted_law
 from toy.measure import affine_features, estimate, peak_memory
-from toy.problems import benchmark
+from toy.problems import Benchmark, benchmark
 from toy.runner import Study, Task
 from toy.variance import evaluations_per_path
 
@@ -238,12 +243,14 @@ class Arena(abc.ABC):
         settings: what completes the name.
         problem: the control problem.
         optimum: what `progress` says of the optimal policy.
+        gaps: what no estimator can help, see `gaps`.
     """
 
     name: str
     settings: Mapping[str, Any]
     problem: ControlProblem
     optimum: dict[str, float]
+    gaps: dict[str, float]
 
     @abc.abstractmethod
     def policy(self) -> Policy:
@@ -262,6 +269,22 @@ class Arena(abc.ABC):
         """The exact gradient in the coefficients of the features, step by step; None where it is not known."""
 
 
+def gaps(found: Benchmark, kernel: float, memory: float, in_class: float) -> dict[str, float]:
+    r"""What the optimal objective, relaxed more and more, gains: parts of an error that are no estimator's.
+
+    ``class_gap``: the best policy of the class (its projection, which is an upper bound) is allowed to be any; ``kernel_gap``:
+    kernels may change covariances; ``discretisation_gap``: time becomes continuous, which can cost something; ``memory_gap``: the
+    start may be chosen. With all of them the law of X_T is the tilt (see `socft.truth.tilt`).
+    """
+    chain = found.truth.objective + kernel
+    return {
+        "class_gap": in_class,
+        "kernel_gap": kernel,
+        "discretisation_gap": found.continuous.objective - chain,
+        "memory_gap": memory,
+    }
+
+
 class GaussianArena(Arena):
     """``lq-fine-tuning`` with affine policies: everything in closed form but the kernel discrepancy."""
 
@@ -274,6 +297,7 @@ class GaussianArena(Arena):
         self._width = float(torch.pdist(self._target).median())
         self._noise = Noise.sample(self.problem.reference, MMD_SAMPLES, torch.Generator().manual_seed(SAMPLE_SEED + 1))
         self.optimum = self.progress(self.truth.affine_policy)
+        self.gaps = gaps(found, float(self.truth.kernel_gap().sum()), self.truth.memory_gap(), 0.0)
 
     def policy(self) -> AffinePolicy:
         return AffinePolicy.zeros(self.problem.reference)
@@ -318,6 +342,18 @@ class MixtureArena(Arena):
         self._width = float(self._tilt @ (x[:, 0] - mean).square()) ** 0.5
         self._kernel = torch.exp(-((x - x.T) / self._width).square() / 2)
         self.optimum = self.progress(self.truth.policy)
+        apart = tilt_gap(self.truth)
+        self.gaps = gaps(found, apart.kernel, apart.memory, self.progress(self._projection())["objective_gap"])
+
+    def _projection(self) -> FeaturePolicy:
+        """The optimal control's projection on the features under the law of the optimum: nearly the best policy of the class."""
+        policy, law = self.policy(), self.truth.flow
+        with torch.no_grad():
+            for k, mass in enumerate(law.masses[:-1]):
+                nodes, root = self.truth.grids[k].nodes, mass.clamp(min=0).sqrt()[:, None]
+                known = root * self._basis(nodes)
+                policy.weight[k] = torch.linalg.lstsq(known, root * self.truth.policy(k, nodes), driver="gelsd").solution.mT
+        return policy
 
     def policy(self) -> FeaturePolicy:
         return FeaturePolicy(self._basis, torch.zeros(self.problem.steps, 1, self.CENTRES + 2, dtype=torch.float64))
@@ -414,9 +450,11 @@ class Checkpoint:
     seconds: float
 
 
-def curve(arena: Arena, method: Method, plan: Plan, seed: int, unit: float, noise_paths: int) -> Iterator[Checkpoint]:
-    """Every checkpoint; NaN, and an infinite gap, from a divergence on."""
-    policy, estimator, left = arena.policy(), method.make(arena.problem), len(plan.checkpoints)
+def curve(
+    arena: Arena, method: Method, policy: Policy, plan: Plan, seed: int, unit: float, noise_paths: int
+) -> Iterator[Checkpoint]:
+    """Train the policy in place and yield every checkpoint; NaN, and an infinite gap, from a divergence on."""
+    estimator, left = method.make(arena.problem), len(plan.checkpoints)
     try:
         for iteration in descend(arena.problem, policy, estimator, plan, seed):
             found = arena.progress(policy) | noise_measures(method, estimator, arena, policy, unit, noise_paths)
@@ -447,13 +485,22 @@ def training_task(
     grid = {f"{plan.rate:g}": final_gap(place, chosen, plan, 0) for plan in plans} if len(plans) > 1 else {}
     best = min(plans, key=lambda plan: grid.get(f"{plan.rate:g}", 0.0))
     unit = unit_of(place, noise_paths)
-    curves = [list(curve(place, chosen, best, seed, unit, noise_paths)) for seed in range(seeds)]
+    policies = [place.policy() for _ in range(seeds)]
+    curves = [list(curve(place, chosen, policy, best, seed, unit, noise_paths)) for seed, policy in enumerate(policies)]
     peak = label_memory(place.problem, place.policy(), estimator, best.batch)
     common = {"rate": best.rate, "batch": best.batch, "iterations": iterations, **place.settings}
     records = [
         Record(STUDY_NAME, place.name, "pilot_gap", gap, common | {"rate": float(rate)}, method, estimator.estimates, optimum=0.0)
         for rate, gap in grid.items()
     ]
+    ends = [run[-1].measures["objective_gap"] for run in curves]
+    if seeds > 1 and all(map(math.isfinite, ends)):
+        parts = end_gaps(place, policies, sum(ends) / seeds)
+        setting = common | {"iteration": iterations}
+        records += [
+            Record(STUDY_NAME, place.name, metric, part, setting, method, estimator.estimates, seeds=seeds)
+            for metric, part in parts.items()
+        ]
     for j, index in enumerate(best.checkpoints):
         seconds = sum(run[j].seconds for run in curves) / seeds
         for metric in curves[0][j].measures:
@@ -478,6 +525,20 @@ def training_task(
     return records
 
 
+def end_gaps(arena: Arena, policies: Sequence[Policy], mean_gap: float) -> dict[str, float]:
+    """What the mean of policies falls short of the best of its class by, and by how much it is better than they are on average."""
+    mean = arena.policy()
+    mean.load_state_dict({key: torch.stack([each.state_dict()[key] for each in policies]).mean(0) for key in mean.state_dict()})
+    centre = arena.progress(mean)["objective_gap"]
+    return {"bias_gap": centre - arena.gaps["class_gap"], "noise_gap": mean_gap - centre}
+
+
+def gaps_task(arena: str) -> list[Record]:
+    """The parts of an error that no estimator can help."""
+    place = ARENAS[arena]()
+    return [Record(STUDY_NAME, place.name, metric, gap, dict(place.settings), kind="exact") for metric, gap in place.gaps.items()]
+
+
 def methods_for(arena: str) -> list[str]:
     """Names of the methods that apply."""
     return [name for name, each in METHODS.items() if not each.arenas or arena in each.arenas]
@@ -487,14 +548,14 @@ QUICK_METHODS = ("adjoint matching", "martingale-corrected adjoint, cheap", "sco
 
 
 def tasks(quick: bool) -> list[Task]:
-    """Every method on both problems."""
+    """The gaps of both problems, then every method on them."""
     scale: dict[str, Any] = {
         "checkpoints": QUICK_CHECKPOINTS if quick else CHECKPOINTS,
         "rates": QUICK_RATES if quick else RATES,
         "noise_paths": QUICK_NOISE_PATHS if quick else NOISE_PATHS,
         "seeds": QUICK_SEEDS if quick else SEEDS,
     }
-    return [
+    return [Task(f"{arena}: gaps", gaps_task, {"arena": arena}) for arena in ARENAS] + [
         Task(
             f"{arena}: {method}",
             training_task,

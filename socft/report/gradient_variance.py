@@ -161,7 +161,7 @@ def _training(rows: Rows) -> str:
                 "Objective gap and gradient noise against network evaluations, three kinds of estimators.",
             )
         )
-        blocks.append(studies.training(rows, problem))
+        blocks += [studies.split(rows, problem), studies.training(rows, problem)]
     return "= Training\n\n" + studies.TRAINING_TEXT + "\n\n" + "\n\n".join(blocks)
 
 

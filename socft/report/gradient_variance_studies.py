@@ -35,7 +35,8 @@ noise is the variance of the estimate from one path in units of the squared grad
 distance of
 the targets from their conditional mean, relative to that mean. Gradient bias, on the linear-quadratic problem, is the distance
 of the mean estimate from the exact gradient of the objective at the trained policy, without its noise, in units of the gradient
-at the start."""
+at the start. Of $J^* - J$, _bias_ is what the mean of the policies of all repetitions falls short by, from bias and from stopping
+early, and _noise_ by how much that mean is better than they are on average."""
 SWEEPS_TEXT = """The costate of a controlled oscillator at time 0 is learnt from paths with linear features, along the axes of
 #link("https://arxiv.org/abs/2410.04615")[2410.04615] and others. The policy is _given_, the chain's optimum; _iterated_, from
 the costate of the round before; or _published_, the same with a costate one step too early. All numbers are mean-square errors
@@ -47,7 +48,17 @@ def training(rows: Rows, problem: str) -> str:
     found = ends(rows.of("training").where(problem=problem), "iteration")
     metrics = [
         metric
-        for metric in ("objective_gap", "kl", "wasserstein1", "wasserstein2", "gradient_bias", "gradient_noise", "target_noise")
+        for metric in (
+            "objective_gap",
+            "bias_gap",
+            "noise_gap",
+            "kl",
+            "wasserstein1",
+            "wasserstein2",
+            "gradient_bias",
+            "gradient_noise",
+            "target_noise",
+        )
         if found.where(metric)
     ]
     tables = []
@@ -72,7 +83,27 @@ def training(rows: Rows, problem: str) -> str:
     return small("\n\n".join(tables))
 
 
+PARTS: Mapping[str, str] = {
+    "class_gap": "for its features",
+    "kernel_gap": "for kernels that move means only",
+    "discretisation_gap": "for discrete time, which can be a gain",
+    "memory_gap": "for what the start says of the end",
+}
+"""What each part of an error is for."""
+
+
+def split(rows: Rows, problem: str) -> str:
+    """Whose error is it: the parts that no estimator can help, in a sentence."""
+    found = rows.of("training").where(problem=problem)
+    gains = [(told, found.where(metric).one()) for metric, told in PARTS.items()]
+    given = ", ".join(f"{told} {NOT_MEASURED if record is None else number(record.value)}" for told, record in gains)
+    return f"""On {text(problem)} the objective of the best policy that can be trained is this much below that of the tilt of the
+pre-trained law, whatever the estimator, and in this order: {given}."""
+
+
 TRAINING: Mapping[str, str] = {
+    "bias_gap": r"of it \ bias",
+    "noise_gap": r"of it \ noise",
     "gradient_bias": r"gradient \ bias",
     "gradient_noise": r"gradient \ noise",
     "target_noise": r"target \ noise",
@@ -122,8 +153,45 @@ def sweeps(rows: Rows) -> str:
     """The tables of the linear-quadratic sweeps: for infinitely many paths, and for finitely many."""
     study = rows.of("lq_sweeps")
     found = without(only(study, lambda record: record.metric in ("mse", "limit_mse")), UNTIMED)
-    parts = (*_limits(found.where("limit_mse")), offsets(study.where("limit_offset_factor")), _sampled(found.where("mse")))
+    parts = (
+        _integrators(study),
+        *_limits(found.where("limit_mse")),
+        offsets(study.where("limit_offset_factor")),
+        _sampled(found.where("mse")),
+    )
     return "\n\n".join(filter(None, parts)) or NOT_MEASURED
+
+
+INTEGRATED = (
+    ("costate at time 0, running and final cost", "integrator_mse", True),
+    ("costate at time 0, final cost only", "integrator_mse", False),
+    ("mean reward without control, relative", "weak_error", False),
+)
+
+
+def _integrators(study: Rows) -> str:
+    """Errors of every integrator against the step size, nothing sampled."""
+    found, body = study.where(axis="integrator"), []
+    steps = found.distinct("dt")
+    if not steps:
+        return ""
+    for told, metric, running in INTEGRATED:
+        here = found.where(metric, running_cost=running)
+        body.append((told,))
+        body += [
+            (text(name), *(value(here.where(integrator=name, dt=dt).one(), 2) for dt in steps))
+            for name in dict.fromkeys(record.setting["integrator"] for record in here)
+        ]
+    return Table(
+        header=("integrator", *(_named("dt", dt) for dt in steps)),
+        rows=body,
+        caption="""What the integrator alone is responsible for: the mean-square distance of the optimal costate of the chain from
+            that of continuous time, and the error of the mean reward. Below $10^(-20)$ it is rounding. A running cost is charged at
+            the start of a kernel, which keeps even a second-order integrator at first order.""",
+        label="sweep-integrators",
+        align="l" + "r" * len(steps),
+        long=True,
+    ).markup
 
 
 def offsets(found: Rows) -> str:
