@@ -37,6 +37,7 @@ ESTIMATORS: Mapping[str, Mapping[str, Any]] = {
     "adjoint_matching": {},
     "pi_ft": {},
     "martingale": {},
+    "time_reversed": {},
     "draft_k": {"last": 1},
     "ddpo": {},
     "dpok": {},

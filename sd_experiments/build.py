@@ -27,6 +27,7 @@ from sd_experiments.rewards import BlackBoxImageReward, CLIPScore, ImageRewardLi
 from sd_experiments.stable_diffusion import StableDiffusion
 from sd_experiments.task import Task
 from sd_experiments.weights import shortened
+from socft.adjoint import Lean
 from socft.checks import InvalidProblem, require
 from socft.cli import imported
 from socft.costate import FromPolicy
@@ -36,10 +37,14 @@ from socft.estimators.ddpo import DDPO
 from socft.estimators.dpok import DPOK
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
+from socft.estimators.reversed_bsde import ReversedBSDE
 from socft.estimators.score_function import ScoreFunction
 from socft.estimators.truncated_backprop import TruncatedBackprop
+from socft.marginal_score import ModelScore
 from socft.martingale import Antithetic
 from socft.problem import ControlProblem
+from socft.reversed_move import ByDifferences
+from socft.time_reversal import Reverser
 
 Checker: TypeAlias = "Callable[[Float[Tensor, 'batch 3 height width'], str], Float[Tensor, ' batch']]"
 """Images in [0, 1] and their prompt -> one number in [0, 1] per image."""
@@ -50,12 +55,18 @@ def _martingale(last: bool = False) -> Estimator:
     return MartingaleAdjoint(Antithetic(FromPolicy(exact=False), last))
 
 
+def _time_reversed(last: bool = False) -> Estimator:
+    """With the score that the fine-tuned model goes by; the last step takes gradients of the reward at more images."""
+    return ReversedBSDE(FromPolicy(exact=False), Reverser(ModelScore()), Lean(), ByDifferences(), last)
+
+
 ESTIMATORS: Mapping[str, Callable[..., Estimator]] = {
     "pi_ft": FullAdjoint,
     "full_adjoint": FullAdjoint,
     "adjoint_matching": AdjointMatching,
     "published_adjoint_matching": PublishedAdjointMatching,
     "martingale": _martingale,
+    "time_reversed": _time_reversed,
     "ddpo": DDPO,
     "dpok": DPOK,
     "draft_k": TruncatedBackprop,

@@ -111,6 +111,7 @@ def _methods(draws: int) -> tuple[Method, ...]:
         Method("DRaFT-1", "draft_k", {"last": 1}),
         Method("adjoint matching", "adjoint_matching"),
         Method("martingale-corrected adjoint", "martingale"),
+        Method("time-reversed BSDE", "time_reversed"),
     )
 
 

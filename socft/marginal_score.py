@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from socft.checks import require
+from socft.costate import FREE
 from socft.directional import derivative
+from socft.estimators.base import Cost
 from socft.features import Features
 from socft.policy import AffinePolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
-from socft.reference import Noises, States, Step
+from socft.reference import Noises, ScoreReference, States, Step
 from socft.regression import Regression
 from socft.reward import Linear
 from socft.rollout import Path
@@ -41,6 +43,11 @@ CHUNK = 256
 class MarginalScore(abc.ABC):
     """A way to know the score of the marginal laws."""
 
+    @property
+    def cost(self) -> Cost:
+        """What one evaluation of the score costs; networks of its own are not counted."""
+        return FREE
+
     @abc.abstractmethod
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         """The score along the noise for paths of a policy."""
@@ -54,6 +61,33 @@ class GivenScore(MarginalScore):
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         return lambda k, x: problem.reference.diffusion.transpose(k, x, self.score(k + 1, x))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelScore(MarginalScore):
+    r"""The score that the denoising chain itself goes by, with the control's change, :math:`U_k(x)` of `ScoreReference.score_of`.
+
+    A denoising chain of which it is the score of the noised law of its own samples has these as its marginals. That is so, up to
+    O(dt) on a memoryless schedule, of the pre-trained model without control, and, when beta is constant, of the optimum, whose
+    score is that of the noised tilted law (equation 78 of arXiv 2412.18164v4); in between it is a guess. The last state is scored
+    at the level before it.
+    """
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(reference=1, policy=1, memory=0)
+
+    def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
+        reference, last = problem.reference, problem.steps - 1
+        if not isinstance(reference, ScoreReference):
+            require(False, f"the reference is a {type(reference).__name__}; only a ScoreReference goes by a score.")
+            raise AssertionError
+
+        def score(k: int, x: States) -> Noises:
+            level = min(k + 1, last)
+            return reference.diffusion.transpose(k, x, reference.score_of(level, x, policy(level, x)))
+
+        return score
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ has the marginal laws of the chain up to O(dt), with fresh noise :math:`\xi'` an
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import torch
 from jaxtyping import Float
@@ -28,14 +29,16 @@ class Reversal:
     """States of the reversed chain and the kicks that its costates and values see.
 
     Attributes:
-        states: shape (T + 1, batch, n).
-        kicks: ``K_k`` as the second line of the scheme sees it, shape (T, batch, n).
-        controls: ``v_k`` at the state of step k + 1, shape (T, batch, m).
+        states: shape (T + 1, batch, *dims).
+        drifts: ``D_k grad log p_{k+1}`` at the state of step k + 1, shape (T, batch, *dims).
+        kicks: ``B_k xi'`` as costates and values see it, shape (T, batch, *dims).
+        controls: ``v_k`` at the state of step k + 1, shape (T, batch, *noise_dims).
     """
 
-    states: Float[Tensor, "steps_plus_1 batch n"]
-    kicks: Float[Tensor, "steps batch n"]
-    controls: Float[Tensor, "steps batch m"]
+    states: Float[Tensor, "steps_plus_1 batch *dims"]
+    drifts: Float[Tensor, "steps batch *dims"]
+    kicks: Float[Tensor, "steps batch *dims"]
+    controls: Float[Tensor, "steps batch *noise_dims"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +47,22 @@ class Reverser:
 
     Attributes:
         score: how the score of the marginal laws is known.
-        generator: makes the noise of the reversed chain, which must not be that of the paths.
+        generator: makes the noise of the reversed chain, which must not be that of the paths; by default one that is seeded by the
+            paths' noise, so that all is a function of the paths.
         published_pairing: the ablation that gives costates and values the noise of the neighbouring step, as the published code
             does; then increments cancel only in sum, to the square root of the step size in place of the step size.
     """
 
     score: MarginalScore
-    generator: torch.Generator
+    generator: torch.Generator | None = None
     published_pairing: bool = False
+
+    def source(self, path: Path) -> torch.Generator:
+        """Where the noise for a path comes from."""
+        if self.generator is not None:
+            return self.generator
+        noise = path.noise.steps.detach().cpu().contiguous().view(torch.uint8)
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(noise.numpy().tobytes()).digest()[:7]))
 
     @torch.no_grad()
     def run(self, problem: ControlProblem, policy: Policy, path: Path) -> Reversal:
@@ -59,13 +70,15 @@ class Reverser:
         constant = isinstance(reference.diffusion, ScalarDiffusion | MatrixDiffusion)
         require(constant, f"the diffusion is a {kind}; reversing time this way needs a constant B_k, as in MatrixDiffusion.")
         score = self.score.fit(problem, policy, path)
-        noise = torch.randn(path.noise.steps.shape, generator=self.generator, dtype=path.states.dtype, device=path.states.device)
-        states, kicks, controls = [path.final], [], []
+        source = self.source(path)
+        noise = torch.randn(path.noise.steps.shape, generator=source, dtype=path.states.dtype, device=source.device).to(path.states)
+        states, drifts, kicks, controls = [path.final], [], [], []
         for k in reversed(range(problem.steps)):
             x = states[-1]
-            along, v = score(k, x), policy(k, x)
+            v, drift = policy(k, x), reference.diffusion.apply(k, x, score(k, x))
             seen = noise[(k + 1) % problem.steps] if self.published_pairing else noise[k]
-            states.append(2 * x - reference.step(k, x, v) + reference.diffusion.apply(k, x, along + noise[k]))
-            kicks.append(reference.diffusion.apply(k, x, along + seen))
+            states.append(2 * x - reference.step(k, x, v) + drift + reference.diffusion.apply(k, x, noise[k]))
+            drifts.append(drift)
+            kicks.append(reference.diffusion.apply(k, x, seen))
             controls.append(v)
-        return Reversal(*(torch.stack(each[::-1]) for each in (states, kicks, controls)))
+        return Reversal(*(torch.stack(each[::-1]) for each in (states, drifts, kicks, controls)))

@@ -13,6 +13,7 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from socft.adjoint import Adjoint, Full, Lean, full_adjoint, lean_adjoint
 from socft.checks import InvalidProblem
 from socft.costate import FREE, Correction, CostateField, CostateSource, FromPolicy, Given
+from socft.density import Gaussian, affine_reference, score_reference
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Cost, CostateEstimator, Costates, Estimator
 from socft.estimators.full_adjoint import FullAdjoint
@@ -23,12 +24,13 @@ from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
 from socft.estimators.td_adjoint import TDAdjoint
 from socft.features import Polynomial
 from socft.field_regression import CrossFitted, PerStep, Potential, refine
-from socft.marginal_score import AffineMarginals, GivenScore
+from socft.marginal_score import AffineMarginals, GivenScore, ModelScore
 from socft.martingale import Antithetic, Exact, FieldCorrection, FirstOrder, SecondOrder
 from socft.policy import AffinePolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, KernelReference, MatrixDiffusion, ScalarDiffusion, Step
 from socft.regression import LinearRegression
+from socft.reversed_move import ByDerivatives, ByDifferences, Move
 from socft.reward import FunctionReward, Linear, Quadratic
 from socft.rollout import Noise, Path, rollout
 from socft.schedule import ddpm, linear_levels, subsample
@@ -345,13 +347,14 @@ def reverser(seed: int, published: bool = False) -> Reverser:
     return Reverser(AffineMarginals(), generator(seed), published)
 
 
-def test_with_exact_field_and_score_reversed_costates_are_exact_up_to_the_first_order():
+@pytest.mark.parametrize("move", [ByDerivatives(), ByDifferences()], ids=["derivatives", "differences"])
+def test_with_exact_field_and_score_reversed_costates_are_exact_up_to_the_first_order(move: Move):
     """In the mean; each sample of a curved field is off by the square root of the step. The trace's coefficient counts."""
     bias, spread = [], []
     for steps in GRID:
         problem = cubic_study(steps)
         policy, field = AffinePolicy.zeros(problem.reference), cubic_field(steps)
-        found = ReversedBSDE(Given(field), reverser(14)).costates(problem, policy, paths(problem, policy, 6000, 13))
+        found = ReversedBSDE(Given(field), reverser(14), move=move).costates(problem, policy, paths(problem, policy, 6000, 13))
         off = found.values[0] - field(0, found.states[0])
         bias.append(abs(float(off.mean())))
         spread.append(float(off.std()))
@@ -376,6 +379,60 @@ def test_reversed_costates_of_a_controlled_chain_too(adjoint: Adjoint):
         )
     assert abs(order(errors, GRID) - 1) < ORDER
     assert crossed[-1] > 2 * errors[-1]
+
+
+def test_differences_are_derivatives_where_the_field_is_affine():
+    """And nowhere else, sample by sample."""
+    problem, policy = linear_study(20)
+    path = paths(problem, policy, 50, 50)
+    for field, bound in ((lean_of(problem, policy), True), (wrong_field, False)):
+        values = []
+        for move in (ByDerivatives(), ByDifferences()):
+            back = Reverser(AffineMarginals())
+            assert torch.equal(back.run(problem, policy, path).states, back.run(problem, policy, path).states)  # of the path alone
+            values.append(ReversedBSDE(Given(field), back, move=move).costates(problem, policy, path).values)
+        apart = float((values[0] - values[1]).abs().max() / values[0].abs().max())
+        assert (apart < IDENTITY * 10) is bound
+
+
+def test_a_move_has_mean_zero_whatever_the_field():
+    """By parts, with the score of the law of the state it starts from; with another score it has not. So one may be left out."""
+    problem, policy = linear_study(20)
+    path, scores = paths(problem, policy, 4000, 51), []
+    for score in (AffineMarginals(), GivenScore(lambda k, x: -3 * x)):
+        with_it, without = (
+            ReversedBSDE(Given(wrong_field), Reverser(score), last=last).costates(problem, policy, path).values[-2]
+            for last in (True, False)
+        )
+        moved = with_it - without
+        scores.append(float((moved.mean(0) / (moved.std(0) / 4000**0.5)).abs().max()))
+    assert scores[0] < STDERRS < scores[1] / 2
+
+
+def test_the_models_own_score_is_that_of_its_marginals_before_training_and_after():
+    """To first order in the step, against exact Gaussian marginals; under another control it is wrong at any step."""
+    errors: dict[float, list[float]] = {0.0: [], 1.0: [], -1.0: []}
+    density, reward = Gaussian(t(0.5), 0.4 * torch.eye(1, dtype=F64)), Quadratic(-2 * torch.eye(1, dtype=F64), t(1.0))
+    for steps in GRID:
+        schedule = ddpm(subsample(linear_levels(1000), steps))
+        problem = ControlProblem(score_reference(density, schedule), reward, 0.5)
+        affine = ControlProblem(affine_reference(density, schedule), reward, 0.5)
+        best, k, x = LinearQuadratic(affine).affine_policy, round(0.9 * steps), 0.5 + randn(53, 40, 1)
+        for scale, found in errors.items():
+            policy = AffinePolicy(scale * best.gain.detach(), scale * best.offset.detach())
+            path = paths(affine, policy, 2, 54)
+            exact = AffineMarginals().fit(affine, policy, path)(k, x)
+            apart = ModelScore().fit(problem, policy, path)(k, x) - exact
+            found.append(float((apart.norm() / exact.norm()).detach()))
+    for scale in (0.0, 1.0):
+        assert abs(order(errors[scale], GRID) - 1) < ORDER
+    assert errors[-1.0][-1] > 0.5
+
+
+def test_only_a_denoising_chain_goes_by_a_score():
+    problem, policy = linear_study(20)
+    with pytest.raises(InvalidProblem, match="the reference is a AffineReference; only a ScoreReference goes by a score"):
+        ModelScore().fit(problem, policy, paths(problem, policy, 2, 55))
 
 
 def lean_of(problem: ControlProblem, policy: AffinePolicy) -> CostateField:
@@ -666,7 +723,10 @@ COSTED: list[Estimator | ReversedValues] = [
         for make, kind, field in itertools.product((MartingaleAdjoint, FullMartingaleAdjoint), CORRECTIONS, SOURCES)
     ),
     *(TDAdjoint(field, 0.5) for field in SOURCES),
-    *(ReversedBSDE(field, REVERSER, adjoint) for field, adjoint in itertools.product(SOURCES, (Lean(), Full()))),
+    *(
+        ReversedBSDE(field, REVERSER, adjoint, move)
+        for field, adjoint, move in itertools.product(SOURCES, (Lean(), Full()), (ByDerivatives(), ByDifferences()))
+    ),
     *(ReversedValues(field, REVERSER) for field in SOURCES),
 ]
 

@@ -25,27 +25,29 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from socft.adjoint import Adjoint, Lean
 from socft.costate import CostateSource, differentiated, total, with_terminal
-from socft.directional import derivative, trace
+from socft.directional import derivative
 from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
 from socft.field_regression import Values
 from socft.policy import Policy
 from socft.problem import ControlProblem
+from socft.reversed_move import ByDerivatives, Move, columns
 from socft.rollout import Path
 from socft.time_reversal import Reverser
 
 
 @dataclasses.dataclass(frozen=True)
 class ReversedBSDE(CostateEstimator):
-    """The costate form: labels at reversed states, off by O(dt) with exact field and score.
+    r"""The costate form: labels at reversed states, off by O(dt) with exact field and score.
 
     Attributes:
         field: where the costate field comes from.
         reverser: makes the reversed states.
         adjoint: whether the policy is differentiated.
+        move: how the terms in :math:`\phi` are computed.
+        last: whether there are any between T and T - 1, where :math:`\phi` is the gradient of the reward.
     """
 
     estimates: ClassVar[Kind] = "biased"
@@ -54,12 +56,14 @@ class ReversedBSDE(CostateEstimator):
     field: CostateSource
     reverser: Reverser
     adjoint: Adjoint = dataclasses.field(default_factory=Lean)
+    move: Move = dataclasses.field(default_factory=ByDerivatives)
+    last: bool = True
 
     @property
     def cost(self) -> Cost:
-        """With noise of one dimension; each further one takes one more second derivative of the field."""
-        field = total(differentiated(self.field.cost), differentiated(self.field.cost, 2))
-        return total(Cost(reference=1, policy=1, memory="T"), self.adjoint.cost, field)
+        """With noise of one dimension."""
+        own = Cost(reference=1, policy=1, memory="T")
+        return total(own, self.reverser.score.cost, self.adjoint.cost, self.move.cost(self.field.cost))
 
     def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
         phi, back = with_terminal(problem, self.field.field(problem, policy)), self.reverser.run(problem, policy, path)
@@ -67,8 +71,9 @@ class ReversedBSDE(CostateEstimator):
         yield CostateStep(problem.steps, back.states[-1], value, None)
         for k in reversed(range(problem.steps)):
             x = back.states[k + 1]
-            with torch.no_grad():
-                moved = _costate_increment(problem, lambda y, k=k: phi(k + 1, y), k, x, back.kicks[k])
+            moved = torch.zeros_like(x)
+            if self.last or k + 1 < problem.steps:
+                moved = self.move.along(problem, lambda y, k=k: phi(k + 1, y), k, x, back.drifts[k], back.kicks[k])
             following = value + moved
             value = self.adjoint.pull(problem, policy, k, x, value) + moved
             yield CostateStep(k, back.states[k], value, following)
@@ -84,7 +89,8 @@ class ReversedValues:
     @property
     def cost(self) -> Cost:
         """With noise of one dimension; each further one takes one more derivative of the field."""
-        return total(Cost(reference=1, policy=1, memory="T"), self.field.cost, differentiated(self.field.cost))
+        field = total(self.field.cost, differentiated(self.field.cost))
+        return total(Cost(reference=1, policy=1, memory="T"), self.reverser.score.cost, field)
 
     @torch.no_grad()
     def values(self, problem: ControlProblem, policy: Policy, path: Path) -> Values:
@@ -93,17 +99,7 @@ class ReversedValues:
         values = [problem.reward(path.final)]
         for k in reversed(range(problem.steps)):
             x = back.states[k + 1]
-            spread = sum((derivative(lambda y, k=k: phi(k + 1, y), x, u) * u).sum(1) for u in _columns(problem, k, x))
+            spread = sum((derivative(lambda y, k=k: phi(k + 1, y), x, u) * u).sum(1) for u in columns(problem, k, x))
             price = problem.cost(k, x) + problem.beta[k].to(x) * back.controls[k].square().sum(1) / 2
-            values.append(values[-1] - price + (phi(k + 1, x) * back.kicks[k]).sum(1) + spread)
+            values.append(values[-1] - price + (phi(k + 1, x) * (back.drifts[k] + back.kicks[k])).sum(1) + spread)
         return Values(back.states, torch.stack(values[::-1]).detach())
-
-
-def _costate_increment(problem: ControlProblem, phi, k: int, x: Tensor, kick: Tensor) -> Tensor:
-    return (derivative(phi, x, kick) + trace(phi, x, _columns(problem, k, x))).detach()
-
-
-def _columns(problem: ControlProblem, k: int, x: Tensor) -> list[Tensor]:
-    (m,) = problem.reference.noise_dims
-    units = torch.eye(m, dtype=x.dtype, device=x.device)
-    return [problem.reference.diffusion.apply(k, x, e.expand(len(x), m)) for e in units]

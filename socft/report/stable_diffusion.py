@@ -107,6 +107,10 @@ the KL weight of the comparison being $beta = {beta:g}$. The sampler that is tra
 one that draws the pictures are the same code. PI-FT regresses the control on $B_k^top a_(k+1)\/beta$ with full adjoints $a$ along
 paths of the current policy; lean adjoints leave out the derivative of the control (adjoint matching); the martingale-corrected
 adjoint subtracts noise of known mean; DPOK and DDPO weigh log-probabilities by rewards; DRaFT-1 differentiates the last step.
+The time-reversed BSDE runs the chain backwards from its images on fresh noise, with costates on the same noise. It needs the score
+of the marginal laws, for which it takes the one that the model itself goes by: in continuous time that is right for the pre-trained
+model and for the optimum, and a guess in between. Its derivatives of the control in all directions of the noise are differences
+along the noise that is there.
 """
 
 
