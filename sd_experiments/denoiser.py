@@ -16,16 +16,15 @@ from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from sd_experiments.prompts import Encoded
 from socft.checks import require
 from socft.reference import States
-
-Context = Float[Tensor, "1 tokens width"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +32,13 @@ class Condition:
     """What the network is told about the image.
 
     Attributes:
-        prompt: the encoded prompt, shape (1, tokens, width).
+        prompt: the encoded prompt.
         negative: the encoded negative prompt, used when ``guidance`` is not 1.
         guidance: the guidance scale w; 1 is the conditional network itself.
     """
 
-    prompt: Context
-    negative: Context
+    prompt: Encoded
+    negative: Encoded
     guidance: float = 1.0
 
 
@@ -101,16 +100,17 @@ class Denoiser:
         weight, negative = condition.guidance, condition.negative
         with self._switched(adapted), self._attention():
             if weight == 1:
-                return self._network(timesteps, x, condition.prompt).to(x)
-            context = torch.cat([negative.expand(len(x), -1, -1), condition.prompt.expand(len(x), -1, -1)])
-            without, given = self._network(timesteps.repeat(2), torch.cat([x, x]), context).to(x).chunk(2)
+                return self._network(timesteps, x, condition.prompt.rows(len(x))).to(x)
+            told = negative.rows(len(x)).joined(condition.prompt.rows(len(x)))
+            without, given = self._network(timesteps.repeat(2), torch.cat([x, x]), told).to(x).chunk(2)
             return without + weight * (given - without)
 
-    def _network(self, timesteps: Tensor, x: Tensor, context: Tensor) -> Tensor:
+    def _network(self, timesteps: Tensor, x: Tensor, told: Encoded) -> Tensor:
         self.calls += 1
         weight = next(self.unet.parameters())
-        context = context.to(weight).expand(len(x), -1, -1)
-        return self.unet(x.to(weight), timesteps.to(weight.device), encoder_hidden_states=context, return_dict=False)[0]
+        told = told.to(weight)
+        added: Any = {"added_cond_kwargs": dict(told.added)} if told.added else {}
+        return self.unet(x.to(weight), timesteps.to(weight.device), encoder_hidden_states=told.text, return_dict=False, **added)[0]
 
     @contextlib.contextmanager
     def _switched(self, adapted: bool) -> Iterator[None]:

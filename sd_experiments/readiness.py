@@ -15,7 +15,7 @@ from sd_experiments import config
 from sd_experiments.build import BLACK_BOXES, ESTIMATORS, REWARDS, device_of, load_model, load_score, made
 from sd_experiments.session import settings_of
 from sd_experiments.stable_diffusion import StableDiffusion
-from sd_experiments.weights import PARTS
+from sd_experiments.weights import parts_of
 from socft.checks import InvalidProblem, require
 from socft.estimators.base import Cost
 
@@ -68,7 +68,7 @@ def _model(settings: config.Model) -> tuple[Finding, StableDiffusion | None]:
 
         folder = tiny.MODEL
     else:
-        absent = [str(folder / part) for part in PARTS if not (folder / part).is_dir()]
+        absent = [str(folder / part) for part in parts_of(folder) if not (folder / part).is_dir()]
         if not (folder / "model_index.json").is_file() or absent:
             lost = ", ".join(absent) or str(folder / "model_index.json")
             remedy = "put a diffusers pipeline there (weights as safetensors, tokenizer, scheduler)"
@@ -128,7 +128,7 @@ def _tried(what: str, detail: Callable[[], str], needed: Callable[[], Any]) -> F
 
 def _memory(settings: config.Settings, base: StableDiffusion) -> str:
     """What the weights and the buffer take; activations depend on the kernels and are left to the first step."""
-    parts = (base.unet, base.vae, base.text_encoder)
+    parts = (base.unet, base.vae, *base.reader.encoders)
     weights = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
     side: Any = base.unet.config["sample_size"]
     entries = base.unet.config["in_channels"] * (side * side if isinstance(side, int) else side[0] * side[1])

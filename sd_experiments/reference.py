@@ -1,4 +1,4 @@
-r"""Stable Diffusion 1.x and 2.x as pre-trained chains.
+r"""Stable Diffusion 1.x, 2.x and XL as pre-trained chains.
 
 A latent diffusion network predicts the noise :math:`\varepsilon` in a latent
 :math:`x = \sqrt{\bar a_k}\, x_0 + \sqrt{1-\bar a_k}\, \varepsilon`, or the velocity
@@ -68,7 +68,7 @@ class StableDiffusionReference(ScoreReference):
         self.prompt = prompt
         self.negative_prompt = negative_prompt
         self.eta = eta
-        self.condition = Condition(base.encode(prompt), base.encode(negative_prompt), guidance)
+        self.condition = Condition(base.encode(prompt, (height, width)), base.encode(negative_prompt, (height, width)), guidance)
         self.sampling = sampling(base.scheduler_config, steps, spacing, last_level)
         self._noise = NOISE[base.scheduler_config["prediction_type"]]
         self._kept: _Kept | None = None

@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1.x or 2.x with frozen weights."""
+"""A Stable Diffusion 1.x, 2.x or XL with frozen weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, Self
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from sd_experiments.denoiser import Context, Denoiser
+from sd_experiments.denoiser import Denoiser
+from sd_experiments.prompts import Encoded, Reader, TwoReaders, reader
 from sd_experiments.sampling import ddim_scheduler
 from sd_experiments.weights import load_pipeline
 from socft.checks import require
@@ -29,8 +30,7 @@ class StableDiffusion:
     Args:
         unet: predicts noise or velocity.
         vae: between images and latents.
-        text_encoder: encodes the tokens of a prompt.
-        tokenizer: makes tokens of a prompt.
+        reader: encodes prompts.
         scheduler: any scheduler; its noise levels, prediction type and timestep spacing are read.
         micro_batch: samples per network call; bounds the memory.
         checkpointing: keep only the inputs of the network's blocks for backward passes.
@@ -45,28 +45,24 @@ class StableDiffusion:
         self,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
-        text_encoder: nn.Module,
-        tokenizer: Any,
+        reader: Reader,
         scheduler: Any,
         micro_batch: int | None = None,
         checkpointing: bool = False,
         plain_attention: bool = False,
     ):
         config = ddim_scheduler(scheduler.config).config
-        _require_text_to_image(unet, config["prediction_type"])
-        _require_readable(tokenizer, text_encoder.config)
-        _require_fitting(unet.config, vae.config, text_encoder.config)
+        _require_text_to_image(unet, config["prediction_type"], isinstance(reader, TwoReaders))
+        _require_fitting(unet.config, vae.config, reader)
         self.denoiser = Denoiser(unet, micro_batch, checkpointing, plain_attention)
         self.vae = vae.requires_grad_(False).eval()
-        self.text_encoder = text_encoder.requires_grad_(False).eval()
-        self.tokenizer = tokenizer
+        self.reader = reader
         self.scheduler_config = config
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, micro_batch: int | None = None, **options: bool) -> Self:
         """The parts of a diffusers pipeline, frozen in place."""
-        parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler)
-        return cls(*parts, micro_batch=micro_batch, **options)
+        return cls(pipeline.unet, pipeline.vae, reader(pipeline), pipeline.scheduler, micro_batch=micro_batch, **options)
 
     @classmethod
     def load(
@@ -89,32 +85,28 @@ class StableDiffusion:
         """The network."""
         return self.denoiser.unet
 
-    @torch.no_grad()
-    def encode(self, prompt: str) -> Context:
-        """The text encoder's last hidden state.
+    def encode(self, prompt: str, latent: tuple[int, int]) -> Encoded:
+        """What the network is told for pictures whose latents have this height and width.
 
         Raises:
             InvalidProblem: the prompt does not fit into the tokens the network can read.
         """
-        longest = self.tokenizer.model_max_length
-        count = len(self.tokenizer(prompt).input_ids)
-        require(count <= longest, f"the prompt {prompt!r} takes {count} tokens; the network reads {longest}: shorten it.")
-        tokens = self.tokenizer(prompt, padding="max_length", max_length=longest, return_tensors="pt")
-        device = next(self.text_encoder.parameters()).device
-        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-        mask = tokens.attention_mask.to(device) if masked else None
-        return self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]
+        scale = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        return self.reader.encode(prompt, (latent[0] * scale, latent[1] * scale))
 
 
-def _require_text_to_image(unet: Any, prediction: str) -> None:
+def _require_text_to_image(unet: Any, prediction: str, pooled: bool) -> None:
     config = unet.config
+    told = {"addition_embed_type": "text_time"} if pooled else {}
     extra = [
         name
         for name in ("addition_embed_type", "class_embed_type", "time_cond_proj_dim")
-        if getattr(config, name, None) is not None
+        if getattr(config, name, None) != told.get(name)
     ]
     require(
-        not extra, f"the network needs {' and '.join(extra)}; only networks of (latent, timestep, text) are supported: 1.x and 2.x."
+        not extra,
+        f"what the network needs as {' and '.join(extra)} is not what these text encoders say; only those of 1.x, 2.x and XL are "
+        "supported, whole.",
     )
     require(
         config.in_channels == config.out_channels,
@@ -126,27 +118,13 @@ def _require_text_to_image(unet: Any, prediction: str) -> None:
     )
 
 
-def _require_readable(tokenizer: Any, text: Any) -> None:
-    vocabulary = getattr(text, "vocab_size", len(tokenizer))
-    require(
-        len(tokenizer) == vocabulary,
-        f"the tokenizer knows {len(tokenizer)} tokens and the text encoder {vocabulary}; load both from one directory.",
-    )
-    longest = getattr(text, "max_position_embeddings", tokenizer.model_max_length)
-    require(
-        tokenizer.model_max_length <= longest,
-        f"the tokenizer gives up to {tokenizer.model_max_length:g} tokens and the text encoder reads {longest}; copy the "
-        "tokenizer's tokenizer_config.json too.",
-    )
-
-
-def _require_fitting(unet: Any, vae: Any, text: Any) -> None:
+def _require_fitting(unet: Any, vae: Any, reader: Reader) -> None:
     channels = vae["latent_channels"]
     require(
         channels == unet.in_channels,
         f"the network makes latents of {unet.in_channels} channels and the decoder reads {channels}; load both from one directory.",
     )
-    width, wanted = getattr(text, "hidden_size", None), getattr(unet, "cross_attention_dim", None)
+    width, wanted = reader.width, getattr(unet, "cross_attention_dim", None)
     require(
         not isinstance(wanted, int) or width in (None, wanted),
         f"the network reads text of width {wanted} and the text encoder writes {width}; load both from one directory.",

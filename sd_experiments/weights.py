@@ -15,8 +15,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from socft.checks import InvalidProblem, require
 
@@ -26,14 +27,16 @@ MODELS: dict[str, tuple[Any, str]] = {
     "text_encoder": (CLIPTextModel, "model"),
 }
 """Class and name of the file of every network of a pipeline."""
-PARTS = (*MODELS, "tokenizer", "scheduler")
+SECOND: dict[str, tuple[Any, str]] = {"text_encoder_2": (CLIPTextModelWithProjection, "model")}
+"""The same for what XL has besides."""
+XL = "StableDiffusionXLPipeline"
 END = "</w>"
 """Ends the last piece of a word in CLIP's vocabulary."""
 
 
 def load_pipeline(
     directory: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> StableDiffusionPipeline:
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """The Stable Diffusion saved in a local directory; nothing is downloaded.
 
     Raises:
@@ -42,15 +45,31 @@ def load_pipeline(
     folder = Path(directory)
     index = (folder / "model_index.json").is_file()
     require(index, f"{str(folder)!r} holds no model_index.json; give the directory of a saved diffusers pipeline.")
-    for part in PARTS:
+    extra_large = is_extra_large(folder)
+    models, tokenizers = (MODELS | SECOND, ("tokenizer", "tokenizer_2")) if extra_large else (MODELS, ("tokenizer",))
+    for part in parts_of(folder):
         require((folder / part).is_dir(), f"{folder / part} does not exist; copy that part of the pipeline there.")
         require_json(folder / part)
-    parts: dict[str, Any] = {name: load_whole(kind, folder / name, stem, dtype) for name, (kind, stem) in MODELS.items()}
-    parts |= {"tokenizer": load_tokenizer(folder / "tokenizer"), "safety_checker": None, "feature_extractor": None}
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        str(folder), dtype=dtype, local_files_only=True, requires_safety_checker=False, **parts
-    )
-    return pipeline.to(device)
+    parts: dict[str, Any] = {name: load_whole(kind, folder / name, stem, dtype) for name, (kind, stem) in models.items()}
+    parts |= {name: load_tokenizer(folder / name) for name in tokenizers}
+    kind: Any = StableDiffusionXLPipeline if extra_large else StableDiffusionPipeline
+    unused = {"image_encoder", "feature_extractor"} if extra_large else {"safety_checker", "feature_extractor"}
+    options: dict[str, Any] = {} if extra_large else {"requires_safety_checker": False}
+    parts |= dict.fromkeys(unused)
+    return kind.from_pretrained(str(folder), dtype=dtype, local_files_only=True, **options, **parts).to(device)
+
+
+def parts_of(folder: Path) -> tuple[str, ...]:
+    """The folders that a saved pipeline needs."""
+    second = (*SECOND, "tokenizer_2") if is_extra_large(folder) else ()
+    return (*MODELS, "tokenizer", *second, "scheduler")
+
+
+def is_extra_large(folder: Path) -> bool:
+    """Whether a saved pipeline says that it is an XL."""
+    require_json(folder)
+    index = folder / "model_index.json"
+    return index.is_file() and json.loads(index.read_text()).get("_class_name") == XL
 
 
 def load_whole(kind: Any, folder: Path, stem: str, dtype: torch.dtype = torch.float32) -> Any:

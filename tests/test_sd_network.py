@@ -121,7 +121,7 @@ def by_diffusers(policy: LoRAPolicy, k: int, x: Tensor, adapted: bool) -> tuple[
 
 
 def contexts(chain: StableDiffusionReference) -> tuple[Tensor, Tensor]:
-    return chain.condition.negative, chain.condition.prompt
+    return chain.condition.negative.text, chain.condition.prompt.text
 
 
 # Policy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from sd_experiments.lora_io import save_lora
+from sd_experiments.policy import LoRA, LoRAPolicy
+from sd_experiments.prompts import OneReader
 from sd_experiments.reference import StableDiffusionReference
 from sd_experiments.sampling import sampling
 from sd_experiments.stable_diffusion import StableDiffusion
@@ -59,17 +64,16 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer({token: i for i, token in enumerate(tokens)}, list(dict.fromkeys(merges)), model_max_length=12)
 
 
-def network(seed: int = 0, width: int = 16) -> UNet2DConditionModel:
+def network(seed: int = 0, width: int = 16, **more: Any) -> UNet2DConditionModel:
     torch.manual_seed(seed)
+    sizes: dict[str, Any] = {"cross_attention_dim": 32, "attention_head_dim": 4, "norm_num_groups": 8}
     return UNet2DConditionModel(
         sample_size=8,
         layers_per_block=1,
         block_out_channels=(width, 2 * width),
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=8,
+        **(sizes | more),
     )
 
 
@@ -98,11 +102,14 @@ def stable_diffusion(
     chosen = network() if unet is None else unet
     if unet is None:
         nn.Module.to(chosen, dtype)
-    return StableDiffusion(chosen, *surroundings(), scheduler() if settings is None else settings, **limits)
+    vae, text, words = surroundings()
+    return StableDiffusion(chosen, vae, OneReader(text, words), scheduler() if settings is None else settings, **limits)
 
 
 def pipeline(base: StableDiffusion, chain: StableDiffusionReference) -> StableDiffusionPipeline:
-    parts: dict[str, Any] = {"vae": base.vae, "text_encoder": base.text_encoder, "tokenizer": base.tokenizer, "unet": base.unet}
+    assert isinstance(base.reader, OneReader)
+    parts: dict[str, Any] = {"text_encoder": base.reader.encoder, "tokenizer": base.reader.tokenizer}
+    parts |= {"vae": base.vae, "unet": base.unet}
     parts |= {"scheduler": chain.sampling.scheduler, "safety_checker": None, "feature_extractor": None}
     pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
@@ -195,8 +202,8 @@ def test_prompts_share_one_network():
     pipe: Any = pipeline(base, first)
     for chain in (first, second):
         encoded = pipe.encode_prompt(chain.prompt, "cpu", 1, False)[0]
-        assert torch.equal(chain.condition.prompt, encoded)
-    assert not torch.equal(first.condition.prompt, second.condition.prompt)
+        assert torch.equal(chain.condition.prompt.text, encoded)
+    assert not torch.equal(first.condition.prompt.text, second.condition.prompt.text)
     assert all(not p.requires_grad for p in base.unet.parameters())
 
 
@@ -210,6 +217,71 @@ def test_a_saved_pipeline_loads(tmp_path: Path):
         assert away(again.mean(1, x), chain.mean(1, x)) < ROUNDING
     with pytest.raises(InvalidProblem, match=r"no model_index\.json; give the directory of a saved diffusers pipeline"):
         StableDiffusion.load(tmp_path / "unet")
+
+
+# XL
+
+
+def extra_large() -> StableDiffusionXLPipeline:
+    """A random XL, its two text encoders of different widths."""
+    vae, first, words = surroundings()
+    torch.manual_seed(2)
+    sizes: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    ends: dict[str, Any] = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "projection_dim": 20}
+    second = CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=len(words), max_position_embeddings=12, **sizes, **ends))
+    told: dict[str, Any] = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "cross_attention_dim": 32 + 24}
+    unet = network(projection_class_embeddings_input_dim=6 * 8 + 20, **told)
+    encoders: dict[str, Any] = {"text_encoder": first, "text_encoder_2": second.double()}
+    parts: dict[str, Any] = {"unet": unet.double(), "vae": vae, "tokenizer": words, "tokenizer_2": words, "scheduler": scheduler()}
+    pipe = StableDiffusionXLPipeline(**parts, **encoders, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize(("negative", "guidance"), [("", 1.0), ("", 3.0), (NEGATIVE, 3.0)])
+def test_the_uncontrolled_rollout_of_an_xl_is_diffusers_sampler(negative: str, guidance: float):
+    """An empty negative prompt is none, which pipelines tell as zeros."""
+    pipe: Any = extra_large()
+    chain = StableDiffusionReference(StableDiffusion.from_pipeline(pipe), PROMPT, negative, guidance, 4, spacing="trailing")
+    noise = drawn_by_pipeline(chain, 2, seed=3)
+    pipe.scheduler = exact_tables(chain)
+    with torch.no_grad():
+        ours = rollout(chain, Uncontrolled(chain), noise).final
+        found = pipe(
+            [PROMPT] * 2,
+            negative_prompt=[negative] * 2 if negative else None,
+            num_inference_steps=4,
+            guidance_scale=guidance,
+            eta=1.0,
+            latents=noise.initial.clone(),
+            generator=torch.Generator().manual_seed(3),
+            output_type="latent",
+        ).images
+        assert away(found, ours) < ROUNDING
+        other = StableDiffusionReference(chain.base, "a blue square", negative, guidance, 4, spacing="trailing")
+        assert away(rollout(other, Uncontrolled(other), noise).final, ours) > TABLE
+
+
+def test_a_saved_xl_loads_and_trains_layers_that_its_pipeline_loads(tmp_path: Path):
+    pipe: Any = extra_large()
+    pipe.save_pretrained(tmp_path / "model")
+    base = StableDiffusion.load(tmp_path / "model", dtype=F64)
+    chain = StableDiffusionReference(base, PROMPT, steps=4, spacing="trailing")
+    lora = LoRA(base, 2)
+    lora.reset(torch.Generator().manual_seed(0), scale=0.1)
+    save_lora(lora, tmp_path / "lora")
+    noise = drawn_by_pipeline(chain, 1, seed=5)
+    pipe.load_lora_weights(tmp_path / "lora")
+    pipe.scheduler = exact_tables(chain)
+    with torch.no_grad():
+        tuned = rollout(chain, LoRAPolicy(chain, lora), noise).final
+        assert away(rollout(chain, Uncontrolled(chain), noise).final, tuned) > TABLE
+        options: dict[str, Any] = {"latents": noise.initial.clone(), "generator": torch.Generator().manual_seed(5)}
+        found = pipe(PROMPT, num_inference_steps=4, guidance_scale=1.0, eta=1.0, output_type="latent", **options).images
+        assert away(found, tuned) < ROUNDING
+    shutil.rmtree(tmp_path / "model/text_encoder_2")
+    with pytest.raises(InvalidProblem, match="text_encoder_2 does not exist; copy that part of the pipeline there"):
+        StableDiffusion.load(tmp_path / "model")
 
 
 # Levels
@@ -264,7 +336,7 @@ def test_the_offered_last_level_is_accepted():
     ("change", "message"),
     [
         ({"in_channels": 9}, "maps 9 channels to 4"),
-        ({"addition_embed_type": "text_time"}, "needs addition_embed_type; only networks of"),
+        ({"addition_embed_type": "text_time"}, "needs as addition_embed_type is not what these text encoders say; only those of"),
     ],
 )
 def test_other_networks_are_refused(change: dict[str, Any], message: str):
@@ -279,9 +351,9 @@ def test_other_predictions_vocabularies_and_limits_are_refused():
         InvalidProblem, match="prediction_type = 'sample'; give a network that predicts 'epsilon' or 'v_prediction'"
     ):
         stable_diffusion(ExactNoise(0.0, 1.0), settings=scheduler(prediction_type="sample"))
-    vae, text, _ = surroundings()
+    _, text, _ = surroundings()
     with pytest.raises(InvalidProblem, match=r"the tokenizer knows 2 tokens and the text encoder \d+"):
-        StableDiffusion(network(), vae, text, ["a", "b"], scheduler())
+        OneReader(text, ["a", "b"])
     with pytest.raises(InvalidProblem, match="micro_batch = 0; give at least 1"):
         stable_diffusion(ExactNoise(0.0, 1.0), micro_batch=0)
 

@@ -421,7 +421,7 @@ def dark(images: Tensor, prompt: str) -> Tensor:
 def save_model(folder: Path) -> None:
     """Save a random pipeline."""
     base = stable_diffusion(dtype=torch.float32)
-    parts = (base.vae, base.text_encoder)
+    parts = (base.vae, *base.reader.encoders)
     for part in parts:
         part.float()
     pipeline(base, StableDiffusionReference(base, PROMPT, NEGATIVE, steps=STEPS)).save_pretrained(folder)
