@@ -36,6 +36,7 @@ TITLES: Mapping[str, str] = {
     "objective_gap": "$J^* - J$",
     "control_error": "control error",
     "kl": "KL",
+    "mmd": "MMD",
 }
 SYMBOLS: Mapping[str, str] = {
     "d": "$d$",

@@ -25,7 +25,7 @@ from socft.report.gradient_variance_cells import (
     without,
 )
 from socft.report.rows import Rows
-from socft.report.typeset import NOT_MEASURED, Table, number, text
+from socft.report.typeset import NOT_MEASURED, Table, landscape, number, text
 
 TRAINING_TEXT = """Every estimator trains the same policies with Adam, at the rate that suited it best in a pilot run, until it
 has spent the
@@ -52,9 +52,11 @@ def training(rows: Rows, problem: str) -> str:
             "objective_gap",
             "bias_gap",
             "noise_gap",
+            "reward",
             "kl",
             "wasserstein1",
             "wasserstein2",
+            "mmd",
             "gradient_bias",
             "gradient_noise",
             "target_noise",
@@ -80,7 +82,7 @@ def training(rows: Rows, problem: str) -> str:
                 align="l" + "r" * (len(metrics) + 2),
             ).markup
         )
-    return small("\n\n".join(tables))
+    return landscape(small("\n\n".join(tables)))
 
 
 PARTS: Mapping[str, str] = {

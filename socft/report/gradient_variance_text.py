@@ -9,7 +9,7 @@ from socft.report.gradient_variance_catalogue import KINDS, paper
 from socft.report.gradient_variance_cells import only
 from socft.report.gradient_variance_linear import EULER
 from socft.report.rows import Rows
-from socft.report.typeset import NOT_MEASURED, integer, number, text
+from socft.report.typeset import NOT_MEASURED, integer, landscape, number, text
 
 BSDE = paper("2603.20455v2")
 ORACLES = ("exact costate", "exact score")
@@ -61,8 +61,7 @@ kinds, and *no table below has two kinds in one column*:
 def compared(rows: Rows) -> str:
     """The master tables."""
     pages = "\n\n".join(tables.master(rows, arena, kind) for arena in tables.ARENAS for kind in KINDS)
-    return rf"""
-#page(flipped: true, margin: (x: 18mm, top: 18mm, bottom: 20mm))[
+    return landscape(rf"""
 = Against the exact gradient
 
 The gradient is taken in the coefficients of affine features of every step, where it is known exactly: everywhere for the
@@ -76,8 +75,7 @@ thread, include the rollout; memory is what labels of 64 paths take beyond path 
 {pages}
 
 {tables.refusals(rows)}
-]
-"""
+""")
 
 
 def budget() -> str:

@@ -142,6 +142,11 @@ def figure(picture: str, caption: str, label: str, alt: str, tall: bool = False)
     return f"#figure(image({_string(picture)}, alt: {_string(alt)}), {place}caption: [{caption}]) <{label}>"
 
 
+def landscape(markup: str) -> str:
+    """Pages of their own, turned."""
+    return f"#page(flipped: true, margin: (x: 18mm, top: 18mm, bottom: 20mm))[\n{markup}\n]"
+
+
 def picture_rows(pictures: Mapping[str, str], caption: str, label: str) -> str:
     """Bitmaps below each other, each with its title as markup on the left; enlarged without smoothing."""
     cells = [f'[{title}], image({_string(name)}, width: 100%, scaling: "pixelated")' for title, name in pictures.items()]
