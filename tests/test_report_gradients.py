@@ -6,6 +6,7 @@ Records are synthetic, with the settings and metrics of the studies; each value 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -20,13 +21,14 @@ from socft.report import (
     gradient_variance_linear,
     gradient_variance_studies,
 )
+from socft.report import gradient_variance_verdicts as verdicts
 from socft.report.base import Document
 from socft.report.claim_lines import Claims
 from socft.report.gradient_variance import REPORT, compose
 from socft.report.gradient_variance_catalogue import CATALOGUE, KINDS, names
 from socft.report.gradient_variance_cells import ends, only, value, varying, with_error
 from socft.report.gradient_variance_tables import ARENAS, Arena, master
-from socft.report.gradient_variance_text import crossing
+from socft.report.gradient_variance_verdicts import crossing
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, compile_pdf
 from toy.bench import SUITE
@@ -48,6 +50,9 @@ TRAINED = (
     "martingale, policy's costate",
 )
 PIPELINES = ("lean adjoint", "martingale-corrected adjoint", "time-reversed costate", "least-squares costate")
+COMPARED = [f"{name}, {how}" for name in ("time-reversed costate", "lean adjoint") for how in ("published", "network")]
+STEERED = [f"{name}, {how}" for name in ("time-reversed BSDE", "adjoint matching") for how in ("published", "network")]
+RECURSION = "fitted Bellman recursion"
 
 
 def record(
@@ -103,18 +108,24 @@ def linear() -> Iterator[Record]:
                 for metric in ("mse", "chain_mse"):
                     more = {"stderr": found / 9, "seconds": 0.25, "published": 0.0123 if metric == "mse" else None}
                     yield record("linear", "bsde-linear", metric, found, setting, name, "unbiased", **more)
+    for noise, metric in itertools.product((0.5, 1.0, 2.0, 5.0), ("mse", "chain_mse")):
+        setting = {"noise": noise, "integrator": "Euler-Maruyama", "paths": 2000, "function_class": "network"}
+        more = {"stderr": 0.01, "seconds": 60.0, "published": 0.07 if metric == "mse" else None, "seeds": 3}
+        yield record("linear", "bsde-linear", metric, 0.06, setting, "time-reversed costate, published", "biased", **more)
 
 
 def others() -> Iterator[Record]:
-    for name in PIPELINES:
+    for name in (*PIPELINES, *COMPARED, RECURSION):
         for metric in ("cost", "cost_simulated", "mse", "mse_descent"):
             setting = {"paths": 10000, "function_class": "bumps"}
             more = {"stderr": 0.002, "seconds": 30.0, "optimum": 1.4512, "published": 1.603}
             yield record("pendulum", "bsde-pendulum", metric, 1.4667, setting, name, "unbiased", **more)
+    for name in (*PIPELINES, *STEERED, "martingale-corrected full adjoint, network", RECURSION):
         for metric in ("cost", "regret", "w1"):
             for temp in TEMPS:
                 more = {"optimum": 0.17 if metric == "cost" else 0.0, "published": 0.395 if metric == "cost" else None}
                 yield record("mixture", "bsde-mixture", metric, 3 / temp, {"temp": temp}, name, "unbiased", stderr=0.01, **more)
+    for name in PIPELINES:
         for axis, key, each in (("dt", "dt", 0.1), ("dt", "dt", 0.2), ("noise", "noise", 0.1), ("noise", "noise", 10.0)):
             setting = {"dt": 0.1, "noise": 1.0, "axis": axis, "policy": "given", "rounds": int(each * 10)} | {key: each}
             yield record("lq_sweeps", "oscillator", "mse", each / 7, setting, name, "unbiased", stderr=0.001, published=0.037)
@@ -289,7 +300,7 @@ def test_published_numbers_are_those_of_the_problem():
 
 def test_published_numbers_stand_beneath_the_measured(rows):
     table = gradient_variance_linear.by(rows, "noise")
-    assert table.count("_$0.0123$_") == 4 * len(PIPELINES)
+    assert table.count("_$0.0123$_") == 2 * 4 * len(PIPELINES)  # two integrators
     assert "$N = 50$" in gradient_variance_linear.by(rows, "paths")
 
 
@@ -299,6 +310,74 @@ def test_the_crossing_is_where_the_errors_cross(rows):
     assert NOT_MEASURED in crossing(Rows(()), "exponential")
     few = Rows(tuple(r for r in rows.of("linear") if r.setting.get("paths", 0) < 5000))
     assert "better one at every $N$ up to $2000$" in crossing(few, "exponential")
+
+
+def planted(study: str, metric: str, setting: dict, **found: tuple[float, float, float | None]) -> Rows:
+    """Records by estimator: a value, its standard error, a published number."""
+    names = {"back": "time-reversed costate", "lean": "lean adjoint", "am": "adjoint matching", "tr": "time-reversed BSDE"}
+    names |= {"mc": "martingale-corrected full adjoint", "fitted": "fitted Bellman recursion"}
+    rows = []
+    for key, (size, stderr, published) in found.items():
+        name, _, how = key.partition("_")
+        full = names[name] + (f", {how}" if how else "")
+        more = {"stderr": stderr, "published": published, "optimum": 1.25 if metric == "cost" else 0.0, "seeds": 3}
+        rows.append(record(study, "p", metric, size, setting, full, "biased", **more))
+    return Rows(tuple(rows))
+
+
+def test_verdicts_say_what_is_better_beyond_its_noise():
+    found = planted(
+        "pendulum",
+        "cost",
+        {},
+        back_published=(2.0, 0.1, 1.4),
+        lean_published=(1.5, 0.1, 1.6),
+        back_network=(1.5, 0.1, None),
+        lean_network=(1.6, 0.1, None),
+        fitted=(1.2625, 0.001, None),
+    )
+    said = " ".join(verdicts.pendulum(found).split())
+    assert "As published, time-reversed costates lead to a cost of $1.400$ and the forward adjoint to $1.600$" in said
+    assert "time-reversed costates are worse in the first pair, there is no difference beyond two standard errors in the" in said
+    assert "within $1.0$% of the least possible" in said
+
+
+def test_verdicts_count_temperatures_and_take_infinity_for_the_worst():
+    hot = planted(
+        "mixture",
+        "regret",
+        {"temp": 50.0},
+        tr_network=(0.1, 0.01, None),
+        am_network=(0.2, 0.01, None),
+        mc_network=(0.09, 0.01, None),
+    )
+    cold = planted(
+        "mixture",
+        "regret",
+        {"temp": 1.0},
+        tr_network=(math.inf, math.nan, None),
+        am_network=(1.0, 0.1, None),
+        mc_network=(0.5, 0.1, None),
+    )
+    cost = planted("mixture", "cost", {"temp": 1.0}, am_published=(2.4, 0.1, 2.5), fitted=(1.3, 0.1, None))
+    said = " ".join(verdicts.mixture(Rows((*hot, *cold, *cost))).split())
+    assert "one noise it is below at $1$ of $2$ temperatures ($50$); and" in said
+    assert (
+        "below that of the time-reversed costates at $1$ of $2$ temperatures ($1$). The published costs are up to $100$% above"
+        in said
+    )
+
+
+def test_verdicts_of_nothing_say_so():
+    for verdict in (verdicts.linear, verdicts.pendulum, verdicts.mixture, verdicts.repetitions):
+        assert NOT_MEASURED in verdict(Rows(()))
+
+
+def test_repetitions_are_counted_from_the_records():
+    rows = Rows(tuple(dataclasses.replace(ONE, study="linear", stderr=0.1, seeds=n) for n in (10, 3, 2, 10)))
+    assert verdicts.repetitions(rows) == (
+        "Means and standard errors are of $10$ repetitions; those of pipelines that take longest, of $3$ or $2$."
+    )
 
 
 def test_recommendations_quote_the_records(rows):

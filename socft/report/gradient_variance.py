@@ -13,6 +13,7 @@ from socft.report import gradient_variance_linear as linear
 from socft.report import gradient_variance_studies as studies
 from socft.report import gradient_variance_tables as tables
 from socft.report import gradient_variance_text as chapters
+from socft.report import gradient_variance_verdicts as verdicts
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_lines import Claims
 from socft.report.gradient_variance_catalogue import OBJECTIVE
@@ -64,7 +65,7 @@ known, at policies from the pre-trained model to the optimum. Some estimate that
 at the optimum, some neither; these kinds are never compared with each other. Among those of the first kind, and with the same
 number
 of network evaluations, the smallest relative error on the Gaussian problem is {chapters.first(start)} at the pre-trained model,
-and {chapters.first(near)} near the optimum. Three published studies of time-reversed costates ({chapters.BSDE}) are replicated with
+and {chapters.first(near)} near the optimum. Three published studies of time-reversed costates ({verdicts.BSDE}) are replicated with
 their
 published defects and without. Every number is a record; the report computes nothing but ratios.
 """
@@ -115,15 +116,16 @@ def _replication(rows: Rows) -> str:
     return rf"""
 = Time-reversed costates, replicated
 
-{chapters.BSDE} reverses a controlled SDE in time with the score of its marginals and lets costates ride backwards on the same
+{verdicts.BSDE} reverses a controlled SDE in time with the score of its marginals and lets costates ride backwards on the same
 noise. It
 reports three studies, in which regressed time-reversed costates are more accurate than regressed costates of forward paths, there
 called non-adapted. Pipelines called _published_ have the network, the Huber loss and the noise pairing of the published code. The
 others see the same paths and regress with the squared loss; time-reversed they use one noise for state and costate.
+{verdicts.repetitions(rows)}
 
 == A linear SDE
 
-{chapters.verdict(rows)}
+{verdicts.linear(rows)}
 
 {linear.by(rows, "noise")}
 
@@ -138,6 +140,7 @@ others see the same paths and regress with the squared loss; time-reversed they 
 A pendulum is kicked in its velocity. The costate of its final cost is learnt from paths, and initial states descend along it. The
 motion is unstable and the noise degenerate; the exact cost and costate are known on a grid.
 
+{verdicts.pendulum(rows)}
 {linear.pendulum(rows)}
 
 == Fine-tuning a mixture
@@ -145,6 +148,7 @@ motion is unstable and the noise degenerate; the exact cost and costate are know
 The reverse diffusion of two modes is steered to one of them, at several temperatures of the cost; the law of the start may be
 learnt too. Cost and regret are exact, as is the optimum.
 
+{verdicts.mixture(rows)}
 {linear.mixture(rows)}
 """
 

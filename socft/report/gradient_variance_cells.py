@@ -71,11 +71,12 @@ def with_error(mean: float, stderr: float | None, digits: int = 3) -> str:
     return f"${shown}$" if power == 0 else f"$({shown}) 10^({power})$"
 
 
-def small(markup: str) -> str:
-    """A wide table, set smaller."""
+def small(markup: str, points: float = 7.6) -> str:
+    """A wide table, set smaller, its numbers in one piece."""
     return f"""#[
-#show figure.where(kind: table): set text(size: 7.6pt)
+#show figure.where(kind: table): set text(size: {points}pt)
 #set table(inset: (x: 0.38em, y: 0.3em))
+#show table.cell: it => {{ show math.equation: box; it }}
 {markup}
 ]"""
 

@@ -33,24 +33,25 @@ PUBLISHED_BY_PATHS = {
 
 
 def by(rows: Rows, key: str) -> str:
-    """Mean-square errors of the linear study against the noise at the largest common N, or against N at noise 1."""
-    found = rows.of("linear").where("mse", integrator=EULER)
+    """Mean-square errors of the linear study against the noise at N = 2000, or against N at noise 1: of pipelines with a curve."""
     fixed = {"noise": ("paths", 2000), "paths": ("noise", 1.0)}[key]
-    found = found.where(**{fixed[0]: fixed[1]})
+    found = rows.of("linear").where("mse", **{fixed[0]: fixed[1]})
     columns, symbol = found.distinct(key), {"noise": "epsilon", "paths": "N"}[key]
-    body = _by_class(found, key, columns)
+    body = _by_class(found.where(integrator=EULER), key, columns)
+    body += _by_class(found.where(integrator="exponential"), key, columns, ", exponential scheme")
     if key == "paths" and columns:
         body += [("published, with networks",), *(_by_paths(name, columns) for name in PUBLISHED_BY_PATHS)]
     where = "against the noise, $N = 2000$" if key == "noise" else r"against $N$, $epsilon = 1$"
     made = Table(
         header=("pipeline", *(f"${symbol} = {each:g}$" for each in columns)) if columns else ("pipeline", "mean-square error"),
         rows=body or [missing(2)],
-        caption=f"""Linear study: mean-square error of the costate at time 0 {where}, Euler–Maruyama, with standard errors;
-            in italics what is published.""",
+        caption=f"""Linear study: mean-square error of the costate at time 0 {where}, with standard errors;
+            Euler–Maruyama but where the exponential scheme is named; in italics what is published.""",
         label=f"linear-{key}",
         align="l" + "r" * max(1, len(columns)),
+        long=key == "noise",
     ).markup
-    return small(made) if key == "paths" else made
+    return small(made, 7) if key == "paths" else made
 
 
 def _by_paths(name: str, columns: Sequence[float]) -> Sequence[str]:
@@ -59,12 +60,13 @@ def _by_paths(name: str, columns: Sequence[float]) -> Sequence[str]:
     return (f"_{text(title)}_", *(f"_{number(known[each])}_" if each in known else NONE for each in columns))
 
 
-def _by_class(found: Rows, key: str, columns: Sequence[float]) -> list[Sequence[str]]:
+def _by_class(found: Rows, key: str, columns: Sequence[float], scheme: str = "") -> list[Sequence[str]]:
     """A pivot of pipelines, linear features first, then networks."""
     body: list[Sequence[str]] = []
+    found = only(found, lambda r: len(found.where(estimator=r.estimator).distinct(key)) > 1)
     for name, heading in (("linear", "linear features, exact regression"), ("network", "networks")):
         part = pivot(found.where(function_class=name), key, columns)
-        body += [(heading,), *part] if part else []
+        body += [(heading + scheme,), *part] if part else []
     return body
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from socft.report import gradient_variance_tables as tables
-from socft.report.gradient_variance_catalogue import KINDS, paper
+from socft.report.gradient_variance_catalogue import KINDS
 from socft.report.gradient_variance_cells import only
-from socft.report.gradient_variance_linear import EULER
 from socft.report.rows import Rows
-from socft.report.typeset import NOT_MEASURED, integer, landscape, number, text
+from socft.report.typeset import NOT_MEASURED, landscape, number, text
 
-BSDE = paper("2603.20455v2")
 ORACLES = ("exact costate", "exact score")
 
 
@@ -81,73 +79,6 @@ thread, include the rollout; memory is what labels of 64 paths take beyond path 
 def budget() -> str:
     """The budget of the study."""
     return "$10^5$"
-
-
-def verdict(rows: Rows) -> str:
-    """What the linear study says, in sentences made of its records."""
-    found = rows.of("linear")
-    euler = found.where("mse", integrator=EULER, function_class="linear")
-    lean, back = (euler.where(estimator=name) for name in ("lean adjoint", "time-reversed costate"))
-    shares = [
-        f"{_share(back.where(noise=noise, paths=2000), lean.where(noise=noise, paths=2000))} at $epsilon = {noise:g}$"
-        for noise in lean.where(paths=2000).distinct("noise")
-    ]
-    chain = found.where("chain_mse", integrator=EULER, noise=1.0, paths=2000)
-    gap = found.where("kernel_gap", integrator=EULER).one()
-    corrected = chain.where(estimator="martingale-corrected adjoint").one()
-    return f"""
-With the same linear features, the same paths and $N = 2000$, the mean-square error of the time-reversed costate over that of the
-lean
-adjoint is {", ".join(shares) or NOT_MEASURED}. {crossing(rows, EULER)} {crossing(rows, "exponential")}
-Of the error, {number(gap.value if gap else None)} is the distance of the Euler–Maruyama chain from continuous time, which no
-number of paths removes; against the chain's own costate the mean-square error of the martingale-corrected adjoint is
-{number(corrected.value if corrected else None)}, that of the lean adjoint {number(_one(chain, "lean adjoint"))} and that of the
-time-reversed costate {number(_one(chain, "time-reversed costate"))}. In time, at $epsilon = 1$, the time-reversed costate takes
-{_seconds(rows, "time-reversed costate")} times as long as the lean adjoint, and the martingale-corrected one
-{_seconds(rows, "martingale-corrected adjoint")} times.
-"""
-
-
-def crossing(rows: Rows, integrator: str) -> str:
-    """Between which N the lean adjoint becomes as good as the time-reversed costate, in a sentence."""
-    found = rows.of("linear").where("mse", integrator=integrator, noise=1.0)
-    pairs = [
-        (paths, *(found.where(estimator=name, paths=paths).one() for name in ("lean adjoint", "time-reversed costate")))
-        for paths in found.distinct("paths")
-    ]
-    known = [(paths, lean.value, back.value) for paths, lean, back in pairs if lean is not None and back is not None]
-    if not known:
-        return f"Against $N$, {text(integrator.replace('-', '–'))}: {NOT_MEASURED}."
-    after = [paths for paths, lean, back in known if lean <= back]
-    before = [paths for paths, lean, back in known if lean > back]
-    scheme = f"With the {text(integrator.replace('-', '–'))} scheme and $epsilon = 1$"
-    if not after:
-        return f"{scheme} the time-reversed costate is the better one at every $N$ up to {integer(known[-1][0])}."
-    if not before:
-        return f"{scheme} the lean adjoint is at least as good at every $N$ from {integer(known[0][0])} on."
-    if max(before) < min(after):
-        crossed = f"between $N$ of {integer(max(before))} and {integer(min(after))}"
-        return f"{scheme} the errors cross {crossed}; the lean adjoint is the worse one below and at least as good above."
-    here, there = (", ".join(map(integer, each)) for each in (after, before))
-    return f"{scheme} the errors cross more than once: the lean adjoint is at least as good at $N$ of {here}, worse at {there}."
-
-
-def _share(mine: Rows, other: Rows) -> str:
-    top, bottom = mine.one(), other.one()
-    return number(top.value / bottom.value, 2) if top is not None and bottom is not None and bottom.value else NOT_MEASURED
-
-
-def _one(found: Rows, estimator: str) -> float | None:
-    record = found.where(estimator=estimator).one()
-    return None if record is None else record.value
-
-
-def _seconds(rows: Rows, name: str) -> str:
-    here = rows.of("linear").where("mse", integrator=EULER, noise=1.0, paths=2000)
-    mine, lean = (here.where(estimator=each).one() for each in (name, "lean adjoint"))
-    if mine is None or lean is None or not mine.seconds or not lean.seconds:
-        return NOT_MEASURED
-    return number(mine.seconds / lean.seconds, 2)
 
 
 def _flat(markup: str) -> str:
