@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 
 import pytest
 import torch
+from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
@@ -15,7 +17,7 @@ from socft.policy import AffinePolicy
 from socft.rollout import Noise, rollout
 from socft.schedule import ddpm, linear_levels, subsample
 from toy.contenders import CONTENDERS
-from toy.measure import Estimate, Memory, estimate, peak_memory
+from toy.measure import Estimate, Memory, Repeated, estimate, peak_memory
 from toy.problems import benchmark
 from toy.situations import Situation, _size, situation
 from toy.variance import variance_task
@@ -86,20 +88,79 @@ def test_gradients_vanish_at_the_optimum_of_a_problem_that_is_not_quadratic():
         situation(benchmark("mixture", d=1, steps=10), 0.5)
 
 
+def parts_of(samples: Tensor, count: int, shifts: Tensor) -> Repeated:
+    """Repetitions of equally many samples, each with a shift of its own."""
+    moved = [part + shift for part, shift in zip(samples.chunk(count), shifts, strict=True)]
+    return Repeated([Estimate(len(x), x.mean(0), x.square().mean(0), 1.0) for x in moved])
+
+
 def test_bias_leaves_out_the_noise_of_the_mean():
     draw = torch.Generator().manual_seed(0)
     shift = torch.tensor([3.0, -4.0], dtype=torch.float64)
     samples = shift + torch.randn(10_000, 2, generator=draw, dtype=torch.float64)
-    parts = [Estimate(len(x), x.mean(0), x.square().mean(0), 1.0) for x in samples.split([2500, 7500])]
-    whole = Estimate.joined(parts)
-    assert (whole.paths, whole.seconds) == (10_000, 2.0)
-    assert torch.allclose(whole.stderr, samples.std(0) / 100, rtol=IDENTITY)
-    assert abs(whole.variance - float(samples.var(0).sum())) < IDENTITY * 100
-    bias, stderr = whole.bias(torch.zeros(2, dtype=torch.float64))
-    assert abs(stderr - (2 / 10_000) ** 0.5) < 0.05 * stderr
-    assert abs(bias - 5) < STDERRS * stderr
-    none, stderr = whole.bias(shift)
-    assert none < STDERRS * stderr
+    single = Estimate(10_000, samples.mean(0), samples.square().mean(0), 1.0)
+    repeated = parts_of(samples, 50, torch.zeros(50, 2, dtype=torch.float64))
+    assert torch.allclose(single.stderr, samples.std(0) / 100, rtol=IDENTITY)
+    assert torch.allclose(repeated.mean, single.mean, rtol=IDENTITY)
+    assert repeated.seconds == 50 / 10_000
+    assert abs(repeated.variance - 2) < STDERRS * (2 * 2 / 10_000) ** 0.5
+    for found in (single, repeated):
+        bias, stderr = found.bias(torch.zeros(2, dtype=torch.float64))
+        assert abs(stderr - (2 / 10_000) ** 0.5) < 0.2 * stderr
+        assert abs(bias - 5) < STDERRS * stderr
+        none, stderr = found.bias(shift)
+        assert none < STDERRS * stderr
+
+
+def test_what_a_fit_leaves_is_told_from_the_noise_of_paths():
+    """Shifts of variance 1/4 in each of 20 parameters, one per repetition, beside unit noise of 200 paths."""
+    draw, size = torch.Generator().manual_seed(1), (50, 20)
+    shifts = 0.5 * torch.randn(size, generator=draw, dtype=torch.float64)
+    samples = torch.randn(10_000, 20, generator=draw, dtype=torch.float64)
+    found = parts_of(samples, 50, shifts)
+    assert abs(found.fit_variance - 5) < STDERRS * 5 * (2 / (49 * 20)) ** 0.5
+    assert abs(found.variance - 20) < STDERRS * 20 * (2 / (10_000 * 20)) ** 0.5
+    bias, stderr = found.bias(torch.zeros(20, dtype=torch.float64))
+    assert abs(stderr - (5.1 / 50) ** 0.5) < 0.2 * stderr  # of the shifts; that of paths alone is a seventh
+    assert bias < STDERRS * stderr
+
+
+@pytest.mark.parametrize("name", ["TD(0), fitted costate", "truncated backpropagation, random"])
+def test_fits_and_draws_are_others_in_another_repetition(name):
+    where = situation(benchmark("lq-sde", d=2, steps=8), 0.5)
+    again = dataclasses.replace(where, repetition=1)
+    first, same, other = (
+        estimate(CONTENDERS[name].make(each), where.problem, where.policy, noise(where, 50)).mean for each in (where, where, again)
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def measured(name: str, paths: int) -> tuple[dict[str, float], float, int]:
+    """What is recorded of a contender on paths of 10 steps, the standard error of its bias, and evaluations per path."""
+    records = variance_task(name, "lq-sde", {"d": 2, "steps": 10}, 0.5, "axis", paths, 4)
+    bias = next(record for record in records if record.metric == "bias")
+    assert bias.stderr is not None
+    assert bias.evaluations is not None
+    return {record.metric: record.value for record in records}, bias.stderr, bias.evaluations
+
+
+def test_a_fit_is_charged_to_the_budget():
+    """Of a million evaluations, 1000 paths of 10 steps with two evaluations and two derivatives each are spent before the first."""
+    found, stderr, evaluations = measured("martingale, fitted costate", 200)
+    paths = (1_000_000 - 1000 * 10 * 6) // evaluations
+    assert found["bias"] < STDERRS * stderr
+    assert found["error_at_budget"] == pytest.approx((found["variance"] / paths) ** 0.5, rel=IDENTITY)
+    assert "fit_variance" not in found  # given any fit its mean is the gradient
+
+
+def test_what_a_fit_leaves_limits_a_biased_estimator_at_any_budget():
+    found, stderr, evaluations = measured("TD(0), fitted costate", 2000)
+    paths = (1_000_000 - 1000 * 10 * 6) // evaluations
+    seen = found["bias"] if found["bias"] > STDERRS * stderr else 0.0
+    assert found["fit_variance"] > 0
+    expected = seen**2 + found["fit_variance"] + found["variance"] / paths
+    assert found["error_at_budget"] == pytest.approx(expected**0.5, rel=IDENTITY)
 
 
 def test_memory_counts_what_is_alive():

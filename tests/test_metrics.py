@@ -10,7 +10,8 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from socft.checks import InvalidProblem
-from socft.metrics import mmd, wasserstein1, wasserstein1_to_quantiles
+from socft.density import Gaussian
+from socft.metrics import gaussian_mmd, mmd, wasserstein1, wasserstein1_to_quantiles
 from tests.tensors import F64, randn
 
 ROUNDING = 1e-12  # sums of a few thousand numbers of order one
@@ -105,6 +106,18 @@ def test_mmd_is_unbiased_for_gaussians():
     assert float(null.min()) < 0
 
 
+def test_the_mmd_of_gaussians_is_the_mean_of_its_estimates():
+    mean, root = torch.tensor([0.5, -0.3], dtype=F64), torch.tensor([[0.7, 0.0], [0.4, 0.5]], dtype=F64)
+    first, second = Gaussian(torch.zeros(2, dtype=F64), 1.0), Gaussian(mean, root @ root.T)
+    exact = gaussian_mmd(first, second, 1.1)
+    draws = torch.tensor([mmd(randn(10 + i, 12, 2), mean + randn(5000 + i, 9, 2) @ root.T, 1.1) for i in range(800)], dtype=F64)
+    error = float(draws.std()) / len(draws) ** 0.5
+    assert abs(float(draws.mean()) - exact) < STDERRS * error
+    assert exact > 10 * error
+    assert gaussian_mmd(second, second, 1.1) == 0
+    assert gaussian_mmd(second, first, 1.1) == pytest.approx(exact, abs=ROUNDING)
+
+
 def test_mmd_does_not_depend_on_how_it_is_chunked_nor_on_rigid_motions(monkeypatch: pytest.MonkeyPatch):
     x, y = randn(7, 23, 4), randn(8, 31, 4) + 0.4
     whole = mmd(x, y, 0.9)
@@ -124,6 +137,8 @@ def test_mmd_does_not_depend_on_how_it_is_chunked_nor_on_rigid_motions(monkeypat
         (lambda: wasserstein1(torch.zeros(3), torch.zeros(3), torch.zeros(3)), "sum to 0"),
         (lambda: wasserstein1_to_quantiles(torch.zeros(2), lambda u: u / 0), "quantile"),
         (lambda: mmd(torch.zeros(3, 2), torch.zeros(3, 2), 0.0), "bandwidth = 0"),
+        (lambda: gaussian_mmd(Gaussian([0.0], 1.0), Gaussian([0.0], 1.0), -1.0), "bandwidth = -1"),
+        (lambda: gaussian_mmd(Gaussian([0.0], 1.0), Gaussian([0.0, 0.0], 1.0), 1.0), "shape"),
         (lambda: mmd(torch.zeros(1, 2), torch.zeros(3, 2), 1.0), "1 and 3 samples"),
         (lambda: mmd(torch.zeros(3, 2), torch.zeros(3, 1), 1.0), "shapes"),
     ],

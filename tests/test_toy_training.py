@@ -35,6 +35,8 @@ from toy.runner import fingerprint
 from toy.situations import situation
 from toy.training import (
     ARENAS,
+    BIAS,
+    BIAS_NOISE,
     METHODS,
     GaussianArena,
     MixtureArena,
@@ -47,6 +49,7 @@ from toy.training import (
     evenly,
     methods_for,
     noise_measures,
+    over_repetitions,
     target_noise,
     training_task,
 )
@@ -153,12 +156,24 @@ def test_training_reduces_the_noise_of_the_corrected_estimate_only():
 def test_the_bias_of_a_residual_is_its_distance_from_the_gradient():
     place = GaussianArena(2, 10)
     policy = AffinePolicy(0.5 * place.truth.affine_policy.gain.detach(), place.truth.affine_policy.offset.detach())
-    bias = {
-        name: noise_measures(METHODS[name], METHODS[name].make(place.problem), place, policy, 1.0, 4000)["gradient_bias"]
-        for name in ("martingale-corrected full adjoint, own value", "martingale-corrected adjoint, own costate")
-    }
-    unbiased, residual = bias.values()
-    assert unbiased < 0.1 * residual
+    bias = {}
+    for name in ("martingale-corrected full adjoint, own value", "martingale-corrected adjoint, own costate", "score function"):
+        estimator = METHODS[name].make(place.problem)
+        seen = [noise_measures(METHODS[name], estimator, place, policy, 1.0, 20_000, seed) for seed in range(4)]
+        bias[name] = next((value, stderr) for metric, value, stderr in over_repetitions(seen) if metric == "gradient_bias")
+    (unbiased, error), (residual, small), (noisy, large) = bias.values()
+    assert unbiased < 4 * error < residual
+    assert residual > 4 * small
+    assert noisy < 4 * large
+
+
+def test_repetitions_with_one_noise_would_hide_it():
+    """Squares of biases without their noise average to zero, however large the noise; the error of that is the noise's."""
+    seen = [{BIAS: value, BIAS_NOISE: 1.0, "kl": value} for value in (-1.0, 2.0, -1.5, 0.5)]
+    found = {metric: (value, stderr) for metric, value, stderr in over_repetitions(seen)}
+    assert found["gradient_bias"] == (0.0, 0.5)
+    assert found["kl"] == (0.0, pytest.approx(torch.tensor([-1.0, 2.0, -1.5, 0.5]).std() / 2))
+    assert BIAS_NOISE not in found
 
 
 @pytest.mark.parametrize("make", [lambda: GaussianArena(2, 10), lambda: MixtureArena(8)], ids=["Gaussian", "mixture"])
@@ -185,14 +200,26 @@ def test_gaps_lead_from_the_optimum_to_the_tilt():
     assert total == pytest.approx(law.tilted(plane.problem.reward, 1.0).log_normaliser, abs=EXACT_GAP)
 
 
-def test_a_mean_policy_is_better_than_its_parts_by_the_noise_gap():
-    """Equal and opposite errors cancel: nothing is left for the bias."""
-    place, step = GaussianArena(2, 10), 0.1
-    best = place.truth.affine_policy
-    around = [AffinePolicy(best.gain.detach() + sign * step, best.offset.detach() + sign * step) for sign in (1, -1)]
-    mean = sum(place.progress(each)["objective_gap"] for each in around) / 2
-    parts = end_gaps(place, around, mean)
-    assert abs(parts["bias_gap"]) < EXACT_GAP < 0.01 < parts["noise_gap"]
+def test_scatter_is_told_from_what_all_policies_have_in_common():
+    """Three policies at a time scatter about one that is wrong: in the mean, its error is the bias and the rest the noise."""
+    place, draw = GaussianArena(2, 10), torch.Generator().manual_seed(0)
+    best, shift, scatter = place.truth.affine_policy, 0.05, 0.1
+
+    def policy(size: float) -> AffinePolicy:
+        offset = best.offset.detach() + shift + size * torch.randn(best.offset.shape, generator=draw, dtype=torch.float64)
+        return AffinePolicy(best.gain.detach(), offset)
+
+    wrong = place.progress(policy(0.0))["objective_gap"]
+    parts = []
+    for _ in range(100):
+        three = [policy(scatter) for _ in range(3)]
+        gap = sum(place.progress(each)["objective_gap"] for each in three) / 3
+        parts.append(end_gaps(place, three, gap))
+        assert parts[-1]["bias_gap"] + parts[-1]["noise_gap"] == pytest.approx(gap, rel=1e-9)
+    bias = torch.tensor([each["bias_gap"] for each in parts])
+    assert abs(float(bias.mean()) - wrong) < STDERRS * float(bias.std()) / 10
+    assert wrong > STDERRS * float(bias.std()) / 10  # so that a bias would be seen
+    assert sum(each["noise_gap"] for each in parts) / 100 > wrong
 
 
 def test_equal_budgets_and_records(monkeypatch):

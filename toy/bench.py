@@ -26,8 +26,7 @@ from toy.runner import Study, Task, run
 from toy.variance import variance_task
 
 METRICS = ("bias", "variance", "error_at_budget")
-PATHS, QUICK_PATHS = 4000, 400
-SEEDS = 2
+PATHS, QUICK_PATHS, SEEDS = 1600, 400, 5
 
 
 @dataclasses.dataclass(frozen=True)

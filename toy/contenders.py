@@ -7,6 +7,7 @@ samples, or exact. A user's estimator is a contender made from its import path (
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,7 @@ from socft.checks import require
 from socft.cli import imported
 from socft.costate import CostateField, CostateSource, FromPolicy, Given
 from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
-from socft.estimators.base import Estimator
+from socft.estimators.base import Cost, Estimator
 from socft.estimators.baseline import LeaveOneOut, NoBaseline, RegressionBaseline
 from socft.estimators.cross_entropy import CrossEntropy
 from socft.estimators.ddpo import DDPO
@@ -57,13 +58,33 @@ class Contender:
 
     Attributes:
         name: unique.
-        make: the estimator for a situation.
+        make: the estimator for a situation; what it fits or draws besides is another in every `Situation.repetition`.
         labelled: ``steps -> `` those whose labels cost anything.
+        fitted: what is fitted beforehand: numbers of paths, and the cost of their labels.
     """
 
     name: str
     make: Callable[[Situation], Estimator]
     labelled: Callable[[int], float] = float
+    fitted: tuple[tuple[int, Cost], ...] = ()
+
+    def evaluations(self, estimator: Estimator, steps: int) -> int:
+        """Network evaluations of one path's labels and rollout."""
+        return evaluations_per_path(estimator.cost, steps, self.labelled(steps))
+
+    def fit_evaluations(self, steps: int) -> int:
+        """Network evaluations of what is fitted beforehand."""
+        return sum(paths * evaluations_per_path(cost, steps) for paths, cost in self.fitted)
+
+
+def evaluations_per_path(cost: Cost, steps: int, labelled: float | None = None) -> int:
+    """Network evaluations of one path's labels and rollout; a derivative counts as two evaluations.
+
+    Args:
+        labelled: the number of steps whose labels cost anything; all by default.
+    """
+    labels = cost.reference + cost.policy + 2 * (cost.reference_derivatives + cost.policy_derivatives)
+    return round(2 * steps + (steps if labelled is None else labelled) * labels)
 
 
 FITTED_PATHS = 1000
@@ -76,27 +97,31 @@ FEW_NOISES = 4
 """Largest dimension of the noise of a correction that takes a second derivative in each, and of variants of time reversal."""
 LAST_SHARE = 0.25
 """Of the steps, the last ones, from which ReFL draws: 10 of 40 in its publication."""
-AUXILIARY_SEED, SCORE_SEED = 77, 78
+AUXILIARY_SEED, SCORE_SEED, SEEDS_APART = 77, 78, 1000
+FITS_KEPT = 32
 
 
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(AUXILIARY_SEED)
+def _generator(where: Situation, seed: int = AUXILIARY_SEED) -> torch.Generator:
+    return torch.Generator().manual_seed(seed + SEEDS_APART * where.repetition)
 
 
 @torch.no_grad()
 def _own_paths(where: Situation, count: int = FITTED_PATHS) -> Path:
     """Paths of the policy besides those of the estimate."""
-    return rollout(where.problem.reference, where.policy, Noise.sample(where.problem.reference, count, _generator()))
+    return rollout(where.problem.reference, where.policy, Noise.sample(where.problem.reference, count, _generator(where)))
 
 
-_AFFINE, _QUADRATIC = (LinearRegression(Polynomial(degree)) for degree in (1, 2))
+_AFFINE, _QUADRATIC, _KERNEL = LinearRegression(Polynomial(1)), LinearRegression(Polynomial(2)), KernelRidge()
 
 
+@functools.lru_cache(maxsize=FITS_KEPT)
+@torch.no_grad()
 def _fitted(where: Situation, regression: Regression = _AFFINE, count: int = FITTED_PATHS) -> CostateSource:
-    """A costate field by regression of the full adjoint, on affine features by default, from paths of its own."""
-    with torch.no_grad():
-        costates = FullAdjoint().costates(where.problem, where.policy, _own_paths(where, count))
-    return Given(PerStep(regression).fit(costates))
+    """A costate field by regression of the full adjoint, on affine features by default, from paths of its own.
+
+    The contenders that a process measures in a situation share it.
+    """
+    return Given(PerStep(regression).fit(FullAdjoint().costates(where.problem, where.policy, _own_paths(where, count))))
 
 
 def _require_few_noises(where: Situation, largest: int) -> None:
@@ -131,13 +156,13 @@ _DENOISING = DenoisingScore(_AFFINE)
 def _reversed(where: Situation, exact: bool = False, published: bool = False) -> Estimator:
     _require_few_noises(where, FEW_DIMENSIONS)
     field = Given(where.value_gradient) if exact else _fitted(where)
-    return ReversedBSDE(field, Reverser(_DENOISING, _generator(), published), Full())
+    return ReversedBSDE(field, Reverser(_DENOISING, _generator(where), published), Full())
 
 
 def _reversed_by(where: Situation, score: MarginalScore) -> Estimator:
     """With a fitted costate and another score."""
     _require_few_noises(where, FEW_NOISES)
-    return ReversedBSDE(_fitted(where), Reverser(score, _generator()), Full())
+    return ReversedBSDE(_fitted(where), Reverser(score, _generator(where)), Full())
 
 
 def _bootstrapped(field: CostateField) -> Estimator:
@@ -148,7 +173,7 @@ def _bootstrapped(field: CostateField) -> Estimator:
 def _reversed_value(where: Situation) -> Estimator:
     """Values that ride backwards on an affine costate, fitted with quadratic features and differentiated."""
     _require_few_dimensions(where)
-    reverser = Reverser(_DENOISING, torch.Generator().manual_seed(SCORE_SEED))
+    reverser = Reverser(_DENOISING, _generator(where, SCORE_SEED))
     values = ReversedValues(_fitted(where), reverser).values(where.problem, where.policy, _own_paths(where))
     return _bootstrapped(Potential(PerStep(_QUADRATIC)).fit(values))
 
@@ -170,7 +195,7 @@ def _require_few_dimensions(where: Situation) -> None:
 def _refl(where: Situation) -> Estimator:
     reference, steps = where.problem.reference, where.problem.steps
     prediction = _mean_end(reference) if isinstance(reference, AffineReference) else None
-    return ReFL(steps - max(1, round(LAST_SHARE * steps)), steps - 1, _generator(), prediction)
+    return ReFL(steps - max(1, round(LAST_SHARE * steps)), steps - 1, _generator(where), prediction)
 
 
 def _mean_end(reference: AffineReference) -> Prediction:
@@ -192,46 +217,53 @@ def _moment(where: Situation) -> Estimator:
     return Moment(lambda x: start(x)[:, 0])
 
 
+_COSTATES, _VALUES = ((FITTED_PATHS, FullAdjoint().cost),), ((FITTED_PATHS, Cost()),)
+"""What costates are fitted to, and what values: returns of paths cost nothing more."""
 PATHWISE = (
     Contender("full adjoint", lambda _: FullAdjoint()),
     Contender("adjoint matching", lambda _: AdjointMatching()),
     Contender("adjoint matching, published index", lambda _: PublishedAdjointMatching()),
-    Contender("reciprocal adjoint matching", lambda _: ReciprocalAdjoint(_generator())),
+    Contender("reciprocal adjoint matching", lambda where: ReciprocalAdjoint(_generator(where))),
     Contender("truncated backpropagation, 1 step", lambda _: TruncatedBackprop(1), lambda _: 1),
     Contender(
         "truncated backpropagation, 10 steps",
         lambda where: TruncatedBackprop(min(10, where.problem.steps)),
         lambda steps: min(10, steps),
     ),
-    Contender("truncated backpropagation, random", lambda _: RandomTruncation(_generator()), lambda steps: (steps + 1) / 2),
+    Contender(
+        "truncated backpropagation, random", lambda where: RandomTruncation(_generator(where)), lambda steps: (steps + 1) / 2
+    ),
     Contender("ReFL", _refl, lambda _: 1),
 )
 CORRECTED = (
     Contender("martingale, policy's costate", lambda _: MartingaleAdjoint(Antithetic(FromPolicy()))),
     Contender("martingale, policy's costate, first order", lambda _: MartingaleAdjoint(FirstOrder(FromPolicy()))),
     Contender("martingale, policy's costate, cheap", lambda _: MartingaleAdjoint(Antithetic(FromPolicy(exact=False)))),
-    Contender("martingale, fitted costate", lambda where: FullMartingaleAdjoint(Antithetic(_fitted(where)))),
+    Contender("martingale, fitted costate", lambda where: FullMartingaleAdjoint(Antithetic(_fitted(where))), fitted=_COSTATES),
     Contender(
         "martingale, kernel-ridge costate",
-        lambda where: FullMartingaleAdjoint(Antithetic(_fitted(where, KernelRidge(), CENTRES))),
+        lambda where: FullMartingaleAdjoint(Antithetic(_fitted(where, _KERNEL, CENTRES))),
+        fitted=((CENTRES, FullAdjoint().cost),),
     ),
-    Contender("martingale, quadratic costate, second order", _second_order),
+    Contender("martingale, quadratic costate, second order", _second_order, fitted=_COSTATES),
     Contender("martingale, exact costate", lambda where: FullMartingaleAdjoint(Antithetic(Given(where.value_gradient)))),
-    Contender("TD(0.9), fitted costate", lambda where: TDAdjoint(_fitted(where), 0.9)),
-    Contender("TD(0), fitted costate", lambda where: TDAdjoint(_fitted(where), 0.0)),
+    Contender("TD(0.9), fitted costate", lambda where: TDAdjoint(_fitted(where), 0.9), fitted=_COSTATES),
+    Contender("TD(0), fitted costate", lambda where: TDAdjoint(_fitted(where), 0.0), fitted=_COSTATES),
     Contender(
         "least squares, costate form",
         lambda where: _bootstrapped(LeastSquaresCostate(_AFFINE, Full()).fit(where.problem, where.policy, _own_paths(where))),
+        fitted=_COSTATES,
     ),
-    Contender("least squares, value form", _least_squares_value),
-    Contender("time-reversed, fitted costate", _reversed),
-    Contender("time-reversed, exact score", lambda where: _reversed_by(where, AffineMarginals())),
-    Contender("time-reversed, implicit score", lambda where: _reversed_by(where, ImplicitScore(Polynomial(1)))),
+    Contender("least squares, value form", _least_squares_value, fitted=_VALUES),
+    Contender("time-reversed, fitted costate", _reversed, fitted=_COSTATES),
+    Contender("time-reversed, exact score", lambda where: _reversed_by(where, AffineMarginals()), fitted=_COSTATES),
+    Contender("time-reversed, implicit score", lambda where: _reversed_by(where, ImplicitScore(Polynomial(1))), fitted=_COSTATES),
     Contender(
         "time-reversed, nearest-kernel score",
         lambda where: _reversed_by(where, FewerPaths(KernelScore(), CENTRES)),
+        fitted=_COSTATES,
     ),
-    Contender("time-reversed, value form", _reversed_value),
+    Contender("time-reversed, value form", _reversed_value, fitted=(*_COSTATES, (FITTED_PATHS, Cost(reference=1, policy=1)))),
     Contender("time-reversed, exact costate", lambda where: _reversed(where, exact=True)),
     Contender("time-reversed, exact costate, published pairing", lambda where: _reversed(where, exact=True, published=True)),
 )
@@ -247,7 +279,7 @@ ZEROTH_ORDER = (
 PATH_MEASURE = (
     Contender("relative entropy", lambda _: RelativeEntropy()),
     Contender("log-variance", lambda _: LogVariance()),
-    Contender("moment", _moment),
+    Contender("moment", _moment, fitted=_VALUES),
     Contender("variance", lambda _: Variance()),
     Contender("cross entropy", lambda _: CrossEntropy()),
     Contender("SOCM", lambda _: SOCM(degree=1)),

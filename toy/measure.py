@@ -48,15 +48,6 @@ class Estimate:
     squares: Float[Tensor, " parameters"]
     seconds: float
 
-    @classmethod
-    def joined(cls, estimates: Sequence[Estimate]) -> Estimate:
-        """The estimate from the paths of several."""
-        paths = sum(each.paths for each in estimates)
-        mean, squares = (
-            torch.stack([each.paths / paths * getattr(each, name) for each in estimates]).sum(0) for name in ("mean", "squares")
-        )
-        return cls(paths, mean, squares, sum(each.seconds for each in estimates))
-
     @property
     def variances(self) -> Float[Tensor, " parameters"]:
         """Variance of one sample, per parameter."""
@@ -79,6 +70,48 @@ class Estimate:
         that of a distance which is noise alone, or of a distance that is not, whichever is larger.
         """
         noise = self.variance / self.paths
+        squared = float((self.mean - exact).square().sum())
+        return max(squared - noise, 0.0) ** 0.5, noise**0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeated:
+    """Estimates from paths of their own, and with whatever the estimator fits or draws besides made anew for each.
+
+    Attributes:
+        parts: the estimates, at least two, with equally many paths each.
+    """
+
+    parts: Sequence[Estimate]
+
+    @property
+    def mean(self) -> Float[Tensor, " parameters"]:
+        """The mean of all."""
+        return torch.stack([each.mean for each in self.parts]).mean(0)
+
+    @property
+    def variance(self) -> float:
+        """Trace of the covariance of the estimate from one path, given what is fitted."""
+        return sum(each.variance for each in self.parts) / len(self.parts)
+
+    @property
+    def seconds(self) -> float:
+        """Per path."""
+        return sum(each.seconds for each in self.parts) / sum(each.paths for each in self.parts)
+
+    @property
+    def apart(self) -> float:
+        """Trace of the covariance of the estimate from all paths of one repetition, whatever it comes from."""
+        return float(torch.stack([each.mean for each in self.parts]).var(0).sum())
+
+    @property
+    def fit_variance(self) -> float:
+        """The part of `apart` that more paths do not lessen: trace of the covariance of the mean given what is fitted."""
+        return max(self.apart - self.variance / self.parts[0].paths, 0.0)
+
+    def bias(self, exact: Float[Tensor, " parameters"]) -> tuple[float, float]:
+        """As `Estimate.bias`, with the variance of the mean as the repetitions show it."""
+        noise = self.apart / len(self.parts)
         squared = float((self.mean - exact).square().sum())
         return max(squared - noise, 0.0) ** 0.5, noise**0.5
 

@@ -33,7 +33,7 @@ SIZE_PATHS = 1000
 """For the unit of a problem where not even that is."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Situation:
     """A problem, a policy and what is exact there.
 
@@ -47,6 +47,7 @@ class Situation:
         scale: size of gradients on this problem, the norm of the gradient at the pre-trained model; an estimate by the full adjoint
             where that gradient is not known.
         setting: what distinguishes the situation, for records.
+        repetition: what is fitted or drawn besides an estimate's own paths is another in every repetition.
     """
 
     problem: ControlProblem
@@ -57,6 +58,7 @@ class Situation:
     optimal: CostateField
     scale: float
     setting: Mapping[str, Any]
+    repetition: int = 0
 
 
 def situation(benchmark: Benchmark, scale: float) -> Situation:

@@ -47,10 +47,10 @@ from socft.rollout import Noise, returns, rollout
 from socft.truth.affine_policy import PolicyEvaluation, evaluate_affine
 from socft.truth.base import Truth
 from socft.truth.linear_quadratic import LinearQuadratic
+from toy.contenders import evaluations_per_path
 from toy.problems import benchmark
 from toy.runner import Study, Task
 from toy.training import Plan, descend, evenly, label_memory
-from toy.variance import evaluations_per_path
 
 STUDY_NAME = "socm"
 ITERATIONS, QUICK_ITERATIONS = 120, 8

@@ -5,21 +5,22 @@ objective of a pilot run; an estimator with a dearer gradient takes fewer steps.
 
 * ``objective_gap``: exact optimum minus objective, exact; ``reward`` and ``kl``; where known, ``objective_gradient``, the norm of
   the objective's own gradient;
-* ``wasserstein1`` in one dimension, ``wasserstein2`` of Gaussian laws, and ``mmd`` (the root of the squared discrepancy, exact on
-  the line and from samples elsewhere) from the law of X_T to the tilt of the pre-trained law; their ``optimum`` is that of the
-  optimal chain, which moves means only;
+* ``wasserstein1`` in one dimension, ``wasserstein2`` of Gaussian laws, and ``mmd`` (the root of the squared discrepancy), exact,
+  from the law of X_T to the tilt of the pre-trained law; their ``optimum`` is that of the optimal chain, which moves means only;
 * ``gradient_norm``: norm of the mean of the estimate; ``gradient_noise``: trace of the covariance of the estimate from one path,
   relative to the squared norm of the exact or full-adjoint gradient of the pre-trained model; ``relative_noise``: that trace over
   the squared norm of the mean of the same moment;
 * ``gradient_bias`` (linear-quadratic): distance of the mean of the estimate from the exact gradient of the objective, without its
-  noise, relative to the norm of that gradient at the pre-trained model; of a fixed-point residual, its distance from the gradient;
+  noise, relative to the norm of that gradient at the pre-trained model; of a fixed-point residual, its distance from the gradient.
+  It is the root of the mean square over the repetitions, each with paths of its own, and its ``stderr`` is their noise;
 * ``target_noise`` (affine policies): mean-square distance of the targets from their conditional mean given the state, relative to
   that mean; zero to rounding for a martingale correction by the conditional mean itself (derived here).
 
 What a trained policy falls short of the tilt by, in objective, is a sum of exact parts. Four do not depend on
 the estimator (see `gaps`): ``memory_gap``, ``discretisation_gap``, ``kernel_gap``, ``class_gap``. Two, at the end of training, do:
 ``bias_gap``, what the mean of the policies of all repetitions falls short of the best in its class
-by, from bias and from stopping early; and ``noise_gap``, by how much better that mean is than the policies are on average.
+by, from bias and from stopping early; and ``noise_gap``, by how much better that mean is than the policies are on average. The mean
+of n policies keeps an n-th of their noise, which for an objective that is quadratic around them is counted as noise here.
 
 ``seconds`` is the time spent training so far, ``peak_mb`` the memory that labels of a batch take beyond path and labels.
 
@@ -52,7 +53,7 @@ from socft.estimators.score_function import ScoreFunction
 from socft.estimators.truncated_backprop import TruncatedBackprop
 from socft.features import RadialBasis
 from socft.martingale import Antithetic, Exact
-from socft.metrics import mmd, wasserstein1
+from socft.metrics import gaussian_mmd, wasserstein1
 from socft.policy import AffinePolicy, FeaturePolicy, Policy
 from socft.problem import ControlProblem
 from socft.records import Record
@@ -65,22 +66,22 @@ from socft.truth.linear_quadratic import LinearQuadratic, wasserstein
 from socft.truth.quadratic import QuadraticValue, affine_of, push, running_of
 from socft.truth.quadrature import Quadrature, flow
 from socft.truth.tilt import tilt_gap, tilted_law
+from toy.contenders import evaluations_per_path
 from toy.measure import affine_features, estimate, peak_memory
 from toy.problems import Benchmark, benchmark
 from toy.runner import Study, Task
-from toy.variance import evaluations_per_path
 
 STUDY_NAME = "training"
 BATCH = 64
 CHECKPOINTS, QUICK_CHECKPOINTS = 11, 3
 SEEDS, QUICK_SEEDS = 3, 1
-RATES, QUICK_RATES = (0.03, 0.1), (0.05,)
+RATES, QUICK_RATES = (0.01, 0.03, 0.1), (0.05,)
 BUDGET_STEPS, QUICK_BUDGET_STEPS = {"lq-fine-tuning": 120, "mixture": 80}, 12
 """Gradient steps that the budget allows an estimator with one derivative of the reference per step, as adjoint matching has."""
 NOISE_PATHS, QUICK_NOISE_PATHS = 256, 64
-NOISE_SEED, SAMPLE_SEED = 77, 78
-MMD_SAMPLES = 1000
+NOISE_SEED = 1000
 STEPS = 25
+BIAS, BIAS_NOISE = "squared bias", "noise of the mean"
 
 
 class OwnCostate(CostateSource, abc.ABC):
@@ -293,9 +294,7 @@ class GaussianArena(Arena):
         assert isinstance(found.truth, LinearQuadratic)
         self.name, self.settings, self.problem, self.truth = found.name, found.settings, found.problem, found.truth
         self._tilt = self.truth.tilt()
-        self._target = self._tilt.sample(MMD_SAMPLES, torch.Generator().manual_seed(SAMPLE_SEED))
-        self._width = float(torch.pdist(self._target).median())
-        self._noise = Noise.sample(self.problem.reference, MMD_SAMPLES, torch.Generator().manual_seed(SAMPLE_SEED + 1))
+        self._width = math.sqrt(2 * float(self._tilt.spectra.sum()))  # the root of the mean square distance of two samples
         self.optimum = self.progress(self.truth.affine_policy)
         self.gaps = gaps(found, float(self.truth.kernel_gap().sum()), self.truth.memory_gap(), 0.0)
 
@@ -308,15 +307,13 @@ class GaussianArena(Arena):
     def progress(self, policy: Policy) -> dict[str, float]:
         assert isinstance(policy, AffinePolicy)
         found, slope = evaluate_affine(self.problem, policy), affine_gradient(self.problem, policy)
-        with torch.no_grad():
-            final = rollout(self.problem.reference, policy, self._noise).final
         return {
             "objective_gap": self.truth.objective - found.objective,
             "objective_gradient": math.hypot(float(slope.gain.norm()), float(slope.offset.norm())),
             "reward": found.reward,
             "kl": float(found.kl.sum()),
             "wasserstein2": wasserstein(found.final_law, self._tilt),
-            "mmd": max(mmd(final, self._target, self._width), 0.0) ** 0.5,
+            "mmd": max(gaussian_mmd(found.final_law, self._tilt, self._width), 0.0) ** 0.5,
         }
 
     def gradient(self, policy: Policy) -> Tensor:
@@ -398,9 +395,14 @@ def target_noise(estimator: CostateEstimator, mean: CostateSource, problem: Cont
     return apart / size
 
 
-def noise_measures(method: Method, estimator: Estimator, arena: Arena, policy: Policy, unit: float, paths: int) -> dict[str, float]:
-    """Norm, bias and noise of the gradient estimate, relative to ``unit``, and the noise of its targets."""
-    noise = Noise.sample(arena.problem.reference, paths, torch.Generator().manual_seed(NOISE_SEED))
+def noise_measures(
+    method: Method, estimator: Estimator, arena: Arena, policy: Policy, unit: float, paths: int, seed: int
+) -> dict[str, float]:
+    """Norm, bias and noise of the gradient estimate, relative to ``unit``, and the noise of its targets.
+
+    `BIAS` is the square of the bias, without its noise, and may be negative; `BIAS_NOISE` is that noise.
+    """
+    noise = Noise.sample(arena.problem.reference, paths, torch.Generator().manual_seed(NOISE_SEED + seed))
     found = estimate(estimator, arena.problem, policy, noise, arena.features)
     norm = found.bias(torch.zeros_like(found.mean))[0]
     measures = {
@@ -410,7 +412,9 @@ def noise_measures(method: Method, estimator: Estimator, arena: Arena, policy: P
     }
     exact = arena.gradient(policy)
     if exact is not None:
-        measures["gradient_bias"] = found.bias(exact)[0] / unit
+        noise_of_mean = found.variance / found.paths
+        measures[BIAS] = (float((found.mean - exact).square().sum()) - noise_of_mean) / unit**2
+        measures[BIAS_NOISE] = noise_of_mean / unit**2
     if method.mean is not None and isinstance(policy, AffinePolicy) and isinstance(estimator, CostateEstimator):
         with torch.no_grad():
             path = rollout(arena.problem.reference, policy, noise)
@@ -457,7 +461,7 @@ def curve(
     estimator, left = method.make(arena.problem), len(plan.checkpoints)
     try:
         for iteration in descend(arena.problem, policy, estimator, plan, seed):
-            found = arena.progress(policy) | noise_measures(method, estimator, arena, policy, unit, noise_paths)
+            found = arena.progress(policy) | noise_measures(method, estimator, arena, policy, unit, noise_paths, seed)
             left -= 1
             yield Checkpoint(found, iteration.seconds)
     except InvalidProblem:
@@ -503,18 +507,17 @@ def training_task(
         ]
     for j, index in enumerate(best.checkpoints):
         seconds = sum(run[j].seconds for run in curves) / seeds
-        for metric in curves[0][j].measures:
-            values = torch.tensor([run[j].measures.get(metric, math.nan) for run in curves], dtype=torch.float64)
+        for metric, value, stderr in over_repetitions([run[j].measures for run in curves]):
             records.append(
                 Record(
                     STUDY_NAME,
                     place.name,
                     metric,
-                    float(values.mean()),
+                    value,
                     common | {"iteration": index},
                     method,
                     estimator.estimates,
-                    stderr=float(values.std() / seeds**0.5) if seeds > 1 else None,
+                    stderr=stderr,
                     seeds=seeds,
                     seconds=seconds if math.isfinite(seconds) else None,
                     evaluations=index * best.batch * evaluations,
@@ -525,12 +528,26 @@ def training_task(
     return records
 
 
+def over_repetitions(measures: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, float, float | None]]:
+    """Every metric, its mean over repetitions and the standard error of that; the bias with the noise it has to stand out from."""
+    count = len(measures)
+    for metric in measures[0]:
+        values = torch.tensor([each.get(metric, math.nan) for each in measures], dtype=torch.float64)
+        mean = float(values.mean())
+        if metric == BIAS:
+            noise = sum(each.get(BIAS_NOISE, math.nan) for each in measures) / count
+            yield "gradient_bias", math.nan if math.isnan(mean) else max(mean, 0.0) ** 0.5, (noise / count) ** 0.5
+        elif metric != BIAS_NOISE:
+            yield metric, mean, float(values.std() / count**0.5) if count > 1 else None
+
+
 def end_gaps(arena: Arena, policies: Sequence[Policy], mean_gap: float) -> dict[str, float]:
-    """What the mean of policies falls short of the best of its class by, and by how much it is better than they are on average."""
+    """What falls short because the policies are wrong on average, and because they scatter; the sum is what they fall short by."""
     mean = arena.policy()
     mean.load_state_dict({key: torch.stack([each.state_dict()[key] for each in policies]).mean(0) for key in mean.state_dict()})
     centre = arena.progress(mean)["objective_gap"]
-    return {"bias_gap": centre - arena.gaps["class_gap"], "noise_gap": mean_gap - centre}
+    noise = (mean_gap - centre) * len(policies) / (len(policies) - 1)
+    return {"bias_gap": mean_gap - noise - arena.gaps["class_gap"], "noise_gap": noise}
 
 
 def gaps_task(arena: str) -> list[Record]:

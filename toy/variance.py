@@ -7,10 +7,13 @@ linear-quadratic problem the bias, at the policies that training itself passes t
 varied at a time: distance from the optimum, number of steps at a fixed horizon, horizon at a fixed step size, dimension, noise
 level, problem. All numbers are relative to the norm of the exact gradient at the pre-trained model:
 
-* ``bias``: distance of the mean from the exact gradient, without its noise; ``stderr`` is that noise;
-* ``variance``: trace of the covariance of the estimate from one path;
-* ``error_at_budget``: root-mean-square error with `BUDGET` network evaluations, ``sqrt(bias^2 + variance / paths)``, where a bias
-  of less than `SEEN` standard errors counts as none;
+* ``bias``: distance of the mean from the exact gradient, without its noise; ``stderr`` is that noise. The mean is over repetitions
+  with paths of their own, each of which fits anew what an estimator fits, and draws anew what it draws, besides these;
+* ``variance``: trace of the covariance of the estimate from one path, given what is fitted;
+* ``fit_variance``, of biased estimators: trace of the covariance of the mean that a fit leaves, which no number of paths lessens.
+  It is zero for the others, whose mean does not depend on the fit;
+* ``error_at_budget``: root-mean-square error with `BUDGET` network evaluations, those of the fit included:
+  ``sqrt(bias^2 + fit_variance + variance / paths)``, where a bias of less than `SEEN` standard errors counts as none;
 * ``costate_mse``: mean-square distance of costate samples from the policy's exact value gradient, per step, not relative;
 * ``seconds``: per path; ``peak_mb``: memory beyond path and labels;
 * ``refused``: the estimator does not apply, with its reason.
@@ -24,29 +27,29 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from socft.checks import InvalidProblem
-from socft.estimators.base import Cost, CostateEstimator, Estimator
+from socft.estimators.base import CostateEstimator, Estimator
 from socft.records import Record
 from socft.rollout import Noise, rollout
 from toy.contenders import CONTENDERS, Contender
 from toy.contenders import contender as find
-from toy.measure import Estimate, estimate, peak_memory
+from toy.measure import Repeated, estimate, peak_memory
 from toy.problems import benchmark
 from toy.runner import Study, Task
 from toy.situations import Situation, situation
 
 STUDY_NAME = "variance"
-PATHS, FEW_PATHS, QUICK_PATHS = 2000, 400, 250
-"""`FEW_PATHS` where the exact optimum is expensive to follow."""
-SEEDS, QUICK_SEEDS = 2, 2
+PATHS, FEW_PATHS, QUICK_PATHS = 1000, 200, 250
+"""Of a repetition; `FEW_PATHS` where the exact optimum is expensive to follow."""
+SEEDS, QUICK_SEEDS = 5, 2
 SEEN = 4.0
-BUDGET = 100_000
-"""Network evaluations per gradient: 1000 paths of 50 steps with two evaluations each."""
+BUDGET = 1_000_000
+"""Network evaluations per gradient: 10000 paths of 50 steps with two evaluations each."""
 MEMORY_PATHS = 64
 COSTATE_TIMES = 10
 
@@ -55,90 +58,81 @@ def variance_task(
     contender: str, problem: str, settings: Mapping[str, Any], scale: float, axis: str, paths: int, seeds: int
 ) -> list[Record]:
     """Everything about one contender in one situation, or why it refuses."""
-    where, chosen = _situation(problem, json.dumps(settings), scale), find(contender)
+    chosen = find(contender)
+    places = [_situation(problem, json.dumps(settings), scale, repetition) for repetition in range(seeds)]
     try:
-        estimator = chosen.make(where)
-        return [*_gradient(chosen, estimator, where, axis, paths, seeds), *_costates(chosen, estimator, where, axis, paths)]
+        made = [(where, chosen.make(where)) for where in places]
+        return [*_gradient(chosen, made, axis, paths), *_costates(chosen, made, axis, paths)]
     except InvalidProblem as refusal:
-        setting = {**where.setting, "axis": axis, "reason": str(refusal)}
+        setting = {**places[0].setting, "axis": axis, "reason": str(refusal)}
         return [Record(STUDY_NAME, problem, "refused", 1.0, setting, contender)]
 
 
-@functools.lru_cache(maxsize=4)
-def _situation(problem: str, settings: str, scale: float) -> Situation:
-    """Exact solutions are shared by the contenders that a process measures."""
+@functools.lru_cache(maxsize=2 * SEEDS)
+def _situation(problem: str, settings: str, scale: float, repetition: int = 0) -> Situation:
+    """Exact solutions are shared by the repetitions, and by the contenders that a process measures."""
+    if repetition:
+        return dataclasses.replace(_situation(problem, settings, scale), repetition=repetition)
     return situation(benchmark(problem, **json.loads(settings)), scale)
 
 
-def _gradient(contender: Contender, estimator: Estimator, where: Situation, axis: str, paths: int, seeds: int) -> list[Record]:
-    whole = Estimate.joined([estimate(estimator, where.problem, where.policy, _noise(where, paths, s)) for s in range(seeds)])
-    bias, stderr = whole.bias(where.gradient)
-    unit = where.scale
-    evaluations = _evaluations(contender, estimator, where)
-    affordable = max(1, BUDGET // evaluations)
-    seen = bias if bias > SEEN * math.hypot(stderr, where.stderr) else 0.0
-    at_budget = (seen**2 + whole.variance / affordable) ** 0.5
+def _gradient(contender: Contender, made: Sequence[tuple[Situation, Estimator]], axis: str, paths: int) -> Iterator[Record]:
+    found = Repeated([estimate(each, here.problem, here.policy, _noise(here, paths)) for here, each in made])
+    (where, estimator), unit, steps = made[0], made[0][0].scale, made[0][0].problem.steps
+    bias, stderr = found.bias(where.gradient)
+    stderr = math.hypot(stderr, where.stderr)
+    fits = found.fit_variance if estimator.estimates == "biased" else 0.0
+    evaluations, left = contender.evaluations(estimator, steps), BUDGET - contender.fit_evaluations(steps)
+    at_budget = (bias if bias > SEEN * stderr else 0.0) ** 2 + fits + found.variance / (left // evaluations)
     with torch.no_grad():
-        path = rollout(where.problem.reference, where.policy, _noise(where, MEMORY_PATHS, 0))
+        path = rollout(where.problem.reference, where.policy, _noise(where, MEMORY_PATHS))
     peak = peak_memory(estimator, where.problem, where.policy, path)
     common = {
         "setting": {**where.setting, "axis": axis},
         "estimator": contender.name,
         "kind": estimator.estimates,
-        "seeds": seeds,
+        "seeds": len(made),
         "evaluations": evaluations,
     }
-    seconds = whole.seconds / whole.paths
 
     def record(metric: str, value: float, **more: Any) -> Record:
-        return Record(STUDY_NAME, where.setting["problem"], metric, value, seconds=seconds, peak_mb=peak, **common, **more)
+        return Record(STUDY_NAME, where.setting["problem"], metric, value, seconds=found.seconds, peak_mb=peak, **common, **more)
 
-    return [
-        record("bias", bias / unit, stderr=math.hypot(stderr, where.stderr) / unit),
-        record("variance", whole.variance / unit**2),
-        record("error_at_budget", at_budget / unit),
-    ]
+    yield record("bias", bias / unit, stderr=stderr / unit)
+    yield record("variance", found.variance / unit**2)
+    if estimator.estimates == "biased":
+        yield record("fit_variance", fits / unit**2)
+    yield record("error_at_budget", at_budget**0.5 / unit)
 
 
-def _costates(contender: Contender, estimator: Estimator, where: Situation, axis: str, paths: int) -> Iterable[Record]:
+@torch.no_grad()
+def _costates(contender: Contender, made: Sequence[tuple[Situation, Estimator]], axis: str, paths: int) -> Iterator[Record]:
+    (where, estimator), steps = made[0], made[0][0].problem.steps
     if not isinstance(estimator, CostateEstimator):
         return
-    steps = where.problem.steps
-    with torch.no_grad():
-        path = rollout(where.problem.reference, where.policy, _noise(where, paths, 0))
-        found = estimator.costates(where.problem, where.policy, path)
-        for k in sorted({round(i * (steps - 1) / (COSTATE_TIMES - 1)) for i in range(COSTATE_TIMES)}):
-            away = (found.values[k] - where.value_gradient(k, found.states[k])).square().sum(1)
-            setting = {**where.setting, "axis": axis, "k": k}
-            yield Record(
-                STUDY_NAME,
-                where.setting["problem"],
-                "costate_mse",
-                float(away.mean()),
-                setting,
-                contender.name,
-                estimator.estimates,
-                stderr=float(away.std() / paths**0.5),
-            )
+    times = sorted({round(i * (steps - 1) / (COSTATE_TIMES - 1)) for i in range(COSTATE_TIMES)})
+    away = []
+    for here, each in made:
+        if isinstance(each, CostateEstimator):
+            found = each.costates(here.problem, here.policy, rollout(here.problem.reference, here.policy, _noise(here, paths)))
+            exact = [here.value_gradient(k, found.states[k]) for k in times]
+            away.append([float((found.values[k] - at).square().sum(1).mean()) for k, at in zip(times, exact, strict=True)])
+    for k, values in zip(times, torch.tensor(away, dtype=torch.float64).mT, strict=True):
+        yield Record(
+            STUDY_NAME,
+            where.setting["problem"],
+            "costate_mse",
+            float(values.mean()),
+            {**where.setting, "axis": axis, "k": k},
+            contender.name,
+            estimator.estimates,
+            stderr=float(values.std() / len(made) ** 0.5),
+            seeds=len(made),
+        )
 
 
-def evaluations_per_path(cost: Cost, steps: int, labelled: float | None = None) -> int:
-    """Network evaluations of one path's labels and rollout; a derivative counts as two evaluations.
-
-    Args:
-        labelled: the number of steps whose labels cost anything; all by default.
-    """
-    labels = cost.reference + cost.policy + 2 * (cost.reference_derivatives + cost.policy_derivatives)
-    return round(2 * steps + (steps if labelled is None else labelled) * labels)
-
-
-def _evaluations(contender: Contender, estimator: Estimator, where: Situation) -> int:
-    steps = where.problem.steps
-    return evaluations_per_path(estimator.cost, steps, contender.labelled(steps))
-
-
-def _noise(where: Situation, paths: int, seed: int) -> Noise:
-    return Noise.sample(where.problem.reference, paths, torch.Generator().manual_seed(seed))
+def _noise(where: Situation, paths: int) -> Noise:
+    return Noise.sample(where.problem.reference, paths, torch.Generator().manual_seed(where.repetition))
 
 
 @dataclasses.dataclass(frozen=True)
