@@ -42,13 +42,16 @@ REASON = "the noise is degenerate; choose another estimator."
 REFUSED = "reciprocal adjoint matching"
 LQ = {"problem": "lq-fine-tuning", "steps": 50, "beta": 1.0, "seed": 0}
 TEMPS = (50.0, 20.0, 8.0, 6.0, 1.0)
-TRAINED = (
-    "full adjoint",
-    "adjoint matching",
-    "truncated backpropagation, 10 steps",
-    "log-variance",
-    "martingale, policy's costate",
-)
+TRAINED = {
+    "full adjoint": KINDS[0],
+    "score function": KINDS[0],
+    "log-variance": KINDS[0],
+    "adjoint matching": KINDS[1],
+    "martingale-corrected adjoint": KINDS[1],
+    "martingale-corrected adjoint, cheap": KINDS[1],
+    "truncated back-propagation": KINDS[2],
+}
+SOLVED = {"log-variance": KINDS[0], "adjoint matching": KINDS[1], "SOCM": KINDS[1], "SOCM-adjoint": KINDS[1], "DDPO": KINDS[2]}
 PIPELINES = ("lean adjoint", "martingale-corrected adjoint", "time-reversed costate", "least-squares costate")
 COMPARED = [f"{name}, {how}" for name in ("time-reversed costate", "lean adjoint") for how in ("published", "network")]
 STEERED = [f"{name}, {how}" for name in ("time-reversed BSDE", "adjoint matching") for how in ("published", "network")]
@@ -72,6 +75,8 @@ def measured(name: str, problem: str, setting: dict, size: float) -> Iterator[Re
     yield record("variance", problem, "bias", 0.1 * size, setting, name, stderr=0.0034, **more)
     yield record("variance", problem, "variance", size**2, setting, name, **more)
     yield record("variance", problem, "error_at_budget", size / 7, setting, name, **more)
+    if CATALOGUE[name].kind == KINDS[2]:
+        yield record("variance", problem, "fit_variance", size / 3, setting, name, **more)
     if "martingale" in name or "adjoint" in name or "time" in name:
         for k in range(0, 50, 5):
             yield record("variance", problem, "costate_mse", size * math.exp(-k / 20), setting | {"k": k}, name, more["kind"])
@@ -111,20 +116,23 @@ def linear() -> Iterator[Record]:
     for noise, metric in itertools.product((0.5, 1.0, 2.0, 5.0), ("mse", "chain_mse")):
         setting = {"noise": noise, "integrator": "Euler-Maruyama", "paths": 2000, "function_class": "network"}
         more = {"stderr": 0.01, "seconds": 60.0, "published": 0.07 if metric == "mse" else None, "seeds": 3}
-        yield record("linear", "bsde-linear", metric, 0.06, setting, "time-reversed costate, published", "biased", **more)
+        for name in ("time-reversed costate, published", "time-reversed costate, network", "martingale-corrected adjoint, network"):
+            yield record("linear", "bsde-linear", metric, 0.06, setting, name, "biased", **more)
 
 
 def others() -> Iterator[Record]:
     for name in (*PIPELINES, *COMPARED, RECURSION):
         for metric in ("cost", "cost_simulated", "mse", "mse_descent"):
             setting = {"paths": 10000, "function_class": "bumps"}
-            more = {"stderr": 0.002, "seconds": 30.0, "optimum": 1.4512, "published": 1.603}
+            more = {"stderr": 0.002, "seconds": 30.0, "optimum": 1.4512, "published": 1.603, "seeds": 3}
             yield record("pendulum", "bsde-pendulum", metric, 1.4667, setting, name, "unbiased", **more)
     for name in (*PIPELINES, *STEERED, "martingale-corrected full adjoint, network", RECURSION):
         for metric in ("cost", "regret", "w1"):
             for temp in TEMPS:
                 more = {"optimum": 0.17 if metric == "cost" else 0.0, "published": 0.395 if metric == "cost" else None}
-                yield record("mixture", "bsde-mixture", metric, 3 / temp, {"temp": temp}, name, "unbiased", stderr=0.01, **more)
+                yield record(
+                    "mixture", "bsde-mixture", metric, 3 / temp, {"temp": temp}, name, "unbiased", stderr=0.01, seeds=3, **more
+                )
     for name in PIPELINES:
         for axis, key, each in (("dt", "dt", 0.1), ("dt", "dt", 0.2), ("noise", "noise", 0.1), ("noise", "noise", 10.0)):
             setting = {"dt": 0.1, "noise": 1.0, "axis": axis, "policy": "given", "rounds": int(each * 10)} | {key: each}
@@ -143,8 +151,9 @@ def others() -> Iterator[Record]:
 def trained(study: str, problem: str) -> Iterator[Record]:
     for metric in gradient_variance_studies.PARTS if study == "training" else ():
         yield record(study, problem, metric, 0.0123, {"d": 4})
-    for name in TRAINED:
-        kind = CATALOGUE[name].kind
+    for name, kind in (TRAINED if study == "training" else SOLVED).items():
+        if study == "training":
+            yield record(study, problem, "pilot_gap", 0.1, {"rate": 0.03}, name, kind)
         for iteration in range(0, 201, 20):
             setting = {"rate": 0.03, "batch": 64, "iterations": 200, "d": 4, "iteration": iteration}
             for metric in ("objective_gap", "kl", "wasserstein2", "gradient_noise", "target_noise", "bias_gap", "control_l2"):
@@ -167,10 +176,13 @@ def composed(rows) -> Document:
     return compose(rows, Claims())
 
 
-def lines(markup: str, arena: Arena) -> list[list[str]]:
+def lines(markup: str, arena: Arena, columns: int = 3) -> list[list[str]]:
     """The cells of the rows of a master table."""
     (body,) = (line.strip() for line in markup.splitlines() if line.strip().startswith('[#"'))
-    cells, width = body.removesuffix(", rule(0.8pt))").split("rule(0.8pt)")[0][1:].split("], ["), 1 + 3 * len(arena.scales) + 3
+    cells, width = (
+        body.removesuffix(", rule(0.8pt))").split("rule(0.8pt)")[0][1:].split("], ["),
+        1 + columns * len(arena.scales) + 3,
+    )
     return [cells[index : index + width] for index in range(0, len(cells), width)]
 
 
@@ -191,27 +203,26 @@ def test_a_master_table_has_the_numbers_of_its_records(rows):
         cells = shown['#"full adjoint";'][3 * position : 3 * position + 3]
         bias = cells[0].strip("$").split(" plus.minus ")
         assert [float(each) for each in bias] == [pytest.approx(0.1 * size, abs=5e-4), 0.003]
-        assert [float(each.strip("$")) for each in cells[1:]] == [pytest.approx(each, rel=5e-3) for each in (size**2, size / 7)]
+        assert [float(each.strip("$")) for each in cells[1:]] == [pytest.approx(each, rel=5e-2) for each in (size**2, size / 7)]
     assert shown['#"full adjoint";'][9:] == ["$0.40$", "$300$", "$0.012$"]
 
 
 def test_no_table_of_estimators_mixes_kinds(rows):
     for arena in ARENAS:
         for kind in KINDS:
-            shown = {row[0][2:-2] for row in lines(master(rows, arena, kind), arena)}
+            shown = {row[0][2:-2] for row in lines(master(rows, arena, kind), arena, 4 if kind == KINDS[2] else 3)}
             assert shown, kind
             assert {CATALOGUE[name].kind for name in shown} == {kind}
     for problem in ("lq-fine-tuning", "mixture"):
         tables = re.split(r"(?=#figure\()", gradient_variance_studies.training(rows, problem))[1:]
         for table, kind in zip(tables, KINDS, strict=True):
-            assert {name for name in TRAINED if f'#"{name}";' in table} == {n for n in TRAINED if CATALOGUE[n].kind == kind}
+            assert {name for name in TRAINED if f'#"{name}";' in table} == {n for n in TRAINED if TRAINED[n] == kind}
 
 
 def test_the_suite_has_a_table_for_every_kind(rows):
     tables = re.split(r"(?=#figure\()", gradient_variance_studies.socm(rows))[1:]
-    trained = [kind for kind in KINDS if any(CATALOGUE[name].kind == kind for name in TRAINED)]
-    for table, kind in zip(tables, trained, strict=True):
-        assert {name for name in TRAINED if f'#"{name}";' in table} == {n for n in TRAINED if CATALOGUE[n].kind == kind}
+    for table, kind in zip(tables, KINDS, strict=True):
+        assert {name for name in SOLVED if f'#"{name}";' in table} == {n for n in SOLVED if SOLVED[n] == kind}
         assert table.count('[#emph[#"ou-linear";]]') == 1
 
 
@@ -337,9 +348,18 @@ def test_verdicts_say_what_is_better_beyond_its_noise():
         fitted=(1.2625, 0.001, None),
     )
     said = " ".join(verdicts.pendulum(found).split())
-    assert "As published, time-reversed costates lead to a cost of $1.400$ and the forward adjoint to $1.600$" in said
-    assert "time-reversed costates are worse in the first pair, there is no difference beyond two standard errors in the" in said
+    assert "In the publication, time-reversed costates lead to a cost of $1.400$ and the forward adjoint to $1.600$" in said
+    assert "time-reversed costates are worse in the first pair, they are not told apart in the second" in said
     assert "within $1.0$% of the least possible" in said
+
+
+@pytest.mark.parametrize(("seeds", "told"), [(2, False), (10, True)])
+def test_few_repetitions_tell_less_apart(seeds, told):
+    """Three standard errors of the difference: p = 0.1 with one degree of freedom or two, 0.008 with eighteen."""
+    mine, theirs = (dataclasses.replace(ONE, value=each, stderr=0.1, seeds=seeds) for each in (1.0, 1.0 + 3 * 0.02**0.5))
+    assert verdicts.below(mine, theirs) is told
+    assert not verdicts.below(theirs, mine)
+    assert not verdicts.below(dataclasses.replace(mine, value=math.inf), theirs)
 
 
 def test_verdicts_count_temperatures_and_take_infinity_for_the_worst():
@@ -359,13 +379,16 @@ def test_verdicts_count_temperatures_and_take_infinity_for_the_worst():
         am_network=(1.0, 0.1, None),
         mc_network=(0.5, 0.1, None),
     )
-    cost = planted("mixture", "cost", {"temp": 1.0}, am_published=(2.4, 0.1, 2.5), fitted=(1.3, 0.1, None))
-    said = " ".join(verdicts.mixture(Rows((*hot, *cold, *cost))).split())
-    assert "one noise it is below at $1$ of $2$ temperatures ($50$); and" in said
-    assert (
-        "below that of the time-reversed costates at $1$ of $2$ temperatures ($1$). The published costs are up to $100$% above"
-        in said
+    cost = planted(
+        "mixture", "cost", {"temp": 1.0}, am_published=(2.0, 0.1, 2.5), tr_published=(2.2, 0.1, 2.2), fitted=(1.3, 0.1, None)
     )
+    said = " ".join(verdicts.mixture(Rows((*hot, *cold, *cost))).split())
+    assert "cost less than adjoint matching at $1$ of $1$ temperatures" in said
+    diverged = '(where #"time-reversed BSDE, network"; diverged)'
+    assert f"one noise they are better at $50$ and worse at $1$ {diverged}." in said
+    assert f"beside the time-reversed costates, is better at $1$ {diverged} and not told apart at $50$." in said
+    assert "The published costs are up to $100$% above" in said
+    assert '#"adjoint matching";: $0.80$ at $"temp" = 1$' in said
 
 
 def test_verdicts_of_nothing_say_so():
@@ -374,17 +397,19 @@ def test_verdicts_of_nothing_say_so():
 
 
 def test_repetitions_are_counted_from_the_records():
-    rows = Rows(tuple(dataclasses.replace(ONE, study="linear", stderr=0.1, seeds=n) for n in (10, 3, 2, 10)))
-    assert verdicts.repetitions(rows) == (
-        "Means and standard errors are of $10$ repetitions; those of pipelines that take longest, of $3$ or $2$."
-    )
+    counts = {"a": 10, "b": 3, "c": 10, "d": 2}
+    rows = Rows(tuple(dataclasses.replace(ONE, estimator=name, stderr=0.1, seeds=n) for name, n in counts.items()))
+    assert verdicts.repetitions(rows) == ('Means and standard errors are of $10$ repetitions; $3$ of #"b";; $2$ of #"d";.')
 
 
 def test_recommendations_quote_the_records(rows):
     said = gradient_variance_advice.chapter(rows)
     sizes = {name: 1 + index / 3 for index, name in enumerate(CATALOGUE)}
-    share = (sizes["martingale, policy's costate"] / sizes["adjoint matching"]) ** 2
-    assert f"near the optimum its variance is\n  ${share:.1f}$ times that of adjoint matching" in said
+    share = sizes["martingale, policy's costate"] / sizes["adjoint matching"]
+    told = f"${share:.1f}$ at the pre-trained model, ${share:.1f}$ near the optimum and ${share:.1f}$ at the optimum"
+    assert f"that of adjoint matching is {told} on the Gaussian problem" in " ".join(said.split())
+    end = 2 * math.exp(-5) + 0.001
+    assert said.count(f"{with_error(end, end / 8)} on the Gaussian problem and") == 6
     winner = min((n for n, line in CATALOGUE.items() if line.kind == KINDS[1]), key=lambda n: sizes[n])
     assert f'#"{winner}";, ${sizes[winner] * 1.05 / 7:.3f}$' in said.split("+ *")[0]
     assert "exact costate" not in said.split("+ *")[0].split("table(")[1]
@@ -407,7 +432,7 @@ def test_numbers_with_errors():
 
 
 def test_the_end_of_training_is_the_last_iteration_of_each(rows):
-    last = ends(only(rows.of("training"), lambda each: bool(each.estimator)), "iteration")
+    last = ends(only(rows.of("training"), lambda each: "iteration" in each.setting), "iteration")
     assert {each.setting["iteration"] for each in last} == {200}
     assert len(last.records) == 2 * 7 * len(TRAINED)
     assert varying(last) == []

@@ -75,7 +75,7 @@ STUDY_NAME = "training"
 BATCH = 64
 CHECKPOINTS, QUICK_CHECKPOINTS = 11, 3
 SEEDS, QUICK_SEEDS = 3, 1
-RATES, QUICK_RATES = (0.01, 0.03, 0.1), (0.05,)
+RATES, QUICK_RATES = (0.003, 0.01, 0.03, 0.1), (0.05,)
 BUDGET_STEPS, QUICK_BUDGET_STEPS = {"lq-fine-tuning": 120, "mixture": 80}, 12
 """Gradient steps that the budget allows an estimator with one derivative of the reference per step, as adjoint matching has."""
 NOISE_PATHS, QUICK_NOISE_PATHS = 256, 64

@@ -25,22 +25,33 @@ from socft.report.gradient_variance_cells import (
     without,
 )
 from socft.report.rows import Rows
-from socft.report.typeset import NOT_MEASURED, Table, landscape, number, text
+from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
 
-TRAINING_TEXT = """Every estimator trains the same policies with Adam, at the rate that suited it best in a pilot run, until it
-has spent the
-same number of network evaluations: one with a dearer gradient takes fewer steps. The objective is exact at every point of a
-curve. Gradient
-noise is the variance of the estimate from one path in units of the squared gradient at the start, target noise the mean-square
-distance of
-the targets from their conditional mean, relative to that mean. Gradient bias, on the linear-quadratic problem, is the distance
-of the mean estimate from the exact gradient of the objective at the trained policy, without its noise, in units of the gradient
-at the start. Of $J^* - J$, _bias_ is what the mean of the policies of all repetitions falls short by, from bias and from stopping
-early, and _noise_ by how much that mean is better than they are on average."""
+SUITE_TEXT = """The test problems of #link("https://arxiv.org/abs/2312.02027")[2312.02027], trained with the losses of path measures
+and with adjoints: as many gradient steps for all, at one rate per problem, so not at equal cost. Tables are by kind. The _effective
+share_ of weighted paths is the square of the weights' sum over the number of paths times the sum of their squares. In _SOCM, M = I_
+the learnt matrices that the publication weights costates with are left at the identity."""
+
+
 SWEEPS_TEXT = """The costate of a controlled oscillator at time 0 is learnt from paths with linear features, along the axes of
 #link("https://arxiv.org/abs/2410.04615")[2410.04615] and others. The policy is _given_, the chain's optimum; _iterated_, from
 the costate of the round before; or _published_, the same with a costate one step too early. All numbers are mean-square errors
 against the costate of continuous time."""
+
+
+def training_text(rows: Rows) -> str:
+    """What the chapter on training shows."""
+    found = rows.of("training")
+    rates = ", ".join(f"${float(rate):g}$" for rate in found.where("pilot_gap").distinct("rate")) or NOT_MEASURED
+    seeds = max((record.seeds for record in found), default=None)
+    return f"""Every estimator trains the same policies with Adam, until it has spent the same number of network evaluations: one
+with a dearer gradient takes fewer steps. Its rate is the best of {rates} in a pilot run. Means and standard errors are of
+{integer(seeds)} repetitions. The objective is exact at every point of a curve. Gradient noise is the variance of the estimate from
+one path in units of the squared gradient at the start, target noise the mean-square distance of the targets from their conditional
+mean, relative to that mean. Gradient bias, on the linear-quadratic problem, is the distance of the mean estimate from the exact
+gradient of the objective at the trained policy, in units of the gradient at the start; the noise that is taken off it is its
+standard error, and a bias of less than that counts as none. Of $J^* - J$, _bias_ is what the policies of all repetitions have in
+common, from bias and from stopping early, and _noise_ what comes from their scatter."""
 
 
 def training(rows: Rows, problem: str) -> str:
@@ -82,7 +93,7 @@ def training(rows: Rows, problem: str) -> str:
                 align="l" + "r" * (len(metrics) + 2),
             ).markup
         )
-    return landscape(small("\n\n".join(tables)))
+    return small("\n\n".join(tables))
 
 
 PARTS: Mapping[str, str] = {
@@ -204,8 +215,8 @@ def offsets(found: Rows) -> str:
     factors = [(dt, here.where(dt=dt).one()) for dt in here.distinct("dt")]
     told = ", ".join(f"{number(record.value)} at ${KEYS['dt']} = {dt:g}$" for dt, record in factors if record is not None)
     return f"""With finitely many paths the offset of a costate is sampling error, and with the published index every round of the
-time-reversed costate multiplies it, in the end, by {told}; above 1 offsets grow for ever while gains settle, and the costate
-diverges."""
+time-reversed costate multiplies it, in the end, by {told}; above 1 offsets grow for ever while gains settle. The published
+errors stand in both tables."""
 
 
 def _sampled(found: Rows) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from socft.records import Record
@@ -13,14 +13,24 @@ from socft.report.gradient_variance_cells import NONE, only, small, value
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
 
-METRICS = ("bias", "variance", "error_at_budget")
+METRICS: Mapping[str, str] = {"bias": "bias", "variance": "variance", "error_at_budget": "error at budget"}
+FIT_METRICS: Mapping[str, str] = {
+    "bias": "bias",
+    "variance": "variance",
+    "fit_variance": "of the fit",
+    "error_at_budget": "error at budget",
+}
+"""By how they are called; the variance that a fit leaves is that of biased estimators alone."""
 THOUSAND = 1000
+COSTS = (r"seconds, \ 1000 paths", r"evaluations \ per path", r"memory, \ MB")
 SHORT: Mapping[str, str] = {KINDS[0]: "objective", KINDS[1]: "fixed point"}
 MEANING: Mapping[str, str] = {
     KINDS[0]: "the mean is the gradient of the objective at every policy",
-    KINDS[1]: """the mean vanishes at the optimum and is another vector field elsewhere, whose distance from the gradient is given
-        as the bias""",
-    KINDS[2]: "the mean is not the gradient, and need not vanish at the optimum",
+    KINDS[
+        1
+    ]: """the mean vanishes at the optimum, up to the step size where paths are weighted and the optimum is not affine, and at
+        no other policy; elsewhere it is another vector field, whose distance from the gradient is given as the bias""",
+    KINDS[2]: "the mean is not the gradient, and its zeros need not be the optimum, or not that alone",
 }
 
 
@@ -106,29 +116,31 @@ def _evaluations(found: Rows, name: str) -> str:
 def master(rows: Rows, arena: Arena, kind: str) -> str:
     """All estimators of a kind on a problem, and beneath them why some are refused."""
     found, notes = arena.rows(rows), Notes()
-    body = [_estimator(found, arena, name, notes) for name in names(rows.of("variance"), kind)]
-    columns = 1 + 3 * len(arena.scales) + 3
+    metrics = FIT_METRICS if kind == KINDS[2] else METRICS
+    body = [_estimator(found, arena, name, metrics, notes) for name in names(rows.of("variance"), kind)]
+    columns = 1 + len(metrics) * len(arena.scales) + len(COSTS)
     cells = [f"[{cell}]" for row in body or [(NOT_MEASURED, *[""] * (columns - 1))] for cell in row]
+    fits = ", and of its mean from fit to fit" if kind == KINDS[2] else ""
     caption = f"""Estimators of the kind _{kind}_ on {arena.title}: {MEANING.get(kind, "")}. In units of the exact gradient at the
-        pre-trained model; bias with its standard error, variance of the estimate from one path, root-mean-square error with the
-        same number of network evaluations for all."""
+        pre-trained model; bias with its standard error, variance of the estimate from one path{fits}, root-mean-square error
+        with the same number of network evaluations for all."""
     made = f"""#figure(kind: table, caption: [{caption}],
 table(columns: {columns}, align: (left, {", ".join(["right"] * (columns - 1))}), rule(0.8pt),
-  {_heading(list(arena.scales.values()))}, rule(0.4pt),
+  {_heading(list(arena.scales.values()), list(metrics.values()))}, rule(0.4pt),
   {", ".join(cells)}, rule(0.8pt))) <master-{arena.label}-{KINDS.index(kind)}>
 {notes.markup}"""
     return small(made)
 
 
-def _heading(titles: Sequence[str]) -> str:
+def _heading(titles: Sequence[str], measured: Sequence[str]) -> str:
     """Two lines: situations, and beneath them what is measured there."""
-    groups, rules = ["[]"], []
-    for index, title in enumerate((*titles, "cost")):
-        groups.append(f"table.cell(colspan: 3, align: center)[_{title}_]")
-        rules.append(f"table.hline(start: {1 + 3 * index}, end: {4 + 3 * index}, stroke: 0.3pt)")
-    measured = ["[bias], [variance], [error at budget]"] * len(titles)
-    costs = r"[seconds, \ 1000 paths], [evaluations \ per path], [memory, \ MB]"
-    return f"table.header({', '.join([*groups, *rules, '[estimator]', *measured, costs])})"
+    groups, rules, before = ["[]"], [], 1
+    for title, columns in (*((title, len(measured)) for title in titles), ("cost", len(COSTS))):
+        groups.append(f"table.cell(colspan: {columns}, align: center)[_{title}_]")
+        rules.append(f"table.hline(start: {before}, end: {before + columns}, stroke: 0.3pt)")
+        before += columns
+    below = ", ".join(f"[{each}]" for each in (*[*measured] * len(titles), *COSTS))
+    return f"table.header({', '.join([*groups, *rules, '[estimator]', below])})"
 
 
 class Notes:
@@ -152,16 +164,16 @@ class Notes:
         return f"#block(above: 0.2em, below: 1em, width: 100%)[{style} {lines}]"
 
 
-def _estimator(found: Rows, arena: Arena, name: str, notes: Notes) -> Sequence[str]:
+def _estimator(found: Rows, arena: Arena, name: str, metrics: Iterable[str], notes: Notes) -> Sequence[str]:
     mine, cells = found.where(estimator=name), []
     for scale in arena.scales:
         here = mine.where(scale=scale)
         refusal = here.where("refused").one()
         if refusal is not None:
-            cells += [f"refused{notes.mark(str(refusal.setting.get('reason', '')))}", NONE, NONE]
+            cells += [f"refused{notes.mark(str(refusal.setting.get('reason', '')))}", *[NONE for _ in metrics][1:]]
         else:
-            bias, variance, error = (here.where(metric).one() for metric in METRICS)
-            cells += [value(bias), *(NOT_MEASURED if r is None else number(r.value) for r in (variance, error))]
+            bias, *others = (here.where(metric).one() for metric in metrics)
+            cells += [value(bias), *(NOT_MEASURED if r is None else number(r.value, 2) for r in others)]
     return text(name), *cells, *_cost(next(iter(mine.where("bias")), None))
 
 
