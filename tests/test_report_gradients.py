@@ -402,6 +402,18 @@ def test_repetitions_are_counted_from_the_records():
     assert verdicts.repetitions(rows) == ('Means and standard errors are of $10$ repetitions; $3$ of #"b";; $2$ of #"d";.')
 
 
+def test_the_suite_names_the_nearest_and_those_that_moved_away():
+    ends = {"SOCM": (2.0, 0.5), "moment": (2.0, 3.0), "variance": (2.0, math.inf)}
+    found = [
+        record("socm", "ou-linear", "control_l2", value, {"iteration": 20 * index}, name)
+        for name, values in ends.items()
+        for index, value in enumerate(values)
+    ]
+    assert gradient_variance_studies.suite_verdict(Rows(tuple(found))) == (
+        '- #"ou-linear";: nearest to the optimal control ends #"SOCM";; further away than the pre-trained model: #"moment";'
+    )
+
+
 def test_recommendations_quote_the_records(rows):
     said = gradient_variance_advice.chapter(rows)
     sizes = {name: 1 + index / 3 for index, name in enumerate(CATALOGUE)}

@@ -41,7 +41,7 @@ def compose(rows: Rows, _: Claims) -> Document:
         _abstract(rows),
         chapters.estimated(rows),
         chapters.compared(rows),
-        _axes(),
+        _axes(rows),
         _replication(rows),
         _training(rows),
         _suites(rows),
@@ -74,7 +74,7 @@ def _gap_and_noise(problem: str) -> list[curves.Curves]:
     return [curves.Curves(problem, "objective_gap", r"$J^* - J$"), curves.Curves(problem, "gradient_noise", "gradient noise")]
 
 
-def _axes() -> str:
+def _axes(rows: Rows) -> str:
     variance = figure(
         "variance.svg",
         f"""Variance of the estimate from one path, in units of the exact gradient at the pre-trained model, along five axes, of a
@@ -83,6 +83,7 @@ def _axes() -> str:
         the optimum, $s = 0.9$. Curves that leave a panel at its lower edge are smaller than $10^(-7)$ of its largest value.""",
         "variance-figure",
         "Fifteen panels of variance: five axes by three kinds of estimators.",
+        tall=True,
     )
     costates = figure(
         "costates.svg",
@@ -96,7 +97,10 @@ def _axes() -> str:
     return rf"""
 = Where the variance comes from
 
-@variance-figure varies one thing at a time, @costates-figure looks at the costates behind the gradients of pathwise estimators.
+@variance-figure varies one thing at a time, @costates-figure looks at the costates behind the gradients of pathwise estimators. The
+variance of an estimate near the optimum, whatever its kind, is multiplied by
+
+{chapters.growth(rows)}
 
 {variance}
 
@@ -163,6 +167,7 @@ def _training(rows: Rows) -> str:
                 column per kind.""",
                 f"{name}-figure",
                 "Objective gap and gradient noise against network evaluations, three kinds of estimators.",
+                tall=True,
             )
         )
         blocks.append(studies.split(rows, problem))
@@ -190,6 +195,8 @@ def _suites(rows: Rows) -> str:
 = The suite of stochastic optimal control matching
 
 {studies.SUITE_TEXT}
+
+{studies.suite_verdict(rows)}
 
 {suite}
 

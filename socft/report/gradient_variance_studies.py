@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -292,6 +293,21 @@ def socm(rows: Rows) -> str:
         if mine:
             tables.append(_ended(mine, kind))
     return "\n\n".join(tables) or NOT_MEASURED
+
+
+def suite_verdict(rows: Rows) -> str:
+    """Who ends nearest to the optimal control on every problem, and who further from it than the pre-trained model."""
+    found = rows.of("socm").where("control_l2")
+    lines = []
+    for problem in found.fields("problem"):
+        here = found.where(problem=problem)
+        start, last = here.where(iteration=0).smallest(), ends(here, "iteration")
+        known = sorted((record.value, record.estimator) for record in last if math.isfinite(record.value))
+        if start is not None and known:
+            worse = [name for error, name in known if error > start]
+            beyond = f"; further away than the pre-trained model: {', '.join(map(text, worse))}" if worse else ""
+            lines.append(f"- {text(problem)}: nearest to the optimal control ends {text(known[0][1])}{beyond}")
+    return "\n".join(lines) or NOT_MEASURED
 
 
 def _ended(mine: Rows, kind: str) -> str:

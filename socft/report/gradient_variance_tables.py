@@ -129,7 +129,7 @@ table(columns: {columns}, align: (left, {", ".join(["right"] * (columns - 1))}),
   {_heading(list(arena.scales.values()), list(metrics.values()))}, rule(0.4pt),
   {", ".join(cells)}, rule(0.8pt))) <master-{arena.label}-{KINDS.index(kind)}>
 {notes.markup}"""
-    return small(made)
+    return small(made, 7) if kind == KINDS[2] else small(made)
 
 
 def _heading(titles: Sequence[str], measured: Sequence[str]) -> str:

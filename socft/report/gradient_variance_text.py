@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from socft.report import gradient_variance_tables as tables
 from socft.report.gradient_variance_catalogue import KINDS
@@ -59,7 +59,7 @@ kinds, and *as estimates of the gradient they have tables and columns of their o
 def compared(rows: Rows) -> str:
     """The master tables."""
     pages = "\n\n".join(tables.master(rows, arena, kind) for arena in tables.ARENAS for kind in KINDS)
-    return landscape(rf"""
+    return rf"""
 = Against the exact gradient
 
 The gradient is taken in the coefficients of affine features of every step, where it is known exactly: everywhere for the
@@ -73,15 +73,46 @@ to the budget. Everything is measured in 5 repetitions, each with a fit and with
 biased estimator's error at budget includes the variance that a fit leaves in its mean. Seconds, on one thread, include the rollout
 but not the fit; memory is what labels of 64 paths take beyond path and labels.
 
-{pages}
-
 {tables.refusals(rows)}
-""")
+
+{landscape(pages)}
+"""
 
 
 def budget() -> str:
     """The budget of the study."""
     return "$10^6$"
+
+
+AXES: Mapping[str, tuple[str, str]] = {
+    "dimension": ("d", "$d$"),
+    "steps": ("steps", "$T$ at a fixed horizon"),
+    "horizon": ("horizon", "the horizon at a fixed step size"),
+    "noise": ("noise", "the noise of the oscillator"),
+}
+FOLLOWED = ("adjoint matching", "martingale, policy's costate", "score function, leave-one-out", "log-variance")
+
+
+def growth(rows: Rows) -> str:
+    """How variances grow along every axis, in a list."""
+    lines = []
+    for axis, (key, told) in AXES.items():
+        found = rows.of("variance").where("variance", axis=axis)
+        places = found.distinct(key)
+        shares = []
+        for name in FOLLOWED:
+            ends = [found.where(estimator=name, **{key: place}).one() for place in (places[:1] + places[-1:])]
+            known = [record.value for record in ends if record is not None]
+            share = number(known[1] / known[0], 2) if len(known) == 2 and known[0] > 0 else NOT_MEASURED
+            shares.append(f"{text(name)} {share}")
+        if places:
+            lines.append(f"- from {key_value(places[0])} to {key_value(places[-1])} in {told}: {'; '.join(shares)}")
+    return "\n".join(lines) or NOT_MEASURED
+
+
+def key_value(each: float) -> str:
+    """A setting as mathematics."""
+    return f"${each:g}$"
 
 
 def _flat(markup: str) -> str:
