@@ -136,6 +136,12 @@ def test_fits_and_draws_are_others_in_another_repetition(name):
     assert not torch.equal(first, other)
 
 
+def test_a_fit_that_takes_the_whole_budget_leaves_no_estimate():
+    """1000 paths of 100 steps: two evaluations and two derivatives each for the costates, four evaluations for the values."""
+    records = variance_task("time-reversed, value form", "lq-sde", {"d": 1, "steps": 100}, 0.5, "axis", 20, 2)
+    assert next(record.value for record in records if record.metric == "error_at_budget") == float("inf")
+
+
 def measured(name: str, paths: int) -> tuple[dict[str, float], float, int]:
     """What is recorded of a contender on paths of 10 steps, the standard error of its bias, and evaluations per path."""
     records = variance_task(name, "lq-sde", {"d": 2, "steps": 10}, 0.5, "axis", paths, 4)

@@ -13,7 +13,8 @@ level, problem. All numbers are relative to the norm of the exact gradient at th
 * ``fit_variance``, of biased estimators: trace of the covariance of the mean that a fit leaves, which no number of paths lessens.
   It is zero for the others, whose mean does not depend on the fit;
 * ``error_at_budget``: root-mean-square error with `BUDGET` network evaluations, those of the fit included:
-  ``sqrt(bias^2 + fit_variance + variance / paths)``, where a bias of less than `SEEN` standard errors counts as none;
+  ``sqrt(bias^2 + fit_variance + variance / paths)``, where a bias of less than `SEEN` standard errors counts as none; infinite
+  where the fit leaves nothing for a path;
 * ``costate_mse``: mean-square distance of costate samples from the policy's exact value gradient, per step, not relative;
 * ``seconds``: per path; ``peak_mb``: memory beyond path and labels;
 * ``refused``: the estimator does not apply, with its reason.
@@ -83,7 +84,8 @@ def _gradient(contender: Contender, made: Sequence[tuple[Situation, Estimator]],
     stderr = math.hypot(stderr, where.stderr)
     fits = found.fit_variance if estimator.estimates == "biased" else 0.0
     evaluations, left = contender.evaluations(estimator, steps), BUDGET - contender.fit_evaluations(steps)
-    at_budget = (bias if bias > SEEN * stderr else 0.0) ** 2 + fits + found.variance / (left // evaluations)
+    sampling = found.variance / (left // evaluations) if left >= evaluations else math.inf
+    at_budget = (bias if bias > SEEN * stderr else 0.0) ** 2 + fits + sampling
     with torch.no_grad():
         path = rollout(where.problem.reference, where.policy, _noise(where, MEMORY_PATHS))
     peak = peak_memory(estimator, where.problem, where.policy, path)
