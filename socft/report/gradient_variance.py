@@ -97,14 +97,14 @@ def _axes(rows: Rows) -> str:
     return rf"""
 = Where the variance comes from
 
-@variance-figure varies one thing at a time, @costates-figure looks at the costates behind the gradients of pathwise estimators. The
+@costates-figure looks at the costates behind the gradients of pathwise estimators, @variance-figure varies one thing at a time. The
 variance of an estimate near the optimum, whatever its kind, is multiplied by
 
 {chapters.growth(rows)}
 
-{variance}
-
 {costates}
+
+{variance}
 """
 
 
