@@ -53,7 +53,8 @@ class Sampler:
         eta: noise, in (0, 1]; 1 is memoryless in the limit of many steps.
         guidance: guidance scale of the pre-trained and of the fine-tuned model; 1 is none.
         negative_prompt: what guidance leads away from.
-        spacing: "leading" or "trailing" timesteps; as the model is configured by default.
+        spacing: "leading" or "trailing" timesteps, or "log_snr" for levels with even steps in the logarithm of their
+            signal-to-noise ratio (`sd_experiments.sampling`); as the model is configured by default.
         last_level: signal level of the sample, below 1; as the model is configured by default.
     """
 

@@ -40,7 +40,8 @@ class StableDiffusionReference(ScoreReference):
         guidance: guidance scale, part of the pre-trained model; 1 for none.
         steps: sampling steps.
         eta: noise of DDIM(eta), in (0, 1]; 1 is memoryless in the limit of many steps.
-        spacing: "leading" or "trailing" timesteps; as the scheduler is configured by default.
+        spacing: "leading" or "trailing" timesteps, or "log_snr" for levels with even steps in the logarithm of their
+            signal-to-noise ratio (`sd_experiments.sampling`); as the scheduler is configured by default.
         last_level: signal level of the sample, below 1; as the scheduler is configured by default.
         latent: height and width of a latent; the network's own by default.
 

@@ -2,7 +2,8 @@
 
 Every prompt is fine-tuned on its own by every method, from the same pre-trained model, with as many sampled trajectories each;
 PI-FT also at several KL weights. Afterwards every model draws the same number of pictures from the same noise, and reward, KL, the
-checker's accuracy and diversity are measured on these.
+checker's accuracy and diversity are measured on these. Gains over the pre-trained model are means of differences, picture by
+picture, so what the pictures have in common is no noise in them.
 
 A run is one task of a study, so an interrupted reproduction continues where it was, within a run at its last checkpoint.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sd_experiments import config
 from sd_experiments.build import Experiment, build, device_of
@@ -118,7 +120,7 @@ def _methods(draws: int) -> tuple[Method, ...]:
 SCALES: Mapping[str, Scale] = {
     each.name: each
     for each in (
-        Scale("tiny", "tiny.toml", 30, _methods(4), (0.01, 0.05, 0.25, 1.0), 128, 8, 2),
+        Scale("tiny", "tiny.toml", 30, _methods(4), (0.01, 0.05, 0.25, 1.0), 512, 8, 2),
         Scale("sd15", "sd15_pift.toml", 1000, _methods(5), (0.001, 0.1, 1.0), 50, 4, 1),
     )
 }
@@ -196,6 +198,7 @@ def run_task(
     parsed = config.parse(settings)
     parsed = dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, out=str(folder)))
     rows: list[dict[str, Any]] = []
+    before = None
     reset_peak(device_of(parsed.model.device))
     if method is None:
         experiment = build(parsed)
@@ -207,6 +210,7 @@ def run_task(
         with trainer.averaged():
             policy = experiment.tasks[0].policy
             found, spread = _measured(experiment, policy, pictures), _spread(experiment, policy)
+        before = _measured(experiment, Uncontrolled(experiment.tasks[0].problem.reference), pictures)
     kept = found.images[:shown]
     save_grid(kept, len(kept), folder / PICTURES)
     record = functools.partial(
@@ -220,7 +224,9 @@ def run_task(
     )
     beta = parsed.problem.beta
     spreads = [record("target", value, {"beta": beta, **where}) for where, value in spread]
-    return [*_results(record, experiment, found, beta, rows), *spreads, *_curves(record, rows, beta)]
+    results = _results(record, experiment, found, beta, rows)
+    gains = [] if before is None else _gains(record, experiment, found, before, beta)
+    return [*results, *gains, *spreads, *_curves(record, rows, beta)]
 
 
 def _folder(task: Task) -> Path:
@@ -251,13 +257,10 @@ def _results(
 ) -> Iterator[Record]:
     """What the pictures of the finished model are worth, and what the run cost."""
     setting, number = {"beta": beta}, len(found.rewards)
-    right = judged(experiment.checker, found.images, experiment.tasks[0].name)
-    samples = {"reward": found.rewards, "kl": found.kl, "objective": found.rewards - beta * found.kl, "accuracy": right}
+    samples = {"kl": found.kl, "objective": found.rewards - beta * found.kl, **_judgements(experiment, found)}
     cost = {"seconds": sum(row["seconds"] for row in rows), "peak_mb": max((row["peak_mb"] for row in rows), default=None)}
     for metric, values in samples.items():
-        if values is not None:
-            stderr = float(values.double().std() / number**0.5)
-            yield record(metric, float(values.double().mean()), setting, stderr=stderr, seeds=number, **cost)
+        yield record(metric, float(values.mean()), setting, stderr=float(values.std() / number**0.5), seeds=number, **cost)
     spread = diversity(found.images)
     if spread is not None:
         yield record("diversity", spread, setting, seeds=number)
@@ -265,6 +268,20 @@ def _results(
     if len(fresh) >= 2 * WINDOW:
         yield _drop(record, fresh, setting)
         yield _growth(record, fresh, setting)
+
+
+def _judgements(experiment: Experiment, found: Drawn) -> dict[str, Tensor]:
+    """What every picture is worth: its reward, and whether it is right, where someone can tell."""
+    right = judged(experiment.checker, found.images, experiment.tasks[0].name)
+    return {"reward": found.rewards} | ({} if right is None else {"accuracy": right.double()})
+
+
+def _gains(record: Callable[..., Record], experiment: Experiment, found: Drawn, before: Drawn, beta: float) -> Iterator[Record]:
+    """How much more the pictures are worth than those that the pre-trained model draws from the same noise."""
+    worth, number = _judgements(experiment, before), len(found.rewards)
+    for metric, values in _judgements(experiment, found).items():
+        gain = values - worth[metric]
+        yield record(f"{metric}_gain", float(gain.mean()), {"beta": beta}, stderr=float(gain.std() / number**0.5), seeds=number)
 
 
 def _drop(record: Callable[..., Record], rounds: Sequence[Mapping[str, Any]], setting: Mapping[str, Any]) -> Record:

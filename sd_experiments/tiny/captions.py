@@ -39,10 +39,12 @@ SKILLS: tuple[Skill, ...] = ("colour", "composition", "counting", "location")
 FACT_OF_SKILL: dict[Skill, str] = {"colour": "colours", "composition": "shapes", "counting": "count", "location": "relation"}
 PROMPTS: dict[Skill, str] = {
     "colour": "a green triangle",
-    "composition": "a circle and a square",
+    "composition": "a circle and a triangle",
     "counting": "four circles",
-    "location": "a star above a square",
+    "location": "a triangle above a square",
 }
+"""What is fine-tuned for, a prompt for each skill: of those that differ in their shapes alone, ones whose shapes the reward tells
+apart in the tiny model's own pictures, too (``quality.json``). A circle and a square hardly differ when they are soft."""
 
 _MARGIN = 4.0  # pixels one thing must lie beyond another; drawn relations keep the centres at least 13.6 apart
 

@@ -9,7 +9,9 @@ facts a caption states true of a picture prefers it to another one with probabil
 
 so the loss of a pair is the cross-entropy between this and sigmoid(r_1 - r_2), and its minimum is r = k w: bounded, and as gradual
 as the pictures are. Certain annotators would make r a step, whose gradient is next to nothing almost everywhere and a hundred
-times its median now and then, and with it every adjoint. For the same reason a penalty keeps rewards linear between two pictures.
+times its median now and then, and with it every adjoint. For the same reason a penalty keeps rewards linear between two pictures,
+and preferences are learnt from pictures with noise: what differs between pictures that look the same then counts for little, in the
+reward as in its gradient.
 
 Every caption comes with pictures of four origins: drawn as asked, drawn part or all of the way to something wrong, one of these
 after the autoencoder, and sampled from the tiny model, whose facts the checker finds; and it is compared with pictures of other
@@ -41,9 +43,20 @@ from torch import Tensor, nn
 from transformers import BertTokenizer
 
 from sd_experiments.image_reward import Encoder, ImageReward, ImageRewardConfig, Tokens
-from sd_experiments.tiny import MODEL, QUALITY, REWARD, pipeline
-from sd_experiments.tiny.captions import COLOURS, FACT_OF_SKILL, SHAPES, WORDS, Caption, Noise, Seen, draw_caption, facts
-from sd_experiments.tiny.checker import look
+from sd_experiments.tiny import MODEL, PROMPTS, QUALITY, REWARD, pipeline
+from sd_experiments.tiny.captions import (
+    COLOURS,
+    FACT_OF_SKILL,
+    SHAPES,
+    WORDS,
+    Caption,
+    Noise,
+    Seen,
+    draw_caption,
+    facts,
+    parse,
+)
+from sd_experiments.tiny.checker import check, look
 from sd_experiments.tiny.files import replace_folder
 from sd_experiments.tiny.quality import reconstructed, sample, update
 from sd_experiments.tiny.shapes import SIDE, Scenes, arrange, coverage, draw, draw_between
@@ -64,6 +77,7 @@ _GROUND_WEIGHT = 0.2  # most patches show the ground
 _PLACE = 0.5  # deviation of a place's embedding at first, about that of a patch's
 _VISIBLE = 0.1  # difference in worth
 _BLENDS = 2  # of the pictures of a caption, per step
+_PER_PROMPT = 192  # pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +102,7 @@ class RewardTraining:
         others: pictures of other captions that each is compared with.
         certainty: k, how sure annotators are.
         blending: weight of the penalty on rewards that are not linear between two pictures.
+        noise: largest standard deviation of the noise in the pictures of pairs; uniform below it, a number for each picture.
     """
 
     out: Path = REWARD
@@ -95,8 +110,8 @@ class RewardTraining:
     model: Path = MODEL
     work: Path = Path("build/tiny")
     seed: int = 0
-    captions: int = 3000
-    sampling_steps: int = 15
+    captions: int = 5000
+    sampling_steps: int = 10
     guidance: float = 1.0
     vision: Settings = Settings(steps=1500, rate=2e-3, momentum=(0.9, 0.999), weight_decay=0.01)  # noqa: RUF009
     vision_batch: int = 32
@@ -111,6 +126,7 @@ class RewardTraining:
     others: int = 4
     certainty: float = 5.0
     blending: float = 0.3
+    noise: float = 0.3
 
     def identity(self, *names: str) -> dict[str, object]:
         """The named settings, plain: what a stage's result depends on."""
@@ -292,7 +308,11 @@ def train_reward(settings: RewardTraining) -> dict[str, Any]:
     trained = _fit(model, data.rows(parts[False]), settings)
     _standardise(model, data.rows(parts[False]))
     replace_folder(settings.out, model.save)
-    measured = measure(model, data.rows(parts[True])) | {"training": dataclasses.asdict(trained), "seed": settings.seed}
+    measured = measure(model, data.rows(parts[True])) | {
+        "ranked right for prompts": for_prompts(model, settings),
+        "training": dataclasses.asdict(trained),
+        "seed": settings.seed,
+    }
     update(settings.quality, "reward", measured, "python -m sd_experiments.tiny.train_reward")
     return measured
 
@@ -300,12 +320,12 @@ def train_reward(settings: RewardTraining) -> dict[str, Any]:
 def _fit(model: ImageReward, data: Ranked, settings: RewardTraining) -> Trained:
     model.requires_grad_(True).train()
     _see(model, settings)
-    _match(model, settings)
+    _match(model, data, settings)
 
     def loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(data.captions), (settings.batch - settings.fresh,), generator=generator)
-        batch = data.rows(rows.tolist()).joined(freshly_drawn(settings.fresh, generator))
-        prepared = model.prepare(batch.pictures.flatten(0, 1)).view(batch.pictures.shape)
+        batch = _batch(data, settings, generator)
+        pictures = with_noise(batch.pictures, settings.noise, generator)
+        prepared = model.prepare(pictures.flatten(0, 1)).view(pictures.shape)
         index = compared(settings.batch, settings.others, generator)
         asked = model.tokens([str(caption) for caption in batch.captions])
         rewards = model.read(model.see(prepared.flatten(0, 1))[index.flatten()], asked.repeated(index.shape[1])).view(index.shape)
@@ -313,23 +333,31 @@ def _fit(model: ImageReward, data: Ranked, settings: RewardTraining) -> Trained:
         bent = _bend(model, prepared, asked, rewards[:, : prepared.shape[1]], generator)
         return ranking + settings.blending * bent + 1e-3 * rewards.square().mean()
 
-    names = (
-        "captions",
-        "sampling_steps",
-        "guidance",
-        "vision",
-        "vision_batch",
-        "batch",
-        "fresh",
-        "others",
-        "certainty",
-        "blending",
-    )
-    identity = settings.identity(*names) | {"model": hashlib.sha256((settings.model / "sha256.json").read_bytes()).hexdigest()}
+    identity = _origin(settings) | settings.identity("matching", "certainty", "blending", "noise")
     file = settings.work / "reward.safetensors"
     done = train("reward", list(model.parameters()), loss, settings.training, settings.seed + 3, file, identity)
     model.requires_grad_(False).eval()
     return done
+
+
+def _batch(data: Ranked, settings: RewardTraining, generator: torch.Generator) -> Ranked:
+    """Captions of the data, then others with pictures that were drawn for the occasion."""
+    rows = torch.randint(len(data.captions), (settings.batch - settings.fresh,), generator=generator)
+    return data.rows(rows.tolist()).joined(freshly_drawn(settings.fresh, generator))
+
+
+def with_noise(
+    pictures: Float[Tensor, "n 4 3 side side"], largest: float, generator: torch.Generator
+) -> Float[Tensor, "n 4 3 side side"]:
+    """Pictures with Gaussian noise, whose standard deviation is uniform between 0 and the largest for each picture."""
+    deviation = largest * torch.rand(*pictures.shape[:2], 1, 1, 1, generator=generator)
+    return pictures + deviation * torch.randn(pictures.shape, generator=generator)
+
+
+def _origin(settings: RewardTraining) -> dict[str, object]:
+    """What pictures, and networks that have learnt to see them, depend on."""
+    names = ("captions", "sampling_steps", "guidance", "vision", "vision_batch", "batch", "fresh", "others")
+    return settings.identity(*names) | {"model": hashlib.sha256((settings.model / "sha256.json").read_bytes()).hexdigest()}
 
 
 def disagreement(rewards: Float[Tensor, "n pictures"], known: Float[Tensor, "n pictures"]) -> Float[Tensor, ""]:
@@ -371,14 +399,17 @@ def _see(model: ImageReward, settings: RewardTraining) -> None:
     train("vision", parameters, loss, settings.vision, settings.seed + 4, file, settings.identity("vision_batch"))
 
 
-def _match(model: ImageReward, settings: RewardTraining) -> None:
-    """Teach both transformers to say which facts of a caption are true of a picture, and which of the shapes it names are there."""
+def _match(model: ImageReward, data: Ranked, settings: RewardTraining) -> None:
+    """Teach both transformers to say which facts of a caption are true of a picture, and which of the shapes it names are there.
+
+    Pictures of all origins, since those of the tiny model are softer than drawings.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         say = nn.Linear(model.config.text.width, len(QUESTIONS))
 
     def loss(generator: torch.Generator) -> Tensor:
-        batch = freshly_drawn(settings.batch, generator)
+        batch = _batch(data, settings, generator)
         index = compared(settings.batch, settings.others, generator)
         seen = model.see(model.prepare(batch.pictures.flatten(0, 1)))[index.flatten()]
         asked = model.tokens([str(caption) for caption in batch.captions]).repeated(index.shape[1])
@@ -388,8 +419,7 @@ def _match(model: ImageReward, settings: RewardTraining) -> None:
 
     file = settings.work / "matching.safetensors"
     parameters = [*model.vision.parameters(), *model.text.parameters(), *say.parameters()]
-    identity = settings.identity("vision", "vision_batch", "batch", "others")
-    train("matching", parameters, loss, settings.matching, settings.seed + 5, file, identity)
+    train("matching", parameters, loss, settings.matching, settings.seed + 5, file, _origin(settings))
 
 
 def answers(batch: Ranked, index: Int[Tensor, "captions pictures"]) -> Float[Tensor, "captions pictures questions"]:
@@ -467,6 +497,20 @@ def measure(model: ImageReward, data: Ranked) -> dict[str, Any]:
         "mean reward of wrong pictures": float(bad.mean()),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+
+
+def for_prompts(model: ImageReward, settings: RewardTraining) -> dict[str, float]:
+    """How many pairs of a right and a wrong picture that the tiny model drew for one of `PROMPTS` come out right."""
+    pipe, generator = pipeline(settings.model), torch.Generator().manual_seed(settings.seed)
+    found = {}
+    for skill, prompt in PROMPTS.items():
+        pictures = sample(pipe, [prompt] * _PER_PROMPT, settings.guidance, generator, settings.sampling_steps)
+        stated = check(pictures, [parse(prompt)] * _PER_PROMPT)
+        right = torch.tensor([each[FACT_OF_SKILL[skill]] for each in stated])
+        with torch.no_grad():
+            rewards = model(pictures, prompt)
+        found[prompt] = float((rewards[right][:, None] > rewards[~right]).double().mean())
+    return found
 
 
 def _with_error(caption: Caption, rng: random.Random) -> Caption:
