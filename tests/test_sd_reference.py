@@ -119,11 +119,12 @@ def pipeline(base: StableDiffusion, chain: StableDiffusionReference) -> StableDi
 def exact_tables(chain: StableDiffusionReference) -> DDIMScheduler:
     """The chain's scheduler, computing its coefficients in float64 from the same levels."""
     theirs = chain.sampling.scheduler
+    assert isinstance(theirs, DDIMScheduler)
     theirs.alphas_cumprod, theirs.final_alpha_cumprod = theirs.alphas_cumprod.double(), theirs.final_alpha_cumprod.double()
     return theirs
 
 
-def pipeline_latents(pipe: Any, chain: StableDiffusionReference, initial: Tensor, seed: int) -> Tensor:
+def pipeline_latents(pipe: Any, chain: StableDiffusionReference, initial: Tensor, seed: int, **options: Any) -> Tensor:
     found = pipe(
         [chain.prompt] * len(initial),
         negative_prompt=[chain.negative_prompt] * len(initial),
@@ -133,6 +134,7 @@ def pipeline_latents(pipe: Any, chain: StableDiffusionReference, initial: Tensor
         latents=initial.clone(),
         generator=torch.Generator().manual_seed(seed),
         output_type="latent",
+        **options,
     )
     return found.images
 
@@ -164,6 +166,22 @@ def test_the_uncontrolled_rollout_is_diffusers_sampler(prediction: str, spacing:
         assert away(pipeline_latents(pipe, chain, noise.initial, 3), ours) < ROUNDING
         other = StableDiffusionReference(base, "a blue square", NEGATIVE, guidance, steps, eta, spacing)
         assert away(rollout(other, Uncontrolled(other), noise).final, ours) > TABLE
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("guidance", "steps"), [(1.0, 5), (3.0, 10)])
+def test_a_rollout_with_even_levels_is_diffusers_first_order_sde_solver(prediction: str, guidance: float, steps: int):
+    base = stable_diffusion(settings=scheduler(prediction_type=prediction))
+    chain = StableDiffusionReference(base, PROMPT, NEGATIVE, guidance, steps, spacing="log_snr")
+    noise = drawn_by_pipeline(chain, 2, seed=3, dtype=torch.float32)
+    noise = Noise(noise.initial.double(), noise.steps.double())
+    pipe = pipeline(base, chain)
+    with torch.no_grad():
+        ours = rollout(chain, Uncontrolled(chain), noise).final
+        found = pipeline_latents(pipe, chain, noise.initial, 3, timesteps=chain.sampling.timesteps.tolist())
+        assert away(found, ours) < TABLE
+        even = StableDiffusionReference(base, PROMPT, NEGATIVE, guidance, steps, spacing="trailing")
+        assert away(rollout(even, Uncontrolled(even), noise).final, ours) > 10 * TABLE
 
 
 def test_an_adjusted_last_level_reaches_the_pipeline_too():
@@ -299,6 +317,35 @@ def test_levels_are_those_of_the_evaluated_timesteps(spacing: str, steps: int):
     assert float((found.abar / expected - 1).abs().max()) < TABLE
 
 
+@pytest.mark.parametrize("steps", [1, 10, 50, 999])
+def test_levels_are_as_even_as_the_trained_ones_allow(steps: int):
+    found = sampling(scheduler().config, steps, "log_snr")
+    log_ratio = torch.logit(found.abar)
+    gaps = log_ratio.diff()
+    finest = float(torch.logit(scheduler().alphas_cumprod.double()).diff().abs().max())
+    assert int(found.timesteps[0]) == 999
+    assert bool((found.timesteps.diff() < 0).all())
+    assert float(gaps.min()) > 0
+    assert float((gaps - gaps.mean()).abs().max()) <= finest
+
+
+def test_the_divergence_of_a_change_of_the_predicted_noise_is_the_jump_of_the_signal_to_noise_ratio():
+    """What the choice of levels rests on, at the sampler's own kernels."""
+    base = stable_diffusion()
+    jumps = {}
+    for spacing in ("trailing", "log_snr"):
+        chain = StableDiffusionReference(base, PROMPT, steps=10, spacing=spacing)
+        schedule, change = chain.schedule, randn(2, *chain.dims)
+        ratio = schedule.abar / (1 - schedule.abar)
+        score = -change / (1 - schedule.abar[:-1]).sqrt()[:, None, None, None]
+        moved = (schedule.gain / schedule.alpha.sqrt() / schedule.sigma)[:, None, None, None] * score
+        found = moved.square().flatten(1).sum(1) / 2
+        jumps[spacing] = ratio[1:] / ratio[:-1] - 1
+        assert torch.allclose(found, jumps[spacing] * change.square().sum() / 2, rtol=ROUNDING)
+    assert float(jumps["trailing"][-1]) > 50 * float(jumps["trailing"][:-1].max())
+    assert float(jumps["log_snr"].max()) < 2 * float(jumps["log_snr"].min())
+
+
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         {"set_alpha_to_one": True},
@@ -310,6 +357,9 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"steps": 30}, "30 steps with 'trailing' spacing do not chain: diffusers steps 33 of 1000"),
     ({}, {"steps": 0}, "steps = 0; the network was trained with 1000"),
     ({"rescale_betas_zero_snr": True}, {}, r"abar\[0\] = 0 with 'trailing' spacing: .*give spacing='leading'"),
+    ({}, {"steps": 1000, "spacing": "log_snr"}, "steps = 1000; .* so give between 1 and 999"),
+    ({}, {"spacing": "log_snr", "last_level": 0.9}, "last_level = 0.9; 'log_snr' spacing ends at the first trained level"),
+    ({"rescale_betas_zero_snr": True}, {"spacing": "log_snr"}, r"abar\[0\] = 0 with 'log_snr' spacing"),
     ({}, {"guidance": 0.5}, "guidance = 0.5; give at least 1"),
     ({}, {"eta": 0.0}, r"eta = 0.0: no step has noise .* eta in \(0, 1\]"),
     ({}, {"prompt": "red " * 20}, "takes 22 tokens; the network reads 12: shorten it"),

@@ -75,6 +75,13 @@ def test_an_untrained_model_draws_what_the_pre_trained_one_draws(scale: Scale, t
         still, moved = (value(records, "reward", method, prompt, scale.settings.problem.beta) for method in (PI_FT, "DPOK"))
         assert still.value == pytest.approx(before.value, rel=1e-6)
         assert moved.value != pytest.approx(before.value, rel=1e-6)
+        nothing, gain = (value(records, "reward_gain", method, prompt, scale.settings.problem.beta) for method in (PI_FT, "DPOK"))
+        assert abs(nothing.value) < 1e-6 * abs(before.value)
+        assert gain.value == pytest.approx(moved.value - before.value, rel=1e-6)
+        assert gain.stderr is not None
+        assert moved.stderr is not None
+        assert before.stderr is not None
+        assert 0 < gain.stderr < moved.stderr + before.stderr
         assert value(records, "kl", PI_FT, prompt).value == pytest.approx(0, abs=1e-12)
         assert value(records, "kl", "DPOK", prompt).value > 0
     curve = [r for r in records if r.metric == "reward" and "round" in r.setting and r.estimator == "DPOK"]

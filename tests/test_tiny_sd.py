@@ -39,7 +39,16 @@ from sd_experiments.tiny.checker import check, look
 from sd_experiments.tiny.files import MANIFEST, replace_folder, verify
 from sd_experiments.tiny.quality import fingerprint, reconstructed
 from sd_experiments.tiny.shapes import PALETTE, SIDE, Scenes, arrange, coverage, draw, draw_between
-from sd_experiments.tiny.train_reward import QUESTIONS, Shown, answers, compared, covering, freshly_drawn, held_out
+from sd_experiments.tiny.train_reward import (
+    QUESTIONS,
+    Shown,
+    answers,
+    compared,
+    covering,
+    freshly_drawn,
+    held_out,
+    with_noise,
+)
 from sd_experiments.tiny.trainer import Settings, train
 from socft.checks import InvalidProblem
 
@@ -48,6 +57,7 @@ SAME = 1e-5  # relative; float32 sums of a few hundred terms in another order
 EXACT = 1e-10  # relative; the same in float64
 PIXEL = 1 / 255  # PIL rounds to bytes
 RANKED = 0.85  # fraction of pairs in which the better picture gets the higher reward
+TOLD_APART = 0.7  # the same among pictures of the tiny model for a prompt that is fine-tuned for
 FOOTHOLD, HEADROOM = 0.05, 0.85  # fraction of pictures in which a skill's own fact is true before fine-tuning
 REPEATED = 0.03  # mean colour of a quarter of a picture after 10 steps in float32 on another processor
 DIFFERENCE = 1e-5  # relative error of a central difference in float64
@@ -533,12 +543,25 @@ def test_every_skill_has_headroom():
         assert FOOTHOLD <= row["fact"] <= HEADROOM
 
 
+def test_pictures_are_as_noisy_as_they_are_asked_to_be():
+    pictures = torch.full((400, 4, 3, 8, 8), 0.5)
+    noise = with_noise(pictures, 0.3, torch.Generator().manual_seed(0)) - pictures
+    deviation = noise.flatten(2).std(2).flatten()
+    assert torch.equal(with_noise(pictures, 0.0, torch.Generator().manual_seed(0)), pictures)
+    assert float(deviation.max()) < 0.3 * 1.25
+    n = len(deviation)
+    assert math.isclose(float(noise.double().mean()), 0, abs_tol=4 * 0.3 / 3**0.5 / noise.numel() ** 0.5)
+    assert math.isclose(float(deviation.mean()), 0.15, abs_tol=4 * 0.3 / 12**0.5 / n**0.5 + 0.15 / 400)
+
+
 @TRAINED
 def test_the_reward_ranks_held_out_pairs():
     recorded = json.loads(QUALITY.read_text())["reward"]
     assert recorded["ranked right"] >= RANKED
     assert recorded["ranked right by origin"]["drawn as asked / sampled"] >= RANKED
     assert recorded["held-out captions"] >= 50
+    assert set(recorded["ranked right for prompts"]) == set(PROMPTS.values())
+    assert min(recorded["ranked right for prompts"].values()) >= TOLD_APART
 
 
 @TRAINED

@@ -64,16 +64,18 @@ def _value(rows: Rows, metric: str, prompt: str, method: str, beta: float) -> Re
 
 
 def _wins(rows: Rows, beta: float, metric: str, method: str, other: str) -> str:
-    """On how many prompts a method's mean is higher than another's, and on how many beyond noise."""
+    """On how many prompts a method gains more over the pre-trained model than another, and on how many beyond noise."""
     better, clear, known = 0, 0, 0
     for prompt in rows.fields("problem"):
-        a, b = (_value(rows, metric, prompt, name, beta) for name in (method, other))
-        if a is None or b is None:
+        a = _value(rows, f"{metric}_gain", prompt, method, beta)
+        b = None if other == PRETRAINED else _value(rows, f"{metric}_gain", prompt, other, beta)
+        if a is None or (b is None and other != PRETRAINED):
             continue
         known += 1
-        error = ((a.stderr or 0.0) ** 2 + (b.stderr or 0.0) ** 2) ** 0.5
-        better += a.value > b.value
-        clear += a.value - b.value > tables.BELIEVED * error
+        lead = a.value - (b.value if b else 0.0)
+        error = ((a.stderr or 0.0) ** 2 + ((b.stderr if b else None) or 0.0) ** 2) ** 0.5
+        better += lead > 0
+        clear += lead > tables.BELIEVED * error
     return f"{better} of {known} prompts ({clear} by more than {tables.BELIEVED:g} standard errors)" if known else NOT_MEASURED
 
 
@@ -104,7 +106,15 @@ and $v_k$ is that change over $sigma_k$. All methods maximise
 $ bb(E)[ r(X_T) - beta sum_k |v_k (X_k)|^2 \/ 2 ] , $
 
 the KL weight of the comparison being $beta = {beta:g}$. The sampler that is trained, the one that is measured and the
-one that draws the pictures are the same code. PI-FT regresses the control on $B_k^top a_(k+1)\/beta$ with full adjoints $a$ along
+one that draws the pictures are the same code. With $eta = 1$ a change $d$ of the noise predicted at step $k$ costs the divergence
+
+$ (s_(k+1) \/ s_k - 1) |d|^2 \/ 2 , quad s = overline(a) \/ (1 - overline(a)) , $
+
+which is by far the largest at the end of few steps that are even in time. Layers that all steps share then pay nearly all of their
+divergence in the last step, whatever they change in the others. The levels of the tiny model's chain are even in $log s$, and every
+step pays alike.
+
+PI-FT regresses the control on $B_k^top a_(k+1)\/beta$ with full adjoints $a$ along
 paths of the current policy; lean adjoints leave out the derivative of the control (adjoint matching); the martingale-corrected
 adjoint subtracts noise of known mean; DPOK and DDPO weigh log-probabilities by rewards; DRaFT-1 differentiates the last step.
 The time-reversed BSDE runs the chain backwards from its images on fresh noise, with costates on the same noise. It needs the score

@@ -19,24 +19,26 @@ def reached(rows: Rows, beta: float) -> str:
     for prompt in rows.fields("problem"):
         body.append([text(prompt)])
         for method in methods_of(rows):
-            found = {m: final(rows, m, prompt, method, beta).one() for m in ("reward", "kl", "accuracy", "diversity")}
+            metrics = ("reward", "reward_gain", "kl", "accuracy", "accuracy_gain", "diversity")
+            found = {m: final(rows, m, prompt, method, beta).one() for m in metrics}
             cost = found["reward"]
             tuned = method != PRETRAINED
             body.append(
                 [
                     text(method),
-                    *(value(found[metric]) for metric in found),
+                    *("" if metric.endswith("gain") and not tuned else value(each) for metric, each in found.items()),
                     number(cost.seconds) if tuned and cost is not None and cost.seconds is not None else "",
                     number(cost.peak_mb) if tuned and cost is not None and cost.peak_mb is not None else "",
                 ]
             )
     return Table(
-        header=("", "reward", "KL", "accuracy", "diversity", "seconds", "peak MB"),
+        header=("", "reward", "gain", "KL", "accuracy", "gain", "diversity", "seconds", "peak MB"),
         rows=body,
         caption=f"""Every method after the same number of sampled trajectories, $beta = {beta:g}$; all models draw from the same
-            noise. Seconds are those of the whole run, peak memory that of its process.""",
+            noise, and gains are over the pre-trained model's picture from it. Seconds are those of the whole run, peak memory that
+            of its process.""",
         label="reached",
-        align="lrrrrrr",
+        align="lrrrrrrrr",
         long=True,
     ).markup
 
