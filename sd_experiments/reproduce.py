@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sd_experiments import config
 from sd_experiments.build import Experiment, build, device_of
@@ -26,7 +25,7 @@ from sd_experiments.commands import CONFIGS
 from sd_experiments.memory import reset_peak
 from sd_experiments.monitor import METRICS, Display, diversity, read_metrics, save_grid
 from sd_experiments.picture_names import picture_of
-from sd_experiments.session import Drawn, drawn, fine_tune, fresh_noise, judged
+from sd_experiments.session import Drawn, drawn, fine_tune, fresh_noise, worths
 from socft.estimators.base import CostateEstimator
 from socft.policy import Policy, Uncontrolled
 from socft.records import Record, write_atomically
@@ -257,7 +256,7 @@ def _results(
 ) -> Iterator[Record]:
     """What the pictures of the finished model are worth, and what the run cost."""
     setting, number = {"beta": beta}, len(found.rewards)
-    samples = {"kl": found.kl, "objective": found.rewards - beta * found.kl, **_judgements(experiment, found)}
+    samples = {"kl": found.kl, "objective": found.rewards - beta * found.kl, **worths(experiment, experiment.tasks[0], found)}
     cost = {"seconds": sum(row["seconds"] for row in rows), "peak_mb": max((row["peak_mb"] for row in rows), default=None)}
     for metric, values in samples.items():
         yield record(metric, float(values.mean()), setting, stderr=float(values.std() / number**0.5), seeds=number, **cost)
@@ -270,16 +269,10 @@ def _results(
         yield _growth(record, fresh, setting)
 
 
-def _judgements(experiment: Experiment, found: Drawn) -> dict[str, Tensor]:
-    """What every picture is worth: its reward, and whether it is right, where someone can tell."""
-    right = judged(experiment.checker, found.images, experiment.tasks[0].name)
-    return {"reward": found.rewards} | ({} if right is None else {"accuracy": right.double()})
-
-
 def _gains(record: Callable[..., Record], experiment: Experiment, found: Drawn, before: Drawn, beta: float) -> Iterator[Record]:
     """How much more the pictures are worth than those that the pre-trained model draws from the same noise."""
-    worth, number = _judgements(experiment, before), len(found.rewards)
-    for metric, values in _judgements(experiment, found).items():
+    worth, number = worths(experiment, experiment.tasks[0], before), len(found.rewards)
+    for metric, values in worths(experiment, experiment.tasks[0], found).items():
         gain = values - worth[metric]
         yield record(f"{metric}_gain", float(gain.mean()), {"beta": beta}, stderr=float(gain.std() / number**0.5), seeds=number)
 

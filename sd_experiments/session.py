@@ -10,8 +10,9 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -251,33 +252,47 @@ def sample_grid(file: Path, out: Path | None, number: int, seed: int, target: Pa
 
 
 def evaluate(file: Path, out: Path | None, number: int, seed: int) -> list[dict[str, object]]:
-    """Print and write to ``evaluation.json`` what both models reach on the same noise."""
+    """Print and write to ``evaluation.json`` what both models reach on the same noise, and the gain, picture by picture."""
     require(number >= 2, f"number = {number}; a standard error needs at least 2 pictures per prompt.")
     experiment, _ = trained(file, out)
     rows: list[dict[str, object]] = []
     for task in experiment.tasks:
+        before = None
         for model, policy in (("pre-trained", Uncontrolled(task.problem.reference)), ("fine-tuned", task.policy)):
             found = drawn(experiment, task, policy, number, seed)
-            right = judged(experiment.checker, found.images, task.name)
-            row = {
-                "prompt": task.name,
-                "model": model,
-                "pictures": number,
-                "reward": float(found.rewards.mean()),
-                "reward_stderr": float(found.rewards.std() / number**0.5),
-                "kl": float(found.kl.mean()),
-                "accuracy": None if right is None else float(right.mean()),
-                "diversity": diversity(found.images),
-            }
-            rows.append(row)
-            print(_line(row))
+            worth = worths(experiment, task, found)
+            row: dict[str, object] = {"prompt": task.name, "model": model, "pictures": number, "kl": float(found.kl.mean())}
+            for name, values in worth.items():
+                row |= _with_error(name, values)
+                if before is not None:
+                    row |= _with_error(f"{name}_gain", values - before[name])
+            rows.append(row | {"diversity": diversity(found.images)})
+            print(_line(rows[-1]))
+            before = worth
     write_atomically(Path(experiment.settings.run.out) / "evaluation.json", (json.dumps(rows, indent=2) + "\n").encode())
     return rows
 
 
-def _line(row: dict[str, object]) -> str:
-    accuracy = "" if row["accuracy"] is None else f", accuracy {row['accuracy']:.2f}"
-    return (
-        f"{row['prompt']}, {row['model']}: reward {row['reward']:.3f} ± {row['reward_stderr']:.3f}, KL {row['kl']:.2f}{accuracy}, "
-        f"diversity {row['diversity']:.3f}"
-    )
+def worths(experiment: Experiment, task: Task, found: Drawn) -> dict[str, Tensor]:
+    """What every picture is worth: its reward, and whether it is right, where someone can tell.
+
+    Differences between two models' pictures from the same noise have less noise than either has.
+    """
+    right = judged(experiment.checker, found.images, task.name)
+    return {"reward": found.rewards} | ({} if right is None else {"accuracy": right.double()})
+
+
+def _with_error(name: str, values: Tensor) -> dict[str, float]:
+    return {name: float(values.mean()), f"{name}_stderr": float(values.std() / len(values) ** 0.5)}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    def told(name: str, digits: int) -> str:
+        if name not in row:
+            return ""
+        gain = f"{name}_gain"
+        more = f" ({row[gain]:+.{digits}f} ± {row[f'{gain}_stderr']:.{digits}f})" if gain in row else ""
+        return f"{name} {row[name]:.{digits}f} ± {row[f'{name}_stderr']:.{digits}f}{more}, "
+
+    worth = told("reward", 3) + told("accuracy", 2)
+    return f"{row['prompt']}, {row['model']}: {worth}KL {row['kl']:.2f}, diversity {row['diversity']:.3f}"

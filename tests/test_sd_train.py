@@ -556,6 +556,9 @@ def _use(file: Path, folder: Path, capsys) -> None:
         (p, m) for p in ("a red circle", "a blue square") for m in ("pre-trained", "fine-tuned")
     ]
     assert [row["kl"] > 0 for row in rows] == [False, True] * 2
+    for before, after in zip(rows[::2], rows[1::2], strict=True):
+        assert math.isclose(after["reward_gain"], after["reward"] - before["reward"], abs_tol=1e-9)
+        assert 0 < after["reward_gain_stderr"] <= before["reward_stderr"] + after["reward_stderr"]
     assert {file.name for file in folder.iterdir()} >= {"frontier.png", "lora", "tensorboard", "settings.json"}
     assert cli.main(["sd", "check", "--config", str(file)]) == 0
     assert "ok       time: about" in capsys.readouterr().out
