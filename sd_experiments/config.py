@@ -147,6 +147,7 @@ class Optimiser:
         clip: a gradient of a larger norm is scaled down to this one; no limit by default. The reported norm is that before, and
             "clipped" says how often it happened. AdamW divides by the gradient's own scale, so a limit matters for outliers only.
         warmup: gradient steps over which the rate grows linearly to its value.
+        decay: last part of the run, in [0, 1], over which the rate falls linearly to zero.
     """
 
     rate: float = 3e-4
@@ -154,6 +155,7 @@ class Optimiser:
     weight_decay: float = 0.0
     clip: float | None = None
     warmup: int = 0
+    decay: float = 0.0
 
     def __post_init__(self) -> None:
         _positive("optimiser", self, "rate")
@@ -161,6 +163,13 @@ class Optimiser:
         require(good, f"optimiser.betas = {list(self.betas)}; give two numbers in [0, 1).")
         require(self.clip is None or self.clip > 0, f"optimiser.clip = {self.clip}; give a positive norm or leave it out.")
         require(self.warmup >= 0, f"optimiser.warmup = {self.warmup}; give 0 or more gradient steps.")
+        require(0 <= self.decay <= 1, f"optimiser.decay = {self.decay}; give a part of the run, in [0, 1].")
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """Learning rate of gradient step ``step`` = 0, 1, ... of a run of ``steps``."""
+        up = (step + 1) / self.warmup if self.warmup else 1.0
+        down = (steps - step) / (self.decay * steps) if self.decay else 1.0
+        return self.rate * min(1.0, up, max(down, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -188,7 +188,7 @@ class Trainer:
         for p, part in zip(self.parameters.values(), gradient.parts, strict=True):
             p.grad = part.to(p) * factor
         for group in self.optimiser.param_groups:
-            group["lr"] = s.rate * min(1.0, (self.step + 1) / max(1, s.warmup))
+            group["lr"] = s.rate_at(self.step, self.settings.run.steps)
         self.optimiser.step()
         self.step += 1
         keep = min(self.settings.run.ema, (1 + self.step) / (EMA_RAMP + self.step)) if self.settings.run.ema else 0.0

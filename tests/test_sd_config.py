@@ -47,6 +47,7 @@ def test_published_settings_are_the_published_ones():
         ({"optimiser": {"rate": True}}, "optimiser.rate = True is a bool; give a number."),
         ({"optimiser": {"rate": float("nan")}}, "optimiser.rate = nan; give a finite number."),
         ({"optimiser": {"rate": -1}}, "optimiser.rate = -1.0; it must be positive."),
+        ({"optimiser": {"decay": 1.5}}, "optimiser.decay = 1.5; give a part of the run, in [0, 1]."),
         ({"optimiser": {"betas": [0.9]}}, "optimiser.betas = [0.9]; give two numbers in [0, 1)."),
         ({"optimiser": {"betas": [0.9, "x"]}}, "optimiser.betas[1] = 'x' is a str; give a number."),
         ({"optimiser": 3}, "optimiser = 3; it is a table: write [optimiser] and its keys below."),
@@ -92,3 +93,15 @@ def test_changes_are_named_with_both_values():
     )
     assert config.changes(old.plain(), new.plain()) == {"run.seed": (0, 3), "reward.options.a": (None, 1)}
     assert config.changes(old.plain(), old.plain()) == {}
+
+
+def test_the_rate_rises_to_its_value_and_falls_to_zero():
+    steps = 20
+    optimiser = config.Optimiser(rate=2.0, warmup=4, decay=0.5)
+    found = [optimiser.rate_at(step, steps) / 2.0 for step in range(steps)]
+    assert found[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert found[3:11] == pytest.approx([1.0] * 8)
+    assert found[10:] == pytest.approx([1.0 - 0.1 * i for i in range(10)])
+    plain = config.Optimiser(rate=2.0)
+    assert {plain.rate_at(step, steps) for step in range(3 * steps)} == {2.0}
+    assert optimiser.rate_at(steps + 5, steps) == 0.0
