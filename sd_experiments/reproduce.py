@@ -71,7 +71,7 @@ class Scale:
     Attributes:
         name: its name.
         config: the configuration that all runs start from; it also names the prompts.
-        rounds: rounds of sampling per run, each of as many trajectories as the configuration says.
+        rounds: rounds of sampling per run, each of as many trajectories as the configuration says, but of one prompt.
         methods: what is compared.
         betas: KL weights of PI-FT on the first prompt, besides the configuration's.
         pictures: pictures per prompt that are measured.
@@ -119,7 +119,7 @@ def _methods(draws: int) -> tuple[Method, ...]:
 SCALES: Mapping[str, Scale] = {
     each.name: each
     for each in (
-        Scale("tiny", "tiny.toml", 30, _methods(4), (0.01, 0.05, 0.25, 1.0), 512, 8, 2),
+        Scale("tiny", "tiny.toml", 24, _methods(2), (0.01, 0.05, 0.25, 1.0), 512, 8, 2),
         Scale("sd15", "sd15_pift.toml", 1000, _methods(5), (0.001, 0.1, 1.0), 50, 4, 1),
     )
 }
@@ -176,7 +176,7 @@ def _task(scale: Scale, method: Method | None, prompt: str, beta: float) -> Task
 def settings_of(scale: Scale, method: Method, prompt: str, beta: float) -> config.Settings:
     """The settings of a run; its folder is chosen when it runs."""
     s = scale.settings
-    batch = dataclasses.replace(s.batch, prompts=1, **method.batch)
+    batch = dataclasses.replace(s.batch, prompts=1, trajectories=s.batch.prompts * s.batch.trajectories, **method.batch)
     steps = scale.rounds * batch.trajectories * batch.passes // batch.per_step
     return dataclasses.replace(
         s,
