@@ -99,16 +99,16 @@ class Scale:
         return config.read(CONFIGS / self.config)
 
 
-def _methods(draws: int) -> tuple[Method, ...]:
+def _methods(**reuse: int) -> tuple[Method, ...]:
     """PI-FT, DPOK as published (10 gradient steps per sampling step, on 50 transitions), and the others.
 
     Published, a round is used up however far the policy moves away from it; so all methods sample as many trajectories.
     """
-    reuse = {"passes": 10, "loss_steps": draws, "ess": 0.0}
+    batch = {**reuse, "ess": 0.0}
     return (
         Method(PI_FT, "pi_ft"),
-        Method("DPOK", "dpok", batch=reuse),
-        Method("DDPO", "ddpo", batch=reuse),
+        Method("DPOK", "dpok", batch=batch),
+        Method("DDPO", "ddpo", batch=batch),
         Method("DRaFT-1", "draft_k", {"last": 1}),
         Method("adjoint matching", "adjoint_matching"),
         Method("martingale-corrected adjoint", "martingale"),
@@ -119,8 +119,8 @@ def _methods(draws: int) -> tuple[Method, ...]:
 SCALES: Mapping[str, Scale] = {
     each.name: each
     for each in (
-        Scale("tiny", "tiny.toml", 24, _methods(2), (0.01, 0.05, 0.25, 1.0), 512, 8, 2),
-        Scale("sd15", "sd15_pift.toml", 1000, _methods(5), (0.001, 0.1, 1.0), 50, 4, 1),
+        Scale("tiny", "tiny.toml", 24, _methods(passes=5, paths=16, loss_steps=4), (0.01, 0.05, 0.25, 1.0), 512, 8, 2),
+        Scale("sd15", "sd15_pift.toml", 1000, _methods(passes=10, loss_steps=5), (0.001, 0.1, 1.0), 50, 4, 1),
     )
 }
 
