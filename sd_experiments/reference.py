@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sd_experiments.denoiser import Condition
-from sd_experiments.sampling import sampling
+from sd_experiments.sampling import EVEN, sampling
 from sd_experiments.stable_diffusion import NOISE, StableDiffusion
 from socft.checks import require
 from socft.reference import ScoreReference, States, Step
@@ -63,6 +63,10 @@ class StableDiffusionReference(ScoreReference):
     ):
         require(guidance >= 1, f"guidance = {guidance}; give at least 1 (none), pipelines ignore smaller values.")
         require(eta > 0, f"eta = {eta}: no step has noise and no control a finite KL; give eta in (0, 1].")
+        require(
+            spacing != EVEN or eta == 1,
+            f"eta = {eta} with {EVEN!r} spacing: no sampler of diffusers draws from that chain; give eta = 1 or another spacing.",
+        )
         size: Any = base.unet.config["sample_size"] if latent is None else latent
         height, width = (size, size) if isinstance(size, int) else size
         self.base = base

@@ -197,12 +197,12 @@ def run_task(
     parsed = config.parse(settings)
     parsed = dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, out=str(folder)))
     rows: list[dict[str, Any]] = []
-    before = None
     reset_peak(device_of(parsed.model.device))
     if method is None:
         experiment = build(parsed)
         policy: Policy = Uncontrolled(experiment.tasks[0].problem.reference)
-        found, spread = _measured(experiment, policy, pictures), _spread(experiment, policy)
+        before = found = _measured(experiment, policy, pictures)
+        spread = _spread(experiment, policy)
     else:
         experiment, trainer = fine_tune(parsed, True, Display(parsed.run.steps, silent=True))
         rows = read_metrics(folder / METRICS)
@@ -223,8 +223,7 @@ def run_task(
     )
     beta = parsed.problem.beta
     spreads = [record("target", value, {"beta": beta, **where}) for where, value in spread]
-    results = _results(record, experiment, found, beta, rows)
-    gains = [] if before is None else _gains(record, experiment, found, before, beta)
+    results, gains = _results(record, experiment, found, beta, rows), _gains(record, experiment, found, before, beta)
     return [*results, *gains, *spreads, *_curves(record, rows, beta)]
 
 

@@ -83,22 +83,21 @@ def sampling(config: Any, steps: int, spacing: str | None = None, last_level: fl
 def _even(config: Any, steps: int, last_level: float | None) -> Sampling:
     require(last_level is None, f"last_level = {last_level}; {EVEN!r} spacing ends at the first trained level: leave it out.")
     abar = ddim_scheduler(config).alphas_cumprod.double()
+    most = len(abar) - 1
+    require(1 <= steps <= most, f"steps = {steps}; {EVEN!r} spacing has a trained level for every step: give between 1 and {most}.")
     _require_noise(abar[[-1, 1, 0]], EVEN)
     log_ratio = torch.logit(abar)
     wanted = torch.linspace(float(log_ratio[-1]), float(log_ratio[0]), steps + 1, dtype=abar.dtype)[:-1]
     chosen: list[int] = []
     for nearest in reversed((log_ratio - wanted[:, None]).abs().argmin(1).tolist()):
-        chosen.insert(0, max(nearest, chosen[0] + 1 if chosen else 1))
-    require(
-        1 <= steps < len(abar) and chosen[0] < len(abar),
-        f"steps = {steps}; the network was trained with {len(abar)}, so give between 1 and {len(abar) - 1}.",
-    )
+        chosen.append(max(nearest, chosen[-1] + 1 if chosen else 1))
+    chosen.reverse()
+    require(chosen[0] <= most, f"steps = {steps}; the trained levels are too uneven for {EVEN!r} spacing: give fewer.")
     how = {"algorithm_type": "sde-dpmsolver++", "solver_order": 1, "final_sigmas_type": "sigma_min", "thresholding": False}
     scheduler = DPMSolverMultistepScheduler.from_config(config, **how)
     assert isinstance(scheduler, DPMSolverMultistepScheduler)
     scheduler.set_timesteps(timesteps=chosen)
-    timesteps = torch.tensor(chosen)
-    return Sampling(timesteps, abar[[*chosen, 0]], scheduler)
+    return Sampling(torch.tensor(chosen), abar[[*chosen, 0]], scheduler)
 
 
 def ddim_scheduler(config: Any, **changes: Any) -> DDIMScheduler:

@@ -21,9 +21,11 @@ LQ, MIXTURE = ARENAS
 
 
 def chapter(rows: Rows) -> str:
-    """The page, on one page."""
+    """A page of its own, set a little smaller; what does not fit runs on."""
     return rf"""
-#block(breakable: false, above: 1.7em)[
+#pagebreak(weak: true)
+#[
+#set text(size: 8.4pt)
 = Which estimator should I use?
 
 @winners ranks the estimators by their error at equal budget; exact costates and scores are known on test problems only and are

@@ -67,15 +67,13 @@ def _wins(rows: Rows, beta: float, metric: str, method: str, other: str) -> str:
     """On how many prompts a method gains more over the pre-trained model than another, and on how many beyond noise."""
     better, clear, known = 0, 0, 0
     for prompt in rows.fields("problem"):
-        a = _value(rows, f"{metric}_gain", prompt, method, beta)
-        b = None if other == PRETRAINED else _value(rows, f"{metric}_gain", prompt, other, beta)
-        if a is None or (b is None and other != PRETRAINED):
+        a, b = (_value(rows, f"{metric}_gain", prompt, name, beta) for name in (method, other))
+        if a is None or b is None:
             continue
         known += 1
-        lead = a.value - (b.value if b else 0.0)
-        error = ((a.stderr or 0.0) ** 2 + ((b.stderr if b else None) or 0.0) ** 2) ** 0.5
-        better += lead > 0
-        clear += lead > tables.BELIEVED * error
+        error = ((a.stderr or 0.0) ** 2 + (b.stderr or 0.0) ** 2) ** 0.5
+        better += a.value > b.value
+        clear += a.value - b.value > tables.BELIEVED * error
     return f"{better} of {known} prompts ({clear} by more than {tables.BELIEVED:g} standard errors)" if known else NOT_MEASURED
 
 

@@ -26,7 +26,7 @@ def reached(rows: Rows, beta: float) -> str:
             body.append(
                 [
                     text(method),
-                    *("" if metric.endswith("gain") and not tuned else value(each) for metric, each in found.items()),
+                    *map(value, found.values()),
                     number(cost.seconds) if tuned and cost is not None and cost.seconds is not None else "",
                     number(cost.peak_mb) if tuned and cost is not None and cost.peak_mb is not None else "",
                 ]
