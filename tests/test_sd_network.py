@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,8 @@ from sd_experiments.lora_io import load_lora, save_lora
 from sd_experiments.policy import LoRA, LoRAPolicy, adjoint_norms, controlled, sample
 from sd_experiments.reference import StableDiffusionReference
 from sd_experiments.rewards import BlackBoxImageReward, CLIPScore, ImageRewardLike, JPEGCompressibility, decode
+from sd_experiments.sampling import sampling
+from sd_experiments.stable_diffusion import StableDiffusion
 from socft.adjoint import lean_adjoint
 from socft.checks import InvalidProblem
 from socft.costate import FromPolicy
@@ -57,6 +60,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 
 IDENTITY = 1e-12  # relative to the largest entry: a few network evaluations in float64
 DIFFERENCE = 1e-7  # relative: central differences of step 1e-5 in float64
+FLOAT32 = 1e-3  # relative: ten evaluations of a trained network in float32
 STEP = 1e-5
 STEPS, BATCH = 3, 2
 
@@ -394,6 +398,30 @@ def test_a_pipeline_loads_the_saved_layers(tmp_path: Path, alpha: float):
         assert away(pipeline_latents(pipe, chain, noise.initial, 18), rollout(chain, Uncontrolled(chain), noise).final) < ROUNDING
         pipe.load_lora_weights(str(tmp_path))
         assert away(pipeline_latents(pipe, chain, noise.initial, 18), rollout(chain, policy, noise).final) < ROUNDING
+
+
+def test_the_readme_samples_from_the_trained_chain(tmp_path: Path):
+    """Its lines, on the model that comes with the package: float32, levels even in log-SNR."""
+    model = Path(__file__).parents[1] / "sd_experiments/tiny/model"
+    chain = StableDiffusionReference(StableDiffusion.load(model), "four circles", steps=10, spacing="log_snr")
+    lora = LoRA(chain.base, rank=3)
+    lora.reset(torch.Generator().manual_seed(2), 0.1)
+    save_lora(lora, tmp_path)
+    pipe: Any = StableDiffusionPipeline.from_pretrained(model)
+    pipe.load_lora_weights(tmp_path)
+    given = sampling(pipe.scheduler.config, 10, "log_snr")
+    pipe.scheduler = given.scheduler
+    noise = drawn_by_pipeline(chain, 2, seed=18, dtype=torch.float32)
+    options: dict[str, Any] = {
+        "generator": torch.Generator().manual_seed(18),
+        "latents": noise.initial.clone(),
+        "output_type": "latent",
+    }
+    with torch.no_grad():
+        found = pipe(["four circles"] * 2, timesteps=given.timesteps.tolist(), guidance_scale=1, **options).images
+        ours = rollout(chain, LoRAPolicy(chain, lora), noise).final
+        assert away(found, ours) < FLOAT32
+        assert away(found, rollout(chain, Uncontrolled(chain), noise).final) > 0.01
 
 
 def test_saved_layers_are_read_back_to_the_bit(tmp_path: Path):
