@@ -114,6 +114,25 @@ class Reproduce:
 
 
 @dataclasses.dataclass(frozen=True)
+class Adjoints:
+    """What makes costates large: pictures that are undecided, and guidance, measured along paths of the pre-trained model."""
+
+    config: Config = TINY
+    """The configuration whose prompts, chain and reward are taken."""
+    quick: bool = False
+    """A few paths, to see that everything works."""
+    out: Path = Path("build/records")
+    """Folder of the records."""
+    workers: int = 2
+    """Number of processes, one thread each."""
+
+    def run(self) -> None:
+        from sd_experiments.adjoints import STUDY, run
+
+        print(f"{len(run(self.config, self.quick, self.out, self.workers))} records in {self.out / STUDY}.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
 class Benchmark:
     """Time and memory of a gradient step against steps, trajectories and loss steps, for every estimator."""
 
@@ -142,6 +161,7 @@ class Sd:
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+        | Annotated[Adjoints, tyro.conf.subcommand("adjoints")]
         | Annotated[Benchmark, tyro.conf.subcommand("benchmark")],
         tyro.conf.arg(name=""),
     ]

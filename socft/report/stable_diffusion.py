@@ -6,27 +6,28 @@ import functools
 
 from sd_experiments.picture_names import picture_of
 from socft.records import Record
+from socft.report import stable_diffusion_adjoints as adjoints
 from socft.report import stable_diffusion_figures as figures
 from socft.report import stable_diffusion_tables as tables
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_lines import Claims
 from socft.report.rows import Rows
 from socft.report.stable_diffusion_figures import PI_FT, PRETRAINED, final
-from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, text
+from socft.report.typeset import NOT_MEASURED, document, figure, number, picture_rows, text
 
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
-BENCHMARK = "sd_benchmark"
+BENCHMARK, ADJOINTS = "sd_benchmark", "sd_adjoints"
 TITLES = {"stable_diffusion": "the tiny Stable Diffusion", "stable_diffusion_sd15": "Stable Diffusion 1.5"}
 
 
 def report(study: str) -> Report:
     """The report on the study of one scale."""
-    return Report(study, functools.partial(compose, study=study), shown=("reached.svg",), studies=(study, BENCHMARK))
+    return Report(study, functools.partial(compose, study=study), shown=("reached.svg",), studies=(study, ADJOINTS, BENCHMARK))
 
 
 def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
     """The document of the records and of their pictures."""
-    runs, benchmark = rows.of(study), rows.of(BENCHMARK)
+    runs, sizes, benchmark = rows.of(study), rows.of(ADJOINTS), rows.of(BENCHMARK)
     beta, prompts = _shared_beta(runs), runs.fields("problem")
     first = prompts[0] if prompts else ""
     pictures = {
@@ -34,6 +35,7 @@ def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
         "sweep.svg": figures.sweep(runs, first),
         "training.svg": figures.training(runs, beta),
         "noise.svg": figures.noise(runs, first, beta),
+        adjoints.PICTURE: adjoints.picture(sizes),
     }
     source = document(
         "Fine-tuning Stable Diffusion by optimal control",
@@ -44,6 +46,7 @@ def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
         _samples(rows, beta),
         _sweep(rows, first),
         _stability(runs, first, beta),
+        f"= What makes costates large\n\n{adjoints.section(sizes)}",
         f"= What a gradient costs\n\n{tables.benchmark(benchmark)}",
         _reproduction(rows, study),
     )
@@ -103,7 +106,7 @@ and $v_k$ is that change over $sigma_k$. All methods maximise
 
 $ bb(E)[ r(X_T) - beta sum_k |v_k (X_k)|^2 \/ 2 ] , $
 
-the KL weight of the comparison being $beta = {beta:g}$. The sampler that is trained, the one that is measured and the
+the KL weight of the comparison being $beta =$ {number(beta)}. The sampler that is trained, the one that is measured and the
 one that draws the pictures are the same code. With $eta = 1$ a change $d$ of the noise predicted at step $k$ costs the divergence
 
 $ (s_(k+1) \/ s_k - 1) |d|^2 \/ 2 , quad s = overline(a) \/ (1 - overline(a)) , $
@@ -192,9 +195,9 @@ def _stability(rows: Rows, prompt: str, beta: float) -> str:
 
 {tables.drops(rows, beta)}
 
-A target control is $B_k^top a_(k+1)\/beta$, so its norm is that of the adjoint up to constants. @targets says where outliers come
-from: what is already spread at the last step is the gradient of the reward itself, large where a picture is about to become right
-and small elsewhere; what is added towards the first step is the product of the sampler's Jacobians, large where two pictures part.
+A target control is $B_k^top a_(k+1)\/beta$, so its norm is that of the adjoint up to constants. In @targets, what is already spread
+at the last step is the gradient of the reward itself, and what is added towards the first step is the product of the sampler's
+Jacobians; the next section says when both are large.
 
 {tables.targets(rows, prompt, beta)}
 """
@@ -207,6 +210,8 @@ def _reproduction(rows: Rows, study: str) -> str:
 
 ```
 socft sd reproduce --scale {scale}
+socft sd adjoints
+socft sd benchmark --config sd_experiments/configs/tiny.toml
 ```
 
 {provenance(rows)}
