@@ -33,6 +33,7 @@ from socft.cli import imported
 from socft.costate import FromPolicy
 from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
 from socft.estimators.base import Estimator
+from socft.estimators.baseline import LeaveOneOut
 from socft.estimators.ddpo import DDPO
 from socft.estimators.dpok import DPOK
 from socft.estimators.full_adjoint import FullAdjoint
@@ -60,6 +61,11 @@ def _time_reversed(last: bool = False) -> Estimator:
     return ReversedBSDE(FromPolicy(exact=False), Reverser(ModelScore()), Lean(), ByDifferences(), last)
 
 
+def _dpok(clip: float | None = 1e-4) -> Estimator:
+    """As published, but that the value function is the mean of the other paths' rewards."""
+    return DPOK(LeaveOneOut(), clip, averaged=True)
+
+
 ESTIMATORS: Mapping[str, Callable[..., Estimator]] = {
     "pi_ft": FullAdjoint,
     "full_adjoint": FullAdjoint,
@@ -68,7 +74,7 @@ ESTIMATORS: Mapping[str, Callable[..., Estimator]] = {
     "martingale": _martingale,
     "time_reversed": _time_reversed,
     "ddpo": DDPO,
-    "dpok": DPOK,
+    "dpok": _dpok,
     "draft_k": TruncatedBackprop,
     "score_function": ScoreFunction,
 }

@@ -191,7 +191,7 @@ class Batch:
         micro_batch: paths per backward pass; gradients are accumulated over the rest. All at once by default. At least two
             backward passes per gradient step are needed to know the gradient's noise.
         ess: a new round starts early when, before a further pass, the importance weights of a prompt's paths under the current
-            policy have an effective sample size below this part of their number.
+            policy have an effective sample size below this part of their number; 0 is never, and saves computing them.
         weighted: whether paths of earlier policies get these weights. Ratio-clipping estimators weight by themselves.
         mask_quantile: pairs (step, path) whose loss lies above this quantile of the losses, averaged over gradient steps, are left
             out, as in the published code of adjoint matching (0.9); 1 is off. It biases the gradient: what is heavy-tailed about
@@ -228,6 +228,11 @@ class Batch:
     def per_step(self) -> int:
         """Paths per gradient step."""
         return self.paths or self.trajectories * self.prompts
+
+    @property
+    def weighs(self) -> bool:
+        """Whether importance weights are needed, which take an evaluation of the network per step and path."""
+        return self.weighted or self.ess > 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,16 +99,21 @@ class Scale:
         return config.read(CONFIGS / self.config)
 
 
-def _methods(**reuse: int) -> tuple[Method, ...]:
-    """PI-FT, DPOK as published (10 gradient steps per sampling step, on 50 transitions), and the others.
+def _methods(clip: float, **reuse: int) -> tuple[Method, ...]:
+    """PI-FT, DPOK, and the others.
 
-    Published, a round is used up however far the policy moves away from it; so all methods sample as many trajectories.
+    Likelihoods are averaged over the entries of the latent, as in the published code of DPOK and DDPO, and a round is used up
+    however far the policy moves away from it; so all methods sample as many trajectories.
+
+    Args:
+        clip: of averaged likelihood ratios.
+        reuse: settings of ``[batch]`` for the two methods that use their trajectories more often than the configuration says.
     """
-    batch = {**reuse, "ess": 0.0}
+    batch = {**reuse, "ess": 0.0} if reuse else {}
     return (
         Method(PI_FT, "pi_ft"),
-        Method("DPOK", "dpok", batch=batch),
-        Method("DDPO", "ddpo", batch=batch),
+        Method("DPOK", "dpok", {"clip": clip}, batch),
+        Method("DDPO", "ddpo", {"clip": clip, "averaged": True}, batch),
         Method("DRaFT-1", "draft_k", {"last": 1}),
         Method("adjoint matching", "adjoint_matching"),
         Method("martingale-corrected adjoint", "martingale"),
@@ -116,11 +121,15 @@ def _methods(**reuse: int) -> tuple[Method, ...]:
     )
 
 
+CLIP = 1e-4
+"""Of likelihood ratios averaged over the latent of Stable Diffusion 1.5, as published."""
+LATENTS = {"tiny": 4 * 8 * 8, "sd15": 4 * 64 * 64}
+"""Entries of a latent; clipped alike, the log-likelihood of a step may change as much."""
 SCALES: Mapping[str, Scale] = {
     each.name: each
     for each in (
-        Scale("tiny", "tiny.toml", 24, _methods(passes=5, paths=16, loss_steps=4), (0.01, 0.05, 0.25, 1.0), 512, 8, 2),
-        Scale("sd15", "sd15_pift.toml", 1000, _methods(passes=10, loss_steps=5), (0.001, 0.1, 1.0), 50, 4, 1),
+        Scale("tiny", "tiny.toml", 16, _methods(CLIP * LATENTS["sd15"] / LATENTS["tiny"]), (0.01, 0.05, 0.25, 1.0), 512, 8, 2),
+        Scale("sd15", "sd15_pift.toml", 1000, _methods(CLIP, passes=10, loss_steps=5), (0.001, 0.1, 1.0), 50, 4, 1),
     )
 }
 

@@ -46,7 +46,7 @@ class Measured:
         clipped: whether the gradient was scaled down.
         masked: part of the pairs whose loss was left out.
         target_norm: largest norm of a label's target control, an early sign of instability.
-        ess: effective part of the paths under the current policy, as of the start of the pass.
+        ess: effective part of the paths under the current policy, as of the start of the pass; None where nothing depends on it.
         paths: paths sampled so far.
         seconds: time of this step, sampling included, observers excluded.
         peak_mb: largest memory in use so far: the GPU's, or that of this process.
@@ -63,7 +63,7 @@ class Measured:
     clipped: bool
     masked: float
     target_norm: float
-    ess: float
+    ess: float | None
     paths: int
     seconds: float
     peak_mb: float
@@ -162,10 +162,10 @@ class Trainer:
             self._set(kept)
 
     def _prepare(self) -> bool:
-        """Make sure that there are paths to use, and weigh them at the start of a pass; whether they are new."""
+        """Make sure that there are paths to use, weighed at the start of a pass if that decides anything; whether they are new."""
         batch, pool = self.settings.batch, self.pool
         spent = pool is None or pool.used >= batch.passes * pool.size
-        if pool is not None and not spent and pool.starts_pass(batch.per_step):
+        if pool is not None and not spent and batch.weighs and pool.starts_pass(batch.per_step):
             self._collector.weigh(pool)
             spent = pool.ess < batch.ess
         if spent:
@@ -257,7 +257,7 @@ class Trainer:
             clipped=clipped,
             masked=gradient.masked,
             target_norm=r.target_norm,
-            ess=pool.ess,
+            ess=pool.ess if self.settings.batch.weighs else None,
             paths=self.paths,
             seconds=seconds,
             peak_mb=peak_mb(self.device),

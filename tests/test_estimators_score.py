@@ -355,7 +355,7 @@ def test_the_likelihood_ratio_is_that_of_the_kernels() -> None:
         torch.testing.assert_close(found, laws[0].log_prob(after) - laws[1].log_prob(after), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("estimator", [DDPO(), DPOK()], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("estimator", [DDPO(), DPOK(), DPOK(averaged=True)], ids=["DDPO", "DPOK", "averaged"])
 def test_before_an_update_the_gradient_is_that_of_the_matching_targets(estimator: DDPO | DPOK) -> None:
     """``-beta target``, plus ``beta v`` from DPOK's KL."""
     problem = quadratic_problem()
@@ -383,6 +383,27 @@ def test_clipped_ratios_have_no_gradient(estimator: Estimator, both: bool) -> No
     kl = problem.beta[0] * v.detach() if both else zeros
     free = ((slope - kl).abs() > IDENTITY).any(1)
     assert free.tolist() == [False, not both, not both, False, True, True]
+
+
+def test_averaged_likelihoods_leave_the_log_likelihood_of_a_step_n_times_as_much_room() -> None:
+    problem, epsilon = quadratic_problem(), 0.1
+    rooms = {}
+    for averaged in (False, True):
+        estimator = DPOK(clip=epsilon, averaged=averaged)
+        zero = torch.zeros(1, 2, dtype=F64)
+        rows = RatioLabels(
+            zero, zero, controls=zero, noise=torch.tensor([[2.0, 0.0]], dtype=F64), advantages=torch.ones(1, dtype=F64)
+        )
+        inside = []
+        for log_ratio in torch.linspace(0.005, 0.3, 60, dtype=F64):
+            change = 2 - (4 - 2 * log_ratio).sqrt()  # solves change * (2 - change / 2) = log_ratio
+            v = torch.stack([change, 0 * change])[None].requires_grad_(True)
+            (slope,) = torch.autograd.grad(estimator.loss(problem, GivenControl(v), 0, rows).sum(), v)
+            inside += [float(log_ratio)] if (slope - problem.beta[0] * v.detach()).abs().max() > IDENTITY else []
+        rooms[averaged] = max(inside)
+    exact = torch.tensor([1 + epsilon]).log()
+    assert rooms[False] == pytest.approx(float(exact), abs=0.005)
+    assert rooms[True] == pytest.approx(2 * float(exact), abs=0.005)
 
 
 def test_ddpo_normalises_in_groups() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from sd_experiments import reproduce
+from sd_experiments.build import ESTIMATORS, made
 from sd_experiments.picture_names import picture_of
 from sd_experiments.reproduce import PI_FT, PRETRAINED, SCALES, Method, Scale, settings_of, tasks
 from socft.records import Record, encode, read
@@ -58,13 +60,32 @@ def test_every_method_samples_as_many_trajectories():
         assert len(names) == len(prompts) * (1 + len(each.methods)) + len(set(each.betas) - {each.settings.problem.beta})
 
 
-def test_dpok_takes_ten_gradient_steps_per_sampling_step_on_fifty_transitions():
-    for each in SCALES.values():
-        dpok = next(method for method in each.methods if method.title == "DPOK")
-        batch = settings_of(each, dpok, "p", 0.1).batch
-        assert batch.passes * batch.trajectories / batch.per_step == 10
-        assert batch.loss_steps is not None
-        assert 45 <= batch.per_step * batch.loss_steps <= 80
+def dpok_of(scale: Scale) -> Method:
+    return next(method for method in scale.methods if method.title == "DPOK")
+
+
+def test_as_published_dpok_takes_ten_gradient_steps_per_sampling_step_on_fifty_transitions():
+    batch = settings_of(SCALES["sd15"], dpok_of(SCALES["sd15"]), "p", 0.1).batch
+    assert batch.passes * batch.trajectories / batch.per_step == 10
+    assert batch.loss_steps is not None
+    assert batch.per_step * batch.loss_steps == 50
+
+
+def test_at_the_tiny_scale_every_method_takes_the_same_gradient_steps_on_as_many_transitions():
+    scale = SCALES["tiny"]
+    used = {(s.run.steps, s.batch.per_step, s.batch.loss_steps) for m in scale.methods for s in [settings_of(scale, m, "p", 0.1)]}
+    assert len(used) == 1
+
+
+def test_likelihoods_are_clipped_alike_at_every_scale():
+    """The published clip of likelihoods averaged over a latent of Stable Diffusion bounds the log-likelihood of a step here too."""
+    unet = json.loads((Path(reproduce.__file__).parent / "tiny/model/unet/config.json").read_text())
+    for title in ("DPOK", "DDPO"):
+        tiny, published = (next(m for m in SCALES[name].methods if m.title == title) for name in ("tiny", "sd15"))
+        made_by = [made("estimator", ESTIMATORS, each.estimator, each.options) for each in (tiny, published)]
+        assert all(each.averaged for each in made_by)
+        assert made_by[1].clip == 1e-4
+        assert made_by[0].clip * unet["in_channels"] * unet["sample_size"] ** 2 == pytest.approx(1e-4 * 4 * 64 * 64)
 
 
 def test_an_untrained_model_draws_what_the_pre_trained_one_draws(scale: Scale, tmp_path: Path):

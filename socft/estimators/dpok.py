@@ -6,8 +6,10 @@ r"""DPOK (Fan et al., arXiv 2305.16381): policy gradient of the reward, and the 
 That a control changes the states, and so the KL, of later steps is left out: at the optimum the expectation is not zero but
 :math:`-E \sum_k (\nabla_\theta v_k)^\top \xi_k \sum_{j>k} \beta_j |v_j|^2/2` (derived here). On later updates of the same paths
 :math:`\nabla \log p` becomes the gradient of the likelihood ratio, clamped to :math:`1 \pm \epsilon` on both sides: unlike DDPO's,
-a ratio outside has no gradient even where it would come back. The paper's baseline is a regression of the reward on
-(k, x_k): `RegressionBaseline` of a network, or `GivenBaseline`.
+a ratio outside has no gradient even where it would come back. The published code averages log-likelihoods over the n entries of
+the noise; n times the ratio of these has the same gradient before an update, and its clamp is wider: the log-likelihood of a step
+may change by about :math:`n\epsilon`. The paper's baseline is a regression of the reward on (k, x_k): `RegressionBaseline` of a
+network, or `GivenBaseline`; on paths of one prompt, `LeaveOneOut` is its largest part.
 
 Noise level: as for the score function.
 """
@@ -35,6 +37,7 @@ class DPOK(Estimator):
     Attributes:
         baseline: what to subtract from the reward.
         clip: epsilon; None leaves the ratio as it is.
+        averaged: whether log-likelihoods are averaged over the entries of the noise instead of summed, as in the published code.
 
     Raises:
         InvalidProblem: clip is not positive.
@@ -42,6 +45,7 @@ class DPOK(Estimator):
 
     baseline: Baseline = dataclasses.field(default_factory=NoBaseline)
     clip: float | None = 1e-4
+    averaged: bool = False
     estimates: ClassVar[Kind] = "biased"
     source: ClassVar[str] = "arXiv 2305.16381 and published code"
 
@@ -59,8 +63,9 @@ class DPOK(Estimator):
     def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: Labels) -> PerSample:
         assert isinstance(rows, RatioLabels)
         control = policy(k, rows.states)
-        ratio = rows.log_ratio(control).exp()
+        n = rows.noise[0].numel() if self.averaged else 1
+        ratio = (rows.log_ratio(control) / n).exp()
         if self.clip is not None:
             ratio = ratio.clamp(1 - self.clip, 1 + self.clip)
         kl = control.flatten(1).square().sum(1) / 2
-        return at_step(problem.beta, k, kl) * kl - ratio * rows.advantages
+        return at_step(problem.beta, k, kl) * kl - n * ratio * rows.advantages
