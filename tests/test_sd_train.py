@@ -293,6 +293,7 @@ def test_used_paths_are_weighted_by_the_current_policy():
     with torch.no_grad():
         expected = 6 * (log_density(problem, now, path) - log_density(problem, start, path)).softmax(0)
     assert away(trainer.pool.weights, expected) < EXACT
+    assert measured.ess is not None
     assert abs(measured.ess - 6 / float(expected.square().sum())) < EXACT
     assert measured.ess < 1
 
