@@ -13,7 +13,7 @@ from socft.report.base import Document, Report, provenance
 from socft.report.claim_lines import Claims
 from socft.report.rows import Rows
 from socft.report.stable_diffusion_figures import PI_FT, PRETRAINED, final
-from socft.report.typeset import NOT_MEASURED, document, figure, number, picture_rows, text
+from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, text
 
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
 BENCHMARK, ADJOINTS = "sd_benchmark", "sd_adjoints"
@@ -106,7 +106,7 @@ and $v_k$ is that change over $sigma_k$. All methods maximise
 
 $ bb(E)[ r(X_T) - beta sum_k |v_k (X_k)|^2 \/ 2 ] , $
 
-the KL weight of the comparison being $beta =$ {number(beta)}. The sampler that is trained, the one that is measured and the
+the KL weight of the comparison being $beta =$ {text(f"{beta:g}")}. The sampler that is trained, the one that is measured and the
 one that draws the pictures are the same code. With $eta = 1$ a change $d$ of the noise predicted at step $k$ costs the divergence
 
 $ (s_(k+1) \/ s_k - 1) |d|^2 \/ 2 , quad s = overline(a) \/ (1 - overline(a)) , $
