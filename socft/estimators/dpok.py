@@ -9,7 +9,7 @@ That a control changes the states, and so the KL, of later steps is left out: at
 a ratio outside has no gradient even where it would come back. The published code averages log-likelihoods over the n entries of
 the noise; n times the ratio of these has the same gradient before an update, and its clamp is wider: the log-likelihood of a step
 may change by about :math:`n\epsilon`. The paper's baseline is a regression of the reward on (k, x_k): `RegressionBaseline` of a
-network, or `GivenBaseline`; on paths of one prompt, `LeaveOneOut` is its largest part.
+network, or `GivenBaseline`; `LeaveOneOut` needs no fit where all paths have the same prompt.
 
 Noise level: as for the score function.
 """

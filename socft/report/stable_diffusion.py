@@ -17,6 +17,7 @@ from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, t
 
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
 BENCHMARK, ADJOINTS = "sd_benchmark", "sd_adjoints"
+CONFIGS = {"tiny": "tiny.toml", "sd15": "sd15_pift.toml"}
 TITLES = {"stable_diffusion": "the tiny Stable Diffusion", "stable_diffusion_sd15": "Stable Diffusion 1.5"}
 
 
@@ -102,7 +103,8 @@ def _setting(rows: Rows, beta: float) -> str:
 
 One step of DDIM($eta$) from level $overline(a)_k$ to $overline(a)_(k+1)$ is $X_(k+1) = m_k (X_k) + sigma_k (v_k (X_k) + W_k)$
 with the pre-trained mean $m_k$, classifier-free guidance included. The low-rank layers change the predicted noise, hence the mean,
-and $v_k$ is that change over $sigma_k$. All methods maximise
+and $v_k$ is that change over $sigma_k$. All methods but DDPO, which as published has no divergence and maximises the reward alone,
+are for
 
 $ bb(E)[ r(X_T) - beta sum_k |v_k (X_k)|^2 \/ 2 ] , $
 
@@ -205,13 +207,14 @@ Jacobians; the next section says when both are large.
 
 def _reproduction(rows: Rows, study: str) -> str:
     scale = study.removeprefix("stable_diffusion").strip("_") or "tiny"
+    config = f"sd_experiments/configs/{CONFIGS[scale]}"
     return f"""
 = Reproduction
 
 ```
 socft sd reproduce --scale {scale}
-socft sd adjoints
-socft sd benchmark --config sd_experiments/configs/tiny.toml
+socft sd adjoints --config {config}
+socft sd benchmark --config {config}
 ```
 
 {provenance(rows)}
