@@ -103,8 +103,7 @@ def _setting(rows: Rows, beta: float) -> str:
 
 One step of DDIM($eta$) from level $overline(a)_k$ to $overline(a)_(k+1)$ is $X_(k+1) = m_k (X_k) + sigma_k (v_k (X_k) + W_k)$
 with the pre-trained mean $m_k$, classifier-free guidance included. The low-rank layers change the predicted noise, hence the mean,
-and $v_k$ is that change over $sigma_k$. All methods but DDPO, which as published has no divergence and maximises the reward alone,
-are for
+and $v_k$ is that change over $sigma_k$. DDPO, as published, maximises the reward alone; all other methods maximise
 
 $ bb(E)[ r(X_T) - beta sum_k |v_k (X_k)|^2 \/ 2 ] , $
 

@@ -35,8 +35,8 @@ def reached(rows: Rows, beta: float) -> str:
         header=("", "reward", "gain", "KL", "accuracy", "gain", "diversity", "seconds", "peak MB"),
         rows=body,
         caption=f"""Every method after the same number of sampled trajectories, $beta =$ {text(f"{beta:g}")}; all models draw from
-            the same noise, and gains are over the pre-trained model's picture from it. Seconds are those of the whole run, peak
-            memory that of its process.""",
+            the same noise, and gains are over the pre-trained model's picture from it. Every model was trained once, and errors
+            are those over its pictures. Seconds are those of the whole run, peak memory that of its process.""",
         label="reached",
         align="lrrrrrrrr",
         long=True,
