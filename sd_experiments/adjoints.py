@@ -67,9 +67,7 @@ def run(file: Path, quick: bool, out: Path, workers: int = 2) -> list[Record]:
     """Measure into ``<out>/sd_adjoints.jsonl``, continuing an interrupted run."""
     made = tasks(config.read(file), QUICK if quick else FULL)
     study = Study(STUDY, lambda _: made)
-    if workers == 1:
-        return runner.run(study, quick, out)
-    with runner.workers(workers) as pool:
+    with runner.processes(workers) as pool:
         return runner.run(study, quick, out, pool)
 
 

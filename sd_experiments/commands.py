@@ -101,13 +101,15 @@ class Reproduce:
     """Folder of the PDF."""
     workers: int | None = None
     """Number of processes, one thread each; as the scale suggests by default."""
+    trainings: int = 1
+    """How often PI-FT and DPOK are trained for every prompt, each time from another seed."""
 
     def run(self) -> None:
         from sd_experiments.reproduce import SCALES, reproduce
         from socft.report.stable_diffusion import report
 
         scale = SCALES[self.scale]
-        records = reproduce(scale, self.quick, self.out, self.workers)
+        records = reproduce(scale, self.quick, self.out, self.workers, self.trainings)
         print(f"{len(records)} records in {self.out / scale.study}.jsonl")
         for file in report(scale.study).write(self.out, self.reports):
             print(f"wrote {file}")

@@ -197,6 +197,9 @@ class Batch:
             out, as in the published code of adjoint matching (0.9); 1 is off. It biases the gradient: what is heavy-tailed about
             the targets is lost with the outliers.
         mask_memory: averaging factor of that quantile.
+        target_clip: target controls whose norm times beta is larger are scaled down to it; no limit by default. That product is the
+            reward that a unit of noise gains to first order, so where it exceeds what rewards differ by, the first order says
+            nothing about a unit of noise. The limit biases the gradient, but what is limited keeps its direction.
     """
 
     trajectories: int = 10
@@ -211,9 +214,12 @@ class Batch:
     weighted: bool = False
     mask_quantile: float = 1.0
     mask_memory: float = 0.99
+    target_clip: float | None = None
 
     def __post_init__(self) -> None:
-        _positive("batch", self, "trajectories", "prompts", "paths", "passes", "loss_steps", "micro_batch", "mask_quantile")
+        _positive(
+            "batch", self, "trajectories", "prompts", "paths", "passes", "loss_steps", "micro_batch", "mask_quantile", "target_clip"
+        )
         for name in ("early_span", "early_share", "ess", "mask_quantile", "mask_memory"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"batch.{name} = {value}; give a number in [0, 1].")

@@ -8,6 +8,9 @@ has the same mean as that over all steps, whose gradient the estimator defines; 
 earlier policy made. With the gradients :math:`g_j` of the backward passes j, of :math:`n_j` paths each, the variance of the sum G
 is estimated by :math:`\big( n \sum_j |g_j|^2/n_j - |G|^2 \big) / (J - 1)`, which is unbiased for independent paths of one prompt
 (with several, differences between prompts count as noise). Its square root is the reported gradient noise.
+
+Two settings limit outliers, at the price of a bias: pairs (k, i) with the largest losses can be left out, and target controls u
+with :math:`\beta_k |u| > c` can be replaced by :math:`c\, u / (\beta_k |u|)`.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from sd_experiments import config
 from sd_experiments.buffer import Entry, Pool, moved, seeded
 from sd_experiments.task import Task
 from sd_experiments.workers import Workers
-from socft.estimators.base import Estimator
+from socft.estimators.base import Estimator, Labels, MatchingEstimator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Gradient:
         noise: its standard deviation, if known.
         loss: its loss.
         masked: part of the pairs that were left out.
+        limited: part of the pairs whose target control was scaled down.
         quantile: the quantile ``mask_quantile`` of the losses, averaged over the processes.
     """
 
@@ -44,6 +48,7 @@ class Gradient:
     noise: float | None
     loss: float
     masked: float
+    limited: float
     quantile: float
 
 
@@ -56,6 +61,7 @@ class _Sums:
     passes: int = 0
     loss: float = 0.0
     masked: int = 0
+    limited: int = 0
     losses: list[Tensor] = dataclasses.field(default_factory=list)
 
     def add(self, parts: tuple[Tensor | None, ...], paths: int, loss: float, each: Tensor, keep: Tensor) -> None:
@@ -100,12 +106,13 @@ class Accumulator:
         chosen, weights = strata(self.batch, steps, len(index), seeded(self.seed, "steps", step))
         sums = _Sums([torch.zeros_like(p) for p in self.parameters])
         for entry, local, rows in self._micro_batches(pool, index):
-            value, each = self._losses(entry, local, chosen[rows])
+            value, each, limited = self._losses(entry, local, chosen[rows])
             keep = self._kept(each, limit)
             factor = weights[None, :] * pool.weights[index[rows]][:, None] * keep / len(index)
             scalar = (value * factor.flatten().to(value)).sum()
             parts = torch.autograd.grad(scalar, self.parameters, allow_unused=True)
             sums.add(parts, len(local), float(scalar.detach()), each, keep)
+            sums.limited += limited
         return self._combined(sums, len(index), chosen.numel())
 
     def _micro_batches(self, pool: Pool, index: Tensor) -> Iterator[tuple[Entry, Tensor, Tensor]]:
@@ -117,14 +124,17 @@ class Accumulator:
                 if len(part):
                     yield entry, torch.tensor([place[int(i)] for i in index[part]]), part
 
-    def _losses(self, entry: Entry, local: Tensor, k: Int[Tensor, "n draws"]) -> tuple[Tensor, Tensor]:
-        """Losses of (k, path) pairs with their graph, shape (n * draws,), and without, shape (n, draws)."""
+    def _losses(self, entry: Entry, local: Tensor, k: Int[Tensor, "n draws"]) -> tuple[Tensor, Tensor, int]:
+        """Losses of (k, path) pairs with their graph, shape (n * draws,), and without, shape (n, draws); how many were limited."""
         task = self.tasks[entry.task]
         flat = k.flatten()
         rows = moved(entry.labels.rows(flat, local.repeat_interleave(k.shape[1])), self.device)
+        limited = 0
+        if self.batch.target_clip is not None and isinstance(self.estimator, MatchingEstimator):
+            rows, limited = within(rows, self.batch.target_clip / task.problem.beta[flat])
         with torch.enable_grad():
             value = self.estimator.loss(task.problem, task.policy, flat, rows)
-        return value, value.detach().double().cpu().reshape(k.shape)
+        return value, value.detach().double().cpu().reshape(k.shape), limited
 
     def _kept(self, losses: Tensor, limit: float | None) -> Tensor:
         if self.batch.mask_quantile == 1 or limit is None:
@@ -135,13 +145,21 @@ class Accumulator:
         """The sum over the processes."""
         flat = self.workers.sum(torch.cat([part.flatten() for part in sums.parts]))
         own = float(torch.cat(sums.losses).quantile(self.batch.mask_quantile)) if sums.losses else 0.0
-        numbers = [sums.squares, sums.passes, sums.loss, sums.masked, own, float(bool(sums.losses))]
-        squares, passes, loss, masked, quantile, present = self.workers.totals(numbers, self.device)
+        numbers = [sums.squares, sums.passes, sums.loss, sums.masked, sums.limited, own, float(bool(sums.losses))]
+        squares, passes, loss, masked, limited, quantile, present = self.workers.totals(numbers, self.device)
         norm = float(flat.double().norm())
         noise = (max(0.0, n * squares - norm**2) / (passes - 1)) ** 0.5 if passes > 1 else None
         sizes = [part.numel() for part in sums.parts]
         parts = tuple(part.reshape(like.shape) for part, like in zip(flat.split(sizes), sums.parts, strict=True))
-        return Gradient(parts, norm, noise, loss, masked / pairs, quantile / max(1.0, present))
+        return Gradient(parts, norm, noise, loss, masked / pairs, limited / pairs, quantile / max(1.0, present))
+
+
+def within(rows: Labels, limit: Float[Tensor, " rows"]) -> tuple[Labels, int]:
+    """Labels whose target controls are scaled down to the limit of their norms where they exceed it, and how many did."""
+    norms = rows.targets.double().flatten(1).norm(dim=1)
+    factor = (limit.to(norms) / norms).clamp(max=1)
+    shape = (-1, *[1] * (rows.targets.dim() - 1))
+    return dataclasses.replace(rows, targets=rows.targets * factor.to(rows.targets).reshape(shape)), int((factor < 1).sum())
 
 
 def strata(

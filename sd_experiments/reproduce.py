@@ -5,6 +5,8 @@ PI-FT also at several KL weights. Afterwards every model draws the same number o
 checker's accuracy and diversity are measured on these. Gains over the pre-trained model are means of differences, picture by
 picture, so what the pictures have in common is no noise in them.
 
+How a training ends also depends on its own noise. PI-FT and DPOK can therefore be trained several times, from other seeds.
+
 A run is one task of a study, so an interrupted reproduction continues where it was, within a run at its last checkpoint.
 """
 
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sd_experiments import config
 from sd_experiments.build import Experiment, build, device_of
@@ -26,15 +29,19 @@ from sd_experiments.memory import reset_peak
 from sd_experiments.monitor import METRICS, Display, diversity, read_metrics, save_grid
 from sd_experiments.picture_names import picture_of
 from sd_experiments.session import Drawn, drawn, fine_tune, fresh_noise, worths
+from socft.checks import require
 from socft.estimators.base import CostateEstimator
 from socft.policy import Policy, Uncontrolled
 from socft.records import Record, write_atomically
 from socft.rollout import rollout
-from toy.runner import Study, Task, fingerprint, run, workers
+from toy.runner import Study, Task, fingerprint, processes, run
 
 WORK = Path("build/reproduce")
 PRETRAINED = "pre-trained"
 PI_FT = "PI-FT"
+DPOK = "DPOK"
+REPEATED = (PI_FT, DPOK)
+"""Methods that are trained several times."""
 PICTURES = "pictures.png"
 SEED = 1
 """Of the pictures that are measured; training has its own."""
@@ -112,7 +119,7 @@ def _methods(clip: float, **reuse: int) -> tuple[Method, ...]:
     batch = {**reuse, "ess": 0.0} if reuse else {}
     return (
         Method(PI_FT, "pi_ft"),
-        Method("DPOK", "dpok", {"clip": clip}, batch),
+        Method(DPOK, "dpok", {"clip": clip}, batch),
         Method("DDPO", "ddpo", {"clip": clip, "averaged": True}, batch),
         Method("DRaFT-1", "draft_k", {"last": 1}),
         Method("adjoint matching", "adjoint_matching"),
@@ -128,27 +135,28 @@ LATENTS = {"tiny": 4 * 8 * 8, "sd15": 4 * 64 * 64}
 SCALES: Mapping[str, Scale] = {
     each.name: each
     for each in (
-        Scale("tiny", "tiny.toml", 16, _methods(CLIP * LATENTS["sd15"] / LATENTS["tiny"]), (0.01, 0.05, 0.25, 1.0), 512, 8, 2),
+        Scale("tiny", "tiny.toml", 16, _methods(CLIP * LATENTS["sd15"] / LATENTS["tiny"]), (0.005, 0.02, 0.1, 0.5), 512, 8, 2),
         Scale("sd15", "sd15_pift.toml", 1000, _methods(CLIP, passes=10, loss_steps=5), (0.001, 0.1, 1.0), 50, 4, 1),
     )
 }
 
 
-def reproduce(scale: Scale, quick: bool, out: Path, count: int | None = None) -> list[Record]:
+def reproduce(scale: Scale, quick: bool, out: Path, count: int | None = None, trainings: int = 1) -> list[Record]:
     """Run everything; records go to ``<out>/<study>.jsonl``, pictures into the folder ``<out>/<study>/``.
+
+    Args:
+        count: number of processes; the scale's own by default.
+        trainings: how often each of `REPEATED` is trained for every prompt.
 
     Raises:
         InvalidProblem: something is missing or refused.
         StudyFailed: runs failed; the same command repeats only these.
     """
+    require(trainings >= 1, f"trainings = {trainings}; give at least 1.")
     scale = _quick(scale) if quick else scale
-    study = Study(scale.study, lambda _: tasks(scale))
-    count = count or scale.workers
-    if count == 1:
-        records = run(study, quick, out)
-    else:
-        with workers(count) as pool:
-            records = run(study, quick, out, pool)
+    study = Study(scale.study, lambda _: tasks(scale, trainings))
+    with processes(count or scale.workers) as pool:
+        records = run(study, quick, out, pool)
     keep_pictures(tasks(scale), out / scale.study)
     return records
 
@@ -158,7 +166,7 @@ def _quick(scale: Scale) -> Scale:
     return dataclasses.replace(scale, rounds=2, betas=scale.betas[-1:], pictures=4, shown=2)
 
 
-def tasks(scale: Scale) -> list[Task]:
+def tasks(scale: Scale, trainings: int = 1) -> list[Task]:
     """Every run, those that others are compared with first."""
     settings = scale.settings
     prompts, beta = settings.problem.prompts, settings.problem.beta
@@ -166,20 +174,27 @@ def tasks(scale: Scale) -> list[Task]:
     made += [_task(scale, method, prompt, beta) for method in scale.methods for prompt in prompts]
     pi_ft = next(method for method in scale.methods if method.title == PI_FT)
     made += [_task(scale, pi_ft, prompts[0], each) for each in scale.betas if each != beta]
+    again = [method for method in scale.methods if method.title in REPEATED]
+    made += [
+        _task(scale, method, prompt, beta, number) for number in range(2, trainings + 1) for method in again for prompt in prompts
+    ]
     return made
 
 
-def _task(scale: Scale, method: Method | None, prompt: str, beta: float) -> Task:
+def _task(scale: Scale, method: Method | None, prompt: str, beta: float, training: int = 1) -> Task:
+    settings = settings_of(scale, method or Method(PRETRAINED, "pi_ft"), prompt, beta)
+    seeded = dataclasses.replace(settings.run, seed=settings.run.seed + training - 1)
     arguments = {
         "study": scale.study,
         "method": method,
         "prompt": prompt,
-        "settings": settings_of(scale, method or Method(PRETRAINED, "pi_ft"), prompt, beta).plain(),
+        "settings": dataclasses.replace(settings, run=seeded).plain(),
         "pictures": scale.pictures,
         "shown": scale.shown,
+        "training": training,
     }
     title = PRETRAINED if method is None else method.title
-    return Task(f"{title}, {prompt}, beta {beta:g}", run_task, arguments)
+    return Task(f"{title}, {prompt}, beta {beta:g}" + (f", training {training}" if training > 1 else ""), run_task, arguments)
 
 
 def settings_of(scale: Scale, method: Method, prompt: str, beta: float) -> config.Settings:
@@ -198,11 +213,14 @@ def settings_of(scale: Scale, method: Method, prompt: str, beta: float) -> confi
 
 
 def run_task(
-    study: str, method: Method | None, prompt: str, settings: Mapping[str, Any], pictures: int, shown: int
+    study: str, method: Method | None, prompt: str, settings: Mapping[str, Any], pictures: int, shown: int, training: int
 ) -> list[Record]:
-    """Fine-tune for one prompt by one method, unless there is none, and measure the result."""
+    """Fine-tune for one prompt by one method, unless there is none, and measure the result.
+
+    Of any training but the first, the gains and the divergence are recorded.
+    """
     arguments = {"study": study, "method": method, "prompt": prompt, "settings": settings, "pictures": pictures, "shown": shown}
-    folder = _folder(Task("", run_task, arguments))
+    folder = _folder(Task("", run_task, {**arguments, "training": training}))
     parsed = config.parse(settings)
     parsed = dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, out=str(folder)))
     rows: list[dict[str, Any]] = []
@@ -219,8 +237,6 @@ def run_task(
             policy = experiment.tasks[0].policy
             found, spread = _measured(experiment, policy, pictures), _spread(experiment, policy)
         before = _measured(experiment, Uncontrolled(experiment.tasks[0].problem.reference), pictures)
-    kept = found.images[:shown]
-    save_grid(kept, len(kept), folder / PICTURES)
     record = functools.partial(
         Record,
         study,
@@ -231,9 +247,14 @@ def run_task(
         device=device_of(parsed.model.device).type,
     )
     beta = parsed.problem.beta
+    setting = {"beta": beta} if training == 1 else {"beta": beta, "training": training}
+    gains = list(_gains(record, experiment, found, before, setting))
+    if training > 1:
+        return [*gains, _mean(record, "kl", found.kl, setting)]
+    kept = found.images[:shown]
+    save_grid(kept, len(kept), folder / PICTURES)
     spreads = [record("target", value, {"beta": beta, **where}) for where, value in spread]
-    results, gains = _results(record, experiment, found, beta, rows), _gains(record, experiment, found, before, beta)
-    return [*results, *gains, *spreads, *_curves(record, rows, beta)]
+    return [*_results(record, experiment, found, beta, rows), *gains, *spreads, *_curves(record, rows, beta)]
 
 
 def _folder(task: Task) -> Path:
@@ -263,26 +284,32 @@ def _results(
     record: Callable[..., Record], experiment: Experiment, found: Drawn, beta: float, rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[Record]:
     """What the pictures of the finished model are worth, and what the run cost."""
-    setting, number = {"beta": beta}, len(found.rewards)
+    setting = {"beta": beta}
     samples = {"kl": found.kl, "objective": found.rewards - beta * found.kl, **worths(experiment, experiment.tasks[0], found)}
     cost = {"seconds": sum(row["seconds"] for row in rows), "peak_mb": max((row["peak_mb"] for row in rows), default=None)}
     for metric, values in samples.items():
-        yield record(metric, float(values.mean()), setting, stderr=float(values.std() / number**0.5), seeds=number, **cost)
+        yield _mean(record, metric, values, setting, **cost)
     spread = diversity(found.images)
     if spread is not None:
-        yield record("diversity", spread, setting, seeds=number)
+        yield record("diversity", spread, setting, seeds=len(found.rewards))
     fresh = [row for row in rows if "diversity" in row]
     if len(fresh) >= 2 * WINDOW:
         yield _drop(record, fresh, setting)
         yield _growth(record, fresh, setting)
 
 
-def _gains(record: Callable[..., Record], experiment: Experiment, found: Drawn, before: Drawn, beta: float) -> Iterator[Record]:
+def _gains(
+    record: Callable[..., Record], experiment: Experiment, found: Drawn, before: Drawn, setting: Mapping[str, Any]
+) -> Iterator[Record]:
     """How much more the pictures are worth than those that the pre-trained model draws from the same noise."""
-    worth, number = worths(experiment, experiment.tasks[0], before), len(found.rewards)
+    worth = worths(experiment, experiment.tasks[0], before)
     for metric, values in worths(experiment, experiment.tasks[0], found).items():
-        gain = values - worth[metric]
-        yield record(f"{metric}_gain", float(gain.mean()), {"beta": beta}, stderr=float(gain.std() / number**0.5), seeds=number)
+        yield _mean(record, f"{metric}_gain", values - worth[metric], setting)
+
+
+def _mean(record: Callable[..., Record], metric: str, values: Tensor, setting: Mapping[str, Any], **cost: Any) -> Record:
+    number = len(values)
+    return record(metric, float(values.mean()), setting, stderr=float(values.std() / number**0.5), seeds=number, **cost)
 
 
 def _drop(record: Callable[..., Record], rounds: Sequence[Mapping[str, Any]], setting: Mapping[str, Any]) -> Record:
@@ -311,8 +338,10 @@ def _curves(record: Callable[..., Record], rows: Sequence[Mapping[str, Any]], be
 
 
 def keep_pictures(runs: Sequence[Task], folder: Path) -> None:
-    """Copy the pictures of finished runs to a folder, with a name each (`picture_of`)."""
+    """Copy the pictures of finished runs to a folder, with a name each (`picture_of`); a method's first training is shown."""
     for task in runs:
+        if task.arguments["training"] > 1:
+            continue
         settings, method = task.arguments["settings"], task.arguments["method"]
         name = picture_of(PRETRAINED if method is None else method.title, task.arguments["prompt"], settings["problem"]["beta"])
         write_atomically(folder / name, (_folder(task) / PICTURES).read_bytes())

@@ -45,6 +45,7 @@ class Measured:
         gradient_noise: standard deviation of the gradient; None with fewer than two backward passes.
         clipped: whether the gradient was scaled down.
         masked: part of the pairs whose loss was left out.
+        limited: part of the pairs whose target control was scaled down.
         target_norm: largest norm of a label's target control, an early sign of instability.
         ess: effective part of the paths under the current policy, as of the start of the pass; None where nothing depends on it.
         paths: paths sampled so far.
@@ -62,6 +63,7 @@ class Measured:
     gradient_noise: float | None
     clipped: bool
     masked: float
+    limited: float
     target_norm: float
     ess: float | None
     paths: int
@@ -256,6 +258,7 @@ class Trainer:
             gradient_noise=gradient.noise,
             clipped=clipped,
             masked=gradient.masked,
+            limited=gradient.limited,
             target_norm=r.target_norm,
             ess=pool.ess if self.settings.batch.weighs else None,
             paths=self.paths,

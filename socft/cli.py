@@ -7,7 +7,6 @@ listed in `COMMANDS`. Heavy imports belong in ``run``.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib
@@ -16,7 +15,6 @@ import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -98,10 +96,10 @@ class Toy:
         import torch
 
         from socft.records import encode, write_atomically
-        from toy.runner import run
+        from toy.runner import processes, run
 
         torch.set_num_threads(1)
-        with _executor(self.workers) if self.executor is None else imported(self.executor)() as executor:
+        with processes(self.workers) if self.executor is None else imported(self.executor)() as executor:
             records = run(study, self.quick, self.out, executor, self.fresh, self.seeds)
         print(f"{len(records)} records in {self.out / study.name}.jsonl")
         if self.json is not None:
@@ -128,9 +126,10 @@ class Bench:
         import torch
 
         from toy.bench import bench, study_name
+        from toy.runner import processes
 
         torch.set_num_threads(1)
-        with _executor(self.workers) as executor:
+        with processes(self.workers) as executor:
             row = bench(self.estimator, self.out, self.quick, executor, self.against or None)
         print(*_standing(row), sep="\n")
         from socft.report.bench import report
@@ -229,17 +228,6 @@ def _parse(arguments: Sequence[str] | None) -> Command:
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-
-
-@contextlib.contextmanager
-def _executor(count: int) -> Iterator[Executor | None]:
-    from toy.runner import workers
-
-    if count == 1:
-        yield None
-    else:
-        with workers(count) as pool:
-            yield pool
 
 
 def imported(path: str) -> Any:

@@ -14,8 +14,11 @@ from sd_experiments import reproduce
 from sd_experiments.build import ESTIMATORS, made
 from sd_experiments.picture_names import picture_of
 from sd_experiments.reproduce import PI_FT, PRETRAINED, SCALES, Method, Scale, settings_of, tasks
+from socft.checks import InvalidProblem
 from socft.records import Record, encode, read
+from socft.report.rows import Rows
 from socft.report.stable_diffusion import report
+from socft.report.stable_diffusion_tables import ahead_in_trainings
 from tests.test_sd_train import model, written  # noqa: F401
 
 STILL = 1e-30
@@ -121,6 +124,37 @@ def _look(scale: Scale, tmp_path: Path, prompts: tuple[str, ...]) -> None:
         assert picture.width == pytest.approx(scale.shown * picture.height, abs=scale.shown)
     files = report(scale.study).write(tmp_path / "records", tmp_path / "reports")
     assert [file.name for file in files] == ["stable_diffusion-reached.svg", "stable_diffusion.pdf"]
+
+
+def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_report(scale: Scale, tmp_path: Path):
+    moving = dataclasses.replace(scale, methods=tuple(dataclasses.replace(m, rate=FAST) for m in scale.methods), betas=())
+    records = reproduce.reproduce(moving, False, tmp_path / "records", trainings=3)
+    once = reproduce.reproduce(moving, False, tmp_path / "once")
+    again = [r for r in records if "training" in r.setting]
+    assert [_timeless(r) for r in records if r not in again] == [_timeless(r) for r in once]
+    prompts, beta = moving.settings.problem.prompts, moving.settings.problem.beta
+    for method in (PI_FT, "DPOK"):
+        for prompt in prompts:
+            first = value(records, "reward_gain", method, prompt, beta)
+            others = [r for r in again if (r.metric, r.estimator, r.problem) == ("reward_gain", method, prompt)]
+            assert [r.setting["training"] for r in others] == [2, 3]
+            assert len({first.value, *(r.value for r in others)}) == 3
+    runs = [t for t in tasks(moving, 2) if t.name.startswith("DPOK") and t.arguments["prompt"] == prompts[0]]
+    earlier, later = (run.arguments["settings"] for run in runs)
+    assert later["run"].pop("seed") == earlier["run"].pop("seed") + 1
+    assert later == earlier
+    ahead, pairs = ahead_in_trainings(Rows(tuple(records)), "reward_gain", beta)
+    assert pairs == 3 * len(prompts)
+    assert ahead == sum(
+        a.value > b.value
+        for a in records
+        for b in records
+        if a.metric == b.metric == "reward_gain"
+        and (a.estimator, b.estimator) == (PI_FT, "DPOK")
+        and (a.problem, a.setting) == (b.problem, b.setting)
+    )
+    with pytest.raises(InvalidProblem, match="trainings = 0; give at least 1"):
+        reproduce.reproduce(moving, True, tmp_path / "none", trainings=0)
 
 
 def test_an_interrupted_reproduction_ends_with_the_same_records(scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -237,6 +237,35 @@ def test_pairs_with_the_largest_losses_can_be_left_out():
     assert away(masked[1], free[1]) > 1e-3
 
 
+def test_large_target_controls_keep_their_direction():
+    """The gradient is that of the regression on targets no longer than c / beta."""
+    limit, number = 1.2, 40
+    trainer = trainer_with(batch={"trajectories": number, "target_clip": limit}, run={"steps": 1})
+    (found,), (measured,) = gradients_of(trainer)
+    (task,) = trainer.tasks
+    with torch.no_grad():
+        path = rollout(task.problem.reference, task.policy, noise_of(trainer, 0, number))
+    targets = AdjointMatching().label(task.problem, task.policy, path).targets
+    loss, scaled, beta = torch.zeros((), dtype=F64), 0, float(task.problem.beta[0])
+    for k in range(STEPS):
+        for i in range(number):
+            u = targets[k, i]
+            too_long = float(u.norm()) * beta > limit
+            scaled += too_long
+            aim = u / u.norm() * limit / beta if too_long else u
+            v = task.policy(k, path.states[k, i][None])[0]
+            loss = loss + beta * (v - aim).square().sum() / 2 / number
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(trainer.parameters.values()))])
+    assert away(found, expected) < EXACT
+    assert measured.limited == scaled / (STEPS * number)
+    assert 0.1 < measured.limited < 0.9
+    (free,), (unlimited,) = gradients_of(trainer_with(batch={"trajectories": number}, run={"steps": 1}))
+    assert unlimited.limited == 0
+    assert away(found, free) > 1e-2
+    with pytest.raises(InvalidProblem, match=r"batch\.target_clip = 0"):
+        trainer_with(batch={"target_clip": 0.0})
+
+
 def test_the_average_of_the_layers_forgets_where_it_began():
     trainer = trainer_with(batch={"trajectories": 2}, run={"steps": 3, "ema": 0.2}, optimiser={"rate": 0.1})
     name, p = next(iter(trainer.parameters.items()))

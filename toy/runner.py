@@ -136,6 +136,16 @@ def _repeated(study: Study, tasks: Sequence[Task], seeds: int) -> list[Task]:
 
 
 @contextlib.contextmanager
+def processes(count: int) -> Iterator[Executor | None]:
+    """Where tasks run: that many `workers`, or this process (None) for one."""
+    if count == 1:
+        yield None
+    else:
+        with workers(count) as pool:
+            yield pool
+
+
+@contextlib.contextmanager
 def workers(count: int) -> Iterator[Executor]:
     """A pool of freshly spawned processes with one thread each, which end with this process, however it ends."""
     require(count >= 1, f"workers = {count}; give at least 1.")

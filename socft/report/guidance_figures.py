@@ -70,7 +70,7 @@ def learnt(rows: Rows, objective: str) -> bytes:
 def frontier(rows: Rows, spread: str) -> bytes:
     """Reward against divergence, and against distance from the data, of one guided pass by every method."""
     with panels(1, 2, 2.5) as (figure, axes):
-        for method, look in zip(FRONTIER, LOOKS, strict=True):
+        for method, look in zip(FRONTIER, LOOKS, strict=False):
             for ax, metric in zip(axes, ("frontier_kl", "frontier_distance"), strict=True):
                 line = _paired(rows.where(problem=spread, estimator=method), metric, "frontier_reward")
                 draw(ax, line, look, SHOWN.get(method, method), 5)

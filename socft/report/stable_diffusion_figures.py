@@ -13,6 +13,7 @@ from socft.report.rows import Rows, Series
 
 PRETRAINED = "pre-trained"
 PI_FT = "PI-FT"
+DPOK = "DPOK"
 GREY = Look("0.6", ":", "o")
 SMOOTHED = 4
 """Rounds of a moving average."""

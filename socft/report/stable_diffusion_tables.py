@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from socft.records import Record
 from socft.report.gradient_variance_cells import plain, value
 from socft.report.rows import Rows
-from socft.report.stable_diffusion_figures import PI_FT, PRETRAINED, final, methods_of
+from socft.report.stable_diffusion_figures import DPOK, PI_FT, PRETRAINED, final, methods_of
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
 
 BELIEVED = 4.0
@@ -35,11 +36,47 @@ def reached(rows: Rows, beta: float) -> str:
         header=("", "reward", "gain", "KL", "accuracy", "gain", "diversity", "seconds", "peak MB"),
         rows=body,
         caption=f"""Every method after the same number of sampled trajectories, $beta =$ {text(f"{beta:g}")}; all models draw from
-            the same noise, and gains are over the pre-trained model's picture from it. Every model was trained once, and errors
-            are those over its pictures. Seconds are those of the whole run, peak memory that of its process.""",
+            the same noise, and gains are over the pre-trained model's picture from it. Errors are those over the pictures
+            of one training. Seconds are those of the whole run, peak memory that of its process.""",
         label="reached",
         align="lrrrrrrrr",
         long=True,
+    ).markup
+
+
+def ahead_in_trainings(rows: Rows, metric: str, beta: float) -> tuple[int, int]:
+    """In how many pairs of trainings, one of each method and numbered alike, PI-FT has more than DPOK, and of how many."""
+    pairs = [
+        (mine, theirs)
+        for prompt in rows.fields("problem")
+        for mine, theirs in zip(*(_trainings(rows, metric, prompt, name, beta) for name in (PI_FT, DPOK)), strict=True)
+    ]
+    return sum(mine.value > theirs.value for mine, theirs in pairs), len(pairs)
+
+
+def _trainings(rows: Rows, metric: str, prompt: str, method: str, beta: float) -> list[Record]:
+    """What every training of a method reached, the first one before its repetitions."""
+    first = final(rows, metric, prompt, method, beta)
+    return [*first, *rows.where(metric, prompt, method, beta=beta).having("beta", "training")]
+
+
+def repeated(rows: Rows, beta: float) -> str:
+    """PI-FT and DPOK, every training from another seed; nothing if there was but one."""
+    if not rows.having("beta", "training"):
+        return ""
+    body: list[Sequence[str]] = []
+    for prompt in rows.fields("problem"):
+        body.append([text(prompt)])
+        for method in (PI_FT, DPOK):
+            columns = [_trainings(rows, metric, prompt, method, beta) for metric in ("reward_gain", "accuracy_gain", "kl")]
+            body.append([text(method), *(", ".join(number(record.value, 2) for record in column) for column in columns)])
+    return Table(
+        header=("", "gain in reward", "gain in accuracy", "KL"),
+        rows=body,
+        caption=f"""PI-FT and DPOK trained again from other seeds: what every training reached, $beta =$ {text(f"{beta:g}")}; all
+            draw from the same noise.""",
+        label="repeated",
+        align="lrrr",
     ).markup
 
 
