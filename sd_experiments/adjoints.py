@@ -7,12 +7,16 @@ noise many times: the standard deviation of the rewards says how undecided the p
 two over the paths says how far one explains the other.
 
 Guidance changes the chain, hence its Jacobians and its pictures; the same paths' noise is guided at several scales.
+
+What the largest costates do to gradients, what limiting them does, and whether other estimators of the gradient point the same way,
+is measured by `sd_experiments.outliers`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +26,15 @@ from jaxtyping import Float
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from sd_experiments import config
+from sd_experiments import config, outliers
 from sd_experiments.buffer import seeded
-from sd_experiments.build import Experiment, build, device_of
+from sd_experiments.build import ESTIMATORS, Experiment, build, device_of, made
+from sd_experiments.outliers import LIMITS, agreement, alignment, jackknifed
 from sd_experiments.policy import adjoint_norms
-from sd_experiments.session import drawn, fresh_noise, worths
+from sd_experiments.reproduce import PI_FT, SCALES
+from sd_experiments.session import drawn, fresh_noise, trainer_of, worths
 from sd_experiments.task import Task as Prompt
+from socft.estimators.adjoint_matching import AdjointMatching
 from socft.policy import Uncontrolled
 from socft.records import Record
 from socft.rollout import Noise, rollout
@@ -40,6 +47,8 @@ TOP = 0.9
 """Quantile of the largest costate of a path above which the path is one of the ``top``."""
 QUANTILES = (0.5, 0.9, 1.0)
 PARTS = ("top", "rest")
+COMPARED = SCALES["tiny"].methods
+"""Methods whose gradients are compared with the policy gradient, on fresh paths, where clips of likelihood ratios do nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +60,20 @@ class Size:
         continued: how often every state of these is continued.
         guidance: scales besides the configuration's.
         pictures: per scale of guidance.
+        batches: whose gradients are compared.
+        steps: gradient steps to the second policy at which they are.
     """
 
     paths: int
     continued: int
     guidance: tuple[float, ...]
     pictures: int
+    batches: int
+    steps: int
 
 
-FULL = Size(paths=192, continued=16, guidance=(2.0, 4.0, 7.5), pictures=512)
-QUICK = Size(paths=20, continued=2, guidance=(4.0,), pictures=4)
+FULL = Size(paths=192, continued=16, guidance=(2.0, 4.0, 7.5), pictures=512, batches=12, steps=60)
+QUICK = Size(paths=20, continued=2, guidance=(4.0,), pictures=4, batches=3, steps=1)
 
 
 def run(file: Path, quick: bool, out: Path, workers: int = 2) -> list[Record]:
@@ -72,18 +85,21 @@ def run(file: Path, quick: bool, out: Path, workers: int = 2) -> list[Record]:
 
 
 def tasks(settings: config.Settings, size: Size) -> list[Task]:
-    """For every prompt: the forks of the chain, and the costates at every scale of guidance."""
-    made = []
+    """For every prompt: forks of the chain, limits of its target controls, methods, and costates at every scale of guidance."""
+    listed = []
     for prompt in settings.problem.prompts:
         alone = dataclasses.replace(settings, problem=dataclasses.replace(settings.problem, prompts=(prompt,)))
         arguments = {"settings": alone.plain(), "paths": size.paths}
-        made.append(Task(f"forks: {prompt}", forks, {**arguments, "continued": size.continued}))
+        listed.append(Task(f"forks: {prompt}", forks, {**arguments, "continued": size.continued}))
+        listed.append(Task(f"limits: {prompt}", limits, {"settings": alone.plain(), "batches": size.batches}))
+        both = {"settings": alone.plain(), "batches": size.batches, "steps": size.steps}
+        listed.append(Task(f"directions: {prompt}", directions, both))
         for scale in dict.fromkeys((settings.sampler.guidance, *size.guidance)):
             guided = dataclasses.replace(alone, sampler=dataclasses.replace(alone.sampler, guidance=scale)).plain()
-            made.append(
+            listed.append(
                 Task(f"guidance {scale:g}: {prompt}", guidance, {**arguments, "settings": guided, "pictures": size.pictures})
             )
-    return made
+    return listed
 
 
 def forks(settings: Mapping[str, Any], paths: int, continued: int) -> list[Record]:
@@ -124,6 +140,47 @@ def guidance(settings: Mapping[str, Any], paths: int, pictures: int) -> list[Rec
     found = drawn(experiment, prompt, Uncontrolled(prompt.problem.reference), pictures, SEED)
     worth = worths(experiment, prompt, found)
     return [*quantiles, *(_mean(record, metric, values, setting) for metric, values in worth.items())]
+
+
+def limits(settings: Mapping[str, Any], batches: int) -> list[Record]:
+    """How far gradients at the pre-trained model agree under several limits of the target controls."""
+    experiment, prompt = _prompt(settings)
+    record, found = _recorder(experiment, prompt), []
+    measured = outliers.gradients(experiment, AdjointMatching(), batches, SEED, LIMITS)
+    means: list[Tensor] = []
+    for limit, (gradients, limited) in zip(LIMITS, measured, strict=True):
+        setting, (agreed, error) = {"limit": limit}, jackknifed(agreement, gradients)
+        means.append(gradients.mean(0))
+        found += [
+            record("agreement", agreed, setting, stderr=error, seeds=batches),
+            record("fidelity", float(torch.cosine_similarity(means[-1], means[0], dim=0)), setting, seeds=batches),
+            record("limited", limited, setting, seeds=batches),
+        ]
+    return found
+
+
+def directions(settings: Mapping[str, Any], batches: int, steps: int) -> list[Record]:
+    """How far gradients of a method agree, and with policy gradients, before and after some steps of adjoint matching."""
+    experiment, prompt = _prompt(settings)
+    record, trainer = _recorder(experiment, prompt), trainer_of(experiment)
+    found: list[Record] = []
+    for after in (0, steps):
+        while trainer.step < after:
+            next(trainer.iterations())
+        gradients = {
+            method.title: next(
+                outliers.gradients(experiment, made("estimator", ESTIMATORS, method.estimator, method.options), batches, SEED)
+            )[0]
+            for method in COMPARED
+        }
+        for title, mine in gradients.items():
+            measured = {"agreement": jackknifed(agreement, mine), "alignment": jackknifed(alignment, mine, gradients[PI_FT])}
+            for metric, (value, error) in measured.items():
+                if math.isfinite(value):
+                    stderr = error if math.isfinite(error) else None
+                    one = record(metric, value, {"after": after}, stderr=stderr, seeds=batches)
+                    found.append(dataclasses.replace(one, estimator=title))
+    return found
 
 
 @torch.no_grad()

@@ -117,7 +117,7 @@ class Reproduce:
 
 @dataclasses.dataclass(frozen=True)
 class Adjoints:
-    """What makes costates large: pictures that are undecided, and guidance, measured along paths of the pre-trained model."""
+    """What makes costates large (pictures that are undecided, guidance), and how far the gradients of paths and methods agree."""
 
     config: Config = TINY
     """The configuration whose prompts, chain and reward are taken."""

@@ -8,6 +8,7 @@ from sd_experiments.picture_names import picture_of
 from socft.records import Record
 from socft.report import stable_diffusion_adjoints as adjoints
 from socft.report import stable_diffusion_figures as figures
+from socft.report import stable_diffusion_stability as stability
 from socft.report import stable_diffusion_tables as tables
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_lines import Claims
@@ -46,7 +47,7 @@ def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
         _methods(runs, beta),
         _samples(rows, beta),
         _sweep(rows, first),
-        _stability(runs, first, beta),
+        stability.section(runs, sizes, first, beta),
         f"= What makes costates large\n\n{adjoints.section(sizes)}",
         f"= What a gradient costs\n\n{tables.benchmark(benchmark)}",
         _reproduction(rows, study),
@@ -192,28 +193,6 @@ def _sweep(rows: Rows, prompt: str) -> str:
 {tables.sweep(rows, prompt)}
 
 {picture_rows(shown, f"“{text(prompt)}” at several KL weights, the same noise in every column.", "samples-beta")}
-"""
-
-
-def _stability(rows: Rows, prompt: str, beta: float) -> str:
-    picture = figure(
-        "noise.svg",
-        f"Training on “{text(prompt)}”: norm of the gradient, standard deviation of its noise, and the largest target control.",
-        "noise-figure",
-        "Three panels against rounds on logarithmic scales, one curve per method.",
-    )
-    return rf"""
-= Stability
-
-{picture}
-
-{tables.drops(rows, beta)}
-
-A target control is $B_k^top a_(k+1)\/beta$, so its norm is that of the adjoint up to constants. In @targets, what is already spread
-at the last step is the gradient of the reward itself, and what is added towards the first step is the product of the sampler's
-Jacobians; the next section says when both are large.
-
-{tables.targets(rows, prompt, beta)}
 """
 
 

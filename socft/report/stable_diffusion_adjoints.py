@@ -36,10 +36,77 @@ noise decides what the picture becomes. To test this, every state of {_paths(row
 
 {picture}
 
+{limits(rows)}
+
 Guidance makes the chain another one: @guidance says what it does to pictures and costates.
 
 {guidance(rows)}
 """
+
+
+def limits(rows: Rows) -> str:
+    """What a limit of the target controls does to gradients."""
+    body: list[Sequence[str]] = []
+    limited = rows.having("limit")
+    for prompt in limited.fields("problem"):
+        found = limited.where("agreement", prompt)
+        body.append([text(prompt)])
+        for record in found:
+            limit = record.setting["limit"]
+            share, fidelity = (rows.where(metric, prompt, limit=limit).one() for metric in ("limited", "fidelity"))
+            cells = [value(record), *(number(each.value if each else None) for each in (fidelity, share))]
+            body.append(["none" if limit is None else plain(limit), *cells])
+    if not body:
+        return ""
+    batches = integer(max(record.seeds for record in limited))
+    table = Table(
+        header=("limit", "cosine between batches", "cosine with no limit", "part limited"),
+        rows=body,
+        caption=f"""Gradients of {batches} batches of paths at the pre-trained model, with the norm of $beta$ times a target control
+            limited, in units of the reward per unit of noise: mean cosine between two batches, cosine between the mean gradient of
+            all batches and the one without a limit, and the part of the target controls that was scaled down.""",
+        label="limits",
+        align="lrrr",
+        long=True,
+    )
+    return f"""
+A single such path decides the direction of a gradient. @limits measures it: the mean cosine between the gradients of two batches of
+paths, at the pre-trained model, which is 1 if all batches say the same. Scaling target controls down to a limit keeps their
+direction, and what it costs is a bias; the cosine with the gradient without a limit bounds it where that is more than noise.
+
+{table.markup}
+"""
+
+
+def directions(rows: Rows) -> str:
+    """Whether estimators point where the policy gradient does; for the section on stability."""
+    measured = rows.having("after").where("agreement")
+    if not measured:
+        return NOT_MEASURED
+    stages = measured.distinct("after")
+    body: list[Sequence[str]] = []
+    for prompt in measured.fields("problem"):
+        body.append([text(prompt)])
+        for method in measured.fields("estimator"):
+            found = [
+                rows.where(metric, prompt, method, after=after).one() for after in stages for metric in ("agreement", "alignment")
+            ]
+            body.append([text(method), *("only noise" if record is None else value(record) for record in found)])
+    batches = integer(max(record.seeds for record in measured))
+    return Table(
+        header=("", *(f"{what}, {_when(after)}" for after in stages for what in ("own", "with PI-FT"))),
+        rows=body,
+        caption=f"""Cosines of gradients without a limit, {batches} batches of paths for each. Own: mean cosine between two batches.
+            With PI-FT: cosine between what an estimator and the full adjoint estimate, the noise of both removed; the full adjoint
+            is unbiased for the policy gradient.""",
+        label="directions",
+        align="l" + "r" * 2 * len(stages),
+        long=True,
+    ).markup
+
+
+def _when(after: int) -> str:
+    return "pre-trained" if after == 0 else f"after {after} steps"
 
 
 def _paths(rows: Rows) -> str:

@@ -96,6 +96,15 @@ def sweep(rows: Rows, prompt: str) -> str:
     ).markup
 
 
+def fallen(rows: Rows, method: str, beta: float) -> list[str]:
+    """The prompts on which a method's run ends below its best by more than noise."""
+    return [record.problem for record in rows.where("drop", estimator=method, beta=beta) if _is_drop(record)]
+
+
+def _is_drop(record: Record) -> bool:
+    return record.stderr is not None and record.value > BELIEVED * record.stderr
+
+
 def drops(rows: Rows, beta: float) -> str:
     """Runs and how far they end below their best, with what their targets did."""
     body = []
@@ -105,13 +114,12 @@ def drops(rows: Rows, beta: float) -> str:
             continue
         worst = max(found, key=lambda record: record.value / (record.stderr or 1.0))
         growth = rows.where("target_growth", worst.problem, method, beta=beta).one()
-        real = worst.stderr is not None and worst.value > BELIEVED * worst.stderr
         body.append(
             [
                 text(method),
                 text(worst.problem),
                 value(worst),
-                "yes" if real else "no",
+                "yes" if _is_drop(worst) else "no",
                 number(growth.value if growth else None),
             ]
         )
