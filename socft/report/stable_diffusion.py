@@ -128,6 +128,10 @@ which is by far the largest at the end of few steps that are even in time. Layer
 divergence in the last step, whatever they change in the others. The levels of the tiny model's chain are even in $log s$, and every
 step pays alike.
 
+A target control $u$ is the gain that a unit of noise promises, over $beta$. At the tiny scale those with $beta |u| > 1$, in units
+of the standard deviation of the reward over pictures, are scaled down to that length for every method that regresses on them; the
+section on costates measures what this does.
+
 PI-FT regresses the control on $B_k^top a_(k+1)\/beta$ with full adjoints $a$ along
 paths of the current policy; lean adjoints leave out the derivative of the control (adjoint matching); the martingale-corrected
 adjoint subtracts noise of known mean; DPOK and DDPO weigh log-probabilities by rewards; DRaFT-1 differentiates the last step.

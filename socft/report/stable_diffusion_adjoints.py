@@ -32,7 +32,7 @@ def section(rows: Rows) -> str:
     return rf"""
 The lean costate of a path is a sample of the gradient of $V_k (x) = bb(E)[r(X_T) | X_k = x]$, so it should be large where a little
 noise decides what the picture becomes. To test this, every state of {_paths(rows)} paths was continued on fresh noise many times.
-{_verdict(rows, prompt)} Leaving out the largest losses, as is often done, therefore leaves out the paths that have most to tell.
+{_verdict(rows, prompt)} Leaving out the largest losses, as is often done, leaves such paths out altogether.
 
 {picture}
 
