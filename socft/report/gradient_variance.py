@@ -16,6 +16,7 @@ from socft.report import gradient_variance_text as chapters
 from socft.report import gradient_variance_verdicts as verdicts
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_lines import Claims
+from socft.report.figures import LOOKS
 from socft.report.gradient_variance_catalogue import OBJECTIVE
 from socft.report.rows import Rows
 from socft.report.typeset import document, figure, integer, landscape, text
@@ -178,9 +179,9 @@ def _training(rows: Rows) -> str:
 def _suites(rows: Rows) -> str:
     suite = figure(
         "socm.svg",
-        """Mean-square error of the control over the paths of the optimum, along training, a row per problem and a column per kind.
-        The first point is the pre-trained model. Errors that are infinite are not drawn, nor more than six estimators of a kind:
-        the tables have all.""",
+        f"""Mean-square error of the control over the paths of the optimum, along training, a row per problem and a column per kind.
+        The first point is the pre-trained model. Errors that are infinite are not drawn, nor more than {len(LOOKS)} estimators of a
+        kind: the tables have all.""",
         "socm-figure",
         "Control error against gradient steps, four problems by kinds of estimators.",
         tall=True,
