@@ -72,7 +72,7 @@ class Size:
     steps: int
 
 
-FULL = Size(paths=192, continued=16, guidance=(2.0, 4.0, 7.5), pictures=512, batches=12, steps=60)
+FULL = Size(paths=192, continued=10, guidance=(2.0, 4.0, 7.5), pictures=512, batches=10, steps=40)
 QUICK = Size(paths=20, continued=2, guidance=(4.0,), pictures=4, batches=3, steps=1)
 
 
@@ -90,10 +90,10 @@ def tasks(settings: config.Settings, size: Size) -> list[Task]:
     for prompt in settings.problem.prompts:
         alone = dataclasses.replace(settings, problem=dataclasses.replace(settings.problem, prompts=(prompt,)))
         arguments = {"settings": alone.plain(), "paths": size.paths}
+        compared = {"settings": alone.plain(), "batches": size.batches}
+        listed.append(Task(f"directions: {prompt}", directions, {**compared, "steps": size.steps}))
         listed.append(Task(f"forks: {prompt}", forks, {**arguments, "continued": size.continued}))
-        listed.append(Task(f"limits: {prompt}", limits, {"settings": alone.plain(), "batches": size.batches}))
-        both = {"settings": alone.plain(), "batches": size.batches, "steps": size.steps}
-        listed.append(Task(f"directions: {prompt}", directions, both))
+        listed.append(Task(f"limits: {prompt}", limits, compared))
         for scale in dict.fromkeys((settings.sampler.guidance, *size.guidance)):
             guided = dataclasses.replace(alone, sampler=dataclasses.replace(alone.sampler, guidance=scale)).plain()
             listed.append(
@@ -160,19 +160,18 @@ def limits(settings: Mapping[str, Any], batches: int) -> list[Record]:
 
 
 def directions(settings: Mapping[str, Any], batches: int, steps: int) -> list[Record]:
-    """How far gradients of a method agree, and with policy gradients, before and after some steps of adjoint matching."""
+    """How far gradients agree, in a method and with PI-FT's, before and after some steps of adjoint matching; limited as configured."""
     experiment, prompt = _prompt(settings)
     record, trainer = _recorder(experiment, prompt), trainer_of(experiment)
     found: list[Record] = []
     for after in (0, steps):
         while trainer.step < after:
             next(trainer.iterations())
-        gradients = {
-            method.title: next(
-                outliers.gradients(experiment, made("estimator", ESTIMATORS, method.estimator, method.options), batches, SEED)
-            )[0]
-            for method in COMPARED
-        }
+        gradients: dict[str, Tensor] = {}
+        for method in COMPARED:
+            estimator = made("estimator", ESTIMATORS, method.estimator, method.options)
+            measuring = outliers.gradients(experiment, estimator, batches, SEED, (experiment.settings.batch.target_clip,))
+            gradients[method.title], _ = next(measuring)
         for title, mine in gradients.items():
             measured = {"agreement": jackknifed(agreement, mine), "alignment": jackknifed(alignment, mine, gradients[PI_FT])}
             for metric, (value, error) in measured.items():

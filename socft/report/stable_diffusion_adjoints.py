@@ -96,9 +96,9 @@ def directions(rows: Rows) -> str:
     return Table(
         header=("", *(f"{what}, {_when(after)}" for after in stages for what in ("own", "with PI-FT"))),
         rows=body,
-        caption=f"""Cosines of gradients without a limit, {batches} batches of paths for each. Own: mean cosine between two batches.
-            With PI-FT: cosine between what an estimator and the full adjoint estimate, the noise of both removed; the full adjoint
-            is unbiased for the policy gradient.""",
+        caption=f"""Cosines of gradients at the pre-trained model and after some steps of adjoint matching, {batches} batches of
+            paths for each method, target controls limited as in training. Own: mean cosine between two batches. With PI-FT: cosine
+            between what a method and PI-FT estimate, with the noise of both removed, where there is more than noise.""",
         label="directions",
         align="l" + "r" * 2 * len(stages),
         long=True,
