@@ -160,7 +160,7 @@ def limits(settings: Mapping[str, Any], batches: int) -> list[Record]:
 
 
 def directions(settings: Mapping[str, Any], batches: int, steps: int) -> list[Record]:
-    """How far gradients agree, in a method and with PI-FT's, before and after some steps of adjoint matching; limited as configured."""
+    """How far gradients agree, in a method and with PI-FT's, before and after some steps of adjoint matching."""
     experiment, prompt = _prompt(settings)
     record, trainer = _recorder(experiment, prompt), trainer_of(experiment)
     found: list[Record] = []
