@@ -13,6 +13,8 @@ from socft.report.rows import Rows, Series
 from socft.report.typeset import NOT_MEASURED, Table, figure, integer, number, text
 
 PICTURE = "adjoints.svg"
+NOISE = 2.0
+"""Standard errors below which an agreement is called noise."""
 TITLES = {"top": "the tenth of the paths with the largest costates", "rest": "other paths"}
 
 
@@ -70,8 +72,8 @@ def limits(rows: Rows) -> str:
         long=True,
     )
     return f"""
-A single such path decides the direction of a gradient. @limits measures it: the mean cosine between the gradients of two batches of
-paths, at the pre-trained model, which is 1 if all batches say the same. Scaling target controls down to a limit keeps their
+A single such path can decide the direction of a gradient. @limits measures it: the mean cosine between the gradients of two batches
+of paths, at the pre-trained model, which is 1 if all batches say the same. Scaling target controls down to a limit keeps their
 direction, and what it costs is a bias; the cosine with the gradient without a limit bounds it where that is more than noise.
 
 {table.markup}
@@ -88,10 +90,8 @@ def directions(rows: Rows) -> str:
     for prompt in measured.fields("problem"):
         body.append([text(prompt)])
         for method in measured.fields("estimator"):
-            found = [
-                rows.where(metric, prompt, method, after=after).one() for after in stages for metric in ("agreement", "alignment")
-            ]
-            body.append([text(method), *("only noise" if record is None else value(record) for record in found)])
+            cells = [cell for after in stages for cell in _direction(rows.where(None, prompt, method, after=after))]
+            body.append([text(method), *cells])
     batches = integer(max(record.seeds for record in measured))
     return Table(
         header=("", *(f"{what}, {_when(after)}" for after in stages for what in ("own", "with PI-FT"))),
@@ -103,6 +103,13 @@ def directions(rows: Rows) -> str:
         align="l" + "r" * 2 * len(stages),
         long=True,
     ).markup
+
+
+def _direction(rows: Rows) -> tuple[str, str]:
+    """How far a method's gradients agree, and where they point if that is more than noise."""
+    own, cosine = (rows.where(metric).one() for metric in ("agreement", "alignment"))
+    noise = own is None or cosine is None or (own.stderr is not None and own.value < NOISE * own.stderr)
+    return value(own), "only noise" if noise else value(cosine)
 
 
 def _when(after: int) -> str:
