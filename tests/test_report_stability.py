@@ -56,7 +56,7 @@ def test_a_method_is_called_biased_beyond_four_standard_errors(alignment: float,
     found = told([drop("A", 5.0)], sizes)
     assert ("it does not climb this objective" in found) == biased
     if biased:
-        assert f"a cosine of {alignment:.2f} with" in found
+        assert f"with PI-FT's is {alignment:.2f} on “p”." in found
     else:
         assert "two batches of paths have a cosine of 0.11, where it is 0.80 for PI-FT." in found
 
@@ -69,4 +69,4 @@ def test_prompts_are_named_and_their_numbers_are_a_range():
     ]
     found = told([drop("A", 5.0, "p"), drop("A", 5.0, "q"), drop("A", 0.0, "unfallen")], sizes)
     assert "A on “p” and “q”" in found
-    assert "a cosine of 0.20 to 0.40 with" in found
+    assert "with PI-FT's is 0.20 on “p” and 0.40 on “q”." in found

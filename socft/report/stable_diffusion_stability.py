@@ -66,7 +66,8 @@ def _reason(method: str, prompts: Sequence[str], sizes: Rows) -> str:
         return f"{start}: why was {NOT_MEASURED}."
     turned = [record for record in measured("alignment", method) if _is_below(record, SAME)]
     if turned:
-        return f"{start}: it does not climb this objective, its mean gradient having a cosine of {_range(turned)} with PI-FT's."
+        cosines = " and ".join(f"{number(record.value, 2)} on “{text(record.problem)}”" for record in turned)
+        return f"{start}: it does not climb this objective; the cosine of its mean gradient with PI-FT's is {cosines}."
     return (
         f"{start}: no bias shows in its gradients, but two batches of paths have a cosine of {_range(own)}, where it is"
         f" {_range(theirs)} for PI-FT."
