@@ -9,7 +9,7 @@ two over the paths says how far one explains the other.
 Guidance changes the chain, hence its Jacobians and its pictures; the same paths' noise is guided at several scales.
 
 What the largest costates do to gradients, what limiting them does, and whether other estimators of the gradient point the same way,
-is measured by `sd_experiments.outliers`.
+is measured by `sd_experiments.gradient_agreement`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from jaxtyping import Float
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from sd_experiments import config, outliers
+from sd_experiments import config, gradient_agreement
 from sd_experiments.buffer import seeded
 from sd_experiments.build import ESTIMATORS, Experiment, build, device_of, made
-from sd_experiments.outliers import LIMITS, agreement, alignment, jackknifed
+from sd_experiments.gradient_agreement import LIMITS, agreement, alignment, jackknifed
 from sd_experiments.policy import adjoint_norms
 from sd_experiments.reproduce import PI_FT, SCALES
 from sd_experiments.session import drawn, fresh_noise, trainer_of, worths
@@ -146,7 +146,7 @@ def limits(settings: Mapping[str, Any], batches: int) -> list[Record]:
     """How far gradients at the pre-trained model agree under several limits of the target controls."""
     experiment, prompt = _prompt(settings)
     record, found = _recorder(experiment, prompt), []
-    measured = outliers.gradients(experiment, AdjointMatching(), batches, SEED, LIMITS)
+    measured = gradient_agreement.gradients(experiment, AdjointMatching(), batches, SEED, LIMITS)
     means: list[Tensor] = []
     for limit, (gradients, limited) in zip(LIMITS, measured, strict=True):
         setting, (agreed, error) = {"limit": limit}, jackknifed(agreement, gradients)
@@ -170,7 +170,7 @@ def directions(settings: Mapping[str, Any], batches: int, steps: int) -> list[Re
         gradients: dict[str, Tensor] = {}
         for method in COMPARED:
             estimator = made("estimator", ESTIMATORS, method.estimator, method.options)
-            measuring = outliers.gradients(experiment, estimator, batches, SEED, (experiment.settings.batch.target_clip,))
+            measuring = gradient_agreement.gradients(experiment, estimator, batches, SEED, (experiment.settings.batch.target_clip,))
             gradients[method.title], _ = next(measuring)
         for title, mine in gradients.items():
             measured = {"agreement": jackknifed(agreement, mine), "alignment": jackknifed(alignment, mine, gradients[PI_FT])}

@@ -49,24 +49,24 @@ def test_what_was_not_measured_is_not_explained():
 
 
 @pytest.mark.parametrize(
-    ("alignment", "stderr", "biased"), [(0.3, 0.1, True), (0.3, 0.2, False), (1.0, 0.01, False), (-0.5, 0.1, True)]
+    ("own", "alignment", "stderr", "reason"),
+    [
+        (0.8, 0.3, 0.1, "it does not climb this objective"),
+        (0.8, -0.5, 0.1, "it does not climb this objective"),
+        (0.8, 0.3, 0.2, "why is not decided"),
+        (0.8, 1.0, 0.01, "why is not decided"),
+        (0.1, 1.0, 0.01, "it is noisier"),
+    ],
 )
-def test_a_method_is_called_biased_beyond_four_standard_errors(alignment: float, stderr: float, biased: bool):
-    sizes = [*gradients(PI_FT, 0.8, 1.0, 0.01), *gradients("A", 0.11, alignment, stderr)]
-    found = told([drop("A", 5.0)], sizes)
-    assert ("it does not climb this objective" in found) == biased
-    if biased:
-        assert f"with PI-FT's is {alignment:.2f} on “p”." in found
-    else:
-        assert "two batches of paths have a cosine of 0.11, where it is 0.80 for PI-FT." in found
+def test_a_reason_is_given_beyond_four_standard_errors(own: float, alignment: float, stderr: float, reason: str):
+    sizes = [*gradients(PI_FT, 0.8, 1.0, 0.01), *gradients("A", own, alignment, stderr)]
+    assert f"A on “p”: {reason}" in told([drop("A", 5.0)], sizes)
 
 
-def test_prompts_are_named_and_their_numbers_are_a_range():
-    sizes = [
-        *gradients("A", 0.1, 0.2, 0.01, "p"),
-        *gradients("A", 0.1, 0.4, 0.01, "q"),
-        *gradients("A", 0.1, -1.0, 0.01, "unfallen"),
-    ]
-    found = told([drop("A", 5.0, "p"), drop("A", 5.0, "q"), drop("A", 0.0, "unfallen")], sizes)
-    assert "A on “p” and “q”" in found
-    assert "with PI-FT's is 0.20 on “p” and 0.40 on “q”." in found
+def test_every_prompt_has_its_own_reason():
+    sizes = [each for prompt in "pqr" for each in gradients(PI_FT, 0.8, 1.0, 0.01, prompt)]
+    sizes += gradients("A", 0.8, 0.2, 0.01, "p") + gradients("A", 0.8, 0.7, 0.1, "q") + gradients("A", 0.8, -1.0, 0.01, "r")
+    lines = told([drop("A", 5.0, "p"), drop("A", 5.0, "q"), drop("A", 0.0, "r")], sizes).splitlines()[2:]
+    assert [line.split(":")[0] for line in lines] == ["- A on “p”", "- A on “q”"]
+    assert "does not climb" in lines[0]
+    assert "not decided" in lines[1]

@@ -12,7 +12,7 @@ import torch
 from sd_experiments import config
 from sd_experiments.adjoints import PARTS, QUICK, STUDY, directions, forks, limits, run, spread_of_rewards, tasks
 from sd_experiments.commands import TINY
-from sd_experiments.outliers import agreement, alignment, jackknifed
+from sd_experiments.gradient_agreement import agreement, alignment, jackknifed
 from sd_experiments.task import Task
 from socft.policy import Uncontrolled
 from socft.problem import ControlProblem

@@ -34,7 +34,7 @@ def beta_required(rows: Rows, problems: Sequence[str], lam: float | None) -> byt
     """The KL weight that each rule asks for against the step, one panel per problem."""
     with panels(1, len(problems), 2.2) as (figure, axes):
         for ax, problem in zip(axes, problems, strict=True):
-            for (rule, name), look in zip(RULES.items(), LOOKS[4::-1], strict=True):
+            for (rule, name), look in zip(RULES.items(), reversed(LOOKS[: len(RULES)]), strict=True):
                 line = rows.where("beta_required", problem, rule=rule, lam=lam).series("k")
                 draw(ax, line, look, name, markers=5)
             _finish(ax, problem, "step $t$", r"required $\beta_t$" if ax is axes[0] else "")

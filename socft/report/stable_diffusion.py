@@ -132,6 +132,10 @@ A target control $u$ is the gain that a unit of noise promises, over $beta$. At 
 of the standard deviation of the reward over pictures, are scaled down to that length for every method that regresses on them; the
 section on costates measures what this does.
 
+The learning rate, $beta$, that limit and the averaging of the tiny scale were chosen by looking at trainings from the first seed,
+most of them PI-FT's on the two composed prompts, and no method was tuned on its own: the rivals may gain from settings of their
+own. Trainings from other seeds had no part in the choice.
+
 PI-FT regresses the control on $B_k^top a_(k+1)\/beta$ with full adjoints $a$ along
 paths of the current policy; lean adjoints leave out the derivative of the control (adjoint matching); the martingale-corrected
 adjoint subtracts noise of known mean; DPOK and DDPO weigh log-probabilities by rewards; DRaFT-1 differentiates the last step.

@@ -74,7 +74,7 @@ def limits(rows: Rows) -> str:
     return f"""
 A single such path can decide the direction of a gradient. @limits measures it: the mean cosine between the gradients of two batches
 of paths, at the pre-trained model, which is 1 if all batches say the same. Scaling target controls down to a limit keeps their
-direction, and what it costs is a bias; the cosine with the gradient without a limit bounds it where that is more than noise.
+direction, and what it costs is a bias: how far it turns the mean gradient of the same paths, their noise included, is in the table.
 
 {table.markup}
 """

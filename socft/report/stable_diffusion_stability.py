@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from socft.records import Record
 from socft.report import stable_diffusion_tables as tables
+from socft.report.gradient_variance_cells import value
 from socft.report.rows import Rows
 from socft.report.stable_diffusion_adjoints import directions
 from socft.report.stable_diffusion_figures import PI_FT, methods_of
-from socft.report.typeset import NOT_MEASURED, figure, number, text
+from socft.report.typeset import NOT_MEASURED, figure, text
 
 SAME = 0.9
 """Cosine above which two directions are called the same."""
@@ -46,39 +45,31 @@ def reasons(rows: Rows, sizes: Rows, beta: float) -> str:
     """Every method with a run that ends below its best by more than noise, and why it does, as far as that was measured."""
     if not rows.where("drop", beta=beta):
         return ""
-    fallen = {method: tables.fallen(rows, method, beta) for method in methods_of(rows)}
-    found = [f"- {_reason(method, prompts, sizes)}" for method, prompts in fallen.items() if prompts]
-    if not found:
+    fallen = [(method, prompt) for method in methods_of(rows) for prompt in tables.fallen(rows, method, beta)]
+    if not fallen:
         return "No run ends below its best by more than noise."
-    return "Every run ends within noise of its best, but for these:\n\n" + "\n".join(found)
+    reasons = "\n".join(f"- {text(method)} on “{text(prompt)}”: {_reason(method, prompt, sizes)}" for method, prompt in fallen)
+    return f"Every run ends within noise of its best, but for these:\n\n{reasons}"
 
 
-def _reason(method: str, prompts: Sequence[str], sizes: Rows) -> str:
-    start = f"{text(method)} on {' and '.join(f'“{text(prompt)}”' for prompt in prompts)}"
+def _reason(method: str, prompt: str, sizes: Rows) -> str:
+    """A bias or more noise than PI-FT has, if one of them was found after training."""
     last = max(sizes.having("after").distinct("after"), default=0)
-
-    def measured(metric: str, title: str) -> list[Record]:
-        found = (sizes.where(metric, prompt, title, after=last).one() for prompt in prompts)
-        return [record for record in found if record is not None]
-
-    own, theirs = measured("agreement", method), measured("agreement", PI_FT)
-    if not own:
-        return f"{start}: why was {NOT_MEASURED}."
-    turned = [record for record in measured("alignment", method) if _is_below(record, SAME)]
-    if turned:
-        cosines = " and ".join(f"{number(record.value, 2)} on “{text(record.problem)}”" for record in turned)
-        return f"{start}: it does not climb this objective; the cosine of its mean gradient with PI-FT's is {cosines}."
-    return (
-        f"{start}: no bias shows in its gradients, but two batches of paths have a cosine of {_range(own)}, where it is"
-        f" {_range(theirs)} for PI-FT."
+    own, theirs, cosine = (
+        sizes.where(metric, prompt, title, after=last).one()
+        for metric, title in (("agreement", method), ("agreement", PI_FT), ("alignment", method))
     )
+    if own is None or theirs is None:
+        return f"why was {NOT_MEASURED}."
+    if cosine is not None and _is_below(cosine, SAME):
+        return f"it does not climb this objective; the cosine of its mean gradient with PI-FT's is {value(cosine)}."
+    if _is_below(own, theirs.value):
+        return f"it is noisier; two of its batches have a cosine of {value(own)}, two of PI-FT's {value(theirs)}."
+    known = (
+        f"the cosine of its mean gradient with PI-FT's is {value(cosine)}" if cosine is not None else "its gradient is only noise"
+    )
+    return f"why is not decided by what was measured: {known}."
 
 
 def _is_below(record: Record, level: float) -> bool:
     return record.stderr is not None and record.value + tables.BELIEVED * record.stderr < level
-
-
-def _range(records: Sequence[Record]) -> str:
-    values = sorted(record.value for record in records)
-    ends = [number(value, 2) for value in (values[0], values[-1])]
-    return ends[0] if len(values) == 1 else " to ".join(ends)
