@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,9 @@ from torch import Tensor
 from sd_experiments import config, gradient_agreement
 from sd_experiments.buffer import seeded
 from sd_experiments.build import ESTIMATORS, Experiment, build, device_of, made
-from sd_experiments.gradient_agreement import LIMITS, agreement, alignment, jackknifed
+from sd_experiments.gradient_agreement import LIMITS, agreement, compared, jackknifed
 from sd_experiments.policy import adjoint_norms
-from sd_experiments.reproduce import PI_FT, SCALES
+from sd_experiments.reproduce import SCALES
 from sd_experiments.session import drawn, fresh_noise, trainer_of, worths
 from sd_experiments.task import Task as Prompt
 from socft.estimators.adjoint_matching import AdjointMatching
@@ -163,22 +162,14 @@ def directions(settings: Mapping[str, Any], batches: int, steps: int) -> list[Re
     """How far gradients agree, in a method and with PI-FT's, before and after some steps of adjoint matching."""
     experiment, prompt = _prompt(settings)
     record, trainer = _recorder(experiment, prompt), trainer_of(experiment)
+    estimators = {each.title: made("estimator", ESTIMATORS, each.estimator, each.options) for each in COMPARED}
     found: list[Record] = []
     for after in (0, steps):
         while trainer.step < after:
             next(trainer.iterations())
-        gradients: dict[str, Tensor] = {}
-        for method in COMPARED:
-            estimator = made("estimator", ESTIMATORS, method.estimator, method.options)
-            measuring = gradient_agreement.gradients(experiment, estimator, batches, SEED, (experiment.settings.batch.target_clip,))
-            gradients[method.title], _ = next(measuring)
-        for title, mine in gradients.items():
-            measured = {"agreement": jackknifed(agreement, mine), "alignment": jackknifed(alignment, mine, gradients[PI_FT])}
-            for metric, (value, error) in measured.items():
-                if math.isfinite(value):
-                    stderr = error if math.isfinite(error) else None
-                    one = record(metric, value, {"after": after}, stderr=stderr, seeds=batches)
-                    found.append(dataclasses.replace(one, estimator=title))
+        for title, metric, value, stderr in compared(experiment, estimators, batches, SEED):
+            one = record(metric, value, {"after": after}, stderr=stderr, seeds=batches)
+            found.append(dataclasses.replace(one, estimator=title))
     return found
 
 

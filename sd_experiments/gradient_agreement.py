@@ -14,7 +14,8 @@ Two estimators are compared on different paths, so their noise has nothing in co
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -52,6 +53,26 @@ def gradients(
         found = [accumulator.gradient(pool, torch.arange(paths), 0, None) for pool in pools]
         flat = torch.stack([torch.cat([part.flatten() for part in each.parts]) for each in found])
         yield flat.double().cpu(), sum(each.limited for each in found) / batches
+
+
+def compared(
+    experiment: Experiment, estimators: Mapping[str, Estimator], batches: int, seed: int
+) -> Iterator[tuple[str, str, float, float | None]]:
+    """How far the gradients of each estimator agree, and where they point compared with the first one's.
+
+    All are at the current policy, with the configuration's limit of target controls.
+
+    Yields:
+        The name, "agreement" or "alignment", its value and its standard error; no alignment where a gradient is only noise.
+    """
+    limits = (experiment.settings.batch.target_clip,)
+    found = {name: next(gradients(experiment, each, batches, seed, limits))[0] for name, each in estimators.items()}
+    first = next(iter(found.values()))
+    for name, mine in found.items():
+        measured = {"agreement": jackknifed(agreement, mine), "alignment": jackknifed(alignment, mine, first)}
+        for metric, (value, error) in measured.items():
+            if math.isfinite(value):
+                yield name, metric, value, error if math.isfinite(error) else None
 
 
 def agreement(mine: Gradients, others: Gradients | None = None) -> float:

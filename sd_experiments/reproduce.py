@@ -5,7 +5,12 @@ PI-FT also at several KL weights. Afterwards every model draws the same number o
 checker's accuracy and diversity are measured on these. Gains over the pre-trained model are means of differences, picture by
 picture, so what the pictures have in common is no noise in them.
 
-How a training ends also depends on its own noise. PI-FT and DPOK can therefore be trained several times, from other seeds.
+How a training ends also depends on its own noise. PI-FT and DPOK can therefore be trained several times, from other seeds. DPOK,
+which PI-FT is held against, is also given other learning rates, so that it does not lose by one that does not suit it. Methods that
+regress on target controls also run without the configuration's limit on these, to see what the limit is for.
+
+If a training ends below its best by more than noise, gradients by the method and by PI-FT at the policy that it ends with say
+whether the method still points where the policy gradient does, or is noisier (`sd_experiments.gradient_agreement`).
 
 A run is one task of a study, so an interrupted reproduction continues where it was, within a run at its last checkpoint.
 """
@@ -22,12 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sd_experiments import config
-from sd_experiments.build import Experiment, build, device_of
+from sd_experiments import config, gradient_agreement
+from sd_experiments.build import ESTIMATORS, Experiment, build, device_of, made
 from sd_experiments.commands import CONFIGS
+from sd_experiments.common import DPOK, PI_FT, PRETRAINED, has_fallen, picture_of
 from sd_experiments.memory import reset_peak
 from sd_experiments.monitor import METRICS, Display, diversity, read_metrics, save_grid
-from sd_experiments.picture_names import picture_of
 from sd_experiments.session import Drawn, drawn, fine_tune, fresh_noise, worths
 from socft.checks import require
 from socft.estimators.base import CostateEstimator
@@ -37,11 +42,10 @@ from socft.rollout import rollout
 from toy.runner import Study, Task, fingerprint, processes, run
 
 WORK = Path("build/reproduce")
-PRETRAINED = "pre-trained"
-PI_FT = "PI-FT"
-DPOK = "DPOK"
 REPEATED = (PI_FT, DPOK)
 """Methods that are trained several times."""
+REGRESSING = (PI_FT, "adjoint matching", "martingale-corrected adjoint")
+"""Methods that also run without a limit on their target controls."""
 PICTURES = "pictures.png"
 SEED = 1
 """Of the pictures that are measured; training has its own."""
@@ -81,8 +85,10 @@ class Scale:
         rounds: rounds of sampling per run, each of as many trajectories as the configuration says, but of one prompt.
         methods: what is compared.
         betas: KL weights of PI-FT on the first prompt, besides the configuration's.
+        rates: learning rates of DPOK on every prompt, besides the configuration's.
         pictures: pictures per prompt that are measured.
         shown: pictures per prompt that are kept.
+        batches: whose gradients are compared where a training fell.
         workers: processes.
     """
 
@@ -91,8 +97,10 @@ class Scale:
     rounds: int
     methods: tuple[Method, ...]
     betas: tuple[float, ...]
+    rates: tuple[float, ...]
     pictures: int
     shown: int
+    batches: int
     workers: int
 
     @property
@@ -104,6 +112,11 @@ class Scale:
     def settings(self) -> config.Settings:
         """The configuration."""
         return config.read(CONFIGS / self.config)
+
+    @property
+    def pi_ft(self) -> Method:
+        """The method that others are compared with."""
+        return next(method for method in self.methods if method.title == PI_FT)
 
 
 def _methods(clip: float, **reuse: int) -> tuple[Method, ...]:
@@ -135,8 +148,30 @@ LATENTS = {"tiny": 4 * 8 * 8, "sd15": 4 * 64 * 64}
 SCALES: Mapping[str, Scale] = {
     each.name: each
     for each in (
-        Scale("tiny", "tiny.toml", 16, _methods(CLIP * LATENTS["sd15"] / LATENTS["tiny"]), (0.005, 0.02, 0.1, 0.5), 512, 8, 2),
-        Scale("sd15", "sd15_pift.toml", 1000, _methods(CLIP, passes=10, loss_steps=5), (0.001, 0.1, 1.0), 50, 4, 1),
+        Scale(
+            name="tiny",
+            config="tiny.toml",
+            rounds=16,
+            methods=_methods(CLIP * LATENTS["sd15"] / LATENTS["tiny"]),
+            betas=(0.005, 0.02, 0.1, 0.5),
+            rates=(5e-4, 4.5e-3),
+            pictures=512,
+            shown=8,
+            batches=10,
+            workers=2,
+        ),
+        Scale(
+            name="sd15",
+            config="sd15_pift.toml",
+            rounds=1000,
+            methods=_methods(CLIP, passes=10, loss_steps=5),
+            betas=(0.001, 0.1, 1.0),
+            rates=(),
+            pictures=50,
+            shown=4,
+            batches=10,
+            workers=1,
+        ),
     )
 }
 
@@ -163,7 +198,7 @@ def reproduce(scale: Scale, quick: bool, out: Path, count: int | None = None, tr
 
 def _quick(scale: Scale) -> Scale:
     """Everything once, with results that mean nothing."""
-    return dataclasses.replace(scale, rounds=2, betas=scale.betas[-1:], pictures=4, shown=2)
+    return dataclasses.replace(scale, rounds=2, betas=scale.betas[-1:], rates=scale.rates[-1:], pictures=4, shown=2, batches=3)
 
 
 def tasks(scale: Scale, trainings: int = 1) -> list[Task]:
@@ -172,18 +207,30 @@ def tasks(scale: Scale, trainings: int = 1) -> list[Task]:
     prompts, beta = settings.problem.prompts, settings.problem.beta
     made = [_task(scale, None, prompt, beta) for prompt in prompts]
     made += [_task(scale, method, prompt, beta) for method in scale.methods for prompt in prompts]
-    pi_ft = next(method for method in scale.methods if method.title == PI_FT)
-    made += [_task(scale, pi_ft, prompts[0], each) for each in scale.betas if each != beta]
+    made += [_task(scale, scale.pi_ft, prompts[0], each) for each in scale.betas if each != beta]
     again = [method for method in scale.methods if method.title in REPEATED]
     made += [
-        _task(scale, method, prompt, beta, number) for number in range(2, trainings + 1) for method in again for prompt in prompts
+        _task(scale, method, prompt, beta, {"training": number})
+        for number in range(2, trainings + 1)
+        for method in again
+        for prompt in prompts
     ]
+    tuned = [dataclasses.replace(method, rate=rate) for rate in scale.rates for method in scale.methods if method.title == DPOK]
+    made += [_task(scale, method, prompt, beta, {"rate": method.rate}) for method in tuned for prompt in prompts]
+    if settings.batch.target_clip is not None:
+        free = [
+            dataclasses.replace(each, batch={**each.batch, "target_clip": None})
+            for each in scale.methods
+            if each.title in REGRESSING
+        ]
+        made += [_task(scale, method, prompt, beta, {"limit": "none"}) for method in free for prompt in prompts]
     return made
 
 
-def _task(scale: Scale, method: Method | None, prompt: str, beta: float, training: int = 1) -> Task:
-    settings = settings_of(scale, method or Method(PRETRAINED, "pi_ft"), prompt, beta)
-    seeded = dataclasses.replace(settings.run, seed=settings.run.seed + training - 1)
+def _task(scale: Scale, method: Method | None, prompt: str, beta: float, variant: Mapping[str, Any] | None = None) -> Task:
+    """A run; a variant of it, if it is one, by what is different."""
+    settings, variant = settings_of(scale, method or Method(PRETRAINED, "pi_ft"), prompt, beta), variant or {}
+    seeded = dataclasses.replace(settings.run, seed=settings.run.seed + variant.get("training", 1) - 1)
     arguments = {
         "study": scale.study,
         "method": method,
@@ -191,10 +238,14 @@ def _task(scale: Scale, method: Method | None, prompt: str, beta: float, trainin
         "settings": dataclasses.replace(settings, run=seeded).plain(),
         "pictures": scale.pictures,
         "shown": scale.shown,
-        "training": training,
+        "compared": scale.pi_ft,
+        "batches": scale.batches,
+        "variant": variant,
     }
     title = PRETRAINED if method is None else method.title
-    return Task(f"{title}, {prompt}, beta {beta:g}" + (f", training {training}" if training > 1 else ""), run_task, arguments)
+    return Task(
+        ", ".join([title, prompt, *(f"{key} {value}" for key, value in {"beta": beta, **variant}.items())]), run_task, arguments
+    )
 
 
 def settings_of(scale: Scale, method: Method, prompt: str, beta: float) -> config.Settings:
@@ -213,14 +264,21 @@ def settings_of(scale: Scale, method: Method, prompt: str, beta: float) -> confi
 
 
 def run_task(
-    study: str, method: Method | None, prompt: str, settings: Mapping[str, Any], pictures: int, shown: int, training: int
+    study: str,
+    method: Method | None,
+    prompt: str,
+    settings: Mapping[str, Any],
+    pictures: int,
+    shown: int,
+    compared: Method,
+    batches: int,
+    variant: Mapping[str, Any],
 ) -> list[Record]:
     """Fine-tune for one prompt by one method, unless there is none, and measure the result.
 
-    Of any training but the first, the gains and the divergence are recorded.
+    Of a variant, the gains, the divergence and the drop are recorded.
     """
-    arguments = {"study": study, "method": method, "prompt": prompt, "settings": settings, "pictures": pictures, "shown": shown}
-    folder = _folder(Task("", run_task, {**arguments, "training": training}))
+    folder = _folder(Task("", run_task, dict(locals())))
     parsed = config.parse(settings)
     parsed = dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, out=str(folder)))
     rows: list[dict[str, Any]] = []
@@ -237,24 +295,29 @@ def run_task(
             policy = experiment.tasks[0].policy
             found, spread = _measured(experiment, policy, pictures), _spread(experiment, policy)
         before = _measured(experiment, Uncontrolled(experiment.tasks[0].problem.reference), pictures)
+    title = PRETRAINED if method is None else method.title
     record = functools.partial(
         Record,
         study,
         prompt,
-        estimator=PRETRAINED if method is None else method.title,
+        estimator=title,
         kind="" if method is None else experiment.estimator.estimates,
         dtype=parsed.model.dtype,
         device=device_of(parsed.model.device).type,
     )
     beta = parsed.problem.beta
-    setting = {"beta": beta} if training == 1 else {"beta": beta, "training": training}
+    setting = {"beta": beta, **variant}
     gains = list(_gains(record, experiment, found, before, setting))
-    if training > 1:
-        return [*gains, _mean(record, "kl", found.kl, setting)]
+    if variant:
+        fresh = _rounds(rows)
+        return [*gains, _mean(record, "kl", found.kl, setting), *([_drop(record, fresh, setting)] if fresh else [])]
     kept = found.images[:shown]
     save_grid(kept, len(kept), folder / PICTURES)
     spreads = [record("target", value, {"beta": beta, **where}) for where, value in spread]
-    return [*_results(record, experiment, found, beta, rows), *gains, *spreads, *_curves(record, rows, beta)]
+    results = list(_results(record, experiment, found, beta, rows))
+    if method is not None and any(map(has_fallen, results)):
+        results += _directions(record, experiment, (compared, method), batches, {"beta": beta, "policy": title})
+    return [*results, *gains, *spreads, *_curves(record, rows, beta)]
 
 
 def _folder(task: Task) -> Path:
@@ -292,10 +355,16 @@ def _results(
     spread = diversity(found.images)
     if spread is not None:
         yield record("diversity", spread, setting, seeds=len(found.rewards))
-    fresh = [row for row in rows if "diversity" in row]
-    if len(fresh) >= 2 * WINDOW:
+    fresh = _rounds(rows)
+    if fresh:
         yield _drop(record, fresh, setting)
         yield _growth(record, fresh, setting)
+
+
+def _rounds(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What was measured at the sampling of every round, if there are enough rounds to compare the end with what was before."""
+    fresh = [row for row in rows if "diversity" in row]
+    return fresh if len(fresh) >= 2 * WINDOW else []
 
 
 def _gains(
@@ -310,6 +379,15 @@ def _gains(
 def _mean(record: Callable[..., Record], metric: str, values: Tensor, setting: Mapping[str, Any], **cost: Any) -> Record:
     number = len(values)
     return record(metric, float(values.mean()), setting, stderr=float(values.std() / number**0.5), seeds=number, **cost)
+
+
+def _directions(
+    record: Callable[..., Record], experiment: Experiment, methods: Sequence[Method], batches: int, setting: Mapping[str, Any]
+) -> Iterator[Record]:
+    """How far gradients of two methods agree at the policy of this run, each with itself and the second with the first."""
+    estimators = {each.title: made("estimator", ESTIMATORS, each.estimator, each.options) for each in methods}
+    for title, metric, value, stderr in gradient_agreement.compared(experiment, estimators, batches, SEED):
+        yield record(metric, value, setting, estimator=title, kind=estimators[title].estimates, stderr=stderr, seeds=batches)
 
 
 def _drop(record: Callable[..., Record], rounds: Sequence[Mapping[str, Any]], setting: Mapping[str, Any]) -> Record:
@@ -338,9 +416,9 @@ def _curves(record: Callable[..., Record], rows: Sequence[Mapping[str, Any]], be
 
 
 def keep_pictures(runs: Sequence[Task], folder: Path) -> None:
-    """Copy the pictures of finished runs to a folder, with a name each (`picture_of`); a method's first training is shown."""
+    """Copy the pictures of finished runs to a folder, with a name each (`picture_of`), but not those of variants."""
     for task in runs:
-        if task.arguments["training"] > 1:
+        if task.arguments["variant"]:
             continue
         settings, method = task.arguments["settings"], task.arguments["method"]
         name = picture_of(PRETRAINED if method is None else method.title, task.arguments["prompt"], settings["problem"]["beta"])

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 
+from sd_experiments.common import PI_FT
 from socft.records import Record
 from socft.report.rows import Rows
-from socft.report.stable_diffusion_figures import PI_FT
 from socft.report.stable_diffusion_stability import reasons
 
-BETA, LAST = 0.02, 60
+BETA = 0.02
 
 
 def drop(method: str, value: float, prompt: str = "p") -> Record:
     return Record("s", prompt, "drop", value, {"beta": BETA}, estimator=method, stderr=0.1)
 
 
-def gradients(method: str, agreement: float, alignment: float, stderr: float, prompt: str = "p") -> list[Record]:
-    """As they are after training, and quite different ones before it."""
+def gradients(agreement: float, alignment: float, stderr: float, prompt: str = "p") -> list[Record]:
+    """At the policy that method A ended with, and quite different ones at another."""
 
-    def at(metric: str, value: float, after: int) -> Record:
-        return Record("sd_adjoints", prompt, metric, value, {"after": after}, estimator=method, stderr=stderr)
+    def at(policy: str, method: str, metric: str, value: float, error: float) -> Record:
+        return Record("s", prompt, metric, value, {"beta": BETA, "policy": policy}, estimator=method, stderr=error)
 
-    return [at(metric, -0.77, 0) for metric in ("agreement", "alignment")] + [
-        at("agreement", agreement, LAST),
-        at("alignment", alignment, LAST),
+    return [at("B", method, metric, -0.77, 0.01) for method in (PI_FT, "A") for metric in ("agreement", "alignment")] + [
+        at("A", PI_FT, "agreement", 0.8, 0.01),
+        at("A", PI_FT, "alignment", 1.0, 0.0),
+        at("A", "A", "agreement", agreement, stderr),
+        at("A", "A", "alignment", alignment, stderr),
     ]
 
 
-def told(drops: list[Record], sizes: list[Any] | None = None) -> str:
+def told(records: list[Record]) -> str:
     """As it is read: without markup."""
-    markup = reasons(Rows(tuple(drops)), Rows(tuple(sizes or [])), BETA)
+    markup = reasons(Rows(tuple(records)), BETA)
     return re.sub(r'#"([^"]*)";|#text\(.*\)\[([^]]*)\]', r"\1\2", markup).replace("$", "")
 
 
@@ -51,22 +52,21 @@ def test_what_was_not_measured_is_not_explained():
 @pytest.mark.parametrize(
     ("own", "alignment", "stderr", "reason"),
     [
-        (0.8, 0.3, 0.1, "it does not climb this objective"),
-        (0.8, -0.5, 0.1, "it does not climb this objective"),
+        (0.8, 0.3, 0.1, "it climbs something else"),
+        (0.8, -0.5, 0.1, "it climbs something else"),
         (0.8, 0.3, 0.2, "why is not decided"),
         (0.8, 1.0, 0.01, "why is not decided"),
         (0.1, 1.0, 0.01, "it is noisier"),
     ],
 )
 def test_a_reason_is_given_beyond_four_standard_errors(own: float, alignment: float, stderr: float, reason: str):
-    sizes = [*gradients(PI_FT, 0.8, 1.0, 0.01), *gradients("A", own, alignment, stderr)]
-    assert f"A on “p”: {reason}" in told([drop("A", 5.0)], sizes)
+    assert f"A on “p”: {reason}" in told([drop("A", 5.0), *gradients(own, alignment, stderr)])
 
 
 def test_every_prompt_has_its_own_reason():
-    sizes = [each for prompt in "pqr" for each in gradients(PI_FT, 0.8, 1.0, 0.01, prompt)]
-    sizes += gradients("A", 0.8, 0.2, 0.01, "p") + gradients("A", 0.8, 0.7, 0.1, "q") + gradients("A", 0.8, -1.0, 0.01, "r")
-    lines = told([drop("A", 5.0, "p"), drop("A", 5.0, "q"), drop("A", 0.0, "r")], sizes).splitlines()[2:]
+    records = gradients(0.8, 0.2, 0.01, "p") + gradients(0.8, 0.7, 0.1, "q") + gradients(0.8, -1.0, 0.01, "r")
+    found = told([drop("A", 5.0, "p"), drop("A", 5.0, "q"), drop("A", 0.0, "r"), *records])
+    lines = [line for line in found.splitlines() if line.startswith("- ")]
     assert [line.split(":")[0] for line in lines] == ["- A on “p”", "- A on “q”"]
-    assert "does not climb" in lines[0]
+    assert "climbs something else" in lines[0]
     assert "not decided" in lines[1]

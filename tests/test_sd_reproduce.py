@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sd_experiments import reproduce
-from sd_experiments.build import ESTIMATORS, made
-from sd_experiments.picture_names import picture_of
-from sd_experiments.reproduce import PI_FT, PRETRAINED, SCALES, Method, Scale, settings_of, tasks
+from sd_experiments import gradient_agreement, reproduce
+from sd_experiments.build import ESTIMATORS, build, made
+from sd_experiments.common import PI_FT, PRETRAINED, picture_of
+from sd_experiments.reproduce import REGRESSING, SCALES, Method, Scale, settings_of, tasks
 from socft.checks import InvalidProblem
+from socft.estimators.full_adjoint import FullAdjoint
 from socft.records import Record, encode, read
 from socft.report.rows import Rows
 from socft.report.stable_diffusion import report
-from socft.report.stable_diffusion_tables import ahead_in_trainings
+from socft.report.stable_diffusion_tables import ahead_at_the_best_rate, ahead_in_trainings
 from tests.test_sd_train import model, written  # noqa: F401
 
 STILL = 1e-30
@@ -34,7 +35,7 @@ def scale(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scale
     file = written(model, tmp_path / "run")
     dpok = Method("DPOK", "dpok", batch={"passes": 2, "loss_steps": 1, "ess": 0.0}, rate=FAST)
     methods = (Method(PI_FT, "pi_ft", rate=STILL), dpok)
-    return Scale("tiny", str(file), 3, methods, (9.0,), 6, 3, 1)
+    return Scale("tiny", str(file), 3, methods, (9.0,), (), 6, 3, 3, 1)
 
 
 def value(records: list[Record], metric: str, method: str, prompt: str, beta: float | None = None) -> Record:
@@ -59,8 +60,9 @@ def test_every_method_samples_as_many_trajectories():
             assert settings.batch.passes == 1 or settings.batch.ess == 0, "a round that ends early is replaced by another one"
             assert settings.batch.prompts == 1
             assert settings.problem.beta == 0.1
-        names = [task.name for task in tasks(each)]
-        assert len(names) == len(prompts) * (1 + len(each.methods)) + len(set(each.betas) - {each.settings.problem.beta})
+        names = {task.name for task in tasks(each)}
+        runs = 1 + len(each.methods) + len(each.rates) + (len(REGRESSING) if each.settings.batch.target_clip else 0)
+        assert len(names) == len(prompts) * runs + len(set(each.betas) - {each.settings.problem.beta})
 
 
 def dpok_of(scale: Scale) -> Method:
@@ -78,6 +80,18 @@ def test_at_the_tiny_scale_every_method_takes_the_same_gradient_steps_on_as_many
     scale = SCALES["tiny"]
     used = {(s.run.steps, s.batch.per_step, s.batch.loss_steps) for m in scale.methods for s in [settings_of(scale, m, "p", 0.1)]}
     assert len(used) == 1
+
+
+def test_runs_without_a_limit_differ_by_nothing_else():
+    listed = tasks(SCALES["tiny"])
+    free = [task for task in listed if task.arguments["variant"] == {"limit": "none"}]
+    assert {task.arguments["method"].title for task in free} == set(REGRESSING)
+    for task in free:
+        (same,) = (each for each in listed if f"{each.name}, limit none" == task.name)
+        limited, unlimited = (each.arguments["settings"] for each in (same, task))
+        assert limited["batch"].pop("target_clip") == 1.0
+        assert unlimited["batch"].pop("target_clip", None) is None
+        assert limited == unlimited
 
 
 def test_likelihoods_are_clipped_alike_at_every_scale():
@@ -155,6 +169,41 @@ def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_re
     )
     with pytest.raises(InvalidProblem, match="trainings = 0; give at least 1"):
         reproduce.reproduce(moving, True, tmp_path / "none", trainings=0)
+
+
+def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(scale: Scale, tmp_path: Path):
+    """At the rate at which nothing moves it gains nothing; PI-FT is held against the better of the two."""
+    records = reproduce.reproduce(dataclasses.replace(scale, betas=(), rates=(STILL,)), False, tmp_path / "records")
+    rows, beta = Rows(tuple(records)), scale.settings.problem.beta
+    others = rows.having("beta", "rate")
+    assert {(r.estimator, r.setting["rate"], r.metric) for r in others} == {
+        ("DPOK", STILL, metric) for metric in ("reward_gain", "accuracy_gain", "kl")
+    }
+    assert all(abs(r.value) < 1e-6 for r in others)
+    shared = [value(records, "reward_gain", "DPOK", prompt, beta).value for prompt in scale.settings.problem.prompts]
+    still = [value(records, "reward_gain", PI_FT, prompt, beta).value for prompt in scale.settings.problem.prompts]
+    best = [max(gain, 0.0) for gain in shared]
+    assert ahead_at_the_best_rate(rows, "reward_gain", beta)[1] == len(best)
+    assert min(abs(gain) for gain in shared) > 1e3 * max(map(abs, still))
+    _, file = report(scale.study).write(tmp_path / "records", tmp_path / "reports")
+    assert file.stat().st_size > 0
+
+
+def test_where_a_run_fell_its_gradients_are_compared_with_those_of_pi_ft(
+    scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The run that learnt nothing ends at the pre-trained model, where they are known without it."""
+    monkeypatch.setattr(reproduce, "has_fallen", lambda record: record.metric == "reward")
+    records = reproduce.reproduce(dataclasses.replace(scale, betas=()), False, tmp_path / "records")
+    prompt, beta = scale.settings.problem.prompts[0], scale.settings.problem.beta
+    found = Rows(tuple(r for r in records if r.problem == prompt and "policy" in r.setting))
+    assert {(r.estimator, r.setting["policy"]) for r in found} == {(PI_FT, PI_FT), (PI_FT, "DPOK"), ("DPOK", "DPOK")}
+    assert {r.setting["beta"] for r in found} == {beta}
+    still, moved = (found.where("agreement", estimator=PI_FT, policy=policy).records[0].value for policy in (PI_FT, "DPOK"))
+    untouched = build(settings_of(scale, scale.pi_ft, prompt, beta))
+    expected = gradient_agreement.compared(untouched, {PI_FT: FullAdjoint()}, scale.batches, reproduce.SEED)
+    assert still == pytest.approx({metric: value for _, metric, value, _ in expected}["agreement"], rel=1e-5)
+    assert moved != pytest.approx(still, rel=1e-2)
 
 
 def test_an_interrupted_reproduction_ends_with_the_same_records(scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

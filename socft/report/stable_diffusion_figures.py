@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from sd_experiments.common import PI_FT, PRETRAINED
 from socft.report.figures import LOOKS, Look, draw, finish, legend, logarithmic, panels, svg
 from socft.report.rows import Rows, Series
 
-PRETRAINED = "pre-trained"
-PI_FT = "PI-FT"
-DPOK = "DPOK"
 GREY = Look("0.6", ":", "o")
 SMOOTHED = 4
 """Rounds of a moving average."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from sd_experiments.common import BELIEVED, PI_FT, has_fallen
 from socft.records import Record
 from socft.report import stable_diffusion_tables as tables
 from socft.report.gradient_variance_cells import value
 from socft.report.rows import Rows
 from socft.report.stable_diffusion_adjoints import directions
-from socft.report.stable_diffusion_figures import PI_FT, methods_of
+from socft.report.stable_diffusion_figures import methods_of
 from socft.report.typeset import NOT_MEASURED, figure, text
 
 SAME = 0.9
@@ -29,9 +30,13 @@ def section(rows: Rows, sizes: Rows, prompt: str, beta: float) -> str:
 
 {tables.drops(rows, beta)}
 
-{reasons(rows, sizes, beta)}
+{reasons(rows, beta)}
 
 {directions(sizes)}
+
+{unlimited(rows, beta)}
+
+{tables.norms(rows, beta)}
 
 A target control is $B_k^top a_(k+1)\/beta$, so its norm is that of the adjoint up to constants. In @targets, what is already spread
 at the last step is the gradient of the reward itself, and what is added towards the first step is the product of the sampler's
@@ -41,28 +46,45 @@ Jacobians; the next section says when both are large.
 """
 
 
-def reasons(rows: Rows, sizes: Rows, beta: float) -> str:
+def reasons(rows: Rows, beta: float) -> str:
     """Every method with a run that ends below its best by more than noise, and why it does, as far as that was measured."""
-    if not rows.where("drop", beta=beta):
+    if not rows.where("drop", beta=beta).having("beta"):
         return ""
     fallen = [(method, prompt) for method in methods_of(rows) for prompt in tables.fallen(rows, method, beta)]
     if not fallen:
         return "No run ends below its best by more than noise."
-    reasons = "\n".join(f"- {text(method)} on “{text(prompt)}”: {_reason(method, prompt, sizes)}" for method, prompt in fallen)
-    return f"Every run ends within noise of its best, but for these:\n\n{reasons}"
+    reasons = "\n".join(f"- {text(method)} on “{text(prompt)}”: {_reason(rows, method, prompt, beta)}" for method, prompt in fallen)
+    return f"""
+Every run ends within noise of its best, but for these. The reasons are from gradients at the policy with which the run ended:
+
+{reasons}
+"""
 
 
-def _reason(method: str, prompt: str, sizes: Rows) -> str:
-    """A bias or more noise than PI-FT has, if one of them was found after training."""
-    last = max(sizes.having("after").distinct("after"), default=0)
+def unlimited(rows: Rows, beta: float) -> str:
+    """What becomes of the runs without a limit on target controls."""
+    table = tables.unlimited(rows, beta)
+    if not table:
+        return ""
+    free = rows.where("drop", beta=beta).having("beta", "limit")
+    fallen = ", ".join(f"{text(each.estimator)} on “{text(each.problem)}”" for each in free if has_fallen(each))
+    return f"""
+Without the limit on target controls, runs that end below their best by more than noise are: {fallen or "none"} (@unlimited).
+
+{table}
+"""
+
+
+def _reason(rows: Rows, method: str, prompt: str, beta: float) -> str:
+    """A bias or more noise than PI-FT has, if one of them was found."""
     own, theirs, cosine = (
-        sizes.where(metric, prompt, title, after=last).one()
+        rows.where(metric, prompt, title, beta=beta, policy=method).one()
         for metric, title in (("agreement", method), ("agreement", PI_FT), ("alignment", method))
     )
     if own is None or theirs is None:
         return f"why was {NOT_MEASURED}."
     if cosine is not None and _is_below(cosine, SAME):
-        return f"it does not climb this objective; the cosine of its mean gradient with PI-FT's is {value(cosine)}."
+        return f"it climbs something else; the cosine of its mean gradient with PI-FT's is {value(cosine)}."
     if _is_below(own, theirs.value):
         return f"it is noisier; two of its batches have a cosine of {value(own)}, two of PI-FT's {value(theirs)}."
     known = (
@@ -72,4 +94,4 @@ def _reason(method: str, prompt: str, sizes: Rows) -> str:
 
 
 def _is_below(record: Record, level: float) -> bool:
-    return record.stderr is not None and record.value + tables.BELIEVED * record.stderr < level
+    return record.stderr is not None and record.value + BELIEVED * record.stderr < level

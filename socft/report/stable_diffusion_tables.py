@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sd_experiments.common import BELIEVED, DPOK, PI_FT, PRETRAINED, has_fallen
 from socft.records import Record
 from socft.report.gradient_variance_cells import plain, value
 from socft.report.rows import Rows
-from socft.report.stable_diffusion_figures import DPOK, PI_FT, PRETRAINED, final, methods_of
+from socft.report.stable_diffusion_figures import final, methods_of
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
 
-BELIEVED = 4.0
-"""Standard errors beyond which a difference is called one."""
+ROUNDS = 4
+"""At the beginning and at the end of a run, over which the norm of the gradient is averaged."""
 
 
 def reached(rows: Rows, beta: float) -> str:
@@ -80,6 +81,46 @@ def repeated(rows: Rows, beta: float) -> str:
     ).markup
 
 
+def ahead_at_the_best_rate(rows: Rows, metric: str, beta: float) -> tuple[int, int]:
+    """On how many prompts PI-FT has more than DPOK has at the best of its learning rates, and of how many."""
+    pairs = [
+        (mine.value, max(record.value for record in [*final(rows, metric, prompt, DPOK, beta), *others]))
+        for prompt in rows.fields("problem")
+        if (mine := final(rows, metric, prompt, PI_FT, beta).one()) and (others := _at_other_rates(rows, metric, prompt, beta))
+    ]
+    return sum(mine > theirs for mine, theirs in pairs), len(pairs)
+
+
+def _at_other_rates(rows: Rows, metric: str, prompt: str, beta: float) -> Rows:
+    return rows.where(metric, prompt, DPOK, beta=beta).having("beta", "rate")
+
+
+def rates(rows: Rows, beta: float) -> str:
+    """DPOK at other learning rates than the shared one; nothing if there were none."""
+    others = rows.where(estimator=DPOK, beta=beta).having("beta", "rate").distinct("rate")
+    if not others:
+        return ""
+    body: list[Sequence[str]] = []
+    metrics = ("reward_gain", "accuracy_gain", "kl")
+    for prompt in rows.fields("problem"):
+        body.append([text(prompt)])
+        found = [(method, "shared", [final(rows, metric, prompt, method, beta) for metric in metrics]) for method in (PI_FT, DPOK)]
+        found += [
+            (DPOK, plain(rate), [_at_other_rates(rows, metric, prompt, beta).where(rate=rate) for metric in metrics])
+            for rate in others
+        ]
+        body += [[text(method), rate, *(value(each.one()) for each in columns)] for method, rate, columns in found]
+    return Table(
+        header=("", "rate", "gain in reward", "gain in accuracy", "KL"),
+        rows=body,
+        caption=f"""DPOK at other learning rates than the one that all methods share, $beta =$ {text(f"{beta:g}")}; all draw
+            from the same noise.""",
+        label="rates",
+        align="llrrr",
+        long=True,
+    ).markup
+
+
 def sweep(rows: Rows, prompt: str) -> str:
     """PI-FT at every KL weight."""
     found = rows.where(problem=prompt, estimator=PI_FT).having("beta")
@@ -98,18 +139,14 @@ def sweep(rows: Rows, prompt: str) -> str:
 
 def fallen(rows: Rows, method: str, beta: float) -> list[str]:
     """The prompts on which a method's run ends below its best by more than noise."""
-    return [record.problem for record in rows.where("drop", estimator=method, beta=beta) if _is_drop(record)]
-
-
-def _is_drop(record: Record) -> bool:
-    return record.stderr is not None and record.value > BELIEVED * record.stderr
+    return [record.problem for record in rows.where("drop", estimator=method, beta=beta).having("beta") if has_fallen(record)]
 
 
 def drops(rows: Rows, beta: float) -> str:
     """Runs and how far they end below their best, with what their targets did."""
     body = []
     for method in methods_of(rows):
-        found = rows.where("drop", estimator=method, beta=beta)
+        found = rows.where("drop", estimator=method, beta=beta).having("beta")
         if not found:
             continue
         worst = max(found, key=lambda record: record.value / (record.stderr or 1.0))
@@ -119,7 +156,7 @@ def drops(rows: Rows, beta: float) -> str:
                 text(method),
                 text(worst.problem),
                 value(worst),
-                "yes" if _is_drop(worst) else "no",
+                "yes" if has_fallen(worst) else "no",
                 number(growth.value if growth else None),
             ]
         )
@@ -132,6 +169,64 @@ def drops(rows: Rows, beta: float) -> str:
         label="drops",
         align="llrlr",
     ).markup
+
+
+def unlimited(rows: Rows, beta: float) -> str:
+    """Methods with and without a limit on their target controls; nothing if none ran without."""
+    free = rows.where(beta=beta).having("beta", "limit")
+    if not free:
+        return ""
+    body: list[Sequence[str]] = []
+    for prompt in free.fields("problem"):
+        body.append([text(prompt)])
+        for method in free.fields("estimator"):
+            for title, found in (("with", rows.having("beta").where(beta=beta)), ("without", free)):
+                mine = found.where(None, prompt, method)
+                cells = [mine.where(metric).one() for metric in ("reward_gain", "accuracy_gain", "kl", "drop")]
+                fallen = cells[-1] is not None and has_fallen(cells[-1])
+                body.append([text(method), title, *map(value, cells), "yes" if fallen else "no"])
+    return Table(
+        header=("", "limit", "gain in reward", "gain in accuracy", "KL", "best minus last", "beyond noise"),
+        rows=body,
+        caption=f"""Methods that regress on target controls, with and without a limit on these, $beta =$ {text(f"{beta:g}")}.""",
+        label="unlimited",
+        align="llrrrrl",
+        long=True,
+    ).markup
+
+
+def norms(rows: Rows, beta: float) -> str:
+    """How the gradient of PI-FT shrinks: its norm, that of its noise, and what is left of the former without the latter."""
+    body = []
+    for prompt in rows.fields("problem"):
+        size, noise = (
+            rows.where(metric, prompt, PI_FT, beta=beta).series("round").y for metric in ("gradient_norm", "gradient_noise")
+        )
+        if len(size) < 2 * ROUNDS or len(size) != len(noise):
+            continue
+        parts = [slice(0, ROUNDS), slice(len(size) - ROUNDS, None)]
+        found = [(_square(size[part]), _square(noise[part])) for part in parts]
+        body.append(
+            [
+                text(prompt),
+                *(number(a**0.5) for a, _ in found),
+                *(number(b**0.5) for _, b in found),
+                *(number(max(a - b, 0.0) ** 0.5) for a, b in found),
+            ]
+        )
+    whats = ("norm", "noise", "without noise")
+    return Table(
+        header=("", *(f"{what}, {when}" for what in whats for when in ("first", "last"))),
+        rows=body or [[NOT_MEASURED]],
+        caption=f"""PI-FT: root mean square over the first and the last {integer(ROUNDS)} rounds of the norm of the gradient and of
+            the standard deviation of its noise, and the root of the difference of the two squares.""",
+        label="norms",
+        align="lrrrrrr",
+    ).markup
+
+
+def _square(values: Sequence[float]) -> float:
+    return sum(value**2 for value in values) / len(values)
 
 
 def targets(rows: Rows, prompt: str, beta: float) -> str:

@@ -1,0 +1,23 @@
+"""What a reproduction and its report have in common: names, and when a run has fallen."""
+
+from __future__ import annotations
+
+import re
+
+from socft.records import Record
+
+PRETRAINED = "pre-trained"
+PI_FT = "PI-FT"
+DPOK = "DPOK"
+BELIEVED = 4.0
+"""Standard errors beyond which a difference is called one."""
+
+
+def picture_of(method: str, prompt: str, beta: float) -> str:
+    """File name of the pictures of one run."""
+    return re.sub(r"[^a-z0-9.]+", "-", f"{method} {prompt} {beta:g}".lower()) + ".png"
+
+
+def has_fallen(record: Record) -> bool:
+    """Whether a record is that of a run which ended below its best by more than noise."""
+    return record.metric == "drop" and record.stderr is not None and record.value > BELIEVED * record.stderr
