@@ -112,7 +112,8 @@ class Checkpoints:
                     self._say(f"continuing from step {step}, the newest checkpoint that is whole: {'; '.join(damaged)}")
                 return Found(step, self._path(step))
             damaged.append(problem)
-        require(not damaged, f"every checkpoint in {self.folder} is damaged ({'; '.join(damaged)}); start again without --resume.")
+        all_damaged = f"every checkpoint in {self.folder} is damaged ({'; '.join(damaged)})"
+        require(not damaged, f"{all_damaged}; remove the folder and begin again, or choose another one with --out.")
         return None
 
     def _steps(self) -> list[int]:

@@ -85,7 +85,7 @@ class Watch:
             if hacked and what not in self._warned and rising and falling:
                 said.append(
                     f"warning: the reward rose from {rising[0]:.3g} to {rising[1]:.3g} while {what} fell from {falling[0]:.3g} to "
-                    f"{falling[1]:.3g}: the reward is being exploited; raise problem.beta or stop at an earlier checkpoint."
+                    f"{falling[1]:.3g}: the reward is being exploited; begin again with a larger problem.beta or fewer run.steps."
                 )
             (self._warned.add if hacked else self._warned.discard)(what)
         return said

@@ -149,7 +149,7 @@ def _time(settings: config.Settings, base: StableDiffusion) -> str:
     cost: Cost = made("estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options).cost
     label = cost.reference + cost.policy + DERIVATIVE * (cost.reference_derivatives + cost.policy_derivatives)
     pairs = settings.run.steps * batch.per_step * (batch.loss_steps or steps)
-    weighed = paths * (batch.passes - 1) * steps * 2
+    weighed = paths * (batch.passes - 1) * steps * 2 * batch.weighs
     evaluations = paths * steps * (2 + label) + pairs * (1 + DERIVATIVE) + weighed
     seconds = evaluations * _seconds_per_sample(base, settings)
     how = "black-box reward" if settings.reward.name in BLACK_BOXES else "the reward's own time comes on top"

@@ -20,7 +20,10 @@ from socft.path_measure import normalised
 from socft.reference import States
 from socft.rollout import Noise, Path, rollout
 
-REMEDY = "the layers keep their last finite weights: lower optimiser.rate, raise problem.beta or set optimiser.clip."
+REMEDY = (
+    "the layers keep their last finite weights: continue with a lower optimiser.rate or optimiser.clip, or begin again with a "
+    "larger problem.beta."
+)
 
 
 @dataclasses.dataclass(frozen=True)

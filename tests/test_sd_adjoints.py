@@ -11,9 +11,11 @@ import torch
 
 from sd_experiments import config
 from sd_experiments.adjoints import PARTS, QUICK, STUDY, directions, forks, limits, run, spread_of_rewards, tasks
+from sd_experiments.build import build
 from sd_experiments.commands import TINY
-from sd_experiments.gradient_agreement import agreement, alignment, jackknifed
+from sd_experiments.gradient_agreement import agreement, alignment, gradients, jackknifed
 from sd_experiments.task import Task
+from socft.estimators.adjoint_matching import AdjointMatching
 from socft.policy import Uncontrolled
 from socft.problem import ControlProblem
 from socft.records import read
@@ -152,6 +154,18 @@ def test_estimators_of_the_policy_gradient_are_the_same_at_the_pre_trained_model
     assert full is not None
     assert lean.value == pytest.approx(full.value, rel=1e-4)
     assert {record.setting["after"] for record in found} == {0, 1}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_half_precision_network_gives_nearly_the_same_gradient(dtype: str):
+    """With the learnt reward behind the decoder: only the network rounds, images and rewards are as precise as states."""
+    settings = alone("a green triangle")
+    found = []
+    for each in ("float32", dtype):
+        half = dataclasses.replace(settings, model=dataclasses.replace(settings.model, dtype=each))
+        mine, _ = next(gradients(build(half), AdjointMatching(), 1, 0))
+        found.append(mine[0])
+    assert float(torch.cosine_similarity(*found, dim=0)) > 0.9
 
 
 def test_a_lower_limit_scales_more_target_controls_and_the_first_is_none():

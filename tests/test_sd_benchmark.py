@@ -27,6 +27,9 @@ from sd_experiments.random_models import RANDOM, stable_diffusion_15
 from sd_experiments.session import trainer_of
 from socft.checks import InvalidProblem
 from socft.records import read
+from socft.report.rows import Rows
+from socft.report.stable_diffusion_tables import benchmark
+from socft.report.typeset import number
 from toy.measure import Memory
 
 SMALL = RANDOM["small"].settings
@@ -129,3 +132,14 @@ def test_nothing_measured_and_nothing_named_are_refused(tmp_path: Path):
         settings_of(None, "sdxl")
     with pytest.raises(InvalidProblem, match=r"no cell could be measured; the first one says: .*there is no estimator 'absent'"):
         run(None, "small", True, tmp_path, {"absent": {}}, Sweep((), (), (), 1))
+
+
+def test_every_measured_cell_is_a_row_of_the_report_with_its_memory(tmp_path: Path):
+    """Estimators with options have these in their settings too."""
+    sweep = Sweep((2,), (2,), (1,), repeats=1, base=Cell(2, 2, 2))
+    records = run(None, "small", True, tmp_path, {"draft_k": {"last": 1}, "dpok": {}}, sweep)
+    table = benchmark(Rows(tuple(records)))
+    seconds, memory = ([r for r in records if r.metric == metric] for metric in ("seconds", "peak_mb"))
+    assert len(seconds) == len(memory) == 2 * 2
+    for record in memory:
+        assert number(record.value) in table

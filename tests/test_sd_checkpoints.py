@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage):
     assert str(tmp_path / "step-00000002") in said[0]
     damage(tmp_path / "step-00000001")
     with pytest.raises(
-        InvalidProblem, match=r"every checkpoint in .* is damaged \(.*step-00000002.*; .*step-00000001.*\); start again"
+        InvalidProblem, match=r"every checkpoint in .* is damaged \(.*step-00000002.*; .*step-00000001.*\); remove the folder"
     ):
         store.newest()
 

@@ -8,6 +8,7 @@ import json
 import math
 import random
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -848,6 +849,21 @@ def test_bad_published_files_are_named(published, damage, says):
     damage(published)
     with pytest.raises(InvalidProblem, match=says):
         ImageReward.load(published)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(published, tmp_path):
+    made = tmp_path / "made"
+
+    class Runs:
+        def __reduce__(self):
+            return Path.touch, (made,)
+
+    torch.save({"weight": torch.zeros(1), "runs": Runs()}, published / "ImageReward.pt")
+    with pytest.raises(InvalidProblem, match="not a file of plain weights"):
+        ImageReward.load(published)
+    assert not made.exists()
+    torch.load(published / "ImageReward.pt", weights_only=False)
+    assert made.exists(), "the file is one that runs code where it can"
 
 
 def _edit(directory, change):

@@ -257,7 +257,7 @@ def benchmark(rows: Rows) -> str:
         body.append([text(method)])
         mine = rows.where("seconds", estimator=method)
         for record in mine:
-            memory = rows.where("peak_mb", record.problem, method, **record.setting).one()
+            memory = Rows(tuple(r for r in rows.where("peak_mb", record.problem, method) if r.setting == record.setting)).one()
             cells = [str(record.setting.get(key, "")) for key in keys]
             body.append(
                 [text(record.problem), *cells, value(record), number(memory.value if memory else None), text(record.device)]
