@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sd_experiments.common import BELIEVED, DPOK, PI_FT, PRETRAINED, has_fallen
+from sd_experiments.common import BELIEVED, DPOK, PI_FT, PRETRAINED, WINDOW, has_fallen
 from socft.records import Record
 from socft.report.gradient_variance_cells import plain, value
 from socft.report.rows import Rows
 from socft.report.stable_diffusion_figures import final, methods_of
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
-
-ROUNDS = 4
-"""At the beginning and at the end of a run, over which the norm of the gradient is averaged."""
 
 
 def reached(rows: Rows, beta: float) -> str:
@@ -202,9 +199,9 @@ def norms(rows: Rows, beta: float) -> str:
         size, noise = (
             rows.where(metric, prompt, PI_FT, beta=beta).series("round").y for metric in ("gradient_norm", "gradient_noise")
         )
-        if len(size) < 2 * ROUNDS or len(size) != len(noise):
+        if len(size) < 2 * WINDOW or len(size) != len(noise):
             continue
-        parts = [slice(0, ROUNDS), slice(len(size) - ROUNDS, None)]
+        parts = [slice(0, WINDOW), slice(len(size) - WINDOW, None)]
         found = [(_square(size[part]), _square(noise[part])) for part in parts]
         body.append(
             [
@@ -218,7 +215,7 @@ def norms(rows: Rows, beta: float) -> str:
     return Table(
         header=("", *(f"{what}, {when}" for what in whats for when in ("first", "last"))),
         rows=body or [[NOT_MEASURED]],
-        caption=f"""PI-FT: root mean square over the first and the last {integer(ROUNDS)} rounds of the norm of the gradient and of
+        caption=f"""PI-FT: root mean square over the first and the last {integer(WINDOW)} rounds of the norm of the gradient and of
             the standard deviation of its noise, and the root of the difference of the two squares.""",
         label="norms",
         align="lrrrrrr",
