@@ -40,7 +40,7 @@ class Gradient:
         loss: its loss.
         masked: part of the pairs that were left out.
         limited: part of the pairs whose target control was scaled down.
-        quantile: the quantile ``mask_quantile`` of the losses, averaged over the processes.
+        quantile: the quantile ``mask_quantile`` of the losses.
     """
 
     parts: tuple[Tensor, ...]
@@ -62,15 +62,17 @@ class _Sums:
     loss: float = 0.0
     masked: int = 0
     limited: int = 0
+    rows: list[Tensor] = dataclasses.field(default_factory=list)
     losses: list[Tensor] = dataclasses.field(default_factory=list)
 
-    def add(self, parts: tuple[Tensor | None, ...], paths: int, loss: float, each: Tensor, keep: Tensor) -> None:
+    def add(self, parts: tuple[Tensor | None, ...], rows: Tensor, loss: float, each: Tensor, keep: Tensor) -> None:
         for total, part in zip(self.parts, parts, strict=True):
             if part is not None:
                 total += part
-        self.squares += sum(float(part.double().square().sum()) for part in parts if part is not None) / paths
+        self.squares += sum(float(part.double().square().sum()) for part in parts if part is not None) / len(rows)
         self.passes, self.loss, self.masked = self.passes + 1, self.loss + loss, self.masked + int((~keep).sum())
-        self.losses.append(each.flatten())
+        self.rows.append(rows)
+        self.losses.append(each)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,9 +113,9 @@ class Accumulator:
             factor = weights[None, :] * pool.weights[index[rows]][:, None] * keep / len(index)
             scalar = (value * factor.flatten().to(value)).sum()
             parts = torch.autograd.grad(scalar, self.parameters, allow_unused=True)
-            sums.add(parts, len(local), float(scalar.detach()), each, keep)
+            sums.add(parts, rows, float(scalar.detach()), each, keep)
             sums.limited += limited
-        return self._combined(sums, len(index), chosen.numel())
+        return self._combined(sums, *chosen.shape)
 
     def _micro_batches(self, pool: Pool, index: Tensor) -> Iterator[tuple[Entry, Tensor, Tensor]]:
         """This process' paths of one prompt at a time: entry, places in it, rows of ``index``."""
@@ -141,17 +143,19 @@ class Accumulator:
             return torch.ones_like(losses, dtype=torch.bool)
         return losses <= limit
 
-    def _combined(self, sums: _Sums, n: int, pairs: int) -> Gradient:
+    def _combined(self, sums: _Sums, n: int, draws: int) -> Gradient:
         """The sum over the processes."""
         flat = self.workers.sum(torch.cat([part.flatten() for part in sums.parts]))
-        own = float(torch.cat(sums.losses).quantile(self.batch.mask_quantile)) if sums.losses else 0.0
-        numbers = [sums.squares, sums.passes, sums.loss, sums.masked, sums.limited, own, float(bool(sums.losses))]
-        squares, passes, loss, masked, limited, quantile, present = self.workers.totals(numbers, self.device)
+        numbers = [sums.squares, sums.passes, sums.loss, sums.masked, sums.limited]
+        squares, passes, loss, masked, limited = self.workers.totals(numbers, self.device)
+        own = torch.cat([torch.zeros(0, draws, dtype=torch.float64), *sums.losses]).to(self.device)
+        losses = self.workers.gathered(own, [int(i) for rows in sums.rows for i in rows], n).cpu()
         norm = float(flat.double().norm())
         noise = (max(0.0, n * squares - norm**2) / (passes - 1)) ** 0.5 if passes > 1 else None
         sizes = [part.numel() for part in sums.parts]
         parts = tuple(part.reshape(like.shape) for part, like in zip(flat.split(sizes), sums.parts, strict=True))
-        return Gradient(parts, norm, noise, loss, masked / pairs, limited / pairs, quantile / max(1.0, present))
+        quantile = float(losses.flatten().quantile(self.batch.mask_quantile))
+        return Gradient(parts, norm, noise, loss, masked / (n * draws), limited / (n * draws), quantile)
 
 
 def within(rows: Labels, limit: Float[Tensor, " rows"]) -> tuple[Labels, int]:

@@ -9,13 +9,14 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from sd_experiments import config
 from sd_experiments.buffer import Entry, Pool, effective_share, log_ratios, moved, seeded
 from sd_experiments.task import Task
 from sd_experiments.workers import Workers
 from socft.checks import require
-from socft.estimators.base import Estimator
+from socft.estimators.base import Estimator, Labels
 from socft.path_measure import normalised
 from socft.reference import States
 from socft.rollout import Noise, Path, rollout
@@ -80,13 +81,8 @@ class Collector:
 
     def sample(self, number: int) -> tuple[Entry, ...]:
         """This process' paths of round ``number``, by prompt, kept on the CPU."""
-        entries = []
-        for slot in range(self.batch.prompts):
-            numbers = range(slot * self.batch.trajectories, (slot + 1) * self.batch.trajectories)
-            own = tuple(i for i in numbers if self.workers.owns(i))
-            if own:
-                entries.append(self._sampled(number, self._prompt(number, slot), own))
-        return tuple(entries)
+        found = (self._sampled(number, slot) for slot in range(self.batch.prompts))
+        return tuple(entry for entry in found if entry.index)
 
     def _prompt(self, number: int, slot: int) -> int:
         """Prompts take turns."""
@@ -95,29 +91,55 @@ class Collector:
     def samples(self, number: int, entries: Sequence[Entry]) -> tuple[Samples, ...]:
         """The samples of round ``number`` from all processes, by prompt."""
         batch, dims = self.batch, self.tasks[0].problem.reference.dims
-        own = torch.zeros(batch.prompts * batch.trajectories, *dims, dtype=self.dtype, device=self.device)
-        for entry in entries:
-            own[torch.tensor(entry.index, device=self.device)] = entry.path.final.to(own)
-        parts = self.workers.sum(own).cpu().split(batch.trajectories)
+        own = [entry.path.final for entry in entries] or [torch.zeros(0, *dims, dtype=self.dtype)]
+        places = [i for entry in entries for i in entry.index]
+        whole = self.workers.gathered(torch.cat(own).to(self.device), places, batch.prompts * batch.trajectories)
+        parts = whole.cpu().split(batch.trajectories)
         return tuple(Samples(self._prompt(number, slot), part) for slot, part in enumerate(parts))
 
     @torch.no_grad()
-    def _sampled(self, number: int, prompt: int, own: tuple[int, ...]) -> Entry:
+    def _sampled(self, number: int, slot: int) -> Entry:
         """A full rollout: as many network evaluations as sampling first and measuring the controls afterwards."""
-        task = self.tasks[prompt]
-        problem, policy = task.problem, task.policy
-        path = rollout(problem.reference, policy, self._noise(task, number, own))
-        rewards = problem.reward(path.final)
-        with task.labelling():
-            labels = self.estimator.label(problem, policy, path)
+        prompt, count = self._prompt(number, slot), self.batch.trajectories
+        task, own = self.tasks[prompt], tuple(i for i in range(slot * count, (slot + 1) * count) if self.workers.owns(i))
+        path = self._rolled(task, number, own)
+        rewards = task.problem.reward(path.final) if own else path.final.new_zeros(0)
+        labels = self._labels(task, path, [i - slot * count for i in own])
         noise = Noise(path.noise.initial.cpu(), path.noise.steps.cpu())
         stored = Path(path.states.cpu(), path.controls.cpu(), noise)
         return Entry(prompt, own, stored, moved(labels, torch.device("cpu")), rewards.cpu())
 
+    def _rolled(self, task: Task, number: int, own: Sequence[int]) -> Path:
+        """Paths of the task's policy; the network is not asked about none."""
+        noise = self._noise(task, number, own)
+        if own:
+            return rollout(task.problem.reference, task.policy, noise)
+        return Path(noise.initial.new_zeros(len(noise.steps) + 1, *noise.initial.shape), torch.zeros_like(noise.steps), noise)
+
+    def _labels(self, task: Task, path: Path, places: Sequence[int]) -> Labels:
+        """Labels of this process' paths; where they depend on all paths of the prompt, those of the others are fetched."""
+        joint = self.estimator.joint and self.workers.count > 1
+        if not joint and not places:
+            return Labels(path.states[:-1], path.controls)
+        with task.labelling():
+            labels = self.estimator.label(task.problem, task.policy, self._whole(path, places) if joint else path)
+        return labels.samples(torch.tensor(places, dtype=torch.long, device=path.states.device)) if joint else labels
+
+    def _whole(self, path: Path, places: Sequence[int]) -> Path:
+        """The paths of all processes, in the order of their numbers."""
+
+        def gathered(own: Tensor) -> Tensor:
+            return self.workers.gathered(own.transpose(0, 1), places, self.batch.trajectories).transpose(0, 1).contiguous()
+
+        initial = self.workers.gathered(path.noise.initial, places, self.batch.trajectories)
+        return Path(gathered(path.states), gathered(path.controls), Noise(initial, gathered(path.noise.steps)))
+
     def _noise(self, task: Task, number: int, own: Sequence[int]) -> Noise:
-        drawn = [Noise.sample(task.problem.reference, 1, seeded(self.seed, "path", number, i), self.dtype) for i in own]
-        initial, steps = torch.cat([each.initial for each in drawn]), torch.cat([each.steps for each in drawn], 1)
-        return Noise(initial.to(self.device), steps.to(self.device))
+        reference = task.problem.reference
+        drawn = [Noise.sample(reference, 1, seeded(self.seed, "path", number, i), self.dtype) for i in own]
+        initial = [torch.zeros(0, *reference.dims, dtype=self.dtype), *(each.initial for each in drawn)]
+        steps = [torch.zeros(reference.steps, 0, *reference.noise_dims, dtype=self.dtype), *(each.steps for each in drawn)]
+        return Noise(torch.cat(initial).to(self.device), torch.cat(steps, 1).to(self.device))
 
     def summary(self, number: int, entries: Sequence[Entry]) -> Round:
         """Numbers of round ``number``, over all processes.
@@ -146,11 +168,10 @@ class Collector:
         Raises:
             InvalidProblem: a weight is not finite.
         """
-        logs = torch.zeros(pool.size, dtype=torch.float64, device=self.device)
-        for entry in pool.entries:
-            task, path = self.tasks[entry.task], self._here(entry.path)
-            logs[torch.tensor(entry.index, device=self.device)] = log_ratios(task.policy, path).to(self.device)
-        logs = self.workers.sum(logs).cpu()
+        own = [log_ratios(self.tasks[entry.task].policy, self._here(entry.path)) for entry in pool.entries]
+        places = [i for entry in pool.entries for i in entry.index]
+        rows = torch.cat([torch.zeros(0, dtype=torch.float64, device=self.device), *own])
+        logs = self.workers.gathered(rows, places, pool.size).cpu()
         require(bool(logs.isfinite().all()), f"an importance weight of round {pool.round} is not finite; {REMEDY}")
         slots = logs.reshape(self.batch.prompts, -1)
         pool.ess = min(effective_share(each) for each in slots)

@@ -3,8 +3,7 @@
 ``accelerate launch --multi_gpu --num_processes 2 -m socft.cli sd train ...`` does the same on GPUs; with ``--cpu`` it starts one
 process, whatever the number. Each takes a part of the paths. Gradients are summed by hand, since the loss calls the network
 several times with its low-rank layers on and off. Whatever a run computes is a function of the settings and, up to the order of
-sums, not of the number of processes; but the noise of the gradient is estimated from other backward passes, and what an estimator
-averages over a prompt's paths, such as a baseline, it averages over those of one process.
+sums, not of the number of processes, but for the noise of the gradient, which is estimated from other backward passes.
 """
 
 from __future__ import annotations
@@ -67,6 +66,12 @@ class Workers:
             values = values.clone()
             dist.all_reduce(values)
         return values
+
+    def gathered(self, rows: Tensor, places: Sequence[int], count: int) -> Tensor:
+        """Rows of all processes, each at its place among ``count``."""
+        whole = rows.new_zeros(count, *rows.shape[1:])
+        whole[torch.tensor(places, dtype=torch.long, device=rows.device)] = rows
+        return self.sum(whole)
 
     def totals(self, values: Sequence[float], device: torch.device) -> list[float]:
         """The sum of each number over the processes, in float64."""

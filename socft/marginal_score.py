@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -41,7 +41,13 @@ CHUNK = 256
 
 
 class MarginalScore(abc.ABC):
-    """A way to know the score of the marginal laws."""
+    """A way to know the score of the marginal laws.
+
+    Attributes:
+        joint: whether it is learnt from all paths of a batch.
+    """
+
+    joint: ClassVar[bool] = False
 
     @property
     def cost(self) -> Cost:
@@ -110,6 +116,7 @@ class DenoisingScore(MarginalScore):
     """Regression of minus the noise of the step on the state it led to."""
 
     regression: Regression
+    joint: ClassVar[bool] = True
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         fits = [self.regression.fit(x, -xi) for x, xi in zip(path.states[1:], path.noise.steps, strict=True)]
@@ -121,6 +128,7 @@ class ImplicitScore(MarginalScore):
     """Implicit score matching, linear in features, solved exactly (with least norm where the features are dependent)."""
 
     features: Features
+    joint: ClassVar[bool] = True
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         weights = [self._solve(problem, k, path.states[k + 1]) for k in range(problem.steps)]
@@ -137,6 +145,8 @@ class ImplicitScore(MarginalScore):
 @dataclasses.dataclass(frozen=True)
 class TransitionScore(MarginalScore):
     """The mixture of the paths' own transition kernels, for noise that reaches every direction."""
+
+    joint: ClassVar[bool] = True
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         diffusion, (n,) = problem.reference.diffusion, problem.reference.dims
@@ -164,6 +174,7 @@ class KernelScore(MarginalScore):
     """
 
     width: float | None = None
+    joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self.width is None or self.width > 0, f"width = {self.width}; it must be positive, or None for Scott's rule.")

@@ -20,7 +20,7 @@ from socft.checks import require
 from socft.marginal_score import MarginalScore
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.reference import MatrixDiffusion, ScalarDiffusion
+from socft.reference import MatrixDiffusion, Noises, ScalarDiffusion
 from socft.rollout import Path
 
 
@@ -47,8 +47,8 @@ class Reverser:
 
     Attributes:
         score: how the score of the marginal laws is known.
-        generator: makes the noise of the reversed chain, which must not be that of the paths; by default one that is seeded by the
-            paths' noise, so that all is a function of the paths.
+        generator: makes the noise of the reversed chain, which must not be that of the paths; by default every path has one that is
+            seeded by its own noise, so that all is a function of the paths.
         published_pairing: the ablation that gives costates and values the noise of the neighbouring step, as the published code
             does; then increments cancel only in sum, to the square root of the step size in place of the step size.
     """
@@ -57,12 +57,20 @@ class Reverser:
     generator: torch.Generator | None = None
     published_pairing: bool = False
 
-    def source(self, path: Path) -> torch.Generator:
-        """Where the noise for a path comes from."""
+    @property
+    def joint(self) -> bool:
+        """Whether the reversal of a path depends on the other paths of its batch."""
+        return self.score.joint
+
+    def noise(self, path: Path) -> Noises:
+        """The noise of the reversed chain."""
+        shape, like = path.noise.steps.shape, path.states
         if self.generator is not None:
-            return self.generator
-        noise = path.noise.steps.detach().cpu().contiguous().view(torch.uint8)
-        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(noise.numpy().tobytes()).digest()[:7]))
+            return torch.randn(shape, generator=self.generator, dtype=like.dtype, device=self.generator.device).to(like)
+        own = path.noise.steps.detach().cpu().transpose(0, 1).contiguous().flatten(1).view(torch.uint8).numpy()
+        seeds = [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:7]) for row in own]
+        drawn = [torch.randn(shape[:1] + shape[2:], generator=seeded, dtype=like.dtype) for seeded in map(_generator, seeds)]
+        return torch.stack(drawn, 1).to(like)
 
     @torch.no_grad()
     def run(self, problem: ControlProblem, policy: Policy, path: Path) -> Reversal:
@@ -70,8 +78,7 @@ class Reverser:
         constant = isinstance(reference.diffusion, ScalarDiffusion | MatrixDiffusion)
         require(constant, f"the diffusion is a {kind}; reversing time this way needs a constant B_k, as in MatrixDiffusion.")
         score = self.score.fit(problem, policy, path)
-        source = self.source(path)
-        noise = torch.randn(path.noise.steps.shape, generator=source, dtype=path.states.dtype, device=source.device).to(path.states)
+        noise = self.noise(path)
         states, drifts, kicks, controls = [path.final], [], [], []
         for k in reversed(range(problem.steps)):
             x = states[-1]
@@ -82,3 +89,7 @@ class Reverser:
             kicks.append(reference.diffusion.apply(k, x, seen))
             controls.append(v)
         return Reversal(*(torch.stack(each[::-1]) for each in (states, drifts, kicks, controls)))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

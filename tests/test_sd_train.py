@@ -627,26 +627,63 @@ LAUNCHED = """
 import json, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from sd_experiments.session import settings_of, trainer_of
+from sd_experiments import config
+from sd_experiments.session import trainer_of
 from sd_experiments.build import build
 from sd_experiments.workers import Workers
 from tests.test_sd_train import gradients_of
 usable, torch.cuda.is_available = torch.cuda.is_available, lambda: True
 workers = Workers.join(torch.device("cpu"))
 torch.cuda.is_available = usable
-trainer = trainer_of(build(settings_of(Path(sys.argv[1]), steps=2)), workers)
-gradients, _ = gradients_of(trainer)
-starts = [entry.path.states[0].flatten(1)[:, 0].tolist() for entry in trainer.pool.entries]
-numbers = [list(entry.index) for entry in trainer.pool.entries]
-content = {"gradients": [g.tolist() for g in gradients], "starts": starts, "numbers": numbers, "count": workers.count}
-Path(f"{sys.argv[2]}.{workers.rank}.json").write_text(json.dumps(content))
+for i, each in enumerate(json.loads(Path(sys.argv[1]).read_text())):
+    trainer = trainer_of(build(config.parse(each)), workers)
+    gradients, measured = gradients_of(trainer)
+    starts = [entry.path.states[0].flatten(1)[:, 0].tolist() for entry in trainer.pool.entries]
+    numbers = [list(entry.index) for entry in trainer.pool.entries]
+    content = {"gradients": [g.tolist() for g in gradients], "starts": starts, "numbers": numbers, "count": workers.count}
+    content |= {"masked": measured[-1].masked}
+    Path(f"{sys.argv[2]}.{i}.{workers.rank}.json").write_text(json.dumps(content))
 """
+
+WEIGHED = {"name": "socft.estimators.socm_adjoint:SOCMAdjoint"}
+SHARED_OUT: dict[str, dict[str, Any]] = {
+    "costates": {},
+    "rewards without that of the path itself": {"estimator": {"name": "dpok"}},
+    "rewards over their spread": {"estimator": {"name": "ddpo"}},
+    "importance weights over their mean": {"estimator": WEIGHED},
+    "the noise of reversed paths": {"estimator": {"name": "time_reversed"}},
+    "one process without paths of a prompt": {"estimator": WEIGHED, "batch": {"prompts": 2, "trajectories": 1}},
+    "the largest losses left out": {"batch": {"mask_quantile": 0.7}},
+}
 
 
 def test_two_processes_compute_the_gradient_of_one(model: Path, tmp_path: Path):
     """On the CPU, also beside a GPU that is not the configuration's."""
-    file, script = written(model, tmp_path / "run"), tmp_path / "launched.py"
+    plain = config.read(written(model, tmp_path / "run")).plain() | {"run": {"steps": 2}}
+    cases = [plain | {table: plain[table] | values for table, values in case.items()} for case in SHARED_OUT.values()]
+    script, wanted = tmp_path / "launched.py", tmp_path / "cases.json"
     script.write_text(LAUNCHED)
+    wanted.write_text(json.dumps(cases))
+    launch_two(script, wanted, tmp_path / "found")
+    for i, (name, case) in enumerate(zip(SHARED_OUT, cases, strict=True)):
+        parts = [json.loads((tmp_path / f"found.{i}.{rank}.json").read_text()) for rank in (0, 1)]
+        alone = trainer_of(build(config.parse(case)))
+        expected, measured = gradients_of(alone)
+        assert alone.pool is not None
+        for part in parts:
+            assert part["count"] == 2
+            assert part["masked"] == measured[-1].masked
+            assert (part["masked"] > 0) == ("losses left out" in name)
+            for found, gradient in zip(part["gradients"], expected, strict=True):
+                assert away(torch.tensor(found, dtype=F64), gradient) < EXACT, name
+        starts = [set(itertools.chain(*part["starts"])) for part in parts]
+        assert not starts[0] & starts[1]
+        assert starts[0] | starts[1] == {x for entry in alone.pool.entries for x in entry.path.states[0].flatten(1)[:, 0].tolist()}
+        assert sorted(itertools.chain(*parts[0]["numbers"], *parts[1]["numbers"])) == list(range(alone.pool.size))
+
+
+def launch_two(script: Path, *arguments: Path) -> None:
+    """Two processes of a script that meet each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -658,7 +695,7 @@ def test_two_processes_compute_the_gradient_of_one(model: Path, tmp_path: Path):
         "PYTHONPATH": str(ROOT),
     }
     own = [os.environ | shared | {"OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
-    call = [sys.executable, str(script), str(file), str(tmp_path / "found")]
+    call = [sys.executable, str(script), *map(str, arguments)]
     started = [subprocess.Popen(call, cwd=ROOT, env=each, stderr=subprocess.PIPE, text=True) for each in own]
     try:
         said = [each.communicate(timeout=PATIENCE_SECONDS)[1] for each in started]
@@ -666,19 +703,6 @@ def test_two_processes_compute_the_gradient_of_one(model: Path, tmp_path: Path):
         for each in started:
             each.kill()
     assert [each.returncode for each in started] == [0, 0], said
-    parts = [json.loads((tmp_path / f"found.{rank}.json").read_text()) for rank in (0, 1)]
-    settings = config.read(file)
-    alone = trainer_of(build(dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=2))))
-    expected, _ = gradients_of(alone)
-    assert alone.pool is not None
-    for part in parts:
-        assert part["count"] == 2
-        for found, gradient in zip(part["gradients"], expected, strict=True):
-            assert away(torch.tensor(found, dtype=F64), gradient) < EXACT
-    starts = [set(itertools.chain(*part["starts"])) for part in parts]
-    assert not starts[0] & starts[1]
-    assert starts[0] | starts[1] == set(alone.pool.entries[0].path.states[0].flatten(1)[:, 0].tolist())
-    assert sorted(itertools.chain(*parts[0]["numbers"], *parts[1]["numbers"])) == [0, 1, 2, 3]
 
 
 # Everything but what is measured on one process' own backward passes, on its clock and in its memory.

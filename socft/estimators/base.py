@@ -49,6 +49,10 @@ class Labels:
         """The labels of some (step, sample) pairs; every tensor has the shape (rows, ...)."""
         return self._map(lambda each: each[k, sample])
 
+    def samples(self, sample: Int[Tensor, " rows"]) -> Self:
+        """The labels of some samples; every tensor has the shape (T, rows, ...)."""
+        return self._map(lambda each: each[:, sample])
+
     def step(self, k: int) -> Self:
         """The labels of one step; every tensor has the shape (batch, ...)."""
         return self._map(lambda each: each[k])
@@ -101,6 +105,11 @@ class Estimator(abc.ABC):
     @abc.abstractmethod
     def cost(self) -> Cost:
         """What making labels costs."""
+
+    @property
+    def joint(self) -> bool:
+        """Whether the labels of a path depend on the other paths of its batch; those are then labelled together."""
+        return False
 
     @abc.abstractmethod
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -35,7 +35,13 @@ def returns_to_go(problem: ControlProblem, path: Path, kl: bool = True) -> Retur
 
 
 class Baseline(abc.ABC):
-    """What to subtract from the returns."""
+    """What to subtract from the returns.
+
+    Attributes:
+        joint: whether the level of a path depends on the other paths of its batch.
+    """
+
+    joint: ClassVar[bool] = False
 
     @abc.abstractmethod
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
@@ -52,12 +58,16 @@ class NoBaseline(Baseline):
 class BatchMean(Baseline):
     """The mean over all N paths; as it includes the path itself, the gradient's return part is (1 - 1/N) of the right one."""
 
+    joint: ClassVar[bool] = True
+
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
         return returns.mean(1, keepdim=True).expand_as(returns)
 
 
 class LeaveOneOut(Baseline):
     """The mean over the other paths: unbiased."""
+
+    joint: ClassVar[bool] = True
 
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
         batch = returns.shape[1]
@@ -76,6 +86,7 @@ class RegressionBaseline(Baseline):
 
     regression: Regression = dataclasses.field(default_factory=lambda: LinearRegression(Polynomial(1)))
     folds: int = 2
+    joint: ClassVar[bool] = True
 
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
         batch = returns.shape[1]

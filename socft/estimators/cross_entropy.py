@@ -40,6 +40,10 @@ class CrossEntropy(MatchingEstimator):
     def cost(self) -> Cost:
         return Cost()
 
+    @property
+    def joint(self) -> bool:
+        return True
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         weights = normalised(optimal_log_weights(problem, path, "cross entropy"))
         return Labels(path.states[:-1], kicks(path), weights.expand(problem.steps, -1))

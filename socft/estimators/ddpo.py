@@ -92,6 +92,10 @@ class DDPO(Estimator):
     def cost(self) -> Cost:
         return Cost()
 
+    @property
+    def joint(self) -> bool:
+        return True
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> RatioLabels:
         total = returns_to_go(problem, path, kl=False)[0] - problem.cost(0, path.states[0])
         if self.kl_in_reward:

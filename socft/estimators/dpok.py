@@ -56,6 +56,10 @@ class DPOK(Estimator):
     def cost(self) -> Cost:
         return Cost()
 
+    @property
+    def joint(self) -> bool:
+        return self.baseline.joint
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> RatioLabels:
         returns = returns_to_go(problem, path, kl=False)
         return ratio_labels(problem, path, returns - self.baseline.levels(problem, path, returns))

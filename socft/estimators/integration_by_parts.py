@@ -72,6 +72,10 @@ class IntegrationByParts(ZerothOrder):
     estimates: ClassVar[Kind] = "objective gradient"
     source: ClassVar[str] = "arXiv 2412.18164v4, equation 48; derived here for returns"
 
+    @property
+    def joint(self) -> bool:
+        return self.baseline.joint
+
     def differences(self, problem: ControlProblem, path: Path) -> Float[Tensor, "steps batch"]:
         returns = returns_to_go(problem, path)
         return returns - self.baseline.levels(problem, path, returns)

@@ -53,6 +53,11 @@ class LogVariance(MatchingEstimator):
     def cost(self) -> Cost:
         return Cost(policy=1)
 
+    @property
+    def joint(self) -> bool:
+        return True
+
+    @torch.no_grad()
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         controls = controls_along(policy, path)
         if not on_policy(controls, path):

@@ -54,12 +54,11 @@ class Moment(MatchingEstimator):
     def cost(self) -> Cost:
         return Cost(policy=1)
 
+    @torch.no_grad()
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> MomentLabels:
         controls = controls_along(policy, path)
         found = mismatch(problem, controls, path)
-        with torch.no_grad():
-            deviation = found + self.start(path.states[0])
-        labels = deviation_labels(problem, controls, path, deviation)
+        labels = deviation_labels(problem, controls, path, found + self.start(path.states[0]))
         return MomentLabels(labels.states, labels.targets, mismatch=found.expand(problem.steps, -1))
 
     def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: Labels) -> PerSample:

@@ -65,6 +65,10 @@ class ReversedBSDE(CostateEstimator):
         own = Cost(reference=1, policy=1, memory="T")
         return total(own, self.reverser.score.cost, self.adjoint.cost, self.move.cost(self.field.cost))
 
+    @property
+    def joint(self) -> bool:
+        return self.reverser.joint
+
     def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
         phi, back = with_terminal(problem, self.field.field(problem, policy)), self.reverser.run(problem, policy, path)
         value = problem.reward.gradient(path.final)

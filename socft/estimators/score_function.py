@@ -48,6 +48,10 @@ class ScoreFunction(MatchingEstimator):
     def cost(self) -> Cost:
         return Cost()
 
+    @property
+    def joint(self) -> bool:
+        return self.baseline.joint
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         returns = returns_to_go(problem, path)
         return score_labels(problem, path, returns - self.baseline.levels(problem, path, returns))
@@ -68,6 +72,10 @@ class ScoreFunctionWithoutKLToGo(MatchingEstimator):
     @property
     def cost(self) -> Cost:
         return Cost()
+
+    @property
+    def joint(self) -> bool:
+        return self.baseline.joint
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         returns = returns_to_go(problem, path, kl=False)

@@ -103,6 +103,10 @@ class SOCM(MatchingEstimator):
     def cost(self) -> Cost:
         return Cost(reference_derivatives=1)
 
+    @property
+    def joint(self) -> bool:
+        return True
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         _require_full_noise(problem)
         weights = normalised(optimal_log_weights(problem, path, "SOCM"))

@@ -38,6 +38,10 @@ class SOCMAdjoint(MatchingEstimator):
     def cost(self) -> Cost:
         return Cost(reference_derivatives=1)
 
+    @property
+    def joint(self) -> bool:
+        return True
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         weights = normalised(optimal_log_weights(problem, path, "SOCM-adjoint"))
         labels = matching_labels(problem, path, sweep(Lean(), problem, policy, path))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -49,6 +50,11 @@ class Variance(MatchingEstimator):
     def cost(self) -> Cost:
         return Cost(policy=1)
 
+    @property
+    def joint(self) -> bool:
+        return True
+
+    @torch.no_grad()
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         beta, controls = constant_beta(problem, "the variance loss"), controls_along(policy, path)
         if not on_policy(controls, path):
