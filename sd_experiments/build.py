@@ -101,6 +101,11 @@ REWARDS: Mapping[str, Callable[..., Any]] = {
 BLACK_BOXES = frozenset({"jpeg"})
 
 
+def is_black_box(settings: config.Reward) -> bool:
+    """Whether a reward has no gradient."""
+    return settings.black_box or settings.name in BLACK_BOXES
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything a run is made of.
@@ -122,11 +127,12 @@ class Experiment:
     checker: Checker | None
 
 
-def build(settings: config.Settings, base: StableDiffusion | None = None) -> Experiment:
+def build(settings: config.Settings, base: StableDiffusion | None = None, score: ImageScore | None = None) -> Experiment:
     """Load and connect everything; nothing is downloaded.
 
     Args:
         base: the frozen model, if it is here already; by default the one the settings name is loaded.
+        score: the score of images, likewise.
 
     Raises:
         InvalidProblem: a file is missing or does not fit, a name is unknown, or the mathematics refuses the settings.
@@ -136,8 +142,8 @@ def build(settings: config.Settings, base: StableDiffusion | None = None) -> Exp
         isinstance(estimator, Estimator), f"{settings.estimator.name} makes a {type(estimator).__name__}; it must be an Estimator."
     )
     base = load_model(settings.model) if base is None else base
-    score = load_score(settings.reward, base)
-    kind = BlackBoxImageReward if settings.reward.black_box or settings.reward.name in BLACK_BOXES else ImageRewardLike
+    score = load_score(settings.reward, device_of(settings.model.device)) if score is None else score
+    kind = BlackBoxImageReward if is_black_box(settings.reward) else ImageRewardLike
     generator = torch.Generator().manual_seed(settings.run.seed)
     lora = LoRA(base, settings.lora.rank, settings.lora.alpha, settings.lora.targets, generator)
     tasks = []
@@ -212,8 +218,8 @@ def load_model(settings: config.Model) -> StableDiffusion:
         raise InvalidProblem(f"the model in {settings.path!r} cannot be loaded: {shortened(error)}; copy it again.") from error
 
 
-def load_score(settings: config.Reward, base: StableDiffusion) -> ImageScore:
-    """The score of images, on the device of the decoder."""
+def load_score(settings: config.Reward, device: torch.device) -> ImageScore:
+    """The score of images, on the device of the model."""
     require(
         settings.path is not None or settings.name not in ("image_reward", "clip"),
         f"reward.path is missing; give the directory with the weights of {settings.name!r}.",
@@ -221,7 +227,6 @@ def load_score(settings: config.Reward, base: StableDiffusion) -> ImageScore:
     options = dict(settings.options) if settings.path is None else {"path": settings.path, **settings.options}
     score = made("reward", REWARDS, settings.name, options)
     require(callable(score), f"{settings.name} makes a {type(score).__name__}; it must be callable with images and a prompt.")
-    device = next(base.vae.parameters()).device
     return score.to(device) if isinstance(score, torch.nn.Module) else score
 
 

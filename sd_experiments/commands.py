@@ -103,12 +103,18 @@ class Reproduce:
     """Number of processes, one thread each; as the scale suggests by default."""
     trainings: int = 1
     """How often PI-FT and DPOK are trained for every prompt, each time from another seed."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="DIR|OWNER/NAME")] = None
+    """Folder or name of the model, in place of the scale's."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of the reward's weights, in place of the scale's."""
 
     def run(self) -> None:
+        from sd_experiments import readiness
         from sd_experiments.reproduce import SCALES, reproduce
         from socft.report.stable_diffusion import report
 
-        scale = SCALES[self.scale]
+        scale = dataclasses.replace(SCALES[self.scale], model=self.model, weights=self.weights)
+        readiness.report(readiness.parts(scale.settings)[0], f"--scale {self.scale}")
         records = reproduce(scale, self.quick, self.out, self.workers, self.trainings)
         print(f"{len(records)} records in {self.out / scale.study}.jsonl")
         for file in report(scale.study).write(self.out, self.reports):

@@ -27,7 +27,8 @@ class Model:
     """The pre-trained pipeline.
 
     Attributes:
-        path: directory of a saved diffusers pipeline, or "tiny" for the one that comes with this package.
+        path: directory of a saved diffusers pipeline, or name of one downloaded from the Hugging Face hub, or "tiny" for the one
+            that comes with this package.
         dtype: dtype of the frozen network; states are float32 (float64 with a float64 network).
         device: where it runs; "auto" is the GPU if there is one.
         micro_batch: samples per network call; all at once by default.

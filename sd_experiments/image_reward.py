@@ -47,6 +47,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from socft.checks import InvalidProblem, require
 
+BERT = "bert-base-uncased"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
@@ -267,9 +268,11 @@ class ImageReward(nn.Module):
             InvalidProblem: a file is missing, a key is missing or unexpected, or the vocabulary has another size.
         """
         directory = Path(directory)
+        absent = [str(directory / name) for name in ("ImageReward.pt", "med_config.json", BERT) if not (directory / name).exists()]
+        require(not absent, f"{', '.join(absent)} not found; give the directory that holds what ImageReward publishes and BERT.")
         file = _present(directory / "ImageReward.pt")
         text = _json(directory / "med_config.json")
-        tokenizer = _tokenizer(directory / "bert-base-uncased")
+        tokenizer = _tokenizer(directory / BERT)
         tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
         try:
             published = torch.load(file, map_location="cpu", weights_only=True, mmap=True)

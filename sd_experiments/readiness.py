@@ -1,30 +1,61 @@
-"""What a configuration needs that is missing here, and an estimate of its memory and time."""
+"""What a configuration needs that is missing here, and an estimate of its memory and time.
+
+Everything is loaded. The estimator labels paths of a chain of two numbers, with as many steps as the configuration says, so
+what its mathematics refuses is refused here. Memory and time are extrapolated from an evaluation of the network, a derivative in
+the trained layers and a reward, of a few samples.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from sd_experiments import config
-from sd_experiments.build import BLACK_BOXES, ESTIMATORS, REWARDS, device_of, load_model, load_score, made
-from sd_experiments.session import settings_of
+from sd_experiments.build import (
+    ESTIMATORS,
+    Experiment,
+    build,
+    device_of,
+    is_black_box,
+    load_checker,
+    load_model,
+    load_score,
+    made,
+)
+from sd_experiments.memory import MB, peak_mb, reset_peak
+from sd_experiments.rewards import decode
+from sd_experiments.session import judged, settings_of
 from sd_experiments.stable_diffusion import StableDiffusion
-from sd_experiments.weights import parts_of
+from sd_experiments.weights import folder_of
 from socft.checks import InvalidProblem, require
 from socft.estimators.base import Cost
+from socft.policy import FunctionPolicy
+from socft.problem import ControlProblem
+from socft.reference import ScoreReference, States
+from socft.reward import FunctionReward, PerSample
+from socft.rollout import Noise, rollout
+from socft.schedule import variance_preserving
 
 GB = 1e9
 HOURS = 3600.0
 MINUTES = 60.0
-REPEATS = 5
+REPEATS, PATIENCE = 5, 2.0
+"""Measurements of a time, of which the shortest counts since others may be disturbed; no more once they took so many seconds."""
+SEVERAL = 8
+"""Samples at a time in a trial, where the settings do not say."""
+MANY = 64
+"""Paths that are labelled at most to see whether the estimator can."""
 DERIVATIVE = 3.0
 """Time of an evaluation and its vector-Jacobian product, in evaluations."""
+FLOAT = 4
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,134 +74,194 @@ class Finding:
 
 
 def check(file: Path) -> list[Finding]:
-    """Load everything and print what was found.
+    """Load everything, try it, and print what was found.
 
     Raises:
         InvalidProblem: something is missing.
     """
     settings = settings_of(file)
-    model, base = _model(settings.model)
-    findings = [model, _reward(settings.reward, base), _estimator(settings.estimator), _device(settings.model)]
-    if base is not None and all(each.good for each in findings):
-        findings += [Finding("memory", True, _memory(settings, base)), Finding("time", True, _time(settings, base))]
-    for each in findings:
-        print(f"{'ok     ' if each.good else 'missing'}  {each.what}: {each.detail}")
-    bad = [each.what for each in findings if not each.good]
-    require(not bad, f"{file} cannot run here yet: {', '.join(bad)}.")
+    findings, experiment = parts(settings)
+    if experiment is not None:
+        findings += _measured(experiment)
+    report(findings, str(file))
     return findings
 
 
-def _model(settings: config.Model) -> tuple[Finding, StableDiffusion | None]:
-    """The model, loaded; None where it cannot be."""
-    folder = Path(settings.path)
+def report(findings: list[Finding], what: str) -> None:
+    """Print findings.
+
+    Raises:
+        InvalidProblem: something is missing.
+    """
+    for each in findings:
+        print(f"{'ok     ' if each.good else 'missing'}  {each.what}: {each.detail}")
+    bad = [each.what for each in findings if not each.good]
+    require(not bad, f"{what} cannot run here yet: {', '.join(bad)}.")
+
+
+def parts(settings: config.Settings) -> tuple[list[Finding], Experiment | None]:
+    """What a run is made of, and all of it together if nothing is missing."""
+    device, place = _tried("device", lambda: device_of(settings.model.device), _named)
+    if place is None:
+        return [device], None
+    model, base = _tried("model", lambda: load_model(settings.model), lambda _: _described(settings.model))
+    reward, score = _tried("reward", lambda: load_score(settings.reward, place), lambda _: settings.reward.name)
+    estimator, _ = _tried("estimator", lambda: _labelled(settings), lambda _: settings.estimator.name)
+    checker, _ = _tried("checker", lambda: load_checker(settings.monitor.checker), lambda _: settings.monitor.checker or "none")
+    findings = [device, model, reward, estimator, checker]
+    if base is None or score is None:
+        return findings, None
+    layers, experiment = _tried("prompts and layers", lambda: build(settings, base, score), _counted)
+    findings.append(layers)
+    return findings, experiment if all(each.good for each in findings) else None
+
+
+def _tried(what: str, make: Callable[[], _T], detail: Callable[[_T], str]) -> tuple[Finding, _T | None]:
+    """Whether something can be made, and what it is."""
+    try:
+        found = make()
+        return Finding(what, True, detail(found)), found
+    except Exception as error:  # rewards, checkers and estimators may be anyone's
+        kind = "" if isinstance(error, InvalidProblem) else f"{type(error).__name__}: "
+        return Finding(what, False, kind + " ".join(str(error).split())), None
+
+
+def _named(device: torch.device) -> str:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return f"{torch.cuda.get_device_name(device)}, {free / GB:.0f} of {total / GB:.0f} GB free"
+    return f"{os.cpu_count()} CPU cores, {_free(device) / GB:.0f} GB of memory free"
+
+
+def _free(device: torch.device) -> float:
+    """Bytes that can still be taken."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _described(settings: config.Model) -> str:
     if settings.path == "tiny":
         from sd_experiments import tiny
 
         folder = tiny.MODEL
     else:
-        absent = [str(folder / part) for part in parts_of(folder) if not (folder / part).is_dir()]
-        if not (folder / "model_index.json").is_file() or absent:
-            lost = ", ".join(absent) or str(folder / "model_index.json")
-            remedy = "put a diffusers pipeline there (weights as safetensors, tokenizer, scheduler)"
-            return Finding("model", False, f"{lost} not found; {remedy}"), None
-    try:
-        return Finding("model", True, f"{folder}, {_size(folder)}"), load_model(settings)
-    except (InvalidProblem, OSError) as error:
-        return Finding("model", False, str(error)), None
+        folder = folder_of(settings.path)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"{folder}, {size / GB:.2f} GB"
 
 
-def _reward(settings: config.Reward, base: StableDiffusion | None) -> Finding:
-    """The reward, loaded if there is a model whose pictures it can score."""
-    needed: dict[str, tuple[str, ...]] = {
-        "image_reward": ("ImageReward.pt", "med_config.json", "bert-base-uncased"),
-        "clip": ("config.json", "model.safetensors"),
-    }
-    if settings.name in needed and settings.path is None:
-        return Finding("reward", False, f"reward.path is not given; it must hold {', '.join(needed[settings.name])}")
-    absent = [
-        str(Path(settings.path or "") / name)
-        for name in needed.get(settings.name, ())
-        if not (Path(settings.path or "") / name).exists()
-    ]
-    if absent:
-        return Finding("reward", False, f"{', '.join(absent)} not found")
-    known = settings.name in REWARDS or ":" in settings.name
-    if base is None:
-        return Finding(
-            "reward", known, settings.name if known else f"there is no {settings.name!r}; known are {', '.join(REWARDS)}"
-        )
-    return _tried("reward", lambda: settings.name, lambda: load_score(settings, base))
+def _counted(experiment: Experiment) -> str:
+    numbers = sum(p.numel() for p in experiment.lora.parameters())
+    return f"{len(experiment.tasks)} prompts, {numbers} trained numbers"
 
 
-def _estimator(settings: config.Estimator) -> Finding:
-    return _tried("estimator", lambda: settings.name, lambda: made("estimator", ESTIMATORS, settings.name, settings.options))
+def _labelled(settings: config.Settings) -> None:
+    """Labels of paths of as many steps as the settings say, and as many within reason, of a chain that costs nothing."""
+    estimator: Any = made("estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options)
+    reference = ScoreReference(variance_preserving(settings.sampler.steps), lambda k, x: -x, (2,))
+
+    def reward(x: States) -> PerSample:
+        asked = torch.is_grad_enabled() and x.requires_grad
+        refusal = f"{settings.reward.name} has no gradient, and {settings.estimator.name} asks for it; give dpok or ddpo."
+        require(not (asked and is_black_box(settings.reward)), refusal)
+        return x.sin().sum(1)
+
+    problem = ControlProblem(reference, FunctionReward(reward), settings.problem.beta)
+    policy = FunctionPolicy(lambda k, x: 0.1 * x)
+    count = min(settings.batch.trajectories, MANY)
+    noise = Noise.sample(reference, count, torch.Generator().manual_seed(0), torch.float32)
+    estimator.label(problem, policy, rollout(reference, policy, noise))
 
 
-def _device(settings: config.Model) -> Finding:
-    def named() -> str:
-        device = device_of(settings.device)
-        if device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(device)
-            return f"{torch.cuda.get_device_name(device)}, {free / GB:.0f} of {total / GB:.0f} GB free"
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return f"{os.cpu_count()} CPU cores, {free / GB:.0f} GB of memory free"
-
-    return _tried("device", named, lambda: device_of(settings.device))
+def _measured(experiment: Experiment) -> list[Finding]:
+    """Memory and time, from small trials."""
+    trial, probe = _tried("trial", lambda: _probed(experiment), lambda _: "network, reward and checker work")
+    return [trial] if probe is None else [trial, _memory(experiment, probe), _time(experiment.settings, probe)]
 
 
-def _tried(what: str, detail: Callable[[], str], needed: Callable[[], Any]) -> Finding:
-    try:
-        needed()
-    except (InvalidProblem, OSError) as error:
-        return Finding(what, False, str(error))
-    return Finding(what, True, detail())
+@dataclasses.dataclass(frozen=True)
+class _Probe:
+    """What one sample takes: seconds of an evaluation, of a gradient in the layers and of a reward; bytes of the latter two."""
+
+    evaluation: float
+    update: float
+    reward: float
+    update_bytes: float
+    reward_bytes: float
 
 
-def _memory(settings: config.Settings, base: StableDiffusion) -> str:
-    """What the weights and the buffer take; activations depend on the kernels and are left to the first step."""
-    parts = (base.unet, base.vae, *base.reader.encoders)
-    weights = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
-    side: Any = base.unet.config["sample_size"]
-    entries = base.unet.config["in_channels"] * (side * side if isinstance(side, int) else side[0] * side[1])
-    paths = settings.batch.trajectories * settings.batch.prompts
-    buffer = 4 * (settings.sampler.steps + 1) * entries * paths * 4
-    return (
-        f"{weights / GB:.2f} GB of weights, {buffer / GB:.2f} GB for the {paths} paths of a round, and the activations of "
-        f"{settings.model.micro_batch or 'all'} samples at a time"
+def _probed(experiment: Experiment) -> _Probe:
+    task, parameters = experiment.tasks[0], tuple(experiment.lora.parameters())
+    reference, reward, device = task.problem.reference, task.problem.reward, parameters[0].device
+    rows = experiment.settings.model.micro_batch or min(SEVERAL, experiment.settings.batch.trajectories)
+    x = torch.randn(rows, *reference.dims, device=device)
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            float(reference.mean(0, x.clone()).sum())
+
+    def update() -> None:
+        with torch.enable_grad():
+            torch.autograd.grad(task.policy(0, x.clone()).square().sum(), parameters, allow_unused=True)
+
+    def score() -> None:
+        black = is_black_box(experiment.settings.reward)
+        float((reward(x.clone()) if black else reward.gradient(x.clone())).sum())
+
+    with torch.no_grad():
+        judged(experiment.checker, decode(experiment.base, x[:1]).float().cpu(), task.name)
+    (evaluation, _), (updated, used), (scored, most) = (_spent(each, device) for each in (evaluate, update, score))
+    return _Probe(evaluation / rows, updated / rows, scored / rows, used / rows, most / min(rows, experiment.settings.reward.chunk))
+
+
+def _spent(action: Callable[[], None], device: torch.device) -> tuple[float, float]:
+    """Seconds and bytes."""
+    seconds: list[float] = []
+    reset_peak(device)
+    before = peak_mb(device)
+    while len(seconds) < REPEATS and sum(seconds) < PATIENCE:
+        start = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), (peak_mb(device) - before) * MB
+
+
+def _memory(experiment: Experiment, probe: _Probe) -> Finding:
+    """What the weights, the paths of a round and the samples that are differentiated at a time take."""
+    settings, base = experiment.settings, experiment.base
+    batch, steps = settings.batch, settings.sampler.steps
+    device = next(experiment.lora.parameters()).device
+    paths = batch.trajectories * batch.prompts
+    buffer = 4 * (steps + 1) * math.prod(experiment.tasks[0].problem.reference.dims) * paths * FLOAT
+    loss = (batch.micro_batch or batch.per_step) * (batch.loss_steps or steps)
+    rows = settings.model.micro_batch or max(batch.trajectories, loss)
+    work = max(rows * probe.update_bytes, settings.reward.chunk * probe.reward_bytes)
+    free, needed = _free(device), work + (buffer if device.type == "cpu" else buffer / 2)
+    detail = (
+        f"{_weights(base) / GB:.2f} GB of weights are in place; {buffer / GB:.2f} GB for the {paths} paths of a round and about "
+        f"{work / GB:.2f} GB for {rows} samples at a time"
     )
+    if needed > free:
+        return Finding("memory", False, f"{detail}, of {free / GB:.2f} GB free; lower model.micro_batch or batch.trajectories")
+    return Finding("memory", True, detail)
 
 
-@torch.no_grad()
-def _time(settings: config.Settings, base: StableDiffusion) -> str:
-    """From the time of one network evaluation and the evaluations that the estimator says it makes."""
+def _weights(base: StableDiffusion) -> int:
+    parts = (base.unet, base.vae, *base.reader.encoders)
+    return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+
+
+def _time(settings: config.Settings, probe: _Probe) -> Finding:
+    """From the evaluations that the estimator says it makes."""
     batch, steps = settings.batch, settings.sampler.steps
     rounds = settings.run.steps * batch.per_step / (batch.trajectories * batch.prompts * batch.passes)
     paths = rounds * batch.trajectories * batch.prompts
     cost: Cost = made("estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options).cost
     label = cost.reference + cost.policy + DERIVATIVE * (cost.reference_derivatives + cost.policy_derivatives)
-    pairs = settings.run.steps * batch.per_step * (batch.loss_steps or steps)
     weighed = paths * (batch.passes - 1) * steps * 2 * batch.weighs
-    evaluations = paths * steps * (2 + label) + pairs * (1 + DERIVATIVE) + weighed
-    seconds = evaluations * _seconds_per_sample(base, settings)
-    how = "black-box reward" if settings.reward.name in BLACK_BOXES else "the reward's own time comes on top"
+    evaluations, pairs = paths * steps * (2 + label) + weighed, settings.run.steps * batch.per_step * (batch.loss_steps or steps)
+    seconds = evaluations * probe.evaluation + pairs * probe.update + 2 * paths * probe.reward
     length = f"{seconds / HOURS:.2g} hours" if seconds > HOURS else f"{max(1, seconds / MINUTES):.2g} minutes"
-    return f"about {length} for {settings.run.steps} gradient steps ({evaluations:.2g} network evaluations; {how})"
-
-
-def _seconds_per_sample(base: StableDiffusion, settings: config.Settings) -> float:
-    """The shortest of a few, since the first one warms up and others may be disturbed."""
-    from sd_experiments.build import chain
-
-    reference = chain(base, settings.sampler, settings.problem.prompts[0])
-    rows = settings.model.micro_batch or min(8, settings.batch.trajectories)
-    device = next(base.unet.parameters()).device
-    x, seconds = torch.randn(rows, *reference.dims, device=device), []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        float(reference.score(0, x.clone()).sum())
-        seconds.append(time.perf_counter() - start)
-    return min(seconds) / rows
-
-
-def _size(folder: Path) -> str:
-    return f"{sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / GB:.2f} GB"
+    count = evaluations + pairs * (1 + DERIVATIVE)
+    return Finding("time", True, f"about {length} for {settings.run.steps} gradient steps ({count:.2g} network evaluations)")

@@ -88,6 +88,8 @@ class Scale:
         shown: pictures per prompt that are kept.
         batches: whose gradients are compared where a training fell.
         workers: processes.
+        model: folder or name of the model, in place of the configuration's.
+        weights: folder of the reward's weights, in place of the configuration's.
     """
 
     name: str
@@ -100,6 +102,8 @@ class Scale:
     shown: int
     batches: int
     workers: int
+    model: str | None = None
+    weights: str | None = None
 
     @property
     def study(self) -> str:
@@ -109,7 +113,9 @@ class Scale:
     @functools.cached_property
     def settings(self) -> config.Settings:
         """The configuration."""
-        return config.read(CONFIGS / self.config)
+        s = config.read(CONFIGS / self.config)
+        model = dataclasses.replace(s.model, path=self.model or s.model.path)
+        return dataclasses.replace(s, model=model, reward=dataclasses.replace(s.reward, path=self.weights or s.reward.path))
 
     @property
     def pi_ft(self) -> Method:

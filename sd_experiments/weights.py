@@ -7,6 +7,7 @@ reads every prompt, letter by letter; a run with either would go on for days. On
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -30,6 +33,9 @@ MODELS: dict[str, tuple[Any, str]] = {
 SECOND: dict[str, tuple[Any, str]] = {"text_encoder_2": (CLIPTextModelWithProjection, "model")}
 """The same for what XL has besides."""
 XL = "StableDiffusionXLPipeline"
+HUB = re.compile(r"[\w.-]+/[\w.-]+")
+"""What a repository of the Hugging Face hub is called."""
+DOWNLOAD = "hf download --include '*/*.safetensors' --include '*.json' --include '*.txt' --exclude '*.fp16.*'"
 END = "</w>"
 """Ends the last piece of a word in CLIP's vocabulary."""
 
@@ -37,18 +43,19 @@ END = "</w>"
 def load_pipeline(
     directory: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    """The Stable Diffusion saved in a local directory; nothing is downloaded.
+    """The Stable Diffusion saved in a local directory (see `folder_of`); nothing is downloaded.
 
     Raises:
         InvalidProblem: a part is missing, damaged or another network's.
     """
-    folder = Path(directory)
+    folder = folder_of(directory)
     index = (folder / "model_index.json").is_file()
     require(index, f"{str(folder)!r} holds no model_index.json; give the directory of a saved diffusers pipeline.")
     extra_large = is_extra_large(folder)
     models, tokenizers = (MODELS | SECOND, ("tokenizer", "tokenizer_2")) if extra_large else (MODELS, ("tokenizer",))
+    absent = [str(folder / part) for part in parts_of(folder) if not (folder / part).is_dir()]
+    require(not absent, f"{', '.join(absent)} not found; copy what is missing of the pipeline there.")
     for part in parts_of(folder):
-        require((folder / part).is_dir(), f"{folder / part} does not exist; copy that part of the pipeline there.")
         require_json(folder / part)
     parts: dict[str, Any] = {name: load_whole(kind, folder / name, stem, dtype) for name, (kind, stem) in models.items()}
     parts |= {name: load_tokenizer(folder / name) for name in tokenizers}
@@ -57,6 +64,24 @@ def load_pipeline(
     options: dict[str, Any] = {} if extra_large else {"requires_safety_checker": False}
     parts |= dict.fromkeys(unused)
     return kind.from_pretrained(str(folder), dtype=dtype, local_files_only=True, **options, **parts).to(device)
+
+
+def folder_of(name: str | Path) -> Path:
+    """A folder, or that of a repository ``owner/name`` of the Hugging Face hub in the cache of what was downloaded before.
+
+    Raises:
+        InvalidProblem: there is neither.
+    """
+    folder = Path(name)
+    if folder.exists() or not HUB.fullmatch(str(name)):
+        return folder
+    try:
+        return Path(snapshot_download(str(name), local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        raise InvalidProblem(
+            f"{str(name)!r} is no folder, and was not downloaded from the Hugging Face hub either; give the folder of a saved "
+            f"diffusers pipeline, or run: {DOWNLOAD} {name}"
+        ) from error
 
 
 def parts_of(folder: Path) -> tuple[str, ...]:

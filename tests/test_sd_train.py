@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -543,10 +544,71 @@ def test_check_names_what_is_missing(capsys):
     file = CONFIGS / "sd15_pift.toml"
     assert cli.main(["sd", "check", "--config", str(file)]) == cli.INVALID
     said = capsys.readouterr()
-    assert "missing  model: models/stable-diffusion-v1-5/unet" in said.out
-    assert "missing  reward: models/image-reward/ImageReward.pt" in said.out
+    assert "missing  model: 'stable-diffusion-v1-5/stable-diffusion-v1-5' is no folder" in said.out
+    assert "run: hf download" in said.out
+    missing = ", ".join(f"models/image-reward/{name}" for name in ("ImageReward.pt", "med_config.json", "bert-base-uncased"))
+    assert f"missing  reward: {missing} not found" in said.out
     assert "ok       estimator: pi_ft" in said.out
     assert said.err == f"socft: {file} cannot run here yet: model, reward.\n"
+
+
+def test_reproduction_begins_with_what_is_missing(tmp_path: Path, capsys):
+    """Not with runs that fail one by one."""
+    call = ["sd", "reproduce", "--scale", "sd15", "--model", str(tmp_path), "--out", str(tmp_path / "records")]
+    assert cli.main(call) == cli.INVALID
+    said = capsys.readouterr()
+    assert f"missing  model: '{tmp_path}' holds no model_index.json" in said.out
+    assert said.err == "socft: --scale sd15 cannot run here yet: model, reward.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+CHANGED = {
+    "reward": (
+        'name = "tests.test_sd_train:reddish"',
+        'name = "jpeg"',
+        "estimator: jpeg has no gradient, and adjoint_matching asks",
+    ),
+    "paths": ("trajectories = 4", "trajectories = 1", "estimator: batch = 1; leaving one path out needs at least 2."),
+    "steps": (
+        'name = "draft_k"',
+        'name = "draft_k"\noptions = { last = 9 }',
+        "estimator: last = 9; give 1 to 3, the number of steps.",
+    ),
+    "checker": ("tests.test_sd_train:dark", "tests.test_sd_train:light", "checker: module 'tests.test_sd_train' has no 'light'"),
+    "judgement": (
+        "tests.test_sd_train:dark",
+        "tests.test_sd_train:reddish",
+        "trial: TypeError: reddish() takes 0 positional arguments",
+    ),
+    "layers": ("rank = 2", 'rank = 2\ntargets = ["to_x"]', "prompts and layers: targets = ('to_x',) match no layer"),
+    "prompt": ('"a blue square"', f'"{"very " * 99}"', "prompts and layers: "),
+    "memory": ("trajectories = 4", "trajectories = 400000000", "memory: "),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_check_finds_what_would_stop_the_run(what: str, model: Path, tmp_path: Path, capsys):
+    old, new, message = CHANGED[what]
+    estimator = {"paths": "dpok", "steps": "draft_k"}.get(what, "adjoint_matching")
+    file = written(model, tmp_path / "run", estimator)
+    assert file.read_text().count(old) == 1
+    file.write_text(file.read_text().replace(old, new))
+    assert cli.main(["sd", "check", "--config", str(file)]) == cli.INVALID
+    assert f"missing  {message}" in capsys.readouterr().out
+
+
+def test_a_model_of_the_hub_is_the_one_that_was_downloaded(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        InvalidProblem, match=r"'someone/shapes' is no folder, and was not downloaded .* hf download .* someone/shapes"
+    ):
+        load_model(config.Model("someone/shapes"))
+    kept, commit = tmp_path / "models--someone--shapes", "0" * 40
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(commit)
+    shutil.copytree(model, kept / "snapshots" / commit)
+    found, expected = (load_model(config.Model(name)).unet.state_dict() for name in ("someone/shapes", str(model)))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_run_that_was_killed_continues_bit_for_bit(model: Path, tmp_path: Path, capsys):

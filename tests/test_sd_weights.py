@@ -98,7 +98,7 @@ def damage_sizes(folder: Path, part: str) -> str:
 
 def lose_part(folder: Path, part: str) -> str:
     shutil.rmtree(folder / part)
-    return f"{folder / part} does not exist; copy that part of the pipeline there."
+    return f"{folder / part} not found; copy what is missing of the pipeline there."
 
 
 DAMAGES = (remove, cut_off, cut_short, drop, add, reshape, swap, lose_sizes, damage_sizes, lose_part)
