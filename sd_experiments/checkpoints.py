@@ -98,6 +98,13 @@ class Checkpoints:
             self._workers.wait()
         return final
 
+    @property
+    def remedy(self) -> str:
+        """What to do where something cannot be written."""
+        kept = self._steps()
+        last = f"the last checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint yet"
+        return f"{last}: make room and run the same command with --resume."
+
     def newest(self) -> Found | None:
         """The newest checkpoint that is whole, with a message about any that is not; None where there is none at all.
 
@@ -116,6 +123,19 @@ class Checkpoints:
         require(not damaged, f"{all_damaged}; remove the folder and begin again, or choose another one with --out.")
         return None
 
+    def at(self, step: int) -> Found:
+        """The checkpoint of a step.
+
+        Raises:
+            InvalidProblem: it is not kept, or damaged.
+        """
+        kept = self._steps()
+        there = ", ".join(map(str, kept)) or "none"
+        require(step in kept, f"{self.folder} has no checkpoint of step {step}; those that are kept: {there}.")
+        problem = _damage(self._path(step))
+        require(problem is None, f"the checkpoint of step {step} is damaged ({problem}); those that are kept: {there}.")
+        return Found(step, self._path(step))
+
     def _steps(self) -> list[int]:
         names = [each.name.removeprefix(PREFIX) for each in self.folder.glob(f"{PREFIX}*") if each.is_dir()]
         return sorted(int(name) for name in names if name.isdigit())
@@ -129,12 +149,9 @@ class Checkpoints:
             yield
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            kept = self._steps()
-            last = f"the last one is of step {kept[-1]}" if kept else "there is no earlier one"
             reason = error.strerror or str(error)
             raise CheckpointFailed(
-                f"the checkpoint of step {step} could not be written to {self.folder} ({reason}); {last}: make room and run "
-                "the same command with --resume."
+                f"the checkpoint of step {step} could not be written to {self.folder} ({reason}); {self.remedy}"
             ) from error
 
 

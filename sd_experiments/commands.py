@@ -46,13 +46,15 @@ class Sample:
     """Pictures per prompt."""
     seed: int = 1
     """Of the noise."""
+    step: int | None = None
+    """Gradient step of the checkpoint; the newest by default."""
     grid: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
     """Picture to write; samples.png in the folder of the run by default."""
 
     def run(self) -> None:
         from sd_experiments.session import sample_grid
 
-        print(f"wrote {sample_grid(self.config, self.out, self.number, self.seed, self.grid)}")
+        print(f"wrote {sample_grid(self.config, self.out, self.number, self.seed, self.grid, self.step)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +69,13 @@ class Evaluate:
     """Pictures per prompt."""
     seed: int = 1
     """Of the noise."""
+    step: int | None = None
+    """Gradient step of the checkpoint; the newest by default."""
 
     def run(self) -> None:
         from sd_experiments.session import evaluate
 
-        evaluate(self.config, self.out, self.number, self.seed)
+        evaluate(self.config, self.out, self.number, self.seed, self.step)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from sd_experiments.rounds import Samples
 from sd_experiments.task import Task
 from sd_experiments.train import Iteration, Trainer
 from sd_experiments.workers import Workers
-from socft.checks import require
+from socft.checks import InvalidProblem, require
 from socft.policy import Policy, Uncontrolled
 from socft.records import write_atomically
 from socft.rollout import Noise, rollout
@@ -76,6 +76,7 @@ def fine_tune(
         InvalidProblem: as for `train`.
     """
     workers, folder = workers or Workers(), Path(settings.run.out)
+    require(not folder.is_file(), f"run.out = {str(folder)!r} is a file; give a folder, or another one with --out.")
     checkpoints = Checkpoints(folder / CHECKPOINTS, settings.run.keep, workers, display.say)
     newest = checkpoints.newest() if resume else None
     fresh = resume or not any((folder / CHECKPOINTS).glob("step-*"))
@@ -85,10 +86,16 @@ def fine_tune(
     if newest is not None:
         trainer.restore(newest)
         display.say(f"continuing after gradient step {trainer.step}")
-    with _observed(trainer, experiment, folder, display) as observe:
-        _run(trainer, checkpoints, observe, display.say)
-    if workers.main:
-        _finish(trainer, experiment, folder, display)
+    try:
+        with _observed(trainer, experiment, folder, display) as observe:
+            _run(trainer, checkpoints, observe, display.say)
+        if workers.main:
+            _finish(trainer, experiment, folder, display)
+    except OSError as error:
+        where = error.filename or folder
+        raise InvalidProblem(
+            f"{where} could not be written ({error.strerror or error}) after gradient step {trainer.step}; {checkpoints.remedy}"
+        ) from error
     return experiment, trainer
 
 
@@ -194,10 +201,11 @@ def judged(checker: Checker | None, images: Images, prompt: str) -> Tensor | Non
 # After training
 
 
-def trained(file: Path, out: Path | None) -> tuple[Experiment, Trainer]:
-    """A run's experiment with the averaged layers of its newest checkpoint in place."""
+def trained(file: Path, out: Path | None, step: int | None = None) -> tuple[Experiment, Trainer]:
+    """A run's experiment with the averaged layers of a checkpoint in place, the newest by default."""
     settings = settings_of(file, out)
-    found = Checkpoints(Path(settings.run.out) / CHECKPOINTS).newest()
+    checkpoints = Checkpoints(Path(settings.run.out) / CHECKPOINTS)
+    found = checkpoints.newest() if step is None else checkpoints.at(step)
     require(found is not None, f"{settings.run.out} holds no checkpoint; train first: socft sd train --config {file}")
     assert found is not None
     experiment = build(settings)
@@ -238,10 +246,10 @@ def drawn(experiment: Experiment, task: Task, policy: Policy, number: int, seed:
     return Drawn(images, task.problem.reward(path.final).cpu().double(), path.kl().sum(0).cpu().double())
 
 
-def sample_grid(file: Path, out: Path | None, number: int, seed: int, target: Path | None) -> Path:
+def sample_grid(file: Path, out: Path | None, number: int, seed: int, target: Path | None, step: int | None = None) -> Path:
     """Write pictures of every prompt, pre-trained above fine-tuned; the file."""
     require(number >= 1, f"number = {number}; draw at least one picture per prompt.")
-    experiment, _ = trained(file, out)
+    experiment, _ = trained(file, out, step)
     rows = []
     for task in experiment.tasks:
         policies = (Uncontrolled(task.problem.reference), task.policy)
@@ -251,10 +259,10 @@ def sample_grid(file: Path, out: Path | None, number: int, seed: int, target: Pa
     return target
 
 
-def evaluate(file: Path, out: Path | None, number: int, seed: int) -> list[dict[str, object]]:
+def evaluate(file: Path, out: Path | None, number: int, seed: int, step: int | None = None) -> list[dict[str, object]]:
     """Print and write to ``evaluation.json`` what both models reach on the same noise, and the gain, picture by picture."""
     require(number >= 2, f"number = {number}; a standard error needs at least 2 pictures per prompt.")
-    experiment, _ = trained(file, out)
+    experiment, _ = trained(file, out, step)
     rows: list[dict[str, object]] = []
     for task in experiment.tasks:
         before = None

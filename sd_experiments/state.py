@@ -128,7 +128,8 @@ def _tensors(found: Found, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, p in like.items():
         stored = tensors.get(f"layer.{name}")
         fits = stored is not None and stored.shape == p.shape
-        require(fits, f"{found.folder} has no layer {name} of shape {tuple(p.shape)}; it belongs to another network.")
+        other = "it belongs to another network, or to other lora.rank or lora.targets"
+        require(fits, f"{found.folder} has no layer {name} of shape {tuple(p.shape)}; {other}.")
     return tensors
 
 

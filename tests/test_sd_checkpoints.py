@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import json
 from pathlib import Path
@@ -14,7 +16,7 @@ from sd_experiments import checkpoints as module
 from sd_experiments import session
 from sd_experiments.buffer import encode
 from sd_experiments.checkpoints import CheckpointFailed, Checkpoints
-from sd_experiments.monitor import Metrics, read_metrics
+from sd_experiments.monitor import Display, Metrics, read_metrics
 from sd_experiments.train import Trainer
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
@@ -155,8 +157,8 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path: Path, monkeypatch,
     with pytest.raises(CheckpointFailed) as refused:
         store.save(2, {"own": b"own"}, {"shared": b"12345"})
     assert str(refused.value) == (
-        f"the checkpoint of step 2 could not be written to {tmp_path} (No space left on device); the last one is of step 1: make "
-        "room and run the same command with --resume."
+        f"the checkpoint of step 2 could not be written to {tmp_path} (No space left on device); the last checkpoint is of step 1: "
+        "make room and run the same command with --resume."
     )
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000001"]
     monkeypatch.setattr(module, "_write", write)
@@ -260,9 +262,30 @@ def test_a_full_disk_stops_a_run_with_what_to_do(tmp_path: Path, monkeypatch):
         raise FULL
 
     monkeypatch.setattr(module, "_write", full)
-    with pytest.raises(CheckpointFailed, match=r"the checkpoint of step 5 .*; there is no earlier one: make room"):
+    with pytest.raises(CheckpointFailed, match=r"the checkpoint of step 5 .*; there is no checkpoint yet: make room"):
         session._run(one, store)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_under_the_metrics_does_too(tmp_path: Path, monkeypatch):
+    """Whatever is written: the numbers, TensorBoard's files, the layers at the end."""
+    settings = trainer(run={"steps": 5, "checkpoint_every": 2}).settings
+    settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, out=str(tmp_path / "run")))
+    monkeypatch.setattr(session, "build", lambda _: None)
+    monkeypatch.setattr(session, "trainer_of", lambda *_: trainer(run={"steps": 5, "checkpoint_every": 2}))
+
+    @contextlib.contextmanager
+    def observed(*_: object):
+        def full(iteration) -> None:
+            if iteration.measured.step == 3:
+                raise FULL
+
+        yield full
+
+    monkeypatch.setattr(session, "_observed", observed)
+    said = r"run could not be written \(No space left on device\) after gradient step 3; the last checkpoint is of step 2: make"
+    with pytest.raises(InvalidProblem, match=said):
+        session.fine_tune(settings, False, Display(5, silent=True))
 
 
 def test_an_interrupt_says_where_it_continues(tmp_path: Path):

@@ -21,6 +21,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from sd_experiments import config
@@ -635,7 +636,21 @@ def test_a_run_that_was_killed_continues_bit_for_bit(model: Path, tmp_path: Path
     ]
     assert rows[0] == rows[1]
     assert [row["step"] for row in rows[0]] == [1, 2, 3, 4, 5]
+    assert board(tmp_path / "killed") == board(tmp_path / "whole")
+    reward, accuracy = (board(tmp_path / "whole")[name] for name in ("reward", "accuracy"))
+    assert reward == pytest.approx({row["step"]: row["reward"] for row in rows[0]})
+    assert accuracy == pytest.approx({row["step"]: row["accuracy"] for row in rows[0] if "accuracy" in row})
     _use(whole, tmp_path / "whole", capsys)
+
+
+def board(folder: Path) -> dict[str, Any]:
+    """What TensorBoard shows of a run: numbers by step, and at which steps there are pictures of which size."""
+    shown = EventAccumulator(str(folder / "tensorboard")).Reload()
+    timed = ("seconds", "peak_mb")
+    numbers = {tag: {e.step: e.value for e in shown.Scalars(tag)} for tag in shown.Tags()["scalars"] if tag not in timed}
+    pictures = {tag: {e.step: (e.width, e.height) for e in shown.Images(tag)} for tag in shown.Tags()["images"]}
+    assert set(pictures) == {"a red circle"}  # prompts take turns, and pictures are shown every tenth round
+    return numbers | pictures
 
 
 def _use(file: Path, folder: Path, capsys) -> None:
@@ -651,6 +666,11 @@ def _use(file: Path, folder: Path, capsys) -> None:
     for before, after in zip(rows[::2], rows[1::2], strict=True):
         assert math.isclose(after["reward_gain"], after["reward"] - before["reward"], abs_tol=1e-9)
         assert 0 < after["reward_gain_stderr"] <= before["reward_stderr"] + after["reward_stderr"]
+    assert cli.main(["sd", "evaluate", "--config", str(file), "--number", "3", "--step", "3"]) == 0
+    earlier = json.loads((folder / "evaluation.json").read_text())
+    assert [a["reward"] == b["reward"] for a, b in zip(rows, earlier, strict=True)] == [True, False] * 2
+    assert cli.main(["sd", "sample", "--config", str(file), "--step", "4"]) == cli.INVALID
+    assert capsys.readouterr().err.endswith("checkpoints has no checkpoint of step 4; those that are kept: 3, 5.\n")
     assert {file.name for file in folder.iterdir()} >= {"frontier.png", "lora", "tensorboard", "settings.json"}
     assert cli.main(["sd", "check", "--config", str(file)]) == 0
     assert "ok       time: about" in capsys.readouterr().out

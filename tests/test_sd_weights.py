@@ -259,14 +259,20 @@ def test_published_names_of_weights_are_read(tmp_path: Path):
         assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
 
 
-def test_a_clip_that_is_not_whole_is_refused(tmp_path: Path):
+def save_clip(folder: Path) -> CLIPModel:
+    """Save a random CLIP."""
     words: Any = tokenizer()
     text = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text |= {"max_position_embeddings": 12, "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
     vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision | {"image_size": 12, "patch_size": 4}, projection_dim=8))
-    model.save_pretrained(tmp_path)
-    words.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return model
+
+
+def test_a_clip_that_is_not_whole_is_refused(tmp_path: Path):
+    model = save_clip(tmp_path)
     assert torch.equal(CLIPScore.load(tmp_path).model.visual_projection.weight, model.visual_projection.weight)
     edited(tmp_path / "model.safetensors", lambda tensors: tensors.pop("visual_projection.weight"))
     with pytest.raises(InvalidProblem, match=r"lacks 1 weights of the network, such as \['visual_projection.weight'\]"):
