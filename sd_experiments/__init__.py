@@ -1,6 +1,10 @@
 """The estimators of `socft` on Stable Diffusion, and a Stable Diffusion small enough for one core."""
 
 import logging
+from pathlib import Path
+
+CONFIGS = Path(__file__).parent / "configs"
+"""Configurations that come along."""
 
 
 def _torchvision_is_not_needed(record: logging.LogRecord) -> bool:

@@ -29,7 +29,6 @@ from sd_experiments.task import Task
 from sd_experiments.weights import shortened
 from socft.adjoint import Lean
 from socft.checks import InvalidProblem, require
-from socft.cli import imported
 from socft.costate import FromPolicy
 from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
 from socft.estimators.base import Estimator
@@ -41,6 +40,7 @@ from socft.estimators.martingale_adjoint import MartingaleAdjoint
 from socft.estimators.reversed_bsde import ReversedBSDE
 from socft.estimators.score_function import ScoreFunction
 from socft.estimators.truncated_backprop import TruncatedBackprop
+from socft.import_path import imported
 from socft.marginal_score import ModelScore
 from socft.martingale import Antithetic
 from socft.problem import ControlProblem

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-CONFIGS = Path(__file__).parent / "configs"
+from sd_experiments import CONFIGS
+
 TINY = CONFIGS / "tiny.toml"
 
 Config = Annotated[Path, tyro.conf.arg(metavar="FILE")]

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from sd_experiments import CONFIGS
 from socft.checks import InvalidProblem, require
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -316,9 +317,7 @@ def read(file: Path) -> Settings:
     Raises:
         InvalidProblem: no such file, a syntax error, an unknown key, a value of another type or out of range.
     """
-    require(
-        file.is_file(), f"there is no configuration {str(file)!r}; start from one in {str(Path(__file__).parent / 'configs')!r}."
-    )
+    require(file.is_file(), f"there is no configuration {str(file)!r}; start from one in {str(CONFIGS)!r}.")
     try:
         content = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

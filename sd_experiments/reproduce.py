@@ -27,9 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sd_experiments import config, gradient_agreement
+from sd_experiments import CONFIGS, config, gradient_agreement
 from sd_experiments.build import ESTIMATORS, Experiment, build, device_of, made
-from sd_experiments.commands import CONFIGS
 from sd_experiments.common import DPOK, PI_FT, PRETRAINED, WINDOW, has_fallen, picture_of
 from sd_experiments.memory import reset_peak
 from sd_experiments.monitor import METRICS, Display, diversity, read_metrics, save_grid

@@ -95,6 +95,7 @@ class Toy:
         study = STUDIES.find(self.study)
         import torch
 
+        from socft.import_path import imported
         from socft.records import encode, write_atomically
         from toy.runner import processes, run
 
@@ -228,31 +229,6 @@ def _parse(arguments: Sequence[str] | None) -> Command:
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-
-
-def imported(path: str) -> Any:
-    """The object at ``module:name``; the working directory is on the path.
-
-    Raises:
-        InvalidProblem: the path is malformed, or there is no such module or name.
-    """
-    from socft.checks import InvalidProblem, require
-
-    module, _, name = path.partition(":")
-    require(bool(module) and name.isidentifier(), f"{path!r} is no import path; give MODULE:NAME.")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
-            raise
-        raise InvalidProblem(f"there is no module {module!r}; run from its folder, or install it.") from error
-    require(
-        hasattr(found, name),
-        f"module {module!r} has no {name!r}; it has {', '.join(sorted(n for n in vars(found) if n[0] != '_'))}.",
-    )
-    return getattr(found, name)
 
 
 def _explain(error: Exception) -> tuple[str, int] | None:

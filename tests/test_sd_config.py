@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sd_experiments import config
-from sd_experiments.commands import CONFIGS
+from sd_experiments import CONFIGS, config
 from socft.checks import InvalidProblem
 
 LEAST = {"problem": {"prompts": ["a red circle"]}}

@@ -24,10 +24,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from sd_experiments import config
+from sd_experiments import CONFIGS, config
 from sd_experiments.buffer import effective_share, log_ratios, seeded
 from sd_experiments.build import ESTIMATORS, Experiment, build, load_model, made
-from sd_experiments.commands import CONFIGS
 from sd_experiments.gradient import strata
 from sd_experiments.monitor import Seen, Watch, diversity, grid, read_metrics
 from sd_experiments.reference import StableDiffusionReference

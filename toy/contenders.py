@@ -14,7 +14,6 @@ import torch
 
 from socft.adjoint import Full
 from socft.checks import require
-from socft.cli import imported
 from socft.costate import CostateField, CostateSource, FromPolicy, Given
 from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
 from socft.estimators.base import Cost, Estimator
@@ -40,6 +39,7 @@ from socft.estimators.truncated_backprop import RandomTruncation, TruncatedBackp
 from socft.estimators.variance import Variance
 from socft.features import Polynomial
 from socft.field_regression import PerStep, Potential
+from socft.import_path import imported
 from socft.marginal_score import AffineMarginals, DenoisingScore, ImplicitScore, KernelScore, MarginalScore, NoiseScore
 from socft.martingale import Antithetic, FirstOrder, SecondOrder
 from socft.path_measure import mismatch
