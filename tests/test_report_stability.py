@@ -6,16 +6,17 @@ import re
 
 import pytest
 
-from sd_experiments.common import PI_FT
+from sd_experiments.common import DPOK, PI_FT
 from socft.records import Record
 from socft.report.rows import Rows
 from socft.report.stable_diffusion_stability import reasons
+from socft.report.stable_diffusion_tables import ahead_at_the_best_rate, mean_of_trainings
 
 BETA = 0.02
 
 
-def drop(method: str, value: float, prompt: str = "p") -> Record:
-    return Record("s", prompt, "drop", value, {"beta": BETA}, estimator=method, stderr=0.1)
+def drop(method: str, value: float, prompt: str = "p", **changed: object) -> Record:
+    return Record("s", prompt, "drop", value, {"beta": BETA} | changed, estimator=method, stderr=0.1)
 
 
 def gradients(agreement: float, alignment: float, stderr: float, prompt: str = "p") -> list[Record]:
@@ -70,3 +71,42 @@ def test_every_prompt_has_its_own_reason():
     assert [line.split(":")[0] for line in lines] == ["- A on “p”", "- A on “q”"]
     assert "climbs something else" in lines[0]
     assert "not decided" in lines[1]
+
+
+def test_a_run_that_differs_in_one_setting_is_held_against_the_one_that_does_not():
+    """Another KL weight has a comparison of gradients of its own."""
+    changed = [drop("A", 5.0, limit="none"), drop("B", 5.0, rate=0.5), drop("B", 5.0, training=2), drop("B", 0.0, training=3)]
+    lines = [
+        line for line in told([drop("A", 0.0), drop("B", 6.0), *changed, drop("A", 5.0, beta=0.5)]).splitlines() if line[:1] == "-"
+    ]
+    assert [line.split(":")[0] for line in lines] == [
+        "- B on “p”",
+        "- A on “p”, without the limit on target controls",
+        "- B on “p”, at the learning rate 0.5",
+        "- B on “p”, training 2",
+        "- A on “p”, beta = 0.5",
+    ]
+    assert "with the limit it does not; it falls by " in lines[1]
+    assert "at the shared learning rate it does too; it falls by " in lines[2]
+    assert "from the first seed it does too; it falls by " in lines[3]
+    assert "why was not measured" in lines[4]
+
+
+def gain(method: str, value: float, **changed: object) -> Record:
+    return Record("s", "p", "reward_gain", value, {"beta": BETA} | changed, estimator=method, stderr=0.03)
+
+
+def test_means_over_trainings_have_the_error_of_pictures_and_that_of_trainings():
+    rows = Rows((gain(PI_FT, 1.0), gain(PI_FT, 2.0, training=2), gain(PI_FT, 3.0, training=3), gain(PI_FT, 9.0, limit="none")))
+    mean, error = mean_of_trainings(rows, "reward_gain", "p", PI_FT, BETA) or (0.0, 0.0)
+    assert (mean, error) == pytest.approx((2.0, (0.03**2 + 1.0 / 3) ** 0.5))
+    assert mean_of_trainings(rows, "reward_gain", "p", DPOK, BETA) is None
+    assert mean_of_trainings(Rows((gain(DPOK, 1.0),)), "reward_gain", "p", DPOK, BETA) == pytest.approx((1.0, 0.03))
+
+
+@pytest.mark.parametrize(("best", "ahead"), [(1.9, 1), (2.1, 0)])
+def test_the_best_rate_of_the_rival_is_what_counts(best: float, ahead: int):
+    rows = Rows(
+        (gain(PI_FT, 1.0), gain(PI_FT, 3.0, training=2), gain(DPOK, 0.0), gain(DPOK, best, rate=0.1), gain(DPOK, 0.1, rate=0.2))
+    )
+    assert ahead_at_the_best_rate(rows, "reward_gain", BETA) == (ahead, 1)

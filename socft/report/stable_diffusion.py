@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 from sd_experiments.common import BELIEVED, DPOK, PI_FT, PRETRAINED, picture_of
-from socft.records import Record
 from socft.report import stable_diffusion_adjoints as adjoints
 from socft.report import stable_diffusion_figures as figures
 from socft.report import stable_diffusion_stability as stability
@@ -13,7 +12,6 @@ from socft.report import stable_diffusion_tables as tables
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_lines import Claims
 from socft.report.rows import Rows
-from socft.report.stable_diffusion_figures import final
 from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, text
 
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
@@ -64,21 +62,19 @@ def _shared_beta(runs: Rows) -> float:
     return rivals[0].setting["beta"] if rivals else next((r.setting["beta"] for r in runs), float("nan"))
 
 
-def _value(rows: Rows, metric: str, prompt: str, method: str, beta: float) -> Record | None:
-    return final(rows, metric, prompt, method, beta).one()
-
-
 def _wins(rows: Rows, beta: float, metric: str, method: str, other: str) -> str:
-    """On how many prompts a method gains more over the pre-trained model than another, and on how many beyond noise."""
+    """On how many prompts a method gains more over the pre-trained model than another, and on how many beyond noise.
+
+    Of methods that were trained several times it is the mean that counts.
+    """
     better, clear, known = 0, 0, 0
     for prompt in rows.fields("problem"):
-        a, b = (_value(rows, f"{metric}_gain", prompt, name, beta) for name in (method, other))
+        a, b = (tables.mean_of_trainings(rows, f"{metric}_gain", prompt, name, beta) for name in (method, other))
         if a is None or b is None:
             continue
         known += 1
-        error = ((a.stderr or 0.0) ** 2 + (b.stderr or 0.0) ** 2) ** 0.5
-        better += a.value > b.value
-        clear += a.value - b.value > BELIEVED * error
+        better += a[0] > b[0]
+        clear += a[0] - b[0] > BELIEVED * (a[1] ** 2 + b[1] ** 2) ** 0.5
     return f"{better} of {known} prompts ({clear} by more than {BELIEVED:g} standard errors)" if known else NOT_MEASURED
 
 
@@ -104,8 +100,8 @@ def _again(rows: Rows, beta: float) -> str:
         return ""
     (reward, pairs), (accuracy, _) = (tables.ahead_in_trainings(rows, f"{m}_gain", beta) for m in ("reward", "accuracy"))
     return (
-        f" Trained from several seeds, PI-FT is ahead of DPOK in reward in {reward}, in accuracy in {accuracy} of {pairs} pairs"
-        " (@repeated)."
+        f" These are means over trainings from several seeds; PI-FT is ahead of DPOK in reward in {reward}, in accuracy in"
+        f" {accuracy} of {pairs} pairs of them (@repeated)."
     )
 
 

@@ -8,11 +8,13 @@ from socft.report import stable_diffusion_tables as tables
 from socft.report.gradient_variance_cells import value
 from socft.report.rows import Rows
 from socft.report.stable_diffusion_adjoints import directions
-from socft.report.stable_diffusion_figures import methods_of
 from socft.report.typeset import NOT_MEASURED, figure, text
 
 SAME = 0.9
 """Cosine above which two directions are called the same."""
+CHANGED = {"training": "training {}", "rate": "at the learning rate {}", "limit": "without the limit on target controls"}
+"""Settings in which a run may differ from the one that the comparison is made with."""
+UNCHANGED = {"training": "from the first seed", "rate": "at the shared learning rate", "limit": "with the limit"}
 
 
 def section(rows: Rows, sizes: Rows, prompt: str, beta: float) -> str:
@@ -47,18 +49,41 @@ Jacobians; the next section says when both are large.
 
 
 def reasons(rows: Rows, beta: float) -> str:
-    """Every method with a run that ends below its best by more than noise, and why it does, as far as that was measured."""
+    """Every run that ends below its best by more than noise, and why it does, as far as that was measured."""
     if not rows.where("drop", beta=beta).having("beta"):
         return ""
-    fallen = [(method, prompt) for method in methods_of(rows) for prompt in tables.fallen(rows, method, beta)]
+    fallen = [record for record in rows.where("drop") if has_fallen(record)]
     if not fallen:
         return "No run ends below its best by more than noise."
-    reasons = "\n".join(f"- {text(method)} on “{text(prompt)}”: {_reason(rows, method, prompt, beta)}" for method, prompt in fallen)
+    found = "\n".join(f"- {_named(record, beta)}: {_reason(rows, record)}" for record in fallen)
     return f"""
-Every run ends within noise of its best, but for these. The reasons are from gradients at the policy with which the run ended:
+Every run ends within noise of its best, but for these. The reasons are from gradients at the policy with which the run ended, or
+from the same run with one setting less changed:
 
-{reasons}
+{found}
 """
+
+
+def _named(record: Record, beta: float) -> str:
+    """A run by its method, its prompt and what is different in it."""
+    own = record.setting["beta"]
+    changed = [CHANGED[key].format(text(str(value))) for key, value in record.setting.items() if key in CHANGED]
+    return ", ".join(
+        [f"{text(record.estimator)} on “{text(record.problem)}”", *([] if own == beta else [f"$beta = {own:g}$"]), *changed]
+    )
+
+
+def _reason(rows: Rows, record: Record) -> str:
+    keys = [key for key in record.setting if key in CHANGED]
+    return _contrast(rows, record, keys[0]) if keys else _direction(rows, record.estimator, record.problem, record.setting["beta"])
+
+
+def _contrast(rows: Rows, record: Record, key: str) -> str:
+    """What the same run without the change does."""
+    same = rows.where("drop", record.problem, record.estimator, beta=record.setting["beta"]).having("beta").one()
+    if same is None:
+        return f"why was {NOT_MEASURED}."
+    return f"{UNCHANGED[key]} it does {'too' if has_fallen(same) else 'not'}; it falls by {value(record)}, there by {value(same)}."
 
 
 def unlimited(rows: Rows, beta: float) -> str:
@@ -66,16 +91,16 @@ def unlimited(rows: Rows, beta: float) -> str:
     table = tables.unlimited(rows, beta)
     if not table:
         return ""
-    free = rows.where("drop", beta=beta).having("beta", "limit")
-    fallen = ", ".join(f"{text(each.estimator)} on “{text(each.problem)}”" for each in free if has_fallen(each))
+    free = tuple(rows.where("drop", beta=beta).having("beta", "limit"))
     return f"""
-Without the limit on target controls, runs that end below their best by more than noise are: {fallen or "none"} (@unlimited).
+Without the limit on target controls, {sum(map(has_fallen, free))} of {len(free)} runs end below their best by more than noise
+(@unlimited).
 
 {table}
 """
 
 
-def _reason(rows: Rows, method: str, prompt: str, beta: float) -> str:
+def _direction(rows: Rows, method: str, prompt: str, beta: float) -> str:
     """A bias or more noise than PI-FT has, if one of them was found."""
     own, theirs, cosine = (
         rows.where(metric, prompt, title, beta=beta, policy=method).one()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sd_experiments.common import BELIEVED, DPOK, PI_FT, PRETRAINED, WINDOW, has_fallen
 from socft.records import Record
-from socft.report.gradient_variance_cells import plain, value
+from socft.report.gradient_variance_cells import plain, value, with_error
 from socft.report.rows import Rows
 from socft.report.stable_diffusion_figures import final, methods_of
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
@@ -58,6 +58,17 @@ def _trainings(rows: Rows, metric: str, prompt: str, method: str, beta: float) -
     return [*first, *rows.where(metric, prompt, method, beta=beta).having("beta", "training")]
 
 
+def mean_of_trainings(rows: Rows, metric: str, prompt: str, method: str, beta: float) -> tuple[float, float] | None:
+    """Mean over the trainings of a method, and its error: that over pictures, which they share, and that over trainings."""
+    found = _trainings(rows, metric, prompt, method, beta)
+    if not found:
+        return None
+    mean = sum(record.value for record in found) / len(found)
+    pictures = sum((record.stderr or 0.0) ** 2 for record in found) / len(found)
+    spread = sum((record.value - mean) ** 2 for record in found) / max(1, len(found) - 1) / len(found)
+    return mean, (pictures + spread) ** 0.5
+
+
 def repeated(rows: Rows, beta: float) -> str:
     """PI-FT and DPOK, every training from another seed; nothing if there was but one."""
     if not rows.having("beta", "training"):
@@ -66,26 +77,32 @@ def repeated(rows: Rows, beta: float) -> str:
     for prompt in rows.fields("problem"):
         body.append([text(prompt)])
         for method in (PI_FT, DPOK):
-            columns = [_trainings(rows, metric, prompt, method, beta) for metric in ("reward_gain", "accuracy_gain", "kl")]
-            body.append([text(method), *(", ".join(number(record.value, 2) for record in column) for column in columns)])
+            cells = []
+            for metric in ("reward_gain", "accuracy_gain", "kl"):
+                mean = mean_of_trainings(rows, metric, prompt, method, beta)
+                found = ", ".join(number(record.value, 2) for record in _trainings(rows, metric, prompt, method, beta))
+                cells += [found, with_error(*mean) if mean else NOT_MEASURED]
+            body.append([text(method), *cells])
     return Table(
-        header=("", "gain in reward", "gain in accuracy", "KL"),
+        header=("", "gain in reward", "mean", "gain in accuracy", "mean", "KL", "mean"),
         rows=body,
         caption=f"""PI-FT and DPOK trained again from other seeds: what every training reached, $beta =$ {text(f"{beta:g}")}; all
-            draw from the same noise.""",
+            draw from the same noise. Errors of means have the pictures' part, which all trainings share, and the trainings'.""",
         label="repeated",
-        align="lrrr",
+        align="lrrrrrr",
     ).markup
 
 
 def ahead_at_the_best_rate(rows: Rows, metric: str, beta: float) -> tuple[int, int]:
     """On how many prompts PI-FT has more than DPOK has at the best of its learning rates, and of how many."""
-    pairs = [
-        (mine.value, max(record.value for record in [*final(rows, metric, prompt, DPOK, beta), *others]))
-        for prompt in rows.fields("problem")
-        if (mine := final(rows, metric, prompt, PI_FT, beta).one()) and (others := _at_other_rates(rows, metric, prompt, beta))
-    ]
-    return sum(mine > theirs for mine, theirs in pairs), len(pairs)
+    ahead, known = 0, 0
+    for prompt in rows.fields("problem"):
+        mine, theirs = (mean_of_trainings(rows, metric, prompt, method, beta) for method in (PI_FT, DPOK))
+        others = _at_other_rates(rows, metric, prompt, beta)
+        if mine and theirs and others:
+            known += 1
+            ahead += mine[0] > max(theirs[0], *(record.value for record in others))
+    return ahead, known
 
 
 def _at_other_rates(rows: Rows, metric: str, prompt: str, beta: float) -> Rows:
@@ -132,11 +149,6 @@ def sweep(rows: Rows, prompt: str) -> str:
         label="sweep",
         align="lrrrr",
     ).markup
-
-
-def fallen(rows: Rows, method: str, beta: float) -> list[str]:
-    """The prompts on which a method's run ends below its best by more than noise."""
-    return [record.problem for record in rows.where("drop", estimator=method, beta=beta).having("beta") if has_fallen(record)]
 
 
 def drops(rows: Rows, beta: float) -> str:
