@@ -126,6 +126,11 @@ class Experiment:
     estimator: Estimator
     checker: Checker | None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of states and noise, whatever the network computes in."""
+        return torch.float64 if self.settings.model.dtype == "float64" else torch.float32
+
 
 def build(settings: config.Settings, base: StableDiffusion | None = None, score: ImageScore | None = None) -> Experiment:
     """Load and connect everything; nothing is downloaded.

@@ -146,6 +146,26 @@ class Adjoints:
 
 
 @dataclasses.dataclass(frozen=True)
+class Descent:
+    """How the gradient of PI-FT shrinks along its training, without its noise."""
+
+    scale: Literal["tiny", "sd15"] = "tiny"
+    """As for sd reproduce."""
+    quick: bool = False
+    """A few batches of paths, to see that everything works."""
+    out: Path = Path("build/records")
+    """Folder of the records."""
+    workers: int = 2
+    """Number of processes, one thread each."""
+
+    def run(self) -> None:
+        from sd_experiments.descent import STUDY, run
+        from sd_experiments.reproduce import SCALES
+
+        print(f"{len(run(SCALES[self.scale], self.quick, self.out, self.workers))} records in {self.out / STUDY}.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
 class Benchmark:
     """Time and memory of a gradient step against steps, trajectories and loss steps, for every estimator."""
 
@@ -175,6 +195,7 @@ class Sd:
         | Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
         | Annotated[Adjoints, tyro.conf.subcommand("adjoints")]
+        | Annotated[Descent, tyro.conf.subcommand("descent")]
         | Annotated[Benchmark, tyro.conf.subcommand("benchmark")],
         tyro.conf.arg(name=""),
     ]

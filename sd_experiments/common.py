@@ -11,8 +11,6 @@ PI_FT = "PI-FT"
 DPOK = "DPOK"
 BELIEVED = 4.0
 """Standard errors beyond which a difference is called one."""
-WINDOW = 4
-"""Rounds that are averaged where the end of a run is compared with what was before."""
 
 
 def picture_of(method: str, prompt: str, beta: float) -> str:

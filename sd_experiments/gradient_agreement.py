@@ -42,10 +42,10 @@ def gradients(
     """
     settings, workers = experiment.settings, Workers()
     parameters = tuple(experiment.lora.parameters())
-    device, dtype = parameters[0].device, torch.float64 if settings.model.dtype == "float64" else torch.float32
+    device = parameters[0].device
     paths = settings.batch.per_step
     batch = dataclasses.replace(settings.batch, trajectories=paths, prompts=1, paths=paths, passes=1, loss_steps=None)
-    collector = Collector(experiment.tasks[:1], estimator, batch, seed, workers, device, dtype)
+    collector = Collector(experiment.tasks[:1], estimator, batch, seed, workers, device, experiment.dtype)
     pools = [Pool(number, paths, collector.sample(number)) for number in range(batches)]
     for limit in limits:
         clipped = dataclasses.replace(batch, target_clip=limit)
@@ -80,6 +80,12 @@ def agreement(mine: Gradients, others: Gradients | None = None) -> float:
     a, b = (torch.nn.functional.normalize(each.double(), dim=1) for each in (mine, mine if others is None else others))
     cosines, n = a @ b.T, len(a)
     return float((cosines.sum() - cosines.trace()) / (n * (n - 1)))
+
+
+def squared_mean(mine: Gradients) -> float:
+    """The squared norm of the mean gradient, without bias; negative where noise happens to make it so."""
+    products, n = mine @ mine.T, len(mine)
+    return float((products.sum() - products.trace()) / (n * (n - 1)))
 
 
 def alignment(mine: Gradients, others: Gradients) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import resource
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 MB = 1e6
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS, _RESET, _MEMORY = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
 
 
 def peak_mb(device: torch.device) -> float:
@@ -28,6 +29,18 @@ def reset_peak(device: torch.device) -> None:
         return
     with contextlib.suppress(OSError):
         _RESET.write_text("5")
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that can still be taken; infinite where the system does not say."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError):
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMORY.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    return math.inf
 
 
 def _resident() -> int:

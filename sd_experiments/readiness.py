@@ -1,6 +1,6 @@
 """What a configuration needs that is missing here, and an estimate of its memory and time.
 
-Everything is loaded. The estimator labels paths of a chain of two numbers, with as many steps as the configuration says, so
+Everything is loaded. The estimator labels paths of a chain without a network, with as many steps as the configuration says, so
 what its mathematics refuses is refused here. Memory and time are extrapolated from an evaluation of the network, a derivative in
 the trained layers and a reward, of a few samples.
 """
@@ -22,6 +22,7 @@ from sd_experiments.build import (
     ESTIMATORS,
     Experiment,
     build,
+    chain,
     device_of,
     is_black_box,
     load_checker,
@@ -29,7 +30,7 @@ from sd_experiments.build import (
     load_score,
     made,
 )
-from sd_experiments.memory import MB, peak_mb, reset_peak
+from sd_experiments.memory import MB, free_bytes, peak_mb, reset_peak
 from sd_experiments.rewards import decode
 from sd_experiments.session import judged, settings_of
 from sd_experiments.stable_diffusion import StableDiffusion
@@ -50,8 +51,10 @@ REPEATS, PATIENCE = 5, 2.0
 """Measurements of a time, of which the shortest counts since others may be disturbed; no more once they took so many seconds."""
 SEVERAL = 8
 """Samples at a time in a trial, where the settings do not say."""
-MANY = 64
-"""Paths that are labelled at most to see whether the estimator can."""
+NUMBERS = 20_000_000
+"""Entries of the paths that are labelled at most to see whether the estimator can."""
+SMALL = (4, 8, 8)
+"""Of states, where there is no model to say."""
 DERIVATIVE = 3.0
 """Time of an evaluation and its vector-Jacobian product, in evaluations."""
 FLOAT = 4
@@ -106,7 +109,7 @@ def parts(settings: config.Settings) -> tuple[list[Finding], Experiment | None]:
         return [device], None
     model, base = _tried("model", lambda: load_model(settings.model), lambda _: _described(settings.model))
     reward, score = _tried("reward", lambda: load_score(settings.reward, place), lambda _: settings.reward.name)
-    estimator, _ = _tried("estimator", lambda: _labelled(settings), lambda _: settings.estimator.name)
+    estimator, _ = _tried("estimator", lambda: differentiates(settings, place, base), lambda _: settings.estimator.name)
     checker, _ = _tried("checker", lambda: load_checker(settings.monitor.checker), lambda _: settings.monitor.checker or "none")
     findings = [device, model, reward, estimator, checker]
     if base is None or score is None:
@@ -130,14 +133,7 @@ def _named(device: torch.device) -> str:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return f"{torch.cuda.get_device_name(device)}, {free / GB:.0f} of {total / GB:.0f} GB free"
-    return f"{os.cpu_count()} CPU cores, {_free(device) / GB:.0f} GB of memory free"
-
-
-def _free(device: torch.device) -> float:
-    """Bytes that can still be taken."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return f"{os.cpu_count()} CPU cores, {free_bytes(device) / GB:.0f} GB of memory free"
 
 
 def _described(settings: config.Model) -> str:
@@ -156,22 +152,33 @@ def _counted(experiment: Experiment) -> str:
     return f"{len(experiment.tasks)} prompts, {numbers} trained numbers"
 
 
-def _labelled(settings: config.Settings) -> None:
-    """Labels of paths of as many steps as the settings say, and as many within reason, of a chain that costs nothing."""
+def differentiates(settings: config.Settings, device: torch.device, base: StableDiffusion | None = None) -> bool:
+    """Whether the estimator asks for the reward's gradient, on paths of as many steps as the settings say.
+
+    They are of latents' shape, of a chain that costs nothing, and as many as a round has of a prompt, within reason.
+
+    Raises:
+        InvalidProblem: the estimator refuses, or asks for the gradient of a black box.
+    """
     estimator: Any = made("estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options)
-    reference = ScoreReference(variance_preserving(settings.sampler.steps), lambda k, x: -x, (2,))
+    dims = SMALL if base is None else chain(base, settings.sampler, settings.problem.prompts[0]).dims
+    reference, asked = ScoreReference(variance_preserving(settings.sampler.steps), lambda k, x: -x, dims), []
 
     def reward(x: States) -> PerSample:
-        asked = torch.is_grad_enabled() and x.requires_grad
-        refusal = f"{settings.reward.name} has no gradient, and {settings.estimator.name} asks for it; give dpok or ddpo."
-        require(not (asked and is_black_box(settings.reward)), refusal)
-        return x.sin().sum(1)
+        if torch.is_grad_enabled() and x.requires_grad:
+            refusal = f"{settings.reward.name} has no gradient, and {settings.estimator.name} asks for it; give dpok or ddpo."
+            require(not is_black_box(settings.reward), refusal)
+            asked.append(x.shape)
+        return x.sin().flatten(1).sum(1)
 
     problem = ControlProblem(reference, FunctionReward(reward), settings.problem.beta)
     policy = FunctionPolicy(lambda k, x: 0.1 * x)
-    count = min(settings.batch.trajectories, MANY)
+    count = min(settings.batch.trajectories, max(2, NUMBERS // (settings.sampler.steps * math.prod(dims))))
     noise = Noise.sample(reference, count, torch.Generator().manual_seed(0), torch.float32)
-    estimator.label(problem, policy, rollout(reference, policy, noise))
+    path = rollout(reference, policy, Noise(noise.initial.to(device), noise.steps.to(device)))
+    with torch.no_grad():
+        estimator.label(problem, policy, path)
+    return bool(asked)
 
 
 def _measured(experiment: Experiment) -> list[Finding]:
@@ -194,8 +201,9 @@ class _Probe:
 def _probed(experiment: Experiment) -> _Probe:
     task, parameters = experiment.tasks[0], tuple(experiment.lora.parameters())
     reference, reward, device = task.problem.reference, task.problem.reward, parameters[0].device
-    rows = experiment.settings.model.micro_batch or min(SEVERAL, experiment.settings.batch.trajectories)
-    x = torch.randn(rows, *reference.dims, device=device)
+    rows = min(_largest(experiment.settings), experiment.settings.model.micro_batch or SEVERAL)
+    x = torch.randn(rows, *reference.dims, dtype=experiment.dtype, device=device)
+    wanted = differentiates(experiment.settings, device, experiment.base)
 
     def evaluate() -> None:
         with torch.no_grad():
@@ -206,8 +214,8 @@ def _probed(experiment: Experiment) -> _Probe:
             torch.autograd.grad(task.policy(0, x.clone()).square().sum(), parameters, allow_unused=True)
 
     def score() -> None:
-        black = is_black_box(experiment.settings.reward)
-        float((reward(x.clone()) if black else reward.gradient(x.clone())).sum())
+        with torch.no_grad():
+            float((reward.gradient(x.clone()) if wanted else reward(x.clone())).sum())
 
     with torch.no_grad():
         judged(experiment.checker, decode(experiment.base, x[:1]).float().cpu(), task.name)
@@ -223,6 +231,8 @@ def _spent(action: Callable[[], None], device: torch.device) -> tuple[float, flo
     while len(seconds) < REPEATS and sum(seconds) < PATIENCE:
         start = time.perf_counter()
         action()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds), (peak_mb(device) - before) * MB
 
@@ -234,10 +244,9 @@ def _memory(experiment: Experiment, probe: _Probe) -> Finding:
     device = next(experiment.lora.parameters()).device
     paths = batch.trajectories * batch.prompts
     buffer = 4 * (steps + 1) * math.prod(experiment.tasks[0].problem.reference.dims) * paths * FLOAT
-    loss = (batch.micro_batch or batch.per_step) * (batch.loss_steps or steps)
-    rows = settings.model.micro_batch or max(batch.trajectories, loss)
+    rows = min(_largest(settings), settings.model.micro_batch or _largest(settings))
     work = max(rows * probe.update_bytes, settings.reward.chunk * probe.reward_bytes)
-    free, needed = _free(device), work + (buffer if device.type == "cpu" else buffer / 2)
+    free, needed = free_bytes(device), work + (buffer if device.type == "cpu" else buffer / 2)
     detail = (
         f"{_weights(base) / GB:.2f} GB of weights are in place; {buffer / GB:.2f} GB for the {paths} paths of a round and about "
         f"{work / GB:.2f} GB for {rows} samples at a time"
@@ -245,6 +254,13 @@ def _memory(experiment: Experiment, probe: _Probe) -> Finding:
     if needed > free:
         return Finding("memory", False, f"{detail}, of {free / GB:.2f} GB free; lower model.micro_batch or batch.trajectories")
     return Finding("memory", True, detail)
+
+
+def _largest(settings: config.Settings) -> int:
+    """Samples that a run hands to the network at once: those of a rollout or of a loss."""
+    batch = settings.batch
+    loss = (batch.micro_batch or batch.per_step) * (batch.loss_steps or settings.sampler.steps)
+    return max(batch.trajectories, loss)
 
 
 def _weights(base: StableDiffusion) -> int:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sd_experiments import CONFIGS, config, gradient_agreement
 from sd_experiments.build import ESTIMATORS, Experiment, build, device_of, made
-from sd_experiments.common import DPOK, PI_FT, PRETRAINED, WINDOW, has_fallen, picture_of
+from sd_experiments.common import DPOK, PI_FT, PRETRAINED, has_fallen, picture_of
 from sd_experiments.memory import reset_peak
 from sd_experiments.monitor import METRICS, Display, diversity, read_metrics, save_grid
 from sd_experiments.session import Drawn, drawn, fine_tune, fresh_noise, worths
@@ -48,6 +48,8 @@ REGRESSING = (PI_FT, "adjoint matching", "martingale-corrected adjoint")
 PICTURES = "pictures.png"
 SEED = 1
 """Of the pictures that are measured; training has its own."""
+WINDOW = 4
+"""Rounds that are averaged where the end of a run is compared with its best."""
 LABELLED, QUANTILES = 48, (0.5, 0.9, 1.0)
 """Paths whose target controls are compared, and what is recorded of their norms."""
 CURVES = ("reward", "kl", "gradient_norm", "gradient_noise", "target_norm", "accuracy", "diversity", "seconds")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sd_experiments import config
@@ -27,6 +29,7 @@ from sd_experiments.rewards import Images, decode
 from sd_experiments.rounds import Samples
 from sd_experiments.task import Task
 from sd_experiments.train import Iteration, Trainer
+from sd_experiments.weights import shortened
 from sd_experiments.workers import Workers
 from socft.checks import InvalidProblem, require
 from socft.policy import Policy, Uncontrolled
@@ -35,6 +38,8 @@ from socft.rollout import Noise, rollout
 
 CHECKPOINTS = "checkpoints"
 LORA = "lora"
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""Errors of a disk that takes no more."""
 
 
 def settings_of(file: Path, out: Path | None = None, steps: int | None = None) -> config.Settings:
@@ -47,9 +52,8 @@ def settings_of(file: Path, out: Path | None = None, steps: int | None = None) -
 
 def trainer_of(experiment: Experiment, workers: Workers | None = None) -> Trainer:
     """The training loop of an experiment."""
-    dtype = torch.float64 if experiment.settings.model.dtype == "float64" else torch.float32
     parameters = dict(experiment.lora.named_parameters())
-    return Trainer(experiment.tasks, experiment.estimator, parameters, experiment.settings, workers, dtype)
+    return Trainer(experiment.tasks, experiment.estimator, parameters, experiment.settings, workers, experiment.dtype)
 
 
 def train(file: Path, resume: bool = False, out: Path | None = None, steps: int | None = None) -> Trainer:
@@ -91,11 +95,12 @@ def fine_tune(
             _run(trainer, checkpoints, observe, display.say)
         if workers.main:
             _finish(trainer, experiment, folder, display)
-    except OSError as error:
-        where = error.filename or folder
-        raise InvalidProblem(
-            f"{where} could not be written ({error.strerror or error}) after gradient step {trainer.step}; {checkpoints.remedy}"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        reason = error.strerror if isinstance(error, OSError) else shortened(error)
+        where = f"{folder} could not be written ({reason}) after gradient step {trainer.step}"
+        raise InvalidProblem(f"{where}; {checkpoints.remedy}") from error
     return experiment, trainer
 
 
@@ -231,9 +236,8 @@ class Drawn:
 
 def fresh_noise(experiment: Experiment, task: Task, number: int, seed: int) -> Noise:
     """Noise that no training saw, a function of seed, prompt and the number of each path."""
-    dtype = torch.float64 if experiment.settings.model.dtype == "float64" else torch.float32
     reference, device = task.problem.reference, next(experiment.lora.parameters()).device
-    noise = [Noise.sample(reference, 1, seeded(seed, "evaluation", task.name, i), dtype) for i in range(number)]
+    noise = [Noise.sample(reference, 1, seeded(seed, "evaluation", task.name, i), experiment.dtype) for i in range(number)]
     return Noise(torch.cat([n.initial for n in noise]).to(device), torch.cat([n.steps for n in noise], 1).to(device))
 
 

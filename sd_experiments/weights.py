@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -77,7 +77,12 @@ def folder_of(name: str | Path) -> Path:
         return folder
     try:
         return Path(snapshot_download(str(name), local_files_only=True))
+    except HFValidationError:
+        return folder
     except LocalEntryNotFoundError as error:
+        part: str | None = getattr(error, "snapshot_path", None)  # a repository has more files than a pipeline needs
+        if part is not None:
+            return Path(part)
         raise InvalidProblem(
             f"{str(name)!r} is no folder, and was not downloaded from the Hugging Face hub either; give the folder of a saved "
             f"diffusers pipeline, or run: {DOWNLOAD} {name}"

@@ -60,7 +60,7 @@ class Reverser:
     @property
     def joint(self) -> bool:
         """Whether the reversal of a path depends on the other paths of its batch."""
-        return self.score.joint
+        return self.generator is not None or self.score.joint
 
     def noise(self, path: Path) -> Noises:
         """The noise of the reversed chain."""

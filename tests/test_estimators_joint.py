@@ -41,6 +41,7 @@ from socft.rollout import Noise, Path
 from socft.time_reversal import Reverser
 from tests.test_estimators_score import CONSTANT, away, paths, quadratic_problem
 
+GENERATOR = torch.Generator()
 ALONE = 1e-9  # relative: the same sums in other shapes
 
 
@@ -80,8 +81,8 @@ DETERMINED: list[Estimator] = [
     TruncatedBackprop(2),
     Variance(),
 ]
-RANDOM: set[type[Estimator]] = {RandomTruncation, ReFL, ReciprocalAdjoint}
-"""They draw from a generator of their own, so a path does not have the same labels twice."""
+RANDOM: list[Estimator] = [RandomTruncation(GENERATOR), ReFL(0, 1, GENERATOR), ReciprocalAdjoint(GENERATOR)]
+"""They draw from a generator of their own, so a path has not the same labels in another place."""
 
 
 def named(estimator: Estimator) -> str:
@@ -108,4 +109,6 @@ def test_labels_depend_on_other_paths_where_the_estimator_says_so(estimator: Est
 def test_none_is_forgotten():
     modules = [importlib.import_module(f"socft.estimators.{each.name}") for each in pkgutil.iter_modules(socft.estimators.__path__)]
     kinds = {kind for module in modules for kind in vars(module).values() if inspect.isclass(kind) and issubclass(kind, Estimator)}
-    assert {kind for kind in kinds if not inspect.isabstract(kind)} == {type(each) for each in DETERMINED} | RANDOM
+    assert {kind for kind in kinds if not inspect.isabstract(kind)} == {type(each) for each in [*DETERMINED, *RANDOM]}
+    assert all(each.joint for each in RANDOM)
+    assert ReversedBSDE(FromPolicy(), Reverser(AffineMarginals(), GENERATOR)).joint

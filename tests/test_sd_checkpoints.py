@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from sd_experiments import checkpoints as module
 from sd_experiments import session
@@ -267,8 +268,8 @@ def test_a_full_disk_stops_a_run_with_what_to_do(tmp_path: Path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_under_the_metrics_does_too(tmp_path: Path, monkeypatch):
-    """Whatever is written: the numbers, TensorBoard's files, the layers at the end."""
+def run_until(error: Exception, tmp_path: Path, monkeypatch) -> None:
+    """A run in which an observer fails after the third step."""
     settings = trainer(run={"steps": 5, "checkpoint_every": 2}).settings
     settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, out=str(tmp_path / "run")))
     monkeypatch.setattr(session, "build", lambda _: None)
@@ -276,16 +277,28 @@ def test_a_full_disk_under_the_metrics_does_too(tmp_path: Path, monkeypatch):
 
     @contextlib.contextmanager
     def observed(*_: object):
-        def full(iteration) -> None:
+        def fail(iteration) -> None:
             if iteration.measured.step == 3:
-                raise FULL
+                raise error
 
-        yield full
+        yield fail
 
     monkeypatch.setattr(session, "_observed", observed)
+    session.fine_tune(settings, False, Display(5, silent=True))
+
+
+def test_a_full_disk_under_the_metrics_does_too(tmp_path: Path, monkeypatch):
+    """Whatever is written: the numbers, TensorBoard's files, the layers at the end."""
     said = r"run could not be written \(No space left on device\) after gradient step 3; the last checkpoint is of step 2: make"
     with pytest.raises(InvalidProblem, match=said):
-        session.fine_tune(settings, False, Display(5, silent=True))
+        run_until(FULL, tmp_path, monkeypatch)
+    with pytest.raises(InvalidProblem, match=r"run could not be written \(Error while serializing\) after gradient step 3"):
+        run_until(SafetensorError("Error while serializing"), tmp_path / "again", monkeypatch)
+
+
+def test_what_a_reward_could_not_reach_is_no_full_disk(tmp_path: Path, monkeypatch):
+    with pytest.raises(ConnectionRefusedError):
+        run_until(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), tmp_path, monkeypatch)
 
 
 def test_an_interrupt_says_where_it_continues(tmp_path: Path):

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -597,6 +598,17 @@ def test_check_finds_what_would_stop_the_run(what: str, model: Path, tmp_path: P
     assert f"missing  {message}" in capsys.readouterr().out
 
 
+def test_check_refuses_nothing_that_runs(model: Path, tmp_path: Path, capsys):
+    """A score without a gradient serves an estimator that does not ask; what a call may take is no more than there is."""
+    file = written(model, tmp_path / "run", "dpok")
+    content = file.read_text().replace("tests.test_sd_train:reddish", "sd_experiments.rewards:JPEGCompressibility")
+    file.write_text(content.replace('dtype = "float64"', 'dtype = "float64"\nmicro_batch = 4000'))
+    assert cli.main(["sd", "check", "--config", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "for 4 samples at a time" in said
+    assert cli.main(["sd", "train", "--config", str(file), "--steps", "1"]) == 0
+
+
 def test_a_model_of_the_hub_is_the_one_that_was_downloaded(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
@@ -607,6 +619,9 @@ def test_a_model_of_the_hub_is_the_one_that_was_downloaded(model: Path, tmp_path
     (kept / "refs").mkdir(parents=True)
     (kept / "refs" / "main").write_text(commit)
     shutil.copytree(model, kept / "snapshots" / commit)
+    listed = [str(file.relative_to(model)) for file in model.rglob("*") if file.is_file()]
+    more = ("README.md", "v1-5-pruned.ckpt")  # what is there to download is kept as well
+    write_tree_cache(str(kept), commit, {name: TreeCacheEntry(1, "0" * 40, None, None, None) for name in (*listed, *more)})
     found, expected = (load_model(config.Model(name)).unet.state_dict() for name in ("someone/shapes", str(model)))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 
@@ -144,6 +145,7 @@ class FewerPaths(MarginalScore):
 
     score: MarginalScore
     count: int
+    joint: ClassVar[bool] = True
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         noise = Noise(path.noise.initial[: self.count], path.noise.steps[:, : self.count])

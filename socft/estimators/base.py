@@ -108,7 +108,7 @@ class Estimator(abc.ABC):
 
     @property
     def joint(self) -> bool:
-        """Whether the labels of a path depend on the other paths of its batch; those are then labelled together."""
+        """Whether the labels of a path depend on the other paths of its batch, or on its place; all are then labelled together."""
         return False
 
     @abc.abstractmethod

@@ -44,6 +44,11 @@ class ReciprocalAdjoint(CostateEstimator):
     def cost(self) -> Cost:
         return Cost(memory="T")
 
+    @property
+    def joint(self) -> bool:
+        """One generator serves all paths in turn."""
+        return True
+
     def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
         reference = affine_of(problem)
         require(problem.running_cost is None, "there is a running cost; costates at bridges need a reward at the end alone.")

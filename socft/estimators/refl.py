@@ -52,6 +52,11 @@ class ReFL(MatchingEstimator):
     def cost(self) -> Cost:
         return Cost(reference=1)
 
+    @property
+    def joint(self) -> bool:
+        """One generator serves all paths in turn."""
+        return True
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         steps, batch = path.controls.shape[:2]
         in_order = 0 <= self.first <= self.last < steps

@@ -65,6 +65,11 @@ class RandomTruncation(MatchingEstimator):
     def cost(self) -> Cost:
         return Cost(reference_derivatives=1, policy_derivatives=1)
 
+    @property
+    def joint(self) -> bool:
+        """One generator serves all paths in turn."""
+        return True
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         last = int(torch.randint(1, problem.steps + 1, (), generator=self.generator))
         return _truncated(problem, policy, path, last, self.kl)

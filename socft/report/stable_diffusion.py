@@ -15,14 +15,15 @@ from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, text
 
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
-BENCHMARK, ADJOINTS = "sd_benchmark", "sd_adjoints"
+BENCHMARK, ADJOINTS, DESCENT = "sd_benchmark", "sd_adjoints", "sd_descent"
 CONFIGS = {"tiny": "tiny.toml", "sd15": "sd15_pift.toml"}
 TITLES = {"stable_diffusion": "the tiny Stable Diffusion", "stable_diffusion_sd15": "Stable Diffusion 1.5"}
 
 
 def report(study: str) -> Report:
     """The report on the study of one scale."""
-    return Report(study, functools.partial(compose, study=study), shown=("reached.svg",), studies=(study, ADJOINTS, BENCHMARK))
+    studies = (study, ADJOINTS, DESCENT, BENCHMARK)
+    return Report(study, functools.partial(compose, study=study), shown=("reached.svg",), studies=studies)
 
 
 def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
@@ -45,7 +46,7 @@ def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
         _methods(runs, beta),
         _samples(rows, beta),
         _sweep(rows, first),
-        stability.section(runs, sizes, first, beta),
+        stability.section(runs, sizes, rows.of(DESCENT), first, beta),
         f"= What makes costates large\n\n{adjoints.section(sizes)}",
         f"= What a gradient costs\n\n{tables.benchmark(benchmark)}",
         _reproduction(rows, study),
@@ -223,6 +224,7 @@ def _reproduction(rows: Rows, study: str) -> str:
 ```
 socft sd reproduce --scale {scale}{f" --trainings {trainings}" if trainings > 1 else ""}
 socft sd adjoints --config {config}
+socft sd descent --scale {scale}
 socft sd benchmark --config {config}
 ```
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sd_experiments.common import BELIEVED, DPOK, PI_FT, PRETRAINED, WINDOW, has_fallen
+from sd_experiments.common import BELIEVED, DPOK, PI_FT, PRETRAINED, has_fallen
 from socft.records import Record
 from socft.report.gradient_variance_cells import plain, value, with_error
 from socft.report.rows import Rows
 from socft.report.stable_diffusion_figures import final, methods_of
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
+
+WHEN = {0.0: "before", 0.5: "halfway", 1.0: "after"}
+"""Parts of a training."""
 
 
 def reached(rows: Rows, beta: float) -> str:
@@ -204,38 +207,24 @@ def unlimited(rows: Rows, beta: float) -> str:
     ).markup
 
 
-def norms(rows: Rows, beta: float) -> str:
-    """How the gradient of PI-FT shrinks: its norm, that of its noise, and what is left of the former without the latter."""
-    body = []
+def descent(rows: Rows) -> str:
+    """How the gradient of PI-FT shrinks, without its noise; nothing if that was not measured."""
+    if not rows:
+        return ""
+    parts, body = rows.distinct("part"), []
     for prompt in rows.fields("problem"):
-        size, noise = (
-            rows.where(metric, prompt, PI_FT, beta=beta).series("round").y for metric in ("gradient_norm", "gradient_noise")
-        )
-        if len(size) < 2 * WINDOW or len(size) != len(noise):
-            continue
-        parts = [slice(0, WINDOW), slice(len(size) - WINDOW, None)]
-        found = [(_square(size[part]), _square(noise[part])) for part in parts]
-        body.append(
-            [
-                text(prompt),
-                *(number(a**0.5) for a, _ in found),
-                *(number(b**0.5) for _, b in found),
-                *(number(max(a - b, 0.0) ** 0.5) for a, b in found),
-            ]
-        )
-    whats = ("norm", "noise", "without noise")
+        mean, one = (rows.where(metric, prompt) for metric in ("mean_gradient_squared", "gradient_squared"))
+        body.append([text(prompt), *(value(found.where(part=part).one()) for found in (mean, one) for part in parts)])
+    when = [WHEN.get(part, plain(part)) for part in parts]
+    paths = ", ".join(f"{each:g}" for each in rows.distinct("paths"))
     return Table(
-        header=("", *(f"{what}, {when}" for what in whats for when in ("first", "last"))),
-        rows=body or [[NOT_MEASURED]],
-        caption=f"""PI-FT: root mean square over the first and the last {integer(WINDOW)} rounds of the norm of the gradient and of
-            the standard deviation of its noise, and the root of the difference of the two squares.""",
-        label="norms",
-        align="lrrrrrr",
+        header=("", *(f"mean, {each}" for each in when), *(f"one batch, {each}" for each in when)),
+        rows=body,
+        caption=f"""PI-FT: squared norm of the mean gradient before, halfway through and after its training, without bias by its
+            noise, and mean squared norm of the gradient of one batch of {paths} paths.""",
+        label="descent",
+        align="l" + "r" * (2 * len(parts)),
     ).markup
-
-
-def _square(values: Sequence[float]) -> float:
-    return sum(value**2 for value in values) / len(values)
 
 
 def targets(rows: Rows, prompt: str, beta: float) -> str:
