@@ -1,9 +1,11 @@
 # Every target works in a fresh clone: the first one to run creates .venv, later ones need no network.
 #
+#   make install      .venv with everything
 #   make test         the tests
 #   make check        lint, formatting, types
 #   make report       measure at the quick scale and check the claims into build/records, typeset into build/reports
 #   make report-full  measure at full scale, check the claims and rewrite everything under reports/
+#   make report-sd    run section 5 of the paper on the tiny Stable Diffusion and rewrite its report under reports/
 #   make clean        remove build/ (make distclean: .venv as well)
 
 PYTHON ?= python3
@@ -19,7 +21,9 @@ export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: test check format report report-full clean distclean
+.PHONY: install test check format report report-full report-sd clean distclean
+
+install: $(STAMP_SD)
 
 test: $(STAMP_SD)
 	$(RUN) -m pytest -n 2
@@ -38,6 +42,12 @@ report: $(STAMP)
 
 report-full: $(STAMP)
 	$(call measure,$(FULL),,reports/records,reports)
+
+report-sd: $(STAMP_SD)
+	$(RUN) -m socft.cli sd adjoints --workers $(WORKERS) --out reports/records
+	$(RUN) -m socft.cli sd descent --workers $(WORKERS) --out reports/records
+	$(RUN) -m socft.cli sd benchmark --config sd_experiments/configs/tiny.toml --out reports/records
+	$(RUN) -m socft.cli sd reproduce --trainings 3 --workers $(WORKERS) --out reports/records --reports reports
 
 # Studies, scale, folder of the records, folder of the reports. Claims that fail are in the report too, which is typeset before make stops.
 define measure

@@ -133,7 +133,8 @@ class Checkpoints:
         there = ", ".join(map(str, kept)) or "none"
         require(step in kept, f"{self.folder} has no checkpoint of step {step}; those that are kept: {there}.")
         problem = _damage(self._path(step))
-        require(problem is None, f"the checkpoint of step {step} is damaged ({problem}); those that are kept: {there}.")
+        others = ", ".join(str(each) for each in kept if each != step) or "none"
+        require(problem is None, f"the checkpoint of step {step} is damaged ({problem}); the others that are kept: {others}.")
         return Found(step, self._path(step))
 
     def _steps(self) -> list[int]:

@@ -48,14 +48,15 @@ class Sample:
     seed: int = 1
     """Of the noise."""
     step: int | None = None
-    """Gradient step of the checkpoint; the newest by default."""
+    """Gradient step of the checkpoint, one of the last run.keep; the newest by default."""
     grid: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
     """Picture to write; samples.png in the folder of the run by default."""
 
     def run(self) -> None:
         from sd_experiments.session import sample_grid
 
-        print(f"wrote {sample_grid(self.config, self.out, self.number, self.seed, self.grid, self.step)}")
+        file = sample_grid(self.config, self.out, self.number, self.seed, self.grid, self.step)
+        print(f"wrote {file}: for every prompt, in the order of the configuration, a row of the pre-trained and one of this model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Evaluate:
     seed: int = 1
     """Of the noise."""
     step: int | None = None
-    """Gradient step of the checkpoint; the newest by default."""
+    """Gradient step of the checkpoint, one of the last run.keep; the newest by default."""
 
     def run(self) -> None:
         from sd_experiments.session import evaluate
@@ -99,7 +100,7 @@ class Reproduce:
     scale: Literal["tiny", "sd15"] = "tiny"
     """The model that comes with this package, or Stable Diffusion 1.5."""
     quick: bool = False
-    """Two rounds of every run, to see that everything works."""
+    """Two rounds of every run, to see that everything works; the numbers mean nothing, the report included."""
     out: Path = Path("build/records")
     """Folder of the records; pictures go to a folder of the study's name in it."""
     reports: Path = Path("build/reports")
@@ -119,7 +120,7 @@ class Reproduce:
         from socft.report.stable_diffusion import report
 
         scale = dataclasses.replace(SCALES[self.scale], model=self.model, weights=self.weights)
-        readiness.report(readiness.parts(scale.settings)[0], f"--scale {self.scale}")
+        readiness.report(readiness.parts(scale.settings)[0], f"--scale {self.scale} (see also --model and --weights)")
         records = reproduce(scale, self.quick, self.out, self.workers, self.trainings)
         print(f"{len(records)} records in {self.out / scale.study}.jsonl")
         for file in report(scale.study).write(self.out, self.reports):

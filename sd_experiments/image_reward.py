@@ -48,6 +48,10 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from socft.checks import InvalidProblem, require
 
 BERT = "bert-base-uncased"
+REMEDY = (
+    "reward.path is to hold ImageReward.pt and med_config.json of THUDM/ImageReward on the Hugging Face hub, and a folder "
+    f"{BERT} with the tokenizer of that name."
+)
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
@@ -269,7 +273,7 @@ class ImageReward(nn.Module):
         """
         directory = Path(directory)
         absent = [str(directory / name) for name in ("ImageReward.pt", "med_config.json", BERT) if not (directory / name).exists()]
-        require(not absent, f"{', '.join(absent)} not found; give the directory that holds what ImageReward publishes and BERT.")
+        require(not absent, f"{', '.join(absent)} not found; {REMEDY}")
         file = _present(directory / "ImageReward.pt")
         text = _json(directory / "med_config.json")
         tokenizer = _tokenizer(directory / BERT)

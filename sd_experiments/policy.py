@@ -87,8 +87,9 @@ def _attach(base: StableDiffusion, config: LoraConfig) -> dict[str, nn.Parameter
     require(not base.denoiser.adapters, "the network carries low-rank layers already; share that LoRA between the policies.")
     frozen = next(unet.parameters()).dtype
     endings = tuple(config.target_modules or ())
-    matched = any(name.endswith(endings) for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d))
-    require(matched, f"targets = {endings} match no layer of the network; name endings such as {ATTENTION}.")
+    layers = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    lost = [ending for ending in endings if not any(name.endswith(ending) for name in layers)]
+    require(bool(endings) and not lost, f"targets = {lost} match no layer of the network; name endings such as {ATTENTION}.")
     unet.add_adapter(config, ADAPTER)
     base.denoiser.adopt([module for module in unet.modules() if isinstance(module, BaseTunerLayer)])
     weights = {name: p for name, p in unet.named_parameters() if ".lora_" in name}

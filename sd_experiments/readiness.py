@@ -112,11 +112,11 @@ def parts(settings: config.Settings) -> tuple[list[Finding], Experiment | None]:
     estimator, _ = _tried("estimator", lambda: differentiates(settings, place, base), lambda _: settings.estimator.name)
     checker, _ = _tried("checker", lambda: load_checker(settings.monitor.checker), lambda _: settings.monitor.checker or "none")
     findings = [device, model, reward, estimator, checker]
-    if base is None or score is None:
+    if base is None or score is None or not all(each.good for each in findings):
         return findings, None
     layers, experiment = _tried("prompts and layers", lambda: build(settings, base, score), _counted)
     findings.append(layers)
-    return findings, experiment if all(each.good for each in findings) else None
+    return findings, experiment
 
 
 def _tried(what: str, make: Callable[[], _T], detail: Callable[[_T], str]) -> tuple[Finding, _T | None]:
@@ -133,7 +133,7 @@ def _named(device: torch.device) -> str:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return f"{torch.cuda.get_device_name(device)}, {free / GB:.0f} of {total / GB:.0f} GB free"
-    return f"{os.cpu_count()} CPU cores, {free_bytes(device) / GB:.0f} GB of memory free"
+    return f"no GPU, {os.cpu_count()} CPU cores, {free_bytes(device) / GB:.0f} GB of memory free"
 
 
 def _described(settings: config.Model) -> str:

@@ -90,9 +90,13 @@ def fine_tune(
     if newest is not None:
         trainer.restore(newest)
         display.say(f"continuing after gradient step {trainer.step}")
+    elif resume:
+        display.say(f"{folder} holds no checkpoint; beginning with gradient step 1")
+    if settings.batch.prompts < len(trainer.tasks):
+        display.say(f"prompts take turns: a round, and its reward, is of {settings.batch.prompts} of the {len(trainer.tasks)}")
     try:
         with _observed(trainer, experiment, folder, display) as observe:
-            _run(trainer, checkpoints, observe, display.say)
+            _run(trainer, checkpoints, observe)
         if workers.main:
             _finish(trainer, experiment, folder, display)
     except (OSError, SafetensorError) as error:
@@ -108,7 +112,6 @@ def _run(
     trainer: Trainer,
     checkpoints: Checkpoints,
     observe: Callable[[Iteration], None] = lambda iteration: None,
-    say: Callable[[str], None] = print,
 ) -> None:
     """Train with checkpoints; when a number is refused, the state before that step is written too."""
     saved = trainer.step
@@ -121,8 +124,7 @@ def _run(
     except CheckpointFailed:
         raise
     except KeyboardInterrupt:
-        say(f"stopped after gradient step {trainer.step}; --resume continues after step {saved}")
-        raise
+        raise KeyboardInterrupt(f"stopped after gradient step {trainer.step}; --resume continues after step {saved}") from None
     except (ValueError, RuntimeError):
         if trainer.step > saved and trainer.workers.count == 1:
             checkpoints.save(trainer.step, *trainer.files())
@@ -209,9 +211,11 @@ def judged(checker: Checker | None, images: Images, prompt: str) -> Tensor | Non
 def trained(file: Path, out: Path | None, step: int | None = None) -> tuple[Experiment, Trainer]:
     """A run's experiment with the averaged layers of a checkpoint in place, the newest by default."""
     settings = settings_of(file, out)
-    checkpoints = Checkpoints(Path(settings.run.out) / CHECKPOINTS)
+    folder, where = Path(settings.run.out), "" if out is None else f" --out {out}"
+    require(not folder.is_file(), f"run.out = {str(folder)!r} is a file; give the folder of a run.")
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
     found = checkpoints.newest() if step is None else checkpoints.at(step)
-    require(found is not None, f"{settings.run.out} holds no checkpoint; train first: socft sd train --config {file}")
+    require(found is not None, f"{folder} holds no checkpoint; train first: socft sd train --config {file}{where}")
     assert found is not None
     experiment = build(settings)
     trainer = trainer_of(experiment)
@@ -264,16 +268,17 @@ def sample_grid(file: Path, out: Path | None, number: int, seed: int, target: Pa
 
 
 def evaluate(file: Path, out: Path | None, number: int, seed: int, step: int | None = None) -> list[dict[str, object]]:
-    """Print and write to ``evaluation.json`` what both models reach on the same noise, and the gain, picture by picture."""
+    """Print and write to ``evaluation-STEP.json`` what both models reach on the same noise, and the gain, picture by picture."""
     require(number >= 2, f"number = {number}; a standard error needs at least 2 pictures per prompt.")
-    experiment, _ = trained(file, out, step)
+    experiment, trainer = trained(file, out, step)
     rows: list[dict[str, object]] = []
     for task in experiment.tasks:
         before = None
         for model, policy in (("pre-trained", Uncontrolled(task.problem.reference)), ("fine-tuned", task.policy)):
             found = drawn(experiment, task, policy, number, seed)
             worth = worths(experiment, task, found)
-            row: dict[str, object] = {"prompt": task.name, "model": model, "pictures": number, "kl": float(found.kl.mean())}
+            row: dict[str, object] = {"prompt": task.name, "model": model, "step": trainer.step, "seed": seed, "pictures": number}
+            row["kl"] = float(found.kl.mean())
             for name, values in worth.items():
                 row |= _with_error(name, values)
                 if before is not None:
@@ -281,7 +286,9 @@ def evaluate(file: Path, out: Path | None, number: int, seed: int, step: int | N
             rows.append(row | {"diversity": diversity(found.images)})
             print(_line(rows[-1]))
             before = worth
-    write_atomically(Path(experiment.settings.run.out) / "evaluation.json", (json.dumps(rows, indent=2) + "\n").encode())
+    file = Path(experiment.settings.run.out) / f"evaluation-{trainer.step}.json"
+    write_atomically(file, (json.dumps(rows, indent=2) + "\n").encode())
+    print(f"wrote {file}")
     return rows
 
 

@@ -152,6 +152,11 @@ def _require_same(old: Mapping[str, Any], settings: config.Settings) -> None:
             name.startswith(CHANGEABLE),
             f"{name} was {before!r} when this run began and is {now!r} now; start another run with --out, or set it back.",
         )
+        require(
+            name != "run.steps" or settings.optimiser.decay == 0,
+            f"run.steps was {before!r} when this run began and is {now!r} now, and the learning rate falls over the last "
+            f"{settings.optimiser.decay:.0%} of them; start another run with --out, or set it back.",
+        )
 
 
 def _buffer(rank: int) -> str:

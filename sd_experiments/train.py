@@ -239,6 +239,7 @@ class Trainer:
     def read_averages(self, found: Found) -> None:
         """Take over the averaged layers of a checkpoint, to sample with."""
         self._set(averages(found, self.parameters))
+        self.step = found.step
 
     @torch.no_grad()
     def _set(self, values: Mapping[str, Tensor]) -> None:

@@ -210,8 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (tasks failed), 2 (bad input) or 130 (interrupted)."""
     try:
         _parse(arguments).run()
-    except KeyboardInterrupt:
-        return _say("interrupted; run the same command again to continue", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return _say(str(error) or "interrupted; run the same command again to continue", INTERRUPTED)
     except Exception as error:
         explained = _explain(error)
         if explained is None:

@@ -559,7 +559,7 @@ def test_reproduction_begins_with_what_is_missing(tmp_path: Path, capsys):
     assert cli.main(call) == cli.INVALID
     said = capsys.readouterr()
     assert f"missing  model: '{tmp_path}' holds no model_index.json" in said.out
-    assert said.err == "socft: --scale sd15 cannot run here yet: model, reward.\n"
+    assert said.err == "socft: --scale sd15 (see also --model and --weights) cannot run here yet: model, reward.\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -581,7 +581,7 @@ CHANGED = {
         "tests.test_sd_train:reddish",
         "trial: TypeError: reddish() takes 0 positional arguments",
     ),
-    "layers": ("rank = 2", 'rank = 2\ntargets = ["to_x"]', "prompts and layers: targets = ('to_x',) match no layer"),
+    "layers": ("rank = 2", 'rank = 2\ntargets = ["to_k", "to_x"]', "prompts and layers: targets = ['to_x'] match no layer"),
     "prompt": ('"a blue square"', f'"{"very " * 99}"', "prompts and layers: "),
     "memory": ("trajectories = 4", "trajectories = 400000000", "memory: "),
 }
@@ -672,7 +672,7 @@ def _use(file: Path, folder: Path, capsys) -> None:
     assert cli.main(["sd", "sample", "--config", str(file), "--number", "2"]) == 0
     assert (folder / "samples.png").stat().st_size > 0
     assert cli.main(["sd", "evaluate", "--config", str(file), "--number", "3"]) == 0
-    rows = json.loads((folder / "evaluation.json").read_text())
+    rows = json.loads((folder / "evaluation-5.json").read_text())
     assert [(row["prompt"], row["model"]) for row in rows] == [
         (p, m) for p in ("a red circle", "a blue square") for m in ("pre-trained", "fine-tuned")
     ]
@@ -681,7 +681,8 @@ def _use(file: Path, folder: Path, capsys) -> None:
         assert math.isclose(after["reward_gain"], after["reward"] - before["reward"], abs_tol=1e-9)
         assert 0 < after["reward_gain_stderr"] <= before["reward_stderr"] + after["reward_stderr"]
     assert cli.main(["sd", "evaluate", "--config", str(file), "--number", "3", "--step", "3"]) == 0
-    earlier = json.loads((folder / "evaluation.json").read_text())
+    earlier = json.loads((folder / "evaluation-3.json").read_text())
+    assert {(row["step"], row["seed"], row["pictures"]) for row in earlier} == {(3, 1, 3)}
     assert [a["reward"] == b["reward"] for a, b in zip(rows, earlier, strict=True)] == [True, False] * 2
     assert cli.main(["sd", "sample", "--config", str(file), "--step", "4"]) == cli.INVALID
     assert capsys.readouterr().err.endswith("checkpoints has no checkpoint of step 4; those that are kept: 3, 5.\n")
