@@ -830,11 +830,12 @@ def test_images_are_resized_as_the_published_model_resizes_them():
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda d: (d / "ImageReward.pt").unlink(), r"ImageReward\.pt does not exist"),
+        (lambda d: (d / "ImageReward.pt").unlink(), r"ImageReward\.pt not found; reward\.path is to hold"),
         (lambda d: (d / "ImageReward.pt").write_bytes(b"no"), "not a file of plain weights"),
         (lambda d: (d / "med_config.json").write_text("{"), r"med_config\.json is not JSON"),
         (lambda d: (d / "med_config.json").write_text("{}"), "lacks 'hidden_size'"),
-        (lambda d: shutil.rmtree(d / "bert-base-uncased"), r"neither vocab\.txt nor tokenizer\.json"),
+        (lambda d: shutil.rmtree(d / "bert-base-uncased"), r"bert-base-uncased not found; reward\.path is to hold"),
+        (lambda d: [file.unlink() for file in (d / "bert-base-uncased").iterdir()], r"neither vocab\.txt nor tokenizer\.json"),
         (lambda d: (d / "bert-base-uncased" / "vocab.txt").write_text("\n".join(WORDS[:-1])), "knows 12 tokens and the model 13"),
         (lambda d: _edit(d, lambda w: w.pop("mlp.layers.2.bias")), r"lacks key head\.2\.bias;"),
         (lambda d: _edit(d, lambda w: w.update(extra=torch.zeros(1))), "unknown key extra;"),
