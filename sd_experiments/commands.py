@@ -14,6 +14,8 @@ TINY = CONFIGS / "tiny.toml"
 
 Config = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 Out = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
+Model = Annotated[str | None, tyro.conf.arg(metavar="DIR|OWNER/NAME")]
+Folder = Annotated[str | None, tyro.conf.arg(metavar="DIR")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +109,11 @@ class Reproduce:
     """Folder of the PDF."""
     workers: int | None = None
     """Number of processes, one thread each; as the scale suggests by default."""
-    trainings: int = 1
-    """How often PI-FT and DPOK are trained for every prompt, each time from another seed."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="DIR|OWNER/NAME")] = None
+    trainings: int = 3
+    """How often PI-FT and DPOK are trained for every prompt, each time from another seed; their means are compared."""
+    model: Model = None
     """Folder or name of the model, in place of the scale's."""
-    weights: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    reward: Folder = None
     """Folder of the reward's weights, in place of the scale's."""
 
     def run(self) -> None:
@@ -119,8 +121,8 @@ class Reproduce:
         from sd_experiments.reproduce import SCALES, reproduce
         from socft.report.stable_diffusion import report
 
-        scale = dataclasses.replace(SCALES[self.scale], model=self.model, weights=self.weights)
-        readiness.report(readiness.parts(scale.settings)[0], f"--scale {self.scale} (see also --model and --weights)")
+        scale = dataclasses.replace(SCALES[self.scale], model=self.model, reward=self.reward)
+        readiness.report(readiness.parts(scale.settings)[0], f"--scale {self.scale} (see also --model and --reward)")
         records = reproduce(scale, self.quick, self.out, self.workers, self.trainings)
         print(f"{len(records)} records in {self.out / scale.study}.jsonl")
         for file in report(scale.study).write(self.out, self.reports):
@@ -152,6 +154,10 @@ class Descent:
 
     scale: Literal["tiny", "sd15"] = "tiny"
     """As for sd reproduce."""
+    model: Model = None
+    """As for sd reproduce."""
+    reward: Folder = None
+    """As for sd reproduce."""
     quick: bool = False
     """A few batches of paths, to see that everything works."""
     out: Path = Path("build/records")
@@ -160,10 +166,12 @@ class Descent:
     """Number of processes, one thread each."""
 
     def run(self) -> None:
-        from sd_experiments.descent import STUDY, run
+        from sd_experiments.descent import run, study_of
         from sd_experiments.reproduce import SCALES
 
-        print(f"{len(run(SCALES[self.scale], self.quick, self.out, self.workers))} records in {self.out / STUDY}.jsonl")
+        scale = dataclasses.replace(SCALES[self.scale], model=self.model, reward=self.reward)
+        records = run(scale, self.quick, self.out, self.workers)
+        print(f"{len(records)} records in {self.out / study_of(scale.study)}.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 from sd_experiments import config, gradient_agreement
 from sd_experiments.build import build, device_of
+from sd_experiments.comparison import study_of
 from sd_experiments.gradient_agreement import jackknifed
 from sd_experiments.reproduce import Scale, settings_of
 from sd_experiments.session import trainer_of
@@ -25,15 +26,14 @@ from socft.records import Record
 from toy import runner
 from toy.runner import Study, Task
 
-STUDY = "sd_descent"
 SEED = 3
 PARTS = (0.0, 0.5, 1.0)
 BATCHES, FEW = 48, 3
 
 
 def run(scale: Scale, quick: bool, out: Path, workers: int = 2) -> list[Record]:
-    """Measure into ``<out>/sd_descent.jsonl``, continuing an interrupted run."""
-    study = Study(STUDY, lambda _: tasks(scale, FEW if quick else BATCHES))
+    """Measure into ``<out>/<study>.jsonl``, continuing an interrupted run."""
+    study = Study(study_of(scale.study), lambda _: tasks(scale, FEW if quick else BATCHES))
     with runner.processes(workers) as pool:
         return runner.run(study, quick, out, pool)
 
@@ -42,17 +42,18 @@ def tasks(scale: Scale, batches: int) -> list[Task]:
     """PI-FT on every prompt, as it is trained there."""
     settings = scale.settings
     runs = {prompt: settings_of(scale, scale.pi_ft, prompt, settings.problem.beta).plain() for prompt in settings.problem.prompts}
-    return [Task(f"descent: {prompt}", descent, {"settings": each, "batches": batches}) for prompt, each in runs.items()]
+    shared = {"study": study_of(scale.study), "batches": batches}
+    return [Task(f"descent: {prompt}", descent, {**shared, "settings": each}) for prompt, each in runs.items()]
 
 
-def descent(settings: Mapping[str, Any], batches: int) -> list[Record]:
+def descent(study: str, settings: Mapping[str, Any], batches: int) -> list[Record]:
     """The squared norm of the mean gradient, and of the gradient of a batch, along a training."""
     experiment = build(config.parse(settings))
     trainer, model = trainer_of(experiment), experiment.settings.model
     steps, iterations = experiment.settings.run.steps, trainer.iterations()
     record = functools.partial(
         Record,
-        STUDY,
+        study,
         experiment.tasks[0].name,
         kind=experiment.estimator.estimates,
         dtype=model.dtype,

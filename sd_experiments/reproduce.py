@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sd_experiments import CONFIGS, config, gradient_agreement
 from sd_experiments.build import ESTIMATORS, Experiment, build, device_of, made
-from sd_experiments.common import DPOK, PI_FT, PRETRAINED, has_fallen, picture_of
+from sd_experiments.comparison import DPOK, PI_FT, PRETRAINED, has_fallen, picture_of
 from sd_experiments.memory import reset_peak
 from sd_experiments.monitor import METRICS, Display, diversity, read_metrics, save_grid
 from sd_experiments.session import Drawn, drawn, fine_tune, fresh_noise, worths
@@ -90,7 +90,7 @@ class Scale:
         batches: whose gradients are compared where a training fell.
         workers: processes.
         model: folder or name of the model, in place of the configuration's.
-        weights: folder of the reward's weights, in place of the configuration's.
+        reward: folder of the reward's weights, in place of the configuration's.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Scale:
     batches: int
     workers: int
     model: str | None = None
-    weights: str | None = None
+    reward: str | None = None
 
     @property
     def study(self) -> str:
@@ -116,7 +116,7 @@ class Scale:
         """The configuration."""
         s = config.read(CONFIGS / self.config)
         model = dataclasses.replace(s.model, path=self.model or s.model.path)
-        return dataclasses.replace(s, model=model, reward=dataclasses.replace(s.reward, path=self.weights or s.reward.path))
+        return dataclasses.replace(s, model=model, reward=dataclasses.replace(s.reward, path=self.reward or s.reward.path))
 
     @property
     def pi_ft(self) -> Method:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from sd_experiments.common import DPOK, PI_FT
+from sd_experiments.comparison import DPOK, PI_FT
 from socft.records import Record
 from socft.report.rows import Rows
 from socft.report.stable_diffusion_stability import reasons

@@ -13,7 +13,9 @@ from sd_experiments import config
 from sd_experiments.adjoints import PARTS, QUICK, STUDY, directions, forks, limits, run, spread_of_rewards, tasks
 from sd_experiments.build import build
 from sd_experiments.commands import TINY
-from sd_experiments.gradient_agreement import agreement, alignment, gradients, jackknifed
+from sd_experiments.descent import PARTS as HALVES
+from sd_experiments.descent import descent
+from sd_experiments.gradient_agreement import agreement, alignment, gradients, jackknifed, squared_mean
 from sd_experiments.task import Task
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.policy import Uncontrolled
@@ -175,3 +177,33 @@ def test_a_lower_limit_scales_more_target_controls_and_the_first_is_none():
     assert shares[0] == 0 < shares[-1]
     assert found.where("fidelity", limit=None).records[0].value == pytest.approx(1, abs=1e-12)
     assert all(record.value < 1 for record in found.where("fidelity") if record.setting["limit"] is not None)
+
+
+def test_the_squared_mean_has_no_bias_by_noise():
+    """Unlike the square of the mean of the batches, whose bias is the variance over their number."""
+    generator, mean = torch.Generator().manual_seed(0), torch.tensor([0.3, -0.4], dtype=torch.float64)
+    draws = [mean + torch.randn(5, 2, generator=generator, dtype=torch.float64) for _ in range(4000)]
+    found, biased = (torch.tensor([measure(each) for each in draws]) for measure in (squared_mean, square_of_mean))
+    assert abs(float(found.mean()) - 0.25) < 4 * float(found.std()) / len(draws) ** 0.5
+    assert abs(float(biased.mean()) - 0.25 - 2 / 5) < 4 * float(biased.std()) / len(draws) ** 0.5
+
+
+def square_of_mean(gradients: torch.Tensor) -> float:
+    return float(gradients.mean(0).square().sum())
+
+
+def test_descent_measures_before_halfway_and_after():
+    """The run's own trainer, at its own steps; a batch has as much as its mean and its noise."""
+    settings = alone("four circles")
+    settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=4), estimator=config.Estimator("pi_ft"))
+    found = Rows(tuple(descent("s", settings.plain(), 3)))
+    assert (
+        [record.setting["step"] for record in found.where("gradient_squared")] == [round(part * 4) for part in HALVES] == [0, 2, 4]
+    )
+    experiment = build(settings)
+    start, _ = next(gradients(experiment, experiment.estimator, 3, 3, (settings.batch.target_clip,)))
+    first = found.where("mean_gradient_squared", part=0.0).one()
+    assert first is not None
+    assert math.isclose(first.value, squared_mean(start), rel_tol=1e-6)
+    for metric in ("mean_gradient_squared", "gradient_squared"):
+        assert len({record.value for record in found.where(metric)}) == 3

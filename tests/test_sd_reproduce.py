@@ -12,7 +12,7 @@ from PIL import Image
 
 from sd_experiments import gradient_agreement, reproduce
 from sd_experiments.build import ESTIMATORS, build, made
-from sd_experiments.common import PI_FT, PRETRAINED, picture_of
+from sd_experiments.comparison import PI_FT, PRETRAINED, picture_of
 from sd_experiments.reproduce import REGRESSING, SCALES, Method, Scale, settings_of, tasks
 from socft.checks import InvalidProblem
 from socft.estimators.full_adjoint import FullAdjoint

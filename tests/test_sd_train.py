@@ -559,7 +559,7 @@ def test_reproduction_begins_with_what_is_missing(tmp_path: Path, capsys):
     assert cli.main(call) == cli.INVALID
     said = capsys.readouterr()
     assert f"missing  model: '{tmp_path}' holds no model_index.json" in said.out
-    assert said.err == "socft: --scale sd15 (see also --model and --weights) cannot run here yet: model, reward.\n"
+    assert said.err == "socft: --scale sd15 (see also --model and --reward) cannot run here yet: model, reward.\n"
     assert list(tmp_path.iterdir()) == []
 
 

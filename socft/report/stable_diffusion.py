@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from sd_experiments.common import BELIEVED, DPOK, PI_FT, PRETRAINED, picture_of
+from sd_experiments.comparison import BELIEVED, DPOK, PI_FT, PRETRAINED, picture_of, study_of
 from socft.report import stable_diffusion_adjoints as adjoints
 from socft.report import stable_diffusion_figures as figures
 from socft.report import stable_diffusion_stability as stability
@@ -15,14 +15,14 @@ from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, text
 
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
-BENCHMARK, ADJOINTS, DESCENT = "sd_benchmark", "sd_adjoints", "sd_descent"
+BENCHMARK, ADJOINTS = "sd_benchmark", "sd_adjoints"
 CONFIGS = {"tiny": "tiny.toml", "sd15": "sd15_pift.toml"}
 TITLES = {"stable_diffusion": "the tiny Stable Diffusion", "stable_diffusion_sd15": "Stable Diffusion 1.5"}
 
 
 def report(study: str) -> Report:
     """The report on the study of one scale."""
-    studies = (study, ADJOINTS, DESCENT, BENCHMARK)
+    studies = (study, ADJOINTS, study_of(study), BENCHMARK)
     return Report(study, functools.partial(compose, study=study), shown=("reached.svg",), studies=studies)
 
 
@@ -46,7 +46,7 @@ def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
         _methods(runs, beta),
         _samples(rows, beta),
         _sweep(rows, first),
-        stability.section(runs, sizes, rows.of(DESCENT), first, beta),
+        stability.section(runs, sizes, rows.of(study_of(study)), first, beta),
         f"= What makes costates large\n\n{adjoints.section(sizes)}",
         f"= What a gradient costs\n\n{tables.benchmark(benchmark)}",
         _reproduction(rows, study),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from sd_experiments.common import PI_FT, PRETRAINED
+from sd_experiments.comparison import PI_FT, PRETRAINED
 from socft.report.figures import LOOKS, Look, draw, finish, legend, logarithmic, panels, svg
 from socft.report.rows import Rows, Series
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sd_experiments.common import BELIEVED, PI_FT, has_fallen
+from sd_experiments.comparison import BELIEVED, PI_FT, has_fallen
 from socft.records import Record
 from socft.report import stable_diffusion_tables as tables
 from socft.report.gradient_variance_cells import value
@@ -58,7 +58,7 @@ def reasons(rows: Rows, beta: float) -> str:
     found = "\n".join(f"- {_named(record, beta)}: {_reason(rows, record)}" for record in fallen)
     return f"""
 Every run ends within noise of its best, but for these. The reasons are from gradients at the policy with which the run ended, or
-from the same run with one setting less changed:
+from a run that differs from it in one setting alone:
 
 {found}
 """

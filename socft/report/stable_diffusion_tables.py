@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sd_experiments.common import BELIEVED, DPOK, PI_FT, PRETRAINED, has_fallen
+from sd_experiments.comparison import BELIEVED, DPOK, PI_FT, PRETRAINED, has_fallen
 from socft.records import Record
 from socft.report.gradient_variance_cells import plain, value, with_error
 from socft.report.rows import Rows

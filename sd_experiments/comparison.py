@@ -1,4 +1,4 @@
-"""What a reproduction and its report have in common: names, and when a run has fallen."""
+"""How runs are compared, by a reproduction and by its report: their names, and when one has fallen."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ PI_FT = "PI-FT"
 DPOK = "DPOK"
 BELIEVED = 4.0
 """Standard errors beyond which a difference is called one."""
+
+
+def study_of(reproduction: str) -> str:
+    """Name of the study of gradients along the trainings of a reproduction."""
+    return reproduction.replace("stable_diffusion", "sd_descent")
 
 
 def picture_of(method: str, prompt: str, beta: float) -> str:
