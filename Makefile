@@ -47,7 +47,7 @@ report-sd: $(STAMP_SD)
 	$(RUN) -m socft.cli sd adjoints --workers $(WORKERS) --out reports/records
 	$(RUN) -m socft.cli sd descent --workers $(WORKERS) --out reports/records
 	$(RUN) -m socft.cli sd benchmark --config sd_experiments/configs/tiny.toml --out reports/records
-	$(RUN) -m socft.cli sd reproduce --workers $(WORKERS) --out reports/records --reports reports
+	$(RUN) -m socft.cli sd reproduce --variants --workers $(WORKERS) --out reports/records --reports reports
 
 # Studies, scale, folder of the records, folder of the reports. Claims that fail are in the report too, which is typeset before make stops.
 define measure

@@ -111,6 +111,8 @@ class Reproduce:
     """Number of processes, one thread each; as the scale suggests by default."""
     trainings: int = 3
     """How often PI-FT and DPOK are trained for every prompt, each time from another seed; their means are compared."""
+    variants: bool = False
+    """Also DPOK at other learning rates, and regressions on target controls without a limit on these."""
     model: Model = None
     """Folder or name of the model, in place of the scale's."""
     reward: Folder = None
@@ -123,7 +125,7 @@ class Reproduce:
 
         scale = dataclasses.replace(SCALES[self.scale], model=self.model, reward=self.reward)
         readiness.report(readiness.parts(scale.settings)[0], f"--scale {self.scale} (see also --model and --reward)")
-        records = reproduce(scale, self.quick, self.out, self.workers, self.trainings)
+        records = reproduce(scale, self.quick, self.out, self.workers, self.trainings, self.variants)
         print(f"{len(records)} records in {self.out / scale.study}.jsonl")
         for file in report(scale.study).write(self.out, self.reports):
             print(f"wrote {file}")

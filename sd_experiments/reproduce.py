@@ -5,9 +5,9 @@ PI-FT also at several KL weights. Afterwards every model draws the same number o
 checker's accuracy and diversity are measured on these. Gains over the pre-trained model are means of differences, picture by
 picture, so what the pictures have in common is no noise in them.
 
-How a training ends also depends on its own noise. PI-FT and DPOK can therefore be trained several times, from other seeds. DPOK,
-which PI-FT is held against, is also given other learning rates, so that it does not lose by one that does not suit it. Methods that
-regress on target controls also run without the configuration's limit on these, to see what the limit is for.
+How a training ends also depends on its own noise. PI-FT and DPOK can therefore be trained several times, from other seeds. There
+are also variants: DPOK, which PI-FT is held against, at other learning rates, so that it does not lose by one that does not suit
+it; and methods that regress on target controls without the configuration's limit on these, to see what the limit is for.
 
 If a training ends below its best by more than noise, gradients by the method and by PI-FT at the policy that it ends with say
 whether the method still points where the policy gradient does, or is noisier (`sd_experiments.gradient_agreement`).
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -181,12 +182,15 @@ SCALES: Mapping[str, Scale] = {
 }
 
 
-def reproduce(scale: Scale, quick: bool, out: Path, count: int | None = None, trainings: int = 1) -> list[Record]:
+def reproduce(
+    scale: Scale, quick: bool, out: Path, count: int | None = None, trainings: int = 1, variants: bool = False
+) -> list[Record]:
     """Run everything; records go to ``<out>/<study>.jsonl``, pictures into the folder ``<out>/<study>/``.
 
     Args:
         count: number of processes; the scale's own by default.
         trainings: how often each of `REPEATED` is trained for every prompt.
+        variants: also DPOK at other learning rates and methods without a limit on their target controls.
 
     Raises:
         InvalidProblem: something is missing or refused.
@@ -194,7 +198,7 @@ def reproduce(scale: Scale, quick: bool, out: Path, count: int | None = None, tr
     """
     require(trainings >= 1, f"trainings = {trainings}; give at least 1.")
     scale = _quick(scale) if quick else scale
-    study = Study(scale.study, lambda _: tasks(scale, trainings))
+    study = Study(scale.study, lambda _: tasks(scale, trainings, variants))
     with processes(count or scale.workers) as pool:
         records = run(study, quick, out, pool)
     keep_pictures(tasks(scale), out / scale.study)
@@ -206,7 +210,7 @@ def _quick(scale: Scale) -> Scale:
     return dataclasses.replace(scale, rounds=2, betas=scale.betas[-1:], rates=scale.rates[-1:], pictures=4, shown=2, batches=3)
 
 
-def tasks(scale: Scale, trainings: int = 1) -> list[Task]:
+def tasks(scale: Scale, trainings: int = 1, variants: bool = False) -> list[Task]:
     """Every run, those that others are compared with first."""
     settings = scale.settings
     prompts, beta = settings.problem.prompts, settings.problem.beta
@@ -220,16 +224,26 @@ def tasks(scale: Scale, trainings: int = 1) -> list[Task]:
         for method in again
         for prompt in prompts
     ]
-    tuned = [dataclasses.replace(method, rate=rate) for rate in scale.rates for method in scale.methods if method.title == DPOK]
-    made += [_task(scale, method, prompt, beta, {"rate": method.rate}) for method in tuned for prompt in prompts]
+    return made + _variants(scale) if variants else made
+
+
+def _variants(scale: Scale) -> list[Task]:
+    """DPOK at other learning rates, and methods that regress on target controls without a limit on these."""
+    settings = scale.settings
+    changed = [
+        (dataclasses.replace(method, rate=rate), {"rate": rate})
+        for rate in scale.rates
+        for method in scale.methods
+        if method.title == DPOK
+    ]
     if settings.batch.target_clip is not None:
-        free = [
-            dataclasses.replace(each, batch={**each.batch, "target_clip": None})
-            for each in scale.methods
-            if each.title in REGRESSING
+        changed += [
+            (dataclasses.replace(method, batch={**method.batch, "target_clip": None}), {"limit": "none"})
+            for method in scale.methods
+            if method.title in REGRESSING
         ]
-        made += [_task(scale, method, prompt, beta, {"limit": "none"}) for method in free for prompt in prompts]
-    return made
+    prompts, beta = settings.problem.prompts, settings.problem.beta
+    return [_task(scale, method, prompt, beta, variant) for method, variant in changed for prompt in prompts]
 
 
 def _task(scale: Scale, method: Method | None, prompt: str, beta: float, variant: Mapping[str, Any] | None = None) -> Task:
@@ -291,15 +305,15 @@ def run_task(
     if method is None:
         experiment = build(parsed)
         policy: Policy = Uncontrolled(experiment.tasks[0].problem.reference)
-        before = found = _measured(experiment, policy, pictures)
-        spread = _spread(experiment, policy)
+        found = _measured(experiment, policy, pictures)
+        before, spread = worths(experiment, experiment.tasks[0], found), _spread(experiment, policy)
     else:
         experiment, trainer = fine_tune(parsed, True, Display(parsed.run.steps, silent=True))
         rows = read_metrics(folder / METRICS)
         with trainer.averaged():
             policy = experiment.tasks[0].policy
             found, spread = _measured(experiment, policy, pictures), _spread(experiment, policy)
-        before = _measured(experiment, Uncontrolled(experiment.tasks[0].problem.reference), pictures)
+        before = _before(experiment, pictures)
     title = PRETRAINED if method is None else method.title
     record = functools.partial(
         Record,
@@ -328,6 +342,21 @@ def run_task(
 def _folder(task: Task) -> Path:
     """A run's folder: it changes with everything the run depends on."""
     return WORK / fingerprint(dataclasses.replace(task, name=""))
+
+
+def _before(experiment: Experiment, pictures: int) -> Mapping[str, Tensor]:
+    """What pictures of the pre-trained model are worth; every process draws them once for all its runs of a prompt."""
+    training = ("estimator", "lora", "optimiser", "batch", "run")
+    shared = {section: value for section, value in experiment.settings.plain().items() if section not in training}
+    shared["problem"] = {**shared["problem"], "beta": None}
+    key = json.dumps([shared, pictures])
+    if key not in _BEFORE:
+        task = experiment.tasks[0]
+        _BEFORE[key] = worths(experiment, task, _measured(experiment, Uncontrolled(task.problem.reference), pictures))
+    return _BEFORE[key]
+
+
+_BEFORE: dict[str, Mapping[str, Tensor]] = {}
 
 
 def _measured(experiment: Experiment, policy: Policy, number: int) -> Drawn:
@@ -373,12 +402,15 @@ def _rounds(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _gains(
-    record: Callable[..., Record], experiment: Experiment, found: Drawn, before: Drawn, setting: Mapping[str, Any]
+    record: Callable[..., Record],
+    experiment: Experiment,
+    found: Drawn,
+    before: Mapping[str, Tensor],
+    setting: Mapping[str, Any],
 ) -> Iterator[Record]:
     """How much more the pictures are worth than those that the pre-trained model draws from the same noise."""
-    worth = worths(experiment, experiment.tasks[0], before)
     for metric, values in worths(experiment, experiment.tasks[0], found).items():
-        yield _mean(record, f"{metric}_gain", values - worth[metric], setting)
+        yield _mean(record, f"{metric}_gain", values - before[metric], setting)
 
 
 def _mean(record: Callable[..., Record], metric: str, values: Tensor, setting: Mapping[str, Any], **cost: Any) -> Record:

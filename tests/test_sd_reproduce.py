@@ -60,9 +60,13 @@ def test_every_method_samples_as_many_trajectories():
             assert settings.batch.passes == 1 or settings.batch.ess == 0, "a round that ends early is replaced by another one"
             assert settings.batch.prompts == 1
             assert settings.problem.beta == 0.1
-        names = {task.name for task in tasks(each)}
-        runs = 1 + len(each.methods) + len(each.rates) + (len(REGRESSING) if each.settings.batch.target_clip else 0)
-        assert len(names) == len(prompts) * runs + len(set(each.betas) - {each.settings.problem.beta})
+        listed = tasks(each)
+        assert len(listed) == len(prompts) * (1 + len(each.methods)) + len(set(each.betas) - {each.settings.problem.beta})
+        assert not any(task.arguments["variant"] for task in listed)
+        more = tasks(each, variants=True)
+        assert more[: len(listed)] == listed
+        variants = len(each.rates) + (len(REGRESSING) if each.settings.batch.target_clip else 0)
+        assert len({task.name for task in more}) == len(listed) + len(prompts) * variants
 
 
 def dpok_of(scale: Scale) -> Method:
@@ -83,7 +87,7 @@ def test_at_the_tiny_scale_every_method_takes_the_same_gradient_steps_on_as_many
 
 
 def test_runs_without_a_limit_differ_by_nothing_else():
-    listed = tasks(SCALES["tiny"])
+    listed = tasks(SCALES["tiny"], variants=True)
     free = [task for task in listed if task.arguments["variant"] == {"limit": "none"}]
     assert {task.arguments["method"].title for task in free} == set(REGRESSING)
     for task in free:
@@ -173,7 +177,8 @@ def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_re
 
 def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(scale: Scale, tmp_path: Path):
     """At the rate at which nothing moves it gains nothing; PI-FT is held against the better of the two."""
-    records = reproduce.reproduce(dataclasses.replace(scale, betas=(), rates=(STILL,)), False, tmp_path / "records")
+    rated = dataclasses.replace(scale, betas=(), rates=(STILL,))
+    records = reproduce.reproduce(rated, False, tmp_path / "records", variants=True)
     rows, beta = Rows(tuple(records)), scale.settings.problem.beta
     others = rows.having("beta", "rate")
     assert {(r.estimator, r.setting["rate"], r.metric) for r in others} == {

@@ -118,6 +118,8 @@ def _tuned(rows: Rows, beta: float) -> str:
 
 
 def _setting(rows: Rows, beta: float) -> str:
+    rates = rows.where(estimator=DPOK, beta=beta).having("beta", "rate")
+    tuned = "DPOK is therefore given other learning rates besides. " if rates else ""
     return rf"""
 = The control problem
 
@@ -142,7 +144,7 @@ section on costates measures what this does.
 
 The learning rate, $beta$, that limit and the averaging of the tiny scale were chosen by looking at trainings from the first seed,
 most of them PI-FT's on the two composed prompts, and no method was tuned on its own: the rivals may gain from settings of their
-own. DPOK is therefore given other learning rates besides, and trainings from other seeds had no part in the choice.
+own. {tuned}Trainings from other seeds had no part in the choice.
 
 PI-FT regresses the control on $B_k^top a_(k+1)\/beta$ with full adjoints $a$ along
 paths of the current policy; lean adjoints leave out the derivative of the control (adjoint matching); the martingale-corrected
@@ -218,11 +220,12 @@ def _reproduction(rows: Rows, study: str) -> str:
     scale = study.removeprefix("stable_diffusion").strip("_") or "tiny"
     config = f"sd_experiments/configs/{CONFIGS[scale]}"
     trainings = max(rows.of(study).distinct("training"), default=1)
+    variants = any(rows.of(study).distinct(key) for key in ("rate", "limit"))
     return f"""
 = Reproduction
 
 ```
-socft sd reproduce --scale {scale}{f" --trainings {trainings}" if trainings > 1 else ""}
+socft sd reproduce --scale {scale}{f" --trainings {trainings}" if trainings > 1 else ""}{" --variants" if variants else ""}
 socft sd adjoints --config {config}
 socft sd descent --scale {scale}
 socft sd benchmark --config {config}
