@@ -21,7 +21,7 @@ TITLES = {"top": "the tenth of the paths with the largest costates", "rest": "ot
 def section(rows: Rows) -> str:
     """The section, without a heading."""
     if not rows:
-        return NOT_MEASURED
+        return f"{NOT_MEASURED} (`socft sd adjoints`)"
     prompt = rows.fields("problem")[0]
     picture = figure(
         PICTURE,
@@ -81,10 +81,10 @@ direction, and what it costs is a bias: how far it turns the mean gradient of th
 
 
 def directions(rows: Rows) -> str:
-    """Whether estimators point where the policy gradient does; for the section on stability."""
+    """Whether estimators point where the policy gradient does, for the section on stability; nothing if that was not measured."""
     measured = rows.having("after").where("agreement")
     if not measured:
-        return NOT_MEASURED
+        return ""
     stages = measured.distinct("after")
     body: list[Sequence[str]] = []
     for prompt in measured.fields("problem"):

@@ -249,6 +249,8 @@ def targets(rows: Rows, prompt: str, beta: float) -> str:
 
 def benchmark(rows: Rows) -> str:
     """Time and memory of a gradient step."""
+    if not rows:
+        return f"{NOT_MEASURED} (`socft sd benchmark`)"
     keys = ("steps", "trajectories", "loss_steps")
     body: list[Sequence[str]] = []
     for method in rows.fields("estimator"):
@@ -262,7 +264,7 @@ def benchmark(rows: Rows) -> str:
             )
     return Table(
         header=("model", "steps", "trajectories", "loss steps", "seconds per gradient", "peak MB", "device"),
-        rows=body or [[NOT_MEASURED]],
+        rows=body,
         caption="""Time and largest memory of a gradient step, sampling and labels included, by the names that configurations give
             to estimators.""",
         label="benchmark",
