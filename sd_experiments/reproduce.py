@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +52,8 @@ WINDOW = 4
 """Rounds that are averaged where the end of a run is compared with its best."""
 LABELLED, QUANTILES = 48, (0.5, 0.9, 1.0)
 """Paths whose target controls are compared, and what is recorded of their norms."""
+_WORTHS: dict[str, Mapping[str, Tensor]] = {}
+"""Of this process' pictures by pre-trained models, by all that they depend on."""
 CURVES = ("reward", "kl", "gradient_norm", "gradient_noise", "target_norm", "accuracy", "diversity", "seconds")
 
 
@@ -346,17 +347,11 @@ def _folder(task: Task) -> Path:
 
 def _before(experiment: Experiment, pictures: int) -> Mapping[str, Tensor]:
     """What pictures of the pre-trained model are worth; every process draws them once for all its runs of a prompt."""
-    training = ("estimator", "lora", "optimiser", "batch", "run")
-    shared = {section: value for section, value in experiment.settings.plain().items() if section not in training}
-    shared["problem"] = {**shared["problem"], "beta": None}
-    key = json.dumps([shared, pictures])
-    if key not in _BEFORE:
-        task = experiment.tasks[0]
-        _BEFORE[key] = worths(experiment, task, _measured(experiment, Uncontrolled(task.problem.reference), pictures))
-    return _BEFORE[key]
-
-
-_BEFORE: dict[str, Mapping[str, Tensor]] = {}
+    s, task = experiment.settings, experiment.tasks[0]
+    key = repr((s.model, s.sampler, s.reward, s.monitor.checker, task.name, pictures))
+    if key not in _WORTHS:
+        _WORTHS[key] = worths(experiment, task, _measured(experiment, Uncontrolled(task.problem.reference), pictures))
+    return _WORTHS[key]
 
 
 def _measured(experiment: Experiment, policy: Policy, number: int) -> Drawn:
@@ -453,10 +448,8 @@ def _curves(record: Callable[..., Record], rows: Sequence[Mapping[str, Any]], be
 
 
 def keep_pictures(runs: Sequence[Task], folder: Path) -> None:
-    """Copy the pictures of finished runs to a folder, with a name each (`picture_of`), but not those of variants."""
+    """Copy the pictures of finished runs to a folder, with a name each (`picture_of`)."""
     for task in runs:
-        if task.arguments["variant"]:
-            continue
         settings, method = task.arguments["settings"], task.arguments["method"]
         name = picture_of(PRETRAINED if method is None else method.title, task.arguments["prompt"], settings["problem"]["beta"])
         write_atomically(folder / name, (_folder(task) / PICTURES).read_bytes())
