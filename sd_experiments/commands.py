@@ -32,7 +32,7 @@ class Train:
     """Gradient steps, in place of the configuration's."""
 
     def run(self) -> None:
-        from sd_experiments.session import train
+        from sd_experiments.training.session import train
 
         train(self.config, self.resume, self.out, self.steps)
 
@@ -55,10 +55,12 @@ class Sample:
     """Picture to write; samples.png in the folder of the run by default."""
 
     def run(self) -> None:
-        from sd_experiments.session import sample_grid
+        from sd_experiments.training.session import sample_grid
 
         file = sample_grid(self.config, self.out, self.number, self.seed, self.grid, self.step)
-        print(f"wrote {file}: for every prompt, in the order of the configuration, a row of the pre-trained and one of this model")
+        print(
+            f"wrote {file}: for every prompt, in the order of the configuration, a row of the pre-trained and one of this model"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Evaluate:
     """Gradient step of the checkpoint, one of the last run.keep; the newest by default."""
 
     def run(self) -> None:
-        from sd_experiments.session import evaluate
+        from sd_experiments.training.session import evaluate
 
         evaluate(self.config, self.out, self.number, self.seed, self.step)
 
@@ -90,7 +92,7 @@ class Check:
     """The configuration."""
 
     def run(self) -> None:
-        from sd_experiments.readiness import check
+        from sd_experiments.check import check
 
         check(self.config)
 
@@ -119,13 +121,18 @@ class Reproduce:
     """Folder of the reward's weights, in place of the scale's."""
 
     def run(self) -> None:
-        from sd_experiments import readiness
-        from sd_experiments.reproduce import SCALES, reproduce
-        from socft.report.stable_diffusion import report
+        from sd_experiments import check as readiness
+        from sd_experiments.studies.reproduce import SCALES, reproduce
+        from socft.report.stable_diffusion.report import report
 
         scale = dataclasses.replace(SCALES[self.scale], model=self.model, reward=self.reward)
-        readiness.report(readiness.parts(scale.settings)[0], f"--scale {self.scale} (see also --model and --reward)")
-        records = reproduce(scale, self.quick, self.out, self.workers, self.trainings, self.variants)
+        readiness.report(
+            readiness.parts(scale.settings)[0],
+            f"--scale {self.scale} (see also --model and --reward)",
+        )
+        records = reproduce(
+            scale, self.quick, self.out, self.workers, self.trainings, self.variants
+        )
         print(f"{len(records)} records in {self.out / scale.study}.jsonl")
         for file in report(scale.study).write(self.out, self.reports):
             print(f"wrote {file}")
@@ -145,9 +152,11 @@ class Adjoints:
     """Number of processes, one thread each."""
 
     def run(self) -> None:
-        from sd_experiments.adjoints import STUDY, run
+        from sd_experiments.studies.adjoints import STUDY, run
 
-        print(f"{len(run(self.config, self.quick, self.out, self.workers))} records in {self.out / STUDY}.jsonl")
+        print(
+            f"{len(run(self.config, self.quick, self.out, self.workers))} records in {self.out / STUDY}.jsonl"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +177,8 @@ class Descent:
     """Number of processes, one thread each."""
 
     def run(self) -> None:
-        from sd_experiments.descent import run, study_of
-        from sd_experiments.reproduce import SCALES
+        from sd_experiments.studies.descent import run, study_of
+        from sd_experiments.studies.reproduce import SCALES
 
         scale = dataclasses.replace(SCALES[self.scale], model=self.model, reward=self.reward)
         records = run(scale, self.quick, self.out, self.workers)
@@ -190,9 +199,11 @@ class Benchmark:
     """Folder of the records."""
 
     def run(self) -> None:
-        from sd_experiments.benchmark import STUDY, run
+        from sd_experiments.studies.benchmark import STUDY, run
 
-        print(f"{len(run(self.config, self.random, self.quick, self.out))} records in {self.out / STUDY}.jsonl")
+        print(
+            f"{len(run(self.config, self.random, self.quick, self.out))} records in {self.out / STUDY}.jsonl"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,9 @@ class Model:
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        require(self.dtype in DTYPES, f"model.dtype = {self.dtype!r}; give one of {', '.join(DTYPES)}.")
+        require(
+            self.dtype in DTYPES, f"model.dtype = {self.dtype!r}; give one of {', '.join(DTYPES)}."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Sampler:
         guidance: guidance scale of the pre-trained and of the fine-tuned model; 1 is none.
         negative_prompt: what guidance leads away from.
         spacing: "leading" or "trailing" timesteps, or "log_snr" for levels with even steps in the logarithm of their
-            signal-to-noise ratio (`sd_experiments.sampling`); as the model is configured by default.
+            signal-to-noise ratio (`sd_experiments.model.sampling`); as the model is configured by default.
         last_level: signal level of the sample, below 1; as the model is configured by default.
     """
 
@@ -106,7 +108,10 @@ class Problem:
     beta: float = 0.01
 
     def __post_init__(self) -> None:
-        require(len(self.prompts) >= 1, 'problem.prompts is empty; give at least one, as in prompts = ["A dog on the moon"].')
+        require(
+            len(self.prompts) >= 1,
+            'problem.prompts is empty; give at least one, as in prompts = ["A dog on the moon"].',
+        )
         _positive("problem", self, "beta")
 
 
@@ -115,7 +120,7 @@ class Estimator:
     """The gradient estimator.
 
     Attributes:
-        name: see `sd_experiments.build.ESTIMATORS`, or ``module:factory`` that is called with the options.
+        name: see `sd_experiments.training.build.ESTIMATORS`, or ``module:factory`` that is called with the options.
         options: passed to the factory.
     """
 
@@ -163,9 +168,17 @@ class Optimiser:
         _positive("optimiser", self, "rate")
         good = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         require(good, f"optimiser.betas = {list(self.betas)}; give two numbers in [0, 1).")
-        require(self.clip is None or self.clip > 0, f"optimiser.clip = {self.clip}; give a positive norm or leave it out.")
-        require(self.warmup >= 0, f"optimiser.warmup = {self.warmup}; give 0 or more gradient steps.")
-        require(0 <= self.decay <= 1, f"optimiser.decay = {self.decay}; give a part of the run, in [0, 1].")
+        require(
+            self.clip is None or self.clip > 0,
+            f"optimiser.clip = {self.clip}; give a positive norm or leave it out.",
+        )
+        require(
+            self.warmup >= 0, f"optimiser.warmup = {self.warmup}; give 0 or more gradient steps."
+        )
+        require(
+            0 <= self.decay <= 1,
+            f"optimiser.decay = {self.decay}; give a part of the run, in [0, 1].",
+        )
 
     def rate_at(self, step: int, steps: int) -> float:
         """Learning rate of gradient step ``step`` = 0, 1, ... of a run of ``steps``."""
@@ -220,7 +233,16 @@ class Batch:
 
     def __post_init__(self) -> None:
         _positive(
-            "batch", self, "trajectories", "prompts", "paths", "passes", "loss_steps", "micro_batch", "mask_quantile", "target_clip"
+            "batch",
+            self,
+            "trajectories",
+            "prompts",
+            "paths",
+            "passes",
+            "loss_steps",
+            "micro_batch",
+            "mask_quantile",
+            "target_clip",
         )
         for name in ("early_span", "early_share", "ess", "mask_quantile", "mask_memory"):
             value = getattr(self, name)
@@ -304,7 +326,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         wanted, steps = self.batch.loss_steps, self.sampler.steps
-        require(wanted is None or wanted <= steps, f"batch.loss_steps = {wanted}; the sampler has {steps} steps.")
+        require(
+            wanted is None or wanted <= steps,
+            f"batch.loss_steps = {wanted}; the sampler has {steps} steps.",
+        )
 
     def plain(self) -> dict[str, Any]:
         """As nested mappings of plain values, for JSON."""
@@ -317,7 +342,10 @@ def read(file: Path) -> Settings:
     Raises:
         InvalidProblem: no such file, a syntax error, an unknown key, a value of another type or out of range.
     """
-    require(file.is_file(), f"there is no configuration {str(file)!r}; start from one in {str(CONFIGS)!r}.")
+    require(
+        file.is_file(),
+        f"there is no configuration {str(file)!r}; start from one in {str(CONFIGS)!r}.",
+    )
     try:
         content = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -333,7 +361,9 @@ def parse(content: Mapping[str, Any]) -> Settings:
     return _dataclass(Settings, {"problem": {}, **content}, "")
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> dict[str, tuple[Any, Any]]:
+def changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], where: str = ""
+) -> dict[str, tuple[Any, Any]]:
     """Dotted names of the settings that differ, with both values."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in sorted(old.keys() | new.keys()):
@@ -350,25 +380,41 @@ def _dataclass(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
     for name in values:
         if name not in types_of:
             nearest = difflib.get_close_matches(name, types_of, 1, 0.0)[0]
-            require(False, f"unknown key {where + name!r}; the nearest known one is {where + nearest!r}.")
-    return kind(**{name: _value(types_of[name], value, where + name) for name, value in values.items()})
+            require(
+                False,
+                f"unknown key {where + name!r}; the nearest known one is {where + nearest!r}.",
+            )
+    return kind(
+        **{name: _value(types_of[name], value, where + name) for name, value in values.items()}
+    )
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        require(isinstance(value, Mapping), f"{where} = {value!r}; it is a table: write [{where}] and its keys below.")
+        require(
+            isinstance(value, Mapping),
+            f"{where} = {value!r}; it is a table: write [{where}] and its keys below.",
+        )
         return _dataclass(kind, value, f"{where}.")  # type: ignore[arg-type]
     accepted = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     for each in accepted:
         if each is float and _is_number(value):
             return _finite(float(value), where)
         if get_origin(each) is tuple and isinstance(value, list | tuple):
-            return tuple(_value(get_args(each)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+            return tuple(
+                _value(get_args(each)[0], item, f"{where}[{i}]") for i, item in enumerate(value)
+            )
         if get_origin(each) is Mapping and isinstance(value, Mapping):
             return dict(value)
-        if isinstance(each, type) and isinstance(value, each) and not (each is int and isinstance(value, bool)):
+        if (
+            isinstance(each, type)
+            and isinstance(value, each)
+            and not (each is int and isinstance(value, bool))
+        ):
             return value
-    raise InvalidProblem(f"{where} = {value!r} is a {type(value).__name__}; give a {' or a '.join(map(_name, accepted))}.")
+    raise InvalidProblem(
+        f"{where} = {value!r} is a {type(value).__name__}; give a {' or a '.join(map(_name, accepted))}."
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -381,7 +427,13 @@ def _finite(value: float, where: str) -> float:
 
 
 def _name(kind: Any) -> str:
-    names = {float: "number", int: "whole number", str: "string", bool: "boolean", type(None): "value or leave it out"}
+    names = {
+        float: "number",
+        int: "whole number",
+        str: "string",
+        bool: "boolean",
+        type(None): "value or leave it out",
+    }
     if get_origin(kind) is tuple:
         return f"list of {_name(get_args(kind)[0])}s"
     return names.get(kind, "table")

@@ -28,5 +28,8 @@ def per_step(values: float | Tensor, steps: int, what: str) -> Tensor:
     """Broadcast a scalar to one float64 value per step; a tensor must have shape (steps,)."""
     tensor = torch.as_tensor(values, dtype=torch.float64)
     tensor = (tensor.expand(steps) if tensor.ndim == 0 else tensor).clone()
-    require(tensor.shape == (steps,), f"{what} has shape {tuple(tensor.shape)}; give one number or {steps} values, one per step.")
+    require(
+        tensor.shape == (steps,),
+        f"{what} has shape {tuple(tensor.shape)}; give one number or {steps} values, one per step.",
+    )
     return tensor

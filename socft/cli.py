@@ -1,7 +1,7 @@
 """The command line: ``socft toy STUDY`` measures, ``socft bench`` compares, ``socft verify`` checks, ``socft report`` typesets.
 
-A study is a module ``toy.<name>`` that defines ``STUDY``, a claim a module ``verify.<name>`` that defines ``CLAIM``, a report a
-module ``socft.report.<name>`` that defines ``REPORT``; they are found by name. A command is a dataclass with a ``run`` method,
+A study is a module ``toy.studies.<name>`` that defines ``STUDY``, a claim a module ``verify.<name>`` that defines ``CLAIM``, a
+report a module ``socft.report.<name>.report`` that defines ``REPORT``; they are found by name. A command is a dataclass with a ``run`` method,
 listed in `COMMANDS`. Heavy imports belong in ``run``.
 """
 
@@ -12,7 +12,6 @@ import functools
 import importlib
 import operator
 import pkgutil
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,20 +30,28 @@ EXTRAS = {
 
 @dataclasses.dataclass(frozen=True)
 class Plugins:
-    """The modules of a package that define an object of a given name."""
+    """What the modules of a package define: every module is one, or every folder with a module of a given name."""
 
     package: str
-    attribute: str
     what: str
     plural: str
+    attribute: str
+    module: str = ""
 
     @property
     def names(self) -> list[str]:
-        """Names of the modules, read from their sources without importing them."""
-        pattern = re.compile(rf"^{self.attribute}\b.*=", re.MULTILINE)
-        folders = [Path(folder) for folder in importlib.import_module(self.package).__path__]
-        files = [folder / f"{module.name}.py" for folder in folders for module in pkgutil.iter_modules([str(folder)])]
-        return sorted(file.stem for file in files if file.is_file() and pattern.search(file.read_text()))
+        """Names of the modules, or of the packages that contain the module named `module`."""
+        (folder,) = map(Path, importlib.import_module(self.package).__path__)
+        found = [
+            each.name
+            for each in pkgutil.iter_modules([str(folder)])
+            if each.ispkg == bool(self.module)
+        ]
+        return sorted(
+            name
+            for name in found
+            if not self.module or (folder / name / f"{self.module}.py").is_file()
+        )
 
     def find(self, name: str) -> Any:
         """The object of the module ``name``.
@@ -55,13 +62,17 @@ class Plugins:
         from socft.checks import require
 
         known, module = ", ".join(self.names), name.replace("-", "_")
-        require(module in self.names, f"there is no {self.what} named {name!r}; the {self.plural} are: {known or 'none'}.")
-        return getattr(importlib.import_module(f"{self.package}.{module}"), self.attribute)
+        require(
+            module in self.names,
+            f"there is no {self.what} named {name!r}; the {self.plural} are: {known or 'none'}.",
+        )
+        path = ".".join(filter(None, [self.package, module, self.module]))
+        return getattr(importlib.import_module(path), self.attribute)
 
 
-STUDIES = Plugins("toy", "STUDY", "study", "studies")
-REPORTS = Plugins("socft.report", "REPORT", "report", "reports")
-CLAIMS = Plugins("verify", "CLAIM", "claim", "claims")
+STUDIES = Plugins("toy.studies", "study", "studies", "STUDY")
+REPORTS = Plugins("socft.report", "report", "reports", "REPORT", module="report")
+CLAIMS = Plugins("verify", "claim", "claims", "CLAIM")
 
 
 class Command(Protocol):
@@ -75,7 +86,11 @@ class Command(Protocol):
 class Toy:
     """Measure a study on problems with exact solutions; an interrupted run continues where it was."""
 
-    study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help=f"One of: {', '.join(STUDIES.names)}.")]
+    study: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="STUDY", help=f"One of: {', '.join(STUDIES.names)}."),
+    ]
     quick: bool = False
     """Measure at the quick scale, in minutes."""
     out: Path = Path("build/records")
@@ -95,12 +110,16 @@ class Toy:
         study = STUDIES.find(self.study)
         import torch
 
-        from socft.import_path import imported
         from socft.records import encode, write_atomically
-        from toy.runner import processes, run
+        from socft.study.import_path import imported
+        from socft.study.runner import processes, run
 
         torch.set_num_threads(1)
-        with processes(self.workers) if self.executor is None else imported(self.executor)() as executor:
+        with (
+            processes(self.workers)
+            if self.executor is None
+            else imported(self.executor)() as executor
+        ):
             records = run(study, self.quick, self.out, executor, self.fresh, self.seeds)
         print(f"{len(records)} records in {self.out / study.name}.jsonl")
         if self.json is not None:
@@ -126,8 +145,8 @@ class Bench:
     def run(self) -> None:
         import torch
 
+        from socft.study.runner import processes
         from toy.bench import bench, study_name
-        from toy.runner import processes
 
         torch.set_num_threads(1)
         with processes(self.workers) as executor:
@@ -146,7 +165,10 @@ def _standing(row: dict[str, Any]) -> Iterator[str]:
         if "refused" in found:
             yield f"  {title}: {found['refused']}"
         else:
-            numbers = ", ".join(f"{name.replace('_', ' ')} {found[name]:.3g}" for name in ("bias", "variance", "error_at_budget"))
+            numbers = ", ".join(
+                f"{name.replace('_', ' ')} {found[name]:.3g}"
+                for name in ("bias", "variance", "error_at_budget")
+            )
             yield f"  {title}: {numbers}; rank {found['rank']} of {found['of']}"
 
 
@@ -157,7 +179,10 @@ class Report:
     report: Annotated[
         str | None,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="[REPORT]", help=f"One of: {', '.join(REPORTS.names)}; by default all that were measured."),
+        tyro.conf.arg(
+            metavar="[REPORT]",
+            help=f"One of: {', '.join(REPORTS.names)}; by default all that were measured.",
+        ),
     ] = None
     records: Path = Path("build/records")
     """Folder of the records."""
@@ -165,7 +190,9 @@ class Report:
     """Folder of the PDFs; pictures go to its folder figures/."""
 
     def run(self) -> None:
-        reports = [REPORTS.find(name) for name in (REPORTS.names if self.report is None else [self.report])]
+        reports = [
+            REPORTS.find(name) for name in (REPORTS.names if self.report is None else [self.report])
+        ]
         for report in [each for each in reports if each.measured(self.records)] or reports:
             for file in report.write(self.records, self.out):
                 print(f"wrote {file}")
@@ -178,7 +205,9 @@ class Verify:
     claims: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="[CLAIM ...]", help=f"Some of: {', '.join(CLAIMS.names)}; by default all."),
+        tyro.conf.arg(
+            metavar="[CLAIM ...]", help=f"Some of: {', '.join(CLAIMS.names)}; by default all."
+        ),
     ] = ()
     out: Path = Path("build/records")
     """Folder of the records; verify.jsonl there is updated, the lines of claims that did not run stay."""
@@ -192,14 +221,27 @@ class Verify:
     def run(self) -> None:
         import verify
         from socft.checks import require
-        from socft.verify_command import Run
-        from socft.verify_command import verify as check
+        from verify.support.command import Run
+        from verify.support.command import verify as check
 
         unknown = [name for name in self.claims if name not in CLAIMS.names]
-        require(not unknown, f"there is no claim named {', '.join(unknown)}; the claims are: {', '.join(CLAIMS.names)}.")
+        require(
+            not unknown,
+            f"there is no claim named {', '.join(unknown)}; the claims are: {', '.join(CLAIMS.names)}.",
+        )
         file = self.out / "verify.jsonl"
         folder = Path(next(iter(verify.__path__)))
-        lines = check(Run(folder, self.claims or CLAIMS.names, file, Path("build/verify"), self.minutes, self.workers), self.fresh)
+        lines = check(
+            Run(
+                folder,
+                self.claims or CLAIMS.names,
+                file,
+                Path("build/verify"),
+                self.minutes,
+                self.workers,
+            ),
+            self.fresh,
+        )
         print(f"{len(lines)} claims are verified; their records are in {file}")
 
 
@@ -211,7 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _parse(arguments).run()
     except KeyboardInterrupt as error:
-        return _say(str(error) or "interrupted; run the same command again to continue", INTERRUPTED)
+        return _say(
+            str(error) or "interrupted; run the same command again to continue", INTERRUPTED
+        )
     except Exception as error:
         explained = _explain(error)
         if explained is None:
@@ -221,7 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> Command:
-    named: list[Any] = [Annotated[each, tyro.conf.subcommand(each.__name__.lower())] for each in COMMANDS]
+    named: list[Any] = [
+        Annotated[each, tyro.conf.subcommand(each.__name__.lower())] for each in COMMANDS
+    ]
     return tyro.cli(
         functools.reduce(operator.or_, named),
         prog="socft",
@@ -236,12 +282,16 @@ def _explain(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
-        return None if extra is None else (f"this command needs {package}; run: pip install -e '.[{extra}]'", INVALID)
+        return (
+            None
+            if extra is None
+            else (f"this command needs {package}; run: pip install -e '.[{extra}]'", INVALID)
+        )
     if isinstance(error, OSError):
         return (f"{error.strerror}: {error.filename}" if error.filename else str(error)), INVALID
     from socft.checks import InvalidProblem
-    from socft.verify_command import ClaimsFailed
-    from toy.runner import StudyFailed
+    from socft.study.runner import StudyFailed
+    from verify.support.command import ClaimsFailed
 
     if isinstance(error, InvalidProblem):
         return str(error), INVALID

@@ -47,7 +47,9 @@ def wasserstein1(
     return float((masses[order].cumsum(0)[:-1].abs() * places[order].diff()).sum())
 
 
-def wasserstein1_to_quantiles(x: Float[Tensor, " n"], quantile: Callable[[Tensor], Tensor]) -> float:
+def wasserstein1_to_quantiles(
+    x: Float[Tensor, " n"], quantile: Callable[[Tensor], Tensor]
+) -> float:
     """Wasserstein-1 distance between samples and a law given by its quantile function ``u -> F^{-1}(u)`` on (0, 1).
 
     Gauss-Legendre with 8 nodes on each of the n cells on which the samples' quantile function is constant: exact to rounding where
@@ -57,7 +59,9 @@ def wasserstein1_to_quantiles(x: Float[Tensor, " n"], quantile: Callable[[Tensor
         InvalidProblem: there are no samples, or a number is not finite.
     """
     ordered = _line(x, "x").sort().values
-    node, weight = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(CELL_NODES))
+    node, weight = (
+        torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(CELL_NODES)
+    )
     n = len(ordered)
     u = (torch.arange(n, dtype=torch.float64)[:, None] + (1 + node) / 2) / n
     far = quantile(u.flatten()).to(ordered).reshape(u.shape)
@@ -76,14 +80,18 @@ def mmd(x: Float[Tensor, "n d"], y: Float[Tensor, "p d"], bandwidth: float) -> f
     Raises:
         InvalidProblem: fewer than two samples, vectors of different length, or a bandwidth that is not positive and finite.
     """
-    require(0 < bandwidth < math.inf, f"bandwidth = {bandwidth}; it must be a positive finite number.")
+    require(
+        0 < bandwidth < math.inf, f"bandwidth = {bandwidth}; it must be a positive finite number."
+    )
     require(
         x.ndim == y.ndim == 2 and x.shape[1] == y.shape[1],
         f"the samples have shapes {tuple(x.shape)} and {tuple(y.shape)}; give (n, d) and (p, d).",
     )
     n, p = len(x), len(y)
     require(min(n, p) >= 2, f"there are {n} and {p} samples; give at least two of each law.")
-    within = (_kernel_sum(x, x, bandwidth) - n) / (n * (n - 1)) + (_kernel_sum(y, y, bandwidth) - p) / (p * (p - 1))
+    within = (_kernel_sum(x, x, bandwidth) - n) / (n * (n - 1)) + (
+        _kernel_sum(y, y, bandwidth) - p
+    ) / (p * (p - 1))
     return within - 2 * _kernel_sum(x, y, bandwidth) / (n * p)
 
 
@@ -98,26 +106,41 @@ def gaussian_mmd(a: Gaussian, b: Gaussian, bandwidth: float) -> float:
     Raises:
         InvalidProblem: the dimensions differ, or the bandwidth is not positive and finite.
     """
-    require(0 < bandwidth < math.inf, f"bandwidth = {bandwidth}; it must be a positive finite number.")
-    require(a.mean.shape == b.mean.shape, f"the laws have means of shape {tuple(a.mean.shape)} and {tuple(b.mean.shape)}.")
+    require(
+        0 < bandwidth < math.inf, f"bandwidth = {bandwidth}; it must be a positive finite number."
+    )
+    require(
+        a.mean.shape == b.mean.shape,
+        f"the laws have means of shape {tuple(a.mean.shape)} and {tuple(b.mean.shape)}.",
+    )
     return _expected(a, a, bandwidth) + _expected(b, b, bandwidth) - 2 * _expected(a, b, bandwidth)
 
 
 def _expected(a: Gaussian, b: Gaussian, bandwidth: float) -> float:
     """``E k(x, y)`` of independent x and y."""
-    both = (a.covariance + b.covariance).double() / bandwidth**2 + torch.eye(len(a.mean), dtype=torch.float64)
+    both = (a.covariance + b.covariance).double() / bandwidth**2 + torch.eye(
+        len(a.mean), dtype=torch.float64
+    )
     apart = (a.mean - b.mean).double() / bandwidth
-    return float(torch.exp(-apart @ torch.linalg.solve(both, apart) / 2) / torch.linalg.det(both).sqrt())
+    return float(
+        torch.exp(-apart @ torch.linalg.solve(both, apart) / 2) / torch.linalg.det(both).sqrt()
+    )
 
 
 def _kernel_sum(x: Tensor, y: Tensor, bandwidth: float) -> float:
     rows = max(1, CHUNK // len(y))
-    parts = [torch.exp(-(torch.cdist(part, y.double()) / bandwidth).square() / 2).sum() for part in x.double().split(rows)]
+    parts = [
+        torch.exp(-(torch.cdist(part, y.double()) / bandwidth).square() / 2).sum()
+        for part in x.double().split(rows)
+    ]
     return math.fsum(map(float, parts))
 
 
 def _line(x: Tensor, what: str) -> Tensor:
-    require(x.ndim == 1 and len(x) > 0, f"{what} has shape {tuple(x.shape)}; give a vector of at least one number.")
+    require(
+        x.ndim == 1 and len(x) > 0,
+        f"{what} has shape {tuple(x.shape)}; give a vector of at least one number.",
+    )
     require_finite(x, what, "every sample must be a finite number.")
     return x.double()
 
@@ -125,7 +148,13 @@ def _line(x: Tensor, what: str) -> Tensor:
 def _masses(weights: Tensor | None, x: Tensor, what: str) -> Tensor:
     if weights is None:
         return torch.full((len(x),), 1 / len(x), dtype=torch.float64)
-    require(weights.shape == x.shape, f"there are {len(weights)} weights for {len(x)} atoms of {what}; give one each.")
+    require(
+        weights.shape == x.shape,
+        f"there are {len(weights)} weights for {len(x)} atoms of {what}; give one each.",
+    )
     total = float(weights.sum())
-    require(0 < total < math.inf, f"the weights of {what} sum to {total:g}; they must have a positive finite sum.")
+    require(
+        0 < total < math.inf,
+        f"the weights of {what} sum to {total:g}; they must have a positive finite sum.",
+    )
     return weights.double() / total

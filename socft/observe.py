@@ -39,7 +39,10 @@ def observe(truth: Truth, iterations: Iterable[Iteration], every: int = 1) -> It
     Raises:
         InvalidProblem: ``every`` is not positive; raised by the call, before anything is measured.
     """
-    require(every >= 1, f"every = {every}; give 1 to measure every iterate, 2 to measure every other one.")
+    require(
+        every >= 1,
+        f"every = {every}; give 1 to measure every iterate, 2 to measure every other one.",
+    )
     return (measure(truth, iteration) for iteration in iterations if iteration.index % every == 0)
 
 
@@ -63,5 +66,7 @@ def _value_gradient_error(truth: Truth, iteration: Iteration) -> Tensor | None:
     with torch.no_grad():
         for k in range(truth.problem.steps + 1):
             x = truth.points(k)
-            errors.append((gradient(k, x) - truth.value_gradient(k, x)).flatten(1).norm(dim=1).max())
+            errors.append(
+                (gradient(k, x) - truth.value_gradient(k, x)).flatten(1).norm(dim=1).max()
+            )
     return torch.stack(errors)

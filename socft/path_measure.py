@@ -53,12 +53,16 @@ def log_likelihood(control: Noises, path: Path, k: int) -> PerSample:
     return (control * (kick(path, k) - control / 2)).flatten(1).sum(1)
 
 
-def log_likelihoods(controls: Float[Tensor, "steps batch *noise_dims"], path: Path) -> Float[Tensor, "steps batch"]:
+def log_likelihoods(
+    controls: Float[Tensor, "steps batch *noise_dims"], path: Path
+) -> Float[Tensor, "steps batch"]:
     """The same of all steps."""
     return torch.stack([log_likelihood(control, path, k) for k, control in enumerate(controls)])
 
 
-def mismatch(problem: ControlProblem, controls: Float[Tensor, "steps batch *noise_dims"], path: Path) -> PerSample:
+def mismatch(
+    problem: ControlProblem, controls: Float[Tensor, "steps batch *noise_dims"], path: Path
+) -> PerSample:
     """``R(v)`` of each path in units of the reward, for controls along it."""
     total, beta = -problem.reward(path.final), problem.beta.to(controls)
     for k, control in enumerate(controls):
@@ -73,14 +77,18 @@ def optimal_log_weights(problem: ControlProblem, path: Path, what: str) -> PerSa
         InvalidProblem: beta is not constant, or a weight is not finite.
     """
     log_weights = -mismatch(problem, path.controls, path) / constant_beta(problem, what)
-    require_finite(log_weights, "log-weight", "the reward and the controls must be finite on every path.")
+    require_finite(
+        log_weights, "log-weight", "the reward and the controls must be finite on every path."
+    )
     return log_weights
 
 
 def normalised(log_weights: PerSample, groups: Int[Tensor, " batch"] | None = None) -> PerSample:
     """Weights of mean one in every group of paths, without overflow; one group where none are given."""
     index = _index(log_weights, groups)
-    largest = log_weights.new_zeros(int(index.max()) + 1).scatter_reduce(0, index, log_weights, "amax", include_self=False)
+    largest = log_weights.new_zeros(int(index.max()) + 1).scatter_reduce(
+        0, index, log_weights, "amax", include_self=False
+    )
     weights = (log_weights - largest[index]).exp()
     return weights / group_mean(weights, groups)[0]
 
@@ -97,7 +105,10 @@ def constant_beta(problem: ControlProblem, what: str) -> float:
         InvalidProblem: it is not.
     """
     low, high = float(problem.beta.min()), float(problem.beta.max())
-    require(low == high, f"beta runs from {low:g} to {high:g}; {what} compares path measures and needs a constant beta.")
+    require(
+        low == high,
+        f"beta runs from {low:g} to {high:g}; {what} compares path measures and needs a constant beta.",
+    )
     return low
 
 
@@ -106,7 +117,9 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
 
 
-def group_mean(values: PerSample, groups: Int[Tensor, " batch"] | None) -> tuple[PerSample, PerSample]:
+def group_mean(
+    values: PerSample, groups: Int[Tensor, " batch"] | None
+) -> tuple[PerSample, PerSample]:
     """Mean over each sample's group, and the group's size; one group where none are given."""
     index = _index(values, groups)
     zero = values.new_zeros(int(index.max()) + 1)
@@ -123,8 +136,13 @@ def _filled(path: Path, of: Callable[[int], Noises]) -> Float[Tensor, "steps bat
 
 
 def _index(values: PerSample, groups: Int[Tensor, " batch"] | None) -> Int[Tensor, " batch"]:
-    index = torch.zeros(len(values), dtype=torch.long, device=values.device) if groups is None else groups.to(values.device)
+    index = (
+        torch.zeros(len(values), dtype=torch.long, device=values.device)
+        if groups is None
+        else groups.to(values.device)
+    )
     require(
-        index.shape == values.shape, f"groups has shape {tuple(index.shape)}; give one index for each of the {len(values)} paths."
+        index.shape == values.shape,
+        f"groups has shape {tuple(index.shape)}; give one index for each of the {len(values)} paths.",
     )
     return index

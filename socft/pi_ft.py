@@ -25,16 +25,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.bellman import BellmanStep, terminal_value
 from socft.checks import require, require_finite
 from socft.estimators.base import Estimator
-from socft.grid import Grid, ValueGrid
-from socft.policy import GridPolicy, Policy, StepwisePolicy, Uncontrolled
+from socft.policy import Policy, StepwisePolicy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import by_step
-from socft.regression import Field, Regression
+from socft.regression.functions import Field, Regression
 from socft.rollout import Noise, rollout
 from socft.train import Iteration, Method, fit
+from socft.truth.bellman import BellmanStep, terminal_value
+from socft.truth.grid import Grid, GridPolicy, ValueGrid
 from socft.truth.quadrature import choose_grids
 
 CONVERGED = 1e-10
@@ -59,7 +59,9 @@ class Sweep:
 
     def policy(self, problem: ControlProblem) -> GridPolicy:
         """The policy after the sweep."""
-        return GridPolicy.from_shifts(problem.reference, self.grids[:-1], self.shifts, self.values[0].bend)
+        return GridPolicy.from_shifts(
+            problem.reference, self.grids[:-1], self.shifts, self.values[0].bend
+        )
 
     @property
     def contraction(self) -> Float[Tensor, "steps inner_minus_1"]:
@@ -74,16 +76,23 @@ class Sweep:
 def sweep(problem: ControlProblem, grids: tuple[Grid, ...], inner: int) -> Sweep:
     """Algorithm 1 with ``m_t = inner`` at every step, by quadrature; inner = 0 evaluates the pre-trained model."""
     require(inner >= 0, f"inner = {inner}; the number of inner iterations must not be negative.")
-    require(len(grids) == problem.steps + 1, f"{len(grids)} grids for {problem.steps} steps; give one per step 0..T.")
+    require(
+        len(grids) == problem.steps + 1,
+        f"{len(grids)} grids for {problem.steps} steps; give one per step 0..T.",
+    )
     values, shifts, increments = [terminal_value(problem, grids[-1])], [], []
     for k in reversed(range(problem.steps)):
         step = BellmanStep.build(problem, k, grids[k], values[-1])
         shift, moves = torch.zeros_like(step.mean), []
         for _ in range(inner):
             new = step.improve(shift)
-            moves.append(problem.reference.diffusion.whiten(k, step.mean, new - shift).norm(dim=1).max())
+            moves.append(
+                problem.reference.diffusion.whiten(k, step.mean, new - shift).norm(dim=1).max()
+            )
             shift = new
-        remedy = f"the inner iteration diverges at beta[{k}] = {float(problem.beta[k]):g}; raise it."
+        remedy = (
+            f"the inner iteration diverges at beta[{k}] = {float(problem.beta[k]):g}; raise it."
+        )
         require_finite(shift, "shift at node ", remedy)
         values.append(step.value(shift))
         shifts.append(shift)
@@ -111,7 +120,14 @@ class ExactPIFT(Method):
             result = sweep(problem, grids, m)
             spent += time.perf_counter() - start
             evaluations += sum(len(s) for s in result.shifts)
-            yield Iteration(m, result.policy(problem), spent, evaluations, {"increments": result.increments}, _gradient_of(result))
+            yield Iteration(
+                m,
+                result.policy(problem),
+                spent,
+                evaluations,
+                {"increments": result.increments},
+                _gradient_of(result),
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +153,10 @@ class MonteCarloPIFT(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.draws >= 2 and self.draws % 2 == 0, f"draws = {self.draws}; give a positive even number (antithetic pairs).")
+        require(
+            self.draws >= 2 and self.draws % 2 == 0,
+            f"draws = {self.draws}; give a positive even number (antithetic pairs).",
+        )
 
     def iterations(self, problem: ControlProblem) -> Iterator[Iteration]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -152,14 +171,24 @@ class MonteCarloPIFT(Method):
             yield Iteration(m, policy, spent, evaluations, value_gradient=costate)
 
     @torch.no_grad()
-    def _sweep(self, problem: ControlProblem, behaviour: Policy, inner: int, generator: torch.Generator):
+    def _sweep(
+        self, problem: ControlProblem, behaviour: Policy, inner: int, generator: torch.Generator
+    ):
         reference = problem.reference
-        states = rollout(reference, behaviour, Noise.sample(reference, self.paths, generator)).states
+        states = rollout(
+            reference, behaviour, Noise.sample(reference, self.paths, generator)
+        ).states
         controls: list[Field] = []
         costates: list[Field] = [problem.reward.gradient]
         for k in reversed(range(problem.steps)):
             x = states[k]
-            half = torch.randn(self.draws // 2, self.paths, *reference.noise_dims, generator=generator, dtype=x.dtype)
+            half = torch.randn(
+                self.draws // 2,
+                self.paths,
+                *reference.noise_dims,
+                generator=generator,
+                dtype=x.dtype,
+            )
             expect = _expected_costate(problem, k, x, costates[-1], torch.cat([half, -half]))
             field: Field = partial(Uncontrolled(reference), k)
             for _ in range(inner):
@@ -169,7 +198,9 @@ class MonteCarloPIFT(Method):
             costates.append(self.costate.fit(x, label, costates[-1] if len(costates) > 1 else None))
             controls.append(field)
         ordered = costates[::-1]
-        return StepwisePolicy(controls[::-1]), lambda k, x: by_step(k, x, lambda i, y: ordered[i](y))
+        return StepwisePolicy(controls[::-1]), lambda k, x: by_step(
+            k, x, lambda i, y: ordered[i](y)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +228,9 @@ class PolicyGradient(Method):
         optimiser = torch.optim.Adam(policy.parameters(), lr=self.rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
         generator = torch.Generator().manual_seed(self.seed)
-        for iteration in fit(problem, policy, self.estimator, optimiser, generator, self.batch, self.steps):
+        for iteration in fit(
+            problem, policy, self.estimator, optimiser, generator, self.batch, self.steps
+        ):
             if iteration.index > 0:
                 schedule.step()
             yield iteration
@@ -207,7 +240,9 @@ def _gradient_of(result: Sweep):
     return lambda k, x: by_step(k, x, lambda i, y: result.values[i].gradient_at(y))
 
 
-def _expected_costate(problem: ControlProblem, k: int, x: Tensor, costate: Field, noise: Tensor) -> Callable[[Tensor], Tensor]:
+def _expected_costate(
+    problem: ControlProblem, k: int, x: Tensor, costate: Field, noise: Tensor
+) -> Callable[[Tensor], Tensor]:
     """``v -> E costate(m_k(x) + B_k (v + W))`` with the given draws of W, shape (draws, batch, *noise_dims)."""
     mean = problem.reference.mean(k, x)
 
@@ -218,7 +253,9 @@ def _expected_costate(problem: ControlProblem, k: int, x: Tensor, costate: Field
     return expect
 
 
-def _value_gradient_label(problem: ControlProblem, k: int, x: Tensor, control: Field, costate: Tensor) -> Tensor:
+def _value_gradient_label(
+    problem: ControlProblem, k: int, x: Tensor, control: Field, costate: Tensor
+) -> Tensor:
     """The gradient of equation 36 in the state with the control differentiated, equation 55."""
     with torch.enable_grad():
         y = x.detach().requires_grad_(True)

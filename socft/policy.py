@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from socft.checks import require
-from socft.grid import Grid
 from socft.reference import Noises, Reference, States, Step, at_step, by_step
 
 
@@ -68,7 +67,10 @@ class AffinePolicy(Policy):
     def zeros(cls, reference: Reference) -> AffinePolicy:
         """The pre-trained model as an affine policy."""
         (m,), (n,) = reference.noise_dims, reference.dims
-        return cls(torch.zeros(reference.steps, m, n, dtype=torch.float64), torch.zeros(reference.steps, m, dtype=torch.float64))
+        return cls(
+            torch.zeros(reference.steps, m, n, dtype=torch.float64),
+            torch.zeros(reference.steps, m, dtype=torch.float64),
+        )
 
     def forward(self, k: Step, x: States) -> Noises:
         return (self.gain[k] @ x.unsqueeze(-1)).squeeze(-1) + self.offset[k]
@@ -77,35 +79,17 @@ class AffinePolicy(Policy):
 class FeaturePolicy(Policy):
     """``v_k(x) = weight_k phi(x)`` with ``phi: batch n -> batch p`` and weight of shape (T, m, p)."""
 
-    def __init__(self, features: Callable[[States], Float[Tensor, "batch p"]], weight: Float[Tensor, "steps m p"]):
+    def __init__(
+        self,
+        features: Callable[[States], Float[Tensor, "batch p"]],
+        weight: Float[Tensor, "steps m p"],
+    ):
         super().__init__()
         self.features = features
         self.weight = nn.Parameter(weight.clone())
 
     def forward(self, k: Step, x: States) -> Noises:
         return (self.weight[k] @ self.features(x).unsqueeze(-1)).squeeze(-1)
-
-
-class GridPolicy(Policy):
-    """Controls tabulated on one grid per step, interpolated inside and continued outside, linearly (bend 1) or as constants (0)."""
-
-    def __init__(self, grids: Sequence[Grid], controls: Sequence[Float[Tensor, "nodes m"]], bend: float = 1.0):
-        super().__init__()
-        require(len(grids) == len(controls), f"{len(grids)} grids for {len(controls)} controls; give one grid per step.")
-        self.grids = tuple(grids)
-        self.controls = tuple(controls)
-        self.bend = bend
-
-    @classmethod
-    def from_shifts(
-        cls, reference: Reference, grids: Sequence[Grid], shifts: Sequence[Float[Tensor, "nodes n"]], bend: float = 1.0
-    ) -> GridPolicy:
-        """From tabulated mean shifts ``B_k v_k``."""
-        whiten = reference.diffusion.whiten
-        return cls(grids, [whiten(k, g.nodes, s) for k, (g, s) in enumerate(zip(grids, shifts, strict=True))], bend)
-
-    def forward(self, k: Step, x: States) -> Noises:
-        return by_step(k, x, lambda i, y: self.grids[i].extend(self.controls[i], y, self.bend).to(y))
 
 
 class StepwisePolicy(Policy):
@@ -125,7 +109,9 @@ class TimeEmbedding(nn.Module):
     def __init__(self, steps: int, frequencies: int = 8):
         super().__init__()
         self.steps = steps
-        self.register_buffer("frequencies", torch.pi * 2.0 ** torch.arange(-1, frequencies - 1, dtype=torch.float64))
+        self.register_buffer(
+            "frequencies", torch.pi * 2.0 ** torch.arange(-1, frequencies - 1, dtype=torch.float64)
+        )
 
     @property
     def width(self) -> int:
@@ -139,7 +125,12 @@ class TimeEmbedding(nn.Module):
 
 
 def zero_network(
-    inputs: int, outputs: int, width: int, depth: int, generator: torch.Generator | None, dtype: torch.dtype
+    inputs: int,
+    outputs: int,
+    width: int,
+    depth: int,
+    generator: torch.Generator | None,
+    dtype: torch.dtype,
 ) -> nn.Sequential:
     """A multilayer perceptron with ``depth`` hidden layers that is zero until it is trained."""
     layers: list[nn.Module] = []

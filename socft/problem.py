@@ -42,13 +42,26 @@ class ControlProblem:
     beta: Tensor
     running_cost: RunningCost | None = None
 
-    def __init__(self, reference: Reference, reward: Reward, beta: float | Tensor, running_cost: RunningCost | None = None):
+    def __init__(
+        self,
+        reference: Reference,
+        reward: Reward,
+        beta: float | Tensor,
+        running_cost: RunningCost | None = None,
+    ):
         weights = per_step(beta, reference.steps, "beta")
         require_finite(weights, "beta", "every KL weight must be a positive finite number.")
         low = (weights <= 0).nonzero().flatten().tolist()
         if low:
-            require(False, f"beta[{low[0]}] = {weights[low[0]]:g}; every KL weight must be positive.")
-        for name, value in (("reference", reference), ("reward", reward), ("beta", weights), ("running_cost", running_cost)):
+            require(
+                False, f"beta[{low[0]}] = {weights[low[0]]:g}; every KL weight must be positive."
+            )
+        for name, value in (
+            ("reference", reference),
+            ("reward", reward),
+            ("beta", weights),
+            ("running_cost", running_cost),
+        ):
             object.__setattr__(self, name, value)
         self._probe_reward()
 
@@ -69,9 +82,17 @@ class ControlProblem:
         )
         with torch.no_grad():
             value = self.reward(self.reference.initial(z))
-        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        found = (
+            f"shape {tuple(value.shape)}"
+            if isinstance(value, Tensor)
+            else f"a {type(value).__name__}"
+        )
         require(
             isinstance(value, Tensor) and value.shape == (2,),
             f"the reward returned {found} for 2 samples; it must return one number per sample, shape (2,).",
         )
-        require_finite(value, "reward", "the reward must be finite on every sample; check its domain and its weights.")
+        require_finite(
+            value,
+            "reward",
+            "the reward must be finite on every sample; check its domain and its weights.",
+        )

@@ -82,7 +82,9 @@ class Environment:
 @functools.cache
 def environment() -> Environment:
     """Interpreter and package versions and the state of the checkout, read once per process."""
-    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+    versions = {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in _PACKAGES
+    }
     root = FilePath(__file__).resolve().parents[1]
     commit = _git(root, "rev-parse", "HEAD")
     dirty = bool(_git(root, "status", "--porcelain", "--", "*.py", "*.toml"))
@@ -121,15 +123,22 @@ def read(file: FilePath) -> list[Record]:
     Raises:
         InvalidProblem: the file does not exist, or a line is not a record.
     """
-    require(file.is_file(), f"no records at {file}; measure them with: socft toy {file.stem} --out {file.parent}")
-    return [_parse(line, number, file) for number, line in enumerate(file.read_text().splitlines(), 1)]
+    require(
+        file.is_file(),
+        f"no records at {file}; measure them with: socft toy {file.stem} --out {file.parent}",
+    )
+    return [
+        _parse(line, number, file) for number, line in enumerate(file.read_text().splitlines(), 1)
+    ]
 
 
 def _parse(line: str, number: int, file: FilePath) -> Record:
     try:
         return decode(line)
     except (ValueError, TypeError, KeyError) as error:
-        message = f"line {number} of {file} is not a record: {line[:60]!r}; measure the study again."
+        message = (
+            f"line {number} of {file} is not a record: {line[:60]!r}; measure the study again."
+        )
         raise InvalidProblem(message) from error
 
 
@@ -165,7 +174,11 @@ def _git(root: FilePath, *arguments: str) -> str:
         return ""
     try:
         return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -79,7 +79,10 @@ class ScalarDiffusion(Diffusion):
         require_finite(self.sigma, "sigma", "every noise scale must be a finite number.")
         zero = (self.sigma <= 0).nonzero().flatten().tolist()
         if zero:
-            require(False, f"sigma[{zero[0]}] = {self.sigma[zero[0]]:g}; a step without noise cannot be steered at a finite KL.")
+            require(
+                False,
+                f"sigma[{zero[0]}] = {self.sigma[zero[0]]:g}; a step without noise cannot be steered at a finite KL.",
+            )
 
     def apply(self, k: Step, x: States, z: Noises) -> States:
         return at_step(self.sigma, k, z) * z
@@ -102,11 +105,16 @@ class MatrixDiffusion(Diffusion):
 
     def __init__(self, matrices: Float[Tensor, "steps n m"]):
         self.matrices = torch.as_tensor(matrices, dtype=torch.float64)
-        require(self.matrices.ndim == 3, f"B has shape {tuple(self.matrices.shape)}; give (steps, n, m).")
+        require(
+            self.matrices.ndim == 3,
+            f"B has shape {tuple(self.matrices.shape)}; give (steps, n, m).",
+        )
         require_finite(self.matrices, "B", "every entry must be a finite number.")
         dead = (self.matrices.abs().amax((1, 2)) == 0).nonzero().flatten().tolist()
         if dead:
-            require(False, f"B[{dead[0]}] = 0; a step without noise cannot be steered at a finite KL.")
+            require(
+                False, f"B[{dead[0]}] = 0; a step without noise cannot be steered at a finite KL."
+            )
         self.inverses = torch.linalg.pinv(self.matrices)
 
     def apply(self, k: Step, x: States, z: Noises) -> States:
@@ -167,7 +175,9 @@ class ScoreReference(Reference):
         dims: shape of one state.
     """
 
-    def __init__(self, schedule: Schedule, score: Callable[[Step, States], States], dims: tuple[int, ...]):
+    def __init__(
+        self, schedule: Schedule, score: Callable[[Step, States], States], dims: tuple[int, ...]
+    ):
         super().__init__(schedule.steps, dims, ScalarDiffusion(schedule.sigma))
         self.schedule = schedule
         self.score = score
@@ -210,7 +220,9 @@ class DenseMaps(LinearMaps):
     def __init__(self, matrices: Float[Tensor, "steps n n"]):
         self.matrices = torch.as_tensor(matrices, dtype=torch.float64)
         shape = tuple(self.matrices.shape)
-        require(len(shape) == 3 and shape[1] == shape[2], f"A has shape {shape}; give (steps, n, n).")
+        require(
+            len(shape) == 3 and shape[1] == shape[2], f"A has shape {shape}; give (steps, n, n)."
+        )
         require_finite(self.matrices, "A", "every entry must be a finite number.")
         self.steps, self.n, _ = shape
 
@@ -232,14 +244,30 @@ class SpectralMaps(LinearMaps):
         InvalidProblem: an eigenvalue is not finite, or the basis is not orthonormal.
     """
 
-    def __init__(self, eigenvalues: Float[Tensor, "steps n"], basis: Float[Tensor, "n n"] | None = None):
+    def __init__(
+        self, eigenvalues: Float[Tensor, "steps n"], basis: Float[Tensor, "n n"] | None = None
+    ):
         self.eigenvalues = torch.as_tensor(eigenvalues, dtype=torch.float64)
-        require(self.eigenvalues.ndim == 2, f"the eigenvalues of A have shape {tuple(self.eigenvalues.shape)}; give (steps, n).")
-        require_finite(self.eigenvalues, "eigenvalues of A", "every eigenvalue must be a finite number.")
+        require(
+            self.eigenvalues.ndim == 2,
+            f"the eigenvalues of A have shape {tuple(self.eigenvalues.shape)}; give (steps, n).",
+        )
+        require_finite(
+            self.eigenvalues, "eigenvalues of A", "every eigenvalue must be a finite number."
+        )
         self.steps, self.n = self.eigenvalues.shape
-        self.basis = torch.eye(self.n, dtype=torch.float64) if basis is None else torch.as_tensor(basis, dtype=torch.float64)
-        require(self.basis.shape == (self.n, self.n), f"the basis has shape {tuple(self.basis.shape)}; give ({self.n}, {self.n}).")
-        defect = float((self.basis.mT @ self.basis - torch.eye(self.n, dtype=torch.float64)).abs().max())
+        self.basis = (
+            torch.eye(self.n, dtype=torch.float64)
+            if basis is None
+            else torch.as_tensor(basis, dtype=torch.float64)
+        )
+        require(
+            self.basis.shape == (self.n, self.n),
+            f"the basis has shape {tuple(self.basis.shape)}; give ({self.n}, {self.n}).",
+        )
+        defect = float(
+            (self.basis.mT @ self.basis - torch.eye(self.n, dtype=torch.float64)).abs().max()
+        )
         require(
             defect <= ORTHONORMAL,
             f"the basis is off orthonormal by {defect:.2g}; give eigenvectors with Q^T Q = I, as torch.linalg.eigh does.",
@@ -247,7 +275,9 @@ class SpectralMaps(LinearMaps):
 
     def apply(self, k: Step, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
         basis = self.basis.to(x)
-        picked = self.eigenvalues[k.to(self.eigenvalues.device) if isinstance(k, Tensor) else k].to(x)
+        picked = self.eigenvalues[k.to(self.eigenvalues.device) if isinstance(k, Tensor) else k].to(
+            x
+        )
         return (x @ basis * picked) @ basis.mT
 
     def dense(self) -> Float[Tensor, "steps n n"]:
@@ -280,14 +310,30 @@ class AffineReference(Reference):
         steps, n = self.maps.steps, self.maps.n
         super().__init__(steps, (n,), diffusion)
         self.diffusion: ScalarDiffusion | MatrixDiffusion = diffusion
-        noisy = len(diffusion.sigma if isinstance(diffusion, ScalarDiffusion) else diffusion.matrices)
-        require(noisy == steps, f"A has {steps} steps and the diffusion {noisy}; give both the same number.")
-        self.offset = torch.zeros(steps, n, dtype=torch.float64) if offset is None else torch.as_tensor(offset, dtype=torch.float64)
-        require(self.offset.shape == (steps, n), f"b has shape {tuple(self.offset.shape)}; give ({steps}, {n}).")
+        noisy = len(
+            diffusion.sigma if isinstance(diffusion, ScalarDiffusion) else diffusion.matrices
+        )
+        require(
+            noisy == steps,
+            f"A has {steps} steps and the diffusion {noisy}; give both the same number.",
+        )
+        self.offset = (
+            torch.zeros(steps, n, dtype=torch.float64)
+            if offset is None
+            else torch.as_tensor(offset, dtype=torch.float64)
+        )
+        require(
+            self.offset.shape == (steps, n),
+            f"b has shape {tuple(self.offset.shape)}; give ({steps}, {n}).",
+        )
         require_finite(self.offset, "b", "every entry must be a finite number.")
         zero, eye = torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
-        self.initial_mean = zero if initial_mean is None else torch.as_tensor(initial_mean, dtype=torch.float64)
-        self.initial_factor = eye if initial_factor is None else torch.as_tensor(initial_factor, dtype=torch.float64)
+        self.initial_mean = (
+            zero if initial_mean is None else torch.as_tensor(initial_mean, dtype=torch.float64)
+        )
+        self.initial_factor = (
+            eye if initial_factor is None else torch.as_tensor(initial_factor, dtype=torch.float64)
+        )
         require(
             self.initial_mean.shape == (n,) and self.initial_factor.shape == (n, n),
             f"the initial mean has shape {tuple(self.initial_mean.shape)} and its factor {tuple(self.initial_factor.shape)}; "

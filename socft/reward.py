@@ -96,14 +96,20 @@ class Quadratic(Reward):
 
     def __post_init__(self) -> None:
         P = _tensor(self.P, "P")
-        require(P.ndim == 2 and P.shape[0] == P.shape[1], f"P has shape {tuple(P.shape)}; give a square matrix.")
+        require(
+            P.ndim == 2 and P.shape[0] == P.shape[1],
+            f"P has shape {tuple(P.shape)}; give a square matrix.",
+        )
         skew = float((P - P.T).abs().max())
         require(
             skew <= _SYMMETRY_TOLERANCE * max(1.0, float(P.abs().max())),
             f"P differs from its transpose by {skew:g}; give the symmetric part (P + P') / 2, which is the same reward.",
         )
         q = torch.zeros(len(P), dtype=torch.float64) if self.q is None else _tensor(self.q, "q")
-        require(q.shape == P.shape[:1], f"q has shape {tuple(q.shape)}; with this P it must be ({len(P)},).")
+        require(
+            q.shape == P.shape[:1],
+            f"q has shape {tuple(q.shape)}; with this P it must be ({len(P)},).",
+        )
         _require_number(self.c, "c")
         object.__setattr__(self, "P", (P + P.T) / 2)
         object.__setattr__(self, "q", q)
@@ -236,7 +242,10 @@ class Ridge(Reward):
 
     def __post_init__(self) -> None:
         q = _tensor(self.q, "q")
-        require(q.ndim == 1 and bool((q != 0).any()), f"q has shape {tuple(q.shape)}; give a non-zero vector.")
+        require(
+            q.ndim == 1 and bool((q != 0).any()),
+            f"q has shape {tuple(q.shape)}; give a non-zero vector.",
+        )
         object.__setattr__(self, "q", q)
 
     @property
@@ -274,7 +283,8 @@ class Separable(Reward):
         object.__setattr__(self, "scalars", tuple(self.scalars))
         columns = self.rotation.shape[1]
         require(
-            len(self.scalars) == columns, f"there are {len(self.scalars)} scalar rewards for {columns} directions; give one each."
+            len(self.scalars) == columns,
+            f"there are {len(self.scalars)} scalar rewards for {columns} directions; give one each.",
         )
 
     @property
@@ -291,7 +301,9 @@ class Separable(Reward):
 
     def gradient(self, x: States) -> States:
         z = x @ self.rotation.to(x)
-        return torch.cat([r.gradient(z[:, i : i + 1]) for i, r in enumerate(self.scalars)], 1) @ self.rotation.T.to(x)
+        return torch.cat(
+            [r.gradient(z[:, i : i + 1]) for i, r in enumerate(self.scalars)], 1
+        ) @ self.rotation.T.to(x)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -314,8 +326,15 @@ class LogSumExp(Reward):
     def __post_init__(self) -> None:
         w = _tensor(self.directions, "directions")
         require(w.ndim == 2, f"directions has shape {tuple(w.shape)}; give (K, n).")
-        b = torch.zeros(len(w), dtype=torch.float64) if self.offsets is None else _tensor(self.offsets, "offsets")
-        require(b.shape == w.shape[:1], f"offsets has shape {tuple(b.shape)}; with these directions it must be ({len(w)},).")
+        b = (
+            torch.zeros(len(w), dtype=torch.float64)
+            if self.offsets is None
+            else _tensor(self.offsets, "offsets")
+        )
+        require(
+            b.shape == w.shape[:1],
+            f"offsets has shape {tuple(b.shape)}; with these directions it must be ({len(w)},).",
+        )
         _require_positive(self.temperature, "temperature")
         object.__setattr__(self, "directions", w)
         object.__setattr__(self, "offsets", b)
@@ -348,10 +367,19 @@ class Sum(Reward):
     weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        weights = [1.0] * len(self.rewards) if self.weights is None else [float(w) for w in self.weights]
+        weights = (
+            [1.0] * len(self.rewards) if self.weights is None else [float(w) for w in self.weights]
+        )
         require(len(self.rewards) > 0, "there are 0 rewards; give at least one.")
-        require(len(weights) == len(self.rewards), f"there are {len(weights)} weights for {len(self.rewards)} rewards.")
-        require_finite(torch.tensor(weights, dtype=torch.float64), "weights", "every weight must be a finite number.")
+        require(
+            len(weights) == len(self.rewards),
+            f"there are {len(weights)} weights for {len(self.rewards)} rewards.",
+        )
+        require_finite(
+            torch.tensor(weights, dtype=torch.float64),
+            "weights",
+            "every weight must be a finite number.",
+        )
         kept = [(r, w) for r, w in zip(self.rewards, weights, strict=True) if w != 0]
         require(bool(kept), "every weight is 0; give at least one that is not.")
         object.__setattr__(self, "rewards", tuple(r for r, _ in kept))
@@ -387,9 +415,14 @@ class FunctionReward(Reward):
         L1: Lipschitz constant of its gradient.
     """
 
-    def __init__(self, function: Callable[[States], PerSample], L0: float = math.inf, L1: float = math.inf):
+    def __init__(
+        self, function: Callable[[States], PerSample], L0: float = math.inf, L1: float = math.inf
+    ):
         for name, value in (("L0", L0), ("L1", L1)):
-            require(value >= 0, f"{name} = {value}; give a number that is at least 0, or leave it out if there is none.")
+            require(
+                value >= 0,
+                f"{name} = {value}; give a number that is at least 0, or leave it out if there is none.",
+            )
         self.function = function
         self._L0, self._L1 = float(L0), float(L1)
 
@@ -420,7 +453,10 @@ def as_quadratic(reward: Reward) -> Quadratic:
         P = torch.stack([w * r.P for w, r in terms]).sum(0)
         q = torch.stack([w * r.linear for w, r in terms]).sum(0)
         return Quadratic(P, q, sum(w * r.c for w, r in terms))
-    require(False, f"{type(reward).__name__} has no closed-form tilt; use Linear, Quadratic or a Sum of them, or quadrature.")
+    require(
+        False,
+        f"{type(reward).__name__} has no closed-form tilt; use Linear, Quadratic or a Sum of them, or quadrature.",
+    )
     raise AssertionError
 
 
@@ -431,7 +467,10 @@ def orthonormal(matrix: Tensor, what: str) -> Float[Tensor, "n m"]:
         InvalidProblem: not a matrix, more columns than rows, or columns that are not orthonormal.
     """
     q = _tensor(matrix, what)
-    require(q.ndim == 2 and q.shape[1] <= q.shape[0], f"{what} has shape {tuple(q.shape)}; give (n, m) with m <= n.")
+    require(
+        q.ndim == 2 and q.shape[1] <= q.shape[0],
+        f"{what} has shape {tuple(q.shape)}; give (n, m) with m <= n.",
+    )
     error = float((q.T @ q - torch.eye(q.shape[1], dtype=q.dtype, device=q.device)).abs().max())
     require(
         error <= _ORTHONORMAL_TOLERANCE,
@@ -448,7 +487,10 @@ def _tensor(values: Tensor, what: str) -> Tensor:
 
 
 def _scalar(x: Scalars) -> PerSample:
-    require(x.ndim == 2 and x.shape[1] == 1, f"a scalar reward got states of shape {tuple(x.shape)}; wrap it in Ridge.")
+    require(
+        x.ndim == 2 and x.shape[1] == 1,
+        f"a scalar reward got states of shape {tuple(x.shape)}; wrap it in Ridge.",
+    )
     return x[:, 0]
 
 
@@ -457,4 +499,7 @@ def _require_number(value: float, what: str) -> None:
 
 
 def _require_positive(value: float, what: str) -> None:
-    require(math.isfinite(value) and value > 0, f"{what} = {value}; it must be a positive finite number.")
+    require(
+        math.isfinite(value) and value > 0,
+        f"{what} = {value}; it must be a positive finite number.",
+    )

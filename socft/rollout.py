@@ -38,8 +38,17 @@ class Noise:
         """Draw the noise of ``batch`` paths on the generator's device."""
         require(batch >= 1, f"batch = {batch}; give at least one path.")
         device = generator.device
-        initial = torch.randn(batch, *reference.dims, generator=generator, dtype=dtype, device=device)
-        steps = torch.randn(reference.steps, batch, *reference.noise_dims, generator=generator, dtype=dtype, device=device)
+        initial = torch.randn(
+            batch, *reference.dims, generator=generator, dtype=dtype, device=device
+        )
+        steps = torch.randn(
+            reference.steps,
+            batch,
+            *reference.noise_dims,
+            generator=generator,
+            dtype=dtype,
+            device=device,
+        )
         return cls(initial, steps)
 
     def antithetic(self) -> Noise:
@@ -89,7 +98,9 @@ def rollout(reference: Reference, policy: Policy, noise: Noise) -> Path:
 
 def returns(problem: ControlProblem, path: Path) -> PerSample:
     """Reward minus running costs minus weighted KL of each path; its mean estimates the objective J."""
-    total = problem.reward(path.final) - (problem.beta.to(path.controls)[:, None] * path.kl()).sum(0)
+    total = problem.reward(path.final) - (problem.beta.to(path.controls)[:, None] * path.kl()).sum(
+        0
+    )
     for k in range(problem.steps) if problem.running_cost is not None else ():
         total = total - problem.cost(k, path.states[k])
     return total

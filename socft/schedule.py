@@ -111,11 +111,16 @@ def variance_preserving(steps: int, rate: float = 1.0) -> Schedule:
     ``a_t = 1 - q dt`` and ``sigma_t^2 = q dt`` with ``dt = 1 / steps`` (section 4.2 of arXiv 2412.18164v4); data at level 1.
     """
     require(steps >= 1, f"steps = {steps}; give at least 1.")
-    require(0 < rate < steps, f"rate / steps = {rate / steps:g}; it must lie in (0, 1), so use more than {rate:g} steps.")
+    require(
+        0 < rate < steps,
+        f"rate / steps = {rate / steps:g}; it must lie in (0, 1), so use more than {rate:g} steps.",
+    )
     return ddpm((1 - rate / steps) ** torch.arange(steps, -1, -1, dtype=torch.float64))
 
 
-def linear_levels(steps: int, first: float = 1e-4, last: float = 0.02, train_steps: int = 1000) -> Float[Tensor, " steps_plus_1"]:
+def linear_levels(
+    steps: int, first: float = 1e-4, last: float = 0.02, train_steps: int = 1000
+) -> Float[Tensor, " steps_plus_1"]:
     """Levels of the DDPM schedule whose forward variances grow linearly, rescaled from ``train_steps`` to ``steps``."""
     return _levels(torch.linspace(first, last, steps, dtype=torch.float64) * (train_steps / steps))
 
@@ -124,10 +129,15 @@ def scaled_linear_levels(
     steps: int, first: float = 0.00085, last: float = 0.012, train_steps: int = 1000
 ) -> Float[Tensor, " steps_plus_1"]:
     """Levels of Stable Diffusion's schedule, linear in the square root of the forward variance, rescaled to ``steps``."""
-    return _levels(torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2 * (train_steps / steps))
+    return _levels(
+        torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
+        * (train_steps / steps)
+    )
 
 
-def cosine_levels(steps: int, offset: float = 0.008, largest: float = 0.999) -> Float[Tensor, " steps_plus_1"]:
+def cosine_levels(
+    steps: int, offset: float = 0.008, largest: float = 0.999
+) -> Float[Tensor, " steps_plus_1"]:
     """Levels of the cosine schedule (Nichol and Dhariwal 2021, equation 17), forward variances capped at ``largest``."""
     time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     level = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
@@ -137,7 +147,10 @@ def cosine_levels(steps: int, offset: float = 0.008, largest: float = 0.999) -> 
 def subsample(abar: Float[Tensor, " steps_plus_1"], steps: int) -> Float[Tensor, " fewer_plus_1"]:
     """Every ``(T / steps)``-th level counted from the noisy end ("trailing" spacing), both ends kept."""
     full = len(abar) - 1
-    require(1 <= steps <= full, f"steps = {steps}; a schedule of {full} steps can be sub-sampled to between 1 and {full}.")
+    require(
+        1 <= steps <= full,
+        f"steps = {steps}; a schedule of {full} steps can be sub-sampled to between 1 and {full}.",
+    )
     index = torch.linspace(0, full, steps + 1, dtype=torch.float64).round().long()
     return abar[index]
 
@@ -160,10 +173,19 @@ def _levels(forward_variance: Tensor) -> Tensor:
 
 
 def _require_monotone(abar: Tensor) -> None:
-    require(abar.ndim == 1 and len(abar) >= 2, f"abar has shape {tuple(abar.shape)}; give a vector of at least two levels.")
+    require(
+        abar.ndim == 1 and len(abar) >= 2,
+        f"abar has shape {tuple(abar.shape)}; give a vector of at least two levels.",
+    )
     require_finite(abar, "abar", "every level must be a finite number.")
-    require(bool(abar[0] > 0 and abar[-1] <= 1), f"abar runs from {abar[0]:g} to {abar[-1]:g}; levels must lie in (0, 1].")
+    require(
+        bool(abar[0] > 0 and abar[-1] <= 1),
+        f"abar runs from {abar[0]:g} to {abar[-1]:g}; levels must lie in (0, 1].",
+    )
     drop = (abar.diff() <= 0).nonzero().flatten().tolist()
     if drop:
         i = drop[0]
-        require(False, f"abar[{i}] = {abar[i]:g} and abar[{i + 1}] = {abar[i + 1]:g}; levels must increase from noise to data.")
+        require(
+            False,
+            f"abar[{i}] = {abar[i]:g} and abar[{i + 1}] = {abar[i + 1]:g}; levels must increase from noise to data.",
+        )

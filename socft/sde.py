@@ -68,7 +68,9 @@ class SDE(abc.ABC):
         self.noise = torch.as_tensor(noise, dtype=torch.float64)
         require(self.noise.ndim == 2, f"B has shape {tuple(self.noise.shape)}; give (n, m).")
         require_finite(self.noise, "B", "every entry must be a finite number.")
-        require(0 < horizon < math.inf, f"horizon = {horizon}; it must be a positive finite number.")
+        require(
+            0 < horizon < math.inf, f"horizon = {horizon}; it must be a positive finite number."
+        )
         self.horizon = float(horizon)
 
     @abc.abstractmethod
@@ -91,7 +93,11 @@ class DriftSDE(SDE):
     """
 
     def __init__(
-        self, drift: Drift, noise: Float[Tensor, "n m"], horizon: float, initial: Callable[[States], States] | None = None
+        self,
+        drift: Drift,
+        noise: Float[Tensor, "n m"],
+        horizon: float,
+        initial: Callable[[States], States] | None = None,
     ):
         super().__init__(noise, horizon)
         self._drift, self._initial = drift, initial
@@ -127,9 +133,13 @@ class LinearSDE(SDE):
         zero = torch.zeros(n, dtype=torch.float64)
         self.offset = zero if offset is None else torch.as_tensor(offset, dtype=torch.float64)
         require(self.offset.shape == (n,), f"c has shape {tuple(self.offset.shape)}; give ({n},).")
-        self.initial_mean = zero if initial_mean is None else torch.as_tensor(initial_mean, dtype=torch.float64)
+        self.initial_mean = (
+            zero if initial_mean is None else torch.as_tensor(initial_mean, dtype=torch.float64)
+        )
         eye = torch.eye(n, dtype=torch.float64)
-        self.initial_factor = eye if initial_factor is None else torch.as_tensor(initial_factor, dtype=torch.float64)
+        self.initial_factor = (
+            eye if initial_factor is None else torch.as_tensor(initial_factor, dtype=torch.float64)
+        )
 
     def drift(self, t: Tensor, x: States) -> States:
         return x @ self.A.mT.to(x) + self.offset.to(x)
@@ -197,7 +207,9 @@ class EulerMaruyama(Integrator):
         def mean(k: Step, x: States) -> States:
             return x + dt * sde.drift(at_step(times, k, x), x)
 
-        return KernelReference(mean, _constant(sde.noise * dt**0.5, steps), steps, sde.noise.shape[:1], sde.initial)
+        return KernelReference(
+            mean, _constant(sde.noise * dt**0.5, steps), steps, sde.noise.shape[:1], sde.initial
+        )
 
 
 class Exponential(Integrator):
@@ -205,19 +217,33 @@ class Exponential(Integrator):
 
     def _kernels(self, sde: SDE, steps: int) -> KernelReference:
         if not isinstance(sde, LinearSDE | SemilinearSDE):
-            require(False, f"the SDE is a {type(sde).__name__}; Exponential needs the linear part of a LinearSDE or SemilinearSDE.")
+            require(
+                False,
+                f"the SDE is a {type(sde).__name__}; Exponential needs the linear part of a LinearSDE or SemilinearSDE.",
+            )
             raise AssertionError
         dt, n = sde.horizon / steps, len(sde.A)
         times = self.times(sde.horizon, steps)
-        block = torch.cat([torch.cat([sde.A, torch.eye(n, dtype=torch.float64)], 1), torch.zeros(n, 2 * n, dtype=torch.float64)])
+        block = torch.cat(
+            [
+                torch.cat([sde.A, torch.eye(n, dtype=torch.float64)], 1),
+                torch.zeros(n, 2 * n, dtype=torch.float64),
+            ]
+        )
         flow = propagator(block, dt)
         decay, integral = flow[:n, :n], flow[:n, n:]
 
         def mean(k: Step, x: States) -> States:
-            rest = sde.offset.to(x).expand_as(x) if isinstance(sde, LinearSDE) else sde.remainder(at_step(times, k, x), x)
+            rest = (
+                sde.offset.to(x).expand_as(x)
+                if isinstance(sde, LinearSDE)
+                else sde.remainder(at_step(times, k, x), x)
+            )
             return x @ decay.mT.to(x) + rest @ integral.mT.to(x)
 
-        return KernelReference(mean, _constant(noise_root(sde.A, sde.noise, dt), steps), steps, (n,), sde.initial)
+        return KernelReference(
+            mean, _constant(noise_root(sde.A, sde.noise, dt), steps), steps, (n,), sde.initial
+        )
 
 
 class Strang(Integrator):
@@ -240,7 +266,11 @@ class Strang(Integrator):
             return x + h * sde.drift(t + h / 2, x + h / 2 * sde.drift(t, x))
 
         return KernelReference(
-            mean, MatrixDiffusion(kicks.sqrt()[:, None, None] * sde.noise), steps + 1, sde.noise.shape[:1], sde.initial
+            mean,
+            MatrixDiffusion(kicks.sqrt()[:, None, None] * sde.noise),
+            steps + 1,
+            sde.noise.shape[:1],
+            sde.initial,
         )
 
 
@@ -281,14 +311,21 @@ class StateDiffusion(Diffusion):
         noise_dims: shape (m,) of one noise.
     """
 
-    def __init__(self, push: Callable[[Step, States, Noises], States], dims: tuple[int], noise_dims: tuple[int]):
+    def __init__(
+        self,
+        push: Callable[[Step, States, Noises], States],
+        dims: tuple[int],
+        noise_dims: tuple[int],
+    ):
         self.push, self._dims, self._noise_dims = push, tuple(dims), tuple(noise_dims)
 
     def apply(self, k: Step, x: States, z: Noises) -> States:
         return self.push(k, x, z)
 
     def transpose(self, k: Step, x: States, a: States) -> Noises:
-        return torch.func.vjp(lambda z: self.push(k, x, z), x.new_zeros(len(x), *self._noise_dims))[1](a)[0]
+        return torch.func.vjp(lambda z: self.push(k, x, z), x.new_zeros(len(x), *self._noise_dims))[
+            1
+        ](a)[0]
 
     def whiten(self, k: Step, x: States, shift: States) -> Noises:
         return (torch.linalg.pinv(self._matrices(k, x)) @ shift.unsqueeze(2)).squeeze(2)
@@ -297,7 +334,10 @@ class StateDiffusion(Diffusion):
         return (torch.linalg.pinv(self._matrices(k, x)).mT @ z.unsqueeze(2)).squeeze(2)
 
     def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
-        require(dims == self._dims, f"B maps into vectors of shape {self._dims} but states have shape {dims}.")
+        require(
+            dims == self._dims,
+            f"B maps into vectors of shape {self._dims} but states have shape {dims}.",
+        )
         return self._noise_dims
 
     def _matrices(self, k: Step, x: States) -> Float[Tensor, "batch n m"]:
@@ -316,16 +356,22 @@ def propagator(A: Float[Tensor, "n n"], t: float) -> Float[Tensor, "n n"]:
     return torch.from_numpy(scipy.linalg.expm((A * t).numpy()))
 
 
-def gramian(A: Float[Tensor, "n n"], noise: Float[Tensor, "n m"], dt: float) -> Float[Tensor, "n n"]:
+def gramian(
+    A: Float[Tensor, "n n"], noise: Float[Tensor, "n m"], dt: float
+) -> Float[Tensor, "n n"]:
     """``int_0^dt e^{As} B B' e^{A's} ds``, from one matrix exponential (Van Loan 1978, theorem 1)."""
     n = len(A)
-    block = torch.cat([torch.cat([-A, noise @ noise.mT], 1), torch.cat([torch.zeros_like(A), A.mT], 1)])
+    block = torch.cat(
+        [torch.cat([-A, noise @ noise.mT], 1), torch.cat([torch.zeros_like(A), A.mT], 1)]
+    )
     flow = propagator(block, dt)
     G = flow[n:, n:].mT @ flow[:n, n:]
     return (G + G.mT) / 2
 
 
-def noise_root(A: Float[Tensor, "n n"], noise: Float[Tensor, "n m"], dt: float) -> Float[Tensor, "n n"]:
+def noise_root(
+    A: Float[Tensor, "n n"], noise: Float[Tensor, "n m"], dt: float
+) -> Float[Tensor, "n n"]:
     """The square root of the Gramian nearest to ``[B sqrt(dt), 0]``, by a polar factor; the symmetric one where m > n."""
     n, m = noise.shape
     values, vectors = torch.linalg.eigh(gramian(A, noise, dt))
@@ -357,4 +403,6 @@ def _tabulated(kernels: KernelReference, sde: LinearSDE) -> AffineReference:
         images = torch.stack([kernels.mean(k, points) for k in range(steps)])
         noises = torch.stack([kernels.diffusion.apply(k, at_origin, kicks) for k in range(steps)])
     transfer = (images[:, 1:] - images[:, :1]).mT
-    return AffineReference(transfer, MatrixDiffusion(noises.mT), images[:, 0], sde.initial_mean, sde.initial_factor)
+    return AffineReference(
+        transfer, MatrixDiffusion(noises.mT), images[:, 0], sde.initial_mean, sde.initial_factor
+    )

@@ -80,7 +80,8 @@ def fit(
             (losses.sum() / batch).backward()
         norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
         require(
-            bool(norm.isfinite()), f"the gradient norm is {norm} at gradient step {index}; lower the learning rate or raise beta."
+            bool(norm.isfinite()),
+            f"the gradient norm is {norm} at gradient step {index}; lower the learning rate or raise beta.",
         )
         optimiser.step()
         spent += time.perf_counter() - start

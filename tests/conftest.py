@@ -8,7 +8,9 @@ import hypothesis
 import torch
 
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job: processes that tests interrupt would inherit it
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # a shell's background job: processes that tests interrupt would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("socft", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("socft")

@@ -25,7 +25,10 @@ def test_the_example_estimator_vanishes_at_the_optimum_and_halves_the_step():
     exec(compile(blocks()[1], str(README), "exec"), namespace)
     here = situation(benchmark("lq-sde", d=2, steps=5), 0.5)
     noise = Noise.sample(here.problem.reference, 50, torch.Generator().manual_seed(0))
-    found = [estimate(each, here.problem, here.policy, noise).mean for each in (namespace["Damped"](), AdjointMatching())]
+    found = [
+        estimate(each, here.problem, here.policy, noise).mean
+        for each in (namespace["Damped"](), AdjointMatching())
+    ]
     assert (2 * found[0] - found[1]).abs().max() < 1e-12 * found[1].abs().max()
 
 

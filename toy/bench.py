@@ -1,11 +1,11 @@
 """Any estimator against all built-in ones, where the exact gradient is known.
 
-``socft bench my_module:MyEstimator`` measures bias, variance, cost and the error at equal budget (`toy.variance`) in a fixed suite
+``socft bench my_module:MyEstimator`` measures bias, variance, cost and the error at equal budget (`toy.studies.variance`) in a fixed suite
 of situations. What an estimator does wrong, by raising, also when it is made, or by returning the wrong shape or numbers that are
 not finite, costs its own row in that situation and nothing else.
 
 A process that dies, as one does that runs out of memory, leaves no record. Without an executor it is this process, and the same
-command goes on with what has been measured. With an executor, `toy.runner` measures again, one by one in a process of their own,
+command goes on with what has been measured. With an executor, `socft.study.runner` measures again, one by one in a process of their own,
 the tasks that were lost with it; the one that dies again ends the run with `StudyFailed`, after everything else is measured and
 kept.
 """
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from socft.records import Record, write_atomically
+from socft.study.runner import Study, Task, run
 from toy.contenders import CONTENDERS, contender
-from toy.runner import Study, Task, run
-from toy.variance import variance_task
+from toy.studies.variance import variance_task
 
 METRICS = ("bias", "variance", "error_at_budget")
 PATHS, QUICK_PATHS, SEEDS = 1600, 400, 5
@@ -61,11 +61,19 @@ def place_task(estimator: str, place: int, paths: int, seeds: int) -> list[Recor
     """One estimator in one situation; what goes wrong is a record too."""
     where = SUITE[place]
     try:
-        found = variance_task(estimator, where.problem, where.settings, where.scale, where.title, paths, seeds)
+        found = variance_task(
+            estimator, where.problem, where.settings, where.scale, where.title, paths, seeds
+        )
         return [record for record in found if record.metric in (*METRICS, "refused")]
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        setting = {"problem": where.problem, **where.settings, "scale": where.scale, "axis": where.title, "reason": reason[:500]}
+        setting = {
+            "problem": where.problem,
+            **where.settings,
+            "scale": where.scale,
+            "axis": where.title,
+            "reason": reason[:500],
+        }
         return [Record("variance", where.problem, "refused", 1.0, setting, estimator)]
 
 
@@ -75,7 +83,11 @@ def study(estimator: str, names: Sequence[str]) -> Study:
     def tasks(quick: bool) -> list[Task]:
         paths = QUICK_PATHS if quick else PATHS
         return [
-            Task(f"{place.title}: {name}", place_task, {"estimator": name, "place": index, "paths": paths, "seeds": SEEDS})
+            Task(
+                f"{place.title}: {name}",
+                place_task,
+                {"estimator": name, "place": index, "paths": paths, "seeds": SEEDS},
+            )
             for index, place in enumerate(SUITE)
             for name in (estimator, *names)
         ]
@@ -84,7 +96,11 @@ def study(estimator: str, names: Sequence[str]) -> Study:
 
 
 def bench(
-    estimator: str, out: Path, quick: bool = False, executor: Executor | None = None, against: Sequence[str] | None = None
+    estimator: str,
+    out: Path,
+    quick: bool = False,
+    executor: Executor | None = None,
+    against: Sequence[str] | None = None,
 ) -> dict:
     """Measure ``module:name`` against built-in estimators; writes ``bench-<name>.jsonl`` and ``.json`` to ``out``, returns the row.
 
@@ -112,7 +128,11 @@ def summary(estimator: str, records: Sequence[Record]) -> dict[str, Any]:
         if "refused" in here:
             places[place.title] = {"refused": here["refused"].setting["reason"]}
             continue
-        rivals = sorted(r.value for r in records if r.metric == "error_at_budget" and r.setting["axis"] == place.title)
+        rivals = sorted(
+            r.value
+            for r in records
+            if r.metric == "error_at_budget" and r.setting["axis"] == place.title
+        )
         places[place.title] = {metric: here[metric].value for metric in METRICS} | {
             "rank": 1 + sum(value < here["error_at_budget"].value for value in rivals),
             "of": len(rivals),

@@ -13,11 +13,23 @@ from typing import ClassVar
 
 import torch
 
-from socft.adjoint import Full
 from socft.checks import require
-from socft.costate import CostateField, CostateSource, FromPolicy, Given
+from socft.costates.adjoint import Full
+from socft.costates.base import Cost
+from socft.costates.fields import CostateField, CostateSource, FromPolicy, Given
+from socft.costates.marginal_score import (
+    AffineMarginals,
+    DenoisingScore,
+    ImplicitScore,
+    KernelScore,
+    MarginalScore,
+    NoiseScore,
+)
+from socft.costates.martingale import Antithetic, FirstOrder, SecondOrder
+from socft.costates.regression import PerStep, Potential
+from socft.costates.time_reversal import Reverser
 from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
-from socft.estimators.base import Cost, Estimator
+from socft.estimators.base import Estimator
 from socft.estimators.baseline import LeaveOneOut, NoBaseline, RegressionBaseline
 from socft.estimators.cross_entropy import CrossEntropy
 from socft.estimators.ddpo import DDPO
@@ -38,18 +50,14 @@ from socft.estimators.socm_adjoint import SOCMAdjoint
 from socft.estimators.td_adjoint import TDAdjoint
 from socft.estimators.truncated_backprop import RandomTruncation, TruncatedBackprop
 from socft.estimators.variance import Variance
-from socft.features import Polynomial
-from socft.field_regression import PerStep, Potential
-from socft.import_path import imported
-from socft.marginal_score import AffineMarginals, DenoisingScore, ImplicitScore, KernelScore, MarginalScore, NoiseScore
-from socft.martingale import Antithetic, FirstOrder, SecondOrder
 from socft.path_measure import mismatch
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference
-from socft.regression import KernelRidge, LinearRegression, Regression
+from socft.regression.features import Polynomial
+from socft.regression.functions import KernelRidge, LinearRegression, Regression
 from socft.rollout import Noise, Path, rollout
-from socft.time_reversal import Reverser
+from socft.study.import_path import imported
 from toy.situations import Situation
 
 
@@ -84,7 +92,9 @@ def evaluations_per_path(cost: Cost, steps: int, labelled: float | None = None) 
     Args:
         labelled: the number of steps whose labels cost anything; all by default.
     """
-    labels = cost.reference + cost.policy + 2 * (cost.reference_derivatives + cost.policy_derivatives)
+    labels = (
+        cost.reference + cost.policy + 2 * (cost.reference_derivatives + cost.policy_derivatives)
+    )
     return round(2 * steps + (steps if labelled is None else labelled) * labels)
 
 
@@ -109,20 +119,34 @@ def _generator(where: Situation, seed: int = AUXILIARY_SEED) -> torch.Generator:
 @torch.no_grad()
 def _own_paths(where: Situation, count: int = FITTED_PATHS) -> Path:
     """Paths of the policy besides those of the estimate."""
-    return rollout(where.problem.reference, where.policy, Noise.sample(where.problem.reference, count, _generator(where)))
+    return rollout(
+        where.problem.reference,
+        where.policy,
+        Noise.sample(where.problem.reference, count, _generator(where)),
+    )
 
 
-_AFFINE, _QUADRATIC, _KERNEL = LinearRegression(Polynomial(1)), LinearRegression(Polynomial(2)), KernelRidge()
+_AFFINE, _QUADRATIC, _KERNEL = (
+    LinearRegression(Polynomial(1)),
+    LinearRegression(Polynomial(2)),
+    KernelRidge(),
+)
 
 
 @functools.lru_cache(maxsize=FITS_KEPT)
 @torch.no_grad()
-def _fitted(where: Situation, regression: Regression = _AFFINE, count: int = FITTED_PATHS) -> CostateSource:
+def _fitted(
+    where: Situation, regression: Regression = _AFFINE, count: int = FITTED_PATHS
+) -> CostateSource:
     """A costate field by regression of the full adjoint, on affine features by default, from paths of its own.
 
     The contenders that a process measures in a situation share it.
     """
-    return Given(PerStep(regression).fit(FullAdjoint().costates(where.problem, where.policy, _own_paths(where, count))))
+    return Given(
+        PerStep(regression).fit(
+            FullAdjoint().costates(where.problem, where.policy, _own_paths(where, count))
+        )
+    )
 
 
 def _require_few_noises(where: Situation, largest: int) -> None:
@@ -149,7 +173,11 @@ class FewerPaths(MarginalScore):
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         noise = Noise(path.noise.initial[: self.count], path.noise.steps[:, : self.count])
-        return self.score.fit(problem, policy, Path(path.states[:, : self.count], path.controls[:, : self.count], noise))
+        return self.score.fit(
+            problem,
+            policy,
+            Path(path.states[:, : self.count], path.controls[:, : self.count], noise),
+        )
 
 
 _DENOISING = DenoisingScore(_AFFINE)
@@ -176,13 +204,17 @@ def _reversed_value(where: Situation) -> Estimator:
     """Values that ride backwards on an affine costate, fitted with quadratic features and differentiated."""
     _require_few_dimensions(where)
     reverser = Reverser(_DENOISING, _generator(where, SCORE_SEED))
-    values = ReversedValues(_fitted(where), reverser).values(where.problem, where.policy, _own_paths(where))
+    values = ReversedValues(_fitted(where), reverser).values(
+        where.problem, where.policy, _own_paths(where)
+    )
     return _bootstrapped(Potential(PerStep(_QUADRATIC)).fit(values))
 
 
 def _least_squares_value(where: Situation) -> Estimator:
     _require_few_dimensions(where)
-    return _bootstrapped(LeastSquaresValue(_QUADRATIC).fit(where.problem, where.policy, _own_paths(where)))
+    return _bootstrapped(
+        LeastSquaresValue(_QUADRATIC).fit(where.problem, where.policy, _own_paths(where))
+    )
 
 
 def _require_few_dimensions(where: Situation) -> None:
@@ -208,14 +240,18 @@ def _mean_end(reference: AffineReference) -> Prediction:
         offsets.append(transfers[-1] @ reference.offset[k] + offsets[-1])
         transfers.append(transfers[-1] @ reference.transfer[k])
     transfer, offset = torch.stack(transfers[::-1]), torch.stack(offsets[::-1])
-    return lambda k, x, v: (transfer[k] @ reference.step(k, x, v).unsqueeze(2)).squeeze(2) + offset[k]
+    return lambda k, x, v: (
+        (transfer[k] @ reference.step(k, x, v).unsqueeze(2)).squeeze(2) + offset[k]
+    )
 
 
 def _moment(where: Situation) -> Estimator:
     """The loss with an initial value that has learnt: fitted to the mismatch of paths of its own, affine in the start."""
     path = _own_paths(where)
     with torch.no_grad():
-        start = _AFFINE.fit(path.states[0], -mismatch(where.problem, path.controls, path).unsqueeze(1))
+        start = _AFFINE.fit(
+            path.states[0], -mismatch(where.problem, path.controls, path).unsqueeze(1)
+        )
     return Moment(lambda x: start(x)[:, 0])
 
 
@@ -233,47 +269,87 @@ PATHWISE = (
         lambda steps: min(10, steps),
     ),
     Contender(
-        "truncated backpropagation, random", lambda where: RandomTruncation(_generator(where)), lambda steps: (steps + 1) / 2
+        "truncated backpropagation, random",
+        lambda where: RandomTruncation(_generator(where)),
+        lambda steps: (steps + 1) / 2,
     ),
     Contender("ReFL", _refl, lambda _: 1),
 )
 CORRECTED = (
-    Contender("martingale, policy's costate", lambda _: MartingaleAdjoint(Antithetic(FromPolicy()))),
-    Contender("martingale, policy's costate, first order", lambda _: MartingaleAdjoint(FirstOrder(FromPolicy()))),
-    Contender("martingale, policy's costate, cheap", lambda _: MartingaleAdjoint(Antithetic(FromPolicy(exact=False)))),
-    Contender("martingale, fitted costate", lambda where: FullMartingaleAdjoint(Antithetic(_fitted(where))), fitted=_COSTATES),
+    Contender(
+        "martingale, policy's costate", lambda _: MartingaleAdjoint(Antithetic(FromPolicy()))
+    ),
+    Contender(
+        "martingale, policy's costate, first order",
+        lambda _: MartingaleAdjoint(FirstOrder(FromPolicy())),
+    ),
+    Contender(
+        "martingale, policy's costate, cheap",
+        lambda _: MartingaleAdjoint(Antithetic(FromPolicy(exact=False))),
+    ),
+    Contender(
+        "martingale, fitted costate",
+        lambda where: FullMartingaleAdjoint(Antithetic(_fitted(where))),
+        fitted=_COSTATES,
+    ),
     Contender(
         "martingale, kernel-ridge costate",
         lambda where: FullMartingaleAdjoint(Antithetic(_fitted(where, _KERNEL, CENTRES))),
         fitted=((CENTRES, FullAdjoint().cost),),
     ),
     Contender("martingale, quadratic costate, second order", _second_order, fitted=_COSTATES),
-    Contender("martingale, exact costate", lambda where: FullMartingaleAdjoint(Antithetic(Given(where.value_gradient)))),
-    Contender("TD(0.9), fitted costate", lambda where: TDAdjoint(_fitted(where), 0.9), fitted=_COSTATES),
-    Contender("TD(0), fitted costate", lambda where: TDAdjoint(_fitted(where), 0.0), fitted=_COSTATES),
+    Contender(
+        "martingale, exact costate",
+        lambda where: FullMartingaleAdjoint(Antithetic(Given(where.value_gradient))),
+    ),
+    Contender(
+        "TD(0.9), fitted costate", lambda where: TDAdjoint(_fitted(where), 0.9), fitted=_COSTATES
+    ),
+    Contender(
+        "TD(0), fitted costate", lambda where: TDAdjoint(_fitted(where), 0.0), fitted=_COSTATES
+    ),
     Contender(
         "least squares, costate form",
-        lambda where: _bootstrapped(LeastSquaresCostate(_AFFINE, Full()).fit(where.problem, where.policy, _own_paths(where))),
+        lambda where: _bootstrapped(
+            LeastSquaresCostate(_AFFINE, Full()).fit(where.problem, where.policy, _own_paths(where))
+        ),
         fitted=_COSTATES,
     ),
     Contender("least squares, value form", _least_squares_value, fitted=_VALUES),
     Contender("time-reversed, fitted costate", _reversed, fitted=_COSTATES),
-    Contender("time-reversed, exact score", lambda where: _reversed_by(where, AffineMarginals()), fitted=_COSTATES),
-    Contender("time-reversed, implicit score", lambda where: _reversed_by(where, ImplicitScore(Polynomial(1))), fitted=_COSTATES),
+    Contender(
+        "time-reversed, exact score",
+        lambda where: _reversed_by(where, AffineMarginals()),
+        fitted=_COSTATES,
+    ),
+    Contender(
+        "time-reversed, implicit score",
+        lambda where: _reversed_by(where, ImplicitScore(Polynomial(1))),
+        fitted=_COSTATES,
+    ),
     Contender(
         "time-reversed, nearest-kernel score",
         lambda where: _reversed_by(where, FewerPaths(KernelScore(), CENTRES)),
         fitted=_COSTATES,
     ),
-    Contender("time-reversed, value form", _reversed_value, fitted=(*_COSTATES, (FITTED_PATHS, Cost(reference=1, policy=1)))),
+    Contender(
+        "time-reversed, value form",
+        _reversed_value,
+        fitted=(*_COSTATES, (FITTED_PATHS, Cost(reference=1, policy=1))),
+    ),
     Contender("time-reversed, exact costate", lambda where: _reversed(where, exact=True)),
-    Contender("time-reversed, exact costate, published pairing", lambda where: _reversed(where, exact=True, published=True)),
+    Contender(
+        "time-reversed, exact costate, published pairing",
+        lambda where: _reversed(where, exact=True, published=True),
+    ),
 )
 ZEROTH_ORDER = (
     Contender("score function, no baseline", lambda _: ScoreFunction(NoBaseline())),
     Contender("score function, leave-one-out", lambda _: ScoreFunction(LeaveOneOut())),
     Contender("score function, regression baseline", lambda _: ScoreFunction(RegressionBaseline())),
-    Contender("score function without KL-to-go", lambda _: ScoreFunctionWithoutKLToGo(LeaveOneOut())),
+    Contender(
+        "score function without KL-to-go", lambda _: ScoreFunctionWithoutKLToGo(LeaveOneOut())
+    ),
     Contender("integration by parts", lambda _: IntegrationByParts(RegressionBaseline())),
     Contender("DDPO", lambda _: DDPO()),
     Contender("DPOK", lambda _: DPOK(RegressionBaseline())),
@@ -287,7 +363,9 @@ PATH_MEASURE = (
     Contender("SOCM", lambda _: SOCM(degree=1)),
     Contender("SOCM-adjoint", lambda _: SOCMAdjoint()),
 )
-CONTENDERS: dict[str, Contender] = {each.name: each for each in (*PATHWISE, *CORRECTED, *ZEROTH_ORDER, *PATH_MEASURE)}
+CONTENDERS: dict[str, Contender] = {
+    each.name: each for each in (*PATHWISE, *CORRECTED, *ZEROTH_ORDER, *PATH_MEASURE)
+}
 
 
 def contender(name: str) -> Contender:
@@ -301,9 +379,15 @@ def contender(name: str) -> Contender:
     """
     if name in CONTENDERS:
         return CONTENDERS[name]
-    require(":" in name, f"there is no estimator {name!r}; give MODULE:NAME, or one of: {', '.join(CONTENDERS)}.")
+    require(
+        ":" in name,
+        f"there is no estimator {name!r}; give MODULE:NAME, or one of: {', '.join(CONTENDERS)}.",
+    )
     make: Callable[[], Estimator] = imported(name)
-    require(callable(make), f"{name} is a {type(make).__name__}; it must be a class or function that makes an estimator.")
+    require(
+        callable(make),
+        f"{name} is a {type(make).__name__}; it must be a class or function that makes an estimator.",
+    )
     try:
         made = make()
     except Exception:  # raised again where it is measured, as that row's error

@@ -136,13 +136,18 @@ def estimate(
     _require_labels(problem, labels)
     means, squares, paths = [], [], labels.states.shape[1]
     for k in range(problem.steps):
-        slope, known = control_slope(estimator, problem, policy, labels, k), features(labels.states[k])
+        slope, known = (
+            control_slope(estimator, problem, policy, labels, k),
+            features(labels.states[k]),
+        )
         means.append((slope.T @ known / paths).flatten())
         squares.append((slope.square().T @ known.square() / paths).flatten())
     return Estimate(paths, torch.cat(means), torch.cat(squares), time.perf_counter() - start)
 
 
-def control_slope(estimator: Estimator, problem: ControlProblem, policy: Policy, labels: Labels, k: int) -> Noises:
+def control_slope(
+    estimator: Estimator, problem: ControlProblem, policy: Policy, labels: Labels, k: int
+) -> Noises:
     """Minus the derivative of each sample's loss of step k in its control, shape (batch, *noise_dims)."""
     rows = labels.step(k)
     with torch.no_grad():
@@ -155,7 +160,9 @@ def control_slope(estimator: Estimator, problem: ControlProblem, policy: Policy,
             f"the loss of {len(control)} rows has shape {tuple(loss.shape)}; it must be one number per row, ({len(control)},).",
         )
         (slope,) = torch.autograd.grad(loss.sum(), control)
-    require_finite(slope, "derivative of the loss", "every derivative in the control must be a finite number.")
+    require_finite(
+        slope, "derivative of the loss", "every derivative in the control must be a finite number."
+    )
     return -slope
 
 
@@ -209,7 +216,10 @@ def _require_labels(problem: ControlProblem, labels: Labels) -> None:
     for name, shape in expected.items():
         found = getattr(labels, name)
         if found is not None:
-            require(tuple(found.shape) == shape, f"the labels' {name} have shape {tuple(found.shape)}; they must have {shape}.")
+            require(
+                tuple(found.shape) == shape,
+                f"the labels' {name} have shape {tuple(found.shape)}; they must have {shape}.",
+            )
             require_finite(found, name, f"the labels' {name} must be finite numbers.")
 
 

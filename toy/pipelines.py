@@ -13,23 +13,30 @@ from collections.abc import Callable
 
 import torch
 
-from socft.adjoint import Lean
-from socft.costate import CostateField, CostateSource, Given
+from socft.costates.adjoint import Lean
+from socft.costates.fields import CostateField, CostateSource, Given
+from socft.costates.marginal_score import MarginalScore
+from socft.costates.martingale import Antithetic, Correction, FirstOrder, mean, situation
+from socft.costates.network import SpaceTimeNetwork, published_huber
+from socft.costates.regression import (
+    Average,
+    CrossFitted,
+    FieldRegression,
+    PerStep,
+    Potential,
+    refine,
+)
+from socft.costates.time_reversal import Reverser
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
 from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
-from socft.features import Features, Polynomial
-from socft.field_regression import Average, CrossFitted, FieldRegression, PerStep, Potential, refine
-from socft.marginal_score import MarginalScore
-from socft.martingale import Antithetic, Correction, FirstOrder, mean, situation
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import States, Step
-from socft.regression import Field, LinearRegression, Regression
+from socft.regression.features import Features, Polynomial
+from socft.regression.functions import Field, LinearRegression, Regression
 from socft.rollout import Noise, Path, rollout
-from socft.space_time import SpaceTimeNetwork, published_huber
-from socft.time_reversal import Reverser
 
 ROUNDS = 10
 """Picard rounds of arXiv 2603.20455v2."""
@@ -56,7 +63,9 @@ class Learner:
     run: Learn
     work: int
 
-    def __call__(self, problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
+    def __call__(
+        self, problem: ControlProblem, policy: Policy, noise: Noise, seed: int
+    ) -> CostateField:
         return self.run(problem, policy, noise, seed)
 
 
@@ -86,7 +95,9 @@ class Learnt:
     evaluations: int
 
 
-def learn(pipeline: Pipeline, problem: ControlProblem, policy: Policy, paths: int, seed: int) -> Learnt:
+def learn(
+    pipeline: Pipeline, problem: ControlProblem, policy: Policy, paths: int, seed: int
+) -> Learnt:
     """Run a pipeline on ``paths`` fresh paths."""
     start = time.perf_counter()
     noise = Noise.sample(problem.reference, paths, torch.Generator().manual_seed(seed))
@@ -111,7 +122,9 @@ def lean(regression: Callable[[int], FieldRegression]) -> Learner:
 
 
 def martingale(
-    regression: Callable[[int], FieldRegression], rounds: int, correction: Callable[[CostateSource], Correction] = FirstOrder
+    regression: Callable[[int], FieldRegression],
+    rounds: int,
+    correction: Callable[[CostateSource], Correction] = FirstOrder,
 ) -> Learner:
     """Lean adjoints, corrected by the field of the round before, cross-fitted; the first round is lean."""
 
@@ -136,7 +149,9 @@ class Fitted:
         return self.by_step[k](x)
 
 
-def martingale_sweep(regression: Regression, correction: Callable[[CostateSource], Correction] = Antithetic) -> Learner:
+def martingale_sweep(
+    regression: Regression, correction: Callable[[CostateSource], Correction] = Antithetic
+) -> Learner:
     """Lean adjoints corrected in one backward pass: the field of a step is fitted before the adjoint is pulled through it.
 
     The paths are split in folds, and each fold is corrected by the field that another one was fitted to.
@@ -145,7 +160,10 @@ def martingale_sweep(regression: Regression, correction: Callable[[CostateSource
     def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
         with torch.no_grad():
             paths = CrossFitted(noise, FOLDS).paths(problem, policy)
-            fields, costates = [Fitted() for _ in paths], [problem.reward.gradient(path.final) for path in paths]
+            fields, costates = (
+                [Fitted() for _ in paths],
+                [problem.reward.gradient(path.final) for path in paths],
+            )
             corrections = [correction(Given(fields[i - 1])) for i in range(FOLDS)]
             for k in reversed(range(problem.steps)):
                 for i, path in enumerate(paths):
@@ -166,13 +184,17 @@ def bellman_sweep(regression: Regression, nodes: int) -> Learner:
 
     def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
         with torch.no_grad():
-            return _bellman(problem, policy, rollout(problem.reference, policy, noise), regression, nodes)
+            return _bellman(
+                problem, policy, rollout(problem.reference, policy, noise), regression, nodes
+            )
 
     return Learner(run, ROLLOUT + PULLED)
 
 
 def martingale_after_bellman(
-    regression: Regression, nodes: int, correction: Callable[[CostateSource], Correction] = Antithetic
+    regression: Regression,
+    nodes: int,
+    correction: Callable[[CostateSource], Correction] = Antithetic,
 ) -> Learner:
     """Lean adjoints corrected by the field of a Bellman sweep on another fold, which removes its bias; one regression more."""
 
@@ -181,28 +203,39 @@ def martingale_after_bellman(
             paths = CrossFitted(noise, FOLDS).paths(problem, policy)
             swept, fits = [_bellman(problem, policy, path, regression, nodes) for path in paths], []
             for i, path in enumerate(paths):
-                samples = MartingaleAdjoint(correction(Given(swept[i - 1]))).costates(problem, policy, path)
+                samples = MartingaleAdjoint(correction(Given(swept[i - 1]))).costates(
+                    problem, policy, path
+                )
                 fits.append(PerStep(regression).fit(samples))
         return Average(tuple(fits))
 
     return Learner(run, ROLLOUT + 2 * PULLED)
 
 
-def _bellman(problem: ControlProblem, policy: Policy, path: Path, regression: Regression, nodes: int) -> Fitted:
+def _bellman(
+    problem: ControlProblem, policy: Policy, path: Path, regression: Regression, nodes: int
+) -> Fitted:
     fitted = Fitted()
     for k in reversed(range(problem.steps)):
         following = mean(situation(Given(fitted), problem, policy, path, k), nodes)
-        fitted.by_step[k] = regression.fit(path.states[k], Lean().pull(problem, policy, k, path.states[k], following))
+        fitted.by_step[k] = regression.fit(
+            path.states[k], Lean().pull(problem, policy, k, path.states[k], following)
+        )
     return fitted
 
 
 def time_reversed(
-    regression: Callable[[int], FieldRegression], score: MarginalScore, rounds: int = ROUNDS, published_pairing: bool = False
+    regression: Callable[[int], FieldRegression],
+    score: MarginalScore,
+    rounds: int = ROUNDS,
+    published_pairing: bool = False,
 ) -> Learner:
     """Time-reversed costates, refitted by Picard iteration on the same paths' ends with fresh reversed noise."""
 
     def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
-        reverser = Reverser(score, torch.Generator().manual_seed(seed + REVERSED_SEED), published_pairing)
+        reverser = Reverser(
+            score, torch.Generator().manual_seed(seed + REVERSED_SEED), published_pairing
+        )
 
         def sample(source: CostateSource):
             return ReversedBSDE(source, reverser).costates
@@ -232,7 +265,9 @@ def least_squares_costate(features: Features) -> Learner:
     """Least-squares Monte Carlo for costates."""
 
     def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
-        return LeastSquaresCostate(LinearRegression(features)).fit(problem, policy, rollout(problem.reference, policy, noise))
+        return LeastSquaresCostate(LinearRegression(features)).fit(
+            problem, policy, rollout(problem.reference, policy, noise)
+        )
 
     return Learner(run, ROLLOUT + PULLED)
 
@@ -241,7 +276,9 @@ def least_squares_value(features: Features) -> Learner:
     """Least-squares Monte Carlo for values, differentiated."""
 
     def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
-        return LeastSquaresValue(LinearRegression(features)).fit(problem, policy, rollout(problem.reference, policy, noise))
+        return LeastSquaresValue(LinearRegression(features)).fit(
+            problem, policy, rollout(problem.reference, policy, noise)
+        )
 
     return Learner(run, ROLLOUT)
 

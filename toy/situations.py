@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
-from socft.costate import CostateField
+from socft.costates.fields import CostateField
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.policy import AffinePolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
@@ -71,7 +71,10 @@ def situation(benchmark: Benchmark, scale: float) -> Situation:
     setting = {"problem": benchmark.name, **benchmark.settings, "scale": scale}
     if isinstance(truth, LinearQuadratic):
         return _linear_quadratic(truth, scale, setting)
-    require(scale in (0.0, 1.0), f"scale = {scale:g}; on {benchmark.name} gradients are exact at 0 and at 1.")
+    require(
+        scale in (0.0, 1.0),
+        f"scale = {scale:g}; on {benchmark.name} gradients are exact at 0 and at 1.",
+    )
     problem, optimum = benchmark.problem, truth.value_gradient
     zero = _by_step(benchmark.uncontrolled.gradient) if "uncontrolled" in benchmark.truths else None
     start, stderr = (None, 0.0) if zero is None else _at_start(problem, zero)
@@ -79,10 +82,15 @@ def situation(benchmark: Benchmark, scale: float) -> Situation:
     if scale == 1.0:
         none = torch.zeros(problem.steps * _columns(problem), dtype=torch.float64)
         return Situation(problem, truth.policy, none, 0.0, optimum, optimum, size, setting)
-    require(start is not None, f"the value of the pre-trained model is not known for {benchmark.name}; take scale = 1.")
+    require(
+        start is not None,
+        f"the value of the pre-trained model is not known for {benchmark.name}; take scale = 1.",
+    )
     assert zero is not None
     assert start is not None
-    return Situation(problem, Uncontrolled(problem.reference), start, stderr, zero, optimum, size, setting)
+    return Situation(
+        problem, Uncontrolled(problem.reference), start, stderr, zero, optimum, size, setting
+    )
 
 
 def _size(problem: ControlProblem) -> float:
@@ -97,12 +105,23 @@ def _by_step(gradient: Callable[[int, States], States]) -> CostateField:
     return lambda k, x: by_step(k, x, gradient)
 
 
-def _linear_quadratic(truth: LinearQuadratic, scale: float, setting: Mapping[str, Any]) -> Situation:
+def _linear_quadratic(
+    truth: LinearQuadratic, scale: float, setting: Mapping[str, Any]
+) -> Situation:
     problem, best = truth.problem, truth.affine_policy
     policy = AffinePolicy(scale * best.gain.detach(), scale * best.offset.detach())
     size = float(_flat(problem, AffinePolicy.zeros(problem.reference)).norm())
     own = evaluate_affine(problem, policy).value
-    return Situation(problem, policy, _flat(problem, policy), 0.0, own.gradient, truth.value_gradient, size, setting)
+    return Situation(
+        problem,
+        policy,
+        _flat(problem, policy),
+        0.0,
+        own.gradient,
+        truth.value_gradient,
+        size,
+        setting,
+    )
 
 
 def _flat(problem: ControlProblem, policy: AffinePolicy) -> Tensor:
@@ -123,7 +142,9 @@ def _at_start(problem: ControlProblem, value_gradient: CostateField) -> tuple[Te
     with torch.no_grad():
         path = rollout(reference, Uncontrolled(reference), noise)
         for k in range(problem.steps):
-            slope = reference.diffusion.transpose(k, path.states[k], value_gradient(k + 1, path.states[k + 1]))
+            slope = reference.diffusion.transpose(
+                k, path.states[k], value_gradient(k + 1, path.states[k + 1])
+            )
             samples = (slope.unsqueeze(2) * affine_features(path.states[k]).unsqueeze(1)).flatten(1)
             means.append(samples.mean(0))
             variance += float(samples.var(0).sum())

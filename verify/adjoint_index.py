@@ -35,8 +35,9 @@ from socft.reference import AffineReference, ScalarDiffusion
 from socft.reward import Quadratic, as_quadratic
 from socft.schedule import variance_preserving
 from socft.truth.linear_quadratic import LinearQuadratic
-from verify.claims import Claim
-from verify.strategies import QuadraticInstance, quadratic_instances
+from verify.support.claims import Claim
+from verify.support.instances import QuadraticInstance
+from verify.support.strategies import quadratic_instances
 
 CLAIM = Claim(
     name="adjoint_index",
@@ -75,7 +76,10 @@ def fixed_point(problem: ControlProblem, target: Target) -> AffinePolicy:
     gains, offsets = [], []
     for k in reversed(range(problem.steps)):
         A, b = float(reference.transfer[k]), float(reference.offset[k])
-        sigma, weight = float(reference.diffusion.sigma[k]), target.following + target.current * float(reference.transfer[k])
+        sigma, weight = (
+            float(reference.diffusion.sigma[k]),
+            target.following + target.current * float(reference.transfer[k]),
+        )
         share = 1 - weight * sigma**2 * p / float(problem.beta[k])
         slope, level = p * A / share, (p * b + c) / share
         gains.append(weight * sigma * slope / float(problem.beta[k]))
@@ -88,7 +92,10 @@ def fixed_point(problem: ControlProblem, target: Target) -> AffinePolicy:
 def relative_error(truth: LinearQuadratic, policy: AffinePolicy) -> float:
     """Largest error of gain and offset over the largest optimal one."""
     best = truth.affine_policy
-    apart = max(float((policy.gain - best.gain).abs().max()), float((policy.offset - best.offset).abs().max()))
+    apart = max(
+        float((policy.gain - best.gain).abs().max()),
+        float((policy.offset - best.offset).abs().max()),
+    )
     return apart / max(float(best.gain.abs().max()), float(best.offset.abs().max()))
 
 
@@ -98,7 +105,13 @@ def test_holds(instance: QuadraticInstance) -> None:
     """The exact index has the optimum as its fixed point."""
     truth = instance.solve()
     amplified = ROUNDING * float((1 / instance.lams).prod())
-    CLAIM.equals(relative_error(truth, fixed_point(truth.problem, EXACT)), 0.0, instance, amplified, "exact index")
+    CLAIM.equals(
+        relative_error(truth, fixed_point(truth.problem, EXACT)),
+        0.0,
+        instance,
+        amplified,
+        "exact index",
+    )
 
 
 def test_published_index_is_of_first_order() -> None:
@@ -106,25 +119,36 @@ def test_published_index_is_of_first_order() -> None:
     truths = [_fine_tuning(T) for T in STEPS]
     policies = [fixed_point(truth.problem, PUBLISHED) for truth in truths]
     errors = [relative_error(truth, policy) for truth, policy in zip(truths, policies, strict=True)]
-    missing = [truth.objective - truth.evaluate(policy).objective for truth, policy in zip(truths, policies, strict=True)]
+    missing = [
+        truth.objective - truth.evaluate(policy).objective
+        for truth, policy in zip(truths, policies, strict=True)
+    ]
     where = {"T": list(STEPS), "relative errors": errors, "missing objective": missing}
     CLAIM.equals(math.log2(errors[0] / errors[1]), 1.0, where, NEXT, "order of the control")
     CLAIM.equals(math.log2(missing[0] / missing[1]), 2.0, where, NEXT, "order of the objective")
     coarse = _fine_tuning(25)
     error = relative_error(coarse, fixed_point(coarse.problem, PUBLISHED))
-    CLAIM.finding(f"with 25 steps at q = 4 the target with the costate of step k is off by {100 * error:.1f}%", {"T": 25, "q": 4.0})
+    CLAIM.finding(
+        f"with 25 steps at q = 4 the target with the costate of step k is off by {100 * error:.1f}%",
+        {"T": 25, "q": 4.0},
+    )
 
 
 def test_needs_the_following_costate() -> None:
     """With the costate of step k the fixed point is not the optimum."""
     truth = _fine_tuning(25)
     CLAIM.breaks(
-        relative_error(truth, fixed_point(truth.problem, PUBLISHED)), ROUNDING, {"T": 25, "q": 4.0}, "costate of step k + 1"
+        relative_error(truth, fixed_point(truth.problem, PUBLISHED)),
+        ROUNDING,
+        {"T": 25, "q": 4.0},
+        "costate of step k + 1",
     )
 
 
 def _fine_tuning(T: int) -> LinearQuadratic:
-    reward = Quadratic(torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64))
+    reward = Quadratic(
+        torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)
+    )
     reference = affine_reference(Gaussian([0.5], [[0.6]]), variance_preserving(T, 4.0))
     return LinearQuadratic(ControlProblem(reference, reward, 1.0))
 

@@ -30,17 +30,11 @@ from scipy.optimize import root_scalar
 from socft import theory
 from socft.checks import InvalidProblem
 from socft.truth.quadrature import measured_beta, solve_backward
-from verify.claims import Claim
-from verify.strategies import (
-    Factor,
-    MixtureScore,
-    ProductInstance,
-    QuadraticInstance,
-    Sine,
-    Softplus,
-    TanhScore,
-    grids_for,
-)
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.scores import MixtureScore, TanhScore
+from verify.support.strategies import Sine, Softplus
+from verify.support.suprema import grids_for
 
 CLAIM = Claim(
     name="beta_tightness",
@@ -56,7 +50,9 @@ WIDTH = math.log(16)
 """First width of the bracket on log(beta) below the sharper sufficient weight; it grows until the necessary one is inside."""
 FAMILIES = {
     "tanh score, sine reward": Factor(TanhScore(c=0.8, b=0.4), Sine(1.0, 1.5, 0.3)),
-    "mixture score, sine reward": Factor(MixtureScore((0.5, 0.5), (-1.0, 1.0), (0.5, 0.5)), Sine(1.0, 1.5, 0.3)),
+    "mixture score, sine reward": Factor(
+        MixtureScore((0.5, 0.5), (-1.0, 1.0), (0.5, 0.5)), Sine(1.0, 1.5, 0.3)
+    ),
     "affine score, softplus reward": Factor(TanhScore(c=0.2), Softplus(1.0, 2.0)),
 }
 STEPS = (1, 2, 4, 12)
@@ -72,16 +68,27 @@ def measure(instance: ProductInstance, lam: float) -> float:
             curvature = solve_backward(instance.problem(math.exp(log_beta)), grids).curvature
         except InvalidProblem:
             return 100.0
-        return math.log(float((variance * torch.tensor(curvature, dtype=torch.float64)).max()) / (1 - lam)) - log_beta
+        return (
+            math.log(
+                float((variance * torch.tensor(curvature, dtype=torch.float64)).max()) / (1 - lam)
+            )
+            - log_beta
+        )
 
     high = math.log(bound(instance, lam, theory.Sharp()))
     low = high - WIDTH
     while excess(low) < 0:
         low -= WIDTH
-    return math.exp(root_scalar(excess, bracket=(low, high + SEARCHED), method="brentq", xtol=SEARCHED / 10).root)
+    return math.exp(
+        root_scalar(
+            excess, bracket=(low, high + SEARCHED), method="brentq", xtol=SEARCHED / 10
+        ).root
+    )
 
 
-def bound(instance: ProductInstance | QuadraticInstance, lam: float, bounds: theory.Bounds) -> float:
+def bound(
+    instance: ProductInstance | QuadraticInstance, lam: float, bounds: theory.Bounds
+) -> float:
     """The weight that Theorem 2.8's condition asks for."""
     return float(theory.constant_beta(instance.chain, lam, theory.Optimum(bounds)).beta[0])
 
@@ -92,11 +99,22 @@ def test_holds(family: str) -> None:
     for steps in STEPS:
         instance = member(FAMILIES[family], steps)
         necessary = measure(instance, LAM)
-        paper, sharp, exact = (bound(instance, LAM, b) for b in (theory.Paper(), theory.Sharp(), instance.sharp))
-        where = {"family": family, "instance": instance.describe(), "paper": paper, "sharp": sharp, "exact means": exact}
+        paper, sharp, exact = (
+            bound(instance, LAM, b) for b in (theory.Paper(), theory.Sharp(), instance.sharp)
+        )
+        where = {
+            "family": family,
+            "instance": instance.describe(),
+            "paper": paper,
+            "sharp": sharp,
+            "exact means": exact,
+        }
         CLAIM.holds(necessary, paper, where, sharp=exact, slack=SEARCHED)
         gaps[steps] = [round(x / necessary, 2) for x in (paper, sharp, exact)]
-    CLAIM.finding(f"{family}: sufficient over necessary β (paper, sharper, with exact mean maps) by T: {gaps}", {"lam": LAM})
+    CLAIM.finding(
+        f"{family}: sufficient over necessary β (paper, sharper, with exact mean maps) by T: {gaps}",
+        {"lam": LAM},
+    )
 
 
 def test_necessary_weight_is_the_one_of_the_package() -> None:
@@ -111,7 +129,10 @@ def test_is_attained(steps: int) -> None:
     """A convex quadratic reward: necessary by Riccati's recursion in ball arithmetic, a relative `SEARCHED` below sufficient."""
     instance, lam = _quadratic(steps), 0.1
     sufficient = bound(instance, lam, theory.Paper())
-    low, high = _largest_rate(instance, sufficient * (1 - SEARCHED)), _largest_rate(instance, sufficient * (1 + SEARCHED))
+    low, high = (
+        _largest_rate(instance, sufficient * (1 - SEARCHED)),
+        _largest_rate(instance, sufficient * (1 + SEARCHED)),
+    )
     where = {"instance": instance.describe(), "beta": sufficient, "lam": lam}
     CLAIM.certified(high, flint.arb(1 - lam), where, "sufficient")
     CLAIM.certified(flint.arb(1 - lam), low, where, "necessary")
@@ -132,9 +153,16 @@ def test_needs_the_necessary_weight(family: str) -> None:
     instance = member(FAMILIES[family], 2)
     beta = 0.9 * measure(instance, 0.3)
     problem = instance.problem(beta)
-    curvature = torch.tensor(solve_backward(problem, grids_for(problem)).curvature, dtype=torch.float64)
+    curvature = torch.tensor(
+        solve_backward(problem, grids_for(problem)).curvature, dtype=torch.float64
+    )
     rate = float((instance.schedule.sigma.square() * curvature).max()) / beta
-    CLAIM.breaks(rate, 0.7, {"family": family, "instance": instance.describe(), "beta": beta, "lam": 0.3}, "necessary weight")
+    CLAIM.breaks(
+        rate,
+        0.7,
+        {"family": family, "instance": instance.describe(), "beta": beta, "lam": 0.3},
+        "necessary weight",
+    )
 
 
 def test_needs_convexity_to_be_attained() -> None:
@@ -145,9 +173,14 @@ def test_needs_convexity_to_be_attained() -> None:
     def excess(beta: float) -> float:
         return float(_largest_rate(instance, beta)) - (1 - lam)
 
-    necessary = root_scalar(excess, bracket=(sufficient / 16, sufficient), method="brentq", rtol=SEARCHED).root
+    necessary = root_scalar(
+        excess, bracket=(sufficient / 16, sufficient), method="brentq", rtol=SEARCHED
+    ).root
     CLAIM.holds(necessary, sufficient, instance, slack=SEARCHED, part="concave quadratic reward")
-    CLAIM.finding(f"concave quadratic reward, T = 4: sufficient over necessary β is {sufficient / necessary:.3f}", instance)
+    CLAIM.finding(
+        f"concave quadratic reward, T = 4: sufficient over necessary β is {sufficient / necessary:.3f}",
+        instance,
+    )
 
 
 def member(factor: Factor, steps: int) -> ProductInstance:
@@ -158,13 +191,22 @@ def member(factor: Factor, steps: int) -> ProductInstance:
 
 def _quadratic(steps: int, curvature: float = 1.5) -> QuadraticInstance:
     levels = tuple(0.3 * (0.95 / 0.3) ** (t / steps) for t in range(steps + 1))
-    return QuadraticInstance(levels=levels, lam=(0.5,) * steps, score=(0.2,), shift=(0.0,), curvature=(curvature,), slope=(0.0,))
+    return QuadraticInstance(
+        levels=levels,
+        lam=(0.5,) * steps,
+        score=(0.2,),
+        shift=(0.0,),
+        curvature=(curvature,),
+        slope=(0.0,),
+    )
 
 
 def _largest_rate(instance: QuadraticInstance, beta: float) -> flint.arb:
     """``max_t sigma_t^2 |P_{t+1}| / beta``, P by Riccati's recursion."""
     P, largest = flint.arb(instance.curvature[0]), flint.arb(0)
-    for sigma, slope in zip(instance.schedule.sigma.tolist()[::-1], instance.mean_L0.tolist()[::-1], strict=True):
+    for sigma, slope in zip(
+        instance.schedule.sigma.tolist()[::-1], instance.mean_L0.tolist()[::-1], strict=True
+    ):
         rate = flint.arb(sigma) ** 2 * P / beta
         largest = largest.max(abs(rate))
         P = flint.arb(slope) ** 2 * P / (1 - rate)

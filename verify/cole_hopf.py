@@ -33,8 +33,9 @@ from socft.reward import Quadratic
 from socft.schedule import variance_preserving
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.mixture import TiltedMixture
-from verify.claims import Claim
-from verify.strategies import MixtureScore, mixture_scores, numbers
+from verify.support.claims import Claim
+from verify.support.scores import MixtureScore
+from verify.support.strategies import mixture_scores, numbers
 
 CLAIM = Claim(
     name="cole_hopf",
@@ -61,7 +62,9 @@ def measure(score: MixtureScore, reward: Quadratic, beta: float, level: float, y
         math.log(w) - (x - m) ** 2 / (2 * v) - math.log(v) / 2
         for w, m, v in zip(score.weights, score.means, score.variances, strict=True)
     ]
-    joint = torch.logsumexp(torch.stack(each), 0) - (y - math.sqrt(level) * x) ** 2 / (2 * (1 - level))
+    joint = torch.logsumexp(torch.stack(each), 0) - (y - math.sqrt(level) * x) ** 2 / (
+        2 * (1 - level)
+    )
     gained = reward(x[:, None]) / beta
     return beta * (torch.logsumexp(joint + gained, 1) - torch.logsumexp(joint, 1))
 
@@ -71,18 +74,35 @@ def measure(score: MixtureScore, reward: Quadratic, beta: float, level: float, y
 def test_holds(score: MixtureScore, p: float, slope: float, beta: float, level: float) -> None:
     """The value of random mixtures."""
     reward = _reward(p, slope)
-    truth = TiltedMixture(GaussianMixture(score.weights, score.means, score.variances), reward, beta)
+    truth = TiltedMixture(
+        GaussianMixture(score.weights, score.means, score.variances), reward, beta
+    )
     y = torch.linspace(-3, 3, 13, dtype=torch.float64)[:, None]
     value = truth.value(level, y)
-    where = {"weights": score.weights, "means": score.means, "variances": score.variances, "p": p, "q": slope, "beta": beta}
+    where = {
+        "weights": score.weights,
+        "means": score.means,
+        "variances": score.variances,
+        "p": p,
+        "q": slope,
+        "beta": beta,
+    }
     scale = 1 + float(value.abs().max())
-    CLAIM.equals((measure(score, reward, beta, level, y) - value) / scale, 0.0, {**where, "level": level}, QUADRATURE, "value")
+    CLAIM.equals(
+        (measure(score, reward, beta, level, y) - value) / scale,
+        0.0,
+        {**where, "level": level},
+        QUADRATURE,
+        "value",
+    )
 
 
 def test_holds_symbolically() -> None:
     """The nonlinear term of (79) cancels against that of the second derivative."""
     left = _transformed(sympy.Symbol("beta", positive=True))
-    CLAIM.equals(float(left != 0), 0.0, {"symbolic": True, "left over": str(left)}, QUADRATURE, "symbolic")
+    CLAIM.equals(
+        float(left != 0), 0.0, {"symbolic": True, "left over": str(left)}, QUADRATURE, "symbolic"
+    )
 
 
 def test_law_tends_to_the_tilt() -> None:
@@ -106,9 +126,17 @@ def test_needs_a_constant_weight() -> None:
     left = _transformed(8 - 7 * tau)
     assert left != 0
     law = _final_law(STEPS, 4.0, torch.linspace(8, 1, STEPS, dtype=torch.float64))
-    nearest = min(_from_tilt(law, beta) for beta in torch.linspace(1, 8, 701, dtype=torch.float64).tolist())
+    nearest = min(
+        _from_tilt(law, beta) for beta in torch.linspace(1, 8, 701, dtype=torch.float64).tolist()
+    )
     constant = _from_tilt(_final_law(STEPS, 4.0, 1.0), 1.0)
-    where = {"q": 4.0, "T": STEPS, "beta": "8 - 7 tau", "left over": str(left), "at constant beta": constant}
+    where = {
+        "q": 4.0,
+        "T": STEPS,
+        "beta": "8 - 7 tau",
+        "left over": str(left),
+        "at constant beta": constant,
+    }
     CLAIM.breaks(nearest, 2 * constant, where, "constant beta: distance to the nearest tilt")
 
 
@@ -118,8 +146,15 @@ def _transformed(beta: sympy.Expr) -> sympy.Expr:
     q = sympy.Symbol("q", positive=True)
     phi = sympy.Function("phi", positive=True)(tau, y)
     value, drift = beta * sympy.log(phi), q * (y / 2 + s)
-    equation = value.diff(tau) + drift * value.diff(y) + q / 2 * value.diff(y, 2) + q / (2 * beta) * value.diff(y) ** 2
-    return sympy.simplify(equation.subs(phi.diff(tau), -drift * phi.diff(y) - q / 2 * phi.diff(y, 2)))
+    equation = (
+        value.diff(tau)
+        + drift * value.diff(y)
+        + q / 2 * value.diff(y, 2)
+        + q / (2 * beta) * value.diff(y) ** 2
+    )
+    return sympy.simplify(
+        equation.subs(phi.diff(tau), -drift * phi.diff(y) - q / 2 * phi.diff(y, 2))
+    )
 
 
 def _distance(steps: int, q: float) -> float:
@@ -137,8 +172,12 @@ def _from_tilt(law: Gaussian, beta: float) -> float:
     """Distance in mean and deviation from the tilt ``N(0.5, 0.6) exp(r / beta)``, by completing the square."""
     precision = 1 / 0.6 + 1 / beta
     centre = (0.5 / 0.6 + 1 / beta) / precision
-    return math.hypot(float(law.mean[0]) - centre, math.sqrt(float(law.covariance[0, 0])) - precision**-0.5)
+    return math.hypot(
+        float(law.mean[0]) - centre, math.sqrt(float(law.covariance[0, 0])) - precision**-0.5
+    )
 
 
 def _reward(p: float, slope: float) -> Quadratic:
-    return Quadratic(torch.tensor([[p]], dtype=torch.float64), torch.tensor([slope], dtype=torch.float64))
+    return Quadratic(
+        torch.tensor([[p]], dtype=torch.float64), torch.tensor([slope], dtype=torch.float64)
+    )

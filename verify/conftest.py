@@ -32,9 +32,9 @@ from hypothesis.internal.constants_ast import Constants
 
 import socft
 from socft.records import write_atomically
-from verify.claims import Claim, Tally, record_of, summary, update_records
+from verify.support.claims import Claim, Tally, record_of, summary, update_records
 
-collect_ignore = ["claims.py", "readme.py", "strategies.py"]
+collect_ignore = ["support"]
 
 EXAMPLES = 40
 """Examples of a property-based test whose instances take about 0.1 s to solve; cheaper tests ask for more."""
@@ -60,8 +60,18 @@ _FOLDER = Path(__file__).parent
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("verify", "claims")
     group.addoption("--records", type=Path, help="file of records to update, one line per claim")
-    group.addoption("--minutes", type=float, default=0.0, help="minutes to spend on searching for worse instances")
-    group.addoption("--state", type=Path, default=Path("build/verify"), help="folder in which a search keeps what it has found")
+    group.addoption(
+        "--minutes",
+        type=float,
+        default=0.0,
+        help="minutes to spend on searching for worse instances",
+    )
+    group.addoption(
+        "--state",
+        type=Path,
+        default=Path("build/verify"),
+        help="folder in which a search keeps what it has found",
+    )
     group.addoption("--events", type=Path, help="file to which news of the claims are appended")
 
 
@@ -123,7 +133,9 @@ class _Session:
             result = yield
             for seed in search.seeds():
                 hypothesis.seed(seed)(pyfuncitem.obj)
-                pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames})
+                pyfuncitem.obj(
+                    **{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+                )
             return result
         finally:
             claim.tally = search.total()
@@ -132,7 +144,11 @@ class _Session:
         """Names of the tests in the file of a test, with their parameters; those that were deselected too."""
         module: Any = getattr(item, "module", None)
         names = self.collected.get(claim.name, set())
-        functions = {name for name, value in vars(module).items() if name.startswith("test") and callable(value)}
+        functions = {
+            name
+            for name, value in vars(module).items()
+            if name.startswith("test") and callable(value)
+        }
         return sorted(names | (functions - {name.split("[")[0] for name in names}))
 
     def _share(self, minutes: float) -> float:
@@ -148,7 +164,9 @@ class _Session:
         if claim is not None and (report.when == "call" or report.failed):
             tally = claim.take()
             if report.failed and tally.failure is None:
-                tally.errors.append(f"{item.name}: {call.excinfo.exconly() if call.excinfo else 'failed'}")
+                tally.errors.append(
+                    f"{item.name}: {call.excinfo.exconly() if call.excinfo else 'failed'}"
+                )
             about = claim.record(Tally()) | {"test": item.name, "tests": self._tests(claim, item)}
             report.user_properties.append((_TALLY, json.dumps(about | {"tally": tally.encode()})))
         return report
@@ -163,7 +181,12 @@ class _Session:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         file = Path(report.nodeid)
-        if report.failed and not self.worker and file.suffix == ".py" and (self.config.rootpath / file).parent == _FOLDER:
+        if (
+            report.failed
+            and not self.worker
+            and file.suffix == ".py"
+            and (self.config.rootpath / file).parent == _FOLDER
+        ):
             line = self.ledger.fail(file.stem, str(report.longrepr).strip().splitlines()[-1])
             _say(self.config, line | {"pending": []})
 
@@ -179,7 +202,9 @@ class _Session:
             terminalreporter.write_line(summary(line))
         file = self.config.getoption("--records")
         for name in self.ledger.partial if file is not None else ():
-            terminalreporter.write_line(f"{name}: its line in {file} is unchanged, because only some of its tests ran")
+            terminalreporter.write_line(
+                f"{name}: its line in {file} is unchanged, because only some of its tests ran"
+            )
 
 
 class _Ledger:
@@ -194,7 +219,9 @@ class _Ledger:
     def add(self, row: dict[str, Any]) -> dict[str, Any]:
         """Merge what one test recorded; returns the claim's line so far."""
         name = row["claim"]
-        self.headings[name] = {key: row[key] for key in ("claim", "file", "source", "kind", "statement")}
+        self.headings[name] = {
+            key: row[key] for key in ("claim", "file", "source", "kind", "statement")
+        }
         self.missing.setdefault(name, set(row["tests"])).discard(row["test"])
         self.tallies.setdefault(name, Tally()).merge(Tally.decode(row["tally"]))
         self.lines[name] = record_of(self.headings[name], self.tallies[name])
@@ -202,7 +229,13 @@ class _Ledger:
 
     def fail(self, name: str, error: str) -> dict[str, Any]:
         """A file that could not be loaded: its claim is not measured."""
-        heading = {"claim": name, "file": f"verify/{name}.py", "source": "", "kind": "", "statement": ""}
+        heading = {
+            "claim": name,
+            "file": f"verify/{name}.py",
+            "source": "",
+            "kind": "",
+            "statement": "",
+        }
         self.missing[name] = set()
         self.lines[name] = record_of(heading, Tally(errors=[error]))
         return self.lines[name]
@@ -256,7 +289,11 @@ class _Search:
         write_atomically(self.file, content.encode())
         _say(
             self.config,
-            {"claim": self.claim.name, "searched": self.found.seeds, "ratio": self.found.worst.ratio if self.found.worst else None},
+            {
+                "claim": self.claim.name,
+                "searched": self.found.seeds,
+                "ratio": self.found.worst.ratio if self.found.worst else None,
+            },
         )
 
     def _load(self) -> Tally:
@@ -287,7 +324,7 @@ def _code_version(file: Path) -> str:
     """Digest of the code whose results a search may keep: the file, what it is built on, and the package."""
     digest = hashlib.sha256()
     package = Path(socft.__file__).parent
-    shared = [path for path in sorted(_FOLDER.glob("*.py")) if not re.search(r"^CLAIM\b", path.read_text(), re.MULTILINE)]
+    shared = sorted((_FOLDER / "support").rglob("*.py"))
     for path in (file, *shared, *sorted(package.rglob("*.py"))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

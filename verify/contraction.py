@@ -38,15 +38,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
-from socft.bellman import BellmanStep
 from socft.checks import require
 from socft.pi_ft import Sweep, sweep
 from socft.problem import ControlProblem
+from socft.truth.bellman import BellmanStep
 from socft.truth.quadrature import Quadrature
-from verify.balls import ball
-from verify.claims import Claim
-from verify.iterates import Chained
-from verify.strategies import ACCURACY, Factor, Parabola, ProductInstance, TanhScore, instances
+from verify.support.balls import ball
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance
+from verify.support.iterates import Chained
+from verify.support.rewards import Parabola
+from verify.support.scores import TanhScore
+from verify.support.strategies import instances
+from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="contraction",
@@ -71,8 +75,13 @@ def measure(truth: Quadrature, updates: int) -> Tensor:
 
 def map_constants(problem: ControlProblem, result: Sweep) -> Tensor:
     """``sup rho |Hess G V_{t+1}|`` of the values of one pass, the Lipschitz constants of its updates, shape (T,)."""
-    steps = [BellmanStep.build(problem, k, result.grids[k], result.values[k + 1]) for k in range(problem.steps)]
-    return torch.tensor([float(step.rho.max()) * step.curvature() for step in steps], dtype=torch.float64)
+    steps = [
+        BellmanStep.build(problem, k, result.grids[k], result.values[k + 1])
+        for k in range(problem.steps)
+    ]
+    return torch.tensor(
+        [float(step.rho.max()) * step.curvature() for step in steps], dtype=torch.float64
+    )
 
 
 def bound(instance: Chained, beta: Tensor, statement: theory.Statement = PAPER) -> Tensor:
@@ -88,7 +97,9 @@ def test_holds(instance: ProductInstance, updates: int) -> None:
     sharper = bound(instance, beta, theory.Iterates(instance.sharp))
     where = {"instance": instance.describe(), "updates": updates}
     CLAIM.holds(measured[0], bound(instance, beta), where, sharp=sharper, floor=FLOOR, part="map")
-    CLAIM.holds(measured[1], bound(instance, beta), where, sharp=sharper, floor=FLOOR, part="increments")
+    CLAIM.holds(
+        measured[1], bound(instance, beta), where, sharp=sharper, floor=FLOOR, part="increments"
+    )
 
 
 @pytest.mark.parametrize("curvature", [1.5, -1.5])
@@ -107,8 +118,16 @@ def test_is_attained_at_every_step() -> None:
     optimum = theory.Optimum(theory.Paper())
     beta = instance.beta(optimum)
     factors = measure(instance.parts(beta)[0], updates)[0]
-    for factor, limit in zip(factors.tolist(), bound(instance, beta, optimum).tolist(), strict=True):
-        CLAIM.attained(factor, limit, {"instance": instance.describe(), "updates": updates}, slack=ACCURACY, part="all steps")
+    for factor, limit in zip(
+        factors.tolist(), bound(instance, beta, optimum).tolist(), strict=True
+    ):
+        CLAIM.attained(
+            factor,
+            limit,
+            {"instance": instance.describe(), "updates": updates},
+            slack=ACCURACY,
+            part="all steps",
+        )
 
 
 def test_partial_sum() -> None:
@@ -125,7 +144,9 @@ def test_needs_the_condition_on_beta(curvature: float) -> None:
     instance = _quadratic(steps=1, curvature=curvature)
     problem = instance.problem(0.8 * instance.schedule.sigma.square() * abs(curvature))
     grids = instance.parts(instance.beta(PAPER))[0].grids
-    CLAIM.breaks(float(_largest_ratios(sweep(problem, grids, 4))[0]), 1.0, instance, "condition on beta")
+    CLAIM.breaks(
+        float(_largest_ratios(sweep(problem, grids, 4))[0]), 1.0, instance, "condition on beta"
+    )
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -141,11 +162,21 @@ def test_certified(sign: int, updates: int) -> None:
             largest = largest.max(share.upper())
             continue
         require(
-            high - low > SMALLEST, f"no proof at lam = {float(low)}, curvature = {float(left)}; the statement is false or tight."
+            high - low > SMALLEST,
+            f"no proof at lam = {float(low)}, curvature = {float(left)}; the statement is false or tight.",
         )
         middle, centre = (low + high) / 2, (left + right) / 2
-        open_cells += [(a, b, c, d) for a, b in ((low, middle), (middle, high)) for c, d in ((left, centre), (centre, right))]
-    where = {"lam": [0.1, 0.8], "curvature over its bound": [0, 1], "sign": sign, "updates": updates}
+        open_cells += [
+            (a, b, c, d)
+            for a, b in ((low, middle), (middle, high))
+            for c, d in ((left, centre), (centre, right))
+        ]
+    where = {
+        "lam": [0.1, 0.8],
+        "curvature over its bound": [0, 1],
+        "sign": sign,
+        "updates": updates,
+    }
     CLAIM.certified(largest, flint.arb(1), where, part="quadratic family")
 
 
@@ -167,7 +198,11 @@ def _largest_ratios(result: Sweep) -> Tensor:
 def _quadratic(steps: int, curvature: float) -> ProductInstance:
     """A quadratic problem whose mean map is as steep as its Lipschitz constant allows."""
     levels = tuple(0.4 * (0.95 / 0.4) ** (t / steps) for t in range(steps + 1))
-    return ProductInstance(levels=levels, lam=(0.5,) * steps, factors=(Factor(TanhScore(c=-0.2), Parabola(curvature, 0.5)),))
+    return ProductInstance(
+        levels=levels,
+        lam=(0.5,) * steps,
+        factors=(Factor(TanhScore(c=-0.2), Parabola(curvature, 0.5)),),
+    )
 
 
 def _partial_sums(instance: ProductInstance, beta: Tensor, updates: int) -> Tensor:

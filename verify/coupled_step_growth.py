@@ -33,9 +33,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from socft import theory
-from verify.claims import Claim, steer
-from verify.iterates import VISIBLE, iterate
-from verify.strategies import ACCURACY, Factor, Parabola, ProductInstance, PseudoHuber, TanhScore, curved_rewards, line_instances
+from verify.support.claims import Claim, steer
+from verify.support.instances import Factor, ProductInstance
+from verify.support.iterates import VISIBLE, iterate
+from verify.support.rewards import Parabola
+from verify.support.scores import TanhScore
+from verify.support.strategies import PseudoHuber, curved_rewards, line_instances
+from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="coupled_step_growth",
@@ -50,7 +54,11 @@ BITS = 200
 
 def measure(w: float, p: float, rounds: int) -> flint.arb:
     """``|e(m)|`` of the first step, relative to the slope of its mean map."""
-    r, total, power = -flint.arb(w) * (1 + flint.arb(p) ** (2 * rounds + 1)), flint.arb(0), flint.arb(1)
+    r, total, power = (
+        -flint.arb(w) * (1 + flint.arb(p) ** (2 * rounds + 1)),
+        flint.arb(0),
+        flint.arb(1),
+    )
     for _ in range(rounds):
         power = power * r
         total = total + power
@@ -75,7 +83,10 @@ def test_certified(digits: int) -> None:
     CLAIM.holds(float(inner), P, where, part="inner maps contract")
     CLAIM.certified(flint.arb(10) ** digits, growth, where, "growth")
     CLAIM.certified(inner, flint.arb(P), where, "inner contraction")
-    CLAIM.finding("no factor bounds how much one more update of every step may increase the error of a control", {"p": P})
+    CLAIM.finding(
+        "no factor bounds how much one more update of every step may increase the error of a control",
+        {"p": P},
+    )
 
 
 def test_holds_for_exact_pi_ft() -> None:
@@ -83,7 +94,12 @@ def test_holds_for_exact_pi_ft() -> None:
     instance = _two_steps()
     beta = _weights(instance, cancellation(P) * (1 - 1e-4))
     errors = [float(iterate(instance, beta, m).control_error[0]) for m in (2, 3)]
-    CLAIM.holds(1000.0, errors[1] / errors[0], {"instance": instance.describe(), "beta": beta}, part="by quadrature")
+    CLAIM.holds(
+        1000.0,
+        errors[1] / errors[0],
+        {"instance": instance.describe(), "beta": beta},
+        part="by quadrature",
+    )
 
 
 @pytest.mark.parametrize("delta", [10.0, 30.0, 100.0])
@@ -92,14 +108,26 @@ def test_growth_with_a_bounded_gradient(delta: float) -> None:
     found = []
     for factor in torch.linspace(0.8, 1.2, 9, dtype=torch.float64).tolist():
         w = factor * cancellation(P)
-        instance = dataclasses.replace(_two_steps(), factors=(Factor(TanhScore(c=0.1), PseudoHuber(delta, 0.0, -1.5)),))
+        instance = dataclasses.replace(
+            _two_steps(), factors=(Factor(TanhScore(c=0.1), PseudoHuber(delta, 0.0, -1.5)),)
+        )
         beta = _weights(instance, w)
-        inner = float((instance.parts(beta)[0].curvature * theory.proximal_step(instance.chain, beta)).max())
+        inner = float(
+            (instance.parts(beta)[0].curvature * theory.proximal_step(instance.chain, beta)).max()
+        )
         errors = [float(iterate(instance, beta, m).control_error[0]) for m in (2, 3)]
-        found.append((errors[1] / errors[0], {"instance": instance.describe(), "beta": beta, "updates": [2, 3], "inner": inner}))
+        found.append(
+            (
+                errors[1] / errors[0],
+                {"instance": instance.describe(), "beta": beta, "updates": [2, 3], "inner": inner},
+            )
+        )
     growth, where = max(found, key=lambda pair: pair[0])
     CLAIM.holds(1.0, growth, where, part="bounded gradient")
-    CLAIM.finding(f"pseudo-Huber reward, delta = {delta:g}: a single step of the error grows {growth:.2f} times", where)
+    CLAIM.finding(
+        f"pseudo-Huber reward, delta = {delta:g}: a single step of the error grows {growth:.2f} times",
+        where,
+    )
 
 
 def test_growth_where_the_theorem_applies() -> None:
@@ -107,7 +135,10 @@ def test_growth_where_the_theorem_applies() -> None:
     largest: list[tuple[float, dict[str, object]]] = [(0.0, {})]
 
     @settings(max_examples=20)
-    @given(line_instances(steps=3, rewards=curved_rewards(), lam=st.sampled_from([0.05, 0.1, 0.3])), st.integers(1, 4))
+    @given(
+        line_instances(steps=3, rewards=curved_rewards(), lam=st.sampled_from([0.05, 0.1, 0.3])),
+        st.integers(1, 4),
+    )
     def search(instance: ProductInstance, rounds: int) -> None:
         statement = theory.Iterates(instance.sharp)
         beta = instance.beta(statement)
@@ -121,7 +152,10 @@ def test_growth_where_the_theorem_applies() -> None:
 
     search()
     growth, where = largest[0]
-    CLAIM.finding(f"largest growth found at the weights that Theorem 3.1 asks for: {growth:.3f}, none above 1", where)
+    CLAIM.finding(
+        f"largest growth found at the weights that Theorem 3.1 asks for: {growth:.3f}, none above 1",
+        where,
+    )
     assert growth < 1
 
 
@@ -129,12 +163,20 @@ def test_needs_an_unfinished_value_in_front() -> None:
     """With the exact value function in front no update increases the error: the growth is at most the contraction."""
     w = cancellation(P)
     for rounds in range(1, 6):
-        errors = [abs(sum((-w) ** j for j in range(1, m + 1)) + w / (1 + w)) for m in (rounds, rounds + 1)]
-        CLAIM.breaks(1.0, errors[1] / errors[0], {"w": w, "updates": rounds}, "unfinished value in front")
+        errors = [
+            abs(sum((-w) ** j for j in range(1, m + 1)) + w / (1 + w)) for m in (rounds, rounds + 1)
+        ]
+        CLAIM.breaks(
+            1.0, errors[1] / errors[0], {"w": w, "updates": rounds}, "unfinished value in front"
+        )
 
 
 def _two_steps() -> ProductInstance:
-    return ProductInstance(levels=(0.4, 0.7, 0.95), lam=(1 - P, 1 - P), factors=(Factor(TanhScore(c=0.1), Parabola(-1.5)),))
+    return ProductInstance(
+        levels=(0.4, 0.7, 0.95),
+        lam=(1 - P, 1 - P),
+        factors=(Factor(TanhScore(c=0.1), Parabola(-1.5)),),
+    )
 
 
 def _weights(instance: ProductInstance, w: float) -> torch.Tensor:

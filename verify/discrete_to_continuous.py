@@ -31,8 +31,8 @@ from socft.truth.base import Truth
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.mixture import TiltedMixture
 from socft.truth.quadrature import Quadrature
-from verify.claims import Claim
-from verify.strategies import numbers
+from verify.support.claims import Claim
+from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="discrete_to_continuous",
@@ -52,18 +52,38 @@ def measure(truth: Truth, limit: TiltedMixture, q: float) -> float:
     """The sup error of the discrete value over `TIMES`."""
     x = torch.linspace(-REACH, REACH, 41, dtype=torch.float64)[:, None]
     T = truth.problem.steps
-    gaps = [truth.value(round(tau * T), x) - limit.value(math.exp(-q * (1 - tau)), x) for tau in TIMES]
+    gaps = [
+        truth.value(round(tau * T), x) - limit.value(math.exp(-q * (1 - tau)), x) for tau in TIMES
+    ]
     return float(torch.stack(gaps).abs().max())
 
 
 @settings(max_examples=12)
-@given(numbers(-1, 1), numbers(0.4, 2), numbers(-2, 0.2), numbers(-1, 1), numbers(0.5, 3), numbers(0.5, 2))
+@given(
+    numbers(-1, 1),
+    numbers(0.4, 2),
+    numbers(-2, 0.2),
+    numbers(-1, 1),
+    numbers(0.5, 3),
+    numbers(0.5, 2),
+)
 def test_holds(mean: float, variance: float, p: float, slope: float, beta: float, q: float) -> None:
     """Gaussians and quadratic rewards."""
     law, reward = Gaussian([mean], [[variance]]), _reward(p, slope)
     limit = TiltedMixture(law, reward, beta)
-    errors = [measure(_quadratic(law, reward, beta, variance_preserving(T, q)), limit, q) for T in (256, 512)]
-    where = {"mean": mean, "variance": variance, "p": p, "q": slope, "beta": beta, "rate": q, "errors": errors}
+    errors = [
+        measure(_quadratic(law, reward, beta, variance_preserving(T, q)), limit, q)
+        for T in (256, 512)
+    ]
+    where = {
+        "mean": mean,
+        "variance": variance,
+        "p": p,
+        "q": slope,
+        "beta": beta,
+        "rate": q,
+        "errors": errors,
+    }
     CLAIM.holds(errors[1], errors[0] / 2, where, slack=NEXT, floor=SMALL, part="Gaussian")
 
 
@@ -72,8 +92,17 @@ def test_holds_for_mixtures(beta: float) -> None:
     """A mixture of two Gaussians by quadrature."""
     law, reward, q = _mixture(), _reward(-0.5, 1.0), 1.5
     limit = TiltedMixture(law, reward, beta)
-    errors = [measure(_solve(law, reward, beta, variance_preserving(T, q)), limit, q) for T in (16, 32)]
-    where = {"weights": [0.3, 0.7], "means": [-1.0, 1.0], "variances": [0.5, 0.8], "beta": beta, "rate": q, "errors": errors}
+    errors = [
+        measure(_solve(law, reward, beta, variance_preserving(T, q)), limit, q) for T in (16, 32)
+    ]
+    where = {
+        "weights": [0.3, 0.7],
+        "means": [-1.0, 1.0],
+        "variances": [0.5, 0.8],
+        "beta": beta,
+        "rate": q,
+        "errors": errors,
+    }
     CLAIM.holds(errors[1], errors[0] / 2, where, slack=NEXT, part="mixture")
 
 
@@ -81,7 +110,10 @@ def test_is_of_order_one() -> None:
     """The error does not fall faster either."""
     law, reward, beta, q = Gaussian([0.5], [[0.6]]), _reward(-1.0, 1.0), 1.0, 1.0
     limit = TiltedMixture(law, reward, beta)
-    errors = [measure(_quadratic(law, reward, beta, variance_preserving(T, q)), limit, q) for T in (512, 1024)]
+    errors = [
+        measure(_quadratic(law, reward, beta, variance_preserving(T, q)), limit, q)
+        for T in (512, 1024)
+    ]
     CLAIM.attained(errors[1], errors[0] / 2, {"errors": errors}, slack=NEXT, part="order")
     CLAIM.equals(math.log2(errors[0] / errors[1]), 1.0, {"errors": errors}, 0.01, "order")
 
@@ -91,9 +123,13 @@ def test_needs_variance_of_the_diffusion() -> None:
     law, reward, beta, q = Gaussian([0.5], [[0.6]]), _reward(-1.0, 1.0), 1.0, 1.0
     limit, errors = TiltedMixture(law, reward, beta), []
     for T in (256, 512):
-        levels = torch.cat([variance_preserving(T, q).abar[:-1], torch.tensor([1 - 1e-9], dtype=torch.float64)])
+        levels = torch.cat(
+            [variance_preserving(T, q).abar[:-1], torch.tensor([1 - 1e-9], dtype=torch.float64)]
+        )
         errors.append(measure(_quadratic(law, reward, beta, ddim(levels, eta=0.5)), limit, q))
-    CLAIM.breaks(errors[1], errors[0] / 2 * (1 + NEXT), {"eta": 0.5, "errors": errors}, "noise q dt")
+    CLAIM.breaks(
+        errors[1], errors[0] / 2 * (1 + NEXT), {"eta": 0.5, "errors": errors}, "noise q dt"
+    )
 
 
 def _quadratic(law: Gaussian, reward: Quadratic, beta: float, schedule: Schedule) -> Truth:
@@ -105,7 +141,9 @@ def _solve(law: GaussianMixture, reward: Quadratic, beta: float, schedule: Sched
 
 
 def _reward(p: float, slope: float) -> Quadratic:
-    return Quadratic(torch.tensor([[p]], dtype=torch.float64), torch.tensor([slope], dtype=torch.float64))
+    return Quadratic(
+        torch.tensor([[p]], dtype=torch.float64), torch.tensor([slope], dtype=torch.float64)
+    )
 
 
 def _mixture() -> GaussianMixture:

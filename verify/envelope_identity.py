@@ -24,12 +24,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from socft.grid import ValueGrid
 from socft.pi_ft import sweep
+from socft.truth.grid import ValueGrid
 from socft.truth.quadrature import Quadrature
-from verify.claims import Claim
-from verify.strategies import ACCURACY, ProductInstance, QuadraticInstance, line_instances, quadratic_instances
-from verify.value_gradients import CURVED, NOTICEABLE, Means, carried, central_jacobian, slope, tolerance
+from verify.support.claims import Claim
+from verify.support.instances import ProductInstance, QuadraticInstance
+from verify.support.strategies import line_instances, quadratic_instances
+from verify.support.suprema import ACCURACY
+from verify.support.value_gradients import (
+    CURVED,
+    NOTICEABLE,
+    Means,
+    carried,
+    central_jacobian,
+    slope,
+    tolerance,
+)
 
 CLAIM = Claim(
     name="envelope_identity",
@@ -65,11 +75,17 @@ def test_holds(instance: ProductInstance, step: int) -> None:
 @given(quadratic_instances(), st.integers(0, 11), st.integers(0, 9))
 def test_holds_for_quadratics(instance: QuadraticInstance, step: int, seed: int) -> None:
     truth, t = instance.solve(), step % instance.steps
-    y = torch.randn(4, instance.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    scale = float(
-        truth.value(t, 2 * y).abs().max() + truth.value(t, 0 * y).abs().max() + truth.value_gradient(t + 1, y).abs().max()
+    y = torch.randn(
+        4, instance.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
-    reached = truth.problem.reference.step(t, y, truth.control(t, y))  # a quadratic's expected gradient is the one at the mean
+    scale = float(
+        truth.value(t, 2 * y).abs().max()
+        + truth.value(t, 0 * y).abs().max()
+        + truth.value_gradient(t + 1, y).abs().max()
+    )
+    reached = truth.problem.reference.step(
+        t, y, truth.control(t, y)
+    )  # a quadratic's expected gradient is the one at the mean
     measured = central_jacobian(lambda x: truth.value(t, x), y)
     expected = carried(truth.problem.reference, t, y, truth.value_gradient(t + 1, reached))
     where = {"instance": instance.describe(), "step": t, "seed": seed}
@@ -81,7 +97,11 @@ def test_needs_the_optimal_control() -> None:
     truth = CURVED.parts()[0]
     for updates in (0, 1, 2):
         found = sweep(truth.problem, truth.grids, updates)
-        residual = float((measure(found.values[0]) - bound(truth, 0, found.values[1], found.shifts[0])).abs().max())
+        residual = float(
+            (measure(found.values[0]) - bound(truth, 0, found.values[1], found.shifts[0]))
+            .abs()
+            .max()
+        )
         where = {"instance": CURVED.describe(), "updates": updates}
         if updates == 0:  # no control at all: nothing to differentiate
             CLAIM.equals(residual, 0.0, where, ACCURACY, "no control")
@@ -91,16 +111,25 @@ def test_needs_the_optimal_control() -> None:
 
 def test_needs_the_optimal_control_for_quadratics() -> None:
     """Half the optimal control."""
-    instance = QuadraticInstance(levels=(0.4, 0.9), lam=(0.5,), score=(0.3,), shift=(0.0,), curvature=(1.0,), slope=(0.2,))
+    instance = QuadraticInstance(
+        levels=(0.4, 0.9), lam=(0.5,), score=(0.3,), shift=(0.0,), curvature=(1.0,), slope=(0.2,)
+    )
     truth, y = instance.solve(), torch.ones(1, 1, dtype=torch.float64)
 
     def value(x: Tensor) -> Tensor:
         v = truth.control(0, x) / 2
         pushed, noise = truth.problem.reference.step(0, x, v), float(instance.schedule.sigma[0])
         curvature = float(instance.curvature[0])
-        return truth.value(1, pushed) + noise**2 * curvature / 2 - truth.problem.beta[0] * v.square().sum(1) / 2
+        return (
+            truth.value(1, pushed)
+            + noise**2 * curvature / 2
+            - truth.problem.beta[0] * v.square().sum(1) / 2
+        )
 
     found = central_jacobian(value, y)[:, 0]
     A = (1 + instance.schedule.gain[0] * instance.score[0]) / instance.schedule.alpha[0].sqrt()
-    costate = A * truth.value_gradient(1, truth.problem.reference.step(0, y, truth.control(0, y) / 2))[:, 0]
+    costate = (
+        A
+        * truth.value_gradient(1, truth.problem.reference.step(0, y, truth.control(0, y) / 2))[:, 0]
+    )
     CLAIM.breaks(float((found - costate).abs()), NOTICEABLE, instance, "optimal control, quadratic")

@@ -27,7 +27,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from socft.costate import FromPolicy
+from socft.costates.fields import FromPolicy
+from socft.costates.martingale import Antithetic, FirstOrder
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator, Labels, MatchingEstimator
 from socft.estimators.cross_entropy import CrossEntropy
@@ -39,14 +40,13 @@ from socft.estimators.score_function import ScoreFunction
 from socft.estimators.socm import SOCM
 from socft.estimators.socm_adjoint import SOCMAdjoint
 from socft.estimators.variance import Variance
-from socft.martingale import Antithetic, FirstOrder
 from socft.policy import AffinePolicy, Policy
 from socft.problem import ControlProblem
 from socft.reference import KernelReference, ScalarDiffusion, Step
 from socft.rollout import Noise, Path, rollout
 from socft.truth.affine_policy import affine_gradient, evaluate_affine
-from verify.claims import Claim
-from verify.strategies import QuadraticInstance
+from verify.support.claims import Claim
+from verify.support.instances import QuadraticInstance
 
 CLAIM = Claim(
     name="estimator_unbiasedness",
@@ -75,10 +75,21 @@ GRADIENTS: list[Estimator] = [
     IntegrationByParts(),
     WHOLE_PATH[0],
 ]
-RESIDUALS: list[Estimator] = [AdjointMatching(), MartingaleAdjoint(Antithetic(FromPolicy(exact=False), last=False)), *ONE_BETA]
+RESIDUALS: list[Estimator] = [
+    AdjointMatching(),
+    MartingaleAdjoint(Antithetic(FromPolicy(exact=False), last=False)),
+    *ONE_BETA,
+]
 """The corrected residual with an inexact field: with the exact one nothing is left at the optimum to average."""
 INSTANCES = [
-    QuadraticInstance(levels=(0.3, 0.5, 0.7, 0.9), lam=(0.5,) * 3, score=(-0.8,), shift=(0.3,), curvature=(-2.0,), slope=(1.0,)),
+    QuadraticInstance(
+        levels=(0.3, 0.5, 0.7, 0.9),
+        lam=(0.5,) * 3,
+        score=(-0.8,),
+        shift=(0.3,),
+        curvature=(-2.0,),
+        slope=(1.0,),
+    ),
     QuadraticInstance(
         levels=(0.3, 0.5, 0.7, 0.9),
         lam=(0.6, 0.4, 0.5),
@@ -96,11 +107,15 @@ def name(item: object) -> str:
     return f"d = {item.dim}" if isinstance(item, QuadraticInstance) else type(item).__name__
 
 
-def distances(estimator: Estimator, problem: ControlProblem, policy: AffinePolicy, expected: Tensor, seed: int) -> Tensor:
+def distances(
+    estimator: Estimator, problem: ControlProblem, policy: AffinePolicy, expected: Tensor, seed: int
+) -> Tensor:
     """``(mean - expected) / stderr`` of the estimated gradient, per parameter; the parameters are gains and offsets."""
     path = _paths(problem, policy, seed)
     labels = estimator.label(problem, policy, path)
-    samples = torch.cat([_per_path(estimator, problem, policy, labels, k) for k in range(problem.steps)], 1)
+    samples = torch.cat(
+        [_per_path(estimator, problem, policy, labels, k) for k in range(problem.steps)], 1
+    )
     stderr = samples.std(0) / len(samples) ** 0.5
     return (samples.mean(0) - expected) / stderr.clamp(min=1e-300)
 
@@ -125,12 +140,22 @@ def test_holds_for_fixed_point_residuals(estimator: Estimator, instance: Quadrat
     assert estimator.estimates == "fixed-point residual"
     zero = torch.zeros_like(_minus_gradient(truth.problem, policy))
     where = {"estimator": name(estimator), "instance": instance.describe(), "paths": PATHS}
-    CLAIM.equals(distances(estimator, truth.problem, policy, zero, 2), 0.0, where, STDERRS, "residual at the optimum")
+    CLAIM.equals(
+        distances(estimator, truth.problem, policy, zero, 2),
+        0.0,
+        where,
+        STDERRS,
+        "residual at the optimum",
+    )
 
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=name)
-@pytest.mark.parametrize("estimator", [e for e in GRADIENTS if isinstance(e, MatchingEstimator)], ids=name)
-def test_holds_for_conditional_means(estimator: MatchingEstimator, instance: QuadraticInstance) -> None:
+@pytest.mark.parametrize(
+    "estimator", [e for e in GRADIENTS if isinstance(e, MatchingEstimator)], ids=name
+)
+def test_holds_for_conditional_means(
+    estimator: MatchingEstimator, instance: QuadraticInstance
+) -> None:
     """Of the targets, by regression on (x, 1)."""
     problem, policy = instance.problem(instance.beta()), _perturbed(instance)
     path = _paths(problem, policy, 3)
@@ -141,15 +166,32 @@ def test_holds_for_conditional_means(estimator: MatchingEstimator, instance: Qua
         found = gram @ design.T @ labels.targets[k]
         stderr = ((design @ gram).square().T @ (labels.targets[k] - design @ found).square()).sqrt()
         with torch.no_grad():
-            probe = torch.cat([torch.eye(instance.dim, dtype=torch.float64), torch.zeros(1, instance.dim, dtype=torch.float64)])
+            probe = torch.cat(
+                [
+                    torch.eye(instance.dim, dtype=torch.float64),
+                    torch.zeros(1, instance.dim, dtype=torch.float64),
+                ]
+            )
             moved = problem.reference.step(k, probe, policy(k, probe))
-            means = problem.reference.diffusion.transpose(k, probe, value.gradient(k + 1, moved)) / problem.beta[k]
+            means = (
+                problem.reference.diffusion.transpose(k, probe, value.gradient(k + 1, moved))
+                / problem.beta[k]
+            )
         expected = torch.cat([means[:-1] - means[-1], means[-1:]])
-        where = {"estimator": name(estimator), "instance": instance.describe(), "step": k, "paths": PATHS}
-        CLAIM.equals((found - expected) / stderr.clamp(min=1e-13), 0.0, where, STDERRS, "conditional mean")
+        where = {
+            "estimator": name(estimator),
+            "instance": instance.describe(),
+            "step": k,
+            "paths": PATHS,
+        }
+        CLAIM.equals(
+            (found - expected) / stderr.clamp(min=1e-13), 0.0, where, STDERRS, "conditional mean"
+        )
 
 
-@pytest.mark.parametrize("estimator", [e for e in GRADIENTS + RESIDUALS if e not in WHOLE_PATH], ids=name)
+@pytest.mark.parametrize(
+    "estimator", [e for e in GRADIENTS + RESIDUALS if e not in WHOLE_PATH], ids=name
+)
 def test_labels_are_adapted_to_later_noise(estimator: Estimator) -> None:
     """Labels from a path started at the state of step `RESTART`, with the same noise after it."""
     instance = INSTANCES[1]
@@ -163,7 +205,9 @@ def test_labels_are_adapted_to_later_noise(estimator: Estimator) -> None:
         again = rollout(later.reference, shifted, noise)
     targets = estimator.label(later, shifted, again).targets
     where = {"estimator": name(estimator), "instance": instance.describe(), "step": RESTART}
-    CLAIM.equals((targets - whole) / (1 + whole.abs().max()), 0.0, where, ROUNDING, "later noise only")
+    CLAIM.equals(
+        (targets - whole) / (1 + whole.abs().max()), 0.0, where, ROUNDING, "later noise only"
+    )
 
 
 @pytest.mark.parametrize("estimator", [e for e in RESIDUALS if e is not NOISIEST], ids=name)
@@ -177,7 +221,10 @@ def test_needs_the_optimum(estimator: Estimator) -> None:
     where = {"estimator": name(estimator), "instance": instance.describe(), "paths": PATHS}
     for what, target in (("gradient", expected), ("zero", torch.zeros_like(expected))):
         CLAIM.breaks(
-            float(distances(estimator, problem, policy, target, 5).abs().max()), STDERRS, where, f"the optimum: not the {what}"
+            float(distances(estimator, problem, policy, target, 5).abs().max()),
+            STDERRS,
+            where,
+            f"the optimum: not the {what}",
         )
 
 
@@ -189,9 +236,16 @@ def test_needs_paths_of_the_policy(estimator: Estimator) -> None:
     other = AffinePolicy(policy.gain.detach() - 0.5, policy.offset.detach() + 0.5)
     path = _paths(problem, other, 6)
     labels = estimator.label(problem, policy, path)
-    samples = torch.cat([_per_path(estimator, problem, policy, labels, k) for k in range(problem.steps)], 1)
+    samples = torch.cat(
+        [_per_path(estimator, problem, policy, labels, k) for k in range(problem.steps)], 1
+    )
     off = (samples.mean(0) - _minus_gradient(problem, policy)).abs() / (samples.std(0) / PATHS**0.5)
-    CLAIM.breaks(float(off.max()), STDERRS, {"estimator": name(estimator), "instance": instance.describe()}, "paths of the policy")
+    CLAIM.breaks(
+        float(off.max()),
+        STDERRS,
+        {"estimator": name(estimator), "instance": instance.describe()},
+        "paths of the policy",
+    )
 
 
 class _Later(Policy):
@@ -210,11 +264,15 @@ def _later(problem: ControlProblem) -> ControlProblem:
     whole = problem.reference
     assert isinstance(whole.diffusion, ScalarDiffusion)
     noise = ScalarDiffusion(whole.diffusion.sigma[RESTART:])
-    reference = KernelReference(lambda k, x: whole.mean(k + RESTART, x), noise, problem.steps - RESTART, whole.dims)
+    reference = KernelReference(
+        lambda k, x: whole.mean(k + RESTART, x), noise, problem.steps - RESTART, whole.dims
+    )
     return ControlProblem(reference, problem.reward, problem.beta[RESTART:])
 
 
-def _per_path(estimator: Estimator, problem: ControlProblem, policy: AffinePolicy, labels: Labels, k: int) -> Tensor:
+def _per_path(
+    estimator: Estimator, problem: ControlProblem, policy: AffinePolicy, labels: Labels, k: int
+) -> Tensor:
     """Gradient of each path's loss of step ``k`` in gain and offset of that step, shape (paths, m n + m).
 
     Through the control: the loss depends on the parameters of step k through ``v = K x + o`` alone.
@@ -245,12 +303,20 @@ def _beta(estimator: Estimator, instance: QuadraticInstance) -> Tensor:
 def _minus_gradient(problem: ControlProblem, policy: AffinePolicy) -> Tensor:
     """``-grad J`` in the order of `_per_path`, step by step."""
     exact = affine_gradient(problem, policy)
-    return -torch.cat([torch.cat([gain.flatten(), offset]) for gain, offset in zip(exact.gain, exact.offset, strict=True)])
+    return -torch.cat(
+        [
+            torch.cat([gain.flatten(), offset])
+            for gain, offset in zip(exact.gain, exact.offset, strict=True)
+        ]
+    )
 
 
 def _perturbed(instance: QuadraticInstance) -> AffinePolicy:
     best, draw = instance.solve().affine_policy, torch.Generator().manual_seed(0)
-    gain, offset = (x.detach() + 0.5 * torch.randn(x.shape, generator=draw, dtype=torch.float64) for x in (best.gain, best.offset))
+    gain, offset = (
+        x.detach() + 0.5 * torch.randn(x.shape, generator=draw, dtype=torch.float64)
+        for x in (best.gain, best.offset)
+    )
     return AffinePolicy(gain, offset)
 
 

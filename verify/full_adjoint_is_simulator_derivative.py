@@ -30,13 +30,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from socft.estimators.full_adjoint import FullAdjoint
-from socft.features import Polynomial
 from socft.policy import FeaturePolicy, MLPPolicy, Policy, ResidualPolicy
 from socft.problem import ControlProblem
-from socft.reference import Diffusion, KernelReference, MatrixDiffusion, Reference, ScalarDiffusion, Step
+from socft.reference import (
+    Diffusion,
+    KernelReference,
+    MatrixDiffusion,
+    Reference,
+    ScalarDiffusion,
+    Step,
+)
+from socft.regression.features import Polynomial
 from socft.reward import FunctionReward
 from socft.rollout import Noise, Path, returns, rollout
-from verify.claims import Claim
+from verify.support.claims import Claim
 
 CLAIM = Claim(
     name="full_adjoint_is_simulator_derivative",
@@ -72,7 +79,9 @@ class Rippled(Diffusion):
         return dims
 
 
-def matching_gradient(problem: ControlProblem, policy: Policy, path: Path, labelled: Policy | None = None) -> Tensor:
+def matching_gradient(
+    problem: ControlProblem, policy: Policy, path: Path, labelled: Policy | None = None
+) -> Tensor:
     """Gradient of the batch's mean loss; ``labelled`` is the policy that the costates see, by default the same."""
     estimator = FullAdjoint()
     labels = estimator.label(problem, labelled or policy, path)
@@ -100,27 +109,39 @@ def cut_gradient(problem: ControlProblem, policy: ResidualPolicy, noise: Noise) 
 
 def scalar_noise(seed: int) -> tuple[ControlProblem, Policy]:
     """A nonlinear mean map, ``B_k = sigma_k I``, a perceptron."""
-    reference = KernelReference(lambda k, x: x + 0.3 * torch.sin(x @ _mix(seed)), _scales(), STEPS, (DIM,))
-    return _problem(reference), _randomised(MLPPolicy(reference, width=8, depth=1, generator=_generator(seed)), seed)
+    reference = KernelReference(
+        lambda k, x: x + 0.3 * torch.sin(x @ _mix(seed)), _scales(), STEPS, (DIM,)
+    )
+    return _problem(reference), _randomised(
+        MLPPolicy(reference, width=8, depth=1, generator=_generator(seed)), seed
+    )
 
 
 def running_cost(seed: int) -> tuple[ControlProblem, Policy]:
     """The same with a running cost and weights that differ by step."""
     problem, policy = scalar_noise(seed)
     beta = torch.linspace(0.3, 2, STEPS, dtype=torch.float64)
-    return ControlProblem(problem.reference, problem.reward, beta, lambda k, x: 0.1 * (1 + x.square().sum(1)).log()), policy
+    return ControlProblem(
+        problem.reference, problem.reward, beta, lambda k, x: 0.1 * (1 + x.square().sum(1)).log()
+    ), policy
 
 
 def noise_by_state(seed: int) -> tuple[ControlProblem, Policy]:
     """A noise map that depends on the state, through which full costates pass too."""
-    reference = KernelReference(lambda k, x: x + 0.3 * torch.sin(x @ _mix(seed)), Rippled(), STEPS, (DIM,))
-    return _problem(reference), _randomised(MLPPolicy(reference, width=8, depth=1, generator=_generator(seed)), seed)
+    reference = KernelReference(
+        lambda k, x: x + 0.3 * torch.sin(x @ _mix(seed)), Rippled(), STEPS, (DIM,)
+    )
+    return _problem(reference), _randomised(
+        MLPPolicy(reference, width=8, depth=1, generator=_generator(seed)), seed
+    )
 
 
 def degenerate_noise(seed: int) -> tuple[ControlProblem, Policy]:
     """Noise on a line of the state space, polynomial features."""
     B = torch.randn(STEPS, DIM, 1, generator=_generator(seed), dtype=torch.float64)
-    reference = KernelReference(lambda k, x: x.tanh() + 0.5 * x.roll(1, 1), MatrixDiffusion(B), STEPS, (DIM,))
+    reference = KernelReference(
+        lambda k, x: x.tanh() + 0.5 * x.roll(1, 1), MatrixDiffusion(B), STEPS, (DIM,)
+    )
     features = Polynomial(2)
     count = features(torch.zeros(1, DIM, dtype=torch.float64)).shape[1]
     weight = 0.1 * torch.randn(STEPS, 1, count, generator=_generator(seed + 1), dtype=torch.float64)
@@ -155,7 +176,13 @@ def test_holds(build: Builder, seed: int) -> None:
         path = rollout(problem.reference, policy, noise)
     expected = simulator_gradient(problem, policy, noise)
     scale = float(expected.abs().max())
-    CLAIM.equals((matching_gradient(problem, policy, path) - expected) / scale, 0.0, where, ROUNDING, build.__name__)
+    CLAIM.equals(
+        (matching_gradient(problem, policy, path) - expected) / scale,
+        0.0,
+        where,
+        ROUNDING,
+        build.__name__,
+    )
 
 
 def test_needs_both_branches() -> None:
@@ -165,8 +192,16 @@ def test_needs_both_branches() -> None:
         problem, policy = fine_tuned(seed, distance)
         noise = _noise(problem, seed, MANY)
         expected = simulator_gradient(problem, policy, noise)
-        shares.append(float((cut_gradient(problem, policy, noise) - expected).norm() / expected.norm()))
-    where = {"problem": "fine_tuned", "distances": distances, "seeds": seeds, "paths": MANY, "shares": shares}
+        shares.append(
+            float((cut_gradient(problem, policy, noise) - expected).norm() / expected.norm())
+        )
+    where = {
+        "problem": "fine_tuned",
+        "distances": distances,
+        "seeds": seeds,
+        "paths": MANY,
+        "shares": shares,
+    }
     CLAIM.breaks(min(shares), ROUNDING, where, "graph of the frozen branch")
     least, most = (100 * share for share in (min(shares), max(shares)))
     text = f"the frozen network without a graph biases the gradient by {least:.0f} to {most:.0f}% of its norm"
@@ -181,8 +216,15 @@ def test_needs_the_policys_derivative() -> None:
         path = rollout(problem.reference, policy, noise)
     expected = simulator_gradient(problem, policy, noise)
     blind = _Blind(policy)
-    share = float((matching_gradient(problem, policy, path, blind) - expected).norm() / expected.norm())
-    CLAIM.breaks(share, ROUNDING, {"problem": "scalar_noise", "seed": 0, "share": share}, "the policy's derivative")
+    share = float(
+        (matching_gradient(problem, policy, path, blind) - expected).norm() / expected.norm()
+    )
+    CLAIM.breaks(
+        share,
+        ROUNDING,
+        {"problem": "scalar_noise", "seed": 0, "share": share},
+        "the policy's derivative",
+    )
 
 
 class _Blind(Policy):
@@ -197,7 +239,9 @@ class _Blind(Policy):
 
 
 def _problem(reference: Reference) -> ControlProblem:
-    return ControlProblem(reference, FunctionReward(lambda x: torch.sin(x).sum(1) - 0.1 * x.square().sum(1)), 0.7)
+    return ControlProblem(
+        reference, FunctionReward(lambda x: torch.sin(x).sum(1) - 0.1 * x.square().sum(1)), 0.7
+    )
 
 
 def _scales() -> ScalarDiffusion:
@@ -209,7 +253,9 @@ def _mix(seed: int) -> Tensor:
 
 
 def _network(seed: int) -> nn.Sequential:
-    network = nn.Sequential(nn.Linear(DIM, 8, dtype=torch.float64), nn.Tanh(), nn.Linear(8, DIM, dtype=torch.float64))
+    network = nn.Sequential(
+        nn.Linear(DIM, 8, dtype=torch.float64), nn.Tanh(), nn.Linear(8, DIM, dtype=torch.float64)
+    )
     generator = _generator(seed)
     with torch.no_grad():
         for p in network.parameters():

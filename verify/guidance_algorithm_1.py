@@ -34,12 +34,17 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from socft.guidance import LookAhead, Published, Response
-from socft.iterated_guidance import StepSize
+from socft.guidance.iterated import StepSize
+from socft.guidance.policy import LookAhead, Published, Response
 from socft.reward import LogSumExp, PseudoHuber, Quadratic, Reward, Ridge, Sine, Sum
-from verify.claims import Claim
-from verify.guidance_cases import GuidedGaussian, concave_quadratics, guided_gaussians, vector
-from verify.strategies import numbers
+from verify.support.claims import Claim
+from verify.support.guidance_cases import (
+    GuidedGaussian,
+    concave_quadratics,
+    guided_gaussians,
+    vector,
+)
+from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_algorithm_1",
@@ -57,7 +62,9 @@ CONVERGED = 60
 
 def rewards(dim: int) -> st.SearchStrategy[Reward]:
     """Objectives with an L-Lipschitz gradient, L known: concave ones, and a sine, which is not."""
-    directions = st.lists(st.lists(numbers(-2, 2), min_size=dim, max_size=dim), min_size=2, max_size=2)
+    directions = st.lists(
+        st.lists(numbers(-2, 2), min_size=dim, max_size=dim), min_size=2, max_size=2
+    )
     ridges = directions.filter(lambda rows: all(any(row) for row in rows))
     return st.one_of(
         concave_quadratics(dim),
@@ -85,13 +92,24 @@ def points(case: GuidedGaussian, draws: list[float]) -> Tensor:
 def test_holds(case: GuidedGaussian, data: st.DataObject) -> None:
     """The recursion and its contraction, from the moments of the chain."""
     reward, lam = data.draw(rewards(case.dim)), data.draw(numbers(0.5, 8))
-    a, b = points(case, data.draw(st.lists(numbers(-3, 3), min_size=2 * case.dim, max_size=2 * case.dim)))
+    a, b = points(
+        case, data.draw(st.lists(numbers(-3, 3), min_size=2 * case.dim, max_size=2 * case.dim))
+    )
     target = StepSize(lam, case.noise)
     images = [case.round(reward, target, z) for z in (a, b)]
-    where = {"case": case.describe(), "reward": type(reward).__name__, "lam": lam, "points": [a.tolist(), b.tolist()]}
+    where = {
+        "case": case.describe(),
+        "reward": type(reward).__name__,
+        "lam": lam,
+        "points": [a.tolist(), b.tolist()],
+    }
     for z, image in zip((a, b), images, strict=True):
         expected = case.law.mean + case.law.covariance @ reward.gradient(z[None])[0] / lam
-        scale = 1 + float(expected.abs().max()) + float(reward.gradient(z[None]).abs().max()) / case.noise
+        scale = (
+            1
+            + float(expected.abs().max())
+            + float(reward.gradient(z[None]).abs().max()) / case.noise
+        )
         CLAIM.equals(image / scale, expected / scale, where, ROUNDING, "recursion")
     distance = float(whitened(case, a - b))
     assume(distance > 0.1)
@@ -125,7 +143,13 @@ def test_fixed_point(case: GuidedGaussian, data: st.DataObject) -> None:
     best = minimize(negative, np.zeros(case.dim), jac=True, method="BFGS", options={"gtol": 1e-9})
     expected = case.law.mean + root @ torch.from_numpy(best.x)
     scale = 1 + float(expected.abs().max())
-    CLAIM.equals(limit / scale, expected / scale, {"case": case.describe(), "lam": lam}, OPTIMISED, "fixed point")
+    CLAIM.equals(
+        limit / scale,
+        expected / scale,
+        {"case": case.describe(), "lam": lam},
+        OPTIMISED,
+        "fixed point",
+    )
 
 
 def _steepest(lam: float) -> tuple[GuidedGaussian, Quadratic, float]:
@@ -142,7 +166,9 @@ def test_is_attained() -> None:
     b = a + case.basis[:, 0]
     images = [case.round(reward, StepSize(4.0, case.noise), z) for z in (a, b)]
     moved = float(whitened(case, images[0] - images[1]) / whitened(case, a - b))
-    CLAIM.attained(moved, limit, {"case": case.describe(), "lam": 4.0}, slack=ROUNDING, part="contraction")
+    CLAIM.attained(
+        moved, limit, {"case": case.describe(), "lam": 4.0}, slack=ROUNDING, part="contraction"
+    )
 
 
 def test_needs_a_large_weight() -> None:
@@ -150,8 +176,16 @@ def test_needs_a_large_weight() -> None:
     case, reward, limit = _steepest(lam=0.9 * 3.0)
     path = case.ascent(reward, 0.9 * 3.0, case.law.mean, 12, adapt=False)
     steps = whitened(case, path.diff(dim=0))
-    CLAIM.breaks(float(steps[-1] / steps[-2]), 1.0, {"case": case.describe(), "lam": 2.7, "L |S|": 3.0}, "lam > L |S|")
-    CLAIM.finding("below the threshold Algorithm 1 diverges although the regularised objective has its maximum", case)
+    CLAIM.breaks(
+        float(steps[-1] / steps[-2]),
+        1.0,
+        {"case": case.describe(), "lam": 2.7, "L |S|": 3.0},
+        "lam > L |S|",
+    )
+    CLAIM.finding(
+        "below the threshold Algorithm 1 diverges although the regularised objective has its maximum",
+        case,
+    )
     assert limit > 1
 
 

@@ -32,10 +32,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft.reward import FunctionReward, Quadratic, Reward
-from verify.claims import Claim
 from verify.guidance_algorithm_1 import whitened
-from verify.guidance_cases import GuidedGaussian, concave_quadratics, guided_gaussians, vector
-from verify.strategies import numbers
+from verify.support.claims import Claim
+from verify.support.guidance_cases import (
+    GuidedGaussian,
+    concave_quadratics,
+    guided_gaussians,
+    vector,
+)
+from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_algorithm_2",
@@ -53,7 +58,9 @@ def best(case: GuidedGaussian, reward: Quadratic) -> Tensor:
     """The maximum of a quadratic on ``mean + range S`` closest to the mean, from the normal equations."""
     root = case.basis * vector(case.spectrum).sqrt()
     inner = -root.mT @ reward.P @ root
-    return case.law.mean + root @ (torch.linalg.pinv(inner, hermitian=True) @ root.mT @ reward.gradient(case.law.mean[None])[0])
+    return case.law.mean + root @ (
+        torch.linalg.pinv(inner, hermitian=True) @ root.mT @ reward.gradient(case.law.mean[None])[0]
+    )
 
 
 def gap(reward: Reward, top: Tensor, x: Tensor) -> Tensor:
@@ -65,7 +72,11 @@ def gap(reward: Reward, top: Tensor, x: Tensor) -> Tensor:
 @given(guided_gaussians(dims=3), st.data())
 def test_holds(case: GuidedGaussian, data: st.DataObject) -> None:
     """Quadratics that are concave in all directions, with steps up to the largest admitted."""
-    reward, share, rounds = data.draw(concave_quadratics(case.dim)), data.draw(numbers(0.2, 1)), data.draw(st.integers(1, 6))
+    reward, share, rounds = (
+        data.draw(concave_quadratics(case.dim)),
+        data.draw(numbers(0.2, 1)),
+        data.draw(st.integers(1, 6)),
+    )
     assume(max(case.spectrum) > 0)
     lam = reward.L1 * max(case.spectrum) / share
     path, top = case.ascent(reward, lam, case.law.mean, rounds, adapt=True), best(case, reward)
@@ -74,7 +85,14 @@ def test_holds(case: GuidedGaussian, data: st.DataObject) -> None:
     start = float(whitened(case, path[0] - top)) ** 2 * lam
     assume(float(gaps[0]) > VISIBLE)
     floor = ROUNDING * (1 + float(gaps[0]) + float(reward(path).abs().max()))
-    CLAIM.holds(gaps[1:].clamp(min=0), start / (2 * K), where, sharp=start / (4 * K + 2), floor=floor, part="sublinear")
+    CLAIM.holds(
+        gaps[1:].clamp(min=0),
+        start / (2 * K),
+        where,
+        sharp=start / (4 * K + 2),
+        floor=floor,
+        part="sublinear",
+    )
     if min(case.spectrum) > 0:
         root = case.basis * vector(case.spectrum).sqrt()
         m = float(torch.linalg.eigvalsh(-root.mT @ reward.P @ root).min())
@@ -92,8 +110,16 @@ def test_recursion(case: GuidedGaussian, data: st.DataObject) -> None:
     start = case.law.mean + data.draw(numbers(-1, 1))
     found = case.ascent(reward, lam, start, 1, adapt=True)[1]
     step = case.law.covariance @ reward.gradient(start[None])[0] / lam
-    scale = 1 + float(found.abs().max()) + float(reward.gradient(start[None]).abs().max()) / case.noise
-    CLAIM.equals(found / scale, (start + step) / scale, {"case": case.describe(), "lam": lam}, ROUNDING, "recursion")
+    scale = (
+        1 + float(found.abs().max()) + float(reward.gradient(start[None]).abs().max()) / case.noise
+    )
+    CLAIM.equals(
+        found / scale,
+        (start + step) / scale,
+        {"case": case.describe(), "lam": lam},
+        ROUNDING,
+        "recursion",
+    )
 
 
 def test_is_attained() -> None:
@@ -104,7 +130,13 @@ def test_is_attained() -> None:
         reward = _huber(R / (2 * K + 1) * 2.0**0.5, 0.5)
         end = case.ascent(reward, 1.0, start, K, adapt=True)[-1]
         measured = float(gap(reward, vector([0.0]), end))
-        CLAIM.attained(measured, R**2 / (4 * K + 2), {"K": K, "R": R, "variance": 2.0}, slack=ROUNDING, part="sublinear")
+        CLAIM.attained(
+            measured,
+            R**2 / (4 * K + 2),
+            {"K": K, "R": R, "variance": 2.0},
+            slack=ROUNDING,
+            part="sublinear",
+        )
 
 
 def test_linear_rate_is_attained() -> None:
@@ -113,7 +145,13 @@ def test_linear_rate_is_attained() -> None:
     reward = Quadratic(-torch.diag(vector([2.0, 0.2])))
     path = case.ascent(reward, 2.0, vector([0.0, 1.0]), 8, adapt=True)
     gaps = gap(reward, vector([0.0, 0.0]), path)
-    CLAIM.attained(float(gaps[-1]), float(gaps[0]) * 0.9**16, {"m": 0.2, "lam": 2.0, "K": 8}, slack=ROUNDING, part="linear")
+    CLAIM.attained(
+        float(gaps[-1]),
+        float(gaps[0]) * 0.9**16,
+        {"m": 0.2, "lam": 2.0, "K": 8},
+        slack=ROUNDING,
+        part="linear",
+    )
 
 
 def test_closes_the_gap_of_algorithm_1() -> None:
@@ -123,14 +161,22 @@ def test_closes_the_gap_of_algorithm_1() -> None:
     ends = [case.ascent(reward, lam, case.law.mean, 80, adapt=adapt)[-1] for adapt in (False, True)]
     gaps = [float(gap(reward, vector([centre]), end)) for end in ends]
     expected = L / 2 * (centre - 0.2) ** 2 * (lam / (lam + L * 1.5)) ** 2
-    CLAIM.equals(gaps, [expected, 0.0], {"case": case.describe(), "L": L, "lam": lam, "gaps": gaps}, ROUNDING, "regularisation")
+    CLAIM.equals(
+        gaps,
+        [expected, 0.0],
+        {"case": case.describe(), "L": L, "lam": lam, "gaps": gaps},
+        ROUNDING,
+        "regularisation",
+    )
 
 
 def test_needs_a_small_step() -> None:
     """With ``eta L |S| = 2.1`` the rounds overshoot more every time."""
     case, reward = GuidedGaussian((1.0,), (0.0,), (1.0,)), Quadratic(vector([[-1.0]]))
     path = case.ascent(reward, 1 / 2.1, vector([1.0]), 12, adapt=True)
-    CLAIM.breaks(float(-reward(path[-1:])), 1 / (2 * 2.1 * 12), {"eta L |S|": 2.1, "K": 12}, "step size")
+    CLAIM.breaks(
+        float(-reward(path[-1:])), 1 / (2 * 2.1 * 12), {"eta L |S|": 2.1, "K": 12}, "step size"
+    )
 
 
 def _huber(kink: float, L: float) -> FunctionReward:

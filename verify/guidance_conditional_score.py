@@ -24,15 +24,15 @@ from torch import Tensor
 from torch import distributions as td
 
 from socft.density import GaussianMixture
-from socft.guidance import GuidancePolicy, LookAhead, Posterior, Response, ScoreDenoiser
+from socft.guidance.policy import GuidancePolicy, LookAhead, Posterior, Response, ScoreDenoiser
 from socft.problem import ControlProblem
 from socft.reward import Quadratic
 from socft.schedule import variance_preserving
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.mixture import TiltedMixture
-from verify.claims import Claim
-from verify.guidance_cases import GuidedGaussian, guided_gaussians, vector
-from verify.strategies import numbers
+from verify.support.claims import Claim
+from verify.support.guidance_cases import GuidedGaussian, guided_gaussians, vector
+from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_conditional_score",
@@ -62,7 +62,9 @@ def log_conditional(case: GuidedGaussian, level: float, x: Tensor) -> Tensor:
 def reward(case: GuidedGaussian, beta: float) -> Quadratic:
     """``-beta (y - g . x)^2 / (2 s^2)``."""
     g, scale = case.response.gradient, beta / case.noise**2
-    return Quadratic(-scale * torch.outer(g, g), scale * case.target * g, -scale * case.target**2 / 2)
+    return Quadratic(
+        -scale * torch.outer(g, g), scale * case.target * g, -scale * case.target**2 / 2
+    )
 
 
 def term(case: GuidedGaussian, k: int, x: Tensor) -> Tensor:
@@ -74,33 +76,68 @@ def term(case: GuidedGaussian, k: int, x: Tensor) -> Tensor:
 @given(guided_gaussians(levels=True), numbers(0.1, 5))
 def test_holds(case: GuidedGaussian, beta: float) -> None:
     """Conditional score and costate over beta, at every level."""
-    x = torch.stack([torch.linspace(-2, 2, case.dim, dtype=torch.float64), torch.ones(case.dim, dtype=torch.float64)])
+    x = torch.stack(
+        [
+            torch.linspace(-2, 2, case.dim, dtype=torch.float64),
+            torch.ones(case.dim, dtype=torch.float64),
+        ]
+    )
     truth = TiltedMixture(case.law, reward(case, beta), beta)
     for k, level in enumerate(case.schedule.abar[:-1].tolist()):
         found, z = term(case, k, x), x.clone().requires_grad_(True)
         (score,) = torch.autograd.grad(log_conditional(case, level, z).sum(), z)
         scale = 1 + float(found.abs().max())
-        CLAIM.equals(found / scale, score / scale, {"case": case.describe(), "k": k}, ROUNDING, "conditional score")
+        CLAIM.equals(
+            found / scale,
+            score / scale,
+            {"case": case.describe(), "k": k},
+            ROUNDING,
+            "conditional score",
+        )
         drift = truth.value_gradient(level, x) / beta
-        CLAIM.equals(found / scale, drift / scale, {"case": case.describe(), "k": k, "beta": beta}, ROUNDING, "optimal control")
+        CLAIM.equals(
+            found / scale,
+            drift / scale,
+            {"case": case.describe(), "k": k, "beta": beta},
+            ROUNDING,
+            "optimal control",
+        )
 
 
 def test_the_chain_tends_to_it() -> None:
     """Distance of the two whitened controls over sigma, at fixed states and times, for T = 256 and 512."""
     errors = [_distance(steps) for steps in (256, 512)]
-    CLAIM.attained(errors[1], errors[0] / 2, {"T": [256, 512], "errors": errors}, within=NEXT, slack=NEXT, part="order 1/T")
+    CLAIM.attained(
+        errors[1],
+        errors[0] / 2,
+        {"T": [256, 512], "errors": errors},
+        within=NEXT,
+        slack=NEXT,
+        part="order 1/T",
+    )
 
 
 def _distance(steps: int) -> float:
     schedule = variance_preserving(steps, 4.0)
     case = GuidedGaussian(
-        (1.5, 0.4), (0.3, -0.2), (1.0, 0.7), target=1.5, noise=0.6, levels=tuple(schedule.abar.tolist()), rotation=1
+        (1.5, 0.4),
+        (0.3, -0.2),
+        (1.0, 0.7),
+        target=1.5,
+        noise=0.6,
+        levels=tuple(schedule.abar.tolist()),
+        rotation=1,
     )
     optimum = LinearQuadratic(ControlProblem(case.reference, reward(case, 1.3), 1.3))
-    policy = GuidancePolicy(case.schedule, case.denoiser, LookAhead(case.response, Posterior(case.noise)))
+    policy = GuidancePolicy(
+        case.schedule, case.denoiser, LookAhead(case.response, Posterior(case.noise))
+    )
     x = vector([[0.5, -1.0], [1.5, 0.2]])
     times = [int(share * steps) for share in (0.25, 0.5, 0.75)]
-    return max(float(((policy(k, x) - optimum.control(k, x)) / case.schedule.sigma[k]).abs().max()) for k in times)
+    return max(
+        float(((policy(k, x) - optimum.control(k, x)) / case.schedule.sigma[k]).abs().max())
+        for k in times
+    )
 
 
 def test_needs_gaussian_data() -> None:
@@ -112,5 +149,8 @@ def test_needs_gaussian_data() -> None:
     tilted = TiltedMixture(data, Quadratic(vector([[-1 / s**2]]), vector([y / s**2])), 1.0)
     error = float((found - tilted.value_gradient(level, x)).abs().max())
     CLAIM.breaks(
-        error, ROUNDING * (1 + float(found.abs().max())), {"means": [-1.5, 1.5], "variance": 0.1, "level": level}, "Gaussian data"
+        error,
+        ROUNDING * (1 + float(found.abs().max())),
+        {"means": [-1.5, 1.5], "variance": 0.1, "level": level},
+        "Gaussian data",
     )

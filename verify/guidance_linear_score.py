@@ -16,7 +16,7 @@ Kind: equality; the standard error is a limit.
 Source: the linear class of arXiv 2404.14743v2; minimiser, standard error and shrinking derived here.
 
 How it is measured: least squares on samples of a mixture, each with the 2n noises :math:`\pm\sqrt n\,e_i`, whose first two moments
-are exact; random noises by `socft.iterated_guidance.fit_linear`; passes by exact moments of the chain with the fitted score.
+are exact; random noises by `socft.guidance.iterated.fit_linear`; passes by exact moments of the chain with the fitted score.
 
 What would refute it: a residual above `ROUNDING`, or an error of the fitted offset beyond 4 standard errors.
 """
@@ -31,14 +31,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft.density import Gaussian, GaussianMixture
-from socft.guidance import Denoiser, GaussianDenoiser, GuidancePolicy, LinearDenoiser, LookAhead, Posterior, Unguided, affine_policy
-from socft.iterated_guidance import Recentre, fit_linear, slopes
+from socft.guidance.iterated import Recentre, fit_linear, slopes
+from socft.guidance.policy import (
+    Denoiser,
+    GaussianDenoiser,
+    GuidancePolicy,
+    LinearDenoiser,
+    LookAhead,
+    Posterior,
+    Unguided,
+    affine_policy,
+)
 from socft.problem import ControlProblem
 from socft.reward import Linear
 from socft.truth.affine_policy import evaluate_affine
-from verify.claims import Claim
-from verify.guidance_cases import GuidedGaussian, vector
-from verify.strategies import numbers
+from verify.support.claims import Claim
+from verify.support.guidance_cases import GuidedGaussian, vector
+from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_linear_score",
@@ -83,7 +92,9 @@ def fitted(x: Tensor, abar: Tensor) -> LinearDenoiser:
 def case_of(law: Gaussian, target: float) -> GuidedGaussian:
     """A pre-trained chain for a law, and a response along the diagonal."""
     n = law.dims[0]
-    return GuidedGaussian((1.0,) * n, (0.0,) * n, (1.0,) * n, target=target, noise=0.4, levels=LEVELS)
+    return GuidedGaussian(
+        (1.0,) * n, (0.0,) * n, (1.0,) * n, target=target, noise=0.4, levels=LEVELS
+    )
 
 
 @settings(max_examples=25)
@@ -99,15 +110,22 @@ def test_holds(dim: int, seed: int, target: float) -> None:
     for k in range(case.schedule.steps):
         expected = exact.score(k, probes)
         scale = 1 + float(expected.abs().max())
-        CLAIM.equals(learnt.score(k, probes) / scale, expected / scale, where | {"k": k}, ROUNDING, "score")
-    found, mean = (pass_mean(case, model, LookAhead(case.response, Posterior(case.noise))) for model in (learnt, exact))
+        CLAIM.equals(
+            learnt.score(k, probes) / scale, expected / scale, where | {"k": k}, ROUNDING, "score"
+        )
+    found, mean = (
+        pass_mean(case, model, LookAhead(case.response, Posterior(case.noise)))
+        for model in (learnt, exact)
+    )
     scale = 1 + float(mean.abs().max())
     CLAIM.equals(found / scale, mean / scale, where, ROUNDING, "guided pass")
 
 
 def pass_mean(case: GuidedGaussian, model: Denoiser, guidance: LookAhead | Unguided) -> Tensor:
     """Mean of a pass with another score model."""
-    policy = affine_policy(GuidancePolicy(case.schedule, model, guidance, case.denoiser), case.schedule.steps, case.dim)
+    policy = affine_policy(
+        GuidancePolicy(case.schedule, model, guidance, case.denoiser), case.schedule.steps, case.dim
+    )
     reward = Linear(torch.zeros(case.dim, dtype=torch.float64))
     return evaluate_affine(ControlProblem(case.reference, reward, 1.0), policy).mean[-1]
 
@@ -117,7 +135,9 @@ def test_the_frozen_slope_recentres() -> None:
     law = Gaussian([0.3, -0.2], [[1.2, 0.3], [0.3, 0.7]])
     abar = vector([0.2, 0.6, 0.9])
     old = GaussianDenoiser(law, abar)
-    x = Gaussian([1.0, 0.5], [[1.2, 0.3], [0.3, 0.7]]).sample(2000, torch.Generator().manual_seed(0))
+    x = Gaussian([1.0, 0.5], [[1.2, 0.3], [0.3, 0.7]]).sample(
+        2000, torch.Generator().manual_seed(0)
+    )
     C, draws = slopes(old, x), 8
     new = Recentre().update(old, x, torch.Generator())
     learnt = fit_linear(x.repeat(draws, 1), abar, torch.Generator().manual_seed(1), C)
@@ -127,7 +147,12 @@ def test_the_frozen_slope_recentres() -> None:
         spread = torch.eye(2, dtype=torch.float64) / h + C[k] * 2 + h * C[k] @ C[k].mT
         error = float((learnt.offset[k] - new.score(k, zero)[0]).norm())
         stderr = float((torch.trace(spread) / (len(x) * draws)).sqrt())
-        CLAIM.holds(error, STANDARD_ERRORS * stderr, {"level": level, "samples": len(x), "draws": draws}, part="frozen slope")
+        CLAIM.holds(
+            error,
+            STANDARD_ERRORS * stderr,
+            {"level": level, "samples": len(x), "draws": draws},
+            part="frozen slope",
+        )
 
 
 def test_the_slope_shrinks_if_learnt() -> None:
@@ -135,9 +160,13 @@ def test_the_slope_shrinks_if_learnt() -> None:
     case = GuidedGaussian((1.0, 0.5), (0.0, 0.0), (1.0, 0.0), noise=0.5)
     law = case.law
     for k in range(1, 6):
-        law = dataclasses.replace(case, spectrum=tuple(law.covariance.diagonal().tolist())).conditional
+        law = dataclasses.replace(
+            case, spectrum=tuple(law.covariance.diagonal().tolist())
+        ).conditional
         expected = 1 / (1 + k / 0.25)
-        CLAIM.equals(float(law.covariance[0, 0]), expected, {"rounds": k, "s": 0.5}, ROUNDING, "shrinking")
+        CLAIM.equals(
+            float(law.covariance[0, 0]), expected, {"rounds": k, "s": 0.5}, ROUNDING, "shrinking"
+        )
     CLAIM.finding(
         "if the slope is refitted to guided samples, the variance along g falls as s^2 / (k g^2) and so do Algorithm 2's steps",
         case,
@@ -151,4 +180,9 @@ def test_needs_the_second_moments() -> None:
     probe = vector([[0.4]])
     learnt = fitted(mixture.sample(200, torch.Generator().manual_seed(0)), vector([0.7]))
     gap = float((learnt.score(0, probe) - mixture.noised_score(0.7, probe)).abs())
-    CLAIM.breaks(gap, ROUNDING, {"mixture": [[-1.0, 0.2], [1.0, 0.2]], "level": 0.7, "mean": float(law.mean)}, "linear class")
+    CLAIM.breaks(
+        gap,
+        ROUNDING,
+        {"mixture": [[-1.0, 0.2], [1.0, 0.2]], "level": 0.7, "mean": float(law.mean)},
+        "linear class",
+    )

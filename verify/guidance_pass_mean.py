@@ -26,10 +26,10 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from socft.density import affine_reference
-from socft.guidance import LookAhead, Posterior, Published
+from socft.guidance.policy import LookAhead, Posterior, Published
 from socft.schedule import variance_preserving
-from verify.claims import Claim
-from verify.guidance_cases import GuidedGaussian, guided_gaussians
+from verify.support.claims import Claim
+from verify.support.guidance_cases import GuidedGaussian, guided_gaussians
 
 CLAIM = Claim(
     name="guidance_pass_mean",
@@ -81,10 +81,19 @@ def test_the_covariance_is_a_limit() -> None:
     errors = []
     for steps in (256, 512):
         levels = tuple(variance_preserving(steps, 12.0).abar.tolist())
-        case = GuidedGaussian((1.5, 0.4), (0.3, -0.2), (1.0, 0.7), target=1.5, noise=0.6, levels=levels, rotation=1)
+        case = GuidedGaussian(
+            (1.5, 0.4), (0.3, -0.2), (1.0, 0.7), target=1.5, noise=0.6, levels=levels, rotation=1
+        )
         found = case.run(LookAhead(case.response, Posterior(case.noise)))
         errors.append(float((found.covariance[-1] - case.conditional.covariance).abs().max()))
-    CLAIM.attained(errors[1], errors[0] / 2, {"T": [256, 512], "errors": errors}, within=NEXT, slack=NEXT, part="covariance")
+    CLAIM.attained(
+        errors[1],
+        errors[0] / 2,
+        {"T": [256, 512], "errors": errors},
+        within=NEXT,
+        slack=NEXT,
+        part="covariance",
+    )
 
 
 def test_needs_the_exact_strength() -> None:

@@ -30,11 +30,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from socft.iterated_guidance import Increment
+from socft.guidance.iterated import Increment
 from socft.reward import Quadratic, Reward
-from verify.claims import Claim
-from verify.guidance_cases import GuidedGaussian, concave_quadratics, guided_gaussians, vector
-from verify.strategies import numbers
+from verify.support.claims import Claim
+from verify.support.guidance_cases import (
+    GuidedGaussian,
+    concave_quadratics,
+    guided_gaussians,
+    vector,
+)
+from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_published_rule",
@@ -67,13 +72,19 @@ def jacobian(case: GuidedGaussian, reward: Quadratic, delta: float, at: Tensor) 
     S, g, s2 = case.law.covariance, reward.gradient(at[None])[0], case.noise**2
     pulled = S @ g
     spread = s2 + float(g @ pulled)
-    return delta / s2 * (S - torch.outer(pulled, pulled) / spread) @ reward.P + torch.outer(pulled, g) / spread
+    return (
+        delta / s2 * (S - torch.outer(pulled, pulled) / spread) @ reward.P
+        + torch.outer(pulled, g) / spread
+    )
 
 
 def differences(case: GuidedGaussian, reward: Reward, delta: float, at: Tensor) -> Tensor:
     """Central differences of one round."""
     moves = STEP * torch.eye(case.dim, dtype=torch.float64)
-    columns = [case.round(reward, Increment(delta), at + e) - case.round(reward, Increment(delta), at - e) for e in moves]
+    columns = [
+        case.round(reward, Increment(delta), at + e) - case.round(reward, Increment(delta), at - e)
+        for e in moves
+    ]
     return torch.stack(columns, 1) / (2 * STEP)
 
 
@@ -92,7 +103,9 @@ def test_holds(case: GuidedGaussian, data: st.DataObject) -> None:
     CLAIM.equals((at - case.law.mean) / scale, pull / scale, where, STATIONARY, "fixed point")
     formula = jacobian(case, reward, delta, at)
     size = 1 + float(formula.abs().max())
-    CLAIM.equals(differences(case, reward, delta, at) / size, formula / size, where, DIFFERENCED, "Jacobian")
+    CLAIM.equals(
+        differences(case, reward, delta, at) / size, formula / size, where, DIFFERENCED, "Jacobian"
+    )
 
 
 def test_arrives_beyond_the_threshold() -> None:
@@ -102,9 +115,16 @@ def test_arrives_beyond_the_threshold() -> None:
     at = settle(case, reward, delta)
     assert at is not None
     expected = 6 / (2 + 0.25 / delta)
-    CLAIM.equals(float(at), expected, {"case": case.describe(), "delta": delta}, STATIONARY, "beyond the threshold")
+    CLAIM.equals(
+        float(at),
+        expected,
+        {"case": case.describe(), "delta": delta},
+        STATIONARY,
+        "beyond the threshold",
+    )
     CLAIM.finding(
-        "the published targets converge where the fixed step with the same fixed point diverges (delta S |f''| = 3 s^2)", case
+        "the published targets converge where the fixed step with the same fixed point diverges (delta S |f''| = 3 s^2)",
+        case,
     )
 
 

@@ -29,9 +29,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from socft.guidance import Posterior, Published, Strength
-from verify.claims import Claim
-from verify.guidance_cases import GuidedGaussian, guided_gaussians, vector
+from socft.guidance.policy import Posterior, Published, Strength
+from verify.support.claims import Claim
+from verify.support.guidance_cases import GuidedGaussian, guided_gaussians, vector
 
 CLAIM = Claim(
     name="guidance_strength",
@@ -74,17 +74,25 @@ def difference(case: GuidedGaussian) -> Tensor:
 @given(guided_gaussians(levels=True))
 def test_holds(case: GuidedGaussian) -> None:
     """The exact strength is the conditional variance, and the published one differs from it as stated."""
-    exact, published = denominators(case, Posterior(case.noise)), denominators(case, Published(case.noise))
+    exact, published = (
+        denominators(case, Posterior(case.noise)),
+        denominators(case, Published(case.noise)),
+    )
     scale = torch.maximum(exact, published)
     CLAIM.equals(exact / scale, variances(case) / scale, case, ROUNDING, "exact strength")
-    CLAIM.equals((published - exact) / scale, difference(case) / scale, case, ROUNDING, "difference")
+    CLAIM.equals(
+        (published - exact) / scale, difference(case) / scale, case, ROUNDING, "difference"
+    )
 
 
 @settings(max_examples=40)
 @given(guided_gaussians(spectrum=st.sampled_from([0.0, 1.0]), levels=True))
 def test_exact_for_projections(case: GuidedGaussian) -> None:
     """Eigenvalues 0 and 1: the same strength at every level."""
-    exact, published = denominators(case, Posterior(case.noise)), denominators(case, Published(case.noise))
+    exact, published = (
+        denominators(case, Posterior(case.noise)),
+        denominators(case, Published(case.noise)),
+    )
     CLAIM.equals(published / exact, torch.ones_like(exact), case, ROUNDING, "eigenvalues 0 and 1")
 
 
@@ -100,7 +108,9 @@ def test_symbolic() -> None:
 def test_needs_unit_variance() -> None:
     """Eigenvalues 1/2 or 2, alone: the strengths differ at every level, by up to this factor of the exact one."""
     for eigenvalue in (0.5, 2.0):
-        case = GuidedGaussian((eigenvalue,), (0.0,), (1.0,), noise=0.1, levels=(0.01, 0.3, 0.6, 0.97))
+        case = GuidedGaussian(
+            (eigenvalue,), (0.0,), (1.0,), noise=0.1, levels=(0.01, 0.3, 0.6, 0.97)
+        )
         ratio = denominators(case, Posterior(0.1)) / denominators(case, Published(0.1))
         CLAIM.breaks(float((ratio - 1).abs().min()), ROUNDING, case, f"variance {eigenvalue:g}")
         CLAIM.finding(
@@ -113,8 +123,12 @@ def test_needs_every_level() -> None:
     """Eigenvalues 1/2 and 2 can balance at one level, and then at no other."""
     level = 0.3
     weight = [s * abs(1 - s) / (level * s + 1 - level) ** 2 for s in (0.5, 2.0)]
-    case = GuidedGaussian((0.5, 2.0), (0.0, 0.0), (weight[1] ** 0.5, weight[0] ** 0.5), levels=(0.1, level, 0.7, 0.97))
-    gap = (denominators(case, Published(case.noise)) - denominators(case, Posterior(case.noise))).abs()
+    case = GuidedGaussian(
+        (0.5, 2.0), (0.0, 0.0), (weight[1] ** 0.5, weight[0] ** 0.5), levels=(0.1, level, 0.7, 0.97)
+    )
+    gap = (
+        denominators(case, Published(case.noise)) - denominators(case, Posterior(case.noise))
+    ).abs()
     CLAIM.equals(float(gap[1]), 0.0, case, ROUNDING, "balanced level")
     CLAIM.breaks(float(gap[[0, 2]].min()), ROUNDING, case, "one level")
 

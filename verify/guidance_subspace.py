@@ -25,13 +25,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft.density import GaussianMixture, score_reference
-from socft.guidance import Guidance, GuidancePolicy, Isotropic, LookAhead, Naive, Posterior, Published, Response, ScoreDenoiser
+from socft.guidance.policy import (
+    Guidance,
+    GuidancePolicy,
+    Isotropic,
+    LookAhead,
+    Naive,
+    Posterior,
+    Published,
+    Response,
+    ScoreDenoiser,
+)
 from socft.policy import Uncontrolled
 from socft.rollout import Noise, rollout
 from socft.schedule import ddpm
-from verify.claims import Claim
-from verify.guidance_cases import vector
-from verify.strategies import numbers, random_rotation
+from verify.support.claims import Claim
+from verify.support.guidance_cases import vector
+from verify.support.instances import random_rotation
+from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_subspace",
@@ -44,7 +55,9 @@ ROUNDING = 1e-10
 LEVELS = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.98, 1.0)
 
 
-def law(dim: int, rank: int, components: int, seed: int, thickness: float = 0.0) -> tuple[GaussianMixture, Tensor]:
+def law(
+    dim: int, rank: int, components: int, seed: int, thickness: float = 0.0
+) -> tuple[GaussianMixture, Tensor]:
     """A mixture on a random affine subspace, and its orthonormal A; ``thickness`` is a variance across it."""
     generator = torch.Generator().manual_seed(seed)
     basis = random_rotation(dim, seed)
@@ -52,7 +65,10 @@ def law(dim: int, rank: int, components: int, seed: int, thickness: float = 0.0)
     roots = torch.randn(components, rank, rank, generator=generator, dtype=torch.float64)
     covs = A @ (roots @ roots.mT / rank + 0.2 * torch.eye(rank, dtype=torch.float64)) @ A.mT
     covs = (covs + covs.mT) / 2 + thickness * torch.eye(dim, dtype=torch.float64)
-    means = 0.7 * basis[:, -1] + torch.randn(components, rank, generator=generator, dtype=torch.float64) @ A.mT
+    means = (
+        0.7 * basis[:, -1]
+        + torch.randn(components, rank, generator=generator, dtype=torch.float64) @ A.mT
+    )
     return GaussianMixture(torch.ones(components), means, covs), A
 
 
@@ -64,11 +80,21 @@ def across(A: Tensor, x: Tensor) -> Tensor:
 def terms(seed: int, g: Tensor, y: float, noise: float) -> dict[str, Guidance]:
     """The look-ahead terms of both strengths."""
     response = Response(g, y)
-    return {"published": LookAhead(response, Published(noise)), "exact": LookAhead(response, Posterior(noise))}
+    return {
+        "published": LookAhead(response, Published(noise)),
+        "exact": LookAhead(response, Posterior(noise)),
+    }
 
 
 @settings(max_examples=15)
-@given(st.integers(2, 8), st.integers(1, 4), st.integers(1, 3), st.integers(0, 50), numbers(-3, 3), numbers(0.1, 2))
+@given(
+    st.integers(2, 8),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 50),
+    numbers(-3, 3),
+    numbers(0.1, 2),
+)
 def test_holds(dim: int, rank: int, components: int, seed: int, y: float, noise: float) -> None:
     """At random states of every level, and along a path."""
     rank = min(rank, dim - 1)
@@ -77,27 +103,56 @@ def test_holds(dim: int, rank: int, components: int, seed: int, y: float, noise:
     reference = score_reference(data, schedule)
     denoiser = ScoreDenoiser(reference.score, schedule.abar[:-1])
     generator = torch.Generator().manual_seed(seed + 1)
-    g, x = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((dim,), (6, dim)))
-    where = {"dim": dim, "rank": rank, "components": components, "seed": seed, "y": y, "noise": noise}
+    g, x = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((dim,), (6, dim))
+    )
+    where = {
+        "dim": dim,
+        "rank": rank,
+        "components": components,
+        "seed": seed,
+        "y": y,
+        "noise": noise,
+    }
     for name, guidance in terms(seed, g, y, noise).items():
         for k in (0, schedule.steps // 2, schedule.steps - 1):
             G = guidance(denoiser.at(k, x))
-            CLAIM.equals(across(A, G).norm(dim=1) / (G.norm(dim=1) + g.norm()), 0.0, where | {"k": k}, ROUNDING, f"{name} strength")
+            CLAIM.equals(
+                across(A, G).norm(dim=1) / (G.norm(dim=1) + g.norm()),
+                0.0,
+                where | {"k": k},
+                ROUNDING,
+                f"{name} strength",
+            )
     naive = Naive(Response(g, y), Isotropic(noise))
     at = denoiser.at(schedule.steps // 2, x)
     factor = Isotropic(noise)(at, g, at.x) * (y - at.clean @ g).unsqueeze(1)
-    CLAIM.equals(across(A, naive(at)) / factor, across(A, g[None]).expand_as(x), where, ROUNDING, "naive component")
+    CLAIM.equals(
+        across(A, naive(at)) / factor,
+        across(A, g[None]).expand_as(x),
+        where,
+        ROUNDING,
+        "naive component",
+    )
     _check_paths(data, A, g, y, noise, where)
 
 
-def _check_paths(data: GaussianMixture, A: Tensor, g: Tensor, y: float, noise: float, where: dict) -> None:
+def _check_paths(
+    data: GaussianMixture, A: Tensor, g: Tensor, y: float, noise: float, where: dict
+) -> None:
     schedule = ddpm(vector(LEVELS))
     reference = score_reference(data, schedule)
     policy = GuidancePolicy(
-        schedule, ScoreDenoiser(reference.score, schedule.abar[:-1]), LookAhead(Response(g, y), Published(noise))
+        schedule,
+        ScoreDenoiser(reference.score, schedule.abar[:-1]),
+        LookAhead(Response(g, y), Published(noise)),
     )
     draws = Noise.sample(reference, 4, torch.Generator().manual_seed(0))
-    guided, plain = rollout(reference, policy, draws).states, rollout(reference, Uncontrolled(reference), draws).states
+    guided, plain = (
+        rollout(reference, policy, draws).states,
+        rollout(reference, Uncontrolled(reference), draws).states,
+    )
     size = float(guided.abs().max())
     CLAIM.equals(across(A, guided) / size, across(A, plain) / size, where, ROUNDING, "path")
 
@@ -107,7 +162,12 @@ def test_needs_the_pullback() -> None:
     data, A = law(6, 2, 1, seed=3)
     denoiser, g, x = _middle(data)
     G = Naive(Response(g, 1.0), Isotropic(0.5))(denoiser.at(0, x))
-    CLAIM.breaks(float((across(A, G).norm(dim=1) / G.norm(dim=1)).min()), ROUNDING, {"dim": 6, "rank": 2, "seed": 3}, "naive term")
+    CLAIM.breaks(
+        float((across(A, G).norm(dim=1) / G.norm(dim=1)).min()),
+        ROUNDING,
+        {"dim": 6, "rank": 2, "seed": 3},
+        "naive term",
+    )
 
 
 def test_needs_data_on_the_subspace() -> None:
@@ -116,11 +176,18 @@ def test_needs_data_on_the_subspace() -> None:
     denoiser, g, x = _middle(data)
     G = LookAhead(Response(g, 1.0), Posterior(0.5))(denoiser.at(0, x))
     share = float((across(A, G).norm(dim=1) / G.norm(dim=1)).min())
-    CLAIM.breaks(share, ROUNDING, {"dim": 6, "rank": 2, "seed": 3, "variance across": 1e-4}, "data on the subspace")
+    CLAIM.breaks(
+        share,
+        ROUNDING,
+        {"dim": 6, "rank": 2, "seed": 3, "variance across": 1e-4},
+        "data on the subspace",
+    )
 
 
 def _middle(data: GaussianMixture) -> tuple[ScoreDenoiser, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     denoiser = ScoreDenoiser(lambda k, x: data.noised_score(0.5, x), vector([0.5]))
-    g, x = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((6,), (5, 6)))
+    g, x = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((6,), (5, 6))
+    )
     return denoiser, g, x

@@ -37,8 +37,8 @@ from torch import Tensor
 from socft.density import GaussianMixture
 from socft.reward import Quadratic
 from socft.truth.mixture import TiltedMixture
-from verify.claims import Claim
-from verify.strategies import numbers
+from verify.support.claims import Claim
+from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="hjb_equation",
@@ -62,7 +62,12 @@ class Terms:
 
     def residual(self, q: float, beta: float, noise: float = 1.0, reach: float = 1.0) -> Tensor:
         """The left side of (79) over its largest term; ``noise`` and ``reach`` scale the last two coefficients."""
-        each = [self.time, q * self.drift, noise * q / 2 * self.laplacian, reach * q / (2 * beta) * self.square]
+        each = [
+            self.time,
+            q * self.drift,
+            noise * q / 2 * self.laplacian,
+            reach * q / (2 * beta) * self.square,
+        ]
         largest = torch.stack([term.abs() for term in each]).amax(0)
         return torch.stack(each).sum(0) / largest
 
@@ -73,10 +78,18 @@ def terms(truth: TiltedMixture, q: float, tau: float, x: Tensor) -> Terms:
     y = x.clone().requires_grad_(True)
     value = truth.value(torch.exp(-q * (1 - time)), y).sum()
     slope, gradient = torch.autograd.grad(value, (time, y), create_graph=True)
-    curved = [torch.autograd.grad(gradient[:, i].sum(), y, retain_graph=True)[0][:, i] for i in range(x.shape[1])]
+    curved = [
+        torch.autograd.grad(gradient[:, i].sum(), y, retain_graph=True)[0][:, i]
+        for i in range(x.shape[1])
+    ]
     score = truth.density.noised_score(math.exp(-q * (1 - tau)), x)
     drift = ((x / 2 + score) * gradient).sum(1)
-    return Terms(slope.detach(), drift.detach(), torch.stack(curved).sum(0), gradient.square().sum(1).detach())
+    return Terms(
+        slope.detach(),
+        drift.detach(),
+        torch.stack(curved).sum(0),
+        gradient.square().sum(1).detach(),
+    )
 
 
 @settings(max_examples=60)
@@ -92,21 +105,34 @@ def test_holds(seed: int, dim: int, q: float, tau: float, beta: float) -> None:
     (gradient,) = torch.autograd.grad(truth.value(level, y).sum(), y)
     control = truth.density.noised_score(level, x) + gradient / beta
     scale = 1 + float(control.abs().max())
-    CLAIM.equals((truth.optimal_score(level, x) - control) / scale, 0.0, where, ROUNDING, "control (78)")
+    CLAIM.equals(
+        (truth.optimal_score(level, x) - control) / scale, 0.0, where, ROUNDING, "control (78)"
+    )
 
 
 @pytest.mark.parametrize("dim", [1, 2])
 def test_holds_symbolically(dim: int) -> None:
     """Bellman's equation, expanded and maximised."""
-    s, q, beta = _vector("s", dim), sympy.Symbol("q", positive=True), sympy.Symbol("beta", positive=True)
+    s, q, beta = (
+        _vector("s", dim),
+        sympy.Symbol("q", positive=True),
+        sympy.Symbol("beta", positive=True),
+    )
     y, gradient, controls = _vector("y", dim), _vector("p", dim), _symbols("u", dim)
-    hessian = sympy.Matrix(dim, dim, lambda i, j: sympy.Symbol(f"H{min(i, j)}{max(i, j)}", real=True))
+    hessian = sympy.Matrix(
+        dim, dim, lambda i, j: sympy.Symbol(f"H{min(i, j)}{max(i, j)}", real=True)
+    )
     time = sympy.Symbol("V_tau", real=True)
     rate = _first_order(y, sympy.Matrix(controls), s, gradient, hessian, time, q, beta)
     best = sympy.solve([rate.diff(c) for c in controls], controls, dict=True)
     assert len(best) == 1
     found = sympy.expand(rate.subs(best[0]))
-    stated = time + q * (y / 2 + s).dot(gradient) + q / 2 * hessian.trace() + q / (2 * beta) * gradient.dot(gradient)
+    stated = (
+        time
+        + q * (y / 2 + s).dot(gradient)
+        + q / 2 * hessian.trace()
+        + q / (2 * beta) * gradient.dot(gradient)
+    )
     left = [
         sympy.simplify(found - stated),
         *(sympy.simplify(best[0][c] - s[i] - gradient[i] / beta) for i, c in enumerate(controls)),
@@ -134,7 +160,11 @@ def mixture(seed: int, dim: int, beta: float) -> TiltedMixture:
     factor = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
     P = 0.2 * torch.eye(dim, dtype=torch.float64) - factor @ factor.T
     q = torch.randn(dim, generator=generator, dtype=torch.float64)
-    return TiltedMixture(GaussianMixture(weights / weights.sum(), means, variances), Quadratic((P + P.T) / 2, q), beta)
+    return TiltedMixture(
+        GaussianMixture(weights / weights.sum(), means, variances),
+        Quadratic((P + P.T) / 2, q),
+        beta,
+    )
 
 
 def _first_order(

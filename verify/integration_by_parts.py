@@ -33,10 +33,12 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import Tensor
 
-from socft.grid import tensor_rule
 from socft.reward import LogSumExp, Reward, Separable
-from verify.claims import Claim
-from verify.strategies import ScalarReward, build_reward, curved_rewards, numbers, random_rotation
+from socft.truth.grid import tensor_rule
+from verify.support.claims import Claim
+from verify.support.instances import random_rotation
+from verify.support.rewards import ScalarReward, build_reward
+from verify.support.strategies import curved_rewards, numbers
 
 CLAIM = Claim(
     name="integration_by_parts",
@@ -66,24 +68,40 @@ def bound(reward: Reward, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
     points, weights = tensor_rule(x.shape[0])
     at = x + sigma * points
     shifted = reward(at) - reward(x[None])  # E W = 0: keeps the terms small
-    return (weights[:, None] * reward.gradient(at)).T @ points / sigma, (weights * shifted) @ points / sigma
+    return (weights[:, None] * reward.gradient(at)).T @ points / sigma, (
+        weights * shifted
+    ) @ points / sigma
 
 
 @settings(max_examples=60)
 @given(curved_rewards(), numbers(-2, 2), numbers(0.1, 2))
 def test_holds(plain: ScalarReward, x: float, sigma: float) -> None:
     reward = build_reward(plain)
-    _check(reward, torch.tensor([x], dtype=torch.float64), sigma, {"reward": repr(plain), "x": x, "sigma": sigma})
+    _check(
+        reward,
+        torch.tensor([x], dtype=torch.float64),
+        sigma,
+        {"reward": repr(plain), "x": x, "sigma": sigma},
+    )
 
 
 @settings(max_examples=25)
 @given(curved_rewards(), curved_rewards(), numbers(0.1, 2), st.integers(0, 9))
-def test_holds_in_two_dimensions(first: ScalarReward, second: ScalarReward, sigma: float, seed: int) -> None:
+def test_holds_in_two_dimensions(
+    first: ScalarReward, second: ScalarReward, sigma: float, seed: int
+) -> None:
     """A rotated sum, whose Hessian has off-diagonal entries, and a smooth maximum, which does not separate."""
     x = torch.randn(2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     where = {"rewards": [repr(first), repr(second)], "sigma": sigma, "seed": seed}
-    _check(Separable(random_rotation(2, seed), [build_reward(first), build_reward(second)]), x, sigma, where)
-    slopes = torch.randn(3, 2, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    _check(
+        Separable(random_rotation(2, seed), [build_reward(first), build_reward(second)]),
+        x,
+        sigma,
+        where,
+    )
+    slopes = torch.randn(
+        3, 2, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64
+    )
     smooth = LogSumExp(slopes, torch.zeros(3, dtype=torch.float64), 1.0)
     _check(smooth, x, sigma, {"slopes": slopes, "sigma": sigma, "seed": seed})
 
@@ -103,9 +121,18 @@ def test_holds_symbolically() -> None:
         V = z[0] ** powers[0] * z[1] ** powers[1]
         left += [expect(V, w[i] / sigma) - expect(sympy.diff(V, z[i])) for i in range(2)]
         pairs = itertools.product(range(2), repeat=2)
-        left += [expect(sympy.diff(V, z[i]), w[j] / sigma) - expect(sympy.diff(V, z[i], z[j])) for i, j in pairs]
+        left += [
+            expect(sympy.diff(V, z[i]), w[j] / sigma) - expect(sympy.diff(V, z[i], z[j]))
+            for i, j in pairs
+        ]
     nonzero = [str(e) for e in left if sympy.expand(e) != 0]
-    CLAIM.equals(float(len(nonzero)), 0.0, {"degree": DEGREE, "identities": len(left), "left over": nonzero}, ROUNDING, "symbolic")
+    CLAIM.equals(
+        float(len(nonzero)),
+        0.0,
+        {"degree": DEGREE, "identities": len(left), "left over": nonzero},
+        ROUNDING,
+        "symbolic",
+    )
 
 
 @settings(max_examples=40)
@@ -115,7 +142,9 @@ def test_holds_with_a_jump_in_the_gradient(x: float, sigma: float) -> None:
     curvature = _against_normal(lambda w: math.copysign(1, x + sigma * w) * w, x, sigma) / sigma
     slope = _against_normal(lambda w: abs(x + sigma * w) * w, x, sigma) / sigma
     expected = [2 * _density(x / sigma) / sigma, math.erf(x / (sigma * math.sqrt(2)))]
-    CLAIM.equals([curvature, slope], expected, {"V": "|x|", "x": x, "sigma": sigma}, ADAPTIVE, "kink")
+    CLAIM.equals(
+        [curvature, slope], expected, {"V": "|x|", "x": x, "sigma": sigma}, ADAPTIVE, "kink"
+    )
 
 
 def test_needs_a_continuous_value() -> None:
@@ -123,8 +152,16 @@ def test_needs_a_continuous_value() -> None:
     slope = _against_normal(lambda w: math.copysign(1, w) * w, 0.0, 1.0)
     CLAIM.breaks(abs(slope), JUMP, {"V": "sign(x)", "x": 0, "sigma": 1}, "continuous V, slope")
     step = 1e-3
-    slopes = [_against_normal(lambda w, x=x: math.copysign(1, x + w) * w, x, 1.0) for x in (0.5 - step, 0.5 + step)]
-    CLAIM.breaks(abs(slopes[1] - slopes[0]) / (2 * step), JUMP, {"V": "sign(x)", "x": 0.5, "sigma": 1}, "continuous V, curvature")
+    slopes = [
+        _against_normal(lambda w, x=x: math.copysign(1, x + w) * w, x, 1.0)
+        for x in (0.5 - step, 0.5 + step)
+    ]
+    CLAIM.breaks(
+        abs(slopes[1] - slopes[0]) / (2 * step),
+        JUMP,
+        {"V": "sign(x)", "x": 0.5, "sigma": 1},
+        "continuous V, curvature",
+    )
 
 
 def test_needs_a_continuous_gradient_for_the_expected_hessian() -> None:
@@ -150,7 +187,10 @@ def _derivatives(reward: Reward, points: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         y = points.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(reward(y).sum(), y, create_graph=True)
-        rows = [torch.autograd.grad(gradient[:, i].sum(), y, retain_graph=True)[0] for i in range(y.shape[1])]
+        rows = [
+            torch.autograd.grad(gradient[:, i].sum(), y, retain_graph=True)[0]
+            for i in range(y.shape[1])
+        ]
     return gradient.detach(), torch.stack(rows, 1)
 
 
@@ -166,7 +206,10 @@ def _expect(expression: sympy.Expr, w: tuple[sympy.Symbol, ...]) -> sympy.Expr:
 def _against_normal(function: Callable[[float], float], x: float, sigma: float) -> float:
     """``E function(W)`` for a function with a kink where ``x + sigma W = 0``."""
     ends = sorted({-12.0, min(max(-x / sigma, -12.0), 12.0), 12.0})
-    pieces = [quad(lambda w: function(w) * _density(w), a, b, epsabs=1e-13, epsrel=1e-13)[0] for a, b in itertools.pairwise(ends)]
+    pieces = [
+        quad(lambda w: function(w) * _density(w), a, b, epsabs=1e-13, epsrel=1e-13)[0]
+        for a, b in itertools.pairwise(ends)
+    ]
     return math.fsum(pieces)
 
 

@@ -28,14 +28,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
-from socft.bellman import BellmanStep
-from socft.grid import ValueGrid
 from socft.pi_ft import Sweep, sweep
+from socft.truth.bellman import BellmanStep
+from socft.truth.grid import ValueGrid
 from socft.truth.quadrature import Quadrature
-from verify.claims import Claim
-from verify.iterates import differentiate, thin
-from verify.strategies import ACCURACY, ProductInstance, QuadraticInstance, line_instances, quadratic_instances
-from verify.value_gradients import CURVED, NOTICEABLE, Means, carried, central_jacobian, slope, tolerance
+from verify.support.claims import Claim
+from verify.support.instances import ProductInstance, QuadraticInstance
+from verify.support.iterates import differentiate, thin
+from verify.support.strategies import line_instances, quadratic_instances
+from verify.support.suprema import ACCURACY
+from verify.support.value_gradients import (
+    CURVED,
+    NOTICEABLE,
+    Means,
+    carried,
+    central_jacobian,
+    slope,
+    tolerance,
+)
 
 CLAIM = Claim(
     name="iterate_gradient",
@@ -84,7 +94,9 @@ def test_holds(instance: ProductInstance, step: int, updates: int) -> None:
     truth, t = instance.parts()[0], step % instance.steps
     found = sweep(truth.problem, truth.grids, updates)
     where = {"instance": instance.describe(), "step": t, "updates": updates}
-    CLAIM.equals(measure(found.values[t]), bound(truth, found, t, updates).total, where, tolerance(instance))
+    CLAIM.equals(
+        measure(found.values[t]), bound(truth, found, t, updates).total, where, tolerance(instance)
+    )
 
 
 @settings(max_examples=60)
@@ -93,7 +105,9 @@ def test_holds_for_quadratics(instance: QuadraticInstance, updates: int) -> None
     """``V^(m)(y)`` by (36), differentiated by central differences, which are exact; (55) from the iterates as matrices."""
     beta = instance.beta()
     problem, rho = instance.problem(beta), float(theory.proximal_step(instance.chain, beta)[0])
-    y = torch.randn(4, instance.dim, generator=torch.Generator().manual_seed(updates), dtype=torch.float64)
+    y = torch.randn(
+        4, instance.dim, generator=torch.Generator().manual_seed(updates), dtype=torch.float64
+    )
 
     def costate(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         mean, shift = problem.reference.mean(0, x), torch.zeros_like(x)
@@ -103,10 +117,18 @@ def test_holds_for_quadratics(instance: QuadraticInstance, updates: int) -> None
 
     def value(x: Tensor) -> Tensor:
         shift = costate(x, updates)[1]
-        return problem.reward(problem.reference.mean(0, x) + shift) - shift.square().sum(1) / (2 * rho)
+        return problem.reward(problem.reference.mean(0, x) + shift) - shift.square().sum(1) / (
+            2 * rho
+        )
 
-    measured, shift_jacobian = central_jacobian(value, y), central_jacobian(lambda x: costate(x, updates)[1], y)
-    after, before = costate(y, updates)[0], costate(y, updates - 1)[0] if updates else torch.zeros_like(y)
+    measured, shift_jacobian = (
+        central_jacobian(value, y),
+        central_jacobian(lambda x: costate(x, updates)[1], y),
+    )
+    after, before = (
+        costate(y, updates)[0],
+        costate(y, updates - 1)[0] if updates else torch.zeros_like(y),
+    )
     unfinished = torch.einsum("bij,bi->bj", shift_jacobian, after - before)
     expected = carried(problem.reference, 0, y, after) + unfinished
     scale = 1 + float(value(y).abs().max() + measured.abs().max())
@@ -122,5 +144,7 @@ def test_needs_the_second_term() -> None:
         terms = bound(truth, found, 0, updates)
         residual = float((measure(found.values[0]) - terms.envelope).abs().max())
         where = {"instance": CURVED.describe(), "updates": updates}
-        CLAIM.equals(measure(found.values[0]), terms.total, where, ACCURACY, "same instance, both terms")
+        CLAIM.equals(
+            measure(found.values[0]), terms.total, where, ACCURACY, "same instance, both terms"
+        )
         CLAIM.breaks(residual, NOTICEABLE, where, "second term")

@@ -33,16 +33,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from socft.bellman import mean_and_jacobian
 from socft.checks import require
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, ScalarDiffusion, ScoreReference
 from socft.reward import as_quadratic
 from socft.truth.affine_policy import affine_gradient, evaluate_affine
+from socft.truth.bellman import mean_and_jacobian
 from socft.truth.quadrature import Quadrature
-from verify.claims import Claim
-from verify.strategies import ACCURACY, ProductInstance, QuadraticInstance, line_instances, numbers, quadratic_instances
+from verify.support.claims import Claim
+from verify.support.instances import ProductInstance, QuadraticInstance
+from verify.support.strategies import line_instances, numbers, quadratic_instances
+from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="lean_adjoint_fixed_point",
@@ -66,11 +68,17 @@ def line_residual(truth: Quadrature) -> float:
     reference = problem.reference
     assert isinstance(reference, ScoreReference)
     sigma = reference.schedule.sigma
-    low, high = min(float(g.lower.min()) for g in truth.grids), max(float(g.upper.max()) for g in truth.grids)
+    low, high = (
+        min(float(g.lower.min()) for g in truth.grids),
+        max(float(g.upper.max()) for g in truth.grids),
+    )
     count = math.ceil((high - low) / min(SPACING * float(sigma.min()), FINEST)) + 1
     if count > MOST_NODES and hypothesis.currently_in_test_context():
         hypothesis.reject()
-    require(count <= MOST_NODES, f"the chain needs {count} nodes, more than {MOST_NODES}; use fewer or longer steps.")
+    require(
+        count <= MOST_NODES,
+        f"the chain needs {count} nodes, more than {MOST_NODES}; use fewer or longer steps.",
+    )
     x = torch.linspace(low, high, count, dtype=torch.float64)[:, None]
     costate, worst = problem.reward.gradient(x)[:, 0], 0.0
     for k in reversed(range(problem.steps)):
@@ -81,7 +89,10 @@ def line_residual(truth: Quadrature) -> float:
         pushed = kernel @ costate / kernel.sum(1)
         price = problem.beta[k] * control[:, 0]
         residual = (sigma[k] * pushed - price).abs() / (1 + price.abs().max())
-        centre, half = (truth.grids[k].lower + truth.grids[k].upper) / 2, (truth.grids[k].upper - truth.grids[k].lower) / 2
+        centre, half = (
+            (truth.grids[k].lower + truth.grids[k].upper) / 2,
+            (truth.grids[k].upper - truth.grids[k].lower) / 2,
+        )
         worst = max(worst, float(residual[((x - centre).abs() <= INNER * half)[:, 0]].max()))
         costate = jacobian[:, 0, 0] * pushed
     return worst
@@ -108,7 +119,12 @@ def affine_residual(problem: ControlProblem, policy: AffinePolicy) -> Residual:
     assert isinstance(reference.diffusion, ScalarDiffusion)
     p, c, gains, offsets = form.P, form.linear, [], []
     for k in reversed(range(problem.steps)):
-        A, b, sigma, beta = reference.transfer[k], reference.offset[k], reference.diffusion.sigma[k], problem.beta[k]
+        A, b, sigma, beta = (
+            reference.transfer[k],
+            reference.offset[k],
+            reference.diffusion.sigma[k],
+            problem.beta[k],
+        )
         slope = p @ (A + sigma * policy.gain[k])
         level = p @ (b + sigma * policy.offset[k]) + c
         gains.append(sigma * slope - beta * policy.gain[k])
@@ -144,26 +160,44 @@ def test_is_the_only_fixed_point(instance: QuadraticInstance, seed: int, size: f
     R_k is affine in the control of step k, with derivative ``sigma_k^2 p - beta_k``, so one Newton step solves it.
     """
     truth, draw = instance.solve(), torch.Generator().manual_seed(seed)
-    best = AffinePolicy(truth.affine_policy.gain.detach(), truth.affine_policy.offset.detach()).requires_grad_(False)
+    best = AffinePolicy(
+        truth.affine_policy.gain.detach(), truth.affine_policy.offset.detach()
+    ).requires_grad_(False)
     gain = size * torch.randn(best.gain.shape, generator=draw, dtype=torch.float64)
     offset = size * torch.randn(best.offset.shape, generator=draw, dtype=torch.float64)
     for k in reversed(range(instance.steps)):
         residual = affine_residual(truth.problem, AffinePolicy(gain, offset))
-        slope = truth.problem.beta[k] * torch.eye(instance.dim, dtype=torch.float64) - _smoothed(truth.problem, gain, offset, k)
+        slope = truth.problem.beta[k] * torch.eye(instance.dim, dtype=torch.float64) - _smoothed(
+            truth.problem, gain, offset, k
+        )
         gain[k] += torch.linalg.solve(slope, residual.gain[k])
         offset[k] += torch.linalg.solve(slope, residual.offset[k])
     apart = max(float((gain - best.gain).abs().max()), float((offset - best.offset).abs().max()))
     scale = 1 + size + max(float(best.gain.abs().max()), float(best.offset.abs().max()))
     where = {"instance": instance.describe(), "seed": seed, "size": size}
-    CLAIM.equals(apart / scale, 0.0, where, 100 * ROUNDING * float((1 / instance.lams).prod()), "only fixed point")
+    CLAIM.equals(
+        apart / scale,
+        0.0,
+        where,
+        100 * ROUNDING * float((1 / instance.lams).prod()),
+        "only fixed point",
+    )
 
 
 def test_needs_the_optimum() -> None:
     """Away from it the field, weighted by the policy's law, is not the gradient of the objective."""
     instance = QuadraticInstance(
-        levels=(0.1, 0.3, 0.6, 0.9), lam=(0.2,) * 3, score=(-0.5,), shift=(0.3,), curvature=(-2.0,), slope=(1.0,)
+        levels=(0.1, 0.3, 0.6, 0.9),
+        lam=(0.2,) * 3,
+        score=(-0.5,),
+        shift=(0.3,),
+        curvature=(-2.0,),
+        slope=(1.0,),
     )
-    small, large = _angles(instance, torch.tensor(0.5, dtype=torch.float64)), _angles(instance, instance.beta())
+    small, large = (
+        _angles(instance, torch.tensor(0.5, dtype=torch.float64)),
+        _angles(instance, instance.beta()),
+    )
     where = {
         "instance": instance.describe(),
         "beta": 0.5,
@@ -185,11 +219,16 @@ def _angles(instance: QuadraticInstance, beta: Tensor) -> list[float]:
     best, angles = truth.affine_policy, []
     for seed in range(4):
         draw = torch.Generator().manual_seed(seed)
-        moved = [x.detach() + torch.randn(x.shape, generator=draw, dtype=torch.float64) for x in (best.gain, best.offset)]
+        moved = [
+            x.detach() + torch.randn(x.shape, generator=draw, dtype=torch.float64)
+            for x in (best.gain, best.offset)
+        ]
         policy = AffinePolicy(*moved)
         field, exact = _projected(truth.problem, policy), affine_gradient(truth.problem, policy)
         gradient = torch.cat([exact.gain.flatten(), exact.offset.flatten()])
-        angles.append(math.degrees(math.acos(float(field @ gradient / (field.norm() * gradient.norm())))))
+        angles.append(
+            math.degrees(math.acos(float(field @ gradient / (field.norm() * gradient.norm()))))
+        )
     return angles
 
 
@@ -208,6 +247,8 @@ def _smoothed(problem: ControlProblem, gain: Tensor, offset: Tensor, k: int) -> 
     eye, reference = torch.eye(gain.shape[1], dtype=torch.float64), problem.reference
     moved = gain.clone()
     moved[k] += eye
-    base, shifted = (affine_residual(problem, AffinePolicy(g, offset)).gain[k] for g in (gain, moved))
+    base, shifted = (
+        affine_residual(problem, AffinePolicy(g, offset)).gain[k] for g in (gain, moved)
+    )
     assert isinstance(reference, AffineReference)
     return shifted - base + problem.beta[k] * eye

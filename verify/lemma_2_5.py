@@ -31,8 +31,9 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from socft import theory
 from socft.reference import MatrixDiffusion, ScoreReference
-from verify.claims import Claim
-from verify.strategies import ProductInstance, instances, numbers
+from verify.support.claims import Claim
+from verify.support.instances import ProductInstance
+from verify.support.strategies import instances, numbers
 
 CLAIM = Claim(
     name="lemma_2_5",
@@ -71,7 +72,11 @@ def test_holds(instance: ProductInstance, step: int, seed: int, size: float) -> 
     y, difference = _normal(seed, 2, instance.dim).split(1)
     score = reference.score(t, y)
     U = score + size * difference
-    alpha, gain, sigma = instance.schedule.alpha[t], instance.schedule.gain[t], instance.schedule.sigma[t]
+    alpha, gain, sigma = (
+        instance.schedule.alpha[t],
+        instance.schedule.gain[t],
+        instance.schedule.sigma[t],
+    )
     mean, other = (y + gain * U) / alpha.sqrt(), (y + gain * score) / alpha.sqrt()
     measured = measure(mean[0], other[0], sigma * torch.eye(instance.dim, dtype=torch.float64))
     expected = bound(instance, t, U - score)
@@ -91,7 +96,13 @@ def test_holds_for_degenerate_noise(n: int, p: int, rank: int, seed: int, size: 
     expected = float((torch.linalg.pinv(factor) @ (factor @ v)).square().sum()) / 2
     measured = measure(factor @ v, torch.zeros(n, dtype=torch.float64), factor)
     where = {"n": n, "p": p, "rank": min(rank, n, p), "seed": seed, "size": size}
-    CLAIM.equals([measured, float(whitened.square().sum()) / 2], [expected] * 2, where, ROUNDING * (1 + expected), "degenerate B")
+    CLAIM.equals(
+        [measured, float(whitened.square().sum()) / 2],
+        [expected] * 2,
+        where,
+        ROUNDING * (1 + expected),
+        "degenerate B",
+    )
 
 
 def test_holds_symbolically() -> None:
@@ -99,38 +110,59 @@ def test_holds_symbolically() -> None:
     x, w, y, s, U, v = sympy.symbols("x w y s U v", real=True)
     a, g, sigma = sympy.symbols("a g sigma", positive=True)
     controlled, plain = (y + g * U) / sympy.sqrt(a), (y + g * s) / sympy.sqrt(a)
-    density = sympy.exp(-((x - controlled) ** 2) / (2 * sigma**2)) / (sigma * sympy.sqrt(2 * sympy.pi))
+    density = sympy.exp(-((x - controlled) ** 2) / (2 * sigma**2)) / (
+        sigma * sympy.sqrt(2 * sympy.pi)
+    )
     log_ratio = ((x - plain) ** 2 - (x - controlled) ** 2) / (2 * sigma**2)
     moved = sympy.expand((density * log_ratio).subs(x, controlled + sigma * w) * sigma)
     divergence = sympy.integrate(sympy.collect(moved, w), (w, -sympy.oo, sympy.oo))
     difference = sympy.simplify(divergence - g**2 * (U - s) ** 2 / (2 * a * sigma**2))
     whitened = sympy.simplify(divergence.subs(U, s + sympy.sqrt(a) * sigma * v / g) - v**2 / 2)
     where = {"symbolic": True, "left over": [str(difference), str(whitened)]}
-    CLAIM.equals([float(difference != 0), float(whitened != 0)], [0.0, 0.0], where, ROUNDING, "symbolic")
+    CLAIM.equals(
+        [float(difference != 0), float(whitened != 0)], [0.0, 0.0], where, ROUNDING, "symbolic"
+    )
 
 
 def test_needs_equal_covariances() -> None:
     """A fine-tuned model that also changes its variance costs more than its mean tells."""
     shift, scale = torch.tensor([0.5], dtype=torch.float64), 1.1
-    laws = [MultivariateNormal(m, s**2 * torch.eye(1, dtype=torch.float64)) for m, s in ((shift, scale), (0 * shift, 1.0))]
+    laws = [
+        MultivariateNormal(m, s**2 * torch.eye(1, dtype=torch.float64))
+        for m, s in ((shift, scale), (0 * shift, 1.0))
+    ]
     residual = abs(float(kl_divergence(*laws)) - float(shift.square().sum()) / 2)
     CLAIM.breaks(residual, ROUNDING * 2, {"v": 0.5, "sigma": [scale, 1.0]}, "equal covariances")
 
 
 def test_needs_control_orthogonal_to_kernel() -> None:
     """A control in the kernel of B moves nothing: |v|^2/2 overstates what it costs."""
-    factor, v = torch.tensor([[1.0, 1.0]], dtype=torch.float64), torch.tensor([1.0, -1.0], dtype=torch.float64)
+    factor, v = (
+        torch.tensor([[1.0, 1.0]], dtype=torch.float64),
+        torch.tensor([1.0, -1.0], dtype=torch.float64),
+    )
     cost = measure(factor @ v, torch.zeros(1, dtype=torch.float64), factor)
-    CLAIM.breaks(abs(cost - float(v.square().sum()) / 2), ROUNDING * 2, {"B": factor, "v": v}, "v orthogonal to ker B")
+    CLAIM.breaks(
+        abs(cost - float(v.square().sum()) / 2),
+        ROUNDING * 2,
+        {"B": factor, "v": v},
+        "v orthogonal to ker B",
+    )
     CLAIM.finding(
-        "for B with a kernel, |v|²/2 is the divergence only if v ⊥ ker B, and exceeds it otherwise", {"B": factor, "v": v}
+        "for B with a kernel, |v|²/2 is the divergence only if v ⊥ ker B, and exceeds it otherwise",
+        {"B": factor, "v": v},
     )
 
 
 def _factor(n: int, p: int, rank: int, seed: int) -> Tensor:
     """A matrix of given rank with singular values between 0.2 and 2."""
-    left, right = (torch.linalg.qr(_normal(seed + i, size, rank))[0] for i, size in ((2, n), (3, p)))
-    scales = torch.rand(rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 1.8 + 0.2
+    left, right = (
+        torch.linalg.qr(_normal(seed + i, size, rank))[0] for i, size in ((2, n), (3, p))
+    )
+    scales = (
+        torch.rand(rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 1.8
+        + 0.2
+    )
     return left * scales @ right.T
 
 

@@ -29,10 +29,23 @@ from torch import Tensor
 
 from socft import theory
 from socft.pi_ft import sweep
-from verify.balls import ball, cells
-from verify.claims import Claim
-from verify.iterates import PAPER, Chained, Iterate, constant, control_slopes, iterate, passes, supremum
-from verify.strategies import DIFFERENCED, TWICE, Factor, Parabola, ProductInstance, TanhScore, curved_rewards, instances
+from verify.support.balls import ball, cells
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance
+from verify.support.iterates import (
+    PAPER,
+    Chained,
+    Iterate,
+    constant,
+    control_slopes,
+    iterate,
+    passes,
+    supremum,
+)
+from verify.support.rewards import Parabola
+from verify.support.scores import TanhScore
+from verify.support.strategies import curved_rewards, instances
+from verify.support.suprema import DIFFERENCED, TWICE
 
 CLAIM = Claim(
     name="lemma_3_2_control",
@@ -64,17 +77,36 @@ def bend_bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor
 def test_holds(instance: ProductInstance, rounds: int) -> None:
     for each in passes(instance, rounds):
         paper, sharp = (bound(instance, each.beta, b) for b in (PAPER.bounds, instance.sharp))
-        CLAIM.holds(measure(each.found), paper, each.where, sharp=sharp, floor=DIFFERENCED, part=each.constants)
+        CLAIM.holds(
+            measure(each.found),
+            paper,
+            each.where,
+            sharp=sharp,
+            floor=DIFFERENCED,
+            part=each.constants,
+        )
         paper, sharp = (bend_bound(instance, each.beta, b) for b in (PAPER.bounds, instance.sharp))
         floor = TWICE * (1 + float(theory.score_unit(instance.chain).max()))
-        CLAIM.holds(each.found.control_bend, paper, each.where, sharp=sharp, floor=floor, part=f"Jacobian, {each.constants}")
+        CLAIM.holds(
+            each.found.control_bend,
+            paper,
+            each.where,
+            sharp=sharp,
+            floor=floor,
+            part=f"Jacobian, {each.constants}",
+        )
 
 
 def test_is_attained() -> None:
     instance, rounds = _quadratic(), 12
     beta = instance.beta(PAPER)
-    measured, limit = float(measure(iterate(instance, beta, rounds))[0]), float(bound(instance, beta, PAPER.bounds)[0])
-    CLAIM.attained(measured, limit, {"instance": instance.describe(), "updates": rounds}, slack=DIFFERENCED)
+    measured, limit = (
+        float(measure(iterate(instance, beta, rounds))[0]),
+        float(bound(instance, beta, PAPER.bounds)[0]),
+    )
+    CLAIM.attained(
+        measured, limit, {"instance": instance.describe(), "updates": rounds}, slack=DIFFERENCED
+    )
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 5, 12])
@@ -86,7 +118,9 @@ def test_certified(sign: int, rounds: int) -> None:
         q = ball(*cell)
         ratio = 1 - q**rounds if sign > 0 else (1 - q) / (1 + q) * (1 - (-q) ** rounds)
         worst = worst.max(ratio.upper())
-    CLAIM.certified(worst, flint.arb(1), {"q": [0.1, 0.9], "sign": sign, "updates": rounds}, "quadratic step")
+    CLAIM.certified(
+        worst, flint.arb(1), {"q": [0.1, 0.9], "sign": sign, "updates": rounds}, "quadratic step"
+    )
 
 
 def test_needs_the_condition_on_beta() -> None:
@@ -96,8 +130,15 @@ def test_needs_the_condition_on_beta() -> None:
     found = sweep(problem, instance.parts(instance.beta(PAPER))[0].grids, 10)
     slope = float(supremum(control_slopes(problem, instance.schedule, found))[0])
     loose = theory.constants(instance.chain, 0.1, PAPER).L0u
-    CLAIM.breaks(slope, float(loose[0]), {"instance": instance.describe(), "lam of the bound": 0.1}, "condition on beta")
+    CLAIM.breaks(
+        slope,
+        float(loose[0]),
+        {"instance": instance.describe(), "lam of the bound": 0.1},
+        "condition on beta",
+    )
 
 
 def _quadratic() -> ProductInstance:
-    return ProductInstance(levels=(0.6, 0.95), lam=(0.5,), factors=(Factor(TanhScore(c=-0.4), Parabola(1.5, 0.5)),))
+    return ProductInstance(
+        levels=(0.6, 0.95), lam=(0.5,), factors=(Factor(TanhScore(c=-0.4), Parabola(1.5, 0.5)),)
+    )

@@ -26,10 +26,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
-from verify.claims import Claim
-from verify.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
-from verify.staircase import clipped
-from verify.strategies import ACCURACY, ProductInstance, curved_rewards, instances
+from verify.support.claims import Claim
+from verify.support.instances import ProductInstance
+from verify.support.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
+from verify.support.staircase import clipped
+from verify.support.strategies import curved_rewards, instances
+from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="lemma_3_2_increments",
@@ -58,7 +60,9 @@ def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, rounds: int) -
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(1, 6))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
     for each in passes(instance, rounds):
-        paper, sharp = (bound(instance, each.beta, b, rounds) for b in (PAPER.bounds, instance.sharp))
+        paper, sharp = (
+            bound(instance, each.beta, b, rounds) for b in (PAPER.bounds, instance.sharp)
+        )
         measured, floor = visible(measure(each.found), sharp), ACCURACY * instance.dim**0.5
         CLAIM.holds(measured, paper, each.where, sharp=sharp, floor=floor, part=each.constants)
 

@@ -27,10 +27,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
-from verify.claims import WITHIN, Claim
-from verify.iterates import PAPER, Chained, Iterate, constant, passes
-from verify.staircase import clipped
-from verify.strategies import ACCURACY, ProductInstance, curved_rewards, instances
+from verify.support.claims import WITHIN, Claim
+from verify.support.instances import ProductInstance
+from verify.support.iterates import PAPER, Chained, Iterate, constant, passes
+from verify.support.staircase import clipped
+from verify.support.strategies import curved_rewards, instances
+from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="lemma_3_2_lipschitz",
@@ -58,7 +60,9 @@ def test_holds(instance: ProductInstance, rounds: int) -> None:
     for each in passes(instance, rounds):
         paper, sharp = (bound(instance, each.beta, b) for b in (PAPER.bounds, instance.sharp))
         floor = ACCURACY * instance.dim**0.5
-        CLAIM.holds(measure(each.found), paper, each.where, sharp=sharp, floor=floor, part=each.constants)
+        CLAIM.holds(
+            measure(each.found), paper, each.where, sharp=sharp, floor=floor, part=each.constants
+        )
 
 
 @settings(max_examples=15)
@@ -68,7 +72,9 @@ def test_holds_for_clipped_slopes(q: float, corner: float, sign: int) -> None:
     factors = [1 + bounds.overshoot(1 - q) for bounds in (theory.Paper(), theory.Sharp())]
     for rounds in range(7):
         where = step.describe() | {"updates": rounds}
-        CLAIM.holds(step.steepest(rounds) / step.L0, factors[0], where, sharp=factors[1], part="clipped")
+        CLAIM.holds(
+            step.steepest(rounds) / step.L0, factors[0], where, sharp=factors[1], part="clipped"
+        )
 
 
 @pytest.mark.parametrize(("q", "rounds"), [(0.5, 1), (0.9, 3), (0.99, 8)])
@@ -80,5 +86,6 @@ def test_needs_the_overshoot(q: float, rounds: int) -> None:
     limit = 1 + q ** (rounds + 1) * (1 - q**rounds) / (1 - q ** (rounds + 1))
     CLAIM.equals(steepest, limit, where, WITHIN * limit, "sharp clip")
     CLAIM.finding(
-        f"at λ = {1 - q:.2g} an unfinished iterate's value is {steepest:.3f} times as steep as (14) allows the optimal one's", where
+        f"at λ = {1 - q:.2g} an unfinished iterate's value is {steepest:.3f} times as steep as (14) allows the optimal one's",
+        where,
     )

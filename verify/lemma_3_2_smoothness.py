@@ -29,10 +29,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
-from verify.balls import ball, cells
-from verify.claims import Claim
-from verify.iterates import PAPER, Chained, Iterate, constant, passes
-from verify.strategies import DIFFERENCED, ProductInstance, curved_rewards, instances, numbers
+from verify.support.balls import ball, cells
+from verify.support.claims import Claim
+from verify.support.instances import ProductInstance
+from verify.support.iterates import PAPER, Chained, Iterate, constant, passes
+from verify.support.strategies import curved_rewards, instances, numbers
+from verify.support.suprema import DIFFERENCED
 
 CLAIM = Claim(
     name="lemma_3_2_smoothness",
@@ -63,7 +65,14 @@ def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor:
 def test_holds(instance: ProductInstance, rounds: int) -> None:
     for each in passes(instance, rounds):
         paper, sharp = (bound(instance, each.beta, b) for b in (PAPER.bounds, instance.sharp))
-        CLAIM.holds(measure(each.found), paper, each.where, sharp=sharp, floor=DIFFERENCED, part=each.constants)
+        CLAIM.holds(
+            measure(each.found),
+            paper,
+            each.where,
+            sharp=sharp,
+            floor=DIFFERENCED,
+            part=each.constants,
+        )
 
 
 @settings(max_examples=100)
@@ -72,7 +81,13 @@ def test_maximum_is_attained_at_a_finite_m(lam: float, constant: float, slope: f
     m = np.arange(1, TERMS)
     terms = np.exp(m * math.log1p(-lam)) * (constant + slope * m)
     where = {"lam": lam, "constant": constant, "slope": slope, "m": int(m[terms.argmax()])}
-    CLAIM.equals(theory.peak(lam, constant, slope), terms.max(), where, ROUNDING * (1 + terms.max()), "maximum")
+    CLAIM.equals(
+        theory.peak(lam, constant, slope),
+        terms.max(),
+        where,
+        ROUNDING * (1 + terms.max()),
+        "maximum",
+    )
     beyond = max(0.0, float(m[terms.argmax()]) - (1 + (1 - lam) / lam))
     CLAIM.equals(beyond, 0.0, where, ROUNDING / lam, "place of the maximum")
 
@@ -82,7 +97,12 @@ def test_certified() -> None:
     for low, high in cells(Fraction(1, CELLS), 1 - Fraction(1, CELLS), CELLS - 2):
         first = math.floor((1 - low) / low) + 1
         q = 1 - ball(low, high)
-        CLAIM.certified(q * (first + 1), flint.arb(first), {"lam": [float(low), float(high)], "m": first}, "place of the maximum")
+        CLAIM.certified(
+            q * (first + 1),
+            flint.arb(first),
+            {"lam": [float(low), float(high)], "m": first},
+            "place of the maximum",
+        )
 
 
 @pytest.mark.parametrize(("q", "slope"), [(0.3, 10.5), (0.4, 7.75)])
@@ -103,5 +123,6 @@ def test_needs_the_excess(q: float, slope: float) -> None:
     CLAIM.holds(measured, optimum + excess, where, part="sine")
     CLAIM.breaks(measured, optimum, where, "excess")
     CLAIM.finding(
-        f"at λ = {1 - q:.2g} an iterate's Hessian is {measured / optimum:.3f} times what (15) allows the optimal value's", where
+        f"at λ = {1 - q:.2g} an iterate's Hessian is {measured / optimum:.3f} times what (15) allows the optimal value's",
+        where,
     )

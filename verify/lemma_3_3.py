@@ -33,11 +33,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
-from verify.balls import ball, cells
-from verify.claims import Claim
-from verify.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
-from verify.staircase import clipped
-from verify.strategies import ACCURACY, ProductInstance, curved_rewards, instances
+from verify.support.balls import ball, cells
+from verify.support.claims import Claim
+from verify.support.instances import ProductInstance
+from verify.support.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
+from verify.support.staircase import clipped
+from verify.support.strategies import curved_rewards, instances
+from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="lemma_3_3",
@@ -55,7 +57,9 @@ def measure(found: Iterate, unit: Tensor) -> Tensor:
     return unit * found.control_error
 
 
-def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, found: Iterate, rounds: int) -> Tensor:
+def bound(
+    instance: Chained, beta: Tensor, bounds: theory.Bounds, found: Iterate, rounds: int
+) -> Tensor:
     """The lemma with the measured eps, shape (T,); infinite where these bounds do not admit the weights."""
     constants = constants_for(instance, beta, bounds)
     if constants is None:
@@ -63,7 +67,10 @@ def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, found: Iterate
     size = theory.constants_at(instance.chain, beta, theory.Optimum(bounds)).L0V
     gain, eps = theory.control_gain(instance.chain, beta).tolist(), found.gradient_error.tolist()
     terms = zip(size[1:].tolist(), eps[1:], gain, constants.lam.tolist(), strict=True)
-    return torch.tensor([theory.control_error_bound(L0, e, k, lam, rounds) for L0, e, k, lam in terms], dtype=torch.float64)
+    return torch.tensor(
+        [theory.control_error_bound(L0, e, k, lam, rounds) for L0, e, k, lam in terms],
+        dtype=torch.float64,
+    )
 
 
 @settings(max_examples=18)
@@ -71,8 +78,14 @@ def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, found: Iterate
 def test_holds(instance: ProductInstance, rounds: int) -> None:
     unit = theory.score_unit(instance.chain)
     for each in passes(instance, rounds):
-        paper, sharp = (bound(instance, each.beta, b, each.found, rounds) for b in (PAPER.bounds, instance.sharp))
-        measured, floor = visible(measure(each.found, unit), sharp), ACCURACY * instance.dim**0.5 * float(unit.max())
+        paper, sharp = (
+            bound(instance, each.beta, b, each.found, rounds)
+            for b in (PAPER.bounds, instance.sharp)
+        )
+        measured, floor = (
+            visible(measure(each.found, unit), sharp),
+            ACCURACY * instance.dim**0.5 * float(unit.max()),
+        )
         CLAIM.holds(measured, paper, each.where, sharp=sharp, floor=floor, part=each.constants)
 
 
@@ -91,14 +104,23 @@ def test_second_term_is_attained() -> None:
     shift = best = 0.0
     for _ in range(m):
         shift = q * (shift + eps)
-    CLAIM.attained(shift - best, theory.control_error_bound(0.0, eps, q, 1 - q, m), {"q": q, "eps": eps, "updates": m})
+    CLAIM.attained(
+        shift - best,
+        theory.control_error_bound(0.0, eps, q, 1 - q, m),
+        {"q": q, "eps": eps, "updates": m},
+    )
 
 
 def test_needs_the_condition_on_beta() -> None:
     """For q = 1.25 and a concave reward there is an optimum, but updates run away from it."""
     step = clipped(1.25, 30.0, sign=-1)
     errors = step.control_errors(12)
-    CLAIM.breaks(errors[-1], theory.control_error_bound(step.L0, 0.0, step.q, 0.1, 12), step, "condition on beta")
+    CLAIM.breaks(
+        errors[-1],
+        theory.control_error_bound(step.L0, 0.0, step.q, 0.1, 12),
+        step,
+        "condition on beta",
+    )
 
 
 def test_needs_the_error_in_front() -> None:
@@ -107,7 +129,12 @@ def test_needs_the_error_in_front() -> None:
     shift = 0.0
     for _ in range(m):
         shift = q * (shift + eps)
-    CLAIM.breaks(shift, theory.control_error_bound(0.0, 0.0, q, 1 - q, m), {"q": q, "eps": eps, "updates": m}, "second term")
+    CLAIM.breaks(
+        shift,
+        theory.control_error_bound(0.0, 0.0, q, 1 - q, m),
+        {"q": q, "eps": eps, "updates": m},
+        "second term",
+    )
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 8])
@@ -118,8 +145,16 @@ def test_certified(rounds: int) -> None:
     """
     r, s = sympy.symbols("r s")
     c, updates = s / (1 - s), sum((r**j for j in range(1, rounds + 1)), sympy.Integer(0))
-    left = sympy.simplify(updates - c - (-(r**rounds) * c + (r - s) * (1 + c) * (1 - r**rounds) / (1 - r)))
-    CLAIM.equals(float(left != 0), 0.0, {"updates": rounds, "left over": str(left)}, 0.5, "identity of the certificate")
+    left = sympy.simplify(
+        updates - c - (-(r**rounds) * c + (r - s) * (1 + c) * (1 - r**rounds) / (1 - r))
+    )
+    CLAIM.equals(
+        float(left != 0),
+        0.0,
+        {"updates": rounds, "left over": str(left)},
+        0.5,
+        "identity of the certificate",
+    )
     for sign in (1, -1):
         for ends in cells(Fraction(1, 10), Fraction(9, 10), CELLS):
             ratio = sign * ball(*ends)
@@ -127,4 +162,9 @@ def test_certified(rounds: int) -> None:
             if sign > 0:  # the two denominators agree
                 CLAIM.certified(1 - ratio**rounds, flint.arb(1), where, "quadratic family")
             else:
-                CLAIM.certified((1 - ratio**rounds) * (1 + ratio) / (1 - ratio), flint.arb(1), where, "quadratic family")
+                CLAIM.certified(
+                    (1 - ratio**rounds) * (1 + ratio) / (1 - ratio),
+                    flint.arb(1),
+                    where,
+                    "quadratic family",
+                )

@@ -34,11 +34,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
-from verify.balls import ball, cells
-from verify.claims import Claim
-from verify.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
-from verify.staircase import OneStep, clipped
-from verify.strategies import ACCURACY, ProductInstance, curved_rewards, instances
+from verify.support.balls import ball, cells
+from verify.support.claims import Claim
+from verify.support.instances import ProductInstance
+from verify.support.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
+from verify.support.staircase import OneStep, clipped
+from verify.support.strategies import curved_rewards, instances
+from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="lemma_3_4",
@@ -58,17 +60,33 @@ def measure(found: Iterate) -> Tensor:
     return found.gradient_error[:-1]
 
 
-def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, found: Iterate, rounds: int) -> tuple[Tensor, Tensor]:
+def bound(
+    instance: Chained, beta: Tensor, bounds: theory.Bounds, found: Iterate, rounds: int
+) -> tuple[Tensor, Tensor]:
     """The lemma and the bound of the right order with the measured eps, shape (T,) each; infinite where beta is too small."""
     constants = constants_for(instance, beta, bounds)
     if constants is None:
         return torch.full_like(beta, torch.inf), torch.full_like(beta, torch.inf)
     size = theory.constants_at(instance.chain, beta, theory.Optimum(bounds)).L0V.tolist()
-    rho, eps, steepest = theory.proximal_step(instance.chain, beta).tolist(), found.gradient_error.tolist(), constants.L0V.tolist()
+    rho, eps, steepest = (
+        theory.proximal_step(instance.chain, beta).tolist(),
+        found.gradient_error.tolist(),
+        constants.L0V.tolist(),
+    )
     M, lam, third = constants.mean_L0.tolist(), constants.lam.tolist(), constants.third.tolist()
     steps = range(instance.chain.steps)
-    first = [theory.value_gradient_error_bound(size[t + 1], steepest[t + 1], eps[t + 1], M[t], lam[t], rounds) for t in steps]
-    second = [theory.envelope_error_bound(steepest[t + 1], eps[t + 1], M[t], lam[t], rho[t], third[t], rounds) for t in steps]
+    first = [
+        theory.value_gradient_error_bound(
+            size[t + 1], steepest[t + 1], eps[t + 1], M[t], lam[t], rounds
+        )
+        for t in steps
+    ]
+    second = [
+        theory.envelope_error_bound(
+            steepest[t + 1], eps[t + 1], M[t], lam[t], rho[t], third[t], rounds
+        )
+        for t in steps
+    ]
     return torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64)
 
 
@@ -76,9 +94,19 @@ def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, found: Iterate
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 4))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
     for each in passes(instance, rounds):
-        paper, sharp = (bound(instance, each.beta, b, each.found, rounds) for b in (PAPER.bounds, instance.sharp))
+        paper, sharp = (
+            bound(instance, each.beta, b, each.found, rounds)
+            for b in (PAPER.bounds, instance.sharp)
+        )
         least, floor = torch.minimum(*sharp), ACCURACY * instance.dim**0.5
-        CLAIM.holds(visible(measure(each.found), least), paper[0], each.where, sharp=least, floor=floor, part=each.constants)
+        CLAIM.holds(
+            visible(measure(each.found), least),
+            paper[0],
+            each.where,
+            sharp=least,
+            floor=floor,
+            part=each.constants,
+        )
 
 
 @settings(max_examples=15)
@@ -88,7 +116,14 @@ def test_holds_for_clipped_slopes(q: float, corner: float, sign: int) -> None:
     for rounds in range(8):
         first, second = _bounds(step, rounds)
         where = step.describe() | {"updates": rounds}
-        CLAIM.holds(step.gradient_error(rounds), first, where, sharp=min(first, second), floor=CLOSED_FORM * corner, part="clipped")
+        CLAIM.holds(
+            step.gradient_error(rounds),
+            first,
+            where,
+            sharp=min(first, second),
+            floor=CLOSED_FORM * corner,
+            part="clipped",
+        )
 
 
 def test_is_off_by_an_order() -> None:
@@ -96,10 +131,20 @@ def test_is_off_by_an_order() -> None:
     step = clipped(0.5, 8.0)
     rounds = (2, 4, 8, 16)
     errors = [step.gradient_error(m) for m in rounds]
-    over = np.array([[limit / error for limit in _bounds(step, m)] for m, error in zip(rounds, errors, strict=True)])
-    where = step.describe() | {"updates": rounds, "lemma over error": over[:, 0], "sharper bound over error": over[:, 1]}
+    over = np.array(
+        [
+            [limit / error for limit in _bounds(step, m)]
+            for m, error in zip(rounds, errors, strict=True)
+        ]
+    )
+    where = step.describe() | {
+        "updates": rounds,
+        "lemma over error": over[:, 0],
+        "sharper bound over error": over[:, 1],
+    }
     CLAIM.finding(
-        f"Lemma 3.4 is off by an order: at λ = 1/2 it overstates ε_t {over[-1, 0]:.3g} times at m = 16; ε_t = O(m q²ᵐ)", where
+        f"Lemma 3.4 is off by an order: at λ = 1/2 it overstates ε_t {over[-1, 0]:.3g} times at m = 16; ε_t = O(m q²ᵐ)",
+        where,
     )
     assert over[-1, 0] > GROWTH * over[0, 0]
     assert over[-1, 1] < STEADY * over[0, 1]
@@ -109,14 +154,24 @@ def test_needs_the_unfinished_term() -> None:
     """With an exact value function in front, eps_t = 0 fails for every finite m."""
     step = clipped(0.5, 1.0)
     for rounds in (0, 1, 4):
-        CLAIM.breaks(step.gradient_error(rounds), CLOSED_FORM, step.describe() | {"updates": rounds}, "second term")
+        CLAIM.breaks(
+            step.gradient_error(rounds),
+            CLOSED_FORM,
+            step.describe() | {"updates": rounds},
+            "second term",
+        )
 
 
 def test_needs_the_condition_on_beta() -> None:
     """For q = 1.25 and a concave reward there is an optimum, but the iterates' values do not approach its value."""
     step, rounds = clipped(1.25, 30.0, sign=-1), 30
     limit = theory.value_gradient_error_bound(step.L0, 10 * step.L0, 0.0, 1.0, 0.2, rounds)
-    CLAIM.breaks(step.gradient_error(rounds), limit, step.describe() | {"updates": rounds, "lam": 0.2}, "condition on beta")
+    CLAIM.breaks(
+        step.gradient_error(rounds),
+        limit,
+        step.describe() | {"updates": rounds, "lam": 0.2},
+        "condition on beta",
+    )
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2, 5])
@@ -128,7 +183,9 @@ def test_certified(rounds: int) -> None:
     for ends in cells(Fraction(1, 10), Fraction(9, 10), CELLS):
         q, where = ball(*ends), {"q": [float(x) for x in ends], "updates": rounds}
         CLAIM.certified(q**rounds, 1 + 1 / (1 - q), where, "quadratic step, lemma over q^{m+1}")
-        CLAIM.certified(flint.arb(1), (1 + q) / (1 - q), where, "quadratic step, sharper bound over q^{2m+1}")
+        CLAIM.certified(
+            flint.arb(1), (1 + q) / (1 - q), where, "quadratic step, sharper bound over q^{2m+1}"
+        )
 
 
 def _bounds(step: OneStep, rounds: int) -> tuple[float, float]:

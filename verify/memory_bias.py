@@ -27,17 +27,18 @@ from hypothesis import assume, given, settings
 from torch import Tensor
 
 from socft.density import Gaussian, affine_reference
-from socft.grid import tensor_rule
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference
 from socft.reward import Quadratic, as_quadratic
 from socft.schedule import variance_preserving
 from socft.truth.affine_policy import evaluate_affine
+from socft.truth.grid import tensor_rule
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.mixture import TiltedMixture
-from verify.claims import Claim
-from verify.strategies import QuadraticInstance, numbers, quadratic_instances
+from verify.support.claims import Claim
+from verify.support.instances import QuadraticInstance
+from verify.support.strategies import numbers, quadratic_instances
 from verify.tilt_gap import gibbs_value, log_moment
 
 CLAIM = Claim(
@@ -61,9 +62,16 @@ def measure(problem: ControlProblem) -> float:
     reference, form, beta = problem.reference, as_quadratic(problem.reward), problem.beta[0]
     assert isinstance(reference, AffineReference)
     law = evaluate_affine(problem, AffinePolicy.zeros(reference)).final_law
-    total = beta * log_moment(form.P / beta, form.linear / beta, law.mean[None], law.covariance)[0] + form.c
+    total = (
+        beta * log_moment(form.P / beta, form.linear / beta, law.mean[None], law.covariance)[0]
+        + form.c
+    )
     centre, steps = reference.initial_mean[None], reference.initial_factor.T
-    curved = gibbs_value(problem, centre + steps) + gibbs_value(problem, centre - steps) - 2 * gibbs_value(problem, centre)
+    curved = (
+        gibbs_value(problem, centre + steps)
+        + gibbs_value(problem, centre - steps)
+        - 2 * gibbs_value(problem, centre)
+    )
     return float(total - gibbs_value(problem, centre)[0] - curved.sum() / 2)
 
 
@@ -84,14 +92,18 @@ def test_holds(instance: QuadraticInstance, more: float) -> None:
     )
     tolerance = ROUNDING / min(room, 1.0) ** 2
     CLAIM.equals((measure(truth.problem) - gap) / scale, 0.0, where, tolerance, "closed form")
-    CLAIM.holds(max(-measure(truth.problem), 0.0), 0.0, where, floor=tolerance * scale, part="non-negative")
+    CLAIM.holds(
+        max(-measure(truth.problem), 0.0), 0.0, where, floor=tolerance * scale, part="non-negative"
+    )
 
 
 def test_vanishes_without_memory() -> None:
     """N(0, 1) data with q = 40: every step forgets a little, the whole chain everything."""
     truth = _problem(160, FORGETTING)
     where = {"q": FORGETTING, "T": 160, "memory": variance_preserving(160, FORGETTING).memory()}
-    CLAIM.equals([truth.memory_gap(), measure(truth.problem)], [0.0, 0.0], where, FORGOTTEN, "memoryless")
+    CLAIM.equals(
+        [truth.memory_gap(), measure(truth.problem)], [0.0, 0.0], where, FORGOTTEN, "memoryless"
+    )
 
 
 def test_does_not_vanish_with_T() -> None:
@@ -100,12 +112,20 @@ def test_does_not_vanish_with_T() -> None:
     kernel = [float(_problem(T, REMEMBERING).kernel_gap().sum()) for T in (256, 512)]
     where = {"q": REMEMBERING, "T": [256, 512], "gaps": gaps, "kernel gaps": kernel, "limit": limit}
     CLAIM.holds(abs(gaps[1] - limit), abs(gaps[0] - limit) / 2, where, slack=NEXT, part="limit")
-    CLAIM.finding(f"with q = 1 the memory bias tends to {limit:.4f} while the kernel gap at T = 512 is {kernel[1]:.1e}", where)
+    CLAIM.finding(
+        f"with q = 1 the memory bias tends to {limit:.4f} while the kernel gap at T = 512 is {kernel[1]:.1e}",
+        where,
+    )
 
 
 def test_needs_independence() -> None:
     """On the schedule with memory it is not zero."""
-    CLAIM.breaks(_problem(512, REMEMBERING).memory_gap(), FORGOTTEN, {"q": REMEMBERING, "T": 512}, "memoryless schedule")
+    CLAIM.breaks(
+        _problem(512, REMEMBERING).memory_gap(),
+        FORGOTTEN,
+        {"q": REMEMBERING, "T": 512},
+        "memoryless schedule",
+    )
 
 
 def test_certified() -> None:
@@ -118,7 +138,12 @@ def test_certified() -> None:
         variance, P = flint.arb(flint.fmpq(1, T)), flint.arb(-1)
         for _ in range(T):
             P = (1 - variance) * P / (1 - variance * P)
-        CLAIM.certified(flint.arb("0.01"), (-(1 - P).log() - P) / 2, {"P": -1, "q": 1, "beta": 1, "T": T}, "does not vanish")
+        CLAIM.certified(
+            flint.arb("0.01"),
+            (-(1 - P).log() - P) / 2,
+            {"P": -1, "q": 1, "beta": 1, "T": T},
+            "does not vanish",
+        )
 
 
 def _room(problem: ControlProblem) -> float:
@@ -130,7 +155,9 @@ def _room(problem: ControlProblem) -> float:
 
 
 def _problem(T: int, q: float) -> LinearQuadratic:
-    return LinearQuadratic(ControlProblem(affine_reference(_law(), variance_preserving(T, q)), _reward(), 1.0))
+    return LinearQuadratic(
+        ControlProblem(affine_reference(_law(), variance_preserving(T, q)), _reward(), 1.0)
+    )
 
 
 def _continuous() -> float:

@@ -40,18 +40,12 @@ from socft import theory
 from socft.reference import ScoreReference
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
-from verify.claims import Claim
-from verify.strategies import (
-    INNER,
-    Factor,
-    Parabola,
-    ProductInstance,
-    QuadraticInstance,
-    TanhScore,
-    line_instances,
-    numbers,
-    quadratic_instances,
-)
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.rewards import Parabola
+from verify.support.scores import TanhScore
+from verify.support.strategies import line_instances, numbers, quadratic_instances
+from verify.support.suprema import INNER
 
 CLAIM = Claim(
     name="operator_view",
@@ -103,7 +97,11 @@ class Bracket:
         s = self.instance.schedule
         alpha, gain, sigma = (float(x[self.t]) for x in (s.alpha, s.gain, s.sigma))
         kappa = math.sqrt(alpha) * sigma**2 / (self.beta * gain)
-        return self.score(y) + kappa * self.expect(self.following_gradient, (y + gain * u) / math.sqrt(alpha)) - u
+        return (
+            self.score(y)
+            + kappa * self.expect(self.following_gradient, (y + gain * u) / math.sqrt(alpha))
+            - u
+        )
 
     def expect(self, function: Callable[[Tensor], Tensor], centre: Tensor) -> Tensor:
         """``E function(centre + sigma W)``."""
@@ -120,7 +118,9 @@ class Bracket:
     def following_gradient(self, x: Tensor) -> Tensor:
         """``grad V_{t+1}``."""
         last = self.t + 1 == self.instance.steps
-        return (self.instance.reward.gradient(x) if last else self.truth.value_gradient(self.t + 1, x))[:, 0]
+        return (
+            self.instance.reward.gradient(x) if last else self.truth.value_gradient(self.t + 1, x)
+        )[:, 0]
 
     def score(self, y: Tensor) -> Tensor:
         """``s_t(y)``."""
@@ -183,8 +183,14 @@ def test_holds(instance: ProductInstance, step: int) -> None:
 
 
 @settings(max_examples=30)
-@given(quadratic_instances(steps=4), st.integers(0, 3), st.lists(numbers(-2, 2), min_size=5, max_size=5))
-def test_holds_in_several_dimensions(instance: QuadraticInstance, step: int, state: list[float]) -> None:
+@given(
+    quadratic_instances(steps=4),
+    st.integers(0, 3),
+    st.lists(numbers(-2, 2), min_size=5, max_size=5),
+)
+def test_holds_in_several_dimensions(
+    instance: QuadraticInstance, step: int, state: list[float]
+) -> None:
     """With a reward that does not separate in the score's coordinates."""
     t, beta = step % instance.steps, instance.beta()
     truth, y = instance.solve(), np.array(state[: instance.dim])
@@ -203,7 +209,13 @@ def test_holds_symbolically() -> None:
         sympy.simplify(beta * g**2 * (u - s) ** 2 / (2 * a * sigma**2) - delta**2 / (2 * rho)),
         sympy.simplify((y + g * u) / sympy.sqrt(a) - (mean + delta)),
     ]
-    CLAIM.equals([float(x != 0) for x in left_over], [0.0, 0.0], {"symbolic": True, "left over": str(left_over)}, 0.5, "symbolic")
+    CLAIM.equals(
+        [float(x != 0) for x in left_over],
+        [0.0, 0.0],
+        {"symbolic": True, "left over": str(left_over)},
+        0.5,
+        "symbolic",
+    )
 
 
 def test_needs_the_order() -> None:
@@ -213,7 +225,12 @@ def test_needs_the_order() -> None:
     mean, noise, p = problem.reference.mean(0, y[:, None]), PARABOLA.schedule.sigma[0].square(), 1.5
     envelope = p / (1 - noise * p / beta[0])
     swapped = float(envelope * (mean.square() + noise) / 2)
-    CLAIM.breaks(swapped - float(bound(PARABOLA.parts()[0], 0, y)), RESIDUAL, PARABOLA, "smoothing before the envelope")
+    CLAIM.breaks(
+        swapped - float(bound(PARABOLA.parts()[0], 0, y)),
+        RESIDUAL,
+        PARABOLA,
+        "smoothing before the envelope",
+    )
 
 
 def test_needs_kernels_of_fixed_covariance() -> None:
@@ -224,7 +241,9 @@ def test_needs_kernels_of_fixed_covariance() -> None:
     CLAIM.breaks(float(gained.max()), RESIDUAL, PARABOLA, "fixed covariance")
 
 
-PARABOLA = ProductInstance(levels=(0.4, 0.8), lam=(0.5,), factors=(Factor(TanhScore(c=1.0), Parabola(1.5)),))
+PARABOLA = ProductInstance(
+    levels=(0.4, 0.8), lam=(0.5,), factors=(Factor(TanhScore(c=1.0), Parabola(1.5)),)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,20 +255,37 @@ class VectorMaximum:
 
 
 def maximise_quadratic(
-    instance: QuadraticInstance, truth: LinearQuadratic, t: int, beta: float, y: np.ndarray, start: np.ndarray | None = None
+    instance: QuadraticInstance,
+    truth: LinearQuadratic,
+    t: int,
+    beta: float,
+    y: np.ndarray,
+    start: np.ndarray | None = None,
 ) -> VectorMaximum:
     """By scipy, from the score unless told otherwise; the mean over ``x +- sqrt(d) sigma e_i`` is exact for quadratics."""
     s, d = instance.schedule, instance.dim
     alpha, gain, sigma = (float(x[t]) for x in (s.alpha, s.gain, s.sigma))
-    nodes = math.sqrt(d) * sigma * torch.cat([torch.eye(d, dtype=torch.float64), -torch.eye(d, dtype=torch.float64)])
+    nodes = (
+        math.sqrt(d)
+        * sigma
+        * torch.cat([torch.eye(d, dtype=torch.float64), -torch.eye(d, dtype=torch.float64)])
+    )
     score = np.array(instance.score) * y + np.array(instance.shift)
 
     def negative(u: np.ndarray) -> tuple[float, np.ndarray]:
         x = torch.from_numpy((y + gain * u) / math.sqrt(alpha)) + nodes
         price = beta * gain**2 / (alpha * sigma**2)
         value = float(truth.value(t + 1, x).mean()) - price / 2 * float(((u - score) ** 2).sum())
-        slope = truth.value_gradient(t + 1, x).mean(0).numpy() * gain / math.sqrt(alpha) - price * (u - score)
+        slope = truth.value_gradient(t + 1, x).mean(0).numpy() * gain / math.sqrt(alpha) - price * (
+            u - score
+        )
         return -value, -slope
 
-    found = minimize(negative, score if start is None else start, jac=True, method="BFGS", options={"gtol": GRADIENT})
+    found = minimize(
+        negative,
+        score if start is None else start,
+        jac=True,
+        method="BFGS",
+        options={"gtol": GRADIENT},
+    )
     return VectorMaximum(found.x, -float(found.fun))

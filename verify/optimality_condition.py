@@ -33,19 +33,12 @@ from socft import theory
 from socft.problem import ControlProblem
 from socft.reference import ScoreReference
 from socft.truth.base import Truth
-from verify.claims import Claim
 from verify.operator_view import Bracket, maximise, maximise_quadratic, states
-from verify.strategies import (
-    ACCURACY,
-    Factor,
-    ProductInstance,
-    QuadraticInstance,
-    Sine,
-    TanhScore,
-    line_instances,
-    numbers,
-    quadratic_instances,
-)
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.scores import TanhScore
+from verify.support.strategies import Sine, line_instances, numbers, quadratic_instances
+from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="optimality_condition",
@@ -81,40 +74,78 @@ def test_holds(instance: ProductInstance, step: int) -> None:
     where = {"instance": instance.describe(), "step": t, "y": y}
     expected = bound(instance.problem(beta), truth, t, y)
     scale = 1 + float(expected.abs().max())
-    CLAIM.equals(measure(bracket, y), expected, where, _flatness(instance, bracket, y, expected) + ACCURACY * scale, "maximiser")
+    CLAIM.equals(
+        measure(bracket, y),
+        expected,
+        where,
+        _flatness(instance, bracket, y, expected) + ACCURACY * scale,
+        "maximiser",
+    )
     unit = float(theory.score_unit(instance.chain)[t])
-    CLAIM.equals(bracket.slope(y, expected), torch.zeros_like(y), where, ACCURACY * (unit + scale), "residual of (18)")
-    CLAIM.equals(stationary_points(bracket, y), torch.ones_like(y), where, 0.5, "number of stationary points")
+    CLAIM.equals(
+        bracket.slope(y, expected),
+        torch.zeros_like(y),
+        where,
+        ACCURACY * (unit + scale),
+        "residual of (18)",
+    )
+    CLAIM.equals(
+        stationary_points(bracket, y), torch.ones_like(y), where, 0.5, "number of stationary points"
+    )
 
 
 @settings(max_examples=25)
-@given(quadratic_instances(steps=4), st.integers(0, 3), st.lists(numbers(-2, 2), min_size=10, max_size=10))
-def test_holds_in_several_dimensions(instance: QuadraticInstance, step: int, state: list[float]) -> None:
+@given(
+    quadratic_instances(steps=4),
+    st.integers(0, 3),
+    st.lists(numbers(-2, 2), min_size=10, max_size=10),
+)
+def test_holds_in_several_dimensions(
+    instance: QuadraticInstance, step: int, state: list[float]
+) -> None:
     """From the score and from an arbitrary start."""
     t, beta, d = step % instance.steps, instance.beta(), instance.dim
     truth, y, start = instance.solve(), np.array(state[:d]), np.array(state[5 : 5 + d])
     unit = float(theory.score_unit(instance.chain)[t])
     score = np.array(instance.score) * y + np.array(instance.shift)
     expected = score + unit * truth.control(t, torch.from_numpy(y)[None])[0].numpy()
-    found = [maximise_quadratic(instance, truth, t, float(beta[t]), y, origin).u for origin in (None, start)]
+    found = [
+        maximise_quadratic(instance, truth, t, float(beta[t]), y, origin).u
+        for origin in (None, start)
+    ]
     where = {"instance": instance.describe(), "step": t, "y": y}
-    CLAIM.equals(np.stack(found), np.stack([expected] * 2), where, DESCENT * (1 + float(np.abs(expected).max())), "quadratic")
+    CLAIM.equals(
+        np.stack(found),
+        np.stack([expected] * 2),
+        where,
+        DESCENT * (1 + float(np.abs(expected).max())),
+        "quadratic",
+    )
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])
 def test_needs_the_condition_on_beta(share: float) -> None:
     """Below ``sigma^2 sup |Hess G V|`` the bracket has several stationary points, all of which solve (18)."""
-    instance = ProductInstance(levels=(0.4, 0.8), lam=(0.5,), factors=(Factor(TanhScore(c=1.0), Sine(1.0, 2.0)),))
+    instance = ProductInstance(
+        levels=(0.4, 0.8), lam=(0.5,), factors=(Factor(TanhScore(c=1.0), Sine(1.0, 2.0)),)
+    )
     variance = float(instance.schedule.sigma[0].square())
     beta = share * variance * 4 * float(np.exp(-2 * variance))
     bracket = Bracket(instance, instance.parts()[0], 0, beta)
     count = stationary_points(bracket, torch.linspace(-3, 3, 61, dtype=torch.float64))
-    CLAIM.breaks(float(count.max()), 1.0, {"instance": instance.describe(), "beta": beta}, "condition on beta")
+    CLAIM.breaks(
+        float(count.max()),
+        1.0,
+        {"instance": instance.describe(), "beta": beta},
+        "condition on beta",
+    )
 
 
 def stationary_points(bracket: Bracket, y: Tensor) -> Tensor:
     """Number of sign changes of the residual of (18) in u, over all u that can solve it."""
-    u = bracket.score(y)[:, None] + bracket.width() * torch.linspace(-1, 1, POINTS, dtype=torch.float64)
+    u = bracket.score(y)[:, None] + bracket.width() * torch.linspace(
+        -1, 1, POINTS, dtype=torch.float64
+    )
     rising = bracket.slope(y[:, None].expand_as(u), u) > 0
     return (rising[:, 1:] != rising[:, :-1]).sum(1).double()
 

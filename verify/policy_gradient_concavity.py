@@ -39,9 +39,10 @@ from torch import Tensor
 from socft.policy import AffinePolicy
 from socft.reference import AffineReference, ScalarDiffusion
 from socft.truth.affine_policy import evaluate_affine
-from verify.claims import Claim
-from verify.policy_gradients import SEEDS
-from verify.strategies import QuadraticInstance, numbers, quadratic_instances
+from verify.support.claims import Claim
+from verify.support.instances import QuadraticInstance
+from verify.support.policy_gradients import SEEDS
+from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim(
     name="policy_gradient_concavity",
@@ -68,12 +69,19 @@ def test_holds(instance: QuadraticInstance, seed: int, size: float) -> None:
     """At random affine policies at a distance of order ``size`` from the optimum."""
     truth, beta = instance.solve(), instance.beta()
     best, draw = truth.affine_policy, torch.Generator().manual_seed(seed)
-    gain = best.gain.detach() + size * torch.randn(best.gain.shape, generator=draw, dtype=torch.float64)
+    gain = best.gain.detach() + size * torch.randn(
+        best.gain.shape, generator=draw, dtype=torch.float64
+    )
     found = evaluate_affine(truth.problem, AffinePolicy(gain, best.offset.detach())).value.hessian
     optimal = torch.stack([truth.hessian(k) for k in range(instance.steps + 1)])
     scale = 1 + float(beta.max()) + float(found.abs().max()) + float(optimal.abs().max())
     where = {"instance": instance.describe(), "seed": seed, "size": size}
-    CLAIM.holds(moduli(instance, beta, optimal), moduli(instance, beta, found), where, floor=ROUNDING * scale)
+    CLAIM.holds(
+        moduli(instance, beta, optimal),
+        moduli(instance, beta, found),
+        where,
+        floor=ROUNDING * scale,
+    )
 
 
 def test_is_attained() -> None:
@@ -82,7 +90,9 @@ def test_is_attained() -> None:
     truth, beta = instance.solve(), instance.beta()
     found = evaluate_affine(truth.problem, truth.affine_policy).value.hessian
     optimal = torch.stack([truth.hessian(k) for k in range(instance.steps + 1)])
-    for measured, limit in zip(moduli(instance, beta, optimal), moduli(instance, beta, found), strict=True):
+    for measured, limit in zip(
+        moduli(instance, beta, optimal), moduli(instance, beta, found), strict=True
+    ):
         CLAIM.attained(float(measured), float(limit), instance)
 
 
@@ -90,11 +100,20 @@ def test_needs_affine_features() -> None:
     """The counter-example of the docstring with k = 3, at whose optimum every step has the modulus beta."""
     k, beta, sigma = 3.0, 1.0, 0.5
     omega = math.sqrt(0.5) / sigma
-    where = {"features": ["1", "sin(w y)"], "k": k, "beta": beta, "sigma": sigma, "w": omega, "x": math.pi / (2 * omega)}
+    where = {
+        "features": ["1", "sin(w y)"],
+        "k": k,
+        "beta": beta,
+        "sigma": sigma,
+        "w": omega,
+        "x": math.pi / (2 * omega),
+    }
     curvature = _curvature(k, beta, sigma, omega, math.pi / (2 * omega))
     closed = -beta * (1 - k**2 * (sigma * omega) ** 2 * math.exp(-2 * (sigma * omega) ** 2))
     CLAIM.equals(curvature, closed, where, QUADRATURE, "closed form of the counter-example")
-    CLAIM.equals(_curvature(0.0, beta, sigma, omega, 0.3), -beta, where, QUADRATURE, "modulus at the optimum")
+    CLAIM.equals(
+        _curvature(0.0, beta, sigma, omega, 0.3), -beta, where, QUADRATURE, "modulus at the optimum"
+    )
     CLAIM.breaks(curvature, 0.0, where, "affine features: curvature of Q in the control")
     text = "for nonlinear features Q^K_t(y, ·) need not be concave although Q^{K*}_t(y, ·) is, even for a linear reward: k > √(2e)"
     CLAIM.finding(text, where)
@@ -104,7 +123,12 @@ def test_certified() -> None:
     """``1 - 9 / (2 e) < 0`` and, for the threshold, ``1 - k^2 / (2 e) > 0`` for k = 2.33 at every frequency."""
     flint.ctx.prec = PRECISION
     e = flint.arb(1).exp()
-    CLAIM.certified(1 - flint.arb(9) / (2 * e), flint.arb(0), {"k": 3, "(sigma w)^2": 0.5}, "not concave at k = 3")
+    CLAIM.certified(
+        1 - flint.arb(9) / (2 * e),
+        flint.arb(0),
+        {"k": 3, "(sigma w)^2": 0.5},
+        "not concave at k = 3",
+    )
     largest = flint.arb(0)
     for i in range(400):  # z exp(-2 z) on [0, 4] by cells, and beyond 4 it decreases
         z = flint.arb(flint.fmpq(2 * i + 1, 200), flint.fmpq(1, 200))
@@ -112,7 +136,12 @@ def test_certified() -> None:
         centre = flint.arb(flint.fmpq(2 * i + 1, 200))
         value = centre * (-2 * centre).exp() + slope * (z - centre)
         largest = largest.max(value.upper())
-    CLAIM.certified(flint.arb("2.33") ** 2 * largest, flint.arb(1), {"k": 2.33, "(sigma w)^2": [0, 4]}, "concave at k = 2.33")
+    CLAIM.certified(
+        flint.arb("2.33") ** 2 * largest,
+        flint.arb(1),
+        {"k": 2.33, "(sigma w)^2": [0, 4]},
+        "concave at k = 2.33",
+    )
 
 
 def test_needs_the_value_of_the_same_problem() -> None:

@@ -32,18 +32,11 @@ from torch import Tensor
 
 from socft.policy import AffinePolicy
 from socft.truth.affine_policy import affine_gradient
-from verify.claims import Claim
-from verify.policy_gradients import SEEDS, Line, moments_objective
-from verify.strategies import (
-    Factor,
-    MixtureScore,
-    ProductInstance,
-    QuadraticInstance,
-    Sine,
-    line_instances,
-    numbers,
-    quadratic_instances,
-)
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.policy_gradients import SEEDS, Line, moments_objective
+from verify.support.scores import MixtureScore
+from verify.support.strategies import Sine, line_instances, numbers, quadratic_instances
 
 CLAIM = Claim(
     name="policy_gradient_formula",
@@ -70,7 +63,10 @@ def measure(line: Line, weights: Float[Tensor, "steps p"]) -> Float[Tensor, "ste
 
 
 def bound(
-    line: Line, weights: Float[Tensor, "steps p"], law: Float[Tensor, "steps p"] | None = None, lean: bool = False
+    line: Line,
+    weights: Float[Tensor, "steps p"],
+    law: Float[Tensor, "steps p"] | None = None,
+    lean: bool = False,
 ) -> Float[Tensor, "steps p"]:
     """The right side of (77).
 
@@ -103,12 +99,20 @@ def test_holds(instance: ProductInstance, seed: int, size: float, beta: float) -
     line = Line.covering(instance.problem(beta), weights, features)
     expected = measure(line, weights)
     where = {"instance": instance.describe(), "seed": seed, "size": size, "beta": beta}
-    CLAIM.equals(bound(line, weights), expected, where, QUADRATURE * (1 + float(expected.abs().max())), "nonlinear features")
+    CLAIM.equals(
+        bound(line, weights),
+        expected,
+        where,
+        QUADRATURE * (1 + float(expected.abs().max())),
+        "nonlinear features",
+    )
 
 
 @settings(max_examples=40)
 @given(quadratic_instances(), SEEDS, numbers(0.05, 1), numbers(0.05, 5))
-def test_holds_for_affine_features(instance: QuadraticInstance, seed: int, size: float, beta: float) -> None:
+def test_holds_for_affine_features(
+    instance: QuadraticInstance, seed: int, size: float, beta: float
+) -> None:
     """The closed form against automatic differentiation of the objective from moments; beta may admit no optimum."""
     problem, (T, d) = instance.problem(beta), (instance.steps, instance.dim)
     gain, offset = size * _normal(seed, T, d, d), size * _normal(seed + 1, T, d)
@@ -118,7 +122,9 @@ def test_holds_for_affine_features(instance: QuadraticInstance, seed: int, size:
     where = {"instance": instance.describe(), "seed": seed, "size": size, "beta": beta}
     scale = 1 + max(float(x.abs().max()) for x in expected)
     CLAIM.equals((found.gain - expected[0]) / scale, 0.0, where, ROUNDING, "affine features, gain")
-    CLAIM.equals((found.offset - expected[1]) / scale, 0.0, where, ROUNDING, "affine features, offset")
+    CLAIM.equals(
+        (found.offset - expected[1]) / scale, 0.0, where, ROUNDING, "affine features, offset"
+    )
 
 
 def test_holds_symbolically() -> None:
@@ -128,7 +134,10 @@ def test_holds_symbolically() -> None:
     second = (A1 + s1 * K1) ** 2 * first + s1**2
     J = P * second / 2 - b0 * K0**2 / 2 - b1 * K1**2 * first / 2
     P1 = P * (A1 + s1 * K1) ** 2 - b1 * K1**2
-    formula = {K0: s0 * P1 * (A0 + s0 * K0) - b0 * K0, K1: (s1 * P * (A1 + s1 * K1) - b1 * K1) * first}
+    formula = {
+        K0: s0 * P1 * (A0 + s0 * K0) - b0 * K0,
+        K1: (s1 * P * (A1 + s1 * K1) - b1 * K1) * first,
+    }
     residual = [sympy.expand(J.diff(K) - right) for K, right in formula.items()]
     where = {"symbolic": True, "left over": [str(r) for r in residual]}
     CLAIM.equals([float(r != 0) for r in residual], [0.0, 0.0], where, ROUNDING, "symbolic")
@@ -138,12 +147,20 @@ def test_holds_symbolically() -> None:
 def test_needs_the_policys_own(what: str) -> None:
     """With states of another policy, or with a costate that leaves out the policy's derivative, it is no gradient."""
     instance = _example()
-    weights, still = 0.6 * _normal(3, instance.steps, 4), torch.zeros(instance.steps, 4, dtype=torch.float64)
+    weights, still = (
+        0.6 * _normal(3, instance.steps, 4),
+        torch.zeros(instance.steps, 4, dtype=torch.float64),
+    )
     line = Line.covering(instance.problem(0.5), weights, features)
     wrong = bound(line, weights, law=still) if what == "law" else bound(line, weights, lean=True)
     expected = measure(line, weights)
     scale = float(expected.abs().max())
-    CLAIM.breaks(float((wrong - expected).abs().max()), QUADRATURE * (1 + scale), instance, f"the policy's own {what}")
+    CLAIM.breaks(
+        float((wrong - expected).abs().max()),
+        QUADRATURE * (1 + scale),
+        instance,
+        f"the policy's own {what}",
+    )
 
 
 def _example() -> ProductInstance:

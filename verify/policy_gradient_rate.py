@@ -27,9 +27,16 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from verify.claims import Claim
-from verify.policy_gradients import SEEDS, AffineWeights, moments_objective, optimum, small_problem
-from verify.strategies import QuadraticInstance, numbers, quadratic_instances
+from verify.support.claims import Claim
+from verify.support.instances import QuadraticInstance
+from verify.support.policy_gradients import (
+    SEEDS,
+    AffineWeights,
+    moments_objective,
+    optimum,
+    small_problem,
+)
+from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim(
     name="policy_gradient_rate",
@@ -63,7 +70,9 @@ def bound(h: np.ndarray, step: float) -> float:
     return float(np.abs(1 - step * h).max())
 
 
-def contractions(flat: AffineWeights, best: np.ndarray, start: np.ndarray, step: float, iterations: int) -> list[float]:
+def contractions(
+    flat: AffineWeights, best: np.ndarray, start: np.ndarray, step: float, iterations: int
+) -> list[float]:
     """Ratios of successive distances to the optimum."""
     point, ratios = start, []
     for _ in range(iterations):
@@ -82,8 +91,15 @@ def test_holds(instance: QuadraticInstance, seed: int, share: float) -> None:
     step = share * 2 / (h[0] + h[-1])
     limit, near = bound(h, step), NEAR * (1 + np.abs(best).max())
     direction = np.random.default_rng(seed).standard_normal(len(best))
-    where = {"instance": instance.describe(), "seed": seed, "share": share, "condition": h[-1] / h[0]}
-    ratios = contractions(flat, best, best + near * direction / np.linalg.norm(direction), step, ITERATIONS)
+    where = {
+        "instance": instance.describe(),
+        "seed": seed,
+        "share": share,
+        "condition": h[-1] / h[0],
+    }
+    ratios = contractions(
+        flat, best, best + near * direction / np.linalg.norm(direction), step, ITERATIONS
+    )
     CLAIM.holds(max(ratios), limit, where, floor=LOCAL, part="near the optimum")
     (slowest,) = contractions(flat, best, best + near * vectors[:, 0], step, 1)
     CLAIM.equals(slowest, abs(1 - step * h[0]), where, LOCAL, "slowest direction")
@@ -98,7 +114,9 @@ def test_is_attained() -> None:
     kappa = h[-1] / h[0]
     for i in (0, -1):
         (ratio,) = contractions(flat, best, best + NEAR * vectors[:, i], step, 1)
-        CLAIM.attained(ratio, (kappa - 1) / (kappa + 1), instance, within=LOCAL, slack=LOCAL, part="best step")
+        CLAIM.attained(
+            ratio, (kappa - 1) / (kappa + 1), instance, within=LOCAL, slack=LOCAL, part="best step"
+        )
 
 
 def test_holds_from_far() -> None:
@@ -114,7 +132,9 @@ def test_holds_from_far() -> None:
         if (missing := truth.objective - value) > REACHED**2:
             domination.append(float(gradient @ gradient) / (2 * missing * h[0]))
         eta = step
-        while truth.evaluate(flat.policy(point + eta * gradient)).objective < value + eta / 4 * float(gradient @ gradient):
+        while truth.evaluate(
+            flat.policy(point + eta * gradient)
+        ).objective < value + eta / 4 * float(gradient @ gradient):
             eta /= 2
             if eta < step / 2**20:
                 break
@@ -122,7 +142,12 @@ def test_holds_from_far() -> None:
         distances.append(float(np.linalg.norm(point - best)))
         if distances[-1] <= REACHED:
             break
-    where = {"instance": instance.describe(), "start": distances[0], "iterations": len(distances) - 1, "condition": h[-1] / h[0]}
+    where = {
+        "instance": instance.describe(),
+        "start": distances[0],
+        "iterations": len(distances) - 1,
+        "condition": h[-1] / h[0],
+    }
     rate = (distances[-1] / distances[-1 - TAIL]) ** (1 / TAIL)
     CLAIM.holds(distances[-1], REACHED, where, part="reached from far")
     CLAIM.holds(rate, bound(h, step), where, floor=10 * LOCAL, part="tail from far")
@@ -136,8 +161,15 @@ def test_needs_the_condition_on_beta() -> None:
     flat = small_problem(beta=0.6)
     point = _newton(flat, np.zeros(4))
     h, vectors = curvature(flat, point)
-    (ratio,) = contractions(flat, point, point + NEAR * vectors[:, 0], 0.1 / float(np.abs(h).max()), 1)
-    CLAIM.breaks(ratio, 1.0, {"beta": 0.6, "sigma^2 P": 1.0, "least curvature": float(h[0])}, "beta > sigma^2 P")
+    (ratio,) = contractions(
+        flat, point, point + NEAR * vectors[:, 0], 0.1 / float(np.abs(h).max()), 1
+    )
+    CLAIM.breaks(
+        ratio,
+        1.0,
+        {"beta": 0.6, "sigma^2 P": 1.0, "least curvature": float(h[0])},
+        "beta > sigma^2 P",
+    )
 
 
 def _newton(flat: AffineWeights, point: np.ndarray) -> np.ndarray:

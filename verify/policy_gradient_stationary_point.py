@@ -36,9 +36,11 @@ from hypothesis import given, settings
 from scipy.optimize import root
 from torch import Tensor
 
-from verify.claims import Claim
-from verify.policy_gradients import SEEDS, Line, optimum, small_problem
-from verify.strategies import Factor, MixtureScore, ProductInstance, QuadraticInstance, Sine, numbers, quadratic_instances
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.policy_gradients import SEEDS, Line, optimum, small_problem
+from verify.support.scores import MixtureScore
+from verify.support.strategies import Sine, numbers, quadratic_instances
 
 CLAIM = Claim(
     name="policy_gradient_stationary_point",
@@ -56,11 +58,15 @@ STARTS, EVALUATIONS = 2, 400
 PRECISION = 200
 
 
-def stationary_points(gradient: Callable[[np.ndarray], np.ndarray], starts: list[np.ndarray]) -> list[np.ndarray]:
+def stationary_points(
+    gradient: Callable[[np.ndarray], np.ndarray], starts: list[np.ndarray]
+) -> list[np.ndarray]:
     """Roots of a gradient found from given starts; a start from which the search gets stuck gives none."""
     found = []
     for start in starts:
-        result = root(gradient, start, method="hybr", options={"xtol": RELATIVE_STEP, "maxfev": EVALUATIONS})
+        result = root(
+            gradient, start, method="hybr", options={"xtol": RELATIVE_STEP, "maxfev": EVALUATIONS}
+        )
         if np.abs(result.fun).max() <= FLAT * max(np.abs(gradient(start)).max(), 1e-3):
             found.append(result.x)
     return found
@@ -72,10 +78,14 @@ def test_holds(instance: QuadraticInstance, seed: int, size: float) -> None:
     """Affine policies: every root of the exact gradient found from starts at distances of order ``size`` is the optimum."""
     flat, best = optimum(instance.solve())
     draw = np.random.default_rng(seed)
-    found = stationary_points(flat.gradient, [best + size * draw.standard_normal(len(best)) for _ in range(STARTS)])
+    found = stationary_points(
+        flat.gradient, [best + size * draw.standard_normal(len(best)) for _ in range(STARTS)]
+    )
     where = {"instance": instance.describe(), "seed": seed, "size": size, "roots": len(found)}
     for point in found:
-        CLAIM.equals((point - best) / (1 + np.abs(best).max()), 0.0, where, SAME, "linear-quadratic")
+        CLAIM.equals(
+            (point - best) / (1 + np.abs(best).max()), 0.0, where, SAME, "linear-quadratic"
+        )
 
 
 def test_holds_for_nonlinear_features() -> None:
@@ -85,7 +95,12 @@ def test_holds_for_nonlinear_features() -> None:
     best = np.array([1.0, 0.0] * instance.steps)
     starts = [best + size * draw.standard_normal(best.size) for size in (0.3, 1.0, 1.0, 3.0, 3.0)]
     found = stationary_points(steps.gradient, starts)
-    where = {"instance": instance.describe(), "features": ["u*", "sin(2y)"], "starts": len(starts), "roots": len(found)}
+    where = {
+        "instance": instance.describe(),
+        "features": ["u*", "sin(2y)"],
+        "starts": len(starts),
+        "roots": len(found),
+    }
     CLAIM.equals([float(len(found) >= 3)], [1.0], where, SAME, "searches that end at a root")
     for point in found:
         CLAIM.equals(point, best, where, SAME, "nonlinear features")
@@ -102,12 +117,28 @@ def test_needs_realisability() -> None:
     points = [flint.arb(p) / 100 for p in (1, 30, 90, 101)]
     slopes = [_reduced_slope(z) for z in points]
     starts = [np.array([z]) for z in (0.0, 0.2, 0.4, 0.5, 0.8, 1.2)]
-    roots = stationary_points(lambda z: np.array([float(_reduced_slope(flint.arb(float(z[0]))))]), starts)
+    roots = stationary_points(
+        lambda z: np.array([float(_reduced_slope(flint.arb(float(z[0]))))]), starts
+    )
     distinct = {round(float(point[0]), 6) for point in roots}
-    where = {"R": 10, "tau^2": 2, "z": [0.01, 0.3, 0.9, 1.01], "slopes": [float(s) for s in slopes], "roots": sorted(distinct)}
+    where = {
+        "R": 10,
+        "tau^2": 2,
+        "z": [0.01, 0.3, 0.9, 1.01],
+        "slopes": [float(s) for s in slopes],
+        "roots": sorted(distinct),
+    }
     CLAIM.breaks(float(len(distinct)), 1.0, where, "realisability: stationary points")
-    CLAIM.certified(max(-slopes[0], slopes[1], -slopes[2], slopes[3], key=float), flint.arb(0), where, "three sign changes")
-    CLAIM.finding("without realisability J has several stationary points although Bellman's bracket is strongly concave", where)
+    CLAIM.certified(
+        max(-slopes[0], slopes[1], -slopes[2], slopes[3], key=float),
+        flint.arb(0),
+        where,
+        "three sign changes",
+    )
+    CLAIM.finding(
+        "without realisability J has several stationary points although Bellman's bracket is strongly concave",
+        where,
+    )
 
 
 def test_needs_independent_features() -> None:
@@ -118,9 +149,13 @@ def test_needs_independent_features() -> None:
     def doubled(weights: np.ndarray) -> np.ndarray:
         return np.repeat(flat.gradient(weights.reshape(-1, 2).sum(1)), 2)
 
-    optimum, moved = (np.stack([best + shift, -shift * np.ones_like(best)], 1).ravel() for shift in (0.0, 1.0))
+    optimum, moved = (
+        np.stack([best + shift, -shift * np.ones_like(best)], 1).ravel() for shift in (0.0, 1.0)
+    )
     assert np.abs(doubled(moved)).max() <= FLAT
-    CLAIM.breaks(float(np.abs(moved - optimum).max()), SAME, {"features": "(x, 1), twice"}, "E φφᵀ ≻ 0")
+    CLAIM.breaks(
+        float(np.abs(moved - optimum).max()), SAME, {"features": "(x, 1), twice"}, "E φφᵀ ≻ 0"
+    )
 
 
 def test_needs_the_condition_on_beta() -> None:
@@ -129,7 +164,9 @@ def test_needs_the_condition_on_beta() -> None:
     point = stationary_points(flat.gradient, [np.zeros(4)])[0]
     step = 1e-4
     eye = step * np.eye(4)
-    hessian = np.stack([(flat.gradient(point + e) - flat.gradient(point - e)) / (2 * step) for e in eye])
+    hessian = np.stack(
+        [(flat.gradient(point + e) - flat.gradient(point - e)) / (2 * step) for e in eye]
+    )
     largest = float(np.linalg.eigvalsh((hessian + hessian.T) / 2).max())
     CLAIM.breaks(largest, 0.0, {"beta": 0.6, "sigma^2 P": 1.0}, "beta > sigma^2 P")
 
@@ -145,8 +182,16 @@ class _Steps:
     def build(cls, instance: ProductInstance) -> _Steps:
         """On the nodes that a policy without control of its own needs."""
         truth = instance.solve()
-        line = Line.covering(truth.problem, torch.zeros(instance.steps, 1, dtype=torch.float64), lambda x: x)
-        return cls(line, tuple(torch.cat([truth.control(k, line.nodes), (2 * line.nodes).sin()], 1) for k in line.range))
+        line = Line.covering(
+            truth.problem, torch.zeros(instance.steps, 1, dtype=torch.float64), lambda x: x
+        )
+        return cls(
+            line,
+            tuple(
+                torch.cat([truth.control(k, line.nodes), (2 * line.nodes).sin()], 1)
+                for k in line.range
+            ),
+        )
 
     def gradient(self, weights: np.ndarray) -> np.ndarray:
         """Of the objective, by the trapezoidal rule."""

@@ -35,8 +35,10 @@ from socft.problem import ControlProblem
 from socft.reference import AffineReference, Reference
 from socft.rollout import Noise, rollout
 from socft.truth.affine_policy import evaluate_affine
-from verify.claims import Claim
-from verify.strategies import Factor, MixtureScore, ProductInstance, QuadraticInstance, Sine, numbers, quadratic_instances
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.scores import MixtureScore
+from verify.support.strategies import Sine, numbers, quadratic_instances
 
 CLAIM = Claim(
     name="remark_2_4",
@@ -83,15 +85,23 @@ def test_holds(instance: QuadraticInstance, beta: float, seed: int) -> None:
     policy = _affine_policy(problem.reference, seed)
     expected = bound(problem, policy)
     where = {"instance": instance.describe(), "beta": beta, "seed": seed}
-    CLAIM.equals(beta * measure(problem.reference, policy), expected, where, ROUNDING * (beta + expected))
+    CLAIM.equals(
+        beta * measure(problem.reference, policy), expected, where, ROUNDING * (beta + expected)
+    )
 
 
 @pytest.mark.parametrize("size", [0.1, 1.0])
 def test_holds_for_nonlinear_policies_by_quadrature(size: float) -> None:
     """The same chain in one dimension, with controls up to twice as large as the noise."""
     instance = _mixture(1)
-    found = _by_quadrature(instance.problem(1.0).reference, FunctionPolicy(lambda k, x: size / SIZE * _wave(k, x)))
-    where = {"instance": instance.describe(), "policy": f"{size} (1 + sin(2 x + k))", "nodes": NODES}
+    found = _by_quadrature(
+        instance.problem(1.0).reference, FunctionPolicy(lambda k, x: size / SIZE * _wave(k, x))
+    )
+    where = {
+        "instance": instance.describe(),
+        "policy": f"{size} (1 + sin(2 x + k))",
+        "nodes": NODES,
+    }
     CLAIM.equals(found.divergence / found.penalty, 1.0, where, QUADRATURE, "quadrature")
     CLAIM.equals(found.mass, 1.0, where, QUADRATURE, "mass")
 
@@ -106,7 +116,12 @@ def test_holds_for_nonlinear_policies(dim: int) -> None:
         ("controlled paths", _under_control(reference, policy)),
         ("pre-trained paths", _weighted(reference, policy)),
     ):
-        where = {"instance": instance.describe(), "policy": "0.1 (1 + sin(2 x + k))", "paths": PATHS, "law": name}
+        where = {
+            "instance": instance.describe(),
+            "policy": "0.1 (1 + sin(2 x + k))",
+            "paths": PATHS,
+            "law": name,
+        }
         CLAIM.equals(estimate.mean, 0.0, where, STANDARD_ERRORS * estimate.stderr, name)
 
 
@@ -116,19 +131,33 @@ def test_needs_a_constant_beta() -> None:
     problem = instance.problem(torch.linspace(1, 2, instance.steps, dtype=torch.float64))
     one = torch.eye(instance.steps, dtype=torch.float64)
     costs = [float(problem.beta @ (push.square() / 2)) for push in (one[0], one[-1])]
-    CLAIM.breaks(abs(costs[1] - costs[0]), ROUNDING * max(costs), {"beta": problem.beta, "v": "1 at one step, 0 at others"}, "beta")
+    CLAIM.breaks(
+        abs(costs[1] - costs[0]),
+        ROUNDING * max(costs),
+        {"beta": problem.beta, "v": "1 at one step, 0 at others"},
+        "beta",
+    )
 
 
 def test_needs_a_common_start() -> None:
     """If the fine-tuned chain also chooses its initial law, the path divergence has that law's divergence in addition."""
-    instance = QuadraticInstance(levels=(0.3, 0.9), lam=(0.5,), score=(-1.0,), shift=(0.0,), curvature=(1.0,), slope=(0.0,))
+    instance = QuadraticInstance(
+        levels=(0.3, 0.9), lam=(0.5,), score=(-1.0,), shift=(0.0,), curvature=(1.0,), slope=(0.0,)
+    )
     problem = instance.problem(1.0)
     assert isinstance(problem.reference, AffineReference)
     policy, base = _affine_policy(problem.reference, 0), problem.reference
-    moved = AffineReference(base.maps, base.diffusion, base.offset, torch.full((1,), 0.5, dtype=torch.float64))
+    moved = AffineReference(
+        base.maps, base.diffusion, base.offset, torch.full((1,), 0.5, dtype=torch.float64)
+    )
     laws = _joint_law(moved, policy), _joint_law(base, AffinePolicy.zeros(base))
     paid = float(evaluate_affine(ControlProblem(moved, problem.reward, 1.0), policy).kl.sum())
-    CLAIM.breaks(abs(float(kl_divergence(*laws)) - paid), ROUNDING * (1 + paid), {"mean of X_0": [0.5, 0.0]}, "common start")
+    CLAIM.breaks(
+        abs(float(kl_divergence(*laws)) - paid),
+        ROUNDING * (1 + paid),
+        {"mean of X_0": [0.5, 0.0]},
+        "common start",
+    )
 
 
 def _joint_law(reference: AffineReference, policy: AffinePolicy) -> MultivariateNormal:
@@ -137,11 +166,18 @@ def _joint_law(reference: AffineReference, policy: AffinePolicy) -> Multivariate
     eye = torch.eye(n, dtype=torch.float64)
     sigma = reference.diffusion.apply
     with torch.no_grad():
-        means, factors = [reference.initial_mean], [torch.cat([reference.initial_factor, eye.new_zeros(n, n * steps)], 1)]
+        means, factors = (
+            [reference.initial_mean],
+            [torch.cat([reference.initial_factor, eye.new_zeros(n, n * steps)], 1)],
+        )
         for t in range(steps):
             push = sigma(t, eye, policy.gain[t].T).T
             transfer = reference.transfer[t] + push
-            means.append(transfer @ means[-1] + reference.offset[t] + sigma(t, eye[:1], policy.offset[t : t + 1])[0])
+            means.append(
+                transfer @ means[-1]
+                + reference.offset[t]
+                + sigma(t, eye[:1], policy.offset[t : t + 1])[0]
+            )
             factor = transfer @ factors[-1]
             factor[:, n * (t + 1) : n * (t + 2)] = sigma(t, eye, eye).T
             factors.append(factor)
@@ -169,7 +205,8 @@ def _by_quadrature(reference: Reference, policy: Policy) -> _PathLaw:
             control = policy(t, x)
             scale = reference.diffusion.apply(t, x, torch.ones_like(x))
             plain, controlled = (
-                Normal(centre, scale).log_prob(x[:, 0]) for centre in (reference.mean(t, x), reference.step(t, x, control))
+                Normal(centre, scale).log_prob(x[:, 0])
+                for centre in (reference.mean(t, x), reference.step(t, x, control))
             )
             joint = mass[:, None] * controlled.exp() * spacing
             divergence = divergence + (joint * (controlled - plain)).sum()
@@ -194,7 +231,9 @@ def _weighted(reference: Reference, policy: Policy) -> Estimate:
 
 def _states(reference: Reference, policy: Policy, seed: int) -> Tensor:
     with torch.no_grad():
-        return rollout(reference, policy, Noise.sample(reference, PATHS, torch.Generator().manual_seed(seed))).states
+        return rollout(
+            reference, policy, Noise.sample(reference, PATHS, torch.Generator().manual_seed(seed))
+        ).states
 
 
 def _log_ratio(reference: Reference, policy: Policy, states: Tensor) -> Tensor:
@@ -205,7 +244,9 @@ def _log_ratio(reference: Reference, policy: Policy, states: Tensor) -> Tensor:
             x, following = states[t], states[t + 1]
             plain, controlled = reference.mean(t, x), reference.step(t, x, policy(t, x))
             scale = reference.diffusion.apply(t, x, torch.ones_like(x))
-            ratio = Normal(controlled, scale).log_prob(following) - Normal(plain, scale).log_prob(following)
+            ratio = Normal(controlled, scale).log_prob(following) - Normal(plain, scale).log_prob(
+                following
+            )
             total = total + ratio.sum(1)
     return total
 
@@ -226,7 +267,11 @@ def _mixture(dim: int) -> ProductInstance:
     score = MixtureScore((0.4, 0.6), (-1.5, 1.0), (0.5, 0.7))
     levels = (0.2, 0.4, 0.6, 0.8, 0.95)
     return ProductInstance(
-        levels=levels, lam=(0.5,) * 4, factors=(Factor(score, Sine()),), size=dim, rotation=0 if dim > 1 else None
+        levels=levels,
+        lam=(0.5,) * 4,
+        factors=(Factor(score, Sine()),),
+        size=dim,
+        rotation=0 if dim > 1 else None,
     )
 
 

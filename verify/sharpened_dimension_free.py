@@ -29,8 +29,8 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from socft import theory
-from verify.claims import Claim
-from verify.strategies import numbers
+from verify.support.claims import Claim
+from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="sharpened_dimension_free",
@@ -50,7 +50,14 @@ def measure(dim: int) -> float:
     width = min(math.pi / 2, 40 / math.sqrt(dim))
 
     def integral(function) -> float:
-        return quad(lambda t: function(t) * math.cos(t) ** (dim - 2), 0, width, epsabs=0, epsrel=1e-12, limit=200)[0]
+        return quad(
+            lambda t: function(t) * math.cos(t) ** (dim - 2),
+            0,
+            width,
+            epsabs=0,
+            epsrel=1e-12,
+            limit=200,
+        )[0]
 
     return theory.expected_norm(dim) * integral(math.sin) / integral(lambda _: 1.0)
 
@@ -63,12 +70,21 @@ def test_mean_is_free_of_the_dimension(dim: int) -> None:
 
 
 @settings(max_examples=200)
-@given(st.lists(numbers(-2, 2), min_size=1, max_size=6), st.lists(numbers(-3, 3), min_size=1, max_size=6), numbers(0, 6.3))
+@given(
+    st.lists(numbers(-2, 2), min_size=1, max_size=6),
+    st.lists(numbers(-3, 3), min_size=1, max_size=6),
+    numbers(0, 6.3),
+)
 def test_holds(turn: list[float], amplitude: list[float], direction: float) -> None:
     """Reflections that turn with the angle of w by a trigonometric polynomial, times a bounded one, in two dimensions."""
     where = {"d": 2, "turn": turn, "amplitude": amplitude, "direction": direction}
     CLAIM.holds(
-        _norm(turn, amplitude, direction), theory.expected_norm(2), where, sharp=theory.SHARP, slack=QUADRATURE, part="d = 2"
+        _norm(turn, amplitude, direction),
+        theory.expected_norm(2),
+        where,
+        sharp=theory.SHARP,
+        slack=QUADRATURE,
+        part="d = 2",
     )
 
 
@@ -90,7 +106,12 @@ def test_certified(dim: int) -> None:
     CLAIM.certified(abs(norm * cosine - sharp), flint.arb("1e-40"), {"d": dim}, "E|b.W|")
     CLAIM.certified((d - flint.arb("0.5")).sqrt(), norm, {"d": dim}, "C_d from below")
     CLAIM.certified(norm, d.sqrt(), {"d": dim}, "C_d from above")
-    CLAIM.certified(abs(norm - flint.arb(theory.expected_norm(dim))) / norm, flint.arb(QUADRATURE), {"d": dim}, "C_d in floats")
+    CLAIM.certified(
+        abs(norm - flint.arb(theory.expected_norm(dim))) / norm,
+        flint.arb(QUADRATURE),
+        {"d": dim},
+        "C_d in floats",
+    )
 
 
 def test_needs_one_direction() -> None:
@@ -108,8 +129,12 @@ def _norm(turn: list[float], amplitude: list[float], direction: float) -> float:
     """``|E[H(W) (c.W)]|`` for ``H = tanh(p) [[cos q, sin q], [sin q, -cos q]]``, p and q polynomials of the angle of w."""
     angle = 2 * math.pi * (np.arange(ANGLES) + 0.5) / ANGLES
     size, phase = (
-        sum(x * np.cos(j * angle + j) for j, x in enumerate(coefficients)) for coefficients in ([20 * a for a in amplitude], turn)
+        sum(x * np.cos(j * angle + j) for j, x in enumerate(coefficients))
+        for coefficients in ([20 * a for a in amplitude], turn)
     )
     weight = theory.expected_norm(2) * np.cos(angle - direction) * np.tanh(size) / ANGLES
-    matrix = [[weight @ np.cos(phase), weight @ np.sin(phase)], [weight @ np.sin(phase), -(weight @ np.cos(phase))]]
+    matrix = [
+        [weight @ np.cos(phase), weight @ np.sin(phase)],
+        [weight @ np.sin(phase), -(weight @ np.cos(phase))],
+    ]
     return float(np.linalg.norm(np.array(matrix), 2))

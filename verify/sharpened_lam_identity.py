@@ -27,8 +27,9 @@ import torch
 from hypothesis import given, settings
 
 from socft import theory
-from verify.claims import Claim
-from verify.strategies import ProductInstance, QuadraticInstance, instances, numbers, quadratic_instances
+from verify.support.claims import Claim
+from verify.support.instances import ProductInstance, QuadraticInstance
+from verify.support.strategies import instances, numbers, quadratic_instances
 
 CLAIM = Claim(
     name="sharpened_lam_identity",
@@ -54,20 +55,33 @@ def test_holds(instance: ProductInstance) -> None:
     single = (1 + g * chain.score_L0) / lam
     CLAIM.equals(stretch / single, 1.0, instance, ROUNDING, "stretch")
     CLAIM.equals(found.L0u / L0u, 1.0, instance, ROUNDING, "(16)")
-    CLAIM.equals(found.L1V[:-1] / L1V.clamp(min=1e-300), (L1V > 0).double(), instance, ROUNDING, "(15)")
+    CLAIM.equals(
+        found.L1V[:-1] / L1V.clamp(min=1e-300), (L1V > 0).double(), instance, ROUNDING, "(15)"
+    )
 
 
 @settings(max_examples=40)
 @given(quadratic_instances(steps=4))
 def test_stretch_bounds_the_controlled_mean(instance: QuadraticInstance) -> None:
     """``|Jac(y + g u*)| <= (1 + g L0s) / lam`` at the optimum."""
-    amplified = ROUNDING * float((1 / instance.lams).prod())  # each step divides the relative error of its curvature by lambda
-    CLAIM.holds(_stretch(instance), _limit(instance), instance, slack=amplified, part="slope of y + g u*(y)")
+    amplified = ROUNDING * float(
+        (1 / instance.lams).prod()
+    )  # each step divides the relative error of its curvature by lambda
+    CLAIM.holds(
+        _stretch(instance), _limit(instance), instance, slack=amplified, part="slope of y + g u*(y)"
+    )
 
 
 def test_is_attained() -> None:
     """By a convex quadratic reward with an affine score of positive slope, at every step."""
-    instance = QuadraticInstance(levels=(0.3, 0.6, 0.9), lam=(0.5, 0.3), score=(0.4,), shift=(0.0,), curvature=(1.5,), slope=(0.3,))
+    instance = QuadraticInstance(
+        levels=(0.3, 0.6, 0.9),
+        lam=(0.5, 0.3),
+        score=(0.4,),
+        shift=(0.0,),
+        curvature=(1.5,),
+        slope=(0.3,),
+    )
     for measured, limit in zip(_stretch(instance).tolist(), _limit(instance).tolist(), strict=True):
         CLAIM.attained(measured, limit, instance, part="slope of y + g u*(y)")
 
@@ -79,7 +93,9 @@ def test_holds_symbolically() -> None:
     nested = (g * s1 * v0 + (1 + g * s) * v1 * (1 + g * u) / sympy.sqrt(a)) / sympy.sqrt(a)
     stated = g * s1 * v0 / sympy.sqrt(a) + (1 + g * s) ** 2 * v1 / (a * lam)
     left = [sympy.simplify(1 + g * u - (1 + g * s) / lam), sympy.simplify(nested - stated)]
-    CLAIM.equals([float(x != 0) for x in left], [0.0, 0.0], {"symbolic": True}, ROUNDING, "symbolic")
+    CLAIM.equals(
+        [float(x != 0) for x in left], [0.0, 0.0], {"symbolic": True}, ROUNDING, "symbolic"
+    )
 
 
 @settings(max_examples=20)
@@ -94,9 +110,16 @@ def test_certified(score: float, gain: float, lam: float) -> None:
 
 def test_needs_the_least_weight() -> None:
     """With a tenth less than the least beta for lambda, the slope at the optimum exceeds the fraction."""
-    instance = QuadraticInstance(levels=(0.3, 0.9), lam=(0.5,), score=(0.4,), shift=(0.0,), curvature=(1.5,), slope=(0.3,))
+    instance = QuadraticInstance(
+        levels=(0.3, 0.9), lam=(0.5,), score=(0.4,), shift=(0.0,), curvature=(1.5,), slope=(0.3,)
+    )
     slope = _stretch(instance, 0.9 * instance.beta())
-    CLAIM.breaks(float(slope[0]), float(_limit(instance)[0]), {"instance": instance.describe(), "share of beta": 0.9}, "least beta")
+    CLAIM.breaks(
+        float(slope[0]),
+        float(_limit(instance)[0]),
+        {"instance": instance.describe(), "share of beta": 0.9},
+        "least beta",
+    )
 
 
 def _stretch(instance: QuadraticInstance, beta: torch.Tensor | None = None) -> torch.Tensor:
@@ -104,7 +127,11 @@ def _stretch(instance: QuadraticInstance, beta: torch.Tensor | None = None) -> t
     s, d = instance.schedule, instance.dim
     score = torch.diag(torch.tensor(instance.score, dtype=torch.float64))
     gain = instance.solve(beta).affine_policy.gain.detach()
-    jacobian = torch.eye(d, dtype=torch.float64) + s.gain[:, None, None] * score + (s.alpha.sqrt() * s.sigma)[:, None, None] * gain
+    jacobian = (
+        torch.eye(d, dtype=torch.float64)
+        + s.gain[:, None, None] * score
+        + (s.alpha.sqrt() * s.sigma)[:, None, None] * gain
+    )
     return torch.linalg.matrix_norm(jacobian, 2)
 
 

@@ -37,10 +37,13 @@ from hypothesis import strategies as st
 
 from socft import theory
 from socft.truth.quadrature import measured_beta
-from verify.balls import below_one
-from verify.claims import Claim
-from verify.staircase import POINTS, Staircase
-from verify.strategies import ACCURACY, DIFFERENCED, Factor, MixtureScore, ProductInstance, Sine, instances, numbers
+from verify.support.balls import below_one
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance
+from verify.support.scores import MixtureScore
+from verify.support.staircase import POINTS, Staircase
+from verify.support.strategies import Sine, instances, numbers
+from verify.support.suprema import ACCURACY, DIFFERENCED
 
 CLAIM = Claim(
     name="smoothed_curvature",
@@ -80,13 +83,19 @@ class Pair:
 
     def smoothed(self, sigma: float, order: int) -> float:
         """``sup |D^order G V|``."""
-        return self._largest((self.first.smoothed(sigma, order), self.second.smoothed(sigma, order)), order)
+        return self._largest(
+            (self.first.smoothed(sigma, order), self.second.smoothed(sigma, order)), order
+        )
 
-    def _largest(self, ranges: tuple[tuple[float, float], tuple[float, float]], order: int) -> float:
+    def _largest(
+        self, ranges: tuple[tuple[float, float], tuple[float, float]], order: int
+    ) -> float:
         """Operator norm of ``sum_i c_i b_i^(tensor order)``, attained at equal arguments: over corners and a grid of directions."""
         turn = np.linspace(0, np.pi, POINTS)
         along = np.stack([np.cos(turn) ** order, np.cos(turn - self.angle) ** order])
-        return max(float(np.abs(np.array(corner) @ along).max()) for corner in itertools.product(*ranges))
+        return max(
+            float(np.abs(np.array(corner) @ along).max()) for corner in itertools.product(*ranges)
+        )
 
 
 @st.composite
@@ -118,7 +127,12 @@ def bound(L0: float, L1: float, sigma: float) -> float:
 def test_holds(pair: Pair, sigma: float) -> None:
     L0, L1 = pair.L0 * (1 + GRID), pair.L1 * (1 + GRID)
     sharp = theory.smoothed_curvature(L0, L1, sigma)
-    CLAIM.holds(measure(pair, sigma), bound(L0, L1, sigma), {**dataclasses.asdict(pair), "sigma": sigma}, sharp=sharp)
+    CLAIM.holds(
+        measure(pair, sigma),
+        bound(L0, L1, sigma),
+        {**dataclasses.asdict(pair), "sigma": sigma},
+        sharp=sharp,
+    )
 
 
 @settings(max_examples=25)
@@ -134,27 +148,35 @@ def test_theorem_2_8_holds_at_the_smaller_weights(instance: ProductInstance) -> 
     CLAIM.holds(measured.control_slope, found.L0v, instance, floor=DIFFERENCED, part="(16)")
 
 
-@pytest.mark.parametrize(("L0", "L1", "sigma"), [(1.0, 0.3, 0.5), (1.0, 3.0, 0.5), (0.7, 40.0, 0.2)])
+@pytest.mark.parametrize(
+    ("L0", "L1", "sigma"), [(1.0, 0.3, 0.5), (1.0, 3.0, 0.5), (0.7, 40.0, 0.2)]
+)
 def test_is_attained(L0: float, L1: float, sigma: float) -> None:
     """By a clipped slope."""
     clipped = Staircase((-L0 / L1, L0 / L1), (L1,))
     measured = clipped.smoothed(sigma, 2)[1]
-    CLAIM.attained(measured, theory.smoothed_curvature(L0, L1, sigma), {**dataclasses.asdict(clipped), "sigma": sigma})
+    CLAIM.attained(
+        measured,
+        theory.smoothed_curvature(L0, L1, sigma),
+        {**dataclasses.asdict(clipped), "sigma": sigma},
+    )
 
 
 def test_required_beta() -> None:
     """What contracts at rate 1 - lam = 1/2 on an instance, beside what each condition asks."""
     score = MixtureScore((1.0,), (0.0,), (1.0,))
     levels = tuple(0.2 * (0.98 / 0.2) ** (t / 10) for t in range(11))
-    instance = ProductInstance(levels=levels, lam=(0.5,) * 10, factors=(Factor(score, Sine(1.0, 2.0)),))
+    instance = ProductInstance(
+        levels=levels, lam=(0.5,) * 10, factors=(Factor(score, Sine(1.0, 2.0)),)
+    )
     bounds = theory.Paper(), theory.Sharp(), instance.sharp
-    paper, smoothed, sharp = (float(theory.constant_beta(instance.chain, 0.5, theory.Optimum(x)).beta[0]) for x in bounds)
+    paper, smoothed, sharp = (
+        float(theory.constant_beta(instance.chain, 0.5, theory.Optimum(x)).beta[0]) for x in bounds
+    )
     needed = float(measured_beta(instance.problem(1.0), 0.5).beta[0])
     CLAIM.holds(needed, paper, instance, sharp=sharp, part="required beta")
     assert smoothed < paper
-    text = (
-        f"unit Gaussian data, sine reward sin 2x, 10 steps, λ = 1/2: the least constant β is {paper:.3g} by the paper's condition, "
-    )
+    text = f"unit Gaussian data, sine reward sin 2x, 10 steps, λ = 1/2: the least constant β is {paper:.3g} by the paper's condition, "
     text += f"{smoothed:.3g} with smoothed curvature, {sharp:.3g} with exact mean maps besides; {needed:.3g} is necessary"
     CLAIM.finding(text, instance)
 
@@ -162,20 +184,36 @@ def test_required_beta() -> None:
 def test_needs_a_lipschitz_function() -> None:
     """A parabola keeps its curvature under smoothing, whatever its slope on the scale of the noise."""
     L1, sigma = 1.0, 1.0
-    CLAIM.breaks(L1, theory.smoothed_curvature(L1 * sigma, L1, sigma), {"V": "x^2 / 2", "L0": "slope at sigma"}, "L0")
+    CLAIM.breaks(
+        L1,
+        theory.smoothed_curvature(L1 * sigma, L1, sigma),
+        {"V": "x^2 / 2", "L0": "slope at sigma"},
+        "L0",
+    )
 
 
 def test_needs_a_lipschitz_gradient() -> None:
     """Near a kink the second entry of the minimum is approached, above the error function for any smaller L1."""
     kink = Staircase((-1e-6, 1e-6), (1e6,))
     measured = kink.smoothed(0.5, 2)[1]
-    CLAIM.breaks(measured, theory.smoothed_curvature(1.0, 3.0, 0.5), {**dataclasses.asdict(kink), "sigma": 0.5, "L1": 3.0}, "L1")
+    CLAIM.breaks(
+        measured,
+        theory.smoothed_curvature(1.0, 3.0, 0.5),
+        {**dataclasses.asdict(kink), "sigma": 0.5, "L1": 3.0},
+        "L1",
+    )
 
 
 def test_certified() -> None:
     """Sine rewards, with z = sigma frequency, and the second inequality, with x = L0 / (sigma L1)."""
     root = flint.arb(2).sqrt()
-    sine = below_one(lambda z: (-z * z / 2).exp() / (1 / (root * z)).erf(), Fraction(1, 16), Fraction(16))
+    sine = below_one(
+        lambda z: (-z * z / 2).exp() / (1 / (root * z)).erf(), Fraction(1, 16), Fraction(16)
+    )
     CLAIM.certified(sine, flint.arb(1), {"V": "sine", "z": [1 / 16, 16]}, part="sine")
-    line = below_one(lambda x: (x / root).erf() / (x * root / flint.arb.pi().sqrt()), Fraction(1, 16), Fraction(8))
+    line = below_one(
+        lambda x: (x / root).erf() / (x * root / flint.arb.pi().sqrt()),
+        Fraction(1, 16),
+        Fraction(8),
+    )
     CLAIM.certified(line, flint.arb(1), {"x": [1 / 16, 8]}, part="second inequality")

@@ -28,23 +28,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
-from socft.bellman import BellmanStep
+from socft.truth.bellman import BellmanStep
 from socft.truth.quadrature import Quadrature
-from verify.balls import ball, below_one, cells
-from verify.claims import Claim
 from verify.operator_view import Bracket, states
-from verify.strategies import (
-    ACCURACY,
-    Factor,
-    Parabola,
-    ProductInstance,
-    QuadraticInstance,
-    TanhScore,
-    instances,
-    line_instances,
-    numbers,
-    quadratic_instances,
-)
+from verify.support.balls import ball, below_one, cells
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.rewards import Parabola
+from verify.support.scores import TanhScore
+from verify.support.strategies import instances, line_instances, numbers, quadratic_instances
+from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="strong_concavity",
@@ -68,14 +61,21 @@ def measure(truth: Quadrature) -> Tensor:
         step = BellmanStep.build(problem, t, truth.grids[t], truth.values[t + 1])
         hessian = step.smooth.hessian_at_nodes[:, 0, 0]
         margin = len(hessian) // 16
-        found.append(float(problem.beta[t]) - float(step.rho) * float(problem.beta[t]) * float(hessian[margin:-margin].max()))
+        found.append(
+            float(problem.beta[t])
+            - float(step.rho) * float(problem.beta[t]) * float(hessian[margin:-margin].max())
+        )
     return torch.tensor(found, dtype=torch.float64)
 
 
-def bound(instance: ProductInstance | QuadraticInstance, beta: Tensor, statement: theory.Statement) -> Tensor:
+def bound(
+    instance: ProductInstance | QuadraticInstance, beta: Tensor, statement: theory.Statement
+) -> Tensor:
     """(19), times ``a sigma^2 / g^2``, shape (T,)."""
     chain = instance.chain
-    modulus = theory.concavity_modulus(chain, beta, theory.constants_at(chain, beta, statement).curvature)
+    modulus = theory.concavity_modulus(
+        chain, beta, theory.constants_at(chain, beta, statement).curvature
+    )
     return modulus * chain.alpha * chain.sigma.square() / chain.gain.square()
 
 
@@ -84,46 +84,77 @@ def bound(instance: ProductInstance | QuadraticInstance, beta: Tensor, statement
 def test_holds(instance: ProductInstance) -> None:
     beta = instance.beta()
     measured = torch.stack([measure(part) for part in instance.parts()]).amin(0)
-    paper, sharp = (bound(instance, beta, theory.Optimum(x)) for x in (theory.Paper(), instance.sharp))
+    paper, sharp = (
+        bound(instance, beta, theory.Optimum(x)) for x in (theory.Paper(), instance.sharp)
+    )
     CLAIM.holds(1 / measured, 1 / paper, instance, sharp=1 / sharp, slack=ACCURACY)
 
 
 @given(quadratic_instances(steps=5))
 def test_holds_in_several_dimensions(instance: QuadraticInstance) -> None:
     beta, truth = instance.beta(), instance.solve()
-    largest = [float(torch.linalg.eigvalsh(truth.hessian(t + 1))[-1]) for t in range(instance.steps)]
+    largest = [
+        float(torch.linalg.eigvalsh(truth.hessian(t + 1))[-1]) for t in range(instance.steps)
+    ]
     measured = beta - instance.schedule.sigma.square() * torch.tensor(largest, dtype=torch.float64)
-    paper, sharp = (bound(instance, beta, theory.Optimum(x)) for x in (theory.Paper(), instance.sharp))
-    CLAIM.holds(1 / measured, 1 / paper, instance, sharp=1 / sharp, slack=rounding(instance), part="quadratic")
+    paper, sharp = (
+        bound(instance, beta, theory.Optimum(x)) for x in (theory.Paper(), instance.sharp)
+    )
+    CLAIM.holds(
+        1 / measured,
+        1 / paper,
+        instance,
+        sharp=1 / sharp,
+        slack=rounding(instance),
+        part="quadratic",
+    )
 
 
 @settings(max_examples=20)
 @given(line_instances(steps=6), st.integers(0, 5), numbers(-1, 1), numbers(0.05, 1))
-def test_holds_by_definition(instance: ProductInstance, step: int, centre: float, size: float) -> None:
+def test_holds_by_definition(
+    instance: ProductInstance, step: int, centre: float, size: float
+) -> None:
     """Second differences of Q over chords up to twice as long as the control is large."""
     t, beta = step % instance.steps, instance.beta()
     bracket = Bracket(instance, instance.parts()[0], t, float(beta[t]))
     defect, scale, half = _second_difference(bracket, states(instance.parts()[0], t), centre, size)
     chain = instance.chain
     price = chain.gain.square() / (chain.alpha * chain.sigma.square())
-    lower, sharper = (bound(instance, beta, theory.Optimum(x))[t] * price[t] * half**2 for x in (theory.Paper(), instance.sharp))
+    lower, sharper = (
+        bound(instance, beta, theory.Optimum(x))[t] * price[t] * half**2
+        for x in (theory.Paper(), instance.sharp)
+    )
     where = {"instance": instance.describe(), "step": t, "centre": centre, "size": size}
-    CLAIM.holds(1 / defect, 1 / lower, where, sharp=1 / sharper, slack=VALUES * scale / float(lower), part="chords")
+    CLAIM.holds(
+        1 / defect,
+        1 / lower,
+        where,
+        sharp=1 / sharper,
+        slack=VALUES * scale / float(lower),
+        part="chords",
+    )
 
 
 def test_is_attained() -> None:
     """At every step of a convex quadratic problem with an expanding score, by eigenvalues and by chords."""
     instance = _quadratic(steps=4)
     beta, truth = instance.beta(), instance.parts()[0]
-    for least, modulus in zip(measure(truth).tolist(), bound(instance, beta, OPTIMUM).tolist(), strict=True):
+    for least, modulus in zip(
+        measure(truth).tolist(), bound(instance, beta, OPTIMUM).tolist(), strict=True
+    ):
         CLAIM.attained(1 / least, 1 / modulus, instance, slack=ACCURACY, part="eigenvalues")
     bracket = Bracket(instance, truth, 3, float(beta[3]))
     y = torch.zeros(1, dtype=torch.float64)
     u = torch.tensor([[-1.0, 0.0, 1.0]], dtype=torch.float64)
     low, middle, high = bracket(y[:, None].expand_as(u), u)[0].tolist()
     s = instance.schedule
-    modulus = float(bound(instance, beta, OPTIMUM)[3] * s.gain[3].square() / (s.alpha[3] * s.sigma[3].square()))
-    CLAIM.attained(1 / (2 * middle - low - high), 1 / modulus, instance, slack=ACCURACY, part="chords")
+    modulus = float(
+        bound(instance, beta, OPTIMUM)[3] * s.gain[3].square() / (s.alpha[3] * s.sigma[3].square())
+    )
+    CLAIM.attained(
+        1 / (2 * middle - low - high), 1 / modulus, instance, slack=ACCURACY, part="chords"
+    )
 
 
 def test_needs_the_condition_on_beta() -> None:
@@ -133,17 +164,27 @@ def test_needs_the_condition_on_beta() -> None:
     bracket = Bracket(instance, instance.parts()[0], 0, beta)
     u = torch.tensor([[-1.0, 0.0, 1.0]], dtype=torch.float64)
     low, middle, high = bracket(torch.zeros_like(u), u)[0].tolist()
-    CLAIM.breaks(low + high - 2 * middle, 0.0, {"instance": instance.describe(), "beta": beta}, "condition on beta")
+    CLAIM.breaks(
+        low + high - 2 * middle,
+        0.0,
+        {"instance": instance.describe(), "beta": beta},
+        "condition on beta",
+    )
 
 
 def test_concave_rewards_satisfy_it_for_every_beta() -> None:
     """The bracket is strongly concave for every beta > 0."""
     beta = torch.full((1,), 1e-3, dtype=torch.float64)
-    instance = ProductInstance(levels=(0.4, 0.95), lam=(0.5,), factors=(Factor(TanhScore(c=-0.2), Parabola(-1.5, 0.5)),))
+    instance = ProductInstance(
+        levels=(0.4, 0.95), lam=(0.5,), factors=(Factor(TanhScore(c=-0.2), Parabola(-1.5, 0.5)),)
+    )
     measured = 1e-3 + float(instance.schedule.sigma[0].square()) * 1.5
     truth = Quadrature(instance.problem(beta))
     CLAIM.equals(measure(truth), [measured], instance, ACCURACY, "concave reward")
-    CLAIM.finding("only the largest eigenvalue of Hess GV counts in (19): concave rewards satisfy it for every β > 0", instance)
+    CLAIM.finding(
+        "only the largest eigenvalue of Hess GV counts in (19): concave rewards satisfy it for every β > 0",
+        instance,
+    )
 
 
 def test_certified() -> None:
@@ -160,8 +201,14 @@ def test_certified() -> None:
     CLAIM.certified(largest, flint.arb(1), where, "quadratic rewards")
     worst = flint.arb(0)
     for lam in lams:
-        worst = worst.max(below_one(lambda z, lam=lam: _share(lam, (-z * z / 2).exp()), Fraction(1, 16), Fraction(8)))
-    CLAIM.certified(worst, flint.arb(1), {"lam": [0.05, 0.95], "frequency sigma": [1 / 16, 8]}, "sine rewards")
+        worst = worst.max(
+            below_one(
+                lambda z, lam=lam: _share(lam, (-z * z / 2).exp()), Fraction(1, 16), Fraction(8)
+            )
+        )
+    CLAIM.certified(
+        worst, flint.arb(1), {"lam": [0.05, 0.95], "frequency sigma": [1 / 16, 8]}, "sine rewards"
+    )
 
 
 def _share(lam: flint.arb, p: flint.arb) -> flint.arb:
@@ -177,16 +224,24 @@ def rounding(instance: QuadraticInstance) -> float:
     return EPSILON / float(instance.lams.prod())
 
 
-def _second_difference(bracket: Bracket, y: Tensor, centre: float, size: float) -> tuple[Tensor, float, float]:
+def _second_difference(
+    bracket: Bracket, y: Tensor, centre: float, size: float
+) -> tuple[Tensor, float, float]:
     """``2 Q(c) - Q(c - h) - Q(c + h)`` at the states, the size of the values, and h."""
     width = bracket.width()
     middle = bracket.score(y)[:, None] + centre * width
     u = middle + size * width * torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
     values = bracket(y[:, None].expand_as(u), u)
-    return 2 * values[:, 1] - values[:, 0] - values[:, 2], 1 + float(values.abs().max()), size * width
+    return (
+        2 * values[:, 1] - values[:, 0] - values[:, 2],
+        1 + float(values.abs().max()),
+        size * width,
+    )
 
 
 def _quadratic(steps: int) -> ProductInstance:
     """A convex quadratic problem whose mean map is as steep as its Lipschitz constant allows."""
     levels = tuple(0.4 * (0.95 / 0.4) ** (t / steps) for t in range(steps + 1))
-    return ProductInstance(levels=levels, lam=(0.5,) * steps, factors=(Factor(TanhScore(c=-0.2), Parabola(1.5, 0.5)),))
+    return ProductInstance(
+        levels=levels, lam=(0.5,) * steps, factors=(Factor(TanhScore(c=-0.2), Parabola(1.5, 0.5)),)
+    )

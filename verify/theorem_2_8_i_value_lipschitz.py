@@ -30,10 +30,14 @@ from hypothesis import given
 from torch import Tensor
 
 from socft import theory
-from verify.balls import ball, below_one, cells
-from verify.claims import Claim
 from verify.operator_view import Bracket, maximise
-from verify.strategies import ACCURACY, Factor, MixtureScore, ProductInstance, Sine, Slope, TanhScore, instances
+from verify.support.balls import ball, below_one, cells
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance
+from verify.support.rewards import Slope
+from verify.support.scores import MixtureScore, TanhScore
+from verify.support.strategies import Sine, instances
+from verify.support.suprema import ACCURACY
 
 CELLS = 12
 """Cells per axis of the certificate."""
@@ -67,43 +71,67 @@ def test_is_attained(size: int) -> None:
     """By a linear reward with an expanding score, in one and several dimensions."""
     levels = (0.3, 0.45, 0.6, 0.8, 0.95)
     factor = Factor(TanhScore(c=-0.4, e=0.3), Slope(1.5))
-    instance = ProductInstance(levels=levels, lam=(0.5,) * 4, factors=(factor,), size=size, rotation=1 if size > 1 else None)
-    for slope, largest in zip(measure(instance).tolist(), bound(instance, PAPER).tolist(), strict=True):
+    instance = ProductInstance(
+        levels=levels,
+        lam=(0.5,) * 4,
+        factors=(factor,),
+        size=size,
+        rotation=1 if size > 1 else None,
+    )
+    for slope, largest in zip(
+        measure(instance).tolist(), bound(instance, PAPER).tolist(), strict=True
+    ):
         CLAIM.attained(slope, largest, instance, slack=ACCURACY)
 
 
 def test_sharper_constant_is_attained_by_gaussian_data() -> None:
     """The mean maps of Gaussian data contract, which the paper's constant does not see."""
     levels = (0.3, 0.45, 0.6, 0.8, 0.95)
-    instance = ProductInstance(levels=levels, lam=(0.5,) * 4, factors=(Factor(MixtureScore((1.0,), (0.5,), (1.0,)), Slope(1.5)),))
+    instance = ProductInstance(
+        levels=levels,
+        lam=(0.5,) * 4,
+        factors=(Factor(MixtureScore((1.0,), (0.5,), (1.0,)), Slope(1.5)),),
+    )
     sharp, paper = bound(instance, theory.Optimum(instance.sharp)), bound(instance, PAPER)
     for slope, largest in zip(measure(instance).tolist(), sharp.tolist(), strict=True):
         CLAIM.attained(slope, largest, instance, slack=ACCURACY, part="sharper constant")
-    text = (
-        f"unit Gaussian data, 4 steps: (14) is {float(paper[0] / sharp[0]):.3g} times the exact L0V_0, which the sharper one gives"
-    )
+    text = f"unit Gaussian data, 4 steps: (14) is {float(paper[0] / sharp[0]):.3g} times the exact L0V_0, which the sharper one gives"
     CLAIM.finding(text, instance)
 
 
 def test_needs_the_lipschitz_constant_of_the_score() -> None:
     """With half of the score's Lipschitz constant the bound fails."""
-    instance = ProductInstance(levels=(0.3, 0.9), lam=(0.5,), factors=(Factor(TanhScore(c=-0.4), Slope(1.5)),))
+    instance = ProductInstance(
+        levels=(0.3, 0.9), lam=(0.5,), factors=(Factor(TanhScore(c=-0.4), Slope(1.5)),)
+    )
     chain = theory.Chain.of(instance.schedule, 0.2, 0.0, instance.reward)
     claimed = theory.paper_constants(chain, instance.lams).L0V[0]
-    CLAIM.breaks(float(measure(instance)[0]), float(claimed), instance, "Lipschitz constant of the score")
+    CLAIM.breaks(
+        float(measure(instance)[0]), float(claimed), instance, "Lipschitz constant of the score"
+    )
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_condition_on_beta_is_not_needed(share: float) -> None:
     """At a share of the least admissible beta, where the maximiser jumps and the value function has kinks."""
-    instance = ProductInstance(levels=(0.4, 0.8), lam=(0.05,), factors=(Factor(TanhScore(c=-0.5), Sine(1.0, 2.0)),))
+    instance = ProductInstance(
+        levels=(0.4, 0.8), lam=(0.05,), factors=(Factor(TanhScore(c=-0.5), Sine(1.0, 2.0)),)
+    )
     beta = share * 4 * float(instance.schedule.sigma[0].square())
     y = torch.linspace(-4, 4, 401, dtype=torch.float64)
     values = maximise(Bracket(instance, instance.parts()[0], 0, beta), y).value
     slope = float(values.diff().abs().max() / (y[1] - y[0]))
     where = {"instance": instance.describe(), "beta": beta}
-    CLAIM.holds(slope, float(bound(instance, PAPER)[0]), where, floor=ACCURACY, part="beta below its condition")
-    CLAIM.finding("(14) needs no condition on β: it holds, and V_t is Lipschitz, for every β > 0", where)
+    CLAIM.holds(
+        slope,
+        float(bound(instance, PAPER)[0]),
+        where,
+        floor=ACCURACY,
+        part="beta below its condition",
+    )
+    CLAIM.finding(
+        "(14) needs no condition on β: it holds, and V_t is Lipschitz, for every β > 0", where
+    )
 
 
 def test_certified() -> None:
@@ -113,10 +141,16 @@ def test_certified() -> None:
     ``s = (1 - 2 r) L0s`` the first factor is ``1 - 2 r A / (1 + A)``, between -1 and 1 for all r in [0, 1].
     """
     where, most = {"A": [0, 4], "r": [0, 1], "frequency sigma": [1 / 16, 8]}, flint.arb(0)
-    for sizes, shares in itertools.product(cells(Fraction(0), Fraction(4), CELLS), cells(Fraction(0), Fraction(1), CELLS)):
+    for sizes, shares in itertools.product(
+        cells(Fraction(0), Fraction(4), CELLS), cells(Fraction(0), Fraction(1), CELLS)
+    ):
         high, low = (1 - 2 * r * A / (1 + A) for r, A in zip(shares, sizes, strict=True))
         factor = abs(ball(low, high))
-        most = most.max(below_one(lambda z, factor=factor: factor * (-z * z / 2).exp(), Fraction(1, 16), Fraction(8)))
+        most = most.max(
+            below_one(
+                lambda z, factor=factor: factor * (-z * z / 2).exp(), Fraction(1, 16), Fraction(8)
+            )
+        )
     CLAIM.certified(most, flint.arb(1), where, "sine rewards")
 
 

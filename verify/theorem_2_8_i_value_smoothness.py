@@ -35,21 +35,15 @@ from torch import Tensor
 
 from socft import theory
 from socft.truth.quadrature import Quadrature
-from verify.balls import ball, cells
-from verify.claims import Claim
-from verify.strategies import (
-    DIFFERENCED,
-    Factor,
-    Parabola,
-    ProductInstance,
-    QuadraticInstance,
-    Slope,
-    TanhScore,
-    instances,
-    quadratic_instances,
-)
-from verify.strategies import measure as suprema
 from verify.strong_concavity import rounding
+from verify.support.balls import ball, cells
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.rewards import Parabola, Slope
+from verify.support.scores import TanhScore
+from verify.support.strategies import instances, quadratic_instances
+from verify.support.suprema import DIFFERENCED
+from verify.support.suprema import measure as suprema
 
 CLAIM = Claim(
     name="theorem_2_8_i_value_smoothness",
@@ -67,7 +61,9 @@ def measure(instance: ProductInstance | QuadraticInstance) -> Tensor:
     if isinstance(instance, ProductInstance):
         return instance.suprema().value_hessian[:-1]
     truth = instance.solve()
-    return torch.stack([torch.linalg.matrix_norm(truth.hessian(t), 2) for t in range(instance.steps)])
+    return torch.stack(
+        [torch.linalg.matrix_norm(truth.hessian(t), 2) for t in range(instance.steps)]
+    )
 
 
 def bound(instance: ProductInstance | QuadraticInstance, statement: theory.Statement) -> Tensor:
@@ -84,20 +80,37 @@ def test_holds(instance: ProductInstance) -> None:
 @given(quadratic_instances(steps=5))
 def test_holds_in_several_dimensions(instance: QuadraticInstance) -> None:
     sharp = bound(instance, theory.Optimum(instance.sharp))
-    CLAIM.holds(measure(instance), bound(instance, PAPER), instance, sharp=sharp, slack=rounding(instance), part="quadratic")
+    CLAIM.holds(
+        measure(instance),
+        bound(instance, PAPER),
+        instance,
+        sharp=sharp,
+        slack=rounding(instance),
+        part="quadratic",
+    )
 
 
 def test_is_attained() -> None:
     """At every step of a convex quadratic problem with an expanding score."""
     instance = _quadratic(lam=(0.7, 0.35, 0.5))
-    for curvature, largest in zip(measure(instance).tolist(), bound(instance, PAPER).tolist(), strict=True):
+    for curvature, largest in zip(
+        measure(instance).tolist(), bound(instance, PAPER).tolist(), strict=True
+    ):
         CLAIM.attained(curvature, largest, instance, slack=DIFFERENCED, part="second term")
 
 
 def test_first_term_is_attained() -> None:
     """By a linear reward: V_t is it composed with the mean map, whose bend is that of the score."""
-    instance = ProductInstance(levels=(0.4, 0.9), lam=(0.5,), factors=(Factor(TanhScore(0.5, 0.5, 1.5), Slope(1.2)),))
-    CLAIM.attained(float(measure(instance)[0]), float(bound(instance, PAPER)[0]), instance, slack=DIFFERENCED, part="first term")
+    instance = ProductInstance(
+        levels=(0.4, 0.9), lam=(0.5,), factors=(Factor(TanhScore(0.5, 0.5, 1.5), Slope(1.2)),)
+    )
+    CLAIM.attained(
+        float(measure(instance)[0]),
+        float(bound(instance, PAPER)[0]),
+        instance,
+        slack=DIFFERENCED,
+        part="first term",
+    )
 
 
 @pytest.mark.parametrize("lam", [0.1, 0.5, 0.9])
@@ -106,22 +119,36 @@ def test_needs_the_condition_on_beta(lam: float) -> None:
     instance = _quadratic(lam=(lam,))
     beta = theory.paper_constants(instance.chain, lam / 2).beta_required
     curvature = float(suprema(Quadrature(instance.problem(beta))).value_hessian[0])
-    CLAIM.breaks(curvature, float(bound(instance, PAPER)[0]), {"instance": instance.describe(), "beta": beta}, "condition on beta")
+    CLAIM.breaks(
+        curvature,
+        float(bound(instance, PAPER)[0]),
+        {"instance": instance.describe(), "beta": beta},
+        "condition on beta",
+    )
 
 
 def test_needs_the_bend_of_the_score() -> None:
     """With L1s = 0 for a nonlinear score the bound is zero for a linear reward, and fails."""
-    instance = ProductInstance(levels=(0.4, 0.9), lam=(0.5,), factors=(Factor(TanhScore(0.5, 0.5, 1.5), Slope(1.2)),))
+    instance = ProductInstance(
+        levels=(0.4, 0.9), lam=(0.5,), factors=(Factor(TanhScore(0.5, 0.5, 1.5), Slope(1.2)),)
+    )
     chain = theory.Chain.of(instance.schedule, instance.constants.L0, 0.0, instance.reward)
     claimed = float(theory.paper_constants(chain, instance.lams).L1V[0])
-    CLAIM.breaks(float(measure(instance)[0]), claimed + DIFFERENCED, instance, "Lipschitz constant of the score's Jacobian")
+    CLAIM.breaks(
+        float(measure(instance)[0]),
+        claimed + DIFFERENCED,
+        instance,
+        "Lipschitz constant of the score's Jacobian",
+    )
 
 
 def test_certified() -> None:
     """``|P_t| / L1V_t = lam |p| / (1 - (1 - lam) p) < 1`` for ``p = P_{t+1} / L1V_{t+1}`` in (-1, 1)."""
     largest = flint.arb(0)
     top = 1 - Fraction(1, 2**20)
-    for lam_cell, size_cell in itertools.product(cells(Fraction(1, 20), Fraction(19, 20), CELLS), cells(Fraction(0), top, CELLS)):
+    for lam_cell, size_cell in itertools.product(
+        cells(Fraction(1, 20), Fraction(19, 20), CELLS), cells(Fraction(0), top, CELLS)
+    ):
         lam, size = ball(*lam_cell), ball(*size_cell)
         largest = largest.max(convex_share(lam, size).upper()).max(concave_share(lam, size).upper())
     where = {"lam": [0.05, 0.95], "|curvature| over its bound": [0, float(top)]}
@@ -142,4 +169,6 @@ def concave_share(lam: flint.arb, size: flint.arb) -> flint.arb:
 def _quadratic(lam: tuple[float, ...]) -> ProductInstance:
     """A convex quadratic problem whose mean map is as steep as its Lipschitz constant allows."""
     levels = tuple(0.4 * (0.95 / 0.4) ** (t / len(lam)) for t in range(len(lam) + 1))
-    return ProductInstance(levels=levels, lam=lam, factors=(Factor(TanhScore(c=-0.2), Parabola(1.5, 0.5)),))
+    return ProductInstance(
+        levels=levels, lam=lam, factors=(Factor(TanhScore(c=-0.2), Parabola(1.5, 0.5)),)
+    )

@@ -33,19 +33,12 @@ from torch import Tensor
 from socft.policy import AffinePolicy, FunctionPolicy, Policy
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature, flow
-from verify.claims import Claim
 from verify.operator_view import Bracket
-from verify.strategies import (
-    Factor,
-    ProductInstance,
-    PseudoHuber,
-    QuadraticInstance,
-    TanhScore,
-    line_instances,
-    numbers,
-    quadratic_instances,
-)
 from verify.strong_concavity import rounding
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.scores import TanhScore
+from verify.support.strategies import PseudoHuber, line_instances, numbers, quadratic_instances
 
 CLAIM = Claim(
     name="theorem_2_8_ii_bellman",
@@ -73,7 +66,9 @@ def bound(truth: Quadrature, policy: Policy, lams: Tensor) -> float:
     for t, weight in enumerate((lams * truth.problem.beta).tolist()):
         y = truth.grids[t].nodes
         with torch.no_grad():
-            total += weight / 2 * law.expect(t, (policy(t, y) - truth.control(t, y)).square().sum(1))
+            total += (
+                weight / 2 * law.expect(t, (policy(t, y) - truth.control(t, y)).square().sum(1))
+            )
     return total
 
 
@@ -83,7 +78,11 @@ def test_holds(instance: ProductInstance, size: float, frequency: float, phase: 
     """The value is attained by u*, and by nothing that differs from it."""
     truth = instance.parts()[0]
     reached, promised = truth.evaluate(truth.policy).objective, truth.objective
-    where = {"instance": instance.describe(), "U - u*": "size sin(frequency y + phase)", "wave": [size, frequency, phase]}
+    where = {
+        "instance": instance.describe(),
+        "U - u*": "size sin(frequency y + phase)",
+        "wave": [size, frequency, phase],
+    }
     CLAIM.equals(reached, promised, where, OBJECTIVE * (1 + abs(promised)), "verification")
 
     def wave(k: int | Tensor, y: Tensor) -> Tensor:
@@ -92,7 +91,13 @@ def test_holds(instance: ProductInstance, size: float, frequency: float, phase: 
     policy = FunctionPolicy(wave)
     assume(flow(truth.problem, policy, truth.grids).lost <= LOST)
     scale = 1 + abs(reached) + abs(truth.evaluate(policy).objective)
-    CLAIM.holds(bound(truth, policy, instance.lams), measure(truth, policy), where, floor=OBJECTIVE * scale, part="uniqueness")
+    CLAIM.holds(
+        bound(truth, policy, instance.lams),
+        measure(truth, policy),
+        where,
+        floor=OBJECTIVE * scale,
+        part="uniqueness",
+    )
 
 
 @given(quadratic_instances(steps=5), numbers(0.1, 2), st.integers(0, 10**6))
@@ -100,11 +105,21 @@ def test_holds_in_several_dimensions(instance: QuadraticInstance, size: float, s
     """Exactly, for any affine control."""
     truth = instance.solve()
     policy = _perturbed(truth, size, seed)
-    gap, exact, lower = _gap(truth, policy), _exact_gap(truth, policy), _lower_gap(truth, policy, instance.lams)
+    gap, exact, lower = (
+        _gap(truth, policy),
+        _exact_gap(truth, policy),
+        _lower_gap(truth, policy, instance.lams),
+    )
     where = {"instance": instance.describe(), "size": size, "seed": seed}
     scale = 1 + exact + abs(truth.objective)
     tolerance = rounding(instance) * scale * PATHS
-    CLAIM.equals(truth.evaluate(truth.affine_policy).objective, truth.objective, where, tolerance, "verification, quadratic")
+    CLAIM.equals(
+        truth.evaluate(truth.affine_policy).objective,
+        truth.objective,
+        where,
+        tolerance,
+        "verification, quadratic",
+    )
     CLAIM.equals(gap, exact, where, tolerance, "difference of objectives")
     CLAIM.holds(lower, exact, where, slack=rounding(instance), part="uniqueness, quadratic")
 
@@ -112,26 +127,45 @@ def test_holds_in_several_dimensions(instance: QuadraticInstance, size: float, s
 def test_is_attained() -> None:
     """By an isotropic convex quadratic reward and an expanding score, whatever the control."""
     instance = QuadraticInstance(
-        levels=(0.4, 0.55, 0.75, 0.95), lam=(0.5,) * 3, score=(0.2,) * 2, shift=(0.1,) * 2, curvature=(1.5,) * 2, slope=(0.3,) * 2
+        levels=(0.4, 0.55, 0.75, 0.95),
+        lam=(0.5,) * 3,
+        score=(0.2,) * 2,
+        shift=(0.1,) * 2,
+        curvature=(1.5,) * 2,
+        slope=(0.3,) * 2,
     )
     truth = instance.solve()
     for seed in range(3):
         policy = _perturbed(truth, 0.5, seed)
         where = {"instance": instance.describe(), "size": 0.5, "seed": seed}
-        CLAIM.attained(_lower_gap(truth, policy, instance.lams), _gap(truth, policy), where, slack=OBJECTIVE)
+        CLAIM.attained(
+            _lower_gap(truth, policy, instance.lams), _gap(truth, policy), where, slack=OBJECTIVE
+        )
 
 
 def test_needs_the_condition_on_beta() -> None:
     """Where the bracket is not concave, two controls are optimal: at the centre of a symmetric convex reward."""
-    instance = ProductInstance(levels=(0.4, 0.8), lam=(0.5,), factors=(Factor(TanhScore(c=0.5), PseudoHuber(1.0, 0.0, 2.0)),))
+    instance = ProductInstance(
+        levels=(0.4, 0.8),
+        lam=(0.5,),
+        factors=(Factor(TanhScore(c=0.5), PseudoHuber(1.0, 0.0, 2.0)),),
+    )
     beta = 0.5 * float(instance.schedule.sigma[0].square())
     bracket = Bracket(instance, instance.parts()[0], 0, beta)
-    y, u = torch.zeros(1, 1, dtype=torch.float64), bracket.width() * torch.linspace(0, 1, 4001, dtype=torch.float64)[None]
+    y, u = (
+        torch.zeros(1, 1, dtype=torch.float64),
+        bracket.width() * torch.linspace(0, 1, 4001, dtype=torch.float64)[None],
+    )
     right, left = bracket(y.expand_as(u), u)[0], bracket(y.expand_as(u), -u)[0]
     np.testing.assert_allclose(right, left, rtol=1e-12)
     best = float(u[0, right.argmax()])
     assert float(right.max()) > float(right[0])
-    CLAIM.breaks(2 * best, APART, {"instance": instance.describe(), "beta": beta, "maximisers": [-best, best]}, "condition on beta")
+    CLAIM.breaks(
+        2 * best,
+        APART,
+        {"instance": instance.describe(), "beta": beta, "maximisers": [-best, best]},
+        "condition on beta",
+    )
 
 
 PATHS = 1e3
@@ -141,7 +175,9 @@ PATHS = 1e3
 def _perturbed(truth: LinearQuadratic, size: float, seed: int) -> AffinePolicy:
     """The optimal control plus an affine one."""
     generator, optimal = torch.Generator().manual_seed(seed), truth.affine_policy
-    gain = optimal.gain + size * torch.randn(optimal.gain.shape, generator=generator, dtype=torch.float64)
+    gain = optimal.gain + size * torch.randn(
+        optimal.gain.shape, generator=generator, dtype=torch.float64
+    )
     return AffinePolicy(gain.detach(), (optimal.offset + size).detach())
 
 
@@ -153,7 +189,9 @@ def _exact_gap(truth: LinearQuadratic, policy: AffinePolicy) -> float:
     """``sum_t E (v - v*)' (beta I - B' P_{t+1} B) (v - v*) / 2``."""
     problem, steps = truth.problem, truth.problem.steps
     eye = torch.eye(problem.reference.dims[0], dtype=torch.float64)
-    variance = torch.stack([problem.reference.diffusion.apply(t, eye, eye)[0, 0].square() for t in range(steps)])
+    variance = torch.stack(
+        [problem.reference.diffusion.apply(t, eye, eye)[0, 0].square() for t in range(steps)]
+    )
     prices = [problem.beta[t] * eye - variance[t] * truth.hessian(t + 1) for t in range(steps)]
     return _expected(truth, policy, prices)
 
@@ -170,5 +208,7 @@ def _expected(truth: LinearQuadratic, policy: AffinePolicy, prices: list[Tensor]
     for t, price in enumerate(prices):
         gain, offset = policy.gain[t] - optimal.gain[t], policy.offset[t] - optimal.offset[t]
         mean = gain @ law.mean[t] + offset
-        total += float(mean @ price @ mean + (price * (gain @ law.covariance[t] @ gain.T)).sum()) / 2
+        total += (
+            float(mean @ price @ mean + (price * (gain @ law.covariance[t] @ gain.T)).sum()) / 2
+        )
     return total

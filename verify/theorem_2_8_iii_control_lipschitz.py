@@ -30,23 +30,17 @@ from hypothesis import given
 from torch import Tensor
 
 from socft import theory
-from socft.grid import Grid
 from socft.reference import ScoreReference
+from socft.truth.grid import Grid
 from socft.truth.quadrature import Quadrature
-from verify.balls import ball, cells
-from verify.claims import Claim
-from verify.strategies import (
-    DIFFERENCED,
-    INNER,
-    Factor,
-    Parabola,
-    ProductInstance,
-    QuadraticInstance,
-    TanhScore,
-    instances,
-    quadratic_instances,
-)
 from verify.strong_concavity import rounding
+from verify.support.balls import ball, cells
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.rewards import Parabola
+from verify.support.scores import TanhScore
+from verify.support.strategies import instances, quadratic_instances
+from verify.support.suprema import DIFFERENCED, INNER
 
 CLAIM = Claim(
     name="theorem_2_8_iii_control_lipschitz",
@@ -61,7 +55,9 @@ CELLS = 12
 
 def measure(truth: Quadrature) -> Tensor:
     """``sup |Jac u*_t|`` of a one-dimensional problem in score units, shape (T,)."""
-    return torch.stack([inner(grid, grid.jacobian(u)[:, :, 0]).abs().max() for grid, u in controls(truth)])
+    return torch.stack(
+        [inner(grid, grid.jacobian(u)[:, :, 0]).abs().max() for grid, u in controls(truth)]
+    )
 
 
 def controls(truth: Quadrature) -> list[tuple[Grid, Tensor]]:
@@ -69,7 +65,9 @@ def controls(truth: Quadrature) -> list[tuple[Grid, Tensor]]:
     reference = truth.problem.reference
     assert isinstance(reference, ScoreReference)
     grids = truth.grids[:-1]
-    return [(g, reference.score_of(t, g.nodes, truth.control(t, g.nodes))) for t, g in enumerate(grids)]
+    return [
+        (g, reference.score_of(t, g.nodes, truth.control(t, g.nodes))) for t, g in enumerate(grids)
+    ]
 
 
 def inner(grid: Grid, field: Tensor) -> Tensor:
@@ -94,17 +92,28 @@ def test_holds(instance: ProductInstance) -> None:
 @given(quadratic_instances(steps=5))
 def test_holds_in_several_dimensions(instance: QuadraticInstance) -> None:
     with torch.no_grad():
-        gain = theory.score_unit(instance.chain)[:, None, None] * instance.solve().affine_policy.gain
+        gain = (
+            theory.score_unit(instance.chain)[:, None, None] * instance.solve().affine_policy.gain
+        )
     jacobian = torch.diag(torch.tensor(instance.score, dtype=torch.float64)) + gain
     sharp = bound(instance, theory.Optimum(instance.sharp))
     measured = torch.linalg.matrix_norm(jacobian, 2)
-    CLAIM.holds(measured, bound(instance, PAPER), instance, sharp=sharp, slack=rounding(instance), part="quadratic")
+    CLAIM.holds(
+        measured,
+        bound(instance, PAPER),
+        instance,
+        sharp=sharp,
+        slack=rounding(instance),
+        part="quadratic",
+    )
 
 
 def test_is_attained() -> None:
     """At every step of a convex quadratic problem with an expanding score."""
     instance = _quadratic(lam=(0.7, 0.35, 0.5))
-    for slope, largest in zip(measure(instance.parts()[0]).tolist(), bound(instance, PAPER).tolist(), strict=True):
+    for slope, largest in zip(
+        measure(instance.parts()[0]).tolist(), bound(instance, PAPER).tolist(), strict=True
+    ):
         CLAIM.attained(slope, largest, instance, slack=DIFFERENCED)
 
 
@@ -114,14 +123,22 @@ def test_needs_the_condition_on_beta(lam: float) -> None:
     instance = _quadratic(lam=(lam,))
     beta = theory.paper_constants(instance.chain, lam / 2).beta_required
     slope = float(measure(Quadrature(instance.problem(beta)))[0])
-    CLAIM.breaks(slope, float(bound(instance, PAPER)[0]), {"instance": instance.describe(), "beta": beta}, "condition on beta")
+    CLAIM.breaks(
+        slope,
+        float(bound(instance, PAPER)[0]),
+        {"instance": instance.describe(), "beta": beta},
+        "condition on beta",
+    )
 
 
 def test_needs_the_lipschitz_constant_of_the_score() -> None:
     """With half of the score's Lipschitz constant the bound fails."""
     instance = _quadratic(lam=(0.5,))
     chain = theory.Chain.of(instance.schedule, 0.1, 0.0, instance.reward)
-    slope, claimed = float(measure(instance.parts()[0])[0]), float(theory.paper_constants(chain, instance.lams).L0u[0])
+    slope, claimed = (
+        float(measure(instance.parts()[0])[0]),
+        float(theory.paper_constants(chain, instance.lams).L0u[0]),
+    )
     CLAIM.breaks(slope, claimed, instance, "Lipschitz constant of the score")
 
 
@@ -152,4 +169,6 @@ def _gaps(lam: flint.arb, size: flint.arb) -> tuple[flint.arb, flint.arb]:
 def _quadratic(lam: tuple[float, ...]) -> ProductInstance:
     """A convex quadratic problem whose mean map is as steep as its Lipschitz constant allows."""
     levels = tuple(0.4 * (0.95 / 0.4) ** (t / len(lam)) for t in range(len(lam) + 1))
-    return ProductInstance(levels=levels, lam=lam, factors=(Factor(TanhScore(c=-0.2), Parabola(1.5, 0.5)),))
+    return ProductInstance(
+        levels=levels, lam=lam, factors=(Factor(TanhScore(c=-0.2), Parabola(1.5, 0.5)),)
+    )

@@ -48,10 +48,14 @@ from torch import Tensor
 
 from socft import theory
 from socft.truth.quadrature import Quadrature
-from verify.claims import Claim
 from verify.smoothed_curvature import GRID, Pair, pairs, staircases
-from verify.staircase import Staircase
-from verify.strategies import TWICE, Factor, ProductInstance, Sine, Slope, TanhScore, instances, numbers
+from verify.support.claims import Claim
+from verify.support.instances import Factor, ProductInstance
+from verify.support.rewards import Slope
+from verify.support.scores import TanhScore
+from verify.support.staircase import Staircase
+from verify.support.strategies import Sine, instances, numbers
+from verify.support.suprema import TWICE
 from verify.theorem_2_8_iii_control_lipschitz import controls, inner
 
 CLAIM = Claim(
@@ -72,7 +76,9 @@ ARGUMENTS, DIRECTIONS = 40, 60
 
 def measure(truth: Quadrature) -> Tensor:
     """``sup |D^2 u*_t|`` of a one-dimensional problem in score units, shape (T,)."""
-    bends = [(grid, grid.jacobian(grid.jacobian(u)[:, :, 0])[:, :, 0]) for grid, u in controls(truth)]
+    bends = [
+        (grid, grid.jacobian(grid.jacobian(u)[:, :, 0])[:, :, 0]) for grid, u in controls(truth)
+    ]
     return torch.stack([inner(grid, bend).abs().max() for grid, bend in bends])
 
 
@@ -94,7 +100,11 @@ def test_holds(instance: ProductInstance) -> None:
 def test_largest_ratio_of_one_step(staircase: Staircase, lam: float) -> None:
     """Rewards whose curvature is a staircase of six steps or fewer, by closed forms at equal states."""
     x, L1 = staircase.states(1.0), max(abs(level) for level in staircase.levels)
-    third, curvature = (np.abs(staircase.derivative(x, 1.0, 3)), staircase.derivative(x, 1.0, 2)) if L1 > 0 else (0 * x, 0 * x)
+    third, curvature = (
+        (np.abs(staircase.derivative(x, 1.0, 3)), staircase.derivative(x, 1.0, 2))
+        if L1 > 0
+        else (0 * x, 0 * x)
+    )
     scale = (1 - lam) / max(L1, TINY)
     bend = float((scale * third / (1 - scale * curvature) ** 3).max())
     where = {**dataclasses.asdict(staircase), "lam": lam, "sigma": 1.0}
@@ -109,31 +119,53 @@ def test_largest_ratio_in_two_dimensions(pair: Pair, lam: float) -> None:
     L1 = max(pair.L1 * (1 + GRID), TINY)
     bend = _form(pair, (1 - lam) / L1)
     term = second_term(lam)
-    CLAIM.holds(bend, term, pair.describe() | {"lam": lam}, sharp=largest_ratio(lam) * term, part="one step, two dimensions")
+    CLAIM.holds(
+        bend,
+        term,
+        pair.describe() | {"lam": lam},
+        sharp=largest_ratio(lam) * term,
+        part="one step, two dimensions",
+    )
 
 
 @pytest.mark.parametrize("lam", [0.2, 0.5, 0.8])
 def test_best_ratio_found(lam: float) -> None:
     """Differential evolution over ramps finds the jump of the module docstring."""
     box = [(-1.0, 0.9), (NARROWEST, 3.0)]
-    found = differential_evolution(lambda x: -Ramp(lam, *x).ratio(), box, rng=0, maxiter=25, popsize=8, tol=1e-8)
+    found = differential_evolution(
+        lambda x: -Ramp(lam, *x).ratio(), box, rng=0, maxiter=25, popsize=8, tol=1e-8
+    )
     best = Ramp(lam, *(float(x) for x in found.x))
     ratio = best.ratio(states=8001)
-    CLAIM.holds(ratio, 1.0, dataclasses.asdict(best), sharp=largest_ratio(lam), slack=DIFFERENCES, part="best of a family")
+    CLAIM.holds(
+        ratio,
+        1.0,
+        dataclasses.asdict(best),
+        sharp=largest_ratio(lam),
+        slack=DIFFERENCES,
+        part="best of a family",
+    )
     assert ratio >= (1 - WITHIN) * largest_ratio(lam)
     text = f"largest ratio found to (17) at λ = {lam}, one step, d = 1, affine score: {ratio:.4f}, "
     CLAIM.finding(
-        text + f"by a jump of r'' from −L1 to L1; {largest_ratio(lam):.4f} is the largest possible", dataclasses.asdict(best)
+        text + f"by a jump of r'' from −L1 to L1; {largest_ratio(lam):.4f} is the largest possible",
+        dataclasses.asdict(best),
     )
 
 
 def test_is_attained() -> None:
     """By a linear reward with a nonlinear score, and by a jump of the curvature as lambda tends to 1."""
-    instance = ProductInstance(levels=(0.4, 0.9), lam=(0.95,), factors=(Factor(TanhScore(0.5, 0.5, 1.5), Slope(1.2)),))
+    instance = ProductInstance(
+        levels=(0.4, 0.9), lam=(0.95,), factors=(Factor(TanhScore(0.5, 0.5, 1.5), Slope(1.2)),)
+    )
     measured = float(measure(instance.parts()[0])[0])
-    CLAIM.attained(measured, float(bound(instance, PAPER)[0]), instance, slack=TWICE, part="linear reward")
+    CLAIM.attained(
+        measured, float(bound(instance, PAPER)[0]), instance, slack=TWICE, part="linear reward"
+    )
     jump = Ramp(0.999, -1.0, NARROWEST)
-    CLAIM.attained(jump.ratio(), 1.0, dataclasses.asdict(jump), slack=DIFFERENCES, part="lambda near 1")
+    CLAIM.attained(
+        jump.ratio(), 1.0, dataclasses.asdict(jump), slack=DIFFERENCES, part="lambda near 1"
+    )
 
 
 def test_paper_constant_grows_with_the_dimension() -> None:
@@ -142,22 +174,39 @@ def test_paper_constant_grows_with_the_dimension() -> None:
     line = ProductInstance(levels=(0.4, 0.9), lam=(0.8,), factors=(factor,))
     product = dataclasses.replace(line, size=64, rotation=0)
     ratio = float(bound(product, PAPER)[0] / bound(line, PAPER)[0])
-    CLAIM.equals(product.suprema().control_bend, line.suprema().control_bend, product, TWICE, "64 dimensions")
-    CLAIM.finding(f"d = 64 instead of 1: (17) grows {ratio:.3g}-fold where the control's bend is the same", product)
+    CLAIM.equals(
+        product.suprema().control_bend, line.suprema().control_bend, product, TWICE, "64 dimensions"
+    )
+    CLAIM.finding(
+        f"d = 64 instead of 1: (17) grows {ratio:.3g}-fold where the control's bend is the same",
+        product,
+    )
 
 
 def test_needs_the_condition_on_beta() -> None:
     """With a weight for a fifth of lambda a jump bends the control more than the bound for lambda."""
     weak = Ramp(0.1, -1.0, NARROWEST)
-    CLAIM.breaks(weak.bend(), second_term(0.5), {**dataclasses.asdict(weak), "claimed lam": 0.5}, "condition on beta")
+    CLAIM.breaks(
+        weak.bend(),
+        second_term(0.5),
+        {**dataclasses.asdict(weak), "claimed lam": 0.5},
+        "condition on beta",
+    )
 
 
 def test_needs_the_bend_of_the_score() -> None:
     """With L1s = 0 for a nonlinear score the bound fails."""
-    instance = ProductInstance(levels=(0.4, 0.9), lam=(0.95,), factors=(Factor(TanhScore(0.5, 0.5, 3.0), Slope(1.2)),))
+    instance = ProductInstance(
+        levels=(0.4, 0.9), lam=(0.95,), factors=(Factor(TanhScore(0.5, 0.5, 3.0), Slope(1.2)),)
+    )
     chain = theory.Chain.of(instance.schedule, instance.constants.L0, 0.0, instance.reward)
     claimed = float(theory.paper_constants(chain, instance.lams).L1u[0])
-    CLAIM.breaks(float(measure(instance.parts()[0])[0]), claimed, instance, "Lipschitz constant of the score's Jacobian")
+    CLAIM.breaks(
+        float(measure(instance.parts()[0])[0]),
+        claimed,
+        instance,
+        "Lipschitz constant of the score's Jacobian",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +234,9 @@ class Ramp:
     def _slope(self, z: np.ndarray) -> np.ndarray:
         """``(G r)' / L1``: the curvature is ``middle + half clip(x / width, -1, 1)``."""
         middle, half = (1 + self.low) / 2, (1 - self.low) / 2
-        return middle * z + half * (_bowl(z + self.width) - _bowl(z - self.width)) / (2 * self.width)
+        return middle * z + half * (_bowl(z + self.width) - _bowl(z - self.width)) / (
+            2 * self.width
+        )
 
 
 def _bowl(z: np.ndarray) -> np.ndarray:
@@ -196,15 +247,23 @@ def _bowl(z: np.ndarray) -> np.ndarray:
 def _form(pair: Pair, rho: float) -> float:
     """``sup rho D^3 G V [P c, P c, P c]`` over unit vectors c, with P the inverse of ``I - rho Hess G V``."""
     turn = np.linspace(0, np.pi, DIRECTIONS, endpoint=False)
-    b, c = np.array([math.cos(pair.angle), math.sin(pair.angle)]), np.stack([np.cos(turn), np.sin(turn)])
+    b, c = (
+        np.array([math.cos(pair.angle), math.sin(pair.angle)]),
+        np.stack([np.cos(turn), np.sin(turn)]),
+    )
     fields = []
     for function in (pair.first, pair.second):
         x = function.states(1.0)[:: len(function.states(1.0)) // ARGUMENTS]
         fields.append([function.derivative(x, 1.0, order) for order in (2, 3)])
     (h, third), (k, other) = fields
-    H = rho * (h[:, None, None, None] * np.diag([1.0, 0.0]) + k[None, :, None, None] * np.outer(b, b))
+    H = rho * (
+        h[:, None, None, None] * np.diag([1.0, 0.0]) + k[None, :, None, None] * np.outer(b, b)
+    )
     moved = np.linalg.solve(np.eye(2) - H, np.broadcast_to(c, (*H.shape[:2], *c.shape)))
-    form = third[:, None, None] * moved[:, :, 0] ** 3 + other[None, :, None] * np.einsum("i,xyit->xyt", b, moved) ** 3
+    form = (
+        third[:, None, None] * moved[:, :, 0] ** 3
+        + other[None, :, None] * np.einsum("i,xyit->xyt", b, moved) ** 3
+    )
     return float(rho * np.abs(form).max())
 
 
@@ -215,7 +274,9 @@ def second_term(lam: float) -> float:
 
 def largest_ratio(lam: float) -> float:
     """The maximum over h of the module docstring."""
-    found = minimize_scalar(lambda h: -_jump_ratio(lam, h), bounds=(0, 6), method="bounded", options={"xatol": 1e-10})
+    found = minimize_scalar(
+        lambda h: -_jump_ratio(lam, h), bounds=(0, 6), method="bounded", options={"xatol": 1e-10}
+    )
     return -float(found.fun)
 
 

@@ -30,9 +30,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
-from verify.claims import WITHIN, Claim
-from verify.iterates import PAPER, Chained, Iterate, constants_for, iterate, passes, visible
-from verify.strategies import ACCURACY, Factor, Parabola, ProductInstance, QuadraticInstance, TanhScore, curved_rewards, instances
+from verify.support.claims import WITHIN, Claim
+from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.iterates import PAPER, Chained, Iterate, constants_for, iterate, passes, visible
+from verify.support.rewards import Parabola
+from verify.support.scores import TanhScore
+from verify.support.strategies import curved_rewards, instances
+from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="theorem_3_1",
@@ -50,7 +54,9 @@ def measure(found: Iterate, unit: Tensor) -> Tensor:
     return unit * found.control_error
 
 
-def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, rounds: int) -> tuple[Tensor, Tensor]:
+def bound(
+    instance: Chained, beta: Tensor, bounds: theory.Bounds, rounds: int
+) -> tuple[Tensor, Tensor]:
     """The theorem, and the same with errors of the right order, shape (T,); infinite where beta is too small."""
     found = constants_for(instance, beta, bounds)
     if found is None:
@@ -65,8 +71,14 @@ def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, rounds: int) -
 def test_holds(instance: ProductInstance, rounds: int) -> None:
     unit = theory.score_unit(instance.chain)
     for each in passes(instance, rounds):
-        paper, sharp = bound(instance, each.beta, PAPER.bounds, rounds)[0], bound(instance, each.beta, instance.sharp, rounds)[1]
-        measured, floor = visible(measure(each.found, unit), sharp), ACCURACY * instance.dim**0.5 * float(unit.max())
+        paper, sharp = (
+            bound(instance, each.beta, PAPER.bounds, rounds)[0],
+            bound(instance, each.beta, instance.sharp, rounds)[1],
+        )
+        measured, floor = (
+            visible(measure(each.found, unit), sharp),
+            ACCURACY * instance.dim**0.5 * float(unit.max()),
+        )
         CLAIM.holds(measured, paper, each.where, sharp=sharp, floor=floor, part=each.constants)
 
 
@@ -83,7 +95,9 @@ def test_is_attained() -> None:
     rate, each = float(theory.guaranteed_rates(lam)[0]), theory.sharp_rates(lam)
     CLAIM.attained(float(whole), rate, where, slack=WITHIN, part="rate of the largest error")
     for t, (ratio, limit) in enumerate(zip(ratios, each.tolist(), strict=True)):
-        CLAIM.certified(abs(ratio - limit), flint.arb(limit * WITHIN), where | {"step": t}, "rate of one step")
+        CLAIM.certified(
+            abs(ratio - limit), flint.arb(limit * WITHIN), where | {"step": t}, "rate of one step"
+        )
     CLAIM.equals([float(r) for r in ratios], each, where, WITHIN, "rate of one step")
     CLAIM.finding(
         "the rate of a single step t is max(q_t, max_{s>t} q_s²), not max_{s≥t} q_s: later values' errors count with their squares",
@@ -95,30 +109,54 @@ def test_quadratic_rate_is_that_of_the_curvature() -> None:
     """``max_t sigma_t^2 |P_{t+1}| / beta_t`` with P from the exact solution, for weights that no theory chose."""
     instance = dataclasses.replace(_quadratic(), curvature=(-1.2,))
     beta = torch.tensor([0.9, 0.5, 0.6], dtype=torch.float64)
-    P = [abs(float(instance.solve(beta).value_gradient(t, x).diff(dim=0))) for t, x in ((t, _unit_pair()) for t in (1, 2, 3))]
-    rate = theory.quadratic_rate(instance.schedule.sigma, beta, torch.tensor(P, dtype=torch.float64))
+    P = [
+        abs(float(instance.solve(beta).value_gradient(t, x).diff(dim=0)))
+        for t, x in ((t, _unit_pair()) for t in (1, 2, 3))
+    ]
+    rate = theory.quadratic_rate(
+        instance.schedule.sigma, beta, torch.tensor(P, dtype=torch.float64)
+    )
     with flint.ctx.workprec(BITS):
         largest = [max(_errors(instance, m, beta)) for m in (ROUNDS, ROUNDS + 1)]
-    CLAIM.attained(float(largest[1] / largest[0]), rate, instance, slack=WITHIN, part="quadratic rate")
+    CLAIM.attained(
+        float(largest[1] / largest[0]), rate, instance, slack=WITHIN, part="quadratic rate"
+    )
 
 
 @pytest.mark.parametrize("shortfall", [0.8, 0.95])
 def test_needs_the_condition_on_beta(shortfall: float) -> None:
     """Below the beta at which the map stops contracting, errors grow with m, although an optimum exists."""
-    instance = ProductInstance(levels=(0.5, 0.95), lam=(0.5,), factors=(Factor(TanhScore(c=0.2), Parabola(-1.5, 0.5)),))
+    instance = ProductInstance(
+        levels=(0.5, 0.95), lam=(0.5,), factors=(Factor(TanhScore(c=0.2), Parabola(-1.5, 0.5)),)
+    )
     beta = shortfall * instance.schedule.sigma.square() * 1.5
-    errors = [float(measure(iterate(instance, beta, m), theory.score_unit(instance.chain))[0]) for m in (0, 12)]
-    CLAIM.breaks(errors[1], errors[0], {"instance": instance.describe(), "beta over the least": shortfall}, "condition on beta")
+    errors = [
+        float(measure(iterate(instance, beta, m), theory.score_unit(instance.chain))[0])
+        for m in (0, 12)
+    ]
+    CLAIM.breaks(
+        errors[1],
+        errors[0],
+        {"instance": instance.describe(), "beta over the least": shortfall},
+        "condition on beta",
+    )
 
 
 def _quadratic() -> QuadraticInstance:
     """Convex, with mean maps as steep as their constants allow, so that rates are ``1 - lam``; the largest one last."""
     return QuadraticInstance(
-        levels=(0.3, 0.5, 0.7, 0.9), lam=(0.85, 0.7, 0.2), score=(0.4,), shift=(0.0,), curvature=(0.9,), slope=(0.0,)
+        levels=(0.3, 0.5, 0.7, 0.9),
+        lam=(0.85, 0.7, 0.2),
+        score=(0.4,),
+        shift=(0.0,),
+        curvature=(0.9,),
+        slope=(0.0,),
     )
 
 
-def _errors(instance: QuadraticInstance, rounds: int, beta: Tensor | None = None) -> list[flint.arb]:
+def _errors(
+    instance: QuadraticInstance, rounds: int, beta: Tensor | None = None
+) -> list[flint.arb]:
     """``|slope of delta_t^(m) - slope of delta*_t|`` by (35)-(36), t = 0..T-1."""
     rho = theory.proximal_step(instance.chain, instance.beta() if beta is None else beta).tolist()
     P = best = flint.arb(instance.curvature[0])

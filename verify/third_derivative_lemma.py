@@ -30,11 +30,11 @@ import pytest
 from hypothesis import given, settings
 
 from socft import theory
-from verify.balls import below_one
-from verify.claims import Claim
 from verify.smoothed_curvature import GRID, Pair, pairs
-from verify.staircase import Staircase
-from verify.strategies import numbers
+from verify.support.balls import below_one
+from verify.support.claims import Claim
+from verify.support.staircase import Staircase
+from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="third_derivative_lemma",
@@ -64,7 +64,12 @@ def bound(L1: float, sigma: float) -> float:
 def test_holds(pair: Pair, sigma: float) -> None:
     L0, L1 = pair.L0 * (1 + GRID), pair.L1 * (1 + GRID)
     sharp = theory.smoothed_third(L0, L1, sigma)
-    CLAIM.holds(measure(pair, sigma), bound(L1, sigma), {**dataclasses.asdict(pair), "sigma": sigma}, sharp=sharp)
+    CLAIM.holds(
+        measure(pair, sigma),
+        bound(L1, sigma),
+        {**dataclasses.asdict(pair), "sigma": sigma},
+        sharp=sharp,
+    )
 
 
 @pytest.mark.parametrize("sigma", [0.2, 1.0])
@@ -72,7 +77,12 @@ def test_is_attained(sigma: float) -> None:
     """By a curvature that jumps from one end of its range to the other."""
     jump = Staircase((-FAR * sigma, 0.0, FAR * sigma), (-1.7, 1.7))
     measured = jump.smoothed(sigma, 3)[1]
-    CLAIM.attained(measured, bound(1.7, sigma), {**dataclasses.asdict(jump), "sigma": sigma}, part="by curvature")
+    CLAIM.attained(
+        measured,
+        bound(1.7, sigma),
+        {**dataclasses.asdict(jump), "sigma": sigma},
+        part="by curvature",
+    )
 
 
 @pytest.mark.parametrize("sigma", [0.2, 1.0])
@@ -89,10 +99,19 @@ def test_paper_constant_grows_with_the_dimension(dim: int) -> None:
     """The function of `test_is_attained` along one axis of d: C_d L1 / sigma overstates its third derivative by C_d sqrt(pi/2)."""
     jump = Staircase((-FAR, 0.0, FAR), (-1.0, 1.0))
     measured = jump.smoothed(1.0, 3)[1]
-    CLAIM.holds(measured, theory.expected_norm(dim), {**dataclasses.asdict(jump), "dim": dim}, sharp=theory.SHARP, part="C_d")
+    CLAIM.holds(
+        measured,
+        theory.expected_norm(dim),
+        {**dataclasses.asdict(jump), "dim": dim},
+        sharp=theory.SHARP,
+        part="C_d",
+    )
     if dim == 1024:
         excess = theory.expected_norm(dim) / theory.SHARP
-        CLAIM.finding(f"C_d in (17) may be √(2/π) in every dimension; at d = 1024 it is {excess:.3g} times larger", {"dim": dim})
+        CLAIM.finding(
+            f"C_d in (17) may be √(2/π) in every dimension; at d = 1024 it is {excess:.3g} times larger",
+            {"dim": dim},
+        )
 
 
 def test_needs_the_unsmoothed_curvature() -> None:
@@ -104,7 +123,11 @@ def test_needs_the_unsmoothed_curvature() -> None:
     CLAIM.breaks(third, shortcut, where, "bound on the smoothed curvature")
     CLAIM.breaks(third, theory.SHARP / sigma * curvature, where, "smoothed curvature")
     text = "|D³GV| ≤ √(2/π)/σ · K is false for K = √(2/π) L0/σ: the slope L0 sign(x² − σ²) has 2/√e = 1.213 times that, "
-    CLAIM.finding(text + "which is √(8/(πe)) L0/σ² exactly; (17) with the smoothed curvature needs this constant", where)
+    CLAIM.finding(
+        text
+        + "which is √(8/(πe)) L0/σ² exactly; (17) with the smoothed curvature needs this constant",
+        where,
+    )
 
 
 def test_certified() -> None:
@@ -116,11 +139,18 @@ def test_certified() -> None:
     ramp = below_one(lambda z: z.erf() / z * pi.sqrt() / 2, Fraction(1, 16), Fraction(16))
     CLAIM.certified(ramp, one, {"V''": "ramp", "z": [1 / 16, 16]}, part="ramp")
     third = 4 * (-one / 2).exp() / (2 * pi).sqrt()
-    CLAIM.certified(root * root, third, {"V'": "sign(x^2 - sigma^2)", "claim": "2/pi < E|W^2 - 1|"}, part="counter-example")
+    CLAIM.certified(
+        root * root,
+        third,
+        {"V'": "sign(x^2 - sigma^2)", "claim": "2/pi < E|W^2 - 1|"},
+        part="counter-example",
+    )
 
 
 def _two_kinks(sigma: float) -> Staircase:
     """``V' = sign(x^2 - sigma^2)`` with steps of width `STEEP`."""
     half = STEEP * sigma / 2
     level = 1 / half
-    return Staircase((-sigma - half, -sigma + half, sigma - half, sigma + half), (-level, 0.0, level))
+    return Staircase(
+        (-sigma - half, -sigma + half, sigma - half, sigma + half), (-level, 0.0, level)
+    )

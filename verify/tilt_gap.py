@@ -34,8 +34,9 @@ from socft.reference import AffineReference, ScalarDiffusion
 from socft.reward import Quadratic, as_quadratic
 from socft.schedule import variance_preserving
 from socft.truth.linear_quadratic import LinearQuadratic
-from verify.claims import Claim
-from verify.strategies import QuadraticInstance, numbers, quadratic_instances
+from verify.support.claims import Claim
+from verify.support.instances import QuadraticInstance
+from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim(
     name="tilt_gap",
@@ -69,7 +70,9 @@ def log_moment(P: Tensor, q: Tensor, mean: Tensor, covariance: Tensor) -> Tensor
     eye = torch.eye(len(covariance), dtype=torch.float64)
     inner = eye - covariance @ P
     slope = mean @ P + q
-    exponent = (mean * (mean @ P / 2 + q)).sum(1) + (slope @ torch.linalg.solve(inner, covariance) * slope).sum(1) / 2
+    exponent = (mean * (mean @ P / 2 + q)).sum(1) + (
+        slope @ torch.linalg.solve(inner, covariance) * slope
+    ).sum(1) / 2
     return exponent - torch.linalg.slogdet(inner).logabsdet / 2
 
 
@@ -86,7 +89,12 @@ def bound(truth: LinearQuadratic, instance: QuadraticInstance) -> Tensor:
 def test_holds(instance: QuadraticInstance, more: float) -> None:
     """At random instances with a constant beta that admits an optimum."""
     truth = instance.solve(float(instance.beta().max()) * more)
-    y = torch.stack([torch.linspace(-1, 1, instance.dim, dtype=torch.float64), torch.ones(instance.dim, dtype=torch.float64)])
+    y = torch.stack(
+        [
+            torch.linspace(-1, 1, instance.dim, dtype=torch.float64),
+            torch.ones(instance.dim, dtype=torch.float64),
+        ]
+    )
     gibbs, value, gaps = gibbs_value(truth.problem, y), truth.value(0, y), truth.kernel_gap()
     where = {"instance": instance.describe(), "more": more}
     scale = 1 + float(truth.problem.beta[0]) + float(gibbs.abs().max()) + float(value.abs().max())
@@ -104,19 +112,33 @@ def test_is_of_order_one_over_T() -> None:
 
 def test_is_attained() -> None:
     """The bound on the terms, by small ones."""
-    instance = QuadraticInstance(levels=(0.8, 0.9), lam=(0.5,), score=(-1.0,), shift=(0.0,), curvature=(-0.01,), slope=(0.0,))
+    instance = QuadraticInstance(
+        levels=(0.8, 0.9), lam=(0.5,), score=(-1.0,), shift=(0.0,), curvature=(-0.01,), slope=(0.0,)
+    )
     truth = instance.solve(1.0)
-    CLAIM.attained(float(truth.kernel_gap()[0]), float(bound(truth, instance)[0]), instance, part="size of each term")
+    CLAIM.attained(
+        float(truth.kernel_gap()[0]),
+        float(bound(truth, instance)[0]),
+        instance,
+        part="size of each term",
+    )
 
 
 def test_needs_a_constant_weight() -> None:
     """With weights 1 and 2 at two steps the sum is not the gap to any one tilt's value at either weight."""
     instance = QuadraticInstance(
-        levels=(0.3, 0.6, 0.9), lam=(0.5, 0.5), score=(-0.5,), shift=(0.2,), curvature=(-1.0,), slope=(1.0,)
+        levels=(0.3, 0.6, 0.9),
+        lam=(0.5, 0.5),
+        score=(-0.5,),
+        shift=(0.2,),
+        curvature=(-1.0,),
+        slope=(1.0,),
     )
     truth = instance.solve(torch.tensor([1.0, 2.0], dtype=torch.float64))
     y = torch.tensor([[0.5]], dtype=torch.float64)
-    left = [float(gibbs_value(instance.problem(beta), y) - truth.value(0, y)) for beta in (1.0, 2.0)]
+    left = [
+        float(gibbs_value(instance.problem(beta), y) - truth.value(0, y)) for beta in (1.0, 2.0)
+    ]
     residual = min(abs(x - float(truth.kernel_gap().sum())) for x in left)
     CLAIM.breaks(residual, ROUNDING * 10, instance, "constant beta")
 
@@ -142,6 +164,11 @@ def _exact_gap(T: int) -> flint.arb:
 
 
 def _vanishing(T: int) -> LinearQuadratic:
-    reward = Quadratic(torch.tensor([[-1.0, 0.2], [0.2, 0.1]], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64))
+    reward = Quadratic(
+        torch.tensor([[-1.0, 0.2], [0.2, 0.1]], dtype=torch.float64),
+        torch.tensor([1.0, 0.0], dtype=torch.float64),
+    )
     law = Gaussian([0.5, 0.0], [[0.6, 0.1], [0.1, 1.2]])
-    return LinearQuadratic(ControlProblem(affine_reference(law, variance_preserving(T, 4.0)), reward, 1.0))
+    return LinearQuadratic(
+        ControlProblem(affine_reference(law, variance_preserving(T, 4.0)), reward, 1.0)
+    )

@@ -16,9 +16,11 @@ from sd_experiments.tiny.files import verify
 
 if TYPE_CHECKING:
     import torch
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+        StableDiffusionPipeline,
+    )
 
-    from sd_experiments.image_reward import ImageReward
+    from sd_experiments.reward.image_reward import ImageReward
 
 __all__ = ["MODEL", "PROMPTS", "QUALITY", "REWARD", "pipeline", "reward"]
 
@@ -34,13 +36,22 @@ def pipeline(folder: Path = MODEL, dtype: torch.dtype | None = None) -> StableDi
     Raises:
         InvalidProblem: a file is missing or damaged.
     """
-    verify(folder, "restore it from version control, or train it again: python -m sd_experiments.tiny.train_model")
+    verify(
+        folder,
+        "restore it from version control, or train it again: python -m sd_experiments.tiny.train_model",
+    )
     import torch
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline  # takes seconds to import
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+        StableDiffusionPipeline,  # takes seconds to import
+    )
 
     with _quiet():
         loaded = StableDiffusionPipeline.from_pretrained(
-            folder, dtype=dtype or torch.float32, local_files_only=True, safety_checker=None, requires_safety_checker=False
+            folder,
+            dtype=dtype or torch.float32,
+            local_files_only=True,
+            safety_checker=None,
+            requires_safety_checker=False,
         )
     loaded.set_progress_bar_config(disable=True)
     return loaded
@@ -52,8 +63,11 @@ def reward(folder: Path = REWARD) -> ImageReward:
     Raises:
         InvalidProblem: a file is missing or damaged.
     """
-    verify(folder, "restore it from version control, or train it again: python -m sd_experiments.tiny.train_reward")
-    from sd_experiments.image_reward import ImageReward  # takes seconds to import
+    verify(
+        folder,
+        "restore it from version control, or train it again: python -m sd_experiments.tiny.train_reward",
+    )
+    from sd_experiments.reward.image_reward import ImageReward
 
     return ImageReward.restore(folder)
 

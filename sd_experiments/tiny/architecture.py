@@ -48,8 +48,17 @@ def words_tokenizer() -> CLIPTokenizer:
     """CLIP's byte-level tokenizer, every word of the captions one token; any other word becomes several."""
     letters = sorted(ByteLevel.alphabet())
     merges = _merges([(*word[:-1], f"{word[-1]}</w>") for word in WORDS])
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges), "<|startoftext|>", "<|endoftext|>"]
-    learnt: dict[str, Any] = {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}
+    tokens = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        *(a + b for a, b in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    learnt: dict[str, Any] = {
+        "vocab": {token: i for i, token in enumerate(tokens)},
+        "merges": merges,
+    }
     return CLIPTokenizer(**learnt, model_max_length=TOKENS)
 
 
@@ -86,7 +95,9 @@ def _autoencoder() -> AutoencoderKL:
 
 
 def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    special: dict[str, Any] = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    special: dict[str, Any] = {
+        name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
+    }
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),

@@ -36,7 +36,12 @@ WORDS = (
 
 Skill = Literal["colour", "composition", "counting", "location"]
 SKILLS: tuple[Skill, ...] = ("colour", "composition", "counting", "location")
-FACT_OF_SKILL: dict[Skill, str] = {"colour": "colours", "composition": "shapes", "counting": "count", "location": "relation"}
+FACT_OF_SKILL: dict[Skill, str] = {
+    "colour": "colours",
+    "composition": "shapes",
+    "counting": "count",
+    "location": "relation",
+}
 PROMPTS: dict[Skill, str] = {
     "colour": "a green triangle",
     "composition": "a circle and a triangle",
@@ -115,8 +120,15 @@ def parse(text: str) -> Caption:
     caption = _BY_TEXT.get(" ".join(text.lower().split()))
     if caption is None:
         foreign = [word for word in text.lower().split() if word not in WORDS]
-        reason = f"{foreign[0]!r} is not one of its words" if foreign else "its words are in no known order"
-        require(False, f"{text!r} is no caption of the shape world: {reason}; say for instance 'a star above a square'.")
+        reason = (
+            f"{foreign[0]!r} is not one of its words"
+            if foreign
+            else "its words are in no known order"
+        )
+        require(
+            False,
+            f"{text!r} is no caption of the shape world: {reason}; say for instance 'a star above a square'.",
+        )
     assert caption is not None
     return caption
 
@@ -133,9 +145,13 @@ def facts(caption: Caption, seen: Sequence[Seen]) -> dict[str, bool]:
     }
     coloured = [named for named in set(caption.things) if named.colour]
     if coloured:
-        stated["colours"] = all(_coloured(named, seen, alone=caption.second is None) for named in coloured)
+        stated["colours"] = all(
+            _coloured(named, seen, alone=caption.second is None) for named in coloured
+        )
     if caption.second is not None and caption.relation is not None:
-        stated["relation"] = _related(caption.first.shape, caption.second.shape, caption.relation, seen)
+        stated["relation"] = _related(
+            caption.first.shape, caption.second.shape, caption.relation, seen
+        )
     return stated
 
 
@@ -147,8 +163,16 @@ def _coloured(named: Named, seen: Sequence[Seen], alone: bool) -> bool:
 
 def _related(first: str, second: str, relation: str, seen: Sequence[Seen]) -> bool:
     """Whether the largest ``first`` lies where it should from the largest ``second``, mostly in that direction."""
-    one = max((thing for thing in seen if thing.shape == first), key=lambda thing: thing.area, default=None)
-    other = max((thing for thing in seen if thing.shape == second), key=lambda thing: thing.area, default=None)
+    one = max(
+        (thing for thing in seen if thing.shape == first),
+        key=lambda thing: thing.area,
+        default=None,
+    )
+    other = max(
+        (thing for thing in seen if thing.shape == second),
+        key=lambda thing: thing.area,
+        default=None,
+    )
     if one is None or other is None:
         return False
     right, down = one.x - other.x, one.y - other.y
@@ -163,9 +187,15 @@ def every_caption(skill: Skill) -> tuple[Caption, ...]:
         return tuple(Caption(name) for name in names)
     if skill == "counting":
         return tuple(Caption(name, count) for name in names for count in NUMBERS)
-    pairs = [(a, b) for a, b in itertools.product(names, names) if a.shape != b.shape and bool(a.colour) == bool(b.colour)]
+    pairs = [
+        (a, b)
+        for a, b in itertools.product(names, names)
+        if a.shape != b.shape and bool(a.colour) == bool(b.colour)
+    ]
     relations = RELATIONS if skill == "location" else (None,)
-    return tuple(Caption(a, second=b, relation=relation) for a, b in pairs for relation in relations)
+    return tuple(
+        Caption(a, second=b, relation=relation) for a, b in pairs for relation in relations
+    )
 
 
 def draw_caption(rng: random.Random, plain: float = 0.5) -> Caption:
@@ -199,7 +229,10 @@ class Noise:
 
     def drawn(self, caption: Caption, rng: random.Random) -> Caption:
         """What is drawn when the caption is asked for."""
-        first, second = self._recoloured(caption.first, rng), caption.second and self._recoloured(caption.second, rng)
+        first, second = (
+            self._recoloured(caption.first, rng),
+            caption.second and self._recoloured(caption.second, rng),
+        )
         if second is None:
             return Caption(first, self._recounted(caption.count, rng))
         if caption.relation is not None:
@@ -222,17 +255,29 @@ class Noise:
 
     def _recoloured(self, named: Named, rng: random.Random) -> Named:
         if named.colour is None:
-            return dataclasses.replace(named, colour=rng.choice(COLOURS)) if rng.random() < self.open else named
+            return (
+                dataclasses.replace(named, colour=rng.choice(COLOURS))
+                if rng.random() < self.open
+                else named
+            )
         if rng.random() >= self.colour:
             return named
-        return dataclasses.replace(named, colour=rng.choice([colour for colour in COLOURS if colour != named.colour]))
+        return dataclasses.replace(
+            named, colour=rng.choice([colour for colour in COLOURS if colour != named.colour])
+        )
 
 
 def _reshaped(named: Named, rng: random.Random) -> Named:
-    return dataclasses.replace(named, shape=rng.choice([shape for shape in SHAPES if shape != named.shape]))
+    return dataclasses.replace(
+        named, shape=rng.choice([shape for shape in SHAPES if shape != named.shape])
+    )
 
 
 _EVERY = {skill: every_caption(skill) for skill in SKILLS}
-_PLAIN = {skill: [c for c in captions if c.first.colour is None] for skill, captions in _EVERY.items()}
-_COLOURED = {skill: [c for c in captions if c.first.colour is not None] for skill, captions in _EVERY.items()}
+_PLAIN = {
+    skill: [c for c in captions if c.first.colour is None] for skill, captions in _EVERY.items()
+}
+_COLOURED = {
+    skill: [c for c in captions if c.first.colour is not None] for skill, captions in _EVERY.items()
+}
 _BY_TEXT = {str(caption): caption for captions in _EVERY.values() for caption in captions}

@@ -22,7 +22,9 @@ from socft.checks import require
 
 _COVERED = 0.5  # a pixel belongs to a thing that covers at least half of it
 _SMALLEST = 14  # pixels; the smallest thing drawn covers 40
-_LARGEST_MISMATCH = 0.4  # fraction of the area; another shape of the same area differs by about 0.25 to 0.5
+_LARGEST_MISMATCH = (
+    0.4  # fraction of the area; another shape of the same area differs by about 0.25 to 0.5
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,10 @@ def look(pictures: Float[Tensor, "n 3 side side"]) -> list[tuple[Seen, ...]]:
         InvalidProblem: the pictures do not have the size of the shape world.
     """
     size = tuple(pictures.shape[1:])
-    require(size == (3, SIDE, SIDE), f"pictures of size {size}; the checker knows pictures of size (3, {SIDE}, {SIDE}).")
+    require(
+        size == (3, SIDE, SIDE),
+        f"pictures of size {size}; the checker knows pictures of size (3, {SIDE}, {SIDE}).",
+    )
     blots = _blots(pictures.detach().float().cpu())
     found: list[list[Seen]] = [[] for _ in pictures]
     for blot, shape in zip(blots, _shapes(blots), strict=True):
@@ -53,15 +58,22 @@ def look(pictures: Float[Tensor, "n 3 side side"]) -> list[tuple[Seen, ...]]:
     return [tuple(things) for things in found]
 
 
-def check(pictures: Float[Tensor, "n 3 side side"], captions: list[Caption]) -> list[dict[str, bool]]:
+def check(
+    pictures: Float[Tensor, "n 3 side side"], captions: list[Caption]
+) -> list[dict[str, bool]]:
     """Which facts of its caption are true of each picture; see `sd_experiments.tiny.captions.facts`."""
-    require(len(pictures) == len(captions), f"{len(pictures)} pictures and {len(captions)} captions; give one caption per picture.")
+    require(
+        len(pictures) == len(captions),
+        f"{len(pictures)} pictures and {len(captions)} captions; give one caption per picture.",
+    )
     return [facts(caption, seen) for caption, seen in zip(captions, look(pictures), strict=True)]
 
 
 def _blots(pictures: Tensor) -> list[_Blot]:
     """Connected regions of one colour."""
-    border = torch.cat([pictures[:, :, 0], pictures[:, :, -1], pictures[..., 0], pictures[..., -1]], 2)
+    border = torch.cat(
+        [pictures[:, :, 0], pictures[:, :, -1], pictures[..., 0], pictures[..., -1]], 2
+    )
     ground = border.median(2).values
     direction = PALETTE - ground[:, None]
     length = direction.norm(dim=2)
@@ -69,7 +81,11 @@ def _blots(pictures: Tensor) -> list[_Blot]:
     along = torch.einsum("nkc,nchw->nkhw", direction / length[..., None], difference)
     colours = along.argmax(1)
     alphas = (along / length[..., None, None]).gather(1, colours[:, None])[:, 0].clamp(0, 1)
-    return [blot for i in range(len(pictures)) for blot in _regions(i, colours[i].numpy(), alphas[i].numpy())]
+    return [
+        blot
+        for i in range(len(pictures))
+        for blot in _regions(i, colours[i].numpy(), alphas[i].numpy())
+    ]
 
 
 def _regions(index: int, colours: np.ndarray, alpha: np.ndarray) -> list[_Blot]:
@@ -95,7 +111,13 @@ def _connected(mask: np.ndarray) -> np.ndarray:
 
 def _blot(index: int, colour: int, alpha: np.ndarray) -> _Blot:
     centres, area = np.arange(SIDE) + 0.5, alpha.sum()
-    return _Blot(index, colour, float(alpha.sum(0) @ centres / area), float(alpha.sum(1) @ centres / area), alpha)
+    return _Blot(
+        index,
+        colour,
+        float(alpha.sum(0) @ centres / area),
+        float(alpha.sum(1) @ centres / area),
+        alpha,
+    )
 
 
 def _shapes(blots: list[_Blot]) -> list[str | None]:
@@ -103,10 +125,17 @@ def _shapes(blots: list[_Blot]) -> list[str | None]:
     if not blots:
         return []
     kinds, n = len(SHAPES), len(blots)
-    x, y, area = (torch.tensor([getattr(blot, name) for blot in blots]).float() for name in ("x", "y", "area"))
+    x, y, area = (
+        torch.tensor([getattr(blot, name) for blot in blots]).float() for name in ("x", "y", "area")
+    )
     size = (area / math.pi).sqrt()
-    drawn = coverage(torch.arange(kinds).repeat(n), *(values.repeat_interleave(kinds) for values in (x, y, size)))
+    drawn = coverage(
+        torch.arange(kinds).repeat(n), *(values.repeat_interleave(kinds) for values in (x, y, size))
+    )
     real = torch.from_numpy(np.stack([blot.alpha for blot in blots])).float()
     mismatch = (drawn.view(n, kinds, SIDE, SIDE) - real[:, None]).abs().sum((2, 3)) / area[:, None]
     best = mismatch.min(1)
-    return [SHAPES[int(k)] if float(m) < _LARGEST_MISMATCH else None for m, k in zip(best.values, best.indices, strict=True)]
+    return [
+        SHAPES[int(k)] if float(m) < _LARGEST_MISMATCH else None
+        for m, k in zip(best.values, best.indices, strict=True)
+    ]

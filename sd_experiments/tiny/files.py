@@ -40,13 +40,22 @@ def verify(folder: Path, remedy: str) -> None:
         InvalidProblem: the folder or one of its files is missing, or differs from what was saved.
     """
     manifest = folder / MANIFEST
-    require(manifest.is_file(), f"{manifest} does not exist, so {folder} holds no saved model; {remedy}.")
+    require(
+        manifest.is_file(),
+        f"{manifest} does not exist, so {folder} holds no saved model; {remedy}.",
+    )
     expected, found = json.loads(manifest.read_text()), _hashes(folder)
     for name, digest in expected.items():
         require(name in found, f"{folder / name} is missing; {remedy}.")
-        require(found[name] == digest, f"{folder / name} is not the file that was saved (sha256 {found[name][:12]}...); {remedy}.")
+        require(
+            found[name] == digest,
+            f"{folder / name} is not the file that was saved (sha256 {found[name][:12]}...); {remedy}.",
+        )
 
 
 def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
-    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }

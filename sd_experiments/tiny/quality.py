@@ -26,12 +26,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sd_experiments.tiny import MODEL, PROMPTS, QUALITY, pipeline
-from sd_experiments.tiny.captions import FACT_OF_SKILL, SKILLS, Caption, Skill, draw_caption, every_caption, parse
+from sd_experiments.tiny.captions import (
+    FACT_OF_SKILL,
+    SKILLS,
+    Caption,
+    Skill,
+    draw_caption,
+    every_caption,
+    parse,
+)
 from sd_experiments.tiny.checker import check
 from sd_experiments.tiny.shapes import SIDE, arrange, draw
 from socft.checks import require
-from socft.progress import Progress
 from socft.records import environment, write_atomically
+from socft.study.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +65,10 @@ class Measuring:
     drawings: int = 2000
 
     def __post_init__(self) -> None:
-        require(self.samples >= 2, f"samples = {self.samples}; a fraction with an error bar needs at least 2.")
+        require(
+            self.samples >= 2,
+            f"samples = {self.samples}; a fraction with an error bar needs at least 2.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +93,21 @@ class Accuracy:
 
 
 def sample(
-    pipe: StableDiffusionPipeline, captions: Sequence[str], guidance: float, generator: torch.Generator, steps: int = 50
+    pipe: StableDiffusionPipeline,
+    captions: Sequence[str],
+    guidance: float,
+    generator: torch.Generator,
+    steps: int = 50,
 ) -> Float[Tensor, "n 3 side side"]:
     """Pictures in [0, 1] for captions, by DDIM with eta = 1."""
     made = []
     for i in range(0, len(captions), 64):
-        options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "eta": 1.0, "output_type": "pt"}
+        options: dict[str, Any] = {
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "eta": 1.0,
+            "output_type": "pt",
+        }
         made.append(pipe(list(captions[i : i + 64]), generator=generator, **options)[0])
     return torch.cat(made)
 
@@ -97,10 +117,16 @@ def fingerprint(pipe: StableDiffusionPipeline) -> dict[str, Any]:
     prompt = PROMPTS["location"]
     picture = sample(pipe, [prompt], 1.0, torch.Generator().manual_seed(0), steps=10)[0]
     quarters = F.avg_pool2d(picture, SIDE // 2).permute(1, 2, 0).flatten(0, 1)
-    return {"prompt": prompt, "steps": 10, "mean colour of each quarter": [[round(c, 4) for c in q] for q in quarters.tolist()]}
+    return {
+        "prompt": prompt,
+        "steps": 10,
+        "mean colour of each quarter": [[round(c, 4) for c in q] for q in quarters.tolist()],
+    }
 
 
-def accuracy(skill: Skill, pictures: Tensor, captions: Sequence[Caption], guidance: float) -> Accuracy:
+def accuracy(
+    skill: Skill, pictures: Tensor, captions: Sequence[Caption], guidance: float
+) -> Accuracy:
     """Accuracy of pictures of captions of one skill."""
     found = check(pictures, list(captions))
     fact = sum(stated[FACT_OF_SKILL[skill]] for stated in found) / len(found)
@@ -118,23 +144,43 @@ def accuracy(skill: Skill, pictures: Tensor, captions: Sequence[Caption], guidan
 def measure(settings: Measuring, pipe: StableDiffusionPipeline) -> dict[str, Any]:
     """Everything there is to say about a pipeline, as plain values."""
     random_captions = _random_captions(settings)
-    asked: list[tuple[Skill, list[Caption]]] = [(skill, [parse(PROMPTS[skill])] * settings.samples) for skill in SKILLS]
+    asked: list[tuple[Skill, list[Caption]]] = [
+        (skill, [parse(PROMPTS[skill])] * settings.samples) for skill in SKILLS
+    ]
     asked += random_captions.items()
     generator = torch.Generator().manual_seed(settings.seed)
     rows = []
     with Progress("sampling", len(asked) * len(settings.guidance)) as progress:
         for guidance in settings.guidance:
             for skill, captions in asked:
-                pictures = sample(pipe, [str(caption) for caption in captions], guidance, generator, settings.steps)
+                pictures = sample(
+                    pipe,
+                    [str(caption) for caption in captions],
+                    guidance,
+                    generator,
+                    settings.steps,
+                )
                 rows.append(dataclasses.asdict(accuracy(skill, pictures, captions, guidance)))
-                progress.finished(f"{rows[-1]['caption']} ({skill}), guidance {guidance:g}: {rows[-1]['fact']:.2f}", 0.0)
+                progress.finished(
+                    f"{rows[-1]['caption']} ({skill}), guidance {guidance:g}: {rows[-1]['fact']:.2f}",
+                    0.0,
+                )
     return {
         "checker": _checker(settings, pipe),
         "schedule": schedule(pipe, settings.steps),
         "accuracy": rows,
         "fingerprint": fingerprint(pipe),
-        "sampler": {"name": "DDIM", "eta": 1.0, "steps": settings.steps, "samples": settings.samples, "seed": settings.seed},
-        "parameters": {name: sum(p.numel() for p in getattr(pipe, name).parameters()) for name in ("unet", "vae", "text_encoder")},
+        "sampler": {
+            "name": "DDIM",
+            "eta": 1.0,
+            "steps": settings.steps,
+            "samples": settings.samples,
+            "seed": settings.seed,
+        },
+        "parameters": {
+            name: sum(p.numel() for p in getattr(pipe, name).parameters())
+            for name in ("unet", "vae", "text_encoder")
+        },
     }
 
 
@@ -143,7 +189,10 @@ def schedule(pipe: StableDiffusionPipeline, steps: int) -> dict[str, float]:
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     assert isinstance(scheduler, DDIMScheduler)
     scheduler.set_timesteps(steps)
-    before, after = float(scheduler.alphas_cumprod[scheduler.timesteps[-1]]), float(scheduler.final_alpha_cumprod)
+    before, after = (
+        float(scheduler.alphas_cumprod[scheduler.timesteps[-1]]),
+        float(scheduler.final_alpha_cumprod),
+    )
     softened = (1 + before) / 2
 
     def sigma(level: float) -> float:
@@ -168,7 +217,12 @@ def update(file: Path, section: str, content: Mapping[str, Any], command: str) -
 
 def _random_captions(settings: Measuring) -> dict[Skill, list[Caption]]:
     rng = random.Random(settings.seed)
-    return {skill: rng.choices([c for c in every_caption(skill) if _states_skill(c)], k=settings.samples) for skill in SKILLS}
+    return {
+        skill: rng.choices(
+            [c for c in every_caption(skill) if _states_skill(c)], k=settings.samples
+        )
+        for skill in SKILLS
+    }
 
 
 def _states_skill(caption: Caption) -> bool:
@@ -190,7 +244,9 @@ def _checker(settings: Measuring, pipe: StableDiffusionPipeline) -> dict[str, fl
 
 
 @torch.no_grad()
-def reconstructed(pipe: StableDiffusionPipeline, pictures: Float[Tensor, "n 3 side side"]) -> Float[Tensor, "n 3 side side"]:
+def reconstructed(
+    pipe: StableDiffusionPipeline, pictures: Float[Tensor, "n 3 side side"]
+) -> Float[Tensor, "n 3 side side"]:
     """Pictures in [0, 1] after the autoencoder."""
     latents = pipe.vae.encode(2 * pictures - 1).latent_dist.mean
     return (pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
@@ -208,7 +264,9 @@ def main() -> None:
     update(settings.file, "model", found, "python -m sd_experiments.tiny.quality")
     for row in found["accuracy"]:
         print(
-            "{skill:12} {caption:24} guidance {guidance:3g}: {fact:.2f} +- {stderr:.2f}, everything {everything:.2f}".format(**row)
+            "{skill:12} {caption:24} guidance {guidance:3g}: {fact:.2f} +- {stderr:.2f}, everything {everything:.2f}".format(
+                **row
+            )
         )
     print(json.dumps(found["checker"], indent=2))
 

@@ -26,13 +26,17 @@ from sd_experiments.tiny.captions import COLOURS, RELATIONS, SHAPES, Caption, Se
 
 SIDE = 32
 MOST = 4
-PALETTE = torch.tensor([(0.90, 0.15, 0.15), (0.15, 0.70, 0.20), (0.15, 0.30, 0.90), (0.95, 0.80, 0.15)])
+PALETTE = torch.tensor(
+    [(0.90, 0.15, 0.15), (0.15, 0.70, 0.20), (0.15, 0.30, 0.90), (0.95, 0.80, 0.15)]
+)
 
 _TIPS = torch.tensor([64.0, 4.0, 3.0, 5.0])
 _NOTCH = torch.tensor([math.cos(math.pi / 64), math.cos(math.pi / 4), 0.5, 0.5])
 _TURN = torch.tensor([0.0, math.pi / 4, 0.0, 0.0])  # from a tip that points up
 _RADIUS = (math.pi / (_TIPS * _NOTCH * (math.pi / _TIPS).sin())).sqrt()
-_DIRECTION = torch.tensor([-0.5, 0.5, 1.0, 0.0]) * math.pi  # from the second thing to the first; rows count downwards
+_DIRECTION = (
+    torch.tensor([-0.5, 0.5, 1.0, 0.0]) * math.pi
+)  # from the second thing to the first; rows count downwards
 _SWAY = 0.45  # radians; at pi / 4 another relation begins
 
 
@@ -82,8 +86,15 @@ def arrange(captions: Sequence[Caption], generator: torch.Generator) -> Scenes:
     """A random scene for every caption: what it leaves open (colours, places, sizes, the ground) is drawn at random."""
     n = len(captions)
     count = torch.tensor([len(caption.things) for caption in captions])
-    shape = torch.tensor([_padded([SHAPES.index(thing.shape) for thing in caption.things]) for caption in captions])
-    named = torch.tensor([_padded([_index(COLOURS, thing.colour) for thing in caption.things]) for caption in captions])
+    shape = torch.tensor(
+        [_padded([SHAPES.index(thing.shape) for thing in caption.things]) for caption in captions]
+    )
+    named = torch.tensor(
+        [
+            _padded([_index(COLOURS, thing.colour) for thing in caption.things])
+            for caption in captions
+        ]
+    )
     relation = torch.tensor([_index(RELATIONS, caption.relation) for caption in captions])
 
     def uniform(low: float, high: float, *extra: int) -> Tensor:
@@ -95,8 +106,12 @@ def arrange(captions: Sequence[Caption], generator: torch.Generator) -> Scenes:
     pair = _pair_places(relation, uniform)
     group = _group_places(n, uniform, generator)
     alone = uniform(12, 20, MOST, 2)
-    place = torch.where((count == 1)[:, None, None], alone, torch.where((count == 2)[:, None, None], pair, group))
-    size = torch.where(count == 1, uniform(5.2, 7), torch.where(count == 2, uniform(4, 4.8), uniform(3.6, 4.2)))
+    place = torch.where(
+        (count == 1)[:, None, None], alone, torch.where((count == 2)[:, None, None], pair, group)
+    )
+    size = torch.where(
+        count == 1, uniform(5.2, 7), torch.where(count == 2, uniform(4, 4.8), uniform(3.6, 4.2))
+    )
     return Scenes(
         shape=shape,
         colour=torch.where(named >= 0, named, any_colour),
@@ -114,7 +129,9 @@ def draw(scenes: Scenes) -> Float[Tensor, "n 3 side side"]:
     return draw_between(scenes, scenes, torch.zeros(len(scenes)))
 
 
-def draw_between(first: Scenes, second: Scenes, share: Float[Tensor, " n"]) -> Float[Tensor, "n 3 side side"]:
+def draw_between(
+    first: Scenes, second: Scenes, share: Float[Tensor, " n"]
+) -> Float[Tensor, "n 3 side side"]:
     """Pictures a share of the way from the scenes in ``first`` to those in ``second``."""
     ground = torch.lerp(first.ground, second.ground, share)
     picture = ground[:, None, None, None].expand(-1, 3, SIDE, SIDE).clone()
@@ -142,7 +159,9 @@ class _Things:
         """Those in place ``i`` of some scenes."""
         colour = (PALETTE[scenes.colour[rows, i]] + scenes.tint[rows, i]).clamp(0, 1)
         place = torch.stack([scenes.x[rows, i], scenes.y[rows, i]], 1)
-        return cls(scenes.present[rows, i], scenes.shape[rows, i], colour, place, scenes.size[rows, i])
+        return cls(
+            scenes.present[rows, i], scenes.shape[rows, i], colour, place, scenes.size[rows, i]
+        )
 
     def where_absent(self, other: _Things) -> _Things:
         """The same, with what is absent looking like the other's."""
@@ -152,20 +171,26 @@ class _Things:
             return torch.where(here, mine, its)
 
         fields = ("shape", "colour", "place", "size")
-        return _Things(self.present, *(known(getattr(self, name), getattr(other, name)) for name in fields))
+        return _Things(
+            self.present, *(known(getattr(self, name), getattr(other, name)) for name in fields)
+        )
 
 
 def _meeting(a: _Things, b: _Things, share: Tensor) -> tuple[Tensor, Tensor]:
     """Coverage (n, 1, side, side) and colour (n, 3, 1, 1) of things part of the way from one to the other."""
     x, y = _turned(a.place, b.place, share).unbind(1)
     size = torch.lerp(a.size, b.size, share)
-    outside = torch.lerp(_outside(a.shape, x, y, size), _outside(b.shape, x, y, size), share[:, None, None])
+    outside = torch.lerp(
+        _outside(a.shape, x, y, size), _outside(b.shape, x, y, size), share[:, None, None]
+    )
     opacity = torch.lerp(a.present.float(), b.present.float(), share)
     alpha = opacity[:, None, None] * (0.5 - outside).clamp(0, 1)
     return alpha[:, None], torch.lerp(a.colour, b.colour, share[:, None])[..., None, None]
 
 
-def _turned(a: Float[Tensor, "n 2"], b: Float[Tensor, "n 2"], share: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
+def _turned(
+    a: Float[Tensor, "n 2"], b: Float[Tensor, "n 2"], share: Float[Tensor, " n"]
+) -> Float[Tensor, "n 2"]:
     """Places part of the way from one to the other: angle and distance from the centre of the picture change in proportion."""
     one, two = (torch.view_as_complex((place - SIDE / 2).contiguous()) for place in (a, b))
     turn = torch.angle(two * one.conj())
@@ -174,7 +199,10 @@ def _turned(a: Float[Tensor, "n 2"], b: Float[Tensor, "n 2"], share: Float[Tenso
 
 
 def coverage(
-    shape: Int[Tensor, " n"], x: Float[Tensor, " n"], y: Float[Tensor, " n"], size: Float[Tensor, " n"]
+    shape: Int[Tensor, " n"],
+    x: Float[Tensor, " n"],
+    y: Float[Tensor, " n"],
+    size: Float[Tensor, " n"],
 ) -> Float[Tensor, "n side side"]:
     """How much of each pixel each thing covers."""
     return (0.5 - _outside(shape, x, y, size)).clamp(0, 1)
@@ -198,7 +226,9 @@ def _outside(shape: Tensor, x: Tensor, y: Tensor, size: Tensor) -> Float[Tensor,
 
 def _pair_places(relation: Tensor, uniform) -> Tensor:
     """Places of two things on either side of the centre, the first one in the relation to the second; anywhere without one."""
-    direction = torch.where(relation >= 0, _DIRECTION[relation] + uniform(-_SWAY, _SWAY), uniform(0, 2 * math.pi))
+    direction = torch.where(
+        relation >= 0, _DIRECTION[relation] + uniform(-_SWAY, _SWAY), uniform(0, 2 * math.pi)
+    )
     half = uniform(7.35, 7.9)[:, None] * torch.stack([direction.cos(), direction.sin()], 1)
     centre = SIDE / 2 + uniform(-0.7, 0.7, 2)
     place = torch.stack([centre + half, centre - half], 1)

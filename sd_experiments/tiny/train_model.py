@@ -65,9 +65,15 @@ class ModelTraining:
     unconditional: float = 0.1
 
     def __post_init__(self) -> None:
-        require(0 < self.unconditional < 1, f"unconditional = {self.unconditional}; guidance needs a fraction in (0, 1).")
+        require(
+            0 < self.unconditional < 1,
+            f"unconditional = {self.unconditional}; guidance needs a fraction in (0, 1).",
+        )
         most = max(self.autoencoder_batch, self.denoiser_batch)
-        require(self.examples >= most, f"{self.examples} examples do not fill a batch of {most}; draw more.")
+        require(
+            self.examples >= most,
+            f"{self.examples} examples do not fill a batch of {most}; draw more.",
+        )
 
     def identity(self, *names: str) -> dict[str, object]:
         """The named settings, plain: what a stage's result depends on."""
@@ -88,7 +94,9 @@ def examples(count: int, seed: int, noise: Noise) -> Examples:
     rng = random.Random(seed)
     captions = [draw_caption(rng) for _ in range(count)]
     wrong = [noise.drawn(caption, rng) for caption in captions]
-    asked, other = (arrange(each, torch.Generator().manual_seed(seed)) for each in (captions, wrong))
+    asked, other = (
+        arrange(each, torch.Generator().manual_seed(seed)) for each in (captions, wrong)
+    )
     share = torch.rand(count, generator=torch.Generator().manual_seed(seed + 1))
     return Examples(draw_between(asked, other, share), [str(caption) for caption in captions])
 
@@ -110,16 +118,26 @@ def train_model(settings: ModelTraining) -> TrainedModel:
     latents = _standard_latents(pipeline, data.pictures)
     denoiser = _train_denoiser(pipeline, latents, data.captions, settings)
     replace_folder(settings.out, pipeline.save_pretrained)
-    cost = {"autoencoder": dataclasses.asdict(autoencoder), "denoiser": dataclasses.asdict(denoiser)}
+    cost = {
+        "autoencoder": dataclasses.asdict(autoencoder),
+        "denoiser": dataclasses.asdict(denoiser),
+    }
     told = settings.identity("seed", "examples", "noise", "unconditional")
-    update(settings.quality, "training", cost | {"settings": told}, "python -m sd_experiments.tiny.train_model")
+    update(
+        settings.quality,
+        "training",
+        cost | {"settings": told},
+        "python -m sd_experiments.tiny.train_model",
+    )
     return TrainedModel(pipeline, autoencoder, denoiser)
 
 
 def tokens(pipeline: StableDiffusionPipeline, captions: list[str]) -> Int[Tensor, "n tokens"]:
     """Token numbers of captions, padded as the pipeline pads them."""
     length = pipeline.tokenizer.model_max_length
-    return pipeline.tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    return pipeline.tokenizer(
+        captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def _train_autoencoder(pipeline: StableDiffusionPipeline, settings: ModelTraining) -> Trained:
@@ -131,25 +149,41 @@ def _train_autoencoder(pipeline: StableDiffusionPipeline, settings: ModelTrainin
         x = (2 * pictures[rows] - 1).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(x).latent_dist
         error = vae.decode(posterior.sample(generator)).sample - x
-        return error.abs().mean() + error.square().mean() + settings.divergence * posterior.kl().mean()
+        return (
+            error.abs().mean() + error.square().mean() + settings.divergence * posterior.kl().mean()
+        )
 
     file = settings.work / "autoencoder.safetensors"
     identity = settings.identity("examples", "noise", "autoencoder_batch", "divergence")
-    done = train("autoencoder", list(vae.parameters()), loss, settings.autoencoder, settings.seed + 1, file, identity)
+    done = train(
+        "autoencoder",
+        list(vae.parameters()),
+        loss,
+        settings.autoencoder,
+        settings.seed + 1,
+        file,
+        identity,
+    )
     vae.eval()
     return done
 
 
 @torch.no_grad()
-def _standard_latents(pipeline: StableDiffusionPipeline, pictures: Tensor) -> Float[Tensor, "n 4 8 8"]:
+def _standard_latents(
+    pipeline: StableDiffusionPipeline, pictures: Tensor
+) -> Float[Tensor, "n 4 8 8"]:
     """Latents of the pictures, scaled to unit standard deviation; the pipeline remembers the factor."""
-    latents = torch.cat([pipeline.vae.encode(2 * x - 1).latent_dist.mean for x in pictures.split(256)])
+    latents = torch.cat(
+        [pipeline.vae.encode(2 * x - 1).latent_dist.mean for x in pictures.split(256)]
+    )
     factor = 1 / float(latents.std())
     pipeline.vae.register_to_config(scaling_factor=factor)
     return latents * factor
 
 
-def _train_denoiser(pipeline: StableDiffusionPipeline, latents: Tensor, captions: list[str], settings: ModelTraining) -> Trained:
+def _train_denoiser(
+    pipeline: StableDiffusionPipeline, latents: Tensor, captions: list[str], settings: ModelTraining
+) -> Trained:
     unet = pipeline.unet.to(memory_format=torch.channels_last).train()
     text = pipeline.text_encoder.train()
     abar = pipeline.scheduler.alphas_cumprod
@@ -162,7 +196,9 @@ def _train_denoiser(pipeline: StableDiffusionPipeline, latents: Tensor, captions
         time = torch.randint(len(abar), (batch,), generator=generator)
         noise = torch.randn(latents[rows].shape, generator=generator)
         level = abar[time][:, None, None, None]
-        noisy = (level.sqrt() * latents[rows] + (1 - level).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        noisy = (level.sqrt() * latents[rows] + (1 - level).sqrt() * noise).contiguous(
+            memory_format=torch.channels_last
+        )
         states = text(torch.where(dropped, nothing, words[rows])).last_hidden_state
         return F.mse_loss(unet(noisy, time, states).sample, noise)
 
@@ -181,7 +217,9 @@ def main() -> None:
     torch.set_num_threads(1)
     trained = train_model(tyro.cli(ModelTraining, description=__doc__))
     minutes = (trained.autoencoder.cpu_seconds + trained.denoiser.cpu_seconds) / 60
-    print(f"trained in {minutes:.1f} minutes of processor time; measure it with: python -m sd_experiments.tiny.quality")
+    print(
+        f"trained in {minutes:.1f} minutes of processor time; measure it with: python -m sd_experiments.tiny.quality"
+    )
 
 
 if __name__ == "__main__":

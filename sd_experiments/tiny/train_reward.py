@@ -42,7 +42,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import BertTokenizer
 
-from sd_experiments.image_reward import Encoder, ImageReward, ImageRewardConfig, Tokens
+from sd_experiments.reward.image_reward import Encoder, ImageReward, ImageRewardConfig, Tokens
 from sd_experiments.tiny import MODEL, PROMPTS, QUALITY, REWARD, pipeline
 from sd_experiments.tiny.captions import (
     COLOURS,
@@ -184,16 +184,27 @@ class Ranked:
     def worth(self) -> Float[Tensor, "n 4"]:
         """Fraction of the caption's facts that are true of each picture."""
         return torch.tensor(
-            [[each.worth(caption) for each in four] for caption, four in zip(self.captions, self.shown, strict=True)]
+            [
+                [each.worth(caption) for each in four]
+                for caption, four in zip(self.captions, self.shown, strict=True)
+            ]
         )
 
     def rows(self, rows: Sequence[int]) -> Ranked:
         """Some of the captions."""
-        return Ranked(self.pictures[torch.tensor(rows)], [self.shown[i] for i in rows], [self.captions[i] for i in rows])
+        return Ranked(
+            self.pictures[torch.tensor(rows)],
+            [self.shown[i] for i in rows],
+            [self.captions[i] for i in rows],
+        )
 
     def joined(self, other: Ranked) -> Ranked:
         """These captions, then others."""
-        return Ranked(torch.cat([self.pictures, other.pictures]), self.shown + other.shown, self.captions + other.captions)
+        return Ranked(
+            torch.cat([self.pictures, other.pictures]),
+            self.shown + other.shown,
+            self.captions + other.captions,
+        )
 
 
 def held_out(caption: Caption) -> bool:
@@ -230,9 +241,7 @@ def build(seed: int) -> ImageReward:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ImageReward(config, tokenizer)
-        for (
-            module
-        ) in model.modules():  # BLIP's initial deviations, 1e-10 for what it sees, suit its widths; here signals would vanish
+        for module in model.modules():  # BLIP's initial deviations, 1e-10 for what it sees, suit its widths; here signals would vanish
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
         nn.init.normal_(model.vision.embeddings.position_embedding, std=_PLACE)
@@ -248,19 +257,29 @@ def ranked(settings: RewardTraining) -> Ranked:
     from_wrong = torch.rand(settings.captions, generator=generator) < 0.5
     original = torch.where(from_wrong[:, None, None, None], wrong.pictures, right.pictures)
     blurred = torch.cat([reconstructed(pipe, part) for part in original.split(256)])
-    sampled = sample(pipe, [str(caption) for caption in captions], settings.guidance, generator, settings.sampling_steps)
+    sampled = sample(
+        pipe,
+        [str(caption) for caption in captions],
+        settings.guidance,
+        generator,
+        settings.sampling_steps,
+    )
     shown = [
         (right.shown[i], wrong.shown[i], (wrong if from_wrong[i] else right).shown[i], Shown(seen))
         for i, seen in enumerate(look(sampled))
     ]
-    return Ranked(torch.stack([right.pictures, wrong.pictures, blurred, sampled], 1), shown, captions)
+    return Ranked(
+        torch.stack([right.pictures, wrong.pictures, blurred, sampled], 1), shown, captions
+    )
 
 
 def freshly_drawn(count: int, generator: torch.Generator) -> Ranked:
     """Captions that are not held out, with pictures drawn for the occasion: two as asked and two with something wrong."""
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
     drawn = (draw_caption(rng) for _ in itertools.count())
-    captions = list(itertools.islice((caption for caption in drawn if not held_out(caption)), count))
+    captions = list(
+        itertools.islice((caption for caption in drawn if not held_out(caption)), count)
+    )
     wrong = [_drawn_wrong(captions, rng, generator) for _ in range(2)]
     made = [_drawn(captions, generator), *wrong, _drawn(captions, generator)]
     shown = list(zip(*(each.shown for each in made), strict=True))
@@ -278,7 +297,9 @@ def _drawn(captions: list[Caption], generator: torch.Generator) -> _Drawings:
     return _Drawings(draw(scenes), [Shown(scenes.seen(i)) for i in range(len(captions))])
 
 
-def _drawn_wrong(captions: list[Caption], rng: random.Random, generator: torch.Generator) -> _Drawings:
+def _drawn_wrong(
+    captions: list[Caption], rng: random.Random, generator: torch.Generator
+) -> _Drawings:
     """Pictures on the way from what the captions say to something wrong, half of them all of the way."""
     state = generator.get_state()
     first = arrange(captions, generator)
@@ -303,7 +324,10 @@ def pairs(worth: Float[Tensor, "n 4"]) -> Int[Tensor, "pairs 3"]:
 def train_reward(settings: RewardTraining) -> dict[str, Any]:
     """Train, save, measure; what was measured."""
     data = ranked(settings)
-    parts = {kept: [i for i, caption in enumerate(data.captions) if held_out(caption) == kept] for kept in (False, True)}
+    parts = {
+        kept: [i for i, caption in enumerate(data.captions) if held_out(caption) == kept]
+        for kept in (False, True)
+    }
     model = build(settings.seed)
     trained = _fit(model, data.rows(parts[False]), settings)
     _standardise(model, data.rows(parts[False]))
@@ -328,21 +352,33 @@ def _fit(model: ImageReward, data: Ranked, settings: RewardTraining) -> Trained:
         prepared = model.prepare(pictures.flatten(0, 1)).view(pictures.shape)
         index = compared(settings.batch, settings.others, generator)
         asked = model.tokens([str(caption) for caption in batch.captions])
-        rewards = model.read(model.see(prepared.flatten(0, 1))[index.flatten()], asked.repeated(index.shape[1])).view(index.shape)
+        rewards = model.read(
+            model.see(prepared.flatten(0, 1))[index.flatten()], asked.repeated(index.shape[1])
+        ).view(index.shape)
         ranking = disagreement(rewards, settings.certainty * _worths(batch, index))
         bent = _bend(model, prepared, asked, rewards[:, : prepared.shape[1]], generator)
         return ranking + settings.blending * bent + 1e-3 * rewards.square().mean()
 
     identity = _origin(settings) | settings.identity("matching", "certainty", "blending", "noise")
     file = settings.work / "reward.safetensors"
-    done = train("reward", list(model.parameters()), loss, settings.training, settings.seed + 3, file, identity)
+    done = train(
+        "reward",
+        list(model.parameters()),
+        loss,
+        settings.training,
+        settings.seed + 3,
+        file,
+        identity,
+    )
     model.requires_grad_(False).eval()
     return done
 
 
 def _batch(data: Ranked, settings: RewardTraining, generator: torch.Generator) -> Ranked:
     """Captions of the data, then others with pictures that were drawn for the occasion."""
-    rows = torch.randint(len(data.captions), (settings.batch - settings.fresh,), generator=generator)
+    rows = torch.randint(
+        len(data.captions), (settings.batch - settings.fresh,), generator=generator
+    )
     return data.rows(rows.tolist()).joined(freshly_drawn(settings.fresh, generator))
 
 
@@ -356,21 +392,38 @@ def with_noise(
 
 def _origin(settings: RewardTraining) -> dict[str, object]:
     """What pictures, and networks that have learnt to see them, depend on."""
-    names = ("captions", "sampling_steps", "guidance", "vision", "vision_batch", "batch", "fresh", "others")
-    return settings.identity(*names) | {"model": hashlib.sha256((settings.model / "sha256.json").read_bytes()).hexdigest()}
+    names = (
+        "captions",
+        "sampling_steps",
+        "guidance",
+        "vision",
+        "vision_batch",
+        "batch",
+        "fresh",
+        "others",
+    )
+    return settings.identity(*names) | {
+        "model": hashlib.sha256((settings.model / "sha256.json").read_bytes()).hexdigest()
+    }
 
 
-def disagreement(rewards: Float[Tensor, "n pictures"], known: Float[Tensor, "n pictures"]) -> Float[Tensor, ""]:
+def disagreement(
+    rewards: Float[Tensor, "n pictures"], known: Float[Tensor, "n pictures"]
+) -> Float[Tensor, ""]:
     """Mean cross-entropy of preferences between a caption's pictures under two rewards; least if they differ by a constant."""
     a, b = torch.triu_indices(rewards.shape[1], rewards.shape[1], 1)
     preferred = torch.sigmoid(known[:, a] - known[:, b])
     return F.binary_cross_entropy_with_logits(rewards[:, a] - rewards[:, b], preferred)
 
 
-def _bend(model: ImageReward, prepared: Tensor, asked: Tokens, rewards: Tensor, generator: torch.Generator) -> Tensor:
+def _bend(
+    model: ImageReward, prepared: Tensor, asked: Tokens, rewards: Tensor, generator: torch.Generator
+) -> Tensor:
     """Mean square distance of the rewards of blends of a caption's pictures from the blends of their rewards."""
     n = len(prepared)
-    first, second = (torch.randint(prepared.shape[1], (n, _BLENDS), generator=generator) for _ in range(2))
+    first, second = (
+        torch.randint(prepared.shape[1], (n, _BLENDS), generator=generator) for _ in range(2)
+    )
     part, row = torch.rand(n, _BLENDS, generator=generator), torch.arange(n)[:, None]
     share = part[..., None, None, None]
     blends = share * prepared[row, first] + (1 - share) * prepared[row, second]
@@ -391,12 +444,23 @@ def _see(model: ImageReward, settings: RewardTraining) -> None:
         scenes = arrange([draw_caption(rng) for _ in range(settings.vision_batch)], generator)
         said = say(model.see(model.prepare(draw(scenes)))[:, 1:]).flatten(0, 1).split(sizes, 1)
         true = covering(scenes, model.config.patch).flatten(0, 1).unbind(1)
-        parts = [F.cross_entropy(each, truth, weight=w) for each, truth, w in zip(said, true, weights, strict=True)]
+        parts = [
+            F.cross_entropy(each, truth, weight=w)
+            for each, truth, w in zip(said, true, weights, strict=True)
+        ]
         return parts[0] + parts[1]
 
     file = settings.work / "vision.safetensors"
     parameters = [*model.vision.parameters(), *say.parameters()]
-    train("vision", parameters, loss, settings.vision, settings.seed + 4, file, settings.identity("vision_batch"))
+    train(
+        "vision",
+        parameters,
+        loss,
+        settings.vision,
+        settings.seed + 4,
+        file,
+        settings.identity("vision_batch"),
+    )
 
 
 def _match(model: ImageReward, data: Ranked, settings: RewardTraining) -> None:
@@ -415,18 +479,29 @@ def _match(model: ImageReward, data: Ranked, settings: RewardTraining) -> None:
         asked = model.tokens([str(caption) for caption in batch.captions]).repeated(index.shape[1])
         truth = answers(batch, index).flatten(0, 1)
         stated = truth.isfinite()
-        return F.binary_cross_entropy_with_logits(say(model.compare(seen, asked))[stated], truth[stated])
+        return F.binary_cross_entropy_with_logits(
+            say(model.compare(seen, asked))[stated], truth[stated]
+        )
 
     file = settings.work / "matching.safetensors"
     parameters = [*model.vision.parameters(), *model.text.parameters(), *say.parameters()]
-    train("matching", parameters, loss, settings.matching, settings.seed + 5, file, _origin(settings))
+    train(
+        "matching", parameters, loss, settings.matching, settings.seed + 5, file, _origin(settings)
+    )
 
 
-def answers(batch: Ranked, index: Int[Tensor, "captions pictures"]) -> Float[Tensor, "captions pictures questions"]:
+def answers(
+    batch: Ranked, index: Int[Tensor, "captions pictures"]
+) -> Float[Tensor, "captions pictures questions"]:
     """How far each of `QUESTIONS` is to be answered by yes for each caption and picture; NaN where the caption does not ask it."""
     flat = list(itertools.chain(*batch.shown))
-    found = [[flat[j].answers(caption) for j in row] for caption, row in zip(batch.captions, index.tolist(), strict=True)]
-    return torch.tensor([[[each.get(name, math.nan) for name in QUESTIONS] for each in row] for row in found])
+    found = [
+        [flat[j].answers(caption) for j in row]
+        for caption, row in zip(batch.captions, index.tolist(), strict=True)
+    ]
+    return torch.tensor(
+        [[[each.get(name, math.nan) for name in QUESTIONS] for each in row] for row in found]
+    )
 
 
 def covering(scenes: Scenes, patch: int) -> Int[Tensor, "n patches 2"]:
@@ -435,23 +510,32 @@ def covering(scenes: Scenes, patch: int) -> Int[Tensor, "n patches 2"]:
     kind = torch.zeros(len(scenes), side, side, 2, dtype=torch.long)
     for i in range(scenes.present.shape[1]):
         rows = scenes.present[:, i].nonzero().flatten()
-        alpha = coverage(scenes.shape[rows, i], scenes.x[rows, i], scenes.y[rows, i], scenes.size[rows, i])
+        alpha = coverage(
+            scenes.shape[rows, i], scenes.x[rows, i], scenes.y[rows, i], scenes.size[rows, i]
+        )
         mine = F.avg_pool2d(alpha[:, None], patch)[:, 0] > _COVERED
         number = 1 + torch.stack([scenes.shape[rows, i], scenes.colour[rows, i]], 1)[:, None, None]
         kind[rows] = torch.where(mine[..., None], number, kind[rows])
     return kind.flatten(1, 2)
 
 
-def compared(captions: int, others: int, generator: torch.Generator) -> Int[Tensor, "captions pictures"]:
+def compared(
+    captions: int, others: int, generator: torch.Generator
+) -> Int[Tensor, "captions pictures"]:
     """Numbers of the pictures each caption of a batch is compared with: its own four, and some of all."""
     own = torch.arange(4 * captions).view(captions, 4)
     return torch.cat([own, torch.randint(4 * captions, (captions, others), generator=generator)], 1)
 
 
-def _worths(batch: Ranked, index: Int[Tensor, "captions pictures"]) -> Float[Tensor, "captions pictures"]:
+def _worths(
+    batch: Ranked, index: Int[Tensor, "captions pictures"]
+) -> Float[Tensor, "captions pictures"]:
     flat = list(itertools.chain(*batch.shown))
     return torch.tensor(
-        [[flat[j].worth(caption) for j in row] for caption, row in zip(batch.captions, index.tolist(), strict=True)]
+        [
+            [flat[j].worth(caption) for j in row]
+            for caption, row in zip(batch.captions, index.tolist(), strict=True)
+        ]
     )
 
 
@@ -473,7 +557,12 @@ def _all_rewards(model: ImageReward, data: Ranked) -> Float[Tensor, "n 4"]:
     """Rewards of all pictures, a few captions at a time."""
     tokens = model.tokens([str(caption) for caption in data.captions])
     parts = zip(data.pictures.split(64), tokens.ids.split(64), tokens.mask.split(64), strict=True)
-    return torch.cat([_rewards(model, model.prepare(x.flatten(0, 1)).view(x.shape), Tokens(ids, mask)) for x, ids, mask in parts])
+    return torch.cat(
+        [
+            _rewards(model, model.prepare(x.flatten(0, 1)).view(x.shape), Tokens(ids, mask))
+            for x, ids, mask in parts
+        ]
+    )
 
 
 @torch.no_grad()
@@ -484,7 +573,8 @@ def measure(model: ImageReward, data: Ranked) -> dict[str, Any]:
     i, better, worse = pairs(data.worth).unbind(1)
     right = (rewards[i, better] > rewards[i, worse]).double()
     among = {
-        f"{ORIGINS[a]} / {ORIGINS[b]}": ((better == a) & (worse == b)) | ((better == b) & (worse == a))
+        f"{ORIGINS[a]} / {ORIGINS[b]}": ((better == a) & (worse == b))
+        | ((better == b) & (worse == a))
         for a, b in itertools.combinations(range(len(ORIGINS)), 2)
     }
     good, bad = rewards[data.worth == 1], rewards[data.worth < 1]
@@ -492,7 +582,9 @@ def measure(model: ImageReward, data: Ranked) -> dict[str, Any]:
         "held-out captions": len({str(caption) for caption in data.captions}),
         "held-out pairs": len(right),
         "ranked right": float(right.mean()),
-        "ranked right by origin": {name: float(right[these].mean()) for name, these in among.items() if these.any()},
+        "ranked right by origin": {
+            name: float(right[these].mean()) for name, these in among.items() if these.any()
+        },
         "mean reward of right pictures": float(good.mean()),
         "mean reward of wrong pictures": float(bad.mean()),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -504,7 +596,9 @@ def for_prompts(model: ImageReward, settings: RewardTraining) -> dict[str, float
     pipe, generator = pipeline(settings.model), torch.Generator().manual_seed(settings.seed)
     found = {}
     for skill, prompt in PROMPTS.items():
-        pictures = sample(pipe, [prompt] * _PER_PROMPT, settings.guidance, generator, settings.sampling_steps)
+        pictures = sample(
+            pipe, [prompt] * _PER_PROMPT, settings.guidance, generator, settings.sampling_steps
+        )
         stated = check(pictures, [parse(prompt)] * _PER_PROMPT)
         right = torch.tensor([each[FACT_OF_SKILL[skill]] for each in stated])
         with torch.no_grad():
@@ -518,7 +612,9 @@ def _with_error(caption: Caption, rng: random.Random) -> Caption:
     near = _ERRORS.drawn(caption, rng)
     if rng.random() < _WRONG_SHAPE:
         others = [shape for shape in SHAPES if shape != near.first.shape]
-        near = dataclasses.replace(near, first=dataclasses.replace(near.first, shape=rng.choice(others)))
+        near = dataclasses.replace(
+            near, first=dataclasses.replace(near.first, shape=rng.choice(others))
+        )
     if near.second is not None and rng.random() < _SWAPPED:
         near = dataclasses.replace(near, first=near.second, second=near.first)
     return near
@@ -528,7 +624,9 @@ def main() -> None:
     """Train, save, measure."""
     torch.set_num_threads(1)
     measured = train_reward(tyro.cli(RewardTraining, description=__doc__))
-    print(f"ranks {measured['ranked right']:.1%} of {measured['held-out pairs']} held-out pairs right")
+    print(
+        f"ranks {measured['ranked right']:.1%} of {measured['held-out pairs']} held-out pairs right"
+    )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from socft.checks import require
-from socft.progress import Progress
 from socft.records import write_atomically
+from socft.study.progress import Progress
 
 _PARTS = ("value", "average", "exp_avg", "exp_avg_sq")
 
@@ -51,7 +51,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"steps = {self.steps}; train for at least one.")
-        require(0 <= self.decay <= 1, f"decay = {self.decay}; give the last fraction of the steps, in [0, 1].")
+        require(
+            0 <= self.decay <= 1,
+            f"decay = {self.decay}; give the last fraction of the steps, in [0, 1].",
+        )
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step: a ramp, a plateau, a ramp down."""
@@ -99,18 +102,28 @@ def train(
     Raises:
         InvalidProblem: the checkpoint belongs to another training, or the loss is not finite.
     """
-    stamp = json.dumps({"settings": dataclasses.asdict(settings), "seed": seed, **identity}, sort_keys=True)
+    stamp = json.dumps(
+        {"settings": dataclasses.asdict(settings), "seed": seed, **identity}, sort_keys=True
+    )
     speed = {"lr": settings.rate, "betas": settings.momentum, "weight_decay": settings.weight_decay}
     optimiser = torch.optim.AdamW(parameters, fused=True, **speed)
     average = [p.detach().clone() for p in parameters]
-    done = _resume(file, stamp, optimiser, parameters, average) if file.exists() else Trained(0, 0.0, 0.0)
+    done = (
+        _resume(file, stamp, optimiser, parameters, average)
+        if file.exists()
+        else Trained(0, 0.0, 0.0)
+    )
     with Progress(name, -(-settings.steps // every), -(-done.steps // every)) as progress:
         while done.steps < settings.steps:
             begun = time.process_time()
             for step in range(done.steps, min(done.steps + every, settings.steps)):
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
                 value = _step(optimiser, parameters, average, loss(generator), settings, step)
-                done = Trained(step + 1, value if step == 0 else 0.98 * done.loss + 0.02 * value, done.cpu_seconds)
+                done = Trained(
+                    step + 1,
+                    value if step == 0 else 0.98 * done.loss + 0.02 * value,
+                    done.cpu_seconds,
+                )
             spent = time.process_time() - begun
             done = dataclasses.replace(done, cpu_seconds=done.cpu_seconds + spent)
             _save(file, stamp, optimiser, parameters, average, done)
@@ -131,7 +144,10 @@ def _step(
 ) -> float:
     """One gradient step; the value of its loss."""
     value = float(loss.detach())
-    require(value - value == 0, f"the loss is {value} at step {step}; lower the learning rate {settings.rate}.")
+    require(
+        value - value == 0,
+        f"the loss is {value} at step {step}; lower the learning rate {settings.rate}.",
+    )
     optimiser.param_groups[0]["lr"] = settings.rate_at(step)
     optimiser.zero_grad()
     loss.backward()
@@ -144,16 +160,29 @@ def _step(
     return value
 
 
-def _save(file: Path, stamp: str, optimiser, parameters: Sequence[nn.Parameter], average: list[Tensor], done: Trained) -> None:
+def _save(
+    file: Path,
+    stamp: str,
+    optimiser,
+    parameters: Sequence[nn.Parameter],
+    average: list[Tensor],
+    done: Trained,
+) -> None:
     tensors = {}
     for i, (parameter, mean) in enumerate(zip(parameters, average, strict=True)):
         state = optimiser.state[parameter]
         values = (parameter.detach(), mean, state["exp_avg"], state["exp_avg_sq"])
-        tensors |= {f"{i}.{part}": value.contiguous() for part, value in zip(_PARTS, values, strict=True)}
-    write_atomically(file, save(tensors, {"stamp": stamp, "done": json.dumps(dataclasses.asdict(done))}))
+        tensors |= {
+            f"{i}.{part}": value.contiguous() for part, value in zip(_PARTS, values, strict=True)
+        }
+    write_atomically(
+        file, save(tensors, {"stamp": stamp, "done": json.dumps(dataclasses.asdict(done))})
+    )
 
 
-def _resume(file: Path, stamp: str, optimiser, parameters: Sequence[nn.Parameter], average: list[Tensor]) -> Trained:
+def _resume(
+    file: Path, stamp: str, optimiser, parameters: Sequence[nn.Parameter], average: list[Tensor]
+) -> Trained:
     """Put a checkpoint's state where it belongs."""
     with safe_open(file, "pt") as checkpoint:
         metadata = checkpoint.metadata() or {}
@@ -166,6 +195,9 @@ def _resume(file: Path, stamp: str, optimiser, parameters: Sequence[nn.Parameter
             value, mean, first, second = (checkpoint.get_tensor(f"{i}.{part}") for part in _PARTS)
             parameter.data.copy_(value)
             average[i].copy_(mean)
-            moments = {"exp_avg": torch.empty_like(parameter).copy_(first), "exp_avg_sq": torch.empty_like(parameter).copy_(second)}
+            moments = {
+                "exp_avg": torch.empty_like(parameter).copy_(first),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(second),
+            }
             optimiser.state[parameter] = {"step": torch.tensor(float(done.steps)), **moments}
     return done

@@ -1,6 +1,6 @@
 r"""Adjoint matching (Domingo-Enrich et al., arXiv 2409.08861) with the exact discrete target.
 
-The target of step k is :math:`B_k^\top a_{k+1}/\beta_k` with the lean costate of `socft.adjoint.lean_adjoint`. Its fixed point is
+The target of step k is :math:`B_k^\top a_{k+1}/\beta_k` with the lean costate of `socft.costates.adjoint.lean_adjoint`. Its fixed point is
 the optimal control; away from it the loss gradient is a different vector field from the objective's. `PublishedAdjointMatching` is
 the ablation that takes :math:`a_k` in its place, as published code does: its fixed point is off by O(dt).
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from socft.adjoint import Lean, sweep
-from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind, Labels, MatchingEstimator, matching_labels
+from socft.costates.adjoint import Lean, sweep
+from socft.costates.base import Cost, CostateStep
+from socft.estimators.base import CostateEstimator, Kind, Labels, MatchingEstimator, matching_labels
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.rollout import Path
@@ -42,4 +43,6 @@ class PublishedAdjointMatching(MatchingEstimator):
         return Cost(reference_derivatives=1)
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
-        return matching_labels(problem, path, sweep(Lean(), problem, policy, path), lambda step: step.value)
+        return matching_labels(
+            problem, path, sweep(Lean(), problem, policy, path), lambda step: step.value
+        )

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from socft.costates.base import Cost, Costates, CostateStep
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import Step, at_step
@@ -64,29 +65,9 @@ class Labels:
 
     def _map(self, pick: Callable[[Tensor], Tensor]) -> Self:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{name: pick(each) for name, each in fields.items() if each is not None})
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Network work per step and path of making labels; the rollout and the loss come on top.
-
-    A derivative is one vector-Jacobian or Jacobian-vector product, and includes the evaluation it is taken of.
-
-    Attributes:
-        reference: evaluations of the pre-trained mean.
-        reference_derivatives: derivatives of it.
-        policy: evaluations of the policy.
-        policy_derivatives: derivatives of it.
-        memory: states per path needed beyond the path and the labels, in order of magnitude: 0, 1, or "T" where they grow with the
-            steps. Numbers per step, such as returns, do not count.
-    """
-
-    reference: float = 0
-    reference_derivatives: float = 0
-    policy: float = 0
-    policy_derivatives: float = 0
-    memory: int | Literal["T"] = 1
+        return dataclasses.replace(
+            self, **{name: pick(each) for name, each in fields.items() if each is not None}
+        )
 
 
 class Estimator(abc.ABC):
@@ -129,38 +110,6 @@ class MatchingEstimator(Estimator):
         return loss if rows.weights is None else loss * rows.weights
 
 
-@dataclasses.dataclass(frozen=True)
-class CostateStep:
-    """Samples of the costate of one step.
-
-    Attributes:
-        k: the step, 0..T.
-        state: where, shape (batch, *dims).
-        value: ``a_k``, shape (batch, *dims).
-        following: samples of ``E[a_{k+1} | x_k]``: ``a_{k+1}`` or something less noisy; None for k = T.
-    """
-
-    k: int
-    state: Float[Tensor, "batch *dims"]
-    value: Float[Tensor, "batch *dims"]
-    following: Float[Tensor, "batch *dims"] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Costates:
-    """Samples of the costate at their states, k = 0..T.
-
-    Attributes:
-        states: shape (T + 1, batch, *dims).
-        values: ``a_k``, shape (T + 1, batch, *dims).
-        following: samples of ``E[a_{k+1} | x_k]``, shape (T, batch, *dims), where there are any.
-    """
-
-    states: Float[Tensor, "steps_plus_1 batch *dims"]
-    values: Float[Tensor, "steps_plus_1 batch *dims"]
-    following: Float[Tensor, "steps batch *dims"] | None = None
-
-
 class CostateEstimator(MatchingEstimator):
     """A matching estimator whose targets are ``B_k^T a_{k+1} / beta_k`` for samples ``a`` of the costate."""
 
@@ -191,8 +140,12 @@ def matching_labels(
         k, costate = step.k, chosen(step)
         if k == problem.steps or costate is None:
             continue
-        targets[k] = problem.reference.diffusion.transpose(k, step.state, costate) / problem.beta[k].to(costate)
+        targets[k] = problem.reference.diffusion.transpose(k, step.state, costate) / problem.beta[
+            k
+        ].to(costate)
         if step.state.data_ptr() != path.states[k].data_ptr():
-            states = torch.empty_like(states) if states.data_ptr() == path.states.data_ptr() else states
+            states = (
+                torch.empty_like(states) if states.data_ptr() == path.states.data_ptr() else states
+            )
             states[k] = step.state
     return Labels(states, targets)

@@ -17,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
-from socft.features import Polynomial
 from socft.problem import ControlProblem
 from socft.reference import States, Step
-from socft.regression import LinearRegression, Regression
+from socft.regression.features import Polynomial
+from socft.regression.functions import LinearRegression, Regression
 from socft.reward import PerSample
 from socft.rollout import Path
 
@@ -84,14 +84,22 @@ class RegressionBaseline(Baseline):
         folds: number of folds.
     """
 
-    regression: Regression = dataclasses.field(default_factory=lambda: LinearRegression(Polynomial(1)))
+    regression: Regression = dataclasses.field(
+        default_factory=lambda: LinearRegression(Polynomial(1))
+    )
     folds: int = 2
     joint: ClassVar[bool] = True
 
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
         batch = returns.shape[1]
-        require(2 <= self.folds <= batch, f"folds = {self.folds} for {batch} paths; give at least 2 and at most one per path.")
-        fold, levels = torch.arange(batch, device=returns.device) % self.folds, torch.empty_like(returns)
+        require(
+            2 <= self.folds <= batch,
+            f"folds = {self.folds} for {batch} paths; give at least 2 and at most one per path.",
+        )
+        fold, levels = (
+            torch.arange(batch, device=returns.device) % self.folds,
+            torch.empty_like(returns),
+        )
         for k, x in enumerate(path.states[:-1].flatten(2)):
             for i in range(self.folds):
                 fitted = self.regression.fit(x[fold != i], returns[k, fold != i, None])

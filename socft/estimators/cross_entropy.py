@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator
+from socft.costates.base import Cost
+from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path_measure import kicks, normalised, optimal_log_weights
 from socft.policy import Policy
 from socft.problem import ControlProblem

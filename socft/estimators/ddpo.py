@@ -23,7 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from socft.checks import require
-from socft.estimators.base import Cost, Estimator, Kind, Labels
+from socft.costates.base import Cost
+from socft.estimators.base import Estimator, Kind, Labels
 from socft.estimators.baseline import returns_to_go
 from socft.estimators.score_function import score_labels
 from socft.path_measure import group_mean, log_likelihoods
@@ -54,11 +55,15 @@ class RatioLabels(Labels):
         return (change * (self.noise - change / 2)).flatten(1).sum(1)
 
 
-def ratio_labels(problem: ControlProblem, path: Path, advantages: Float[Tensor, "steps batch"]) -> RatioLabels:
+def ratio_labels(
+    problem: ControlProblem, path: Path, advantages: Float[Tensor, "steps batch"]
+) -> RatioLabels:
     """Labels of a path with given advantages."""
     targets = score_labels(problem, path, advantages).targets
     noise = path.noise.steps.to(path.controls)
-    return RatioLabels(path.states[:-1], targets, controls=path.controls, noise=noise, advantages=advantages)
+    return RatioLabels(
+        path.states[:-1], targets, controls=path.controls, noise=noise, advantages=advantages
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +91,10 @@ class DDPO(Estimator):
     source: ClassVar[str] = "arXiv 2305.13301 and published code; KL in the reward derived here"
 
     def __post_init__(self) -> None:
-        require(self.clip > 0, f"clip = {self.clip}; it must be positive, as no ratio but 1 is left otherwise.")
+        require(
+            self.clip > 0,
+            f"clip = {self.clip}; it must be positive, as no ratio but 1 is left otherwise.",
+        )
 
     @property
     def cost(self) -> Cost:
@@ -99,7 +107,9 @@ class DDPO(Estimator):
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> RatioLabels:
         total = returns_to_go(problem, path, kl=False)[0] - problem.cost(0, path.states[0])
         if self.kl_in_reward:
-            total = total - (problem.beta.to(total)[:, None] * log_likelihoods(path.controls, path)).sum(0)
+            total = total - (
+                problem.beta.to(total)[:, None] * log_likelihoods(path.controls, path)
+            ).sum(0)
         centred = total - group_mean(total, self.groups)[0]
         spread = group_mean(centred.square(), self.groups)[0].sqrt()
         advantages = torch.where(spread > 0, centred / spread, 0.0) if self.divide else centred
@@ -109,4 +119,6 @@ class DDPO(Estimator):
         assert isinstance(rows, RatioLabels)
         log_ratio = rows.log_ratio(policy(k, rows.states))
         ratio = (log_ratio / rows.noise[0].numel() if self.averaged else log_ratio).exp()
-        return -torch.minimum(ratio * rows.advantages, ratio.clamp(1 - self.clip, 1 + self.clip) * rows.advantages)
+        return -torch.minimum(
+            ratio * rows.advantages, ratio.clamp(1 - self.clip, 1 + self.clip) * rows.advantages
+        )

@@ -20,7 +20,8 @@ import dataclasses
 from typing import ClassVar
 
 from socft.checks import require
-from socft.estimators.base import Cost, Estimator, Kind, Labels
+from socft.costates.base import Cost
+from socft.estimators.base import Estimator, Kind, Labels
 from socft.estimators.baseline import Baseline, NoBaseline, returns_to_go
 from socft.estimators.ddpo import RatioLabels, ratio_labels
 from socft.policy import Policy
@@ -50,7 +51,10 @@ class DPOK(Estimator):
     source: ClassVar[str] = "arXiv 2305.16381 and published code"
 
     def __post_init__(self) -> None:
-        require(self.clip is None or self.clip > 0, f"clip = {self.clip}; it must be positive, or None for no clipping.")
+        require(
+            self.clip is None or self.clip > 0,
+            f"clip = {self.clip}; it must be positive, or None for no clipping.",
+        )
 
     @property
     def cost(self) -> Cost:

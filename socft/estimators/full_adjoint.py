@@ -1,7 +1,7 @@
 r"""Full (discrete) adjoint matching: its matching loss has exactly the pathwise gradient of the objective.
 
 :math:`\nabla_\theta \sum_k \beta_k |v_k(x_k) - B_k^\top a_{k+1}/\beta_k|^2 / 2 = -\nabla_\theta` (return of the path),
-with the costates of `socft.adjoint.full_adjoint`; in expectation it is the policy gradient of equation 77 in arXiv 2412.18164v4.
+with the costates of `socft.costates.adjoint.full_adjoint`; in expectation it is the policy gradient of equation 77 in arXiv 2412.18164v4.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from socft.adjoint import Full, sweep
-from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
+from socft.costates.adjoint import Full, sweep
+from socft.costates.base import Cost, CostateStep
+from socft.estimators.base import CostateEstimator, Kind
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.rollout import Path

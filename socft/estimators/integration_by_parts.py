@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator
+from socft.costates.base import Cost
+from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.estimators.baseline import Baseline, LeaveOneOut, returns_to_go
 from socft.path_measure import per_sample
 from socft.policy import Policy
@@ -49,12 +50,16 @@ class ZerothOrder(MatchingEstimator, abc.ABC):
         """``(V_{k+1}(x_{k+1}) - b_k) B_k^{-T} xi_k``, whose mean given ``x_k`` is that of ``grad V_{k+1}``."""
         noise = path.noise.steps.to(path.controls)
         scaled = per_sample(self.differences(problem, path), noise) * noise
-        return torch.stack([problem.reference.diffusion.lift(k, path.states[k], z) for k, z in enumerate(scaled)])
+        return torch.stack(
+            [problem.reference.diffusion.lift(k, path.states[k], z) for k, z in enumerate(scaled)]
+        )
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         diffusion, beta = problem.reference.diffusion, problem.beta.to(path.states)
         costates = self.costates(problem, path)
-        pushed = [diffusion.transpose(k, path.states[k], a) / beta[k] for k, a in enumerate(costates)]
+        pushed = [
+            diffusion.transpose(k, path.states[k], a) / beta[k] for k, a in enumerate(costates)
+        ]
         return Labels(path.states[:-1], torch.stack(pushed))
 
 

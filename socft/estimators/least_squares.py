@@ -18,12 +18,12 @@ import dataclasses
 
 import torch
 
-from socft.adjoint import Adjoint, Lean
-from socft.costate import CostateField, with_terminal
-from socft.field_regression import GradientField, Stepwise
+from socft.costates.adjoint import Adjoint, Lean
+from socft.costates.fields import CostateField, with_terminal
+from socft.costates.regression import GradientField, Stepwise
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.regression import Regression
+from socft.regression.functions import Regression
 from socft.rollout import Path
 
 
@@ -45,7 +45,11 @@ class LeastSquaresCostate:
         after, fits = problem.reward.gradient(path.final), []
         for k in reversed(range(problem.steps)):
             x = path.states[k]
-            fits.append(self.regression.fit(x, self.adjoint.pull(problem, policy, k, x, after), fits[-1] if fits else None))
+            fits.append(
+                self.regression.fit(
+                    x, self.adjoint.pull(problem, policy, k, x, after), fits[-1] if fits else None
+                )
+            )
             after = fits[-1](x)
         return with_terminal(problem, Stepwise(fits[::-1]))
 
@@ -66,7 +70,11 @@ class LeastSquaresValue:
         after, fits = problem.reward(path.final), []
         for k in reversed(range(problem.steps)):
             x, v = path.states[k], path.controls[k]
-            target = after - problem.cost(k, x) - problem.beta[k].to(x) * v.flatten(1).square().sum(1) / 2
+            target = (
+                after
+                - problem.cost(k, x)
+                - problem.beta[k].to(x) * v.flatten(1).square().sum(1) / 2
+            )
             fits.append(self.regression.fit(x, target.unsqueeze(1), fits[-1] if fits else None))
             after = fits[-1](x)[:, 0]
         return with_terminal(problem, GradientField(Stepwise(fits[::-1])))

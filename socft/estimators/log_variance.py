@@ -26,7 +26,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from socft.checks import require
-from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator
+from socft.costates.base import Cost
+from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path_measure import controls_along, group_mean, kick, mismatch, per_sample
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -64,12 +65,17 @@ class LogVariance(MatchingEstimator):
             require_same_starts(path, self.groups, "log-variance")
         found = mismatch(problem, controls, path)
         mean, count = group_mean(found, self.groups)
-        require(bool((count >= 2).all()), "a group has 1 path; a variance needs at least 2 in each.")
+        require(
+            bool((count >= 2).all()), "a group has 1 path; a variance needs at least 2 in each."
+        )
         return deviation_labels(problem, controls, path, (found - mean) * count / (count - 1))
 
 
 def deviation_labels(
-    problem: ControlProblem, controls: Float[Tensor, "steps batch *noise_dims"], path: Path, deviation: PerSample
+    problem: ControlProblem,
+    controls: Float[Tensor, "steps batch *noise_dims"],
+    path: Path,
+    deviation: PerSample,
 ) -> Labels:
     """Targets ``v_k - deviation (z_k - v_k) / beta_k``, which take the place of the controls."""
     beta = problem.beta.to(deviation)

@@ -3,7 +3,7 @@ r"""Adjoint matching with martingale-corrected costates: the same conditional me
 .. math:: a_T = \nabla r(x_T), \qquad \bar a_k = a_{k+1} - dM_k, \qquad a_k = \nabla m_k^\top \bar a_k - \nabla f_k, \qquad
    \text{target}_k = B_k^\top \bar a_k / \beta_k,
 
-with a martingale increment :math:`dM_k` of `socft.martingale`. For every costate field that is fixed independently of the path's
+with a martingale increment :math:`dM_k` of `socft.costates.martingale`. For every costate field that is fixed independently of the path's
 noise, conditional means given :math:`x_k` are those of the uncorrected costates, so `MartingaleAdjoint` estimates what adjoint
 matching does and `FullMartingaleAdjoint`, with the policy differentiated, what the full adjoint does. If the field is that
 conditional mean itself, the exact increment leaves targets that are functions of :math:`x_k` alone, at any step size; so does the
@@ -16,9 +16,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import ClassVar
 
-from socft.adjoint import Adjoint, Full, Lean, sweep
-from socft.costate import Correction, total
-from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
+from socft.costates.adjoint import Adjoint, Full, Lean, sweep
+from socft.costates.base import Cost, CostateStep
+from socft.costates.fields import Correction, total
+from socft.estimators.base import CostateEstimator, Kind
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.rollout import Path
@@ -70,4 +71,10 @@ def corrected(
     adjoint: Adjoint, correction: Correction, problem: ControlProblem, policy: Policy, path: Path
 ) -> Iterator[CostateStep]:
     """Costates that pull back ``a_{k+1} - dM_k``."""
-    return sweep(adjoint, problem, policy, path, lambda k, after: after - correction.increment(problem, policy, path, k))
+    return sweep(
+        adjoint,
+        problem,
+        policy,
+        path,
+        lambda k, after: after - correction.increment(problem, policy, path, k),
+    )

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
-from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
+from socft.costates.base import Cost, CostateStep
+from socft.estimators.base import CostateEstimator, Kind
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference
@@ -51,9 +52,17 @@ class ReciprocalAdjoint(CostateEstimator):
 
     def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
         reference = affine_of(problem)
-        require(problem.running_cost is None, "there is a running cost; costates at bridges need a reward at the end alone.")
-        noise = torch.randn(problem.steps, *path.final.shape, generator=self.generator, dtype=path.states.dtype)
-        states, value = bridge(reference, path.states[0], path.final, noise), problem.reward.gradient(path.final)
+        require(
+            problem.running_cost is None,
+            "there is a running cost; costates at bridges need a reward at the end alone.",
+        )
+        noise = torch.randn(
+            problem.steps, *path.final.shape, generator=self.generator, dtype=path.states.dtype
+        )
+        states, value = (
+            bridge(reference, path.states[0], path.final, noise),
+            problem.reward.gradient(path.final),
+        )
         yield CostateStep(problem.steps, path.final, value, None)
         for k in reversed(range(problem.steps)):
             following, value = value, value @ reference.transfer[k].to(path.final)
@@ -72,7 +81,10 @@ def bridge(
     """
     steps, (n,) = reference.steps, reference.dims
     A = reference.transfer
-    factors = push(reference.diffusion, torch.eye(*reference.noise_dims, dtype=torch.float64).expand(steps, -1, -1))
+    factors = push(
+        reference.diffusion,
+        torch.eye(*reference.noise_dims, dtype=torch.float64).expand(steps, -1, -1),
+    )
     means, covariances = [first], [torch.zeros(n, n, dtype=torch.float64)]
     for k in range(steps):
         means.append(means[-1] @ A[k].mT.to(first) + reference.offset[k].to(first))

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from socft.checks import require
-from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator
+from socft.costates.base import Cost
+from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import Noises, ScoreReference, States, Step, at_step
@@ -60,8 +61,13 @@ class ReFL(MatchingEstimator):
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         steps, batch = path.controls.shape[:2]
         in_order = 0 <= self.first <= self.last < steps
-        require(in_order, f"the steps run from {self.first} to {self.last}; give 0 <= first <= last <= {steps - 1}.")
-        k = torch.randint(self.first, self.last + 1, (batch,), generator=self.generator).to(path.states.device)
+        require(
+            in_order,
+            f"the steps run from {self.first} to {self.last}; give 0 <= first <= last <= {steps - 1}.",
+        )
+        k = torch.randint(self.first, self.last + 1, (batch,), generator=self.generator).to(
+            path.states.device
+        )
         rows = torch.arange(batch, device=k.device)
         x, v = path.states[k, rows], path.controls[k, rows]
         slope = self._slope(problem, k, x, v) / at_step(problem.beta, k, v)
@@ -76,7 +82,9 @@ class ReFL(MatchingEstimator):
         with torch.enable_grad():
             v = v.detach().requires_grad_(True)
             predicted = predict(k, x, v)
-            (slope,) = torch.autograd.grad((predicted * problem.reward.gradient(predicted)).sum(), v)
+            (slope,) = torch.autograd.grad(
+                (predicted * problem.reward.gradient(predicted)).sum(), v
+            )
         return slope
 
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from socft.adjoint import Full, sweep
-from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
+from socft.costates.adjoint import Full, sweep
+from socft.costates.base import Cost, CostateStep
+from socft.estimators.base import CostateEstimator, Kind
 from socft.path_measure import constant_beta
 from socft.policy import Policy
 from socft.problem import ControlProblem

@@ -15,7 +15,7 @@ with fresh noise :math:`\xi'`. From an approximate costate :math:`\phi`, all eva
 The trace has coefficient 1: one half from Ito's formula and one from the equation that :math:`\phi` solves. With exact field and
 score :math:`Y_k = \phi_k(X_k)` up to O(dt) in the mean, and for each sample up to O(dt) where :math:`\phi` is affine in the
 costate form, up to its square root elsewhere. A refit of :math:`\phi` on (X, Y) and a repetition is the paper's Picard iteration
-(`socft.field_regression.refine`).
+(`socft.costates.regression.refine`).
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from typing import ClassVar
 
 import torch
 
-from socft.adjoint import Adjoint, Lean
-from socft.costate import CostateSource, differentiated, total, with_terminal
-from socft.directional import derivative
-from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
-from socft.field_regression import Values
+from socft.costates.adjoint import Adjoint, Lean
+from socft.costates.base import Cost, CostateStep
+from socft.costates.directional import derivative
+from socft.costates.fields import CostateSource, differentiated, total, with_terminal
+from socft.costates.increments import ByDerivatives, Move, columns
+from socft.costates.regression import Values
+from socft.costates.time_reversal import Reverser
+from socft.estimators.base import CostateEstimator, Kind
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.reversed_move import ByDerivatives, Move, columns
 from socft.rollout import Path
-from socft.time_reversal import Reverser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,21 +64,28 @@ class ReversedBSDE(CostateEstimator):
     def cost(self) -> Cost:
         """With noise of one dimension."""
         own = Cost(reference=1, policy=1, memory="T")
-        return total(own, self.reverser.score.cost, self.adjoint.cost, self.move.cost(self.field.cost))
+        return total(
+            own, self.reverser.score.cost, self.adjoint.cost, self.move.cost(self.field.cost)
+        )
 
     @property
     def joint(self) -> bool:
         return self.reverser.joint
 
     def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
-        phi, back = with_terminal(problem, self.field.field(problem, policy)), self.reverser.run(problem, policy, path)
+        phi, back = (
+            with_terminal(problem, self.field.field(problem, policy)),
+            self.reverser.run(problem, policy, path),
+        )
         value = problem.reward.gradient(path.final)
         yield CostateStep(problem.steps, back.states[-1], value, None)
         for k in reversed(range(problem.steps)):
             x = back.states[k + 1]
             moved = torch.zeros_like(x)
             if self.last or k + 1 < problem.steps:
-                moved = self.move.along(problem, lambda y, k=k: phi(k + 1, y), k, x, back.drifts[k], back.kicks[k])
+                moved = self.move.along(
+                    problem, lambda y, k=k: phi(k + 1, y), k, x, back.drifts[k], back.kicks[k]
+                )
             following = value + moved
             value = self.adjoint.pull(problem, policy, k, x, value) + moved
             yield CostateStep(k, back.states[k], value, following)
@@ -99,11 +107,24 @@ class ReversedValues:
     @torch.no_grad()
     def values(self, problem: ControlProblem, policy: Policy, path: Path) -> Values:
         """Samples of the policy's value at reversed states."""
-        phi, back = with_terminal(problem, self.field.field(problem, policy)), self.reverser.run(problem, policy, path)
+        phi, back = (
+            with_terminal(problem, self.field.field(problem, policy)),
+            self.reverser.run(problem, policy, path),
+        )
         values = [problem.reward(path.final)]
         for k in reversed(range(problem.steps)):
             x = back.states[k + 1]
-            spread = sum((derivative(lambda y, k=k: phi(k + 1, y), x, u) * u).sum(1) for u in columns(problem, k, x))
-            price = problem.cost(k, x) + problem.beta[k].to(x) * back.controls[k].square().sum(1) / 2
-            values.append(values[-1] - price + (phi(k + 1, x) * (back.drifts[k] + back.kicks[k])).sum(1) + spread)
+            spread = sum(
+                (derivative(lambda y, k=k: phi(k + 1, y), x, u) * u).sum(1)
+                for u in columns(problem, k, x)
+            )
+            price = (
+                problem.cost(k, x) + problem.beta[k].to(x) * back.controls[k].square().sum(1) / 2
+            )
+            values.append(
+                values[-1]
+                - price
+                + (phi(k + 1, x) * (back.drifts[k] + back.kicks[k])).sum(1)
+                + spread
+            )
         return Values(back.states, torch.stack(values[::-1]).detach())

@@ -18,7 +18,8 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator
+from socft.costates.base import Cost
+from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.estimators.baseline import Baseline, LeaveOneOut, Returns, returns_to_go
 from socft.path_measure import per_sample
 from socft.policy import Policy
@@ -29,7 +30,10 @@ from socft.rollout import Path
 def score_labels(problem: ControlProblem, path: Path, advantages: Returns) -> Labels:
     """Targets ``advantage_k xi_k / beta_k``."""
     noise = path.noise.steps.to(path.controls)
-    return Labels(path.states[:-1], per_sample(advantages / problem.beta.to(advantages)[:, None], noise) * noise)
+    return Labels(
+        path.states[:-1],
+        per_sample(advantages / problem.beta.to(advantages)[:, None], noise) * noise,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

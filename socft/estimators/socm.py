@@ -34,7 +34,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
-from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator
+from socft.costates.base import Cost
+from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path_measure import constant_beta, kick, normalised, optimal_log_weights
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -71,7 +72,10 @@ class LinearFlow(Flow):
         matrices, reference = self.matrices, problem.reference
         if matrices is None:
             kind = type(reference).__name__
-            require(isinstance(reference, AffineReference), f"the reference is a {kind}; a linear flow needs matrices: give them.")
+            require(
+                isinstance(reference, AffineReference),
+                f"the reference is a {kind}; a linear flow needs matrices: give them.",
+            )
             assert isinstance(reference, AffineReference)
             matrices = reference.transfer
         return costates @ matrices[j].to(costates)
@@ -114,20 +118,36 @@ class SOCM(MatchingEstimator):
         for k, moved in self._moved(problem, path):
             targets[k] = kick(path, k) + moved[0]
             if self.degree:
-                targets[k] += _least_spread(path.controls[k] - targets[k], moved[1:], weights, self.folds)
+                targets[k] += _least_spread(
+                    path.controls[k] - targets[k], moved[1:], weights, self.folds
+                )
         return Labels(path.states[:-1], targets, weights.expand(problem.steps, -1))
 
-    def _moved(self, problem: ControlProblem, path: Path) -> Iterator[tuple[int, Float[Tensor, "degrees batch *noise_dims"]]]:
+    def _moved(
+        self, problem: ControlProblem, path: Path
+    ) -> Iterator[tuple[int, Float[Tensor, "degrees batch *noise_dims"]]]:
         """``B_k^T sum_{j>k} ((j - k) / T)^p F^T .. F^T c_j`` from the last k to the first.
 
         Binomial sums carry powers of j - k - 1 to those of j - k.
         """
-        steps, diffusion, powers = problem.steps, problem.reference.diffusion, range(self.degree + 1)
+        steps, diffusion, powers = (
+            problem.steps,
+            problem.reference.diffusion,
+            range(self.degree + 1),
+        )
         sums = [torch.zeros_like(path.final) for _ in powers]
         for k, source in _sources(problem, path):
             later = [self.flow.pull(problem, k + 1, s) for s in sums] if k < steps - 1 else sums
             sums = [source + sum(math.comb(p, q) * later[q] for q in range(p + 1)) for p in powers]
-            yield k, torch.stack([diffusion.transpose(k, path.states[k], s / steps**p) for p, s in enumerate(sums)])
+            yield (
+                k,
+                torch.stack(
+                    [
+                        diffusion.transpose(k, path.states[k], s / steps**p)
+                        for p, s in enumerate(sums)
+                    ]
+                ),
+            )
 
 
 def _sources(problem: ControlProblem, path: Path) -> Iterator[tuple[int, States]]:
@@ -150,10 +170,18 @@ def _pulled(problem: ControlProblem, k: int, state: States, y: States, beta: flo
         return torch.autograd.grad(scalar, x)[0]
 
 
-def _least_spread(residual: Tensor, terms: Float[Tensor, "degree batch *noise_dims"], weights: Tensor, folds: int) -> Tensor:
+def _least_spread(
+    residual: Tensor, terms: Float[Tensor, "degree batch *noise_dims"], weights: Tensor, folds: int
+) -> Tensor:
     """``sum_p theta_p terms_p`` closest to the residual in weighted least squares over the other folds, for each fold."""
-    fold, added = torch.arange(len(residual), device=residual.device) % folds, torch.zeros_like(residual)
-    require(2 <= folds <= len(residual), f"folds = {folds} for {len(residual)} paths; give at least 2 and at most one per path.")
+    fold, added = (
+        torch.arange(len(residual), device=residual.device) % folds,
+        torch.zeros_like(residual),
+    )
+    require(
+        2 <= folds <= len(residual),
+        f"folds = {folds} for {len(residual)} paths; give at least 2 and at most one per path.",
+    )
     scale = weights.sqrt().unsqueeze(1)
     for i in range(folds):
         others = fold != i
@@ -172,5 +200,11 @@ def _require_full_noise(problem: ControlProblem) -> None:
         f"the noise is a {kind}; SOCM needs one that does not move with x.",
     )
     if isinstance(diffusion, MatrixDiffusion):
-        rank, n = int(torch.linalg.matrix_rank(diffusion.matrices).min()), diffusion.matrices.shape[1]
-        require(rank == n, f"B has rank {rank} and the state {n} entries; SOCM divides by the noise, use SOCMAdjoint.")
+        rank, n = (
+            int(torch.linalg.matrix_rank(diffusion.matrices).min()),
+            diffusion.matrices.shape[1],
+        )
+        require(
+            rank == n,
+            f"B has rank {rank} and the state {n} entries; SOCM divides by the noise, use SOCMAdjoint.",
+        )

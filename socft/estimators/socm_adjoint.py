@@ -1,6 +1,6 @@
 r"""SOCM-adjoint (arXiv 2312.02027): lean adjoint targets, weighted to the optimal path measure.
 
-The targets of adjoint matching, :math:`B_k^\top a_{k+1}/\beta` with the lean costate of `socft.adjoint.lean_adjoint`, carry the
+The targets of adjoint matching, :math:`B_k^\top a_{k+1}/\beta` with the lean costate of `socft.costates.adjoint.lean_adjoint`, carry the
 weight :math:`dP^*/dP^u` on paths of any policy u. They are those of `SOCM` for reparametrisation matrices that follow the path,
 :math:`M_k(j+1) = \nabla m_j M_k(j)`, for which no noise term is left; so their weighted mean is exactly the mean kick of the
 optimal path measure, the minimiser of `CrossEntropy` (derived here for the chain). With weights of one it is adjoint matching,
@@ -14,8 +14,9 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from socft.adjoint import Lean, sweep
-from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator, matching_labels
+from socft.costates.adjoint import Lean, sweep
+from socft.costates.base import Cost
+from socft.estimators.base import Kind, Labels, MatchingEstimator, matching_labels
 from socft.path_measure import normalised, optimal_log_weights
 from socft.policy import Policy
 from socft.problem import ControlProblem

@@ -16,10 +16,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from socft.adjoint import Lean, sweep
 from socft.checks import require
-from socft.costate import CostateSource, total, with_terminal
-from socft.estimators.base import Cost, CostateEstimator, CostateStep, Kind
+from socft.costates.adjoint import Lean, sweep
+from socft.costates.base import Cost, CostateStep
+from socft.costates.fields import CostateSource, total, with_terminal
+from socft.estimators.base import CostateEstimator, Kind
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.rollout import Path
@@ -41,7 +42,10 @@ class TDAdjoint(CostateEstimator):
     lam: float
 
     def __post_init__(self) -> None:
-        require(0 <= self.lam <= 1, f"lam = {self.lam}; it must lie in [0, 1], where 1 is adjoint matching.")
+        require(
+            0 <= self.lam <= 1,
+            f"lam = {self.lam}; it must lie in [0, 1], where 1 is adjoint matching.",
+        )
 
     @property
     def cost(self) -> Cost:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from socft.checks import require
-from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator
+from socft.costates.base import Cost
+from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.rollout import Path
@@ -43,7 +44,10 @@ class TruncatedBackprop(MatchingEstimator):
         return Cost(reference_derivatives=1, policy_derivatives=1)
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
-        require(1 <= self.last <= problem.steps, f"last = {self.last}; give 1 to {problem.steps}, the number of steps.")
+        require(
+            1 <= self.last <= problem.steps,
+            f"last = {self.last}; give 1 to {problem.steps}, the number of steps.",
+        )
         return _truncated(problem, policy, path, self.last, self.kl)
 
 
@@ -77,8 +81,15 @@ class RandomTruncation(MatchingEstimator):
 
 def _truncated(problem: ControlProblem, policy: Policy, path: Path, last: int, kl: bool) -> Labels:
     """Targets of the last steps; the others have weight zero."""
-    first, beta, diffusion = problem.steps - last, problem.beta.to(path.states), problem.reference.diffusion
-    targets, weights = torch.zeros_like(path.controls), path.states.new_zeros(path.controls.shape[:2])
+    first, beta, diffusion = (
+        problem.steps - last,
+        problem.beta.to(path.states),
+        problem.reference.diffusion,
+    )
+    targets, weights = (
+        torch.zeros_like(path.controls),
+        path.states.new_zeros(path.controls.shape[:2]),
+    )
     costate = problem.reward.gradient(path.final)
     for k in reversed(range(first, problem.steps)):
         x = path.states[k]
@@ -89,7 +100,9 @@ def _truncated(problem: ControlProblem, policy: Policy, path: Path, last: int, k
     return Labels(path.states[:-1], targets, weights)
 
 
-def _pull_back(problem: ControlProblem, policy: Policy, path: Path, k: int, costate: Tensor, kl: bool) -> Tensor:
+def _pull_back(
+    problem: ControlProblem, policy: Policy, path: Path, k: int, costate: Tensor, kl: bool
+) -> Tensor:
     """One step of the full adjoint, with or without the price of the control."""
     with torch.enable_grad():
         x = path.states[k].detach().requires_grad_(True)

@@ -23,7 +23,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from socft.checks import require_finite
-from socft.estimators.base import Cost, Kind, Labels, MatchingEstimator
+from socft.costates.base import Cost
+from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.estimators.log_variance import deviation_labels, on_policy, require_same_starts
 from socft.path_measure import constant_beta, controls_along, mismatch, normalised
 from socft.policy import Policy
@@ -60,6 +61,8 @@ class Variance(MatchingEstimator):
         if not on_policy(controls, path):
             require_same_starts(path, self.groups, "the variance loss")
         log_ratio = -mismatch(problem, controls, path) / beta
-        require_finite(log_ratio, "log-ratio", "the reward and the controls must be finite on every path.")
+        require_finite(
+            log_ratio, "log-ratio", "the reward and the controls must be finite on every path."
+        )
         ratio = normalised(log_ratio, self.groups)
         return deviation_labels(problem, controls, path, -beta * ratio * (ratio - 1))

@@ -62,9 +62,15 @@ class Report:
         sources = self.sources(records)
         found = [file for file in sources if file.is_file()] or sources[:1]
         measured = tuple(record for file in found for record in read(file))
-        pictures = {picture.name: picture.read_bytes() for file in found for picture in sorted(file.with_suffix("").glob("*.png"))}
+        pictures = {
+            picture.name: picture.read_bytes()
+            for file in found
+            for picture in sorted(file.with_suffix("").glob("*.png"))
+        }
         document = self.compose(Rows(measured, pictures), read_claims(records))
-        files = {out / "figures" / f"{self.name}-{name}": document.pictures[name] for name in self.shown}
+        files = {
+            out / "figures" / f"{self.name}-{name}": document.pictures[name] for name in self.shown
+        }
         files[out / f"{self.name}.pdf"] = compile_pdf(document.source, document.pictures)
         for file, content in files.items():
             write_atomically(file, content)
@@ -73,21 +79,38 @@ class Report:
 
 def provenance(rows: Rows) -> str:
     """Versions and commits of the records, as a paragraph."""
-    devices = ", ".join(text(f"{device}, {dtype}") for device, dtype in sorted({(r.device, r.dtype) for r in rows}))
+    devices = ", ".join(
+        text(f"{device}, {dtype}") for device, dtype in sorted({(r.device, r.dtype) for r in rows})
+    )
     return f"The {len(rows.records)} records were measured {_origin(rows)}, on {devices or NOT_MEASURED}."
 
 
 def claims_provenance(claims: Claims) -> str:
     """The same of the claims."""
-    return f"The {len(claims)} claims were checked {_origin(claims)}." if claims else f"The claims: {NOT_MEASURED}."
+    return (
+        f"The {len(claims)} claims were checked {_origin(claims)}."
+        if claims
+        else f"The claims: {NOT_MEASURED}."
+    )
 
 
 def _origin(measured: Iterable[Record | ClaimLine]) -> str:
     """At which commits, and with which versions."""
     found = list(measured)
     names = dict.fromkeys(name for r in found for name in r.versions)
-    versions = {name: sorted({r.versions[name] for r in found if name in r.versions}) for name in names}
-    listed = ", ".join(f"{text(name)} {text(' and '.join(each))}" for name, each in versions.items()) or NOT_MEASURED
-    commits = sorted({(r.commit[:12] or "no version control") + (" with uncommitted changes" if r.dirty else "") for r in found})
+    versions = {
+        name: sorted({r.versions[name] for r in found if name in r.versions}) for name in names
+    }
+    listed = (
+        ", ".join(f"{text(name)} {text(' and '.join(each))}" for name, each in versions.items())
+        or NOT_MEASURED
+    )
+    commits = sorted(
+        {
+            (r.commit[:12] or "no version control")
+            + (" with uncommitted changes" if r.dirty else "")
+            for r in found
+        }
+    )
     code = ", ".join(f"{text(commit)}" for commit in commits) or NOT_MEASURED
     return f"at commit {code}, with {listed}"

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_lines import Claims
 from socft.report.figures import note, panels, svg
-from socft.report.gradient_variance_catalogue import CATALOGUE, KINDS
-from socft.report.gradient_variance_cells import NONE, only, value
+from socft.report.gradient_variance.catalogue import CATALOGUE, KINDS
+from socft.report.gradient_variance.cells import NONE, only, value
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, document, figure, integer, number, text
 
@@ -59,14 +59,25 @@ def contender(rows: Rows) -> str | None:
 
 def titles(rows: Rows) -> list[str]:
     """The situations, in the order of the study."""
-    return list(dict.fromkeys(str(record.setting["axis"]) for record in rows if "axis" in record.setting))
+    return list(
+        dict.fromkeys(str(record.setting["axis"]) for record in rows if "axis" in record.setting)
+    )
 
 
 def standing(rows: Rows, mine: str | None, places: Sequence[str]) -> str:
     """The table of situations."""
     return Table(
-        header=("situation", "bias", "variance", r"error at \ budget", "rank", r"best of \ its kind", r"median of \ its kind"),
-        rows=[_place(rows.where(axis=place), mine, place) for place in places] or [(NOT_MEASURED, *[""] * 6)],
+        header=(
+            "situation",
+            "bias",
+            "variance",
+            r"error at \ budget",
+            "rank",
+            r"best of \ its kind",
+            r"median of \ its kind",
+        ),
+        rows=[_place(rows.where(axis=place), mine, place) for place in places]
+        or [(NOT_MEASURED, *[""] * 6)],
         caption="""Bias with its standard error, variance of the estimate from one path, and root-mean-square error at equal budget,
             in units of the exact gradient at the pre-trained model. The rank is among all estimators; rivals are built in and of
             the same
@@ -84,7 +95,9 @@ def _place(here: Rows, mine: str | None, place: str) -> Sequence[str]:
         reason = str(refusal.setting.get("reason", ""))
         shown = reason if len(reason) <= REASON else reason[:REASON] + "…"
         return text(place), "refused", NONE, NONE, NONE, f"#emph[{text(shown)}]", NONE
-    bias, variance, error = (own.where(metric).one() for metric in ("bias", "variance", "error_at_budget"))
+    bias, variance, error = (
+        own.where(metric).one() for metric in ("bias", "variance", "error_at_budget")
+    )
     everyone = here.where("error_at_budget")
     if error is None:
         return text(place), *(NOT_MEASURED for _ in range(3)), NONE, NONE, NONE
@@ -112,7 +125,10 @@ def errors(rows: Rows, mine: str | None, places: Sequence[str]) -> bytes:
             _bars(
                 ax,
                 found,
-                [*(name for name in names if name != mine), *([mine] if mine is not None and mine in names else [])],
+                [
+                    *(name for name in names if name != mine),
+                    *([mine] if mine is not None and mine in names else []),
+                ],
                 mine,
             )
             ax.set_title(place.replace(", ", ",\n"), fontsize=6.5)
@@ -124,24 +140,38 @@ def errors(rows: Rows, mine: str | None, places: Sequence[str]) -> bytes:
 
 
 def _bars(ax: Axes, found: Rows, names: Sequence[str], mine: str | None) -> None:
-    bars = [(height, record) for height, name in enumerate(names) if (record := found.where(estimator=name).one()) is not None]
-    colors = [MINE if record.estimator == mine else COLORS.get(record.kind, "0.6") for _, record in bars]
+    bars = [
+        (height, record)
+        for height, name in enumerate(names)
+        if (record := found.where(estimator=name).one()) is not None
+    ]
+    colors = [
+        MINE if record.estimator == mine else COLORS.get(record.kind, "0.6") for _, record in bars
+    ]
     widths = [max(record.value, SMALLEST) - SMALLEST / 2 for _, record in bars]
     ax.barh([height for height, _ in bars], widths, left=SMALLEST / 2, height=0.7, color=colors)
     ax.set_xscale("log")
     ax.set_xlim(left=SMALLEST / 2)
-    ax.set_yticks(range(len(names)), [name if name != mine else "yours" for name in names], fontsize=4.6)
+    ax.set_yticks(
+        range(len(names)), [name if name != mine else "yours" for name in names], fontsize=4.6
+    )
     ax.tick_params(axis="x", labelsize=5.5)
     ax.set_ylim(-0.6, len(names) - 0.4)
 
 
 def _abstract(rows: Rows, mine: str | None) -> str:
     found = rows.where(estimator=mine) if mine is not None else Rows(())
-    claimed = ", ".join(f"_{text(kind)}_" for kind in only(found, lambda r: r.metric != "refused").fields("kind"))
+    claimed = ", ".join(
+        f"_{text(kind)}_" for kind in only(found, lambda r: r.metric != "refused").fields("kind")
+    )
     cost = next(iter(found.where("bias")), None)
     seconds = None if cost is None or cost.seconds is None else 1000 * cost.seconds
     refused, places = len(found.where("refused").records), len(titles(found))
-    said = f"It refused or failed in {integer(refused)} of {integer(places)} situations." if refused else "It refused nowhere."
+    said = (
+        f"It refused or failed in {integer(refused)} of {integer(places)} situations."
+        if refused
+        else "It refused nowhere."
+    )
     return f"""
 The estimator claims to estimate: {claimed or NOT_MEASURED}. Its bias, variance and cost are measured where the exact gradient is
 known,

@@ -106,7 +106,10 @@ class ClaimLine:
             "commit",
             "dirty",
         )
-        ratios = {name: None if row[name] is None else _number(row[name]) for name in ("ratio", "ratio_sharp", "attained")}
+        ratios = {
+            name: None if row[name] is None else _number(row[name])
+            for name in ("ratio", "ratio_sharp", "attained")
+        }
         return cls(
             name=row["claim"],
             check=row["check"] or "",
@@ -159,7 +162,9 @@ def read_claims(records: Path) -> Claims:
     file = records / FILE
     if not file.is_file():
         return Claims()
-    lines = [_parse(text, number, file) for number, text in enumerate(file.read_text().splitlines(), 1)]
+    lines = [
+        _parse(text, number, file) for number, text in enumerate(file.read_text().splitlines(), 1)
+    ]
     return Claims({line.name: line for line in lines})
 
 
@@ -168,7 +173,9 @@ def _parse(text: str, number: int, file: Path) -> ClaimLine:
         return ClaimLine.of(json.loads(text))
     except (ValueError, TypeError, KeyError) as error:
         again = f"check the claims again: socft verify --out {file.parent}"
-        raise InvalidProblem(f"line {number} of {file} is not a record of a claim: {text[:60]!r}; {again}") from error
+        raise InvalidProblem(
+            f"line {number} of {file} is not a record of a claim: {text[:60]!r}; {again}"
+        ) from error
 
 
 def _number(value: float | str | None) -> float:

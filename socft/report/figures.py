@@ -70,20 +70,43 @@ LOOKS = (
 
 
 @contextlib.contextmanager
-def panels(rows: int, columns: int, height: float, width: float = WIDTH) -> Iterator[tuple[Figure, list[Axes]]]:
+def panels(
+    rows: int, columns: int, height: float, width: float = WIDTH
+) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure of ``rows`` times ``columns`` axes in the style of all reports."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, list(np.asarray(figure.subplots(rows, columns, squeeze=False)).flat)
 
 
-def curve(axes: Axes, x: Sequence[float], y: Sequence[float], look: Look, label: str | None = None, markers: int = 7) -> None:
+def curve(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    look: Look,
+    label: str | None = None,
+    markers: int = 7,
+) -> None:
     """A curve with a few markers along it."""
     every = max(1, len(x) // markers)
-    axes.plot(x, y, color=look.color, linestyle=look.linestyle, marker=look.marker, markevery=every, label=label)
+    axes.plot(
+        x,
+        y,
+        color=look.color,
+        linestyle=look.linestyle,
+        marker=look.marker,
+        markevery=every,
+        label=label,
+    )
 
 
-def reference(axes: Axes, x: Sequence[float], y: Sequence[float], color: str = "0.35", label: str | None = None) -> None:
+def reference(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    color: str = "0.35",
+    label: str | None = None,
+) -> None:
     """A theoretical curve: thin and dashed."""
     axes.plot(x, y, color=color, linestyle=(0, (3, 2)), linewidth=0.7, label=label)
 
@@ -120,15 +143,30 @@ def logarithmic(axes: Axes) -> None:
 
 def legend(figure: Figure, axes: Sequence[Axes], columns: int, order: Sequence[str] = ()) -> None:
     """One legend below all panels, each label once, in a given order or in that of appearance."""
-    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle
+        for ax in axes
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
     labels = [label for label in order if label in handles] if order else list(handles)
     if labels:
-        figure.legend([handles[label] for label in labels], labels, loc="outside lower center", ncols=columns)
+        figure.legend(
+            [handles[label] for label in labels], labels, loc="outside lower center", ncols=columns
+        )
 
 
 def note(axes: Axes, message: str) -> None:
     """A message in the middle of an empty panel."""
-    axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", style="normal", color="0.35")
+    axes.text(
+        0.5,
+        0.5,
+        message,
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        style="normal",
+        color="0.35",
+    )
 
 
 def svg(figure: Figure) -> bytes:

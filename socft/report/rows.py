@@ -40,13 +40,24 @@ class Rows:
     def __bool__(self) -> bool:
         return bool(self.records)
 
-    def where(self, metric: str | None = None, problem: str | None = None, estimator: str | None = None, **setting: Any) -> Rows:
+    def where(
+        self,
+        metric: str | None = None,
+        problem: str | None = None,
+        estimator: str | None = None,
+        **setting: Any,
+    ) -> Rows:
         """The records with these values; a setting that a record lacks does not match."""
         named = {"metric": metric, "problem": problem, "estimator": estimator}
 
         def matches(record: Record) -> bool:
-            fields = all(value is None or getattr(record, name) == value for name, value in named.items())
-            return fields and all(key in record.setting and record.setting[key] == value for key, value in setting.items())
+            fields = all(
+                value is None or getattr(record, name) == value for name, value in named.items()
+            )
+            return fields and all(
+                key in record.setting and record.setting[key] == value
+                for key, value in setting.items()
+            )
 
         return Rows(tuple(record for record in self.records if matches(record)))
 
@@ -68,7 +79,10 @@ class Rows:
             return None
         first = self.records[0]
         what = f"{first.metric} of {first.problem} with {dict(first.setting)}"
-        require(len(self.records) == 1, f"{len(self.records)} records are {what}; measure the study afresh.")
+        require(
+            len(self.records) == 1,
+            f"{len(self.records)} records are {what}; measure the study afresh.",
+        )
         return first
 
     def distinct(self, key: str) -> list[Any]:
@@ -79,20 +93,38 @@ class Rows:
         """The values of a field of the records, in order of appearance."""
         return list(dict.fromkeys(getattr(record, name) for record in self.records))
 
-    def series(self, x: str, y: Callable[[Record], float | None] = lambda record: record.value) -> Series:
+    def series(
+        self, x: str, y: Callable[[Record], float | None] = lambda record: record.value
+    ) -> Series:
         """``y`` against the setting or field ``x``, where both are finite numbers."""
         points = [(_coordinate(record, x), y(record)) for record in self.records]
-        kept = sorted((a, b) for a, b in points if a is not None and b is not None and math.isfinite(a) and math.isfinite(b))
+        kept = sorted(
+            (a, b)
+            for a, b in points
+            if a is not None and b is not None and math.isfinite(a) and math.isfinite(b)
+        )
         return Series(tuple(a for a, _ in kept), tuple(b for _, b in kept))
 
-    def largest(self, y: Callable[[Record], float | None] = lambda record: record.value) -> float | None:
+    def largest(
+        self, y: Callable[[Record], float | None] = lambda record: record.value
+    ) -> float | None:
         """The largest ``y``, or None where nothing was measured."""
-        values = [value for record in self.records if (value := y(record)) is not None and not math.isnan(value)]
+        values = [
+            value
+            for record in self.records
+            if (value := y(record)) is not None and not math.isnan(value)
+        ]
         return max(values, default=None)
 
-    def smallest(self, y: Callable[[Record], float | None] = lambda record: record.value) -> float | None:
+    def smallest(
+        self, y: Callable[[Record], float | None] = lambda record: record.value
+    ) -> float | None:
         """The smallest ``y``, or None where nothing was measured."""
-        values = [value for record in self.records if (value := y(record)) is not None and not math.isnan(value)]
+        values = [
+            value
+            for record in self.records
+            if (value := y(record)) is not None and not math.isnan(value)
+        ]
         return min(values, default=None)
 
 

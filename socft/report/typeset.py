@@ -61,7 +61,13 @@ LONG = """#show figure: set block(breakable: true)
 
 def text(value: str) -> str:
     """Any string as Typst markup that shows exactly that string."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    escaped = (
+        value.replace("\\", "\\\\")
+        .replace('"', '\\"')
+        .replace("\n", "\\n")
+        .replace("\r", "\\r")
+        .replace("\t", "\\t")
+    )
     return f'#"{escaped}";'
 
 
@@ -89,7 +95,9 @@ def fraction_of_bound(value: float | None) -> str:
     """A worst ratio of measured to bound: marked loose below a tenth, exceeded above one by more than the digits shown."""
     if value is None or math.isnan(value):
         return NOT_MEASURED
-    return number(value) + (" (loose)" if value < LOOSE else " (*exceeded*)" if value > EXCEEDED else "")
+    return number(value) + (
+        " (loose)" if value < LOOSE else " (*exceeded*)" if value > EXCEEDED else ""
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +127,17 @@ class Table:
         """The table as a numbered figure."""
         names = {"l": "left", "c": "center", "r": "right"}
         align = ", ".join(names[letter] for letter in self.align)
-        cells = ["rule(0.8pt)", "table.header(" + ", ".join(f"[{cell}]" for cell in self.header) + ")", "rule(0.4pt)"]
+        cells = [
+            "rule(0.8pt)",
+            "table.header(" + ", ".join(f"[{cell}]" for cell in self.header) + ")",
+            "rule(0.4pt)",
+        ]
         for index, row in enumerate(self.rows):
             if len(row) == 1:
                 cells += ["rule(0.3pt)"] if index else []
-                cells += [f"table.header(level: 2, table.cell(colspan: {len(self.header)}, align: left)[#emph[{row[0]}]])"]
+                cells += [
+                    f"table.header(level: 2, table.cell(colspan: {len(self.header)}, align: left)[#emph[{row[0]}]])"
+                ]
             else:
                 cells += [f"[{cell}]" for cell in row]
         cells.append("rule(0.8pt)")
@@ -149,7 +163,10 @@ def landscape(markup: str) -> str:
 
 def picture_rows(pictures: Mapping[str, str], caption: str, label: str) -> str:
     """Bitmaps below each other, each with its title as markup on the left; enlarged without smoothing."""
-    cells = [f'[{title}], image({_string(name)}, width: 100%, scaling: "pixelated")' for title, name in pictures.items()]
+    cells = [
+        f'[{title}], image({_string(name)}, width: 100%, scaling: "pixelated")'
+        for title, name in pictures.items()
+    ]
     body = ",\n  ".join(cells or [f"[{NOT_MEASURED}], []"])
     grid = f"grid(columns: (3.2cm, 1fr), align: (left + horizon, left), row-gutter: 2pt,\n  {body})"
     return f"#figure(kind: image, caption: [{caption}],\n{grid}) <{label}>"
@@ -191,7 +208,9 @@ def compile_pdf(source: str, pictures: Mapping[str, bytes]) -> bytes:
         main = Path(folder) / "main.typ"
         main.write_text(source)
         try:
-            pdf = typst.Compiler(main, root=folder, ignore_system_fonts=True).compile(format="pdf", timestamp=0)
+            pdf = typst.Compiler(main, root=folder, ignore_system_fonts=True).compile(
+                format="pdf", timestamp=0
+            )
         except typst.TypstError as error:
             error.add_note(error.diagnostic)
             raise

@@ -36,7 +36,22 @@ OPERATORS = (
     "tanh",
     "tr",
 )
-GREEK = ("alpha", "beta", "gamma", "delta", "eta", "kappa", "lambda", "mu", "omega", "phi", "rho", "sigma", "tau", "theta")
+GREEK = (
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "eta",
+    "kappa",
+    "lambda",
+    "mu",
+    "omega",
+    "phi",
+    "rho",
+    "sigma",
+    "tau",
+    "theta",
+)
 NAMES = {
     **{name: f'op("{name}")' for name in OPERATORS},
     **{name: name for name in GREEK},
@@ -48,7 +63,11 @@ SYMBOLS = {
     **{"<=": "≤", ">=": "≥", "!=": "≠", "->": "→", "-": "−", "⊥": "perp", "‖": "parallel"},
     **{"/": r"\/", "½": r"1\/2", "Σ": "sum", "E": "bb(E)", ":": 'class("punctuation", :)'},
 }
-PIPES = {"open": 'class("opening", |)', "close": 'class("closing", |)', "given": 'class("relation", |)'}
+PIPES = {
+    "open": 'class("opening", |)',
+    "close": 'class("closing", |)',
+    "given": 'class("relation", |)',
+}
 PUNCTUATION = {",": ",", ";": ";", ".": ".", SYMBOLS[":"]: ":", r"\)": ")"}
 """After a word these are prose."""
 BREAKS = frozenset({",", ";", SYMBOLS[":"]})
@@ -107,13 +126,22 @@ def _prose(pieces: list[str]) -> Iterator[str]:
         if formula or not words:
             yield joined
         else:
-            yield joined[: len(joined) - len(joined.lstrip())] + text(words) + joined[len(joined.rstrip()) :]
+            yield (
+                joined[: len(joined) - len(joined.lstrip())]
+                + text(words)
+                + joined[len(joined.rstrip()) :]
+            )
 
 
 def _needs_space(before: str, source: str, gap: bool) -> bool:
     if before.startswith("op(") and source == PIPES["open"]:
         return True
-    return gap and not {before, source} & SPACED and not before.startswith("op(") and not source.startswith("op(")
+    return (
+        gap
+        and not {before, source} & SPACED
+        and not before.startswith("op(")
+        and not source.startswith("op(")
+    )
 
 
 def _inline(line: str) -> str:
@@ -160,7 +188,10 @@ def _simple(name: str, token: str) -> tuple[Kind, str]:
         case "script":
             return "script", f"{token[0]}({_inline(token[1:].strip('{}'))})"
         case "upper":
-            return "script", f"^({_inline(''.join(UPPER[c] for c in token)) if token != 'ᵀ' else 'top'})"
+            return (
+                "script",
+                f"^({_inline(''.join(UPPER[c] for c in token)) if token != 'ᵀ' else 'top'})",
+            )
         case "lower":
             return "script", f"_({''.join(LOWER[c] for c in token)})"
         case "star":
@@ -175,7 +206,11 @@ def _simple(name: str, token: str) -> tuple[Kind, str]:
             mantissa, _, exponent = token.partition("e")
             return "math", f"{mantissa} times 10^({int(exponent)})" if exponent else mantissa
         case _:
-            escaped = token if token.isalnum() or ord(token[0]) > 127 or token in ".,:;+=<>!%?" else "\\" + token
+            escaped = (
+                token
+                if token.isalnum() or ord(token[0]) > 127 or token in ".,:;+=<>!%?"
+                else "\\" + token
+            )
             return "math", SYMBOLS.get(token, escaped)
 
 
@@ -184,7 +219,11 @@ def _constant(found: re.Match[str]) -> str:
     index = found["long"] or found["short"] or ""
     of = found["of"] or ("V" if found["bar"] else "")
     script = f"_({_inline(index)})" if index else ""
-    return f"{letter}_{found['order']} ({of}{script})" if of else f"{letter}_({found['order']}){script and f'^({_inline(index)})'}"
+    return (
+        f"{letter}_{found['order']} ({of}{script})"
+        if of
+        else f"{letter}_({found['order']}){script and f'^({_inline(index)})'}"
+    )
 
 
 def _radicand(rest: str) -> int:
@@ -210,7 +249,9 @@ def _pipes(line: str) -> dict[int, Literal["open", "close", "given"]]:
         elif character in ")]}" and len(opened) > 1:
             opened.pop()
         elif character == "|":
-            spaced = line[position - 1 : position] in ("", " ") and line[position + 1 : position + 2] in ("", " ")
+            spaced = line[position - 1 : position] in ("", " ") and line[
+                position + 1 : position + 2
+            ] in ("", " ")
             if opened[-1] is not None:
                 roles[position], opened[-1] = "close", None
             elif spaced or not _closes(line[position + 1 :]):

@@ -68,7 +68,10 @@ def evaluate_affine(problem: ControlProblem, policy: AffinePolicy) -> PolicyEval
     Raises:
         InvalidProblem: the reference is not affine, the reward or the running cost not quadratic, or a shape does not fit.
     """
-    found, value = affine_moments(problem, policy), _policy_value(problem, policy, _close(problem, policy))
+    found, value = (
+        affine_moments(problem, policy),
+        _policy_value(problem, policy, _close(problem, policy)),
+    )
     fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     return PolicyEvaluation(value=value, **fields)
 
@@ -86,7 +89,14 @@ def affine_moments(problem: ControlProblem, policy: AffinePolicy) -> PolicyMomen
     running = (h * mean[:-1]).sum(1) + (0 if F is None else (F * second[:-1]).sum((1, 2)) / 2)
     reward = float((form.P * second[-1]).sum() / 2 + form.linear @ mean[-1]) + form.c
     objective = reward - float(running.sum() + problem.beta @ kl)
-    return PolicyMoments(objective=objective, reward=reward, kl=kl, running_cost=running, mean=mean, covariance=covariance)
+    return PolicyMoments(
+        objective=objective,
+        reward=reward,
+        kl=kl,
+        running_cost=running,
+        mean=mean,
+        covariance=covariance,
+    )
 
 
 @torch.no_grad()
@@ -100,11 +110,21 @@ def affine_gradient(problem: ControlProblem, policy: AffinePolicy) -> PolicyGrad
     closed = _close(problem, policy)
     value = _policy_value(problem, policy, closed)
     mean, covariance = _moments(problem, closed)
-    diffusion, beta, after = affine_of(problem).diffusion, problem.beta[:, None, None], value.hessian[1:]
+    diffusion, beta, after = (
+        affine_of(problem).diffusion,
+        problem.beta[:, None, None],
+        value.hessian[1:],
+    )
     linear = pull(diffusion, after @ closed.A) - beta * policy.gain
     costate = after @ closed.b.unsqueeze(2) + value.slope[1:].unsqueeze(2)
-    at_mean = (linear @ mean[:-1].unsqueeze(2) + pull(diffusion, costate) - beta * policy.offset.unsqueeze(2)).squeeze(2)
-    return PolicyGradient(linear @ covariance[:-1] + at_mean.unsqueeze(2) * mean[:-1].unsqueeze(1), at_mean)
+    at_mean = (
+        linear @ mean[:-1].unsqueeze(2)
+        + pull(diffusion, costate)
+        - beta * policy.offset.unsqueeze(2)
+    ).squeeze(2)
+    return PolicyGradient(
+        linear @ covariance[:-1] + at_mean.unsqueeze(2) * mean[:-1].unsqueeze(1), at_mean
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +143,9 @@ def _close(problem: ControlProblem, policy: AffinePolicy) -> _Closed:
         f"the policy's gain has shape {tuple(policy.gain.shape)}; this problem needs ({reference.steps}, {m}, {n}).",
     )
     shift = push(reference.diffusion, policy.offset.unsqueeze(2)).squeeze(2)
-    return _Closed(reference.transfer + push(reference.diffusion, policy.gain), reference.offset + shift)
+    return _Closed(
+        reference.transfer + push(reference.diffusion, policy.gain), reference.offset + shift
+    )
 
 
 def _policy_value(problem: ControlProblem, policy: AffinePolicy, closed: _Closed) -> QuadraticValue:
@@ -132,7 +154,10 @@ def _policy_value(problem: ControlProblem, policy: AffinePolicy, closed: _Closed
     (n,), steps, beta = problem.reference.dims, problem.steps, problem.beta
     paid = beta[:, None, None] * policy.gain.mT @ policy.gain + (0 if F is None else F)
     paid_slope = (beta[:, None, None] * policy.gain.mT @ policy.offset.unsqueeze(2)).squeeze(2) + h
-    P, q = torch.empty(steps + 1, n, n, dtype=torch.float64), torch.empty(steps + 1, n, dtype=torch.float64)
+    P, q = (
+        torch.empty(steps + 1, n, n, dtype=torch.float64),
+        torch.empty(steps + 1, n, dtype=torch.float64),
+    )
     P[steps], q[steps] = form.P, form.linear
     for k in reversed(range(steps)):
         square = closed.A[k].mT @ P[k + 1] @ closed.A[k] - paid[k]
@@ -152,7 +177,9 @@ def _moments(problem: ControlProblem, closed: _Closed) -> tuple[Tensor, Tensor]:
     covariances = [reference.initial_factor @ reference.initial_factor.mT]
     identity = torch.eye(*reference.noise_dims, dtype=torch.float64).expand(reference.steps, -1, -1)
     factors = push(reference.diffusion, identity)
-    for A, b, noise in zip(closed.A.unbind(), closed.b.unbind(), (factors @ factors.mT).unbind(), strict=True):
+    for A, b, noise in zip(
+        closed.A.unbind(), closed.b.unbind(), (factors @ factors.mT).unbind(), strict=True
+    ):
         means.append(torch.addmv(b, A, means[-1]))
         spread = torch.addmm(noise, A @ covariances[-1], A.mT)
         covariances.append((spread + spread.mT) / 2)

@@ -99,7 +99,10 @@ class Truth(abc.ABC):
     def control_error(self, policy: Policy) -> Float[Tensor, " steps"]:
         """``sup |v_k - v*_k|`` over `points` per step, shape (T,)."""
         with torch.no_grad():
-            distances = [_sup(policy(k, x) - self.control(k, x)) for k, x in enumerate(map(self.points, range(self.problem.steps)))]
+            distances = [
+                _sup(policy(k, x) - self.control(k, x))
+                for k, x in enumerate(map(self.points, range(self.problem.steps)))
+            ]
         return torch.stack(distances)
 
 

@@ -136,9 +136,15 @@ def working_chain(problem: ControlProblem) -> Chain:
     diffusion = reference.diffusion
     eigenvalues, basis = _spectrum(reference)
     if eigenvalues is not None and bool((eigenvalues == eigenvalues[:, :1]).all()):
-        basis = torch.linalg.eigh(form.P).eigenvectors  # every basis diagonalises the transfers: take the reward's
+        basis = torch.linalg.eigh(
+            form.P
+        ).eigenvectors  # every basis diagonalises the transfers: take the reward's
     ends = torch.ones(1, len(basis), dtype=torch.float64)
-    A = torch.cat([reference.transfer, torch.diag_embed(ends)]) if eigenvalues is None else torch.cat([eigenvalues, ends])
+    A = (
+        torch.cat([reference.transfer, torch.diag_embed(ends)])
+        if eigenvalues is None
+        else torch.cat([eigenvalues, ends])
+    )
     if F is not None:
         F = torch.cat([basis.mT @ F @ basis, F.new_zeros(1, *F.shape[1:])])
     P = basis.mT @ form.P @ basis
@@ -146,7 +152,9 @@ def working_chain(problem: ControlProblem) -> Chain:
         basis=basis,
         A=A,
         b=reference.offset @ basis,
-        noise=diffusion.sigma if isinstance(diffusion, ScalarDiffusion) else basis.mT @ diffusion.matrices,
+        noise=diffusion.sigma
+        if isinstance(diffusion, ScalarDiffusion)
+        else basis.mT @ diffusion.matrices,
         beta=problem.beta,
         P=(P + P.mT) / 2,
         q=form.linear @ basis,
@@ -205,7 +213,9 @@ def _curvature(chain: Chain) -> Curvature:
         shift = 2 * torch.linalg.matrix_norm(chain.P, 2)
         if float(shift * reach.g[0].max()) <= REACH_LIMIT:
             difference = Difference(chain, reach, shift)
-            return difference if chain.P.numel() * chain.steps > STORE_LIMIT else difference.stored()
+            return (
+                difference if chain.P.numel() * chain.steps > STORE_LIMIT else difference.stored()
+            )
     return _recursion(chain)
 
 
@@ -277,7 +287,9 @@ class Difference(Curvature):
 
     def stored(self) -> Stored:
         """All of them, from the last step to the first, the order in which an ill-posed step shows."""
-        return Stored(torch.stack([self.at(k) for k in reversed(range(self._chain.steps + 1))]).flip(0))
+        return Stored(
+            torch.stack([self.at(k) for k in reversed(range(self._chain.steps + 1))]).flip(0)
+        )
 
 
 def _factor_in_place(matrix: Tensor) -> Tensor | None:
@@ -294,7 +306,9 @@ def _factor_in_place(matrix: Tensor) -> Tensor | None:
 
 def _recursion(chain: Chain) -> Curvature:
     steps, P = chain.steps, chain.P
-    W = torch.from_numpy(np.empty((steps + 1, *P.shape)))  # numpy asks for huge pages: half the time to touch 500 MB
+    W = torch.from_numpy(
+        np.empty((steps + 1, *P.shape))
+    )  # numpy asks for huge pages: half the time to touch 500 MB
     W[-1] = P
     spread = torch.empty(steps, dtype=torch.float64)
     for k in reversed(range(steps)):

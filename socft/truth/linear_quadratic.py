@@ -35,10 +35,23 @@ from socft.policy import AffinePolicy, Policy
 from socft.problem import ControlProblem
 from socft.reference import Noises, States, Step, at_step
 from socft.reward import PerSample
-from socft.truth.affine_policy import PolicyEvaluation, PolicyGradient, affine_gradient, evaluate_affine
+from socft.truth.affine_policy import (
+    PolicyEvaluation,
+    PolicyGradient,
+    affine_gradient,
+    evaluate_affine,
+)
 from socft.truth.base import Evaluation, Truth
 from socft.truth.curvature import hessians, solve, working_chain
-from socft.truth.quadratic import QuadraticCost, QuadraticValue, act, affine_of, index, pull, sandwich
+from socft.truth.quadratic import (
+    QuadraticCost,
+    QuadraticValue,
+    act,
+    affine_of,
+    index,
+    pull,
+    sandwich,
+)
 from socft.truth.riccati import ContinuousValue, riccati
 
 SERIES_BELOW = 0.05
@@ -72,13 +85,21 @@ class LinearQuadratic(Truth):
         self.reference = affine_of(problem)
         self._chain = working_chain(problem)
         solution = solve(self._chain)
-        self._W, self._pushed, self.constant = solution.curvature, solution.pushed, solution.constant
+        self._W, self._pushed, self.constant = (
+            solution.curvature,
+            solution.pushed,
+            solution.constant,
+        )
         self.slope = solution.slope @ self._chain.basis.mT
 
     def value(self, k: Step, x: States) -> PerSample:
         y = x @ self._chain.basis.to(x)
         slope = self.slope[index(k, self.slope)].to(x)
-        return (y * self._curved(k, y)).sum(1) / 2 + (slope * x).sum(1) + at_step(self.constant, k, x[:, 0])
+        return (
+            (y * self._curved(k, y)).sum(1) / 2
+            + (slope * x).sum(1)
+            + at_step(self.constant, k, x[:, 0])
+        )
 
     def value_gradient(self, k: Step, x: States) -> States:
         basis = self._chain.basis.to(x)
@@ -86,12 +107,16 @@ class LinearQuadratic(Truth):
 
     def control(self, k: Step, x: States) -> Noises:
         costate = self.pushed_costate(k, x)
-        return self.reference.diffusion.transpose(k, x, costate) / at_step(self.problem.beta, k, costate)
+        return self.reference.diffusion.transpose(k, x, costate) / at_step(
+            self.problem.beta, k, costate
+        )
 
     def pushed_costate(self, k: Step, x: States) -> States:
         """``E[grad V_{k+1}(X_{k+1}) | X_k = x]`` under the optimum, ``W_k (A_k x + b_k) + r_k``, k = 0..T-1."""
         basis = self._chain.basis.to(x)
-        pushed = self._W.act(k, act(self._chain.A, k, x @ basis)) + self._pushed[index(k, self._pushed)].to(x)
+        pushed = self._W.act(k, act(self._chain.A, k, x @ basis)) + self._pushed[
+            index(k, self._pushed)
+        ].to(x)
         return pushed @ basis.mT
 
     def _curved(self, k: Step, y: Tensor) -> Tensor:
@@ -132,7 +157,11 @@ class LinearQuadratic(Truth):
 
     def evaluate(self, policy: Policy) -> Evaluation:
         """What a policy achieves: exactly if it is affine (see `evaluate_affine`), else by simulation."""
-        return evaluate_affine(self.problem, policy) if isinstance(policy, AffinePolicy) else super().evaluate(policy)
+        return (
+            evaluate_affine(self.problem, policy)
+            if isinstance(policy, AffinePolicy)
+            else super().evaluate(policy)
+        )
 
     def gradient(self, policy: AffinePolicy) -> PolicyGradient:
         """Exact gradient of the objective at any affine policy; see `affine_gradient`."""
@@ -151,7 +180,10 @@ class LinearQuadratic(Truth):
         gaps = []
         for first in range(0, self.problem.steps, CHUNK):
             steps = range(first, min(first + CHUNK, self.problem.steps))
-            after, noise = range(steps.start + 1, steps.stop + 1), chain.noise[steps.start : steps.stop]
+            after, noise = (
+                range(steps.start + 1, steps.stop + 1),
+                chain.noise[steps.start : steps.stop],
+            )
             weight = beta[steps.start : steps.stop, None]
             if self._W.diagonal:
                 P = self._W.span(after) * chain.A[after.start : after.stop] ** 2
@@ -192,13 +224,23 @@ class LinearQuadratic(Truth):
         Raises:
             InvalidProblem: beta is not constant, there is a running cost, or the tilt is not integrable.
         """
-        require(self.problem.running_cost is None, "a running cost tilts paths, not final states; drop it to compare final laws.")
+        require(
+            self.problem.running_cost is None,
+            "a running cost tilts paths, not final states; drop it to compare final laws.",
+        )
         beta = self._constant_beta("tilt")
-        return evaluate_affine(self.problem, AffinePolicy.zeros(self.reference)).final_law.tilted(self.problem.reward, beta).density
+        return (
+            evaluate_affine(self.problem, AffinePolicy.zeros(self.reference))
+            .final_law.tilted(self.problem.reward, beta)
+            .density
+        )
 
     def _constant_beta(self, what: str) -> float:
         low, high = float(self.problem.beta.min()), float(self.problem.beta.max())
-        require(low == high, f"beta runs from {low:g} to {high:g}; {what} compares with exp(r / beta) and needs a constant beta.")
+        require(
+            low == high,
+            f"beta runs from {low:g} to {high:g}; {what} compares with exp(r / beta) and needs a constant beta.",
+        )
         return low
 
 
@@ -206,7 +248,12 @@ def wasserstein(first: Gaussian, second: Gaussian) -> float:
     """The 2-Wasserstein distance of two Gaussian laws (Olkin and Pukelsheim 1982)."""
     root = first.bases[0] * first.spectra[0].sqrt()
     cross = torch.linalg.eigvalsh(root.mT @ second.covariance @ root).clamp(min=0).sqrt().sum()
-    apart = (first.mean - second.mean).square().sum() + first.spectra.sum() + second.spectra.sum() - 2 * cross
+    apart = (
+        (first.mean - second.mean).square().sum()
+        + first.spectra.sum()
+        + second.spectra.sum()
+        - 2 * cross
+    )
     return math.sqrt(max(float(apart), 0.0))
 
 

@@ -52,7 +52,9 @@ class TiltedMixture:
     def value(self, abar: float | Tensor, x: States) -> PerSample:
         """``V`` at a signal level (one, or one per sample), differentiable in both; the reward itself at level 1."""
         tilted, law = self.tilt.density, self.density
-        return self.beta * (self.log_normaliser + tilted.noised_log_prob(abar, x) - law.noised_log_prob(abar, x))
+        return self.beta * (
+            self.log_normaliser + tilted.noised_log_prob(abar, x) - law.noised_log_prob(abar, x)
+        )
 
     def value_gradient(self, abar: float | Tensor, x: States) -> States:
         """``grad V``, beta times the difference of the two noised scores."""

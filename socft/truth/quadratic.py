@@ -10,7 +10,15 @@ from torch import Tensor
 
 from socft.checks import require, require_finite
 from socft.problem import ControlProblem
-from socft.reference import AffineReference, MatrixDiffusion, ScalarDiffusion, States, Step, at_step, by_step
+from socft.reference import (
+    AffineReference,
+    MatrixDiffusion,
+    ScalarDiffusion,
+    States,
+    Step,
+    at_step,
+    by_step,
+)
 from socft.reward import PerSample
 
 GATHER_LIMIT = 2**24
@@ -33,15 +41,24 @@ class QuadraticCost:
     def __init__(self, F: Float[Tensor, "*steps n n"], h: Float[Tensor, "*steps n"] | None = None):
         self.F = torch.as_tensor(F, dtype=torch.float64)
         shape = tuple(self.F.shape)
-        require(len(shape) in (2, 3) and shape[-1] == shape[-2], f"F has shape {shape}; give (n, n) or (steps, n, n).")
-        self.h = self.F.new_zeros(shape[-1]) if h is None else torch.as_tensor(h, dtype=torch.float64)
+        require(
+            len(shape) in (2, 3) and shape[-1] == shape[-2],
+            f"F has shape {shape}; give (n, n) or (steps, n, n).",
+        )
+        self.h = (
+            self.F.new_zeros(shape[-1]) if h is None else torch.as_tensor(h, dtype=torch.float64)
+        )
         fits = self.h.ndim in (1, 2) and self.h.shape[-1] == shape[-1]
-        require(fits, f"h has shape {tuple(self.h.shape)}; with this F give ({shape[-1]},) or (steps, {shape[-1]}).")
+        require(
+            fits,
+            f"h has shape {tuple(self.h.shape)}; with this F give ({shape[-1]},) or (steps, {shape[-1]}).",
+        )
         require_finite(self.F, "F", "every entry must be a finite number.")
         require_finite(self.h, "h", "every entry must be a finite number.")
         skew = float((self.F - self.F.mT).abs().max())
         require(
-            skew == 0, f"F differs from its transpose by {skew:g}; give the symmetric part (F + F') / 2, which is the same cost."
+            skew == 0,
+            f"F differs from its transpose by {skew:g}; give the symmetric part (F + F') / 2, which is the same cost.",
         )
 
     def __call__(self, k: Step, x: States) -> PerSample:
@@ -67,7 +84,9 @@ class QuadraticValue:
     def value(self, k: Step, x: States) -> PerSample:
         """``V_k(x)``."""
         slope = self.slope[index(k, self.slope)].to(x)
-        return (x * (act(self.hessian, k, x) / 2 + slope)).sum(1) + at_step(self.constant, k, x[:, 0])
+        return (x * (act(self.hessian, k, x) / 2 + slope)).sum(1) + at_step(
+            self.constant, k, x[:, 0]
+        )
 
     def gradient(self, k: Step, x: States) -> States:
         """``grad V_k(x)``."""
@@ -78,7 +97,10 @@ def affine_of(problem: ControlProblem) -> AffineReference:
     """The reference, refused unless affine."""
     reference = problem.reference
     if not isinstance(reference, AffineReference):
-        require(False, f"the reference is a {type(reference).__name__}; only an AffineReference has this closed form.")
+        require(
+            False,
+            f"the reference is a {type(reference).__name__}; only an AffineReference has this closed form.",
+        )
         raise AssertionError
     return reference
 
@@ -89,14 +111,19 @@ def running_of(problem: ControlProblem) -> tuple[Tensor | None, Tensor]:
     if cost is None:
         return None, torch.zeros(steps, n, dtype=torch.float64)
     if not isinstance(cost, QuadraticCost):
-        require(False, f"the running cost is a {type(cost).__name__}; give a QuadraticCost, the only kind with this closed form.")
+        require(
+            False,
+            f"the running cost is a {type(cost).__name__}; give a QuadraticCost, the only kind with this closed form.",
+        )
         raise AssertionError
     require(
         cost.F.shape in ((n, n), (steps, n, n)) and cost.h.shape in ((n,), (steps, n)),
         f"the running cost has F of shape {tuple(cost.F.shape)} and h of shape {tuple(cost.h.shape)}; this problem has n = {n} "
         f"and {steps} steps.",
     )
-    return (cost.F.expand(steps, n, n) if bool((cost.F != 0).any()) else None), cost.h.expand(steps, n)
+    return (cost.F.expand(steps, n, n) if bool((cost.F != 0).any()) else None), cost.h.expand(
+        steps, n
+    )
 
 
 def index(k: Step, stack: Tensor) -> Step:
@@ -126,14 +153,26 @@ def sandwich(P: Tensor, noise: Tensor) -> Tensor:
     return noise.mT @ P @ noise
 
 
-def push(diffusion: ScalarDiffusion | MatrixDiffusion, v: Float[Tensor, "steps m p"]) -> Float[Tensor, "steps n p"]:
+def push(
+    diffusion: ScalarDiffusion | MatrixDiffusion, v: Float[Tensor, "steps m p"]
+) -> Float[Tensor, "steps n p"]:
     """``B_k v_k`` at every step."""
-    return diffusion.sigma[:, None, None] * v if isinstance(diffusion, ScalarDiffusion) else diffusion.matrices @ v
+    return (
+        diffusion.sigma[:, None, None] * v
+        if isinstance(diffusion, ScalarDiffusion)
+        else diffusion.matrices @ v
+    )
 
 
-def pull(diffusion: ScalarDiffusion | MatrixDiffusion, a: Float[Tensor, "steps n p"]) -> Float[Tensor, "steps m p"]:
+def pull(
+    diffusion: ScalarDiffusion | MatrixDiffusion, a: Float[Tensor, "steps n p"]
+) -> Float[Tensor, "steps m p"]:
     """``B_k' a_k`` at every step."""
-    return diffusion.sigma[:, None, None] * a if isinstance(diffusion, ScalarDiffusion) else diffusion.matrices.mT @ a
+    return (
+        diffusion.sigma[:, None, None] * a
+        if isinstance(diffusion, ScalarDiffusion)
+        else diffusion.matrices.mT @ a
+    )
 
 
 def accumulate(gained: Float[Tensor, " steps"], last: float) -> Float[Tensor, " steps_plus_1"]:

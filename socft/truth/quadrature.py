@@ -1,6 +1,6 @@
 r"""Exact solution in one and two dimensions by dynamic programming with quadrature, for any smooth reward and reference.
 
-Each step solves the Bellman equation at the nodes of a grid (`socft.bellman`), with grids that follow the mass of the pre-trained
+Each step solves the Bellman equation at the nodes of a grid (`socft.truth.bellman`), with grids that follow the mass of the pre-trained
 and of the optimal chain. The discretisation error is reported by refinement: the control on a grid with 0.7 times the nodes is
 compared with the finer one where the optimal chain has all but 1e-6 of its mass.
 """
@@ -17,16 +17,16 @@ from jaxtyping import Float
 from scipy.optimize import root_scalar
 from torch import Tensor
 
-from socft.bellman import BellmanStep, axis_sigma, mean_and_jacobian, terminal_value
 from socft.checks import InvalidProblem, require
-from socft.grid import Grid, ValueGrid, tensor_rule
-from socft.policy import GridPolicy, Policy, Uncontrolled
+from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import Noises, Reference, States, Step, by_step
 from socft.reward import PerSample
 from socft.rollout import Noise, rollout
 from socft.theory import BetaChoice, beta_from_curvature
 from socft.truth.base import Evaluation, Truth
+from socft.truth.bellman import BellmanStep, axis_sigma, mean_and_jacobian, terminal_value
+from socft.truth.grid import Grid, GridPolicy, ValueGrid, tensor_rule
 
 NODES = {1: (601, 3001), 2: (97, 97)}  # fewest and most nodes per axis by dimension
 COARSE = {1: (301,), 2: (41, 41)}
@@ -94,7 +94,11 @@ def flow(problem: ControlProblem, policy: Policy, grids: tuple[Grid, ...]) -> Fl
         for k in range(problem.steps):
             x = grids[k].nodes
             drift = problem.reference.step(k, x, policy(k, x))
-            masses.append(grids[k + 1].diffuse(grids[k + 1].scatter(masses[k], drift), axis_sigma(problem.reference, k)))
+            masses.append(
+                grids[k + 1].diffuse(
+                    grids[k + 1].scatter(masses[k], drift), axis_sigma(problem.reference, k)
+                )
+            )
     return Flow(grids, tuple(masses))
 
 
@@ -117,14 +121,21 @@ class Quadrature(Truth):
             lose more than 1e-6 of the mass.
     """
 
-    def __init__(self, problem: ControlProblem, grids: tuple[Grid, ...] | None = None, nodes: tuple[int, ...] | None = None):
+    def __init__(
+        self,
+        problem: ControlProblem,
+        grids: tuple[Grid, ...] | None = None,
+        nodes: tuple[int, ...] | None = None,
+    ):
         _grid_dim(problem.reference)
         self.problem = problem
         self.grids = grids or choose_grids(problem, nodes)
         solution = solve_backward(problem, self.grids)
         self.values, self.shifts = solution.values, solution.shifts
         self.curvature = torch.tensor(solution.curvature, dtype=torch.float64)
-        self._policy = GridPolicy.from_shifts(problem.reference, self.grids[:-1], self.shifts, self.values[0].bend)
+        self._policy = GridPolicy.from_shifts(
+            problem.reference, self.grids[:-1], self.shifts, self.values[0].bend
+        )
         lost = self.flow.lost
         require(
             lost <= LOST_MASS,
@@ -144,9 +155,14 @@ class Quadrature(Truth):
     @property
     def error(self) -> float:
         """Largest change of the optimal control on the region when the grids are coarsened by 0.7: an estimate from above."""
-        coarse = tuple(Grid.box(g.lower, g.upper, tuple(math.ceil(REFINEMENT * n) for n in g.shape)) for g in self.grids)
+        coarse = tuple(
+            Grid.box(g.lower, g.upper, tuple(math.ceil(REFINEMENT * n) for n in g.shape))
+            for g in self.grids
+        )
         solution = solve_backward(self.problem, coarse)
-        other = GridPolicy.from_shifts(self.problem.reference, coarse[:-1], solution.shifts, solution.values[0].bend)
+        other = GridPolicy.from_shifts(
+            self.problem.reference, coarse[:-1], solution.shifts, solution.values[0].bend
+        )
         return float(self.control_error(other).max())
 
     def points(self, k: int) -> Float[Tensor, "nodes d"]:
@@ -178,7 +194,10 @@ class Quadrature(Truth):
         if not law.lost <= LOST_MASS:
             return super().evaluate(policy)
         with torch.no_grad():
-            controls = [policy(k, self.grids[k].nodes).square().sum(1) / 2 for k in range(self.problem.steps)]
+            controls = [
+                policy(k, self.grids[k].nodes).square().sum(1) / 2
+                for k in range(self.problem.steps)
+            ]
             costs = [self.problem.cost(k, self.grids[k].nodes) for k in range(self.problem.steps)]
         kl = torch.tensor([law.expect(k, c) for k, c in enumerate(controls)], dtype=torch.float64)
         reward = law.expect(self.problem.steps, self.problem.reward(self.grids[-1].nodes))
@@ -202,7 +221,10 @@ def solve_backward(problem: ControlProblem, grids: tuple[Grid, ...]) -> Solution
         f"{len(grids)} grids for {problem.steps} steps; give one per step 0..T, {problem.steps + 1}.",
     )
     dims = problem.reference.dims
-    require(all((g.dim,) == dims for g in grids), f"grids of shape {grids[0].shape} for states of shape {dims}; one axis each.")
+    require(
+        all((g.dim,) == dims for g in grids),
+        f"grids of shape {grids[0].shape} for states of shape {dims}; one axis each.",
+    )
     values, shifts, curvature = [terminal_value(problem, grids[-1])], [], []
     for k in reversed(range(problem.steps)):
         step = BellmanStep.build(problem, k, grids[k], values[-1])
@@ -235,13 +257,17 @@ def measured_beta(problem: ControlProblem, lam: float) -> BetaChoice:
             truth = Quadrature(_with_beta(problem, math.exp(log_beta)))
         except InvalidProblem:
             return math.inf
-        return math.log(float((sigma.square() * truth.curvature).max())) - log_beta - math.log(1 - lam)
+        return (
+            math.log(float((sigma.square() * truth.curvature).max())) - log_beta - math.log(1 - lam)
+        )
 
     beta = math.exp(_root(excess))
     truth = Quadrature(_with_beta(problem, beta))
     needed = beta_from_curvature(sigma, truth.curvature, lam).beta
     reached = 1 - sigma.square() * truth.curvature / beta
-    return BetaChoice(torch.full_like(sigma, beta), "constant (measured curvature)", beta / needed, reached)
+    return BetaChoice(
+        torch.full_like(sigma, beta), "constant (measured curvature)", beta / needed, reached
+    )
 
 
 def _with_beta(problem: ControlProblem, beta: float) -> ControlProblem:
@@ -253,11 +279,17 @@ def _root(excess: Callable[[float], float]) -> float:
     high, step = 0.0, math.log(4.0)
     while excess(high) > 0:
         high += step
-        require(high < LARGEST_LOG_BETA, "no beta below 1e6 contracts at the wanted rate; use a smoother reward.")
+        require(
+            high < LARGEST_LOG_BETA,
+            "no beta below 1e6 contracts at the wanted rate; use a smoother reward.",
+        )
     low = high - step
     while (at_low := excess(low)) <= 0:
         high, low = low, low - step
-        require(low > -LARGEST_LOG_BETA, "every beta above 1e-6 contracts at the wanted rate; choose it by the reward.")
+        require(
+            low > -LARGEST_LOG_BETA,
+            "every beta above 1e-6 contracts at the wanted rate; choose it by the reward.",
+        )
     while math.isinf(at_low):
         middle = (low + high) / 2
         at_middle = excess(middle)
@@ -284,7 +316,9 @@ def choose_grids(problem: ControlProblem, nodes: tuple[int, ...] | None = None) 
     for _ in range(GROWTHS):
         grids = tuple(Grid.box(lo, hi, COARSE[d]) for lo, hi in zip(lower, upper, strict=True))
         solution = solve_backward(problem, grids)
-        pilot = GridPolicy.from_shifts(reference, grids[:-1], solution.shifts, solution.values[0].bend)
+        pilot = GridPolicy.from_shifts(
+            reference, grids[:-1], solution.shifts, solution.values[0].bend
+        )
         low, high = _spread(reference, pilot)
         leaking = flow(problem, pilot, grids).lost > LOST_MASS
         slack = SLACK * (upper - lower)
@@ -293,12 +327,17 @@ def choose_grids(problem: ControlProblem, nodes: tuple[int, ...] | None = None) 
         growth = GROWTH * (upper - lower) if leaking else torch.zeros_like(lower)
         lower, upper = torch.minimum(low, lower - growth), torch.maximum(high, upper + growth)
     boxes = [Grid.box(lo, hi, COARSE[d]) for lo, hi in zip(lower, upper, strict=True)]
-    return tuple(Grid.box(b.lower, b.upper, nodes or _resolving(problem, k, b)) for k, b in enumerate(boxes))
+    return tuple(
+        Grid.box(b.lower, b.upper, nodes or _resolving(problem, k, b)) for k, b in enumerate(boxes)
+    )
 
 
 def _grid_dim(reference: Reference) -> int:
     d = reference.dims[0] if len(reference.dims) == 1 else 0
-    require(d in (1, 2), f"states of shape {reference.dims} have no grid; quadrature solves vectors of length 1 and 2.")
+    require(
+        d in (1, 2),
+        f"states of shape {reference.dims} have no grid; quadrature solves vectors of length 1 and 2.",
+    )
     return d
 
 
@@ -312,7 +351,10 @@ def _resolving(problem: ControlProblem, k: int, box: Grid) -> tuple[int, ...]:
     if k < problem.steps:
         stretch = mean_and_jacobian(problem.reference, k, box.nodes)[1].abs().amax((0, 1))
     scale = axis_sigma(problem.reference, min(k, problem.steps - 1)) / stretch
-    wanted = [math.ceil(PER_SCALE * float(w / s)) + 1 if s > 0 else most for w, s in zip(box.upper - box.lower, scale, strict=True)]
+    wanted = [
+        math.ceil(PER_SCALE * float(w / s)) + 1 if s > 0 else most
+        for w, s in zip(box.upper - box.lower, scale, strict=True)
+    ]
     return tuple(min(max(n, least), most) for n in wanted)
 
 

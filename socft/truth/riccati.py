@@ -23,10 +23,15 @@ class ContinuousValue:
         nodes: times at which ``P`` is stored, shape (N + 1,).
     """
 
-    def __init__(self, A: Tensor, B: Tensor, terminal: Tensor, running: Tensor, beta: float, horizon: float):
+    def __init__(
+        self, A: Tensor, B: Tensor, terminal: Tensor, running: Tensor, beta: float, horizon: float
+    ):
         n = len(A)
         self.horizon, self.beta = horizon, beta
-        self._B, self._H = B, torch.cat([torch.cat([A, B @ B.mT / beta], 1), torch.cat([running, -A.mT], 1)])
+        self._B, self._H = (
+            B,
+            torch.cat([torch.cat([A, B @ B.mT / beta], 1), torch.cat([running, -A.mT], 1)]),
+        )
         count = max(1, math.ceil(2 * float(torch.linalg.matrix_norm(self._H, 2)) * horizon))
         self.nodes = torch.linspace(0, horizon, count + 1, dtype=torch.float64)
         self._hessians = torch.empty(count + 1, n, n, dtype=torch.float64)
@@ -59,7 +64,9 @@ class ContinuousValue:
         flow = torch.linalg.matrix_exp(-span * self._H)
         free, reach = flow[:n, :n], flow[:n, n:]
         X = free + reach @ self._hessians[i]
-        room = torch.linalg.solve(free, X)  # I - G P with G >= 0 over so short a span: similar to a symmetric matrix
+        room = torch.linalg.solve(
+            free, X
+        )  # I - G P with G >= 0 over so short a span: similar to a symmetric matrix
         least = float(torch.linalg.eigvals(room).real.min())
         require(
             least > 0,
@@ -67,7 +74,11 @@ class ContinuousValue:
             "raise beta or shorten the horizon.",
         )
         P = torch.linalg.solve(X, flow[n:, :n] + flow[n:, n:] @ self._hessians[i], left=False)
-        gained = -self.beta / 2 * (float(torch.linalg.slogdet(X).logabsdet) + span * float(self._H[:n, :n].trace()))
+        gained = (
+            -self.beta
+            / 2
+            * (float(torch.linalg.slogdet(X).logabsdet) + span * float(self._H[:n, :n].trace()))
+        )
         return (P + P.mT) / 2, gained
 
 
@@ -88,7 +99,9 @@ def riccati(
         InvalidProblem: a shape does not fit, an entry or number is not finite and positive, or the value is infinite.
     """
     A, B, terminal = (torch.as_tensor(M, dtype=torch.float64) for M in (A, B, terminal))
-    running = torch.zeros_like(A) if running is None else torch.as_tensor(running, dtype=torch.float64)
+    running = (
+        torch.zeros_like(A) if running is None else torch.as_tensor(running, dtype=torch.float64)
+    )
     n = len(A)
     require(
         A.shape == terminal.shape == running.shape == (n, n) and B.ndim == 2 and len(B) == n,
@@ -99,4 +112,6 @@ def riccati(
         require_finite(matrix, name, "every entry must be a finite number.")
     require(0 < beta < math.inf, f"beta = {beta}; it must be a positive finite number.")
     require(0 < horizon < math.inf, f"horizon = {horizon}; it must be a positive finite number.")
-    return ContinuousValue(A, B, (terminal + terminal.mT) / 2, (running + running.mT) / 2, beta, horizon)
+    return ContinuousValue(
+        A, B, (terminal + terminal.mT) / 2, (running + running.mT) / 2, beta, horizon
+    )

@@ -39,20 +39,33 @@ class SeparableTruth(Truth):
         parts: the one-dimensional solution of every direction; equal coordinates share one.
     """
 
-    def __init__(self, density: Rotated, reward: Separable, schedule: Schedule, beta: float | Tensor):
-        apart = reward.rotation.shape != density.rotation.shape or float((reward.rotation - density.rotation).abs().max())
-        require(apart <= SAME_ROTATION, "the reward and the law use different directions; give both the same rotation.")
+    def __init__(
+        self, density: Rotated, reward: Separable, schedule: Schedule, beta: float | Tensor
+    ):
+        apart = reward.rotation.shape != density.rotation.shape or float(
+            (reward.rotation - density.rotation).abs().max()
+        )
+        require(
+            apart <= SAME_ROTATION,
+            "the reward and the law use different directions; give both the same rotation.",
+        )
         self.problem = ControlProblem(score_reference(density, schedule), reward, beta)
         self.rotation = density.rotation
         solved: dict[tuple[int, int], Quadrature] = {}
         for factor, scalar in zip(density.factors, reward.scalars, strict=True):
             key = (id(factor), id(scalar))
             if key not in solved:
-                solved[key] = Quadrature(ControlProblem(score_reference(factor, schedule), scalar, beta))
-        self.parts = tuple(solved[id(f), id(r)] for f, r in zip(density.factors, reward.scalars, strict=True))
+                solved[key] = Quadrature(
+                    ControlProblem(score_reference(factor, schedule), scalar, beta)
+                )
+        self.parts = tuple(
+            solved[id(f), id(r)] for f, r in zip(density.factors, reward.scalars, strict=True)
+        )
 
     @classmethod
-    def of_parts(cls, problem: ControlProblem, rotation: Float[Tensor, "n n"], parts: Sequence[Quadrature]) -> SeparableTruth:
+    def of_parts(
+        cls, problem: ControlProblem, rotation: Float[Tensor, "n n"], parts: Sequence[Quadrature]
+    ) -> SeparableTruth:
         """The optimum of any problem that is the sum of one-dimensional ones along orthonormal directions, the caller's word.
 
         Args:
@@ -79,10 +92,14 @@ class SeparableTruth(Truth):
         return torch.stack([part.value(k, z) for part, z in self._coordinates(x)]).sum(0)
 
     def value_gradient(self, k: Step, x: States) -> States:
-        return torch.cat([part.value_gradient(k, z) for part, z in self._coordinates(x)], 1) @ self.rotation.T.to(x)
+        return torch.cat(
+            [part.value_gradient(k, z) for part, z in self._coordinates(x)], 1
+        ) @ self.rotation.T.to(x)
 
     def control(self, k: Step, x: States) -> Noises:
-        return torch.cat([part.control(k, z) for part, z in self._coordinates(x)], 1) @ self.rotation.T.to(x)
+        return torch.cat(
+            [part.control(k, z) for part, z in self._coordinates(x)], 1
+        ) @ self.rotation.T.to(x)
 
     @property
     def objective(self) -> float:

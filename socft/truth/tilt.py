@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.bellman import axis_sigma, terminal_value
 from socft.checks import require
-from socft.grid import ValueGrid, tensor_rule
 from socft.policy import Uncontrolled
+from socft.truth.bellman import axis_sigma, terminal_value
+from socft.truth.grid import ValueGrid, tensor_rule
 from socft.truth.quadrature import Quadrature, flow
 
 HERMITE_NODES = 64
@@ -60,7 +60,11 @@ def tilted_law(truth: Quadrature) -> Float[Tensor, " nodes"]:
     Raises:
         InvalidProblem: as for `tilt_gap`, or the tilt lies where the law of X_T has no mass to rounding.
     """
-    problem, beta, final_value = truth.problem, float(truth.problem.beta[0]), _gibbs_values(truth)[1]
+    problem, beta, final_value = (
+        truth.problem,
+        float(truth.problem.beta[0]),
+        _gibbs_values(truth)[1],
+    )
     masses = flow(problem, Uncontrolled(problem.reference), truth.grids).masses[-1]
     exponent = problem.reward(truth.grids[-1].nodes) / beta
     tilted = masses * torch.exp(exponent - exponent.max())
@@ -77,7 +81,9 @@ def _gibbs_values(truth: Quadrature) -> tuple[float, float]:
     value = _gibbs_value(truth).at(truth.problem.reference.initial(points))
     tilted = value / beta + weights.log()
     ends = tilted.softmax(0)[[0, -1]].sum() / (points[1, 0] - points[0, 0])
-    _require_mass(float(ends), beta, "X_0")  # the tail of a Gaussian weighs less than its density there
+    _require_mass(
+        float(ends), beta, "X_0"
+    )  # the tail of a Gaussian weighs less than its density there
     return float(weights @ value), float(beta * torch.logsumexp(tilted, 0))
 
 
@@ -88,8 +94,14 @@ def _require_tilt(truth: Quadrature) -> None:
         spread <= SAME_BETA * float(problem.beta.max()),
         f"beta varies by {spread:g} over the steps; the tilt needs a constant beta.",
     )
-    require(truth.grids[0].dim == 1, f"the problem has dimension {truth.grids[0].dim}; the tilt by quadrature needs dimension 1.")
-    require(problem.running_cost is None, "the problem has a running cost; the tilt of the final law needs a terminal reward only.")
+    require(
+        truth.grids[0].dim == 1,
+        f"the problem has dimension {truth.grids[0].dim}; the tilt by quadrature needs dimension 1.",
+    )
+    require(
+        problem.running_cost is None,
+        "the problem has a running cost; the tilt of the final law needs a terminal reward only.",
+    )
 
 
 def _require_mass(error: float, beta: float, state: str) -> None:

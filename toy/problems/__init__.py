@@ -12,7 +12,11 @@ from typing import Any
 from socft.checks import require
 from toy.problems.base import Benchmark, ValueFunction
 from toy.problems.fine_tuning import FINE_TUNING, FineTuning, fine_tuning
-from toy.problems.linear_quadratic import linear_quadratic_fine_tuning, linear_quadratic_sde, oscillator
+from toy.problems.linear_quadratic import (
+    linear_quadratic_fine_tuning,
+    linear_quadratic_sde,
+    oscillator,
+)
 from toy.problems.mixtures import mixture
 from toy.problems.pendulum import pendulum
 from toy.problems.reversed_bsde import linear, mixture_control
@@ -35,8 +39,19 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
 
 def benchmark(name: str, **settings: Any) -> Benchmark:
     """The benchmark of a name, completed by settings; its truths are built when asked for."""
-    require(name in BENCHMARKS, f"there is no benchmark {name!r}; the benchmarks are {', '.join(BENCHMARKS)}.")
+    require(
+        name in BENCHMARKS,
+        f"there is no benchmark {name!r}; the benchmarks are {', '.join(BENCHMARKS)}.",
+    )
     return BENCHMARKS[name](**settings)
 
 
-__all__ = ["BENCHMARKS", "FINE_TUNING", "Benchmark", "FineTuning", "ValueFunction", "benchmark", "fine_tuning"]
+__all__ = [
+    "BENCHMARKS",
+    "FINE_TUNING",
+    "Benchmark",
+    "FineTuning",
+    "ValueFunction",
+    "benchmark",
+    "fine_tuning",
+]

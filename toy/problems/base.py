@@ -15,9 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.bellman import BellmanStep, terminal_value
 from socft.checks import require
-from socft.grid import Grid, tensor_rule
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
 from socft.reference import States
@@ -25,6 +23,8 @@ from socft.reward import PerSample
 from socft.sde import SDE
 from socft.truth.affine_policy import evaluate_affine
 from socft.truth.base import Truth
+from socft.truth.bellman import BellmanStep, terminal_value
+from socft.truth.grid import Grid, tensor_rule
 from socft.truth.riccati import ContinuousValue
 
 Settings = Mapping[str, Any]
@@ -89,12 +89,18 @@ class Benchmark:
     @functools.cached_property
     def continuous_uncontrolled(self) -> ValueFunction:
         """The value without control in continuous time, at the times of the chain's states."""
-        return self._solve(self.solvers.continuous_uncontrolled, "value without control in continuous time")
+        return self._solve(
+            self.solvers.continuous_uncontrolled, "value without control in continuous time"
+        )
 
     @property
     def truths(self) -> tuple[str, ...]:
         """The truths there are."""
-        return tuple(f.name for f in dataclasses.fields(self.solvers) if getattr(self.solvers, f.name) is not None)
+        return tuple(
+            f.name
+            for f in dataclasses.fields(self.solvers)
+            if getattr(self.solvers, f.name) is not None
+        )
 
     def _solve(self, solver: Callable[[], Any] | None, what: str) -> Any:
         if solver is None:
@@ -128,10 +134,14 @@ def grid_uncontrolled(problem: ControlProblem, grids: Sequence[Grid]) -> ValueFu
     values.reverse()
     points, weights = tensor_rule(grids[0].dim)
     objective = float(weights @ values[0].at(problem.reference.initial(points)))
-    return ValueFunction(lambda k, x: values[k].at(x), lambda k, x: values[k].gradient_at(x), objective)
+    return ValueFunction(
+        lambda k, x: values[k].at(x), lambda k, x: values[k].gradient_at(x), objective
+    )
 
 
-def riccati_value(found: ContinuousValue, times: Tensor, mean: Tensor, factor: Tensor) -> ValueFunction:
+def riccati_value(
+    found: ContinuousValue, times: Tensor, mean: Tensor, factor: Tensor
+) -> ValueFunction:
     """A continuous linear-quadratic value at the times of a chain started at N(mean, factor factor^T)."""
 
     def value(k: int, x: States) -> PerSample:
@@ -139,5 +149,7 @@ def riccati_value(found: ContinuousValue, times: Tensor, mean: Tensor, factor: T
         return (x @ found.hessian(t).to(x) * x).sum(1) / 2 + found.constant(t)
 
     P = found.hessian(float(times[0]))
-    objective = float(mean @ P @ mean + (factor * (P @ factor)).sum()) / 2 + found.constant(float(times[0]))
+    objective = float(mean @ P @ mean + (factor * (P @ factor)).sum()) / 2 + found.constant(
+        float(times[0])
+    )
     return ValueFunction(value, lambda k, x: x @ found.hessian(float(times[k])).to(x), objective)

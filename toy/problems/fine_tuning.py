@@ -47,20 +47,35 @@ def _vector(*values: float) -> Tensor:
 
 def gaussian_quadratic() -> FineTuning:
     """Gaussian data, concave quadratic reward: linear-quadratic, everything in closed form."""
-    density, reward = Gaussian(_vector(0.5), _vector(0.5)[:, None]), Quadratic(_vector(-1.0)[:, None], _vector(1.5))
+    density, reward = (
+        Gaussian(_vector(0.5), _vector(0.5)[:, None]),
+        Quadratic(_vector(-1.0)[:, None], _vector(1.5)),
+    )
     return FineTuning("gaussian-quadratic", "N(0.5, 0.5), r = -x^2/2 + 1.5 x", density, reward)
 
 
 def mixture_huber() -> FineTuning:
     """Two modes, a reward that pulls towards the lighter one."""
-    density = GaussianMixture(_vector(0.7, 0.3), _vector(-1.5, 1.5)[:, None], _vector(0.16, 0.16)[:, None, None])
+    density = GaussianMixture(
+        _vector(0.7, 0.3), _vector(-1.5, 1.5)[:, None], _vector(0.16, 0.16)[:, None, None]
+    )
     reward = PseudoHuber(delta=1.0, center=1.5, weight=-1.0)
-    return FineTuning("mixture-huber", "0.7 N(-1.5, 0.16) + 0.3 N(1.5, 0.16), pseudo-Huber reward at 1.5", density, reward)
+    return FineTuning(
+        "mixture-huber",
+        "0.7 N(-1.5, 0.16) + 0.3 N(1.5, 0.16), pseudo-Huber reward at 1.5",
+        density,
+        reward,
+    )
 
 
 def gaussian_sine() -> FineTuning:
     """Standard normal data, a reward with many maxima: no concavity anywhere."""
-    return FineTuning("gaussian-sine", "N(0, 1), r = sin 2x", Gaussian(_vector(0.0), _vector(1.0)[:, None]), Sine(1.0, 2.0))
+    return FineTuning(
+        "gaussian-sine",
+        "N(0, 1), r = sin 2x",
+        Gaussian(_vector(0.0), _vector(1.0)[:, None]),
+        Sine(1.0, 2.0),
+    )
 
 
 FINE_TUNING = {make().name: make for make in (gaussian_quadratic, mixture_huber, gaussian_sine)}
@@ -68,5 +83,8 @@ FINE_TUNING = {make().name: make for make in (gaussian_quadratic, mixture_huber,
 
 def fine_tuning(name: str) -> FineTuning:
     """The problem of a name."""
-    require(name in FINE_TUNING, f"there is no problem {name!r}; the problems are {', '.join(FINE_TUNING)}.")
+    require(
+        name in FINE_TUNING,
+        f"there is no problem {name!r}; the problems are {', '.join(FINE_TUNING)}.",
+    )
     return FINE_TUNING[name]()

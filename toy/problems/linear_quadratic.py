@@ -40,7 +40,9 @@ SPECTRUM = (0.1, 2.0)  # variances of the random Gaussian's principal axes
 MARGIN = 0.5  # by which the random drift is stable
 
 
-def linear_quadratic_fine_tuning(d: int = 10, beta: float = 1.0, seed: int = 0, schedule: Schedule | None = None) -> Benchmark:
+def linear_quadratic_fine_tuning(
+    d: int = 10, beta: float = 1.0, seed: int = 0, schedule: Schedule | None = None
+) -> Benchmark:
     """Gaussian data and a random concave quadratic reward in d dimensions; 50 DDPM steps unless a schedule is given."""
     require(d >= 1, f"d = {d}; give at least 1.")
     generator = torch.Generator().manual_seed(seed)
@@ -60,7 +62,9 @@ def linear_quadratic_fine_tuning(d: int = 10, beta: float = 1.0, seed: int = 0, 
         description=f"Gaussian data and a concave quadratic reward in {d} dimensions",
         settings={"d": d, "steps": schedule.steps, "beta": beta, "seed": seed},
         problem=problem,
-        solvers=Solvers(lambda: LinearQuadratic(problem), lambda: affine_uncontrolled(problem), continuous),
+        solvers=Solvers(
+            lambda: LinearQuadratic(problem), lambda: affine_uncontrolled(problem), continuous
+        ),
     )
 
 
@@ -78,7 +82,9 @@ def linear_quadratic_sde(
     A = normal(d, d, generator=generator) / d**0.5
     eye = torch.eye(d, dtype=torch.float64)
     A = A - (float(torch.linalg.eigvals(A).real.max()) + MARGIN) * eye
-    sde = LinearSDE(A, eye + 0.3 * normal(d, d, generator=generator) / d**0.5, horizon, initial_factor=0.5 * eye)
+    sde = LinearSDE(
+        A, eye + 0.3 * normal(d, d, generator=generator) / d**0.5, horizon, initial_factor=0.5 * eye
+    )
     return quadratic_cost_benchmark(
         name="lq-sde",
         description=f"a random stable linear SDE with quadratic costs in {d} dimensions",
@@ -105,18 +111,30 @@ def oscillator(
 
     A control is ``v = u sqrt(dt) / noise`` by Euler-Maruyama, so beta is ``noise^2`` for the published cost ``|u|^2 / 2``.
     """
-    require(d >= 2 and d % 2 == 0, f"d = {d}; an oscillator has two coordinates, so give an even number.")
+    require(
+        d >= 2 and d % 2 == 0,
+        f"d = {d}; an oscillator has two coordinates, so give an even number.",
+    )
     require(0 < noise < math.inf, f"noise = {noise}; it must be a positive finite number.")
     steps = whole_steps(horizon, dt)
     stiffness = torch.linspace(1.0, 1.5, d // 2, dtype=torch.float64).square()
-    blocks = [torch.tensor([[0.0, 1.0], [-float(s), -damping]], dtype=torch.float64) for s in stiffness]
+    blocks = [
+        torch.tensor([[0.0, 1.0], [-float(s), -damping]], dtype=torch.float64) for s in stiffness
+    ]
     B = torch.block_diag(*[torch.tensor([[0.0], [1.0]], dtype=torch.float64)] * len(blocks))
     eye = torch.eye(d, dtype=torch.float64)
     Q = eye if d == 2 else random_rotation(d, torch.Generator().manual_seed(seed))
     return quadratic_cost_benchmark(
         name="oscillator",
         description="damped oscillators driven and disturbed in their velocity, quadratic costs",
-        settings={"d": d, "dt": dt, "horizon": horizon, "noise": noise, "damping": damping, "seed": seed},
+        settings={
+            "d": d,
+            "dt": dt,
+            "horizon": horizon,
+            "noise": noise,
+            "damping": damping,
+            "seed": seed,
+        },
         sde=LinearSDE(Q @ torch.block_diag(*blocks) @ Q.mT, noise * Q @ B, horizon),
         steps=steps,
         integrator=integrator or EulerMaruyama(),
@@ -160,11 +178,15 @@ def quadratic_cost_benchmark(
         sde=sde,
         times=times,
         published=published or {},
-        solvers=Solvers(lambda: LinearQuadratic(problem), lambda: affine_uncontrolled(problem), continuous),
+        solvers=Solvers(
+            lambda: LinearQuadratic(problem), lambda: affine_uncontrolled(problem), continuous
+        ),
     )
 
 
-def tilted_value(closed: TiltedMixture, schedule: Schedule, rule: tuple[Tensor, Tensor]) -> ValueFunction:
+def tilted_value(
+    closed: TiltedMixture, schedule: Schedule, rule: tuple[Tensor, Tensor]
+) -> ValueFunction:
     """The continuous-time value of a fine-tuning problem at the levels of a schedule; ``rule`` integrates over N(0, I)."""
     points, weights = rule
     levels = schedule.abar.tolist()

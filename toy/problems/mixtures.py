@@ -16,11 +16,11 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.density import Density, GaussianMixture, Rotated, score_reference
-from socft.grid import tensor_rule
 from socft.problem import ControlProblem
 from socft.reward import Quadratic, Separable
 from socft.schedule import Schedule, ddpm, linear_levels, subsample
 from socft.truth.base import Truth
+from socft.truth.grid import tensor_rule
 from socft.truth.mixture import TiltedMixture
 from socft.truth.quadrature import Quadrature
 from socft.truth.separable import SeparableTruth
@@ -31,7 +31,10 @@ LINE = GaussianMixture([0.4, 0.6], [[-1.0], [1.2]], [0.2, 0.35])
 PLANE = GaussianMixture(
     [0.3, 0.3, 0.4],
     [[-1.2, 0.0], [1.0, 0.9], [0.6, -1.1]],
-    torch.tensor([[[0.3, 0.1], [0.1, 0.2]], [[0.2, -0.05], [-0.05, 0.3]], [[0.25, 0.0], [0.0, 0.25]]], dtype=torch.float64),
+    torch.tensor(
+        [[[0.3, 0.1], [0.1, 0.2]], [[0.2, -0.05], [-0.05, 0.3]], [[0.25, 0.0], [0.0, 0.25]]],
+        dtype=torch.float64,
+    ),
 )
 FACTORS = (
     LINE,
@@ -79,7 +82,14 @@ def mixture(
     return Benchmark(
         name="mixture",
         description=f"a Gaussian mixture in {d} dimensions with a {'quadratic' if curvature else 'linear'} reward",
-        settings={"d": d, "curvature": curvature, "slope": slope, "steps": schedule.steps, "beta": beta, "seed": seed},
+        settings={
+            "d": d,
+            "curvature": curvature,
+            "slope": slope,
+            "steps": schedule.steps,
+            "beta": beta,
+            "seed": seed,
+        },
         problem=problem,
         solvers=Solvers(found.truth, uncontrolled if d <= 2 else None, continuous),
     )
@@ -118,7 +128,14 @@ def _continuous(closed: TiltedMixture, schedule: Schedule, rotation: Tensor) -> 
     points, weights = tensor_rule(1)
     level = float(schedule.abar[0])
     pairs = zip(lines.factors, tilted.factors, strict=True)
-    gains = [after.noised_log_prob(level, points) - before.noised_log_prob(level, points) for before, after in pairs]
+    gains = [
+        after.noised_log_prob(level, points) - before.noised_log_prob(level, points)
+        for before, after in pairs
+    ]
     objective = closed.beta * (closed.log_normaliser + float(weights @ torch.stack(gains).sum(0)))
     levels = schedule.abar.tolist()
-    return ValueFunction(lambda k, x: closed.value(levels[k], x), lambda k, x: closed.value_gradient(levels[k], x), objective)
+    return ValueFunction(
+        lambda k, x: closed.value(levels[k], x),
+        lambda k, x: closed.value_gradient(levels[k], x),
+        objective,
+    )

@@ -22,13 +22,13 @@ from jaxtyping import Float
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from socft.bellman import axis_sigma, mean_and_jacobian
 from socft.checks import require
-from socft.grid import DEGREE, Grid
 from socft.problem import ControlProblem
 from socft.reference import States
 from socft.reward import FunctionReward, PerSample
 from socft.sde import DriftSDE, EulerMaruyama, Integrator, Strang
+from socft.truth.bellman import axis_sigma, mean_and_jacobian
+from socft.truth.grid import DEGREE, Grid
 from toy.problems.base import Benchmark, Solvers, ValueFunction
 from toy.problems.linear_quadratic import whole_steps
 
@@ -71,7 +71,9 @@ def pendulum(
         initial,
     )
     steps, integrator = whole_steps(horizon, dt), integrator or EulerMaruyama()
-    problem = ControlProblem(integrator.chain(sde, steps), FunctionReward(lambda x: -swing_cost(x)), 1.0)
+    problem = ControlProblem(
+        integrator.chain(sde, steps), FunctionReward(lambda x: -swing_cost(x)), 1.0
+    )
     return Benchmark(
         name="bsde-pendulum",
         description="a pendulum kicked in its velocity, cost x_2^2/2 + 1 - cos x_1 at the end, costate without control",
@@ -82,7 +84,9 @@ def pendulum(
         published={"mean cost": PUBLISHED},
         solvers=Solvers(
             uncontrolled=lambda: solve_periodic(problem, nodes),
-            continuous_uncontrolled=lambda: _continuous(sde, problem, integrator.times(horizon, steps), dt, nodes),
+            continuous_uncontrolled=lambda: _continuous(
+                sde, problem, integrator.times(horizon, steps), dt, nodes
+            ),
         ),
     )
 
@@ -102,7 +106,10 @@ class Valley:
 
 def lowest(value: ValueFunction) -> Valley:
     """The best initial state: the lowest node of a fine grid, then Newton's method on the gradient."""
-    x1, x2 = torch.linspace(-math.pi, math.pi, 121, dtype=torch.float64), torch.linspace(-REACH, REACH, 201, dtype=torch.float64)
+    x1, x2 = (
+        torch.linspace(-math.pi, math.pi, 121, dtype=torch.float64),
+        torch.linspace(-REACH, REACH, 201, dtype=torch.float64),
+    )
     nodes = torch.cartesian_prod(x1, x2)
     best = nodes[value.value(0, nodes).argmax()].unsqueeze(0)
     for _ in range(8):
@@ -110,7 +117,9 @@ def lowest(value: ValueFunction) -> Valley:
         offsets = step * torch.eye(2, dtype=torch.float64)
         around = value.gradient(0, torch.cat([best + offsets, best - offsets]))
         hessian = (around[:2] - around[2:]) / (2 * step)
-        best = best - torch.linalg.solve((hessian + hessian.mT) / 2, value.gradient(0, best)[0]).unsqueeze(0)
+        best = best - torch.linalg.solve(
+            (hessian + hessian.mT) / 2, value.gradient(0, best)[0]
+        ).unsqueeze(0)
     return Valley(best[0], -float(value.value(0, best)))
 
 
@@ -170,15 +179,22 @@ class PeriodicSweep:
 
     def backward(self) -> Iterator[tuple[int, Float[Tensor, "nodes 3"]]]:
         """``(k, fields)`` for k = T..0."""
-        fields = torch.cat([self.problem.reward(self.nodes)[:, None], self.problem.reward.gradient(self.nodes)], 1)
+        fields = torch.cat(
+            [self.problem.reward(self.nodes)[:, None], self.problem.reward.gradient(self.nodes)], 1
+        )
         yield self.problem.steps, fields
         for k in reversed(range(self.problem.steps)):
             sigma = axis_sigma(self.problem.reference, k)
             along = float(sigma[0])
-            require(along == 0, f"step {k} has noise {along:g} along x_1; this solver takes noise along x_2 only.")
+            require(
+                along == 0,
+                f"step {k} has noise {along:g} along x_1; this solver takes noise along x_2 only.",
+            )
             mean, jacobian = mean_and_jacobian(self.problem.reference, k, self.nodes)
             moved = torch.from_numpy(self._at(mean) @ self.smooth(fields, float(sigma[1])).numpy())
-            fields = torch.cat([moved[:, :1], torch.einsum("bij,bi->bj", jacobian, moved[:, 1:])], 1)
+            fields = torch.cat(
+                [moved[:, :1], torch.einsum("bij,bi->bj", jacobian, moved[:, 1:])], 1
+            )
             yield k, fields
 
     def smooth(self, fields: Float[Tensor, "nodes 3"], sigma: float) -> Float[Tensor, "nodes 3"]:
@@ -187,7 +203,10 @@ class PeriodicSweep:
             line = Grid(self.wrapped.lower[1:], self.wrapped.spacing[1:], self.wrapped.shape[1:])
             node, mass = np.polynomial.hermite_e.hermegauss(HERMITE_NODES)
             eye, x = torch.eye(line.shape[0], dtype=torch.float64), line.nodes
-            terms = [float(w) * line.extend(eye, x + sigma * float(z)) for z, w in zip(node, mass / mass.sum(), strict=True)]
+            terms = [
+                float(w) * line.extend(eye, x + sigma * float(z))
+                for z, w in zip(node, mass / mass.sum(), strict=True)
+            ]
             self._smoothings[sigma] = torch.stack(terms).sum(0)
         rows = fields.reshape(-1, self.wrapped.shape[1], 3)
         return torch.einsum("ij,pjf->pif", self._smoothings[sigma], rows).reshape(-1, 3)
@@ -213,7 +232,9 @@ def fold(x: States) -> States:
     return torch.stack([torch.remainder(x[:, 0] + math.pi, 2 * math.pi) - math.pi, x[:, 1]], 1)
 
 
-def _continuous(sde: DriftSDE, problem: ControlProblem, times: Tensor, dt: float, nodes: tuple[int, int]) -> ValueFunction:
+def _continuous(
+    sde: DriftSDE, problem: ControlProblem, times: Tensor, dt: float, nodes: tuple[int, int]
+) -> ValueFunction:
     """Strang chains of two step sizes, extrapolated; the error estimate is what the extrapolation changed."""
     coarse, fine = (_strang(sde, problem, times, dt / ratio, nodes) for ratio in EXTRAPOLATION)
 
@@ -223,7 +244,9 @@ def _continuous(sde: DriftSDE, problem: ControlProblem, times: Tensor, dt: float
     return _value_function(problem, extrapolated, _apart(extrapolated, fine.at, len(times)))
 
 
-def _strang(sde: DriftSDE, problem: ControlProblem, times: Tensor, dt: float, nodes: tuple[int, int]) -> PeriodicFields:
+def _strang(
+    sde: DriftSDE, problem: ControlProblem, times: Tensor, dt: float, nodes: tuple[int, int]
+) -> PeriodicFields:
     """The value at the wanted times. A state k >= 1 of a Strang chain has had the half kick that the next step begins with."""
     steps = whole_steps(sde.horizon, dt)
     sweep = PeriodicSweep(ControlProblem(Strang().chain(sde, steps), problem.reward, 1.0), nodes)
@@ -235,16 +258,29 @@ def _strang(sde: DriftSDE, problem: ControlProblem, times: Tensor, dt: float, no
     return sweep.wrap([found[j] for j in reversed(wanted)])
 
 
-def _apart(first: Callable[[int, States], Tensor], second: Callable[[int, States], Tensor], times: int) -> float:
+def _apart(
+    first: Callable[[int, States], Tensor], second: Callable[[int, States], Tensor], times: int
+) -> float:
     """Largest difference of two gradients over ``|x_2| <= REACH`` and all times."""
-    x1, x2 = torch.linspace(-math.pi, math.pi, 40, dtype=torch.float64), torch.linspace(-REACH, REACH, 41, dtype=torch.float64)
+    x1, x2 = (
+        torch.linspace(-math.pi, math.pi, 40, dtype=torch.float64),
+        torch.linspace(-REACH, REACH, 41, dtype=torch.float64),
+    )
     probe = torch.cartesian_prod(x1, x2)
-    return max(float((first(k, probe) - second(k, probe))[:, 1:].norm(dim=1).max()) for k in range(times))
+    return max(
+        float((first(k, probe) - second(k, probe))[:, 1:].norm(dim=1).max()) for k in range(times)
+    )
 
 
-def _value_function(problem: ControlProblem, fields: Callable[[int, States], Tensor], error: float) -> ValueFunction:
+def _value_function(
+    problem: ControlProblem, fields: Callable[[int, States], Tensor], error: float
+) -> ValueFunction:
     z = torch.linspace(-6, 6, 97, dtype=torch.float64)
     mass = torch.exp(-z.square() / 2)
     weights = torch.outer(mass, mass).flatten() / mass.sum().square()
-    objective = float(weights @ fields(0, problem.reference.initial(torch.cartesian_prod(z, z)))[:, 0])
-    return ValueFunction(lambda k, x: fields(k, x)[:, 0], lambda k, x: fields(k, x)[:, 1:], objective, error)
+    objective = float(
+        weights @ fields(0, problem.reference.initial(torch.cartesian_prod(z, z)))[:, 0]
+    )
+    return ValueFunction(
+        lambda k, x: fields(k, x)[:, 0], lambda k, x: fields(k, x)[:, 1:], objective, error
+    )

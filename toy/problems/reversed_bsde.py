@@ -25,11 +25,11 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.density import GaussianMixture
-from socft.grid import tensor_rule
 from socft.problem import ControlProblem
 from socft.reference import States
 from socft.reward import Quadratic
 from socft.sde import DriftSDE, EulerMaruyama, Integrator, LinearSDE, gramian, propagator
+from socft.truth.grid import tensor_rule
 from socft.truth.mixture import TiltedMixture
 from socft.truth.quadrature import Quadrature
 from toy.problems.base import Benchmark, Solvers, ValueFunction, grid_uncontrolled
@@ -65,7 +65,9 @@ TARGET = 3.0
 SPEED = 4.0
 
 
-def linear(noise: float = 1.0, dt: float = 0.05, horizon: float = 2.0, integrator: Integrator | None = None) -> Benchmark:
+def linear(
+    noise: float = 1.0, dt: float = 0.05, horizon: float = 2.0, integrator: Integrator | None = None
+) -> Benchmark:
     """The linear study; its truth is `uncontrolled`, and ``phi = -grad V``.
 
     Args:
@@ -78,7 +80,10 @@ def linear(noise: float = 1.0, dt: float = 0.05, horizon: float = 2.0, integrato
         0 < noise < math.inf,
         f"noise = {noise}; a chain without noise cannot be steered: give a positive number, as small as you like.",
     )
-    A, eye = torch.tensor([[0.0, 1.0], [-1.0, -0.5]], dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    A, eye = (
+        torch.tensor([[0.0, 1.0], [-1.0, -0.5]], dtype=torch.float64),
+        torch.eye(2, dtype=torch.float64),
+    )
     sde = LinearSDE(A, noise * eye, horizon)
     found = quadratic_cost_benchmark(
         name="bsde-linear",
@@ -92,7 +97,9 @@ def linear(noise: float = 1.0, dt: float = 0.05, horizon: float = 2.0, integrato
         beta=1.0,
         published={"mse": LINEAR_PUBLISHED},
     )
-    solvers = dataclasses.replace(found.solvers, continuous_uncontrolled=lambda: _linear_continuous(sde, found.times))
+    solvers = dataclasses.replace(
+        found.solvers, continuous_uncontrolled=lambda: _linear_continuous(sde, found.times)
+    )
     return dataclasses.replace(found, solvers=solvers)
 
 
@@ -110,23 +117,38 @@ def _linear_continuous(sde: LinearSDE, times: Tensor | None) -> ValueFunction:
     return ValueFunction(
         lambda k, x: -(x @ flow(k).mT.to(x)).square().sum(1) / 2 - lost(k),
         lambda k, x: -x @ (flow(k).mT @ flow(k)).to(x),
-        -float((flow(0) @ sde.initial_factor).square().sum() + (flow(0) @ sde.initial_mean).square().sum()) / 2 - lost(0),
+        -float(
+            (flow(0) @ sde.initial_factor).square().sum()
+            + (flow(0) @ sde.initial_mean).square().sum()
+        )
+        / 2
+        - lost(0),
     )
 
 
 def mixture_control(
-    temp: float = 1.0, steps: int = 50, start_mean: float = 0.0, start_deviation: float = 1.0, integrator: Integrator | None = None
+    temp: float = 1.0,
+    steps: int = 50,
+    start_mean: float = 0.0,
+    start_deviation: float = 1.0,
+    integrator: Integrator | None = None,
 ) -> Benchmark:
     """The mixture study at a temperature, started at N(start_mean, start_deviation^2), with reward ``-(x - 3)^2 / (2 temp)``."""
     require(0 < temp < math.inf, f"temp = {temp}; it must be a positive finite number.")
-    require(0 <= start_deviation < math.inf, f"start_deviation = {start_deviation}; it must be a finite number, at least 0.")
+    require(
+        0 <= start_deviation < math.inf,
+        f"start_deviation = {start_deviation}; it must be a finite number, at least 0.",
+    )
     reward = Quadratic(
         torch.tensor([[-1 / temp]], dtype=torch.float64),
         torch.tensor([TARGET / temp], dtype=torch.float64),
         -(TARGET**2) / (2 * temp),
     )
     sde = DriftSDE(
-        reverse_drift, torch.tensor([[SPEED**0.5]], dtype=torch.float64), 1.0, lambda z: start_mean + start_deviation * z
+        reverse_drift,
+        torch.tensor([[SPEED**0.5]], dtype=torch.float64),
+        1.0,
+        lambda z: start_mean + start_deviation * z,
     )
     integrator = integrator or EulerMaruyama()
     times = integrator.times(sde.horizon, steps)
@@ -145,12 +167,21 @@ def mixture_control(
     return Benchmark(
         name="bsde-mixture",
         description="the reverse diffusion of two modes at +-3, pulled to one of them",
-        settings={"temp": temp, "steps": steps, "start_mean": start_mean, "start_deviation": start_deviation},
+        settings={
+            "temp": temp,
+            "steps": steps,
+            "start_mean": start_mean,
+            "start_deviation": start_deviation,
+        },
         problem=problem,
         sde=sde,
         times=times,
         published={"cost": MIXTURE_PUBLISHED},
-        solvers=Solvers(lambda: Quadrature(problem), lambda: grid_uncontrolled(problem, Quadrature(problem).grids), continuous),
+        solvers=Solvers(
+            lambda: Quadrature(problem),
+            lambda: grid_uncontrolled(problem, Quadrature(problem).grids),
+            continuous,
+        ),
     )
 
 
@@ -185,7 +216,9 @@ def best_start(value_at_start) -> Start:
         reward = float(weights @ value_at_start(mean + deviation * points))
         return -reward + (deviation**2 + mean**2 - 1) / 2 - math.log(deviation)
 
-    found = minimize(lambda p: cost(p[0], math.exp(p[1])), [0.0, 0.0], method="BFGS", options={"gtol": 1e-7})
+    found = minimize(
+        lambda p: cost(p[0], math.exp(p[1])), [0.0, 0.0], method="BFGS", options={"gtol": 1e-7}
+    )
     mean, deviation = float(found.x[0]), math.exp(float(found.x[1]))
     free = -float(torch.logsumexp(weights.log() + value_at_start(points), 0))
     return Start(mean, deviation, cost(mean, deviation), free)

@@ -27,15 +27,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
-from socft.grid import Grid
 from socft.problem import ControlProblem
 from socft.reference import States
 from socft.reward import FunctionReward, Linear, PerSample, Separable
 from socft.sde import DriftSDE, EulerMaruyama, Integrator, LinearSDE, gramian, propagator
+from socft.truth.grid import Grid
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
 from socft.truth.separable import SeparableTruth
-from toy.problems.base import Benchmark, Solvers, ValueFunction, affine_uncontrolled, grid_uncontrolled
+from toy.problems.base import (
+    Benchmark,
+    Solvers,
+    ValueFunction,
+    affine_uncontrolled,
+    grid_uncontrolled,
+)
 from toy.problems.linear_quadratic import normal, quadratic_cost_benchmark
 
 HORIZON = 1.0
@@ -50,18 +56,28 @@ SUBSTEPS = (8, 16)  # Strang steps per step of the chain, for the extrapolation
 INTERIOR = 1.75  # |x| up to which the error of the continuous solution is estimated
 
 
-def ou_quadratic_easy(d: int = 20, steps: int = 50, seed: int = 0, integrator: Integrator | None = None) -> Benchmark:
+def ou_quadratic_easy(
+    d: int = 20, steps: int = 50, seed: int = 0, integrator: Integrator | None = None
+) -> Benchmark:
     """Quadratic Ornstein-Uhlenbeck, easy: A = P = 0.2 I, Q = 0.1 I."""
     return _ou_quadratic("ou-quadratic-easy", 0.2, 0.1, d, steps, seed, integrator)
 
 
-def ou_quadratic_hard(d: int = 20, steps: int = 50, seed: int = 0, integrator: Integrator | None = None) -> Benchmark:
+def ou_quadratic_hard(
+    d: int = 20, steps: int = 50, seed: int = 0, integrator: Integrator | None = None
+) -> Benchmark:
     """Quadratic Ornstein-Uhlenbeck, hard: A = P = I, Q = 0.5 I."""
     return _ou_quadratic("ou-quadratic-hard", 1.0, 0.5, d, steps, seed, integrator)
 
 
 def _ou_quadratic(
-    name: str, rate: float, terminal: float, d: int, steps: int, seed: int, integrator: Integrator | None
+    name: str,
+    rate: float,
+    terminal: float,
+    d: int,
+    steps: int,
+    seed: int,
+    integrator: Integrator | None,
 ) -> Benchmark:
     require(d >= 1, f"d = {d}; give at least 1.")
     eye = torch.eye(d, dtype=torch.float64)
@@ -79,14 +95,19 @@ def _ou_quadratic(
     )
 
 
-def ou_linear(d: int = 10, steps: int = 100, seed: int = 0, integrator: Integrator | None = None) -> Benchmark:
+def ou_linear(
+    d: int = 10, steps: int = 100, seed: int = 0, integrator: Integrator | None = None
+) -> Benchmark:
     """Linear Ornstein-Uhlenbeck: a random stable drift, a random noise and a linear terminal cost."""
     require(d >= 1, f"d = {d}; give at least 1.")
     generator, eye = torch.Generator().manual_seed(seed), torch.eye(d, dtype=torch.float64)
     A, sigma = (sign * eye + PERTURBATION * normal(d, d, generator=generator) for sign in (-1, 1))
     sde = LinearSDE(A, sigma, HORIZON, initial_factor=0 * eye)
     slope, integrator = -torch.ones(d, dtype=torch.float64), integrator or EulerMaruyama()
-    problem, times = ControlProblem(integrator.chain(sde, steps), Linear(slope), 1.0), integrator.times(HORIZON, steps)
+    problem, times = (
+        ControlProblem(integrator.chain(sde, steps), Linear(slope), 1.0),
+        integrator.times(HORIZON, steps),
+    )
     return Benchmark(
         name="ou-linear",
         description="dX = (A X + sigma u) dt + sigma dW near A = -I, sigma = I, terminal cost sum x_i, from 0",
@@ -107,7 +128,9 @@ def _linear_value(sde: LinearSDE, slope: Tensor, times: Tensor) -> ValueFunction
 
     def at(k: int) -> tuple[Tensor, float]:
         left = sde.horizon - float(times[k])
-        return slope @ propagator(sde.A, left), float(slope @ gramian(sde.A, sde.noise, left) @ slope) / 2
+        return slope @ propagator(sde.A, left), float(
+            slope @ gramian(sde.A, sde.noise, left) @ slope
+        ) / 2
 
     return ValueFunction(
         lambda k, x: x @ at(k)[0].to(x) + at(k)[1],
@@ -116,18 +139,30 @@ def _linear_value(sde: LinearSDE, slope: Tensor, times: Tensor) -> ValueFunction
     )
 
 
-def double_well(d: int = 10, deep: int = 3, steps: int = 200, integrator: Integrator | None = None) -> Benchmark:
+def double_well(
+    d: int = 10, deep: int = 3, steps: int = 200, integrator: Integrator | None = None
+) -> Benchmark:
     """Double wells in every coordinate, the first ``deep`` of them with barriers 5 and costs 3, the others with 1 and 1."""
-    require(d >= 1 and 0 <= deep <= d, f"d = {d} and deep = {deep}; give at least one coordinate and 0 <= deep <= d.")
+    require(
+        d >= 1 and 0 <= deep <= d,
+        f"d = {d} and deep = {deep}; give at least one coordinate and 0 <= deep <= d.",
+    )
     height = torch.tensor([5.0] * deep + [1.0] * (d - deep), dtype=torch.float64)
     weight = torch.tensor([3.0] * deep + [1.0] * (d - deep), dtype=torch.float64)
-    kinds = [_Well(float(h), float(w)) for h, w in sorted(set(zip(height.tolist(), weight.tolist(), strict=True)))]
+    kinds = [
+        _Well(float(h), float(w))
+        for h, w in sorted(set(zip(height.tolist(), weight.tolist(), strict=True)))
+    ]
     which = [kinds.index(_Well(float(h), float(w))) for h, w in zip(height, weight, strict=True)]
     integrator, eye = integrator or EulerMaruyama(), torch.eye(d, dtype=torch.float64)
-    sde = DriftSDE(lambda t, x: -4 * height.to(x) * x * (x.square() - 1), eye, HORIZON, torch.zeros_like)
+    sde = DriftSDE(
+        lambda t, x: -4 * height.to(x) * x * (x.square() - 1), eye, HORIZON, torch.zeros_like
+    )
     rewards = [FunctionReward(kind.reward) for kind in kinds]
     times = integrator.times(HORIZON, steps)
-    problem = ControlProblem(integrator.chain(sde, steps), Separable(eye, [rewards[i] for i in which]), 1.0)
+    problem = ControlProblem(
+        integrator.chain(sde, steps), Separable(eye, [rewards[i] for i in which]), 1.0
+    )
 
     def part(i: int) -> ControlProblem:
         return ControlProblem(integrator.chain(kinds[i].sde, steps), rewards[i], 1.0)
@@ -146,7 +181,9 @@ def double_well(d: int = 10, deep: int = 3, steps: int = 200, integrator: Integr
         problem=problem,
         sde=sde,
         times=times,
-        solvers=Solvers(truth, uncontrolled, lambda: _sum([_cole_hopf(kind, times) for kind in kinds], which)),
+        solvers=Solvers(
+            truth, uncontrolled, lambda: _sum([_cole_hopf(kind, times) for kind in kinds], which)
+        ),
     )
 
 
@@ -160,7 +197,9 @@ class _Well:
     @property
     def sde(self) -> DriftSDE:
         one = torch.ones(1, 1, dtype=torch.float64)
-        return DriftSDE(lambda t, x: -4 * self.height * x * (x.square() - 1), one, HORIZON, torch.zeros_like)
+        return DriftSDE(
+            lambda t, x: -4 * self.height * x * (x.square() - 1), one, HORIZON, torch.zeros_like
+        )
 
     def reward(self, x: States) -> PerSample:
         return -self.weight * (x[:, 0].square() - 1).square()
@@ -226,7 +265,9 @@ def _substep(well: _Well, grid: Grid, dt: float) -> Float[Tensor, "nodes nodes"]
 def _sum(parts: list[ValueFunction], which: list[int]) -> ValueFunction:
     """The sum of one-dimensional values over coordinates."""
 
-    def columns(function: Callable[[ValueFunction], Callable[[int, States], Tensor]], k: int, x: States) -> list[Tensor]:
+    def columns(
+        function: Callable[[ValueFunction], Callable[[int, States], Tensor]], k: int, x: States
+    ) -> list[Tensor]:
         return [function(parts[i])(k, x[:, j : j + 1]) for j, i in enumerate(which)]
 
     return ValueFunction(

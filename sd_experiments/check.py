@@ -1,0 +1,349 @@
+"""What a configuration needs that is missing here, and an estimate of its memory and time.
+
+Everything is loaded. The estimator labels paths of a chain without a network, with as many steps as the configuration says, so
+what its mathematics refuses is refused here. Memory and time are extrapolated from an evaluation of the network, a derivative in
+the trained layers and a reward, of a few samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from sd_experiments import config
+from sd_experiments.model.memory import MB, free_bytes, peak_mb, reset_peak
+from sd_experiments.model.stable_diffusion import StableDiffusion
+from sd_experiments.model.weights import folder_of
+from sd_experiments.reward.rewards import decode
+from sd_experiments.training.build import (
+    ESTIMATORS,
+    Experiment,
+    build,
+    chain,
+    device_of,
+    is_black_box,
+    load_checker,
+    load_model,
+    load_score,
+    made,
+)
+from sd_experiments.training.session import judged, settings_of
+from socft.checks import InvalidProblem, require
+from socft.costates.base import Cost
+from socft.policy import FunctionPolicy
+from socft.problem import ControlProblem
+from socft.reference import ScoreReference, States
+from socft.reward import FunctionReward, PerSample
+from socft.rollout import Noise, rollout
+from socft.schedule import variance_preserving
+
+GB = 1e9
+HOURS = 3600.0
+MINUTES = 60.0
+REPEATS, PATIENCE = 5, 2.0
+"""Measurements of a time, of which the shortest counts since others may be disturbed; no more once they took so many seconds."""
+SEVERAL = 8
+"""Samples at a time in a trial, where the settings do not say."""
+NUMBERS = 20_000_000
+"""Entries of the paths that are labelled at most to see whether the estimator can."""
+SMALL = (4, 8, 8)
+"""Of states, where there is no model to say."""
+DERIVATIVE = 3.0
+"""Time of an evaluation and its vector-Jacobian product, in evaluations."""
+FLOAT = 4
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: what it is.
+        good: whether the run can go ahead with it.
+        detail: what was found, or what to do.
+    """
+
+    what: str
+    good: bool
+    detail: str
+
+
+def check(file: Path) -> list[Finding]:
+    """Load everything, try it, and print what was found.
+
+    Raises:
+        InvalidProblem: something is missing.
+    """
+    settings = settings_of(file)
+    findings, experiment = parts(settings)
+    if experiment is not None:
+        findings += _measured(experiment)
+    report(findings, str(file))
+    return findings
+
+
+def report(findings: list[Finding], what: str) -> None:
+    """Print findings.
+
+    Raises:
+        InvalidProblem: something is missing.
+    """
+    for each in findings:
+        print(f"{'ok     ' if each.good else 'missing'}  {each.what}: {each.detail}")
+    bad = [each.what for each in findings if not each.good]
+    require(not bad, f"{what} cannot run here yet: {', '.join(bad)}.")
+
+
+def parts(settings: config.Settings) -> tuple[list[Finding], Experiment | None]:
+    """What a run is made of, and all of it together if nothing is missing."""
+    device, place = _tried("device", lambda: device_of(settings.model.device), _named)
+    if place is None:
+        return [device], None
+    model, base = _tried(
+        "model", lambda: load_model(settings.model), lambda _: _described(settings.model)
+    )
+    reward, score = _tried(
+        "reward", lambda: load_score(settings.reward, place), lambda _: settings.reward.name
+    )
+    estimator, _ = _tried(
+        "estimator",
+        lambda: differentiates(settings, place, base),
+        lambda _: settings.estimator.name,
+    )
+    checker, _ = _tried(
+        "checker",
+        lambda: load_checker(settings.monitor.checker),
+        lambda _: settings.monitor.checker or "none",
+    )
+    findings = [device, model, reward, estimator, checker]
+    if base is None or score is None or not all(each.good for each in findings):
+        return findings, None
+    layers, experiment = _tried(
+        "prompts and layers", lambda: build(settings, base, score), _counted
+    )
+    findings.append(layers)
+    return findings, experiment
+
+
+def _tried(
+    what: str, make: Callable[[], _T], detail: Callable[[_T], str]
+) -> tuple[Finding, _T | None]:
+    """Whether something can be made, and what it is."""
+    try:
+        found = make()
+        return Finding(what, True, detail(found)), found
+    except Exception as error:  # rewards, checkers and estimators may be anyone's
+        kind = "" if isinstance(error, InvalidProblem) else f"{type(error).__name__}: "
+        return Finding(what, False, kind + " ".join(str(error).split())), None
+
+
+def _named(device: torch.device) -> str:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return f"{torch.cuda.get_device_name(device)}, {free / GB:.0f} of {total / GB:.0f} GB free"
+    return f"no GPU, {os.cpu_count()} CPU cores, {free_bytes(device) / GB:.0f} GB of memory free"
+
+
+def _described(settings: config.Model) -> str:
+    if settings.path == "tiny":
+        from sd_experiments import tiny
+
+        folder = tiny.MODEL
+    else:
+        folder = folder_of(settings.path)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"{folder}, {size / GB:.2f} GB"
+
+
+def _counted(experiment: Experiment) -> str:
+    numbers = sum(p.numel() for p in experiment.lora.parameters())
+    return f"{len(experiment.tasks)} prompts, {numbers} trained numbers"
+
+
+def differentiates(
+    settings: config.Settings, device: torch.device, base: StableDiffusion | None = None
+) -> bool:
+    """Whether the estimator asks for the reward's gradient, on paths of as many steps as the settings say.
+
+    They are of latents' shape, of a chain that costs nothing, and as many as a round has of a prompt, within reason.
+
+    Raises:
+        InvalidProblem: the estimator refuses, or asks for the gradient of a black box.
+    """
+    estimator: Any = made(
+        "estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options
+    )
+    dims = (
+        SMALL if base is None else chain(base, settings.sampler, settings.problem.prompts[0]).dims
+    )
+    reference, asked = (
+        ScoreReference(variance_preserving(settings.sampler.steps), lambda k, x: -x, dims),
+        [],
+    )
+
+    def reward(x: States) -> PerSample:
+        if torch.is_grad_enabled() and x.requires_grad:
+            refusal = f"{settings.reward.name} has no gradient, and {settings.estimator.name} asks for it; give dpok or ddpo."
+            require(not is_black_box(settings.reward), refusal)
+            asked.append(x.shape)
+        return x.sin().flatten(1).sum(1)
+
+    problem = ControlProblem(reference, FunctionReward(reward), settings.problem.beta)
+    policy = FunctionPolicy(lambda k, x: 0.1 * x)
+    count = min(
+        settings.batch.trajectories, max(2, NUMBERS // (settings.sampler.steps * math.prod(dims)))
+    )
+    noise = Noise.sample(reference, count, torch.Generator().manual_seed(0), torch.float32)
+    path = rollout(reference, policy, Noise(noise.initial.to(device), noise.steps.to(device)))
+    with torch.no_grad():
+        estimator.label(problem, policy, path)
+    return bool(asked)
+
+
+def _measured(experiment: Experiment) -> list[Finding]:
+    """Memory and time, from small trials."""
+    trial, probe = _tried(
+        "trial", lambda: _probed(experiment), lambda _: "network, reward and checker work"
+    )
+    return (
+        [trial]
+        if probe is None
+        else [trial, _memory(experiment, probe), _time(experiment.settings, probe)]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Probe:
+    """What one sample takes: seconds of an evaluation, of a gradient in the layers and of a reward; bytes of the latter two."""
+
+    evaluation: float
+    update: float
+    reward: float
+    update_bytes: float
+    reward_bytes: float
+
+
+def _probed(experiment: Experiment) -> _Probe:
+    task, parameters = experiment.tasks[0], tuple(experiment.lora.parameters())
+    reference, reward, device = task.problem.reference, task.problem.reward, parameters[0].device
+    rows = min(_largest(experiment.settings), experiment.settings.model.micro_batch or SEVERAL)
+    x = torch.randn(rows, *reference.dims, dtype=experiment.dtype, device=device)
+    wanted = differentiates(experiment.settings, device, experiment.base)
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            float(reference.mean(0, x.clone()).sum())
+
+    def update() -> None:
+        with torch.enable_grad():
+            torch.autograd.grad(
+                task.policy(0, x.clone()).square().sum(), parameters, allow_unused=True
+            )
+
+    def score() -> None:
+        with torch.no_grad():
+            float((reward.gradient(x.clone()) if wanted else reward(x.clone())).sum())
+
+    with torch.no_grad():
+        judged(experiment.checker, decode(experiment.base, x[:1]).float().cpu(), task.name)
+    (evaluation, _), (updated, used), (scored, most) = (
+        _spent(each, device) for each in (evaluate, update, score)
+    )
+    return _Probe(
+        evaluation / rows,
+        updated / rows,
+        scored / rows,
+        used / rows,
+        most / min(rows, experiment.settings.reward.chunk),
+    )
+
+
+def _spent(action: Callable[[], None], device: torch.device) -> tuple[float, float]:
+    """Seconds and bytes."""
+    seconds: list[float] = []
+    reset_peak(device)
+    before = peak_mb(device)
+    while len(seconds) < REPEATS and sum(seconds) < PATIENCE:
+        start = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), (peak_mb(device) - before) * MB
+
+
+def _memory(experiment: Experiment, probe: _Probe) -> Finding:
+    """What the weights, the paths of a round and the samples that are differentiated at a time take."""
+    settings, base = experiment.settings, experiment.base
+    batch, steps = settings.batch, settings.sampler.steps
+    device = next(experiment.lora.parameters()).device
+    paths = batch.trajectories * batch.prompts
+    buffer = 4 * (steps + 1) * math.prod(experiment.tasks[0].problem.reference.dims) * paths * FLOAT
+    rows = min(_largest(settings), settings.model.micro_batch or _largest(settings))
+    work = max(rows * probe.update_bytes, settings.reward.chunk * probe.reward_bytes)
+    free, needed = free_bytes(device), work + (buffer if device.type == "cpu" else buffer / 2)
+    detail = (
+        f"{_weights(base) / GB:.2f} GB of weights are in place; {buffer / GB:.2f} GB for the {paths} paths of a round and about "
+        f"{work / GB:.2f} GB for {rows} samples at a time"
+    )
+    if needed > free:
+        return Finding(
+            "memory",
+            False,
+            f"{detail}, of {free / GB:.2f} GB free; lower model.micro_batch or batch.trajectories",
+        )
+    return Finding("memory", True, detail)
+
+
+def _largest(settings: config.Settings) -> int:
+    """Samples that a run hands to the network at once: those of a rollout or of a loss."""
+    batch = settings.batch
+    loss = (batch.micro_batch or batch.per_step) * (batch.loss_steps or settings.sampler.steps)
+    return max(batch.trajectories, loss)
+
+
+def _weights(base: StableDiffusion) -> int:
+    parts = (base.unet, base.vae, *base.reader.encoders)
+    return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+
+
+def _time(settings: config.Settings, probe: _Probe) -> Finding:
+    """From the evaluations that the estimator says it makes."""
+    batch, steps = settings.batch, settings.sampler.steps
+    rounds = (
+        settings.run.steps * batch.per_step / (batch.trajectories * batch.prompts * batch.passes)
+    )
+    paths = rounds * batch.trajectories * batch.prompts
+    cost: Cost = made(
+        "estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options
+    ).cost
+    label = (
+        cost.reference
+        + cost.policy
+        + DERIVATIVE * (cost.reference_derivatives + cost.policy_derivatives)
+    )
+    weighed = paths * (batch.passes - 1) * steps * 2 * batch.weighs
+    evaluations, pairs = (
+        paths * steps * (2 + label) + weighed,
+        settings.run.steps * batch.per_step * (batch.loss_steps or steps),
+    )
+    seconds = evaluations * probe.evaluation + pairs * probe.update + 2 * paths * probe.reward
+    length = (
+        f"{seconds / HOURS:.2g} hours"
+        if seconds > HOURS
+        else f"{max(1, seconds / MINUTES):.2g} minutes"
+    )
+    count = evaluations + pairs * (1 + DERIVATIVE)
+    return Finding(
+        "time",
+        True,
+        f"about {length} for {settings.run.steps} gradient steps ({count:.2g} network evaluations)",
+    )

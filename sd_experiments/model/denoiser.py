@@ -1,0 +1,172 @@
+r"""The network as it is called: with low-rank layers or without, guided, a few rows at a time, with little memory.
+
+With classifier-free guidance of scale w the noise is
+
+.. math:: \varepsilon_k(x) = \varepsilon_k(x, \text{negative})
+   + w\, \big(\varepsilon_k(x, \text{prompt}) - \varepsilon_k(x, \text{negative})\big).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Int
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from sd_experiments.model.prompts import Encoded
+from socft.checks import require
+from socft.reference import States
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What the network is told about the image.
+
+    Attributes:
+        prompt: the encoded prompt.
+        negative: the encoded negative prompt, used when ``guidance`` is not 1.
+        guidance: the guidance scale w; 1 is the conditional network itself.
+    """
+
+    prompt: Encoded
+    negative: Encoded
+    guidance: float = 1.0
+
+
+def evaluated_again(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """The function, keeping its inputs in place of its graph; the function itself inside transforms of torch.func."""
+    if torch._C._are_functorch_transforms_active():
+        return function
+    return functools.partial(
+        checkpoint, function, use_reentrant=False, preserve_rng_state=False, **options
+    )
+
+
+class Denoiser:
+    """The network with frozen weights, called in its own dtype on its own device, ``micro_batch`` samples at a time.
+
+    Low-rank layers that a `sd_experiments.model.policy.LoRA` adds act only in calls that ask for them, so one network is both the
+    pre-trained and the fine-tuned one. When a graph is recorded over several micro-batches, only their inputs are kept and each
+    is computed again in the backward pass, so memory is that of one micro-batch whatever the batch (except inside transforms of
+    torch.func, which rule that out, here and for ``checkpointing``).
+
+    Args:
+        unet: the network.
+        micro_batch: samples per call; all of them by default. With guidance a sample takes two rows.
+        checkpointing: keep only the inputs of the network's blocks for the backward pass.
+        plain_attention: compute attention from matrix products, which can be differentiated twice; the fused kernels cannot, and
+            have no forward mode either. Calls in forward mode do this by themselves.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        micro_batch: int | None = None,
+        checkpointing: bool = False,
+        plain_attention: bool = False,
+    ):
+        require(
+            micro_batch is None or micro_batch >= 1,
+            f"micro_batch = {micro_batch}; give at least 1, or None for no limit.",
+        )
+        self.unet = unet.requires_grad_(False).eval()
+        self.micro_batch = micro_batch
+        self.plain_attention = plain_attention
+        self.adapters: Sequence[Any] = ()
+        self.calls = 0
+        self._adapted = False
+        if checkpointing:
+            unet.enable_gradient_checkpointing(self._checkpoint_block)
+
+    def __call__(
+        self,
+        timesteps: Int[Tensor, " batch"],
+        x: States,
+        condition: Condition,
+        adapted: bool = False,
+    ) -> States:
+        """The network's guided output in the dtype and on the device of ``x``, with the low-rank layers or without."""
+        rows = self.micro_batch or max(len(x), 1)
+        if len(x) <= rows:
+            return self._predict(timesteps, x, condition, adapted)
+        predict = evaluated_again(self._predict) if torch.is_grad_enabled() else self._predict
+        parts = zip(timesteps.split(rows), x.split(rows), strict=True)
+        return torch.cat([predict(t, y, condition, adapted) for t, y in parts])
+
+    def adopt(self, adapters: Sequence[Any]) -> None:
+        """Take charge of the network's low-rank layers, which are off from here on."""
+        self.adapters = tuple(adapters)
+        _switch(self.adapters, False)
+
+    def _predict(self, timesteps: Tensor, x: Tensor, condition: Condition, adapted: bool) -> Tensor:
+        weight, negative = condition.guidance, condition.negative
+        with self._switched(adapted), self._attention():
+            if weight == 1:
+                return self._network(timesteps, x, condition.prompt.rows(len(x))).to(x)
+            told = negative.rows(len(x)).joined(condition.prompt.rows(len(x)))
+            without, given = (
+                self._network(timesteps.repeat(2), torch.cat([x, x]), told).to(x).chunk(2)
+            )
+            return without + weight * (given - without)
+
+    def _network(self, timesteps: Tensor, x: Tensor, told: Encoded) -> Tensor:
+        self.calls += 1
+        weight = next(self.unet.parameters())
+        told = told.to(weight)
+        added: Any = {"added_cond_kwargs": dict(told.added)} if told.added else {}
+        return self.unet(
+            x.to(weight),
+            timesteps.to(weight.device),
+            encoder_hidden_states=told.text,
+            return_dict=False,
+            **added,
+        )[0]
+
+    @contextlib.contextmanager
+    def _switched(self, adapted: bool) -> Iterator[None]:
+        """Low-rank layers on or off. peft's own switch also flips ``requires_grad``, and is slow beside a small network."""
+        before, self._adapted = self._adapted, adapted
+        if adapted != before:
+            _switch(self.adapters, adapted)
+        try:
+            yield
+        finally:
+            self._adapted = before
+            if adapted != before:
+                _switch(self.adapters, before)
+
+    def _attention(self) -> contextlib.AbstractContextManager[Any]:
+        # The level is looked at rather than the tangent, which a reverse mode inside the forward mode hides.
+        forward_mode = forward_ad._current_level >= 0
+        return (
+            sdpa_kernel(SDPBackend.MATH)
+            if forward_mode or self.plain_attention
+            else contextlib.nullcontext()
+        )
+
+    def _checkpoint_block(self, block: Callable[..., Any], *args: Any) -> Any:
+        """A block whose second evaluation, in the backward pass, has the low-rank layers as they are now."""
+        adapted = self._adapted
+
+        def contexts() -> tuple[
+            contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]
+        ]:
+            return contextlib.nullcontext(), self._switched(adapted)
+
+        return evaluated_again(block, context_fn=contexts)(*args)
+
+
+def _switch(adapters: Sequence[Any], adapted: bool) -> None:
+    for layer in adapters:
+        object.__setattr__(
+            layer, "_disable_adapters", not adapted
+        )  # a plain flag: past the slow attributes of modules

@@ -1,0 +1,81 @@
+"""Low-rank layers as files that diffusers' pipelines load, ``pipeline.load_lora_weights(directory)``.
+
+The tensors are safetensors under the network's names; rank, alpha and targets are in the file's header, without which a pipeline
+would take alpha to be the rank.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from peft.utils.save_and_load import get_peft_model_state_dict
+from safetensors import safe_open
+
+from sd_experiments.model.policy import ADAPTER, LoRA
+from sd_experiments.model.stable_diffusion import StableDiffusion
+from socft.checks import require
+
+PART = "unet."
+
+
+def save_lora(lora: LoRA, directory: str | Path) -> Path:
+    """Write the low-rank layers; returns the file."""
+    settings = {
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in lora.config.to_dict().items()
+    }
+    layers: dict[str, Any] = get_peft_model_state_dict(lora.base.unet, adapter_name=ADAPTER)
+    StableDiffusionPipeline.save_lora_weights(
+        directory, unet_lora_layers=layers, unet_lora_adapter_metadata=settings
+    )
+    return Path(directory) / LORA_WEIGHT_NAME_SAFE
+
+
+def load_lora(base: StableDiffusion, directory: str | Path) -> LoRA:
+    """Add low-rank layers from a file of `save_lora` to a network that has none.
+
+    Raises:
+        InvalidProblem: no such file, a file without its settings, or layers that are not exactly the network's.
+    """
+    file = Path(directory) / LORA_WEIGHT_NAME_SAFE
+    require(file.is_file(), f"{str(file)!r} does not exist; give a directory that save_lora wrote.")
+    with safe_open(file, framework="pt") as stored:
+        header: dict[str, Any] = json.loads(
+            (stored.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}")
+        )
+        tensors = {name.removeprefix(PART): stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    settings = {name.removeprefix(PART): value for name, value in header.items()}
+    require(
+        "r" in settings, f"{str(file)!r} does not say its rank and alpha; write it with save_lora."
+    )
+    lora = LoRA(base, settings["r"], settings["lora_alpha"], settings["target_modules"])
+    _copy(lora, tensors, file)
+    return lora
+
+
+@torch.no_grad()
+def _copy(lora: LoRA, tensors: dict[str, torch.Tensor], file: Path) -> None:
+    own = {
+        name.replace("/", ".").replace(f".{ADAPTER}.", "."): p for name, p in lora.weights.items()
+    }
+    strange, missing = sorted(tensors.keys() - own.keys()), sorted(own.keys() - tensors.keys())
+    require(
+        not strange,
+        f"{str(file)!r} has {len(strange)} layers that the network lacks, such as {strange[:1]}; load the right network.",
+    )
+    require(
+        not missing,
+        f"{str(file)!r} lacks {len(missing)} layers of the network, such as {missing[:1]}; it is not complete.",
+    )
+    for name, p in own.items():
+        found = tensors[name]
+        require(
+            found.shape == p.shape,
+            f"{name} has shape {tuple(found.shape)} in {str(file)!r} and {tuple(p.shape)} in the network; load the right network.",
+        )
+        p.copy_(found)

@@ -1,0 +1,178 @@
+r"""Low-rank fine-tuning of Stable Diffusion as a policy.
+
+The fine-tuned chain is the reference's own with another score, so its whitened control is
+
+.. math:: v_k(x) = B_k^+ \big(m^\theta_k(x) - m_k(x)\big) = \frac{g_k}{\sqrt{a_k}\, \sigma_k} \big(s^\theta_k(x) - s_k(x)\big),
+
+computed from the scores, where the difference loses fewer digits than that of the means. Both scores come from one network, with
+its low-rank layers (LoRA, Hu et al. 2021: :math:`W + \tfrac{\alpha}{r} B A`) on and off; B starts at zero, hence v does too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from sd_experiments.model.reference import StableDiffusionReference
+from sd_experiments.model.stable_diffusion import StableDiffusion
+from socft.checks import require
+from socft.costates.adjoint import lean_adjoint
+from socft.policy import Policy, Uncontrolled
+from socft.problem import ControlProblem
+from socft.reference import Noises, Reference, ScoreReference, States, Step
+from socft.rollout import Noise, Path, rollout
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The projections of every attention layer, diffusers' usual choice."""
+ADAPTER = "default"
+HALVES = (torch.float16, torch.bfloat16)
+
+
+class LoRA(nn.Module):
+    """Trainable low-rank layers on the network of a `StableDiffusion`, shared by the policies of every prompt.
+
+    They are off except in the calls of a `LoRAPolicy`. Their weights are float32 where the network is in half precision, else in
+    the network's dtype.
+
+    Args:
+        base: the frozen parts; its network carries one set of low-rank layers at most.
+        rank: the rank r.
+        alpha: the layers act with weight alpha / r; r by default.
+        targets: endings of the names of the linear layers and convolutions to adapt.
+        generator: draws A; B is zero.
+
+    Raises:
+        InvalidProblem: a network that carries low-rank layers already, a rank below 1, or targets that match no layer.
+    """
+
+    def __init__(
+        self,
+        base: StableDiffusion,
+        rank: int = 4,
+        alpha: float | None = None,
+        targets: Sequence[str] = ATTENTION,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        require(rank >= 1, f"rank = {rank}; give at least 1.")
+        config = LoraConfig(
+            r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(targets)
+        )  # type: ignore[arg-type]
+        self.config = config
+        self._base = (base,)  # not a submodule: what is frozen is not the policy's
+        self.weights = nn.ParameterDict(
+            {name.replace(".", "/"): p for name, p in _attach(base, config).items()}
+        )
+        self.reset(generator)
+
+    @property
+    def base(self) -> StableDiffusion:
+        """The frozen parts."""
+        return self._base[0]
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None, scale: float = 0.0) -> None:
+        """Draw A from N(0, 1 / rank^2) and B from N(0, scale^2), zero by default: the pre-trained model."""
+        for name, p in self.weights.items():
+            deviation = scale if "lora_B" in name else 1 / p.shape[0]
+            device = "cpu" if generator is None else generator.device
+            p.copy_(
+                deviation * torch.randn(p.shape, generator=generator, dtype=p.dtype, device=device)
+            )
+
+
+def _attach(base: StableDiffusion, config: LoraConfig) -> dict[str, nn.Parameter]:
+    unet: Any = base.unet
+    require(
+        not base.denoiser.adapters,
+        "the network carries low-rank layers already; share that LoRA between the policies.",
+    )
+    frozen = next(unet.parameters()).dtype
+    endings = tuple(config.target_modules or ())
+    layers = [
+        name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    lost = [ending for ending in endings if not any(name.endswith(ending) for name in layers)]
+    require(
+        bool(endings) and not lost,
+        f"targets = {lost} match no layer of the network; name endings such as {ATTENTION}.",
+    )
+    unet.add_adapter(config, ADAPTER)
+    base.denoiser.adopt([module for module in unet.modules() if isinstance(module, BaseTunerLayer)])
+    weights = {name: p for name, p in unet.named_parameters() if ".lora_" in name}
+    for p in weights.values():
+        p.data = p.data.to(torch.float32 if frozen in HALVES else frozen)
+    return weights
+
+
+class LoRAPolicy(Policy):
+    """The control of one prompt's fine-tuned sampler; differentiable in the state through both scores.
+
+    Args:
+        reference: the prompt's chain; its base carries the low-rank layers.
+        lora: the trainable layers, shared between prompts.
+        guided: whether the fine-tuned score is guided as the reference is. Without guidance it costs half the work and learns to do
+            without; but it then starts from the unguided model, at a control that is not zero.
+
+    Raises:
+        InvalidProblem: the layers belong to another network.
+    """
+
+    def __init__(self, reference: StableDiffusionReference, lora: LoRA, guided: bool = True):
+        super().__init__()
+        require(
+            lora.base is reference.base,
+            "the low-rank layers belong to another network than the reference's; build both on one base.",
+        )
+        self.lora = lora
+        self.reference = reference
+        self.guided = guided
+
+    def forward(self, k: Step, x: States) -> Noises:
+        return self.reference.control_of(k, x, self.tuned_score(k, x))
+
+    def tuned_score(self, k: Step, x: States) -> States:
+        """The fine-tuned score."""
+        return self.reference.tuned_score(k, x, self.guided)
+
+    @property
+    def sampler(self) -> ScoreReference:
+        """The fine-tuned chain on its own, with mean ``m^theta``: one evaluation per step where the policy takes two."""
+        return ScoreReference(self.reference.schedule, self.tuned_score, self.reference.dims)
+
+
+def sample(policy: LoRAPolicy, noise: Noise) -> Path:
+    """States of the fine-tuned sampler at one evaluation per step; as a path of that chain it has no controls.
+
+    Estimators that look at states only, such as adjoint matching, need no more; `controlled` adds the controls.
+    """
+    return rollout(policy.sampler, Uncontrolled(policy.reference), noise)
+
+
+def controlled(reference: Reference, path: Path) -> Path:
+    """The same states and noises as a path of ``reference``: ``v_k = B^+ (x_{k+1} - m_k(x_k)) - xi_k``, without a policy."""
+    controls = []
+    for k, x in enumerate(path.states[:-1]):
+        shift = reference.diffusion.whiten(k, x, path.states[k + 1] - reference.mean(k, x))
+        controls.append(shift - path.noise.steps[k].to(x))
+    return dataclasses.replace(path, controls=torch.stack(controls))
+
+
+@torch.no_grad()
+def adjoint_norms(
+    problem: ControlProblem, noise: Noise, policy: Policy | None = None
+) -> Float[torch.Tensor, "steps_plus_1 batch"]:
+    """Norms ``|a_k|`` of the lean costates of every path, k = 0..T, under a policy or the pre-trained model.
+
+    They are the size of adjoint matching's targets, ``sigma_k |a_{k+1}| / beta_k``; guidance multiplies them, since the guided mean
+    map has a larger Jacobian.
+    """
+    path = rollout(problem.reference, policy or Uncontrolled(problem.reference), noise)
+    return lean_adjoint(problem, path).flatten(2).norm(dim=2)

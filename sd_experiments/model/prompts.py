@@ -1,0 +1,180 @@
+r"""From a prompt to what the network is told: the text encoders of Stable Diffusion 1.x and 2.x, and the pair of XL.
+
+A network of XL reads the states of two encoders side by side, each from its last layer but one, and is told besides the pooled
+state of the second one and the size of the picture, uncropped. An empty prompt is told as zeros where the pipeline says so
+(``force_zeros_for_empty_prompt``).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from socft.checks import require
+
+Size = tuple[int, int]
+"""Height and width of a picture in pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A prompt as the network reads it.
+
+    Attributes:
+        text: states of its tokens, shape (1, tokens, width).
+        added: what else the network is told, by the names it knows, one row each; nothing but for XL.
+    """
+
+    text: Float[Tensor, "1 tokens width"]
+    added: Mapping[str, Float[Tensor, "1 entries"]] = dataclasses.field(default_factory=dict)
+
+    def rows(self, count: int) -> Encoded:
+        """The same for several samples."""
+        return Encoded(
+            self.text.expand(count, -1, -1),
+            {name: each.expand(count, -1) for name, each in self.added.items()},
+        )
+
+    def joined(self, other: Encoded) -> Encoded:
+        """These samples, then others."""
+        return Encoded(
+            torch.cat([self.text, other.text]),
+            {name: torch.cat([each, other.added[name]]) for name, each in self.added.items()},
+        )
+
+    def to(self, like: Tensor) -> Encoded:
+        """On the device and in the dtype of a tensor."""
+        return Encoded(
+            self.text.to(like), {name: each.to(like) for name, each in self.added.items()}
+        )
+
+
+class Reader(abc.ABC):
+    """Frozen text encoders with their tokenizers.
+
+    Attributes:
+        encoders: the networks.
+    """
+
+    encoders: tuple[nn.Module, ...]
+
+    @property
+    @abc.abstractmethod
+    def width(self) -> int | None:
+        """Width of the states of a token, where it is known."""
+
+    @abc.abstractmethod
+    def encode(self, prompt: str, size: Size) -> Encoded:
+        """What the network is told of a picture of this size.
+
+        Raises:
+            InvalidProblem: the prompt does not fit into the tokens an encoder reads.
+        """
+
+
+class OneReader(Reader):
+    """The text encoder of 1.x and 2.x: the last hidden state.
+
+    Raises:
+        InvalidProblem: tokenizer and encoder do not fit together.
+    """
+
+    def __init__(self, encoder: nn.Module, tokenizer: Any):
+        _require_readable(tokenizer, encoder.config)
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.encoders = (self.encoder,)
+
+    @property
+    def width(self) -> int | None:
+        return getattr(self.encoder.config, "hidden_size", None)
+
+    @torch.no_grad()
+    def encode(self, prompt: str, size: Size) -> Encoded:
+        tokens = self.tokens(prompt)
+        masked = getattr(self.encoder.config, "use_attention_mask", False)
+        device = next(self.encoder.parameters()).device
+        mask = tokens.attention_mask.to(device) if masked else None
+        return Encoded(self.encoder(tokens.input_ids.to(device), attention_mask=mask)[0])
+
+    @torch.no_grad()
+    def penultimate(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """States of the last layer but one, and the encoder's first output, a pooled state if it has a projection."""
+        device = next(self.encoder.parameters()).device
+        found = self.encoder(self.tokens(prompt).input_ids.to(device), output_hidden_states=True)
+        return found.hidden_states[-2], found[0]
+
+    def tokens(self, prompt: str) -> Any:
+        """The tokens of a prompt, padded to all that the encoder reads."""
+        longest = self.tokenizer.model_max_length
+        count = len(self.tokenizer(prompt).input_ids)
+        require(
+            count <= longest,
+            f"the prompt {prompt!r} takes {count} tokens; the network reads {longest}: shorten it.",
+        )
+        return self.tokenizer(prompt, padding="max_length", max_length=longest, return_tensors="pt")
+
+
+class TwoReaders(Reader):
+    """The text encoders of XL.
+
+    Args:
+        first: of 1.x's kind.
+        second: one with a projection.
+        zeros: whether an empty prompt is told as zeros.
+    """
+
+    def __init__(self, first: OneReader, second: OneReader, zeros: bool = True):
+        self.first, self.second, self.zeros = first, second, zeros
+        self.encoders = (*first.encoders, *second.encoders)
+
+    @property
+    def width(self) -> int | None:
+        widths = (self.first.width, self.second.width)
+        return None if None in widths else sum(width for width in widths if width is not None)
+
+    def encode(self, prompt: str, size: Size) -> Encoded:
+        parts = [each.penultimate(prompt) for each in (self.first, self.second)]
+        text, pooled = torch.cat([states for states, _ in parts], 2), parts[1][1]
+        if self.zeros and not prompt:
+            text, pooled = torch.zeros_like(text), torch.zeros_like(pooled)
+        height, width = size
+        return Encoded(
+            text,
+            {
+                "text_embeds": pooled,
+                "time_ids": pooled.new_tensor([[height, width, 0, 0, height, width]]),
+            },
+        )
+
+
+def reader(pipeline: Any) -> Reader:
+    """The text encoders of a diffusers pipeline, frozen in place."""
+    first = OneReader(pipeline.text_encoder, pipeline.tokenizer)
+    if getattr(pipeline, "text_encoder_2", None) is None:
+        return first
+    return TwoReaders(
+        first,
+        OneReader(pipeline.text_encoder_2, pipeline.tokenizer_2),
+        pipeline.config["force_zeros_for_empty_prompt"],
+    )
+
+
+def _require_readable(tokenizer: Any, text: Any) -> None:
+    vocabulary = getattr(text, "vocab_size", len(tokenizer))
+    require(
+        len(tokenizer) == vocabulary,
+        f"the tokenizer knows {len(tokenizer)} tokens and the text encoder {vocabulary}; load both from one directory.",
+    )
+    longest = getattr(text, "max_position_embeddings", tokenizer.model_max_length)
+    require(
+        tokenizer.model_max_length <= longest,
+        f"the tokenizer gives up to {tokenizer.model_max_length:g} tokens and the text encoder reads {longest}; copy the "
+        "tokenizer's tokenizer_config.json too.",
+    )

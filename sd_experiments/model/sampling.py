@@ -1,0 +1,149 @@
+r"""Timesteps and signal levels of diffusers' samplers, refused where they are no chain with noise in every step.
+
+With eta = 1 a change of the denoised picture by D at level abar costs the divergence
+
+.. math:: (s' - s)\,|D|^2 / 2, \qquad s = \overline{a} / (1 - \overline{a}),
+
+where s' is that of the next level. A change of the predicted noise by d makes D = d / sqrt(s) and costs (s' / s - 1) |d|^2 / 2. Few
+steps that are even in time end with a jump: with 10 trailing ones of Stable Diffusion's schedule s' / s - 1 is 1 to 2, but 136 at
+the last. Layers that all steps share then pay nearly all of their divergence there, whatever they change elsewhere. Steps that are
+even in log s pay alike; this is the spacing "log_snr".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from socft.checks import require
+from socft.schedule import soften_last
+
+EVEN = "log_snr"
+"""Spacing with levels as even in the logarithm of their signal-to-noise ratio as the trained ones allow."""
+CLIPPING = {"clip_sample": False, "thresholding": False}
+"""A clipped mean map is not the kernel of the trained chain; Stable Diffusion's pipelines switch clipping off too."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampling:
+    """Where a sampler evaluates the network.
+
+    Attributes:
+        timesteps: training timesteps in denoising order, shape (T,).
+        abar: signal levels, shape (T + 1,), float64.
+        scheduler: diffusers' scheduler of the same chain, for its pipelines: DDIM, to be called with the same number of steps and
+            ``eta``, or if levels are even, the first-order solver of the SDE, which is DDIM(1), to be called with ``timesteps``.
+    """
+
+    timesteps: Int[Tensor, " steps"]
+    abar: Float[Tensor, " steps_plus_1"]
+    scheduler: DDIMScheduler | DPMSolverMultistepScheduler
+
+
+def sampling(
+    config: Any, steps: int, spacing: str | None = None, last_level: float | None = None
+) -> Sampling:
+    """Timesteps and levels of diffusers' DDIM sampler, or of one with even levels.
+
+    Args:
+        config: a diffusers scheduler configuration.
+        steps: sampling steps T.
+        spacing: "leading", "trailing" or "log_snr"; as configured by default.
+        last_level: level of the sample, below 1; as configured by default.
+
+    Raises:
+        InvalidProblem: a chain whose levels do not join up, reach 0, or end where the last kernel has no noise.
+    """
+    if spacing == EVEN:
+        return _even(config, steps, last_level)
+    scheduler = (
+        ddim_scheduler(config, **CLIPPING)
+        if spacing is None
+        else ddim_scheduler(config, **CLIPPING, timestep_spacing=spacing)
+    )
+    trained = scheduler.config["num_train_timesteps"]
+    require(
+        1 <= steps <= trained,
+        f"steps = {steps}; the network was trained with {trained}, so give between 1 and {trained}.",
+    )
+    scheduler.set_timesteps(steps)
+    timesteps, stride = scheduler.timesteps, trained // steps
+    how = scheduler.config["timestep_spacing"]
+    require(
+        int(timesteps[0]) < trained and bool((timesteps.diff() == -stride).all()),
+        f"{steps} steps with {how!r} spacing do not chain: diffusers steps {stride} of {trained} timesteps at a time; give a "
+        f"number of steps that divides {trained}, or spacing='leading'.",
+    )
+    if last_level is not None:
+        scheduler.final_alpha_cumprod = torch.tensor(last_level, dtype=torch.float64)
+    levels = torch.cat(
+        [
+            scheduler.alphas_cumprod[timesteps].double(),
+            scheduler.final_alpha_cumprod.double().reshape(1),
+        ]
+    )
+    _require_noise(levels, how)
+    return Sampling(timesteps, levels, scheduler)
+
+
+def _even(config: Any, steps: int, last_level: float | None) -> Sampling:
+    require(
+        last_level is None,
+        f"last_level = {last_level}; {EVEN!r} spacing ends at the first trained level: leave it out.",
+    )
+    abar = ddim_scheduler(config).alphas_cumprod.double()
+    most = len(abar) - 1
+    require(
+        1 <= steps <= most,
+        f"steps = {steps}; {EVEN!r} spacing has a trained level for every step: give between 1 and {most}.",
+    )
+    _require_noise(abar[[-1, 1, 0]], EVEN)
+    log_ratio = torch.logit(abar)
+    wanted = torch.linspace(float(log_ratio[-1]), float(log_ratio[0]), steps + 1, dtype=abar.dtype)[
+        :-1
+    ]
+    chosen: list[int] = []
+    for nearest in reversed((log_ratio - wanted[:, None]).abs().argmin(1).tolist()):
+        chosen.append(max(nearest, chosen[-1] + 1 if chosen else 1))
+    chosen.reverse()
+    require(
+        chosen[0] <= most,
+        f"steps = {steps}; the trained levels are too uneven for {EVEN!r} spacing: give fewer.",
+    )
+    how = {
+        "algorithm_type": "sde-dpmsolver++",
+        "solver_order": 1,
+        "final_sigmas_type": "sigma_min",
+        "thresholding": False,
+    }
+    scheduler = DPMSolverMultistepScheduler.from_config(config, **how)
+    assert isinstance(scheduler, DPMSolverMultistepScheduler)
+    scheduler.set_timesteps(timesteps=chosen)
+    return Sampling(torch.tensor(chosen), abar[[*chosen, 0]], scheduler)
+
+
+def ddim_scheduler(config: Any, **changes: Any) -> DDIMScheduler:
+    """A DDIM scheduler with the configuration of any scheduler."""
+    scheduler = DDIMScheduler.from_config(config, **changes)
+    assert isinstance(scheduler, DDIMScheduler)
+    return scheduler
+
+
+def _require_noise(levels: Tensor, how: str) -> None:
+    require(
+        float(levels[0]) > 0,
+        f"abar[0] = 0 with {how!r} spacing: the first step has no signal and no score; give spacing='leading', which starts later.",
+    )
+    last, before = float(levels[-1]), float(levels[-2])
+    softened = float(soften_last(torch.cat([levels[:-1], levels.new_ones(1)]))[-1])
+    require(
+        before < last < 1,
+        f"the last step goes from abar = {before:.6g} to {last:.6g}, where its sigma is 0 and no control has a finite KL; give "
+        f"last_level = {softened:.6g} (any level between {before:.6g} and 1), or a scheduler with set_alpha_to_one = False.",
+    )

@@ -1,0 +1,510 @@
+r"""ImageReward (Xu et al. 2023, arXiv 2304.05977): how well people find that an image shows its prompt; differentiable.
+
+A vision transformer turns the image into states; a BERT-like text encoder reads the prompt and attends to those states in every
+layer; five linear layers without activations map the state of its first token to a number s, and the reward is
+
+.. math:: r = (s - \mu) / \sigma, \qquad \mu = 0.16717, \quad \sigma = 1.03334,
+
+standardised on the prompts of its paper. The two encoders are the BLIP ones of transformers, so the published weights need their
+keys renamed and nothing else:
+
+==========================================  ==================================
+published                                   here
+==========================================  ==================================
+``blip.visual_encoder.cls_token``           ``vision.embeddings.class_embedding``
+``blip.visual_encoder.pos_embed``           ``vision.embeddings.position_embedding``
+``blip.visual_encoder.patch_embed.proj``    ``vision.embeddings.patch_embedding``
+``blip.visual_encoder.blocks.i.norm1``      ``vision.encoder.layers.i.layer_norm1``
+``blip.visual_encoder.blocks.i.attn.qkv``   ``vision.encoder.layers.i.self_attn.qkv``
+``blip.visual_encoder.blocks.i.attn.proj``  ``vision.encoder.layers.i.self_attn.projection``
+``blip.visual_encoder.norm``                ``vision.post_layernorm``
+``blip.text_encoder``                       ``text``
+``mlp.layers``                              ``head``
+``blip.vision_proj``, ``blip.text_proj``    not used by the reward
+==========================================  ==================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pickle
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
+from transformers.models.blip.modeling_blip import BlipVisionModel
+from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+from socft.checks import InvalidProblem, require
+
+BERT = "bert-base-uncased"
+REMEDY = (
+    "reward.path is to hold ImageReward.pt and med_config.json of THUDM/ImageReward on the Hugging Face hub, and a folder "
+    f"{BERT} with the tokenizer of that name."
+)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+_HEAD_WIDTH = 64  # of the published vision transformers: width / 64 attention heads
+_UNUSED = re.compile(r"blip\.(vision_proj|text_proj)\.|\.position_ids$")
+_RENAMED = (
+    (r"^blip\.visual_encoder\.cls_token$", "vision.embeddings.class_embedding"),
+    (r"^blip\.visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
+    (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
+    (r"^blip\.visual_encoder\.blocks\.", "vision.encoder.layers."),
+    (r"^blip\.visual_encoder\.norm\.", "vision.post_layernorm."),
+    (r"^(vision\..*)\.attn\.qkv\.", r"\1.self_attn.qkv."),
+    (r"^(vision\..*)\.attn\.proj\.", r"\1.self_attn.projection."),
+    (r"^(vision\..*)\.norm([12])\.", r"\1.layer_norm\2."),
+    (r"^blip\.text_encoder\.", "text."),
+    (r"^mlp\.layers\.", "head."),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Size of a transformer.
+
+    Attributes:
+        width: of its states.
+        hidden: width inside the feed-forward blocks.
+        layers: number of blocks.
+        heads: attention heads per block.
+    """
+
+    width: int
+    hidden: int
+    layers: int
+    heads: int
+
+    def __post_init__(self) -> None:
+        require(
+            self.width % self.heads == 0,
+            f"width = {self.width} is no multiple of heads = {self.heads}; change one of them.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRewardConfig:
+    """Sizes of an ImageReward; the defaults are the published ones.
+
+    Attributes:
+        vision: the vision transformer.
+        text: the text encoder.
+        side: pixels of the square image it sees.
+        patch: pixels of a square patch.
+        vocabulary: number of tokens.
+        positions: longest token sequence its weights allow.
+        tokens: length prompts are padded or cut to.
+        head: output widths of the linear layers, 1 at the end.
+        dropout: of the text encoder and, in training, between the first linear layers.
+        mean: mu, subtracted from the number.
+        deviation: sigma, by which it is divided.
+    """
+
+    vision: Encoder = Encoder(1024, 4096, 24, 16)
+    text: Encoder = Encoder(768, 3072, 12, 12)
+    side: int = 224
+    patch: int = 16
+    vocabulary: int = 30524
+    positions: int = 512
+    tokens: int = 35
+    head: tuple[int, ...] = (1024, 128, 64, 16, 1)
+    dropout: float = 0.1
+    mean: float = 0.16717362830052426
+    deviation: float = 1.0333394966054072
+
+    def __post_init__(self) -> None:
+        require(
+            self.side % self.patch == 0,
+            f"side = {self.side} is no multiple of patch = {self.patch}; change one of them.",
+        )
+        require(
+            self.tokens <= self.positions,
+            f"tokens = {self.tokens} exceed the {self.positions} positions; cut prompts earlier.",
+        )
+        require(
+            len(self.head) >= 1 and self.head[-1] == 1,
+            f"head = {self.head}; the last layer must give one number.",
+        )
+        require(
+            self.deviation > 0,
+            f"deviation = {self.deviation}; it divides the reward and must be positive.",
+        )
+
+    @classmethod
+    def read(cls, file: Path) -> ImageRewardConfig:
+        """A configuration from a JSON file.
+
+        Raises:
+            InvalidProblem: the file is missing or says something else.
+        """
+        values = _json(file)
+        try:
+            nested: dict[str, Any] = {name: Encoder(**values[name]) for name in ("vision", "text")}
+            nested["head"] = tuple(values["head"])
+            return cls(**(values | nested))
+        except (TypeError, KeyError) as error:
+            raise InvalidProblem(
+                f"{file} does not describe an ImageReward ({error}); save the model again."
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Token numbers of prompts and which of them are not padding."""
+
+    ids: Int[Tensor, "batch tokens"]
+    mask: Int[Tensor, "batch tokens"]
+
+    def expand(self, batch: int) -> Tokens:
+        """One prompt repeated for a batch."""
+        return Tokens(self.ids.expand(batch, -1), self.mask.expand(batch, -1))
+
+    def repeated(self, times: int) -> Tokens:
+        """Every prompt several times in a row."""
+        return Tokens(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
+
+
+class ImageReward(nn.Module):
+    """The reward of images for prompts.
+
+    Args:
+        config: its sizes.
+        tokenizer: of a vocabulary of exactly ``config.vocabulary`` tokens.
+    """
+
+    def __init__(self, config: ImageRewardConfig, tokenizer: BertTokenizer):
+        super().__init__()
+        _require_vocabulary(tokenizer, config.vocabulary, "the tokenizer")
+        self.config = config
+        self.tokenizer = tokenizer
+        self.vision = BlipVisionModel(_vision_config(config))
+        self.text = BlipTextModel(_text_config(config, tokenizer), add_pooling_layer=False)
+        self.head = _head(config)
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], prompts: str | Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        """Rewards of images with values in [0, 1], for one prompt or one prompt each; differentiable in the images.
+
+        Raises:
+            InvalidProblem: the numbers of images and prompts differ, or an image has no three colours.
+        """
+        tokens = self.tokens([prompts] if isinstance(prompts, str) else prompts)
+        if isinstance(prompts, str):
+            tokens = tokens.expand(len(images))
+        require(
+            len(images) == len(tokens.ids),
+            f"{len(images)} images and {len(tokens.ids)} prompts; give one prompt per image.",
+        )
+        return self.score(self.prepare(images), tokens)
+
+    def tokens(self, prompts: Sequence[str]) -> Tokens:
+        """Prompts as the text encoder reads them."""
+        options: dict[str, Any] = {
+            "padding": "max_length",
+            "truncation": True,
+            "max_length": self.config.tokens,
+        }
+        found = self.tokenizer(list(prompts), return_tensors="pt", **options)
+        return Tokens(
+            found["input_ids"].to(self._weight.device),
+            found["attention_mask"].to(self._weight.device),
+        )
+
+    def prepare(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 3 side side"]:
+        """What the vision transformer sees: short side resized, middle cropped, colours normalised; differentiable."""
+        require(
+            images.ndim == 4 and images.shape[1] == 3,
+            f"images of shape {tuple(images.shape)}; give (batch, 3, height, width).",
+        )
+        side, shape = self.config.side, images.shape[2:]
+        height, width = (int(side * length / min(shape)) for length in shape)
+        resized = F.interpolate(
+            images, (height, width), mode="bicubic", antialias=True, align_corners=False
+        )
+        top, left = round((height - side) / 2), round((width - side) / 2)
+        crop = resized[..., top : top + side, left : left + side].to(self._weight)
+        return (crop - crop.new_tensor(MEAN)[:, None, None]) / crop.new_tensor(DEVIATION)[
+            :, None, None
+        ]
+
+    def score(
+        self, prepared: Float[Tensor, "batch 3 side side"], tokens: Tokens
+    ) -> Float[Tensor, " batch"]:
+        """Rewards of prepared images for tokenised prompts."""
+        return self.read(self.see(prepared), tokens)
+
+    def see(
+        self, prepared: Float[Tensor, "batch 3 side side"]
+    ) -> Float[Tensor, "batch patches_plus_1 width"]:
+        """What the vision transformer makes of prepared images: a state of the whole, then one per patch, row by row."""
+        return self.vision(pixel_values=prepared).last_hidden_state
+
+    def read(
+        self, seen: Float[Tensor, "batch patches_plus_1 width"], tokens: Tokens
+    ) -> Float[Tensor, " batch"]:
+        """Rewards of images that were seen for tokenised prompts."""
+        return (
+            self.head(self.compare(seen, tokens))[:, 0] - self.config.mean
+        ) / self.config.deviation
+
+    def compare(
+        self, seen: Float[Tensor, "batch patches_plus_1 width"], tokens: Tokens
+    ) -> Float[Tensor, "batch width"]:
+        """State of the text encoder's first token, which has read the prompt and looked at the image."""
+        everything = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
+        return self.text(
+            input_ids=tokens.ids,
+            attention_mask=tokens.mask,
+            encoder_hidden_states=seen,
+            encoder_attention_mask=everything,
+            is_decoder=False,
+        ).last_hidden_state[:, 0]
+
+    @property
+    def _weight(self) -> Tensor:
+        """A weight, for its dtype and device."""
+        return next(self.head.parameters())
+
+    def save(self, directory: Path) -> None:
+        """Write weights, sizes and tokenizer; read them back with `restore`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, directory / "model.safetensors", {"format": "pt"})
+        (directory / "config.json").write_text(
+            json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
+        )
+        self.tokenizer.save_pretrained(directory / "tokenizer")
+
+    @classmethod
+    def restore(cls, directory: Path | str) -> ImageReward:
+        """A saved ImageReward, frozen and in evaluation mode; nothing is downloaded.
+
+        Raises:
+            InvalidProblem: a file is missing, or the weights do not fit the sizes.
+        """
+        directory = Path(directory)
+        config = ImageRewardConfig.read(directory / "config.json")
+        file = _present(directory / "model.safetensors")
+        try:
+            weights = load_file(file)
+        except SafetensorError as error:
+            raise InvalidProblem(f"{file} is damaged ({error}); copy it again.") from error
+        return _filled(config, _tokenizer(directory / "tokenizer"), weights, file)
+
+    @classmethod
+    def load(cls, directory: Path | str) -> ImageReward:
+        """The published ImageReward from a local directory, frozen and in evaluation mode; nothing is downloaded.
+
+        Args:
+            directory: holds ``ImageReward.pt`` and ``med_config.json`` as published, and a folder ``bert-base-uncased`` with that
+                tokenizer's files (``vocab.txt`` or ``tokenizer.json``).
+
+        Raises:
+            InvalidProblem: a file is missing, a key is missing or unexpected, or the vocabulary has another size.
+        """
+        directory = Path(directory)
+        absent = [
+            str(directory / name)
+            for name in ("ImageReward.pt", "med_config.json", BERT)
+            if not (directory / name).exists()
+        ]
+        require(not absent, f"{', '.join(absent)} not found; {REMEDY}")
+        file = _present(directory / "ImageReward.pt")
+        text = _json(directory / "med_config.json")
+        tokenizer = _tokenizer(directory / BERT)
+        tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+        try:
+            published = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+            raise InvalidProblem(
+                f"{file} is not a file of plain weights; download ImageReward.pt again."
+            ) from error
+        weights = renamed(published)
+        return _filled(_published_config(weights, text, file), tokenizer, weights, file)
+
+
+def renamed(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published weights under the names used here, without those the reward does not use."""
+    weights = {}
+    for key, value in published.items():
+        if _UNUSED.search(key):
+            continue
+        for pattern, replacement in _RENAMED:
+            key = re.sub(pattern, replacement, key)
+        weights[key] = value
+    return weights
+
+
+def _vision_config(config: ImageRewardConfig) -> BlipVisionConfig:
+    return BlipVisionConfig(
+        hidden_size=config.vision.width,
+        intermediate_size=config.vision.hidden,
+        num_hidden_layers=config.vision.layers,
+        num_attention_heads=config.vision.heads,
+        image_size=config.side,
+        patch_size=config.patch,
+        layer_norm_eps=1e-6,
+        hidden_act="gelu",
+    )
+
+
+def _text_config(config: ImageRewardConfig, tokenizer: BertTokenizer) -> BlipTextConfig:
+    special: dict[str, Any] = {
+        name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "sep_token_id")
+    }
+    return BlipTextConfig(
+        vocab_size=config.vocabulary,
+        hidden_size=config.text.width,
+        encoder_hidden_size=config.vision.width,
+        intermediate_size=config.text.hidden,
+        num_hidden_layers=config.text.layers,
+        num_attention_heads=config.text.heads,
+        max_position_embeddings=config.positions,
+        layer_norm_eps=1e-12,
+        hidden_act="gelu",
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        is_decoder=True,  # builds the cross-attention; the reward calls it as an encoder
+        **special,
+    )
+
+
+def _head(config: ImageRewardConfig) -> nn.Sequential:
+    """Linear layers, the first three followed by dropout as in the published model, whose keys count the dropouts."""
+    drop = (2 * config.dropout, 2 * config.dropout, config.dropout)
+    layers: list[nn.Module] = []
+    for i, (before, after) in enumerate(
+        zip((config.text.width, *config.head[:-1]), config.head, strict=True)
+    ):
+        layers.append(nn.Linear(before, after))
+        if i < min(len(drop), len(config.head) - 1):
+            layers.append(nn.Dropout(drop[i]))
+    return nn.Sequential(*layers)
+
+
+def _published_config(
+    weights: Mapping[str, Tensor], text: Mapping[str, Any], file: Path
+) -> ImageRewardConfig:
+    """Sizes of a published model: the text encoder's from its configuration, the others from the weights' shapes."""
+    names = (
+        "vision.embeddings.patch_embedding.weight",
+        "vision.embeddings.position_embedding",
+        "vision.encoder.layers.0.mlp.fc1.weight",
+    )
+    lost = [name for name in names if name not in weights]
+    require(not lost, f"{file} lacks {_listed(lost)}; it is not an ImageReward.")
+    (width, _, patch, _), places, hidden = (
+        weights[names[0]].shape,
+        weights[names[1]].shape[1],
+        len(weights[names[2]]),
+    )
+    head = sorted(
+        (int(name.split(".")[1]), len(value))
+        for name, value in weights.items()
+        if re.match(r"head\.\d+\.weight", name)
+    )
+    try:
+        return ImageRewardConfig(
+            vision=Encoder(width, hidden, _layers(weights), max(1, width // _HEAD_WIDTH)),
+            text=Encoder(
+                text["hidden_size"],
+                text["intermediate_size"],
+                text["num_hidden_layers"],
+                text["num_attention_heads"],
+            ),
+            side=patch * math.isqrt(places - 1),
+            patch=patch,
+            vocabulary=text["vocab_size"],
+            positions=text["max_position_embeddings"],
+            head=tuple(size for _, size in head),
+            dropout=text["hidden_dropout_prob"],
+        )
+    except KeyError as error:
+        raise InvalidProblem(
+            f"{file.parent / 'med_config.json'} lacks {error}; download it again."
+        ) from error
+
+
+def _layers(weights: Iterable[str]) -> int:
+    return len(
+        {name.split(".")[3] for name in weights if name.startswith("vision.encoder.layers.")}
+    )
+
+
+def _filled(
+    config: ImageRewardConfig, tokenizer: BertTokenizer, weights: Mapping[str, Tensor], file: Path
+) -> ImageReward:
+    """The model of a configuration with the weights of a file, every key accounted for."""
+    _require_vocabulary(tokenizer, config.vocabulary, f"the tokenizer beside {file}")
+    model = ImageReward(config, tokenizer)
+    expected = model.state_dict()
+    missing, unexpected = (
+        sorted(expected.keys() - weights.keys()),
+        sorted(weights.keys() - expected.keys()),
+    )
+    require(
+        not missing,
+        f"{file} lacks {_listed(missing)}; it is not the ImageReward its configuration describes.",
+    )
+    require(
+        not unexpected,
+        f"{file} has the unknown {_listed(unexpected)}; it is not the ImageReward its configuration describes.",
+    )
+    for name, value in expected.items():
+        found, wanted = tuple(weights[name].shape), tuple(value.shape)
+        require(
+            found == wanted,
+            f"{name} in {file} has shape {found}, not {wanted}; it is not what its configuration describes.",
+        )
+    model.load_state_dict(dict(weights))
+    return model.eval().requires_grad_(False)
+
+
+def _tokenizer(directory: Path) -> BertTokenizer:
+    """A tokenizer from a directory; a missing one would silently become a tokenizer of five tokens."""
+    files = [directory / "vocab.txt", directory / "tokenizer.json"]
+    require(
+        any(file.is_file() for file in files),
+        f"{directory} holds neither vocab.txt nor tokenizer.json; copy the tokenizer there.",
+    )
+    return BertTokenizer.from_pretrained(str(directory), local_files_only=True)
+
+
+def _require_vocabulary(tokenizer: BertTokenizer, size: int, what: str) -> None:
+    require(
+        len(tokenizer) == size,
+        f"{what} knows {len(tokenizer)} tokens and the model {size}; use the model's own tokenizer.",
+    )
+
+
+def _present(file: Path) -> Path:
+    require(file.is_file(), f"{file} does not exist; give the directory that holds {file.name}.")
+    return file
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(_present(file).read_text())
+    except json.JSONDecodeError as error:
+        raise InvalidProblem(f"{file} is not JSON ({error}); copy it again.") from error
+
+
+def _listed(keys: Sequence[str]) -> str:
+    """The first keys of a list and how many more there are."""
+    more = f" and {len(keys) - 3} more keys" if len(keys) > 3 else ""
+    return ("keys " if len(keys) > 1 else "key ") + ", ".join(keys[:3]) + more

@@ -1,0 +1,226 @@
+r"""Rewards of images as rewards of latents, :math:`r(x) = \rho(\text{decode}(x), \text{prompt})`.
+
+Decoded images lie in [0, 1], shape (batch, 3, height, width); :math:`\rho` gives one number per image. Differentiable scorers go
+into `ImageRewardLike`, all others into `BlackBoxImageReward`, which has no gradient and says so. Both decode and score ``chunk``
+images at a time and keep nothing between calls, so that memory does not grow with the batch, gradients included.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from sd_experiments.model.denoiser import evaluated_again
+from sd_experiments.model.stable_diffusion import StableDiffusion
+from sd_experiments.model.weights import load_tokenizer, load_whole
+from socft.checks import InvalidProblem, require
+from socft.reference import States
+from socft.reward import PerSample, Reward
+
+Images = Float[Tensor, "batch 3 height width"]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageScore(Protocol):
+    """Scores images in [0, 1] for a prompt: one number per image."""
+
+    def __call__(self, images: Images, prompt: str) -> PerSample: ...
+
+
+def decode(base: StableDiffusion, latents: States) -> Images:
+    """Images in [0, 1] on the device of the decoder and in the dtype of the latents, whatever that of the decoder."""
+    vae = base.vae
+    weight = next(vae.parameters())
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    decoded = vae.decode(
+        latents.to(weight) / vae.config["scaling_factor"] + shift, return_dict=False
+    )[0]
+    return (decoded.to(latents.dtype) / 2 + 0.5).clamp(0, 1)
+
+
+class _LatentReward(Reward):
+    """What both kinds share: decoding and scoring in chunks. No Lipschitz constants are known."""
+
+    def __init__(self, base: StableDiffusion, score: ImageScore, prompt: str, chunk: int = 4):
+        require(chunk >= 1, f"chunk = {chunk}; decode at least 1 image at a time.")
+        self.base = base
+        self.score = score
+        self.prompt = prompt
+        self.chunk = chunk
+
+    @property
+    def L0(self) -> float:
+        return math.inf
+
+    @property
+    def L1(self) -> float:
+        return math.inf
+
+    def _scored(self, x: States) -> PerSample:
+        found = self.score(decode(self.base, x), self.prompt)
+        require(
+            isinstance(found, Tensor) and found.shape == (len(x),),
+            f"the scorer returned {_described(found)} for {len(x)} images; it must return one number per image.",
+        )
+        return found.to(x)
+
+
+class ImageRewardLike(_LatentReward):
+    """A differentiable score of decoded images.
+
+    Args:
+        base: supplies the decoder.
+        score: maps images in [0, 1] and the prompt to one number per image, differentiable in the images.
+        prompt: what the image should show.
+        chunk: images decoded at a time.
+    """
+
+    def __call__(self, x: States) -> PerSample:
+        recorded = torch.is_grad_enabled() and x.requires_grad
+        scored = evaluated_again(self._scored) if recorded and len(x) > self.chunk else self._scored
+        result = torch.cat([scored(part) for part in x.split(self.chunk)])
+        cut = recorded and not result.requires_grad
+        require(
+            not cut,
+            f"{_name(self.score)} cuts the graph between image and score; wrap it in BlackBoxImageReward.",
+        )
+        return result
+
+    def gradient(self, x: States) -> States:
+        return torch.cat(
+            [super(ImageRewardLike, self).gradient(part) for part in x.split(self.chunk)]
+        )
+
+
+class BlackBoxImageReward(_LatentReward):
+    """A score of decoded images that cannot be differentiated; for estimators that use reward values only.
+
+    Args:
+        base: supplies the decoder.
+        score: maps images in [0, 1] and the prompt to one number per image.
+        prompt: what the image should show.
+        chunk: images decoded at a time.
+    """
+
+    def __call__(self, x: States) -> PerSample:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise InvalidProblem(self._refusal)
+        with torch.no_grad():
+            return torch.cat([self._scored(part) for part in x.split(self.chunk)])
+
+    def gradient(self, x: States) -> States:
+        """There is none.
+
+        Raises:
+            InvalidProblem: always.
+        """
+        raise InvalidProblem(self._refusal)
+
+    @property
+    def _refusal(self) -> str:
+        return (
+            f"{_name(self.score)} is a black box without a gradient, and this estimator asks for one; use an estimator of reward "
+            "values (score function, DDPO, DPOK, integration by parts) or a differentiable score in ImageRewardLike."
+        )
+
+
+class JPEGCompressibility:
+    """Minus the size of the image as a JPEG file, in kB (the compressibility reward of DDPO, arXiv 2305.13301). A black box.
+
+    Args:
+        quality: JPEG quality from 1 to 95.
+    """
+
+    def __init__(self, quality: int = 95):
+        require(1 <= quality <= 95, f"quality = {quality}; JPEG takes 1 to 95.")
+        self.quality = quality
+
+    def __call__(self, images: Images, prompt: str = "") -> PerSample:
+        pixels = (images.detach().permute(0, 2, 3, 1) * 255).round().to("cpu", torch.uint8)
+        return torch.tensor([-self._kilobytes(each) for each in pixels], dtype=torch.float64)
+
+    def _kilobytes(self, pixels: Tensor) -> float:
+        file = io.BytesIO()
+        Image.fromarray(pixels.numpy()).save(file, format="JPEG", quality=self.quality)
+        return file.tell() / 1000
+
+
+class CLIPScore(nn.Module):
+    """Cosine of the angle between image and prompt in CLIP's space, times ``scale``; differentiable in the images.
+
+    Args:
+        model: a CLIP model, frozen in place.
+        tokenizer: its tokenizer.
+        scale: 1 for the cosine itself, 100 for the usual score.
+    """
+
+    def __init__(self, model: CLIPModel, tokenizer: Any, scale: float = 1.0):
+        super().__init__()
+        config: Any = model.config
+        vocabulary = config.text_config.vocab_size
+        require(
+            len(tokenizer) == vocabulary,
+            f"the tokenizer knows {len(tokenizer)} tokens and CLIP {vocabulary}; load both from one directory.",
+        )
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.size: int = config.vision_config.image_size
+        self.scale = scale
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(CLIP_STD).reshape(3, 1, 1), persistent=False)
+
+    @classmethod
+    def load(cls, directory: str | Path, scale: float = 1.0) -> CLIPScore:
+        """CLIP from a local directory; nothing is downloaded.
+
+        Raises:
+            InvalidProblem: a file is missing, damaged or another network's.
+        """
+        folder = Path(directory)
+        return cls(load_whole(CLIPModel, folder, "model"), load_tokenizer(folder), scale)
+
+    def forward(self, images: Images, prompt: str) -> PerSample:
+        vision = self.model.get_image_features(pixel_values=self._prepared(images))
+        tokens = self.tokenizer([prompt], padding=True, truncation=True, return_tensors="pt").to(
+            images.device
+        )
+        text = self.model.get_text_features(**tokens)
+        return self.scale * nn.functional.cosine_similarity(_features(vision), _features(text)).to(
+            images
+        )
+
+    def _prepared(self, images: Images) -> Tensor:
+        """Resized along the short side, cropped in the middle and normalised."""
+        size, short = self.size, min(images.shape[2:])
+        height, width = (round(side * size / short) for side in images.shape[2:])
+        resized = nn.functional.interpolate(
+            images, (height, width), mode="bicubic", antialias=True, align_corners=False
+        )
+        top, left = (height - size) // 2, (width - size) // 2
+        crop = resized[..., top : top + size, left : left + size].to(self.model.dtype)
+        return (crop - self.get_buffer("mean").to(crop)) / self.get_buffer("deviation").to(crop)
+
+
+def _features(found: Any) -> Tensor:
+    return found if isinstance(found, Tensor) else found.pooler_output
+
+
+def _described(value: Any) -> str:
+    return (
+        f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    )
+
+
+def _name(score: Callable[..., Any]) -> str:
+    return getattr(score, "__name__", type(score).__name__)

@@ -1,0 +1,1 @@
+"""What is measured of trainings: reproduction, costates, gradients, time."""

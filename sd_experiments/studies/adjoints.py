@@ -1,0 +1,244 @@
+r"""What makes costates large: pictures that are undecided, and guidance.
+
+The lean costate of a path is a sample of the gradient of the value :math:`V_k(x) = E[r(X_T) \mid X_k = x]` of the pre-trained
+chain, so it is large where a little noise decides what the picture becomes. Both sides of this are measured. The costates of many
+paths, the tenth of the paths with the largest ones apart; and from every state of these paths, the chain is continued on fresh
+noise many times: the standard deviation of the rewards says how undecided the picture is at that step. The rank correlation of the
+two over the paths says how far one explains the other.
+
+Guidance changes the chain, hence its Jacobians and its pictures; the same paths' noise is guided at several scales.
+
+What the largest costates do to gradients, what limiting them does, and whether other estimators of the gradient point the same way,
+is measured by `sd_experiments.studies.gradient_agreement`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from sd_experiments import config
+from sd_experiments.model.policy import adjoint_norms
+from sd_experiments.studies import gradient_agreement
+from sd_experiments.studies.gradient_agreement import LIMITS, agreement, compared, jackknifed
+from sd_experiments.studies.reproduce import SCALES
+from sd_experiments.training.buffer import seeded
+from sd_experiments.training.build import ESTIMATORS, Experiment, build, device_of, made
+from sd_experiments.training.session import drawn, fresh_noise, trainer_of, worths
+from sd_experiments.training.task import Task as Prompt
+from socft.estimators.adjoint_matching import AdjointMatching
+from socft.policy import Uncontrolled
+from socft.records import Record
+from socft.rollout import Noise, rollout
+from socft.study import runner
+from socft.study.runner import Study, Task
+
+STUDY = "sd_adjoints"
+SEED = 2
+TOP = 0.9
+"""Quantile of the largest costate of a path above which the path is one of the ``top``."""
+QUANTILES = (0.5, 0.9, 1.0)
+PARTS = ("top", "rest")
+COMPARED = SCALES["tiny"].methods
+"""Methods whose gradients are compared with the policy gradient, on fresh paths, where clips of likelihood ratios do nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        paths: of which costates are taken.
+        continued: how often every state of these is continued.
+        guidance: scales besides the configuration's.
+        pictures: per scale of guidance.
+        batches: whose gradients are compared.
+        steps: gradient steps to the second policy at which they are.
+    """
+
+    paths: int
+    continued: int
+    guidance: tuple[float, ...]
+    pictures: int
+    batches: int
+    steps: int
+
+
+FULL = Size(paths=192, continued=10, guidance=(2.0, 4.0, 7.5), pictures=512, batches=10, steps=40)
+QUICK = Size(paths=20, continued=2, guidance=(4.0,), pictures=4, batches=3, steps=1)
+
+
+def run(file: Path, quick: bool, out: Path, workers: int = 2) -> list[Record]:
+    """Measure into ``<out>/sd_adjoints.jsonl``, continuing an interrupted run."""
+    made = tasks(config.read(file), QUICK if quick else FULL)
+    study = Study(STUDY, lambda _: made)
+    with runner.processes(workers) as pool:
+        return runner.run(study, quick, out, pool)
+
+
+def tasks(settings: config.Settings, size: Size) -> list[Task]:
+    """For every prompt: forks of the chain, limits of its target controls, methods, and costates at every scale of guidance."""
+    listed = []
+    for prompt in settings.problem.prompts:
+        alone = dataclasses.replace(
+            settings, problem=dataclasses.replace(settings.problem, prompts=(prompt,))
+        )
+        arguments = {"settings": alone.plain(), "paths": size.paths}
+        compared = {"settings": alone.plain(), "batches": size.batches}
+        listed.append(Task(f"directions: {prompt}", directions, {**compared, "steps": size.steps}))
+        listed.append(Task(f"forks: {prompt}", forks, {**arguments, "continued": size.continued}))
+        listed.append(Task(f"limits: {prompt}", limits, compared))
+        for scale in dict.fromkeys((settings.sampler.guidance, *size.guidance)):
+            guided = dataclasses.replace(
+                alone, sampler=dataclasses.replace(alone.sampler, guidance=scale)
+            ).plain()
+            listed.append(
+                Task(
+                    f"guidance {scale:g}: {prompt}",
+                    guidance,
+                    {**arguments, "settings": guided, "pictures": size.pictures},
+                )
+            )
+    return listed
+
+
+def forks(settings: Mapping[str, Any], paths: int, continued: int) -> list[Record]:
+    """Growth of costates and undecidedness of pictures at every step, over the top tenth of the paths and over the rest."""
+    experiment, prompt = _prompt(settings)
+    noise = fresh_noise(experiment, prompt, paths, SEED)
+    norms = _costates(prompt, noise)
+    largest = norms.max(0).values
+    top = largest >= largest.quantile(TOP)
+    record, states = _recorder(experiment, prompt), _states(prompt, noise)
+    found: list[Record] = []
+    for k in range(prompt.problem.steps):
+        undecided = spread_of_rewards(prompt, states[k], k, continued)
+        growth = (norms[k] / norms[k + 1]).log()
+        for part, inside in zip(PARTS, (top, ~top), strict=True):
+            setting = {"step": k, "part": part}
+            found += [
+                _mean(record, "undecided", undecided[inside], setting),
+                _mean(record, "log_growth", growth[inside], setting),
+                _mean(record, "adjoint", norms[k][inside], setting),
+            ]
+        rank: Any = spearmanr(undecided.numpy(), norms[k].numpy())
+        found.append(record("rank_correlation", float(rank.statistic), {"step": k}, seeds=paths))
+    return found
+
+
+def guidance(settings: Mapping[str, Any], paths: int, pictures: int) -> list[Record]:
+    """Quantiles of the costates at the first and the last step, of the largest of a path and of its growth; and the pictures."""
+    experiment, prompt = _prompt(settings)
+    norms = _costates(prompt, fresh_noise(experiment, prompt, paths, SEED))
+    record, setting = (
+        _recorder(experiment, prompt),
+        {"guidance": experiment.settings.sampler.guidance},
+    )
+    measured = {
+        "first": norms[0],
+        "last": norms[-1],
+        "largest": norms.max(0).values,
+        "growth": norms[0] / norms[-1],
+    }
+    quantiles = [
+        record(
+            "adjoint", float(values.quantile(q)), {**setting, "at": at, "quantile": q}, seeds=paths
+        )
+        for at, values in measured.items()
+        for q in QUANTILES
+    ]
+    found = drawn(experiment, prompt, Uncontrolled(prompt.problem.reference), pictures, SEED)
+    worth = worths(experiment, prompt, found)
+    return [
+        *quantiles,
+        *(_mean(record, metric, values, setting) for metric, values in worth.items()),
+    ]
+
+
+def limits(settings: Mapping[str, Any], batches: int) -> list[Record]:
+    """How far gradients at the pre-trained model agree under several limits of the target controls."""
+    experiment, prompt = _prompt(settings)
+    record, found = _recorder(experiment, prompt), []
+    measured = gradient_agreement.gradients(experiment, AdjointMatching(), batches, SEED, LIMITS)
+    means: list[Tensor] = []
+    for limit, (gradients, limited) in zip(LIMITS, measured, strict=True):
+        setting, (agreed, error) = {"limit": limit}, jackknifed(agreement, gradients)
+        means.append(gradients.mean(0))
+        found += [
+            record("agreement", agreed, setting, stderr=error, seeds=batches),
+            record(
+                "fidelity",
+                float(torch.cosine_similarity(means[-1], means[0], dim=0)),
+                setting,
+                seeds=batches,
+            ),
+            record("limited", limited, setting, seeds=batches),
+        ]
+    return found
+
+
+def directions(settings: Mapping[str, Any], batches: int, steps: int) -> list[Record]:
+    """How far gradients agree, in a method and with PI-FT's, before and after some steps of adjoint matching."""
+    experiment, prompt = _prompt(settings)
+    record, trainer = _recorder(experiment, prompt), trainer_of(experiment)
+    estimators = {
+        each.title: made("estimator", ESTIMATORS, each.estimator, each.options) for each in COMPARED
+    }
+    found: list[Record] = []
+    for after in (0, steps):
+        while trainer.step < after:
+            next(trainer.iterations())
+        for title, metric, value, stderr in compared(experiment, estimators, batches, SEED):
+            one = record(metric, value, {"after": after}, stderr=stderr, seeds=batches)
+            found.append(dataclasses.replace(one, estimator=title))
+    return found
+
+
+@torch.no_grad()
+def spread_of_rewards(
+    prompt: Prompt, states: Tensor, start: int, continued: int
+) -> Float[Tensor, " paths"]:
+    """Standard deviation of the reward over continuations of each state from step ``start`` on, by the pre-trained chain."""
+    reference, generator = prompt.problem.reference, seeded(SEED, "continued", prompt.name, start)
+    x = states.repeat_interleave(continued, 0)
+    for k in range(start, reference.steps):
+        noise = torch.randn((len(x), *reference.noise_dims), generator=generator, dtype=x.dtype)
+        x = reference.step(k, x, noise.to(x.device))
+    return prompt.problem.reward(x).double().cpu().reshape(-1, continued).std(1)
+
+
+def _costates(prompt: Prompt, noise: Noise) -> Float[Tensor, "steps_plus_1 paths"]:
+    return adjoint_norms(prompt.problem, noise).double().cpu()
+
+
+@torch.no_grad()
+def _states(prompt: Prompt, noise: Noise) -> Tensor:
+    reference = prompt.problem.reference
+    return rollout(reference, Uncontrolled(reference), noise).states
+
+
+def _prompt(settings: Mapping[str, Any]) -> tuple[Experiment, Prompt]:
+    experiment = build(config.parse(settings))
+    return experiment, experiment.tasks[0]
+
+
+def _recorder(experiment: Experiment, prompt: Prompt) -> Callable[..., Record]:
+    model = experiment.settings.model
+    return functools.partial(
+        Record, STUDY, prompt.name, kind="", dtype=model.dtype, device=device_of(model.device).type
+    )
+
+
+def _mean(
+    record: Callable[..., Record], metric: str, values: Tensor, setting: Mapping[str, Any]
+) -> Record:
+    stderr = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
+    return record(metric, float(values.mean()), setting, stderr=stderr, seeds=len(values))

@@ -1,0 +1,305 @@
+"""Time and memory of a gradient step against the number of sampling steps, of trajectories and of steps in the loss.
+
+Starting from a configuration, one of the three numbers is changed at a time, for every estimator. A gradient step is everything
+between two updates of the layers: sampling the trajectories, their rewards and labels, and the gradient of the loss. Each cell is
+measured in a process of its own, because the peak of memory is a process': after a first step that is not counted, the median time
+of the next ones is ``seconds``. ``peak_mb`` is the largest memory in use and ``start_mb`` that of the models alone, on the GPU as
+its allocator counts, or else as main memory of the process. Steps are few enough for a median because their work is always the
+same. A cell that fails, for lack of memory or because its estimator needs a gradient that the reward has not, is recorded as
+"refused" with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sd_experiments import config
+from sd_experiments.model.memory import peak_mb, reset_peak
+from sd_experiments.model.stable_diffusion import StableDiffusion
+from sd_experiments.studies.random_models import RANDOM
+from sd_experiments.training.build import Experiment, build, device_of
+from sd_experiments.training.session import trainer_of
+from socft.checks import InvalidProblem, require
+from socft.records import Record
+from socft.study import runner
+from socft.study.runner import Study, Task
+
+STUDY = "sd_benchmark"
+ESTIMATORS: Mapping[str, Mapping[str, Any]] = {
+    "adjoint_matching": {},
+    "pi_ft": {},
+    "martingale": {},
+    "time_reversed": {},
+    "draft_k": {"last": 1},
+    "ddpo": {},
+    "dpok": {},
+    "score_function": {},
+}
+"""What is measured, with its options."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One combination.
+
+    Attributes:
+        steps: sampling steps.
+        trajectories: paths per gradient step.
+        loss_steps: steps of each path in the loss.
+    """
+
+    steps: int
+    trajectories: int
+    loss_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What is varied.
+
+    Attributes:
+        steps: sampling steps.
+        trajectories: paths per gradient step.
+        loss_steps: steps in the loss; None is all.
+        repeats: gradient steps that are timed.
+        base: what the others stay at while one is varied; the configuration's by default.
+    """
+
+    steps: tuple[int, ...]
+    trajectories: tuple[int, ...]
+    loss_steps: tuple[int | None, ...]
+    repeats: int
+    base: Cell | None = None
+
+    def cells(self, settings: config.Settings) -> list[Cell]:
+        """Every combination once, the base first."""
+        batch, steps = settings.batch, settings.sampler.steps
+        base = self.base or Cell(steps, batch.trajectories, batch.loss_steps or steps)
+        everything = base.loss_steps == base.steps
+        found = [base]
+        found += [
+            Cell(each, base.trajectories, each if everything else min(base.loss_steps, each))
+            for each in self.steps
+        ]
+        found += [dataclasses.replace(base, trajectories=each) for each in self.trajectories]
+        found += [
+            dataclasses.replace(base, loss_steps=min(each or base.steps, base.steps))
+            for each in self.loss_steps
+        ]
+        return list(dict.fromkeys(found))
+
+
+FULL = Sweep((10, 25, 50, 100), (1, 2, 5, 10, 20), (1, 4, 16, None), repeats=3)
+QUICK = Sweep((2, 4), (1, 2), (1, None), repeats=1, base=Cell(4, 2, 4))
+QUICK_ESTIMATORS = ("adjoint_matching", "pi_ft")
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a cell's own process found.
+
+    Attributes:
+        seconds: of every gradient step after the first.
+        start_mb: memory in use before the first.
+        peak_mb: largest memory in use since.
+        calls: calls of the network per gradient step, each of up to ``model.micro_batch`` samples.
+        estimates: what the estimator estimates.
+        device: where it ran.
+    """
+
+    seconds: tuple[float, ...]
+    start_mb: float
+    peak_mb: float
+    calls: int
+    estimates: str
+    device: str
+
+
+def run(
+    file: Path | None,
+    random: str | None,
+    quick: bool,
+    out: Path,
+    estimators: Mapping[str, Mapping[str, Any]] | None = None,
+    sweep: Sweep | None = None,
+) -> list[Record]:
+    """Measure every cell into ``<out>/sd_benchmark.jsonl``; an interrupted run continues where it was.
+
+    Args:
+        file: the configuration to start from; that of the random model by default.
+        random: name of a model with random weights, of `RANDOM`, in place of the configuration's.
+        quick: a few small cells.
+        estimators: names in `sd_experiments.training.build.ESTIMATORS` and their options; by default `ESTIMATORS`, two of them if ``quick``.
+        sweep: what is varied; by default `FULL`, or `QUICK`.
+
+    Raises:
+        InvalidProblem: there is no such model, or no cell could be measured.
+    """
+    settings, small = (
+        settings_of(file, random),
+        {name: ESTIMATORS[name] for name in QUICK_ESTIMATORS},
+    )
+    chosen = estimators or (small if quick else ESTIMATORS)
+    made = tasks(settings, random, chosen, sweep or (QUICK if quick else FULL))
+    records = runner.run(Study(STUDY, lambda _: made), quick, out)
+    reasons = [record.setting["reason"] for record in records if record.metric == "refused"]
+    require(
+        len(reasons) < len(made), f"no cell could be measured; the first one says: {reasons[:1]}"
+    )
+    return records
+
+
+def settings_of(file: Path | None, random: str | None) -> config.Settings:
+    """The configuration, with a random model and its reward in the place of its own if one is named."""
+    require(
+        file is not None or random is not None,
+        f"give a configuration or one of the random models: {', '.join(RANDOM)}.",
+    )
+    require(
+        random is None or random in RANDOM,
+        f"there is no random model {random!r}; give one of: {', '.join(RANDOM)}.",
+    )
+    if random is None:
+        assert file is not None
+        return config.read(file)
+    own = RANDOM[random].settings
+    if file is None:
+        return own
+    settings = config.read(file)
+    model = dataclasses.replace(settings.model, path=own.model.path)
+    reward = dataclasses.replace(
+        own.reward, chunk=settings.reward.chunk, black_box=settings.reward.black_box
+    )
+    return dataclasses.replace(settings, model=model, reward=reward)
+
+
+def tasks(
+    settings: config.Settings,
+    random: str | None,
+    estimators: Mapping[str, Mapping[str, Any]],
+    sweep: Sweep,
+) -> list[Task]:
+    """One task per estimator and cell."""
+    return [
+        Task(
+            f"{name}: {cell.steps} steps, {cell.trajectories} trajectories, {cell.loss_steps} steps in the loss",
+            cell_task,
+            {
+                "settings": changed(settings, name, options, cell, sweep.repeats).plain(),
+                "random": random,
+            },
+        )
+        for name, options in estimators.items()
+        for cell in sweep.cells(settings)
+    ]
+
+
+def changed(
+    settings: config.Settings, name: str, options: Mapping[str, Any], cell: Cell, repeats: int
+) -> config.Settings:
+    """The settings of a cell: one round of one prompt per gradient step."""
+    s = settings
+    batch = dataclasses.replace(
+        s.batch,
+        trajectories=cell.trajectories,
+        prompts=1,
+        paths=None,
+        passes=1,
+        loss_steps=cell.loss_steps,
+    )
+    return dataclasses.replace(
+        s,
+        problem=dataclasses.replace(s.problem, prompts=s.problem.prompts[:1]),
+        sampler=dataclasses.replace(s.sampler, steps=cell.steps),
+        estimator=config.Estimator(name, dict(options)),
+        batch=batch,
+        run=dataclasses.replace(s.run, steps=1 + repeats),
+        monitor=config.Monitor(),
+    )
+
+
+def cell_task(settings: Mapping[str, Any], random: str | None) -> list[Record]:
+    """Measure one cell in a fresh process."""
+    parsed = config.parse(settings)
+    about = {
+        "steps": parsed.sampler.steps,
+        "trajectories": parsed.batch.trajectories,
+        "loss_steps": parsed.batch.loss_steps,
+        "estimator": parsed.estimator.name,
+        **parsed.estimator.options,
+        "guidance": parsed.sampler.guidance,
+        "micro_batch": parsed.model.micro_batch,
+        "checkpointing": parsed.model.checkpointing,
+        "backward_batch": parsed.batch.micro_batch,
+        "random": random is not None,
+    }
+    title = random or Path(parsed.model.path).name
+    record = functools.partial(
+        Record, STUDY, title, estimator=parsed.estimator.name, dtype=parsed.model.dtype
+    )
+    try:
+        with runner.workers(1) as fresh:
+            found = fresh.submit(measured, settings, random).result()
+    except (InvalidProblem, torch.OutOfMemoryError, MemoryError, BrokenExecutor) as error:
+        return [record("refused", 1.0, about | {"reason": _reason(error)})]
+    return list(
+        _rows(functools.partial(record, kind=found.estimates, device=found.device), found, about)
+    )
+
+
+def _rows(
+    record: Callable[..., Record], found: Measured, about: Mapping[str, Any]
+) -> Iterator[Record]:
+    number, seconds = len(found.seconds), statistics.median(found.seconds)
+    stderr = statistics.stdev(found.seconds) / number**0.5 if number > 1 else None
+    yield record("seconds", seconds, about, stderr=stderr, seeds=number, evaluations=found.calls)
+    yield record("peak_mb", found.peak_mb, about, evaluations=found.calls)
+    yield record("start_mb", found.start_mb, about)
+
+
+def measured(settings: Mapping[str, Any], random: str | None) -> Measured:
+    """Time and memory of the gradient steps of a run, the first one not counted, in this process."""
+    experiment = experiment_of(config.parse(settings), random)
+    device = device_of(experiment.settings.model.device)
+    reset_peak(device)
+    start, iterations = peak_mb(device), trainer_of(experiment).iterations()
+    next(iterations)
+    denoiser = experiment.base.denoiser
+    before = denoiser.calls
+    seconds = tuple(iteration.measured.seconds for iteration in iterations)
+    calls = (denoiser.calls - before) // len(seconds)
+    return Measured(
+        seconds, start, peak_mb(device), calls, experiment.estimator.estimates, _title(device)
+    )
+
+
+def experiment_of(settings: config.Settings, random: str | None) -> Experiment:
+    """The experiment of a configuration, with a random model if one is named."""
+    if random is None:
+        return build(settings)
+    model = settings.model
+    pipeline = RANDOM[random].pipeline(0, device_of(model.device), getattr(torch, model.dtype))
+    return build(
+        settings,
+        StableDiffusion.from_pipeline(
+            pipeline, model.micro_batch, checkpointing=model.checkpointing
+        ),
+    )
+
+
+def _title(device: torch.device) -> str:
+    return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, BrokenExecutor):
+        return "its process died, perhaps for lack of memory"
+    return " ".join(str(error).split())[:500] or type(error).__name__

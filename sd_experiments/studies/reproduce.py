@@ -1,0 +1,576 @@
+"""Section 5 of arXiv 2412.18164v4 in one command, with its rivals: ``socft sd reproduce --scale tiny|sd15``.
+
+Every prompt is fine-tuned on its own by every method, from the same pre-trained model, with as many sampled trajectories each;
+PI-FT also at several KL weights. Afterwards every model draws the same number of pictures from the same noise, and reward, KL, the
+checker's accuracy and diversity are measured on these. Gains over the pre-trained model are means of differences, picture by
+picture, so what the pictures have in common is no noise in them.
+
+How a training ends also depends on its own noise. PI-FT and DPOK can therefore be trained several times, from other seeds. There
+are also variants: DPOK, which PI-FT is held against, at other learning rates, so that it does not lose by one that does not suit
+it; and methods that regress on target controls without the configuration's limit on these, to see what the limit is for.
+
+If a training ends below its best by more than noise, gradients by the method and by PI-FT at the policy that it ends with say
+whether the method still points where the policy gradient does, or is noisier (`sd_experiments.studies.gradient_agreement`).
+
+A run is one task of a study, so an interrupted reproduction continues where it was, within a run at its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sd_experiments import CONFIGS, config
+from sd_experiments.model.memory import reset_peak
+from sd_experiments.studies import gradient_agreement
+from sd_experiments.training.build import ESTIMATORS, Experiment, build, device_of, made
+from sd_experiments.training.monitor import METRICS, Display, diversity, read_metrics, save_grid
+from sd_experiments.training.session import Drawn, drawn, fine_tune, fresh_noise, worths
+from socft.checks import require
+from socft.estimators.base import CostateEstimator
+from socft.policy import Policy, Uncontrolled
+from socft.records import Record, write_atomically
+from socft.rollout import rollout
+from socft.study.runner import Study, Task, fingerprint, processes, run
+from socft.study.vocabulary import DPOK, PI_FT, PRETRAINED, has_fallen, picture_of
+
+WORK = Path("build/reproduce")
+REPEATED = (PI_FT, DPOK)
+"""Methods that are trained several times."""
+REGRESSING = (PI_FT, "adjoint matching", "martingale-corrected adjoint")
+"""Methods that also run without a limit on their target controls."""
+PICTURES = "pictures.png"
+SEED = 1
+"""Of the pictures that are measured; training has its own."""
+WINDOW = 4
+"""Rounds that are averaged where the end of a run is compared with its best."""
+LABELLED, QUANTILES = 48, (0.5, 0.9, 1.0)
+"""Paths whose target controls are compared, and what is recorded of their norms."""
+_WORTHS: dict[str, Mapping[str, Tensor]] = {}
+"""Of this process' pictures by pre-trained models, by all that they depend on."""
+CURVES = (
+    "reward",
+    "kl",
+    "gradient_norm",
+    "gradient_noise",
+    "target_norm",
+    "accuracy",
+    "diversity",
+    "seconds",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to fine-tune.
+
+    Attributes:
+        title: its name in records and reports.
+        estimator: name in `sd_experiments.training.build.ESTIMATORS`.
+        options: of the estimator.
+        batch: settings of ``[batch]`` that differ from the configuration's.
+        rate: learning rate in place of the configuration's.
+    """
+
+    title: str
+    estimator: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    batch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rate: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """A size at which everything is run.
+
+    Attributes:
+        name: its name.
+        config: the configuration that all runs start from; it also names the prompts.
+        rounds: rounds of sampling per run, each of as many trajectories as the configuration says, but of one prompt.
+        methods: what is compared.
+        betas: KL weights of PI-FT on the first prompt, besides the configuration's.
+        rates: learning rates of DPOK on every prompt, besides the configuration's.
+        pictures: pictures per prompt that are measured.
+        shown: pictures per prompt that are kept.
+        batches: whose gradients are compared where a training fell.
+        workers: processes.
+        model: folder or name of the model, in place of the configuration's.
+        reward: folder of the reward's weights, in place of the configuration's.
+    """
+
+    name: str
+    config: str
+    rounds: int
+    methods: tuple[Method, ...]
+    betas: tuple[float, ...]
+    rates: tuple[float, ...]
+    pictures: int
+    shown: int
+    batches: int
+    workers: int
+    model: str | None = None
+    reward: str | None = None
+
+    @property
+    def study(self) -> str:
+        """Name of the study and of its records."""
+        return "stable_diffusion" if self.name == "tiny" else f"stable_diffusion_{self.name}"
+
+    @functools.cached_property
+    def settings(self) -> config.Settings:
+        """The configuration."""
+        s = config.read(CONFIGS / self.config)
+        model = dataclasses.replace(s.model, path=self.model or s.model.path)
+        return dataclasses.replace(
+            s, model=model, reward=dataclasses.replace(s.reward, path=self.reward or s.reward.path)
+        )
+
+    @property
+    def pi_ft(self) -> Method:
+        """The method that others are compared with."""
+        return next(method for method in self.methods if method.title == PI_FT)
+
+
+def _methods(clip: float, **reuse: int) -> tuple[Method, ...]:
+    """PI-FT, DPOK, and the others.
+
+    Likelihoods are averaged over the entries of the latent, as in the published code of DPOK and DDPO, and a round is used up
+    however far the policy moves away from it; so all methods sample as many trajectories.
+
+    Args:
+        clip: of averaged likelihood ratios.
+        reuse: settings of ``[batch]`` for the two methods that use their trajectories more often than the configuration says.
+    """
+    batch = {**reuse, "ess": 0.0} if reuse else {}
+    return (
+        Method(PI_FT, "pi_ft"),
+        Method(DPOK, "dpok", {"clip": clip}, batch),
+        Method("DDPO", "ddpo", {"clip": clip, "averaged": True}, batch),
+        Method("DRaFT-1", "draft_k", {"last": 1}),
+        Method("adjoint matching", "adjoint_matching"),
+        Method("martingale-corrected adjoint", "martingale"),
+        Method("time-reversed BSDE", "time_reversed"),
+    )
+
+
+CLIP = 1e-4
+"""Of likelihood ratios averaged over the latent of Stable Diffusion 1.5, as published."""
+LATENTS = {"tiny": 4 * 8 * 8, "sd15": 4 * 64 * 64}
+"""Entries of a latent; clipped alike, the log-likelihood of a step may change as much."""
+SCALES: Mapping[str, Scale] = {
+    each.name: each
+    for each in (
+        Scale(
+            name="tiny",
+            config="tiny.toml",
+            rounds=16,
+            methods=_methods(CLIP * LATENTS["sd15"] / LATENTS["tiny"]),
+            betas=(0.005, 0.02, 0.1, 0.5),
+            rates=(5e-4, 4.5e-3),
+            pictures=512,
+            shown=8,
+            batches=10,
+            workers=2,
+        ),
+        Scale(
+            name="sd15",
+            config="sd15_pift.toml",
+            rounds=1000,
+            methods=_methods(CLIP, passes=10, loss_steps=5),
+            betas=(0.001, 0.1, 1.0),
+            rates=(),
+            pictures=50,
+            shown=4,
+            batches=10,
+            workers=1,
+        ),
+    )
+}
+
+
+def reproduce(
+    scale: Scale,
+    quick: bool,
+    out: Path,
+    count: int | None = None,
+    trainings: int = 1,
+    variants: bool = False,
+) -> list[Record]:
+    """Run everything; records go to ``<out>/<study>.jsonl``, pictures into the folder ``<out>/<study>/``.
+
+    Args:
+        count: number of processes; the scale's own by default.
+        trainings: how often each of `REPEATED` is trained for every prompt.
+        variants: also DPOK at other learning rates and methods without a limit on their target controls.
+
+    Raises:
+        InvalidProblem: something is missing or refused.
+        StudyFailed: runs failed; the same command repeats only these.
+    """
+    require(trainings >= 1, f"trainings = {trainings}; give at least 1.")
+    scale = _quick(scale) if quick else scale
+    study = Study(scale.study, lambda _: tasks(scale, trainings, variants))
+    with processes(count or scale.workers) as pool:
+        records = run(study, quick, out, pool)
+    keep_pictures(tasks(scale), out / scale.study)
+    return records
+
+
+def _quick(scale: Scale) -> Scale:
+    """Everything once, with results that mean nothing."""
+    return dataclasses.replace(
+        scale,
+        rounds=2,
+        betas=scale.betas[-1:],
+        rates=scale.rates[-1:],
+        pictures=4,
+        shown=2,
+        batches=3,
+    )
+
+
+def tasks(scale: Scale, trainings: int = 1, variants: bool = False) -> list[Task]:
+    """Every run, those that others are compared with first."""
+    settings = scale.settings
+    prompts, beta = settings.problem.prompts, settings.problem.beta
+    made = [_task(scale, None, prompt, beta) for prompt in prompts]
+    made += [_task(scale, method, prompt, beta) for method in scale.methods for prompt in prompts]
+    made += [_task(scale, scale.pi_ft, prompts[0], each) for each in scale.betas if each != beta]
+    again = [method for method in scale.methods if method.title in REPEATED]
+    made += [
+        _task(scale, method, prompt, beta, {"training": number})
+        for number in range(2, trainings + 1)
+        for method in again
+        for prompt in prompts
+    ]
+    return made + _variants(scale) if variants else made
+
+
+def _variants(scale: Scale) -> list[Task]:
+    """DPOK at other learning rates, and methods that regress on target controls without a limit on these."""
+    settings = scale.settings
+    changed = [
+        (dataclasses.replace(method, rate=rate), {"rate": rate})
+        for rate in scale.rates
+        for method in scale.methods
+        if method.title == DPOK
+    ]
+    if settings.batch.target_clip is not None:
+        changed += [
+            (
+                dataclasses.replace(method, batch={**method.batch, "target_clip": None}),
+                {"limit": "none"},
+            )
+            for method in scale.methods
+            if method.title in REGRESSING
+        ]
+    prompts, beta = settings.problem.prompts, settings.problem.beta
+    return [
+        _task(scale, method, prompt, beta, variant)
+        for method, variant in changed
+        for prompt in prompts
+    ]
+
+
+def _task(
+    scale: Scale,
+    method: Method | None,
+    prompt: str,
+    beta: float,
+    variant: Mapping[str, Any] | None = None,
+) -> Task:
+    """A run; a variant of it, if it is one, by what is different."""
+    settings, variant = (
+        settings_of(scale, method or Method(PRETRAINED, "pi_ft"), prompt, beta),
+        variant or {},
+    )
+    seeded = dataclasses.replace(
+        settings.run, seed=settings.run.seed + variant.get("training", 1) - 1
+    )
+    arguments = {
+        "study": scale.study,
+        "method": method,
+        "prompt": prompt,
+        "settings": dataclasses.replace(settings, run=seeded).plain(),
+        "pictures": scale.pictures,
+        "shown": scale.shown,
+        "compared": scale.pi_ft,
+        "batches": scale.batches,
+        "variant": variant,
+    }
+    title = PRETRAINED if method is None else method.title
+    return Task(
+        ", ".join(
+            [title, prompt, *(f"{key} {value}" for key, value in {"beta": beta, **variant}.items())]
+        ),
+        run_task,
+        arguments,
+    )
+
+
+def settings_of(scale: Scale, method: Method, prompt: str, beta: float) -> config.Settings:
+    """The settings of a run; its folder is chosen when it runs."""
+    s = scale.settings
+    batch = dataclasses.replace(
+        s.batch, prompts=1, trajectories=s.batch.prompts * s.batch.trajectories, **method.batch
+    )
+    steps = scale.rounds * batch.trajectories * batch.passes // batch.per_step
+    return dataclasses.replace(
+        s,
+        problem=dataclasses.replace(s.problem, prompts=(prompt,), beta=beta),
+        estimator=config.Estimator(method.estimator, method.options),
+        optimiser=dataclasses.replace(s.optimiser, rate=method.rate or s.optimiser.rate),
+        batch=batch,
+        run=dataclasses.replace(s.run, steps=steps, out=""),
+    )
+
+
+def run_task(
+    study: str,
+    method: Method | None,
+    prompt: str,
+    settings: Mapping[str, Any],
+    pictures: int,
+    shown: int,
+    compared: Method,
+    batches: int,
+    variant: Mapping[str, Any],
+) -> list[Record]:
+    """Fine-tune for one prompt by one method, unless there is none, and measure the result.
+
+    Of a variant, the gains, the divergence and the drop are recorded.
+    """
+    folder = _folder(Task("", run_task, dict(locals())))
+    parsed = config.parse(settings)
+    parsed = dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, out=str(folder)))
+    rows: list[dict[str, Any]] = []
+    reset_peak(device_of(parsed.model.device))
+    if method is None:
+        experiment = build(parsed)
+        policy: Policy = Uncontrolled(experiment.tasks[0].problem.reference)
+        found = _measured(experiment, policy, pictures)
+        before, spread = worths(experiment, experiment.tasks[0], found), _spread(experiment, policy)
+    else:
+        experiment, trainer = fine_tune(parsed, True, Display(parsed.run.steps, silent=True))
+        rows = read_metrics(folder / METRICS)
+        with trainer.averaged():
+            policy = experiment.tasks[0].policy
+            found, spread = _measured(experiment, policy, pictures), _spread(experiment, policy)
+        before = _before(experiment, pictures)
+    title = PRETRAINED if method is None else method.title
+    record = functools.partial(
+        Record,
+        study,
+        prompt,
+        estimator=title,
+        kind="" if method is None else experiment.estimator.estimates,
+        dtype=parsed.model.dtype,
+        device=device_of(parsed.model.device).type,
+    )
+    beta = parsed.problem.beta
+    setting = {"beta": beta, **variant}
+    gains = list(_gains(record, experiment, found, before, setting))
+    if variant:
+        fresh = _rounds(rows)
+        return [
+            *gains,
+            _mean(record, "kl", found.kl, setting),
+            *([_drop(record, fresh, setting)] if fresh else []),
+        ]
+    kept = found.images[:shown]
+    save_grid(kept, len(kept), folder / PICTURES)
+    spreads = [record("target", value, {"beta": beta, **where}) for where, value in spread]
+    results = list(_results(record, experiment, found, beta, rows))
+    if method is not None and any(map(has_fallen, results)):
+        results += _directions(
+            record, experiment, (compared, method), batches, {"beta": beta, "policy": title}
+        )
+    return [*results, *gains, *spreads, *_curves(record, rows, beta)]
+
+
+def _folder(task: Task) -> Path:
+    """A run's folder: it changes with everything the run depends on."""
+    return WORK / fingerprint(dataclasses.replace(task, name=""))
+
+
+def _before(experiment: Experiment, pictures: int) -> Mapping[str, Tensor]:
+    """What pictures of the pre-trained model are worth; every process draws them once for all its runs of a prompt."""
+    s, task = experiment.settings, experiment.tasks[0]
+    key = repr((s.model, s.sampler, s.reward, s.monitor.checker, task.name, pictures))
+    if key not in _WORTHS:
+        _WORTHS[key] = worths(
+            experiment, task, _measured(experiment, Uncontrolled(task.problem.reference), pictures)
+        )
+    return _WORTHS[key]
+
+
+def _measured(experiment: Experiment, policy: Policy, number: int) -> Drawn:
+    return drawn(experiment, experiment.tasks[0], policy, number, SEED)
+
+
+@torch.no_grad()
+def _spread(experiment: Experiment, policy: Policy) -> list[tuple[dict[str, Any], float]]:
+    """Quantiles of the norms of the target controls of the first and of the last step, for estimators that have such."""
+    task, estimator = experiment.tasks[0], experiment.estimator
+    if not isinstance(estimator, CostateEstimator):
+        return []
+    path = rollout(task.problem.reference, policy, fresh_noise(experiment, task, LABELLED, SEED))
+    with task.labelling():
+        labels = estimator.label(task.problem, policy, path)
+    norms = labels.targets.double().flatten(2).norm(dim=2)
+    places = {"first": 0, "last": len(norms) - 1}
+    return [
+        ({"at": at, "quantile": q}, float(norms[k].quantile(q)))
+        for at, k in places.items()
+        for q in QUANTILES
+    ]
+
+
+def _results(
+    record: Callable[..., Record],
+    experiment: Experiment,
+    found: Drawn,
+    beta: float,
+    rows: Sequence[Mapping[str, Any]],
+) -> Iterator[Record]:
+    """What the pictures of the finished model are worth, and what the run cost."""
+    setting = {"beta": beta}
+    samples = {
+        "kl": found.kl,
+        "objective": found.rewards - beta * found.kl,
+        **worths(experiment, experiment.tasks[0], found),
+    }
+    cost = {
+        "seconds": sum(row["seconds"] for row in rows),
+        "peak_mb": max((row["peak_mb"] for row in rows), default=None),
+    }
+    for metric, values in samples.items():
+        yield _mean(record, metric, values, setting, **cost)
+    spread = diversity(found.images)
+    if spread is not None:
+        yield record("diversity", spread, setting, seeds=len(found.rewards))
+    fresh = _rounds(rows)
+    if fresh:
+        yield _drop(record, fresh, setting)
+        yield _growth(record, fresh, setting)
+
+
+def _rounds(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What was measured at the sampling of every round, if there are enough rounds to compare the end with what was before."""
+    fresh = [row for row in rows if "diversity" in row]
+    return fresh if len(fresh) >= 2 * WINDOW else []
+
+
+def _gains(
+    record: Callable[..., Record],
+    experiment: Experiment,
+    found: Drawn,
+    before: Mapping[str, Tensor],
+    setting: Mapping[str, Any],
+) -> Iterator[Record]:
+    """How much more the pictures are worth than those that the pre-trained model draws from the same noise."""
+    for metric, values in worths(experiment, experiment.tasks[0], found).items():
+        yield _mean(record, f"{metric}_gain", values - before[metric], setting)
+
+
+def _mean(
+    record: Callable[..., Record],
+    metric: str,
+    values: Tensor,
+    setting: Mapping[str, Any],
+    **cost: Any,
+) -> Record:
+    number = len(values)
+    return record(
+        metric,
+        float(values.mean()),
+        setting,
+        stderr=float(values.std() / number**0.5),
+        seeds=number,
+        **cost,
+    )
+
+
+def _directions(
+    record: Callable[..., Record],
+    experiment: Experiment,
+    methods: Sequence[Method],
+    batches: int,
+    setting: Mapping[str, Any],
+) -> Iterator[Record]:
+    """How far gradients of two methods agree at the policy of this run, each with itself and the second with the first."""
+    estimators = {
+        each.title: made("estimator", ESTIMATORS, each.estimator, each.options) for each in methods
+    }
+    for title, metric, value, stderr in gradient_agreement.compared(
+        experiment, estimators, batches, SEED
+    ):
+        yield record(
+            metric,
+            value,
+            setting,
+            estimator=title,
+            kind=estimators[title].estimates,
+            stderr=stderr,
+            seeds=batches,
+        )
+
+
+def _drop(
+    record: Callable[..., Record], rounds: Sequence[Mapping[str, Any]], setting: Mapping[str, Any]
+) -> Record:
+    """How far the reward at the end lies below its best, both averaged over `WINDOW` rounds."""
+    starts = range(len(rounds) - WINDOW + 1)
+    means = [sum(row["reward"] for row in rounds[i : i + WINDOW]) / WINDOW for i in starts]
+    errors = [
+        sum(row["reward_stderr"] ** 2 for row in rounds[i : i + WINDOW]) ** 0.5 / WINDOW
+        for i in starts
+    ]
+    best = max(starts, key=means.__getitem__)
+    return record(
+        "drop",
+        means[best] - means[-1],
+        setting,
+        stderr=(errors[best] ** 2 + errors[-1] ** 2) ** 0.5,
+    )
+
+
+def _growth(
+    record: Callable[..., Record], rounds: Sequence[Mapping[str, Any]], setting: Mapping[str, Any]
+) -> Record:
+    """The largest target control of the last rounds over that of the first."""
+    first, last = (
+        max(row["target_norm"] for row in part) for part in (rounds[:WINDOW], rounds[-WINDOW:])
+    )
+    return record("target_growth", last / first if first > 0 else math.nan, setting)
+
+
+def _curves(
+    record: Callable[..., Record], rows: Sequence[Mapping[str, Any]], beta: float
+) -> Iterator[Record]:
+    """What every round measured."""
+    for row in (row for row in rows if "diversity" in row):
+        setting = {"beta": beta, "round": row["round"], "step": row["step"], "paths": row["paths"]}
+        for metric in CURVES:
+            if row.get(metric) is not None:
+                stderr = row["reward_stderr"] if metric == "reward" else None
+                yield record(metric, row[metric], setting, stderr=stderr)
+
+
+def keep_pictures(runs: Sequence[Task], folder: Path) -> None:
+    """Copy the pictures of finished runs to a folder, with a name each (`picture_of`)."""
+    for task in runs:
+        settings, method = task.arguments["settings"], task.arguments["method"]
+        name = picture_of(
+            PRETRAINED if method is None else method.title,
+            task.arguments["prompt"],
+            settings["problem"]["beta"],
+        )
+        write_atomically(folder / name, (_folder(task) / PICTURES).read_bytes())

@@ -1,0 +1,186 @@
+r"""The paths of a round with their labels, used several times, and whether they still stand for the current policy.
+
+Under the current control v a path that another control u made has the importance weight
+:math:`\prod_k p^v(x_{k+1}|x_k) / p^u(x_{k+1}|x_k) = \exp \sum_k \big( (v_k - u_k) \cdot \xi_k - |v_k - u_k|^2/2 \big)`, exactly.
+The effective sample size :math:`(\sum w)^2 / \sum w^2` of the paths of one prompt says how many of them count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import save
+from torch import Tensor
+
+from socft.checks import require
+from socft.estimators.base import Labels
+from socft.path_measure import controls_along, effective_size, log_likelihoods, normalised
+from socft.policy import Policy
+from socft.reward import PerSample
+from socft.rollout import Noise, Path
+
+
+def seeded(*what: int | str) -> torch.Generator:
+    """A generator on the CPU whose seed is a digest of what it is for: independent streams without a state to keep."""
+    digest = hashlib.sha256(json.dumps(what).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """This process' paths of one prompt.
+
+    Attributes:
+        task: number of the prompt.
+        index: numbers of the paths within the round.
+        path: states, controls and noise.
+        labels: made by the estimator.
+        rewards: of the samples.
+    """
+
+    task: int
+    index: tuple[int, ...]
+    path: Path
+    labels: Labels
+    rewards: PerSample
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, by name; labels at the path's own states do not repeat these."""
+        named = {
+            "states": self.path.states,
+            "controls": self.path.controls,
+            "rewards": self.rewards,
+        }
+        named |= {"initial": self.path.noise.initial, "noise": self.path.noise.steps}
+        fields = {
+            field.name: getattr(self.labels, field.name)
+            for field in dataclasses.fields(self.labels)
+        }
+        if torch.equal(self.labels.states, self.path.states[:-1]):
+            del fields["states"]
+        return named | {
+            f"label.{name}": value for name, value in fields.items() if value is not None
+        }
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Entry:
+        """An entry from what `tensors` gave."""
+        path = Path(
+            tensors["states"], tensors["controls"], Noise(tensors["initial"], tensors["noise"])
+        )
+        fields: dict[str, Any] = {"states": path.states[:-1]}
+        fields |= {
+            name.removeprefix("label."): value
+            for name, value in tensors.items()
+            if name.startswith("label.")
+        }
+        kind = {_name(each): each for each in (Labels, *_subclasses(Labels))}.get(about["labels"])
+        require(
+            kind is not None,
+            f"the checkpoint has labels of the kind {about['labels']!r}; run with the estimator that made them.",
+        )
+        assert kind is not None
+        return cls(about["task"], tuple(about["index"]), path, kind(**fields), tensors["rewards"])
+
+    def about(self) -> dict[str, Any]:
+        """What is not a tensor."""
+        return {"task": self.task, "index": list(self.index), "labels": _name(type(self.labels))}
+
+
+@dataclasses.dataclass
+class Pool:
+    """The paths of a round.
+
+    Attributes:
+        round: its number.
+        size: paths of all processes.
+        entries: those of this process, by prompt.
+        used: how many uses of paths there were.
+        weights: importance weights by path number, mean one per prompt; one each on the first pass.
+        ess: smallest effective sample size of a prompt, as a part of its paths.
+    """
+
+    round: int
+    size: int
+    entries: tuple[Entry, ...]
+    used: int = 0
+    weights: Float[Tensor, " size"] = dataclasses.field(default_factory=lambda: torch.ones(0))
+    ess: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.weights) == 0:
+            self.weights = torch.ones(self.size, dtype=torch.float64)
+
+    def take(self, count: int, seed: int) -> Int[Tensor, " count"]:
+        """Numbers of the next paths to use: every pass is a random order of all."""
+        uses = range(self.used, self.used + count)
+        orders = {p: self._order(p, seed) for p in {use // self.size for use in uses}}
+        return torch.tensor([int(orders[use // self.size][use % self.size]) for use in uses])
+
+    def starts_pass(self, count: int) -> bool:
+        """Whether the next ``count`` uses enter a pass after the first."""
+        before, after = self.used - 1, self.used + count - 1
+        return after // self.size > max(before // self.size, 0)
+
+    def _order(self, number: int, seed: int) -> Tensor:
+        return torch.randperm(self.size, generator=seeded(seed, "order", self.round, number))
+
+
+def moved(labels: Labels, device: torch.device) -> Labels:
+    """Labels on a device."""
+    fields = {field.name: getattr(labels, field.name) for field in dataclasses.fields(labels)}
+    tensors = {
+        name: value.to(device) for name, value in fields.items() if isinstance(value, Tensor)
+    }
+    return dataclasses.replace(labels, **tensors)
+
+
+def log_ratios(policy: Policy, path: Path) -> PerSample:
+    """``log dP^v / dP^u`` of each path under a policy, zero for the one that made it."""
+    with torch.no_grad():
+        change = log_likelihoods(controls_along(policy, path), path) - log_likelihoods(
+            path.controls, path
+        )
+    return change.double().sum(0)
+
+
+def effective_share(log_weights: PerSample) -> float:
+    """The effective sample size as a part of the number of paths, in (0, 1]."""
+    return effective_size(normalised(log_weights)) / len(log_weights)
+
+
+def encode(entries: Sequence[Entry]) -> bytes:
+    """Entries as one safetensors file."""
+    tensors = {
+        f"{i}.{name}": value.detach().cpu().contiguous().clone()
+        for i, e in enumerate(entries)
+        for name, value in e.tensors().items()
+    }
+    return save(tensors, {"entries": json.dumps([each.about() for each in entries])})
+
+
+def decode(tensors: Mapping[str, Tensor], about: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
+    """Entries from the tensors and the header of a file of `encode`."""
+    for i, each in enumerate(about):
+        own = {
+            name.removeprefix(f"{i}."): value
+            for name, value in tensors.items()
+            if name.startswith(f"{i}.")
+        }
+        yield Entry.of(each, own)
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _subclasses(kind: type[Labels]) -> Iterator[type[Labels]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _subclasses(each)

@@ -1,0 +1,305 @@
+r"""From settings to objects: the pre-trained model, its reward, the estimator, and one control problem per prompt.
+
+Algorithm 1 of arXiv 2412.18164v4 (PI-FT) goes backwards in t and iterates, at every state,
+:math:`v^{(m+1)} = B^\top E\,\nabla V_{t+1}(m_t + B(v^{(m)} + \xi)) / \beta`. With a network, all steps are taken at once: paths of
+the current policy supply the states and the noise, the expectation is the least-squares regression of v on
+:math:`B^\top a_{k+1}/\beta`, where the full adjoint :math:`a_{k+1}` is an unbiased sample of the gradient of the current
+policy's value (equation 55), and an inner iteration is one gradient step of that regression. On fresh paths it is exactly the
+policy gradient of equation 77; ``batch.passes`` above 1 fits the same labels further before new paths are drawn. This is the
+estimator "pi_ft".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sd_experiments import config
+from sd_experiments.model.policy import LoRA, LoRAPolicy
+from sd_experiments.model.reference import StableDiffusionReference
+from sd_experiments.model.stable_diffusion import StableDiffusion
+from sd_experiments.model.weights import shortened
+from sd_experiments.reward.rewards import (
+    BlackBoxImageReward,
+    CLIPScore,
+    ImageRewardLike,
+    ImageScore,
+    JPEGCompressibility,
+)
+from sd_experiments.training.task import Task
+from socft.checks import InvalidProblem, require
+from socft.costates.adjoint import Lean
+from socft.costates.fields import FromPolicy
+from socft.costates.increments import ByDifferences
+from socft.costates.marginal_score import ModelScore
+from socft.costates.martingale import Antithetic
+from socft.costates.time_reversal import Reverser
+from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
+from socft.estimators.base import Estimator
+from socft.estimators.baseline import LeaveOneOut
+from socft.estimators.ddpo import DDPO
+from socft.estimators.dpok import DPOK
+from socft.estimators.full_adjoint import FullAdjoint
+from socft.estimators.martingale_adjoint import MartingaleAdjoint
+from socft.estimators.reversed_bsde import ReversedBSDE
+from socft.estimators.score_function import ScoreFunction
+from socft.estimators.truncated_backprop import TruncatedBackprop
+from socft.problem import ControlProblem
+from socft.study.import_path import imported
+
+Checker: TypeAlias = (
+    "Callable[[Float[Tensor, 'batch 3 height width'], str], Float[Tensor, ' batch']]"
+)
+"""Images in [0, 1] and their prompt -> one number in [0, 1] per image."""
+
+
+def _martingale(last: bool = False) -> Estimator:
+    """The last step's correction differentiates the gradient of the reward; it is left out by default."""
+    return MartingaleAdjoint(Antithetic(FromPolicy(exact=False), last))
+
+
+def _time_reversed(last: bool = False) -> Estimator:
+    """With the score that the fine-tuned model goes by; the last step takes gradients of the reward at more images."""
+    return ReversedBSDE(
+        FromPolicy(exact=False), Reverser(ModelScore()), Lean(), ByDifferences(), last
+    )
+
+
+def _dpok(clip: float | None = 1e-4) -> Estimator:
+    """As published, but that the value function is the mean of the other paths' rewards."""
+    return DPOK(LeaveOneOut(), clip, averaged=True)
+
+
+ESTIMATORS: Mapping[str, Callable[..., Estimator]] = {
+    "pi_ft": FullAdjoint,
+    "full_adjoint": FullAdjoint,
+    "adjoint_matching": AdjointMatching,
+    "published_adjoint_matching": PublishedAdjointMatching,
+    "martingale": _martingale,
+    "time_reversed": _time_reversed,
+    "ddpo": DDPO,
+    "dpok": _dpok,
+    "draft_k": TruncatedBackprop,
+    "score_function": ScoreFunction,
+}
+
+
+def _tiny_score() -> ImageScore:
+    from sd_experiments import tiny
+
+    return tiny.reward()
+
+
+def _image_reward(path: str) -> ImageScore:
+    from sd_experiments.reward.image_reward import ImageReward
+
+    return ImageReward.load(path)
+
+
+REWARDS: Mapping[str, Callable[..., Any]] = {
+    "tiny": _tiny_score,
+    "image_reward": _image_reward,
+    "clip": lambda path, **options: CLIPScore.load(path, **options),
+    "jpeg": JPEGCompressibility,
+}
+BLACK_BOXES = frozenset({"jpeg"})
+
+
+def is_black_box(settings: config.Reward) -> bool:
+    """Whether a reward has no gradient."""
+    return settings.black_box or settings.name in BLACK_BOXES
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run is made of.
+
+    Attributes:
+        settings: as read.
+        base: the frozen model.
+        lora: the trained layers.
+        tasks: one per prompt.
+        estimator: supplies the gradient.
+        checker: judges images independently of the reward; None where there is none.
+    """
+
+    settings: config.Settings
+    base: StableDiffusion
+    lora: LoRA
+    tasks: tuple[Task, ...]
+    estimator: Estimator
+    checker: Checker | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of states and noise, whatever the network computes in."""
+        return torch.float64 if self.settings.model.dtype == "float64" else torch.float32
+
+
+def build(
+    settings: config.Settings, base: StableDiffusion | None = None, score: ImageScore | None = None
+) -> Experiment:
+    """Load and connect everything; nothing is downloaded.
+
+    Args:
+        base: the frozen model, if it is here already; by default the one the settings name is loaded.
+        score: the score of images, likewise.
+
+    Raises:
+        InvalidProblem: a file is missing or does not fit, a name is unknown, or the mathematics refuses the settings.
+    """
+    estimator = made("estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options)
+    require(
+        isinstance(estimator, Estimator),
+        f"{settings.estimator.name} makes a {type(estimator).__name__}; it must be an Estimator.",
+    )
+    base = load_model(settings.model) if base is None else base
+    score = (
+        load_score(settings.reward, device_of(settings.model.device)) if score is None else score
+    )
+    kind = BlackBoxImageReward if is_black_box(settings.reward) else ImageRewardLike
+    generator = torch.Generator().manual_seed(settings.run.seed)
+    lora = LoRA(base, settings.lora.rank, settings.lora.alpha, settings.lora.targets, generator)
+    tasks = []
+    for prompt in settings.problem.prompts:
+        reference = chain(base, settings.sampler, prompt)
+        problem = ControlProblem(
+            reference, kind(base, score, prompt, settings.reward.chunk), settings.problem.beta
+        )
+        tasks.append(Task(prompt, problem, LoRAPolicy(reference, lora), reference.sharing_graphs))
+    return Experiment(
+        settings, base, lora, tuple(tasks), estimator, load_checker(settings.monitor.checker)
+    )
+
+
+def chain(base: StableDiffusion, sampler: config.Sampler, prompt: str) -> StableDiffusionReference:
+    """The sampler of one prompt."""
+    return StableDiffusionReference(
+        base,
+        prompt,
+        sampler.negative_prompt,
+        sampler.guidance,
+        sampler.steps,
+        sampler.eta,
+        sampler.spacing,
+        sampler.last_level,
+    )
+
+
+def made(
+    what: str, table: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Any]
+) -> Any:
+    """What a factory of a table, or one at an import path ``module:name``, makes with some options.
+
+    Raises:
+        InvalidProblem: there is no such factory, or it refuses the options.
+    """
+    known = name in table or ":" in name
+    require(
+        known, f"there is no {what} {name!r}; give MODULE:FACTORY or one of: {', '.join(table)}."
+    )
+    make = table[name] if name in table else imported(name)
+    require(
+        callable(make),
+        f"{name} is a {type(make).__name__}; it must be a function or class that makes the {what}.",
+    )
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise InvalidProblem(
+            f"the {what} {name!r} refuses its options {dict(options)}: {error}."
+        ) from error
+
+
+def device_of(name: str) -> torch.device:
+    """A device by name; "auto" is the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidProblem(
+            f"model.device = {name!r} is no device; give auto, cpu or cuda."
+        ) from error
+    usable = device.type != "cuda" or torch.cuda.is_available()
+    require(usable, f"model.device = {name!r}, but torch sees no GPU here; give cpu or auto.")
+    return device
+
+
+def load_model(settings: config.Model) -> StableDiffusion:
+    """The frozen model.
+
+    Raises:
+        InvalidProblem: a file is missing, damaged or of another network.
+    """
+    dtype, device = getattr(torch, settings.dtype), device_of(settings.device)
+    _silence_bars()
+    if settings.path == "tiny":
+        from sd_experiments import tiny
+
+        pipeline = tiny.pipeline(dtype=dtype).to(device)
+        return StableDiffusion.from_pipeline(
+            pipeline, settings.micro_batch, checkpointing=settings.checkpointing
+        )
+    try:
+        return StableDiffusion.load(
+            settings.path, dtype, device, settings.micro_batch, checkpointing=settings.checkpointing
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, InvalidProblem):
+            raise
+        raise InvalidProblem(
+            f"the model in {settings.path!r} cannot be loaded: {shortened(error)}; copy it again."
+        ) from error
+
+
+def load_score(settings: config.Reward, device: torch.device) -> ImageScore:
+    """The score of images, on the device of the model."""
+    require(
+        settings.path is not None or settings.name not in ("image_reward", "clip"),
+        f"reward.path is missing; give the directory with the weights of {settings.name!r}.",
+    )
+    options = (
+        dict(settings.options)
+        if settings.path is None
+        else {"path": settings.path, **settings.options}
+    )
+    score = made("reward", REWARDS, settings.name, options)
+    require(
+        callable(score),
+        f"{settings.name} makes a {type(score).__name__}; it must be callable with images and a prompt.",
+    )
+    return score.to(device) if isinstance(score, torch.nn.Module) else score
+
+
+def load_checker(name: str | None) -> Checker | None:
+    """What judges images independently of the reward."""
+    if name is None:
+        return None
+    known = name == "tiny" or ":" in name
+    require(known, f"there is no checker {name!r}; give MODULE:FUNCTION or tiny.")
+    return _tiny_checker if name == "tiny" else imported(name)
+
+
+def _tiny_checker(images: Tensor, prompt: str) -> Tensor:
+    from sd_experiments.tiny.captions import parse
+    from sd_experiments.tiny.checker import check
+
+    return torch.tensor(
+        [float(all(stated.values())) for stated in check(images, [parse(prompt)] * len(images))]
+    )
+
+
+def _silence_bars() -> None:
+    """No bars for the loading of files; the run has its own."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,222 @@
+"""Checkpoints that survive whatever ends a run: folders of safetensors and JSON, complete or not there, with digests of the files.
+
+A checkpoint is written into a hidden folder, flushed to disk and renamed, so the visible ones are always complete; the digest of
+every file is compared when it is read, and a damaged one is passed over for the one before. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from sd_experiments.training.workers import Workers
+from socft.checks import InvalidProblem, require
+
+MANIFEST = "sha256.json"
+PREFIX = "step-"
+
+
+class CheckpointFailed(InvalidProblem):
+    """A checkpoint could not be written; earlier ones are untouched."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A checkpoint whose digests are right.
+
+    Attributes:
+        step: gradient steps done.
+        folder: where it is.
+    """
+
+    step: int
+    folder: Path
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the checkpoint."""
+        return json.loads((self.folder / name).read_text())
+
+    def tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and header of a safetensors file of the checkpoint."""
+        with safe_open(self.folder / name, "pt") as stored:
+            return {key: stored.get_tensor(key) for key in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
+
+
+class Checkpoints:
+    """The last checkpoints of a run.
+
+    Args:
+        folder: holds one folder per checkpoint.
+        keep: how many.
+        workers: the processes that write together, each its own files.
+        say: shows a message.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 3,
+        workers: Workers | None = None,
+        say: Callable[[str], None] = print,
+    ):
+        self.folder = folder
+        self.keep = keep
+        self._workers = workers or Workers()
+        self._say = say
+
+    def save(self, step: int, own: Mapping[str, bytes], shared: Mapping[str, bytes]) -> Path:
+        """Write a checkpoint of ``step``, then forget the oldest; every process calls this.
+
+        Args:
+            own: files of this process; their names differ between processes.
+            shared: files that are the same on every process.
+
+        Raises:
+            CheckpointFailed: the disk is full or the folder cannot be written; the earlier checkpoints are untouched.
+        """
+        final, partial = (
+            self.folder / f"{PREFIX}{step:08d}",
+            self.folder / f".{PREFIX}{step:08d}.partial",
+        )
+        with self._explained(step, partial):
+            if self._workers.main:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            self._workers.wait()
+            for name, content in {**own, **(shared if self._workers.main else {})}.items():
+                _write(partial / name, content)
+            self._workers.wait()
+            if self._workers.main:
+                _write(partial / MANIFEST, json.dumps(_digests(partial), indent=2).encode())
+                _flush(partial)
+                shutil.rmtree(final, ignore_errors=True)
+                partial.rename(final)
+                _flush(self.folder)
+                for old in self._steps()[: -self.keep]:
+                    shutil.rmtree(self._path(old), ignore_errors=True)
+            self._workers.wait()
+        return final
+
+    @property
+    def remedy(self) -> str:
+        """What to do where something cannot be written."""
+        kept = self._steps()
+        last = (
+            f"the last checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint yet"
+        )
+        return f"{last}: make room and run the same command with --resume."
+
+    def newest(self) -> Found | None:
+        """The newest checkpoint that is whole, with a message about any that is not; None where there is none at all.
+
+        Raises:
+            InvalidProblem: there are checkpoints and all are damaged.
+        """
+        damaged = []
+        for step in reversed(self._steps()):
+            problem = _damage(self._path(step))
+            if problem is None:
+                if damaged and self._workers.main:
+                    self._say(
+                        f"continuing from step {step}, the newest checkpoint that is whole: {'; '.join(damaged)}"
+                    )
+                return Found(step, self._path(step))
+            damaged.append(problem)
+        all_damaged = f"every checkpoint in {self.folder} is damaged ({'; '.join(damaged)})"
+        require(
+            not damaged,
+            f"{all_damaged}; remove the folder and begin again, or choose another one with --out.",
+        )
+        return None
+
+    def at(self, step: int) -> Found:
+        """The checkpoint of a step.
+
+        Raises:
+            InvalidProblem: it is not kept, or damaged.
+        """
+        kept = self._steps()
+        there = ", ".join(map(str, kept)) or "none"
+        require(
+            step in kept,
+            f"{self.folder} has no checkpoint of step {step}; those that are kept: {there}.",
+        )
+        problem = _damage(self._path(step))
+        others = ", ".join(str(each) for each in kept if each != step) or "none"
+        require(
+            problem is None,
+            f"the checkpoint of step {step} is damaged ({problem}); the others that are kept: {others}.",
+        )
+        return Found(step, self._path(step))
+
+    def _steps(self) -> list[int]:
+        names = [
+            each.name.removeprefix(PREFIX)
+            for each in self.folder.glob(f"{PREFIX}*")
+            if each.is_dir()
+        ]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{PREFIX}{step:08d}"
+
+    @contextlib.contextmanager
+    def _explained(self, step: int, partial: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = error.strerror or str(error)
+            raise CheckpointFailed(
+                f"the checkpoint of step {step} could not be written to {self.folder} ({reason}); {self.remedy}"
+            ) from error
+
+
+def _write(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _flush(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(each for each in folder.iterdir() if each.name != MANIFEST)
+    return {file.name: _digest(file) for file in files}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, None where nothing is."""
+    try:
+        expected = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return f"{folder / MANIFEST} is missing or damaged"
+    for name, digest in expected.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{file} is missing"
+        if _digest(file) != digest:
+            return f"{file} is not what was written"
+    return None

@@ -1,0 +1,407 @@
+"""One run in one folder: train it, continue it, draw from it, measure it.
+
+The folder holds ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``, ``settings.json``, ``frontier.png`` and, when the run is
+complete, ``lora/``: the averaged layers, for ``socft sd`` and for ``load_lora_weights`` of diffusers' pipelines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sd_experiments import config
+from sd_experiments.model.lora_io import save_lora
+from sd_experiments.model.weights import shortened
+from sd_experiments.reward.rewards import Images, decode
+from sd_experiments.training.buffer import seeded
+from sd_experiments.training.build import Checker, Experiment, build, device_of
+from sd_experiments.training.checkpoints import CheckpointFailed, Checkpoints
+from sd_experiments.training.monitor import (
+    FRONTIER,
+    METRICS,
+    Board,
+    Display,
+    Metrics,
+    Seen,
+    Watch,
+    diversity,
+    frontier,
+    save_grid,
+)
+from sd_experiments.training.rounds import Samples
+from sd_experiments.training.task import Task
+from sd_experiments.training.train import Iteration, Trainer
+from sd_experiments.training.workers import Workers
+from socft.checks import InvalidProblem, require
+from socft.policy import Policy, Uncontrolled
+from socft.records import write_atomically
+from socft.rollout import Noise, rollout
+
+CHECKPOINTS = "checkpoints"
+LORA = "lora"
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""Errors of a disk that takes no more."""
+
+
+def settings_of(file: Path, out: Path | None = None, steps: int | None = None) -> config.Settings:
+    """The settings of a file, with another folder or length if given."""
+    settings = config.read(file)
+    run = settings.run
+    changed = dataclasses.replace(
+        run, out=str(out or run.out), steps=run.steps if steps is None else steps
+    )
+    return dataclasses.replace(settings, run=changed)
+
+
+def trainer_of(experiment: Experiment, workers: Workers | None = None) -> Trainer:
+    """The training loop of an experiment."""
+    parameters = dict(experiment.lora.named_parameters())
+    return Trainer(
+        experiment.tasks,
+        experiment.estimator,
+        parameters,
+        experiment.settings,
+        workers,
+        experiment.dtype,
+    )
+
+
+def train(
+    file: Path, resume: bool = False, out: Path | None = None, steps: int | None = None
+) -> Trainer:
+    """Fine-tune by a configuration.
+
+    Raises:
+        InvalidProblem: the configuration, a file or a number is refused; the checkpoints are kept, and one of the last good state
+            is added.
+    """
+    settings = settings_of(file, out, steps)
+    device = device_of(settings.model.device)
+    torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
+    workers = Workers.join(device)
+    with Display(settings.run.steps, silent=not workers.main) as display:
+        return fine_tune(settings, resume, display, workers)[1]
+
+
+def fine_tune(
+    settings: config.Settings, resume: bool, display: Display, workers: Workers | None = None
+) -> tuple[Experiment, Trainer]:
+    """Fine-tune by settings in their folder.
+
+    Raises:
+        InvalidProblem: as for `train`.
+    """
+    workers, folder = workers or Workers(), Path(settings.run.out)
+    require(
+        not folder.is_file(),
+        f"run.out = {str(folder)!r} is a file; give a folder, or another one with --out.",
+    )
+    checkpoints = Checkpoints(folder / CHECKPOINTS, settings.run.keep, workers, display.say)
+    newest = checkpoints.newest() if resume else None
+    fresh = resume or not any((folder / CHECKPOINTS).glob("step-*"))
+    require(
+        fresh,
+        f"{folder} holds a run; continue it with --resume, or choose another folder with --out.",
+    )
+    experiment = build(settings)
+    trainer = trainer_of(experiment, workers)
+    if newest is not None:
+        trainer.restore(newest)
+        display.say(f"continuing after gradient step {trainer.step}")
+    elif resume:
+        display.say(f"{folder} holds no checkpoint; beginning with gradient step 1")
+    if settings.batch.prompts < len(trainer.tasks):
+        display.say(
+            f"prompts take turns: a round, and its reward, is of {settings.batch.prompts} of the {len(trainer.tasks)}"
+        )
+    try:
+        with _observed(trainer, experiment, folder, display) as observe:
+            _run(trainer, checkpoints, observe)
+        if workers.main:
+            _finish(trainer, experiment, folder, display)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        reason = error.strerror if isinstance(error, OSError) else shortened(error)
+        where = f"{folder} could not be written ({reason}) after gradient step {trainer.step}"
+        raise InvalidProblem(f"{where}; {checkpoints.remedy}") from error
+    return experiment, trainer
+
+
+def _run(
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    observe: Callable[[Iteration], None] = lambda iteration: None,
+) -> None:
+    """Train with checkpoints; when a number is refused, the state before that step is written too."""
+    saved = trainer.step
+    try:
+        for iteration in trainer.iterations():
+            observe(iteration)
+            if (
+                trainer.step % trainer.settings.run.checkpoint_every == 0
+                or trainer.step == trainer.settings.run.steps
+            ):
+                checkpoints.save(trainer.step, *trainer.files())
+                saved = trainer.step
+    except CheckpointFailed:
+        raise
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped after gradient step {trainer.step}; --resume continues after step {saved}"
+        ) from None
+    except (ValueError, RuntimeError):
+        if trainer.step > saved and trainer.workers.count == 1:
+            checkpoints.save(trainer.step, *trainer.files())
+        raise
+
+
+@contextlib.contextmanager
+def _observed(
+    trainer: Trainer, experiment: Experiment, folder: Path, display: Display
+) -> Iterator[Callable[[Iteration], None]]:
+    """What is done with every iteration: measure pictures, write, show, warn."""
+    if not trainer.workers.main:
+        yield lambda iteration: None
+        return
+    write_atomically(
+        folder / "settings.json", (json.dumps(trainer.settings.plain(), indent=2) + "\n").encode()
+    )
+    metrics, board = (
+        Metrics(folder / METRICS, trainer.step),
+        Board(folder / "tensorboard", trainer.step),
+    )
+    watch = Watch(trainer.settings.monitor.window)
+    for row in (row for row in metrics.rows if "diversity" in row):
+        watch.add(row["reward"], Seen(row["accuracy"], row["diversity"]))
+
+    def observe(iteration: Iteration) -> None:
+        measured, seen = iteration.measured, None
+        if iteration.fresh:
+            pictures = [(samples, _pictures(experiment, samples)) for samples in iteration.fresh]
+            seen = _look(experiment, pictures)
+            for line in watch.add(measured.reward, seen):
+                display.say(line)
+            if measured.round % trainer.settings.monitor.images_every == 0:
+                for samples, images in pictures:
+                    board.pictures(experiment.tasks[samples.task].name, images, measured.step)
+        row = metrics.append(measured, seen)
+        board.scalars(row)
+        display.show(row)
+
+    try:
+        yield observe
+    finally:
+        metrics.close()
+        board.close()
+
+
+def _finish(trainer: Trainer, experiment: Experiment, folder: Path, display: Display) -> None:
+    """Write the averaged layers and the reward-KL frontier."""
+    partial = folder / f".{LORA}"
+    shutil.rmtree(partial, ignore_errors=True)
+    with trainer.averaged():
+        save_lora(experiment.lora, partial)
+    shutil.rmtree(folder / LORA, ignore_errors=True)
+    partial.rename(folder / LORA)
+    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    try:
+        frontier(rows, folder / FRONTIER, trainer.settings.monitor.window)
+    except ModuleNotFoundError:
+        display.say("the frontier is not drawn without matplotlib; run: pip install -e '.[report]'")
+    display.say(
+        f"done: the averaged layers are in {folder / LORA}, the numbers in {folder / METRICS}"
+    )
+
+
+@torch.no_grad()
+def _pictures(experiment: Experiment, samples: Samples) -> Images:
+    device = next(experiment.base.vae.parameters()).device
+    chunk = experiment.settings.reward.chunk
+    return torch.cat(
+        [
+            decode(experiment.base, part.to(device)).float().cpu()
+            for part in samples.final.split(chunk)
+        ]
+    )
+
+
+def _look(experiment: Experiment, pictures: Sequence[tuple[Samples, Images]]) -> Seen:
+    """Accuracy and diversity of the pictures of a round."""
+    spread = [found for _, images in pictures if (found := diversity(images)) is not None]
+    right = [
+        judged(experiment.checker, images, experiment.tasks[samples.task].name)
+        for samples, images in pictures
+    ]
+    known = [value for value in right if value is not None]
+    accuracy = float(torch.cat(known).mean()) if known else None
+    return Seen(accuracy, sum(spread) / len(spread) if spread else None)
+
+
+def judged(checker: Checker | None, images: Images, prompt: str) -> Tensor | None:
+    if checker is None:
+        return None
+    found = checker(images, prompt)
+    good = isinstance(found, Tensor) and found.shape == (len(images),)
+    require(
+        good,
+        f"the checker returned {found!r:.60} for {len(images)} images; it must return one number in [0, 1] per image.",
+    )
+    return found.float()
+
+
+# After training
+
+
+def trained(file: Path, out: Path | None, step: int | None = None) -> tuple[Experiment, Trainer]:
+    """A run's experiment with the averaged layers of a checkpoint in place, the newest by default."""
+    settings = settings_of(file, out)
+    folder, where = Path(settings.run.out), "" if out is None else f" --out {out}"
+    require(not folder.is_file(), f"run.out = {str(folder)!r} is a file; give the folder of a run.")
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    found = checkpoints.newest() if step is None else checkpoints.at(step)
+    require(
+        found is not None,
+        f"{folder} holds no checkpoint; train first: socft sd train --config {file}{where}",
+    )
+    assert found is not None
+    experiment = build(settings)
+    trainer = trainer_of(experiment)
+    trainer.read_averages(found)
+    return experiment, trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Pictures of one prompt and what they are worth.
+
+    Attributes:
+        images: in [0, 1].
+        rewards: one per picture.
+        kl: of each path.
+    """
+
+    images: Images
+    rewards: Tensor
+    kl: Tensor
+
+
+def fresh_noise(experiment: Experiment, task: Task, number: int, seed: int) -> Noise:
+    """Noise that no training saw, a function of seed, prompt and the number of each path."""
+    reference, device = task.problem.reference, next(experiment.lora.parameters()).device
+    noise = [
+        Noise.sample(reference, 1, seeded(seed, "evaluation", task.name, i), experiment.dtype)
+        for i in range(number)
+    ]
+    return Noise(
+        torch.cat([n.initial for n in noise]).to(device),
+        torch.cat([n.steps for n in noise], 1).to(device),
+    )
+
+
+@torch.no_grad()
+def drawn(experiment: Experiment, task: Task, policy: Policy, number: int, seed: int) -> Drawn:
+    """Pictures by a policy, from noise that is a function of seed, prompt and their number."""
+    path = rollout(task.problem.reference, policy, fresh_noise(experiment, task, number, seed))
+    parts = path.final.split(experiment.settings.reward.chunk)
+    images = torch.cat([decode(experiment.base, part).float().cpu() for part in parts])
+    return Drawn(
+        images, task.problem.reward(path.final).cpu().double(), path.kl().sum(0).cpu().double()
+    )
+
+
+def sample_grid(
+    file: Path,
+    out: Path | None,
+    number: int,
+    seed: int,
+    target: Path | None,
+    step: int | None = None,
+) -> Path:
+    """Write pictures of every prompt, pre-trained above fine-tuned; the file."""
+    require(number >= 1, f"number = {number}; draw at least one picture per prompt.")
+    experiment, _ = trained(file, out, step)
+    rows = []
+    for task in experiment.tasks:
+        policies = (Uncontrolled(task.problem.reference), task.policy)
+        rows += [drawn(experiment, task, policy, number, seed).images for policy in policies]
+    target = target or Path(experiment.settings.run.out) / "samples.png"
+    save_grid(torch.cat(rows), number, target)
+    return target
+
+
+def evaluate(
+    file: Path, out: Path | None, number: int, seed: int, step: int | None = None
+) -> list[dict[str, object]]:
+    """Print and write to ``evaluation-STEP.json`` what both models reach on the same noise, and the gain, picture by picture."""
+    require(
+        number >= 2, f"number = {number}; a standard error needs at least 2 pictures per prompt."
+    )
+    experiment, trainer = trained(file, out, step)
+    rows: list[dict[str, object]] = []
+    for task in experiment.tasks:
+        before = None
+        for model, policy in (
+            ("pre-trained", Uncontrolled(task.problem.reference)),
+            ("fine-tuned", task.policy),
+        ):
+            found = drawn(experiment, task, policy, number, seed)
+            worth = worths(experiment, task, found)
+            row: dict[str, object] = {
+                "prompt": task.name,
+                "model": model,
+                "step": trainer.step,
+                "seed": seed,
+                "pictures": number,
+            }
+            row["kl"] = float(found.kl.mean())
+            for name, values in worth.items():
+                row |= _with_error(name, values)
+                if before is not None:
+                    row |= _with_error(f"{name}_gain", values - before[name])
+            rows.append(row | {"diversity": diversity(found.images)})
+            print(_line(rows[-1]))
+            before = worth
+    file = Path(experiment.settings.run.out) / f"evaluation-{trainer.step}.json"
+    write_atomically(file, (json.dumps(rows, indent=2) + "\n").encode())
+    print(f"wrote {file}")
+    return rows
+
+
+def worths(experiment: Experiment, task: Task, found: Drawn) -> dict[str, Tensor]:
+    """What every picture is worth: its reward, and whether it is right, where someone can tell.
+
+    Differences between two models' pictures from the same noise have less noise than either has.
+    """
+    right = judged(experiment.checker, found.images, task.name)
+    return {"reward": found.rewards} | ({} if right is None else {"accuracy": right.double()})
+
+
+def _with_error(name: str, values: Tensor) -> dict[str, float]:
+    return {name: float(values.mean()), f"{name}_stderr": float(values.std() / len(values) ** 0.5)}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    def told(name: str, digits: int) -> str:
+        if name not in row:
+            return ""
+        gain = f"{name}_gain"
+        more = (
+            f" ({row[gain]:+.{digits}f} ± {row[f'{gain}_stderr']:.{digits}f})"
+            if gain in row
+            else ""
+        )
+        return f"{name} {row[name]:.{digits}f} ± {row[f'{name}_stderr']:.{digits}f}{more}, "
+
+    worth = told("reward", 3) + told("accuracy", 2)
+    return f"{row['prompt']}, {row['model']}: {worth}KL {row['kl']:.2f}, diversity {row['diversity']:.3f}"

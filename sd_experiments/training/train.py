@@ -1,0 +1,299 @@
+"""The training loop at image scale: rounds of paths, several gradient steps on each, and a state that can be stopped anywhere.
+
+Everything random is drawn from generators seeded by (seed, purpose, number), so the state of a run is its weights, its optimiser
+and its current paths, and a run that was stopped continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sd_experiments import config
+from sd_experiments.model.memory import peak_mb
+from sd_experiments.training.buffer import Pool
+from sd_experiments.training.checkpoints import Found
+from sd_experiments.training.gradient import Accumulator, Gradient
+from sd_experiments.training.rounds import REMEDY, Collector, Round, Samples
+from sd_experiments.training.state import State, averages
+from sd_experiments.training.task import Task
+from sd_experiments.training.workers import Workers
+from socft.checks import require
+from socft.estimators.base import Estimator
+
+EMA_RAMP = 10
+"""After t gradient steps the averaging factor is at most (1 + t) / (10 + t), so that the average forgets where it began."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What one gradient step measured.
+
+    Attributes:
+        step: gradient steps done.
+        round: number of the round of its paths.
+        reward: mean reward of the round's paths, with the policy that made them.
+        reward_stderr: its standard error.
+        kl: their mean KL from the pre-trained model.
+        loss: of the gradient step.
+        gradient_norm: before clipping.
+        gradient_noise: standard deviation of the gradient; None with fewer than two backward passes.
+        clipped: whether the gradient was scaled down.
+        masked: part of the pairs whose loss was left out.
+        limited: part of the pairs whose target control was scaled down.
+        target_norm: largest norm of a label's target control, an early sign of instability.
+        ess: effective part of the paths under the current policy, as of the start of the pass; None where nothing depends on it.
+        paths: paths sampled so far.
+        seconds: time of this step, sampling included, observers excluded.
+        peak_mb: largest memory in use so far: the GPU's, or that of this process.
+    """
+
+    step: int
+    round: int
+    reward: float
+    reward_stderr: float
+    kl: float
+    loss: float
+    gradient_norm: float
+    gradient_noise: float | None
+    clipped: bool
+    masked: float
+    limited: float
+    target_norm: float
+    ess: float | None
+    paths: int
+    seconds: float
+    peak_mb: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Iteration:
+    """A gradient step.
+
+    Attributes:
+        measured: its numbers.
+        fresh: the samples this step began with, if it sampled any.
+    """
+
+    measured: Measured
+    fresh: tuple[Samples, ...]
+
+
+class Trainer:
+    """Fine-tunes the parameters that the policies of several tasks share, in place, with any estimator.
+
+    Args:
+        tasks: the prompts.
+        estimator: supplies labels and loss.
+        parameters: what is trained, by name.
+        settings: the run's settings; of these, ``batch``, ``optimiser`` and ``run``.
+        workers: the processes of the run.
+        dtype: of states and noise.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        estimator: Estimator,
+        parameters: Mapping[str, nn.Parameter],
+        settings: config.Settings,
+        workers: Workers | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.tasks = tuple(tasks)
+        self.estimator = estimator
+        self.parameters = dict(parameters)
+        self.settings = settings
+        self.workers = workers or Workers()
+        self.dtype = dtype
+        s = settings.optimiser
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(),
+            s.rate,
+            (s.betas[0], s.betas[1]),
+            weight_decay=s.weight_decay,
+            foreach=False,
+        )
+        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.step, self.rounds, self.paths = 0, 0, 0
+        self.quantile: float | None = None
+        self.pool: Pool | None = None
+        self.round = Round()
+        self._collector = Collector(
+            self.tasks,
+            estimator,
+            settings.batch,
+            settings.run.seed,
+            self.workers,
+            self.device,
+            self.dtype,
+        )
+        self._accumulator = Accumulator(
+            self.tasks,
+            estimator,
+            tuple(self.parameters.values()),
+            settings.batch,
+            settings.run.seed,
+            self.workers,
+            self.device,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.parameters.values())).device
+
+    def iterations(self) -> Iterator[Iteration]:
+        """Gradient steps up to the number in the settings. Between two of them the trainer can be saved.
+
+        Raises:
+            InvalidProblem: a reward, a label or a gradient is not finite; the parameters keep their last finite values, and the
+                trainer can be saved.
+        """
+        while self.step < self.settings.run.steps:
+            start, fresh = time.perf_counter(), self._prepare()
+            assert self.pool is not None
+            index = self.pool.take(self.settings.batch.per_step, self.settings.run.seed)
+            gradient = self._accumulator.gradient(self.pool, index, self.step, self.quantile)
+            clipped = self._update(gradient)
+            self.pool.used += len(index)
+            measured = self._measured(self.pool, gradient, clipped, time.perf_counter() - start)
+            yield Iteration(
+                measured,
+                self._collector.samples(self.pool.round, self.pool.entries) if fresh else (),
+            )
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged parameters in the place of the current ones."""
+        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._set(self.ema)
+        try:
+            yield
+        finally:
+            self._set(kept)
+
+    def _prepare(self) -> bool:
+        """Make sure that there are paths to use, weighed at the start of a pass if that decides anything; whether they are new."""
+        batch, pool = self.settings.batch, self.pool
+        spent = pool is None or pool.used >= batch.passes * pool.size
+        if pool is not None and not spent and batch.weighs and pool.starts_pass(batch.per_step):
+            self._collector.weigh(pool)
+            spent = pool.ess < batch.ess
+        if spent:
+            self.pool = self._collect()
+        return spent
+
+    def _collect(self) -> Pool:
+        """The paths of the next round."""
+        entries = self._collector.sample(self.rounds)
+        self.round = self._collector.summary(self.rounds, entries)
+        size = self.settings.batch.prompts * self.settings.batch.trajectories
+        self.rounds, self.paths = self.rounds + 1, self.paths + size
+        return Pool(self.rounds - 1, size, entries)
+
+    def _update(self, gradient: Gradient) -> bool:
+        """One step of the optimiser; whether the gradient was clipped."""
+        s, finite = self.settings.optimiser, gradient.norm < float("inf")
+        require(
+            finite,
+            f"the gradient norm is {gradient.norm} at gradient step {self.step + 1}; {REMEDY}",
+        )
+        factor = 1.0 if s.clip is None else min(1.0, s.clip / max(gradient.norm, 1e-300))
+        for p, part in zip(self.parameters.values(), gradient.parts, strict=True):
+            p.grad = part.to(p) * factor
+        for group in self.optimiser.param_groups:
+            group["lr"] = s.rate_at(self.step, self.settings.run.steps)
+        self.optimiser.step()
+        self.step += 1
+        keep = (
+            min(self.settings.run.ema, (1 + self.step) / (EMA_RAMP + self.step))
+            if self.settings.run.ema
+            else 0.0
+        )
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.grad = None
+                self.ema[name].mul_(keep).add_(p, alpha=1 - keep)
+        memory = self.settings.batch.mask_memory
+        self.quantile = (
+            gradient.quantile
+            if self.quantile is None
+            else memory * self.quantile + (1 - memory) * gradient.quantile
+        )
+        return factor < 1
+
+    def files(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """Everything a checkpoint needs: this process' own files, and those that all share."""
+        left = (
+            self.pool is not None and self.pool.used < self.settings.batch.passes * self.pool.size
+        )
+        state = State(
+            layers=self.parameters,
+            averages=self.ema,
+            moments={name: self.optimiser.state.get(p, {}) for name, p in self.parameters.items()},
+            random=torch.get_rng_state(),
+            step=self.step,
+            rounds=self.rounds,
+            paths=self.paths,
+            quantile=self.quantile,
+            round=self.round,
+            pool=self.pool if left else None,
+        )
+        return state.files(self.settings, self.workers)
+
+    def restore(self, found: Found) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            InvalidProblem: it belongs to a run with other settings, layers or processes.
+        """
+        state = State.read(found, self.parameters, self.settings, self.workers)
+        self._set(state.layers)
+        for name, p in self.parameters.items():
+            self.ema[name] = state.averages[name].to(p)
+            if state.moments[name]:
+                moved = {
+                    key: value if key == "step" else value.to(p)
+                    for key, value in state.moments[name].items()
+                }
+                self.optimiser.state[p] = moved
+        torch.set_rng_state(state.random)
+        self.step, self.rounds, self.paths = state.step, state.rounds, state.paths
+        self.quantile, self.round, self.pool = state.quantile, state.round, state.pool
+
+    def read_averages(self, found: Found) -> None:
+        """Take over the averaged layers of a checkpoint, to sample with."""
+        self._set(averages(found, self.parameters))
+        self.step = found.step
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, p in self.parameters.items():
+            p.copy_(values[name])
+
+    def _measured(self, pool: Pool, gradient: Gradient, clipped: bool, seconds: float) -> Measured:
+        r = self.round
+        return Measured(
+            step=self.step,
+            round=pool.round,
+            reward=r.reward,
+            reward_stderr=r.reward_stderr,
+            kl=r.kl,
+            loss=gradient.loss,
+            gradient_norm=gradient.norm,
+            gradient_noise=gradient.noise,
+            clipped=clipped,
+            masked=gradient.masked,
+            limited=gradient.limited,
+            target_norm=r.target_norm,
+            ess=pool.ess if self.settings.batch.weighs else None,
+            paths=self.paths,
+            seconds=seconds,
+            peak_mb=peak_mb(self.device),
+        )

@@ -1,0 +1,150 @@
+r"""Costates along a path, by one backward pass of vector-Jacobian products.
+
+The costate is the gradient of the remaining return. With the policy's state dependence it is the **full** adjoint, the exact
+derivative of the simulator,
+
+.. math:: a_T = \nabla r(x_T), \qquad
+   a_k = \big(\nabla m_k + \nabla (B_k (v_k + \xi_k))\big)^\top a_{k+1} - \beta_k (\nabla v_k)^\top v_k - \nabla f_k ;
+
+without it, :math:`a_k = (\nabla m_k)^\top a_{k+1} - \nabla f_k`, the **lean** adjoint
+(Domingo-Enrich et al., arXiv 2409.08861), biased where :math:`B_k` depends on the state (arXiv 2604.08580).
+
+Other estimators pull something else back in place of :math:`a_{k+1}`, such as :math:`a_{k+1} - dM_k` with a martingale increment
+(`socft.costates.martingale`). Where :math:`B_k` depends on the state, :math:`\nabla(B_k \xi_k)` always acts on :math:`a_{k+1}` itself: it
+has mean zero and is correlated with :math:`dM_k`, so the correction would be biased (derived here). All use O(1) memory in the
+number of steps beyond the path and the costates.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.costates.base import Cost, CostateStep
+from socft.policy import Policy, Uncontrolled
+from socft.problem import ControlProblem
+from socft.reference import Noises, States
+from socft.rollout import Path
+
+Following: TypeAlias = Callable[[int, Tensor], Tensor]
+"""``(k, a_{k+1}) -> `` what step k pulls back in its place, shape (batch, *dims)."""
+
+
+class Adjoint(abc.ABC):
+    """Which state dependence a costate differentiates.
+
+    Attributes:
+        cost: what pulling back one step costs.
+    """
+
+    cost: Cost
+
+    @abc.abstractmethod
+    def potential(
+        self, problem: ControlProblem, policy: Policy, k: int, x: States, costate: States
+    ) -> Tensor:
+        """The number whose gradient in ``x`` is the costate of step k without noise, summed over the batch."""
+
+    @abc.abstractmethod
+    def noise_potential(
+        self, problem: ControlProblem, k: int, x: States, noise: Noises, costate: States
+    ) -> Tensor | float:
+        """What the noise of the step adds to it."""
+
+    def pull(
+        self, problem: ControlProblem, policy: Policy, k: int, x: States, costate: States
+    ) -> States:
+        """The costate of step k at ``x`` from a costate of step k + 1, without noise and without a graph."""
+        with torch.enable_grad():
+            y = x.detach().requires_grad_(True)
+            (pulled,) = torch.autograd.grad(
+                self.potential(problem, policy, k, y, costate) - _running(problem, k, y), y
+            )
+        return pulled
+
+
+@dataclasses.dataclass(frozen=True)
+class Lean(Adjoint):
+    """The pre-trained mean alone."""
+
+    cost = Cost(reference_derivatives=1)
+
+    def potential(
+        self, problem: ControlProblem, policy: Policy, k: int, x: States, costate: States
+    ) -> Tensor:
+        return (problem.reference.mean(k, x) * costate).sum()
+
+    def noise_potential(
+        self, problem: ControlProblem, k: int, x: States, noise: Noises, costate: States
+    ) -> Tensor | float:
+        return 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Full(Adjoint):
+    """Everything: the derivative of the simulator."""
+
+    cost = Cost(reference_derivatives=1, policy_derivatives=1)
+
+    def potential(
+        self, problem: ControlProblem, policy: Policy, k: int, x: States, costate: States
+    ) -> Tensor:
+        v = policy(k, x)
+        moved = problem.reference.step(k, x, v)
+        return (moved * costate).sum() - problem.beta[k].to(x) * v.square().sum() / 2
+
+    def noise_potential(
+        self, problem: ControlProblem, k: int, x: States, noise: Noises, costate: States
+    ) -> Tensor | float:
+        return (problem.reference.diffusion.apply(k, x, noise) * costate).sum()
+
+
+def full_adjoint(
+    problem: ControlProblem, policy: Policy, path: Path, following: Following | None = None
+) -> Float[Tensor, "steps_plus_1 batch *dims"]:
+    """``a_k = d(return from step k on) / d x_k`` along the path with the policy differentiated, k = 0..T."""
+    return _stacked(sweep(Full(), problem, policy, path, following))
+
+
+def lean_adjoint(
+    problem: ControlProblem, path: Path, following: Following | None = None
+) -> Float[Tensor, "steps_plus_1 batch *dims"]:
+    """The costate of the pre-trained dynamics along the path, k = 0..T."""
+    return _stacked(sweep(Lean(), problem, Uncontrolled(problem.reference), path, following))
+
+
+def sweep(
+    adjoint: Adjoint,
+    problem: ControlProblem,
+    policy: Policy,
+    path: Path,
+    following: Following | None = None,
+) -> Iterator[CostateStep]:
+    """Costates along the path, from k = T down to 0, that pull back ``following(k, a_{k+1})``, by default ``a_{k+1}``."""
+    costate = problem.reward.gradient(path.final)
+    yield CostateStep(problem.steps, path.states[-1], costate, None)
+    for k in reversed(range(problem.steps)):
+        after = costate
+        pulled = after if following is None else following(k, after)
+        with torch.enable_grad():
+            x = path.states[k].detach().requires_grad_(True)
+            noisy = adjoint.noise_potential(problem, k, x, path.noise.steps[k].to(x), after)
+            scalar = (
+                adjoint.potential(problem, policy, k, x, pulled) + noisy - _running(problem, k, x)
+            )
+            (costate,) = torch.autograd.grad(scalar, x)
+        yield CostateStep(k, path.states[k], costate, pulled)
+
+
+def _stacked(steps: Iterable[CostateStep]) -> Tensor:
+    return torch.stack([step.value for step in steps][::-1])
+
+
+def _running(problem: ControlProblem, k: int, x: Tensor) -> Tensor | float:
+    return 0.0 if problem.running_cost is None else problem.running_cost(k, x).sum()

@@ -1,0 +1,98 @@
+r"""How a costate changes along the noise of a reversed step, from an approximate costate field.
+
+From X = X_{k+1} a reversed step adds a drift :math:`d = D_k \nabla \log p_{k+1}(X)` and a kick :math:`n = B_k \xi'` (see
+`socft.estimators.reversed_bsde`). With a field :math:`\phi` of step k + 1 the costate gains
+
+.. math:: \nabla\phi\,(d + n) + \sum_j \nabla^2 \phi[B_k e_j, B_k e_j]
+
+at X (`ByDerivatives`): two derivatives, in as many directions as the noise has. `ByDifferences` has no derivative, and four
+evaluations in any dimension: with c = X + d,
+
+.. math:: \tfrac12 [\phi(c + n) - \phi(c - n)] + [\phi(c + n) - 2 \phi(c) + \phi(c - n)] + \phi(c) - \phi(X),
+
+the same where :math:`\phi` is affine, and elsewhere in the mean up to O(dt^2), since :math:`E\,\nabla^2\phi[n, n]` is the sum over
+j (derived here).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+
+import torch
+
+from socft.costates.base import Cost
+from socft.costates.directional import VectorField, derivative, trace
+from socft.costates.fields import differentiated, times, total
+from socft.problem import ControlProblem
+from socft.reference import States
+
+
+class Move(abc.ABC):
+    """A way to compute what a costate gains."""
+
+    @abc.abstractmethod
+    def cost(self, field: Cost) -> Cost:
+        """The work of one step, given that of one evaluation of the field, with noise of one dimension."""
+
+    @abc.abstractmethod
+    def along(
+        self,
+        problem: ControlProblem,
+        phi: VectorField,
+        k: int,
+        x: States,
+        drift: States,
+        kick: States,
+    ) -> States:
+        """The gain between ``x`` and ``x + drift + kick``, shape (batch, *dims), without a graph."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ByDerivatives(Move):
+    """The formula itself; each further dimension of the noise takes one more second derivative of the field."""
+
+    def cost(self, field: Cost) -> Cost:
+        return total(differentiated(field), differentiated(field, 2))
+
+    @torch.no_grad()
+    def along(
+        self,
+        problem: ControlProblem,
+        phi: VectorField,
+        k: int,
+        x: States,
+        drift: States,
+        kick: States,
+    ) -> States:
+        return (derivative(phi, x, drift + kick) + trace(phi, x, columns(problem, k, x))).detach()
+
+
+@dataclasses.dataclass(frozen=True)
+class ByDifferences(Move):
+    """Four evaluations of the field, whatever the dimension."""
+
+    def cost(self, field: Cost) -> Cost:
+        return times(4, field)
+
+    @torch.no_grad()
+    def along(
+        self,
+        problem: ControlProblem,
+        phi: VectorField,
+        k: int,
+        x: States,
+        drift: States,
+        kick: States,
+    ) -> States:
+        centre = x + drift
+        there, opposite = phi(centre + kick), phi(centre - kick)
+        return (there - opposite) / 2 + (there - phi(centre)) + (opposite - phi(x))
+
+
+def columns(problem: ControlProblem, k: int, x: States) -> list[States]:
+    """``B_k e_j`` for every direction e_j of the noise."""
+    dims = problem.reference.noise_dims
+    units = torch.eye(math.prod(dims), dtype=x.dtype, device=x.device).unflatten(1, dims)
+    return [problem.reference.diffusion.apply(k, x, each.expand(len(x), *dims)) for each in units]

@@ -1,0 +1,227 @@
+r"""The score of the chain's marginal laws along the noise, :math:`B_k^\top \nabla \log p_{k+1}(x)`, which reversing time needs.
+
+The law of :math:`X_{k+1} = \bar x_k(X_k) + B_k \xi_k` has (derived here; no inverse of B is needed)
+
+.. math:: B_k^\top \nabla \log p_{k+1}(x) = - E[\xi_k \mid X_{k+1} = x],
+
+so a regression of :math:`-\xi_k` on :math:`x_{k+1}` is denoising score matching with the chain's own transitions, also where the
+noise is degenerate. Implicit score matching (Hyvarinen 2005) minimises :math:`E[|w|^2/2 + \sum_j B_j \cdot \nabla w_j]` over
+:math:`w = \theta \phi(x)`, with the solution :math:`\theta_j = -E[\phi \phi^\top]^{-1} E[\nabla \phi\, B_j]`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from socft.checks import require
+from socft.costates.base import Cost
+from socft.costates.directional import derivative
+from socft.costates.fields import FREE
+from socft.policy import AffinePolicy, Policy, Uncontrolled
+from socft.problem import ControlProblem
+from socft.reference import Noises, ScoreReference, States, Step
+from socft.regression.features import Features
+from socft.regression.functions import Regression
+from socft.reward import Linear
+from socft.rollout import Path
+from socft.truth.affine_policy import evaluate_affine
+from socft.truth.quadratic import affine_of
+
+NoiseScore: TypeAlias = Callable[[int, States], Noises]
+"""``(k, x_{k+1}) -> B_k^T grad log p_{k+1}(x_{k+1})``, k = 0..T-1."""
+
+CHUNK = 256
+"""States at once in a kernel mixture."""
+
+
+class MarginalScore(abc.ABC):
+    """A way to know the score of the marginal laws.
+
+    Attributes:
+        joint: whether it is learnt from all paths of a batch.
+    """
+
+    joint: ClassVar[bool] = False
+
+    @property
+    def cost(self) -> Cost:
+        """What one evaluation of the score costs; networks of its own are not counted."""
+        return FREE
+
+    @abc.abstractmethod
+    def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
+        """The score along the noise for paths of a policy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenScore(MarginalScore):
+    """A score known beforehand, ``(k, x) -> grad log p_k(x)``; for a noised data law ``NoisedScore(density, schedule.abar)``."""
+
+    score: Callable[[Step, States], States]
+
+    def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
+        return lambda k, x: problem.reference.diffusion.transpose(k, x, self.score(k + 1, x))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelScore(MarginalScore):
+    r"""The score that the denoising chain itself goes by, with the control's change, :math:`U_k(x)` of `ScoreReference.score_of`.
+
+    A denoising chain of which it is the score of the noised law of its own samples has these as its marginals. That is so, up to
+    O(dt) on a memoryless schedule, of the pre-trained model without control, and, when beta is constant, of the optimum, whose
+    score is that of the noised tilted law (equation 78 of arXiv 2412.18164v4); in between it is a guess. The last state is scored
+    at the level before it.
+    """
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(reference=1, policy=1, memory=0)
+
+    def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
+        reference, last = problem.reference, problem.steps - 1
+        if not isinstance(reference, ScoreReference):
+            require(
+                False,
+                f"the reference is a {type(reference).__name__}; only a ScoreReference goes by a score.",
+            )
+            raise AssertionError
+
+        def score(k: int, x: States) -> Noises:
+            level = min(k + 1, last)
+            return reference.diffusion.transpose(
+                k, x, reference.score_of(level, x, policy(level, x))
+            )
+
+        return score
+
+
+@dataclasses.dataclass(frozen=True)
+class AffineMarginals(MarginalScore):
+    """Exact Gaussian marginals, of an affine reference under an `AffinePolicy` or none."""
+
+    def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
+        reference = affine_of(problem)
+        affine = AffinePolicy.zeros(reference) if isinstance(policy, Uncontrolled) else policy
+        if not isinstance(affine, AffinePolicy):
+            require(
+                False,
+                f"the policy is a {type(policy).__name__}; only an AffinePolicy has Gaussian marginals.",
+            )
+            raise AssertionError
+        law = evaluate_affine(
+            ControlProblem(reference, Linear(torch.zeros(reference.dims)), 1.0), affine
+        )
+        inverse = torch.linalg.pinv(law.covariance, hermitian=True)
+        return lambda k, x: reference.diffusion.transpose(
+            k, x, (law.mean[k + 1] - x) @ inverse[k + 1]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoisingScore(MarginalScore):
+    """Regression of minus the noise of the step on the state it led to."""
+
+    regression: Regression
+    joint: ClassVar[bool] = True
+
+    def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
+        fits = [
+            self.regression.fit(x, -xi)
+            for x, xi in zip(path.states[1:], path.noise.steps, strict=True)
+        ]
+        return lambda k, x: fits[k](x)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImplicitScore(MarginalScore):
+    """Implicit score matching, linear in features, solved exactly (with least norm where the features are dependent)."""
+
+    features: Features
+    joint: ClassVar[bool] = True
+
+    def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
+        weights = [self._solve(problem, k, path.states[k + 1]) for k in range(problem.steps)]
+        return lambda k, x: self.features(x) @ weights[k]
+
+    def _solve(self, problem: ControlProblem, k: int, x: Tensor) -> Tensor:
+        (m,), design = problem.reference.noise_dims, self.features(x)
+        units = torch.eye(m, dtype=x.dtype, device=x.device)
+        pushes = [problem.reference.diffusion.apply(k, x, e.expand(len(x), m)) for e in units]
+        slopes = torch.stack([derivative(self.features, x, push).mean(0) for push in pushes], 1)
+        return -torch.linalg.lstsq(design.T @ design / len(x), slopes, driver="gelsd").solution
+
+
+@dataclasses.dataclass(frozen=True)
+class TransitionScore(MarginalScore):
+    """The mixture of the paths' own transition kernels, for noise that reaches every direction."""
+
+    joint: ClassVar[bool] = True
+
+    def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
+        diffusion, (n,) = problem.reference.diffusion, problem.reference.dims
+        units = torch.eye(n, dtype=path.states.dtype)
+        reached = [
+            diffusion.apply(k, units, diffusion.whiten(k, units, units))
+            for k in range(problem.steps)
+        ]
+        missed = max(float((r - units).abs().max()) for r in reached)
+        require(
+            missed < torch.finfo(units.dtype).eps ** 0.5,
+            f"the noise misses a direction of the state by {missed:.2g}, and its kernels have no density; use DenoisingScore.",
+        )
+
+        def score(k: int, x: States) -> Noises:
+            centres = path.states[k + 1] - diffusion.apply(
+                k, path.states[k], path.noise.steps[k].to(x)
+            )
+            return -_posterior_mean(x, centres, lambda shift: diffusion.whiten(k, shift, shift))
+
+        return score
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelScore(MarginalScore):
+    """A Gaussian kernel density estimate, with a width per step in units of the samples' covariance.
+
+    Attributes:
+        width: of the kernel; by default ``batch^(-1 / (n + 4))``, Scott's rule.
+    """
+
+    width: float | None = None
+    joint: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require(
+            self.width is None or self.width > 0,
+            f"width = {self.width}; it must be positive, or None for Scott's rule.",
+        )
+
+    def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
+        _, batch, n = path.states.shape
+        width = self.width or batch ** (-1 / (n + 4))
+
+        def score(k: int, x: States) -> Noises:
+            centres = path.states[k + 1]
+            root = torch.linalg.cholesky(torch.cov(centres.T).reshape(n, n)) * width
+            solve = torch.linalg.inv(root)
+            return problem.reference.diffusion.transpose(
+                k, x, -_posterior_mean(x, centres, lambda shift: shift @ solve.T) @ solve
+            )
+
+        return score
+
+
+def _posterior_mean(x: Tensor, centres: Tensor, whiten: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean of ``whiten(x - centre)`` over the kernels that x may come from, each weighted by its standard normal density."""
+
+    def of(rows: Tensor) -> Tensor:
+        z = whiten((rows.unsqueeze(1) - centres).flatten(0, 1)).reshape(len(rows), len(centres), -1)
+        return torch.einsum("bi,bim->bm", torch.softmax(-z.square().sum(2) / 2, 1), z)
+
+    return torch.cat([of(rows) for rows in x.split(CHUNK)])

@@ -1,0 +1,141 @@
+r"""One network over time and state for a costate field, as in arXiv 2603.20455v2: residual blocks with Fourier time features.
+
+.. math:: h_0 = W_{in} [x, \sin(2\pi f_j t), \cos(2\pi f_j t)], \quad h_{i+1} = h_i + W_i' s(W_i s(h_i)), \quad
+   \phi(t, x) = W_{out} s(h_L),
+
+with s the SiLU, t = k / T and frequencies :math:`f_j = j/2`, j = 1..F. The network sees raw states and gives raw costates.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from socft.checks import require, require_finite
+from socft.costates.base import Costates
+from socft.costates.regression import FieldRegression, StepField
+from socft.reference import States, Step
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+squared: Loss = nn.functional.mse_loss
+published_huber: Loss = partial(nn.functional.huber_loss, delta=0.1)
+"""The loss of the published code: linear beyond 0.1, so its target lies between a mean and a median."""
+
+
+class ResidualNetwork(nn.Module):
+    """``(k, x) -> phi``, k = 0..steps."""
+
+    def __init__(
+        self,
+        steps: int,
+        n: int,
+        out: int,
+        width: int,
+        blocks: int,
+        frequencies: int,
+        dtype: torch.dtype,
+    ):
+        super().__init__()
+        self.steps = steps
+        self.register_buffer(
+            "frequencies", torch.pi * torch.arange(1, frequencies + 1, dtype=dtype)
+        )
+        self.enter = nn.Linear(n + 2 * frequencies, width, dtype=dtype)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.SiLU(),
+                nn.Linear(width, width, dtype=dtype),
+                nn.SiLU(),
+                nn.Linear(width, width, dtype=dtype),
+            )
+            for _ in range(blocks)
+        )
+        self.leave = nn.Sequential(nn.SiLU(), nn.Linear(width, out, dtype=dtype))
+
+    def forward(self, k: Step, x: States) -> Tensor:
+        index = k.to(x) if isinstance(k, Tensor) else x.new_full((len(x),), k)
+        angle = (index / self.steps).unsqueeze(1) * self.get_buffer("frequencies").to(x)
+        h = self.enter(torch.cat([x, angle.sin(), angle.cos()], 1))
+        for block in self.blocks:
+            h = h + block(h)
+        return self.leave(h)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpaceTimeNetwork(FieldRegression):
+    """Fit of one network by AdamW with a stepwise decayed rate, on minibatches of (step, sample) pairs.
+
+    Attributes:
+        width: width of the residual blocks.
+        blocks: number of residual blocks.
+        frequencies: number of Fourier time features.
+        steps: gradient steps of one fit.
+        batch: pairs per gradient step.
+        rate: initial learning rate.
+        weight_decay: of AdamW.
+        decay_every: gradient steps between decays of the rate.
+        decay: factor of each.
+        loss: `squared`, whose minimiser is the conditional mean, or `published_huber`.
+        seed: seed of the initialisation and of the minibatches.
+    """
+
+    width: int = 32
+    blocks: int = 2
+    frequencies: int = 4
+    steps: int = 2000
+    batch: int = 64
+    rate: float = 1e-3
+    weight_decay: float = 1e-4
+    decay_every: int = 1000
+    decay: float = 0.9
+    loss: Loss = squared
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "steps", "batch", "decay_every"):
+            require(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; give at least 1.")
+        require(self.rate > 0, f"rate = {self.rate}; it must be positive.")
+
+    def fit(self, samples: Costates, start: StepField | None = None) -> ResidualNetwork:
+        require_finite(
+            samples.values,
+            "costate",
+            "the samples left the region where the field is accurate; add paths.",
+        )
+        kinds, count, n = samples.states.shape
+        generator = torch.Generator().manual_seed(self.seed)
+        network = (
+            copy.deepcopy(start)
+            if isinstance(start, ResidualNetwork)
+            else self._new(samples, n, generator)
+        )
+        optimiser = torch.optim.AdamW(
+            network.requires_grad_(True).parameters(), lr=self.rate, weight_decay=self.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.StepLR(optimiser, self.decay_every, self.decay)
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                k = torch.randint(kinds, (self.batch,), generator=generator)
+                row = torch.randint(count, (self.batch,), generator=generator)
+                optimiser.zero_grad()
+                self.loss(network(k, samples.states[k, row]), samples.values[k, row]).backward()
+                optimiser.step()
+                schedule.step()
+        return network.requires_grad_(False)
+
+    def _new(self, samples: Costates, n: int, generator: torch.Generator) -> ResidualNetwork:
+        steps, out = len(samples.states) - 1, samples.values.shape[2]
+        network = ResidualNetwork(
+            steps, n, out, self.width, self.blocks, self.frequencies, samples.states.dtype
+        )
+        for module in network.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5, generator=generator)
+                nn.init.zeros_(module.bias)
+        return network

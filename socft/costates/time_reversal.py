@@ -1,0 +1,113 @@
+r"""Chains run backwards in time with constant noise (Mei and Taghvaei, arXiv 2603.20455v2).
+
+For :math:`x' = \bar x_k(x) + B_k \xi` with the drift :math:`\bar x_k(x) - x` and :math:`D_k = B_k B_k^\top`,
+
+.. math:: X_k = X - (\bar x_k(X) - X) + D_k \nabla \log p_{k+1}(X) + B_k \xi'_k, \qquad X = X_{k+1},
+
+has the marginal laws of the chain up to O(dt), with fresh noise :math:`\xi'` and the score of those laws (`socft.costates.marginal_score`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import require
+from socft.costates.marginal_score import MarginalScore
+from socft.policy import Policy
+from socft.problem import ControlProblem
+from socft.reference import MatrixDiffusion, Noises, ScalarDiffusion
+from socft.rollout import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Reversal:
+    """States of the reversed chain and the kicks that its costates and values see.
+
+    Attributes:
+        states: shape (T + 1, batch, *dims).
+        drifts: ``D_k grad log p_{k+1}`` at the state of step k + 1, shape (T, batch, *dims).
+        kicks: ``B_k xi'`` as costates and values see it, shape (T, batch, *dims).
+        controls: ``v_k`` at the state of step k + 1, shape (T, batch, *noise_dims).
+    """
+
+    states: Float[Tensor, "steps_plus_1 batch *dims"]
+    drifts: Float[Tensor, "steps batch *dims"]
+    kicks: Float[Tensor, "steps batch *dims"]
+    controls: Float[Tensor, "steps batch *noise_dims"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reverser:
+    """Runs a chain backwards from the ends of given paths.
+
+    Attributes:
+        score: how the score of the marginal laws is known.
+        generator: makes the noise of the reversed chain, which must not be that of the paths; by default every path has one that is
+            seeded by its own noise, so that all is a function of the paths.
+        published_pairing: the ablation that gives costates and values the noise of the neighbouring step, as the published code
+            does; then increments cancel only in sum, to the square root of the step size in place of the step size.
+    """
+
+    score: MarginalScore
+    generator: torch.Generator | None = None
+    published_pairing: bool = False
+
+    @property
+    def joint(self) -> bool:
+        """Whether the reversal of a path depends on the other paths of its batch."""
+        return self.generator is not None or self.score.joint
+
+    def noise(self, path: Path) -> Noises:
+        """The noise of the reversed chain."""
+        shape, like = path.noise.steps.shape, path.states
+        if self.generator is not None:
+            return torch.randn(
+                shape, generator=self.generator, dtype=like.dtype, device=self.generator.device
+            ).to(like)
+        own = (
+            path.noise.steps.detach()
+            .cpu()
+            .transpose(0, 1)
+            .contiguous()
+            .flatten(1)
+            .view(torch.uint8)
+            .numpy()
+        )
+        seeds = [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:7]) for row in own]
+        drawn = [
+            torch.randn(shape[:1] + shape[2:], generator=seeded, dtype=like.dtype)
+            for seeded in map(_generator, seeds)
+        ]
+        return torch.stack(drawn, 1).to(like)
+
+    @torch.no_grad()
+    def run(self, problem: ControlProblem, policy: Policy, path: Path) -> Reversal:
+        reference, kind = problem.reference, type(problem.reference.diffusion).__name__
+        constant = isinstance(reference.diffusion, ScalarDiffusion | MatrixDiffusion)
+        require(
+            constant,
+            f"the diffusion is a {kind}; reversing time this way needs a constant B_k, as in MatrixDiffusion.",
+        )
+        score = self.score.fit(problem, policy, path)
+        noise = self.noise(path)
+        states, drifts, kicks, controls = [path.final], [], [], []
+        for k in reversed(range(problem.steps)):
+            x = states[-1]
+            v, drift = policy(k, x), reference.diffusion.apply(k, x, score(k, x))
+            seen = noise[(k + 1) % problem.steps] if self.published_pairing else noise[k]
+            states.append(
+                2 * x - reference.step(k, x, v) + drift + reference.diffusion.apply(k, x, noise[k])
+            )
+            drifts.append(drift)
+            kicks.append(reference.diffusion.apply(k, x, seen))
+            controls.append(v)
+        return Reversal(*(torch.stack(each[::-1]) for each in (states, drifts, kicks, controls)))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,132 @@
+"""A data law that can be noised exactly, and its exponential tilt."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Generic, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import require
+from socft.density.constants import ScoreConstants
+from socft.reference import States
+from socft.reward import PerSample, Quadratic, Reward, as_quadratic
+
+Numbers: TypeAlias = (
+    "Tensor | np.ndarray | Sequence[float] | Sequence[Sequence[float]] | float | int"
+)
+
+DensityT = TypeVar("DensityT", bound="Density")
+DensityT_co = TypeVar("DensityT_co", bound="Density", covariant=True)
+
+
+class Density(abc.ABC):
+    """A law on vectors of shape ``dims`` that can be noised exactly. A signal level is one number or one per sample."""
+
+    dims: tuple[int, ...]
+
+    @property
+    @abc.abstractmethod
+    def regular(self) -> bool:
+        """Whether the law has a density; a singular law has one at every level below 1."""
+
+    @abc.abstractmethod
+    def sample(self, batch: int, generator: torch.Generator) -> States:
+        """Draw ``batch`` float64 samples on the generator's device."""
+
+    @abc.abstractmethod
+    def noised(self: DensityT, abar: float) -> DensityT:
+        """The law of ``sqrt(abar) x_0 + sqrt(1 - abar) eps``."""
+
+    @abc.abstractmethod
+    def noised_log_prob(self, abar: float | Tensor, x: States) -> PerSample:
+        """Log density of the law noised to ``abar``, differentiable in ``abar`` and ``x``."""
+
+    @abc.abstractmethod
+    def noised_score(self, abar: float | Tensor, x: States) -> States:
+        """Score of the law noised to ``abar``, differentiable in ``abar`` and ``x``."""
+
+    @abc.abstractmethod
+    def score_jacobian(self, x: States) -> Float[Tensor, "batch n n"]:
+        """Jacobian of the score, the Hessian of the log density."""
+
+    @abc.abstractmethod
+    def noised_constants(self, abar: Float[Tensor, " levels"]) -> ScoreConstants:
+        """Lipschitz constants of the score at each level."""
+
+    @abc.abstractmethod
+    def tilted(self: DensityT, reward: Reward, beta: float) -> Tilt[DensityT]:
+        """The law proportional to ``p exp(r / beta)``.
+
+        Raises:
+            InvalidProblem: the reward has no closed form here, beta is not positive, or ``exp(r / beta)`` is not integrable.
+        """
+
+    def log_prob(self, x: States) -> PerSample:
+        """Log density."""
+        self._require_regular()
+        return self.noised_log_prob(1.0, x)
+
+    def score(self, x: States) -> States:
+        """Gradient of the log density."""
+        self._require_regular()
+        return self.noised_score(1.0, x)
+
+    @functools.cached_property
+    def constants(self) -> ScoreConstants:
+        """Lipschitz constants of `score` and `score_jacobian`."""
+        self._require_regular()
+        return self.noised_constants(torch.ones(1, dtype=torch.float64)).at(0)
+
+    @property
+    def L0(self) -> float:
+        """Lipschitz constant of the score, or an upper bound; `constants` says which."""
+        return float(self.constants.L0)
+
+    @property
+    def L1(self) -> float:
+        """Lipschitz constant of the score's Jacobian, or an upper bound; `constants` says which."""
+        return float(self.constants.L1)
+
+    def _require_regular(self) -> None:
+        require(
+            self.regular,
+            "the smallest variance is 0, so there is no density; noise it first, noised(abar) with abar < 1.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tilt(Generic[DensityT_co]):
+    """The law ``p exp(r / beta) / Z`` and its ``log Z``, with ``Z = E_p exp(r / beta)``."""
+
+    density: DensityT_co
+    log_normaliser: float
+
+
+def require_level(abar: float) -> None:
+    require(0 <= abar <= 1, f"abar = {abar}; a signal level must lie in [0, 1].")
+
+
+def broadcast_level(abar: float | Tensor, x: States, trailing: int) -> Tensor:
+    """A level as a scalar, or one per sample with ``trailing`` axes to broadcast over."""
+    level = torch.as_tensor(abar, dtype=x.dtype, device=x.device)
+    return level if level.ndim == 0 else level.reshape(-1, *[1] * trailing)
+
+
+def quadratic_form(reward: Reward, beta: float, dims: tuple[int, ...]) -> Quadratic:
+    require(
+        math.isfinite(beta) and beta > 0, f"beta = {beta}; it must be a positive finite number."
+    )
+    form = as_quadratic(reward)
+    require(
+        form.linear.shape == dims,
+        f"the reward acts on vectors of length {len(form.linear)}; this law has {dims[0]}.",
+    )
+    return form

@@ -1,0 +1,288 @@
+r"""Gaussian mixtures in any dimension, with exact noised scores and tilts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import require, require_finite
+from socft.density.base import (
+    Density,
+    Numbers,
+    Tilt,
+    broadcast_level,
+    quadratic_form,
+    require_level,
+)
+from socft.density.constants import ScoreConstants, join_levels
+from socft.density.lipschitz import (
+    LEVEL_CHUNK,
+    common_constants,
+    gaussian_constants,
+    many_constants,
+    two_constants,
+)
+from socft.density.search import line_constants
+from socft.reference import States
+from socft.reward import PerSample, Reward
+
+SYMMETRY_TOLERANCE = (
+    1e-10  # relative: covariances built from float64 products are symmetric to about n eps
+)
+_SAME = 1e-14  # relative: covariances closer than this are one covariance, written twice
+_BORDERLINE = (
+    1e-12  # relative: a beta this close to the smallest integrable one is round-off away from it
+)
+
+
+MixtureT = TypeVar("MixtureT", bound="GaussianMixture")
+
+
+class GaussianMixture(Density):
+    """``sum_k weights_k N(means_k, covs_k)`` in any dimension; each covariance is diagonalised once.
+
+    Args:
+        weights: positive, shape (K,); normalised to sum to 1.
+        means: shape (K, n), or (K,) in one dimension.
+        covs: positive semi-definite: one number (isotropic, common), (K,) isotropic, (n, n) common, or (K, n, n).
+
+    Attributes:
+        weights: shape (K,).
+        means: shape (K, n).
+        spectra: eigenvalues of the covariances, shape (K, n), or (1, n) if they are all the same.
+        bases: eigenvectors as columns, shape (K, n, n) or (1, n, n).
+    """
+
+    weights: Float[Tensor, " K"]
+    means: Float[Tensor, "K n"]
+    spectra: Float[Tensor, "k n"]
+    bases: Float[Tensor, "k n n"]
+
+    def __init__(self, weights: Numbers, means: Numbers, covs: Numbers):
+        w, m = (torch.as_tensor(values, dtype=torch.float64) for values in (weights, means))
+        m = m.unsqueeze(1) if m.ndim == 1 else m
+        require(
+            w.ndim == 1 and m.ndim == 2 and len(w) == len(m) > 0,
+            f"weights has shape {tuple(w.shape)} and means {tuple(m.shape)}; give (K,) and (K, n).",
+        )
+        require_finite(w, "weights", "every weight must be a positive finite number.")
+        require_finite(m, "means", "every mean must be finite.")
+        require(
+            bool((w > 0).all()),
+            f"the smallest weight is {float(w.min()):g}; weights must be positive, drop the component.",
+        )
+        self._set(w / w.sum(), m, *_diagonalise(_covariances(covs, *m.shape)))
+
+    def _set(self, weights: Tensor, means: Tensor, spectra: Tensor, bases: Tensor) -> None:
+        self.weights, self.means, self.spectra, self.bases = weights, means, spectra, bases
+        self.dims = (means.shape[1],)
+
+    def _like(
+        self: MixtureT, weights: Tensor, means: Tensor, spectra: Tensor, bases: Tensor
+    ) -> MixtureT:
+        """A law of the same class from its diagonalised parts."""
+        other = object.__new__(type(self))
+        other._set(weights, means, spectra, bases)
+        return other
+
+    @property
+    def regular(self) -> bool:
+        return bool((self.spectra > 0).all())
+
+    @property
+    def components(self) -> int:
+        """Number of components K."""
+        return len(self.weights)
+
+    @property
+    def shared(self) -> bool:
+        """Whether all components have the same covariance."""
+        return len(self.spectra) == 1
+
+    @property
+    def covariances(self) -> Float[Tensor, "K n n"]:
+        """Covariance of each component."""
+        return ((self.bases * self.spectra.unsqueeze(1)) @ self.bases.mT).expand(
+            self.components, -1, -1
+        )
+
+    @property
+    def mean(self) -> Float[Tensor, " n"]:
+        """Mean of the law."""
+        return self.weights @ self.means
+
+    @property
+    def covariance(self) -> Float[Tensor, "n n"]:
+        """Covariance of the law."""
+        spread = self.means - self.mean
+        return torch.einsum("k,kij->ij", self.weights, self.covariances) + spread.T @ (
+            self.weights.unsqueeze(1) * spread
+        )
+
+    def sample(self, batch: int, generator: torch.Generator) -> States:
+        require(batch >= 1, f"batch = {batch}; give at least one sample.")
+        device = generator.device
+        which = torch.multinomial(
+            self.weights.to(device), batch, replacement=True, generator=generator
+        )
+        z = torch.randn(batch, *self.dims, generator=generator, dtype=torch.float64, device=device)
+        roots = (
+            (self.bases * self.spectra.sqrt().unsqueeze(1))
+            .to(device)
+            .expand(self.components, -1, -1)
+        )
+        x = self.means.to(device)[which]
+        for k in range(self.components):
+            x[which == k] += z[which == k] @ roots[k].T
+        return x
+
+    def noised(self: MixtureT, abar: float) -> MixtureT:
+        require_level(abar)
+        return self._like(
+            self.weights, abar**0.5 * self.means, abar * self.spectra + 1 - abar, self.bases
+        )
+
+    def noised_log_prob(self, abar: float | Tensor, x: States) -> PerSample:
+        return torch.logsumexp(self._fields(abar, x).log_joint, 1)
+
+    def noised_score(self, abar: float | Tensor, x: States) -> States:
+        fields = self._fields(abar, x)
+        mixed = torch.softmax(fields.log_joint, 1).unsqueeze(2) * fields.pulls
+        if self.shared:
+            return mixed.sum(1) @ self.bases[0].T.to(x)
+        return torch.einsum("bkm,knm->bn", mixed, self.bases.to(x))
+
+    def score_jacobian(self, x: States) -> Float[Tensor, "batch n n"]:
+        self._require_regular()
+        fields = self._fields(1.0, x)
+        weights = torch.softmax(fields.log_joint, 1)
+        scores = (self.bases.to(x) @ fields.pulls.unsqueeze(3)).squeeze(3)
+        apart = scores - (weights.unsqueeze(2) * scores).sum(1, keepdim=True)
+        precisions = (
+            ((self.bases / self.spectra.unsqueeze(1)) @ self.bases.mT)
+            .to(x)
+            .expand(self.components, -1, -1)
+        )
+        return torch.einsum("bk,bki,bkj->bij", weights, apart, apart) - torch.einsum(
+            "bk,kij->bij", weights, precisions
+        )
+
+    def noised_constants(self, abar: Float[Tensor, " levels"]) -> ScoreConstants:
+        if self.components == 1:
+            return gaussian_constants(self, abar)
+        if self.dims == (1,) and not (self.shared and self.components == 2):
+            return line_constants([self], abar)
+        unequal = two_constants if self.components == 2 else many_constants
+        bound = common_constants if self.shared else unequal
+        return join_levels([bound(self, levels) for levels in abar.split(LEVEL_CHUNK)])
+
+    def tilted(self: MixtureT, reward: Reward, beta: float) -> Tilt[MixtureT]:
+        form = quadratic_form(reward, beta, self.dims)
+        curvature, slope = form.P / beta, form.linear / beta
+        spectra, bases, log_volume = self._reshaped(form.P, beta)
+        force = self.means @ curvature + slope
+        pushed = (bases.mT @ force.unsqueeze(2)).squeeze(2)
+        shift = (bases @ (spectra * pushed).unsqueeze(2)).squeeze(2)
+        at_means = (self.means * (self.means @ curvature / 2 + slope)).sum(1) + form.c / beta
+        log_mass = self.weights.log() + at_means + (force * shift).sum(1) / 2 + log_volume
+        total = torch.logsumexp(log_mass, 0)
+        return Tilt(
+            self._like((log_mass - total).exp(), self.means + shift, spectra, bases), float(total)
+        )
+
+    def _reshaped(self, P: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Spectra and bases of ``(S^-1 - P/beta)^-1``, and half the log ratio of its determinant to S's."""
+        if not bool((P != 0).any()):
+            return self.spectra, self.bases, torch.zeros(1, dtype=torch.float64)
+        root = self.bases * self.spectra.sqrt().unsqueeze(1)
+        stretch = root.mT @ P @ root
+        top = float(torch.linalg.eigvalsh(stretch).max())
+        require(
+            top < beta * (1 - _BORDERLINE),
+            f"exp(r / beta) is not integrable at beta = {beta:g}: the largest eigenvalue of S^(1/2) P S^(1/2), S a covariance of "
+            f"the law and P the Hessian of the reward, is {top:g}; use beta > {top:g}.",
+        )
+        inner = torch.eye(*self.dims, dtype=torch.float64) - stretch / beta
+        covs = root @ torch.linalg.solve(inner, root.mT)
+        return *_diagonalise((covs + covs.mT) / 2), -torch.linalg.slogdet(inner).logabsdet / 2
+
+    def _fields(self, abar: float | Tensor, x: States) -> _Fields:
+        require(
+            x.ndim == 2 and x.shape[1:] == self.dims,
+            f"x has shape {tuple(x.shape)}; give (batch, {self.dims[0]}).",
+        )
+        level = broadcast_level(abar, x, 2)
+        bases, centers = self.bases.to(x), (self.means.unsqueeze(1) @ self.bases).squeeze(1).to(x)
+        rotated = (
+            (x @ bases[0]).unsqueeze(1) if self.shared else torch.einsum("bn,knm->bkm", x, bases)
+        )
+        variance = level * self.spectra.to(x) + 1 - level
+        apart = rotated - level.sqrt() * centers
+        pulls = -apart / variance
+        log_joint = (
+            self.weights.log().to(x) + (apart * pulls - (2 * math.pi * variance).log()).sum(2) / 2
+        )
+        return _Fields(log_joint, pulls)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fields:
+    """Log of weight times density, and score in its own eigenbasis, of each component."""
+
+    log_joint: Float[Tensor, "batch K"]
+    pulls: Float[Tensor, "batch K n"]
+
+
+class Gaussian(GaussianMixture):
+    """``N(mean, cov)``: a mixture of one component.
+
+    Args:
+        mean: shape (n,), or a number in one dimension.
+        cov: positive semi-definite: one number (isotropic), (n,) diagonal, or (n, n).
+    """
+
+    def __init__(self, mean: Numbers, cov: Numbers):
+        mean, cov = (torch.as_tensor(values, dtype=torch.float64) for values in (mean, cov))
+        super().__init__([1.0], mean.reshape(1, -1), torch.diag(cov) if cov.ndim == 1 else cov)
+
+
+def _covariances(covs: Numbers, components: int, n: int) -> Float[Tensor, "k n n"]:
+    """Covariances as (K, n, n), or (1, n, n) if they are all the same."""
+    cov = torch.as_tensor(covs, dtype=torch.float64)
+    require_finite(cov, "covs", "every entry must be a finite number.")
+    if cov.ndim == 0 or cov.shape == (components,):
+        cov = cov.reshape(-1, 1, 1) * torch.eye(n, dtype=torch.float64)
+    elif cov.shape == (n, n):
+        cov = cov.unsqueeze(0)
+    require(
+        cov.shape in ((1, n, n), (components, n, n)),
+        f"covs has shape {tuple(cov.shape)}; give one number, ({components},), ({n}, {n}) or ({components}, {n}, {n}).",
+    )
+    return cov[:1] if float((cov - cov[:1]).abs().max()) <= _SAME * float(cov.abs().max()) else cov
+
+
+def _diagonalise(
+    covs: Float[Tensor, "k n n"],
+) -> tuple[Float[Tensor, "k n"], Float[Tensor, "k n n"]]:
+    """Eigenvalues and eigenvectors (columns) of covariances, checked."""
+    scale = float(covs.abs().max())
+    skew = float((covs - covs.mT).abs().max())
+    require(
+        skew <= SYMMETRY_TOLERANCE * scale,
+        f"a covariance differs from its transpose by {skew:g}; give a symmetric matrix.",
+    )
+    spectra, bases = torch.linalg.eigh((covs + covs.mT) / 2)
+    low = float(spectra.min())
+    require(
+        low >= -SYMMETRY_TOLERANCE * scale,
+        f"a covariance has the eigenvalue {low:g}; it must be positive semi-definite.",
+    )
+    rank_tolerance = (
+        spectra.shape[1] * torch.finfo(torch.float64).eps * spectra.amax(1, keepdim=True)
+    )
+    return torch.where(spectra > rank_tolerance, spectra, 0), bases

@@ -1,0 +1,138 @@
+"""Rotated products: ``x = sum_i q_i z_i`` with independent one-dimensional mixtures ``z_i`` and orthonormal ``q_i``."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import require
+from socft.density.base import Density, Tilt, broadcast_level, quadratic_form
+from socft.density.constants import ScoreConstants, join_levels, largest_of, stack_lines
+from socft.density.mixture import SYMMETRY_TOLERANCE, GaussianMixture
+from socft.density.search import line_constants
+from socft.reference import States
+from socft.reward import PerSample, Quadratic, Reward, orthonormal
+
+
+class Rotated(Density):
+    """``x = sum_i q_i z_i`` with independent one-dimensional mixtures ``z_i`` and orthonormal ``q_i``.
+
+    Args:
+        rotation: the ``q_i`` as columns, shape (n, n).
+        factors: the n laws of the coordinates; the same object may appear many times.
+    """
+
+    def __init__(self, rotation: Float[Tensor, "n n"], factors: Sequence[GaussianMixture]):
+        self.rotation = orthonormal(rotation, "rotation")
+        self.factors = tuple(factors)
+        n = len(self.rotation)
+        require(
+            self.rotation.shape == (n, n),
+            f"rotation has shape {tuple(self.rotation.shape)}; give a square matrix.",
+        )
+        require(
+            len(self.factors) == n,
+            f"there are {len(self.factors)} factors for {n} directions; give one each.",
+        )
+        wrong = [f.dims for f in self.factors if f.dims != (1,)]
+        if wrong:
+            require(
+                False,
+                f"a factor has states of shape {wrong[0]}; every factor must be one-dimensional.",
+            )
+        self.dims = (n,)
+        self._lines = stack_lines(self.factors)
+
+    @property
+    def regular(self) -> bool:
+        return all(f.regular for f in self._distinct)
+
+    @property
+    def _distinct(self) -> tuple[GaussianMixture, ...]:
+        return tuple(dict.fromkeys(self.factors))
+
+    def sample(self, batch: int, generator: torch.Generator) -> States:
+        require(batch >= 1, f"batch = {batch}; give at least one sample.")
+        device, lines = generator.device, self._lines
+        which = torch.multinomial(
+            lines.log_weights.exp().to(device), batch, replacement=True, generator=generator
+        )
+        z = torch.randn(batch, *self.dims, generator=generator, dtype=torch.float64, device=device)
+        means, spread = (
+            p.to(device).gather(1, which).T for p in (lines.means, lines.variances.sqrt())
+        )
+        return (means + spread * z) @ self.rotation.T.to(device)
+
+    def noised(self, abar: float) -> Rotated:
+        changed = {f: f.noised(abar) for f in self._distinct}
+        return Rotated(self.rotation, [changed[f] for f in self.factors])
+
+    def noised_log_prob(self, abar: float | Tensor, x: States) -> PerSample:
+        return torch.logsumexp(self._fields(abar, x).log_joint, 2).sum(1)
+
+    def noised_score(self, abar: float | Tensor, x: States) -> States:
+        fields = self._fields(abar, x)
+        return (torch.softmax(fields.log_joint, 2) * fields.pulls).sum(2) @ self.rotation.T.to(x)
+
+    def score_jacobian(self, x: States) -> Float[Tensor, "batch n n"]:
+        self._require_regular()
+        fields = self._fields(1.0, x)
+        weights = torch.softmax(fields.log_joint, 2)
+        apart = fields.pulls - (weights * fields.pulls).sum(2, keepdim=True)
+        slopes = (weights * (apart.square() - 1 / self._lines.variances.to(x))).sum(2)
+        q = self.rotation.to(x)
+        return (q * slopes.unsqueeze(1)) @ q.T
+
+    def noised_constants(self, abar: Float[Tensor, " levels"]) -> ScoreConstants:
+        searched = [
+            f for f in self._distinct if f.components > 2 or not (f.components == 1 or f.shared)
+        ]
+        parts = [f.noised_constants(abar) for f in self._distinct if f not in searched]
+        parts += [line_constants(searched, abar)] if searched else []
+        joined = join_levels(parts)
+        return largest_of(
+            ScoreConstants(*(v.reshape(len(parts), -1) for v in dataclasses.astuple(joined)))
+        )
+
+    def tilted(self, reward: Reward, beta: float) -> Tilt[Rotated]:
+        """As in the base class; a quadratic reward must be diagonal in the rotated coordinates."""
+        form = quadratic_form(reward, beta, self.dims)
+        P, q = self.rotation.T @ form.P @ self.rotation, form.linear @ self.rotation
+        coupling = float((P - P.diag().diag()).abs().max())
+        require(
+            coupling <= SYMMETRY_TOLERANCE * max(1.0, float(P.abs().max())),
+            f"the reward couples rotated coordinates by {coupling:g}; use one that is diagonal in them, or a GaussianMixture.",
+        )
+        tilts = [
+            f.tilted(Quadratic(P[i, i].reshape(1, 1), q[i : i + 1]), beta)
+            for i, f in enumerate(self.factors)
+        ]
+        density = Rotated(self.rotation, [t.density for t in tilts])
+        return Tilt(density, math.fsum(t.log_normaliser for t in tilts) + form.c / beta)
+
+    def _fields(self, abar: float | Tensor, x: States) -> _LineFields:
+        require(
+            x.ndim == 2 and x.shape[1:] == self.dims,
+            f"x has shape {tuple(x.shape)}; give (batch, {self.dims[0]}).",
+        )
+        level = broadcast_level(abar, x, 2)
+        variance = level * self._lines.variances.to(x) + 1 - level
+        apart = (x @ self.rotation.to(x)).unsqueeze(2) - level.sqrt() * self._lines.means.to(x)
+        pulls = -apart / variance
+        return _LineFields(
+            self._lines.log_weights.to(x) + (apart * pulls - (2 * math.pi * variance).log()) / 2,
+            pulls,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _LineFields:
+    """Log of weight times density, and score, of each component of each rotated coordinate."""
+
+    log_joint: Float[Tensor, "batch n K"]
+    pulls: Float[Tensor, "batch n K"]

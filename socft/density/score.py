@@ -1,0 +1,78 @@
+"""The scores of a noised law as a pre-trained model: what a schedule makes a chain of."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import require, require_finite
+from socft.density.base import Density, require_level
+from socft.density.constants import ScoreConstants
+from socft.density.mixture import Gaussian
+from socft.reference import (
+    AffineReference,
+    ScalarDiffusion,
+    ScoreReference,
+    SpectralMaps,
+    States,
+    Step,
+    at_step,
+)
+from socft.schedule import Schedule
+
+
+class NoisedScore:
+    """``(k, x) -> score of the density noised to abar[k]``, k one level or one per sample.
+
+    Twice differentiable in ``x``; keeps its dtype and device. Nothing is stored per level.
+
+    Args:
+        density: the data law.
+        abar: signal levels in [0, 1], shape (T,); below 1 if the law is singular.
+    """
+
+    def __init__(self, density: Density, abar: Float[Tensor, " steps"]):
+        self.density = density
+        self.abar = torch.as_tensor(abar, dtype=torch.float64)
+        require(
+            self.abar.ndim == 1 and len(self.abar) > 0,
+            f"abar has shape {tuple(self.abar.shape)}; give a vector of levels.",
+        )
+        require_finite(self.abar, "abar", "every level must be a finite number.")
+        for end in (float(self.abar.min()), float(self.abar.max())):
+            require_level(end)
+        require(
+            density.regular or float(self.abar.max()) < 1,
+            "the law is singular and a level is 1, where there is no score; end the levels below 1.",
+        )
+
+    def __call__(self, k: Step, x: States) -> States:
+        return self.density.noised_score(at_step(self.abar, k, x), x)
+
+    @functools.cached_property
+    def constants(self) -> ScoreConstants:
+        """Lipschitz constants of every level, shape (T,)."""
+        return self.density.noised_constants(self.abar)
+
+
+def score_reference(density: Density, schedule: Schedule) -> ScoreReference:
+    """The pre-trained chain of a schedule with the exact scores of ``density``; its score is a `NoisedScore`."""
+    return ScoreReference(schedule, NoisedScore(density, schedule.abar[:-1]), density.dims)
+
+
+def affine_reference(gaussian: Gaussian, schedule: Schedule) -> AffineReference:
+    r"""The same chain for a Gaussian as an affine map, ``m_k(y) = A_k y + b_k``, with A diagonal in the eigenbasis of C.
+
+    With ``C_k = abar_k C + (1 - abar_k) I``: ``A_k = (I - g_k C_k^-1) / sqrt(a_k)`` and
+    ``b_k = g_k C_k^-1 sqrt(abar_k) mean / sqrt(a_k)``.
+    """
+    level, root = schedule.abar[:-1, None], schedule.alpha.sqrt()[:, None]
+    basis = gaussian.bases[0]
+    pull = schedule.gain[:, None] / (level * gaussian.spectra + 1 - level)
+    offset = (pull / root * level.sqrt() * (gaussian.means @ basis)) @ basis.T
+    return AffineReference(
+        SpectralMaps((1 - pull) / root, basis), ScalarDiffusion(schedule.sigma), offset
+    )

@@ -1,0 +1,305 @@
+"""Lipschitz constants of one-dimensional mixtures by certified branch and bound, with a bound on the tails."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from socft.density.constants import (
+    SEARCH_TOLERANCE,
+    Components,
+    ScoreConstants,
+    Stacked,
+    join_levels,
+    largest_of,
+    stack_lines,
+)
+
+_SEARCH_CELLS = 64  # first cells of each one-dimensional problem
+_SEARCH_ROUNDS = 60  # each divides the open cells by four
+_SEARCH_LIMIT = 2_000_000  # open cells at which the search settles for the bound it has
+_SEARCH_CHUNK = 2048  # one-dimensional problems searched together
+_TAIL_LOG_RATIO = (
+    -80.0
+)  # beyond the searched interval every other component weighs less than e^-80 of the widest
+
+
+# Constants of the score in one dimension: branch and bound -------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lines:
+    """N one-dimensional mixtures by natural parameters relative to the first component, coordinates centred at the mean.
+
+    Up to a function common to all components, ``log(weight density)_k = height_k + slope_k x - excess_k x^2 / 2``.
+    """
+
+    height: Float[Tensor, "N K"]
+    slope: Float[Tensor, "N K"]
+    excess: Float[Tensor, "N K"]
+    precision: Float[Tensor, " N"]
+
+    def __getitem__(self, which: Tensor) -> _Lines:
+        return _Lines(
+            self.height[which], self.slope[which], self.excess[which], self.precision[which]
+        )
+
+
+def _natural(lines: Stacked) -> _Lines:
+    centred = lines.means - (lines.log_weights.exp() * lines.means).sum(1, keepdim=True)
+    P = 1 / lines.variances
+    height = lines.log_weights + P.log() / 2 - P * centred.square() / 2
+    slope = P * centred
+    return _Lines(height - height[:, :1], slope - slope[:, :1], P - P[:, :1], P[:, 0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cells:
+    """Posterior weights, centred scores and centred precisions at cell centers, with bounds over the cells.
+
+    Attributes:
+        weight, apart, excess: at the centers, shape (cells, K).
+        most_weight, most_apart: bounds of weight and of |apart| over each cell, shape (cells, K).
+        precision: mean precision at the centers, shape (cells,).
+    """
+
+    weight: Tensor
+    apart: Tensor
+    excess: Tensor
+    most_weight: Tensor
+    most_apart: Tensor
+    precision: Tensor
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over components at the centers."""
+        return (self.weight * values).sum(1)
+
+    def most(self, values: Tensor) -> Tensor:
+        """Bound of the mean over each cell, given a bound of the values."""
+        return (self.most_weight * values).sum(1)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean(self.apart.square())
+
+    @property
+    def third(self) -> Tensor:
+        return self.mean(self.apart * (self.apart.square() - 3 * self.excess))
+
+    @property
+    def fourth(self) -> Tensor:
+        square = self.apart.square()
+        return (
+            self.mean(square.square() - 6 * self.excess * square + 3 * self.excess.square())
+            - 3 * self.variance.square()
+        )
+
+    @property
+    def most_second(self) -> Tensor:
+        return self.most(self.most_apart.square() + self.excess.abs())
+
+    @property
+    def most_third(self) -> Tensor:
+        return self.most(self.most_apart * (self.most_apart.square() + 3 * self.excess.abs()))
+
+    @property
+    def most_fourth(self) -> Tensor:
+        square, excess = self.most_apart.square(), self.excess.abs()
+        return (
+            self.most(square.square() + 6 * excess * square + 3 * excess.square())
+            + 3 * self.most_second.square()
+        )
+
+    @property
+    def most_fifth(self) -> Tensor:
+        square, excess = self.most_apart.square(), self.excess.abs()
+        odd = self.most(
+            self.most_apart * (square.square() + 10 * excess * square + 15 * excess.square())
+        )
+        return odd + 10 * self.most_second * self.most_third
+
+
+def _cells(lines: _Lines, x: Tensor, radius: Tensor) -> _Cells:
+    """Evaluate cells ``[x - radius, x + radius]``, one per line of ``lines``.
+
+    Up to a function common to all, component k has log density ``log w_k + c_k y - e_k y^2 / 2`` at the center plus y.
+    """
+    x, r = x.unsqueeze(1), radius.unsqueeze(1)
+    log_weight = torch.log_softmax(
+        lines.height + lines.slope * x - lines.excess * x.square() / 2, 1
+    )
+    weight = log_weight.exp()
+    score = lines.slope - lines.excess * x
+    apart = score - (weight * score).sum(1, keepdim=True)
+    shift = (weight * lines.excess).sum(1, keepdim=True)
+    excess = lines.excess - shift
+    up = log_weight + apart.abs() * r + (-excess).clamp(min=0) * r.square() / 2
+    down = log_weight - apart.abs() * r - excess.clamp(min=0) * r.square() / 2
+    most_weight = (up - torch.logsumexp(down, 1, keepdim=True)).clamp(max=0).exp()
+    reach = apart.abs() + r * excess.abs()
+    most_apart = reach + (most_weight * reach).sum(1, keepdim=True)
+    return _Cells(
+        weight, apart, excess, most_weight, most_apart, lines.precision + shift.squeeze(1)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Objective:
+    """|f| at cell centers, |f'| there, and a bound of |f''| over the cells."""
+
+    value: Callable[[_Cells], Tensor]
+    slope: Callable[[_Cells], Tensor]
+    most_bend: Callable[[_Cells], Tensor]
+
+
+_SECOND = _Objective(
+    lambda c: (c.variance - c.precision).abs(), lambda c: c.third.abs(), lambda c: c.most_fourth
+)
+_THIRD = _Objective(lambda c: c.third.abs(), lambda c: c.fourth.abs(), lambda c: c.most_fifth)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maximum:
+    bound: Float[Tensor, " N"]
+    exact: Bool[Tensor, " N"]
+
+
+def _maximise(
+    objective: _Objective, lines: _Lines, left: Tensor, right: Tensor, start: Tensor
+) -> _Maximum:
+    """Certified maximum of |f| on ``[left, right]`` and of ``start``, a value known to be approached, for each line."""
+    best, which = start.clone(), torch.arange(len(start)).repeat_interleave(_SEARCH_CELLS)
+    fraction = ((torch.arange(_SEARCH_CELLS, dtype=torch.float64) + 0.5) / _SEARCH_CELLS).repeat(
+        len(start)
+    )
+    x = left[which] + (right - left)[which] * fraction
+    radius = (right - left)[which] / (2 * _SEARCH_CELLS)
+    quarters = torch.tensor([-0.75, -0.25, 0.25, 0.75], dtype=torch.float64)
+    upper = x.new_zeros(0)
+    for _ in range(_SEARCH_ROUNDS):
+        cells = _cells(lines[which], x, radius)
+        value = objective.value(cells)
+        upper = (
+            value
+            + radius * objective.slope(cells)
+            + radius.square() / 2 * objective.most_bend(cells)
+        )
+        best = best.scatter_reduce(0, which, value, "amax")
+        unsettled = ~(upper <= best[which] * (1 + SEARCH_TOLERANCE))
+        which, x, radius, upper = (
+            which[unsettled],
+            x[unsettled],
+            radius[unsettled],
+            upper[unsettled],
+        )
+        if not len(which) or len(which) > _SEARCH_LIMIT:
+            break
+        x = (x.unsqueeze(1) + radius.unsqueeze(1) * quarters).flatten()
+        which, radius, upper = (
+            which.repeat_interleave(4),
+            radius.repeat_interleave(4) / 4,
+            upper.repeat_interleave(4),
+        )
+    bound = (best * (1 + SEARCH_TOLERANCE)).scatter_reduce(0, which, upper, "amax")
+    return _Maximum(
+        bound,
+        torch.ones_like(best, dtype=torch.bool).scatter(
+            0, which, torch.zeros_like(which, dtype=torch.bool)
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tail:
+    """Where a tail starts, and bounds of the second derivative's distance from its limit and of the third derivative beyond."""
+
+    start: Float[Tensor, " N"]
+    second: Float[Tensor, " N"]
+    third: Float[Tensor, " N"]
+
+
+def _right_tail(lines: _Lines) -> _Tail:
+    """The tail where the widest component (of several, the rightmost) dominates.
+
+    With ``d_j`` the score of component j minus the widest's and ``rho_j`` the ratio of their densities, ``rho_j |d_j|^q`` decreases
+    in x once ``d_j < 0`` and ``d_j^2 >= q (P_j - P)``.
+    """
+    real = torch.isfinite(lines.height)
+    widest = torch.where(real, lines.excess, math.inf).amin(1, keepdim=True)
+    first = torch.where(real & (lines.excess == widest), lines.slope, -math.inf).argmax(
+        1, keepdim=True
+    )
+    height, slope, excess = (
+        v - v.gather(1, first) for v in (lines.height, lines.slope, lines.excess)
+    )
+    other = real & ((slope != 0) | (excess != 0))
+    x = lines.precision.rsqrt()
+    while True:
+        apart = slope - excess * x.unsqueeze(1)
+        log_ratio = height + slope * x.unsqueeze(1) - excess * x.square().unsqueeze(1) / 2
+        settled = (
+            (log_ratio <= _TAIL_LOG_RATIO) & (apart < 0) & (apart.square() >= 3 * excess) | ~other
+        ).all(1)
+        if settled.all():
+            break
+        x = torch.where(settled, x, 2 * x)
+    ratio = torch.where(other, log_ratio.exp(), 0)
+    reach, gap = (ratio * apart.abs()).sum(1), (ratio * excess).sum(1)
+    third = (ratio * apart.abs() * (8 * apart.square() + 3 * excess)).sum(1) + 3 * gap * reach
+    return _Tail(x, gap + (ratio * apart.square()).sum(1), third)
+
+
+def line_constants(mixtures: Sequence[Components], abar: Tensor) -> ScoreConstants:
+    """The largest constants of one-dimensional mixtures at each level, by certified search."""
+    stacked, level = stack_lines(mixtures), abar.reshape(-1, 1, 1)
+    noised = Stacked(
+        stacked.log_weights.expand(len(abar), -1, -1).flatten(0, 1),
+        (level.sqrt() * stacked.means).flatten(0, 1),
+        (level * stacked.variances + 1 - level).flatten(0, 1),
+    )
+    lines = _natural(noised)
+    joined = join_levels(
+        [_search(lines[chunk]) for chunk in torch.arange(len(lines.precision)).split(_SEARCH_CHUNK)]
+    )
+    return largest_of(
+        ScoreConstants(
+            *(v.reshape(len(abar), len(mixtures)).T for v in dataclasses.astuple(joined))
+        )
+    )
+
+
+def _search(lines: _Lines) -> ScoreConstants:
+    right, left = (
+        _right_tail(lines),
+        _right_tail(_Lines(lines.height, -lines.slope, lines.excess, lines.precision)),
+    )
+    limit = lines.precision + torch.where(
+        torch.isfinite(lines.height), lines.excess, math.inf
+    ).amin(1)
+    second = _maximise(_SECOND, lines, -left.start, right.start, limit)
+    third = _maximise(_THIRD, lines, -left.start, right.start, torch.zeros_like(limit))
+    L0 = torch.maximum(second.bound, limit + torch.maximum(left.second, right.second))
+    L1 = torch.maximum(third.bound, torch.maximum(left.third, right.third))
+    return ScoreConstants(L0, L1, second.exact, third.exact)
+
+
+def unit_search(peak: Float[Tensor, " L"]) -> ScoreConstants:
+    """For precisions 0 and 1, means 0 and log ratio ``peak`` at 0: the largest second (signed) and third log derivatives.
+
+    Shifting both precisions by -1 makes the second derivative positive, so that its modulus can be searched.
+    """
+    zero, one = torch.zeros_like(peak), torch.ones_like(peak)
+    lines = _Lines(
+        torch.stack([zero, peak], 1), torch.stack([zero, zero], 1), torch.stack([zero, one], 1), one
+    )
+    tail = _right_tail(lines)
+    shifted = _Lines(lines.height, lines.slope, lines.excess, -one)
+    second = _maximise(_SECOND, shifted, -tail.start, tail.start, one)
+    third = _maximise(_THIRD, lines, -tail.start, tail.start, zero)
+    L0 = torch.maximum(second.bound, 1 + tail.second) - 1
+    return ScoreConstants(L0, torch.maximum(third.bound, tail.third), second.exact, third.exact)

@@ -1,0 +1,438 @@
+r"""Guidance: a term added to the pre-trained score while sampling, as a control.
+
+At signal level :math:`\alpha^2 = \bar a`, :math:`h = 1 - \bar a`, the posterior mean of the sample, its Jacobian, and the posterior
+covariance belong together (Tweedie's formulas; J is symmetric where the score is exact):
+
+.. math:: \hat x_0 = E[x_0 | x] = \frac{x + h\, s(x)}{\alpha}, \qquad J = \mathrm{Jac}\,\hat x_0, \qquad
+   \mathrm{Cov}[x_0 | x] = \frac h\alpha J .
+
+Guo, Yuan, Yang, Chen and Wang (arXiv 2404.14743v2) model the objective by a linear response :math:`y = g^\top x_0 + N(0, s^2)` and
+add to the score
+
+.. math:: G = b'\,(y - g^\top \hat x_0)\, g \quad\text{(naive)}, \qquad
+   G_{loss} = -b\,\nabla_x (y - g^\top \hat x_0)^2 = 2 b\,(y - g^\top \hat x_0)\, J^\top g \quad\text{(look-ahead, Definition 1)}.
+
+Where the data are Gaussian, :math:`\nabla_x \log p(y | x)` is the look-ahead term of strength
+:math:`b = 1 / (2 (s^2 + g^\top \mathrm{Cov}[x_0|x]\, g))`, `Posterior` (derived here). The strength of the published
+simulations, `Published`, has :math:`h |J^\top g|^2 / \alpha^2` in place of
+:math:`g^\top \mathrm{Cov}\, g = h\, g^\top J g / \alpha`: the same where the covariance of the data has eigenvalues 0 and 1 only.
+
+A change G of the score is the whitened control :math:`v = g_k\,G / (\sqrt{a_k}\,\sigma_k)`, so that a guidance is a policy and
+:math:`|v|^2/2` its divergence from the pre-trained kernel. The paper's :math:`\alpha(t), h(t), \beta(t), \sigma` are
+:math:`\alpha, h, b, s` here.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import require, require_finite
+from socft.density import Density, Gaussian
+from socft.policy import AffinePolicy, Policy
+from socft.reference import DenseMaps, LinearMaps, Noises, SpectralMaps, States, Step, at_step
+from socft.reward import Reward
+from socft.schedule import Schedule
+
+AFFINE = 1e-9
+"""Largest relative distance of a policy from its affine interpolation at a further point: both are sums of n products."""
+TABULATED = 2**21
+"""Matrix entries, 17 MB, up to which Jacobians are written down: one product in place of two."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The posterior mean of the sample at some noisy states.
+
+    Attributes:
+        x: the states, shape (batch, *dims).
+        clean: ``E[x_0 | x]``, shape (batch, *dims).
+        abar: signal level, to broadcast against the states.
+        pullback: ``g -> J' g``, the gradient of ``g . E[x_0 | x]`` per sample.
+    """
+
+    x: States
+    clean: States
+    abar: Tensor
+    pullback: Callable[[States], States]
+
+    @property
+    def signal(self) -> Tensor:
+        """``alpha``."""
+        return self.abar.sqrt()
+
+    @property
+    def noise(self) -> Tensor:
+        """``h``."""
+        return 1 - self.abar
+
+    @property
+    def score(self) -> States:
+        """The score that predicts this posterior mean."""
+        return (self.signal * self.clean - self.x) / self.noise
+
+
+class Denoiser(abc.ABC):
+    """A score model seen through the posterior mean that it predicts, at the levels ``abar`` of shape (T,)."""
+
+    def __init__(self, abar: Float[Tensor, " steps"]):
+        self.abar = torch.as_tensor(abar, dtype=torch.float64)
+        top = float(self.abar.max())
+        require(
+            top < 1,
+            f"a level is {top:g}; there is nothing to predict at level 1, leave out the last level of the schedule.",
+        )
+
+    @abc.abstractmethod
+    def at(self, k: Step, x: States) -> Prediction:
+        """The prediction at step k."""
+
+    def score(self, k: Step, x: States) -> States:
+        """The score at step k."""
+        return self.at(k, x).score
+
+
+class ScoreDenoiser(Denoiser):
+    """Any differentiable score ``(k, x) -> s_k(x)``: one vector-Jacobian product per pullback."""
+
+    def __init__(self, score: Callable[[Step, States], States], abar: Float[Tensor, " steps"]):
+        super().__init__(abar)
+        self._score = score
+
+    def at(self, k: Step, x: States) -> Prediction:
+        level = at_step(self.abar, k, x)
+        found = torch.func.vjp(lambda z: (z + (1 - level) * self._score(k, z)) / level.sqrt(), x)
+        return Prediction(x, found[0], level, lambda g: found[1](g.expand_as(x).contiguous())[0])
+
+    def score(self, k: Step, x: States) -> States:
+        return self._score(k, x)
+
+
+class GaussianDenoiser(Denoiser):
+    """The exact score of Gaussian data, possibly on a subspace: ``J = alpha S (alpha^2 S + h)^-1`` in closed form.
+
+    Attributes:
+        law: the data law.
+    """
+
+    def __init__(self, law: Gaussian, abar: Float[Tensor, " steps"]):
+        super().__init__(abar)
+        self.law = law
+        level = self.abar.unsqueeze(1)
+        maps = SpectralMaps(
+            level.sqrt() * law.spectra / (level * law.spectra + 1 - level), law.bases[0]
+        )
+        small = len(self.abar) * law.dims[0] ** 2 <= TABULATED
+        self._maps: LinearMaps = DenseMaps(maps.dense()) if small else maps
+
+    def recentred(self, mean: Float[Tensor, " n"]) -> GaussianDenoiser:
+        """The score of the same covariance around another mean, with the same tables."""
+        require_finite(mean, "mean", "every entry must be a finite number.")
+        other = copy.copy(self)
+        other.law = copy.copy(self.law)
+        other.law.means = mean.unsqueeze(0)
+        return other
+
+    def at(self, k: Step, x: States) -> Prediction:
+        level, mean = at_step(self.abar, k, x), self.law.means[0].to(x)
+        clean = mean + self._maps.apply(k, x - level.sqrt() * mean)
+        return Prediction(x, clean, level, lambda g: self._maps.apply(k, g.expand_as(x)))
+
+
+class LinearDenoiser(Denoiser):
+    """A score in the linear class, ``s_k(x) = slope_k x + offset_k``.
+
+    Attributes:
+        slope: shape (T, n, n).
+        offset: shape (T, n).
+    """
+
+    def __init__(
+        self,
+        slope: Float[Tensor, "steps n n"],
+        offset: Float[Tensor, "steps n"],
+        abar: Float[Tensor, " steps"],
+    ):
+        super().__init__(abar)
+        steps, n = len(self.abar), slope.shape[-1]
+        require(
+            slope.shape == (steps, n, n) and offset.shape == (steps, n),
+            f"slope has shape {tuple(slope.shape)} and offset {tuple(offset.shape)}; give ({steps}, n, n) and ({steps}, n).",
+        )
+        self.slope, self.offset = slope, offset
+
+    @functools.cached_property
+    def law(self) -> Gaussian:
+        """The Gaussian whose score this is at the last level, ``C = -(alpha^2 S + h)^-1`` and ``b = -alpha C m``."""
+        level, C = float(self.abar[-1]), (self.slope[-1] + self.slope[-1].mT) / 2
+        values, basis = torch.linalg.eigh(C)
+        spectrum = ((-1 / values - (1 - level)) / level).clamp(min=0)
+        covariance = basis * spectrum @ basis.mT
+        return Gaussian(
+            -torch.linalg.solve(C, self.offset[-1]) / level**0.5, (covariance + covariance.mT) / 2
+        )
+
+    def at(self, k: Step, x: States) -> Prediction:
+        level, slope = at_step(self.abar, k, x), self.slope[k]
+        clean = (x + (1 - level) * self.score(k, x)) / level.sqrt()
+
+        def pull(g: States) -> States:
+            rows = g.expand_as(x)
+            bent = (slope.mT @ rows.unsqueeze(-1)).squeeze(-1) if slope.ndim == 3 else rows @ slope
+            return (rows + (1 - level) * bent) / level.sqrt()
+
+        return Prediction(x, clean, level, pull)
+
+    def score(self, k: Step, x: States) -> States:
+        slope = self.slope[k]
+        moved = (slope @ x.unsqueeze(-1)).squeeze(-1) if slope.ndim == 3 else x @ slope.mT
+        return moved + self.offset[k]
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """The linear response ``y = g . x_0 + noise`` that guidance conditions on.
+
+    Attributes:
+        gradient: g, shape (n,), or (batch, n) with one per sample of the batch that is guided.
+        value: y, a number, or shape (batch,).
+    """
+
+    gradient: Float[Tensor, "*batch n"]
+    value: float | Float[Tensor, " batch"]
+
+    def __post_init__(self) -> None:
+        require_finite(self.gradient, "gradient", "query the objective where it is differentiable.")
+        value = torch.as_tensor(self.value, dtype=self.gradient.dtype)
+        require(
+            value.ndim == 0 or self.gradient.shape[:-1] == value.shape,
+            f"gradient has shape {tuple(self.gradient.shape)} and value {tuple(value.shape)}; give one value, or one per gradient.",
+        )
+        object.__setattr__(self, "value", value)
+
+    def residual(self, clean: States) -> Float[Tensor, "batch 1"]:
+        """``y - g . clean``."""
+        value = torch.as_tensor(self.value).to(clean)
+        return (value - (clean * self.gradient.to(clean)).sum(-1)).unsqueeze(1)
+
+
+class Strength(abc.ABC):
+    """How strongly a guidance pulls, as a function of the level."""
+
+    @abc.abstractmethod
+    def __call__(self, at: Prediction, g: Tensor, pulled: States) -> Tensor:
+        """The factor, to broadcast against (batch, 1), from the direction g and its pullback ``J' g``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Strength):
+    """One number at every level."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        require(math.isfinite(self.value), f"strength = {self.value}; it must be a finite number.")
+
+    def __call__(self, at: Prediction, g: Tensor, pulled: States) -> Tensor:
+        return torch.as_tensor(self.value).to(at.x)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noisy(Strength):
+    """A strength for a response whose noise has the standard deviation ``noise``, times ``scale``."""
+
+    noise: float
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(
+            self.noise > 0 and math.isfinite(self.noise),
+            f"noise = {self.noise}; a standard deviation must be positive.",
+        )
+        require(math.isfinite(self.scale), f"scale = {self.scale}; it must be a finite number.")
+
+
+class Published(_Noisy):
+    """``b = scale / (2 (s^2 + h |J' g|^2 / alpha^2))``, of the simulations published with arXiv 2404.14743v2."""
+
+    def __call__(self, at: Prediction, g: Tensor, pulled: States) -> Tensor:
+        spread = at.noise / at.abar * pulled.square().sum(1, keepdim=True)
+        return self.scale / (2 * (self.noise**2 + spread))
+
+
+class Posterior(_Noisy):
+    """``b = scale / (2 (s^2 + g' Cov[x_0|x] g))``, exact where the posterior is Gaussian; the covariance is ``h J / alpha``."""
+
+    def __call__(self, at: Prediction, g: Tensor, pulled: States) -> Tensor:
+        spread = at.noise / at.signal * (pulled * g).sum(1, keepdim=True)
+        return self.scale / (2 * (self.noise**2 + spread))
+
+
+class Isotropic(_Noisy):
+    """``b' = scale alpha / (s^2 + h |g|^2)`` of the naive term, exact for data N(mu, I) (Proposition 3 of arXiv 2404.14743v2)."""
+
+    def __call__(self, at: Prediction, g: Tensor, pulled: States) -> Tensor:
+        return (
+            self.scale * at.signal / (self.noise**2 + at.noise * g.square().sum(-1, keepdim=True))
+        )
+
+
+class Guidance(abc.ABC):
+    """What is added to the score."""
+
+    @abc.abstractmethod
+    def __call__(self, at: Prediction) -> States:
+        """The addition, shape (batch, *dims)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioned(Guidance):
+    """Guidance for a linear response: its residual times a direction.
+
+    Attributes:
+        response: y and g.
+        strength: how strongly it pulls.
+    """
+
+    response: Response
+    strength: Strength
+
+    @abc.abstractmethod
+    def direction(self, at: Prediction) -> States:
+        """The addition per unit of ``y - g . x_0hat``, shape (batch, *dims)."""
+
+    def __call__(self, at: Prediction) -> States:
+        return self.response.residual(at.clean) * self.direction(at)
+
+
+class Naive(Conditioned):
+    """``b' (y - g . x_0hat) g``: the gradient of the objective itself, which leaves the data's subspace where g does."""
+
+    def direction(self, at: Prediction) -> States:
+        g = self.response.gradient.to(at.x)
+        return self.strength(at, g, at.x) * g
+
+
+class LookAhead(Conditioned):
+    """``-b grad (y - g . x_0hat)^2``, the gradient through the denoiser (Definition 1 of arXiv 2404.14743v2)."""
+
+    def direction(self, at: Prediction) -> States:
+        g = self.response.gradient.to(at.x)
+        pulled = at.pullback(g)
+        return 2 * self.strength(at, g, pulled) * pulled
+
+
+@dataclasses.dataclass(frozen=True)
+class Universal(Guidance):
+    """``weight grad_x r(x_0hat)``, the forward term of universal guidance (Bansal et al., arXiv 2302.07121, equation 6)."""
+
+    reward: Reward
+    weight: float
+
+    def __call__(self, at: Prediction) -> States:
+        return self.weight * at.pullback(self.reward.gradient(at.clean))
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier(Guidance):
+    r"""``weight grad_x log E[exp(r(x_0) / beta) | x]``: guidance by an exact classifier of noisy states.
+
+    Dhariwal and Nichol (arXiv 2105.05233, algorithm 1) with the classifier :math:`p(y | x_0) \propto e^{r(x_0)/\beta}`. Its
+    gradient is the difference of the scores of the tilted and the plain law; at weight 1 it is the optimal control in continuous
+    time.
+
+    Attributes:
+        density: the data law.
+        tilted: the law times ``exp(r / beta)``.
+        weight: the guidance scale.
+    """
+
+    density: Density
+    tilted: Density
+    weight: float = 1.0
+
+    def __call__(self, at: Prediction) -> States:
+        level = at.abar if at.abar.ndim == 0 else at.abar.flatten()
+        return self.weight * (
+            self.tilted.noised_score(level, at.x) - self.density.noised_score(level, at.x)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Unguided(Guidance):
+    """Nothing."""
+
+    def __call__(self, at: Prediction) -> States:
+        return torch.zeros_like(at.x)
+
+
+class GuidancePolicy(Policy):
+    """A guided score as a whitened control of the pre-trained chain.
+
+    Args:
+        schedule: the chain's coefficients.
+        denoiser: the score model in use, at the levels ``schedule.abar[:-1]``.
+        guidance: what is added to its score.
+        pretrained: the pre-trained score model, where the one in use is another (fine-tuned): the control then has the change of
+            the score in it, and its divergence counts it.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        denoiser: Denoiser,
+        guidance: Guidance,
+        pretrained: Denoiser | None = None,
+    ):
+        super().__init__()
+        require(
+            len(denoiser.abar) == schedule.steps,
+            f"the score model has {len(denoiser.abar)} levels; this schedule has {schedule.steps} steps, give schedule.abar[:-1].",
+        )
+        self.schedule, self.denoiser, self.guidance, self.pretrained = (
+            schedule,
+            denoiser,
+            guidance,
+            pretrained,
+        )
+        self._unit = schedule.gain / (schedule.alpha.sqrt() * schedule.sigma)
+
+    def forward(self, k: Step, x: States) -> Noises:
+        at = self.denoiser.at(k, x)
+        change = self.guidance(at)
+        if self.pretrained is not None:
+            change = change + at.score - self.pretrained.score(k, x)
+        return at_step(self._unit, k, x) * change
+
+
+@torch.no_grad()
+def affine_policy(policy: Policy, steps: int, n: int) -> AffinePolicy:
+    """A policy that is affine in the state, tabulated: closed forms (`socft.truth.affine_policy`) apply to it.
+
+    Raises:
+        InvalidProblem: the policy is not affine.
+    """
+    probes = torch.cat([torch.zeros(1, n), torch.eye(n), torch.linspace(-2, 1, n)[None]]).double()
+    together = max(1, TABULATED // (len(probes) * n**2))
+    chunks = torch.arange(steps).split(together)
+    values = torch.cat(
+        [policy(k.repeat_interleave(len(probes)), probes.repeat(len(k), 1)) for k in chunks]
+    )
+    values = values.reshape(steps, len(probes), -1)
+    offset = values[:, 0]
+    gain = (values[:, 1:-1] - offset.unsqueeze(1)).mT
+    error = values[:, -1] - offset - probes[-1] @ gain.mT
+    worst, scale = float(error.abs().max()), float(values.abs().max())
+    require(
+        worst <= AFFINE * max(scale, 1.0),
+        f"the policy is off affine by {worst:.2g} where it is {scale:.2g}; evaluate it by simulation.",
+    )
+    return AffinePolicy(gain, offset)

@@ -1,0 +1,360 @@
+r"""The von Mises-Fisher law on a sphere, uniform included, noised exactly.
+
+The law of :math:`R\,u + \sqrt\tau\,\epsilon` with u on the unit sphere of :math:`\mathbb R^D`, of density proportional to
+:math:`\exp(\eta\cdot u)`. Given x, u is von Mises-Fisher again with the natural parameter :math:`\eta + R x/\tau`, so that with
+
+.. math:: C(\kappa) = E_{\text{uniform}}\, e^{\kappa u_1} = {}_0F_1\big(;\tfrac D2;\tfrac{\kappa^2}4\big), \qquad
+   A(\kappa) = (\log C)' = \frac{I_{D/2}(\kappa)}{I_{D/2-1}(\kappa)}, \qquad \zeta = \eta + R x/\tau,
+
+.. math:: \log p(x) = -\frac{|x|^2 + R^2}{2\tau} - \frac D2 \log(2\pi\tau) + \log C(|\zeta|) - \log C(|\eta|), \qquad
+   \nabla \log p(x) = \frac{R\,A(|\zeta|)\,\zeta/|\zeta| - x}{\tau} .
+
+Noising to a level :math:`\bar a` maps :math:`(R, \tau)` to :math:`(\sqrt{\bar a} R, \bar a \tau + 1 - \bar a)`, and tilting by a
+linear reward moves :math:`\eta`: the family is closed under both. Ratios come from Gauss's continued fraction, and from scaled
+Bessel functions where it converges slowly. With :math:`B_D = A/\kappa` and :math:`q = \kappa^2`,
+:math:`dB_D/dq = B_D (B_{D+2} - B_D)/2`, so scores can be differentiated any number of times. Formulas derived here; the law is
+von Mises and Fisher's (Mardia and Jupp 2000, section 9.3).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.special import gammaln, ive
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from socft.checks import require, require_finite
+from socft.density import Density, ScoreConstants, Tilt
+from socft.guidance.policy import Denoiser, Prediction
+from socft.reference import States, Step, at_step
+from socft.reward import Linear, PerSample, Reward
+
+TERMS = 64
+"""Terms of the continued fraction; for arguments up to the dimension, or 128, the remainder is below eps."""
+FRACTION_UP_TO = 128.0
+LARGEST_DIMENSION = 2000
+"""Scaled Bessel functions of half this order underflow where the continued fraction has not converged."""
+_SKEW = 6 * math.sqrt(3)
+
+
+class Sphere(Density):
+    """``R u + sqrt(spread) eps`` with u von Mises-Fisher on the unit sphere of D dimensions.
+
+    Args:
+        dim: D, at least 2.
+        natural: direction times concentration, shape (D,); zero, the uniform law, by default.
+        radius: R, positive.
+        spread: variance of the noise, 0 for the law on the sphere itself, which has no density.
+
+    Raises:
+        InvalidProblem: a parameter is out of range or of the wrong shape.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        natural: Float[Tensor, " D"] | None = None,
+        radius: float = 1.0,
+        spread: float = 0.0,
+    ):
+        require(
+            2 <= dim <= LARGEST_DIMENSION,
+            f"dim = {dim}; a sphere needs between 2 and {LARGEST_DIMENSION} dimensions.",
+        )
+        self.natural = (
+            torch.zeros(dim, dtype=torch.float64)
+            if natural is None
+            else torch.as_tensor(natural, dtype=torch.float64)
+        )
+        require(
+            self.natural.shape == (dim,),
+            f"natural has shape {tuple(self.natural.shape)}; give ({dim},).",
+        )
+        require_finite(self.natural, "natural", "every entry must be a finite number.")
+        require(0 < radius < math.inf, f"radius = {radius}; it must be a positive finite number.")
+        require(
+            0 <= spread < math.inf,
+            f"spread = {spread}; a variance must be finite and not negative.",
+        )
+        self.dims, self.radius, self.spread = (dim,), float(radius), float(spread)
+
+    @property
+    def regular(self) -> bool:
+        return self.spread > 0
+
+    @property
+    def mean(self) -> Float[Tensor, " D"]:
+        """Mean of the law."""
+        return self.radius * mean_direction(self.natural.unsqueeze(0))[0]
+
+    def sample(self, batch: int, generator: torch.Generator) -> States:
+        """Exact samples; the cosine with the mean direction by rejection where the law is not uniform."""
+        require(batch >= 1, f"batch = {batch}; give at least one sample.")
+        z = torch.randn(
+            batch, *self.dims, generator=generator, dtype=torch.float64, device=generator.device
+        )
+        natural = self.natural.to(z)
+        if bool((natural != 0).any()):
+            pole = natural / natural.norm()
+            across = z - (z @ pole).unsqueeze(1) * pole
+            cosine = (
+                _cosines(float(natural.norm()), self.dims[0], batch, generator).to(z).unsqueeze(1)
+            )
+            u = cosine * pole + (1 - cosine.square()).sqrt() * across / across.norm(
+                dim=1, keepdim=True
+            )
+        else:
+            u = z / z.norm(dim=1, keepdim=True)
+        if not self.regular:
+            return self.radius * u
+        noise = torch.randn(
+            batch, *self.dims, generator=generator, dtype=torch.float64, device=generator.device
+        )
+        return self.radius * u + self.spread**0.5 * noise
+
+    def noised(self, abar: float) -> Sphere:
+        require(
+            0 < abar <= 1,
+            f"abar = {abar}; the noised law is a sphere for a signal level in (0, 1].",
+        )
+        return Sphere(
+            self.dims[0], self.natural, abar**0.5 * self.radius, abar * self.spread + 1 - abar
+        )
+
+    def noised_log_prob(self, abar: float | Tensor, x: States) -> PerSample:
+        scale, spread = self._level(abar, x)
+        natural = self.natural.to(x)
+        squares = (x.square().sum(1, keepdim=True) + scale.square()) / spread
+        size = torch.log(2 * math.pi * spread) * self.dims[0]
+        peak = log_moment((natural + scale / spread * x).square().sum(1), self.dims[0])
+        return (
+            -(squares + size).squeeze(1) / 2
+            + peak
+            - log_moment(natural.square().sum().reshape(1), self.dims[0])
+        )
+
+    def noised_score(self, abar: float | Tensor, x: States) -> States:
+        scale, spread = self._level(abar, x)
+        return (scale * mean_direction(self.natural.to(x) + scale / spread * x) - x) / spread
+
+    def score_jacobian(self, x: States) -> Float[Tensor, "batch n n"]:
+        self._require_regular()
+        pull = torch.func.vjp(self.score, x)[1]
+        rows = [pull(e.expand_as(x).contiguous())[0] for e in torch.eye(*self.dims).to(x)]
+        return torch.stack(rows, 1)
+
+    def noised_constants(self, abar: Float[Tensor, " levels"]) -> ScoreConstants:
+        """L0 exactly, from ``0 <= Cov[u | x] <= I / D`` with both ends attained or approached; L1 an upper bound.
+
+        A third central moment of a coordinate, whose range is 2, is at most ``8 / (6 sqrt 3)``.
+        """
+        scale, spread = abar.sqrt() * self.radius, abar * self.spread + 1 - abar
+        L0 = (
+            torch.maximum(torch.ones_like(spread), scale.square() / (spread * self.dims[0]) - 1)
+            / spread
+        )
+        yes = torch.ones_like(L0, dtype=torch.bool)
+        return ScoreConstants(L0, (2 * scale / spread) ** 3 / _SKEW, yes, ~yes)
+
+    def tilted(self, reward: Reward, beta: float) -> Tilt[Sphere]:
+        """The law times ``exp(w . x / beta)``; only linear rewards have one in the family, and only on the sphere itself."""
+        require(
+            math.isfinite(beta) and beta > 0, f"beta = {beta}; it must be a positive finite number."
+        )
+        require(
+            self.spread == 0,
+            f"spread = {self.spread:g}; tilt the law on the sphere and noise it afterwards.",
+        )
+        if not isinstance(reward, Linear) or reward.w.shape != self.dims:
+            name = type(reward).__name__
+            require(
+                False,
+                f"{name} has no closed-form tilt of a sphere; use Linear with {self.dims[0]} weights.",
+            )
+            raise AssertionError
+        natural = self.natural + self.radius * reward.w / beta
+        before, after = (
+            log_moment(n.square().sum().reshape(1), self.dims[0]) for n in (self.natural, natural)
+        )
+        return Tilt(
+            Sphere(self.dims[0], natural, self.radius), float(after - before) + reward.c / beta
+        )
+
+    def _level(self, abar: float | Tensor, x: States) -> tuple[Tensor, Tensor]:
+        """Radius and spread at a level, to broadcast against (batch, D)."""
+        require(
+            x.ndim == 2 and x.shape[1:] == self.dims,
+            f"x has shape {tuple(x.shape)}; give (batch, {self.dims[0]}).",
+        )
+        level = torch.as_tensor(abar, dtype=x.dtype, device=x.device)
+        level = level if level.ndim == 0 else level.reshape(-1, 1)
+        return (level.sqrt() * self.radius).expand(len(x), 1), (
+            level * self.spread + 1 - level
+        ).expand(len(x), 1)
+
+
+class SphereDenoiser(Denoiser):
+    """The exact score of data on a sphere, with ``J = (alpha R^2 / h) (B I + 2 B' zeta zeta')`` in closed form.
+
+    Attributes:
+        law: the data law, without noise.
+    """
+
+    def __init__(self, law: Sphere, abar: Float[Tensor, " steps"]):
+        super().__init__(abar)
+        require(
+            law.spread == 0,
+            f"spread = {law.spread:g}; give the law on the sphere itself, the levels add the noise.",
+        )
+        self.law, self._natural = law, law.natural
+
+    def at(self, k: Step, x: States) -> Prediction:
+        level, R, D = at_step(self.abar, k, x), self.law.radius, self.law.dims[0]
+        slope = level.sqrt() * R / (1 - level)
+        zeta = self._natural.to(x) + slope * x
+        q = zeta.square().sum(1)
+        after = bessel_slope(q, D + 2).unsqueeze(1)
+        B = 1 / (D + q.unsqueeze(1) * after)
+        bend = B * (after - B)
+
+        def pull(g: States) -> States:
+            return R * slope * (B * g + bend * (zeta * g).sum(1, keepdim=True) * zeta)
+
+        return Prediction(x, R * B * zeta, level, pull)
+
+
+def zonal(denoiser: SphereDenoiser, natural: Float[Tensor, " m"]) -> SphereDenoiser:
+    """The denoiser on states that are coordinates in m orthonormal directions, the law's natural parameter among them.
+
+    It commutes with rotations that keep the law, so it maps such states to themselves.
+    """
+    other = copy.copy(denoiser)
+    other._natural = natural
+    return other
+
+
+def mean_direction(zeta: Float[Tensor, "batch D"]) -> Float[Tensor, "batch D"]:
+    """``E u`` under the von Mises-Fisher law of natural parameter ``zeta``, ``A(|zeta|) zeta / |zeta|``; differentiable."""
+    return bessel_slope(zeta.square().sum(1), zeta.shape[1]).unsqueeze(1) * zeta
+
+
+def bessel_slope(q: PerSample, D: int) -> PerSample:
+    """``B_D(q) = I_{D/2}(k) / (k I_{D/2-1}(k))`` with ``k = sqrt(q)``, q >= 0; ``1 / D`` at zero; differentiable."""
+    return _Slope.apply(q, D)  # type: ignore[return-value]
+
+
+def log_moment(q: PerSample, D: int) -> PerSample:
+    """``log C(sqrt(q))``, the log of ``E exp(k u_1)`` on the unit sphere; differentiable."""
+    return _LogMoment.apply(q, D)  # type: ignore[return-value]
+
+
+class _Slope(torch.autograd.Function):
+    """``B_D`` and ``dB_D/dq = B_D (B_{D+2} - B_D) / 2``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(q: Tensor, D: int) -> Tensor:
+        return torch.from_numpy(_slope(q.detach().double().cpu().numpy(), D)).to(q)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.D = inputs[1]  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _rate(ctx: FunctionCtx) -> Tensor:
+        (q,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        D = ctx.D  # type: ignore[attr-defined]
+        here = bessel_slope(q, D)
+        return here * (bessel_slope(q, D + 2) - here) / 2
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad * _Slope._rate(ctx), None
+
+
+class _LogMoment(torch.autograd.Function):
+    """``log C`` as a function of q, with the derivative ``B_D / 2``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(q: Tensor, D: int) -> Tensor:
+        return torch.from_numpy(_log_moment(q.detach().double().cpu().numpy(), D)).to(q)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.D = inputs[1]  # type: ignore[attr-defined]
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (q,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad * bessel_slope(q, ctx.D) / 2, None  # type: ignore[attr-defined]
+
+
+def _slope(q: np.ndarray, D: int) -> np.ndarray:
+    """``B_D = 1 / (D + q B_{D+2})``, started where ``B`` is ``1 / (m - 1/2 + sqrt((m + 1/2)^2 + q))`` to leading order, m = D/2."""
+    b, slow = np.empty_like(q), q > max(FRACTION_UP_TO, D) ** 2
+    b[~slow] = _fraction(q[~slow], D)
+    k = np.sqrt(q[slow])
+    b[slow] = ive(D / 2, k) / (k * ive(D / 2 - 1, k))
+    return b
+
+
+def _fraction(q: np.ndarray, D: int) -> np.ndarray:
+    """The continued fraction from its last term to its first, in place."""
+    terms = _terms(float(q.max(initial=0.0)) ** 0.5, D)
+    last = D + 2 * terms
+    b = 1 / ((last - 1) / 2 + np.sqrt(((last + 1) / 2) ** 2 + q))
+    for order in range(last - 2, D - 2, -2):
+        b *= q
+        b += order
+        np.reciprocal(b, out=b)
+    return b
+
+
+def _terms(largest: float, D: int) -> int:
+    """Terms after which the remainder is below eps for arguments up to ``largest``; fewer do for small ones."""
+    return 16 if largest <= 5 + D / 4 else 32 if largest <= 20 + D / 2 else TERMS
+
+
+def _log_moment(q: np.ndarray, D: int) -> np.ndarray:
+    """Series of positive terms for small arguments, ``log(Gamma(D/2) (2/k)^nu I_nu(k))`` for large ones, nu = D/2 - 1."""
+    slow, out = q > max(FRACTION_UP_TO, D) ** 2, np.empty_like(q)
+    j = np.arange(2 * int(max(FRACTION_UP_TO, D)) + 16)[:, None]
+    small = q[~slow]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        powers = np.where(j == 0, 0.0, j * np.log(small / 4))
+    terms = powers - gammaln(j + 1) - gammaln(D / 2 + j) + gammaln(D / 2)
+    out[~slow] = np.logaddexp.reduce(terms, 0)
+    k, nu = np.sqrt(q[slow]), D / 2 - 1
+    out[slow] = gammaln(D / 2) + nu * np.log(2 / k) + np.log(ive(nu, k)) + k
+    return out
+
+
+def _cosines(concentration: float, D: int, batch: int, generator: torch.Generator) -> Tensor:
+    """``u_1`` with density proportional to ``(1 - c^2)^((D-3)/2) exp(k c)``: Wood's rejection (1994)."""
+    m = D - 1
+    b = m / (2 * concentration + math.sqrt(4 * concentration**2 + m**2))
+    x0 = (1 - b) / (1 + b)
+    c = concentration * x0 + m * math.log1p(-(x0**2))
+    out, missing = torch.empty(batch, dtype=torch.float64), torch.ones(batch, dtype=torch.bool)
+    state = np.random.default_rng(
+        int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    )
+    while bool(missing.any()):
+        n = int(missing.sum())
+        beta = state.beta(m / 2, m / 2, n)
+        w = (1 - (1 + b) * beta) / (1 - (1 - b) * beta)
+        accepted = concentration * w + m * np.log(1 - x0 * w) - c >= np.log(state.random(n))
+        rows = missing.nonzero().flatten()[torch.from_numpy(accepted)]
+        out[rows] = torch.from_numpy(w[accepted])
+        missing[rows] = False
+    return out

@@ -1,0 +1,1 @@
+"""Functions fitted to samples."""

@@ -1,0 +1,85 @@
+"""Feature maps for linear function approximation: ``batch n -> batch p``, differentiable."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import itertools
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import require
+
+
+class Features(abc.ABC):
+    """A fixed feature map."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch p"]:
+        """The features of each sample."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Polynomial(Features):
+    """All monomials up to ``degree`` of the coordinates; degree 1 is (1, x)."""
+
+    degree: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.degree >= 0, f"degree = {self.degree}; it must not be negative.")
+
+    def __call__(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch p"]:
+        blocks = [torch.ones_like(x[:, :1])]
+        for order in range(1, self.degree + 1):
+            places = zip(
+                *itertools.combinations_with_replacement(range(x.shape[1]), order), strict=True
+            )
+            blocks.append(
+                functools.reduce(
+                    torch.mul, (x if order == 1 else x[:, list(place)] for place in places)
+                )
+            )
+        return torch.cat(blocks, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RadialBasis(Features):
+    """Gaussian bumps of a width around centres (p, n), with the affine features (1, x) appended."""
+
+    centres: Float[Tensor, "p n"]
+    width: float
+
+    def __post_init__(self) -> None:
+        require(self.width > 0, f"width = {self.width}; it must be positive.")
+
+    def __call__(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch q"]:
+        squared = (x[:, None, :] - self.centres.to(x)).square().sum(-1)
+        return torch.cat(
+            [torch.exp(-squared / (2 * self.width**2)), torch.ones_like(x[:, :1]), x], 1
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomFourier(Features):
+    """Cosines of random directions (p, n) with phases (p,), with the affine features (1, x) appended."""
+
+    frequencies: Float[Tensor, "p n"]
+    phases: Float[Tensor, " p"]
+
+    @classmethod
+    def sample(
+        cls, count: int, dim: int, length: float, generator: torch.Generator
+    ) -> RandomFourier:
+        """Features of a Gaussian kernel with a length scale."""
+        require(length > 0, f"length = {length}; it must be positive.")
+        frequencies = torch.randn(count, dim, generator=generator, dtype=torch.float64) / length
+        return cls(
+            frequencies, 2 * torch.pi * torch.rand(count, generator=generator, dtype=torch.float64)
+        )
+
+    def __call__(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch q"]:
+        waves = torch.cos(x @ self.frequencies.T.to(x) + self.phases.to(x))
+        return torch.cat([waves, torch.ones_like(x[:, :1]), x], 1)

@@ -1,0 +1,236 @@
+"""The chapter of the convergence report on the claims: every statement, how it was checked and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from socft.report.claim_lines import ClaimLine, Claims, PartLine
+from socft.report.convergence.claims_text import GROUPS, OTHERS, TOPICS, Topic
+from socft.report.convergence.instances import words
+from socft.report.typeset import (
+    NOT_MEASURED,
+    Table,
+    figure,
+    fraction_of_bound,
+    integer,
+    number,
+    text,
+)
+from socft.report.unicode_math import markup
+
+HOW: Mapping[str, str] = {
+    "inequality": "holds",
+    "sharper inequality": "holds, sharper",
+    "equality": "equal",
+    "attained": "attained",
+    "negative control": "fails without",
+    "certificate": "certified",
+}
+"""What a kind of check says, in the order of the tables."""
+NONE = "–"
+
+
+def chapter(claims: Claims) -> str:
+    """The chapter; its picture is ``claims.svg``."""
+    picture = figure(
+        "claims.svg",
+        """Every claim: distribution of measured / bound over its checks, each row scaled to its fullest bin, and the bound at 1.
+        Equalities compare a residual with its tolerance. Ratios below $10^(-6)$ are drawn there.""",
+        "claims-figure",
+        "One row per claim on a logarithmic axis: histogram of ratios, worst ratios marked, vertical line at the bound.",
+        tall=True,
+    )
+    return "\n\n".join(
+        [
+            _introduction(claims),
+            overview(claims),
+            picture,
+            *(section(claims, topic) for topic in TOPICS),
+        ]
+    )
+
+
+def grouped(claims: Claims) -> Mapping[str, Mapping[str, str]]:
+    """Titles by group; claims without a title come last, under their own names."""
+    named = {name for group in GROUPS.values() for name in group}
+    others = {line.name: line.name.replace("_", " ") for line in claims if line.name not in named}
+    return {**GROUPS, **({OTHERS: others} if others else {})}
+
+
+def headline(claims: Claims) -> str:
+    """How many claims are verified, in a few words."""
+    if not claims:
+        return NOT_MEASURED
+    refuted, missing = claims.count("refuted"), missing_names(claims)
+    rest = [f"*{integer(refuted)} refuted*"] if refuted else []
+    rest += [f"{integer(missing)} not measured"] if missing else []
+    return f"{integer(claims.count('verified'))} verified" + "".join(f", {text}" for text in rest)
+
+
+def missing_names(claims: Claims) -> int:
+    """The number of claims that were not measured, those without a record included."""
+    lines = [claims.get(name) for group in grouped(claims).values() for name in group]
+    return sum(line is None or line.status == "not measured" for line in lines)
+
+
+def _introduction(claims: Claims) -> str:
+    checks = integer(sum(line.checked for line in claims)) if claims else NOT_MEASURED
+    return rf"""
+= Statement by statement
+
+Every statement of the theory that the results above rest on is checked for itself: {headline(claims)}, in {checks} checks. Each
+is held against exact solutions on instances drawn at random and steered towards the largest ratio of measured to bound, on the
+instance that attains the bound where it is called _tight_, and without the assumption it needs, where it must fail. A
+_certificate_ is a proof in interval arithmetic for all parameters of a range. @claims-table and @claims-figure show all of
+them; the sections that follow take the main ones in turn.
+
+Their tables have one row for every part of a statement and kind of check, with its worst check; of a negative control, which must
+exceed its bound, the one that exceeds it least. An equality is a residual beside its tolerance.
+
+Statements are in the paper's notation: $Y$ is the chain, $a_t = alpha_t$, $g_t = 1 - a_t$, $W tilde N(0, I)$, and the control
+$U_t = s_t + (sqrt(a_t) sigma_t\/g_t) v_t$ is in units of the score, $u^*$ the optimal one. $L_0$ and $L_1$ are Lipschitz
+constants of a function and of its gradient, with a bar those of Lemma 3.2; $kappa_t = sqrt(a_t) sigma_t^2\/(beta_t g_t)$; and
+$B$, $a_k$ and $f_k$ are a general noise map, a costate and a running cost. Instances are told by their number of steps $T$,
+signal level $macron(alpha)$ from start to end, design constant $lambda$, score $s$ and reward $r$.
+"""
+
+
+def overview(claims: Claims) -> str:
+    """The table of all claims."""
+    body: list[Sequence[str]] = []
+    for group, titles in grouped(claims).items():
+        body.append((group,))
+        body += [_row(title, claims.get(name)) for name, title in titles.items()]
+    return Table(
+        header=(
+            "statement",
+            "",
+            "checks",
+            r"worst \ ratio",
+            r"to the \ sharper",
+            "attained",
+            r"fails \ without",
+            r"certi- \ fied",
+        ),
+        rows=body,
+        caption="""All claims. The worst ratio is the largest measured / bound over the drawn instances, to the stated constant
+            and to the sharper one; below 0.1 it is marked loose. For an equality it is the residual over its tolerance.
+            _Attained_ is the ratio of the extremal instance.""",
+        label="claims-table",
+        align="llrrrrcc",
+        widths=("1fr", *["auto"] * 7),
+        long=True,
+    ).markup
+
+
+def _row(title: str, line: ClaimLine | None) -> Sequence[str]:
+    if line is None:
+        return f"*{text(title)}*", NOT_MEASURED, *[""] * 6
+    marks = [r"$checkmark$" if found else NONE for found in (line.control, line.certified)]
+    attained = NONE if line.attained is None else number(line.attained)
+    sharp = NONE if line.ratio_sharp is None else _stacked(fraction_of_bound(line.ratio_sharp))
+    return (
+        rf"*{text(title)}* \ {markup(line.statement)}",
+        rf"{status(line)}, \ {line.kind}",
+        integer(line.checked),
+        _stacked(worst(line)),
+        sharp,
+        attained,
+        *marks,
+    )
+
+
+def status(line: ClaimLine | None) -> str:
+    """Verified, refuted or not measured."""
+    if line is None or line.status not in ("verified", "refuted"):
+        return NOT_MEASURED
+    return "*refuted*" if line.status == "refuted" else "verified"
+
+
+def worst(line: ClaimLine) -> str:
+    """The worst ratio; only one to a bound can be loose."""
+    if line.ratio is None:
+        return NOT_MEASURED
+    return fraction_of_bound(line.ratio) if line.compares_with_bound else number(line.ratio, 2)
+
+
+def _stacked(ratio: str) -> str:
+    return ratio.replace(" (", r" \ (")
+
+
+def section(claims: Claims, topic: Topic) -> str:
+    """A result: its statement, the table of its checks, and what is worth telling of them."""
+    titles = {name: title for group in grouped(claims).values() for name, title in group.items()}
+    body: list[Sequence[str]] = []
+    for name in topic.claims:
+        line = claims.get(name)
+        body.append((f"{text(titles[name])}: {_summary(line)}",))
+        body += [_part(part) for part in _ordered(line)]
+    label = f"checks-{topic.claims[0].replace('_', '-')}"
+    table = Table(
+        header=("check", "checks", "measured", "bound", "ratio"),
+        rows=body,
+        caption=f"Checks: {topic.subject}.",
+        label=label,
+        align="lrrrr",
+        long=True,
+    ).markup
+    told = [_told(titles[name], claims.get(name)) for name in topic.claims]
+    return "\n\n".join(
+        [f"== {topic.title}", topic.text, table, *(paragraph for paragraph in told if paragraph)]
+    )
+
+
+def _summary(line: ClaimLine | None) -> str:
+    if line is None:
+        return NOT_MEASURED
+    errors = f" ({text('; '.join(line.errors))})" if line.errors else ""
+    return f"{status(line)}{errors}, {line.kind}"
+
+
+def _ordered(line: ClaimLine | None) -> Sequence[PartLine]:
+    return [] if line is None else [part for how in HOW for part in line.of_kind(how)]
+
+
+def _part(part: PartLine) -> Sequence[str]:
+    what = HOW[part.how] + (f": {markup(part.part)}" if part.part else "")
+    return what, integer(part.checked), number(part.measured), number(part.bound), _ratio(part)
+
+
+def _ratio(part: PartLine) -> str:
+    """Nothing where it says nothing: for a certificate, whose ends may have any sign, and for a bound that is zero."""
+    if part.how == "certificate" or part.bound == 0:
+        return NONE
+    return (
+        fraction_of_bound(part.ratio)
+        if part.how in ("inequality", "sharper inequality")
+        else number(part.ratio)
+    )
+
+
+def _told(title: str, line: ClaimLine | None) -> str:
+    """Where the extremes are, and what was found, as a paragraph."""
+    if line is None:
+        return ""
+    sentences = []
+    if line.instance and line.status == "refuted":
+        sentences.append(f"*Refuted*, {markup(line.check)}, at {words(line.instance)}.")
+    elif line.instance:
+        sentences.append(f"_Worst:_ {words(line.instance)}.")
+    sharper = max(line.of_kind("sharper inequality"), key=lambda part: part.ratio, default=None)
+    if sharper and sharper.instance != line.instance:
+        sentences.append(f"_Worst for the sharper constant:_ {words(sharper.instance)}.")
+    sentences += [
+        f"_Attained_{_of(part)}: {words(part.instance)}." for part in line.of_kind("attained")
+    ]
+    sentences += [
+        f"_Fails without_{_of(part)}: {words(part.instance)}."
+        for part in line.of_kind("negative control")
+    ]
+    sentences += [f"_Found:_ {markup(found)}." for found in line.findings]
+    body = " ".join(sentences)
+    return f"#block(above: 0.7em, below: 0.7em)[#set text(size: 9pt); #set par(first-line-indent: 0pt)\n*{text(title)}.* {body}]"
+
+
+def _of(part: PartLine) -> str:
+    return f" ({markup(part.part)})" if part.part else ""

@@ -1,0 +1,203 @@
+"""The pictures of the report on gradients, each a function from records to SVG; kinds never share a panel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
+
+from socft.records import Record
+from socft.report.figures import LOOKS, draw, finish, logarithmic, panels, svg
+from socft.report.gradient_variance.catalogue import KINDS
+from socft.report.gradient_variance.cells import only
+from socft.report.rows import Rows, Series
+
+SPAN = 1e7  # curves that fall further below the largest value of their panel leave it
+SHOWN: Mapping[str, tuple[str, ...]] = {
+    KINDS[0]: (
+        "full adjoint",
+        "martingale, exact costate",
+        "martingale, fitted costate",
+        "score function, leave-one-out",
+        "integration by parts",
+        "log-variance",
+    ),
+    KINDS[1]: (
+        "adjoint matching",
+        "martingale, policy's costate",
+        "martingale, policy's costate, cheap",
+        "SOCM",
+        "SOCM-adjoint",
+        "cross entropy",
+    ),
+    KINDS[2]: (
+        "reciprocal adjoint matching",
+        "truncated backpropagation, 10 steps",
+        "TD(0.9), fitted costate",
+        "time-reversed, fitted costate",
+        "DDPO",
+        "DPOK",
+    ),
+}
+COSTATES: Mapping[str, tuple[str, ...]] = {
+    KINDS[0]: ("full adjoint", "martingale, exact costate", "martingale, fitted costate"),
+    KINDS[1]: (
+        "adjoint matching",
+        "martingale, policy's costate",
+        "martingale, policy's costate, first order",
+        "martingale, policy's costate, cheap",
+    ),
+    KINDS[2]: (
+        "reciprocal adjoint matching",
+        "TD(0.9), fitted costate",
+        "TD(0), fitted costate",
+        "time-reversed, fitted costate",
+        "time-reversed, exact costate",
+        "time-reversed, exact costate, published pairing",
+    ),
+}
+SHORTER = {
+    "truncated backpropagation": "truncated",
+    "truncated back-propagation": "truncated",
+    "published pairing": "published",
+    "policy's": "own",
+    "martingale-corrected": "corrected",
+}
+Select = Callable[[Rows], Rows]
+
+
+def _near(record: Record, problem: str, *axes: str) -> bool:
+    return record.problem == problem and record.setting.get("axis") in axes
+
+
+AXES: tuple[tuple[str, str, Select, bool], ...] = (
+    (
+        "distance $1 - s$ from the optimum",
+        "scale",
+        lambda rows: only(rows, lambda r: _near(r, "lq-fine-tuning", "distance")),
+        False,
+    ),
+    (
+        "dimension $d$",
+        "d",
+        lambda rows: only(
+            rows, lambda r: _near(r, "lq-fine-tuning", "dimension", "distance")
+        ).where(scale=0.9),
+        True,
+    ),
+    (
+        "steps $T$, fixed horizon",
+        "steps",
+        lambda rows: only(rows, lambda r: _near(r, "lq-sde", "steps")),
+        True,
+    ),
+    (
+        "horizon, fixed step size",
+        "horizon",
+        lambda rows: only(rows, lambda r: _near(r, "lq-sde", "horizon")),
+        True,
+    ),
+    (
+        "noise level",
+        "noise",
+        lambda rows: only(rows, lambda r: _near(r, "oscillator", "noise")),
+        True,
+    ),
+)
+
+
+def variances(rows: Rows) -> bytes:
+    """Variance along every axis: a row of panels per axis, a column per kind."""
+    found = rows.of("variance").where("variance")
+    with panels(len(AXES), len(KINDS), 7.7) as (figure, axes):
+        for index, (label, key, select, logarithmic) in enumerate(AXES):
+            for column, kind in enumerate(KINDS):
+                ax = axes[index * len(KINDS) + column]
+                _curves(ax, select(found), SHOWN[kind], key)
+                finish_scaled(ax, label, "variance" if column == 0 else "", logarithmic)
+                if index == 0:
+                    ax.set_title(kind)
+        for column in range(len(KINDS)):
+            below_column(axes[column :: len(KINDS)], SHOWN[KINDS[column]], offset=-0.66)
+        return svg(figure)
+
+
+def costates(rows: Rows) -> bytes:
+    """Mean-square error of costate samples against the step, at the optimum of two problems: a column per kind."""
+    found = only(
+        rows.of("variance").where("costate_mse", scale=1.0),
+        lambda r: r.setting.get("axis") in ("distance", "mixture"),
+    )
+    with panels(2, len(KINDS), 4.9) as (figure, axes):
+        for row, (problem, name) in enumerate(
+            (("lq-fine-tuning", "Gaussian"), ("mixture", "mixture"))
+        ):
+            for column, kind in enumerate(KINDS):
+                ax = axes[row * len(KINDS) + column]
+                _curves(ax, found.where(problem=problem), COSTATES[kind], "k")
+                finish_scaled(
+                    ax,
+                    "step $k$",
+                    f"{name}: costate error" if column == 0 else "",
+                    logarithmic_x=False,
+                )
+                if row == 0:
+                    ax.set_title(kind)
+        for column in range(len(KINDS)):
+            below_column(axes[column :: len(KINDS)], COSTATES[KINDS[column]])
+        return svg(figure)
+
+
+def _curves(ax: Axes, found: Rows, names: Sequence[str], key: str) -> None:
+    for name, look in zip(names, LOOKS, strict=False):
+        line = found.where(estimator=name).series(key)
+        if key == "scale":
+            pairs = sorted((1 - x, y) for x, y in zip(line.x, line.y, strict=True))
+            line = Series(tuple(x for x, _ in pairs), tuple(y for _, y in pairs))
+        draw(ax, line, look, name)
+
+
+def finish_scaled(
+    ax: Axes, x: str, y: str, logarithmic_x: bool = True, logarithmic_y: bool = True
+) -> None:
+    """Labels, scales and the message of an empty panel."""
+    if not finish(ax, "", x, y):
+        return
+    if logarithmic_x:
+        ax.set_xscale("log")
+        ticks = sorted({float(v) for line in ax.lines for v in line.get_xdata()})  # type: ignore[union-attr]
+        if len(ticks) <= 6:
+            ax.set_xticks(ticks, [f"{v:g}" for v in ticks])
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    if logarithmic_y:
+        logarithmic(ax)
+        values = [float(v) for line in ax.lines for v in line.get_ydata() if v > 0]  # type: ignore[union-attr]
+        if values and min(values) * SPAN < max(values):
+            ax.set_ylim(max(values) / SPAN, max(values) * 3)
+
+
+def below_column(axes: Sequence[Axes], names: Sequence[str], offset: float = -0.34) -> None:
+    """A legend beneath the last panel of a column."""
+    handles = {
+        label: handle
+        for ax in axes
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    labels = [name for name in names if name in handles]
+    if labels:
+        axes[-1].legend(
+            [handles[label] for label in labels],
+            [short(label) for label in labels],
+            loc="upper center",
+            bbox_to_anchor=(0.5, offset),
+            ncols=1,
+            borderaxespad=0.0,
+        )
+
+
+def short(name: str) -> str:
+    """A name that fits below a panel."""
+    for long, brief in SHORTER.items():
+        name = name.replace(long, brief)
+    return name

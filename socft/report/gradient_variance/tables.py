@@ -1,0 +1,249 @@
+"""The tables of estimators against the exact gradient: one per kind, since variances of different targets do not compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from socft.records import Record
+from socft.report.gradient_variance.catalogue import CATALOGUE, GROUPS, KINDS, kinds, names
+from socft.report.gradient_variance.cells import NONE, only, small, value
+from socft.report.rows import Rows
+from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
+
+METRICS: Mapping[str, str] = {
+    "bias": "bias",
+    "variance": "variance",
+    "error_at_budget": "error at budget",
+}
+FIT_METRICS: Mapping[str, str] = {
+    "bias": "bias",
+    "variance": "variance",
+    "fit_variance": "of the fit",
+    "error_at_budget": "error at budget",
+}
+"""By how they are called; the variance that a fit leaves is that of biased estimators alone."""
+THOUSAND = 1000
+COSTS = (r"seconds, \ 1000 paths", r"evaluations \ per path", r"memory, \ MB")
+SHORT: Mapping[str, str] = {KINDS[0]: "objective", KINDS[1]: "fixed point"}
+MEANING: Mapping[str, str] = {
+    KINDS[0]: "the mean is the gradient of the objective at every policy",
+    KINDS[
+        1
+    ]: """the mean vanishes at the optimum, up to the step size where paths are weighted and the optimum is not affine, and at
+        no other policy; elsewhere it is another vector field, whose distance from the gradient is given as the bias""",
+    KINDS[
+        2
+    ]: "the mean is not the gradient, and its zeros need not be the optimum, or not that alone",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arena:
+    """A problem on which all estimators are compared.
+
+    Attributes:
+        problem: its name.
+        title: markup.
+        label: for references.
+        axes: the axes of the study that have it.
+        settings: what completes the name.
+        scales: policies, by title.
+    """
+
+    problem: str
+    title: str
+    label: str
+    axes: tuple[str, ...]
+    settings: Mapping[str, Any]
+    scales: Mapping[float, str]
+
+    def rows(self, rows: Rows) -> Rows:
+        """Its records."""
+        found = only(
+            rows.of("variance").where(problem=self.problem),
+            lambda record: record.setting.get("axis") in self.axes,
+        )
+        return found.where(**self.settings)
+
+
+ARENAS = (
+    Arena(
+        "lq-fine-tuning",
+        '#"lq-fine-tuning"; ($d = 4$)',
+        "lq",
+        ("distance",),
+        {"d": 4},
+        {0.0: "at the pre-trained model", 0.9: "near the optimum", 1.0: "at the optimum"},
+    ),
+    Arena(
+        "mixture",
+        '#"mixture"; ($d = 1$)',
+        "mixture",
+        ("mixture",),
+        {"d": 1},
+        {0.0: "at the pre-trained model", 1.0: "at the optimum"},
+    ),
+)
+
+
+def catalogue(rows: Rows) -> str:
+    """Every estimator in one line."""
+    found, body = ARENAS[0].rows(rows), []
+    all_kinds = kinds(rows.of("variance"))
+    for group in GROUPS:
+        body.append((f"{group}",))
+        body += [
+            _line(found, name, all_kinds[name])
+            for name, line in CATALOGUE.items()
+            if line.group == group
+        ]
+    others = [name for name in all_kinds if name not in CATALOGUE]
+    if others:
+        body.append(("others",))
+        body += [
+            (text(name), NONE, text(all_kinds[name]), NONE, _evaluations(found, name))
+            for name in others
+        ]
+    return Table(
+        header=("estimator", "target of step $k$", "kind", "source", r"evaluations \ per path"),
+        rows=body,
+        caption="""The estimators: what their loss matches the control with, what they estimate, where they are from, and network
+            evaluations per path of the Gaussian problem, the rollout included; a derivative counts as two.""",
+        label="catalogue",
+        align="llllr",
+        widths=("47mm", "1fr", "auto", "31mm", "auto"),
+        long=True,
+    ).markup
+
+
+def _line(found: Rows, name: str, kind: str) -> Sequence[str]:
+    line = CATALOGUE[name]
+    return (
+        text(name),
+        line.target,
+        text(SHORT.get(kind, kind)),
+        line.source,
+        _evaluations(found, name),
+    )
+
+
+def _evaluations(found: Rows, name: str) -> str:
+    record = next(iter(found.where("bias", estimator=name)), None)
+    return integer(record.evaluations if record else None)
+
+
+def master(rows: Rows, arena: Arena, kind: str) -> str:
+    """All estimators of a kind on a problem, and beneath them why some are refused."""
+    found, notes = arena.rows(rows), Notes()
+    metrics = FIT_METRICS if kind == KINDS[2] else METRICS
+    body = [
+        _estimator(found, arena, name, metrics, notes) for name in names(rows.of("variance"), kind)
+    ]
+    columns = 1 + len(metrics) * len(arena.scales) + len(COSTS)
+    cells = [f"[{cell}]" for row in body or [(NOT_MEASURED, *[""] * (columns - 1))] for cell in row]
+    fits = ", and of its mean from fit to fit" if kind == KINDS[2] else ""
+    caption = f"""Estimators of the kind _{kind}_ on {arena.title}: {MEANING.get(kind, "")}. In units of the exact gradient at the
+        pre-trained model; bias with its standard error, variance of the estimate from one path{fits}, root-mean-square error
+        with the same number of network evaluations for all."""
+    made = f"""#figure(kind: table, caption: [{caption}],
+table(columns: {columns}, align: (left, {", ".join(["right"] * (columns - 1))}), rule(0.8pt),
+  {_heading(list(arena.scales.values()), list(metrics.values()))}, rule(0.4pt),
+  {", ".join(cells)}, rule(0.8pt))) <master-{arena.label}-{KINDS.index(kind)}>
+{notes.markup}"""
+    return small(made, 7) if kind == KINDS[2] else small(made)
+
+
+def _heading(titles: Sequence[str], measured: Sequence[str]) -> str:
+    """Two lines: situations, and beneath them what is measured there."""
+    groups, rules, before = ["[]"], [], 1
+    for title, columns in (*((title, len(measured)) for title in titles), ("cost", len(COSTS))):
+        groups.append(f"table.cell(colspan: {columns}, align: center)[_{title}_]")
+        rules.append(f"table.hline(start: {before}, end: {before + columns}, stroke: 0.3pt)")
+        before += columns
+    below = ", ".join(f"[{each}]" for each in (*[*measured] * len(titles), *COSTS))
+    return f"table.header({', '.join([*groups, *rules, '[estimator]', below])})"
+
+
+class Notes:
+    """Reasons beneath a table, one letter each."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, str] = {}
+
+    def mark(self, reason: str) -> str:
+        """The letter of a reason."""
+        letter = self._letters.setdefault(reason, string.ascii_lowercase[len(self._letters) % 26])
+        return f"#super[{letter}]"
+
+    @property
+    def markup(self) -> str:
+        """All reasons."""
+        if not self._letters:
+            return ""
+        lines = " ".join(
+            f"#super[{letter}] {text(reason)}" for reason, letter in self._letters.items()
+        )
+        style = r"#set text(size: 7.6pt); #set par(first-line-indent: 0pt, justify: false);"
+        return f"#block(above: 0.2em, below: 1em, width: 100%)[{style} {lines}]"
+
+
+def _estimator(
+    found: Rows, arena: Arena, name: str, metrics: Iterable[str], notes: Notes
+) -> Sequence[str]:
+    mine, cells = found.where(estimator=name), []
+    for scale in arena.scales:
+        here = mine.where(scale=scale)
+        refusal = here.where("refused").one()
+        if refusal is not None:
+            cells += [
+                f"refused{notes.mark(str(refusal.setting.get('reason', '')))}",
+                *[NONE for _ in metrics][1:],
+            ]
+        else:
+            bias, *others = (here.where(metric).one() for metric in metrics)
+            cells += [
+                value(bias),
+                *(NOT_MEASURED if r is None else number(r.value, 2) for r in others),
+            ]
+    return text(name), *cells, *_cost(next(iter(mine.where("bias")), None))
+
+
+def _cost(record: Record | None) -> Sequence[str]:
+    if record is None:
+        return NONE, NONE, NONE
+    seconds = None if record.seconds is None else THOUSAND * record.seconds
+    return number(seconds, 2), integer(record.evaluations), number(record.peak_mb, 2)
+
+
+def refusals(rows: Rows) -> str:
+    """Every refusal outside the two problems of the tables."""
+    shown = {id(record) for arena in ARENAS for record in arena.rows(rows)}
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in rows.of("variance").where("refused"):
+        if id(record) not in shown:
+            found.setdefault((record.problem, str(record.setting.get("reason", ""))), []).append(
+                record
+            )
+    if not found:
+        return ""
+    body = [
+        (
+            text(problem),
+            ", ".join(text(name) for name in dict.fromkeys(r.estimator for r in records)),
+            text(reason),
+        )
+        for (problem, reason), records in found.items()
+    ]
+    return Table(
+        header=("problem", "refused", "reason"),
+        rows=body,
+        caption="""Refusals on the other problems. An estimator that does not apply raises an error; none returns a wrong number
+            instead.""",
+        label="refusals",
+        align="lll",
+        widths=("auto", "1fr", "1.4fr"),
+        long=True,
+    ).markup

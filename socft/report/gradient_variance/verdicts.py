@@ -1,0 +1,284 @@
+"""What the replicated studies of arXiv 2603.20455v2 say, in sentences made of their records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from scipy import stats
+
+from socft.records import Record
+from socft.report.gradient_variance.catalogue import paper
+from socft.report.gradient_variance.cells import only, plain
+from socft.report.gradient_variance.linear import EULER
+from socft.report.rows import Rows
+from socft.report.typeset import NOT_MEASURED, integer, number, text
+
+BSDE = paper("2603.20455v2")
+BACK, LEAN, CORRECTED = "time-reversed costate", "lean adjoint", "martingale-corrected adjoint"
+RECURSION = "fitted Bellman recursion"
+LEVEL = 0.05
+
+
+def repetitions(found: Rows) -> str:
+    """How many repetitions the means of a table are made of, in a sentence."""
+    counts: dict[int, dict[str, None]] = {}
+    for record in found:
+        if record.stderr is not None and record.seeds > 1:
+            counts.setdefault(record.seeds, {})[record.estimator] = None
+    if not counts:
+        return f"Repetitions: {NOT_MEASURED}."
+    (most, _), *fewer = sorted(counts.items(), key=lambda pair: -len(pair[1]))
+    rest = "".join(
+        f"; {integer(count)} of {_listed([text(name) for name in names])}" for count, names in fewer
+    )
+    return f"Means and standard errors are of {integer(most)} repetitions{rest}."
+
+
+def linear(rows: Rows) -> str:
+    """Who is more accurate on the linear SDE, why, and at what price."""
+    found = rows.of("linear")
+    euler = found.where("mse", integrator=EULER, function_class="linear")
+    lean, back = (euler.where(estimator=name) for name in (LEAN, BACK))
+    shares = [
+        f"{_share(back.where(noise=noise, paths=2000).one(), lean.where(noise=noise, paths=2000).one())} at $epsilon = {noise:g}$"
+        for noise in lean.where(paths=2000).distinct("noise")
+    ]
+    chain = found.where("chain_mse", integrator=EULER, noise=1.0, paths=2000)
+    gap = found.where("kernel_gap", integrator=EULER).one()
+    return f"""
+With the same linear features, the same paths and $N = 2000$, the mean-square error of the time-reversed costate over that of the
+lean
+adjoint is {", ".join(shares) or NOT_MEASURED}. {crossing(rows, EULER)} {crossing(rows, "exponential")}
+Of the error, {_number(gap)} is the distance of the Euler–Maruyama chain from continuous time, which no
+number of paths removes; against the chain's own costate the mean-square error of the martingale-corrected adjoint is
+{_number(chain.where(estimator=CORRECTED).one())}, that of the lean adjoint {_number(chain.where(estimator=LEAN).one())} and that of
+the time-reversed costate {_number(chain.where(estimator=BACK).one())}. {_without_gap(found)}
+In time, at $epsilon = 1$, the time-reversed costate takes {_seconds(euler, BACK)} times as long as the lean adjoint, and the
+martingale-corrected one {_seconds(euler, CORRECTED)} times.
+
+{reproduced(rows.of("linear").where("mse", paths=2000), "noise", "epsilon")}
+"""
+
+
+def _without_gap(rows: Rows) -> str:
+    """The corrected adjoint of a chain without a distance from continuous time, beside the published pipeline."""
+    rows = rows.where(paths=2000)
+    found = rows.where("mse")
+    mine = found.where(estimator=CORRECTED, integrator="exponential", function_class="linear")
+    theirs = found.where(estimator=f"{BACK}, published")
+    least = theirs.smallest()
+    told = theirs.smallest(lambda record: record.published)
+    if not mine or least is None:
+        return f"With the exponential scheme: {NOT_MEASURED}."
+    quickest = theirs.smallest(lambda record: record.seconds)
+    pair = [
+        rows.where(estimator=f"{name}, network", integrator=EULER, noise=1.0)
+        for name in (BACK, CORRECTED)
+    ]
+    whole, rest = ([each.where(metric).one() for each in pair] for metric in ("mse", "chain_mse"))
+    return f"""The exponential scheme has no such distance: there the corrected adjoint with linear features, which hold the exact
+costate, has {number(mine.largest())} at most, over all $epsilon$, in {number(mine.largest(lambda record: record.seconds), 2)}
+seconds at most, where the published time-reversed pipeline with its network and Euler–Maruyama has {number(least)} at least
+(published: {number(told)}) in {number(quickest, 2)} seconds at least. With one network and Euler–Maruyama for both, at
+$epsilon = 1$, the time-reversed costate has {_number(whole[0])} and the corrected adjoint {_number(whole[1])};
+against the chain's own costate
+{_number(rest[0])} and {_number(rest[1])}."""
+
+
+def crossing(rows: Rows, integrator: str) -> str:
+    """Between which N the lean adjoint becomes as good as the time-reversed costate, in a sentence."""
+    found = rows.of("linear").where("mse", integrator=integrator, noise=1.0)
+    pairs = [
+        (paths, *(found.where(estimator=name, paths=paths).one() for name in (LEAN, BACK)))
+        for paths in found.distinct("paths")
+    ]
+    known = [
+        (paths, lean.value, back.value)
+        for paths, lean, back in pairs
+        if lean is not None and back is not None
+    ]
+    if not known:
+        return f"Against $N$, {text(integrator.replace('-', '–'))}: {NOT_MEASURED}."
+    after = [paths for paths, lean, back in known if lean <= back]
+    before = [paths for paths, lean, back in known if lean > back]
+    scheme = f"With the {text(integrator.replace('-', '–'))} scheme and $epsilon = 1$"
+    if not after:
+        return f"{scheme} the time-reversed costate is the better one at every $N$ up to {integer(known[-1][0])}."
+    if not before:
+        return f"{scheme} the lean adjoint is at least as good at every $N$ from {integer(known[0][0])} on."
+    if max(before) < min(after):
+        crossed = f"between $N$ of {integer(max(before))} and {integer(min(after))}"
+        return f"{scheme} the errors cross {crossed}; the lean adjoint is the worse one below and at least as good above."
+    here, there = (", ".join(map(integer, each)) for each in (after, before))
+    return f"{scheme} the errors cross more than once: the lean adjoint is at least as good at $N$ of {here}, worse at {there}."
+
+
+def reproduced(found: Rows, key: str, symbol: str) -> str:
+    """How the runs of published pipelines compare with the published numbers, in a sentence."""
+    known = [
+        record for record in found if record.published and record.estimator.endswith(", published")
+    ]
+    if not known:
+        return f"Published pipelines: {NOT_MEASURED}."
+    lines = []
+    for name in dict.fromkeys(record.estimator for record in known):
+        mine = [record for record in known if record.estimator == name]
+        shares = [
+            f"{number(record.value / record.published, 2)}"
+            + (f" at ${symbol} = {record.setting[key]:g}$" if key else "")
+            for record in sorted(mine, key=lambda record: record.setting.get(key, 0.0))
+            if record.published
+        ]
+        lines.append(f"{text(name.removesuffix(', published'))}: {', '.join(shares)}")
+    return f"""Our runs of the published pipelines over the published numbers: {"; ".join(lines)}. Where that is not 1 these are
+studies of the method, not of the authors' runs."""
+
+
+def pendulum(rows: Rows) -> str:
+    """Whether the advantage of time-reversed costates is there on the pendulum."""
+    found = rows.of("pendulum").where("cost")
+    names = [f"{name}, {how}" for how in ("published", "network") for name in (BACK, LEAN)]
+    cells = {name: found.where(estimator=name).one() for name in (RECURSION, *names)}
+    back, lean, fair_back, fair_lean = (cells[name] for name in names)
+    fitted = cells[RECURSION]
+    return f"""
+In the publication, time-reversed costates lead to a cost of {_told(back)} and the forward adjoint to {_told(lean)}. Our runs of the
+same pipelines lead to {_number(back, 4)} and {_number(lean, 4)}, and with the squared loss and one noise to
+{_number(fair_back, 4)} and {_number(fair_lean, 4)}: {_apart(back, lean)} in the first pair, {_apart(fair_back, fair_lean)} in the
+second (Welch's test at 5%). A fitted Bellman recursion leads to {_number(fitted, 4)}, within {_excess(fitted)} of the least
+possible. {repetitions(found)}
+"""
+
+
+def mixture(rows: Rows) -> str:
+    """Whether the advantage of time-reversed costates is there on the mixture, and what becomes of it beside a fair baseline."""
+    found = rows.of("mixture").where("regret")
+    costs = rows.of("mixture").where("cost")
+    recursion = found.where(estimator=RECURSION)
+    told = only(costs, lambda record: bool(record.published and record.optimum))
+    excess = told.largest(
+        lambda record: (
+            record.published / record.optimum - 1 if record.published and record.optimum else None
+        )
+    )
+    return f"""
+_Regret_ is the cost in excess of the optimum, over the optimum; _better_ and _worse_ are by Welch's test at 5%. In the
+publication, time-reversed costates cost less than adjoint matching at {_cheaper(costs)} temperatures. In our runs of the published
+pipelines they are {_where(found, "time-reversed BSDE, published", "adjoint matching, published")}. With the same network, the
+squared loss and one noise they are {_where(found, "time-reversed BSDE, network", "adjoint matching, network")}. The
+martingale-corrected full adjoint with this network, beside the time-reversed costates, is
+{_where(found, "martingale-corrected full adjoint, network", "time-reversed BSDE, network")}. The published costs are up to
+{_percent(excess)} above the optimum of the simulated chain; a fitted Bellman recursion that starts cold is
+{_percent(recursion.largest())} above it at most. {repetitions(found)}
+
+{reproduced(costs, "temp", '"temp"')}
+"""
+
+
+def _cheaper(costs: Rows) -> str:
+    """At how many temperatures the published numbers have time-reversed costates below adjoint matching."""
+    pairs = []
+    for temp in costs.distinct("temp"):
+        names = ("time-reversed BSDE, published", "adjoint matching, published")
+        both = [costs.where(estimator=name, temp=temp).one() for name in names]
+        numbers = [
+            record.published
+            for record in both
+            if record is not None and record.published is not None
+        ]
+        pairs += [numbers] if len(numbers) == len(names) else []
+    return (
+        f"{integer(sum(a < b for a, b in pairs))} of {integer(len(pairs))}"
+        if pairs
+        else NOT_MEASURED
+    )
+
+
+def _where(found: Rows, name: str, other: str) -> str:
+    """At which temperatures one is better than another, worse, and not told apart."""
+    temps = sorted(found.where(estimator=name).distinct("temp"), reverse=True)
+    pairs = [
+        (temp, *(found.where(estimator=each, temp=temp).one() for each in (name, other)))
+        for temp in temps
+    ]
+    told: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    for temp, mine, theirs in pairs:
+        if mine is not None and theirs is not None:
+            better = (
+                "better"
+                if below(mine, theirs)
+                else "worse"
+                if below(theirs, mine)
+                else "not told apart"
+            )
+            diverged = [
+                record.estimator for record in (mine, theirs) if not math.isfinite(record.value)
+            ]
+            told[better].append(
+                plain(temp) + (f" (where {text(diverged[0])} diverged)" if diverged else "")
+            )
+    said = [f"{how} at {_listed(at)}" for how, at in told.items() if at]
+    return _listed(said) if said else NOT_MEASURED
+
+
+def below(mine: Record, theirs: Record) -> bool:
+    """Whether a mean is smaller beyond its noise (Welch's test at 5%); what is infinite is smaller than nothing."""
+    if not math.isfinite(mine.value):
+        return False
+    if not math.isfinite(theirs.value):
+        return True
+    parts = [
+        (record.value, (record.stderr or 0.0) * record.seeds**0.5, record.seeds)
+        for record in (mine, theirs)
+    ]
+    if min(record.seeds for record in (mine, theirs)) < 2 or not any(
+        deviation for _, deviation, _ in parts
+    ):
+        return False
+    return mine.value < theirs.value and bool(
+        stats.ttest_ind_from_stats(*parts[0], *parts[1], equal_var=False).pvalue < LEVEL
+    )
+
+
+def _apart(mine: Record | None, theirs: Record | None) -> str:
+    if mine is None or theirs is None:
+        return NOT_MEASURED
+    if below(mine, theirs):
+        return "time-reversed costates are better"
+    return "time-reversed costates are worse" if below(theirs, mine) else "they are not told apart"
+
+
+def _listed(each: Sequence[str]) -> str:
+    return ", ".join(each[:-1]) + " and " + each[-1] if len(each) > 1 else each[0]
+
+
+def _percent(share: float | None) -> str:
+    return NOT_MEASURED if share is None else rf"{number(100 * share, 2)}%"
+
+
+def _excess(record: Record | None) -> str:
+    optimum = None if record is None else record.optimum
+    return _percent(record.value / optimum - 1 if record is not None and optimum else None)
+
+
+def _told(record: Record | None) -> str:
+    return number(None if record is None else record.published, 4)
+
+
+def _number(record: Record | None, digits: int = 3) -> str:
+    return number(None if record is None else record.value, digits)
+
+
+def _share(mine: Record | None, other: Record | None) -> str:
+    return (
+        NOT_MEASURED
+        if mine is None or other is None or not other.value
+        else number(mine.value / other.value, 2)
+    )
+
+
+def _seconds(euler: Rows, name: str) -> str:
+    mine, lean = (euler.where(estimator=each, noise=1.0, paths=2000).one() for each in (name, LEAN))
+    times = [None if record is None else record.seconds for record in (mine, lean)]
+    return NOT_MEASURED if not times[0] or not times[1] else number(times[0] / times[1], 2)

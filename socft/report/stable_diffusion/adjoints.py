@@ -1,0 +1,228 @@
+"""What makes costates large on Stable Diffusion: a section of its report, from the records of ``socft sd adjoints``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.ticker import MaxNLocator
+
+from socft.report.figures import LOOKS, draw, finish, legend, logarithmic, panels, svg
+from socft.report.gradient_variance.cells import plain, value
+from socft.report.rows import Rows, Series
+from socft.report.typeset import NOT_MEASURED, Table, figure, integer, number, text
+
+PICTURE = "adjoints.svg"
+NOISE = 2.0
+"""Standard errors below which an agreement is called noise."""
+TITLES = {"top": "the tenth of the paths with the largest costates", "rest": "other paths"}
+
+
+def section(rows: Rows) -> str:
+    """The section, without a heading."""
+    if not rows:
+        return f"{NOT_MEASURED} (`socft sd adjoints`)"
+    prompt = rows.fields("problem")[0]
+    picture = figure(
+        PICTURE,
+        f"""Costates and undecided pictures along the chain, pre-trained model: growth of a costate's norm over a step (geometric
+            mean) and standard deviation of the rewards of continuations from the same state on fresh noise, both for
+            “{text(prompt)}”; rank correlation over the paths between that deviation and the norm of the costate, every prompt.""",
+        "adjoints-figure",
+        "Three panels against sampling steps: growth, deviation of rewards, rank correlation.",
+    )
+    return rf"""
+The lean costate of a path is a sample of the gradient of $V_k (x) = bb(E)[r(X_T) | X_k = x]$, so it should be large where a little
+noise decides what the picture becomes. To test this, every state of {_paths(rows)} paths was continued on fresh noise many times.
+{_verdict(rows, prompt)} Leaving out the largest losses, as is often done, leaves such paths out altogether.
+
+{picture}
+
+{limits(rows)}
+
+Guidance makes the chain another one: @guidance says what it does to pictures and costates.
+
+{guidance(rows)}
+"""
+
+
+def limits(rows: Rows) -> str:
+    """What a limit of the target controls does to gradients."""
+    body: list[Sequence[str]] = []
+    limited = rows.having("limit")
+    for prompt in limited.fields("problem"):
+        found = limited.where("agreement", prompt)
+        body.append([text(prompt)])
+        for record in found:
+            limit = record.setting["limit"]
+            share, fidelity = (
+                rows.where(metric, prompt, limit=limit).one() for metric in ("limited", "fidelity")
+            )
+            cells = [
+                value(record),
+                *(number(each.value if each else None) for each in (fidelity, share)),
+            ]
+            body.append(["none" if limit is None else plain(limit), *cells])
+    if not body:
+        return ""
+    batches = integer(max(record.seeds for record in limited))
+    table = Table(
+        header=("limit", "cosine between batches", "cosine with no limit", "part limited"),
+        rows=body,
+        caption=f"""Gradients of {batches} batches of paths at the pre-trained model, with the norm of $beta$ times a target control
+            limited, in units of the reward per unit of noise: mean cosine between two batches, cosine between the mean gradient of
+            all batches and the one without a limit, and the part of the target controls that was scaled down.""",
+        label="limits",
+        align="lrrr",
+        long=True,
+    )
+    return f"""
+A single such path can decide the direction of a gradient. @limits measures it: the mean cosine between the gradients of two batches
+of paths, at the pre-trained model, which is 1 if all batches say the same. Scaling target controls down to a limit keeps their
+direction, and what it costs is a bias: how far it turns the mean gradient of the same paths, their noise included, is in the table.
+
+{table.markup}
+"""
+
+
+def directions(rows: Rows) -> str:
+    """Whether estimators point where the policy gradient does, for the section on stability; nothing if that was not measured."""
+    measured = rows.having("after").where("agreement")
+    if not measured:
+        return ""
+    stages = measured.distinct("after")
+    body: list[Sequence[str]] = []
+    for prompt in measured.fields("problem"):
+        body.append([text(prompt)])
+        for method in measured.fields("estimator"):
+            cells = [
+                cell
+                for after in stages
+                for cell in _direction(rows.where(None, prompt, method, after=after))
+            ]
+            body.append([text(method), *cells])
+    batches = integer(max(record.seeds for record in measured))
+    return Table(
+        header=(
+            "",
+            *(f"{what}, {_when(after)}" for after in stages for what in ("own", "with PI-FT")),
+        ),
+        rows=body,
+        caption=f"""Cosines of gradients at the pre-trained model and after some steps of adjoint matching, {batches} batches of
+            paths for each method, target controls limited as in training. Own: mean cosine between two batches. With PI-FT: cosine
+            between what a method and PI-FT estimate, with the noise of both removed, where there is more than noise.""",
+        label="directions",
+        align="l" + "r" * 2 * len(stages),
+        long=True,
+    ).markup
+
+
+def _direction(rows: Rows) -> tuple[str, str]:
+    """How far a method's gradients agree, and where they point if that is more than noise."""
+    own, cosine = (rows.where(metric).one() for metric in ("agreement", "alignment"))
+    noise = (
+        own is None or cosine is None or (own.stderr is not None and own.value < NOISE * own.stderr)
+    )
+    return value(own), "only noise" if noise else value(cosine)
+
+
+def _when(after: int) -> str:
+    return "pre-trained" if after == 0 else f"after {after} steps"
+
+
+def _paths(rows: Rows) -> str:
+    return integer(max(record.seeds for record in rows.where("rank_correlation")))
+
+
+def _verdict(rows: Rows, prompt: str) -> str:
+    """Where along the chain the two go together, and which steps add to a costate."""
+    ranks = [rows.where("rank_correlation", each).series("step") for each in rows.fields("problem")]
+    steps = min(len(line.y) for line in ranks)
+    early, late = ([line.y[k] for line in ranks] for k in (0, 3 * steps // 4))
+    told = (
+        f"Over the paths of a prompt the rank correlation of the deviation of their rewards with the norm of the costate is "
+        f"{_between(early)} at the first step, where every picture is about as undecided, and {_between(late)} three quarters on."
+    )
+    top, rest = (_growth(rows, prompt, part) for part in TITLES)
+    growing = [int(k) + 1 for k, factor in zip(rest.x, rest.y, strict=True) if factor > 1]
+    if not growing:
+        return told
+    return (
+        f"{told} For “{text(prompt)}” costates grow, backwards, over steps {growing[0]} to {growing[-1]} of {steps}, where it is "
+        f"settled what will be drawn, by a factor of up to {number(max(top.y))} a step, and shrink over the others."
+    )
+
+
+def _between(values: Sequence[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def _growth(rows: Rows, prompt: str, part: str) -> Series:
+    line = rows.where("log_growth", prompt, part=part).series("step")
+    return Series(line.x, tuple(math.exp(y) for y in line.y))
+
+
+def picture(rows: Rows) -> bytes:
+    """Growth and undecidedness of the first prompt, rank correlations of all."""
+    prompts = rows.fields("problem")
+    with panels(1, 3, 2.5) as (drawing, axes):
+        for look, (part, title) in zip(LOOKS, TITLES.items(), strict=False):
+            for prompt in prompts[:1]:
+                draw(axes[0], _growth(rows, prompt, part), look, title)
+                draw(
+                    axes[1], rows.where("undecided", prompt, part=part).series("step"), look, title
+                )
+        for look, prompt in zip(LOOKS[len(TITLES) :], prompts, strict=False):
+            draw(axes[2], rows.where("rank_correlation", prompt).series("step"), look, prompt)
+        for ax, title in zip(
+            axes, ("growth of the costate", "deviation of rewards", "rank correlation"), strict=True
+        ):
+            if finish(ax, title, "step", ""):
+                ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if axes[1].lines:
+            logarithmic(axes[1])
+        legend(drawing, axes, 3)
+        return svg(drawing)
+
+
+def guidance(rows: Rows) -> str:
+    """Pictures and costates at every scale of guidance."""
+    columns = [
+        ("last", 0.5),
+        ("last", 1.0),
+        ("first", 0.5),
+        ("first", 1.0),
+        ("growth", 0.5),
+        ("growth", 1.0),
+    ]
+    body: list[Sequence[str]] = []
+    for prompt in rows.fields("problem"):
+        body.append([text(prompt)])
+        for scale in rows.where(problem=prompt).distinct("guidance"):
+            here = rows.where(problem=prompt, guidance=scale)
+            cells = [
+                here.where("adjoint", at=at, quantile=quantile).one() for at, quantile in columns
+            ]
+            worth = [value(here.where(metric).one()) for metric in ("reward", "accuracy")]
+            body.append(
+                [plain(scale), *worth, *(number(cell.value if cell else None) for cell in cells)]
+            )
+    return Table(
+        header=(
+            "guidance",
+            "reward",
+            "accuracy",
+            "last, median",
+            "last, largest",
+            "first, median",
+            "first, largest",
+            "growth, median",
+            "growth, largest",
+        ),
+        rows=body,
+        caption="""The pre-trained model under classifier-free guidance: its pictures, and the norm of the lean costate after the
+            last step (the gradient of the reward), at the first step, and the quotient of the two.""",
+        label="guidance",
+        align="lrrrrrrrr",
+        long=True,
+    ).markup

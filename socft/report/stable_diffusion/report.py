@@ -1,0 +1,258 @@
+"""The report on fine-tuning Stable Diffusion: section 5 of arXiv 2412.18164v4 and its rivals, run by ``socft sd reproduce``."""
+
+from __future__ import annotations
+
+import functools
+
+from socft.report.base import Document, Report, provenance
+from socft.report.claim_lines import Claims
+from socft.report.rows import Rows
+from socft.report.stable_diffusion import adjoints, figures, stability, tables
+from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, text
+from socft.study.vocabulary import BELIEVED, DPOK, PI_FT, PRETRAINED, picture_of, study_of
+
+PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
+BENCHMARK, ADJOINTS = "sd_benchmark", "sd_adjoints"
+CONFIGS = {"tiny": "tiny.toml", "sd15": "sd15_pift.toml"}
+TITLES = {
+    "stable_diffusion": "the tiny Stable Diffusion",
+    "stable_diffusion_sd15": "Stable Diffusion 1.5",
+}
+
+
+def report(study: str) -> Report:
+    """The report on the study of one scale."""
+    studies = (study, ADJOINTS, study_of(study), BENCHMARK)
+    return Report(
+        study, functools.partial(compose, study=study), shown=("reached.svg",), studies=studies
+    )
+
+
+def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
+    """The document of the records and of their pictures."""
+    runs, sizes, benchmark = rows.of(study), rows.of(ADJOINTS), rows.of(BENCHMARK)
+    beta, prompts = _shared_beta(runs), runs.fields("problem")
+    first = prompts[0] if prompts else ""
+    pictures = {
+        "reached.svg": figures.reached(runs, beta),
+        "sweep.svg": figures.sweep(runs, first),
+        "training.svg": figures.training(runs, beta),
+        "noise.svg": figures.noise(runs, first, beta),
+        adjoints.PICTURE: adjoints.picture(sizes),
+    }
+    source = document(
+        "Fine-tuning Stable Diffusion by optimal control",
+        f"Section 5 of {PAPER} and its rivals on {TITLES.get(study, text(study))}",
+        _abstract(runs, beta),
+        _setting(runs, beta),
+        _methods(runs, beta),
+        _samples(rows, beta),
+        _sweep(rows, first),
+        stability.section(runs, sizes, rows.of(study_of(study)), first, beta),
+        f"= What makes costates large\n\n{adjoints.section(sizes)}",
+        f"= What a gradient costs\n\n{tables.benchmark(benchmark)}",
+        _reproduction(rows, study),
+    )
+    return Document(source, {**pictures, **rows.pictures})
+
+
+REPORT = report("stable_diffusion")
+
+
+def _shared_beta(runs: Rows) -> float:
+    """The KL weight at which every method ran."""
+    rivals = [r for r in runs if r.estimator not in (PRETRAINED, PI_FT)]
+    return (
+        rivals[0].setting["beta"]
+        if rivals
+        else next((r.setting["beta"] for r in runs), float("nan"))
+    )
+
+
+def _wins(rows: Rows, beta: float, metric: str, method: str, other: str) -> str:
+    """On how many prompts a method gains more over the pre-trained model than another, and on how many beyond noise.
+
+    Of methods that were trained several times it is the mean that counts.
+    """
+    better, clear, known = 0, 0, 0
+    for prompt in rows.fields("problem"):
+        a, b = (
+            tables.mean_of_trainings(rows, f"{metric}_gain", prompt, name, beta)
+            for name in (method, other)
+        )
+        if a is None or b is None:
+            continue
+        known += 1
+        better += a[0] > b[0]
+        clear += a[0] - b[0] > BELIEVED * (a[1] ** 2 + b[1] ** 2) ** 0.5
+    return (
+        f"{better} of {known} prompts ({clear} by more than {BELIEVED:g} standard errors)"
+        if known
+        else NOT_MEASURED
+    )
+
+
+def _abstract(rows: Rows, beta: float) -> str:
+    against = {
+        (metric, other): _wins(rows, beta, metric, PI_FT, other)
+        for metric in ("reward", "accuracy")
+        for other in (PRETRAINED, DPOK)
+    }
+    return f"""
+A latent diffusion model is fine-tuned by low-rank layers to maximise a learnt reward minus $beta$ times the Kullback–Leibler
+divergence of its sampling chain from the pre-trained one, by the estimators that are elsewhere measured against exact gradients,
+unchanged. At equal numbers of sampled trajectories PI-FT ends with a higher reward than the pre-trained model on
+{against["reward", PRETRAINED]} and than DPOK on {against["reward", DPOK]}; a checker that no method sees finds more of its
+pictures right than of the pre-trained model's on {against["accuracy", PRETRAINED]}, and than of DPOK's on
+{against["accuracy", DPOK]}.{_again(rows, beta)}{_tuned(rows, beta)}
+"""
+
+
+def _again(rows: Rows, beta: float) -> str:
+    """How trainings from other seeds compare; nothing if there were none."""
+    if not rows.having("beta", "training"):
+        return ""
+    (reward, pairs), (accuracy, _) = (
+        tables.ahead_in_trainings(rows, f"{m}_gain", beta) for m in ("reward", "accuracy")
+    )
+    return (
+        f" These are means over trainings from several seeds; PI-FT is ahead of DPOK in reward in {reward}, in accuracy in"
+        f" {accuracy} of {pairs} pairs of them (@repeated)."
+    )
+
+
+def _tuned(rows: Rows, beta: float) -> str:
+    """How DPOK compares at the best of several learning rates; nothing if it had but one."""
+    (reward, prompts), (accuracy, _) = (
+        tables.ahead_at_the_best_rate(rows, f"{m}_gain", beta) for m in ("reward", "accuracy")
+    )
+    if not prompts:
+        return ""
+    return (
+        f" Against the best of DPOK's learning rates, chosen for each prompt and measure after the fact, it is ahead in reward on"
+        f" {reward} and in accuracy on {accuracy} of {prompts} prompts (@rates)."
+    )
+
+
+def _setting(rows: Rows, beta: float) -> str:
+    rates = rows.where(estimator=DPOK, beta=beta).having("beta", "rate")
+    tuned = "DPOK is therefore given other learning rates besides. " if rates else ""
+    return rf"""
+= The control problem
+
+One step of DDIM($eta$) from level $overline(a)_k$ to $overline(a)_(k+1)$ is $X_(k+1) = m_k (X_k) + sigma_k (v_k (X_k) + W_k)$
+with the pre-trained mean $m_k$, classifier-free guidance included. The low-rank layers change the predicted noise, hence the mean,
+and $v_k$ is that change over $sigma_k$. DDPO, as published, maximises the reward alone; all other methods maximise
+
+$ bb(E)[ r(X_T) - beta sum_k |v_k (X_k)|^2 \/ 2 ] , $
+
+the KL weight of the comparison being $beta =$ {text(f"{beta:g}")}. The sampler that is trained, the one that is measured and the
+one that draws the pictures are the same code. With $eta = 1$ a change $d$ of the noise predicted at step $k$ costs the divergence
+
+$ (s_(k+1) \/ s_k - 1) |d|^2 \/ 2 , quad s = overline(a) \/ (1 - overline(a)) , $
+
+which is by far the largest at the end of few steps that are even in time. Layers that all steps share then pay nearly all of their
+divergence in the last step, whatever they change in the others. The levels of the tiny model's chain are even in $log s$, and every
+step pays alike.
+
+A target control $u$ is the gain that a unit of noise promises, over $beta$. At the tiny scale those with $beta |u| > 1$, in units
+of the standard deviation of the reward over pictures, are scaled down to that length for every method that regresses on them; the
+section on costates measures what this does.
+
+The learning rate, $beta$, that limit and the averaging of the tiny scale were chosen by looking at trainings from the first seed,
+most of them PI-FT's on the two composed prompts, and no method was tuned on its own: the rivals may gain from settings of their
+own. {tuned}Trainings from other seeds had no part in the choice.
+
+PI-FT regresses the control on $B_k^top a_(k+1)\/beta$ with full adjoints $a$ along
+paths of the current policy; lean adjoints leave out the derivative of the control (adjoint matching); the martingale-corrected
+adjoint subtracts noise of known mean; DPOK and DDPO weigh log-probabilities by rewards; DRaFT-1 differentiates the last step.
+The time-reversed BSDE runs the chain backwards from its images on fresh noise, with costates on the same noise. It needs the score
+of the marginal laws, for which it takes the one that the model itself goes by: in continuous time that is right for the pre-trained
+model and for the optimum, and a guess in between. Its derivatives of the control in all directions of the noise are differences
+along the noise that is there.
+"""
+
+
+def _methods(rows: Rows, beta: float) -> str:
+    picture = figure(
+        "reached.svg",
+        "Reward and the checker's accuracy of every method on every prompt, with two standard errors.",
+        "reached-figure",
+        "Two panels of points with error bars, one group per prompt, one marker per method.",
+    )
+    curves = figure(
+        "training.svg",
+        f"Reward of the sampled trajectories along training, averaged over {figures.SMOOTHED} rounds.",
+        "training-figure",
+        "Four panels, one per prompt: reward against rounds for every method.",
+    )
+    return f"""
+= Every method on every prompt
+
+{picture}
+
+{tables.reached(rows, beta)}
+
+{tables.repeated(rows, beta)}
+
+{tables.rates(rows, beta)}
+
+{curves}
+"""
+
+
+def _samples(rows: Rows, beta: float) -> str:
+    runs = [r for r in rows if r.metric == "reward" and set(r.setting) == {"beta"}]
+    blocks = []
+    for prompt in dict.fromkeys(r.problem for r in runs):
+        mine = [r for r in runs if r.problem == prompt and r.setting["beta"] == beta]
+        names = {r.estimator: picture_of(r.estimator, prompt, beta) for r in mine}
+        shown = {text(title): name for title, name in names.items() if name in rows.pictures}
+        blocks.append(
+            picture_rows(
+                shown,
+                f"“{text(prompt)}”: the same noise in every column.",
+                f"samples-{len(blocks)}",
+            )
+        )
+    return "= Pictures\n\n" + ("\n\n".join(blocks) or NOT_MEASURED)
+
+
+def _sweep(rows: Rows, prompt: str) -> str:
+    betas = rows.where("reward", prompt, PI_FT).having("beta").distinct("beta")
+    names = {f"$beta = {beta:g}$": picture_of(PI_FT, prompt, beta) for beta in betas}
+    shown = {title: name for title, name in names.items() if name in rows.pictures}
+    picture = figure(
+        "sweep.svg",
+        f"PI-FT on “{text(prompt)}”: norm of the gradient, reward and divergence along training.",
+        "sweep-figure",
+        "Three panels against rounds, one curve per KL weight.",
+    )
+    return f"""
+= The KL weight
+
+{picture}
+
+{tables.sweep(rows, prompt)}
+
+{picture_rows(shown, f"“{text(prompt)}” at several KL weights, the same noise in every column.", "samples-beta")}
+"""
+
+
+def _reproduction(rows: Rows, study: str) -> str:
+    scale = study.removeprefix("stable_diffusion").strip("_") or "tiny"
+    config = f"sd_experiments/configs/{CONFIGS[scale]}"
+    trainings = max(rows.of(study).distinct("training"), default=1)
+    variants = any(rows.of(study).distinct(key) for key in ("rate", "limit"))
+    return f"""
+= Reproduction
+
+```
+socft sd reproduce --scale {scale}{f" --trainings {trainings}" if trainings > 1 else ""}{" --variants" if variants else ""}
+socft sd adjoints --config {config}
+socft sd descent --scale {scale}
+socft sd benchmark --config {config}
+```
+
+{provenance(rows)}
+"""

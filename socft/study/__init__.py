@@ -1,0 +1,1 @@
+"""Running studies, and the names that a study and its report share."""

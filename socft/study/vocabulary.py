@@ -1,0 +1,32 @@
+"""How runs are compared, by a reproduction and by its report: their names, and when one has fallen."""
+
+from __future__ import annotations
+
+import re
+
+from socft.records import Record
+
+PRETRAINED = "pre-trained"
+PI_FT = "PI-FT"
+DPOK = "DPOK"
+BELIEVED = 4.0
+"""Standard errors beyond which a difference is called one."""
+
+
+def study_of(reproduction: str) -> str:
+    """Name of the study of gradients along the trainings of a reproduction."""
+    return reproduction.replace("stable_diffusion", "sd_descent")
+
+
+def picture_of(method: str, prompt: str, beta: float) -> str:
+    """File name of the pictures of one run."""
+    return re.sub(r"[^a-z0-9.]+", "-", f"{method} {prompt} {beta:g}".lower()) + ".png"
+
+
+def has_fallen(record: Record) -> bool:
+    """Whether a record is that of a run which ended below its best by more than noise."""
+    return (
+        record.metric == "drop"
+        and record.stderr is not None
+        and record.value > BELIEVED * record.stderr
+    )

@@ -1,0 +1,124 @@
+"""KL weights from the theory: the smallest that a statement, or a measured curvature, admits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from socft.checks import InvalidProblem, per_step, require
+from socft.theory.chain import Chain, PerStep, require_each
+from socft.theory.regularity import Statement, constants, constants_at
+
+_BISECTION = 1e-12
+"""Relative width at which a bisection on beta stops."""
+
+_LARGEST = 1e250
+"""Weights beyond this one, or below its inverse, count as infinite or zero (far from overflow)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BetaChoice:
+    """KL weights and what they guarantee.
+
+    Attributes:
+        beta: shape (T,).
+        rule: the rule that chose it.
+        margin: beta over the smallest the rule admits at that step, shape (T,); inf where every beta > 0 is admitted.
+        lam: guaranteed design constants, shape (T,); each inner update contracts by ``1 - lam``.
+    """
+
+    beta: PerStep
+    rule: str
+    margin: PerStep
+    lam: PerStep
+
+
+def scheduled_beta(chain: Chain, lam: float | Tensor, statement: Statement) -> BetaChoice:
+    """``beta_t = sigma_t^2 K_t / (1 - lam_t)``, the smallest weights with exactly the design constants ``lam``.
+
+    Raises:
+        InvalidProblem: a step needs no KL weight at all (zero curvature) or an infinite one.
+    """
+    found = constants(chain, lam, statement)
+    return _equality(found.beta_required, found.lam, f"schedule for lam ({statement.name})")
+
+
+def beta_from_curvature(sigma: PerStep, curvature: PerStep, lam: float | Tensor) -> BetaChoice:
+    """``beta_t = sigma_t^2 sup|Hess G V_{t+1}| / (1 - lam_t)`` from a curvature measured on the instance (derived here).
+
+    Necessary as well as sufficient for a contraction by ``1 - lam_t``: the update map has the Jacobian ``rho Hess(G V_{t+1})``. As
+    V_{t+1} depends on the later weights, measure and choose backwards from t = T - 1.
+
+    Args:
+        sigma: noise scales, shape (T,).
+        curvature: ``sup |Hess G V_{t+1}|``, shape (T,).
+        lam: design constants in (0, 1), one number or shape (T,).
+    """
+    rates, measured = per_step(lam, len(sigma), "lam"), per_step(curvature, len(sigma), "curvature")
+    require_each(
+        rates, lambda x: (x > 0) & (x < 1), "lam", "every design constant must lie in (0, 1)."
+    )
+    return _equality(sigma.square() * measured / (1 - rates), rates, "measured curvature")
+
+
+def constant_beta(chain: Chain, lam: float, statement: Statement) -> BetaChoice:
+    """The smallest constant beta under which a statement guarantees ``lam_t >= lam`` at every step, by bisection.
+
+    A larger beta has larger design constants, which give smaller Lipschitz constants, so the admissible weights form a half-line.
+
+    Args:
+        lam: the least design constant wanted, in [0, 1); 0 gives the infimum of the admissible weights.
+
+    Raises:
+        InvalidProblem: no finite beta is admissible, or every positive one is.
+    """
+    require(0 <= lam < 1, f"lam = {lam}; the least design constant must lie in [0, 1).")
+
+    def admissible(beta: float) -> bool:
+        try:
+            return bool((constants_at(chain, beta, statement).lam >= lam).all())
+        except InvalidProblem:
+            return False
+
+    beta = _least(admissible, statement.name)
+    found = constants_at(chain, beta, statement)
+    margin = beta * (1 - lam) / (chain.sigma.square() * found.curvature)
+    return BetaChoice(
+        torch.full_like(chain.sigma, beta), f"constant ({statement.name})", margin, found.lam
+    )
+
+
+def _least(admissible: Callable[[float], bool], name: str) -> float:
+    """The least admissible number, from above, to relative width `_BISECTION`."""
+    high = 1.0
+    while not admissible(high):
+        high *= 16
+        require(
+            high < _LARGEST,
+            f"no beta below {_LARGEST:g} satisfies {name}; give finite Lipschitz constants or sharper bounds.",
+        )
+    low = high
+    while admissible(low):
+        low /= 16
+        require(
+            low > 1 / _LARGEST,
+            f"every beta > 0 satisfies {name}, whose value functions are affine; choose it by the reward.",
+        )
+    while high - low > _BISECTION * high:
+        middle = math.sqrt(low) * math.sqrt(high)
+        low, high = (low, middle) if admissible(middle) else (middle, high)
+    return high
+
+
+def _equality(beta: Tensor, lam: Tensor, rule: str) -> BetaChoice:
+    require_each(
+        beta,
+        lambda x: (x > 0) & x.isfinite(),
+        "required beta",
+        "use a constant beta or finite Lipschitz constants.",
+    )
+    return BetaChoice(beta, rule, torch.ones_like(beta), lam)

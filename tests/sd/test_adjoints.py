@@ -1,0 +1,291 @@
+"""What makes costates large: continuations against exact laws, and the study as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from sd_experiments import config
+from sd_experiments.commands import TINY
+from sd_experiments.studies.adjoints import (
+    PARTS,
+    QUICK,
+    STUDY,
+    directions,
+    forks,
+    limits,
+    run,
+    spread_of_rewards,
+    tasks,
+)
+from sd_experiments.studies.descent import PARTS as HALVES
+from sd_experiments.studies.descent import descent
+from sd_experiments.studies.gradient_agreement import (
+    agreement,
+    alignment,
+    gradients,
+    jackknifed,
+    squared_mean,
+)
+from sd_experiments.training.build import build
+from sd_experiments.training.task import Task
+from socft.estimators.adjoint_matching import AdjointMatching
+from socft.policy import Uncontrolled
+from socft.problem import ControlProblem
+from socft.records import read
+from socft.report.rows import Rows
+from socft.reward import FunctionReward
+from toy.problems import benchmark
+
+DIRECTION = torch.tensor([1.0, -2.0], dtype=torch.float64)
+
+
+def linear() -> Task:
+    """A Gaussian chain with a linear reward: continuations from any state have a variance that does not depend on it."""
+    reference = benchmark("lq-sde", d=2, steps=5).problem.reference
+    problem = ControlProblem(reference, FunctionReward(lambda x: x @ DIRECTION), 1.0)
+    return Task("linear", problem, Uncontrolled(reference))
+
+
+def deviation(task: Task, start: int) -> float:
+    """Exact, by the chain's own linear maps: sqrt(sum_k |B_k^T A_{k+1}^T ... A_{T-1}^T c|^2)."""
+    reference, zero, unit = (
+        task.problem.reference,
+        torch.zeros(2, 2, dtype=torch.float64),
+        torch.eye(2, dtype=torch.float64),
+    )
+    costate, variance = DIRECTION, 0.0
+    for k in reversed(range(start, reference.steps)):
+        pushed = reference.step(k, zero, unit) - reference.step(k, zero, zero)
+        variance += float((pushed @ costate).square().sum())
+        costate = (reference.mean(k, unit) - reference.mean(k, zero)) @ costate
+    return variance**0.5
+
+
+def test_continuations_have_the_exact_deviation_of_rewards():
+    task, number = linear(), 4000
+    states = torch.tensor([[0.0, 0.0], [3.0, -1.0]], dtype=torch.float64)
+    expected = [deviation(task, k) for k in range(task.problem.steps)]
+    assert expected == sorted(expected, reverse=True)
+    for k, exact in enumerate(expected):
+        found = spread_of_rewards(task, states, k, number)
+        assert found.shape == (2,)
+        assert float((found / exact - 1).abs().max()) < 4 / (2 * number) ** 0.5
+
+
+def test_nothing_is_undecided_at_the_end():
+    task = linear()
+    assert (
+        float(
+            spread_of_rewards(task, torch.ones(3, 2, dtype=torch.float64), task.problem.steps, 4)
+            .abs()
+            .max()
+        )
+        == 0
+    )
+
+
+def test_every_prompt_is_measured_alone_and_at_every_scale_of_guidance():
+    settings = config.read(TINY)
+    made = tasks(settings, QUICK)
+    assert (
+        len({task.name for task in made})
+        == len(made)
+        == len(settings.problem.prompts) * (4 + len(QUICK.guidance))
+    )
+    for task in made:
+        parsed = config.parse(task.arguments["settings"])
+        assert len(parsed.problem.prompts) == 1
+        assert parsed.problem.prompts[0] in task.name
+
+
+def alone(prompt: str) -> config.Settings:
+    """The tiny configuration of one prompt, with few steps and few paths."""
+    settings = config.read(TINY)
+    batch = dataclasses.replace(settings.batch, trajectories=2, paths=4, micro_batch=4)
+    problem, sampler = (
+        dataclasses.replace(settings.problem, prompts=(prompt,)),
+        dataclasses.replace(settings.sampler, steps=3),
+    )
+    return dataclasses.replace(settings, problem=problem, sampler=sampler, batch=batch)
+
+
+def test_top_and_rest_are_all_paths_and_the_top_has_larger_costates():
+    settings = alone("four circles")
+    found = Rows(tuple(forks(settings.plain(), 20, 2)))
+    for k in range(settings.sampler.steps):
+        seeds = [
+            record.seeds for part in PARTS for record in found.where("undecided", step=k, part=part)
+        ]
+        assert seeds == [2, 18]
+    largest = {
+        part: max(record.value for record in found.where("adjoint", part=part)) for part in PARTS
+    }
+    assert largest["top"] > largest["rest"]
+    assert all(-1 <= record.value <= 1 for record in found.where("rank_correlation"))
+
+
+def test_the_study_can_be_repeated(tmp_path: Path):
+    """The same noise gives the same numbers, and the file has them."""
+    settings = tmp_path / "one.toml"
+    lines = [line for line in TINY.read_text().splitlines() if not line.startswith("prompts = [")]
+    text = "\n".join(lines).replace("[problem]", '[problem]\nprompts = ["four circles"]')
+    for long, short in {
+        "paths = 16": "paths = 4",
+        "trajectories = 16": "trajectories = 2",
+        "\nsteps = 10": "\nsteps = 3",
+    }.items():
+        assert long in text
+        text = text.replace(long, short)
+    settings.write_text(text)
+    small = [run(settings, True, tmp_path / name, workers=1) for name in ("a", "b")]
+    values = [[(r.metric, dict(r.setting), r.value) for r in rows] for rows in small]
+    assert values[0] == values[1] != []
+    assert [r.value for r in read(tmp_path / "a" / f"{STUDY}.jsonl")] == [r.value for r in small[0]]
+    metrics = {
+        "undecided",
+        "log_growth",
+        "adjoint",
+        "rank_correlation",
+        "agreement",
+        "fidelity",
+        "limited",
+        "reward",
+        "accuracy",
+    }
+    assert {r.metric for r in small[0]} - {"alignment"} == metrics
+
+
+@pytest.mark.parametrize(
+    ("vectors", "expected"),
+    [
+        ([[1.0, 2.0], [2.0, 4.0], [0.5, 1.0]], 1.0),
+        ([[1.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 2.0]], 0.0),
+        ([[1.0, 0.0], [5.0, 0.0], [-2.0, 0.0]], -1 / 3),
+    ],
+)
+def test_agreement_is_the_mean_cosine_of_pairs(vectors: list[list[float]], expected: float):
+    assert agreement(torch.tensor(vectors)) == pytest.approx(expected, abs=1e-15)
+
+
+def test_agreement_of_noisy_vectors_and_its_error():
+    """Of mean + unit noise in many dimensions: |mean|^2 / (|mean|^2 + dimensions); the error is the deviation over repetitions."""
+    dims, number, repeated, generator = 2000, 6, 400, torch.Generator().manual_seed(0)
+    mean = torch.zeros(dims, dtype=torch.float64)
+    mean[0] = dims**0.5
+    draws = (
+        mean + torch.randn(number, dims, generator=generator, dtype=torch.float64)
+        for _ in range(repeated)
+    )
+    values, errors = torch.tensor(
+        [jackknifed(agreement, each) for each in draws], dtype=torch.float64
+    ).T
+    assert float((values.mean() - 0.5).abs()) < 4 * float(values.std()) / repeated**0.5 + 1 / dims
+    assert float(errors.square().mean().sqrt() / values.std()) == pytest.approx(
+        1, abs=4 / (2 * repeated) ** 0.5 + 0.1
+    )
+
+
+def test_alignment_is_the_cosine_of_the_means_whatever_the_noise():
+    """Two means at an angle of 60 degrees, one under noise of its own length, one under noise four times as long."""
+    dims, number, repeated, generator = 400, 12, 400, torch.Generator().manual_seed(1)
+    a, b = torch.zeros(2, dims, dtype=torch.float64)
+    a[0], b[0], b[1] = 10.0, 1.0, 3**0.5
+
+    def noisy(mean: torch.Tensor, size: float) -> torch.Tensor:
+        noise = torch.randn(number, dims, generator=generator, dtype=torch.float64)
+        return mean + size * float(mean.norm()) / dims**0.5 * noise
+
+    found = [jackknifed(alignment, noisy(a, 1.0), noisy(b, 4.0)) for _ in range(repeated)]
+    values, errors = torch.tensor(found, dtype=torch.float64).T
+    assert float((values.mean() - 0.5).abs()) < 0.02
+    assert float(errors.median() / values.std()) == pytest.approx(1, abs=0.25)
+    assert math.isnan(alignment(torch.eye(3), torch.eye(3)))
+
+
+def test_estimators_of_the_policy_gradient_are_the_same_at_the_pre_trained_model():
+    """Without a control, lean and full adjoints are equal, and so is the corrected one where the policy's costate corrects it."""
+    found = Rows(tuple(directions(alone("a green triangle").plain(), 3, 1)))
+    lean, full = (
+        found.where("agreement", estimator=name, after=0).one()
+        for name in ("adjoint matching", "PI-FT")
+    )
+    assert lean is not None
+    assert full is not None
+    assert lean.value == pytest.approx(full.value, rel=1e-4)
+    assert {record.setting["after"] for record in found} == {0, 1}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_half_precision_network_gives_nearly_the_same_gradient(dtype: str):
+    """With the learnt reward behind the decoder: only the network rounds, images and rewards are as precise as states."""
+    settings = alone("a green triangle")
+    found = []
+    for each in ("float32", dtype):
+        half = dataclasses.replace(settings, model=dataclasses.replace(settings.model, dtype=each))
+        mine, _ = next(gradients(build(half), AdjointMatching(), 1, 0))
+        found.append(mine[0])
+    assert float(torch.cosine_similarity(*found, dim=0)) > 0.9
+
+
+def test_a_lower_limit_scales_more_target_controls_and_the_first_is_none():
+    found = Rows(tuple(limits(alone("four circles").plain(), 3)))
+    shares = [record.value for record in found.where("limited")]
+    assert shares == sorted(shares)
+    assert shares[0] == 0 < shares[-1]
+    assert found.where("fidelity", limit=None).records[0].value == pytest.approx(1, abs=1e-12)
+    assert all(
+        record.value < 1
+        for record in found.where("fidelity")
+        if record.setting["limit"] is not None
+    )
+
+
+def test_the_squared_mean_has_no_bias_by_noise():
+    """Unlike the square of the mean of the batches, whose bias is the variance over their number."""
+    generator, mean = (
+        torch.Generator().manual_seed(0),
+        torch.tensor([0.3, -0.4], dtype=torch.float64),
+    )
+    draws = [
+        mean + torch.randn(5, 2, generator=generator, dtype=torch.float64) for _ in range(4000)
+    ]
+    found, biased = (
+        torch.tensor([measure(each) for each in draws])
+        for measure in (squared_mean, square_of_mean)
+    )
+    assert abs(float(found.mean()) - 0.25) < 4 * float(found.std()) / len(draws) ** 0.5
+    assert abs(float(biased.mean()) - 0.25 - 2 / 5) < 4 * float(biased.std()) / len(draws) ** 0.5
+
+
+def square_of_mean(gradients: torch.Tensor) -> float:
+    return float(gradients.mean(0).square().sum())
+
+
+def test_descent_measures_before_halfway_and_after():
+    """The run's own trainer, at its own steps; a batch has as much as its mean and its noise."""
+    settings = alone("four circles")
+    settings = dataclasses.replace(
+        settings,
+        run=dataclasses.replace(settings.run, steps=4),
+        estimator=config.Estimator("pi_ft"),
+    )
+    found = Rows(tuple(descent("s", settings.plain(), 3)))
+    assert (
+        [record.setting["step"] for record in found.where("gradient_squared")]
+        == [round(part * 4) for part in HALVES]
+        == [0, 2, 4]
+    )
+    experiment = build(settings)
+    start, _ = next(
+        gradients(experiment, experiment.estimator, 3, 3, (settings.batch.target_clip,))
+    )
+    first = found.where("mean_gradient_squared", part=0.0).one()
+    assert first is not None
+    assert math.isclose(first.value, squared_mean(start), rel_tol=1e-6)
+    for metric in ("mean_gradient_squared", "gradient_squared"):
+        assert len({record.value for record in found.where(metric)}) == 3

@@ -1,0 +1,177 @@
+"""Time and memory of gradient steps: what is varied, what is counted, what is refused; sizes of the random models."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from sd_experiments import config
+from sd_experiments.studies.benchmark import (
+    ESTIMATORS,
+    FULL,
+    QUICK,
+    STUDY,
+    Cell,
+    Sweep,
+    changed,
+    experiment_of,
+    measured,
+    run,
+    settings_of,
+    tasks,
+)
+from sd_experiments.studies.random_models import RANDOM, stable_diffusion_15
+from sd_experiments.training.session import trainer_of
+from socft.checks import InvalidProblem
+from socft.records import read
+from socft.report.rows import Rows
+from socft.report.stable_diffusion.tables import benchmark
+from socft.report.typeset import number
+from toy.measure import Memory
+
+SMALL = RANDOM["small"].settings
+ENTRIES = 4 * 8 * 8  # numbers in a latent of the small model
+FLOAT = 4  # bytes
+COPIES = 8  # states, controls, noise and targets, twice
+
+
+def settings(cell: Cell, estimator: str = "adjoint_matching") -> dict:
+    return changed(SMALL, estimator, ESTIMATORS[estimator], cell, 1).plain()
+
+
+def test_one_number_is_varied_at_a_time():
+    sweep = Sweep(steps=(2, 4), trajectories=(1, 4), loss_steps=(1, None), repeats=1)
+    assert sweep.cells(SMALL) == [Cell(4, 4, 4), Cell(2, 4, 2), Cell(4, 1, 4), Cell(4, 4, 1)]
+    few = dataclasses.replace(SMALL, batch=dataclasses.replace(SMALL.batch, loss_steps=3))
+    assert sweep.cells(few) == [
+        Cell(4, 4, 3),
+        Cell(2, 4, 2),
+        Cell(4, 1, 3),
+        Cell(4, 4, 1),
+        Cell(4, 4, 4),
+    ]
+    base = dataclasses.replace(sweep, base=Cell(8, 2, 8))
+    assert base.cells(SMALL)[0] == Cell(8, 2, 8)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("sweep", [FULL, QUICK], ids=["full", "quick"])
+def test_every_cell_is_a_valid_run(name: str, sweep: Sweep):
+    made = tasks(RANDOM[name].settings, name, ESTIMATORS, sweep)
+    assert (
+        len({task.name for task in made})
+        == len(made)
+        == len(ESTIMATORS) * len(sweep.cells(RANDOM[name].settings))
+    )
+    for task in made:
+        parsed = config.parse(task.arguments["settings"])
+        assert parsed.batch.per_step == parsed.batch.trajectories
+        assert parsed.run.steps == 1 + sweep.repeats
+
+
+def test_the_full_size_is_the_papers():
+    own = RANDOM["sd15"].settings
+    assert (own.sampler.steps, own.batch.per_step) == (50, 10)
+    assert Cell(50, 10, 50) == FULL.cells(own)[0]
+    with torch.device("meta"):
+        pipeline = stable_diffusion_15()
+    counted = [
+        sum(p.numel() for p in part.parameters())
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    ]
+    assert counted == [859_520_964, 83_653_863, 123_060_480]
+    assert pipeline.unet.config["sample_size"] * 8 == 512
+
+
+@pytest.mark.parametrize(
+    ("estimator", "per_step"),
+    [("score_function", 2), ("adjoint_matching", 3), ("pi_ft", 4)],
+)
+def test_the_calls_of_the_network_are_those_of_the_algorithm(estimator: str, per_step: int):
+    """A rollout asks for the pre-trained and the fine-tuned output at every step, and so does every backward pass, of two
+    trajectories each, once; a lean costate differentiates the pre-trained mean, a full one the policy too."""
+    for cell in (Cell(2, 4, 2), Cell(4, 4, 1), Cell(4, 2, 1)):
+        found = measured(settings(cell, estimator), "small")
+        assert found.calls == per_step * cell.steps + 2 * (cell.trajectories // 2)
+        assert len(found.seconds) == 1
+
+
+def peak(cell: Cell) -> int:
+    """Bytes of the tensors of one gradient step, weights excluded."""
+    trainer = trainer_of(experiment_of(config.parse(settings(cell)), "small"))
+    with Memory() as memory:
+        next(trainer.iterations())
+    return memory.peak
+
+
+def test_memory_beyond_the_path_does_not_grow_with_the_steps():
+    """A path keeps states, controls, noise and targets; lists and their stacks stand side by side while they are made."""
+    few, many = Cell(2, 4, 1), Cell(10, 4, 1)
+    found = [peak(each) for each in (few, many, Cell(10, 4, 10))]
+    assert (
+        found[1] - found[0]
+        < COPIES * (many.steps - few.steps) * many.trajectories * ENTRIES * FLOAT
+    )
+    assert found[2] > 2 * found[1]
+
+
+def test_cells_are_recorded_and_failures_named(tmp_path: Path):
+    """A black box has no gradient for adjoint matching and suffices for DDPO."""
+    file = tmp_path / "black.toml"
+    tables = '[sampler]\nsteps = 3\nspacing = "leading"\n[batch]\ntrajectories = 2\n[reward]\nblack_box = true\n'
+    file.write_text('[problem]\nprompts = ["a circle"]\n' + tables)
+    sweep = Sweep((), (), (), repeats=2)
+    records = run(
+        file, "small", False, tmp_path, {name: {} for name in ("adjoint_matching", "ddpo")}, sweep
+    )
+    assert read(tmp_path / f"{STUDY}.jsonl") == records
+    refused, *found = records
+    assert (refused.metric, refused.estimator) == ("refused", "adjoint_matching")
+    assert "is a black box without a gradient" in refused.setting["reason"]
+    assert [record.metric for record in found] == ["seconds", "peak_mb", "start_mb"]
+    by_name = {record.metric: record for record in found}
+    for record in found:
+        asked = {"steps": 3, "trajectories": 2, "loss_steps": 3, "estimator": "ddpo"}
+        assert asked.items() <= record.setting.items()
+        assert (record.study, record.problem, record.estimator, record.device) == (
+            STUDY,
+            "small",
+            "ddpo",
+            "cpu",
+        )
+    assert by_name["seconds"].value > 0
+    assert by_name["seconds"].seeds == 2
+    assert by_name["seconds"].evaluations == 2 * 3 + 2
+    assert by_name["peak_mb"].value >= by_name["start_mb"].value > 0
+
+
+def test_nothing_measured_and_nothing_named_are_refused(tmp_path: Path):
+    with pytest.raises(
+        InvalidProblem, match="give a configuration or one of the random models: sd15, small"
+    ):
+        settings_of(None, None)
+    with pytest.raises(
+        InvalidProblem, match="there is no random model 'sdxl'; give one of: sd15, small"
+    ):
+        settings_of(None, "sdxl")
+    with pytest.raises(
+        InvalidProblem,
+        match=r"no cell could be measured; the first one says: .*there is no estimator 'absent'",
+    ):
+        run(None, "small", True, tmp_path, {"absent": {}}, Sweep((), (), (), 1))
+
+
+def test_every_measured_cell_is_a_row_of_the_report_with_its_memory(tmp_path: Path):
+    """Estimators with options have these in their settings too."""
+    sweep = Sweep((2,), (2,), (1,), repeats=1, base=Cell(2, 2, 2))
+    records = run(None, "small", True, tmp_path, {"draft_k": {"last": 1}, "dpok": {}}, sweep)
+    table = benchmark(Rows(tuple(records)))
+    seconds, memory = (
+        [r for r in records if r.metric == metric] for metric in ("seconds", "peak_mb")
+    )
+    assert len(seconds) == len(memory) == 2 * 2
+    for record in memory:
+        assert number(record.value) in table

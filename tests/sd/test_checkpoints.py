@@ -1,0 +1,387 @@
+"""Checkpoints: what is written comes back bit for bit, and nothing that goes wrong costs more than the steps since the last one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from sd_experiments.training import checkpoints as module
+from sd_experiments.training import session
+from sd_experiments.training.buffer import encode
+from sd_experiments.training.checkpoints import CheckpointFailed, Checkpoints
+from sd_experiments.training.monitor import Display, Metrics, read_metrics
+from sd_experiments.training.train import Trainer
+from socft.checks import InvalidProblem
+from socft.estimators.adjoint_matching import AdjointMatching
+from socft.estimators.base import Estimator
+from socft.estimators.baseline import LeaveOneOut
+from socft.estimators.ddpo import DDPO
+from socft.estimators.dpok import DPOK
+from socft.estimators.truncated_backprop import TruncatedBackprop
+from tests.sd.test_train import trainer_with
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+TABLES: dict[str, dict[str, Any]] = {
+    "batch": {
+        "trajectories": 6,
+        "passes": 3,
+        "paths": 9,
+        "ess": 0.0,
+        "loss_steps": 2,
+        "mask_quantile": 0.9,
+    },
+    "run": {"steps": 5, "ema": 0.5},
+    "optimiser": {"rate": 0.01},
+}
+
+
+def trainer(estimator: Estimator | None = None, **tables: dict[str, Any]) -> Trainer:
+    return trainer_with(estimator, 2, None, **(TABLES | tables))
+
+
+def advance(trainer: Trainer, steps: int) -> None:
+    iterations = trainer.iterations()
+    for _ in range(steps):
+        next(iterations)
+
+
+def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
+    moments = {
+        f"{key}.{name}": value
+        for name, p in trainer.parameters.items()
+        for key, value in trainer.optimiser.state[p].items()
+    }
+    return (
+        {name: p.detach().clone() for name, p in trainer.parameters.items()}
+        | {f"ema.{n}": v for n, v in trainer.ema.items()}
+        | moments
+    )
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [AdjointMatching(), DDPO(), DPOK(LeaveOneOut()), TruncatedBackprop(2)],
+    ids=lambda e: type(e).__name__,
+)
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path, estimator: Estimator, stop: int):
+    """Stopped in the middle of a round, at its end, and in the next one."""
+    whole, first, second = trainer(estimator), trainer(estimator), trainer(estimator)
+    advance(whole, 5)
+    advance(first, stop)
+    store = Checkpoints(tmp_path)
+    store.save(first.step, *first.files())
+    torch.randn(3)
+    found = store.newest()
+    assert found is not None
+    second.restore(found)
+    advance(second, 5 - stop)
+    expected, got = everything(whole), everything(second)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert (whole.quantile, whole.rounds, whole.paths, whole.round) == (
+        second.quantile,
+        second.rounds,
+        second.paths,
+        second.round,
+    )
+    assert not torch.equal(expected["gain"], first.parameters["gain"])
+
+
+def test_the_global_random_state_comes_back(tmp_path: Path):
+    one, store = trainer(), Checkpoints(tmp_path)
+    advance(one, 1)
+    store.save(1, *one.files())
+    expected = torch.randn(4)
+    found = store.newest()
+    assert found is not None
+    trainer().restore(found)
+    assert torch.equal(torch.randn(4), expected)
+
+
+def test_the_last_few_are_kept(tmp_path: Path):
+    store = Checkpoints(tmp_path, keep=2)
+    for step in (5, 10, 15):
+        store.save(step, {"own": b"a"}, {"shared": str(step).encode()})
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == [
+        "step-00000010",
+        "step-00000015",
+    ]
+    found = store.newest()
+    assert found is not None
+    assert (found.step, (found.folder / "shared").read_text()) == (15, "15")
+    assert Checkpoints(tmp_path / "absent").newest() is None
+
+
+def damage_truncate(folder: Path) -> None:
+    file = folder / "shared"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def damage_flip(folder: Path) -> None:
+    (folder / "shared").write_bytes(b"X" * 5)
+
+
+def damage_remove(folder: Path) -> None:
+    (folder / "own").unlink()
+
+
+def damage_manifest(folder: Path) -> None:
+    (folder / module.MANIFEST).write_text("{")
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove, damage_manifest])
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage):
+    said: list[str] = []
+    store = Checkpoints(tmp_path, say=said.append)
+    for step in (1, 2):
+        store.save(step, {"own": b"own"}, {"shared": b"12345"})
+    assert store.newest() == module.Found(2, tmp_path / "step-00000002")
+    assert said == []
+    damage(tmp_path / "step-00000002")
+    found = store.newest()
+    assert found is not None
+    assert found.step == 1
+    assert len(said) == 1
+    assert said[0].startswith("continuing from step 1, the newest checkpoint that is whole: ")
+    assert str(tmp_path / "step-00000002") in said[0]
+    damage(tmp_path / "step-00000001")
+    with pytest.raises(
+        InvalidProblem,
+        match=r"every checkpoint in .* is damaged \(.*step-00000002.*; .*step-00000001.*\); remove the folder",
+    ):
+        store.newest()
+
+
+@pytest.mark.parametrize("files", [0, 1, 2])
+def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path: Path, monkeypatch, files: int):
+    """The disk fills up before the first, second or third file."""
+    store, write, count = Checkpoints(tmp_path), module._write, 0
+    store.save(1, {"own": b"own"}, {"shared": b"12345"})
+
+    def full(file: Path, content: bytes) -> None:
+        nonlocal count
+        count += 1
+        if count > files:
+            raise FULL
+        write(file, content)
+
+    monkeypatch.setattr(module, "_write", full)
+    with pytest.raises(CheckpointFailed) as refused:
+        store.save(2, {"own": b"own"}, {"shared": b"12345"})
+    assert str(refused.value) == (
+        f"the checkpoint of step 2 could not be written to {tmp_path} (No space left on device); the last checkpoint is of step 1: "
+        "make room and run the same command with --resume."
+    )
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000001"]
+    monkeypatch.setattr(module, "_write", write)
+    found = store.newest()
+    assert found is not None
+    assert found.step == 1
+    store.save(2, {"own": b"own"}, {"shared": b"12345"})
+    assert [folder.name for folder in sorted(tmp_path.iterdir())] == [
+        "step-00000001",
+        "step-00000002",
+    ]
+
+
+def test_a_run_that_was_killed_while_writing_leaves_nothing_that_counts(tmp_path: Path):
+    store = Checkpoints(tmp_path)
+    store.save(1, {"own": b"own"}, {"shared": b"12345"})
+    (tmp_path / ".step-00000002.partial").mkdir()
+    (tmp_path / ".step-00000002.partial" / "own").write_bytes(b"o")
+    found = store.newest()
+    assert found is not None
+    assert found.step == 1
+    store.save(2, {"own": b"own"}, {"shared": b"12345"})
+    assert (tmp_path / "step-00000002" / "own").read_bytes() == b"own"
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path):
+    one, store = trainer(), Checkpoints(tmp_path)
+    advance(one, 2)
+    store.save(2, *one.files())
+    found = store.newest()
+    assert found is not None
+    with pytest.raises(
+        InvalidProblem,
+        match=r"run.seed was 0 when this run began and is 1 now; start another run with --out, or set it",
+    ):
+        trainer(run=TABLES["run"] | {"seed": 1}).restore(found)
+    longer = trainer(run=TABLES["run"] | {"steps": 9}, optimiser={"rate": 0.002})
+    longer.restore(found)
+    assert longer.step == 2
+    text = json.loads((found.folder / "state.json").read_text())
+    (found.folder / "state.json").write_text(json.dumps(text | {"processes": 2}))
+    with pytest.raises(
+        InvalidProblem,
+        match="the checkpoint is of 2 processes and there are 1; continue with as many",
+    ):
+        trainer().restore(found)
+
+
+def test_layers_of_another_network_are_refused(tmp_path: Path):
+    one, store = trainer(), Checkpoints(tmp_path)
+    advance(one, 1)
+    store.save(1, *one.files())
+    found = store.newest()
+    assert found is not None
+    other = trainer()
+    other.parameters["gain"] = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    with pytest.raises(
+        InvalidProblem, match=r"has no layer gain of shape \(1,\); it belongs to another network"
+    ):
+        other.restore(found)
+
+
+def test_labels_of_an_unknown_kind_are_refused():
+    one = trainer(DDPO())
+    advance(one, 1)
+    assert one.pool is not None
+    entry = one.pool.entries[0]
+    assert b"RatioLabels" in encode([entry])
+    with pytest.raises(
+        InvalidProblem,
+        match="labels of the kind 'os:system'; run with the estimator that made them",
+    ):
+        type(entry).of(entry.about() | {"labels": "os:system"}, entry.tensors())
+
+
+def test_metrics_after_the_checkpoint_are_dropped_and_a_cut_line_too(tmp_path: Path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps({"step": i}) + "\n" for i in (1, 2, 3)) + '{"ste')
+    metrics = Metrics(file, 2)
+    metrics.close()
+    assert read_metrics(file) == [{"step": 1}, {"step": 2}]
+    file.write_text('{"ste\n{"step": 2}\n')
+    with pytest.raises(InvalidProblem, match=r"line 1 of .* is damaged"):
+        read_metrics(file)
+
+
+def test_the_state_before_a_reward_that_is_not_a_number_is_kept(tmp_path: Path):
+    calls = []
+
+    def reward(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return (2 * x).sin().sum(1) * (torch.nan if len(calls) > 7 else 1)
+
+    tables: dict[str, dict[str, Any]] = {
+        "batch": {"trajectories": 4},
+        "run": {"steps": 9, "checkpoint_every": 2},
+    }
+    one, store = trainer_with(None, 1, [reward], **tables), Checkpoints(tmp_path)
+    with pytest.raises(
+        InvalidProblem, match="4 of 4 paths of round 3 have rewards that are not finite"
+    ):
+        session._run(one, store)
+    found = store.newest()
+    assert found is not None
+    assert found.step == one.step == 3
+    again = trainer_with(None, 1, None, **tables)
+    again.restore(found)
+    advance(again, 1)
+    whole = trainer_with(None, 1, None, **tables)
+    advance(whole, 4)
+    assert all(
+        torch.equal(again.parameters[name], whole.parameters[name]) for name in whole.parameters
+    )
+
+
+def test_a_full_disk_stops_a_run_with_what_to_do(tmp_path: Path, monkeypatch):
+    one, store = trainer(), Checkpoints(tmp_path)
+
+    def full(file: Path, content: bytes) -> None:
+        raise FULL
+
+    monkeypatch.setattr(module, "_write", full)
+    with pytest.raises(
+        CheckpointFailed,
+        match=r"the checkpoint of step 5 .*; there is no checkpoint yet: make room",
+    ):
+        session._run(one, store)
+    assert list(tmp_path.iterdir()) == []
+
+
+def run_until(error: Exception, tmp_path: Path, monkeypatch) -> None:
+    """A run in which an observer fails after the third step."""
+    settings = trainer(run={"steps": 5, "checkpoint_every": 2}).settings
+    settings = dataclasses.replace(
+        settings, run=dataclasses.replace(settings.run, out=str(tmp_path / "run"))
+    )
+    monkeypatch.setattr(session, "build", lambda _: None)
+    monkeypatch.setattr(
+        session, "trainer_of", lambda *_: trainer(run={"steps": 5, "checkpoint_every": 2})
+    )
+
+    @contextlib.contextmanager
+    def observed(*_: object):
+        def fail(iteration) -> None:
+            if iteration.measured.step == 3:
+                raise error
+
+        yield fail
+
+    monkeypatch.setattr(session, "_observed", observed)
+    session.fine_tune(settings, False, Display(5, silent=True))
+
+
+def test_a_full_disk_under_the_metrics_does_too(tmp_path: Path, monkeypatch):
+    """Whatever is written: the numbers, TensorBoard's files, the layers at the end."""
+    said = r"run could not be written \(No space left on device\) after gradient step 3; the last checkpoint is of step 2: make"
+    with pytest.raises(InvalidProblem, match=said):
+        run_until(FULL, tmp_path, monkeypatch)
+    with pytest.raises(
+        InvalidProblem,
+        match=r"run could not be written \(Error while serializing\) after gradient step 3",
+    ):
+        run_until(SafetensorError("Error while serializing"), tmp_path / "again", monkeypatch)
+
+
+def test_what_a_reward_could_not_reach_is_no_full_disk(tmp_path: Path, monkeypatch):
+    with pytest.raises(ConnectionRefusedError):
+        run_until(
+            ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), tmp_path, monkeypatch
+        )
+
+
+def test_a_length_on_which_the_learning_rate_depends_stays(tmp_path: Path):
+    """Otherwise a run can be continued further."""
+    for decay in (0.0, 0.5):
+        store = Checkpoints(tmp_path / str(decay))
+        tables = {"batch": {"trajectories": 4}, "optimiser": {"decay": decay}}
+        session._run(
+            trainer_with(None, 1, None, **tables, run={"steps": 4, "checkpoint_every": 2}), store
+        )
+        longer, found = (
+            trainer_with(None, 1, None, **tables, run={"steps": 6, "checkpoint_every": 2}),
+            store.newest(),
+        )
+        assert found is not None
+        if decay:
+            said = r"run\.steps was 4 when this run began and is 6 now, and the learning rate falls over the last 50% of them"
+            with pytest.raises(InvalidProblem, match=said):
+                longer.restore(found)
+        else:
+            longer.restore(found)
+            assert len(list(longer.iterations())) == 2
+
+
+def test_an_interrupt_says_where_it_continues(tmp_path: Path):
+    one, store = trainer(run={"steps": 9, "checkpoint_every": 2}), Checkpoints(tmp_path)
+
+    def stop(iteration) -> None:
+        if iteration.measured.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(
+        KeyboardInterrupt, match=r"^stopped after gradient step 3; --resume continues after step 2$"
+    ):
+        session._run(one, store, stop)

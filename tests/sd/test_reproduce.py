@@ -1,0 +1,315 @@
+"""The reproduction's runs on a small random model: equal budgets, equal noise, and the same records after an interruption."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sd_experiments.studies import gradient_agreement, reproduce
+from sd_experiments.studies.reproduce import REGRESSING, SCALES, Method, Scale, settings_of, tasks
+from sd_experiments.training.build import ESTIMATORS, build, made
+from socft.checks import InvalidProblem
+from socft.estimators.full_adjoint import FullAdjoint
+from socft.records import Record, encode, read
+from socft.report.rows import Rows
+from socft.report.stable_diffusion.report import report
+from socft.report.stable_diffusion.tables import ahead_at_the_best_rate, ahead_in_trainings
+from socft.study.vocabulary import PI_FT, PRETRAINED, picture_of
+from tests.sd.test_train import written
+
+STILL = 1e-30
+"""A learning rate that moves nothing."""
+FAST = 0.1
+"""One after which paths say little about the policy: their weights have an effective sample size of less than half their number."""
+
+
+@pytest.fixture
+def scale(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scale:
+    """Two prompts, two methods and an extra KL weight."""
+    monkeypatch.setattr(reproduce, "WORK", tmp_path / "work")
+    file = written(model, tmp_path / "run")
+    dpok = Method("DPOK", "dpok", batch={"passes": 2, "loss_steps": 1, "ess": 0.0}, rate=FAST)
+    methods = (Method(PI_FT, "pi_ft", rate=STILL), dpok)
+    return Scale("tiny", str(file), 3, methods, (9.0,), (), 6, 3, 3, 1)
+
+
+def value(
+    records: list[Record], metric: str, method: str, prompt: str, beta: float | None = None
+) -> Record:
+    found = [
+        r
+        for r in records
+        if (r.metric, r.estimator, r.problem) == (metric, method, prompt)
+        and set(r.setting) == {"beta"}
+        and beta in (None, r.setting["beta"])
+    ]
+    return found[0]
+
+
+def test_every_method_samples_as_many_trajectories():
+    for each in SCALES.values():
+        prompts = each.settings.problem.prompts
+        assert len(prompts) == 4
+        for method in each.methods:
+            settings = settings_of(each, method, prompts[0], 0.1)
+            rounds = (
+                settings.run.steps
+                * settings.batch.per_step
+                / (settings.batch.trajectories * settings.batch.passes)
+            )
+            assert rounds == each.rounds
+            assert settings.batch.passes == 1 or settings.batch.ess == 0, (
+                "a round that ends early is replaced by another one"
+            )
+            assert settings.batch.prompts == 1
+            assert settings.problem.beta == 0.1
+        listed = tasks(each)
+        assert len(listed) == len(prompts) * (1 + len(each.methods)) + len(
+            set(each.betas) - {each.settings.problem.beta}
+        )
+        assert not any(task.arguments["variant"] for task in listed)
+        more = tasks(each, variants=True)
+        assert more[: len(listed)] == listed
+        variants = len(each.rates) + (len(REGRESSING) if each.settings.batch.target_clip else 0)
+        assert len({task.name for task in more}) == len(listed) + len(prompts) * variants
+
+
+def dpok_of(scale: Scale) -> Method:
+    return next(method for method in scale.methods if method.title == "DPOK")
+
+
+def test_as_published_dpok_takes_ten_gradient_steps_per_sampling_step_on_fifty_transitions():
+    batch = settings_of(SCALES["sd15"], dpok_of(SCALES["sd15"]), "p", 0.1).batch
+    assert batch.passes * batch.trajectories / batch.per_step == 10
+    assert batch.loss_steps is not None
+    assert batch.per_step * batch.loss_steps == 50
+
+
+def test_at_the_tiny_scale_every_method_takes_the_same_gradient_steps_on_as_many_transitions():
+    scale = SCALES["tiny"]
+    used = {
+        (s.run.steps, s.batch.per_step, s.batch.loss_steps)
+        for m in scale.methods
+        for s in [settings_of(scale, m, "p", 0.1)]
+    }
+    assert len(used) == 1
+
+
+def test_runs_without_a_limit_differ_by_nothing_else():
+    listed = tasks(SCALES["tiny"], variants=True)
+    free = [task for task in listed if task.arguments["variant"] == {"limit": "none"}]
+    assert {task.arguments["method"].title for task in free} == set(REGRESSING)
+    for task in free:
+        (same,) = (each for each in listed if f"{each.name}, limit none" == task.name)
+        limited, unlimited = (each.arguments["settings"] for each in (same, task))
+        assert limited["batch"].pop("target_clip") == 1.0
+        assert unlimited["batch"].pop("target_clip", None) is None
+        assert limited == unlimited
+
+
+def test_likelihoods_are_clipped_alike_at_every_scale():
+    """The published clip of likelihoods averaged over a latent of Stable Diffusion bounds the log-likelihood of a step here too."""
+    unet = json.loads((CONFIGS.parent / "tiny/model/unet/config.json").read_text())
+    for title in ("DPOK", "DDPO"):
+        tiny, published = (
+            next(m for m in SCALES[name].methods if m.title == title) for name in ("tiny", "sd15")
+        )
+        made_by = [
+            made("estimator", ESTIMATORS, each.estimator, each.options)
+            for each in (tiny, published)
+        ]
+        assert all(each.averaged for each in made_by)
+        assert made_by[1].clip == 1e-4
+        assert made_by[0].clip * unet["in_channels"] * unet["sample_size"] ** 2 == pytest.approx(
+            1e-4 * 4 * 64 * 64
+        )
+
+
+def test_an_untrained_model_draws_what_the_pre_trained_one_draws(scale: Scale, tmp_path: Path):
+    records = reproduce.reproduce(scale, False, tmp_path / "records")
+    prompts = scale.settings.problem.prompts
+    for prompt in prompts:
+        before = value(records, "reward", PRETRAINED, prompt)
+        still, moved = (
+            value(records, "reward", method, prompt, scale.settings.problem.beta)
+            for method in (PI_FT, "DPOK")
+        )
+        assert still.value == pytest.approx(before.value, rel=1e-6)
+        assert moved.value != pytest.approx(before.value, rel=1e-6)
+        nothing, gain = (
+            value(records, "reward_gain", method, prompt, scale.settings.problem.beta)
+            for method in (PI_FT, "DPOK")
+        )
+        assert abs(nothing.value) < 1e-6 * abs(before.value)
+        assert gain.value == pytest.approx(moved.value - before.value, rel=1e-6)
+        assert gain.stderr is not None
+        assert moved.stderr is not None
+        assert before.stderr is not None
+        assert 0 < gain.stderr < moved.stderr + before.stderr
+        assert value(records, "kl", PI_FT, prompt).value == pytest.approx(0, abs=1e-12)
+        assert value(records, "kl", "DPOK", prompt).value > 0
+    curve = [
+        r
+        for r in records
+        if r.metric == "reward" and "round" in r.setting and r.estimator == "DPOK"
+    ]
+    assert len(curve) == 2 * scale.rounds
+    assert {r.setting["paths"] for r in curve} == {4 * (i + 1) for i in range(scale.rounds)}
+    _look(scale, tmp_path, prompts)
+
+
+def _look(scale: Scale, tmp_path: Path, prompts: tuple[str, ...]) -> None:
+    """The pictures of the run that learnt nothing are those of the pre-trained model, and the report shows them."""
+    folder = tmp_path / "records" / "stable_diffusion"
+    beta = scale.settings.problem.beta
+    names = {
+        method: folder / picture_of(method, prompts[0], beta)
+        for method in (PRETRAINED, PI_FT, "DPOK")
+    }
+    assert names[PRETRAINED].read_bytes() == names[PI_FT].read_bytes()
+    with Image.open(io.BytesIO(names["DPOK"].read_bytes())) as picture:
+        assert picture.width == pytest.approx(scale.shown * picture.height, abs=scale.shown)
+    files = report(scale.study).write(tmp_path / "records", tmp_path / "reports")
+    assert [file.name for file in files] == ["stable_diffusion-reached.svg", "stable_diffusion.pdf"]
+
+
+def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_report(
+    scale: Scale, tmp_path: Path
+):
+    moving = dataclasses.replace(
+        scale, methods=tuple(dataclasses.replace(m, rate=FAST) for m in scale.methods), betas=()
+    )
+    records = reproduce.reproduce(moving, False, tmp_path / "records", trainings=3)
+    once = reproduce.reproduce(moving, False, tmp_path / "once")
+    again = [r for r in records if "training" in r.setting]
+    assert [_timeless(r) for r in records if r not in again] == [_timeless(r) for r in once]
+    prompts, beta = moving.settings.problem.prompts, moving.settings.problem.beta
+    for method in (PI_FT, "DPOK"):
+        for prompt in prompts:
+            first = value(records, "reward_gain", method, prompt, beta)
+            others = [
+                r
+                for r in again
+                if (r.metric, r.estimator, r.problem) == ("reward_gain", method, prompt)
+            ]
+            assert [r.setting["training"] for r in others] == [2, 3]
+            assert len({first.value, *(r.value for r in others)}) == 3
+    runs = [
+        t
+        for t in tasks(moving, 2)
+        if t.name.startswith("DPOK") and t.arguments["prompt"] == prompts[0]
+    ]
+    earlier, later = (run.arguments["settings"] for run in runs)
+    assert later["run"].pop("seed") == earlier["run"].pop("seed") + 1
+    assert later == earlier
+    ahead, pairs = ahead_in_trainings(Rows(tuple(records)), "reward_gain", beta)
+    assert pairs == 3 * len(prompts)
+    assert ahead == sum(
+        a.value > b.value
+        for a in records
+        for b in records
+        if a.metric == b.metric == "reward_gain"
+        and (a.estimator, b.estimator) == (PI_FT, "DPOK")
+        and (a.problem, a.setting) == (b.problem, b.setting)
+    )
+    with pytest.raises(InvalidProblem, match="trainings = 0; give at least 1"):
+        reproduce.reproduce(moving, True, tmp_path / "none", trainings=0)
+
+
+def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(
+    scale: Scale, tmp_path: Path
+):
+    """At the rate at which nothing moves it gains nothing; PI-FT is held against the better of the two."""
+    rated = dataclasses.replace(scale, betas=(), rates=(STILL,))
+    records = reproduce.reproduce(rated, False, tmp_path / "records", variants=True)
+    rows, beta = Rows(tuple(records)), scale.settings.problem.beta
+    others = rows.having("beta", "rate")
+    assert {(r.estimator, r.setting["rate"], r.metric) for r in others} == {
+        ("DPOK", STILL, metric) for metric in ("reward_gain", "accuracy_gain", "kl")
+    }
+    assert all(abs(r.value) < 1e-6 for r in others)
+    shared = [
+        value(records, "reward_gain", "DPOK", prompt, beta).value
+        for prompt in scale.settings.problem.prompts
+    ]
+    still = [
+        value(records, "reward_gain", PI_FT, prompt, beta).value
+        for prompt in scale.settings.problem.prompts
+    ]
+    best = [max(gain, 0.0) for gain in shared]
+    assert ahead_at_the_best_rate(rows, "reward_gain", beta)[1] == len(best)
+    assert min(abs(gain) for gain in shared) > 1e3 * max(map(abs, still))
+    _, file = report(scale.study).write(tmp_path / "records", tmp_path / "reports")
+    assert file.stat().st_size > 0
+
+
+def test_where_a_run_fell_its_gradients_are_compared_with_those_of_pi_ft(
+    scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The run that learnt nothing ends at the pre-trained model, where they are known without it."""
+    monkeypatch.setattr(reproduce, "has_fallen", lambda record: record.metric == "reward")
+    records = reproduce.reproduce(dataclasses.replace(scale, betas=()), False, tmp_path / "records")
+    prompt, beta = scale.settings.problem.prompts[0], scale.settings.problem.beta
+    found = Rows(tuple(r for r in records if r.problem == prompt and "policy" in r.setting))
+    assert {(r.estimator, r.setting["policy"]) for r in found} == {
+        (PI_FT, PI_FT),
+        (PI_FT, "DPOK"),
+        ("DPOK", "DPOK"),
+    }
+    assert {r.setting["beta"] for r in found} == {beta}
+    still, moved = (
+        found.where("agreement", estimator=PI_FT, policy=policy).records[0].value
+        for policy in (PI_FT, "DPOK")
+    )
+    untouched = build(settings_of(scale, scale.pi_ft, prompt, beta))
+    expected = gradient_agreement.compared(
+        untouched, {PI_FT: FullAdjoint()}, scale.batches, reproduce.SEED
+    )
+    assert still == pytest.approx(
+        {metric: value for _, metric, value, _ in expected}["agreement"], rel=1e-5
+    )
+    assert moved != pytest.approx(still, rel=1e-2)
+
+
+def test_an_interrupted_reproduction_ends_with_the_same_records(
+    scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    only = dataclasses.replace(scale, methods=(dataclasses.replace(scale.methods[0], rate=None),))
+    expected = reproduce.reproduce(only, True, tmp_path / "whole")
+    monkeypatch.setattr(reproduce, "WORK", tmp_path / "other")
+    original = reproduce.read_metrics
+
+    def interrupted(file: Path) -> list[dict[str, object]]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "read_metrics", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.reproduce(only, True, tmp_path / "again")
+    monkeypatch.setattr(reproduce, "read_metrics", original)
+    reproduce.reproduce(only, True, tmp_path / "again")
+    found = read(tmp_path / "again" / "stable_diffusion.jsonl")
+    assert [_timeless(record) for record in found] == [_timeless(record) for record in expected]
+
+
+def _timeless(record: Record) -> str:
+    timeless = record.value if record.metric != "seconds" else 0.0
+    return encode(dataclasses.replace(record, value=timeless, seconds=None, peak_mb=None))
+
+
+def test_the_drop_of_a_run_is_its_best_window_minus_its_last():
+    rewards = [0.0, 1.0, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0, 1.0, 1.0, 1.0, 1.0]
+    rounds = [
+        {"reward": r, "reward_stderr": 0.3, "target_norm": 1.0 + i} for i, r in enumerate(rewards)
+    ]
+    drop = reproduce._drop(
+        lambda metric, value, setting, **rest: Record("s", "p", metric, value, setting, **rest),
+        rounds,
+        {},
+    )
+    assert drop.value == pytest.approx(3.0)
+    assert drop.stderr == pytest.approx((2 * 0.3**2 / 4) ** 0.5)

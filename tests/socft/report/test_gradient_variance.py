@@ -1,0 +1,746 @@
+"""The reports on gradients show what the records say, keep kinds apart, and say what was refused or not measured.
+
+Records are synthetic, with the settings and metrics of the studies; each value is made to be found again in the source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from socft.records import Record, write
+from socft.report import bench
+from socft.report.base import Document
+from socft.report.claim_lines import Claims
+from socft.report.gradient_variance import advice as gradient_variance_advice
+from socft.report.gradient_variance import curves as gradient_variance_curves
+from socft.report.gradient_variance import linear as gradient_variance_linear
+from socft.report.gradient_variance import studies as gradient_variance_studies
+from socft.report.gradient_variance import verdicts
+from socft.report.gradient_variance.catalogue import CATALOGUE, KINDS, names
+from socft.report.gradient_variance.cells import ends, only, value, varying, with_error
+from socft.report.gradient_variance.report import REPORT, compose
+from socft.report.gradient_variance.tables import ARENAS, Arena, master
+from socft.report.gradient_variance.verdicts import crossing
+from socft.report.rows import Rows
+from socft.report.typeset import NOT_MEASURED, compile_pdf
+from toy.bench import SUITE
+from toy.contenders import CONTENDERS
+from toy.problems import benchmark
+from toy.problems.reversed_bsde import LINEAR_PUBLISHED
+from toy.situations import situation
+
+ONE = Record("variance", "p", "m", 1.0, {}, versions={"python": "3"}, commit="", dirty=False)
+REASON = "the noise is degenerate; choose another estimator."
+REFUSED = "reciprocal adjoint matching"
+LQ = {"problem": "lq-fine-tuning", "steps": 50, "beta": 1.0, "seed": 0}
+TEMPS = (50.0, 20.0, 8.0, 6.0, 1.0)
+TRAINED = {
+    "full adjoint": KINDS[0],
+    "score function": KINDS[0],
+    "log-variance": KINDS[0],
+    "adjoint matching": KINDS[1],
+    "martingale-corrected adjoint": KINDS[1],
+    "martingale-corrected adjoint, cheap": KINDS[1],
+    "truncated back-propagation": KINDS[2],
+}
+SOLVED = {
+    "log-variance": KINDS[0],
+    "adjoint matching": KINDS[1],
+    "SOCM": KINDS[1],
+    "SOCM-adjoint": KINDS[1],
+    "DDPO": KINDS[2],
+}
+PIPELINES = (
+    "lean adjoint",
+    "martingale-corrected adjoint",
+    "time-reversed costate",
+    "least-squares costate",
+)
+COMPARED = [
+    f"{name}, {how}"
+    for name in ("time-reversed costate", "lean adjoint")
+    for how in ("published", "network")
+]
+STEERED = [
+    f"{name}, {how}"
+    for name in ("time-reversed BSDE", "adjoint matching")
+    for how in ("published", "network")
+]
+RECURSION = "fitted Bellman recursion"
+
+
+def record(
+    study: str,
+    problem: str,
+    metric: str,
+    found: float,
+    setting: dict,
+    name: str = "",
+    kind: str = "exact",
+    **more,
+) -> Record:
+    return dataclasses.replace(
+        ONE,
+        study=study,
+        problem=problem,
+        metric=metric,
+        value=found,
+        setting=setting,
+        estimator=name,
+        kind=kind,
+        **more,
+    )
+
+
+def measured(name: str, problem: str, setting: dict, size: float) -> Iterator[Record]:
+    """What the study of variance records of an estimator in a situation."""
+    if name == REFUSED and setting["axis"] in ("noise", "mixture"):
+        yield record("variance", problem, "refused", 1.0, setting | {"reason": REASON}, name)
+        return
+    more = {
+        "kind": CATALOGUE[name].kind,
+        "seconds": 4e-4,
+        "evaluations": 300,
+        "peak_mb": 0.0123,
+        "seeds": 2,
+    }
+    yield record("variance", problem, "bias", 0.1 * size, setting, name, stderr=0.0034, **more)
+    yield record("variance", problem, "variance", size**2, setting, name, **more)
+    yield record("variance", problem, "error_at_budget", size / 7, setting, name, **more)
+    if CATALOGUE[name].kind == KINDS[2]:
+        yield record("variance", problem, "fit_variance", size / 3, setting, name, **more)
+    if "martingale" in name or "adjoint" in name or "time" in name:
+        for k in range(0, 50, 5):
+            yield record(
+                "variance",
+                problem,
+                "costate_mse",
+                size * math.exp(-k / 20),
+                setting | {"k": k},
+                name,
+                more["kind"],
+            )
+
+
+def situations() -> Iterator[tuple[str, dict]]:
+    for scale in (0.0, 1.0, 0.5, 0.9):
+        yield "lq-fine-tuning", {**LQ, "d": 4, "scale": scale, "axis": "distance"}
+    for d in (1, 16, 64):
+        yield "lq-fine-tuning", {**LQ, "d": d, "scale": 0.9, "axis": "dimension"}
+    for steps in (10, 30, 100):
+        yield "lq-sde", {"d": 2, "steps": steps, "scale": 0.9, "axis": "steps"}
+    for horizon in (0.4, 1.2, 4.0):
+        yield "lq-sde", {"d": 2, "horizon": horizon, "scale": 0.9, "axis": "horizon"}
+    for noise in (1.0, 0.1, 10.0):
+        yield "oscillator", {"noise": noise, "scale": 0.9, "axis": "noise"}
+    for scale in (0.0, 1.0):
+        yield "mixture", {"d": 1, "steps": 50, "scale": scale, "axis": "mixture"}
+
+
+def variance() -> Iterator[Record]:
+    for index, name in enumerate(CATALOGUE):
+        for problem, setting in situations():
+            yield from measured(
+                name, problem, setting, (1 + index / 3) * (1.05 - 0.9 * setting["scale"])
+            )
+
+
+def linear() -> Iterator[Record]:
+    for integrator, gap in (("Euler-Maruyama", 0.00337), ("exponential", 2e-31)):
+        yield record("linear", "bsde-linear", "kernel_gap", gap, {"integrator": integrator})
+        for name in PIPELINES:
+            for noise, paths in [
+                *((e, 2000) for e in (0.5, 1.0, 2.0, 5.0)),
+                *((1.0, n) for n in (50, 100, 500, 5000, 10000)),
+            ]:
+                setting = {
+                    "noise": noise,
+                    "integrator": integrator,
+                    "paths": paths,
+                    "function_class": "linear",
+                }
+                found = 0.003 + 1e-4 * noise if "reversed" in name else 10 * noise**2 / paths
+                for metric in ("mse", "chain_mse"):
+                    more = {
+                        "stderr": found / 9,
+                        "seconds": 0.25,
+                        "published": 0.0123 if metric == "mse" else None,
+                    }
+                    yield record(
+                        "linear", "bsde-linear", metric, found, setting, name, "unbiased", **more
+                    )
+    for noise, metric in itertools.product((0.5, 1.0, 2.0, 5.0), ("mse", "chain_mse")):
+        setting = {
+            "noise": noise,
+            "integrator": "Euler-Maruyama",
+            "paths": 2000,
+            "function_class": "network",
+        }
+        more = {
+            "stderr": 0.01,
+            "seconds": 60.0,
+            "published": 0.07 if metric == "mse" else None,
+            "seeds": 3,
+        }
+        for name in (
+            "time-reversed costate, published",
+            "time-reversed costate, network",
+            "martingale-corrected adjoint, network",
+        ):
+            yield record("linear", "bsde-linear", metric, 0.06, setting, name, "biased", **more)
+
+
+def others() -> Iterator[Record]:
+    for name in (*PIPELINES, *COMPARED, RECURSION):
+        for metric in ("cost", "cost_simulated", "mse", "mse_descent"):
+            setting = {"paths": 10000, "function_class": "bumps"}
+            more = {
+                "stderr": 0.002,
+                "seconds": 30.0,
+                "optimum": 1.4512,
+                "published": 1.603,
+                "seeds": 3,
+            }
+            yield record(
+                "pendulum", "bsde-pendulum", metric, 1.4667, setting, name, "unbiased", **more
+            )
+    for name in (*PIPELINES, *STEERED, "martingale-corrected full adjoint, network", RECURSION):
+        for metric in ("cost", "regret", "w1"):
+            for temp in TEMPS:
+                more = {
+                    "optimum": 0.17 if metric == "cost" else 0.0,
+                    "published": 0.395 if metric == "cost" else None,
+                }
+                yield record(
+                    "mixture",
+                    "bsde-mixture",
+                    metric,
+                    3 / temp,
+                    {"temp": temp},
+                    name,
+                    "unbiased",
+                    stderr=0.01,
+                    seeds=3,
+                    **more,
+                )
+    for name in PIPELINES:
+        for axis, key, each in (
+            ("dt", "dt", 0.1),
+            ("dt", "dt", 0.2),
+            ("noise", "noise", 0.1),
+            ("noise", "noise", 10.0),
+        ):
+            setting = {
+                "dt": 0.1,
+                "noise": 1.0,
+                "axis": axis,
+                "policy": "given",
+                "rounds": int(each * 10),
+            } | {key: each}
+            yield record(
+                "lq_sweeps",
+                "oscillator",
+                "mse",
+                each / 7,
+                setting,
+                name,
+                "unbiased",
+                stderr=0.001,
+                published=0.037,
+            )
+    yield record("pendulum", "bsde-pendulum", "label_noise", 41.5, {}, "antithetic")
+    for temp in TEMPS:
+        yield record("mixture", "bsde-mixture", "optimum", 1 / temp, {"temp": temp})
+    for name in ("chain's optimum", "time-reversed costate"):
+        for dt, horizon in ((0.02, 4.0), (0.1, 4.0), (0.4, 4.0), (0.02, 0.5), (0.02, 8.0)):
+            setting = {"dt": dt, "horizon": horizon, "axis": "limit"}
+            yield record(
+                "lq_sweeps",
+                "oscillator",
+                "limit_mse",
+                dt**2 / horizon,
+                setting,
+                name,
+                published=2.2e-6 if dt < 0.1 else None,
+            )
+
+
+def trained(study: str, problem: str) -> Iterator[Record]:
+    for metric in gradient_variance_studies.PARTS if study == "training" else ():
+        yield record(study, problem, metric, 0.0123, {"d": 4})
+    for name, kind in (TRAINED if study == "training" else SOLVED).items():
+        if study == "training":
+            yield record(study, problem, "pilot_gap", 0.1, {"rate": 0.03}, name, kind)
+        for iteration in range(0, 201, 20):
+            setting = {"rate": 0.03, "batch": 64, "iterations": 200, "d": 4, "iteration": iteration}
+            for metric in (
+                "objective_gap",
+                "kl",
+                "wasserstein2",
+                "gradient_noise",
+                "target_noise",
+                "bias_gap",
+                "control_l2",
+            ):
+                found = 2.0 * math.exp(-iteration / 40) + 0.001
+                yield record(
+                    study,
+                    problem,
+                    metric,
+                    found,
+                    setting,
+                    name,
+                    kind,
+                    stderr=found / 8,
+                    evaluations=12800 * iteration,
+                )
+
+
+def synthetic() -> Rows:
+    training = [
+        *trained("training", "lq-fine-tuning"),
+        *trained("training", "mixture"),
+        *trained("socm", "ou-linear"),
+    ]
+    return Rows((*variance(), *linear(), *others(), *training))
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    return synthetic()
+
+
+@pytest.fixture(scope="module")
+def composed(rows) -> Document:
+    return compose(rows, Claims())
+
+
+def lines(markup: str, arena: Arena, columns: int = 3) -> list[list[str]]:
+    """The cells of the rows of a master table."""
+    (body,) = (line.strip() for line in markup.splitlines() if line.strip().startswith('[#"'))
+    cells, width = (
+        body.removesuffix(", rule(0.8pt))").split("rule(0.8pt)")[0][1:].split("], ["),
+        1 + columns * len(arena.scales) + 3,
+    )
+    return [cells[index : index + width] for index in range(0, len(cells), width)]
+
+
+def test_the_catalogue_is_that_of_the_contenders_and_says_what_they_estimate():
+    assert set(CATALOGUE) == set(CONTENDERS)
+    where = situation(benchmark("lq-fine-tuning", d=1), 0.9)
+    for name, line in CATALOGUE.items():
+        assert CONTENDERS[name].make(where).estimates == line.kind, name
+
+
+def test_a_master_table_has_the_numbers_of_its_records(rows):
+    arena = ARENAS[0]
+    shown = {row[0]: row[1:] for row in lines(master(rows, arena, KINDS[0]), arena)}
+    assert set(shown) == {
+        f'#"{name}";' for name, line in CATALOGUE.items() if line.kind == KINDS[0]
+    }
+    index = list(CATALOGUE).index("full adjoint")
+    for position, scale in enumerate(arena.scales):
+        size = (1 + index / 3) * (1.05 - 0.9 * scale)
+        cells = shown['#"full adjoint";'][3 * position : 3 * position + 3]
+        bias = cells[0].strip("$").split(" plus.minus ")
+        assert [float(each) for each in bias] == [pytest.approx(0.1 * size, abs=5e-4), 0.003]
+        assert [float(each.strip("$")) for each in cells[1:]] == [
+            pytest.approx(each, rel=5e-2) for each in (size**2, size / 7)
+        ]
+    assert shown['#"full adjoint";'][9:] == ["$0.40$", "$300$", "$0.012$"]
+
+
+def test_no_table_of_estimators_mixes_kinds(rows):
+    for arena in ARENAS:
+        for kind in KINDS:
+            shown = {
+                row[0][2:-2]
+                for row in lines(master(rows, arena, kind), arena, 4 if kind == KINDS[2] else 3)
+            }
+            assert shown, kind
+            assert {CATALOGUE[name].kind for name in shown} == {kind}
+    for problem in ("lq-fine-tuning", "mixture"):
+        tables = re.split(r"(?=#figure\()", gradient_variance_studies.training(rows, problem))[1:]
+        for table, kind in zip(tables, KINDS, strict=True):
+            assert {name for name in TRAINED if f'#"{name}";' in table} == {
+                n for n in TRAINED if TRAINED[n] == kind
+            }
+
+
+def test_the_suite_has_a_table_for_every_kind(rows):
+    tables = re.split(r"(?=#figure\()", gradient_variance_studies.socm(rows))[1:]
+    for table, kind in zip(tables, KINDS, strict=True):
+        assert {name for name in SOLVED if f'#"{name}";' in table} == {
+            n for n in SOLVED if SOLVED[n] == kind
+        }
+        assert table.count('[#emph[#"ou-linear";]]') == 1
+
+
+def test_curves_have_no_column_for_a_kind_that_was_not_trained(rows):
+    some = Rows(tuple(r for r in rows.of("socm") if r.kind != KINDS[2]))
+    wanted = [gradient_variance_curves.Curves("ou-linear", "control_l2", "")]
+    for found, kinds in ((rows, KINDS), (some, KINDS[:2]), (Rows(()), KINDS)):
+        picture = gradient_variance_curves.learning(found.of("socm"), wanted, "iteration").decode()
+        assert [kind for kind in KINDS if f"<!-- {kind} -->" in picture] == list(kinds)
+        assert ("<!-- not measured -->" in picture) is (not found.of("socm"))
+
+
+def test_the_sweeps_show_every_setting_of_every_scheme(rows):
+    table = gradient_variance_studies.sweeps(rows).split("Finitely many paths")[1]
+    small, large = "$0.014 plus.minus 0.001$", "$0.029 plus.minus 0.001$"
+    shown = (
+        ("Delta t = 0.1", small),
+        ("Delta t = 0.2", large),
+        ('"noise" = 0.1', small),
+        ('"noise" = 10', "$1.43$"),
+    )
+    cells = re.findall(r"\[(.*?)\](?=,|\))", table)
+    for label, error in shown:
+        place = cells.index(f"${label}$")
+        assert cells[place + 1 : place + 1 + len(PIPELINES)] == [error] * len(PIPELINES)
+    assert table.count("_$0.037$_") == len(shown) * len(PIPELINES)
+
+
+def test_every_axis_shows_the_base_point_that_is_measured_once(rows):
+    setting = {"dt": 0.1, "noise": 1.0, "axis": "base", "policy": "given"}
+    middle = [
+        record("lq_sweeps", "oscillator", "mse", 0.6543, setting, name, "unbiased")
+        for name in PIPELINES
+    ]
+    table = gradient_variance_studies.sweeps(Rows((*rows, *middle))).split("Finitely many paths")[1]
+    cells = re.findall(r"\[(.*?)\](?=,|\))", table)
+    order = [cells.index(f'$"noise" = {noise}$') for noise in (0.1, 1, 10)]
+    assert order == sorted(order)
+    assert cells[order[1] + 1 : order[1] + 1 + len(PIPELINES)] == ["$0.65$"] * len(PIPELINES)
+    assert table.count("0.65") == len(
+        PIPELINES
+    )  # not among the step sizes, whose noise is another, nor on its own
+
+
+def test_a_divergence_says_by_what_factor_offsets_grow(rows):
+    found = [
+        record(
+            "lq_sweeps",
+            "oscillator",
+            "limit_offset_factor",
+            factor,
+            {"dt": dt, "horizon": horizon, "axis": "limit"},
+        )
+        for dt, horizon, factor in ((0.4, 4.0, 1.147), (0.2, 4.0, 0.794), (0.2, 8.0, 0.31))
+    ]
+    said = gradient_variance_studies.sweeps(Rows((*rows, *found)))
+    assert (
+        "$0.794$ at $Delta t = 0.2$, $1.15$ at $Delta t = 0.4$; above 1 offsets grow"
+        in " ".join(said.split())
+    )
+    assert "0.31" not in said
+    assert "offsets grow" not in gradient_variance_studies.sweeps(rows)
+
+
+def test_the_kind_of_the_records_counts_not_that_of_the_catalogue(rows):
+    changed = Rows(
+        tuple(
+            dataclasses.replace(r, kind=KINDS[2]) if r.estimator == "SOCM" else r
+            for r in rows.of("variance")
+        )
+    )
+    assert "SOCM" in names(changed, KINDS[2])
+    assert "SOCM" not in names(changed, KINDS[1])
+
+
+def test_refusals_show_their_reason(rows, composed):
+    found = master(rows, ARENAS[1], KINDS[2])
+    assert "refused#super[a]" in found
+    assert f'#super[a] #"{REASON}";' in found
+    assert "refused" not in master(rows, ARENAS[0], KINDS[2])
+    assert (
+        composed.source.count(REASON) == 2
+    )  # beneath the mixture's table, and among those on the oscillator
+    assert '#"oscillator";' in composed.source
+
+
+def test_a_full_report_misses_nothing_and_an_empty_one_says_so(composed):
+    assert "not measured" not in composed.source
+    empty = compose(Rows(()), Claims())
+    assert empty.source.count("not measured") > 3 * len(CATALOGUE)
+    assert compile_pdf(empty.source, empty.pictures).startswith(b"%PDF")
+
+
+def test_the_report_reads_what_there_is_of_its_studies(tmp_path, rows, composed):
+    seen: list[Rows] = []
+    assert not REPORT.measured(tmp_path)
+    for study in ("linear", "pendulum"):
+        write(rows.of(study), tmp_path / f"{study}.jsonl")
+    assert REPORT.measured(tmp_path)
+    files = dataclasses.replace(
+        REPORT, compose=lambda found, _: seen.append(found) or composed
+    ).write(tmp_path, tmp_path / "out")
+    assert {each.study for each in seen[0]} == {"linear", "pendulum"}
+    assert [file.name for file in files][-1] == "gradient_variance.pdf"
+    assert all(file.stat().st_size for file in files)
+
+
+def test_published_numbers_are_those_of_the_problem():
+    assert LINEAR_PUBLISHED["samples"] == gradient_variance_linear.PUBLISHED_PATHS
+    found = gradient_variance_linear.PUBLISHED_BY_PATHS
+    assert found["lean adjoint, published"] == LINEAR_PUBLISHED["non_adapted_by_samples"]
+    assert found["time-reversed costate, published"] == LINEAR_PUBLISHED["tr_bsde_by_samples"]
+
+
+def test_published_numbers_stand_beneath_the_measured(rows):
+    table = gradient_variance_linear.by(rows, "noise")
+    assert table.count("_$0.0123$_") == 2 * 4 * len(PIPELINES)  # two integrators
+    assert "$N = 50$" in gradient_variance_linear.by(rows, "paths")
+
+
+def test_the_crossing_is_where_the_errors_cross(rows):
+    said = crossing(rows, "Euler-Maruyama")
+    assert (
+        "the errors cross between $N$ of $2000$ and $5000$; the lean adjoint is the worse one below"
+        in said
+    )
+    assert NOT_MEASURED in crossing(Rows(()), "exponential")
+    few = Rows(tuple(r for r in rows.of("linear") if r.setting.get("paths", 0) < 5000))
+    assert "better one at every $N$ up to $2000$" in crossing(few, "exponential")
+
+
+def planted(
+    study: str, metric: str, setting: dict, **found: tuple[float, float, float | None]
+) -> Rows:
+    """Records by estimator: a value, its standard error, a published number."""
+    names = {
+        "back": "time-reversed costate",
+        "lean": "lean adjoint",
+        "am": "adjoint matching",
+        "tr": "time-reversed BSDE",
+    }
+    names |= {"mc": "martingale-corrected full adjoint", "fitted": "fitted Bellman recursion"}
+    rows = []
+    for key, (size, stderr, published) in found.items():
+        name, _, how = key.partition("_")
+        full = names[name] + (f", {how}" if how else "")
+        more = {
+            "stderr": stderr,
+            "published": published,
+            "optimum": 1.25 if metric == "cost" else 0.0,
+            "seeds": 3,
+        }
+        rows.append(record(study, "p", metric, size, setting, full, "biased", **more))
+    return Rows(tuple(rows))
+
+
+def test_verdicts_say_what_is_better_beyond_its_noise():
+    found = planted(
+        "pendulum",
+        "cost",
+        {},
+        back_published=(2.0, 0.1, 1.4),
+        lean_published=(1.5, 0.1, 1.6),
+        back_network=(1.5, 0.1, None),
+        lean_network=(1.6, 0.1, None),
+        fitted=(1.2625, 0.001, None),
+    )
+    said = " ".join(verdicts.pendulum(found).split())
+    assert (
+        "In the publication, time-reversed costates lead to a cost of $1.400$ and the forward adjoint to $1.600$"
+        in said
+    )
+    assert (
+        "time-reversed costates are worse in the first pair, they are not told apart in the second"
+        in said
+    )
+    assert "within $1.0$% of the least possible" in said
+
+
+@pytest.mark.parametrize(("seeds", "told"), [(2, False), (10, True)])
+def test_few_repetitions_tell_less_apart(seeds, told):
+    """Three standard errors of the difference: p = 0.1 with one degree of freedom or two, 0.008 with eighteen."""
+    mine, theirs = (
+        dataclasses.replace(ONE, value=each, stderr=0.1, seeds=seeds)
+        for each in (1.0, 1.0 + 3 * 0.02**0.5)
+    )
+    assert verdicts.below(mine, theirs) is told
+    assert not verdicts.below(theirs, mine)
+    assert not verdicts.below(dataclasses.replace(mine, value=math.inf), theirs)
+
+
+def test_verdicts_count_temperatures_and_take_infinity_for_the_worst():
+    hot = planted(
+        "mixture",
+        "regret",
+        {"temp": 50.0},
+        tr_network=(0.1, 0.01, None),
+        am_network=(0.2, 0.01, None),
+        mc_network=(0.09, 0.01, None),
+    )
+    cold = planted(
+        "mixture",
+        "regret",
+        {"temp": 1.0},
+        tr_network=(math.inf, math.nan, None),
+        am_network=(1.0, 0.1, None),
+        mc_network=(0.5, 0.1, None),
+    )
+    cost = planted(
+        "mixture",
+        "cost",
+        {"temp": 1.0},
+        am_published=(2.0, 0.1, 2.5),
+        tr_published=(2.2, 0.1, 2.2),
+        fitted=(1.3, 0.1, None),
+    )
+    said = " ".join(verdicts.mixture(Rows((*hot, *cold, *cost))).split())
+    assert "cost less than adjoint matching at $1$ of $1$ temperatures" in said
+    diverged = '(where #"time-reversed BSDE, network"; diverged)'
+    assert f"one noise they are better at $50$ and worse at $1$ {diverged}." in said
+    assert (
+        f"beside the time-reversed costates, is better at $1$ {diverged} and not told apart at $50$."
+        in said
+    )
+    assert "The published costs are up to $100$% above" in said
+    assert '#"adjoint matching";: $0.80$ at $"temp" = 1$' in said
+
+
+def test_verdicts_of_nothing_say_so():
+    for verdict in (verdicts.linear, verdicts.pendulum, verdicts.mixture, verdicts.repetitions):
+        assert NOT_MEASURED in verdict(Rows(()))
+
+
+def test_repetitions_are_counted_from_the_records():
+    counts = {"a": 10, "b": 3, "c": 10, "d": 2}
+    rows = Rows(
+        tuple(
+            dataclasses.replace(ONE, estimator=name, stderr=0.1, seeds=n)
+            for name, n in counts.items()
+        )
+    )
+    assert verdicts.repetitions(rows) == (
+        'Means and standard errors are of $10$ repetitions; $3$ of #"b";; $2$ of #"d";.'
+    )
+
+
+def test_the_suite_names_the_nearest_and_those_that_moved_away():
+    ends = {"SOCM": (2.0, 0.5), "moment": (2.0, 3.0), "variance": (2.0, math.inf)}
+    found = [
+        record("socm", "ou-linear", "control_l2", value, {"iteration": 20 * index}, name)
+        for name, values in ends.items()
+        for index, value in enumerate(values)
+    ]
+    assert gradient_variance_studies.suite_verdict(Rows(tuple(found))) == (
+        '- #"ou-linear";: nearest to the optimal control ends #"SOCM";; further away than the pre-trained model: #"moment";'
+    )
+
+
+def test_recommendations_quote_the_records(rows):
+    said = gradient_variance_advice.chapter(rows)
+    sizes = {name: 1 + index / 3 for index, name in enumerate(CATALOGUE)}
+    share = sizes["martingale, policy's costate"] / sizes["adjoint matching"]
+    told = f"${share:.1f}$ at the pre-trained model, ${share:.1f}$ near the optimum and ${share:.1f}$ at the optimum"
+    assert f"that of adjoint matching is {told} on the Gaussian problem" in " ".join(said.split())
+    end = 2 * math.exp(-5) + 0.001
+    assert said.count(f"{with_error(end, end / 8)} on the Gaussian problem and") == 6
+    winner = min(
+        (n for n, line in CATALOGUE.items() if line.kind == KINDS[1]), key=lambda n: sizes[n]
+    )
+    assert f'#"{winner}";, ${sizes[winner] * 1.05 / 7:.3f}$' in said.split("+ *")[0]
+    assert "exact costate" not in said.split("+ *")[0].split("table(")[1]
+
+
+def test_ratios_between_kinds_are_not_given(rows):
+    lq = ARENAS[0]
+    assert (
+        gradient_variance_advice.ratio(rows, lq, "adjoint matching", "full adjoint", 0.9)
+        == NOT_MEASURED
+    )
+    assert (
+        gradient_variance_advice.ratio(rows, lq, "log-variance", "full adjoint", 0.9)
+        != NOT_MEASURED
+    )
+
+
+def test_numbers_with_errors():
+    assert with_error(0.1053, 0.0034) == "$0.105 plus.minus 0.003$"
+    assert with_error(12.34, 2.1) == "$12 plus.minus 2$"
+    assert with_error(1.6e-15, 9e-16) == "$(1.6 plus.minus 0.9) 10^(-15)$"
+    assert with_error(0.5, None) == "$0.500$"
+    assert with_error(0.123456, 1e-9) == "$0.1235$"
+    assert value(None) == NOT_MEASURED
+    assert value(dataclasses.replace(ONE, value=math.nan)) == "diverged"
+
+
+def test_the_end_of_training_is_the_last_iteration_of_each(rows):
+    last = ends(only(rows.of("training"), lambda each: "iteration" in each.setting), "iteration")
+    assert {each.setting["iteration"] for each in last} == {200}
+    assert len(last.records) == 2 * 7 * len(TRAINED)
+    assert varying(last) == []
+
+
+def benched(mine: str) -> Rows:
+    found = []
+    for place in SUITE:
+        for index, name in enumerate((*CATALOGUE, mine)):
+            setting = {
+                "problem": place.problem,
+                **place.settings,
+                "scale": place.scale,
+                "axis": place.title,
+            }
+            if name == mine and place is SUITE[-1]:
+                found.append(
+                    record(
+                        "variance",
+                        place.problem,
+                        "refused",
+                        1.0,
+                        setting | {"reason": f"ValueError: {REASON}"},
+                        name,
+                    )
+                )
+                continue
+            kind = CATALOGUE[name].kind if name in CATALOGUE else KINDS[0]
+            for metric, number in (
+                ("bias", 0.01),
+                ("variance", 4.0 + index),
+                ("error_at_budget", 0.2 + 0.01 * index),
+            ):
+                more = {"stderr": 0.002} if metric == "bias" else {}
+                found.append(
+                    record(
+                        "variance",
+                        place.problem,
+                        metric,
+                        number,
+                        setting,
+                        name,
+                        kind,
+                        seconds=1e-3,
+                        evaluations=150,
+                        **more,
+                    )
+                )
+    return Rows(tuple(found))
+
+
+def test_a_bench_report_ranks_and_shows_refusals():
+    mine = "my_module:Mine"
+    made = bench.compose(benched(mine), Claims())
+    assert bench.contender(benched(mine)) == mine
+    assert made.source.count(f"${1 + len(CATALOGUE)}$ of ${1 + len(CATALOGUE)}$") == len(SUITE) - 1
+    assert REASON in made.source
+    assert '#"full adjoint";, $0.200$' in made.source
+    assert f"in $1$ of ${len(SUITE)}$ situations" in made.source
+    assert compile_pdf(made.source, made.pictures).startswith(b"%PDF")
+
+
+def test_an_empty_bench_report_says_so(tmp_path):
+    made = bench.compose(Rows(()), Claims())
+    assert "not measured" in made.source
+    write(benched("a:b"), tmp_path / "bench-a-b.jsonl")
+    files = bench.report("bench-a-b").write(tmp_path, tmp_path)
+    assert [file.name for file in files] == ["bench-a-b.pdf"]

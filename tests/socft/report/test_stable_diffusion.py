@@ -1,0 +1,161 @@
+"""The sentences on runs that end below their best follow from the records."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from socft.records import Record
+from socft.report.rows import Rows
+from socft.report.stable_diffusion.stability import reasons
+from socft.report.stable_diffusion.tables import ahead_at_the_best_rate, mean_of_trainings
+from socft.study.vocabulary import DPOK, PI_FT
+
+BETA = 0.02
+
+
+def drop(method: str, value: float, prompt: str = "p", **changed: object) -> Record:
+    return Record(
+        "s", prompt, "drop", value, {"beta": BETA} | changed, estimator=method, stderr=0.1
+    )
+
+
+def gradients(agreement: float, alignment: float, stderr: float, prompt: str = "p") -> list[Record]:
+    """At the policy that method A ended with, and quite different ones at another."""
+
+    def at(policy: str, method: str, metric: str, value: float, error: float) -> Record:
+        return Record(
+            "s",
+            prompt,
+            metric,
+            value,
+            {"beta": BETA, "policy": policy},
+            estimator=method,
+            stderr=error,
+        )
+
+    return [
+        at("B", method, metric, -0.77, 0.01)
+        for method in (PI_FT, "A")
+        for metric in ("agreement", "alignment")
+    ] + [
+        at("A", PI_FT, "agreement", 0.8, 0.01),
+        at("A", PI_FT, "alignment", 1.0, 0.0),
+        at("A", "A", "agreement", agreement, stderr),
+        at("A", "A", "alignment", alignment, stderr),
+    ]
+
+
+def told(records: list[Record]) -> str:
+    """As it is read: without markup."""
+    markup = reasons(Rows(tuple(records)), BETA)
+    return re.sub(r'#"([^"]*)";|#text\(.*\)\[([^]]*)\]', r"\1\2", markup).replace("$", "")
+
+
+def test_nothing_is_said_where_nothing_falls():
+    assert told([]) == ""
+    assert (
+        told([drop(PI_FT, 0.3), drop("DPOK", 0.39)])
+        == "No run ends below its best by more than noise."
+    )
+
+
+def test_what_was_not_measured_is_not_explained():
+    found = told([drop(PI_FT, 0.0), drop("DPOK", 0.5)])
+    assert "DPOK on “p”: why was not measured." in found
+    assert PI_FT not in found
+
+
+@pytest.mark.parametrize(
+    ("own", "alignment", "stderr", "reason"),
+    [
+        (0.8, 0.3, 0.1, "it climbs something else"),
+        (0.8, -0.5, 0.1, "it climbs something else"),
+        (0.8, 0.3, 0.2, "why is not decided"),
+        (0.8, 1.0, 0.01, "why is not decided"),
+        (0.1, 1.0, 0.01, "it is noisier"),
+    ],
+)
+def test_a_reason_is_given_beyond_four_standard_errors(
+    own: float, alignment: float, stderr: float, reason: str
+):
+    assert f"A on “p”: {reason}" in told([drop("A", 5.0), *gradients(own, alignment, stderr)])
+
+
+def test_every_prompt_has_its_own_reason():
+    records = (
+        gradients(0.8, 0.2, 0.01, "p")
+        + gradients(0.8, 0.7, 0.1, "q")
+        + gradients(0.8, -1.0, 0.01, "r")
+    )
+    found = told([drop("A", 5.0, "p"), drop("A", 5.0, "q"), drop("A", 0.0, "r"), *records])
+    lines = [line for line in found.splitlines() if line.startswith("- ")]
+    assert [line.split(":")[0] for line in lines] == ["- A on “p”", "- A on “q”"]
+    assert "climbs something else" in lines[0]
+    assert "not decided" in lines[1]
+
+
+def test_a_run_that_differs_in_one_setting_is_held_against_the_one_that_does_not():
+    """Another KL weight has a comparison of gradients of its own."""
+    changed = [
+        drop("A", 5.0, limit="none"),
+        drop("B", 5.0, rate=0.5),
+        drop("B", 5.0, training=2),
+        drop("B", 0.0, training=3),
+    ]
+    lines = [
+        line
+        for line in told(
+            [drop("A", 0.0), drop("B", 6.0), *changed, drop("A", 5.0, beta=0.5)]
+        ).splitlines()
+        if line[:1] == "-"
+    ]
+    assert [line.split(":")[0] for line in lines] == [
+        "- B on “p”",
+        "- A on “p”, without the limit on target controls",
+        "- B on “p”, at the learning rate 0.5",
+        "- B on “p”, training 2",
+        "- A on “p”, beta = 0.5",
+    ]
+    assert "with the limit it does not; it falls by " in lines[1]
+    assert "at the shared learning rate it does too; it falls by " in lines[2]
+    assert "from the first seed it does too; it falls by " in lines[3]
+    assert "why was not measured" in lines[4]
+
+
+def gain(method: str, value: float, **changed: object) -> Record:
+    return Record(
+        "s", "p", "reward_gain", value, {"beta": BETA} | changed, estimator=method, stderr=0.03
+    )
+
+
+def test_means_over_trainings_have_the_error_of_pictures_and_that_of_trainings():
+    rows = Rows(
+        (
+            gain(PI_FT, 1.0),
+            gain(PI_FT, 2.0, training=2),
+            gain(PI_FT, 3.0, training=3),
+            gain(PI_FT, 9.0, limit="none"),
+        )
+    )
+    mean, error = mean_of_trainings(rows, "reward_gain", "p", PI_FT, BETA) or (0.0, 0.0)
+    assert (mean, error) == pytest.approx((2.0, (0.03**2 + 1.0 / 3) ** 0.5))
+    assert mean_of_trainings(rows, "reward_gain", "p", DPOK, BETA) is None
+    assert mean_of_trainings(
+        Rows((gain(DPOK, 1.0),)), "reward_gain", "p", DPOK, BETA
+    ) == pytest.approx((1.0, 0.03))
+
+
+@pytest.mark.parametrize(("best", "ahead"), [(1.9, 1), (2.1, 0)])
+def test_the_best_rate_of_the_rival_is_what_counts(best: float, ahead: int):
+    rows = Rows(
+        (
+            gain(PI_FT, 1.0),
+            gain(PI_FT, 3.0, training=2),
+            gain(DPOK, 0.0),
+            gain(DPOK, best, rate=0.1),
+            gain(DPOK, 0.1, rate=0.2),
+        )
+    )
+    assert ahead_at_the_best_rate(rows, "reward_gain", BETA) == (ahead, 1)

@@ -1,0 +1,241 @@
+"""The control problem's door: what it stores, what it refuses, and that |v|^2 / 2 is the divergence it claims."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from socft.checks import InvalidProblem, per_step, require_finite
+from socft.observe import measure, observe
+from socft.policy import FunctionPolicy, Uncontrolled
+from socft.problem import ControlProblem
+from socft.reference import (
+    AffineReference,
+    KernelReference,
+    MatrixDiffusion,
+    Reference,
+    ScalarDiffusion,
+)
+from socft.reward import FunctionReward, Linear, Quadratic
+from socft.train import Iteration
+from socft.truth.linear_quadratic import LinearQuadratic
+from tests.support.tensors import F64, randn, t
+from toy.problems import FINE_TUNING, fine_tuning
+
+CLOSED = 1e-12  # a Cholesky factorisation of a 2 x 2 covariance
+REWARD = Linear(torch.tensor([1.0, -2.0], dtype=F64))
+
+
+def chain(
+    steps: int = 3, n: int = 2, diffusion: ScalarDiffusion | MatrixDiffusion | None = None
+) -> AffineReference:
+    return AffineReference(
+        0.9 * torch.eye(n, dtype=F64).expand(steps, n, n),
+        diffusion or ScalarDiffusion(torch.linspace(0.5, 0.2, steps, dtype=F64)),
+    )
+
+
+def test_one_weight_is_repeated_at_every_step():
+    assert torch.equal(ControlProblem(chain(), REWARD, 2.5).beta, t(2.5, 2.5, 2.5))
+    assert torch.equal(ControlProblem(chain(), REWARD, torch.tensor(2)).beta, t(2.0, 2.0, 2.0))
+    assert ControlProblem(chain(), REWARD, torch.tensor([1.0, 2.0, 3.0])).beta.dtype == F64
+    assert ControlProblem(chain(), REWARD, 1.0).steps == 3
+
+
+def test_changing_the_weights_afterwards_does_not_change_the_problem():
+    weights = t(1.0, 2.0, 3.0)
+    problem = ControlProblem(chain(), REWARD, weights)
+    weights[1] = -5.0
+    assert torch.equal(problem.beta, t(1.0, 2.0, 3.0))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        problem.beta = weights  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("beta", "message"),
+    [
+        (0.0, r"beta\[0\] = 0; every KL weight must be positive"),
+        (-1.0, r"beta\[0\] = -1; every KL weight must be positive"),
+        (t(1.0, 0.5, -0.25), r"beta\[2\] = -0.25; every KL weight must be positive"),
+        (math.nan, r"beta\[0\] = nan; every KL weight must be a positive finite number"),
+        (
+            t(1.0, math.inf, 1.0),
+            r"beta\[1\] = inf; every KL weight must be a positive finite number",
+        ),
+        (t(1.0, 2.0), r"beta has shape \(2,\); give one number or 3 values, one per step"),
+        (torch.ones(3, 1), r"beta has shape \(3, 1\); give one number or 3 values"),
+        (t(1.0), r"beta has shape \(1,\); give one number or 3 values"),
+    ],
+)
+def test_impossible_weights_are_refused_with_their_value(beta: float | Tensor, message: str):
+    with pytest.raises(InvalidProblem, match=message):
+        ControlProblem(chain(), REWARD, beta)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (
+            lambda x: x.sum(),
+            r"the reward returned shape \(\) for 2 samples; it must return one number per sample, shape \(2,\)",
+        ),
+        (lambda x: x, r"the reward returned shape \(2, 2\) for 2 samples"),
+        (lambda x: x.sum(1, keepdim=True), r"the reward returned shape \(2, 1\) for 2 samples"),
+        (lambda x: 1.0, r"the reward returned a float for 2 samples"),
+        (lambda x: None, r"the reward returned a NoneType for 2 samples"),
+        (lambda x: x[:, 0].log(), r"reward\[0\] = nan; the reward must be finite on every sample"),
+        (
+            lambda x: 1 / (x[:, 0] - 0.5),
+            r"reward\[1\] = inf; the reward must be finite on every sample",
+        ),
+    ],
+)
+def test_rewards_that_are_not_one_finite_number_per_sample_are_refused(reward, message: str):
+    plain = type(
+        "Plain", (), {"__call__": lambda self, x: reward(x)}
+    )()  # without the annotations of socft's own rewards
+    with pytest.raises(InvalidProblem, match=message):
+        _unchecked(ControlProblem)(chain(), plain, 1.0)
+
+
+def _unchecked(kind: type) -> type:
+    """The class with annotations of its arguments not enforced, as outside the tests."""
+    return type(
+        "Unchecked", (kind,), {"__init__": getattr(kind.__init__, "__wrapped__", kind.__init__)}
+    )
+
+
+def test_the_reward_is_probed_on_states_of_the_reference():
+    """At the initial states of noise -1/2 and 1/2, whatever their shape."""
+    seen = []
+
+    def reward(x: Tensor) -> Tensor:
+        seen.append(x)
+        return x.flatten(1).sum(1)
+
+    reference = KernelReference(
+        lambda k, x: x, ScalarDiffusion(t(1.0)), 1, (3, 4, 4), lambda z: 10 + 2 * z
+    )
+    ControlProblem(reference, FunctionReward(reward), 1.0)
+    assert seen[0].shape == (2, 3, 4, 4)
+    assert torch.equal(
+        seen[0],
+        torch.stack(
+            [torch.full((3, 4, 4), 9.0, dtype=F64), torch.full((3, 4, 4), 11.0, dtype=F64)]
+        ),
+    )
+
+
+def test_the_running_cost_is_zero_where_there_is_none():
+    x = randn(0, 5, 2)
+    assert torch.equal(ControlProblem(chain(), REWARD, 1.0).cost(1, x), torch.zeros(5, dtype=F64))
+    assert ControlProblem(chain(), REWARD, 1.0).cost(1, x.float()).dtype == torch.float32
+    cost = ControlProblem(chain(), REWARD, 1.0, lambda k, x: k * x[:, 0]).cost(2, x)
+    assert torch.equal(cost, 2 * x[:, 0])
+
+
+DIFFUSIONS = {
+    "scalar": ScalarDiffusion(t(0.5, 0.3)),
+    "square": MatrixDiffusion(randn(1, 2, 2, 2)),
+    "more noise than states": MatrixDiffusion(randn(2, 2, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_the_divergence_of_a_controlled_kernel_is_half_the_squared_control(name: str):
+    """N(m + B v, B B') from N(m, B B'), by torch's closed form; the least control that makes a shift is what it costs."""
+    reference: Reference = chain(2, 2, DIFFUSIONS[name])
+    (m,) = reference.noise_dims
+    for k in range(2):
+        x, v = randn(3, 1, 2), randn(4, 1, m)
+        B = reference.diffusion.apply(k, x.expand(m, 2), torch.eye(m, dtype=F64)).T
+        mean = reference.mean(k, x)
+        least = reference.diffusion.whiten(k, x, reference.diffusion.apply(k, x, v))
+        plain = MultivariateNormal(mean[0], B @ B.T)
+        moved = MultivariateNormal(reference.step(k, x, v)[0], B @ B.T)
+        assert (
+            abs(float(kl_divergence(moved, plain) - least.square().sum() / 2))
+            < CLOSED * float(v.square().sum() + 1) * 10
+        )
+        assert least.norm() <= v.norm() * (1 + CLOSED)
+        if m == 2:
+            assert (least - v).abs().max() < CLOSED * 10
+
+
+def test_the_divergence_of_a_degenerate_kernel_lives_on_its_range():
+    """One noise in two dimensions: along the unit vector of B the kernels are N(. + |B| v, |B|^2)."""
+    B = randn(5, 1, 2, 1)
+    reference, v = chain(1, 2, MatrixDiffusion(B)), t(0.7)[:, None]
+    x, length = randn(6, 1, 2), B.norm()
+    along = B[0, :, 0] / length
+    shift = float((reference.step(0, x, v) - reference.mean(0, x))[0] @ along)
+    closed_form = shift**2 / (2 * float(length) ** 2)
+    assert abs(closed_form - 0.7**2 / 2) < CLOSED
+    assert (
+        abs(float(reference.diffusion.whiten(0, x, reference.diffusion.apply(0, x, v))) - 0.7)
+        < CLOSED
+    )
+
+
+def test_per_step_and_finite_checks_name_the_entry():
+    with pytest.raises(InvalidProblem, match=r"lam\[1, 2\] = nan; mend it"):
+        require_finite(torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, math.nan]]), "lam", "mend it")
+    assert torch.equal(per_step(3, 2, "lam"), t(3.0, 3.0))
+
+
+def test_measurements_compare_an_iterate_with_the_truth():
+    """For a policy a constant c away from the optimum of a quadratic problem everything is known by hand."""
+    problem = ControlProblem(chain(2, 1), Quadratic(t(-1.0)[:, None], t(0.5)), 1.0)
+    truth, c = LinearQuadratic(problem), 0.25
+    policy = FunctionPolicy(lambda k, x: truth.control(k, x) + (c if k == 1 else 0.0))
+    steeper = lambda k, x: truth.value_gradient(k, x) + (0.5 if k == 0 else 0.0)  # noqa: E731
+    found = measure(truth, Iteration(7, policy, 0.0, 0, value_gradient=steeper))
+    assert (found.control_error - t(0.0, c)).abs().max() < CLOSED
+    assert found.value_gradient_error is not None
+    assert (found.value_gradient_error - t(0.5, 0.0, 0.0)).abs().max() < CLOSED
+    # at the last step r(m + s (v + xi)) - v^2 / 2 has the second derivative -(1 + s^2) in v, s = 0.2
+    assert abs(found.objective_gap - (1 + 0.2**2) * c**2 / 2) < 4 * found.evaluation.stderr + CLOSED
+    assert (
+        measure(truth, Iteration(0, Uncontrolled(problem.reference), 0.0, 0)).value_gradient_error
+        is None
+    )
+
+
+def test_observing_measures_every_so_many_iterates():
+    problem = ControlProblem(chain(2, 1), Quadratic(t(-1.0)[:, None]), 1.0)
+    iterations = (Iteration(i, Uncontrolled(problem.reference), 0.0, 0) for i in range(8))
+    assert [m.iteration.index for m in observe(LinearQuadratic(problem), iterations, every=3)] == [
+        0,
+        3,
+        6,
+    ]
+
+
+@pytest.mark.parametrize("every", [0, -2])
+def test_observing_refuses_a_stride_that_is_not_positive(every: int):
+    problem = ControlProblem(chain(2, 1), Quadratic(t(-1.0)[:, None]), 1.0)
+    with pytest.raises(
+        InvalidProblem,
+        match=f"^every = {every}; give 1 to measure every iterate, 2 to measure every other one.$",
+    ):
+        observe(LinearQuadratic(problem), [], every=every)
+
+
+@pytest.mark.parametrize("name", FINE_TUNING)
+def test_named_problems_are_found_by_name(name: str):
+    case = fine_tuning(name)
+    assert case.name == name
+    assert case.density.dims == (1,)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(
+        InvalidProblem,
+        match="there is no problem 'sine'; the problems are gaussian-quadratic, mixture-huber, gaussian-s",
+    ):
+        fine_tuning("sine")

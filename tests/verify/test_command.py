@@ -1,0 +1,266 @@
+"""`socft verify` on a small folder of claims: what it records, shows and refuses, from one process or many, and how it resumes."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import verify as package
+from socft.checks import InvalidProblem
+from socft.cli import CLAIMS, main
+from verify.support.claims import read_records
+from verify.support.command import Board, ClaimsFailed, Run, verify
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = (
+    60  # processes that import torch start within a few seconds, more on a busy machine
+)
+HEAD = """
+import time
+from hypothesis import given, strategies as st
+from verify.support.claims import Claim
+CLAIM = Claim(__name__.split(".")[-1], "x ≤ 1", "derived here", "tight")
+"""
+GOOD = """
+@given(st.integers(0, 1000))
+def test_holds(n):
+    CLAIM.holds(n / 1001, 1.0, {"n": n})
+def test_is_attained():
+    CLAIM.attained(1.0, 1.0, {"n": 1001})
+def test_needs_it():
+    CLAIM.breaks(2.0, 1.0, {"n": 2002})
+"""
+FALSE = """
+@given(st.integers(0, 1000))
+def test_holds(n):
+    CLAIM.holds(n / 700, 1.0, {"n": n})
+"""
+ERROR = """
+def test_holds():
+    CLAIM.holds(0.5, 1.0, {})
+def test_is_attained():
+    raise ZeroDivisionError("no such instance")
+"""
+EMPTY = """
+def test_holds():
+    pass
+"""
+BROKEN = """
+import no_such_module
+"""
+SLOW = """
+def test_holds():
+    CLAIM.holds(0.5, 1.0, {})
+    time.sleep(120)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A package of claims with the machinery of the real one."""
+    made = tmp_path / "verify"
+    made.mkdir()
+    for name in ("__init__.py", "claims.py", "conftest.py", "strategies.py"):
+        shutil.copy(Path(package.__path__[0]) / name, made)
+    return made
+
+
+def write(folder: Path, **bodies: str) -> None:
+    for name, body in bodies.items():
+        (folder / f"{name}.py").write_text(HEAD + body)
+
+
+def check(folder: Path, *names: str, **options) -> str:
+    """Check some claims; returns what was shown."""
+    shown = StringIO()
+    run = Run(folder, names, folder.parent / "verify.jsonl", folder.parent / "state", **options)
+    try:
+        verify(run, console=Console(file=shown, width=200))
+    except ClaimsFailed as failed:
+        return shown.getvalue() + str(failed)
+    return shown.getvalue()
+
+
+def rows(folder: Path) -> dict[str, dict]:
+    return read_records(folder.parent / "verify.jsonl")
+
+
+def test_every_outcome_is_recorded_and_parallel_runs_merge(folder):
+    write(folder, good=GOOD, false=FALSE, error=ERROR, empty=EMPTY, broken=BROKEN)
+    shown = check(folder, "good", "false", "error", "empty", "broken", workers=2)
+    found = rows(folder)
+    statuses = {name: row["status"] for name, row in found.items()}
+    unmeasured = "not measured"
+    assert statuses == {
+        "good": "verified",
+        "false": "refuted",
+        "error": unmeasured,
+        "empty": unmeasured,
+        "broken": unmeasured,
+    }
+    good = found["good"]
+    assert (good["attained"], good["control"], good["instance"], good["ratio"]) == (
+        1.0,
+        True,
+        {"n": 1000},
+        1000 / 1001,
+    )
+    parts = {
+        (part["how"], part["part"]): (part["checked"], part["measured"], part["instance"])
+        for part in good["parts"]
+    }
+    assert parts.keys() == {("inequality", ""), ("attained", ""), ("negative control", "")}
+    assert parts["inequality", ""] == (good["checked"] - 1, 1000 / 1001, {"n": 1000})
+    assert parts["negative control", ""] == (1, 2.0, {"n": 2002})
+    assert sum(good["histogram"]["checks"]) == good["checked"] - 1, (
+        "extremal instances are not ranked"
+    )
+    assert found["false"]["instance"] == {"n": 701}, "the smallest instance that refutes it"
+    assert found["error"]["errors"] == ["test_is_attained: ZeroDivisionError: no such instance"]
+    assert "no_such_module" in found["broken"]["errors"][0]
+    assert "4 of 5 claims are not verified" in shown
+    assert 'false is refuted: inequality, measured 1.001, bound 1, at {"n": 701}' in shown
+    assert "good: verified (worst ratio 0.999, attained 1;" in shown
+    alone = check(folder, "good")
+    again = rows(folder)
+    assert "good: verified" in alone
+    assert {k: v for k, v in again["good"].items() if k != "seconds"} == {
+        k: v for k, v in good.items() if k != "seconds"
+    }
+    assert {k: v for k, v in again.items() if k != "good"} == {
+        k: v for k, v in found.items() if k != "good"
+    }
+
+
+def test_partial_run_changes_no_record(folder):
+    """Only some tests of a claim ran: its line, and every other, stays."""
+    write(folder, good=GOOD)
+    file = folder.parent / "verify.jsonl"
+    old = '{"claim": "good", "status": "old"}\n{"claim": "other", "status": "old"}\n'
+    file.write_text(old)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "verify/good.py",
+        "-k",
+        "attained",
+        f"--records={file}",
+        "-o",
+        "python_files=verify/*.py",
+    ]
+    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=True)
+    assert file.read_text() == old
+    assert (
+        f"good: its line in {file} is unchanged, because only some of its tests ran" in done.stdout
+    )
+
+
+def test_claims_whose_file_is_gone_are_forgotten(folder):
+    """Other claims that did not run stay."""
+    write(folder, good=GOOD, other=GOOD, gone=GOOD)
+    check(folder, "other", "gone")
+    (folder / "gone.py").unlink()
+    check(folder, "good")
+    assert sorted(rows(folder)) == ["good", "other"]
+
+
+def test_claim_is_shown_once_when_all_its_tests_ran(folder):
+    """Also those of a test with parameters, and from several processes."""
+    many = "import pytest\n@pytest.mark.parametrize('n', range(4))\ndef test_holds(n):\n    CLAIM.holds(n / 4, 1.0, {'n': n})\n"
+    write(folder, many=many)
+    shown = check(folder, "many", workers=2)
+    assert shown.count("many: verified") == 1
+    assert "worst ratio 0.75; 4 checks" in shown
+
+
+def test_search_continues_where_it_was(folder):
+    """New seeds until the time is spent, in this run or an earlier one of the same code."""
+    write(folder, good=GOOD)
+    seeds, checks = [], []
+    for minutes in (0.01, 0.02):
+        check(folder, "good", minutes=minutes)
+        seeds.append(rows(folder)["good"]["seed"])
+        checks.append(rows(folder)["good"]["checked"])
+    assert 0 < seeds[0] < seeds[1]
+    assert 100 < checks[0] < checks[1]
+    write(folder, good=GOOD + "\n# changed\n")
+    check(folder, "good", minutes=0.001)
+    assert rows(folder)["good"]["seed"] < seeds[0], (
+        "what another version of the claim found does not count"
+    )
+
+
+def test_interruption_keeps_what_is_finished(folder):
+    write(folder, a=GOOD, b=SLOW)
+    code = f"""
+from pathlib import Path
+from verify.support.command import Run, verify
+folder = Path({str(folder)!r})
+verify(Run(folder, ["a", "b"], folder.parent / "verify.jsonl", folder.parent / "state"))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith("a: verified")
+        process.send_signal(signal.SIGINT)
+        process.wait(PATIENCE_SECONDS)
+    assert process.returncode != 0
+    assert {name: row["status"] for name, row in rows(folder).items()} == {"a": "verified"}
+
+
+def test_bad_input_is_refused(folder, capsys):
+    for options, message in (
+        ({"minutes": -1.0}, "minutes = -1; give a number that is not negative."),
+        ({"workers": 0}, "workers = 0; give at least 1."),
+    ):
+        with pytest.raises(InvalidProblem, match=message):
+            check(folder, "good", **options)
+    with pytest.raises(InvalidProblem, match="there are no claims in"):
+        check(folder)
+    assert main(["verify", "lemma_0"]) == 2
+    assert (
+        f"there is no claim named lemma_0; the claims are: {', '.join(CLAIMS.names)}."
+        in capsys.readouterr().err
+    )
+
+
+def test_crash_of_the_checking_process_is_reported(folder):
+    (folder / "conftest.py").write_text("raise RuntimeError('out of order')")
+    write(folder, good=GOOD)
+    shown = check(folder, "good")
+    assert "pytest ended with code" in shown
+    assert "out of order" in shown
+
+
+def test_table_shows_progress_on_a_terminal():
+    shown = StringIO()
+    board = Board(
+        ["good", "false"], Console(file=shown, force_terminal=True, width=120, color_system=None)
+    )
+    line = {
+        "claim": "good",
+        "ratio": 0.25,
+        "ratio_sharp": None,
+        "attained": 1.0,
+        "checked": 7,
+        "seconds": 1.3,
+        "status": "verified",
+    }
+    with board:
+        board.add([{"claim": "false", "running": "test_holds"}, line | {"pending": []}])
+        board.add([{"claim": "false", "searched": 3, "ratio": 0.5}])
+    text = shown.getvalue()
+    last = [row.split() for row in text[text.rindex("claim") :].splitlines()[1:3]]
+    assert last[0] == ["good", "verified", "0.25", "1", "7", "1.3"]
+    assert last[1] == ["false", "searching,", "seed", "3"]
+    assert board.lines == {"good": line}

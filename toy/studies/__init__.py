@@ -1,0 +1,1 @@
+"""The studies: every module here defines one."""

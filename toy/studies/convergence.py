@@ -1,0 +1,482 @@
+"""Does PI-FT converge on real control problems at the rate the theorem promises? Every number of the convergence report.
+
+Three one-dimensional problems (`toy.problems`), chains of 50 DDPM steps, exact solutions by quadrature. The tasks measure the
+constants that the paper and the sharpened theory ask for beside what each instance needs, the error of exact PI-FT against its
+inner iterations, the trade-off that beta sets, the gap to the exponential tilt, three forms of PI-FT, and accuracy and cost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from socft.density import Gaussian, affine_reference
+from socft.estimators.adjoint_matching import AdjointMatching
+from socft.estimators.full_adjoint import FullAdjoint
+from socft.metrics import wasserstein1
+from socft.observe import Measurement, measure
+from socft.pi_ft import ExactPIFT, MonteCarloPIFT, PolicyGradient, Sweep, sweep
+from socft.policy import FeaturePolicy, Policy, Uncontrolled
+from socft.problem import ControlProblem
+from socft.records import Record
+from socft.regression.features import RadialBasis
+from socft.regression.functions import LinearRegression, NetworkRegression
+from socft.reward import Quadratic
+from socft.schedule import Schedule, ddpm, linear_levels, subsample, variance_preserving
+from socft.study.runner import Study, Task
+from socft.theory import (
+    Convergence,
+    Iterates,
+    Optimum,
+    Paper,
+    Sharp,
+    Statement,
+    constant_beta,
+    constants,
+    constants_at,
+    convergence,
+    scheduled_beta,
+    sharp_convergence,
+)
+from socft.train import Method
+from socft.truth.bellman import mean_and_jacobian
+from socft.truth.grid import GridPolicy
+from socft.truth.linear_quadratic import LinearQuadratic
+from socft.truth.quadrature import Quadrature, choose_grids, flow, measured_beta
+from socft.truth.tilt import tilt_gap
+from toy.problems import FINE_TUNING, FineTuning, fine_tuning
+
+STUDY_NAME = "convergence"
+STEPS = 50
+ITERATE_STEPS = 20
+FLOOR = 1e-11  # errors below are rounding and say nothing about a rate
+STATEMENTS: dict[str, Callable[[Tensor], Statement]] = {
+    "paper": lambda _: Optimum(Paper()),
+    "sharp": lambda stretch: Optimum(Sharp(stretch)),
+    "paper iterates": lambda _: Iterates(Paper()),
+    "sharp iterates": lambda stretch: Iterates(Sharp(stretch)),
+}
+BOUNDS = {"paper iterates": convergence, "sharp iterates": sharp_convergence}
+
+
+def memoryless(steps: int) -> Schedule:
+    """DDPM with linear variances, sub-sampled from 1000 steps: Y_0 and Y_T are independent to 0.3%."""
+    return ddpm(subsample(linear_levels(1000), steps))
+
+
+def with_memory(steps: int) -> Schedule:
+    """A constant rate 1 on [0, 1]: Y_0 and Y_T stay correlated however many steps."""
+    return variance_preserving(steps, rate=1.0)
+
+
+SCHEDULES = {"memoryless": memoryless, "constant rate 1": with_memory}
+
+
+def constants_task(problem: str, lam: float) -> list[Record]:
+    """The constant KL weight that every rule asks for, and what it then bounds or measures at every step."""
+    case, schedule = fine_tuning(problem), memoryless(STEPS)
+    chain, stretch, records = case.chain(schedule), _mean_stretch(case, schedule), []
+    for rule, statement in STATEMENTS.items():
+        if "iterates" in rule and chain.reward_L0 == float("inf"):
+            continue
+        found = constants_at(
+            chain, constant_beta(chain, lam, statement(stretch)).beta, statement(stretch)
+        )
+        needed = chain.sigma.square() * found.curvature / (1 - lam)
+        columns = {"L0_value": found.L0V[:-1], "L1_value": found.L1V[:-1], "beta_required": needed}
+        records += _curves(problem, {"rule": rule, "lam": lam}, columns)
+    choice = measured_beta(case.problem(schedule, 1.0), lam)
+    truth = Quadrature(case.problem(schedule, choice.beta))
+    columns = _measured_constants(truth) | {"beta_required": choice.beta / choice.margin}
+    return records + _curves(problem, {"rule": "measured", "lam": lam}, columns)
+
+
+def _mean_stretch(case: FineTuning, schedule: Schedule) -> Tensor:
+    """``sup |Jac m_k|`` of every step over the nodes of fine grids, the Lipschitz constants of the mean maps."""
+    problem = case.problem(schedule, 1.0)
+    grids = choose_grids(problem)
+    jacobians = [
+        mean_and_jacobian(problem.reference, k, grids[k].nodes)[1] for k in range(problem.steps)
+    ]
+    return torch.stack([torch.linalg.matrix_norm(j, 2).max() for j in jacobians])
+
+
+def _measured_constants(truth: Quadrature) -> dict[str, Tensor]:
+    """Lipschitz constants of the optimal value functions over the region that carries the mass."""
+    steepest, curved = [], []
+    for k in range(truth.problem.steps):
+        value, inside = truth.values[k], truth.region.contains(k, truth.grids[k].nodes)
+        steepest.append(value.gradient[inside].abs().max())
+        curved.append(value.grid.jacobian(value.gradient)[inside].abs().max())
+    return {"L0_value": torch.stack(steepest), "L1_value": torch.stack(curved)}
+
+
+def error_task(problem: str, rule: str, lam: float, most: int) -> list[Record]:
+    """Errors of exact PI-FT against the number m of inner iterations, with Theorem 3.1's bound where the rule licenses it."""
+    case, schedule = fine_tuning(problem), memoryless(STEPS)
+    chain = case.chain(schedule)
+    theorem = BOUNDS.get(rule)
+    if theorem is None:
+        beta, licence = measured_beta(case.problem(schedule, 1.0), lam).beta, None
+    else:
+        statement = STATEMENTS[rule](_mean_stretch(case, schedule))
+        licence, beta = constants(chain, lam, statement), scheduled_beta(chain, lam, statement).beta
+    truth = Quadrature(case.problem(schedule, beta))
+    records, errors = [], []
+    for iteration in ExactPIFT(most, truth.grids).iterations(truth.problem):
+        found = measure(truth, iteration)
+        bound = theorem and licence and theorem(chain, licence, beta, iteration.index)
+        errors.append(float(found.control_error.max()))
+        records += _error_rows(
+            problem, {"rule": rule, "lam": lam, "m": iteration.index}, found, bound
+        )
+    records.append(_rate(problem, rule, lam, errors, truth))
+    return records
+
+
+def _error_rows(
+    problem: str, setting: dict, found: Measurement, bound: Convergence | None
+) -> list[Record]:
+    assert found.value_gradient_error is not None
+    values = {
+        "control_error": (float(found.control_error.max()), bound and float(bound.whitened.max())),
+        "value_gradient_error": (
+            float(found.value_gradient_error.max()),
+            bound and float(bound.value_gradient.max()),
+        ),
+        "objective_gap": (found.objective_gap, None),
+    }
+    seconds = found.iteration.seconds
+    return [
+        Record(
+            STUDY_NAME, problem, metric, value, setting, "exact PI-FT", bound=limit, seconds=seconds
+        )
+        for metric, (value, limit) in values.items()
+    ]
+
+
+def trade_off_task(problem: str, beta: float) -> list[Record]:
+    """What the optimum for a constant beta achieves and how fast PI-FT would find it."""
+    truth = Quadrature(fine_tuning(problem).problem(memoryless(STEPS), beta))
+    best = truth.evaluate(truth.policy)
+    plain = flow(truth.problem, Uncontrolled(truth.problem.reference), truth.grids)
+    nodes = truth.grids[-1].nodes[:, 0]
+    values = {
+        "reward": best.reward,
+        "kl": float(best.kl.sum()),
+        "contraction": _exact_rate(truth),
+        "w1": wasserstein1(nodes, nodes, truth.flow.masses[-1], plain.masses[-1]),
+    }
+    return [
+        Record(STUDY_NAME, problem, metric, value, {"beta": beta}, "optimum")
+        for metric, value in values.items()
+    ]
+
+
+def tilt_task(problem: str, schedule: str, steps: int) -> list[Record]:
+    """The two gaps to the exponential tilt."""
+    truth = Quadrature(fine_tuning(problem).problem(SCHEDULES[schedule](steps), 1.0))
+    gap = tilt_gap(truth)
+    setting = {"schedule": schedule, "steps": steps}
+    return [
+        Record(STUDY_NAME, problem, "kernel_gap", gap.kernel, setting),
+        Record(STUDY_NAME, problem, "memory_gap", gap.memory, setting),
+    ]
+
+
+def method_task(problem: str, method: str, scale: int) -> list[Record]:
+    """Objective gap and control error of one form of PI-FT along its iterations."""
+    truth = Quadrature(fine_tuning(problem).problem(memoryless(ITERATE_STEPS), METHOD_BETA))
+    records = []
+    make, every = METHODS[method]
+    for iteration in make(truth, scale).iterations(truth.problem):
+        if iteration.index % every:
+            continue
+        found = measure(truth, iteration)
+        setting = {"index": iteration.index}
+        values = {
+            "objective_gap": found.objective_gap,
+            "control_error": float(found.control_error.max()),
+        }
+        records += [
+            Record(
+                STUDY_NAME,
+                problem,
+                metric,
+                value,
+                setting,
+                method,
+                kind=METHOD_KINDS[method],
+                seconds=iteration.seconds,
+                evaluations=iteration.evaluations,
+                optimum=0.0,
+            )
+            for metric, value in values.items()
+        ]
+    return records
+
+
+def truth_error_task(problem: str) -> list[Record]:
+    """The quadrature's own error estimate."""
+    start = time.perf_counter()
+    truth = Quadrature(fine_tuning(problem).problem(memoryless(STEPS), 1.0))
+    seconds = time.perf_counter() - start
+    setting = {"dim": 1, "steps": STEPS, "nodes": max(g.shape[0] for g in truth.grids)}
+    return [
+        Record(
+            STUDY_NAME, problem, "truth_error", truth.error, setting, "quadrature", seconds=seconds
+        )
+    ]
+
+
+def closed_form_task(dim: int, steps: int, inner: int, limit: float) -> list[Record]:
+    """Quadrature and exact PI-FT against the linear-quadratic closed form, on the region with all but 1e-6 of the mass."""
+    problem = linear_quadratic_problem(dim, steps)
+    exact = LinearQuadratic(problem)
+    start = time.perf_counter()
+    truth = Quadrature(problem)
+    built = time.perf_counter() - start
+    start = time.perf_counter()
+    found = sweep(problem, truth.grids, inner)
+    swept = time.perf_counter() - start
+    setting, name = {"dim": dim, "steps": steps}, "linear-quadratic"
+    error = float(truth.control_error(exact.policy).max())
+    inner_error = _between(truth, found, exact.policy)
+    return [
+        Record(
+            STUDY_NAME,
+            name,
+            "closed_form_error",
+            error,
+            setting,
+            "quadrature",
+            bound=limit,
+            seconds=built,
+        ),
+        Record(
+            STUDY_NAME,
+            name,
+            "inner_error",
+            inner_error,
+            setting | {"inner": inner},
+            "exact PI-FT",
+            bound=limit,
+            seconds=swept,
+        ),
+    ]
+
+
+def riccati_task(dim: int, steps: int) -> list[Record]:
+    """Seconds of the linear-quadratic solution in high dimension."""
+    generator = torch.Generator().manual_seed(0)
+    square = torch.randn(2, dim, dim, generator=generator, dtype=torch.float64) / dim**0.5
+    covariance = square[0] @ square[0].T + 0.1 * torch.eye(dim, dtype=torch.float64)
+    reward = Quadratic(-(square[1] @ square[1].T), torch.ones(dim, dtype=torch.float64))
+    reference = affine_reference(
+        Gaussian(torch.zeros(dim, dtype=torch.float64), covariance), ddpm(linear_levels(steps))
+    )
+    problem = ControlProblem(reference, reward, 1.0)
+    start = time.perf_counter()
+    objective = LinearQuadratic(problem).objective
+    seconds = time.perf_counter() - start
+    setting = {"dim": dim, "steps": steps, "objective": objective}
+    return [
+        Record(
+            STUDY_NAME,
+            "linear-quadratic",
+            "riccati_seconds",
+            seconds,
+            setting,
+            "Riccati",
+            seconds=seconds,
+        )
+    ]
+
+
+def sweep_task(steps: int, inner: int) -> list[Record]:
+    """Seconds of one sweep of exact PI-FT, for its growth in the steps and in the inner iterations."""
+    problem = linear_quadratic_problem(1, steps)
+    grids = choose_grids(problem, (801,))
+    start = time.perf_counter()
+    sweep(problem, grids, inner)
+    seconds = time.perf_counter() - start
+    setting = {"steps": steps, "inner": inner}
+    return [
+        Record(
+            STUDY_NAME,
+            "linear-quadratic",
+            "sweep_seconds",
+            seconds,
+            setting,
+            "exact PI-FT",
+            seconds=seconds,
+        )
+    ]
+
+
+def linear_quadratic_problem(dim: int, steps: int) -> ControlProblem:
+    """Gaussian data and a coupled concave quadratic reward in one or two dimensions."""
+    covariance = torch.tensor([[0.5, 0.2], [0.2, 0.8]], dtype=torch.float64)[:dim, :dim]
+    curvature = torch.tensor([[-1.0, 0.3], [0.3, -0.5]], dtype=torch.float64)[:dim, :dim]
+    density = Gaussian(torch.full((dim,), 0.5, dtype=torch.float64), covariance)
+    reward = Quadratic(curvature, torch.ones(dim, dtype=torch.float64))
+    return ControlProblem(affine_reference(density, memoryless(steps)), reward, 1.0)
+
+
+def tasks(quick: bool) -> list[Task]:
+    """Every measurement, at the quick or the full scale."""
+    lams, most = ([0.5, 0.8], 9) if quick else ([0.4, 0.5, 0.7, 0.9], 24)
+    betas = [2.0**e for e in (range(-1, 5) if quick else torch.linspace(-1, 5, 13).tolist())]
+    lengths = [10, 20, 40] if quick else [10, 20, 40, 80, 160]
+    out = []
+    for name in FINE_TUNING:
+        out.append(Task(f"constants {name}", constants_task, {"problem": name, "lam": 0.5}))
+        out += [
+            Task(
+                f"error {name} {lam}",
+                error_task,
+                {"problem": name, "rule": "measured", "lam": lam, "most": most},
+            )
+            for lam in lams
+        ]
+        if float("inf") > fine_tuning(name).reward.L0:
+            rules = ("paper iterates", "sharp iterates")
+            out += [
+                Task(
+                    f"error {name} {rule}",
+                    error_task,
+                    {"problem": name, "rule": rule, "lam": 0.5, "most": 8},
+                )
+                for rule in rules
+            ]
+        out += [
+            Task(f"trade-off {name} {beta:g}", trade_off_task, {"problem": name, "beta": beta})
+            for beta in betas
+        ]
+        out += [
+            Task(
+                f"tilt {name} {schedule} {steps}",
+                tilt_task,
+                {"problem": name, "schedule": schedule, "steps": steps},
+            )
+            for schedule in SCHEDULES
+            for steps in lengths
+        ]
+        out.append(Task(f"truth {name}", truth_error_task, {"problem": name}))
+    scale = 1 if quick else 2
+    out += [
+        Task(name, method_task, {"problem": "gaussian-sine", "method": name, "scale": scale})
+        for name in METHODS
+    ]
+    out.append(
+        Task(
+            "closed form 1-D", closed_form_task, {"dim": 1, "steps": 50, "inner": 20, "limit": 1e-9}
+        )
+    )
+    out.append(
+        Task(
+            "closed form 2-D", closed_form_task, {"dim": 2, "steps": 20, "inner": 20, "limit": 1e-7}
+        )
+    )
+    out.append(Task("Riccati", riccati_task, {"dim": 256, "steps": 1000}))
+    sizes = [(25, 20), (50, 20), (100, 20), (200, 20), (50, 5), (50, 10), (50, 40)]
+    out += [
+        Task(f"sweep {steps} x {inner}", sweep_task, {"steps": steps, "inner": inner})
+        for steps, inner in sizes
+    ]
+    return out
+
+
+STUDY = Study(STUDY_NAME, tasks)
+
+METHOD_BETA = 2.0
+
+
+def _features() -> RadialBasis:
+    return RadialBasis(torch.linspace(-4, 4, 25, dtype=torch.float64)[:, None], 0.5)
+
+
+def _feature_policy() -> Policy:
+    features = _features()
+    return FeaturePolicy(
+        features, torch.zeros(ITERATE_STEPS, 1, len(features.centres) + 2, dtype=torch.float64)
+    )
+
+
+def _linear(_: Quadrature, scale: int) -> Method:
+    regression = LinearRegression(_features(), ridge=1e-6)
+    return MonteCarloPIFT(8, regression, regression, paths=2048 * scale, draws=16)
+
+
+def _network(_: Quadrature, scale: int) -> Method:
+    regression = NetworkRegression(steps=100 * scale)
+    return MonteCarloPIFT(3, regression, regression, paths=2048 * scale, draws=16)
+
+
+METHODS: dict[str, tuple[Callable[[Quadrature, int], Method], int]] = {
+    "exact PI-FT": (lambda truth, _: ExactPIFT(12, truth.grids), 1),
+    "Monte Carlo PI-FT, linear": (_linear, 1),
+    "Monte Carlo PI-FT, network": (_network, 1),
+    "policy gradient, full adjoint": (
+        lambda _, scale: PolicyGradient(_feature_policy, FullAdjoint(), 300 * scale, rate=0.02), 25,
+    ),
+    "policy gradient, adjoint matching": (
+        lambda _, scale: PolicyGradient(_feature_policy, AdjointMatching(), 300 * scale, rate=0.02), 25,
+    ),
+}  # fmt: skip
+
+METHOD_KINDS = {
+    "exact PI-FT": "exact",
+    "Monte Carlo PI-FT, linear": "fixed-point residual",
+    "Monte Carlo PI-FT, network": "fixed-point residual",
+    "policy gradient, full adjoint": FullAdjoint.estimates,
+    "policy gradient, adjoint matching": AdjointMatching.estimates,
+}
+
+
+def _curves(problem: str, setting: dict, columns: dict[str, Tensor]) -> list[Record]:
+    return [
+        Record(STUDY_NAME, problem, metric, float(value), setting | {"k": k})
+        for metric, values in columns.items()
+        for k, value in enumerate(values)
+    ]
+
+
+def _exact_rate(truth: Quadrature) -> float:
+    """``max_k sigma_k^2 sup |Hess G V_{k+1}| / beta_k``, at which the slowest step contracts."""
+    diffusion, beta = truth.problem.reference.diffusion, truth.problem.beta
+    unit = torch.ones(1, 1, dtype=torch.float64)
+    variance = torch.stack(
+        [diffusion.transpose(k, unit, unit)[0, 0].square() for k in range(truth.problem.steps)]
+    )
+    return float((variance * truth.curvature / beta).max())
+
+
+def _rate(problem: str, rule: str, lam: float, errors: list[float], truth: Quadrature) -> Record:
+    """The factor per inner iteration over the last half of the iterations above rounding."""
+    above = [e for e in errors if e > FLOOR]
+    last, first = len(above) - 1, len(above) // 2
+    rate = (above[last] / above[first]) ** (1 / (last - first)) if last > first else float("nan")
+    setting = {"rule": rule, "lam": lam}
+    return Record(
+        STUDY_NAME,
+        problem,
+        "rate",
+        rate,
+        setting,
+        "exact PI-FT",
+        bound=1 - lam,
+        optimum=_exact_rate(truth),
+    )
+
+
+def _between(truth: Quadrature, found: Sweep, exact: Policy) -> float:
+    """Sup distance between a sweep's policy and the closed form over the truth's points."""
+    policy: GridPolicy = found.policy(truth.problem)
+    return max(
+        float((policy(k, x) - exact(k, x)).norm(dim=1).max())
+        for k, x in enumerate(map(truth.points, range(truth.problem.steps)))
+    )

@@ -1,0 +1,407 @@
+r"""Whose estimate of a costate steers a pendulum best? The second study of arXiv 2603.20455v2, as published and mended.
+
+Sought is :math:`\phi(0, x) = \nabla E g(X_T)` of the pendulum kicked in its velocity (`toy.problems`, ``bsde-pendulum``), learnt
+from N paths that start at N(0, I). Then 10000 initial states from N(0, I) descend along it, and ``cost`` is the mean of the exact
+:math:`E g(X_T)` where they end, whose optimum is the lowest point of the value on the grid. The motion is unstable, so the variance
+of a lean adjoint is a hundred times the mean square of the costate; the noise is degenerate, along :math:`x_2` alone.
+
+* ``cost_simulated``: the same by fresh simulation;
+* ``mse``: :math:`E|\phi(0, X) - \nabla V_0(X)|^2` over N(0, I), against the chain's own costate; ``mse_descent``: over the states
+  passed on the way down;
+* the split of an error: ``kernel_gap`` of the integrator, ``approximation_mse`` of features fitted to the exact costate, and
+  ``label_noise``, the spread of a path's costate about its mean with the exact field as control variate.
+
+Features are bumps on the cylinder, solved exactly. The fitted Bellman recursion regresses the pulled-back mean of the next fit, so
+its labels have no noise; the corrected adjoint after it uses its field as control variate and has no bias. "Published" pipelines
+have the network, Huber loss and noise pairing of the published code; the published 20 x 5000 gradient steps are scaled down, see
+``gradient_steps``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.costates.fields import CostateField, Given
+from socft.costates.marginal_score import DenoisingScore
+from socft.costates.martingale import Antithetic, Exact, FirstOrder
+from socft.costates.network import SpaceTimeNetwork, published_huber, squared
+from socft.costates.regression import PerStep
+from socft.estimators.martingale_adjoint import MartingaleAdjoint
+from socft.policy import Uncontrolled
+from socft.problem import ControlProblem
+from socft.records import Record
+from socft.reference import States
+from socft.regression.features import Features, Polynomial
+from socft.regression.functions import LinearRegression
+from socft.rollout import Noise, rollout
+from socft.study.runner import Study, Task
+from toy.pipelines import (
+    Learner,
+    Pipeline,
+    bellman_sweep,
+    lean,
+    learn,
+    martingale,
+    martingale_after_bellman,
+    martingale_sweep,
+    time_reversed,
+)
+from toy.problems import Benchmark, benchmark
+from toy.problems.base import ValueFunction
+from toy.problems.pendulum import PUBLISHED, lowest, swing_cost
+
+STUDY_NAME = "pendulum"
+PATHS, QUICK_PATHS = 10_000, 2500
+STATES = 10_000
+DESCENT_STEPS, DESCENT_RATE = 200, 0.1
+"""The largest curvature of the value is 8.5: twice its inverse is the largest stable rate."""
+SEEDS, FEW_SEEDS, QUICK_SEEDS, NETWORK_SEEDS = 10, 2, 1, 2
+"""The best pipeline and the lean adjoint have `SEEDS`; the other sweeps on bumps take minutes each and have `FEW_SEEDS`."""
+ANGLES, ROWS, REACH = 16, 17, 4.5
+RIDGE, NOISELESS_RIDGE = 1e-3, 1e-4
+QUICK_NODES = (48, 241)
+HERMITE = 6
+"""Nodes of the exact mean: the kick of one step is 0.11 wide."""
+ROUNDS, ROUND_STEPS = 5, 800
+NOISE_PATHS = 1000
+FRESH_SEED, STATES_SEED = 77, 123
+
+IntegerField = Callable[[int, States], States]
+"""A costate field that is asked for one step at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bumps(Features):
+    """Products of bumps on the circle of the angle and Gaussian bumps of the velocity, with 1 appended.
+
+    Attributes:
+        angles: bumps on the circle, von Mises densities whose width is their distance.
+        rows: bumps on [-reach, reach], whose width is their distance.
+        reach: of the velocity.
+    """
+
+    angles: int = ANGLES
+    rows: int = ROWS
+    reach: float = REACH
+
+    def __call__(self, x: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch p"]:
+        apart = 2 * math.pi / self.angles
+        around = torch.exp(
+            (torch.cos(x[:, :1] - apart * torch.arange(self.angles).to(x)) - 1) / apart**2
+        )
+        centres = torch.linspace(-self.reach, self.reach, self.rows).to(x)
+        along = torch.exp(-((x[:, 1:] - centres) / (2 * self.reach / (self.rows - 1))).square() / 2)
+        return torch.cat(
+            [(around[:, :, None] * along[:, None, :]).flatten(1), torch.ones_like(x[:, :1])], 1
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A pipeline, the gradient steps of its network and its place in the publication."""
+
+    pipeline: Pipeline
+    gradient_steps: int = 0
+    published: str | None = None
+
+
+def _network(huber: bool, steps: int, batch: int = 64) -> Callable[[int], SpaceTimeNetwork]:
+    loss = published_huber if huber else squared
+    return lambda seed: SpaceTimeNetwork(
+        steps=steps, batch=batch, decay_every=max(1, steps // 8), loss=loss, seed=seed
+    )
+
+
+def _bumps(_: int) -> PerStep:
+    return PerStep(LinearRegression(Bumps(), RIDGE))
+
+
+def _hermite(source) -> Exact:
+    return Exact(source, nodes=HERMITE)
+
+
+SCORE = DenoisingScore(LinearRegression(Polynomial(1)))
+"""Affine in the state: what 10000 paths resolve of a signal a hundredth of its noise."""
+
+
+def _features(name: str, kind: str, learner: Learner) -> Contender:
+    return Contender(Pipeline(name, kind, "bumps", learner))
+
+
+def _networks(
+    name: str, kind: str, learner: Learner, steps: int, published: str | None = None
+) -> Contender:
+    return Contender(Pipeline(name, kind, "network", learner), steps, published)
+
+
+_BUMPS = LinearRegression(Bumps(), RIDGE)
+_EXACT_BUMPS = LinearRegression(Bumps(), NOISELESS_RIDGE)
+_TOTAL = ROUNDS * ROUND_STEPS
+BEST = "fitted Bellman recursion"
+CONTENDERS = {
+    each.pipeline.name: each
+    for each in (
+        _features(BEST, "biased", bellman_sweep(_EXACT_BUMPS, HERMITE)),
+        _features(
+            "martingale-corrected adjoint after it",
+            "unbiased",
+            martingale_after_bellman(_EXACT_BUMPS, HERMITE, _hermite),
+        ),
+        _features("lean adjoint", "unbiased", lean(_bumps)),
+        _features(
+            "martingale-corrected adjoint, antithetic",
+            "unbiased",
+            martingale_sweep(_BUMPS, Antithetic),
+        ),
+        _features(
+            "martingale-corrected adjoint, first order",
+            "unbiased",
+            martingale_sweep(_BUMPS, FirstOrder),
+        ),
+        _features(
+            "martingale-corrected adjoint, exact", "unbiased", martingale_sweep(_BUMPS, _hermite)
+        ),
+        _networks(
+            "lean adjoint, published", "biased", lean(_network(True, _TOTAL)), _TOTAL, "non_adapted"
+        ),
+        _networks("lean adjoint, network", "unbiased", lean(_network(False, _TOTAL)), _TOTAL),
+        _networks(
+            "time-reversed costate, published",
+            "biased",
+            time_reversed(_network(True, ROUND_STEPS), SCORE, ROUNDS, published_pairing=True),
+            _TOTAL,
+            "tr_bsde",
+        ),
+        _networks(
+            "time-reversed costate, network",
+            "biased",
+            time_reversed(_network(False, ROUND_STEPS), SCORE, ROUNDS),
+            _TOTAL,
+        ),
+        _networks(
+            "martingale-corrected adjoint, network",
+            "unbiased",
+            martingale(_network(False, ROUND_STEPS, 256), ROUNDS, Antithetic),
+            _TOTAL,
+        ),
+    )
+}
+QUICK = (BEST, "lean adjoint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent:
+    """Where states went: every tenth place on the way, shape (places, batch, 2), and the end, (batch, 2)."""
+
+    way: Tensor
+    end: States
+
+
+@torch.no_grad()
+def descend(field: IntegerField, states: States) -> Descent:
+    """Gradient descent on the cost: ascent along a costate of the reward."""
+    way = []
+    for step in range(DESCENT_STEPS):
+        if step % 10 == 0:
+            way.append(states)
+        states = states + DESCENT_RATE * field(0, states)
+    return Descent(torch.stack(way), states)
+
+
+def pipeline_task(
+    contender: str, paths: int, states: int, nodes: list[int], seeds: int
+) -> list[Record]:
+    """One pipeline: what is learnt, where states descend along it, and what that costs."""
+    found, chosen = _problem(tuple(nodes)), CONTENDERS[contender]
+    rows, seconds, evaluations = [], [], 0
+    for seed in range(seeds):
+        learnt = learn(
+            chosen.pipeline, found.problem, Uncontrolled(found.problem.reference), paths, seed
+        )
+        rows.append(_measured(found, learnt.field, states))
+        seconds.append(learnt.seconds)
+        evaluations = learnt.evaluations
+    setting = {
+        "paths": paths,
+        "function_class": chosen.pipeline.function_class,
+        "gradient_steps": chosen.gradient_steps,
+    }
+    values, optimum = torch.tensor(rows, dtype=torch.float64), lowest(found.uncontrolled).cost
+    published = PUBLISHED[chosen.published] if chosen.published else None
+    extras = {
+        "cost": {"optimum": optimum, "published": published},
+        "cost_simulated": {"optimum": optimum},
+        "mse": {},
+        "mse_descent": {},
+    }
+    return [
+        Record(
+            STUDY_NAME,
+            "bsde-pendulum",
+            metric,
+            float(column.mean()),
+            setting,
+            contender,
+            chosen.pipeline.kind,
+            stderr=float(column.std() / seeds**0.5) if seeds > 1 else None,
+            seeds=seeds,
+            seconds=sum(seconds) / seeds,
+            evaluations=evaluations,
+            **extra,
+        )
+        for column, (metric, extra) in zip(values.T, extras.items(), strict=True)
+    ]
+
+
+def truth_task(states: int, nodes: list[int]) -> list[Record]:
+    """The lowest cost, the cost of the states before any descent and after one along the exact costate."""
+    found = _problem(tuple(nodes))
+    value, first = found.uncontrolled, _states(states)
+    optimum = lowest(value).cost
+    ends = {"start": first, "exact costate": descend(value.gradient, first).end}
+    records = [_exact("minimum", optimum, published=PUBLISHED["heat_map_minimum"])]
+    for name, where in ends.items():
+        published = PUBLISHED["start"] if name == "start" else None
+        records.append(
+            _exact("cost", _cost(value, where), name, optimum=optimum, published=published)
+        )
+    return records
+
+
+def kernel_gap_task(nodes: list[int]) -> list[Record]:
+    """What the Euler chain itself misses of continuous time: in the lowest cost and in the costate over N(0, I)."""
+    found, points = _problem(tuple(nodes)), _states(STATES)
+    chain, limit = found.uncontrolled, found.continuous_uncontrolled
+    return [
+        _exact("kernel_gap", _distance(chain.gradient, points, limit)),
+        _exact("continuous_minimum", lowest(limit).cost, published=PUBLISHED["heat_map_minimum"]),
+    ]
+
+
+def approximation_task(paths: int, nodes: list[int]) -> list[Record]:
+    """The features' own error: fitted to the exact costate at the states of the paths."""
+    found = _problem(tuple(nodes))
+    x = found.problem.reference.initial(_noise(found.problem, paths, 0).initial)
+    fitted = _EXACT_BUMPS.fit(x, found.uncontrolled.gradient(0, x))
+    return [
+        _exact(
+            "approximation_mse",
+            _distance(lambda k, y: fitted(y), _states(STATES), found.uncontrolled),
+            paths=paths,
+        )
+    ]
+
+
+def label_noise_task(paths: int, nodes: list[int]) -> list[Record]:
+    """``E|a_0 - E[a_0 | X_0]|^2`` of one path without and with a control variate made of the exact costate."""
+    found = _problem(tuple(nodes))
+    problem, policy = found.problem, Uncontrolled(found.problem.reference)
+    source = Given(lambda k, x: found.uncontrolled.gradient(int(k), x))
+    with torch.no_grad():
+        path = rollout(problem.reference, policy, _noise(problem, paths, FRESH_SEED))
+    exact, records = found.uncontrolled.gradient(0, path.states[0]), []
+    variates = {
+        "none": _Zero(source),
+        "first order": FirstOrder(source),
+        "antithetic": Antithetic(source),
+        "exact": _hermite(source),
+    }
+    for name, correction in variates.items():
+        samples = MartingaleAdjoint(correction).costates(problem, policy, path).values[0]
+        squared_error = (samples - exact).square().sum(1)
+        stderr = float(squared_error.std() / paths**0.5)
+        records.append(_exact("label_noise", float(squared_error.mean()), name, stderr=stderr))
+    return records
+
+
+class _Zero(Antithetic):
+    """No control variate."""
+
+    def of(self, at) -> States:
+        return torch.zeros_like(at.centre)
+
+
+def _measured(found: Benchmark, field: CostateField, states: int) -> list[float]:
+    value, first = found.uncontrolled, _states(states)
+    descent = descend(field, first)
+    return [
+        _cost(value, descent.end),
+        _simulated(found.problem, descent.end),
+        _distance(field, first, value),
+        _distance(field, descent.way.flatten(0, 1), value),
+    ]
+
+
+@torch.no_grad()
+def _cost(value: ValueFunction, states: States) -> float:
+    return -float(value.value(0, states).mean())
+
+
+def _simulated(problem: ControlProblem, states: States) -> float:
+    """The mean cost by one fresh path from each state."""
+    noise, x = _noise(problem, len(states), FRESH_SEED).steps, states
+    for k in range(problem.steps):
+        x = problem.reference.step(k, x, noise[k])
+    return float(swing_cost(x).mean())
+
+
+@torch.no_grad()
+def _distance(field: IntegerField, points: States, value: ValueFunction) -> float:
+    return float((field(0, points) - value.gradient(0, points)).square().sum(1).mean())
+
+
+@functools.cache
+def _problem(nodes: tuple[int, ...]) -> Benchmark:
+    return benchmark("bsde-pendulum", **({"nodes": nodes} if nodes else {}))
+
+
+def _noise(problem: ControlProblem, paths: int, seed: int) -> Noise:
+    return Noise.sample(problem.reference, paths, torch.Generator().manual_seed(seed))
+
+
+def _states(count: int) -> States:
+    return torch.randn(
+        count, 2, generator=torch.Generator().manual_seed(STATES_SEED), dtype=torch.float64
+    )
+
+
+def _exact(metric: str, value: float, name: str = "", paths: int | None = None, **more) -> Record:
+    setting = {} if paths is None else {"paths": paths, "function_class": "bumps"}
+    return Record(STUDY_NAME, "bsde-pendulum", metric, value, setting, name, "exact", **more)
+
+
+def tasks(quick: bool) -> list[Task]:
+    """The truth and the splits, then every pipeline at N = 10000; at the quick scale the best of them and a lean adjoint."""
+    nodes = list(QUICK_NODES) if quick else []
+    states, paths = (1000, QUICK_PATHS) if quick else (STATES, PATHS)
+    found = [
+        Task("lowest cost", truth_task, {"states": states, "nodes": nodes}),
+        Task("features", approximation_task, {"paths": paths, "nodes": nodes}),
+        Task("label noise", label_noise_task, {"paths": NOISE_PATHS, "nodes": nodes}),
+    ]
+    for name, each in CONTENDERS.items():
+        if quick and name not in QUICK:
+            continue
+        few = NETWORK_SEEDS if each.gradient_steps else FEW_SEEDS
+        seeds = QUICK_SEEDS if quick else SEEDS if name in QUICK else few
+        arguments = {
+            "contender": name,
+            "paths": paths,
+            "states": states,
+            "nodes": nodes,
+            "seeds": seeds,
+        }
+        found.append(Task(name, pipeline_task, arguments))
+    if not quick:
+        found.append(Task("kernel gap", kernel_gap_task, {"nodes": nodes}))
+    return found
+
+
+STUDY = Study(STUDY_NAME, tasks)

@@ -1,0 +1,263 @@
+r"""Bias, variance and cost of gradient estimators where the exact gradient is known.
+
+Every contender estimates the gradient of the objective in the coefficients of affine features of every step (`toy.measure`), from
+single paths, at policies from the pre-trained model to the optimum (`toy.situations`). The line :math:`s\, v^*`, s from 0 to 1,
+stands for training: on it the exact gradient, and so the bias, is known at the optimum and on the way to it. The noise, and on the
+linear-quadratic problem the bias, at the policies that training itself passes through are measured in `toy.studies.training`. One axis is
+varied at a time: distance from the optimum, number of steps at a fixed horizon, horizon at a fixed step size, dimension, noise
+level, problem. All numbers are relative to the norm of the exact gradient at the pre-trained model:
+
+* ``bias``: distance of the mean from the exact gradient, without its noise; ``stderr`` is that noise. The mean is over repetitions
+  with paths of their own, each of which fits anew what an estimator fits, and draws anew what it draws, besides these;
+* ``variance``: trace of the covariance of the estimate from one path, given what is fitted;
+* ``fit_variance``, of biased estimators: trace of the covariance of the mean that a fit leaves, which no number of paths lessens.
+  It is zero for the others, whose mean does not depend on the fit;
+* ``error_at_budget``: root-mean-square error with `BUDGET` network evaluations, those of the fit included:
+  ``sqrt(bias^2 + fit_variance + variance / paths)``, where a bias of less than `SEEN` standard errors counts as none; infinite
+  where the fit leaves nothing for a path;
+* ``costate_mse``: mean-square distance of costate samples from the policy's exact value gradient, per step, not relative;
+* ``seconds``: per path; ``peak_mb``: memory beyond path and labels;
+* ``refused``: the estimator does not apply, with its reason.
+
+A fixed-point residual is no estimate of the gradient away from the optimum: its ``bias`` there is its distance from the gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from socft.checks import InvalidProblem
+from socft.estimators.base import CostateEstimator, Estimator
+from socft.records import Record
+from socft.rollout import Noise, rollout
+from socft.study.runner import Study, Task
+from toy.contenders import CONTENDERS, Contender
+from toy.contenders import contender as find
+from toy.measure import Repeated, estimate, peak_memory
+from toy.problems import benchmark
+from toy.situations import Situation, situation
+
+STUDY_NAME = "variance"
+PATHS, FEW_PATHS, QUICK_PATHS = 1000, 200, 250
+"""Of a repetition; `FEW_PATHS` where the exact optimum is expensive to follow."""
+SEEDS, QUICK_SEEDS = 5, 2
+SEEN = 4.0
+BUDGET = 1_000_000
+"""Network evaluations per gradient: 10000 paths of 50 steps with two evaluations each."""
+MEMORY_PATHS = 64
+COSTATE_TIMES = 10
+
+
+def variance_task(
+    contender: str,
+    problem: str,
+    settings: Mapping[str, Any],
+    scale: float,
+    axis: str,
+    paths: int,
+    seeds: int,
+) -> list[Record]:
+    """Everything about one contender in one situation, or why it refuses."""
+    chosen = find(contender)
+    places = [
+        _situation(problem, json.dumps(settings), scale, repetition) for repetition in range(seeds)
+    ]
+    try:
+        made = [(where, chosen.make(where)) for where in places]
+        return [*_gradient(chosen, made, axis, paths), *_costates(chosen, made, axis, paths)]
+    except InvalidProblem as refusal:
+        setting = {**places[0].setting, "axis": axis, "reason": str(refusal)}
+        return [Record(STUDY_NAME, problem, "refused", 1.0, setting, contender)]
+
+
+@functools.lru_cache(maxsize=2 * SEEDS)
+def _situation(problem: str, settings: str, scale: float, repetition: int = 0) -> Situation:
+    """Exact solutions are shared by the repetitions, and by the contenders that a process measures."""
+    if repetition:
+        return dataclasses.replace(_situation(problem, settings, scale), repetition=repetition)
+    return situation(benchmark(problem, **json.loads(settings)), scale)
+
+
+def _gradient(
+    contender: Contender, made: Sequence[tuple[Situation, Estimator]], axis: str, paths: int
+) -> Iterator[Record]:
+    found = Repeated(
+        [estimate(each, here.problem, here.policy, _noise(here, paths)) for here, each in made]
+    )
+    (where, estimator), unit, steps = made[0], made[0][0].scale, made[0][0].problem.steps
+    bias, stderr = found.bias(where.gradient)
+    stderr = math.hypot(stderr, where.stderr)
+    fits = found.fit_variance if estimator.estimates == "biased" else 0.0
+    evaluations, left = (
+        contender.evaluations(estimator, steps),
+        BUDGET - contender.fit_evaluations(steps),
+    )
+    sampling = found.variance / (left // evaluations) if left >= evaluations else math.inf
+    at_budget = (bias if bias > SEEN * stderr else 0.0) ** 2 + fits + sampling
+    with torch.no_grad():
+        path = rollout(where.problem.reference, where.policy, _noise(where, MEMORY_PATHS))
+    peak = peak_memory(estimator, where.problem, where.policy, path)
+    common = {
+        "setting": {**where.setting, "axis": axis},
+        "estimator": contender.name,
+        "kind": estimator.estimates,
+        "seeds": len(made),
+        "evaluations": evaluations,
+    }
+
+    def record(metric: str, value: float, **more: Any) -> Record:
+        return Record(
+            STUDY_NAME,
+            where.setting["problem"],
+            metric,
+            value,
+            seconds=found.seconds,
+            peak_mb=peak,
+            **common,
+            **more,
+        )
+
+    yield record("bias", bias / unit, stderr=stderr / unit)
+    yield record("variance", found.variance / unit**2)
+    if estimator.estimates == "biased":
+        yield record("fit_variance", fits / unit**2)
+    yield record("error_at_budget", at_budget**0.5 / unit)
+
+
+@torch.no_grad()
+def _costates(
+    contender: Contender, made: Sequence[tuple[Situation, Estimator]], axis: str, paths: int
+) -> Iterator[Record]:
+    (where, estimator), steps = made[0], made[0][0].problem.steps
+    if not isinstance(estimator, CostateEstimator):
+        return
+    times = sorted({round(i * (steps - 1) / (COSTATE_TIMES - 1)) for i in range(COSTATE_TIMES)})
+    away = []
+    for here, each in made:
+        if isinstance(each, CostateEstimator):
+            found = each.costates(
+                here.problem,
+                here.policy,
+                rollout(here.problem.reference, here.policy, _noise(here, paths)),
+            )
+            exact = [here.value_gradient(k, found.states[k]) for k in times]
+            away.append(
+                [
+                    float((found.values[k] - at).square().sum(1).mean())
+                    for k, at in zip(times, exact, strict=True)
+                ]
+            )
+    for k, values in zip(times, torch.tensor(away, dtype=torch.float64).mT, strict=True):
+        yield Record(
+            STUDY_NAME,
+            where.setting["problem"],
+            "costate_mse",
+            float(values.mean()),
+            {**where.setting, "axis": axis, "k": k},
+            contender.name,
+            estimator.estimates,
+            stderr=float(values.std() / len(made) ** 0.5),
+            seeds=len(made),
+        )
+
+
+def _noise(where: Situation, paths: int) -> Noise:
+    return Noise.sample(
+        where.problem.reference, paths, torch.Generator().manual_seed(where.repetition)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """Situations along which one thing varies.
+
+    Attributes:
+        name: what varies.
+        problem: name of the benchmark.
+        fixed: its settings.
+        varied: settings of the benchmark, and ``scale``, one mapping per situation; with ``paths`` where they are not `PATHS`.
+        quick: how many of them the quick scale measures.
+    """
+
+    name: str
+    problem: str
+    fixed: Mapping[str, Any]
+    varied: tuple[Mapping[str, Any], ...]
+    quick: int = 2
+
+    def settings(self, quick: bool) -> Iterable[tuple[dict[str, Any], float, int]]:
+        """Settings, scale and number of paths of every situation."""
+        for each in self.varied[: self.quick] if quick else self.varied:
+            merged = {"paths": PATHS, **self.fixed, **each}
+            scale, paths = merged.pop("scale"), merged.pop("paths")
+            yield merged, scale, QUICK_PATHS if quick else paths
+
+
+def _each(name: str, *values: Any) -> tuple[dict[str, Any], ...]:
+    return tuple({name: value} for value in values)
+
+
+AXES = (
+    Axis("distance", "lq-fine-tuning", {"d": 4}, _each("scale", 0.0, 1.0, 0.5, 0.9)),
+    Axis("dimension", "lq-fine-tuning", {"scale": 0.9}, _each("d", 1, 16, 64), quick=0),
+    Axis("steps", "lq-sde", {"d": 2, "scale": 0.9}, _each("steps", 10, 30, 100), quick=1),
+    Axis(
+        "horizon",
+        "lq-sde",
+        {"d": 2, "scale": 0.9},
+        tuple({"horizon": h, "steps": round(25 * h)} for h in (0.4, 1.2, 4.0)),
+        quick=0,
+    ),
+    Axis("noise", "oscillator", {"dt": 0.1, "scale": 0.9}, _each("noise", 1.0, 0.1, 10.0), quick=0),
+    Axis(
+        "mixture",
+        "mixture",
+        {"steps": 50},
+        ({"d": 1, "scale": 0.0}, {"d": 1, "scale": 1.0}),
+        quick=0,
+    ),
+    Axis(
+        "mixture in high dimension",
+        "mixture",
+        {"scale": 1.0},
+        ({"d": 2}, {"d": 10}, {"d": 50, "paths": FEW_PATHS}),
+        quick=0,
+    ),
+)
+
+
+def tasks(quick: bool) -> list[Task]:
+    """Every contender in every situation."""
+    seeds = QUICK_SEEDS if quick else SEEDS
+    found = []
+    for axis in AXES:
+        for settings, scale, paths in axis.settings(quick):
+            for name in CONTENDERS:
+                about = ", ".join(
+                    f"{key} {value:g}" for key, value in {**settings, "scale": scale}.items()
+                )
+                arguments = {
+                    "contender": name,
+                    "problem": axis.problem,
+                    "settings": settings,
+                    "scale": scale,
+                    "axis": axis.name,
+                }
+                found.append(
+                    Task(
+                        f"{axis.name}: {axis.problem}, {about}: {name}",
+                        variance_task,
+                        arguments | {"paths": paths, "seeds": seeds},
+                    )
+                )
+    return found
+
+
+STUDY = Study(STUDY_NAME, tasks)

@@ -1,0 +1,1 @@
+"""What the claims share: instances, strategies, measurements, records and the command."""

@@ -1,0 +1,265 @@
+"""Runs the claims of `verify` and shows them as they are checked: a live table on a terminal, one line per claim elsewhere.
+
+The claims run under pytest in a process of its own, which appends its news to a file; this one shows them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from socft.checks import require
+
+REFRESH_SECONDS = 0.3
+PATIENCE_SECONDS = 30.0
+PASSED, FAILED_TESTS, INTERRUPTED = 0, 1, 2
+NEEDED = {
+    "flint": "python-flint",
+    "hypothesis": "hypothesis",
+    "mpmath": "mpmath",
+    "pytest": "pytest",
+    "sympy": "sympy",
+}
+COLOURS = {"verified": "green", "refuted": "red", "not measured": "yellow"}
+DONE = frozenset(COLOURS)
+
+
+class ClaimsFailed(RuntimeError):
+    """Some claims were not verified."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What to check, and where to keep what is found.
+
+    Attributes:
+        folder: the package of claims.
+        names: the claims to check.
+        records: file of records to update.
+        state: folder for searches and the log.
+        minutes: time to search for worse instances; 0 checks each claim once.
+        workers: number of processes.
+    """
+
+    folder: Path
+    names: Sequence[str]
+    records: Path
+    state: Path
+    minutes: float = 0.0
+    workers: int = 1
+
+    @property
+    def log(self) -> Path:
+        """What pytest printed."""
+        return self.state / "pytest.log"
+
+    def command(self, events: Path) -> list[str]:
+        """The process that checks the claims."""
+        root = self.folder.resolve().parent
+        files = [str(Path(self.folder.name) / f"{name}.py") for name in self.names]
+        options = [
+            "-q",
+            "--no-header",
+            "--tb=short",
+            f"--rootdir={root}",
+            "-o",
+            f"python_files={self.folder.name}/*.py",
+            "-p",
+            "no:cacheprovider",
+        ]
+        parallel = ["-n", str(self.workers)] if self.workers > 1 else []
+        kept = [
+            f"--records={self.records.resolve()}",
+            f"--state={self.state.resolve()}",
+            f"--events={events}",
+        ]
+        return [
+            sys.executable,
+            "-m",
+            "pytest",
+            *files,
+            *options,
+            *parallel,
+            *kept,
+            f"--minutes={self.minutes}",
+        ]
+
+
+def verify(run: Run, fresh: bool = False, console: Console | None = None) -> list[dict[str, Any]]:
+    """Check claims; returns the lines of their records. Lines of claims whose file is gone are dropped.
+
+    Args:
+        fresh: forget what earlier searches found.
+        console: where to show progress; standard error by default.
+
+    Raises:
+        InvalidProblem: an option makes no sense, or a package is missing.
+        ClaimsFailed: a claim is refuted, or was not measured.
+    """
+    missing = [
+        package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None
+    ]
+    require(
+        not missing,
+        f"checking claims needs {', '.join(missing)}; run: pip install {' '.join(missing)}",
+    )
+    require(bool(run.names), f"there are no claims in {run.folder}.")
+    require(run.minutes >= 0, f"minutes = {run.minutes:g}; give a number that is not negative.")
+    require(run.workers >= 1, f"workers = {run.workers}; give at least 1.")
+    if fresh:
+        shutil.rmtree(run.state, ignore_errors=True)
+    run.state.mkdir(parents=True, exist_ok=True)
+    board = Board(run.names, console or Console(stderr=True))
+    with tempfile.TemporaryDirectory() as folder:
+        events = Path(folder) / "events.jsonl"
+        events.touch()
+        with board, _process(run, events) as process:
+            code = _follow(process, events, board)
+    if code not in (PASSED, FAILED_TESTS) or not board.lines:
+        tail = "\n".join(run.log.read_text(errors="replace").splitlines()[-20:])
+        raise ClaimsFailed(f"pytest ended with code {code}; its output is in {run.log}:\n{tail}")
+    from verify.support.claims import forget_records
+
+    forget_records(run.records, keep=[file.stem for file in run.folder.glob("*.py")])
+    _require_verified(board, run.log)
+    return list(board.lines.values())
+
+
+class Board(contextlib.AbstractContextManager["Board"]):
+    """What is known of each claim, shown as it comes in."""
+
+    def __init__(self, names: Sequence[str], console: Console):
+        self.lines: dict[str, dict[str, Any]] = {}
+        self._names, self._console = tuple(names), console
+        self._states = dict.fromkeys(names, "")
+        self._live = Live(console=console, auto_refresh=False, transient=False)
+
+    def __enter__(self) -> Board:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.update(self.table(), refresh=True)
+            self._live.stop()
+
+    def add(self, news: Sequence[Mapping[str, Any]]) -> None:
+        """Take news of claims into account."""
+        for event in news:
+            self._take(event)
+        if self._console.is_terminal:
+            self._live.update(self.table(), refresh=True)
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        name = event["claim"]
+        if "status" not in event:
+            self._states[name] = (
+                f"searching, seed {event['searched']}" if "searched" in event else "running"
+            )
+            return
+        self.lines[name] = {key: value for key, value in event.items() if key != "pending"}
+        self._states[name] = "running" if event["pending"] else event["status"]
+        if not event["pending"] and not self._console.is_terminal:
+            from verify.support.claims import summary
+
+            self._console.print(summary(event), markup=False, highlight=False, soft_wrap=True)
+
+    def table(self) -> Table:
+        """One row per claim."""
+        table = Table(box=None, header_style="dim")
+        for name in ("claim", "status"):
+            table.add_column(name, no_wrap=True)
+        for name in ("worst ratio", "sharp", "attained", "checks", "seconds"):
+            table.add_column(name, justify="right")
+        for name in self._names:
+            line, state = self.lines.get(name, {}), self._states[name]
+            ratios = [_number(line.get(key)) for key in ("ratio", "ratio_sharp", "attained")]
+            shown = f"[{COLOURS.get(state, 'dim')}]{escape(state)}"
+            table.add_row(
+                escape(name),
+                shown,
+                *ratios,
+                str(line.get("checked", "")),
+                _seconds(line.get("seconds")),
+            )
+        return table
+
+
+@contextlib.contextmanager
+def _process(run: Run, events: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The process that checks, in a session of its own: an interruption reaches it through this one, once."""
+    one_thread = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    with run.log.open("wb") as log:
+        process = subprocess.Popen(
+            run.command(events),
+            cwd=run.folder.resolve().parent,
+            env=os.environ | one_thread,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)  # finished claims are recorded before it ends
+                try:
+                    process.wait(PATIENCE_SECONDS)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _follow(process: subprocess.Popen[bytes], events: Path, board: Board) -> int:
+    with events.open() as stream:
+        rest = ""
+        while True:
+            code = process.poll()
+            *complete, rest = (rest + stream.read()).split("\n")
+            board.add([json.loads(line) for line in complete])
+            if code is not None:
+                return code
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(REFRESH_SECONDS)
+
+
+def _require_verified(board: Board, log: Path) -> None:
+    failed = [line for line in board.lines.values() if line["status"] != "verified"]
+    if failed:
+        reasons = "\n".join(
+            f"  {line['claim']} is {line['status']}: {_reason(line)}" for line in failed
+        )
+        raise ClaimsFailed(
+            f"{len(failed)} of {len(board.lines)} claims are not verified; the output is in {log}\n{reasons}"
+        )
+
+
+def _reason(line: Mapping[str, Any]) -> str:
+    if line["status"] == "refuted":
+        where = json.dumps(line["instance"], ensure_ascii=False)
+        return f"{line['check']}, measured {_number(line['measured'])}, bound {_number(line['bound'])}, at {where}"
+    return "; ".join(line["errors"]) or "its file ran no check"
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{float(value):.4g}"
+
+
+def _seconds(value: Any) -> str:
+    return "" if value is None else f"{value:.1f}"

@@ -1,0 +1,71 @@
+"""Writes README.md of this folder from the claims: ``python -m verify.support.readme``."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+from socft.records import write_atomically
+from verify.support.claims import Claim
+
+FOLDER = Path(__file__).parents[1]
+HEADING = """# Claims
+
+Each file states one result about controlled diffusion chains and checks it: on instances drawn at random and steered towards the
+worst case, on the instance that attains it, without the assumption it needs (and must then see it fail), and where it has a closed
+form in ball arithmetic. Whatever is checked is measured against an exact solution, never against the formula itself.
+
+    socft verify                       # every claim; records in build/records/verify.jsonl
+    socft verify theorem_2_8_i         # one of them
+    socft verify --minutes 30          # search for worse instances; an interrupted search continues
+    pytest verify/ -n 2                # the same checks as tests
+
+A *tight* bound is attained, or approached, by an instance; an *upper bound* is not; a *limit* holds as a parameter grows.
+
+| Claim | Kind | File | Source |
+| --- | --- | --- | --- |
+"""
+ORDER = (
+    "lemma",
+    "remark",
+    "proposition",
+    "operator",
+    "theorem",
+    "corollary",
+    "contraction",
+    "convergence",
+)
+
+
+def claims(folder: Path = FOLDER) -> list[Claim]:
+    """The claims of the files of this folder, in the order of the table."""
+    names = [
+        file.stem
+        for file in folder.glob("*.py")
+        if re.search(r"^CLAIM\b.*=", file.read_text(), re.MULTILINE)
+    ]
+    found = [importlib.import_module(f"{folder.name}.{name}").CLAIM for name in names]
+    return sorted(found, key=_position)
+
+
+def text(found: list[Claim]) -> str:
+    """The content of README.md."""
+    rows = [
+        f"| {_cell(c.statement)} | {c.kind} | [{c.name}]({c.name}.py) | {_cell(c.source)} |"
+        for c in found
+    ]
+    return HEADING + "\n".join(rows) + "\n"
+
+
+def _position(claim: Claim) -> tuple[int, str]:
+    head = claim.name.split("_")[0]
+    return ORDER.index(head) if head in ORDER else len(ORDER), claim.name
+
+
+def _cell(words: str) -> str:
+    return words.replace("|", "\\|").replace("*", "\\*")
+
+
+if __name__ == "__main__":
+    write_atomically(FOLDER / "README.md", text(claims()).encode())
