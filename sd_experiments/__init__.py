@@ -8,7 +8,9 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def _torchvision_is_not_needed(record: logging.LogRecord) -> bool:
-    """Drop transformers' advice to install torchvision, which nothing here uses and a CPU build of torch cannot load."""
+    """Drop transformers' advice to install torchvision, which nothing here uses and a CPU build of
+    torch cannot load.
+    """
     return "requires torchvision (not installed)" not in record.getMessage()
 
 

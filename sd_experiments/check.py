@@ -1,8 +1,9 @@
 """What a configuration needs that is missing here, and an estimate of its memory and time.
 
-Everything is loaded. The estimator labels paths of a chain without a network, with as many steps as the configuration says, so
-what its mathematics refuses is refused here. Memory and time are extrapolated from an evaluation of the network, a derivative in
-the trained layers and a reward, of a few samples.
+Everything is loaded. The estimator labels paths of a chain without a network, with as many steps as
+the configuration says, so what its mathematics refuses is refused here. Memory and time are
+extrapolated from an evaluation of the network, a derivative in the trained layers and a reward, of
+a few samples.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ GB = 1e9
 HOURS = 3600.0
 MINUTES = 60.0
 REPEATS, PATIENCE = 5, 2.0
-"""Measurements of a time, of which the shortest counts since others may be disturbed; no more once they took so many seconds."""
+"""Measurements of a time, of which the shortest counts since others may be disturbed; no more once
+they took so many seconds.
+"""
 SEVERAL = 8
 """Samples at a time in a trial, where the settings do not say."""
 NUMBERS = 20_000_000
@@ -171,9 +174,11 @@ def _counted(experiment: Experiment) -> str:
 def differentiates(
     settings: config.Settings, device: torch.device, base: StableDiffusion | None = None
 ) -> bool:
-    """Whether the estimator asks for the reward's gradient, on paths of as many steps as the settings say.
+    """Whether the estimator asks for the reward's gradient, on paths of as many steps as the
+    settings say.
 
-    They are of latents' shape, of a chain that costs nothing, and as many as a round has of a prompt, within reason.
+    They are of latents' shape, of a chain that costs nothing, and as many as a round has of a
+    prompt, within reason.
 
     Raises:
         InvalidProblem: the estimator refuses, or asks for the gradient of a black box.
@@ -191,7 +196,10 @@ def differentiates(
 
     def reward(x: States) -> PerSample:
         if torch.is_grad_enabled() and x.requires_grad:
-            refusal = f"{settings.reward.name} has no gradient, and {settings.estimator.name} asks for it; give dpok or ddpo."
+            refusal = (
+                f"{settings.reward.name} has no gradient, and {settings.estimator.name} asks for"
+                " it; give dpok or ddpo."
+            )
             require(not is_black_box(settings.reward), refusal)
             asked.append(x.shape)
         return x.sin().flatten(1).sum(1)
@@ -222,7 +230,9 @@ def _measured(experiment: Experiment) -> list[Finding]:
 
 @dataclasses.dataclass(frozen=True)
 class _Probe:
-    """What one sample takes: seconds of an evaluation, of a gradient in the layers and of a reward; bytes of the latter two."""
+    """What one sample takes: seconds of an evaluation, of a gradient in the layers and of a reward;
+    bytes of the latter two.
+    """
 
     evaluation: float
     update: float
@@ -281,7 +291,9 @@ def _spent(action: Callable[[], None], device: torch.device) -> tuple[float, flo
 
 
 def _memory(experiment: Experiment, probe: _Probe) -> Finding:
-    """What the weights, the paths of a round and the samples that are differentiated at a time take."""
+    """What the weights, the paths of a round and the samples that are differentiated at a time
+    take.
+    """
     settings, base = experiment.settings, experiment.base
     batch, steps = settings.batch, settings.sampler.steps
     device = next(experiment.lora.parameters()).device
@@ -291,8 +303,8 @@ def _memory(experiment: Experiment, probe: _Probe) -> Finding:
     work = max(rows * probe.update_bytes, settings.reward.chunk * probe.reward_bytes)
     free, needed = free_bytes(device), work + (buffer if device.type == "cpu" else buffer / 2)
     detail = (
-        f"{_weights(base) / GB:.2f} GB of weights are in place; {buffer / GB:.2f} GB for the {paths} paths of a round and about "
-        f"{work / GB:.2f} GB for {rows} samples at a time"
+        f"{_weights(base) / GB:.2f} GB of weights are in place; {buffer / GB:.2f} GB for the"
+        f" {paths} paths of a round and about {work / GB:.2f} GB for {rows} samples at a time"
     )
     if needed > free:
         return Finding(

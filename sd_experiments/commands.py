@@ -39,7 +39,9 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Draw pictures with the fine-tuned model, every row a prompt, beside those of the pre-trained one from the same noise."""
+    """Draw pictures with the fine-tuned model, every row a prompt, beside those of the pre-trained
+    one from the same noise.
+    """
 
     config: Config = TINY
     """The configuration of the run."""
@@ -59,13 +61,16 @@ class Sample:
 
         file = sample_grid(self.config, self.out, self.number, self.seed, self.grid, self.step)
         print(
-            f"wrote {file}: for every prompt, in the order of the configuration, a row of the pre-trained and one of this model"
+            f"wrote {file}: for every prompt, in the order of the configuration, a row of the"
+            " pre-trained and one of this model"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Reward, KL, accuracy and diversity of the fine-tuned and of the pre-trained model on the same fresh noise."""
+    """Reward, KL, accuracy and diversity of the fine-tuned and of the pre-trained model on the same
+    fresh noise.
+    """
 
     config: Config = TINY
     """The configuration of the run."""
@@ -99,12 +104,16 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Reproduce:
-    """Section 5 of arXiv 2412.18164v4: every method on every prompt, PI-FT at several KL weights, measured and typeset."""
+    """Section 5 of arXiv 2412.18164v4: every method on every prompt, PI-FT at several KL weights,
+    measured and typeset.
+    """
 
     scale: Literal["tiny", "sd15"] = "tiny"
     """The model that comes with this package, or Stable Diffusion 1.5."""
     quick: bool = False
-    """Two rounds of every run, to see that everything works; the numbers mean nothing, the report included."""
+    """Two rounds of every run, to see that everything works; the numbers mean nothing, the report
+    included.
+    """
     out: Path = Path("build/records")
     """Folder of the records; pictures go to a folder of the study's name in it."""
     reports: Path = Path("build/reports")
@@ -112,9 +121,13 @@ class Reproduce:
     workers: int | None = None
     """Number of processes, one thread each; as the scale suggests by default."""
     trainings: int = 3
-    """How often PI-FT and DPOK are trained for every prompt, each time from another seed; their means are compared."""
+    """How often PI-FT and DPOK are trained for every prompt, each time from another seed; their
+    means are compared.
+    """
     variants: bool = False
-    """Also DPOK at other learning rates, and regressions on target controls without a limit on these."""
+    """Also DPOK at other learning rates, and regressions on target controls without a limit on
+    these.
+    """
     model: Model = None
     """Folder or name of the model, in place of the scale's."""
     reward: Folder = None
@@ -140,7 +153,9 @@ class Reproduce:
 
 @dataclasses.dataclass(frozen=True)
 class Adjoints:
-    """What makes costates large (pictures that are undecided, guidance), and how far the gradients of paths and methods agree."""
+    """What makes costates large (pictures that are undecided, guidance), and how far the gradients
+    of paths and methods agree.
+    """
 
     config: Config = TINY
     """The configuration whose prompts, chain and reward are taken."""
@@ -155,7 +170,8 @@ class Adjoints:
         from sd_experiments.studies.adjoints import STUDY, run
 
         print(
-            f"{len(run(self.config, self.quick, self.out, self.workers))} records in {self.out / STUDY}.jsonl"
+            f"{len(run(self.config, self.quick, self.out, self.workers))} records in"
+            f" {self.out / STUDY}.jsonl"
         )
 
 
@@ -187,7 +203,9 @@ class Descent:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """Time and memory of a gradient step against steps, trajectories and loss steps, for every estimator."""
+    """Time and memory of a gradient step against steps, trajectories and loss steps, for every
+    estimator.
+    """
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The configuration to start from."""
@@ -202,7 +220,8 @@ class Benchmark:
         from sd_experiments.studies.benchmark import STUDY, run
 
         print(
-            f"{len(run(self.config, self.random, self.quick, self.out))} records in {self.out / STUDY}.jsonl"
+            f"{len(run(self.config, self.random, self.quick, self.out))} records in"
+            f" {self.out / STUDY}.jsonl"
         )
 
 

@@ -1,7 +1,8 @@
-"""Settings of a fine-tuning run: frozen dataclasses read from a TOML file, where every key must be known and of the right type.
+"""Settings of a fine-tuning run: frozen dataclasses read from a TOML file, where every key must be
+known and of the right type.
 
-One table of the file is one dataclass; what is left out has the default given here. ``configs/`` holds a run that takes minutes on
-two cores and the published settings at full size.
+One table of the file is one dataclass; what is left out has the default given here. ``configs/``
+holds a run that takes minutes on two cores and the published settings at full size.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Model:
     """The pre-trained pipeline.
 
     Attributes:
-        path: directory of a saved diffusers pipeline, or name of one downloaded from the Hugging Face hub, or "tiny" for the one
-            that comes with this package.
+        path: directory of a saved diffusers pipeline, or name of one downloaded from the Hugging
+            Face hub, or "tiny" for the one that comes with this package.
         dtype: dtype of the frozen network; states are float32 (float64 with a float64 network).
         device: where it runs; "auto" is the GPU if there is one.
         micro_batch: samples per network call; all at once by default.
@@ -57,8 +58,9 @@ class Sampler:
         eta: noise, in (0, 1]; 1 is memoryless in the limit of many steps.
         guidance: guidance scale of the pre-trained and of the fine-tuned model; 1 is none.
         negative_prompt: what guidance leads away from.
-        spacing: "leading" or "trailing" timesteps, or "log_snr" for levels with even steps in the logarithm of their
-            signal-to-noise ratio (`sd_experiments.model.sampling`); as the model is configured by default.
+        spacing: "leading" or "trailing" timesteps, or "log_snr" for levels with even steps in the
+            logarithm of their signal-to-noise ratio (`sd_experiments.model.sampling`); as the model
+            is configured by default.
         last_level: signal level of the sample, below 1; as the model is configured by default.
     """
 
@@ -78,7 +80,8 @@ class Reward:
     """The reward of an image.
 
     Attributes:
-        name: "tiny", "image_reward", "clip", "jpeg", or ``module:factory`` that is called with the options and makes a score.
+        name: "tiny", "image_reward", "clip", "jpeg", or ``module:factory`` that is called with the
+            options and makes a score.
         path: directory of its weights.
         chunk: images decoded and scored at a time.
         black_box: whether to treat it as not differentiable.
@@ -120,7 +123,8 @@ class Estimator:
     """The gradient estimator.
 
     Attributes:
-        name: see `sd_experiments.training.build.ESTIMATORS`, or ``module:factory`` that is called with the options.
+        name: see `sd_experiments.training.build.ESTIMATORS`, or ``module:factory`` that is called
+            with the options.
         options: passed to the factory.
     """
 
@@ -151,8 +155,9 @@ class Optimiser:
         rate: learning rate.
         betas: averaging factors of gradient and squared gradient.
         weight_decay: its decoupled weight decay.
-        clip: a gradient of a larger norm is scaled down to this one; no limit by default. The reported norm is that before, and
-            "clipped" says how often it happened. AdamW divides by the gradient's own scale, so a limit matters for outliers only.
+        clip: a gradient of a larger norm is scaled down to this one; no limit by default. The
+            reported norm is that before, and "clipped" says how often it happened. AdamW divides by
+            the gradient's own scale, so a limit matters for outliers only.
         warmup: gradient steps over which the rate grows linearly to its value.
         decay: last part of the run, in [0, 1], over which the rate falls linearly to zero.
     """
@@ -191,30 +196,37 @@ class Optimiser:
 class Batch:
     """Which paths and which of their steps a gradient is made of.
 
-    A round samples ``trajectories`` paths for each of the next ``prompts`` prompts and labels them. Gradient steps then take
-    ``paths`` paths at a time, in random order, until every path was taken ``passes`` times; then comes the next round.
+    A round samples ``trajectories`` paths for each of the next ``prompts`` prompts and labels them.
+    Gradient steps then take ``paths`` paths at a time, in random order, until every path was taken
+    ``passes`` times; then comes the next round.
 
     Attributes:
         trajectories: paths per prompt and round.
         prompts: prompts per round, in turn.
         paths: paths per gradient step; those of a whole round by default.
         passes: times every path is used.
-        loss_steps: steps of a path that enter a gradient; all by default. Steps are weighted by one over the probability that they
-            are drawn, so the gradient has the same mean whatever is chosen here.
+        loss_steps: steps of a path that enter a gradient; all by default. Steps are weighted by one
+            over the probability that they are drawn, so the gradient has the same mean whatever is
+            chosen here.
         early_span: first part of the steps that is drawn from separately, in [0, 1].
         early_share: part of the drawn steps that is drawn from there.
-        micro_batch: paths per backward pass; gradients are accumulated over the rest. All at once by default. At least two
-            backward passes per gradient step are needed to know the gradient's noise.
-        ess: a new round starts early when, before a further pass, the importance weights of a prompt's paths under the current
-            policy have an effective sample size below this part of their number; 0 is never, and saves computing them.
-        weighted: whether paths of earlier policies get these weights. Ratio-clipping estimators weight by themselves.
-        mask_quantile: pairs (step, path) whose loss lies above this quantile of the losses, averaged over gradient steps, are left
-            out, as in the published code of adjoint matching (0.9); 1 is off. It biases the gradient: what is heavy-tailed about
-            the targets is lost with the outliers.
+        micro_batch: paths per backward pass; gradients are accumulated over the rest. All at once
+            by default. At least two backward passes per gradient step are needed to know the
+            gradient's noise.
+        ess: a new round starts early when, before a further pass, the importance weights of a
+            prompt's paths under the current policy have an effective sample size below this part of
+            their number; 0 is never, and saves computing them.
+        weighted: whether paths of earlier policies get these weights. Ratio-clipping estimators
+            weight by themselves.
+        mask_quantile: pairs (step, path) whose loss lies above this quantile of the losses,
+            averaged over gradient steps, are left out, as in the published code of adjoint matching
+            (0.9); 1 is off. It biases the gradient: what is heavy-tailed about the targets is lost
+            with the outliers.
         mask_memory: averaging factor of that quantile.
-        target_clip: target controls whose norm times beta is larger are scaled down to it; no limit by default. That product is the
-            reward that a unit of noise gains to first order, so where it exceeds what rewards differ by, the first order says
-            nothing about a unit of noise. The limit biases the gradient, but what is limited keeps its direction.
+        target_clip: target controls whose norm times beta is larger are scaled down to it; no limit
+            by default. That product is the reward that a unit of noise gains to first order, so
+            where it exceeds what rewards differ by, the first order says nothing about a unit of
+            noise. The limit biases the gradient, but what is limited keeps its direction.
     """
 
     trajectories: int = 10
@@ -250,8 +262,8 @@ class Batch:
         total = self.trajectories * self.prompts * self.passes
         require(
             total % self.per_step == 0,
-            f"batch.paths = {self.per_step} does not divide the {total} uses of a round (trajectories x prompts x passes); "
-            "choose it so that it does.",
+            f"batch.paths = {self.per_step} does not divide the {total} uses of a round"
+            " (trajectories x prompts x passes); choose it so that it does.",
         )
 
     @property
@@ -261,7 +273,9 @@ class Batch:
 
     @property
     def weighs(self) -> bool:
-        """Whether importance weights are needed, which take an evaluation of the network per step and path."""
+        """Whether importance weights are needed, which take an evaluation of the network per step
+        and path.
+        """
         return self.weighted or self.ess > 0
 
 
@@ -271,7 +285,8 @@ class Run:
 
     Attributes:
         steps: gradient steps.
-        seed: of everything random. Paths are a function of the seed, the round and their number, not of the number of processes.
+        seed: of everything random. Paths are a function of the seed, the round and their number,
+            not of the number of processes.
         ema: averaging factor of the layers that are used for sampling; 0 is the last ones.
         out: folder of the run.
         checkpoint_every: gradient steps between checkpoints.
@@ -295,8 +310,8 @@ class Monitor:
     """What is measured besides the reward.
 
     Attributes:
-        checker: "tiny" or ``module:function`` that maps images and their prompt to one number in [0, 1] per image; what the reward
-            should stand for, measured independently of it.
+        checker: "tiny" or ``module:function`` that maps images and their prompt to one number in
+            [0, 1] per image; what the reward should stand for, measured independently of it.
         images_every: rounds between pictures in TensorBoard.
         window: rounds that are averaged for the warning about reward hacking.
     """
@@ -340,7 +355,8 @@ def read(file: Path) -> Settings:
     """The settings of a TOML file.
 
     Raises:
-        InvalidProblem: no such file, a syntax error, an unknown key, a value of another type or out of range.
+        InvalidProblem: no such file, a syntax error, an unknown key, a value of another type or out
+            of range.
     """
     require(
         file.is_file(),
@@ -380,8 +396,7 @@ def _dataclass(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
     for name in values:
         if name not in types_of:
             nearest = difflib.get_close_matches(name, types_of, 1, 0.0)[0]
-            require(
-                False,
+            raise InvalidProblem(
                 f"unknown key {where + name!r}; the nearest known one is {where + nearest!r}.",
             )
     return kind(
@@ -413,7 +428,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         ):
             return value
     raise InvalidProblem(
-        f"{where} = {value!r} is a {type(value).__name__}; give a {' or a '.join(map(_name, accepted))}."
+        f"{where} = {value!r} is a {type(value).__name__}; give a"
+        f" {' or a '.join(map(_name, accepted))}."
     )
 
 

@@ -1,8 +1,10 @@
-"""The command line: ``socft toy STUDY`` measures, ``socft bench`` compares, ``socft verify`` checks, ``socft report`` typesets.
+"""The command line: ``socft toy STUDY`` measures, ``socft bench`` compares, ``socft verify``
+checks, ``socft report`` typesets.
 
-A study is a module ``toy.studies.<name>`` that defines ``STUDY``, a claim a module ``verify.<name>`` that defines ``CLAIM``, a
-report a module ``socft.report.<name>.report`` that defines ``REPORT``; they are found by name. A command is a dataclass with a ``run`` method,
-listed in `COMMANDS`. Heavy imports belong in ``run``.
+A study is a module ``toy.studies.<name>`` that defines ``STUDY``, a claim a module
+``verify.<name>`` that defines ``CLAIM``, a report a module ``socft.report.<name>.report`` that
+defines ``REPORT``; they are found by name. A command is a dataclass with a ``run`` method, listed
+in `COMMANDS`. Heavy imports belong in ``run``.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ EXTRAS = {
 
 @dataclasses.dataclass(frozen=True)
 class Plugins:
-    """What the modules of a package define: every module is one, or every folder with a module of a given name."""
+    """What the modules of a package define: every module is one, or every folder with a module of a
+    given name.
+    """
 
     package: str
     what: str
@@ -104,7 +108,9 @@ class Toy:
     workers: int = 1
     """Number of processes, one thread each."""
     executor: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION")] = None
-    """A function without arguments that makes the executor to run on, in place of processes on this machine."""
+    """A function without arguments that makes the executor to run on, in place of processes on this
+    machine.
+    """
 
     def run(self) -> None:
         study = STUDIES.find(self.study)
@@ -116,10 +122,8 @@ class Toy:
 
         torch.set_num_threads(1)
         with (
-            processes(self.workers)
-            if self.executor is None
-            else imported(self.executor)() as executor
-        ):
+            processes(self.workers) if self.executor is None else imported(self.executor)()
+        ) as executor:
             records = run(study, self.quick, self.out, executor, self.fresh, self.seeds)
         print(f"{len(records)} records in {self.out / study.name}.jsonl")
         if self.json is not None:
@@ -129,10 +133,14 @@ class Toy:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Measure your own gradient estimator against all built-in ones, where the exact gradient is known."""
+    """Measure your own gradient estimator against all built-in ones, where the exact gradient is
+    known.
+    """
 
     estimator: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:NAME")]
-    """What makes the estimator when called without arguments, such as a class; found from the working directory."""
+    """What makes the estimator when called without arguments, such as a class; found from the
+    working directory.
+    """
     quick: bool = False
     """Measure with a tenth of the paths."""
     out: Path = Path("build/bench")
@@ -200,7 +208,9 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Verify:
-    """Check the claims of the theory: each holds, is attained where it says so, and fails without its assumption."""
+    """Check the claims of the theory: each holds, is attained where it says so, and fails without
+    its assumption.
+    """
 
     claims: Annotated[
         tuple[str, ...],
@@ -210,7 +220,9 @@ class Verify:
         ),
     ] = ()
     out: Path = Path("build/records")
-    """Folder of the records; verify.jsonl there is updated, the lines of claims that did not run stay."""
+    """Folder of the records; verify.jsonl there is updated, the lines of claims that did not run
+    stay.
+    """
     minutes: float = 0.0
     """Minutes to search for worse instances; an interrupted search continues where it was."""
     fresh: bool = False
@@ -227,7 +239,8 @@ class Verify:
         unknown = [name for name in self.claims if name not in CLAIMS.names]
         require(
             not unknown,
-            f"there is no claim named {', '.join(unknown)}; the claims are: {', '.join(CLAIMS.names)}.",
+            f"there is no claim named {', '.join(unknown)}; the claims are:"
+            f" {', '.join(CLAIMS.names)}.",
         )
         file = self.out / "verify.jsonl"
         folder = Path(next(iter(verify.__path__)))
@@ -271,14 +284,19 @@ def _parse(arguments: Sequence[str] | None) -> Command:
     return tyro.cli(
         functools.reduce(operator.or_, named),
         prog="socft",
-        description="Fine-tuning diffusion models by stochastic optimal control: measure, and typeset what was measured.",
+        description=(
+            "Fine-tuning diffusion models by stochastic optimal control: measure, and typeset what"
+            " was measured."
+        ),
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
 
 
 def _explain(error: Exception) -> tuple[str, int] | None:
-    """One sentence and the exit code for an error of the user's, None for one that needs its traceback."""
+    """One sentence and the exit code for an error of the user's, None for one that needs its
+    traceback.
+    """
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)

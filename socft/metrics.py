@@ -1,9 +1,9 @@
 r"""Distances between laws, from samples and of Gaussian laws.
 
-The Wasserstein-1 distance on the line is
-:math:`W_1(\mu, \nu) = \int |F_\mu - F_\nu|\,dx = \int_0^1 |F_\mu^{-1} - F_\nu^{-1}|\,du`. The squared maximum mean discrepancy of
-the kernel :math:`k(x, y) = \exp(-|x-y|^2 / 2 h^2)` is :math:`E k(X, X') + E k(Y, Y') - 2 E k(X, Y)` (Gretton et al. 2012); `mmd` is
-its unbiased estimate, which may be negative.
+The Wasserstein-1 distance on the line is :math:`W_1(\mu, \nu) = \int |F_\mu - F_\nu|\,dx = \int_0^1
+|F_\mu^{-1} - F_\nu^{-1}|\,du`. The squared maximum mean discrepancy of the kernel :math:`k(x, y) =
+\exp(-|x-y|^2 / 2 h^2)` is :math:`E k(X, X') + E k(Y, Y') - 2 E k(X,
+Y)` (Gretton et al. 2012); `mmd` is its unbiased estimate, which may be negative.
 """
 
 from __future__ import annotations
@@ -50,10 +50,12 @@ def wasserstein1(
 def wasserstein1_to_quantiles(
     x: Float[Tensor, " n"], quantile: Callable[[Tensor], Tensor]
 ) -> float:
-    """Wasserstein-1 distance between samples and a law given by its quantile function ``u -> F^{-1}(u)`` on (0, 1).
+    """Wasserstein-1 distance between samples and a law given by its quantile function
+    ``u -> F^{-1}(u)`` on (0, 1).
 
-    Gauss-Legendre with 8 nodes on each of the n cells on which the samples' quantile function is constant: exact to rounding where
-    the quantile function is smooth and does not cross the sample; elsewhere, as in a tail, off by about 1% of the cell's own part.
+    Gauss-Legendre with 8 nodes on each of the n cells on which the samples' quantile function is
+    constant: exact to rounding where the quantile function is smooth and does not cross the sample;
+    elsewhere, as in a tail, off by about 1% of the cell's own part.
 
     Raises:
         InvalidProblem: there are no samples, or a number is not finite.
@@ -78,7 +80,8 @@ def mmd(x: Float[Tensor, "n d"], y: Float[Tensor, "p d"], bandwidth: float) -> f
         bandwidth: h, in the units of the samples.
 
     Raises:
-        InvalidProblem: fewer than two samples, vectors of different length, or a bandwidth that is not positive and finite.
+        InvalidProblem: fewer than two samples, vectors of different length, or a bandwidth that is
+            not positive and finite.
     """
     require(
         0 < bandwidth < math.inf, f"bandwidth = {bandwidth}; it must be a positive finite number."
@@ -98,7 +101,8 @@ def mmd(x: Float[Tensor, "n d"], y: Float[Tensor, "p d"], bandwidth: float) -> f
 def gaussian_mmd(a: Gaussian, b: Gaussian, bandwidth: float) -> float:
     r"""The squared maximum mean discrepancy of two Gaussian laws with a Gaussian kernel, exact.
 
-    With S the sum of two covariances, :math:`E\, k(x, y) = \det(I + S/h^2)^{-1/2} \exp(-|m_a - m_b|^2_{(S + h^2 I)^{-1}}/2)`.
+    With S the sum of two covariances, :math:`E\, k(x, y) = \det(I + S/h^2)^{-1/2} \exp(-|m_a -
+    m_b|^2_{(S + h^2 I)^{-1}}/2)`.
 
     Args:
         bandwidth: h, in the units of the samples.

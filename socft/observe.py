@@ -23,7 +23,8 @@ class Measurement:
         evaluation: objective, reward and KL of its policy.
         objective_gap: ``J* - J``, non-negative up to the error of either.
         control_error: ``sup |v_k - v*_k|`` per step over the truth's points, shape (T,).
-        value_gradient_error: ``sup |grad V_k - grad V*_k|`` per step, shape (T + 1,), where the method knows its value gradient.
+        value_gradient_error: ``sup |grad V_k - grad V*_k|`` per step, shape (T + 1,), where the
+            method knows its value gradient.
     """
 
     iteration: Iteration

@@ -1,7 +1,8 @@
 r"""Likelihoods and importance weights of path measures of the chain, in log space.
 
-A step of a path is :math:`x_{k+1} = m_k(x_k) + B_k z_k` with the kick :math:`z_k = u_k + \xi_k` of the policy u that made it.
-Under another control v the same step has the noise :math:`z_k - v_k`, so that exactly, with no limit of small steps,
+A step of a path is :math:`x_{k+1} = m_k(x_k) + B_k z_k` with the kick :math:`z_k = u_k + \xi_k` of
+the policy u that made it. Under another control v the same step has the noise :math:`z_k - v_k`, so
+that exactly, with no limit of small steps,
 
 .. math:: \log \frac{dP^v}{dP} = \sum_k \big( v_k \cdot z_k - |v_k|^2/2 \big).
 
@@ -9,12 +10,14 @@ The *mismatch* of a control is, in units of the reward,
 
 .. math:: R(v) = \sum_k \beta_k \big( v_k \cdot z_k - |v_k|^2/2 \big) - r(x_T) + \sum_k f_k(x_k) .
 
-For a constant beta it is :math:`\beta \log dP^v/dP^*` up to a function of :math:`x_0`, with the optimal path measure
-:math:`dP^* \propto \exp((r - \sum_k f_k)/\beta)\, dP` (arXiv 2312.02027). For the SDE :math:`R(v^*) = -V_0(x_0)` on
-every path, also with a varying beta, by Ito's formula and the HJB equation. A controlled chain moves the means of its kernels
-only, while :math:`P^*` also changes their covariances, so the chain's :math:`R(v^*)` keeps a variance of O(dt) (derived here).
+For a constant beta it is :math:`\beta \log dP^v/dP^*` up to a function of :math:`x_0`, with the
+optimal path measure :math:`dP^* \propto \exp((r - \sum_k f_k)/\beta)\, dP` (arXiv 2312.02027). For
+the SDE :math:`R(v^*) = -V_0(x_0)` on every path, also with a varying beta, by Ito's formula and the
+HJB equation. A controlled chain moves the means of its kernels only, while :math:`P^*` also changes
+their covariances, so the chain's :math:`R(v^*)` keeps a variance of O(dt) (derived here).
 
-Sums over steps are taken step by step: beyond a path and the controls along it, nothing is kept that grows with the steps.
+Sums over steps are taken step by step: beyond a path and the controls along it, nothing is kept
+that grows with the steps.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ def controls_along(policy: Policy, path: Path) -> Float[Tensor, "steps batch *no
 
 
 def log_likelihood(control: Noises, path: Path, k: int) -> PerSample:
-    """``v_k . z_k - |v_k|^2 / 2``: the log-density of step k under a control, relative to the pre-trained kernel."""
+    """``v_k . z_k - |v_k|^2 / 2``: the log-density of step k under a control, relative to the
+    pre-trained kernel.
+    """
     return (control * (kick(path, k) - control / 2)).flatten(1).sum(1)
 
 
@@ -84,7 +89,9 @@ def optimal_log_weights(problem: ControlProblem, path: Path, what: str) -> PerSa
 
 
 def normalised(log_weights: PerSample, groups: Int[Tensor, " batch"] | None = None) -> PerSample:
-    """Weights of mean one in every group of paths, without overflow; one group where none are given."""
+    """Weights of mean one in every group of paths, without overflow; one group where none are
+    given.
+    """
     index = _index(log_weights, groups)
     largest = log_weights.new_zeros(int(index.max()) + 1).scatter_reduce(
         0, index, log_weights, "amax", include_self=False
@@ -94,7 +101,9 @@ def normalised(log_weights: PerSample, groups: Int[Tensor, " batch"] | None = No
 
 
 def effective_size(weights: PerSample) -> float:
-    """``(sum w)^2 / sum w^2``, the number of equally weighted paths that would do as well; from 1 to the batch."""
+    """``(sum w)^2 / sum w^2``, the number of equally weighted paths that would do as well; from 1
+    to the batch.
+    """
     return float(weights.sum().square() / weights.square().sum())
 
 
@@ -107,13 +116,16 @@ def constant_beta(problem: ControlProblem, what: str) -> float:
     low, high = float(problem.beta.min()), float(problem.beta.max())
     require(
         low == high,
-        f"beta runs from {low:g} to {high:g}; {what} compares path measures and needs a constant beta.",
+        f"beta runs from {low:g} to {high:g}; {what} compares path measures and needs a constant"
+        " beta.",
     )
     return low
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Values of shape (batch,) or (T, batch) shaped to broadcast against ``like`` with trailing state dimensions."""
+    """Values of shape (batch,) or (T, batch) shaped to broadcast against ``like`` with trailing
+    state dimensions.
+    """
     return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
 
 
@@ -143,6 +155,7 @@ def _index(values: PerSample, groups: Int[Tensor, " batch"] | None) -> Int[Tenso
     )
     require(
         index.shape == values.shape,
-        f"groups has shape {tuple(index.shape)}; give one index for each of the {len(values)} paths.",
+        f"groups has shape {tuple(index.shape)}; give one index for each of the {len(values)}"
+        " paths.",
     )
     return index

@@ -1,17 +1,23 @@
-r"""PI-FT, policy iteration for fine-tuning (Algorithm 1 of arXiv 2412.18164v4), in three ways behind one interface.
+r"""PI-FT, policy iteration for fine-tuning (Algorithm 1 of arXiv 2412.18164v4), in three ways
+behind one interface.
 
-Backwards in k, from :math:`v_k^{(0)} = 0` (the pre-trained model), with the value function of the next step fixed,
+Backwards in k, from :math:`v_k^{(0)} = 0` (the pre-trained model), with the value function of the
+next step fixed,
 
-.. math:: v_k^{(j+1)}(y) = \tfrac{1}{\beta_k} B_k^\top\, E\, \nabla V_{k+1}\big(m_k(y) + B_k (v_k^{(j)}(y) + W)\big),
-   \quad j < m,
+.. math:: v_k^{(j+1)}(y) = \tfrac{1}{\beta_k} B_k^\top\, E\, \nabla V_{k+1}\big(m_k(y) + B_k
+   (v_k^{(j)}(y) + W)\big), \quad j < m,
 
-which is equation 35 in whitened form, then the value of the last iterate (equation 36) and its gradient (equation 55).
+which is equation 35 in whitened form, then the value of the last iterate (equation 36) and its
+gradient (equation 55).
 
 - `ExactPIFT` evaluates the expectation by quadrature on a grid (d = 1, 2);
-- `MonteCarloPIFT` samples it and represents control and value gradient by regression, linear or network, in any dimension;
-- `PolicyGradient` ascends the objective in the parameters of a policy (section 4.1), with any estimator.
+- `MonteCarloPIFT` samples it and represents control and value gradient by regression, linear or
+  network, in any dimension;
+- `PolicyGradient` ascends the objective in the parameters of a policy (section 4.1), with any
+  estimator.
 
-Iteration m of the first two is Algorithm 1 with :math:`m_t = m` at every step, the quantity Theorem 3.1 bounds.
+Iteration m of the first two is Algorithm 1 with :math:`m_t = m` at every step, the quantity Theorem
+3.1 bounds.
 """
 
 from __future__ import annotations
@@ -38,7 +44,9 @@ from socft.truth.grid import Grid, GridPolicy, ValueGrid
 from socft.truth.quadrature import choose_grids
 
 CONVERGED = 1e-10
-"""Share of a step's first increment below which increments are rounding, about 10 eps: ratios to larger ones are good to 1e-4."""
+"""Share of a step's first increment below which increments are rounding, about 10 eps: ratios to
+larger ones are good to 1e-4.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +75,17 @@ class Sweep:
     def contraction(self) -> Float[Tensor, "steps inner_minus_1"]:
         """Ratios of successive increments, at most ``sigma^2 sup|Hess G V| / beta`` (equation 67).
 
-        NaN once the earlier increment is at most `CONVERGED` times the step's first: the ratio would be one of roundings.
+        NaN once the earlier increment is at most `CONVERGED` times the step's first: the ratio
+        would be one of roundings.
         """
         before, after = self.increments[:, :-1], self.increments[:, 1:]
         return torch.where(before > CONVERGED * self.increments[:, :1], after / before, torch.nan)
 
 
 def sweep(problem: ControlProblem, grids: tuple[Grid, ...], inner: int) -> Sweep:
-    """Algorithm 1 with ``m_t = inner`` at every step, by quadrature; inner = 0 evaluates the pre-trained model."""
+    """Algorithm 1 with ``m_t = inner`` at every step, by quadrature; inner = 0 evaluates the
+    pre-trained model.
+    """
     require(inner >= 0, f"inner = {inner}; the number of inner iterations must not be negative.")
     require(
         len(grids) == problem.steps + 1,
@@ -134,7 +145,8 @@ class ExactPIFT(Method):
 class MonteCarloPIFT(Method):
     """Algorithm 1 with sampled expectations and regressed control and value gradient.
 
-    States come from rollouts of the previous iterate, so that the regressions are accurate where the policy goes.
+    States come from rollouts of the previous iterate, so that the regressions are accurate where
+    the policy goes.
 
     Attributes:
         inner: largest number of inner iterations m.
@@ -205,7 +217,8 @@ class MonteCarloPIFT(Method):
 
 @dataclasses.dataclass(frozen=True)
 class PolicyGradient(Method):
-    """Gradient ascent on the objective in the parameters of a policy (section 4.1), with any estimator.
+    """Gradient ascent on the objective in the parameters of a policy (section 4.1), with any
+    estimator.
 
     Attributes:
         policy: makes the initial policy.
@@ -243,7 +256,9 @@ def _gradient_of(result: Sweep):
 def _expected_costate(
     problem: ControlProblem, k: int, x: Tensor, costate: Field, noise: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    """``v -> E costate(m_k(x) + B_k (v + W))`` with the given draws of W, shape (draws, batch, *noise_dims)."""
+    """``v -> E costate(m_k(x) + B_k (v + W))`` with the given draws of W, shape (draws, batch,
+    *noise_dims).
+    """
     mean = problem.reference.mean(k, x)
 
     def expect(v: Tensor) -> Tensor:

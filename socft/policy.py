@@ -1,7 +1,7 @@
 """Policies: the whitened control ``v_k(x)`` as a function of step and state.
 
-A policy returns ``batch *noise_dims``; ``v = 0`` is the pre-trained model, and ``|v|^2 / 2`` is its KL cost whatever the
-reference. Parametric policies start at zero control unless told otherwise.
+A policy returns ``batch *noise_dims``; ``v = 0`` is the pre-trained model, and ``|v|^2 / 2`` is its
+KL cost whatever the reference. Parametric policies start at zero control unless told otherwise.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class AffinePolicy(Policy):
         super().__init__()
         require(
             gain.ndim == 3 and offset.shape == gain.shape[:2],
-            f"gain has shape {tuple(gain.shape)} and offset {tuple(offset.shape)}; give (steps, m, n) and (steps, m).",
+            f"gain has shape {tuple(gain.shape)} and offset {tuple(offset.shape)}; give (steps, m,"
+            " n) and (steps, m).",
         )
         self.gain = nn.Parameter(gain.clone())
         self.offset = nn.Parameter(offset.clone())
@@ -104,7 +105,9 @@ class StepwisePolicy(Policy):
 
 
 class TimeEmbedding(nn.Module):
-    """Sines and cosines of k / T at ``frequencies`` octaves: shape (batch,) -> (batch, 2 frequencies)."""
+    """Sines and cosines of k / T at ``frequencies`` octaves: shape (batch,) -> (batch, 2
+    frequencies).
+    """
 
     def __init__(self, steps: int, frequencies: int = 8):
         super().__init__()
@@ -146,7 +149,9 @@ def zero_network(
 
 
 class MLPPolicy(Policy):
-    """A multilayer perceptron of (x, time embedding) on vectors, with a zero last layer, so it starts at the pre-trained model."""
+    """A multilayer perceptron of (x, time embedding) on vectors, with a zero last layer, so it
+    starts at the pre-trained model.
+    """
 
     def __init__(
         self,
@@ -166,7 +171,9 @@ class MLPPolicy(Policy):
 
 
 class ResidualPolicy(Policy):
-    """A fine-tuned mean map minus the reference, ``v = B^+ (m^theta_k(x) - m_k(x))``; gradients flow through both branches."""
+    """A fine-tuned mean map minus the reference, ``v = B^+ (m^theta_k(x) - m_k(x))``; gradients
+    flow through both branches.
+    """
 
     def __init__(self, reference: Reference, fine_tuned: Callable[[Step, States], States]):
         super().__init__()
@@ -179,7 +186,9 @@ class ResidualPolicy(Policy):
 
 
 class ScaledPolicy(Policy):
-    """``scale_k v_k(x)``: a policy at a chosen distance from the pre-trained model (0) or from another policy (1)."""
+    """``scale_k v_k(x)``: a policy at a chosen distance from the pre-trained model (0) or from
+    another policy (1).
+    """
 
     def __init__(self, policy: Policy, scale: Float[Tensor, " steps"]):
         super().__init__()

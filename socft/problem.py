@@ -1,11 +1,12 @@
 r"""The KL-regularised control problem.
 
-.. math:: \max_v\; E\Big[ r(X_T) - \sum_{k<T} \big( f_k(X_k) + \beta_k |v_k(X_k)|^2/2 \big) \Big], \qquad
-   X_{k+1} = m_k(X_k) + B_k \big( v_k(X_k) + \xi_k \big).
+.. math:: \max_v\; E\Big[ r(X_T) - \sum_{k<T} \big( f_k(X_k) + \beta_k |v_k(X_k)|^2/2 \big) \Big],
+   \qquad X_{k+1} = m_k(X_k) + B_k \big( v_k(X_k) + \xi_k \big).
 
-``|v_k|^2 / 2`` is exactly the Kullback-Leibler divergence between the controlled and the pre-trained kernel (Lemma 2.5 of
-arXiv 2412.18164v4), and with a constant beta the sum is beta times the divergence between path laws (Remark 2.4). A cost
-minimisation is the same problem with ``r = -g``.
+``|v_k|^2 / 2`` is exactly the Kullback-Leibler divergence between the controlled and the
+pre-trained kernel (Lemma 2.5 of arXiv 2412.18164v4), and with a constant beta the sum is beta times
+the divergence between path laws (Remark 2.4). A cost minimisation is the same problem with
+``r = -g``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from socft.checks import per_step, require, require_finite
+from socft.checks import InvalidProblem, per_step, require, require_finite
 from socft.reference import Reference, States, Step
 from socft.reward import PerSample, Reward
 
@@ -34,7 +35,8 @@ class ControlProblem:
         running_cost: optional ``f_k(x)``, subtracted from the objective at every step k < T.
 
     Raises:
-        InvalidProblem: beta not positive and finite or of the wrong length, a reward that is not one finite number per sample.
+        InvalidProblem: beta not positive and finite or of the wrong length, a reward that is not
+            one finite number per sample.
     """
 
     reference: Reference
@@ -53,8 +55,8 @@ class ControlProblem:
         require_finite(weights, "beta", "every KL weight must be a positive finite number.")
         low = (weights <= 0).nonzero().flatten().tolist()
         if low:
-            require(
-                False, f"beta[{low[0]}] = {weights[low[0]]:g}; every KL weight must be positive."
+            raise InvalidProblem(
+                f"beta[{low[0]}] = {weights[low[0]]:g}; every KL weight must be positive."
             )
         for name, value in (
             ("reference", reference),
@@ -89,7 +91,8 @@ class ControlProblem:
         )
         require(
             isinstance(value, Tensor) and value.shape == (2,),
-            f"the reward returned {found} for 2 samples; it must return one number per sample, shape (2,).",
+            f"the reward returned {found} for 2 samples; it must return one number per sample,"
+            " shape (2,).",
         )
         require_finite(
             value,

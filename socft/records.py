@@ -1,4 +1,6 @@
-"""Records: one measured number beside its bound, as a line of JSON with everything needed to measure it again."""
+"""Records: one measured number beside its bound, as a line of JSON with everything needed to
+measure it again.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,9 @@ def environment() -> Environment:
 
 
 def encode(record: Record) -> str:
-    """A record as one line of strict JSON; infinities become the strings "inf" and "-inf", NaN becomes null."""
+    """A record as one line of strict JSON; infinities become the strings "inf" and "-inf", NaN
+    becomes null.
+    """
     return json.dumps(_strict(dataclasses.asdict(record)), allow_nan=False)
 
 

@@ -1,8 +1,9 @@
 r"""Pre-trained kernels :math:`x' = m_k(x) + B_k(x)\,\xi`, :math:`\xi \sim N(0, I)`, k = 0..T-1.
 
-Everything downstream sees a reference through five maps: the initial state as a function of standard noise, the mean
-``m_k``, and the diffusion ``B_k`` applied to noise, transposed onto costates, and inverted (least squares) onto states. States
-have shape ``batch *dims``, noises and whitened controls ``batch *noise_dims``; ``k`` is one step or one step per sample.
+Everything downstream sees a reference through five maps: the initial state as a function of
+standard noise, the mean ``m_k``, and the diffusion ``B_k`` applied to noise, transposed onto
+costates, and inverted (least squares) onto states. States have shape ``batch *dims``, noises and
+whitened controls ``batch *noise_dims``; ``k`` is one step or one step per sample.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from socft.checks import require, require_finite
+from socft.checks import InvalidProblem, require, require_finite
 from socft.schedule import Schedule
 
 Step: TypeAlias = "int | Int[Tensor, ' batch']"
@@ -24,11 +25,15 @@ States: TypeAlias = Float[Tensor, "batch *dims"]
 Noises: TypeAlias = Float[Tensor, "batch *noise_dims"]
 
 ORTHONORMAL = 1e-10
-"""Largest entry of ``Q^T Q - I`` a basis may have: eigh leaves about n eps, and the transfers inherit the defect."""
+"""Largest entry of ``Q^T Q - I`` a basis may have: eigh leaves about n eps, and the transfers
+inherit the defect.
+"""
 
 
 def at_step(coefficients: Tensor, k: Step, x: Tensor) -> Tensor:
-    """Pick coefficient(s) ``k`` in the dtype and device of ``x``, shaped to broadcast against ``batch *dims``."""
+    """Pick coefficient(s) ``k`` in the dtype and device of ``x``, shaped to broadcast against
+    ``batch *dims``.
+    """
     picked = coefficients[k.to(coefficients.device) if isinstance(k, Tensor) else k].to(x)
     return picked if picked.ndim == 0 else picked.reshape(-1, *[1] * (x.ndim - 1))
 
@@ -60,11 +65,15 @@ class Diffusion(abc.ABC):
 
     @abc.abstractmethod
     def whiten(self, k: Step, x: States, shift: States) -> Noises:
-        """The control of least norm whose push ``B_k(x) v`` is closest to ``shift`` (the pseudo-inverse)."""
+        """The control of least norm whose push ``B_k(x) v`` is closest to ``shift`` (the
+        pseudo-inverse).
+        """
 
     @abc.abstractmethod
     def lift(self, k: Step, x: States, z: Noises) -> States:
-        """The least costate ``a`` whose ``B_k(x)^T a`` is closest to ``z`` (the pseudo-inverse of the transpose)."""
+        """The least costate ``a`` whose ``B_k(x)^T a`` is closest to ``z`` (the pseudo-inverse of
+        the transpose).
+        """
 
     @abc.abstractmethod
     def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
@@ -79,9 +88,9 @@ class ScalarDiffusion(Diffusion):
         require_finite(self.sigma, "sigma", "every noise scale must be a finite number.")
         zero = (self.sigma <= 0).nonzero().flatten().tolist()
         if zero:
-            require(
-                False,
-                f"sigma[{zero[0]}] = {self.sigma[zero[0]]:g}; a step without noise cannot be steered at a finite KL.",
+            raise InvalidProblem(
+                f"sigma[{zero[0]}] = {self.sigma[zero[0]]:g}; a step without noise cannot be"
+                " steered at a finite KL.",
             )
 
     def apply(self, k: Step, x: States, z: Noises) -> States:
@@ -112,8 +121,8 @@ class MatrixDiffusion(Diffusion):
         require_finite(self.matrices, "B", "every entry must be a finite number.")
         dead = (self.matrices.abs().amax((1, 2)) == 0).nonzero().flatten().tolist()
         if dead:
-            require(
-                False, f"B[{dead[0]}] = 0; a step without noise cannot be steered at a finite KL."
+            raise InvalidProblem(
+                f"B[{dead[0]}] = 0; a step without noise cannot be steered at a finite KL."
             )
         self.inverses = torch.linalg.pinv(self.matrices)
 
@@ -157,7 +166,9 @@ class Reference(abc.ABC):
         """The pre-trained mean ``m_k(x)``, differentiable in ``x``."""
 
     def initial(self, z: States) -> States:
-        """The initial state as a function of standard normal noise of shape ``batch *dims``; the identity by default."""
+        """The initial state as a function of standard normal noise of shape ``batch *dims``; the
+        identity by default.
+        """
         return z
 
     def step(self, k: Step, x: States, kick: Noises) -> States:
@@ -170,8 +181,8 @@ class ScoreReference(Reference):
 
     Args:
         schedule: the denoising coefficients.
-        score: ``(k, x) -> s_k(x)``, the score of the data noised to level ``schedule.abar[k]``; it may cast
-            internally but must return the dtype of ``x``.
+        score: ``(k, x) -> s_k(x)``, the score of the data noised to level ``schedule.abar[k]``; it
+            may cast internally but must return the dtype of ``x``.
         dims: shape of one state.
     """
 
@@ -270,7 +281,8 @@ class SpectralMaps(LinearMaps):
         )
         require(
             defect <= ORTHONORMAL,
-            f"the basis is off orthonormal by {defect:.2g}; give eigenvectors with Q^T Q = I, as torch.linalg.eigh does.",
+            f"the basis is off orthonormal by {defect:.2g}; give eigenvectors with Q^T Q = I, as"
+            " torch.linalg.eigh does.",
         )
 
     def apply(self, k: Step, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
@@ -285,14 +297,16 @@ class SpectralMaps(LinearMaps):
 
 
 class AffineReference(Reference):
-    """``m_k(x) = A_k x + b_k`` on vectors, started at N(initial_mean, initial_factor initial_factor^T).
+    """``m_k(x) = A_k x + b_k`` on vectors, started at N(initial_mean, initial_factor
+    initial_factor^T).
 
     Args:
         transfer: ``A`` as matrices of shape (T, n, n), or as `LinearMaps`.
         offset: ``b`` of shape (T, n), zero by default.
         diffusion: a `ScalarDiffusion` or `MatrixDiffusion` with T steps.
         initial_mean: shape (n,), zero by default.
-        initial_factor: a square root of the initial covariance, shape (n, n), the identity by default.
+        initial_factor: a square root of the initial covariance, shape (n, n), the identity by
+            default.
 
     Raises:
         InvalidProblem: a shape or a number of steps does not match, or an entry is not finite.
@@ -336,8 +350,8 @@ class AffineReference(Reference):
         )
         require(
             self.initial_mean.shape == (n,) and self.initial_factor.shape == (n, n),
-            f"the initial mean has shape {tuple(self.initial_mean.shape)} and its factor {tuple(self.initial_factor.shape)}; "
-            f"give ({n},) and ({n}, {n}).",
+            f"the initial mean has shape {tuple(self.initial_mean.shape)} and its factor"
+            f" {tuple(self.initial_factor.shape)}; give ({n},) and ({n}, {n}).",
         )
 
     @functools.cached_property
@@ -354,7 +368,9 @@ class AffineReference(Reference):
 
 
 class KernelReference(Reference):
-    """Any kernel given by its mean map ``(k, x) -> m_k(x)``, a diffusion, and optionally an initial map of standard noise."""
+    """Any kernel given by its mean map ``(k, x) -> m_k(x)``, a diffusion, and optionally an initial
+    map of standard noise.
+    """
 
     def __init__(
         self,

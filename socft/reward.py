@@ -1,9 +1,11 @@
 r"""Rewards :math:`r(x)` with the constants the theory needs.
 
-``L0`` is the Lipschitz constant of the reward and ``L1`` that of its gradient (both may be infinite), Euclidean and operator norms
-(assumption 2.6 of arXiv 2412.18164v4). Every constant is exact, a supremum or its limit, except where a docstring says upper bound.
-A reward maps states of shape ``batch *dims`` to one number per sample; scalar rewards act on states of shape (batch, 1) and reach
-vectors through `Ridge`, :math:`r_1(q^\top x)`, or `Separable`, :math:`\sum_i r_i(q_i^\top x)` with orthonormal :math:`q_i`.
+``L0`` is the Lipschitz constant of the reward and ``L1`` that of its gradient (both may be
+infinite), Euclidean and operator norms (assumption 2.6 of arXiv 2412.18164v4). Every constant is
+exact, a supremum or its limit, except where a docstring says upper bound. A reward maps states of
+shape ``batch *dims`` to one number per sample; scalar rewards act on states of shape (batch, 1) and
+reach vectors through `Ridge`, :math:`r_1(q^\top x)`, or `Separable`, :math:`\sum_i r_i(q_i^\top x)`
+with orthonormal :math:`q_i`.
 """
 
 from __future__ import annotations
@@ -17,14 +19,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require, require_finite
+from socft.checks import InvalidProblem, require, require_finite
 from socft.reference import States
 
 PerSample = Float[Tensor, " batch"]
 Scalars = Float[Tensor, "batch 1"]
 
-_SYMMETRY_TOLERANCE = 1e-10  # relative: a product of orthonormal and symmetric float64 matrices is symmetric to about d eps
-_ORTHONORMAL_TOLERANCE = 1e-8  # absolute: a QR factor in float64 is orthonormal to about d eps, one rounded to float32 is not
+# relative: a product of orthonormal and symmetric float64 matrices is symmetric to about d eps
+_SYMMETRY_TOLERANCE = 1e-10
+# absolute: a QR factor in float64 is orthonormal to about d eps, one rounded to float32 is not
+_ORTHONORMAL_TOLERANCE = 1e-8
 
 
 class Reward(abc.ABC):
@@ -103,7 +107,8 @@ class Quadratic(Reward):
         skew = float((P - P.T).abs().max())
         require(
             skew <= _SYMMETRY_TOLERANCE * max(1.0, float(P.abs().max())),
-            f"P differs from its transpose by {skew:g}; give the symmetric part (P + P') / 2, which is the same reward.",
+            f"P differs from its transpose by {skew:g}; give the symmetric part (P + P') / 2, which"
+            " is the same reward.",
         )
         q = torch.zeros(len(P), dtype=torch.float64) if self.q is None else _tensor(self.q, "q")
         require(
@@ -137,7 +142,9 @@ class Quadratic(Reward):
 
 @dataclasses.dataclass(frozen=True)
 class Sine(Reward):
-    """Scalar ``r(x) = amplitude sin(frequency x + phase)``. L0 = |amplitude| frequency, L1 = |amplitude| frequency^2."""
+    """Scalar ``r(x) = amplitude sin(frequency x + phase)``. L0 = |amplitude| frequency, L1 =
+    |amplitude| frequency^2.
+    """
 
     amplitude: float = 1.0
     frequency: float = 1.0
@@ -165,7 +172,8 @@ class Sine(Reward):
 
 @dataclasses.dataclass(frozen=True)
 class Softplus(Reward):
-    """Scalar ``r(x) = slope log(1 + exp(sharpness (x - center))) / sharpness``: from flat to ``slope``.
+    """Scalar ``r(x) = slope log(1 + exp(sharpness (x - center))) / sharpness``: from flat to
+    ``slope``.
 
     L0 = |slope| (in the limit x -> inf), L1 = |slope| sharpness / 4 (at the center).
     """
@@ -197,9 +205,11 @@ class Softplus(Reward):
 
 @dataclasses.dataclass(frozen=True)
 class PseudoHuber(Reward):
-    """Scalar ``r(x) = weight delta^2 (sqrt(1 + ((x - center) / delta)^2) - 1)``: quadratic near the center, linear far away.
+    """Scalar ``r(x) = weight delta^2 (sqrt(1 + ((x - center) / delta)^2) - 1)``: quadratic near the
+    center, linear far away.
 
-    A negative weight rewards closeness to the center. L0 = |weight| delta (in the limit), L1 = |weight| (at the center).
+    A negative weight rewards closeness to the center. L0 = |weight| delta (in the limit), L1 =
+    |weight| (at the center).
     """
 
     delta: float = 1.0
@@ -267,8 +277,8 @@ class Ridge(Reward):
 class Separable(Reward):
     """``r(x) = sum_i scalars_i(q_i . x)`` with orthonormal ``q_i``.
 
-    The coordinates ``q_i . x`` vary independently, so the suprema add up: L0 = sqrt(sum_i L0_i^2) and L1 = max_i L1_i, both exact
-    whenever the scalar constants are.
+    The coordinates ``q_i . x`` vary independently, so the suprema add up: L0 = sqrt(sum_i L0_i^2)
+    and L1 = max_i L1_i, both exact whenever the scalar constants are.
 
     Attributes:
         rotation: the directions as columns, shape (n, m) with m <= n.
@@ -284,7 +294,8 @@ class Separable(Reward):
         columns = self.rotation.shape[1]
         require(
             len(self.scalars) == columns,
-            f"there are {len(self.scalars)} scalar rewards for {columns} directions; give one each.",
+            f"there are {len(self.scalars)} scalar rewards for {columns} directions; give one"
+            " each.",
         )
 
     @property
@@ -308,10 +319,11 @@ class Separable(Reward):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LogSumExp(Reward):
-    """``r(x) = temperature log sum_k exp((w_k . x + b_k) / temperature)``, a smooth maximum of affine functions.
+    """``r(x) = temperature log sum_k exp((w_k . x + b_k) / temperature)``, a smooth maximum of
+    affine functions.
 
-    L0 = max_k |w_k|: exact, as the longest ``w_k`` wins along its own direction.
-    L1 <= (max_jk |w_j - w_k| / 2)^2 / temperature by Popoviciu's inequality: an upper bound, exact for two directions.
+    L0 = max_k |w_k|: exact, as the longest ``w_k`` wins along its own direction. L1 <= (max_jk |w_j
+    - w_k| / 2)^2 / temperature by Popoviciu's inequality: an upper bound, exact for two directions.
 
     Attributes:
         directions: shape (K, n).
@@ -421,7 +433,8 @@ class FunctionReward(Reward):
         for name, value in (("L0", L0), ("L1", L1)):
             require(
                 value >= 0,
-                f"{name} = {value}; give a number that is at least 0, or leave it out if there is none.",
+                f"{name} = {value}; give a number that is at least 0, or leave it out if there is"
+                " none.",
             )
         self.function = function
         self._L0, self._L1 = float(L0), float(L1)
@@ -439,7 +452,8 @@ class FunctionReward(Reward):
 
 
 def as_quadratic(reward: Reward) -> Quadratic:
-    """A linear, quadratic or sum of such rewards on vectors as one `Quadratic`; closed forms start here.
+    """A linear, quadratic or sum of such rewards on vectors as one `Quadratic`; closed forms start
+    here.
 
     Raises:
         InvalidProblem: the reward is of another kind.
@@ -453,11 +467,10 @@ def as_quadratic(reward: Reward) -> Quadratic:
         P = torch.stack([w * r.P for w, r in terms]).sum(0)
         q = torch.stack([w * r.linear for w, r in terms]).sum(0)
         return Quadratic(P, q, sum(w * r.c for w, r in terms))
-    require(
-        False,
-        f"{type(reward).__name__} has no closed-form tilt; use Linear, Quadratic or a Sum of them, or quadrature.",
+    raise InvalidProblem(
+        f"{type(reward).__name__} has no closed-form tilt; use Linear, Quadratic or a Sum of them,"
+        " or quadrature.",
     )
-    raise AssertionError
 
 
 def orthonormal(matrix: Tensor, what: str) -> Float[Tensor, "n m"]:
@@ -474,7 +487,8 @@ def orthonormal(matrix: Tensor, what: str) -> Float[Tensor, "n m"]:
     error = float((q.T @ q - torch.eye(q.shape[1], dtype=q.dtype, device=q.device)).abs().max())
     require(
         error <= _ORTHONORMAL_TOLERANCE,
-        f"{what} has columns that miss orthonormality by {error:g}; use the Q factor of its QR decomposition.",
+        f"{what} has columns that miss orthonormality by {error:g}; use the Q factor of its QR"
+        " decomposition.",
     )
     return q
 

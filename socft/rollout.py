@@ -1,4 +1,6 @@
-"""Rollouts: paths as a deterministic function of noise, so that reruns, common random numbers and antithetic pairs are exact."""
+"""Rollouts: paths as a deterministic function of noise, so that reruns, common random numbers and
+antithetic pairs are exact.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ class Path:
 
 
 def rollout(reference: Reference, policy: Policy, noise: Noise) -> Path:
-    """Simulate ``x_{k+1} = m_k(x_k) + B_k (v_k(x_k) + xi_k)``; differentiable when gradients are enabled."""
+    """Simulate ``x_{k+1} = m_k(x_k) + B_k (v_k(x_k) + xi_k)``; differentiable when gradients are
+    enabled.
+    """
     expected = (reference.steps, len(noise.initial), *reference.noise_dims)
     require(
         tuple(noise.steps.shape) == expected and tuple(noise.initial.shape[1:]) == reference.dims,
@@ -97,7 +101,9 @@ def rollout(reference: Reference, policy: Policy, noise: Noise) -> Path:
 
 
 def returns(problem: ControlProblem, path: Path) -> PerSample:
-    """Reward minus running costs minus weighted KL of each path; its mean estimates the objective J."""
+    """Reward minus running costs minus weighted KL of each path; its mean estimates the objective
+    J.
+    """
     total = problem.reward(path.final) - (problem.beta.to(path.controls)[:, None] * path.kl()).sum(
         0
     )

@@ -1,16 +1,19 @@
 r"""Noise schedules in denoising order, float64.
 
-A schedule of ``T`` steps has signal levels :math:`\bar a_0 < \dots < \bar a_T \le 1` (from noise to data) and turns a score
-:math:`s_t` into the pre-trained kernel
+A schedule of ``T`` steps has signal levels :math:`\bar a_0 < \dots < \bar a_T \le 1` (from noise to
+data) and turns a score :math:`s_t` into the pre-trained kernel
 
-.. math:: Y_{t+1} = \frac{Y_t + g_t\, s_t(Y_t)}{\sqrt{a_t}} + \sigma_t W_t, \qquad a_t = \bar a_t / \bar a_{t+1}.
+.. math:: Y_{t+1} = \frac{Y_t + g_t\, s_t(Y_t)}{\sqrt{a_t}} + \sigma_t W_t, \qquad a_t = \bar a_t /
+    \bar a_{t+1}.
 
-DDPM has :math:`g_t = 1 - a_t` (Han-Razaviyayn-Xu, arXiv 2412.18164v4, equation 1). DDIM(eta) keeps the form with
+DDPM has :math:`g_t = 1 - a_t` (Han-Razaviyayn-Xu, arXiv 2412.18164v4, equation 1). DDIM(eta) keeps
+the form with
 
 .. math:: g_t = 1 - \bar a_t - \sqrt{a_t (1-\bar a_t)(1-\bar a_{t+1}-\sigma_t^2)},
    \qquad \sigma_t^2 = \eta^2 \frac{1-\bar a_{t+1}}{1-\bar a_t} (1-a_t),
 
-so every formula of the paper holds with :math:`1-a_t` read as :math:`g_t`; at eta = 1 the two coincide.
+so every formula of the paper holds with :math:`1-a_t` read as :math:`g_t`; at eta = 1 the two
+coincide.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require, require_finite
+from socft.checks import InvalidProblem, require, require_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Schedule:
     """Coefficients of a ``T``-step denoising chain.
 
     Attributes:
-        abar: signal levels, shape (T + 1,), strictly increasing from ``abar[0]`` (noise) to ``abar[T]`` (data).
+        abar: signal levels, shape (T + 1,), strictly increasing from ``abar[0]`` (noise) to
+            ``abar[T]`` (data).
         gain: ``g_t``, the weight of the score in the mean, shape (T,); ``1 - a_t`` for DDPM.
         sigma: noise scale of each kernel, shape (T,), strictly positive.
     """
@@ -47,13 +51,15 @@ class Schedule:
         _require_monotone(self.abar)
         require(
             self.gain.shape == self.sigma.shape == (self.steps,),
-            f"gain has {len(self.gain)} and sigma {len(self.sigma)} values; with {len(self.abar)} levels both need {self.steps}.",
+            f"gain has {len(self.gain)} and sigma {len(self.sigma)} values; with {len(self.abar)}"
+            f" levels both need {self.steps}.",
         )
         zero = (self.sigma <= 0).nonzero().flatten().tolist()
         require(
             not zero,
-            f"sigma[{zero[0] if zero else 0}] = 0: a deterministic step cannot be steered at a finite KL; end the levels below 1, "
-            "for instance with soften_last(abar), or use eta > 0.",
+            f"sigma[{zero[0] if zero else 0}] = 0: a deterministic step cannot be steered at a"
+            " finite KL; end the levels below 1, for instance with soften_last(abar), or use eta"
+            " > 0.",
         )
 
     @property
@@ -67,10 +73,12 @@ class Schedule:
         return self.abar[:-1] / self.abar[1:]
 
     def memory(self, variance: float = 1.0) -> float:
-        """Correlation between the first and the last state of the chain that denoises N(0, variance).
+        """Correlation between the first and the last state of the chain that denoises N(0,
+        variance).
 
-        Zero means memoryless: Y_0 and Y_T are independent, and the optimal law of Y_T is the exponential tilt of the
-        pre-trained one. The chain for Gaussian data is linear, so the value is exact for that data.
+        Zero means memoryless: Y_0 and Y_T are independent, and the optimal law of Y_T is the
+        exponential tilt of the pre-trained one. The chain for Gaussian data is linear, so the value
+        is exact for that data.
         """
         level = variance * self.abar[:-1] + 1 - self.abar[:-1]
         transfer = (1 - self.gain / level) / self.alpha.sqrt()
@@ -85,17 +93,21 @@ class Schedule:
 
 
 def ddpm(abar: Float[Tensor, " steps_plus_1"]) -> Schedule:
-    """Ancestral sampling with the forward variance, ``sigma_t^2 = 1 - a_t`` (Ho et al. 2020, first choice)."""
+    """Ancestral sampling with the forward variance, ``sigma_t^2 = 1 - a_t`` (Ho et al. 2020, first
+    choice).
+    """
     _require_monotone(abar)
     beta = 1 - abar[:-1] / abar[1:]
     return Schedule(abar=abar, gain=beta, sigma=beta.sqrt())
 
 
 def ddim(abar: Float[Tensor, " steps_plus_1"], eta: float = 1.0) -> Schedule:
-    """DDIM(eta) kernels (Song et al. 2021, equation 16); eta = 1 is DDPM with the posterior variance.
+    """DDIM(eta) kernels (Song et al. 2021, equation 16); eta = 1 is DDPM with the posterior
+    variance.
 
     Raises:
-        InvalidProblem: some ``sigma_t`` is zero, as at the last step when ``abar[-1] == 1`` or for eta = 0.
+        InvalidProblem: some ``sigma_t`` is zero, as at the last step when ``abar[-1] == 1`` or for
+            eta = 0.
     """
     require(0 <= eta <= 1, f"eta = {eta}; it must lie in [0, 1].")
     _require_monotone(abar)
@@ -106,9 +118,11 @@ def ddim(abar: Float[Tensor, " steps_plus_1"], eta: float = 1.0) -> Schedule:
 
 
 def variance_preserving(steps: int, rate: float = 1.0) -> Schedule:
-    """Euler discretisation of ``dY = (q Y / 2 + q s) dtau + sqrt(q) dB`` on [0, 1] with constant ``q = rate``.
+    """Euler discretisation of ``dY = (q Y / 2 + q s) dtau + sqrt(q) dB`` on [0, 1] with constant
+    ``q = rate``.
 
-    ``a_t = 1 - q dt`` and ``sigma_t^2 = q dt`` with ``dt = 1 / steps`` (section 4.2 of arXiv 2412.18164v4); data at level 1.
+    ``a_t = 1 - q dt`` and ``sigma_t^2 = q dt`` with ``dt = 1 / steps`` (section 4.2 of arXiv
+    2412.18164v4); data at level 1.
     """
     require(steps >= 1, f"steps = {steps}; give at least 1.")
     require(
@@ -121,14 +135,18 @@ def variance_preserving(steps: int, rate: float = 1.0) -> Schedule:
 def linear_levels(
     steps: int, first: float = 1e-4, last: float = 0.02, train_steps: int = 1000
 ) -> Float[Tensor, " steps_plus_1"]:
-    """Levels of the DDPM schedule whose forward variances grow linearly, rescaled from ``train_steps`` to ``steps``."""
+    """Levels of the DDPM schedule whose forward variances grow linearly, rescaled from
+    ``train_steps`` to ``steps``.
+    """
     return _levels(torch.linspace(first, last, steps, dtype=torch.float64) * (train_steps / steps))
 
 
 def scaled_linear_levels(
     steps: int, first: float = 0.00085, last: float = 0.012, train_steps: int = 1000
 ) -> Float[Tensor, " steps_plus_1"]:
-    """Levels of Stable Diffusion's schedule, linear in the square root of the forward variance, rescaled to ``steps``."""
+    """Levels of Stable Diffusion's schedule, linear in the square root of the forward variance,
+    rescaled to ``steps``.
+    """
     return _levels(
         torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
         * (train_steps / steps)
@@ -138,14 +156,18 @@ def scaled_linear_levels(
 def cosine_levels(
     steps: int, offset: float = 0.008, largest: float = 0.999
 ) -> Float[Tensor, " steps_plus_1"]:
-    """Levels of the cosine schedule (Nichol and Dhariwal 2021, equation 17), forward variances capped at ``largest``."""
+    """Levels of the cosine schedule (Nichol and Dhariwal 2021, equation 17), forward variances
+    capped at ``largest``.
+    """
     time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     level = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
     return _levels((1 - level[1:] / level[:-1]).clamp(max=largest))
 
 
 def subsample(abar: Float[Tensor, " steps_plus_1"], steps: int) -> Float[Tensor, " fewer_plus_1"]:
-    """Every ``(T / steps)``-th level counted from the noisy end ("trailing" spacing), both ends kept."""
+    """Every ``(T / steps)``-th level counted from the noisy end ("trailing" spacing), both ends
+    kept.
+    """
     full = len(abar) - 1
     require(
         1 <= steps <= full,
@@ -156,7 +178,9 @@ def subsample(abar: Float[Tensor, " steps_plus_1"], steps: int) -> Float[Tensor,
 
 
 def soften_last(abar: Float[Tensor, " steps_plus_1"]) -> Float[Tensor, " steps_plus_1"]:
-    """Replace the last level by ``(abar[-1] + abar[-2]) / 2`` so that the posterior variance of the last step is positive."""
+    """Replace the last level by ``(abar[-1] + abar[-2]) / 2`` so that the posterior variance of the
+    last step is positive.
+    """
     return torch.cat([abar[:-1], (abar[-1:] + abar[-2:-1]) / 2])
 
 
@@ -165,8 +189,8 @@ def _levels(forward_variance: Tensor) -> Tensor:
     worst = float(forward_variance.max())
     require(
         worst < 1,
-        f"a forward variance is {worst:g}; it must stay below 1: sub-sample a longer schedule, as in "
-        "subsample(linear_levels(1000), steps).",
+        f"a forward variance is {worst:g}; it must stay below 1: sub-sample a longer schedule, as"
+        " in subsample(linear_levels(1000), steps).",
     )
     levels = torch.cumprod(1 - forward_variance, 0).flip(0)
     return torch.cat([levels, torch.ones(1, dtype=torch.float64)])
@@ -185,7 +209,7 @@ def _require_monotone(abar: Tensor) -> None:
     drop = (abar.diff() <= 0).nonzero().flatten().tolist()
     if drop:
         i = drop[0]
-        require(
-            False,
-            f"abar[{i}] = {abar[i]:g} and abar[{i + 1}] = {abar[i + 1]:g}; levels must increase from noise to data.",
+        raise InvalidProblem(
+            f"abar[{i}] = {abar[i]:g} and abar[{i + 1}] = {abar[i + 1]:g}; levels must increase"
+            " from noise to data.",
         )

@@ -2,29 +2,35 @@ r"""Chains that simulate a stochastic differential equation with additive noise,
 
 .. math:: dX = \big( b(t, X) + B u \big)\,dt + B\,dW, \qquad 0 \le t \le \text{horizon},
 
-with a constant, possibly degenerate B of shape (n, m). An `Integrator` turns it into kernels :math:`x' = m_k(x) + B_k (v + \xi)`.
-Weak orders are those of :math:`E f(X)` of the uncontrolled chain; how the control u enters depends on the integrator.
+with a constant, possibly degenerate B of shape (n, m). An `Integrator` turns it into kernels
+:math:`x' = m_k(x) + B_k (v + \xi)`. Weak orders are those of :math:`E f(X)` of the uncontrolled
+chain; how the control u enters depends on the integrator.
 
-* `EulerMaruyama`, order 1: :math:`m_k = x + b\,dt`, :math:`B_k = B\sqrt{dt}`; a control constant over a step is
-  :math:`v = u\sqrt{dt}`, and :math:`|v|^2/2 = |u|^2 dt/2`.
-* `Exponential`, exact for :math:`b = A x + c` and order 1 for :math:`b = A x + F(t, x)` (then called exponential Euler):
-  :math:`m_k = e^{A\,dt} x + \int_0^{dt} e^{A s} ds\, F`, and :math:`B_k B_k^\top = G = \int_0^{dt} e^{As} B B^\top e^{A^\top s} ds`
-  (Van Loan 1978). G is also the controllability Gramian, so :math:`|v|^2` is the least :math:`\int |u|^2` over a step that
-  shifts its end by :math:`B_k v`, reached by :math:`u(s) = B^\top e^{A^\top (dt - s)} G^{-1} B_k v` for a non-singular G: the chain
-  is the control problem with open-loop controls within each step, with costs that agree exactly (derived here). Noise and v have
-  n components; where m <= n the first m of v are :math:`u\sqrt{dt}` up to O(dt), for :math:`B_k` is the root of G nearest to
+* `EulerMaruyama`, order 1: :math:`m_k = x + b\,dt`, :math:`B_k = B\sqrt{dt}`; a control constant
+  over a step is :math:`v = u\sqrt{dt}`, and :math:`|v|^2/2 = |u|^2 dt/2`.
+* `Exponential`, exact for :math:`b = A x + c` and order 1 for :math:`b = A x + F(t, x)` (then
+  called exponential Euler): :math:`m_k = e^{A\,dt} x + \int_0^{dt} e^{A s} ds\, F`, and
+  :math:`B_k B_k^\top = G = \int_0^{dt} e^{As} B B^\top e^{A^\top s} ds` (Van Loan 1978). G is also
+  the controllability Gramian, so :math:`|v|^2` is the least :math:`\int |u|^2` over a step that
+  shifts its end by :math:`B_k v`, reached by :math:`u(s) = B^\top e^{A^\top (dt - s)} G^{-1} B_k v`
+  for a non-singular G: the chain is the control problem with open-loop controls within each step,
+  with costs that agree exactly (derived here). Noise and v have n components; where m <= n the
+  first m of v are :math:`u\sqrt{dt}` up to O(dt), for :math:`B_k` is the root of G nearest to
   :math:`[B\sqrt{dt}, 0]`.
-* `Strang`, order 2 with noise that acts linearly: half of the noise, the flow of :math:`\dot x = b` by the midpoint rule, the other
-  half of the noise. Halves of neighbouring steps merge, so N steps are the N + 1 kernels "kick", "flow and kick", ..., "flow and
-  kick", whose kicks last dt/2, dt, ..., dt, dt/2; :math:`v = u\sqrt{\text{duration}}`. The value of the *controlled* chain is of
-  order 1, since a kernel decides v before it sees its noise, though the optimal costate of a linear-quadratic problem with a
-  terminal cost, which does not feel the noise, keeps order 2 (and is exact by `Exponential`).
+* `Strang`, order 2 with noise that acts linearly: half of the noise, the flow of :math:`\dot x = b`
+  by the midpoint rule, the other half of the noise. Halves of neighbouring steps merge, so N steps
+  are the N + 1 kernels "kick", "flow and kick", ..., "flow and kick", whose kicks last dt/2, dt,
+  ..., dt, dt/2; :math:`v = u\sqrt{\text{duration}}`. The value of the *controlled* chain is of
+  order 1, since a kernel decides v before it sees its noise, though the optimal costate of a
+  linear-quadratic problem with a terminal cost, which does not feel the noise, keeps order 2 (and
+  is exact by `Exponential`).
 * `Taylor`, order 2 in one kernel per step, at the price of a state-dependent noise factor
-  :math:`(I + \tfrac{dt}{2} \nabla b(t, x))\,B\sqrt{dt}`. A kernel with constant :math:`B_k` has conditional covariance
-  :math:`BB^\top dt + \tfrac{dt^2}{2} (\nabla b\,BB^\top + BB^\top \nabla b^\top) + O(dt^3)` only if the symmetric matrix in
-  brackets does not depend on x, as for linear drifts and for a pendulum kicked in its velocity (derived here). With
-  state-dependent noise the costate needs the derivative of :math:`B_k(x)(v + \xi)`: an adjoint of the mean map alone, such as the
-  lean one, is biased (Domingo-Enrich and Han, arXiv 2604.08580).
+  :math:`(I + \tfrac{dt}{2} \nabla b(t, x))\,B\sqrt{dt}`. A kernel with constant :math:`B_k` has
+  conditional covariance :math:`BB^\top dt + \tfrac{dt^2}{2} (\nabla b\,BB^\top + BB^\top \nabla
+  b^\top) + O(dt^3)` only if the symmetric matrix in brackets does not depend on x, as for linear
+  drifts and for a pendulum kicked in its velocity (derived here). With state-dependent noise the
+  costate needs the derivative of :math:`B_k(x)(v + \xi)`: an adjoint of the mean map alone, such as
+  the lean one, is biased (Domingo-Enrich and Han, arXiv 2604.08580).
 """
 
 from __future__ import annotations
@@ -39,7 +45,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require, require_finite
+from socft.checks import InvalidProblem, require, require_finite
 from socft.reference import (
     AffineReference,
     Diffusion,
@@ -110,7 +116,8 @@ class DriftSDE(SDE):
 
 
 class LinearSDE(SDE):
-    """``dX = (A X + c) dt + B dW``, started at N(initial_mean, initial_factor initial_factor^T); N(0, I) by default.
+    """``dX = (A X + c) dt + B dW``, started at N(initial_mean, initial_factor initial_factor^T);
+    N(0, I) by default.
 
     Every integrator makes an `AffineReference` of it.
 
@@ -149,7 +156,9 @@ class LinearSDE(SDE):
 
 
 class SemilinearSDE(SDE):
-    """``dX = (A X + F(t, X)) dt + B dW``: a stiff linear part that `Exponential` integrates exactly."""
+    """``dX = (A X + F(t, X)) dt + B dW``: a stiff linear part that `Exponential` integrates
+    exactly.
+    """
 
     def __init__(
         self,
@@ -213,15 +222,16 @@ class EulerMaruyama(Integrator):
 
 
 class Exponential(Integrator):
-    """Exact in the linear part of a `LinearSDE` or `SemilinearSDE`, weak order 1 in the remainder; the noise has n components."""
+    """Exact in the linear part of a `LinearSDE` or `SemilinearSDE`, weak order 1 in the remainder;
+    the noise has n components.
+    """
 
     def _kernels(self, sde: SDE, steps: int) -> KernelReference:
         if not isinstance(sde, LinearSDE | SemilinearSDE):
-            require(
-                False,
-                f"the SDE is a {type(sde).__name__}; Exponential needs the linear part of a LinearSDE or SemilinearSDE.",
+            raise InvalidProblem(
+                f"the SDE is a {type(sde).__name__}; Exponential needs the linear part of a"
+                " LinearSDE or SemilinearSDE.",
             )
-            raise AssertionError
         dt, n = sde.horizon / steps, len(sde.A)
         times = self.times(sde.horizon, steps)
         block = torch.cat(
@@ -247,7 +257,8 @@ class Exponential(Integrator):
 
 
 class Strang(Integrator):
-    """Kick, flow and kick, ..., flow and kick: weak order 2 with constant ``B_k``, in one kernel more than there are steps.
+    """Kick, flow and kick, ..., flow and kick: weak order 2 with constant ``B_k``, in one kernel
+    more than there are steps.
 
     The first and the last kick last dt/2, the others dt; a control is ``v = u sqrt(duration)``.
     """
@@ -275,9 +286,11 @@ class Strang(Integrator):
 
 
 class Taylor(Integrator):
-    """Simplified weak Taylor scheme of order 2: one kernel per step, noise factor ``(I + dt/2 Jac b) B sqrt(dt)``.
+    """Simplified weak Taylor scheme of order 2: one kernel per step, noise factor
+    ``(I + dt/2 Jac b) B sqrt(dt)``.
 
-    The mean ``x + dt/2 (b(t, x) + average of b(t + dt, x + dt b +- sqrt(m dt) B_j))`` takes no derivatives, 2 m + 1 drifts.
+    The mean ``x + dt/2 (b(t, x) + average of b(t + dt, x + dt b +- sqrt(m dt) B_j))`` takes no
+    derivatives, 2 m + 1 drifts.
     """
 
     def _kernels(self, sde: SDE, steps: int) -> KernelReference:
@@ -303,7 +316,8 @@ class Taylor(Integrator):
 class StateDiffusion(Diffusion):
     """A noise map ``B_k(x)`` given by its action; the transpose is its vjp.
 
-    Costates of a chain with it need the derivative of ``B_k(x) (v + xi)`` in x: those of the mean map alone are biased.
+    Costates of a chain with it need the derivative of ``B_k(x) (v + xi)`` in x: those of the mean
+    map alone are biased.
 
     Args:
         push: ``(k, x, z) -> B_k(x) z``, linear in z and differentiable.
@@ -346,13 +360,17 @@ class StateDiffusion(Diffusion):
 
 
 def _derivative(function: Callable[[States], States], x: States, w: States) -> States:
-    """``Jac f(x) w``, differentiable: the transpose of the linear map ``a -> Jac f(x)' a``, which needs reverse mode only."""
+    """``Jac f(x) w``, differentiable: the transpose of the linear map ``a -> Jac f(x)' a``, which
+    needs reverse mode only.
+    """
     pull = torch.func.vjp(function, x)[1]
     return torch.func.vjp(lambda a: pull(a)[0], torch.zeros_like(x))[1](w)[0]
 
 
 def propagator(A: Float[Tensor, "n n"], t: float) -> Float[Tensor, "n n"]:
-    """``e^{A t}`` by scipy: torch 2.13's is off by 1e-11 where ``|A t|`` is about 0.04, as it is for the step sizes used here."""
+    """``e^{A t}`` by scipy: torch 2.13's is off by 1e-11 where ``|A t|`` is about 0.04, as it is
+    for the step sizes used here.
+    """
     return torch.from_numpy(scipy.linalg.expm((A * t).numpy()))
 
 
@@ -372,7 +390,9 @@ def gramian(
 def noise_root(
     A: Float[Tensor, "n n"], noise: Float[Tensor, "n m"], dt: float
 ) -> Float[Tensor, "n n"]:
-    """The square root of the Gramian nearest to ``[B sqrt(dt), 0]``, by a polar factor; the symmetric one where m > n."""
+    """The square root of the Gramian nearest to ``[B sqrt(dt), 0]``, by a polar factor; the
+    symmetric one where m > n.
+    """
     n, m = noise.shape
     values, vectors = torch.linalg.eigh(gramian(A, noise, dt))
     root = vectors * values.clamp(min=0).sqrt() @ vectors.mT
@@ -394,7 +414,9 @@ def _matrix(A: Tensor, n: int) -> Tensor:
 
 
 def _tabulated(kernels: KernelReference, sde: LinearSDE) -> AffineReference:
-    """The same kernels with their matrices written down; exact, as every integrator maps linear drifts to affine kernels."""
+    """The same kernels with their matrices written down; exact, as every integrator maps linear
+    drifts to affine kernels.
+    """
     steps, n = kernels.steps, len(sde.A)
     points = torch.cat([torch.zeros(1, n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)])
     kicks = torch.eye(*kernels.noise_dims, dtype=torch.float64)

@@ -58,8 +58,9 @@ def fit(
 ) -> Iterator[Iteration]:
     """Train a policy in place with any estimator, on fresh paths at every gradient step.
 
-    The loss is the mean over paths of the sum over steps, so its gradient estimates minus the gradient of the objective
-    whenever the estimator does. Yields the pre-trained model first and then every step with its ``gradient_norm``.
+    The loss is the mean over paths of the sum over steps, so its gradient estimates minus the
+    gradient of the objective whenever the estimator does. Yields the pre-trained model first and
+    then every step with its ``gradient_norm``.
 
     Raises:
         InvalidProblem: a gradient is not finite; the policy keeps its last finite parameters.
@@ -81,7 +82,8 @@ def fit(
         norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
         require(
             bool(norm.isfinite()),
-            f"the gradient norm is {norm} at gradient step {index}; lower the learning rate or raise beta.",
+            f"the gradient norm is {norm} at gradient step {index}; lower the learning rate or"
+            " raise beta.",
         )
         optimiser.step()
         spent += time.perf_counter() - start

@@ -1,13 +1,15 @@
 """Any estimator against all built-in ones, where the exact gradient is known.
 
-``socft bench my_module:MyEstimator`` measures bias, variance, cost and the error at equal budget (`toy.studies.variance`) in a fixed suite
-of situations. What an estimator does wrong, by raising, also when it is made, or by returning the wrong shape or numbers that are
-not finite, costs its own row in that situation and nothing else.
+``socft bench my_module:MyEstimator`` measures bias, variance, cost and the error at equal budget
+(`toy.studies.variance`) in a fixed suite of situations. What an estimator does wrong, by raising,
+also when it is made, or by returning the wrong shape or numbers that are not finite, costs its own
+row in that situation and nothing else.
 
-A process that dies, as one does that runs out of memory, leaves no record. Without an executor it is this process, and the same
-command goes on with what has been measured. With an executor, `socft.study.runner` measures again, one by one in a process of their own,
-the tasks that were lost with it; the one that dies again ends the run with `StudyFailed`, after everything else is measured and
-kept.
+A process that dies, as one does that runs out of memory, leaves no record. Without an executor it
+is this process, and the same command goes on with what has been measured. With an executor,
+`socft.study.runner` measures again, one by one in a process of their own, the tasks that were lost
+with it; the one that dies again ends the run with `StudyFailed`, after everything else is measured
+and kept.
 """
 
 from __future__ import annotations
@@ -102,7 +104,8 @@ def bench(
     executor: Executor | None = None,
     against: Sequence[str] | None = None,
 ) -> dict:
-    """Measure ``module:name`` against built-in estimators; writes ``bench-<name>.jsonl`` and ``.json`` to ``out``, returns the row.
+    """Measure ``module:name`` against built-in estimators; writes ``bench-<name>.jsonl`` and
+    ``.json`` to ``out``, returns the row.
 
     Args:
         against: names of built-in estimators; all of them by default.

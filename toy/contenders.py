@@ -1,7 +1,8 @@
 """The gradient estimators that are compared, by the name under which reports show them.
 
-A contender makes its estimator for a situation: some need an approximate costate, which is taken from the policy, fitted to
-samples, or exact. A user's estimator is a contender made from its import path (``socft bench``).
+A contender makes its estimator for a situation: some need an approximate costate, which is taken
+from the policy, fitted to samples, or exact. A user's estimator is a contender made from its import
+path (``socft bench``).
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Contender:
 
     Attributes:
         name: unique.
-        make: the estimator for a situation; what it fits or draws besides is another in every `Situation.repetition`.
+        make: the estimator for a situation; what it fits or draws besides is another in every
+            `Situation.repetition`.
         labelled: ``steps -> `` those whose labels cost anything.
         fitted: what is fitted beforehand: numbers of paths, and the cost of their labels.
     """
@@ -101,11 +103,17 @@ def evaluations_per_path(cost: Cost, steps: int, labelled: float | None = None) 
 FITTED_PATHS = 1000
 """Paths from which an approximate costate is fitted, besides those of the estimate."""
 CENTRES = 200
-"""Paths that a kernel method sees: its fits take time in the cube of their number, its evaluations in proportion to it."""
+"""Paths that a kernel method sees: its fits take time in the cube of their number, its evaluations
+in proportion to it.
+"""
 FEW_DIMENSIONS = 16
-"""Largest dimension of fits that are quadratic in the state, and of the noise of time-reversed costates."""
+"""Largest dimension of fits that are quadratic in the state, and of the noise of time-reversed
+costates.
+"""
 FEW_NOISES = 4
-"""Largest dimension of the noise of a correction that takes a second derivative in each, and of variants of time reversal."""
+"""Largest dimension of the noise of a correction that takes a second derivative in each, and of
+variants of time reversal.
+"""
 LAST_SHARE = 0.25
 """Of the steps, the last ones, from which ReFL draws: 10 of 40 in its publication."""
 AUXILIARY_SEED, SCORE_SEED, SEEDS_APART = 77, 78, 1000
@@ -138,7 +146,8 @@ _AFFINE, _QUADRATIC, _KERNEL = (
 def _fitted(
     where: Situation, regression: Regression = _AFFINE, count: int = FITTED_PATHS
 ) -> CostateSource:
-    """A costate field by regression of the full adjoint, on affine features by default, from paths of its own.
+    """A costate field by regression of the full adjoint, on affine features by default, from paths
+    of its own.
 
     The contenders that a process measures in a situation share it.
     """
@@ -153,8 +162,8 @@ def _require_few_noises(where: Situation, largest: int) -> None:
     (m,) = where.problem.reference.noise_dims
     require(
         m <= largest,
-        f"the noise has {m} dimensions, and this estimator takes a second derivative in each; it is measured up to {largest}: use "
-        "an antithetic correction.",
+        f"the noise has {m} dimensions, and this estimator takes a second derivative in each; it is"
+        f" measured up to {largest}: use an antithetic correction.",
     )
 
 
@@ -201,7 +210,9 @@ def _bootstrapped(field: CostateField) -> Estimator:
 
 
 def _reversed_value(where: Situation) -> Estimator:
-    """Values that ride backwards on an affine costate, fitted with quadratic features and differentiated."""
+    """Values that ride backwards on an affine costate, fitted with quadratic features and
+    differentiated.
+    """
     _require_few_dimensions(where)
     reverser = Reverser(_DENOISING, _generator(where, SCORE_SEED))
     values = ReversedValues(_fitted(where), reverser).values(
@@ -221,8 +232,9 @@ def _require_few_dimensions(where: Situation) -> None:
     (n,) = where.problem.reference.dims
     require(
         n <= FEW_DIMENSIONS,
-        f"the state has {n} dimensions and a quadratic value {(n + 1) * (n + 2) // 2} coefficients; it is fitted up to "
-        f"{FEW_DIMENSIONS} dimensions from {FITTED_PATHS} paths: use a costate form.",
+        f"the state has {n} dimensions and a quadratic value {(n + 1) * (n + 2) // 2} coefficients;"
+        f" it is fitted up to {FEW_DIMENSIONS} dimensions from {FITTED_PATHS} paths: use a costate"
+        " form.",
     )
 
 
@@ -233,7 +245,9 @@ def _refl(where: Situation) -> Estimator:
 
 
 def _mean_end(reference: AffineReference) -> Prediction:
-    """``E[X_T | x_k, v_k]`` with no control after step k, which is what Tweedie's formula predicts of a denoising chain."""
+    """``E[X_T | x_k, v_k]`` with no control after step k, which is what Tweedie's formula predicts
+    of a denoising chain.
+    """
     (n,), steps = reference.dims, reference.steps
     transfers, offsets = [torch.eye(n, dtype=torch.float64)], [torch.zeros(n, dtype=torch.float64)]
     for k in reversed(range(1, steps)):
@@ -246,7 +260,9 @@ def _mean_end(reference: AffineReference) -> Prediction:
 
 
 def _moment(where: Situation) -> Estimator:
-    """The loss with an initial value that has learnt: fitted to the mismatch of paths of its own, affine in the start."""
+    """The loss with an initial value that has learnt: fitted to the mismatch of paths of its own,
+    affine in the start.
+    """
     path = _own_paths(where)
     with torch.no_grad():
         start = _AFFINE.fit(
@@ -371,8 +387,8 @@ CONTENDERS: dict[str, Contender] = {
 def contender(name: str) -> Contender:
     """A built-in contender by name, or a user's estimator by its import path ``module:name``.
 
-    What the path leads to is called without arguments and must return an `Estimator`; a class does. Where that call raises, so does
-    the contender's `make`.
+    What the path leads to is called without arguments and must return an `Estimator`; a class does.
+    Where that call raises, so does the contender's `make`.
 
     Raises:
         InvalidProblem: there is no such contender, or the path leads to something else.
@@ -386,7 +402,8 @@ def contender(name: str) -> Contender:
     make: Callable[[], Estimator] = imported(name)
     require(
         callable(make),
-        f"{name} is a {type(make).__name__}; it must be a class or function that makes an estimator.",
+        f"{name} is a {type(make).__name__}; it must be a class or function that makes an"
+        " estimator.",
     )
     try:
         made = make()
@@ -394,6 +411,7 @@ def contender(name: str) -> Contender:
         return Contender(name, lambda _: make())
     require(
         isinstance(made, Estimator),
-        f"{name} makes a {type(made).__name__}; it must be a socft.estimators.base.Estimator without arguments.",
+        f"{name} makes a {type(made).__name__}; it must be a socft.estimators.base.Estimator"
+        " without arguments.",
     )
     return Contender(name, lambda _: make())

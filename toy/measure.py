@@ -1,10 +1,11 @@
 r"""What a gradient estimator returns, against the exact gradient, and what it costs.
 
 Every estimator is judged through the control. On a path it proposes, at every step, a slope
-:math:`g_k = -\partial \ell_k / \partial v_k` of its loss in the control at :math:`x_k`; in a policy class that is linear in
-features, :math:`v_k(x) = K_k \phi(x)`, its estimate of the gradient of the objective in :math:`K_k` is
-:math:`g_k \phi(x_k)^\top`, averaged over paths. With the affine features (x, 1) the exact gradient of a linear-quadratic problem is
-known at every affine policy (`socft.truth.affine_policy.affine_gradient`).
+:math:`g_k = -\partial \ell_k / \partial v_k` of its loss in the control at :math:`x_k`; in a policy
+class that is linear in features, :math:`v_k(x) = K_k \phi(x)`, its estimate of the gradient of the
+objective in :math:`K_k` is :math:`g_k \phi(x_k)^\top`, averaged over paths. With the affine
+features (x, 1) the exact gradient of a linear-quadratic problem is known at every affine policy
+(`socft.truth.affine_policy.affine_gradient`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Estimate:
 
     Attributes:
         paths: number of samples.
-        mean: the estimate from all paths; the parameters are those of step 0, then step 1, and so on.
+        mean: the estimate from all paths; the parameters are those of step 0, then step 1, and so
+            on.
         squares: mean of the squares of the samples, per parameter.
         seconds: time to make the labels and their slopes, the rollout included.
     """
@@ -66,8 +68,9 @@ class Estimate:
     def bias(self, exact: Float[Tensor, " parameters"]) -> tuple[float, float]:
         """``|mean - exact|`` without the part that is noise, and its standard error.
 
-        The square of the distance exceeds the squared bias by the variance of the mean, which is subtracted; the standard error is
-        that of a distance which is noise alone, or of a distance that is not, whichever is larger.
+        The square of the distance exceeds the squared bias by the variance of the mean, which is
+        subtracted; the standard error is that of a distance which is noise alone, or of a distance
+        that is not, whichever is larger.
         """
         noise = self.variance / self.paths
         squared = float((self.mean - exact).square().sum())
@@ -76,7 +79,8 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Repeated:
-    """Estimates from paths of their own, and with whatever the estimator fits or draws besides made anew for each.
+    """Estimates from paths of their own, and with whatever the estimator fits or draws besides made
+    anew for each.
 
     Attributes:
         parts: the estimates, at least two, with equally many paths each.
@@ -101,12 +105,16 @@ class Repeated:
 
     @property
     def apart(self) -> float:
-        """Trace of the covariance of the estimate from all paths of one repetition, whatever it comes from."""
+        """Trace of the covariance of the estimate from all paths of one repetition, whatever it
+        comes from.
+        """
         return float(torch.stack([each.mean for each in self.parts]).var(0).sum())
 
     @property
     def fit_variance(self) -> float:
-        """The part of `apart` that more paths do not lessen: trace of the covariance of the mean given what is fitted."""
+        """The part of `apart` that more paths do not lessen: trace of the covariance of the mean
+        given what is fitted.
+        """
         return max(self.apart - self.variance / self.parts[0].paths, 0.0)
 
     def bias(self, exact: Float[Tensor, " parameters"]) -> tuple[float, float]:
@@ -128,7 +136,9 @@ def estimate(
     noise: Noise,
     features: Callable[[States], Tensor] = affine_features,
 ) -> Estimate:
-    """Gradient of the objective in the coefficients of features of every step, by an estimator, on paths of the given noise."""
+    """Gradient of the objective in the coefficients of features of every step, by an estimator, on
+    paths of the given noise.
+    """
     start = time.perf_counter()
     with torch.no_grad():
         path = rollout(problem.reference, policy, noise)
@@ -148,7 +158,9 @@ def estimate(
 def control_slope(
     estimator: Estimator, problem: ControlProblem, policy: Policy, labels: Labels, k: int
 ) -> Noises:
-    """Minus the derivative of each sample's loss of step k in its control, shape (batch, *noise_dims)."""
+    """Minus the derivative of each sample's loss of step k in its control, shape (batch,
+    *noise_dims).
+    """
     rows = labels.step(k)
     with torch.no_grad():
         control = policy(k, rows.states)
@@ -157,7 +169,8 @@ def control_slope(
         loss = estimator.loss(problem, _Held(control), k, rows)
         require(
             loss.shape == control.shape[:1],
-            f"the loss of {len(control)} rows has shape {tuple(loss.shape)}; it must be one number per row, ({len(control)},).",
+            f"the loss of {len(control)} rows has shape {tuple(loss.shape)}; it must be one number"
+            f" per row, ({len(control)},).",
         )
         (slope,) = torch.autograd.grad(loss.sum(), control)
     require_finite(
@@ -224,7 +237,9 @@ def _require_labels(problem: ControlProblem, labels: Labels) -> None:
 
 
 def _storages(values: Any) -> list[tuple[int, torch.UntypedStorage]]:
-    """Memory of the tensors in any nesting; those that only wrap another for a transform have none of their own."""
+    """Memory of the tensors in any nesting; those that only wrap another for a transform have none
+    of their own.
+    """
     found = []
     for each in tree_leaves(values):
         with contextlib.suppress(RuntimeError):

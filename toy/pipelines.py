@@ -1,7 +1,9 @@
-r"""Ways to learn a costate field from N simulated paths: the competitors of the studies of time-reversed BSDEs.
+r"""Ways to learn a costate field from N simulated paths: the competitors of the studies of
+time-reversed BSDEs.
 
-Every pipeline sees the same N paths of a policy and returns a field :math:`\phi_k(x) \approx \nabla V_k(x)`. They differ in the
-samples that are regressed (lean adjoints, martingale-corrected adjoints, time-reversed costates, least squares), in the regression
+Every pipeline sees the same N paths of a policy and returns a field
+:math:`\phi_k(x) \approx \nabla V_k(x)`. They differ in the samples that are regressed (lean
+adjoints, martingale-corrected adjoints, time-reversed costates, least squares), in the regression
 (linear features solved exactly, or one network over time and state) and in the number of rounds.
 """
 
@@ -47,8 +49,10 @@ REVERSED_SEED = 10_000
 Learn = Callable[[ControlProblem, Policy, Noise, int], CostateField]
 """``(problem, policy, noise, seed) -> field``."""
 ROLLOUT, PULLED, REVERSED = 2, 2, 4
-"""Evaluations of the mean map or the policy per step and path: of a path, of a lean adjoint, whose derivative counts as two, and of
-a path backwards with its costates, which takes both maps and a derivative; values backwards take no derivative."""
+"""Evaluations of the mean map or the policy per step and path: of a path, of a lean adjoint, whose
+derivative counts as two, and of a path backwards with its costates, which takes both maps and a
+derivative; values backwards take no derivative.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Learner:
 
     Attributes:
         run: the function.
-        work: evaluations of the mean map or the policy per step and path; those of fitted fields and networks are not counted.
+        work: evaluations of the mean map or the policy per step and path; those of fitted fields
+            and networks are not counted.
     """
 
     run: Learn
@@ -126,7 +131,9 @@ def martingale(
     rounds: int,
     correction: Callable[[CostateSource], Correction] = FirstOrder,
 ) -> Learner:
-    """Lean adjoints, corrected by the field of the round before, cross-fitted; the first round is lean."""
+    """Lean adjoints, corrected by the field of the round before, cross-fitted; the first round is
+    lean.
+    """
 
     def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
         def sample(source: CostateSource):
@@ -152,9 +159,11 @@ class Fitted:
 def martingale_sweep(
     regression: Regression, correction: Callable[[CostateSource], Correction] = Antithetic
 ) -> Learner:
-    """Lean adjoints corrected in one backward pass: the field of a step is fitted before the adjoint is pulled through it.
+    """Lean adjoints corrected in one backward pass: the field of a step is fitted before the
+    adjoint is pulled through it.
 
-    The paths are split in folds, and each fold is corrected by the field that another one was fitted to.
+    The paths are split in folds, and each fold is corrected by the field that another one was
+    fitted to.
     """
 
     def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
@@ -177,7 +186,8 @@ def martingale_sweep(
 
 
 def bellman_sweep(regression: Regression, nodes: int) -> Learner:
-    """Fitted dynamic programming: each step's costate is the mean of the next fit by a Gauss-Hermite rule, pulled back.
+    """Fitted dynamic programming: each step's costate is the mean of the next fit by a
+    Gauss-Hermite rule, pulled back.
 
     Labels have no noise; errors of the fits add up instead.
     """
@@ -196,7 +206,9 @@ def martingale_after_bellman(
     nodes: int,
     correction: Callable[[CostateSource], Correction] = Antithetic,
 ) -> Learner:
-    """Lean adjoints corrected by the field of a Bellman sweep on another fold, which removes its bias; one regression more."""
+    """Lean adjoints corrected by the field of a Bellman sweep on another fold, which removes its
+    bias; one regression more.
+    """
 
     def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
         with torch.no_grad():
@@ -230,7 +242,9 @@ def time_reversed(
     rounds: int = ROUNDS,
     published_pairing: bool = False,
 ) -> Learner:
-    """Time-reversed costates, refitted by Picard iteration on the same paths' ends with fresh reversed noise."""
+    """Time-reversed costates, refitted by Picard iteration on the same paths' ends with fresh
+    reversed noise.
+    """
 
     def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
         reverser = Reverser(

@@ -1,8 +1,9 @@
 r"""Where gradient estimators are compared: a problem, a policy, and the exact gradient there.
 
-A policy at distance 1 - s from the optimum is :math:`s\, v^*`, from the pre-trained model (s = 0) to the optimum (s = 1). Where
-the problem is linear-quadratic everything about it is closed form. Elsewhere the optimum is known, where every gradient is zero,
-and the pre-trained model, whose value function is known in one and two dimensions.
+A policy at distance 1 - s from the optimum is :math:`s\, v^*`, from the pre-trained model (s = 0)
+to the optimum (s = 1). Where the problem is linear-quadratic everything about it is closed form.
+Elsewhere the optimum is known, where every gradient is zero, and the pre-trained model, whose value
+function is known in one and two dimensions.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from toy.measure import affine_features, estimate
 from toy.problems import Benchmark
 
 ORACLE_PATHS = 100_000
-"""For the gradient at the pre-trained model of a problem that is not linear-quadratic, where only its integrand is exact."""
+"""For the gradient at the pre-trained model of a problem that is not linear-quadratic, where only
+its integrand is exact.
+"""
 SIZE_PATHS = 1000
 """For the unit of a problem where not even that is."""
 
@@ -40,14 +43,17 @@ class Situation:
     Attributes:
         problem: the control problem.
         policy: the policy at which gradients are estimated.
-        gradient: gradient of the objective in the coefficients of the affine features of every step, step by step.
+        gradient: gradient of the objective in the coefficients of the affine features of every
+            step, step by step.
         stderr: its standard error, 0 where it is exact.
-        value_gradient: ``(k, x) -> grad V_k(x)`` of this policy, the conditional mean of its full costate.
+        value_gradient: ``(k, x) -> grad V_k(x)`` of this policy, the conditional mean of its full
+            costate.
         optimal: ``(k, x) -> grad V*_k(x)``.
-        scale: size of gradients on this problem, the norm of the gradient at the pre-trained model; an estimate by the full adjoint
-            where that gradient is not known.
+        scale: size of gradients on this problem, the norm of the gradient at the pre-trained model;
+            an estimate by the full adjoint where that gradient is not known.
         setting: what distinguishes the situation, for records.
-        repetition: what is fitted or drawn besides an estimate's own paths is another in every repetition.
+        repetition: what is fitted or drawn besides an estimate's own paths is another in every
+            repetition.
     """
 
     problem: ControlProblem
@@ -94,7 +100,9 @@ def situation(benchmark: Benchmark, scale: float) -> Situation:
 
 
 def _size(problem: ControlProblem) -> float:
-    """Norm of the gradient at the pre-trained model, by the full adjoint, without the noise of the estimate."""
+    """Norm of the gradient at the pre-trained model, by the full adjoint, without the noise of the
+    estimate.
+    """
     policy = Uncontrolled(problem.reference)
     noise = Noise.sample(problem.reference, SIZE_PATHS, torch.Generator().manual_seed(1))
     found = estimate(FullAdjoint(), problem, policy, noise)
@@ -135,7 +143,9 @@ def _columns(problem: ControlProblem) -> int:
 
 
 def _at_start(problem: ControlProblem, value_gradient: CostateField) -> tuple[Tensor, float]:
-    """The gradient at the pre-trained model, and its standard error: exact costates of the next state, averaged over many paths."""
+    """The gradient at the pre-trained model, and its standard error: exact costates of the next
+    state, averaged over many paths.
+    """
     reference = problem.reference
     noise = Noise.sample(reference, ORACLE_PATHS, torch.Generator().manual_seed(1))
     means, variance = [], 0.0

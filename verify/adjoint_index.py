@@ -1,22 +1,28 @@
-r"""The target of step k takes the costate of step k + 1; that of step k is off by the order of the step.
+r"""The target of step k takes the costate of step k + 1; that of step k is off by the order of the
+step.
 
-Setting: the lean costate :math:`a_k = \nabla m_k(x_k)^\top a_{k+1}`; adjoint matching's target for the control at step k.
+Setting: the lean costate :math:`a_k = \nabla m_k(x_k)^\top a_{k+1}`; adjoint matching's target for
+the control at step k.
 
-Statement: with :math:`B_k^\top a_{k+1}/\beta_k` the fixed point is the optimal control of the discrete chain, exactly. With
-:math:`B_k^\top a_k/\beta_k`, as published code has it, the fixed point differs from it by O(dt) relatively, and its objective
-falls short by O(dt^2).
+Statement: with :math:`B_k^\top a_{k+1}/\beta_k` the fixed point is the optimal control of the
+discrete chain, exactly. With :math:`B_k^\top a_k/\beta_k`, as published code has it, the fixed
+point differs from it by O(dt) relatively, and its objective falls short by O(dt^2).
 
 Kind: limit; the orders are exactly one and two.
 
-Source: derived here; arXiv 2409.08861, section 4, states the continuous target, where the two agree.
+Source: derived here; arXiv 2409.08861, section 4, states the continuous target, where the two
+agree.
 
-How it is measured: in the linear-quadratic problem in one dimension. With costate mean :math:`p_k x + c_k` under the fixed point,
-:math:`p_k = A_k\, \bar p_{k+1}` and :math:`v_k = \sigma_k (\bar p_{k+1} x + \bar c_{k+1})/\beta` for the exact index, where the bar
-is the mean of the next costate given x; the other index has :math:`v_k = \sigma_k (p_k x + c_k)/\beta`. Both fixed points are
-solved backwards, because the control at step k enters its own target linearly. Errors on `variance_preserving` with T and 2 T
+How it is measured: in the linear-quadratic problem in one dimension. With costate mean
+:math:`p_k x + c_k` under the fixed point, :math:`p_k = A_k\, \bar p_{k+1}` and
+:math:`v_k = \sigma_k (\bar p_{k+1} x + \bar c_{k+1})/\beta` for the exact index, where the bar is
+the mean of the next costate given x; the other index has
+:math:`v_k = \sigma_k (p_k x + c_k)/\beta`. Both fixed points are solved backwards, because the
+control at step k enters its own target linearly. Errors on `variance_preserving` with T and 2 T
 steps.
 
-What would refute it: an error of the exact index above `ROUNDING`, or orders other than one and two.
+What would refute it: an error of the exact index above `ROUNDING`, or orders other than one and
+two.
 """
 
 from __future__ import annotations
@@ -41,7 +47,9 @@ from verify.support.strategies import quadratic_instances
 
 CLAIM = Claim(
     name="adjoint_index",
-    statement="fixed point of B_kᵀa_{k+1}/β_k = v*; of B_kᵀa_k/β_k: relative error C dt, J* − J = C' dt²",
+    statement=(
+        "fixed point of B_kᵀa_{k+1}/β_k = v*; of B_kᵀa_k/β_k: relative error C dt, J* − J = C' dt²"
+    ),
     source="derived here; arXiv 2409.08861, section 4",
     kind="limit",
 )
@@ -64,10 +72,12 @@ EXACT, PUBLISHED = Target(1.0, 0.0), Target(0.0, 1.0)
 
 
 def fixed_point(problem: ControlProblem, target: Target) -> AffinePolicy:
-    """The affine policy that equals the conditional mean of its own target, in one dimension, backwards from the last step.
+    """The affine policy that equals the conditional mean of its own target, in one dimension,
+    backwards from the last step.
 
-    With ``x' = A x + b + sigma (v + xi)``, the mean of the next costate ``p x' + c`` is ``n = p (A x + b + sigma v) + c``, the
-    current costate's is ``A n``, and ``v = w sigma n / beta`` with ``w = following + current A``.
+    With ``x' = A x + b + sigma (v + xi)``, the mean of the next costate ``p x' + c`` is
+    ``n = p (A x + b + sigma v) + c``, the current costate's is ``A n``, and
+    ``v = w sigma n / beta`` with ``w = following + current A``.
     """
     reference, form = problem.reference, as_quadratic(problem.reward)
     assert isinstance(reference, AffineReference)
@@ -129,7 +139,8 @@ def test_published_index_is_of_first_order() -> None:
     coarse = _fine_tuning(25)
     error = relative_error(coarse, fixed_point(coarse.problem, PUBLISHED))
     CLAIM.finding(
-        f"with 25 steps at q = 4 the target with the costate of step k is off by {100 * error:.1f}%",
+        "with 25 steps at q = 4 the target with the costate of step k is off by"
+        f" {100 * error:.1f}%",
         {"T": 25, "q": 4.0},
     )
 

@@ -1,19 +1,23 @@
 r"""How much larger than necessary the KL weight is that the theory asks for.
 
-Setting: one constant weight beta for all T steps, under which the inner loop of PI-FT contracts by :math:`1 - \lambda` at every
-step.
+Setting: one constant weight beta for all T steps, under which the inner loop of PI-FT contracts by
+:math:`1 - \lambda` at every step.
 
-Statement: *necessary* is :math:`\beta = \max_t \sigma_t^2 \sup|\nabla^2 (G V_{t+1})|/(1-\lambda)`, with the exact value functions,
-which depend on beta; *sufficient* are the smallest weights that satisfy :math:`\beta \ge \sigma_t^2 L^{(1)}_{V,t+1}/(1-\lambda)`
-with the paper's constants or the sharper ones. Sufficient is at least necessary.
+Statement: *necessary* is :math:`\beta = \max_t \sigma_t^2 \sup|\nabla^2 (G V_{t+1})|/(1-\lambda)`,
+with the exact value functions, which depend on beta; *sufficient* are the smallest weights that
+satisfy :math:`\beta \ge \sigma_t^2 L^{(1)}_{V,t+1}/(1-\lambda)` with the paper's constants or the
+sharper ones. Sufficient is at least necessary.
 
-Kind: tight. For a convex quadratic reward and scores :math:`s(y) = +L^{(0)}_s y` the paper's condition is necessary for every T.
-Otherwise the gap grows with T: the recursion (15) adds up worst cases that do not meet.
+Kind: tight. For a convex quadratic reward and scores :math:`s(y) = +L^{(0)}_s y` the paper's
+condition is necessary for every T. Otherwise the gap grows with T: the recursion (15) adds up worst
+cases that do not meet.
 
-Source: arXiv 2412.18164v4, Theorem 2.8 and its condition on beta; necessary weight, sharper constants and gap derived here.
+Source: arXiv 2412.18164v4, Theorem 2.8 and its condition on beta; necessary weight, sharper
+constants and gap derived here.
 
-How it is measured: by dynamic programming, with beta found by bisection, for fixed families of problems and T = 1 to 12. The
-certificate brackets the necessary weight of the quadratic family in ball arithmetic.
+How it is measured: by dynamic programming, with beta found by bisection, for fixed families of
+problems and T = 1 to 12. The certificate brackets the necessary weight of the quadratic family in
+ball arithmetic.
 
 What would refute it: a necessary weight above a sufficient one.
 """
@@ -38,8 +42,14 @@ from verify.support.suprema import grids_for
 
 CLAIM = Claim(
     name="beta_tightness",
-    statement="least constant β with β ≥ σ_t²L1V_{t+1}/(1−λ) for all t ≥ least constant β with max_t σ_t² sup|∇²G V_{t+1}|/β ≤ 1−λ",
-    source="arXiv 2412.18164v4, condition on β of Theorem 2.8; necessary weight and sharper constants derived here",
+    statement=(
+        "least constant β with β ≥ σ_t²L1V_{t+1}/(1−λ) for all t ≥ least constant β with max_t σ_t²"
+        " sup|∇²G V_{t+1}|/β ≤ 1−λ"
+    ),
+    source=(
+        "arXiv 2412.18164v4, condition on β of Theorem 2.8; necessary weight and sharper constants"
+        " derived here"
+    ),
     kind="tight",
 )
 LAM = 1e-3
@@ -47,7 +57,9 @@ LAM = 1e-3
 SEARCHED = 1e-4
 """Relative error of the bisection on beta, and of the curvature by quadrature."""
 WIDTH = math.log(16)
-"""First width of the bracket on log(beta) below the sharper sufficient weight; it grows until the necessary one is inside."""
+"""First width of the bracket on log(beta) below the sharper sufficient weight; it grows until the
+necessary one is inside.
+"""
 FAMILIES = {
     "tanh score, sine reward": Factor(TanhScore(c=0.8, b=0.4), Sine(1.0, 1.5, 0.3)),
     "mixture score, sine reward": Factor(
@@ -112,7 +124,8 @@ def test_holds(family: str) -> None:
         CLAIM.holds(necessary, paper, where, sharp=exact, slack=SEARCHED)
         gaps[steps] = [round(x / necessary, 2) for x in (paper, sharp, exact)]
     CLAIM.finding(
-        f"{family}: sufficient over necessary β (paper, sharper, with exact mean maps) by T: {gaps}",
+        f"{family}: sufficient over necessary β (paper, sharper, with exact mean maps) by T:"
+        f" {gaps}",
         {"lam": LAM},
     )
 
@@ -126,7 +139,9 @@ def test_necessary_weight_is_the_one_of_the_package() -> None:
 
 @pytest.mark.parametrize("steps", [1, 4, 12])
 def test_is_attained(steps: int) -> None:
-    """A convex quadratic reward: necessary by Riccati's recursion in ball arithmetic, a relative `SEARCHED` below sufficient."""
+    """A convex quadratic reward: necessary by Riccati's recursion in ball arithmetic, a relative
+    `SEARCHED` below sufficient.
+    """
     instance, lam = _quadratic(steps), 0.1
     sufficient = bound(instance, lam, theory.Paper())
     low, high = (
@@ -149,7 +164,9 @@ def test_one_step_is_closed_form() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_needs_the_necessary_weight(family: str) -> None:
-    """A tenth below the necessary weight some inner map no longer contracts by ``1 - lam``, so that no theory could admit it."""
+    """A tenth below the necessary weight some inner map no longer contracts by ``1 - lam``, so that
+    no theory could admit it.
+    """
     instance = member(FAMILIES[family], 2)
     beta = 0.9 * measure(instance, 0.3)
     problem = instance.problem(beta)
@@ -166,7 +183,9 @@ def test_needs_the_necessary_weight(family: str) -> None:
 
 
 def test_needs_convexity_to_be_attained() -> None:
-    """For a concave quadratic reward the paper's weight is more than necessary: curvature then shrinks from step to step."""
+    """For a concave quadratic reward the paper's weight is more than necessary: curvature then
+    shrinks from step to step.
+    """
     instance, lam = _quadratic(4, -1.5), 0.1
     sufficient = bound(instance, lam, theory.Paper())
 
@@ -178,7 +197,8 @@ def test_needs_convexity_to_be_attained() -> None:
     ).root
     CLAIM.holds(necessary, sufficient, instance, slack=SEARCHED, part="concave quadratic reward")
     CLAIM.finding(
-        f"concave quadratic reward, T = 4: sufficient over necessary β is {sufficient / necessary:.3f}",
+        "concave quadratic reward, T = 4: sufficient over necessary β is"
+        f" {sufficient / necessary:.3f}",
         instance,
     )
 

@@ -1,21 +1,25 @@
-r"""With a constant KL weight the continuous problem is linear in disguise, and its optimal law is the exponential tilt.
+r"""With a constant KL weight the continuous problem is linear in disguise, and its optimal law is
+the exponential tilt.
 
 Setting: the continuous problem of section 4.2 with the exact scores of a law p and constant beta.
 
-Statement: :math:`V(\tau, y) = \beta \log E[\exp(r(Y_1)/\beta) \mid Y_\tau = y]` under the pre-trained process; and where Y_0 and
-Y_1 are independent, the optimally controlled Y_1 has the law :math:`p\, e^{r/\beta} / E_p\, e^{r/\beta}`.
+Statement: :math:`V(\tau, y) = \beta \log E[\exp(r(Y_1)/\beta) \mid Y_\tau = y]` under the
+pre-trained process; and where Y_0 and Y_1 are independent, the optimally controlled Y_1 has the law
+:math:`p\, e^{r/\beta} / E_p\, e^{r/\beta}`.
 
 Kind: equality for the value, limit (T to infinity) for the law.
 
 Source: arXiv 2412.18164v4, section 4.2; Tang, arXiv 2403.06279; Uehara et al., arXiv 2402.15194.
 
-How it is measured: symbolically, :math:`V = \beta \log \phi` turns (79) into the linear backward equation of :math:`\phi`.
-Numerically, `TiltedMixture.value` against the conditional expectation by the trapezoidal rule: given the state at level a, the
-sample has the density :math:`\propto p(x_0) N(y; \sqrt a\, x_0, 1 - a)`. For the law, the discrete optimum of a Gaussian with a
-quadratic reward on a schedule that forgets its start (:math:`q = 16`) against the tilt's mean and deviation; their distance falls
-like 1/T.
+How it is measured: symbolically, :math:`V = \beta \log \phi` turns (79) into the linear backward
+equation of :math:`\phi`. Numerically, `TiltedMixture.value` against the conditional expectation by
+the trapezoidal rule: given the state at level a, the sample has the density
+:math:`\propto p(x_0) N(y; \sqrt a\, x_0, 1 - a)`. For the law, the discrete optimum of a Gaussian
+with a quadratic reward on a schedule that forgets its start (:math:`q = 16`) against the tilt's
+mean and deviation; their distance falls like 1/T.
 
-What would refute it: a residual above `QUADRATURE`, or laws that do not approach each other in proportion to 1/T.
+What would refute it: a residual above `QUADRATURE`, or laws that do not approach each other in
+proportion to 1/T.
 """
 
 from __future__ import annotations
@@ -44,7 +48,9 @@ CLAIM = Claim(
     kind="limit",
 )
 QUADRATURE = 1e-11
-"""Relative to 1 + |V|: the trapezoidal rule with `NODES` nodes errs by less than rounding for Gaussians of width 0.1 or more."""
+"""Relative to 1 + |V|: the trapezoidal rule with `NODES` nodes errs by less than rounding for
+Gaussians of width 0.1 or more.
+"""
 NODES, WIDTH = 8001, 20.0
 FORGETTING, REMEMBERING = 16.0, 1.0
 """Rates q: the correlation of Y_0 and Y_1 is of order exp(-q / 2), 3e-4 and 0.6."""
@@ -121,7 +127,9 @@ def test_needs_a_memoryless_schedule() -> None:
 
 
 def test_needs_a_constant_weight() -> None:
-    """A weight that falls from 8 to 1 leaves ``beta' log phi`` in the equation, and the law is the tilt at none of its values."""
+    """A weight that falls from 8 to 1 leaves ``beta' log phi`` in the equation, and the law is the
+    tilt at none of its values.
+    """
     tau = sympy.Symbol("tau", real=True)
     left = _transformed(8 - 7 * tau)
     assert left != 0
@@ -169,7 +177,9 @@ def _final_law(steps: int, q: float, beta: Tensor | float) -> Gaussian:
 
 
 def _from_tilt(law: Gaussian, beta: float) -> float:
-    """Distance in mean and deviation from the tilt ``N(0.5, 0.6) exp(r / beta)``, by completing the square."""
+    """Distance in mean and deviation from the tilt ``N(0.5, 0.6) exp(r / beta)``, by completing the
+    square.
+    """
     precision = 1 / 0.6 + 1 / beta
     centre = (0.5 / 0.6 + 1 / beta) / precision
     return math.hypot(

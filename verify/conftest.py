@@ -1,4 +1,5 @@
-"""Collects what the claims of this folder recorded, from one process or many, and runs the searches for as long as asked.
+"""Collects what the claims of this folder recorded, from one process or many, and runs the searches
+for as long as asked.
 
 Options of ``pytest verify/``:
 
@@ -37,7 +38,9 @@ from verify.support.claims import Claim, Tally, record_of, summary, update_recor
 collect_ignore = ["support"]
 
 EXAMPLES = 40
-"""Examples of a property-based test whose instances take about 0.1 s to solve; cheaper tests ask for more."""
+"""Examples of a property-based test whose instances take about 0.1 s to solve; cheaper tests ask
+for more.
+"""
 
 hypothesis.settings.register_profile(
     "verify",
@@ -51,7 +54,8 @@ hypothesis.settings.register_profile(
         HealthCheck.large_base_example,
     ),
 )
-# Hypothesis also tries the constants in the sources of whatever is loaded, which depend on what else runs; it tries none here.
+# Hypothesis also tries the constants in the sources of whatever is loaded, which depend on what
+# else runs; it tries none here.
 providers._get_local_constants = Constants
 _TALLY = "tally of the claim"
 _FOLDER = Path(__file__).parent
@@ -88,7 +92,9 @@ def claim_of(item: pytest.Item) -> Claim | None:
 
 
 class _Session:
-    """One run: merges tallies in the process that reports, and runs searches in the processes that test."""
+    """One run: merges tallies in the process that reports, and runs searches in the processes that
+    test.
+    """
 
     def __init__(self, config: pytest.Config):
         self.config = config
@@ -141,7 +147,9 @@ class _Session:
             claim.tally = search.total()
 
     def _tests(self, claim: Claim, item: pytest.Item) -> list[str]:
-        """Names of the tests in the file of a test, with their parameters; those that were deselected too."""
+        """Names of the tests in the file of a test, with their parameters; those that were
+        deselected too.
+        """
         module: Any = getattr(item, "module", None)
         names = self.collected.get(claim.name, set())
         functions = {
@@ -251,7 +259,9 @@ class _Ledger:
 
 
 class _Search:
-    """The seeds of one property-based test, and what they found, in a file that a later run continues."""
+    """The seeds of one property-based test, and what they found, in a file that a later run
+    continues.
+    """
 
     def __init__(self, config: pytest.Config, claim: Claim, item: pytest.Function, seconds: float):
         self.config, self.claim, self.seconds = config, claim, seconds
@@ -321,7 +331,9 @@ def _say(config: pytest.Config, line: dict[str, Any]) -> None:
 
 
 def _code_version(file: Path) -> str:
-    """Digest of the code whose results a search may keep: the file, what it is built on, and the package."""
+    """Digest of the code whose results a search may keep: the file, what it is built on, and the
+    package.
+    """
     digest = hashlib.sha256()
     package = Path(socft.__file__).parent
     shared = sorted((_FOLDER / "support").rglob("*.py"))

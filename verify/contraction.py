@@ -1,26 +1,34 @@
 r"""The inner loop of PI-FT is a contraction (67).
 
-Setting: Algorithm 1, backwards in t with m updates at every step; :math:`V^{(m)}_{t+1}` is the value of the iterate that step t
-has in front of it, :math:`L^{(1)}_{b,t+1}` the Lipschitz constant of its gradient from Lemma 3.2 (39), and
-:math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`. In shifts of the mean, :math:`\delta = \sigma v`, the update is
-:math:`\delta \leftarrow \rho_t \nabla (G V^{(m)}_{t+1})(x + \delta)` with :math:`\rho_t = \sigma_t^2/\beta_t`.
+Setting: Algorithm 1, backwards in t with m updates at every step; :math:`V^{(m)}_{t+1}` is the
+value of the iterate that step t has in front of it, :math:`L^{(1)}_{b,t+1}` the Lipschitz constant
+of its gradient from Lemma 3.2 (39), and
+:math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`. In shifts of the mean,
+:math:`\delta = \sigma v`, the update is
+:math:`\delta \leftarrow \rho_t \nabla (G V^{(m)}_{t+1})(x + \delta)` with
+:math:`\rho_t = \sigma_t^2/\beta_t`.
 
-Statement: the update map is Lipschitz with :math:`\rho_t L^{(1)}_{b,t+1} \le 1 - \lambda_t`, so successive increments shrink by it.
+Statement: the update map is Lipschitz with :math:`\rho_t L^{(1)}_{b,t+1} \le 1 - \lambda_t`, so
+successive increments shrink by it.
 
-Kind: tight. The last step of a problem with a quadratic reward attains it. So do all steps as m grows, if Theorem 2.8's constant
-stands for the iterates', which is infinite because that reward has no Lipschitz constant. There the iterate's curvature is a
-partial sum of the optimal one (derived here): with mean maps of slope A,
+Kind: tight. The last step of a problem with a quadratic reward attains it. So do all steps as m
+grows, if Theorem 2.8's constant stands for the iterates', which is infinite because that reward has
+no Lipschitz constant. There the iterate's curvature is a partial sum of the optimal one (derived
+here): with mean maps of slope A,
 
-.. math:: P^{(m)}_t = A_t^2 P \sum_{j=0}^{2m} (\rho_t P)^j, \quad P = P^{(m)}_{t+1}, \quad \text{so that} \quad
-   |P^{(m)}_{t+1}| \le L^{(1)}_{V,t+1} \;\Rightarrow\; |P^{(m)}_t| \le \big(1 - (1-\lambda_t)^{2m+1}\big) L^{(1)}_{V,t} .
+.. math:: P^{(m)}_t = A_t^2 P \sum_{j=0}^{2m} (\rho_t P)^j, \quad P = P^{(m)}_{t+1}, \quad \text{so
+   that} \quad |P^{(m)}_{t+1}| \le L^{(1)}_{V,t+1} \;\Rightarrow\; |P^{(m)}_t| \le \big(1 -
+   (1-\lambda_t)^{2m+1}\big) L^{(1)}_{V,t} .
 
-Source: arXiv 2412.18164v4, equation 67, with Lemma 3.2; the partial sum, the sharper constant and the certificate derived here.
+Source: arXiv 2412.18164v4, equation 67, with Lemma 3.2; the partial sum, the sharper constant and
+the certificate derived here.
 
-How it is measured: PI-FT by quadrature; per step the supremum of :math:`\rho |\mathrm{Hess}\, G V^{(m)}_{t+1}|`, which is the
-Lipschitz constant of the update, and the largest ratio of successive increments. Rotated products have the largest of their
-coordinates' constants. The sharper constant is :math:`\rho` times the smoothed curvature of Lemma 3.2 with the constants of
-`socft.theory.Sharp`. The certificate proves the last implication in ball arithmetic, for all curvatures and all lambda in an
-interval.
+How it is measured: PI-FT by quadrature; per step the supremum of
+:math:`\rho |\mathrm{Hess}\, G V^{(m)}_{t+1}|`, which is the Lipschitz constant of the update, and
+the largest ratio of successive increments. Rotated products have the largest of their coordinates'
+constants. The sharper constant is :math:`\rho` times the smoothed curvature of Lemma 3.2 with the
+constants of `socft.theory.Sharp`. The certificate proves the last implication in ball arithmetic,
+for all curvatures and all lambda in an interval.
 
 What would refute it: a ratio above :math:`1 - \lambda_t` beyond quadrature error.
 """
@@ -60,21 +68,29 @@ CLAIM = Claim(
 )
 PAPER = theory.Iterates(theory.Paper())
 VISIBLE = 1e-6
-"""Increments below this share of the first are left out: their ratio has the quadrature error over `VISIBLE` as its own."""
+"""Increments below this share of the first are left out: their ratio has the quadrature error over
+`VISIBLE` as its own.
+"""
 FLOOR = 1e-8
-"""Absolute error of a contraction factor: Hessians of G V at the nodes, and ratios of increments above `VISIBLE`."""
+"""Absolute error of a contraction factor: Hessians of G V at the nodes, and ratios of increments
+above `VISIBLE`.
+"""
 SMALLEST = Fraction(1, 2**40)
 """Width in lambda at which the certificate gives up."""
 
 
 def measure(truth: Quadrature, updates: int) -> Tensor:
-    """Lipschitz constant of the update map, and largest ratio of increments, of a one-dimensional problem: shape (2, T)."""
+    """Lipschitz constant of the update map, and largest ratio of increments, of a one-dimensional
+    problem: shape (2, T).
+    """
     result = sweep(truth.problem, truth.grids, updates)
     return torch.stack([map_constants(truth.problem, result), _largest_ratios(result)])
 
 
 def map_constants(problem: ControlProblem, result: Sweep) -> Tensor:
-    """``sup rho |Hess G V_{t+1}|`` of the values of one pass, the Lipschitz constants of its updates, shape (T,)."""
+    """``sup rho |Hess G V_{t+1}|`` of the values of one pass, the Lipschitz constants of its
+    updates, shape (T,).
+    """
     steps = [
         BellmanStep.build(problem, k, result.grids[k], result.values[k + 1])
         for k in range(problem.steps)
@@ -113,7 +129,9 @@ def test_is_attained(curvature: float) -> None:
 
 
 def test_is_attained_at_every_step() -> None:
-    """On a convex quadratic problem, with Theorem 2.8's constants in place of the infinite ones of Lemma 3.2."""
+    """On a convex quadratic problem, with Theorem 2.8's constants in place of the infinite ones of
+    Lemma 3.2.
+    """
     instance, updates = _quadratic(steps=4, curvature=1.5), 8
     optimum = theory.Optimum(theory.Paper())
     beta = instance.beta(optimum)
@@ -140,7 +158,9 @@ def test_partial_sum() -> None:
 
 @pytest.mark.parametrize("curvature", [1.5, -1.5])
 def test_needs_the_condition_on_beta(curvature: float) -> None:
-    """With a fifth less beta than the condition admits for any lambda, increments grow; for -1.5 although an optimum exists."""
+    """With a fifth less beta than the condition admits for any lambda, increments grow; for -1.5
+    although an optimum exists.
+    """
     instance = _quadratic(steps=1, curvature=curvature)
     problem = instance.problem(0.8 * instance.schedule.sigma.square() * abs(curvature))
     grids = instance.parts(instance.beta(PAPER))[0].grids
@@ -152,7 +172,9 @@ def test_needs_the_condition_on_beta(curvature: float) -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("updates", [1, 2])
 def test_certified(sign: int, updates: int) -> None:
-    """For all problems of the quadratic family: curvature within its bound at t + 1 stays within it at t."""
+    """For all problems of the quadratic family: curvature within its bound at t + 1 stays within it
+    at t.
+    """
     largest = flint.arb(0)
     open_cells = [(Fraction(1, 10), Fraction(4, 5), Fraction(0), Fraction(1))]
     while open_cells:
@@ -163,7 +185,8 @@ def test_certified(sign: int, updates: int) -> None:
             continue
         require(
             high - low > SMALLEST,
-            f"no proof at lam = {float(low)}, curvature = {float(left)}; the statement is false or tight.",
+            f"no proof at lam = {float(low)}, curvature = {float(left)}; the statement is false or"
+            " tight.",
         )
         middle, centre = (low + high) / 2, (left + right) / 2
         open_cells += [
@@ -181,7 +204,9 @@ def test_certified(sign: int, updates: int) -> None:
 
 
 def _pushed(lam: flint.arb, curvature: flint.arb, sign: int, updates: int) -> flint.arb:
-    """``|P_t^(m)| / L1V_t`` from that of t + 1, p, for A = M, where it is largest: ``lam p sum_j (sign (1 - lam) p)^j``."""
+    """``|P_t^(m)| / L1V_t`` from that of t + 1, p, for A = M, where it is largest:
+    ``lam p sum_j (sign (1 - lam) p)^j``.
+    """
     ratio, total = sign * (1 - lam) * curvature, flint.arb(1)
     for _ in range(2 * updates):
         total = 1 + ratio * total

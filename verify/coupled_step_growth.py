@@ -1,22 +1,26 @@
-r"""One more update of every step may increase the error of a control, by any factor, although every inner map contracts.
+r"""One more update of every step may increase the error of a control, by any factor, although every
+inner map contracts.
 
-Setting: Algorithm 1 with m updates at every step, each inner map contracting by :math:`1 - \lambda_t`, and the control's error
-:math:`e_t(m) = \sup|U_t^{(m)} - u_t^*|`. Theorem 3.1 bounds :math:`e_t(m)` by :math:`C (1-\lambda)^m`.
+Setting: Algorithm 1 with m updates at every step, each inner map contracting by
+:math:`1 - \lambda_t`, and the control's error :math:`e_t(m) = \sup|U_t^{(m)} - u_t^*|`. Theorem 3.1
+bounds :math:`e_t(m)` by :math:`C (1-\lambda)^m`.
 
-Statement: :math:`e_t(m+1) \le (1-\lambda)\, e_t(m)` does not follow: the supremum of :math:`e_t(m+1)/e_t(m)` over problems is
-infinite. At the last step it is at most :math:`1 - \lambda`.
+Statement: :math:`e_t(m+1) \le (1-\lambda)\, e_t(m)` does not follow: the supremum of
+:math:`e_t(m+1)/e_t(m)` over problems is infinite. At the last step it is at most
+:math:`1 - \lambda`.
 
-Kind: limit. Two steps with a concave quadratic reward (derived here): the last step contracts by p, the first one's map has the
-slope :math:`r = -w (1 + p^{2m+1})`, where the optimum has -w. The m-th control's slope is off by
-:math:`e(m) = \sum_{j=1}^m r^j + w/(1+w)`. The unfinished value in front makes its size too large, an even number of updates too
-small, and with two updates both cancel where :math:`z = w (1 + p^5)` solves :math:`z^2 + p^5 z = p^5`. There the third update
-increases the error from zero.
+Kind: limit. Two steps with a concave quadratic reward (derived here): the last step contracts by p,
+the first one's map has the slope :math:`r = -w (1 + p^{2m+1})`, where the optimum has -w. The m-th
+control's slope is off by :math:`e(m) = \sum_{j=1}^m r^j + w/(1+w)`. The unfinished value in front
+makes its size too large, an even number of updates too small, and with two updates both cancel
+where :math:`z = w (1 + p^5)` solves :math:`z^2 + p^5 z = p^5`. There the third update increases the
+error from zero.
 
 Source: derived here, on arXiv 2412.18164v4, Theorem 3.1.
 
-How it is measured: in ball arithmetic near the cancellation; by PI-FT with quadrature on the same problem; also with
-rewards of bounded gradient, where the error of a function does not vanish all at once; by a search at the weights that the theorem
-asks for, where no growth was found.
+How it is measured: in ball arithmetic near the cancellation; by PI-FT with quadrature on the same
+problem; also with rewards of bounded gradient, where the error of a function does not vanish all at
+once; by a search at the weights that the theorem asks for, where no growth was found.
 
 What would refute it: growth that stays bounded as w approaches the cancellation.
 """
@@ -43,7 +47,10 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="coupled_step_growth",
-    statement="sup over problems of sup|U_t⁽ᵐ⁺¹⁾ − u*_t| / sup|U_t⁽ᵐ⁾ − u*_t| = ∞ although every inner map contracts by 1 − λ_t",
+    statement=(
+        "sup over problems of sup|U_t⁽ᵐ⁺¹⁾ − u*_t| / sup|U_t⁽ᵐ⁾ − u*_t| = ∞ although every inner"
+        " map contracts by 1 − λ_t"
+    ),
     source="derived here, on arXiv 2412.18164v4, Theorem 3.1",
     kind="limit",
 )
@@ -73,7 +80,9 @@ def cancellation(p: float) -> float:
 
 @pytest.mark.parametrize("digits", range(1, 13))
 def test_certified(digits: int) -> None:
-    """Growth from two to three updates above ``10^digits``, at w within a relative ``10^-(digits + 1)`` of the cancellation."""
+    """Growth from two to three updates above ``10^digits``, at w within a relative
+    ``10^-(digits + 1)`` of the cancellation.
+    """
     w = cancellation(P) * (1 - 10.0 ** -(digits + 1))
     with flint.ctx.workprec(BITS):
         growth = measure(w, P, 3) / measure(w, P, 2)
@@ -84,7 +93,8 @@ def test_certified(digits: int) -> None:
     CLAIM.certified(flint.arb(10) ** digits, growth, where, "growth")
     CLAIM.certified(inner, flint.arb(P), where, "inner contraction")
     CLAIM.finding(
-        "no factor bounds how much one more update of every step may increase the error of a control",
+        "no factor bounds how much one more update of every step may increase the error of a"
+        " control",
         {"p": P},
     )
 
@@ -104,7 +114,9 @@ def test_holds_for_exact_pi_ft() -> None:
 
 @pytest.mark.parametrize("delta", [10.0, 30.0, 100.0])
 def test_growth_with_a_bounded_gradient(delta: float) -> None:
-    """Pseudo-Huber instead of quadratic: the error of a function does not vanish all at once, so that growth is finite."""
+    """Pseudo-Huber instead of quadratic: the error of a function does not vanish all at once, so
+    that growth is finite.
+    """
     found = []
     for factor in torch.linspace(0.8, 1.2, 9, dtype=torch.float64).tolist():
         w = factor * cancellation(P)
@@ -125,7 +137,8 @@ def test_growth_with_a_bounded_gradient(delta: float) -> None:
     growth, where = max(found, key=lambda pair: pair[0])
     CLAIM.holds(1.0, growth, where, part="bounded gradient")
     CLAIM.finding(
-        f"pseudo-Huber reward, delta = {delta:g}: a single step of the error grows {growth:.2f} times",
+        f"pseudo-Huber reward, delta = {delta:g}: a single step of the error grows {growth:.2f}"
+        " times",
         where,
     )
 
@@ -153,14 +166,17 @@ def test_growth_where_the_theorem_applies() -> None:
     search()
     growth, where = largest[0]
     CLAIM.finding(
-        f"largest growth found at the weights that Theorem 3.1 asks for: {growth:.3f}, none above 1",
+        f"largest growth found at the weights that Theorem 3.1 asks for: {growth:.3f}, none"
+        " above 1",
         where,
     )
     assert growth < 1
 
 
 def test_needs_an_unfinished_value_in_front() -> None:
-    """With the exact value function in front no update increases the error: the growth is at most the contraction."""
+    """With the exact value function in front no update increases the error: the growth is at most
+    the contraction.
+    """
     w = cancellation(P)
     for rounds in range(1, 6):
         errors = [
@@ -180,7 +196,9 @@ def _two_steps() -> ProductInstance:
 
 
 def _weights(instance: ProductInstance, w: float) -> torch.Tensor:
-    """Beta for which the last step contracts by `P` and the first one's optimal map has the slope -w."""
+    """Beta for which the last step contracts by `P` and the first one's optimal map has the slope
+    -w.
+    """
     variance, slope = instance.schedule.sigma.square(), instance.mean_L0
     last = variance[1] * 1.5 / P
     first = variance[0] * slope[1] ** 2 * 1.5 / (1 + P) / w

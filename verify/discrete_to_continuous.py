@@ -1,7 +1,8 @@
 r"""The discrete value function tends to the continuous one, at first order in the step.
 
-Setting: the chain `variance_preserving(T, q)` of section 4.2, dt = 1/T, with the exact scores of a law, a constant beta; the
-continuous value at signal level :math:`e^{-q (1 - \tau)}` is `TiltedMixture`'s.
+Setting: the chain `variance_preserving(T, q)` of section 4.2, dt = 1/T, with the exact scores of a
+law, a constant beta; the continuous value at signal level :math:`e^{-q (1 - \tau)}` is
+`TiltedMixture`'s.
 
 Statement: :math:`V^{(T)}_{\tau T}(y) \to V(\tau, y)`, with an error :math:`C(y) / T + o(1/T)`.
 
@@ -9,8 +10,9 @@ Kind: limit; the order is exactly one.
 
 Source: arXiv 2412.18164v4, section 4.2; the order derived here.
 
-How it is measured: sup errors over |y| <= `REACH` at tau = 0 and 1/2: for Gaussians and quadratic rewards in closed form with
-T = 256 and 512, for mixtures by quadrature with T = 16 and 32. The error must fall by a factor two, up to the next order, `NEXT`.
+How it is measured: sup errors over |y| <= `REACH` at tau = 0 and 1/2: for Gaussians and quadratic
+rewards in closed form with T = 256 and 512, for mixtures by quadrature with T = 16 and 32. The
+error must fall by a factor two, up to the next order, `NEXT`.
 
 What would refute it: an error that does not fall in proportion to dt.
 """
@@ -42,7 +44,9 @@ CLAIM = Claim(
 )
 REACH = 2.0
 NEXT = 0.1
-"""Share of the next order in the error, at dt = 1/256 in closed form and at dt = 1/16 by quadrature."""
+"""Share of the next order in the error, at dt = 1/256 in closed form and at dt = 1/16 by
+quadrature.
+"""
 SMALL = 1e-7
 """Errors below it, relative to the value, have rounding and quadrature in them."""
 TIMES = (0.0, 0.5)
@@ -119,7 +123,9 @@ def test_is_of_order_one() -> None:
 
 
 def test_needs_variance_of_the_diffusion() -> None:
-    """DDIM with eta = 1/2 has the same marginals but less noise to steer with: its values tend to another limit."""
+    """DDIM with eta = 1/2 has the same marginals but less noise to steer with: its values tend to
+    another limit.
+    """
     law, reward, beta, q = Gaussian([0.5], [[0.6]]), _reward(-1.0, 1.0), 1.0, 1.0
     limit, errors = TiltedMixture(law, reward, beta), []
     for T in (256, 512):

@@ -1,18 +1,21 @@
-r"""The envelope identity (34): the gradient of the value function is the expected gradient of the next one, carried back.
+r"""The envelope identity (34): the gradient of the value function is the expected gradient of the
+next one, carried back.
 
-Setting: the optimal control of a problem whose Bellman bracket is strongly concave, mean maps :math:`m_t` with Jacobian
-:math:`J_t = (I + (1 - a_t)\, \mathrm{Jac}\, s_t)/\sqrt{a_t}`.
+Setting: the optimal control of a problem whose Bellman bracket is strongly concave, mean maps
+:math:`m_t` with Jacobian :math:`J_t = (I + (1 - a_t)\, \mathrm{Jac}\, s_t)/\sqrt{a_t}`.
 
-Statement: :math:`\nabla V_t(y) = J_t(y)^\top E\, \nabla V_{t+1}(Y^*_{t+1})`, :math:`Y^*_{t+1} = m_t(y) + \sigma_t (v^*_t(y) + W)`:
-the costate of the discrete lean adjoint. The control's own Jacobian does not enter.
+Statement: :math:`\nabla V_t(y) = J_t(y)^\top E\, \nabla V_{t+1}(Y^*_{t+1})`,
+:math:`Y^*_{t+1} = m_t(y) + \sigma_t (v^*_t(y) + W)`: the costate of the discrete lean adjoint. The
+control's own Jacobian does not enter.
 
 Kind: equality.
 
 Source: arXiv 2412.18164v4, equation 34.
 
-How it is measured: the left-hand side from values alone, by differences of degree 10 along a grid in one dimension and exact
-central differences of quadratic values in up to five, the reference and reward in different eigenbases; the right-hand side by the
-trapezoidal rule from :math:`\nabla V_{t+1}`, in turn at the point where the optimal control leads.
+How it is measured: the left-hand side from values alone, by differences of degree 10 along a grid
+in one dimension and exact central differences of quadratic values in up to five, the reference and
+reward in different eigenbases; the right-hand side by the trapezoidal rule from
+:math:`\nabla V_{t+1}`, in turn at the point where the optimal control leads.
 
 What would refute it: a residual above the error of the differences.
 """
@@ -48,7 +51,9 @@ CLAIM = Claim(
     kind="equality",
 )
 ROUNDING = 1e-13
-"""Relative to the value's coefficients: differences of quadratics in five dimensions at points of size 3, after up to 12 steps."""
+"""Relative to the value's coefficients: differences of quadratics in five dimensions at points of
+size 3, after up to 12 steps.
+"""
 
 
 def measure(value: ValueGrid) -> Tensor:
@@ -93,7 +98,9 @@ def test_holds_for_quadratics(instance: QuadraticInstance, step: int, seed: int)
 
 
 def test_needs_the_optimal_control() -> None:
-    """The value of one update of PI-FT is steeper or flatter than its costate says; the more updates, the less."""
+    """The value of one update of PI-FT is steeper or flatter than its costate says; the more
+    updates, the less.
+    """
     truth = CURVED.parts()[0]
     for updates in (0, 1, 2):
         found = sweep(truth.problem, truth.grids, updates)

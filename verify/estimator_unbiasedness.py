@@ -1,24 +1,30 @@
 r"""Every estimator estimates what it says it does, from the noise it may use.
 
-Setting: an estimator's estimate is the gradient of its loss on its own labels, over paths of the policy.
+Setting: an estimator's estimate is the gradient of its loss on its own labels, over paths of the
+policy.
 
 Statement: by `Estimator.estimates`,
 
-* "objective gradient": the expectation is :math:`-\nabla J` at every policy, and for a matching estimator the conditional mean of
-  the target is :math:`B_k^\top E[\nabla V^{policy}_{k+1} \mid x_k]/\beta_k`, an adapted control;
+* "objective gradient": the expectation is :math:`-\nabla J` at every policy, and for a matching
+  estimator the conditional mean of the target is
+  :math:`B_k^\top E[\nabla V^{policy}_{k+1} \mid x_k]/\beta_k`, an adapted control;
 * "fixed-point residual": the expectation vanishes at the optimum, and not elsewhere.
 
-Targets of step k are functions of the state at step k and of the noise from then on, but for losses of whole paths.
+Targets of step k are functions of the state at step k and of the noise from then on, but for losses
+of whole paths.
 
 Kind: equality, by Monte Carlo within `STDERRS` standard errors.
 
-Source: arXiv 2412.18164v4, equation 77; arXiv 2409.08861, section 4; the statement about conditional means is derived here.
+Source: arXiv 2412.18164v4, equation 77; arXiv 2409.08861, section 4; the statement about
+conditional means is derived here.
 
-How it is measured: linear-quadratic problems with affine policies, whose exact gradient is `affine_gradient`; means over `PATHS`
-paths with fixed seeds. Conditional means by least squares of the targets on (x, 1), exact since they are affine. Adaptedness by
-starting paths anew at step k with the same later noise, an identity without tolerance for the sampling.
+How it is measured: linear-quadratic problems with affine policies, whose exact gradient is
+`affine_gradient`; means over `PATHS` paths with fixed seeds. Conditional means by least squares of
+the targets on (x, 1), exact since they are affine. Adaptedness by starting paths anew at step k
+with the same later noise, an identity without tolerance for the sampling.
 
-What would refute it: a mean off by more than `STDERRS` standard errors, or a label that changes with earlier noise.
+What would refute it: a mean off by more than `STDERRS` standard errors, or a label that changes
+with earlier noise.
 """
 
 from __future__ import annotations
@@ -50,20 +56,27 @@ from verify.support.instances import QuadraticInstance
 
 CLAIM = Claim(
     name="estimator_unbiasedness",
-    statement="E[∇_θ loss] = −∇J for objective gradients, 0 at v* for residuals; labels of step k see x_k and later noise only",
+    statement=(
+        "E[∇_θ loss] = −∇J for objective gradients, 0 at v* for residuals; labels of step k see x_k"
+        " and later noise only"
+    ),
     source="arXiv 2412.18164v4, equation 77; arXiv 2409.08861, section 4; derived here",
     kind="equality",
 )
 PATHS = 20_000
 STDERRS = 4.0
-"""A normal variable exceeds it with chance 6e-5, the largest of the 24 entries of an estimator with chance 2e-3: on fresh seeds one
-check in 600 would fail though the statement holds. The seeds are fixed, one per check, and none was chosen."""
+"""A normal variable exceeds it with chance 6e-5, the largest of the 24 entries of an estimator with
+chance 2e-3: on fresh seeds one check in 600 would fail though the statement holds. The seeds are
+fixed, one per check, and none was chosen.
+"""
 ROUNDING = 1e-12
 """Relative: the same operations on the same states."""
 RESTART = 2
 
 WHOLE_PATH: list[Estimator] = [LogVariance(), Variance()]
-"""Their targets compare whole paths, with noise before step k that has mean zero against that of step k."""
+"""Their targets compare whole paths, with noise before step k that has mean zero against that of
+step k.
+"""
 ONE_BETA: list[Estimator] = [CrossEntropy(), WHOLE_PATH[1], SOCM(), SOCMAdjoint()]
 """They compare path measures, which need a constant beta."""
 NOISIEST = ONE_BETA[0]
@@ -80,7 +93,9 @@ RESIDUALS: list[Estimator] = [
     MartingaleAdjoint(Antithetic(FromPolicy(exact=False), last=False)),
     *ONE_BETA,
 ]
-"""The corrected residual with an inexact field: with the exact one nothing is left at the optimum to average."""
+"""The corrected residual with an inexact field: with the exact one nothing is left at the optimum
+to average.
+"""
 INSTANCES = [
     QuadraticInstance(
         levels=(0.3, 0.5, 0.7, 0.9),
@@ -110,7 +125,9 @@ def name(item: object) -> str:
 def distances(
     estimator: Estimator, problem: ControlProblem, policy: AffinePolicy, expected: Tensor, seed: int
 ) -> Tensor:
-    """``(mean - expected) / stderr`` of the estimated gradient, per parameter; the parameters are gains and offsets."""
+    """``(mean - expected) / stderr`` of the estimated gradient, per parameter; the parameters are
+    gains and offsets.
+    """
     path = _paths(problem, policy, seed)
     labels = estimator.label(problem, policy, path)
     samples = torch.cat(
@@ -230,7 +247,9 @@ def test_needs_the_optimum(estimator: Estimator) -> None:
 
 @pytest.mark.parametrize("estimator", [e for e in GRADIENTS if e not in WHOLE_PATH], ids=name)
 def test_needs_paths_of_the_policy(estimator: Estimator) -> None:
-    """On paths of another policy an objective gradient is biased; the log-variance refuses such paths with random starts."""
+    """On paths of another policy an objective gradient is biased; the log-variance refuses such
+    paths with random starts.
+    """
     instance = INSTANCES[0]
     problem, policy = instance.problem(instance.beta()), _perturbed(instance)
     other = AffinePolicy(policy.gain.detach() - 0.5, policy.offset.detach() + 0.5)
@@ -273,7 +292,8 @@ def _later(problem: ControlProblem) -> ControlProblem:
 def _per_path(
     estimator: Estimator, problem: ControlProblem, policy: AffinePolicy, labels: Labels, k: int
 ) -> Tensor:
-    """Gradient of each path's loss of step ``k`` in gain and offset of that step, shape (paths, m n + m).
+    """Gradient of each path's loss of step ``k`` in gain and offset of that step, shape (paths, m n
+    + m).
 
     Through the control: the loss depends on the parameters of step k through ``v = K x + o`` alone.
     """

@@ -1,19 +1,23 @@
 r"""The matching loss with full costates has the gradient of the simulated objective.
 
-Setting: any differentiable reference, reward, running cost and policy; targets :math:`B_k^\top a_{k+1}/\beta_k` with the costates
-a of `full_adjoint`, held constant in the loss :math:`\sum_k \beta_k |v_k(x_k) - \mathrm{target}_k|^2/2`.
+Setting: any differentiable reference, reward, running cost and policy; targets
+:math:`B_k^\top a_{k+1}/\beta_k` with the costates a of `full_adjoint`, held constant in the loss
+:math:`\sum_k \beta_k |v_k(x_k) - \mathrm{target}_k|^2/2`.
 
-Statement: for every single path, :math:`\nabla_\theta` of the loss is minus :math:`\nabla_\theta` of the return of the simulator.
-(By the chain rule: :math:`\partial_\theta` return is :math:`\sum_k (\partial_\theta v_k)^\top (B_k^\top a_{k+1} - \beta_k v_k)`,
-since :math:`a_{k+1}` is the derivative of the return after step k with respect to :math:`x_{k+1}`.)
+Statement: for every single path, :math:`\nabla_\theta` of the loss is minus :math:`\nabla_\theta`
+of the return of the simulator. (By the chain rule: :math:`\partial_\theta` return is
+:math:`\sum_k (\partial_\theta v_k)^\top (B_k^\top a_{k+1} - \beta_k v_k)`, since :math:`a_{k+1}` is
+the derivative of the return after step k with respect to :math:`x_{k+1}`.)
 
 Kind: equality.
 
-Source: derived here; the discrete adjoint of arXiv 2409.08861, section 4, with the policy differentiated.
+Source: derived here; the discrete adjoint of arXiv 2409.08861, section 4, with the policy
+differentiated.
 
-How it is measured: both gradients of a batch of eight paths, the right side by automatic differentiation through the whole
-rollout, for a table of problems (scalar, degenerate and state-dependent noise maps, running costs) and policies (multilayer
-perceptrons, features, a fine-tuned network minus its frozen copy).
+How it is measured: both gradients of a batch of eight paths, the right side by automatic
+differentiation through the whole rollout, for a table of problems (scalar, degenerate and
+state-dependent noise maps, running costs) and policies (multilayer perceptrons, features, a
+fine-tuned network minus its frozen copy).
 
 What would refute it: a relative difference above `ROUNDING`.
 """
@@ -47,7 +51,10 @@ from verify.support.claims import Claim
 
 CLAIM = Claim(
     name="full_adjoint_is_simulator_derivative",
-    statement="∇_θ Σ_k β_k |v_k(x_k) − B_kᵀa_{k+1}/β_k|²/2 = −∇_θ [r(x_T) − Σ_k (f_k(x_k) + β_k|v_k|²/2)] on every path",
+    statement=(
+        "∇_θ Σ_k β_k |v_k(x_k) − B_kᵀa_{k+1}/β_k|²/2 = −∇_θ [r(x_T) − Σ_k (f_k(x_k) + β_k|v_k|²/2)]"
+        " on every path"
+    ),
     source="derived here; arXiv 2409.08861, section 4",
     kind="equality",
 )
@@ -82,7 +89,9 @@ class Rippled(Diffusion):
 def matching_gradient(
     problem: ControlProblem, policy: Policy, path: Path, labelled: Policy | None = None
 ) -> Tensor:
-    """Gradient of the batch's mean loss; ``labelled`` is the policy that the costates see, by default the same."""
+    """Gradient of the batch's mean loss; ``labelled`` is the policy that the costates see, by
+    default the same.
+    """
     estimator = FullAdjoint()
     labels = estimator.label(problem, labelled or policy, path)
     each = [estimator.loss(problem, policy, k, labels.step(k)) for k in range(problem.steps)]
@@ -95,7 +104,9 @@ def simulator_gradient(problem: ControlProblem, policy: Policy, noise: Noise) ->
 
 
 def cut_gradient(problem: ControlProblem, policy: ResidualPolicy, noise: Noise) -> Tensor:
-    """Of minus the mean return, through fine-tuned states, with the frozen network run without a graph in the KL cost."""
+    """Of minus the mean return, through fine-tuned states, with the frozen network run without a
+    graph in the KL cost.
+    """
     diffusion, x = problem.reference.diffusion, problem.reference.initial(noise.initial)
     total = torch.zeros(len(x), dtype=torch.float64)
     for k in range(problem.steps):
@@ -121,9 +132,15 @@ def running_cost(seed: int) -> tuple[ControlProblem, Policy]:
     """The same with a running cost and weights that differ by step."""
     problem, policy = scalar_noise(seed)
     beta = torch.linspace(0.3, 2, STEPS, dtype=torch.float64)
-    return ControlProblem(
-        problem.reference, problem.reward, beta, lambda k, x: 0.1 * (1 + x.square().sum(1)).log()
-    ), policy
+    return (
+        ControlProblem(
+            problem.reference,
+            problem.reward,
+            beta,
+            lambda k, x: 0.1 * (1 + x.square().sum(1)).log(),
+        ),
+        policy,
+    )
 
 
 def noise_by_state(seed: int) -> tuple[ControlProblem, Policy]:
@@ -186,7 +203,9 @@ def test_holds(build: Builder, seed: int) -> None:
 
 
 def test_needs_both_branches() -> None:
-    """The frozen network without a graph biases the mean over paths, near the frozen weights and far from them."""
+    """The frozen network without a graph biases the mean over paths, near the frozen weights and
+    far from them.
+    """
     distances, seeds, shares = [0.01, 0.1, 0.3], [0, 1, 2], []
     for distance, seed in itertools.product(distances, seeds):
         problem, policy = fine_tuned(seed, distance)
@@ -204,7 +223,10 @@ def test_needs_both_branches() -> None:
     }
     CLAIM.breaks(min(shares), ROUNDING, where, "graph of the frozen branch")
     least, most = (100 * share for share in (min(shares), max(shares)))
-    text = f"the frozen network without a graph biases the gradient by {least:.0f} to {most:.0f}% of its norm"
+    text = (
+        f"the frozen network without a graph biases the gradient by {least:.0f} to {most:.0f}% of"
+        " its norm"
+    )
     CLAIM.finding(text, where)
 
 

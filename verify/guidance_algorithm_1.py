@@ -1,26 +1,31 @@
-r"""Algorithm 1: guidance by gradients at generated samples is a fixed-point iteration for a regularised objective.
+r"""Algorithm 1: guidance by gradients at generated samples is a fixed-point iteration for a
+regularised objective.
 
-Setting: data :math:`N(\bar\mu, \bar\Sigma)`, look-ahead guidance of exact strength, gradients :math:`g_k = \nabla f(\mu_k)` at the
-mean of the last round and the targets :math:`y_k = g_k^\top\bar\mu + (s^2 + g_k^\top\bar\Sigma g_k)/\lambda`; f with an
-L-Lipschitz gradient.
+Setting: data :math:`N(\bar\mu, \bar\Sigma)`, look-ahead guidance of exact strength, gradients
+:math:`g_k = \nabla f(\mu_k)` at the mean of the last round and the targets
+:math:`y_k = g_k^\top\bar\mu + (s^2 + g_k^\top\bar\Sigma g_k)/\lambda`; f with an L-Lipschitz
+gradient.
 
-Statement: the means of the rounds obey :math:`\mu_{k+1} = \Phi(\mu_k) = \bar\mu + \bar\Sigma\nabla f(\mu_k)/\lambda`. In the norm
+Statement: the means of the rounds obey
+:math:`\mu_{k+1} = \Phi(\mu_k) = \bar\mu + \bar\Sigma\nabla f(\mu_k)/\lambda`. In the norm
 :math:`|u|_{\bar\Sigma^{-1}}` on :math:`\bar\mu + \mathrm{range}\,\bar\Sigma`,
 
 .. math:: |\Phi(a) - \Phi(b)| \le \frac{L |\bar\Sigma|}{\lambda}\, |a - b| ,
 
-so that for :math:`\lambda > L|\bar\Sigma|` it converges, to the maximum of :math:`f(x) - \frac\lambda2 |x -
-\bar\mu|^2_{\bar\Sigma^{-1}}` if f is concave. For quadratics :math:`L|\bar\Sigma|` sharpens to :math:`|\bar\Sigma^{1/2} H
-\bar\Sigma^{1/2}|`. Below the threshold it may diverge although the maximum exists.
+so that for :math:`\lambda > L|\bar\Sigma|` it converges, to the maximum of
+:math:`f(x) - \frac\lambda2 |x - \bar\mu|^2_{\bar\Sigma^{-1}}` if f is concave. For quadratics
+:math:`L|\bar\Sigma|` sharpens to :math:`|\bar\Sigma^{1/2} H \bar\Sigma^{1/2}|`. Below the threshold
+it may diverge although the maximum exists.
 
 Kind: tight. A quadratic that is steepest along the widest direction of the data attains it.
 
 Source: arXiv 2404.14743v2, Theorem 2; the constant and its tightness derived here.
 
-How it is measured: means of the guided chain by exact moments, not by the formula for :math:`\Phi`; the maximum by a
-general-purpose optimiser.
+How it is measured: means of the guided chain by exact moments, not by the formula for :math:`\Phi`;
+the maximum by a general-purpose optimiser.
 
-What would refute it: a residual of the recursion above `ROUNDING`, or a ratio of distances above the constant.
+What would refute it: a residual of the recursion above `ROUNDING`, or a ratio of distances above
+the constant.
 """
 
 from __future__ import annotations
@@ -48,12 +53,17 @@ from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_algorithm_1",
-    statement="Φ(μ) = μ̄ + S∇f(μ)/λ contracts by L|S|/λ in the norm of S⁻¹, to argmax f(x) − (λ/2)(x − μ̄)ᵀS⁻¹(x − μ̄)",
+    statement=(
+        "Φ(μ) = μ̄ + S∇f(μ)/λ contracts by L|S|/λ in the norm of S⁻¹, to argmax f(x) − (λ/2)(x −"
+        " μ̄)ᵀS⁻¹(x − μ̄)"
+    ),
     source="arXiv 2404.14743v2, Theorem 2; constant and tightness derived here",
     kind="tight",
 )
 ROUNDING = 1e-9
-"""Relative: moments of chains with variances down to s^2 = 0.01 and one dimension, times the condition of the covariance."""
+"""Relative: moments of chains with variances down to s^2 = 0.01 and one dimension, times the
+condition of the covariance.
+"""
 OPTIMISED = 1e-5
 """Error of the optimiser's maximum: the root of the relative accuracy of values."""
 CONVERGED = 60
@@ -183,7 +193,8 @@ def test_needs_a_large_weight() -> None:
         "lam > L |S|",
     )
     CLAIM.finding(
-        "below the threshold Algorithm 1 diverges although the regularised objective has its maximum",
+        "below the threshold Algorithm 1 diverges although the regularised objective has its"
+        " maximum",
         case,
     )
     assert limit > 1

@@ -1,23 +1,28 @@
-r"""Algorithm 2: with the score re-centred on the new samples, guidance is preconditioned ascent to the unregularised maximum.
+r"""Algorithm 2: with the score re-centred on the new samples, guidance is preconditioned ascent to
+the unregularised maximum.
 
-Setting: as for Algorithm 1, and before every round the mean of the score model moves to that of the last round, its covariance
-:math:`\bar\Sigma` kept; :math:`\eta = 1/\lambda`. f is concave with an L-Lipschitz gradient; :math:`|\cdot|` is the norm of
-:math:`\bar\Sigma^{-1}` and :math:`x^*` a maximum of f on :math:`\bar\mu + \mathrm{range}\,\bar\Sigma`, of value :math:`f^*`.
+Setting: as for Algorithm 1, and before every round the mean of the score model moves to that of the
+last round, its covariance :math:`\bar\Sigma` kept; :math:`\eta = 1/\lambda`. f is concave with an
+L-Lipschitz gradient; :math:`|\cdot|` is the norm of :math:`\bar\Sigma^{-1}` and :math:`x^*` a
+maximum of f on :math:`\bar\mu + \mathrm{range}\,\bar\Sigma`, of value :math:`f^*`.
 
-Statement: :math:`\mu_{k+1} = \mu_k + \eta\bar\Sigma\nabla f(\mu_k)`, gradient ascent in the coordinates
-:math:`\bar\Sigma^{-1/2}(x - \bar\mu)`, so that for :math:`\eta L|\bar\Sigma| \le 1`
+Statement: :math:`\mu_{k+1} = \mu_k + \eta\bar\Sigma\nabla f(\mu_k)`, gradient ascent in the
+coordinates :math:`\bar\Sigma^{-1/2}(x - \bar\mu)`, so that for :math:`\eta L|\bar\Sigma| \le 1`
 
 .. math:: f^* - f(\mu_K) \le \frac{|\mu_0 - x^*|^2}{2 \eta K}, \qquad \text{sharpened to} \qquad
    \frac{|\mu_0 - x^*|^2}{\eta (4K + 2)},
 
-and where :math:`-\bar\Sigma^{1/2}\nabla^2 f\,\bar\Sigma^{1/2} \ge m`, :math:`f^* - f(\mu_K) \le (1 - \eta m)^{2K} (f^* -
-f(\mu_0))`. Algorithm 1 with the same :math:`\lambda` stops short of :math:`f^*`: in one dimension and for curvature -L by
-:math:`f^* - f = \frac L2 |x^* - \bar\mu|^2 (\lambda/(\lambda + L\bar\Sigma))^2`, the regularisation that re-centring removes.
+and where :math:`-\bar\Sigma^{1/2}\nabla^2 f\,\bar\Sigma^{1/2} \ge m`,
+:math:`f^* - f(\mu_K) \le (1 - \eta m)^{2K} (f^* - f(\mu_0))`. Algorithm 1 with the same
+:math:`\lambda` stops short of :math:`f^*`: in one dimension and for curvature -L by :math:`f^* - f
+= \frac L2 |x^* - \bar\mu|^2 (\lambda/(\lambda + L\bar\Sigma))^2`, the regularisation that
+re-centring removes.
 
 Kind: tight. A Huber function attains the sharpened bound for its K, a quadratic the linear rate.
 
-Source: arXiv 2404.14743v2, Theorem 3, whose rate is O(1/K) up to logarithms with sampled batches; this form from Drori and
-Teboulle (2014, theorem 3.1) and Taylor, Hendrickx and Glineur (2018), applied to the recursion derived here.
+Source: arXiv 2404.14743v2, Theorem 3, whose rate is O(1/K) up to logarithms with sampled batches;
+this form from Drori and Teboulle (2014, theorem 3.1) and Taylor, Hendrickx and Glineur (2018),
+applied to the recursion derived here.
 
 How it is measured: means of the guided, re-centred chains by exact moments; values of f at them.
 
@@ -44,18 +49,25 @@ from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_algorithm_2",
-    statement="f* − f(μ_K) ≤ |μ₀ − x*|²/(2ηK), sharp |μ₀ − x*|²/(η(4K + 2)); ≤ (1 − ηm)^{2K} (f* − f(μ₀)) if strongly concave",
+    statement=(
+        "f* − f(μ_K) ≤ |μ₀ − x*|²/(2ηK), sharp |μ₀ − x*|²/(η(4K + 2)); ≤ (1 − ηm)^{2K} (f* − f(μ₀))"
+        " if strongly concave"
+    ),
     source="arXiv 2404.14743v2, Theorem 3; Drori and Teboulle 2014; recursion derived here",
     kind="tight",
 )
 ROUNDING = 1e-9
 """Relative: moments of a chain of four steps, K times."""
 VISIBLE = 1e-3
-"""Gaps below this, and bounds below this share of the first gap, are left out: `ROUNDING` over `VISIBLE` is their ratio's error."""
+"""Gaps below this, and bounds below this share of the first gap, are left out: `ROUNDING` over
+`VISIBLE` is their ratio's error.
+"""
 
 
 def best(case: GuidedGaussian, reward: Quadratic) -> Tensor:
-    """The maximum of a quadratic on ``mean + range S`` closest to the mean, from the normal equations."""
+    """The maximum of a quadratic on ``mean + range S`` closest to the mean, from the normal
+    equations.
+    """
     root = case.basis * vector(case.spectrum).sqrt()
     inner = -root.mT @ reward.P @ root
     return case.law.mean + root @ (
@@ -123,7 +135,9 @@ def test_recursion(case: GuidedGaussian, data: st.DataObject) -> None:
 
 
 def test_is_attained() -> None:
-    """Huber's function whose kink is at ``R / (2K + 1)`` attains the sharpened bound after K rounds, in whitened units."""
+    """Huber's function whose kink is at ``R / (2K + 1)`` attains the sharpened bound after K
+    rounds, in whitened units.
+    """
     case, R = GuidedGaussian((2.0,), (0.0,), (1.0,)), 3.0
     start = vector([R * 2.0**0.5])
     for K in (1, 2, 5, 10):

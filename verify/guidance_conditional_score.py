@@ -1,17 +1,22 @@
-r"""Look-ahead guidance of exact strength is the conditional score, and that is the optimal control (Doob's transform).
+r"""Look-ahead guidance of exact strength is the conditional score, and that is the optimal control
+(Doob's transform).
 
-Setting: data :math:`N(\mu, \Sigma)`, response :math:`y = g^\top x_0 + N(0, s^2)`; the control problem of the same chain with the
-reward :math:`r(x) = -\beta (y - g^\top x)^2 / (2 s^2)` and the constant KL weight :math:`\beta`, of value V.
+Setting: data :math:`N(\mu, \Sigma)`, response :math:`y = g^\top x_0 + N(0, s^2)`; the control
+problem of the same chain with the reward :math:`r(x) = -\beta (y - g^\top x)^2 / (2 s^2)` and the
+constant KL weight :math:`\beta`, of value V.
 
-Statement: :math:`G_{loss} = \nabla_x \log p(y|x) = \nabla V / \beta` at every level, with the V of continuous time; the optimal
-control of a chain of T steps, in units of the score, tends to it at the rate 1/T.
+Statement: :math:`G_{loss} = \nabla_x \log p(y|x) = \nabla V / \beta` at every level, with the V of
+continuous time; the optimal control of a chain of T steps, in units of the score, tends to it at
+the rate 1/T.
 
 Kind: equality, and a limit.
 
-Source: derived here; conditioning as a control is Doob's h-transform. Lemma 1 of arXiv 2404.14743v2 has the conditional score.
+Source: derived here; conditioning as a control is Doob's h-transform. Lemma 1 of arXiv 2404.14743v2
+has the conditional score.
 
-How it is measured: the conditional score by automatic differentiation of the joint Gaussian density of (x, y); V from
-`socft.truth.mixture`; the chain's optimum from the Riccati recursion, with T and 2 T steps.
+How it is measured: the conditional score by automatic differentiation of the joint Gaussian density
+of (x, y); V from `socft.truth.mixture`; the chain's optimum from the Riccati recursion, with T and
+2 T steps.
 
 What would refute it: a residual above `ROUNDING`, or a distance that does not halve when T doubles.
 """
@@ -36,12 +41,17 @@ from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_conditional_score",
-    statement="G_loss = ∇log p(y|x) = ∇V/β for data N(μ, S), r = −β(y − gᵀx)²/(2s²); the optimum of T steps tends to it as 1/T",
+    statement=(
+        "G_loss = ∇log p(y|x) = ∇V/β for data N(μ, S), r = −β(y − gᵀx)²/(2s²); the optimum of T"
+        " steps tends to it as 1/T"
+    ),
     source="derived here; conditional score of arXiv 2404.14743v2, Lemma 1; Doob's h-transform",
     kind="equality",
 )
 ROUNDING = 1e-9
-"""Relative to the term: log densities of nearly singular laws (h >= 0.03) are differentiated twice over."""
+"""Relative to the term: log densities of nearly singular laws (h >= 0.03) are differentiated twice
+over.
+"""
 NEXT = 0.1
 """Share of the order 1/T^2 at T = 256."""
 
@@ -105,7 +115,9 @@ def test_holds(case: GuidedGaussian, beta: float) -> None:
 
 
 def test_the_chain_tends_to_it() -> None:
-    """Distance of the two whitened controls over sigma, at fixed states and times, for T = 256 and 512."""
+    """Distance of the two whitened controls over sigma, at fixed states and times, for T = 256 and
+    512.
+    """
     errors = [_distance(steps) for steps in (256, 512)]
     CLAIM.attained(
         errors[1],
@@ -141,7 +153,9 @@ def _distance(steps: int) -> float:
 
 
 def test_needs_gaussian_data() -> None:
-    """Two modes: the posterior of x_0 is not Gaussian, and the term is no longer the conditional score."""
+    """Two modes: the posterior of x_0 is not Gaussian, and the term is no longer the conditional
+    score.
+    """
     data, s, y, level = GaussianMixture([0.5, 0.5], [[-1.5], [1.5]], 0.1), 0.5, 1.0, 0.3
     x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None]
     at = ScoreDenoiser(lambda k, z: data.noised_score(level, z), vector([level])).at(0, x)

@@ -1,24 +1,31 @@
-r"""Score matching in the linear class learns the Gaussian score of the samples' mean and covariance, whatever their law.
+r"""Score matching in the linear class learns the Gaussian score of the samples' mean and
+covariance, whatever their law.
 
-Setting: samples :math:`x_0` of any law with mean m and covariance S, :math:`x = \alpha x_0 + \sqrt h\,\epsilon`; the class
-:math:`s(x) = C x + b`, fitted by least squares to :math:`-\epsilon/\sqrt h` (denoising score matching).
+Setting: samples :math:`x_0` of any law with mean m and covariance S,
+:math:`x = \alpha x_0 + \sqrt h\,\epsilon`; the class :math:`s(x) = C x + b`, fitted by least
+squares to :math:`-\epsilon/\sqrt h` (denoising score matching).
 
-Statement: the minimiser is :math:`C = -(\alpha^2 S + h I)^{-1}`, :math:`b = -\alpha C m`, the score of N(m, S) noised; so one
-guided pass with it moves the mean as one with the exact score of N(m, S) does. With C frozen the
-minimiser is the offset :math:`b = -\alpha C m`, the exact re-centring of Algorithm 2. With n pairs of sample and noise the offset
-has the standard error :math:`\sqrt{\mathrm{tr}\,\mathrm{Var}(-\epsilon/\sqrt h - C x)/n}`.
+Statement: the minimiser is :math:`C = -(\alpha^2 S + h I)^{-1}`, :math:`b = -\alpha C m`, the score
+of N(m, S) noised; so one guided pass with it moves the mean as one with the exact score of N(m, S)
+does. With C frozen the minimiser is the offset :math:`b = -\alpha C m`, the exact re-centring of
+Algorithm 2. With n pairs of sample and noise the offset has the standard error
+:math:`\sqrt{\mathrm{tr}\,\mathrm{Var}(-\epsilon/\sqrt h - C x)/n}`.
 
-If the slope is learnt too, from what a guided round generated, the covariance shrinks by the guided direction every round: after k
-rounds along one g its variance there is :math:`1/(1/\sigma + k g^2/s^2)`, and the steps of Algorithm 2 shrink as 1/k.
+If the slope is learnt too, from what a guided round generated, the covariance shrinks by the guided
+direction every round: after k rounds along one g its variance there is
+:math:`1/(1/\sigma + k g^2/s^2)`, and the steps of Algorithm 2 shrink as 1/k.
 
 Kind: equality; the standard error is a limit.
 
-Source: the linear class of arXiv 2404.14743v2; minimiser, standard error and shrinking derived here.
+Source: the linear class of arXiv 2404.14743v2; minimiser, standard error and shrinking derived
+here.
 
-How it is measured: least squares on samples of a mixture, each with the 2n noises :math:`\pm\sqrt n\,e_i`, whose first two moments
-are exact; random noises by `socft.guidance.iterated.fit_linear`; passes by exact moments of the chain with the fitted score.
+How it is measured: least squares on samples of a mixture, each with the 2n noises
+:math:`\pm\sqrt n\,e_i`, whose first two moments are exact; random noises by
+`socft.guidance.iterated.fit_linear`; passes by exact moments of the chain with the fitted score.
 
-What would refute it: a residual above `ROUNDING`, or an error of the fitted offset beyond 4 standard errors.
+What would refute it: a residual above `ROUNDING`, or an error of the fitted offset beyond 4
+standard errors.
 """
 
 from __future__ import annotations
@@ -51,7 +58,10 @@ from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_linear_score",
-    statement="min over C, b of E|C x + b + ε/√h|² at C = −(α²S + h)⁻¹, b = −αC m for samples of any law, mean m and covariance S",
+    statement=(
+        "min over C, b of E|C x + b + ε/√h|² at C = −(α²S + h)⁻¹, b = −αC m for samples of any law,"
+        " mean m and covariance S"
+    ),
     source="linear class of arXiv 2404.14743v2; derived here",
     kind="equality",
 )
@@ -131,7 +141,9 @@ def pass_mean(case: GuidedGaussian, model: Denoiser, guidance: LookAhead | Ungui
 
 
 def test_the_frozen_slope_recentres() -> None:
-    """The offset that minimises with the slope frozen is that of the exact re-centring, to the standard error stated."""
+    """The offset that minimises with the slope frozen is that of the exact re-centring, to the
+    standard error stated.
+    """
     law = Gaussian([0.3, -0.2], [[1.2, 0.3], [0.3, 0.7]])
     abar = vector([0.2, 0.6, 0.9])
     old = GaussianDenoiser(law, abar)
@@ -156,7 +168,9 @@ def test_the_frozen_slope_recentres() -> None:
 
 
 def test_the_slope_shrinks_if_learnt() -> None:
-    """Refitted to exact moments of guided rounds, the variance along g is ``1 / (1 / sigma + k g^2 / s^2)`` after k rounds."""
+    """Refitted to exact moments of guided rounds, the variance along g is
+    ``1 / (1 / sigma + k g^2 / s^2)`` after k rounds.
+    """
     case = GuidedGaussian((1.0, 0.5), (0.0, 0.0), (1.0, 0.0), noise=0.5)
     law = case.law
     for k in range(1, 6):
@@ -168,13 +182,16 @@ def test_the_slope_shrinks_if_learnt() -> None:
             float(law.covariance[0, 0]), expected, {"rounds": k, "s": 0.5}, ROUNDING, "shrinking"
         )
     CLAIM.finding(
-        "if the slope is refitted to guided samples, the variance along g falls as s^2 / (k g^2) and so do Algorithm 2's steps",
+        "if the slope is refitted to guided samples, the variance along g falls as s^2 / (k g^2)"
+        " and so do Algorithm 2's steps",
         case,
     )
 
 
 def test_needs_the_second_moments() -> None:
-    """The exact score of a mixture with these moments is no minimiser's score: guidance with it ends elsewhere."""
+    """The exact score of a mixture with these moments is no minimiser's score: guidance with it
+    ends elsewhere.
+    """
     x = samples(1, seed=4)
     law, mixture = moments(x), GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], 0.2)
     probe = vector([[0.4]])

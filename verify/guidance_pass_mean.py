@@ -1,23 +1,27 @@
 r"""Where one exactly guided pass puts the mean and the covariance.
 
-Setting: data :math:`N(\mu, \Sigma)`, response :math:`y = g^\top x_0 + N(0, s^2)`, look-ahead guidance of exact strength on any
-chain :math:`Y_{t+1} = (Y_t + g_t U_t)/\sqrt{a_t} + \sigma_t W_t`. The conditional law is :math:`N(m, C)`,
+Setting: data :math:`N(\mu, \Sigma)`, response :math:`y = g^\top x_0 + N(0, s^2)`, look-ahead
+guidance of exact strength on any chain :math:`Y_{t+1} = (Y_t + g_t U_t)/\sqrt{a_t} + \sigma_t W_t`.
+The conditional law is :math:`N(m, C)`,
 
 .. math:: m = \mu + \frac{\Sigma g\,(y - g^\top\mu)}{s^2 + g^\top\Sigma g}, \qquad
    C = \Sigma - \frac{\Sigma g g^\top \Sigma}{s^2 + g^\top \Sigma g} .
 
-Statement: at any number of steps, :math:`E\,Y_T = \sqrt{\bar a_T}\, m + \prod_t A_t\,(E\,Y_0 - \sqrt{\bar a_0}\, m)`, :math:`A_t`
-the slopes of the mean maps for N(m, C): the mean is that of the conditional law but for what the chain remembers of its start. The
-covariance tends to C as the chain's steps are refined.
+Statement: at any number of steps, :math:`E\,Y_T = \sqrt{\bar a_T}\, m + \prod_t A_t\,(E\,Y_0 -
+\sqrt{\bar a_0}\, m)`, :math:`A_t` the slopes of the mean maps for N(m, C): the mean is that of the
+conditional law but for what the chain remembers of its start. The covariance tends to C as the
+chain's steps are refined.
 
 Kind: equality; the covariance is a limit.
 
-Source: the formula for m after arXiv 2404.14743v2, Theorem 2; exactness on coarse chains derived here.
+Source: the formula for m after arXiv 2404.14743v2, Theorem 2; exactness on coarse chains derived
+here.
 
-How it is measured: exact moments of the guided chain (`socft.truth.affine_policy`) against the conditional law from the joint
-covariance of (x, y).
+How it is measured: exact moments of the guided chain (`socft.truth.affine_policy`) against the
+conditional law from the joint covariance of (x, y).
 
-What would refute it: a residual above `ROUNDING`, or an error of the covariance that does not shrink as 1/T.
+What would refute it: a residual above `ROUNDING`, or an error of the covariance that does not
+shrink as 1/T.
 """
 
 from __future__ import annotations
@@ -33,12 +37,17 @@ from verify.support.guidance_cases import GuidedGaussian, guided_gaussians
 
 CLAIM = Claim(
     name="guidance_pass_mean",
-    statement="E Y_T = √ā_T m + Π_t A_t (E Y₀ − √ā₀ m) at any number of steps, m = μ + S g (y − gᵀμ)/(s² + gᵀS g)",
+    statement=(
+        "E Y_T = √ā_T m + Π_t A_t (E Y₀ − √ā₀ m) at any number of steps, m = μ + S g (y − gᵀμ)/(s²"
+        " + gᵀS g)"
+    ),
     source="arXiv 2404.14743v2, Theorem 2; exactness on coarse chains derived here",
     kind="equality",
 )
 ROUNDING = 1e-9
-"""Relative to the largest of y, the means and their gradients: variances down to s^2 = 0.01 are divided by."""
+"""Relative to the largest of y, the means and their gradients: variances down to s^2 = 0.01 are
+divided by.
+"""
 NEXT = 0.1
 """Share of the order 1/T^2 at T = 256."""
 
@@ -104,7 +113,8 @@ def test_needs_the_exact_strength() -> None:
         found = float(case.run(LookAhead(case.response, Published(case.noise))).mean[-1])
         CLAIM.breaks(abs(found - float(bound(case))), ROUNDING, case, f"variance {eigenvalue:g}")
         CLAIM.finding(
-            f"asked for y = 2 with s = 0.1, one pass of the published strength moves data of variance {eigenvalue:g} "
-            f"to {found:.4g} in place of {float(case.conditional.mean):.4g}",
+            "asked for y = 2 with s = 0.1, one pass of the published strength moves data of"
+            f" variance {eigenvalue:g} to {found:.4g} in place of"
+            f" {float(case.conditional.mean):.4g}",
             case,
         )

@@ -1,24 +1,27 @@
-r"""The published targets, a fixed increment over the linearised objective, regularise with :math:`\lambda = s^2/\delta`.
+r"""The published targets, a fixed increment over the linearised objective, regularise with
+:math:`\lambda = s^2/\delta`.
 
-Setting: Algorithm 1 on data :math:`N(\bar\mu, \bar\Sigma)` with exact strength and the targets of the published simulations,
-:math:`y_k = \delta + g_k^\top \mu_k`, :math:`g_k = \nabla f(\mu_k)`.
+Setting: Algorithm 1 on data :math:`N(\bar\mu, \bar\Sigma)` with exact strength and the targets of
+the published simulations, :math:`y_k = \delta + g_k^\top \mu_k`, :math:`g_k = \nabla f(\mu_k)`.
 
-Statement: a fixed point is a stationary point of :math:`f(x) - \frac{s^2}{2\delta} |x - \bar\mu|^2_{\bar\Sigma^{-1}}`, and there
-the iteration has the Jacobian
+Statement: a fixed point is a stationary point of
+:math:`f(x) - \frac{s^2}{2\delta} |x - \bar\mu|^2_{\bar\Sigma^{-1}}`, and there the iteration has
+the Jacobian
 
-.. math:: \frac{\delta}{s^2}\, \bar\Sigma_y H + \frac{\bar\Sigma g g^\top}{s^2 + g^\top\bar\Sigma g}, \qquad
-   \bar\Sigma_y = \bar\Sigma - \frac{\bar\Sigma g g^\top \bar\Sigma}{s^2 + g^\top\bar\Sigma g}, \quad H = \nabla^2 f .
+.. math:: \frac{\delta}{s^2}\, \bar\Sigma_y H + \frac{\bar\Sigma g g^\top}{s^2 + g^\top\bar\Sigma
+   g}, \qquad \bar\Sigma_y = \bar\Sigma - \frac{\bar\Sigma g g^\top \bar\Sigma}{s^2 +
+   g^\top\bar\Sigma g}, \quad H = \nabla^2 f .
 
-In one dimension this is :math:`(\bar\Sigma g^2 + \delta\bar\Sigma H)/(\bar\Sigma g^2 + s^2)`: for concave f it is stable where
-:math:`\delta \bar\Sigma |H| < 2 \bar\Sigma g^2 + s^2`, beyond the threshold :math:`\delta \bar\Sigma |H| < s^2` of the fixed step
-:math:`1/\lambda`.
+In one dimension this is :math:`(\bar\Sigma g^2 + \delta\bar\Sigma H)/(\bar\Sigma g^2 + s^2)`: for
+concave f it is stable where :math:`\delta \bar\Sigma |H| < 2 \bar\Sigma g^2 + s^2`, beyond the
+threshold :math:`\delta \bar\Sigma |H| < s^2` of the fixed step :math:`1/\lambda`.
 
 Kind: equality.
 
 Source: targets of arXiv 2404.14743v2, appendix E.1; fixed point and Jacobian derived here.
 
-How it is measured: means of guided chains by exact moments, iterated to the fixed point; the stationarity of the regularised
-objective there; central differences of the round.
+How it is measured: means of guided chains by exact moments, iterated to the fixed point; the
+stationarity of the regularised objective there; central differences of the round.
 
 What would refute it: a residual above the tolerances.
 """
@@ -43,14 +46,19 @@ from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_published_rule",
-    statement="y_k = δ + g_kᵀμ_k has the fixed points ∇f(μ) = (s²/δ) S⁻¹(μ − μ̄), with Jacobian (δ/s²) S_y H + S g gᵀ/(s² + gᵀS g)",
+    statement=(
+        "y_k = δ + g_kᵀμ_k has the fixed points ∇f(μ) = (s²/δ) S⁻¹(μ − μ̄), with Jacobian (δ/s²)"
+        " S_y H + S g gᵀ/(s² + gᵀS g)"
+    ),
     source="targets of arXiv 2404.14743v2, appendix E.1; fixed point and Jacobian derived here",
     kind="equality",
 )
 SETTLED = 1e-9
 """Relative movement of a round at which the iteration has arrived."""
 STATIONARY = 1e-6
-"""Relative: the distance left at `SETTLED` with a contraction of up to 0.99, over variances down to 0.05."""
+"""Relative: the distance left at `SETTLED` with a contraction of up to 0.99, over variances down to
+0.05.
+"""
 STEP, DIFFERENCED = 1e-4, 1e-5
 """Central differences of a round: of second order, and rounding 1e-10 over the step."""
 MOST = 150
@@ -109,7 +117,9 @@ def test_holds(case: GuidedGaussian, data: st.DataObject) -> None:
 
 
 def test_arrives_beyond_the_threshold() -> None:
-    """delta S |H| = 3 s^2: a fixed step 1 / lambda = delta / s^2 diverges, the published targets arrive."""
+    """delta S |H| = 3 s^2: a fixed step 1 / lambda = delta / s^2 diverges, the published targets
+    arrive.
+    """
     case, delta = GuidedGaussian((1.0,), (0.0,), (1.0,), noise=0.5), 0.375
     reward = Quadratic(vector([[-2.0]]), vector([6.0]))
     at = settle(case, reward, delta)
@@ -123,13 +133,16 @@ def test_arrives_beyond_the_threshold() -> None:
         "beyond the threshold",
     )
     CLAIM.finding(
-        "the published targets converge where the fixed step with the same fixed point diverges (delta S |f''| = 3 s^2)",
+        "the published targets converge where the fixed step with the same fixed point diverges"
+        " (delta S |f''| = 3 s^2)",
         case,
     )
 
 
 def test_needs_a_gradient_at_the_fixed_point() -> None:
-    """delta S |H| = 50 s^2 and a small gradient: the Jacobian is below -1 and the rounds never settle."""
+    """delta S |H| = 50 s^2 and a small gradient: the Jacobian is below -1 and the rounds never
+    settle.
+    """
     case, delta = GuidedGaussian((1.0,), (0.0,), (1.0,), noise=0.1), 0.5
     reward = Quadratic(vector([[-1.0]]), vector([0.5]))
     multiplier = float(jacobian(case, reward, delta, vector([0.5 / (1 + 0.01 / delta)])))

@@ -1,22 +1,27 @@
-r"""The published strength of look-ahead guidance is exact if and only if the covariance has the eigenvalues 0 and 1.
+r"""The published strength of look-ahead guidance is exact if and only if the covariance has the
+eigenvalues 0 and 1.
 
-Setting: data :math:`N(\mu, \Sigma)`, response :math:`y = g^\top x_0 + N(0, s^2)`, levels :math:`\alpha^2 + h = 1`, :math:`g_i` the
-components of g in an eigenbasis of :math:`\Sigma` with eigenvalues :math:`\sigma_i`.
+Setting: data :math:`N(\mu, \Sigma)`, response :math:`y = g^\top x_0 + N(0, s^2)`, levels
+:math:`\alpha^2 + h = 1`, :math:`g_i` the components of g in an eigenbasis of :math:`\Sigma` with
+eigenvalues :math:`\sigma_i`.
 
 Statement: with :math:`b` the published strength and :math:`b^*` the exact one,
 
-.. math:: \frac1{2 b} - \frac1{2 b^*} = - h^2 \sum_i \frac{g_i^2\, \sigma_i (1 - \sigma_i)}{(\alpha^2 \sigma_i + h)^2} .
+.. math:: \frac1{2 b} - \frac1{2 b^*} = - h^2 \sum_i \frac{g_i^2\, \sigma_i (1 -
+    \sigma_i)}{(\alpha^2 \sigma_i + h)^2} .
 
-It vanishes at every level if and only if :math:`g_i \sigma_i (1 - \sigma_i) = 0` for all i, as the functions of the level on the
-right are linearly independent for different :math:`\sigma_i`; at one level it can vanish by chance. Data narrower than N(0, I) are
-pulled too strongly, wider ones too weakly.
+It vanishes at every level if and only if :math:`g_i \sigma_i (1 - \sigma_i) = 0` for all i, as the
+functions of the level on the right are linearly independent for different :math:`\sigma_i`; at one
+level it can vanish by chance. Data narrower than N(0, I) are pulled too strongly, wider ones too
+weakly.
 
 Kind: equality.
 
-Source: strengths of arXiv 2404.14743v2, Lemma 1, in the form of the published simulations; the difference derived here.
+Source: strengths of arXiv 2404.14743v2, Lemma 1, in the form of the published simulations; the
+difference derived here.
 
-How it is measured: both strengths from a denoiser, the variance of y given x from the joint Gaussian law of (x, y); the identity
-also symbolically.
+How it is measured: both strengths from a denoiser, the variance of y given x from the joint
+Gaussian law of (x, y); the identity also symbolically.
 
 What would refute it: a residual above `ROUNDING`, or equality for another spectrum.
 """
@@ -35,7 +40,10 @@ from verify.support.guidance_cases import GuidedGaussian, guided_gaussians, vect
 
 CLAIM = Claim(
     name="guidance_strength",
-    statement="1/(2b) − 1/(2b*) = −h² Σ_i g_i² σ_i(1 − σ_i)/(α²σ_i + h)², zero at every level ⇔ g_i σ_i(1 − σ_i) = 0 for all i",
+    statement=(
+        "1/(2b) − 1/(2b*) = −h² Σ_i g_i² σ_i(1 − σ_i)/(α²σ_i + h)², zero at every level ⇔ g_i σ_i(1"
+        " − σ_i) = 0 for all i"
+    ),
     source="strengths of arXiv 2404.14743v2, Lemma 1; the difference derived here",
     kind="equality",
 )
@@ -73,7 +81,9 @@ def difference(case: GuidedGaussian) -> Tensor:
 @settings(max_examples=100)
 @given(guided_gaussians(levels=True))
 def test_holds(case: GuidedGaussian) -> None:
-    """The exact strength is the conditional variance, and the published one differs from it as stated."""
+    """The exact strength is the conditional variance, and the published one differs from it as
+    stated.
+    """
     exact, published = (
         denominators(case, Posterior(case.noise)),
         denominators(case, Published(case.noise)),
@@ -106,7 +116,9 @@ def test_symbolic() -> None:
 
 
 def test_needs_unit_variance() -> None:
-    """Eigenvalues 1/2 or 2, alone: the strengths differ at every level, by up to this factor of the exact one."""
+    """Eigenvalues 1/2 or 2, alone: the strengths differ at every level, by up to this factor of the
+    exact one.
+    """
     for eigenvalue in (0.5, 2.0):
         case = GuidedGaussian(
             (eigenvalue,), (0.0,), (1.0,), noise=0.1, levels=(0.01, 0.3, 0.6, 0.97)
@@ -114,7 +126,8 @@ def test_needs_unit_variance() -> None:
         ratio = denominators(case, Posterior(0.1)) / denominators(case, Published(0.1))
         CLAIM.breaks(float((ratio - 1).abs().min()), ROUNDING, case, f"variance {eigenvalue:g}")
         CLAIM.finding(
-            f"for variance {eigenvalue:g} and s = 0.1 the published strength is up to {float(_far(ratio)):.3g} of the exact one",
+            f"for variance {eigenvalue:g} and s = 0.1 the published strength is up to"
+            f" {float(_far(ratio)):.3g} of the exact one",
             case,
         )
 

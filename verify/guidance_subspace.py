@@ -1,18 +1,21 @@
 r"""Look-ahead guidance keeps the subspace of the data; the gradient itself leaves it (Theorem 1).
 
-Setting: data on :math:`\mu + \mathrm{span}(A)`, A with orthonormal columns, of any law; exact scores; a response
-:math:`y = g^\top x_0 + N(0, s^2)`. :math:`\hat x_0 = E[x_0|x]`, :math:`P_\perp = I - AA^\top`.
+Setting: data on :math:`\mu + \mathrm{span}(A)`, A with orthonormal columns, of any law; exact
+scores; a response :math:`y = g^\top x_0 + N(0, s^2)`. :math:`\hat x_0 = E[x_0|x]`,
+:math:`P_\perp = I - AA^\top`.
 
-Statement: :math:`J = \mathrm{Jac}\,\hat x_0 = A (\cdot) A^\top`, so that :math:`G_{loss} \in \mathrm{span}(A)` at every state and
-level, and the guided chain, driven by the same noise, has path by path the component across the subspace that the pre-trained
-chain has. The naive term has :math:`P_\perp G = b'(y - g^\top\hat x_0) P_\perp g`.
+Statement: :math:`J = \mathrm{Jac}\,\hat x_0 = A (\cdot) A^\top`, so that
+:math:`G_{loss} \in \mathrm{span}(A)` at every state and level, and the guided chain, driven by the
+same noise, has path by path the component across the subspace that the pre-trained chain has. The
+naive term has :math:`P_\perp G = b'(y - g^\top\hat x_0) P_\perp g`.
 
 Kind: equality.
 
 Source: arXiv 2404.14743v2, Theorem 1; for the whole path derived here.
 
-How it is measured: Gaussians and Gaussian mixtures with singular covariances, scores from `socft.density`, J by automatic
-differentiation; projections of the terms over their norms, and of simulated paths.
+How it is measured: Gaussians and Gaussian mixtures with singular covariances, scores from
+`socft.density`, J by automatic differentiation; projections of the terms over their norms, and of
+simulated paths.
 
 What would refute it: a component across the subspace above `ROUNDING` of the term.
 """
@@ -46,19 +49,25 @@ from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_subspace",
-    statement="x₀ ∈ μ + span(A) ⇒ |P⊥ G_loss| = 0 at every level, and |P⊥ G| = |b'(y − gᵀE[x₀|x])| |P⊥ g|",
+    statement=(
+        "x₀ ∈ μ + span(A) ⇒ |P⊥ G_loss| = 0 at every level, and |P⊥ G| = |b'(y − gᵀE[x₀|x])| |P⊥ g|"
+    ),
     source="arXiv 2404.14743v2, Theorem 1; along the path derived here",
     kind="equality",
 )
 ROUNDING = 1e-10
-"""Relative: pulled-back gradients are differences of terms 1 / h times larger, h down to 0.02, over an alpha down to 0.1."""
+"""Relative: pulled-back gradients are differences of terms 1 / h times larger, h down to 0.02, over
+an alpha down to 0.1.
+"""
 LEVELS = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.98, 1.0)
 
 
 def law(
     dim: int, rank: int, components: int, seed: int, thickness: float = 0.0
 ) -> tuple[GaussianMixture, Tensor]:
-    """A mixture on a random affine subspace, and its orthonormal A; ``thickness`` is a variance across it."""
+    """A mixture on a random affine subspace, and its orthonormal A; ``thickness`` is a variance
+    across it.
+    """
     generator = torch.Generator().manual_seed(seed)
     basis = random_rotation(dim, seed)
     A = basis[:, :rank]
@@ -171,7 +180,9 @@ def test_needs_the_pullback() -> None:
 
 
 def test_needs_data_on_the_subspace() -> None:
-    """A variance of 1e-4 across the subspace, and the look-ahead term has a component there, of its order over h."""
+    """A variance of 1e-4 across the subspace, and the look-ahead term has a component there, of its
+    order over h.
+    """
     data, A = law(6, 2, 1, seed=3, thickness=1e-4)
     denoiser, g, x = _middle(data)
     G = LookAhead(Response(g, 1.0), Posterior(0.5))(denoiser.at(0, x))

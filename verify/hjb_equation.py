@@ -1,22 +1,25 @@
-r"""The Bellman equation of many small steps is the Hamilton-Jacobi-Bellman equation (79), with the control (78).
+r"""The Bellman equation of many small steps is the Hamilton-Jacobi-Bellman equation (79), with the
+control (78).
 
-Setting: kernels of section 4.2, :math:`a = 1 - q\,dt`, :math:`\sigma^2 = q\,dt`, gain :math:`1 - a`; a value function with
-bounded derivatives.
+Setting: kernels of section 4.2, :math:`a = 1 - q\,dt`, :math:`\sigma^2 = q\,dt`, gain
+:math:`1 - a`; a value function with bounded derivatives.
 
 Statement: to first order in dt, Bellman's equation (8)-(9) is
 
-.. math:: V_\tau + q (y/2 + s) \cdot \nabla V + \tfrac q2 \Delta V + \tfrac{q}{2 \beta} |\nabla V|^2 = 0 , \qquad
-   u^* = s + \nabla V / \beta ,
+.. math:: V_\tau + q (y/2 + s) \cdot \nabla V + \tfrac q2 \Delta V + \tfrac{q}{2 \beta} |\nabla V|^2
+   = 0 , \qquad u^* = s + \nabla V / \beta ,
 
-and the logarithm of the ratio of the noised tilted and the noised pre-trained law, times beta, solves it.
+and the logarithm of the ratio of the noised tilted and the noised pre-trained law, times beta,
+solves it.
 
 Kind: limit.
 
 Source: arXiv 2412.18164v4, equations 78 and 79; coefficients and solution derived here.
 
-How it is measured: symbolically in one and two dimensions: the right side of Bellman's equation is expanded in dt to first order
-with the moments of the noise, and maximised over u. Numerically: automatic derivatives of `TiltedMixture.value`, at random
-states and levels, for random mixtures in up to three dimensions.
+How it is measured: symbolically in one and two dimensions: the right side of Bellman's equation is
+expanded in dt to first order with the moments of the noise, and maximised over u. Numerically:
+automatic derivatives of `TiltedMixture.value`, at random states and levels, for random mixtures in
+up to three dimensions.
 
 What would refute it: an expansion with other coefficients, or a residual above `ROUNDING`.
 """
@@ -53,7 +56,9 @@ SEEDS = st.integers(0, 10**6)
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """The terms of (79) at states of shape (batch, d), each of shape (batch,), without their coefficients."""
+    """The terms of (79) at states of shape (batch, d), each of shape (batch,), without their
+    coefficients.
+    """
 
     time: Tensor
     drift: Tensor
@@ -61,7 +66,9 @@ class Terms:
     square: Tensor
 
     def residual(self, q: float, beta: float, noise: float = 1.0, reach: float = 1.0) -> Tensor:
-        """The left side of (79) over its largest term; ``noise`` and ``reach`` scale the last two coefficients."""
+        """The left side of (79) over its largest term; ``noise`` and ``reach`` scale the last two
+        coefficients.
+        """
         each = [
             self.time,
             q * self.drift,
@@ -73,7 +80,9 @@ class Terms:
 
 
 def terms(truth: TiltedMixture, q: float, tau: float, x: Tensor) -> Terms:
-    """By automatic differentiation of the value alone; the level at time tau is ``exp(-q (1 - tau))``."""
+    """By automatic differentiation of the value alone; the level at time tau is
+    ``exp(-q (1 - tau))``.
+    """
     time = torch.full((len(x),), tau, dtype=torch.float64, requires_grad=True)
     y = x.clone().requires_grad_(True)
     value = truth.value(torch.exp(-q * (1 - time)), y).sum()
@@ -143,7 +152,9 @@ def test_holds_symbolically(dim: int) -> None:
 
 @pytest.mark.parametrize(("noise", "reach"), [(2.0, 1.0), (1.0, 0.5)])
 def test_needs_its_coefficients(noise: float, reach: float) -> None:
-    """A noise of variance 2 q dt, or the square of the gradient with half its coefficient, gives an equation V does not solve."""
+    """A noise of variance 2 q dt, or the square of the gradient with half its coefficient, gives an
+    equation V does not solve.
+    """
     truth = mixture(0, 1, 1.0)
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
     residual = terms(truth, 1.0, 0.5, x).residual(1.0, 1.0, noise, reach)
@@ -152,7 +163,9 @@ def test_needs_its_coefficients(noise: float, reach: float) -> None:
 
 
 def mixture(seed: int, dim: int, beta: float) -> TiltedMixture:
-    """Three components with variances in [0.4, 1.5] and a quadratic reward that keeps every tilt integrable."""
+    """Three components with variances in [0.4, 1.5] and a quadratic reward that keeps every tilt
+    integrable.
+    """
     generator = torch.Generator().manual_seed(seed)
     weights = torch.rand(3, generator=generator, dtype=torch.float64) + 0.2
     means = torch.randn(3, dim, generator=generator, dtype=torch.float64)
@@ -177,7 +190,9 @@ def _first_order(
     q: sympy.Symbol,
     beta: sympy.Symbol,
 ) -> sympy.Expr:
-    """Coefficient of dt = h^2 in ``E V(tau + dt, y') - V(tau, y) - beta KL``; that of dt^0 and of odd powers of h vanish."""
+    """Coefficient of dt = h^2 in ``E V(tau + dt, y') - V(tau, y) - beta KL``; that of dt^0 and of
+    odd powers of h vanish.
+    """
     h, noise = sympy.Symbol("h", positive=True), _symbols("W", len(y))
     a = 1 - q * h**2
     move = (y + q * h**2 * u) / sympy.sqrt(a) + sympy.sqrt(q) * h * sympy.Matrix(noise) - y

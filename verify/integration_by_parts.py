@@ -1,21 +1,25 @@
-r"""Gaussian integration by parts (26), (48): curvature and slope of a smoothed function without differentiating it.
+r"""Gaussian integration by parts (26), (48): curvature and slope of a smoothed function without
+differentiating it.
 
-Setting: :math:`(G V)(x) = E V(x + \sigma W)`, :math:`W \sim N(0, I_d)`, V of at most exponential growth.
+Setting: :math:`(G V)(x) = E V(x + \sigma W)`, :math:`W \sim N(0, I_d)`, V of at most exponential
+growth.
 
 Statement: for Lipschitz V, differentiable almost everywhere, kinks allowed,
 
 .. math:: \nabla (G V)(x) = E \nabla V(x + \sigma W) = E[V(x + \sigma W)\, W]/\sigma, \qquad
    \nabla^2 (G V)(x) = E[\nabla V(x + \sigma W)\, W^\top]/\sigma ,
 
-and where the gradient too is Lipschitz both sides of the second equal :math:`E\, \nabla^2 V(x + \sigma W)`.
+and where the gradient too is Lipschitz both sides of the second equal
+:math:`E\, \nabla^2 V(x + \sigma W)`.
 
 Kind: equality.
 
 Source: arXiv 2412.18164v4, equations 26 and 48; the classes of functions are made explicit here.
 
-How it is measured: symbolically for every monomial of degree up to 4 in two dimensions, and so for polynomials of that degree (a
-further coordinate is a common factor); by the trapezoidal rule for rewards in one and two dimensions, the Hessian by automatic
-differentiation; for kinks in closed form against adaptive quadrature.
+How it is measured: symbolically for every monomial of degree up to 4 in two dimensions, and so for
+polynomials of that degree (a further coordinate is a common factor); by the trapezoidal rule for
+rewards in one and two dimensions, the Hessian by automatic differentiation; for kinks in closed
+form against adaptive quadrature.
 
 What would refute it: a residual above rounding, or an expression that does not simplify to zero.
 """
@@ -42,7 +46,10 @@ from verify.support.strategies import curved_rewards, numbers
 
 CLAIM = Claim(
     name="integration_by_parts",
-    statement="∇²E V(x + σW) = E[∇V(x + σW) Wᵀ]/σ, which is E ∇²V(x + σW) for Lipschitz ∇V, and E ∇V(x + σW) = E[V(x + σW) W]/σ",
+    statement=(
+        "∇²E V(x + σW) = E[∇V(x + σW) Wᵀ]/σ, which is E ∇²V(x + σW) for Lipschitz ∇V, and E ∇V(x +"
+        " σW) = E[V(x + σW) W]/σ"
+    ),
     source="arXiv 2412.18164v4, equations 26 and 48; the classes of functions made explicit here",
     kind="equality",
 )
@@ -51,7 +58,9 @@ DEGREE = 4
 ROUNDING = 5e-14
 """Relative to |V| / sigma^2 and its derivatives: sums of 2e4 terms, each rounded to 1e-16."""
 ADAPTIVE = 1e-9
-"""Absolute error of adaptive quadrature, split at the kink and stopped at 1e-13, divided by sigma >= 0.2."""
+"""Absolute error of adaptive quadrature, split at the kink and stopped at 1e-13, divided by sigma
+>= 0.2.
+"""
 JUMP = 0.1
 """What a broken identity must miss by: jumps of size 1 make it miss by the normal density."""
 
@@ -90,7 +99,9 @@ def test_holds(plain: ScalarReward, x: float, sigma: float) -> None:
 def test_holds_in_two_dimensions(
     first: ScalarReward, second: ScalarReward, sigma: float, seed: int
 ) -> None:
-    """A rotated sum, whose Hessian has off-diagonal entries, and a smooth maximum, which does not separate."""
+    """A rotated sum, whose Hessian has off-diagonal entries, and a smooth maximum, which does not
+    separate.
+    """
     x = torch.randn(2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     where = {"rewards": [repr(first), repr(second)], "sigma": sigma, "seed": seed}
     _check(
@@ -138,7 +149,9 @@ def test_holds_symbolically() -> None:
 @settings(max_examples=40)
 @given(numbers(-2, 2), numbers(0.2, 2))
 def test_holds_with_a_jump_in_the_gradient(x: float, sigma: float) -> None:
-    """``V = |x|``, whose ``G V`` has the curvature ``2 phi(x / sigma) / sigma`` although Hess V = 0 almost everywhere."""
+    """``V = |x|``, whose ``G V`` has the curvature ``2 phi(x / sigma) / sigma`` although Hess V = 0
+    almost everywhere.
+    """
     curvature = _against_normal(lambda w: math.copysign(1, x + sigma * w) * w, x, sigma) / sigma
     slope = _against_normal(lambda w: abs(x + sigma * w) * w, x, sigma) / sigma
     expected = [2 * _density(x / sigma) / sigma, math.erf(x / (sigma * math.sqrt(2)))]
@@ -148,7 +161,9 @@ def test_holds_with_a_jump_in_the_gradient(x: float, sigma: float) -> None:
 
 
 def test_needs_a_continuous_value() -> None:
-    """``V = sign(x)``: its gradient vanishes almost everywhere, but G V has a slope, ``E[V W]``, and a curvature."""
+    """``V = sign(x)``: its gradient vanishes almost everywhere, but G V has a slope, ``E[V W]``,
+    and a curvature.
+    """
     slope = _against_normal(lambda w: math.copysign(1, w) * w, 0.0, 1.0)
     CLAIM.breaks(abs(slope), JUMP, {"V": "sign(x)", "x": 0, "sigma": 1}, "continuous V, slope")
     step = 1e-3
@@ -165,12 +180,15 @@ def test_needs_a_continuous_value() -> None:
 
 
 def test_needs_a_continuous_gradient_for_the_expected_hessian() -> None:
-    """``V = |x|``: ``E Hess V = 0`` almost everywhere, while ``E[grad V W] / sigma`` is the curvature of ``G V``."""
+    """``V = |x|``: ``E Hess V = 0`` almost everywhere, while ``E[grad V W] / sigma`` is the
+    curvature of ``G V``.
+    """
     right = _against_normal(lambda w: math.copysign(1, w) * w, 0.0, 1.0)
     where = {"V": "|x|", "x": 0, "sigma": 1, "measured": right}
     CLAIM.breaks(abs(right), JUMP, where, "continuous gradient")
     CLAIM.finding(
-        "with a kink in V, E[∇V Wᵀ]/σ is still the Hessian of E V(x + σW), but no longer E ∇²V: for |x| at 0 it is √(2/π)/σ, not 0",
+        "with a kink in V, E[∇V Wᵀ]/σ is still the Hessian of E V(x + σW), but no longer E ∇²V: for"
+        " |x| at 0 it is √(2/π)/σ, not 0",
         where,
     )
 

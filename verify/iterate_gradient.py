@@ -1,19 +1,21 @@
 r"""The gradient of an unfinished iterate's value (55).
 
-Setting: PI-FT with m updates at step t and any value function :math:`V_{t+1}` in front. In shifts of the mean
-:math:`\delta_j = g\,(U^{(j)} - s)/\sqrt a`, with :math:`G_j(y) = E\, \nabla V_{t+1}(m_t(y) + \delta_j(y) + \sigma W)`, the
-update is :math:`\delta_{j+1} = \rho\, G_j`, and the iterate's value is (36) at :math:`\delta_m`.
+Setting: PI-FT with m updates at step t and any value function :math:`V_{t+1}` in front. In shifts
+of the mean :math:`\delta_j = g\,(U^{(j)} - s)/\sqrt a`, with
+:math:`G_j(y) = E\, \nabla V_{t+1}(m_t(y) + \delta_j(y) + \sigma W)`, the update is
+:math:`\delta_{j+1} = \rho\, G_j`, and the iterate's value is (36) at :math:`\delta_m`.
 
-Statement: :math:`\nabla V^{(m)} = (\mathrm{Jac}\, m_t)^\top G_m + (\mathrm{Jac}\, \delta_m)^\top (G_m - G_{m-1})` for
-:math:`m \ge 1`; for m = 0 the first term alone.
+Statement: :math:`\nabla V^{(m)} = (\mathrm{Jac}\, m_t)^\top G_m + (\mathrm{Jac}\, \delta_m)^\top
+(G_m - G_{m-1})` for :math:`m \ge 1`; for m = 0 the first term alone.
 
 Kind: equality.
 
 Source: arXiv 2412.18164v4, equation 55.
 
-How it is measured: as the envelope identity, of which it is the version away from the optimum: differences of the iterate's
-values against a right-hand side whose G are integrated by the trapezoidal rule; in up to five dimensions for quadratics, with score
-and reward in different eigenbases, where central differences are exact.
+How it is measured: as the envelope identity, of which it is the version away from the optimum:
+differences of the iterate's values against a right-hand side whose G are integrated by the
+trapezoidal rule; in up to five dimensions for quadratics, with score and reward in different
+eigenbases, where central differences are exact.
 
 What would refute it: a residual above the error of the differences.
 """
@@ -102,7 +104,9 @@ def test_holds(instance: ProductInstance, step: int, updates: int) -> None:
 @settings(max_examples=60)
 @given(quadratic_instances(steps=1), st.integers(0, 6))
 def test_holds_for_quadratics(instance: QuadraticInstance, updates: int) -> None:
-    """``V^(m)(y)`` by (36), differentiated by central differences, which are exact; (55) from the iterates as matrices."""
+    """``V^(m)(y)`` by (36), differentiated by central differences, which are exact; (55) from the
+    iterates as matrices.
+    """
     beta = instance.beta()
     problem, rho = instance.problem(beta), float(theory.proximal_step(instance.chain, beta)[0])
     y = torch.randn(
@@ -137,7 +141,9 @@ def test_holds_for_quadratics(instance: QuadraticInstance, updates: int) -> None
 
 
 def test_needs_the_second_term() -> None:
-    """Which the envelope identity has not: without it the gradient of an unfinished iterate's value is wrong."""
+    """Which the envelope identity has not: without it the gradient of an unfinished iterate's value
+    is wrong.
+    """
     truth = CURVED.parts()[0]
     for updates in (1, 2, 3):
         found = sweep(truth.problem, truth.grids, updates)

@@ -1,25 +1,31 @@
-r"""The optimal control is the fixed point of adjoint matching, whose residual is no gradient elsewhere.
+r"""The optimal control is the fixed point of adjoint matching, whose residual is no gradient
+elsewhere.
 
-Setting: lean costates, :math:`a_T = \nabla r(x_T)`, :math:`a_k = \nabla m_k(x_k)^\top a_{k+1}`, along paths of a policy v; the mean
-residual of the target, :math:`R_k(x) = B_k^\top E[a_{k+1} \mid x_k = x] - \beta_k v_k(x)`.
+Setting: lean costates, :math:`a_T = \nabla r(x_T)`, :math:`a_k = \nabla m_k(x_k)^\top a_{k+1}`,
+along paths of a policy v; the mean residual of the target,
+:math:`R_k(x) = B_k^\top E[a_{k+1} \mid x_k = x] - \beta_k v_k(x)`.
 
-Statement: :math:`R_k(x) = 0` for all k and x if v is the optimal control, and only then. Away from it R is a vector field other
-than :math:`\partial_v Q^v_k(x, v_k(x))`, whose projection on features is the gradient of the objective (77).
+Statement: :math:`R_k(x) = 0` for all k and x if v is the optimal control, and only then. Away from
+it R is a vector field other than :math:`\partial_v Q^v_k(x, v_k(x))`, whose projection on features
+is the gradient of the objective (77).
 
 Kind: equality.
 
-Proof (derived here). Under v*, :math:`E[a_k \mid x_k]` obeys the envelope identity (34), so it is :math:`\nabla V_k`, and the
-optimality condition is R = 0. Conversely R = 0 determines :math:`v_{T-1}` where Bellman's bracket is strongly concave; then
+Proof (derived here). Under v*, :math:`E[a_k \mid x_k]` obeys the envelope identity (34), so it is
+:math:`\nabla V_k`, and the optimality condition is R = 0. Conversely R = 0 determines
+:math:`v_{T-1}` where Bellman's bracket is strongly concave; then
 :math:`E[a_{T-1} \mid x_{T-1}] = \nabla V_{T-1}`, and so on backwards.
 
-Source: arXiv 2409.08861, proposition 7 (continuous time); the discrete statement is derived here, with arXiv 2412.18164v4,
-equation 34.
+Source: arXiv 2409.08861, proposition 7 (continuous time); the discrete statement is derived here,
+with arXiv 2412.18164v4, equation 34.
 
-How it is measured: in one dimension, conditional means of lean costates under the solved optimal control by the trapezoidal rule;
-in up to 5 dimensions with quadratic rewards in closed form, where the conditional mean is affine. Uniqueness: matching the
-conditional mean of the target, backwards from the last step, ends at the optimum from any policy after T rounds.
+How it is measured: in one dimension, conditional means of lean costates under the solved optimal
+control by the trapezoidal rule; in up to 5 dimensions with quadratic rewards in closed form, where
+the conditional mean is affine. Uniqueness: matching the conditional mean of the target, backwards
+from the last step, ends at the optimum from any policy after T rounds.
 
-What would refute it: a residual above `QUADRATURE` or `ROUNDING` at v*; T rounds that end elsewhere; no difference away from v*.
+What would refute it: a residual above `QUADRATURE` or `ROUNDING` at v*; T rounds that end
+elsewhere; no difference away from v*.
 """
 
 from __future__ import annotations
@@ -53,17 +59,23 @@ CLAIM = Claim(
     kind="equality",
 )
 QUADRATURE = ACCURACY
-"""Relative to 1 + |beta v|: the optimal control is accurate to `ACCURACY`, and enters every step's conditional mean."""
+"""Relative to 1 + |beta v|: the optimal control is accurate to `ACCURACY`, and enters every step's
+conditional mean.
+"""
 ROUNDING = 1e-12
 """Relative, per step; each step divides the relative error of its curvature by lambda."""
 SPACING, FINEST, MOST_NODES = 0.75, 0.07, 700
 INNER = 0.45
-"""Share of the grid on which the residual is taken, 4 standard deviations: from there a path leaves the grid with chance 1e-7."""
+"""Share of the grid on which the residual is taken, 4 standard deviations: from there a path leaves
+the grid with chance 1e-7.
+"""
 SEEDS = st.integers(0, 10**6)
 
 
 def line_residual(truth: Quadrature) -> float:
-    """Largest ``|R_k| / (1 + |beta v|)`` of the optimal control of a one-dimensional problem, by the trapezoidal rule."""
+    """Largest ``|R_k| / (1 + |beta v|)`` of the optimal control of a one-dimensional problem, by
+    the trapezoidal rule.
+    """
     problem = truth.problem
     reference = problem.reference
     assert isinstance(reference, ScoreReference)
@@ -113,7 +125,9 @@ class Residual:
 
 @torch.no_grad()
 def affine_residual(problem: ControlProblem, policy: AffinePolicy) -> Residual:
-    """The mean residual of lean costates in a linear-quadratic problem, where ``E[a_k | x_k] = p_k x_k + c_k``."""
+    """The mean residual of lean costates in a linear-quadratic problem, where
+    ``E[a_k | x_k] = p_k x_k + c_k``.
+    """
     reference, form = problem.reference, as_quadratic(problem.reward)
     assert isinstance(reference, AffineReference)
     assert isinstance(reference.diffusion, ScalarDiffusion)
@@ -155,9 +169,11 @@ def test_holds_for_quadratic_rewards(instance: QuadraticInstance) -> None:
 @settings(max_examples=20)
 @given(quadratic_instances(steps=4, dims=2), SEEDS, numbers(0.1, 2))
 def test_is_the_only_fixed_point(instance: QuadraticInstance, seed: int, size: float) -> None:
-    """From any policy, solving R_k = 0 for the control of one step at a time, backwards, ends at the optimum.
+    """From any policy, solving R_k = 0 for the control of one step at a time, backwards, ends at
+    the optimum.
 
-    R_k is affine in the control of step k, with derivative ``sigma_k^2 p - beta_k``, so one Newton step solves it.
+    R_k is affine in the control of step k, with derivative ``sigma_k^2 p - beta_k``, so one Newton
+    step solves it.
     """
     truth, draw = instance.solve(), torch.Generator().manual_seed(seed)
     best = AffinePolicy(
@@ -207,8 +223,9 @@ def test_needs_the_optimum() -> None:
     }
     CLAIM.breaks(min(small), 1.0, where, "angle to the gradient in degrees")
     CLAIM.finding(
-        f"away from v* the lean field is {min(small):.0f} to {max(small):.0f} degrees off the gradient at beta = 0.5, but only "
-        f"{min(large):.2f} to {max(large):.1f} at the larger weights of Theorem 2.8",
+        f"away from v* the lean field is {min(small):.0f} to {max(small):.0f} degrees off the"
+        f" gradient at beta = 0.5, but only {min(large):.2f} to {max(large):.1f} at the larger"
+        " weights of Theorem 2.8",
         where,
     )
 

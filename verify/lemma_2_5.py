@@ -1,23 +1,26 @@
 r"""Lemma 2.5: what a controlled kernel costs.
 
-Setting: kernels :math:`x' = m + B (v + W)`, :math:`W \sim N(0, I)`, with any :math:`n \times p` matrix B, possibly degenerate. The
-paper's kernels have :math:`B = \sigma I` and :math:`m + \sigma v = (y + g U)/\sqrt a`, so that
-:math:`v = g (U - s)/(\sqrt a\,\sigma)`, with :math:`g = 1 - a` for DDPM.
+Setting: kernels :math:`x' = m + B (v + W)`, :math:`W \sim N(0, I)`, with any :math:`n \times p`
+matrix B, possibly degenerate. The paper's kernels have :math:`B = \sigma I` and
+:math:`m + \sigma v = (y + g U)/\sqrt a`, so that :math:`v = g (U - s)/(\sqrt a\,\sigma)`, with
+:math:`g = 1 - a` for DDPM.
 
 Statement: for v orthogonal to the kernel of B,
-:math:`\mathrm{KL}\big(N(m + Bv, BB^\top) \,\|\, N(m, BB^\top)\big) = |v|^2/2`; for the paper's kernels this is
-:math:`g^2 |U - s|^2 / (2 a \sigma^2)`. A component of v in the kernel of B moves nothing and costs nothing; `Diffusion.whiten`
-returns the control without it.
+:math:`\mathrm{KL}\big(N(m + Bv, BB^\top) \,\|\, N(m, BB^\top)\big) = |v|^2/2`; for the paper's
+kernels this is :math:`g^2 |U - s|^2 / (2 a \sigma^2)`. A component of v in the kernel of B moves
+nothing and costs nothing; `Diffusion.whiten` returns the control without it.
 
 Kind: equality.
 
 Source: arXiv 2412.18164v4, Lemma 2.5, equations 5-6; the degenerate case is derived here.
 
-How it is measured: symbolically, as the integral of the log ratio of two normal densities in one dimension, which suffices because
-divergences of independent coordinates add; numerically in up to 64 dimensions against the divergence of dense normal laws, and for
-degenerate B against that of the laws' coordinates on the range of B.
+How it is measured: symbolically, as the integral of the log ratio of two normal densities in one
+dimension, which suffices because divergences of independent coordinates add; numerically in up to
+64 dimensions against the divergence of dense normal laws, and for degenerate B against that of the
+laws' coordinates on the range of B.
 
-What would refute it: a residual above rounding, or an integral that does not simplify to the formula.
+What would refute it: a residual above rounding, or an integral that does not simplify to the
+formula.
 """
 
 from __future__ import annotations
@@ -37,13 +40,18 @@ from verify.support.strategies import instances, numbers
 
 CLAIM = Claim(
     name="lemma_2_5",
-    statement="KL(N(m + Bv, BBᵀ) ‖ N(m, BBᵀ)) = |v|²/2 for v ⊥ ker B, which for B = σI is g²|U − s|²/(2aσ²)",
+    statement=(
+        "KL(N(m + Bv, BBᵀ) ‖ N(m, BBᵀ)) = |v|²/2 for v ⊥ ker B, which for B = σI is g²|U −"
+        " s|²/(2aσ²)"
+    ),
     source="arXiv 2412.18164v4, Lemma 2.5, equations 5-6; degenerate B derived here",
     kind="equality",
 )
 
 ROUNDING = 1e-13
-"""Relative to the divergence: 450 eps, for sums of 64 terms and a B B' whose condition number is at most 100."""
+"""Relative to the divergence: 450 eps, for sums of 64 terms and a B B' whose condition number is at
+most 100.
+"""
 EXAMPLES = 100
 SEEDS = st.integers(0, 10**6)
 

@@ -1,18 +1,21 @@
 r"""Lemma 3.2, controls: every iterate of PI-FT is as Lipschitz as the optimal control is (16).
 
-Setting: Algorithm 1 with m updates at every step, :math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`.
+Setting: Algorithm 1 with m updates at every step,
+:math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`.
 
 Statement: for every m, :math:`U_t^{(m)}` is Lipschitz with
-:math:`L^{(0)}_{u,t} = \big(L^{(0)}_s + (1-\lambda_t)/(1-a_t)\big)/\lambda_t`, and its Jacobian with :math:`L^{(1)}_{u,t}` of (17).
+:math:`L^{(0)}_{u,t} = \big(L^{(0)}_s + (1-\lambda_t)/(1-a_t)\big)/\lambda_t`, and its Jacobian with
+:math:`L^{(1)}_{u,t}` of (17).
 
-Kind: tight, for the control; the bound on its Jacobian adds maxima that occur at different points. A convex quadratic reward and
-the score :math:`s(y) = +L^{(0)}_s y` attain it at the last step as m grows: the slope of :math:`\delta_m` is
-:math:`M (q + \dots + q^m)`, :math:`q = 1 - \lambda`.
+Kind: tight, for the control; the bound on its Jacobian adds maxima that occur at different points.
+A convex quadratic reward and the score :math:`s(y) = +L^{(0)}_s y` attain it at the last step as m
+grows: the slope of :math:`\delta_m` is :math:`M (q + \dots + q^m)`, :math:`q = 1 - \lambda`.
 
-Source: arXiv 2412.18164v4, Lemma 3.2 with equations 16 and 17; sharper constant and extremal instance derived here.
+Source: arXiv 2412.18164v4, Lemma 3.2 with equations 16 and 17; sharper constant and extremal
+instance derived here.
 
-How it is measured: PI-FT by quadrature, in up to 64 dimensions as rotated products. The certificate is in ball arithmetic, for
-all convex and concave quadratic steps with :math:`q \in [0.1, 0.9]`.
+How it is measured: PI-FT by quadrature, in up to 64 dimensions as rotated products. The certificate
+is in ball arithmetic, for all convex and concave quadratic steps with :math:`q \in [0.1, 0.9]`.
 
 What would refute it: an iterate's slope above its bound beyond the error of its differences.
 """
@@ -49,7 +52,10 @@ from verify.support.suprema import DIFFERENCED, TWICE
 
 CLAIM = Claim(
     name="lemma_3_2_control",
-    statement="sup |Jac U_t⁽ᵐ⁾| ≤ L0u_t = (L0s + (1−λ_t)/(1−a_t))/λ_t and sup |D²U_t⁽ᵐ⁾| ≤ L1u_t for every m",
+    statement=(
+        "sup |Jac U_t⁽ᵐ⁾| ≤ L0u_t = (L0s + (1−λ_t)/(1−a_t))/λ_t and sup |D²U_t⁽ᵐ⁾| ≤ L1u_t for"
+        " every m"
+    ),
     source="arXiv 2412.18164v4, Lemma 3.2 with equations 16 and 17; sharper constant derived here",
     kind="tight",
 )
@@ -112,7 +118,9 @@ def test_is_attained() -> None:
 @pytest.mark.parametrize("rounds", [1, 2, 5, 12])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_certified(sign: int, rounds: int) -> None:
-    """The slope of the shift over its bound, ``lam (1 + sign q + ... + (sign q)^(m-1)) = lam (1 - (sign q)^m) / (1 - sign q)``."""
+    """The slope of the shift over its bound, ``lam (1 + sign q + ... + (sign q)^(m-1)) = lam (1 -
+    (sign q)^m) / (1 - sign q)``.
+    """
     worst = flint.arb(0)
     for cell in cells(Fraction(1, 10), Fraction(9, 10), CELLS):
         q = ball(*cell)
@@ -124,7 +132,9 @@ def test_certified(sign: int, rounds: int) -> None:
 
 
 def test_needs_the_condition_on_beta() -> None:
-    """With a fifth less beta than the condition admits for any lambda, slopes grow beyond every bound as m does."""
+    """With a fifth less beta than the condition admits for any lambda, slopes grow beyond every
+    bound as m does.
+    """
     instance = _quadratic()
     problem = instance.problem(0.8 * instance.beta(PAPER) * (1 - instance.lams))
     found = sweep(problem, instance.parts(instance.beta(PAPER))[0].grids, 10)

@@ -1,17 +1,23 @@
-r"""Lemma 3.2, increments: the costates that successive updates see approach each other geometrically.
+r"""Lemma 3.2, increments: the costates that successive updates see approach each other
+geometrically.
 
-Setting: Algorithm 1 with m updates at every step, :math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`,
-:math:`G_j(y) = E\, \nabla V^{(m)}_{t+1}(x_j + \sigma_t W)` at the mean :math:`x_j` that the j-th iterate steers to.
+Setting: Algorithm 1 with m updates at every step,
+:math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`,
+:math:`G_j(y) = E\, \nabla V^{(m)}_{t+1}(x_j + \sigma_t W)` at the mean :math:`x_j` that the j-th
+iterate steers to.
 
-Statement: :math:`|G_j - G_{j-1}| \le (1-\lambda_t)^j L^{(0)}_{b,t+1}` for :math:`j \ge 1`, and :math:`|G_0| \le L^{(0)}_{b,t+1}`.
+Statement: :math:`|G_j - G_{j-1}| \le (1-\lambda_t)^j L^{(0)}_{b,t+1}` for :math:`j \ge 1`, and
+:math:`|G_0| \le L^{(0)}_{b,t+1}`.
 
-Kind: tight, for all j at once: approached by the concave clipped slope as the clip becomes sharp, at its corner, where the costate
-is as large as it can be and the following updates move through the steep part, back and forth.
+Kind: tight, for all j at once: approached by the concave clipped slope as the clip becomes sharp,
+at its corner, where the costate is as large as it can be and the following updates move through the
+steep part, back and forth.
 
-Source: arXiv 2412.18164v4, Lemma 3.2 (in its proof); sharper constant and extremal instance derived here.
+Source: arXiv 2412.18164v4, Lemma 3.2 (in its proof); sharper constant and extremal instance derived
+here.
 
-How it is measured: PI-FT by quadrature, whose increments are :math:`\rho_t (G_j - G_{j-1})`, in up to 64 dimensions as rotated
-products; the clipped slope in closed form.
+How it is measured: PI-FT by quadrature, whose increments are :math:`\rho_t (G_j - G_{j-1})`, in up
+to 64 dimensions as rotated products; the clipped slope in closed form.
 
 What would refute it: an increment above its bound beyond quadrature error.
 """
@@ -36,7 +42,10 @@ from verify.support.suprema import ACCURACY
 CLAIM = Claim(
     name="lemma_3_2_increments",
     statement="|G_j − G_{j−1}| ≤ (1−λ_t)ʲ Lb0_{t+1} for j ≥ 1, and |G_0| ≤ Lb0_{t+1}",
-    source="arXiv 2412.18164v4, proof of Lemma 3.2; sharper constant and extremal instance derived here",
+    source=(
+        "arXiv 2412.18164v4, proof of Lemma 3.2; sharper constant and extremal instance derived"
+        " here"
+    ),
     kind="tight",
 )
 SHARP_CLIP = 1000.0
@@ -49,7 +58,9 @@ def measure(found: Iterate) -> Tensor:
 
 
 def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds, rounds: int) -> Tensor:
-    """``(1 - lam)^j Lb0_{t+1}``, shape (T, m); infinite where these bounds do not admit the weights."""
+    """``(1 - lam)^j Lb0_{t+1}``, shape (T, m); infinite where these bounds do not admit the
+    weights.
+    """
     found, powers = constants_for(instance, beta, bounds), torch.arange(rounds, dtype=torch.float64)
     if found is None:
         return torch.full((instance.chain.steps, rounds), torch.inf, dtype=torch.float64)
@@ -82,6 +93,8 @@ def test_is_attained(q: float) -> None:
 
 
 def test_needs_the_condition_on_beta() -> None:
-    """With q = 1.25 there is no lambda: increments stop shrinking and exceed the bound of lambda = 0.01."""
+    """With q = 1.25 there is no lambda: increments stop shrinking and exceed the bound of lambda =
+    0.01.
+    """
     step = clipped(1.25, SHARP_CLIP, sign=-1)
     CLAIM.breaks(float(step.increments(20)[-1]), 0.99**20 * step.L0, step, "condition on beta")

@@ -1,20 +1,22 @@
 r"""Lemma 3.2, value functions: every iterate of PI-FT has a Lipschitz value function (38).
 
-Setting: Algorithm 1 with m updates at every step, :math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`.
+Setting: Algorithm 1 with m updates at every step,
+:math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`.
 
-Statement: for every m, :math:`V_t^{(m)}` is :math:`L^{(0)}_{b,t}`-Lipschitz,
-:math:`L^{(0)}_{b,t} = \frac{1 + (1-a_t) L^{(0)}_s}{\sqrt{a_t}} \big(1 + (1-\lambda_t)^2/\lambda_t\big) L^{(0)}_{b,t+1}`.
+Statement: for every m, :math:`V_t^{(m)}` is :math:`L^{(0)}_{b,t}`-Lipschitz, :math:`L^{(0)}_{b,t} =
+\frac{1 + (1-a_t) L^{(0)}_s}{\sqrt{a_t}} \big(1 + (1-\lambda_t)^2/\lambda_t\big) L^{(0)}_{b,t+1}`.
 
-Kind: upper bound. How much steeper than :math:`V^*` an unfinished iterate may be is not settled: the paper allows a factor
-:math:`1 + q^2/\lambda` with :math:`q = 1 - \lambda`, the sharper constant :math:`1 + \max_m q^{m+1}(1-q^m)/\lambda`. The
-clipped slope reaches the factor :math:`1 + \max_m q^{m+1}(1-q^m)/(1-q^{m+1})` as the clip becomes sharp (derived here), which
-tends to 2 as :math:`\lambda \to 0`. So some factor is needed; where :math:`\lambda \to 1` it is 1, and a linear reward with the
-score :math:`s(y) = +L^{(0)}_s y` reaches it.
+Kind: upper bound. How much steeper than :math:`V^*` an unfinished iterate may be is not settled:
+the paper allows a factor :math:`1 + q^2/\lambda` with :math:`q = 1 - \lambda`, the sharper constant
+:math:`1 + \max_m q^{m+1}(1-q^m)/\lambda`. The clipped slope reaches the factor
+:math:`1 + \max_m q^{m+1}(1-q^m)/(1-q^{m+1})` as the clip becomes sharp (derived here), which tends
+to 2 as :math:`\lambda \to 0`. So some factor is needed; where :math:`\lambda \to 1` it is 1, and a
+linear reward with the score :math:`s(y) = +L^{(0)}_s y` reaches it.
 
 Source: arXiv 2412.18164v4, Lemma 3.2, equation 38; sharper constant and lower bound derived here.
 
-How it is measured: PI-FT by quadrature, in up to 64 dimensions as rotated products; also at the smaller weights that the sharper
-constants admit.
+How it is measured: PI-FT by quadrature, in up to 64 dimensions as rotated products; also at the
+smaller weights that the sharper constants admit.
 
 What would refute it: an iterate's gradient longer than its bound beyond quadrature error.
 """
@@ -36,7 +38,10 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="lemma_3_2_lipschitz",
-    statement="sup |∇V_t⁽ᵐ⁾| ≤ Lb0_t for every m, Lb0_t = (1 + (1−a_t)L0s)/√a_t · (1 + (1−λ_t)²/λ_t) · Lb0_{t+1}",
+    statement=(
+        "sup |∇V_t⁽ᵐ⁾| ≤ Lb0_t for every m, Lb0_t = (1 + (1−a_t)L0s)/√a_t · (1 + (1−λ_t)²/λ_t) ·"
+        " Lb0_{t+1}"
+    ),
     source="arXiv 2412.18164v4, Lemma 3.2, equation 38; sharper constant derived here",
     kind="upper bound",
 )
@@ -79,13 +84,16 @@ def test_holds_for_clipped_slopes(q: float, corner: float, sign: int) -> None:
 
 @pytest.mark.parametrize(("q", "rounds"), [(0.5, 1), (0.9, 3), (0.99, 8)])
 def test_needs_the_overshoot(q: float, rounds: int) -> None:
-    """Theorem 2.8's constant (14), without the overshoot, does not hold for iterates: the factor it needs is nearly 2."""
+    """Theorem 2.8's constant (14), without the overshoot, does not hold for iterates: the factor it
+    needs is nearly 2.
+    """
     step = clipped(q, SHARP_CLIP)
     steepest, where = step.steepest(rounds) / step.L0, step.describe() | {"updates": rounds}
     CLAIM.breaks(steepest, 1.0, where, "overshoot")
     limit = 1 + q ** (rounds + 1) * (1 - q**rounds) / (1 - q ** (rounds + 1))
     CLAIM.equals(steepest, limit, where, WITHIN * limit, "sharp clip")
     CLAIM.finding(
-        f"at λ = {1 - q:.2g} an unfinished iterate's value is {steepest:.3f} times as steep as (14) allows the optimal one's",
+        f"at λ = {1 - q:.2g} an unfinished iterate's value is {steepest:.3f} times as steep as (14)"
+        " allows the optimal one's",
         where,
     )

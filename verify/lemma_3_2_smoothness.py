@@ -1,19 +1,25 @@
-r"""Lemma 3.2, value functions: every iterate of PI-FT has a value function with Lipschitz gradient (39).
+r"""Lemma 3.2, value functions: every iterate of PI-FT has a value function with Lipschitz gradient
+(39).
 
-Setting: Algorithm 1 with m updates at every step, :math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`.
+Setting: Algorithm 1 with m updates at every step,
+:math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`.
 
-Statement: for every m, :math:`\nabla V_t^{(m)}` is :math:`L^{(1)}_{b,t}`-Lipschitz, where :math:`L^{(1)}_{b,t}` is the right-hand
-side of (15) with the constants of iterates, plus :math:`\max_{m \ge 1} R_t(m)`, :math:`R_t(m) = (1-\lambda_t)^m (c_t + d_t m)`. The
-maximum is attained at a finite m, at most :math:`1 + (1-\lambda_t)/\lambda_t`.
+Statement: for every m, :math:`\nabla V_t^{(m)}` is :math:`L^{(1)}_{b,t}`-Lipschitz, where
+:math:`L^{(1)}_{b,t}` is the right-hand side of (15) with the constants of iterates, plus
+:math:`\max_{m \ge 1} R_t(m)`, :math:`R_t(m) = (1-\lambda_t)^m (c_t + d_t m)`. The maximum is
+attained at a finite m, at most :math:`1 + (1-\lambda_t)/\lambda_t`.
 
 Kind: upper bound: it adds maxima that occur at different points.
 
-Source: arXiv 2412.18164v4, Lemma 3.2, equation 39; the place of the maximum and the sharper constants derived here.
+Source: arXiv 2412.18164v4, Lemma 3.2, equation 39; the place of the maximum and the sharper
+constants derived here.
 
-How it is measured: Hessians of PI-FT's values by quadrature, in up to 64 dimensions as rotated products; the maximum over m against
-all terms one by one, and for whole intervals of coefficients in ball arithmetic.
+How it is measured: Hessians of PI-FT's values by quadrature, in up to 64 dimensions as rotated
+products; the maximum over m against all terms one by one, and for whole intervals of coefficients
+in ball arithmetic.
 
-What would refute it: a Hessian above its bound beyond the error of its differences, or a term above the maximum.
+What would refute it: a Hessian above its bound beyond the error of its differences, or a term above
+the maximum.
 """
 
 from __future__ import annotations
@@ -38,8 +44,14 @@ from verify.support.suprema import DIFFERENCED
 
 CLAIM = Claim(
     name="lemma_3_2_smoothness",
-    statement="sup |∇²V_t⁽ᵐ⁾| ≤ Lb1_t for every m, Lb1_t = (15) with Lb + max_{m≥1} R_t(m), attained at m ≤ 1 + (1−λ_t)/λ_t",
-    source="arXiv 2412.18164v4, Lemma 3.2, equation 39; place of the maximum and sharper constants derived here",
+    statement=(
+        "sup |∇²V_t⁽ᵐ⁾| ≤ Lb1_t for every m, Lb1_t = (15) with Lb + max_{m≥1} R_t(m), attained at m"
+        " ≤ 1 + (1−λ_t)/λ_t"
+    ),
+    source=(
+        "arXiv 2412.18164v4, Lemma 3.2, equation 39; place of the maximum and sharper constants"
+        " derived here"
+    ),
     kind="upper bound",
 )
 ROUNDING = 1e-11
@@ -93,7 +105,9 @@ def test_maximum_is_attained_at_a_finite_m(lam: float, constant: float, slope: f
 
 
 def test_certified() -> None:
-    """Terms shrink from the first ``m > q / lam`` on: ``q (c + d (m + 1)) <= c + d m`` for all c, d >= 0 as ``q (m + 1) <= m``."""
+    """Terms shrink from the first ``m > q / lam`` on: ``q (c + d (m + 1)) <= c + d m`` for all c, d
+    >= 0 as ``q (m + 1) <= m``.
+    """
     for low, high in cells(Fraction(1, CELLS), 1 - Fraction(1, CELLS), CELLS - 2):
         first = math.floor((1 - low) / low) + 1
         q = 1 - ball(low, high)
@@ -107,9 +121,11 @@ def test_certified() -> None:
 
 @pytest.mark.parametrize(("q", "slope"), [(0.3, 10.5), (0.4, 7.75)])
 def test_needs_the_excess(q: float, slope: float) -> None:
-    """The right-hand side of (15) alone does not bound an iterate's Hessian where the reward is steep.
+    """The right-hand side of (15) alone does not bound an iterate's Hessian where the reward is
+    steep.
 
-    One step from ``m(y) = y`` with ``V'(x) = slope + cos x``, whose smoothed version is in closed form; (15) is K / lam, K = 1.
+    One step from ``m(y) = y`` with ``V'(x) = slope + cos x``, whose smoothed version is in closed
+    form; (15) is K / lam, K = 1.
     """
     y, fade = np.linspace(0, 2 * np.pi, 20_001), math.exp(-(SIGMA**2) / 2)
     shift, jacobian = q * (slope + fade * np.cos(y)), -q * fade * np.sin(y)  # one update
@@ -123,6 +139,7 @@ def test_needs_the_excess(q: float, slope: float) -> None:
     CLAIM.holds(measured, optimum + excess, where, part="sine")
     CLAIM.breaks(measured, optimum, where, "excess")
     CLAIM.finding(
-        f"at λ = {1 - q:.2g} an iterate's Hessian is {measured / optimum:.3f} times what (15) allows the optimal value's",
+        f"at λ = {1 - q:.2g} an iterate's Hessian is {measured / optimum:.3f} times what (15)"
+        " allows the optimal value's",
         where,
     )

@@ -1,21 +1,26 @@
 r"""Lemma 3.3: how far the m-th iterate's control is from the optimal one.
 
-Setting: Algorithm 1 with m updates at every step, :math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`,
+Setting: Algorithm 1 with m updates at every step,
+:math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`,
 :math:`\kappa_t = \sqrt{a_t}\,\sigma_t^2/((1-a_t)\beta_t)`, and the error
-:math:`\varepsilon_{t+1} = \sup |\nabla V^{(m)}_{t+1} - \nabla V^*_{t+1}|` of the value function that step t has in front of it.
+:math:`\varepsilon_{t+1} = \sup |\nabla V^{(m)}_{t+1} - \nabla V^*_{t+1}|` of the value function
+that step t has in front of it.
 
-Statement: :math:`|U_t^{(m)} - u_t^*| \le (1-\lambda_t)^m \kappa_t L^{(0)}_{V,t+1} + \kappa_t \varepsilon_{t+1}/\lambda_t`.
+Statement: :math:`|U_t^{(m)} - u_t^*| \le (1-\lambda_t)^m \kappa_t L^{(0)}_{V,t+1} + \kappa_t
+\varepsilon_{t+1}/\lambda_t`.
 
-Kind: tight. The first term, where :math:`\varepsilon_{t+1} = 0`, is approached for all m at once by the convex clipped slope as
-the clip becomes sharp, from the state that the optimal control carries to the corner; the second as m grows by a quadratic value
-function whose slope is off by a constant.
+Kind: tight. The first term, where :math:`\varepsilon_{t+1} = 0`, is approached for all m at once by
+the convex clipped slope as the clip becomes sharp, from the state that the optimal control carries
+to the corner; the second as m grows by a quadratic value function whose slope is off by a constant.
 
 Source: arXiv 2412.18164v4, Lemma 3.3; extremal instances derived here.
 
-How it is measured: PI-FT by quadrature against the exact optimum, with the measured :math:`\varepsilon_{t+1}`, in up to 64
-dimensions as rotated products; the clipped slope in closed form. The certificate is the lemma for quadratic value functions, whose
-slope stands for :math:`L^{(0)}_V`: with :math:`r = \rho P^{(m)}`, :math:`s = \rho P^*`, and all slopes relative to that of the mean
-map, :math:`|r (1 - r^m)/(1 - r) - s/(1-s)| \le |r|^m |s|/|1-s| + |r - s|/((1-s)(1-|r|))`.
+How it is measured: PI-FT by quadrature against the exact optimum, with the measured
+:math:`\varepsilon_{t+1}`, in up to 64 dimensions as rotated products; the clipped slope in closed
+form. The certificate is the lemma for quadratic value functions, whose slope stands for
+:math:`L^{(0)}_V`: with :math:`r = \rho P^{(m)}`, :math:`s = \rho P^*`, and all slopes relative to
+that of the mean map, :math:`|r (1 - r^m)/(1 - r) - s/(1-s)| \le |r|^m |s|/|1-s| + |r -
+s|/((1-s)(1-|r|))`.
 
 What would refute it: an error above its bound beyond quadrature error.
 """
@@ -43,7 +48,10 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="lemma_3_3",
-    statement="sup |U_t⁽ᵐ⁾ − u*_t| ≤ (1−λ_t)ᵐ κ_t L0V_{t+1} + κ_t ε_{t+1}/λ_t, ε_{t+1} = sup |∇V⁽ᵐ⁾_{t+1} − ∇V*_{t+1}|",
+    statement=(
+        "sup |U_t⁽ᵐ⁾ − u*_t| ≤ (1−λ_t)ᵐ κ_t L0V_{t+1} + κ_t ε_{t+1}/λ_t, ε_{t+1} = sup |∇V⁽ᵐ⁾_{t+1}"
+        " − ∇V*_{t+1}|"
+    ),
     source="arXiv 2412.18164v4, Lemma 3.3; extremal instances derived here",
     kind="tight",
 )
@@ -60,7 +68,9 @@ def measure(found: Iterate, unit: Tensor) -> Tensor:
 def bound(
     instance: Chained, beta: Tensor, bounds: theory.Bounds, found: Iterate, rounds: int
 ) -> Tensor:
-    """The lemma with the measured eps, shape (T,); infinite where these bounds do not admit the weights."""
+    """The lemma with the measured eps, shape (T,); infinite where these bounds do not admit the
+    weights.
+    """
     constants = constants_for(instance, beta, bounds)
     if constants is None:
         return torch.full_like(beta, torch.inf)
@@ -99,7 +109,9 @@ def test_is_attained(q: float) -> None:
 
 
 def test_second_term_is_attained() -> None:
-    """``V' = K x`` in front instead of ``K x + eps``: both shifts are affine, and differ by ``rho eps / (1 - q)`` in the limit."""
+    """``V' = K x`` in front instead of ``K x + eps``: both shifts are affine, and differ by
+    ``rho eps / (1 - q)`` in the limit.
+    """
     q, eps, m = 0.6, 1e-3, 20
     shift = best = 0.0
     for _ in range(m):
@@ -139,9 +151,11 @@ def test_needs_the_error_in_front() -> None:
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 8])
 def test_certified(rounds: int) -> None:
-    """The quadratic lemma: the error is ``-r^m c + (r - s)(1 + c)(1 - r^m)/(1 - r)``, ``c = s/(1 - s)``, for all r and s < 1.
+    """The quadratic lemma: the error is ``-r^m c + (r - s)(1 + c)(1 - r^m)/(1 - r)``,
+    ``c = s/(1 - s)``, for all r and s < 1.
 
-    So it suffices that ``(1 - r^m)/(1 - r) <= 1/(1 - |r|)``, which is certified for r in +-[0.1, 0.9].
+    So it suffices that ``(1 - r^m)/(1 - r) <= 1/(1 - |r|)``, which is certified for r in +-[0.1,
+    0.9].
     """
     r, s = sympy.symbols("r s")
     c, updates = s / (1 - s), sum((r**j for j in range(1, rounds + 1)), sympy.Integer(0))

@@ -1,22 +1,26 @@
-r"""Lemma 3.4: how far the gradient of the m-th iterate's value is from the optimal one, and that it is closer by an order.
+r"""Lemma 3.4: how far the gradient of the m-th iterate's value is from the optimal one, and that it
+is closer by an order.
 
-Setting: Algorithm 1 with m updates at every step, :math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`,
-:math:`\varepsilon_t = \sup |\nabla V^{(m)}_t - \nabla V^*_t|`, :math:`M_t = (1 + (1-a_t) L^{(0)}_s)/\sqrt{a_t}`,
-:math:`q = 1 - \lambda`.
+Setting: Algorithm 1 with m updates at every step,
+:math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`,
+:math:`\varepsilon_t = \sup |\nabla V^{(m)}_t - \nabla V^*_t|`,
+:math:`M_t = (1 + (1-a_t) L^{(0)}_s)/\sqrt{a_t}`, :math:`q = 1 - \lambda`.
 
-Statement: :math:`\varepsilon_t \le M_t \big( \varepsilon_{t+1}/\lambda_t + q_t^{m+1} (L^{(0)}_{V,t+1} + L^{(0)}_{b,t+1}/\lambda_t)
-\big)`.
+Statement: :math:`\varepsilon_t \le M_t \big( \varepsilon_{t+1}/\lambda_t + q_t^{m+1}
+(L^{(0)}_{V,t+1} + L^{(0)}_{b,t+1}/\lambda_t) \big)`.
 
-Kind: upper bound, and not of the right order in m: the value is an envelope, so that its gradient is off only to second order in
-what the control is off. The sharper bound has :math:`q^{2m}` in place of :math:`q^{m+1}`, with a factor that grows like m (derived
-here), and that is the order of the error.
+Kind: upper bound, and not of the right order in m: the value is an envelope, so that its gradient
+is off only to second order in what the control is off. The sharper bound has :math:`q^{2m}` in
+place of :math:`q^{m+1}`, with a factor that grows like m (derived here), and that is the order of
+the error.
 
 Source: arXiv 2412.18164v4, Lemma 3.4; the sharper order derived here.
 
-How it is measured: PI-FT by quadrature against the exact optimum, with the measured :math:`\varepsilon_{t+1}`, in up to 64
-dimensions as rotated products; the order on one step with a smoothed value function in closed form. The certificate covers all
-quadratic steps, whose slopes stand for Lipschitz constants: there the error of the curvature is
-:math:`|q|^{2m+1}` of the optimal one.
+How it is measured: PI-FT by quadrature against the exact optimum, with the measured
+:math:`\varepsilon_{t+1}`, in up to 64 dimensions as rotated products; the order on one step with a
+smoothed value function in closed form. The certificate covers all quadratic steps, whose slopes
+stand for Lipschitz constants: there the error of the curvature is :math:`|q|^{2m+1}` of the optimal
+one.
 
 What would refute it: an error above its bound beyond quadrature error.
 """
@@ -44,7 +48,10 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="lemma_3_4",
-    statement="ε_t ≤ M_t (ε_{t+1}/λ_t + (1−λ_t)ᵐ⁺¹ (L0V_{t+1} + Lb0_{t+1}/λ_t)), ε_t = sup |∇V_t⁽ᵐ⁾ − ∇V*_t|",
+    statement=(
+        "ε_t ≤ M_t (ε_{t+1}/λ_t + (1−λ_t)ᵐ⁺¹ (L0V_{t+1} + Lb0_{t+1}/λ_t)), ε_t = sup |∇V_t⁽ᵐ⁾ −"
+        " ∇V*_t|"
+    ),
     source="arXiv 2412.18164v4, Lemma 3.4; sharper order derived here",
     kind="upper bound",
 )
@@ -52,7 +59,9 @@ CLOSED_FORM = 1e-12
 """Error of a slope of a clipped step over its corner: a few error functions."""
 CELLS = 60
 GROWTH, STEADY = 2.0**10, 8.0
-"""From m = 2 to 16 the lemma overstates by 2^14 / 8 = 2048 times more, up to a constant; the sharper bound by 8, the factor m."""
+"""From m = 2 to 16 the lemma overstates by 2^14 / 8 = 2048 times more, up to a constant; the
+sharper bound by 8, the factor m.
+"""
 
 
 def measure(found: Iterate) -> Tensor:
@@ -63,7 +72,9 @@ def measure(found: Iterate) -> Tensor:
 def bound(
     instance: Chained, beta: Tensor, bounds: theory.Bounds, found: Iterate, rounds: int
 ) -> tuple[Tensor, Tensor]:
-    """The lemma and the bound of the right order with the measured eps, shape (T,) each; infinite where beta is too small."""
+    """The lemma and the bound of the right order with the measured eps, shape (T,) each; infinite
+    where beta is too small.
+    """
     constants = constants_for(instance, beta, bounds)
     if constants is None:
         return torch.full_like(beta, torch.inf), torch.full_like(beta, torch.inf)
@@ -127,7 +138,9 @@ def test_holds_for_clipped_slopes(q: float, corner: float, sign: int) -> None:
 
 
 def test_is_off_by_an_order() -> None:
-    """The lemma overstates the error by a factor that grows like ``q^-m / m``; the sharper bound's at most like m."""
+    """The lemma overstates the error by a factor that grows like ``q^-m / m``; the sharper bound's
+    at most like m.
+    """
     step = clipped(0.5, 8.0)
     rounds = (2, 4, 8, 16)
     errors = [step.gradient_error(m) for m in rounds]
@@ -143,7 +156,8 @@ def test_is_off_by_an_order() -> None:
         "sharper bound over error": over[:, 1],
     }
     CLAIM.finding(
-        f"Lemma 3.4 is off by an order: at λ = 1/2 it overstates ε_t {over[-1, 0]:.3g} times at m = 16; ε_t = O(m q²ᵐ)",
+        f"Lemma 3.4 is off by an order: at λ = 1/2 it overstates ε_t {over[-1, 0]:.3g} times at m ="
+        " 16; ε_t = O(m q²ᵐ)",
         where,
     )
     assert over[-1, 0] > GROWTH * over[0, 0]
@@ -163,7 +177,9 @@ def test_needs_the_unfinished_term() -> None:
 
 
 def test_needs_the_condition_on_beta() -> None:
-    """For q = 1.25 and a concave reward there is an optimum, but the iterates' values do not approach its value."""
+    """For q = 1.25 and a concave reward there is an optimum, but the iterates' values do not
+    approach its value.
+    """
     step, rounds = clipped(1.25, 30.0, sign=-1), 30
     limit = theory.value_gradient_error_bound(step.L0, 10 * step.L0, 0.0, 1.0, 0.2, rounds)
     CLAIM.breaks(
@@ -176,9 +192,11 @@ def test_needs_the_condition_on_beta() -> None:
 
 @pytest.mark.parametrize("rounds", [0, 1, 2, 5])
 def test_certified(rounds: int) -> None:
-    """Quadratic steps of either sign: the error is ``q^{2m+1}`` of the optimal slope, which stands for L0V and Lb0.
+    """Quadratic steps of either sign: the error is ``q^{2m+1}`` of the optimal slope, which stands
+    for L0V and Lb0.
 
-    The lemma allows ``q^{m+1} (1 + 1/lam)`` of it, the sharper bound, without third derivatives, ``q^{2m+1} (1 + q) / lam``.
+    The lemma allows ``q^{m+1} (1 + 1/lam)`` of it, the sharper bound, without third derivatives,
+    ``q^{2m+1} (1 + q) / lam``.
     """
     for ends in cells(Fraction(1, 10), Fraction(9, 10), CELLS):
         q, where = ball(*ends), {"q": [float(x) for x in ends], "updates": rounds}
@@ -189,7 +207,9 @@ def test_certified(rounds: int) -> None:
 
 
 def _bounds(step: OneStep, rounds: int) -> tuple[float, float]:
-    """The lemma and the bound of the right order, for ``m(y) = y`` and an exact value function in front."""
+    """The lemma and the bound of the right order, for ``m(y) = y`` and an exact value function in
+    front.
+    """
     lam, third = 1 - step.q, theory.SHARP / step.sigma
     first = theory.value_gradient_error_bound(step.L0, step.L0, 0.0, 1.0, lam, rounds)
     return first, theory.envelope_error_bound(step.L0, 0.0, 1.0, lam, step.q, third, rounds)

@@ -3,18 +3,22 @@ r"""What the optimum misses of the tilted law because it cannot choose where it 
 Setting: a linear-quadratic problem, constant beta; the Gibbs value of a start,
 :math:`G(y) = \beta \log E[e^{r(Y_T)/\beta} \mid Y_0 = y]`, which ``tilt_gap`` compares with V_0.
 
-Statement: :math:`\beta \log E\, e^{r(Y_T)/\beta} - E\, G(Y_0) \ge 0`, with equality if Y_0 and Y_T are independent; on a schedule
-with memory it tends to a positive limit as T grows, :math:`\beta \log E e^{V(0, Y_0)/\beta} - E V(0, Y_0)` with the continuous V.
+Statement: :math:`\beta \log E\, e^{r(Y_T)/\beta} - E\, G(Y_0) \ge 0`, with equality if Y_0 and Y_T
+are independent; on a schedule with memory it tends to a positive limit as T grows,
+:math:`\beta \log E e^{V(0, Y_0)/\beta} - E V(0, Y_0)` with the continuous V.
 
 Kind: equality (with the closed form), and a limit.
 
-Source: derived here; the inequality is Jensen's. The schedule's bias is described in arXiv 2409.08861, section 4.
+Source: derived here; the inequality is Jensen's. The schedule's bias is described in arXiv
+2409.08861, section 4.
 
-How it is measured: `LinearQuadratic.memory_gap` against the same difference from the Gaussian laws of Y_T, given Y_0 and not; the
-mean of the quadratic G from three of its values per direction, exactly. The limit by Gauss-Hermite quadrature of
-`TiltedMixture.value`; that it stays away from zero also in ball arithmetic.
+How it is measured: `LinearQuadratic.memory_gap` against the same difference from the Gaussian laws
+of Y_T, given Y_0 and not; the mean of the quadratic G from three of its values per direction,
+exactly. The limit by Gauss-Hermite quadrature of `TiltedMixture.value`; that it stays away from
+zero also in ball arithmetic.
 
-What would refute it: a negative difference, a residual above `ROUNDING`, or a difference that vanishes with T at q = 1.
+What would refute it: a negative difference, a residual above `ROUNDING`, or a difference that
+vanishes with T at q = 1.
 """
 
 from __future__ import annotations
@@ -43,12 +47,17 @@ from verify.tilt_gap import gibbs_value, log_moment
 
 CLAIM = Claim(
     name="memory_bias",
-    statement="β log E exp(r(Y_T)/β) − E β log E[exp(r(Y_T)/β)|Y₀] ≥ 0, = 0 if memoryless, ↛ 0 as T → ∞ otherwise",
+    statement=(
+        "β log E exp(r(Y_T)/β) − E β log E[exp(r(Y_T)/β)|Y₀] ≥ 0, = 0 if memoryless, ↛ 0 as T → ∞"
+        " otherwise"
+    ),
     source="derived here; arXiv 2409.08861, section 4",
     kind="equality",
 )
 ROUNDING = 1e-11
-"""Relative to beta and the values that are subtracted, over the squared distance of the tilt from one not integrable."""
+"""Relative to beta and the values that are subtracted, over the squared distance of the tilt from
+one not integrable.
+"""
 FORGETTING, REMEMBERING = 40.0, 1.0
 FORGOTTEN = 1e-12
 """At q = 40 the squared correlation of Y_0 and Y_T is exp(-40)."""
@@ -58,7 +67,9 @@ PRECISION = 300
 
 
 def measure(problem: ControlProblem) -> float:
-    """The difference, from laws of Y_T; G is quadratic, so its mean under N(m, C) is exact from central differences."""
+    """The difference, from laws of Y_T; G is quadratic, so its mean under N(m, C) is exact from
+    central differences.
+    """
     reference, form, beta = problem.reference, as_quadratic(problem.reward), problem.beta[0]
     assert isinstance(reference, AffineReference)
     law = evaluate_affine(problem, AffinePolicy.zeros(reference)).final_law
@@ -113,7 +124,8 @@ def test_does_not_vanish_with_T() -> None:
     where = {"q": REMEMBERING, "T": [256, 512], "gaps": gaps, "kernel gaps": kernel, "limit": limit}
     CLAIM.holds(abs(gaps[1] - limit), abs(gaps[0] - limit) / 2, where, slack=NEXT, part="limit")
     CLAIM.finding(
-        f"with q = 1 the memory bias tends to {limit:.4f} while the kernel gap at T = 512 is {kernel[1]:.1e}",
+        f"with q = 1 the memory bias tends to {limit:.4f} while the kernel gap at T = 512 is"
+        f" {kernel[1]:.1e}",
         where,
     )
 
@@ -129,7 +141,8 @@ def test_needs_independence() -> None:
 
 
 def test_certified() -> None:
-    """At q = 1 it is above 0.01 for N(0, 1) data, r = -x^2 / 2, beta = 1 and every T = 16 .. 1024, in balls.
+    """At q = 1 it is above 0.01 for N(0, 1) data, r = -x^2 / 2, beta = 1 and every T = 16 .. 1024,
+    in balls.
 
     With ``E = P_0`` the difference is ``(-log(1 - E) - E) / 2``; the mean maps multiply by sqrt(a).
     """
@@ -147,7 +160,9 @@ def test_certified() -> None:
 
 
 def _room(problem: ControlProblem) -> float:
-    """``1 - max eig(C P) / beta`` for the covariance C of Y_T: the tilt of its law is integrable if it is positive."""
+    """``1 - max eig(C P) / beta`` for the covariance C of Y_T: the tilt of its law is integrable if
+    it is positive.
+    """
     assert isinstance(problem.reference, AffineReference)
     law = evaluate_affine(problem, AffinePolicy.zeros(problem.reference)).final_law
     product = law.covariance @ as_quadratic(problem.reward).P / problem.beta[0]

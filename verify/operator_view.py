@@ -1,13 +1,17 @@
 r"""Bellman's equation is a smoothing, a Moreau envelope and a composition.
 
-Setting: the value function :math:`V_{t+1}` of the chain :math:`Y_{t+1} = (Y_t + g U_t(Y_t))/\sqrt a + \sigma W`, score s, KL weight
-:math:`\beta`. Bellman's equation (8)-(9) maximises over u the bracket
+Setting: the value function :math:`V_{t+1}` of the chain
+:math:`Y_{t+1} = (Y_t + g U_t(Y_t))/\sqrt a + \sigma W`, score s, KL weight :math:`\beta`. Bellman's
+equation (8)-(9) maximises over u the bracket
 
-.. math:: Q_t(y, u) = E V_{t+1}\Big(\frac{y + g u}{\sqrt a} + \sigma W\Big) - \frac{\beta g^2}{2 a \sigma^2} |u - s(y)|^2 .
+.. math:: Q_t(y, u) = E V_{t+1}\Big(\frac{y + g u}{\sqrt a} + \sigma W\Big) - \frac{\beta g^2}{2 a
+    \sigma^2} |u - s(y)|^2 .
 
-Statement: with :math:`m_t(y) = (y + g s(y))/\sqrt a`, :math:`\rho = \sigma^2/\beta` and :math:`(G f)(x) = E f(x + \sigma W)`,
+Statement: with :math:`m_t(y) = (y + g s(y))/\sqrt a`, :math:`\rho = \sigma^2/\beta` and
+:math:`(G f)(x) = E f(x + \sigma W)`,
 
-.. math:: V_t = \Big[ \sup_\delta\, (G V_{t+1})(\cdot + \delta) - |\delta|^2/(2\rho) \Big] \circ m_t ,
+.. math:: V_t = \Big[ \sup_\delta\, (G V_{t+1})(\cdot + \delta) - |\delta|^2/(2\rho) \Big] \circ m_t
+    ,
 
 the supremum being attained at :math:`\delta = g (u^* - s)/\sqrt a`.
 
@@ -15,9 +19,10 @@ Kind: equality.
 
 Source: derived here from arXiv 2412.18164v4, equations 8-9.
 
-How it is measured: the right side of (9) in the paper's units, by an own quadrature and a search on nested grids that assumes
-neither smoothness nor concavity, against the exact solver, which works with the operators; in several dimensions (quadratic) with a
-general-purpose optimiser and a cubature that is exact for quadratics. The change of variables symbolically.
+How it is measured: the right side of (9) in the paper's units, by an own quadrature and a search on
+nested grids that assumes neither smoothness nor concavity, against the exact solver, which works
+with the operators; in several dimensions (quadratic) with a general-purpose optimiser and a
+cubature that is exact for quadratics. The change of variables symbolically.
 
 What would refute it: a residual above the errors of quadrature and search.
 """
@@ -55,15 +60,23 @@ CLAIM = Claim(
 )
 
 REACH, SPACING = 9.0, 0.075
-"""Quadrature for W: the trapezoidal rule errs by exp(-2 pi c / 0.075) for integrands analytic in a strip of half-width c."""
+"""Quadrature for W: the trapezoidal rule errs by exp(-2 pi c / 0.075) for integrands analytic in a
+strip of half-width c.
+"""
 FIRST, LATER, ZOOMS = 161, 33, 7
-"""Points of the search and of its refinements, each to two spacings: a width of 1 ends at 1e-7; the value loses its square."""
+"""Points of the search and of its refinements, each to two spacings: a width of 1 ends at 1e-7; the
+value loses its square.
+"""
 RESIDUAL = 1e-9
-"""Relative error of V_t off the nodes; `strategies` chooses the grids so that interpolation errs by this much."""
+"""Relative error of V_t off the nodes; `strategies` chooses the grids so that interpolation errs by
+this much.
+"""
 MARGIN = 1.5
 """Half-width of the search over the largest possible distance of u* from s."""
 GRADIENT = 1e-8
-"""Gradient at which the optimiser stops; the value is then off by its square over twice the modulus of concavity."""
+"""Gradient at which the optimiser stops; the value is then off by its square over twice the modulus
+of concavity.
+"""
 ROUNDING = 1e-11
 """Relative error of a quadratic's value, with moduli above 1e-5."""
 
@@ -129,7 +142,9 @@ class Bracket:
         return reference.score(self.t, y.reshape(-1, 1)).reshape(y.shape)
 
     def width(self) -> float:
-        """Half-width around s of an interval that holds every maximiser and stationary point, from ``|u - s| <= kappa L0V``."""
+        """Half-width around s of an interval that holds every maximiser and stationary point, from
+        ``|u - s| <= kappa L0V``.
+        """
         steepest = theory.paper_constants(self.instance.chain, self.instance.lams).L0V
         return MARGIN * float(theory.control_size(self.instance.chain, self.beta, steepest)[self.t])
 
@@ -234,7 +249,9 @@ def test_needs_the_order() -> None:
 
 
 def test_needs_kernels_of_fixed_covariance() -> None:
-    """A control that may also change the variance of the kernel, at its divergence, does better on a convex reward."""
+    """A control that may also change the variance of the kernel, at its divergence, does better on
+    a convex reward.
+    """
     beta, variance, p = float(PARABOLA.beta()[0]), float(PARABOLA.schedule.sigma[0].square()), 1.5
     ratio = np.linspace(0.5, 2, 301)
     gained = p * variance * (ratio - 1) / 2 - beta * (ratio - 1 - np.log(ratio)) / 2
@@ -262,7 +279,9 @@ def maximise_quadratic(
     y: np.ndarray,
     start: np.ndarray | None = None,
 ) -> VectorMaximum:
-    """By scipy, from the score unless told otherwise; the mean over ``x +- sqrt(d) sigma e_i`` is exact for quadratics."""
+    """By scipy, from the score unless told otherwise; the mean over ``x +- sqrt(d) sigma e_i`` is
+    exact for quadratics.
+    """
     s, d = instance.schedule, instance.dim
     alpha, gain, sigma = (float(x[t]) for x in (s.alpha, s.gain, s.sigma))
     nodes = (

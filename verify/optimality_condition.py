@@ -5,19 +5,22 @@ Setting: the chain of Theorem 2.8 with :math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}
 
 Statement: Bellman's bracket has exactly one stationary point, its maximum, and
 
-.. math:: u^*_t(y) = s_t(y) + \kappa_t E \nabla V_{t+1}\Big( \frac{y + g_t u^*_t(y)}{\sqrt{a_t}} + \sigma_t W \Big) .
+.. math:: u^*_t(y) = s_t(y) + \kappa_t E \nabla V_{t+1}\Big( \frac{y + g_t u^*_t(y)}{\sqrt{a_t}} +
+    \sigma_t W \Big) .
 
 Kind: equality.
 
-Source: arXiv 2412.18164v4, equations 18 and 20. That every stationary point lies within :math:`\kappa_t L^0_{V,t+1}` of the score,
-so that a search there finds all of them, follows from the equation.
+Source: arXiv 2412.18164v4, equations 18 and 20. That every stationary point lies within
+:math:`\kappa_t L^0_{V,t+1}` of the score, so that a search there finds all of them, follows from
+the equation.
 
-How it is measured: maximisers of the bracket by a search on nested grids, and in several dimensions by a general-purpose optimiser
-from several starts, against the control of the exact solver; the residual of (18) at the solver's control by an own quadrature; the
-number of sign changes of the residual over the interval that holds every stationary point.
+How it is measured: maximisers of the bracket by a search on nested grids, and in several dimensions
+by a general-purpose optimiser from several starts, against the control of the exact solver; the
+residual of (18) at the solver's control by an own quadrature; the number of sign changes of the
+residual over the interval that holds every stationary point.
 
-What would refute it: a maximiser further from the solver's control than a search by values can err, a residual above quadrature
-error, or a number of sign changes other than one.
+What would refute it: a maximiser further from the solver's control than a search by values can err,
+a residual above quadrature error, or a number of sign changes other than one.
 """
 
 from __future__ import annotations
@@ -42,15 +45,22 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="optimality_condition",
-    statement="u*_t(y) = s_t(y) + κ_t E∇V_{t+1}((y + g_t u*_t(y))/√a_t + σ_t W), and no other u solves this",
+    statement=(
+        "u*_t(y) = s_t(y) + κ_t E∇V_{t+1}((y + g_t u*_t(y))/√a_t + σ_t W), and no other u solves"
+        " this"
+    ),
     source="arXiv 2412.18164v4, equations 18 and 20",
     kind="equality",
 )
 
 VALUES = 1e-12
-"""Relative error of a value of the bracket; two points whose values differ by less are equal to a search."""
+"""Relative error of a value of the bracket; two points whose values differ by less are equal to a
+search.
+"""
 DESCENT = 1e-6
-"""Relative error of a maximiser by an optimiser that stops at a gradient of 1e-8, with moduli above 0.01."""
+"""Relative error of a maximiser by an optimiser that stops at a gradient of 1e-8, with moduli above
+0.01.
+"""
 POINTS = 401
 
 
@@ -125,7 +135,9 @@ def test_holds_in_several_dimensions(
 
 @pytest.mark.parametrize("share", [0.2, 0.5])
 def test_needs_the_condition_on_beta(share: float) -> None:
-    """Below ``sigma^2 sup |Hess G V|`` the bracket has several stationary points, all of which solve (18)."""
+    """Below ``sigma^2 sup |Hess G V|`` the bracket has several stationary points, all of which
+    solve (18).
+    """
     instance = ProductInstance(
         levels=(0.4, 0.8), lam=(0.5,), factors=(Factor(TanhScore(c=1.0), Sine(1.0, 2.0)),)
     )
@@ -151,7 +163,9 @@ def stationary_points(bracket: Bracket, y: Tensor) -> Tensor:
 
 
 def _flatness(instance: ProductInstance, bracket: Bracket, y: Tensor, u: Tensor) -> float:
-    """How far from the maximum values are equal to rounding: ``sqrt(2 error / modulus)`` with the modulus of (19)."""
+    """How far from the maximum values are equal to rounding: ``sqrt(2 error / modulus)`` with the
+    modulus of (19).
+    """
     curvature = instance.regularity().curvature
     beta = torch.full((instance.steps,), bracket.beta, dtype=torch.float64)
     modulus = float(theory.concavity_modulus(instance.chain, beta, curvature)[bracket.t])

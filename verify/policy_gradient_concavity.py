@@ -1,29 +1,37 @@
 r"""Away from the optimum, is the action value of a policy concave in the control?
 
 Setting: :math:`Q^K_t(y, u)` of ``policy_gradient_formula``, whose curvature in whitened control is
-:math:`\sigma_t^2\, \mathrm{Hess}\, G V^K_{t+1} - \beta_t`. At the optimum it is negative under the condition on beta (19).
+:math:`\sigma_t^2\, \mathrm{Hess}\, G V^K_{t+1} - \beta_t`. At the optimum it is negative under the
+condition on beta (19).
 
-Statement: for affine policies of a linear-quadratic problem, :math:`P^K_{t+1} \preceq P^*_{t+1}`, so at every K the modulus of
-strong concavity, :math:`\beta_t - \sigma_t^2 \lambda_{\max}(P^K_{t+1})`, is at least the optimal one. (:math:`V^K \le V^*`
-everywhere, and a quadratic function that nowhere exceeds another one has no larger Hessian.)
+Statement: for affine policies of a linear-quadratic problem, :math:`P^K_{t+1} \preceq P^*_{t+1}`,
+so at every K the modulus of strong concavity,
+:math:`\beta_t - \sigma_t^2 \lambda_{\max}(P^K_{t+1})`, is at least the optimal one.
+(:math:`V^K \le V^*` everywhere, and a quadratic function that nowhere exceeds another one has no
+larger Hessian.)
 
 Kind: tight, attained by K = K*.
 
-For nonlinear features it is false. Take identity mean maps, the reward r(x) = x, two steps, and the features
-:math:`1, \sin \omega y` with weights :math:`\sigma/\beta` (optimal) and k (optimally zero) at the second step. Then
-:math:`V^K_1(y) = y - \tfrac{\beta}{2} k^2 \sin^2 \omega y` up to a constant, and the curvature at step 0 is
+For nonlinear features it is false. Take identity mean maps, the reward r(x) = x, two steps, and the
+features :math:`1, \sin \omega y` with weights :math:`\sigma/\beta` (optimal) and k (optimally zero)
+at the second step. Then :math:`V^K_1(y) = y - \tfrac{\beta}{2} k^2 \sin^2 \omega y` up to a
+constant, and the curvature at step 0 is
 
 .. math:: -\beta \big( 1 + k^2 (\sigma\omega)^2 e^{-2 (\sigma\omega)^2} \cos 2 \omega x \big),
 
-positive for some x if and only if :math:`k^2 (\sigma\omega)^2 e^{-2(\sigma\omega)^2} > 1`; the smallest such k is
-:math:`\sqrt{2e} = 2.33`, at :math:`(\sigma\omega)^2 = 1/2`. At k = 0 the modulus is beta.
+positive for some x if and only if :math:`k^2 (\sigma\omega)^2 e^{-2(\sigma\omega)^2} > 1`; the
+smallest such k is :math:`\sqrt{2e} = 2.33`, at :math:`(\sigma\omega)^2 = 1/2`. At k = 0 the modulus
+is beta.
 
-Source: arXiv 2412.18164v4, section 4.1, which has strong concavity at K* only; statement and counter-example derived here.
+Source: arXiv 2412.18164v4, section 4.1, which has strong concavity at K* only; statement and
+counter-example derived here.
 
-How it is measured: the moduli from `evaluate_affine` and `LinearQuadratic` at random policies, near and far; the counter-example
-by Gauss-Hermite quadrature of the second derivative, and in ball arithmetic.
+How it is measured: the moduli from `evaluate_affine` and `LinearQuadratic` at random policies, near
+and far; the counter-example by Gauss-Hermite quadrature of the second derivative, and in ball
+arithmetic.
 
-What would refute it: an affine policy with a smaller modulus than the optimal one; a ball below zero in the counter-example.
+What would refute it: an affine policy with a smaller modulus than the optimal one; a ball below
+zero in the counter-example.
 """
 
 from __future__ import annotations
@@ -97,7 +105,9 @@ def test_is_attained() -> None:
 
 
 def test_needs_affine_features() -> None:
-    """The counter-example of the docstring with k = 3, at whose optimum every step has the modulus beta."""
+    """The counter-example of the docstring with k = 3, at whose optimum every step has the modulus
+    beta.
+    """
     k, beta, sigma = 3.0, 1.0, 0.5
     omega = math.sqrt(0.5) / sigma
     where = {
@@ -115,12 +125,17 @@ def test_needs_affine_features() -> None:
         _curvature(0.0, beta, sigma, omega, 0.3), -beta, where, QUADRATURE, "modulus at the optimum"
     )
     CLAIM.breaks(curvature, 0.0, where, "affine features: curvature of Q in the control")
-    text = "for nonlinear features Q^K_t(y, ·) need not be concave although Q^{K*}_t(y, ·) is, even for a linear reward: k > √(2e)"
+    text = (
+        "for nonlinear features Q^K_t(y, ·) need not be concave although Q^{K*}_t(y, ·) is, even"
+        " for a linear reward: k > √(2e)"
+    )
     CLAIM.finding(text, where)
 
 
 def test_certified() -> None:
-    """``1 - 9 / (2 e) < 0`` and, for the threshold, ``1 - k^2 / (2 e) > 0`` for k = 2.33 at every frequency."""
+    """``1 - 9 / (2 e) < 0`` and, for the threshold, ``1 - k^2 / (2 e) > 0`` for k = 2.33 at every
+    frequency.
+    """
     flint.ctx.prec = PRECISION
     e = flint.arb(1).exp()
     CLAIM.certified(
@@ -158,7 +173,9 @@ def test_needs_the_value_of_the_same_problem() -> None:
 
 
 def _curvature(k: float, beta: float, sigma: float, omega: float, x: float) -> float:
-    """``sigma^2 (G V_1)''(x) - beta`` by quadrature; by parts, ``sigma^2 (G V)'' = E[V(x + sigma W)(W^2 - 1)]``."""
+    """``sigma^2 (G V_1)''(x) - beta`` by quadrature; by parts,
+    ``sigma^2 (G V)'' = E[V(x + sigma W)(W^2 - 1)]``.
+    """
     z, weight = np.polynomial.hermite_e.hermegauss(NODES)
     y = x + sigma * z
     control = sigma / beta + k * np.sin(omega * y)

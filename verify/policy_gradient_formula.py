@@ -1,22 +1,25 @@
 r"""The gradient of the objective with respect to a policy that is linear in features (77).
 
-Setting: :math:`U_t(y) = K_t \varphi_t(y)` with any features and any weights, one matrix per step; :math:`V^K` is the value of that
-policy, not the optimal one, and
-:math:`Q^K_t(y, u) = -\beta_t g^2 |u - s_t(y)|^2 / (2 a \sigma^2) + E V^K_{t+1}((y + g u)/\sqrt a + \sigma W)`.
+Setting: :math:`U_t(y) = K_t \varphi_t(y)` with any features and any weights, one matrix per step;
+:math:`V^K` is the value of that policy, not the optimal one, and :math:`Q^K_t(y, u) = -\beta_t g^2
+|u - s_t(y)|^2 / (2 a \sigma^2) + E V^K_{t+1}((y + g u)/\sqrt a + \sigma W)`.
 
-Statement: :math:`\nabla_{K_t} J = E\big[ \partial_u Q^K_t(Y_t, K_t \varphi_t(Y_t))\, \varphi_t(Y_t)^\top \big]`, with :math:`Y_t`
-distributed under the policy itself. In whitened control, :math:`\partial_v Q^K_t = \sigma E \nabla V^K_{t+1} - \beta_t v`, and a
-costate :math:`\nabla V^K` that contains the policy's own derivative.
+Statement: :math:`\nabla_{K_t} J = E\big[ \partial_u Q^K_t(Y_t, K_t \varphi_t(Y_t))\,
+\varphi_t(Y_t)^\top \big]`, with :math:`Y_t` distributed under the policy itself. In whitened
+control, :math:`\partial_v Q^K_t = \sigma E \nabla V^K_{t+1} - \beta_t v`, and a costate
+:math:`\nabla V^K` that contains the policy's own derivative.
 
 Kind: equality.
 
 Source: arXiv 2412.18164v4, equation 77.
 
-How it is measured: (a) symbolically for two steps in one dimension; (b) for affine features and a quadratic reward in up to 5
-dimensions, `affine_gradient` against automatic differentiation of the objective, itself from the propagated moments; (c) in one
-dimension for nonlinear features, scores and rewards: the right side from the costate recursion and the policy's law, the left side
-by differentiating the objective, both by the trapezoidal rule (see ``policy_gradients``). The two sides agree only where both
-converge, since one differentiates kernels and the other the value functions.
+How it is measured: (a) symbolically for two steps in one dimension; (b) for affine features and a
+quadratic reward in up to 5 dimensions, `affine_gradient` against automatic differentiation of the
+objective, itself from the propagated moments; (c) in one dimension for nonlinear features, scores
+and rewards: the right side from the costate recursion and the policy's law, the left side by
+differentiating the objective, both by the trapezoidal rule (see ``policy_gradients``). The two
+sides agree only where both converge, since one differentiates kernels and the other the value
+functions.
 
 What would refute it: a residual above `QUADRATURE` or `ROUNDING`.
 """
@@ -45,9 +48,13 @@ CLAIM = Claim(
     kind="equality",
 )
 ROUNDING = 1e-10
-"""Relative to the largest entry: products of 2 T matrices of norm up to 10 lose six digits of float64."""
+"""Relative to the largest entry: products of 2 T matrices of norm up to 10 lose six digits of
+float64.
+"""
 QUADRATURE = 1e-10
-"""Relative to the largest entry: the trapezoidal rule errs by 1e-15 per step, what lies beyond the nodes by less."""
+"""Relative to the largest entry: the trapezoidal rule errs by 1e-15 per step, what lies beyond the
+nodes by less.
+"""
 
 
 def features(x: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch 4"]:
@@ -113,7 +120,9 @@ def test_holds(instance: ProductInstance, seed: int, size: float, beta: float) -
 def test_holds_for_affine_features(
     instance: QuadraticInstance, seed: int, size: float, beta: float
 ) -> None:
-    """The closed form against automatic differentiation of the objective from moments; beta may admit no optimum."""
+    """The closed form against automatic differentiation of the objective from moments; beta may
+    admit no optimum.
+    """
     problem, (T, d) = instance.problem(beta), (instance.steps, instance.dim)
     gain, offset = size * _normal(seed, T, d, d), size * _normal(seed + 1, T, d)
     leaves = [x.clone().requires_grad_(True) for x in (gain, offset)]
@@ -128,7 +137,9 @@ def test_holds_for_affine_features(
 
 
 def test_holds_symbolically() -> None:
-    """Two steps in one dimension, ``v_k = K_k x``, quadratic reward: both sides are polynomials in all coefficients."""
+    """Two steps in one dimension, ``v_k = K_k x``, quadratic reward: both sides are polynomials in
+    all coefficients.
+    """
     A0, A1, P, K0, K1, b0, b1, s0, s1 = sympy.symbols("A0 A1 P K0 K1 b0 b1 s0 s1", real=True)
     first = (A0 + s0 * K0) ** 2 + s0**2
     second = (A1 + s1 * K1) ** 2 * first + s1**2
@@ -145,7 +156,9 @@ def test_holds_symbolically() -> None:
 
 @pytest.mark.parametrize("what", ["law", "costate"])
 def test_needs_the_policys_own(what: str) -> None:
-    """With states of another policy, or with a costate that leaves out the policy's derivative, it is no gradient."""
+    """With states of another policy, or with a costate that leaves out the policy's derivative, it
+    is no gradient.
+    """
     instance = _example()
     weights, still = (
         0.6 * _normal(3, instance.steps, 4),

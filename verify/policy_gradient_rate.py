@@ -1,21 +1,25 @@
 r"""Exact gradient ascent converges linearly, at the rate of the curvature at the optimum.
 
-Setting: a linear-quadratic problem, affine policies with their gains and offsets as one vector K, the exact gradient (77), ascent
-:math:`K \leftarrow K + \eta \nabla J(K)`; h are the eigenvalues of :math:`-\nabla^2 J(K^*)`, all positive under the condition on
-beta.
+Setting: a linear-quadratic problem, affine policies with their gains and offsets as one vector K,
+the exact gradient (77), ascent :math:`K \leftarrow K + \eta \nabla J(K)`; h are the eigenvalues of
+:math:`-\nabla^2 J(K^*)`, all positive under the condition on beta.
 
-Statement: near K*, :math:`|K^{n+1} - K^*| \le \max_i |1 - \eta h_i|\, |K^n - K^*|`; with the best step,
-:math:`\eta = 2/(h_1 + h_n)`, the factor is :math:`(\kappa - 1)/(\kappa + 1)`, :math:`\kappa = h_n/h_1`.
+Statement: near K*, :math:`|K^{n+1} - K^*| \le \max_i |1 - \eta h_i|\, |K^n - K^*|`; with the best
+step, :math:`\eta = 2/(h_1 + h_n)`, the factor is :math:`(\kappa - 1)/(\kappa + 1)`,
+:math:`\kappa = h_n/h_1`.
 
 Kind: tight, as K tends to K*: the eigenvector of the extreme eigenvalue attains it.
 
-Source: the linear rate is conjectured in arXiv 2412.18164v4, section 4.1; the factor is derived here (the gradient is smooth and
-vanishes at K*, so the iteration has the Jacobian :math:`I - \eta h`).
+Source: the linear rate is conjectured in arXiv 2412.18164v4, section 4.1; the factor is derived
+here (the gradient is smooth and vanishes at K*, so the iteration has the Jacobian
+:math:`I - \eta h`).
 
-How it is measured: the Hessian by automatic differentiation of the objective from moments, the iteration with the closed-form
-gradient, from starts at distance `NEAR` of K*; a far start with backtracking, which must enter the same regime.
+How it is measured: the Hessian by automatic differentiation of the objective from moments, the
+iteration with the closed-form gradient, from starts at distance `NEAR` of K*; a far start with
+backtracking, which must enter the same regime.
 
-What would refute it: a contraction factor above the predicted one beyond `LOCAL`, or a far start that does not reach it.
+What would refute it: a contraction factor above the predicted one beyond `LOCAL`, or a far start
+that does not reach it.
 """
 
 from __future__ import annotations
@@ -47,7 +51,9 @@ CLAIM = Claim(
 NEAR = 1e-6
 """Distance of the starts relative to 1 + |K*|."""
 LOCAL = 1e-3
-"""Change of the factor over that distance: `NEAR` times third derivatives over curvature, at most 1000 on these instances."""
+"""Change of the factor over that distance: `NEAR` times third derivatives over curvature, at most
+1000 on these instances.
+"""
 ITERATIONS = 3
 FAR_ITERATIONS = 400
 TAIL = 20
@@ -85,7 +91,9 @@ def contractions(
 @settings(max_examples=25)
 @given(quadratic_instances(steps=4, dims=2), SEEDS, numbers(0.05, 1.0))
 def test_holds(instance: QuadraticInstance, seed: int, share: float) -> None:
-    """Contraction from a random direction, for steps up to the best one; and along the slowest direction, where it is attained."""
+    """Contraction from a random direction, for steps up to the best one; and along the slowest
+    direction, where it is attained.
+    """
     flat, best = optimum(instance.solve())
     h, vectors = curvature(flat, best)
     step = share * 2 / (h[0] + h[-1])
@@ -120,7 +128,9 @@ def test_is_attained() -> None:
 
 
 def test_holds_from_far() -> None:
-    """Ascent with backtracking from a random distant policy, then the predicted factor; gradient domination on the way."""
+    """Ascent with backtracking from a random distant policy, then the predicted factor; gradient
+    domination on the way.
+    """
     instance = _pair()
     truth = instance.solve()
     flat, best = optimum(truth)

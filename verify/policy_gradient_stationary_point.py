@@ -1,25 +1,28 @@
 r"""Under realisability the optimal weights are the only stationary point.
 
-Setting: :math:`U_t = K_t \varphi_t(y)`, one weight matrix per step, features that can represent the optimal control,
-:math:`u^*_t = K^*_t \varphi_t`; beta at which Bellman's bracket is strongly concave at the optimum;
-:math:`E[\varphi_t(Y_t) \varphi_t(Y_t)^\top] \succ 0` under every policy.
+Setting: :math:`U_t = K_t \varphi_t(y)`, one weight matrix per step, features that can represent the
+optimal control, :math:`u^*_t = K^*_t \varphi_t`; beta at which Bellman's bracket is strongly
+concave at the optimum; :math:`E[\varphi_t(Y_t) \varphi_t(Y_t)^\top] \succ 0` under every policy.
 
 Statement: :math:`\nabla J(K) = 0` only at :math:`K = K^*`.
 
 Kind: equality (of every stationary point with K*).
 
-Proof (derived here), backwards in t. If :math:`K_s = K^*_s` for all s > t, then :math:`Q^K_t = Q^*_t` is strongly concave in u, so
-for the given law of :math:`Y_t` the objective is strongly concave in :math:`K_t`; the maximiser of :math:`Q^*_t(y, \cdot)` at every
-y is :math:`K^*_t \varphi_t(y)`, so the only zero of (77) is :math:`K^*_t`. What happens before t only changes that law. Concavity
-away from K* is not needed, and fails (see ``policy_gradient_concavity``).
+Proof (derived here), backwards in t. If :math:`K_s = K^*_s` for all s > t, then
+:math:`Q^K_t = Q^*_t` is strongly concave in u, so for the given law of :math:`Y_t` the objective is
+strongly concave in :math:`K_t`; the maximiser of :math:`Q^*_t(y, \cdot)` at every y is
+:math:`K^*_t \varphi_t(y)`, so the only zero of (77) is :math:`K^*_t`. What happens before t only
+changes that law. Concavity away from K* is not needed, and fails (see
+``policy_gradient_concavity``).
 
 Source: arXiv 2412.18164v4, section 4.1; the proof and the counter-examples are derived here.
 
-How it is measured: roots of the exact gradient from random starts by Powell's hybrid method, which finds saddles and minima as well
-as maxima, for affine policies of linear-quadratic problems and for a nonconvex problem with the optimal control and a sine as
-features. The negative controls drop one assumption each: without realisability a closed-form objective in one number has three
-stationary points, proved in ball arithmetic; with collinear features a line of them; below the least beta an optimum is no longer
-there, and the stationary point is a saddle.
+How it is measured: roots of the exact gradient from random starts by Powell's hybrid method, which
+finds saddles and minima as well as maxima, for affine policies of linear-quadratic problems and for
+a nonconvex problem with the optimal control and a sine as features. The negative controls drop one
+assumption each: without realisability a closed-form objective in one number has three stationary
+points, proved in ball arithmetic; with collinear features a line of them; below the least beta an
+optimum is no longer there, and the stationary point is a saddle.
 
 What would refute it: a root of the gradient at a distance from K*.
 """
@@ -51,7 +54,9 @@ CLAIM = Claim(
 RELATIVE_STEP = 1e-12
 """Relative step at which the root finder stops."""
 SAME = 1e-6
-"""Distance of two roots, relative to 1 + |K*|, that counts as none: the step above times the condition number of the Jacobian."""
+"""Distance of two roots, relative to 1 + |K*|, that counts as none: the step above times the
+condition number of the Jacobian.
+"""
 FLAT = 1e-8
 """Gradient, relative to its size at the start, above which a stop of the root finder is not a root."""
 STARTS, EVALUATIONS = 2, 400
@@ -61,7 +66,9 @@ PRECISION = 200
 def stationary_points(
     gradient: Callable[[np.ndarray], np.ndarray], starts: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """Roots of a gradient found from given starts; a start from which the search gets stuck gives none."""
+    """Roots of a gradient found from given starts; a start from which the search gets stuck gives
+    none.
+    """
     found = []
     for start in starts:
         result = root(
@@ -75,7 +82,9 @@ def stationary_points(
 @settings(max_examples=12)
 @given(quadratic_instances(steps=3, dims=2), SEEDS, numbers(0.1, 10))
 def test_holds(instance: QuadraticInstance, seed: int, size: float) -> None:
-    """Affine policies: every root of the exact gradient found from starts at distances of order ``size`` is the optimum."""
+    """Affine policies: every root of the exact gradient found from starts at distances of order
+    ``size`` is the optimum.
+    """
     flat, best = optimum(instance.solve())
     draw = np.random.default_rng(seed)
     found = stationary_points(
@@ -107,11 +116,13 @@ def test_holds_for_nonlinear_features() -> None:
 
 
 def test_needs_realisability() -> None:
-    """A constant control, then a bump: three stationary points with two steps, identity mean maps and a linear reward.
+    """A constant control, then a bump: three stationary points with two steps, identity mean maps
+    and a linear reward.
 
-    With ``x_1 = x_0 + sigma (c + xi)``, ``v_1 = k exp(-x_1^2 / 2)``, ``r(x) = x`` and the best k for every c, in units of
-    ``sigma^2 / beta`` the objective of ``z = beta c / sigma`` is ``z - z^2 / 2 + psi(R z) / 2``, ``R = sigma^2 / beta``, where
-    ``psi(m) = (E phi)^2 / E phi^2`` under N(m, tau^2). Without the bump it has one stationary point, z = 1.
+    With ``x_1 = x_0 + sigma (c + xi)``, ``v_1 = k exp(-x_1^2 / 2)``, ``r(x) = x`` and the best k
+    for every c, in units of ``sigma^2 / beta`` the objective of ``z = beta c / sigma`` is
+    ``z - z^2 / 2 + psi(R z) / 2``, ``R = sigma^2 / beta``, where ``psi(m) = (E phi)^2 / E phi^2``
+    under N(m, tau^2). Without the bump it has one stationary point, z = 1.
     """
     flint.ctx.prec = PRECISION
     points = [flint.arb(p) / 100 for p in (1, 30, 90, 101)]
@@ -136,7 +147,8 @@ def test_needs_realisability() -> None:
         "three sign changes",
     )
     CLAIM.finding(
-        "without realisability J has several stationary points although Bellman's bracket is strongly concave",
+        "without realisability J has several stationary points although Bellman's bracket is"
+        " strongly concave",
         where,
     )
 
@@ -206,9 +218,11 @@ class _Steps:
 
 
 def _reduced_slope(z: flint.arb) -> flint.arb:
-    """Derivative in z of ``z - z^2 / 2 + psi(R z) / 2`` for ``R = 10``, ``tau^2 = 2`` and ``phi(x) = exp(-x^2 / 2)``.
+    """Derivative in z of ``z - z^2 / 2 + psi(R z) / 2`` for ``R = 10``, ``tau^2 = 2`` and
+    ``phi(x) = exp(-x^2 / 2)``.
 
-    ``E phi = (1 + tau^2)^(-1/2) exp(-m^2 / (2 (1 + tau^2)))`` and ``E phi^2 = (1 + 2 tau^2)^(-1/2) exp(-m^2 / (1 + 2 tau^2))``.
+    ``E phi = (1 + tau^2)^(-1/2) exp(-m^2 / (2 (1 + tau^2)))`` and
+    ``E phi^2 = (1 + 2 tau^2)^(-1/2) exp(-m^2 / (1 + 2 tau^2))``.
     """
     R, variance = flint.arb(10), flint.arb(2)
     rate = 1 / (1 + variance) - 1 / (1 + 2 * variance)

@@ -1,20 +1,22 @@
 r"""Remark 2.4: with one KL weight for all steps the penalty is that of the whole path.
 
-Setting: a pre-trained chain :math:`X_{t+1} = m_t(X_t) + \sigma_t W_t`, and the chain with the control v and the same initial law;
-:math:`\mathbb P^v` and :math:`\mathbb P` are the laws of :math:`(X_0, \dots, X_T)`.
+Setting: a pre-trained chain :math:`X_{t+1} = m_t(X_t) + \sigma_t W_t`, and the chain with the
+control v and the same initial law; :math:`\mathbb P^v` and :math:`\mathbb P` are the laws of
+:math:`(X_0, \dots, X_T)`.
 
-Statement: if :math:`\beta_t = \beta` for all t, then :math:`E \sum_t \beta_t |v_t(X_t)|^2/2 = \beta\,\mathrm{KL}(\mathbb P^v \|
-\mathbb P)`.
+Statement: if :math:`\beta_t = \beta` for all t, then :math:`E \sum_t \beta_t |v_t(X_t)|^2/2 =
+\beta\,\mathrm{KL}(\mathbb P^v \| \mathbb P)`.
 
 Kind: equality.
 
 Source: arXiv 2412.18164v4, Remark 2.4.
 
-How it is measured: for affine policies, the divergence between the two joint normal laws of all T + 1 states, whose covariances are
-assembled from their blocks. For nonlinear policies in one dimension, :math:`E \log(d\mathbb P^v/d\mathbb P)` by the trapezoidal
-rule, from the densities of the kernels; in several, the mean of log(dP^v/dP) over controlled paths and that of
-:math:`L \log L - L + 1`, :math:`L = d\mathbb P^v/d\mathbb P`, over pre-trained paths, both from densities of the states, within 4
-standard errors.
+How it is measured: for affine policies, the divergence between the two joint normal laws of all T +
+1 states, whose covariances are assembled from their blocks. For nonlinear policies in one
+dimension, :math:`E \log(d\mathbb P^v/d\mathbb P)` by the trapezoidal rule, from the densities of
+the kernels; in several, the mean of log(dP^v/dP) over controlled paths and that of
+:math:`L \log L - L + 1`, :math:`L = d\mathbb P^v/d\mathbb P`, over pre-trained paths, both from
+densities of the states, within 4 standard errors.
 
 What would refute it: a residual above rounding and quadrature error, or above 4 standard errors.
 """
@@ -42,20 +44,29 @@ from verify.support.strategies import Sine, numbers, quadratic_instances
 
 CLAIM = Claim(
     name="remark_2_4",
-    statement="β_t = β for all t ⇒ E Σ_t β_t |v_t|²/2 = β KL(law of the controlled path ‖ law of the pre-trained path)",
+    statement=(
+        "β_t = β for all t ⇒ E Σ_t β_t |v_t|²/2 = β KL(law of the controlled path ‖ law of the"
+        " pre-trained path)"
+    ),
     source="arXiv 2412.18164v4, Remark 2.4",
     kind="equality",
 )
 
 ROUNDING = 1e-10
-"""Relative error of the divergence: covariances of up to 35 rows with condition numbers up to 1e4, times 450 eps."""
+"""Relative error of the divergence: covariances of up to 35 rows with condition numbers up to 1e4,
+times 450 eps.
+"""
 QUADRATURE = 1e-10
-"""Relative error of the trapezoidal rule with spacing `WIDTH` / 400, a thirteenth of the least noise scale, on 800 intervals."""
+"""Relative error of the trapezoidal rule with spacing `WIDTH` / 400, a thirteenth of the least
+noise scale, on 800 intervals.
+"""
 WIDTH, NODES = 12.0, 801
 STANDARD_ERRORS = 4.0
 PATHS = 100_000
 SIZE = 0.1
-"""Size of the nonlinear controls: the weights L of the second estimator stay below 4, so that its mean is nearly normal."""
+"""Size of the nonlinear controls: the weights L of the second estimator stay below 4, so that its
+mean is nearly normal.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +137,9 @@ def test_holds_for_nonlinear_policies(dim: int) -> None:
 
 
 def test_needs_a_constant_beta() -> None:
-    """Two controls with the same path divergence pay differently if beta varies: no single weight is right for both."""
+    """Two controls with the same path divergence pay differently if beta varies: no single weight
+    is right for both.
+    """
     instance = _mixture(1)
     problem = instance.problem(torch.linspace(1, 2, instance.steps, dtype=torch.float64))
     one = torch.eye(instance.steps, dtype=torch.float64)
@@ -140,7 +153,9 @@ def test_needs_a_constant_beta() -> None:
 
 
 def test_needs_a_common_start() -> None:
-    """If the fine-tuned chain also chooses its initial law, the path divergence has that law's divergence in addition."""
+    """If the fine-tuned chain also chooses its initial law, the path divergence has that law's
+    divergence in addition.
+    """
     instance = QuadraticInstance(
         levels=(0.3, 0.9), lam=(0.5,), score=(-1.0,), shift=(0.0,), curvature=(1.0,), slope=(0.0,)
     )
@@ -195,7 +210,9 @@ class _PathLaw:
 
 
 def _by_quadrature(reference: Reference, policy: Policy) -> _PathLaw:
-    """One dimension: the law of each state from the one before, with the logarithms of both transition densities."""
+    """One dimension: the law of each state from the one before, with the logarithms of both
+    transition densities.
+    """
     x = torch.linspace(-WIDTH, WIDTH, NODES, dtype=torch.float64)[:, None]
     spacing = float(x[1] - x[0])
     mass = spacing * Normal(0.0, 1.0).log_prob(x[:, 0]).exp()

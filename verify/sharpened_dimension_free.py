@@ -1,18 +1,21 @@
 r"""The constant :math:`C_d = E|W|` of (17) can be :math:`\sqrt{2/\pi}`, whatever the dimension.
 
-Setting: W standard normal in d dimensions, symmetric matrices H(w) with :math:`|H| \le 1` as Hessians of a function with
-1-Lipschitz gradient are; the third derivative of the smoothed function is :math:`E[H(W)\,(c \cdot W)]/\sigma` (26).
+Setting: W standard normal in d dimensions, symmetric matrices H(w) with :math:`|H| \le 1` as
+Hessians of a function with 1-Lipschitz gradient are; the third derivative of the smoothed function
+is :math:`E[H(W)\,(c \cdot W)]/\sigma` (26).
 
 Statement: :math:`\sup_{|b|=1} E|b \cdot W| = \sqrt{2/\pi}` in every dimension, so
-:math:`|E[H(W)\,(c \cdot W)]| \le \sqrt{2/\pi}` for unit vectors c, in place of :math:`C_d \sim \sqrt d`.
+:math:`|E[H(W)\,(c \cdot W)]| \le \sqrt{2/\pi}` for unit vectors c, in place of
+:math:`C_d \sim \sqrt d`.
 
 Kind: tight: :math:`H(w) = a a^\top \mathrm{sign}(c \cdot w)` attains it.
 
 Source: arXiv 2412.18164v4, equation 17, has C_d; the sharper constant is derived here.
 
-How it is measured: :math:`E|b \cdot W|` as C_d times the mean of :math:`|\cos|` over the sphere, by adaptive quadrature for
-d = 2 .. 16384 and in ball arithmetic; the matrix inequality in two dimensions, where H may turn with the direction of w
-arbitrarily, by the trapezoidal rule on the circle.
+How it is measured: :math:`E|b \cdot W|` as C_d times the mean of :math:`|\cos|` over the sphere, by
+adaptive quadrature for d = 2 .. 16384 and in ball arithmetic; the matrix inequality in two
+dimensions, where H may turn with the direction of w arbitrarily, by the trapezoidal rule on the
+circle.
 
 What would refute it: a matrix function above the sharper constant, or a mean other than it.
 """
@@ -34,7 +37,10 @@ from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="sharpened_dimension_free",
-    statement="sup_{|b|=1} E|b·W| = √(2/π) in every dimension: |E[H(W)(c·W)]| ≤ √(2/π) sup|H| ≤ C_d sup|H|",
+    statement=(
+        "sup_{|b|=1} E|b·W| = √(2/π) in every dimension: |E[H(W)(c·W)]| ≤ √(2/π) sup|H| ≤ C_d"
+        " sup|H|"
+    ),
     source="arXiv 2412.18164v4, equation 17; sharper constant derived here",
     kind="tight",
 )
@@ -46,7 +52,9 @@ DIMENSIONS = [2, 3, 8, 64, 1024, 16384]
 
 
 def measure(dim: int) -> float:
-    """``E|b.W| = E|W| E|cos|``, the angle with density ``sin^(d-2)`` on the half circle; the peak has width ``1 / sqrt(d)``."""
+    """``E|b.W| = E|W| E|cos|``, the angle with density ``sin^(d-2)`` on the half circle; the peak
+    has width ``1 / sqrt(d)``.
+    """
     width = min(math.pi / 2, 40 / math.sqrt(dim))
 
     def integral(function) -> float:
@@ -76,7 +84,9 @@ def test_mean_is_free_of_the_dimension(dim: int) -> None:
     numbers(0, 6.3),
 )
 def test_holds(turn: list[float], amplitude: list[float], direction: float) -> None:
-    """Reflections that turn with the angle of w by a trigonometric polynomial, times a bounded one, in two dimensions."""
+    """Reflections that turn with the angle of w by a trigonometric polynomial, times a bounded one,
+    in two dimensions.
+    """
     where = {"d": 2, "turn": turn, "amplitude": amplitude, "direction": direction}
     CLAIM.holds(
         _norm(turn, amplitude, direction),
@@ -97,7 +107,9 @@ def test_is_attained(dim: int) -> None:
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 64, 16384])
 def test_certified(dim: int) -> None:
-    """``E|b.W| = sqrt(2/pi)`` and ``sqrt(d - 1/2) < C_d < sqrt(d)``, so the paper's constant grows like sqrt(d)."""
+    """``E|b.W| = sqrt(2/pi)`` and ``sqrt(d - 1/2) < C_d < sqrt(d)``, so the paper's constant grows
+    like sqrt(d).
+    """
     flint.ctx.prec = PRECISION
     d = flint.arb(dim)
     norm = flint.arb(2).sqrt() * ((d + 1) / 2).gamma() / (d / 2).gamma()
@@ -115,18 +127,23 @@ def test_certified(dim: int) -> None:
 
 
 def test_needs_one_direction() -> None:
-    """Vector-valued functions in place of one direction: ``E|W|`` itself, which the sharper constant does not bound."""
+    """Vector-valued functions in place of one direction: ``E|W|`` itself, which the sharper
+    constant does not bound.
+    """
     ratio = theory.expected_norm(64) / theory.SHARP
     CLAIM.breaks(theory.expected_norm(64), theory.SHARP, {"d": 64}, "one direction")
     CLAIM.finding(
-        f"C_d exceeds the sharp constant {ratio:.1f} times at d = 64 and {theory.expected_norm(16384) / theory.SHARP:.0f} times at "
-        "d = 16384, a latent of Stable Diffusion",
+        f"C_d exceeds the sharp constant {ratio:.1f} times at d = 64 and"
+        f" {theory.expected_norm(16384) / theory.SHARP:.0f} times at d = 16384, a latent of Stable"
+        " Diffusion",
         {"d": [64, 16384]},
     )
 
 
 def _norm(turn: list[float], amplitude: list[float], direction: float) -> float:
-    """``|E[H(W) (c.W)]|`` for ``H = tanh(p) [[cos q, sin q], [sin q, -cos q]]``, p and q polynomials of the angle of w."""
+    """``|E[H(W) (c.W)]|`` for ``H = tanh(p) [[cos q, sin q], [sin q, -cos q]]``, p and q
+    polynomials of the angle of w.
+    """
     angle = 2 * math.pi * (np.arange(ANGLES) + 0.5) / ANGLES
     size, phase = (
         sum(x * np.cos(j * angle + j) for j, x in enumerate(coefficients))

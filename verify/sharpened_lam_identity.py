@@ -4,17 +4,18 @@ Setting: the constants (14)-(17) of Theorem 2.8 with design constants :math:`\la
 
 Statement: :math:`L^{(0)}_u = (L^{(0)}_s + (1-\lambda)/g)/\lambda` implies
 
-.. math:: 1 + g L^{(0)}_u = \frac{1 + g L^{(0)}_s}{\lambda}, \qquad
-   L^{(1)}_{V_t} = \frac{g L^{(1)}_s}{\sqrt a} L^{(0)}_{V_{t+1}} + \frac{(1 + g L^{(0)}_s)^2}{a \lambda} L^{(1)}_{V_{t+1}} .
+.. math:: 1 + g L^{(0)}_u = \frac{1 + g L^{(0)}_s}{\lambda}, \qquad L^{(1)}_{V_t} = \frac{g
+   L^{(1)}_s}{\sqrt a} L^{(0)}_{V_{t+1}} + \frac{(1 + g L^{(0)}_s)^2}{a \lambda} L^{(1)}_{V_{t+1}} .
 
 Kind: equality.
 
-Source: arXiv 2412.18164v4, equations 15-16; the identity is derived here. It is also the largest slope of the map
-:math:`y \mapsto y + g u^*(y)`, since :math:`x \mapsto x + \delta^*(x)` has the Jacobian :math:`(I - \rho H)^{-1}` with norm at most
-:math:`1/\lambda`.
+Source: arXiv 2412.18164v4, equations 15-16; the identity is derived here. It is also the largest
+slope of the map :math:`y \mapsto y + g u^*(y)`, since :math:`x \mapsto x + \delta^*(x)` has the
+Jacobian :math:`(I - \rho H)^{-1}` with norm at most :math:`1/\lambda`.
 
-How it is measured: symbolically; numerically `socft.theory` against the paper's nested form at random chains; in ball arithmetic.
-The slope of the map is measured on exact solutions and attained by a convex quadratic reward.
+How it is measured: symbolically; numerically `socft.theory` against the paper's nested form at
+random chains; in ball arithmetic. The slope of the map is measured on exact solutions and attained
+by a convex quadratic reward.
 
 What would refute it: a residual above `ROUNDING`, or a slope above the identity's.
 """
@@ -33,7 +34,9 @@ from verify.support.strategies import instances, numbers, quadratic_instances
 
 CLAIM = Claim(
     name="sharpened_lam_identity",
-    statement="1 + g L0u = (1 + g L0s)/λ and L1V_t = g L1s L0V_{t+1}/√a + (1 + g L0s)² L1V_{t+1}/(aλ)",
+    statement=(
+        "1 + g L0u = (1 + g L0s)/λ and L1V_t = g L1s L0V_{t+1}/√a + (1 + g L0s)² L1V_{t+1}/(aλ)"
+    ),
     source="arXiv 2412.18164v4, equations 15-16; identity derived here",
     kind="equality",
 )
@@ -45,7 +48,9 @@ PRECISION = 200
 @settings(max_examples=60)
 @given(instances())
 def test_holds(instance: ProductInstance) -> None:
-    """The constants of `socft.theory`, which uses the single fraction, against the paper's nested ones."""
+    """The constants of `socft.theory`, which uses the single fraction, against the paper's nested
+    ones.
+    """
     chain, found = instance.chain, instance.regularity()
     g, a, lam = chain.gain, chain.alpha, instance.lams
     L0u = (chain.score_L0 + (1 - lam) / g) / lam
@@ -109,7 +114,9 @@ def test_certified(score: float, gain: float, lam: float) -> None:
 
 
 def test_needs_the_least_weight() -> None:
-    """With a tenth less than the least beta for lambda, the slope at the optimum exceeds the fraction."""
+    """With a tenth less than the least beta for lambda, the slope at the optimum exceeds the
+    fraction.
+    """
     instance = QuadraticInstance(
         levels=(0.3, 0.9), lam=(0.5,), score=(0.4,), shift=(0.0,), curvature=(1.5,), slope=(0.3,)
     )

@@ -1,25 +1,31 @@
 r"""Noise flattens: the curvature of a smoothed value function is bounded by its slope.
 
-Setting: V is :math:`L^0`-Lipschitz with :math:`L^1`-Lipschitz gradient, :math:`(G V)(x) = E V(x + \sigma W)`.
+Setting: V is :math:`L^0`-Lipschitz with :math:`L^1`-Lipschitz gradient,
+:math:`(G V)(x) = E V(x + \sigma W)`.
 
 Statement:
 
 .. math:: |\mathrm{Hess}\, G V| \le L^1\,\mathrm{erf}\Big( \frac{L^0}{\sqrt 2\,\sigma L^1} \Big)
     \le \min\Big\{ L^1, \sqrt{2/\pi}\, \frac{L^0}{\sigma} \Big\},
 
-and as only Hess G V enters the proofs of Theorem 2.8 and of the contraction, this K may stand for :math:`L^1_{V,t+1}` in the
-condition on beta and in (15)-(16).
+and as only Hess G V enters the proofs of Theorem 2.8 and of the contraction, this K may stand for
+:math:`L^1_{V,t+1}` in the condition on beta and in (15)-(16).
 
-Kind: tight. The slope :math:`\mathrm{clip}(L^1 x, -L^0, L^0)` along one axis attains the first inequality in every dimension.
+Kind: tight. The slope :math:`\mathrm{clip}(L^1 x, -L^0, L^0)` along one axis attains the first
+inequality in every dimension.
 
-Source: derived here. Bare numbers are those of arXiv 2412.18164v4, whose condition on beta has :math:`L^1_{V,t+1}`.
+Source: derived here. Bare numbers are those of arXiv 2412.18164v4, whose condition on beta has
+:math:`L^1_{V,t+1}`.
 
-How it is measured: sums of two functions along directions at any angle whose second derivatives are staircases, for which all
-numbers are closed forms; Theorem 2.8 at the smaller weights, by the exact solver; the smallest weight at which the solver's update
-map contracts at a given rate, beside what the conditions ask. "bound" is the minimum, "sharp" the error function. The certificates
-compare the error function with the sine's exact smoothed curvature and with the minimum, for all arguments of an interval.
+How it is measured: sums of two functions along directions at any angle whose second derivatives are
+staircases, for which all numbers are closed forms; Theorem 2.8 at the smaller weights, by the exact
+solver; the smallest weight at which the solver's update map contracts at a given rate, beside what
+the conditions ask. "bound" is the minimum, "sharp" the error function. The certificates compare the
+error function with the sine's exact smoothed curvature and with the minimum, for all arguments of
+an interval.
 
-What would refute it: a smoothed curvature above the error function, or a constant of Theorem 2.8 violated at the smaller weights.
+What would refute it: a smoothed curvature above the error function, or a constant of Theorem 2.8
+violated at the smaller weights.
 """
 
 from __future__ import annotations
@@ -53,12 +59,15 @@ CLAIM = Claim(
 )
 
 GRID = 2e-6
-"""Relative error of L0 and L1 over that grid of directions: about the square of its spacing of 1.6e-3."""
+"""Relative error of L0 and L1 over that grid of directions: about the square of its spacing of
+1.6e-3.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """``V(x) = first(x_1) + second(x_1 cos(angle) + x_2 sin(angle))``; the arguments of the two vary independently.
+    """``V(x) = first(x_1) + second(x_1 cos(angle) + x_2 sin(angle))``; the arguments of the two
+    vary independently.
 
     Every norm below is convex in the two derivatives, so that the corners of their ranges decide.
     """
@@ -90,7 +99,9 @@ class Pair:
     def _largest(
         self, ranges: tuple[tuple[float, float], tuple[float, float]], order: int
     ) -> float:
-        """Operator norm of ``sum_i c_i b_i^(tensor order)``, attained at equal arguments: over corners and a grid of directions."""
+        """Operator norm of ``sum_i c_i b_i^(tensor order)``, attained at equal arguments: over
+        corners and a grid of directions.
+        """
         turn = np.linspace(0, np.pi, POINTS)
         along = np.stack([np.cos(turn) ** order, np.cos(turn - self.angle) ** order])
         return max(
@@ -108,7 +119,9 @@ def staircases(draw: st.DrawFn) -> Staircase:
 
 
 def pairs() -> st.SearchStrategy[Pair]:
-    """Two staircases at any angle; parallel ones are left out, because their arguments are the same."""
+    """Two staircases at any angle; parallel ones are left out, because their arguments are the
+    same.
+    """
     return st.builds(Pair, staircases(), staircases(), numbers(0.1, 3))
 
 
@@ -176,8 +189,14 @@ def test_required_beta() -> None:
     needed = float(measured_beta(instance.problem(1.0), 0.5).beta[0])
     CLAIM.holds(needed, paper, instance, sharp=sharp, part="required beta")
     assert smoothed < paper
-    text = f"unit Gaussian data, sine reward sin 2x, 10 steps, λ = 1/2: the least constant β is {paper:.3g} by the paper's condition, "
-    text += f"{smoothed:.3g} with smoothed curvature, {sharp:.3g} with exact mean maps besides; {needed:.3g} is necessary"
+    text = (
+        "unit Gaussian data, sine reward sin 2x, 10 steps, λ = 1/2: the least constant β is"
+        f" {paper:.3g} by the paper's condition, "
+    )
+    text += (
+        f"{smoothed:.3g} with smoothed curvature, {sharp:.3g} with exact mean maps besides;"
+        f" {needed:.3g} is necessary"
+    )
     CLAIM.finding(text, instance)
 
 
@@ -193,7 +212,9 @@ def test_needs_a_lipschitz_function() -> None:
 
 
 def test_needs_a_lipschitz_gradient() -> None:
-    """Near a kink the second entry of the minimum is approached, above the error function for any smaller L1."""
+    """Near a kink the second entry of the minimum is approached, above the error function for any
+    smaller L1.
+    """
     kink = Staircase((-1e-6, 1e-6), (1e6,))
     measured = kink.smoothed(0.5, 2)[1]
     CLAIM.breaks(

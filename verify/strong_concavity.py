@@ -1,17 +1,21 @@
 r"""Bellman's bracket is strongly concave in the control (19).
 
-Setting: :math:`Q_t(y, u) = E V_{t+1}((y + g u)/\sqrt a + \sigma W) - \beta g^2 |u - s(y)|^2/(2 a \sigma^2)` with
-:math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`.
+Setting: :math:`Q_t(y, u) = E V_{t+1}((y + g u)/\sqrt a + \sigma W) - \beta g^2 |u - s(y)|^2/(2 a
+\sigma^2)` with :math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`.
 
-Statement: :math:`-\mathrm{Hess}_u Q_t \ge \mu_t I` with :math:`\mu_t = (g_t^2/a_t)(\beta_t/\sigma_t^2 - L^1_{V,t+1}) > 0`.
+Statement: :math:`-\mathrm{Hess}_u Q_t \ge \mu_t I` with
+:math:`\mu_t = (g_t^2/a_t)(\beta_t/\sigma_t^2 - L^1_{V,t+1}) > 0`.
 
-Kind: tight. A convex quadratic reward attains it, and with an expanding affine score does so at every step.
+Kind: tight. A convex quadratic reward attains it, and with an expanding affine score does so at
+every step.
 
-Source: arXiv 2412.18164v4, equation 19; the sharper constant, with the smoothed curvature K in place of L1V, derived here.
+Source: arXiv 2412.18164v4, equation 19; the sharper constant, with the smoothed curvature K in
+place of L1V, derived here.
 
-How it is measured: the largest eigenvalue of :math:`\mathrm{Hess}\, G V_{t+1}` over the states, from the exact solver; and by the
-definition, with values only, from an own quadrature: :math:`2 Q(\bar u) - Q(u) - Q(u') \ge \mu |u - u'|^2/4` at
-:math:`\bar u = (u + u')/2`. Moduli are compared by their reciprocals, so that "measured" is at most "bound".
+How it is measured: the largest eigenvalue of :math:`\mathrm{Hess}\, G V_{t+1}` over the states,
+from the exact solver; and by the definition, with values only, from an own quadrature:
+:math:`2 Q(\bar u) - Q(u) - Q(u') \ge \mu |u - u'|^2/4` at :math:`\bar u = (u + u')/2`. Moduli are
+compared by their reciprocals, so that "measured" is at most "bound".
 
 What would refute it: a modulus below the stated one.
 """
@@ -55,7 +59,9 @@ VALUES = 1e-11
 
 
 def measure(truth: Quadrature) -> Tensor:
-    """Least modulus of concavity of a one-dimensional problem over the states, times ``a sigma^2 / g^2``, shape (T,)."""
+    """Least modulus of concavity of a one-dimensional problem over the states, times
+    ``a sigma^2 / g^2``, shape (T,).
+    """
     problem, found = truth.problem, []
     for t in range(problem.steps):
         step = BellmanStep.build(problem, t, truth.grids[t], truth.values[t + 1])
@@ -137,7 +143,9 @@ def test_holds_by_definition(
 
 
 def test_is_attained() -> None:
-    """At every step of a convex quadratic problem with an expanding score, by eigenvalues and by chords."""
+    """At every step of a convex quadratic problem with an expanding score, by eigenvalues and by
+    chords.
+    """
     instance = _quadratic(steps=4)
     beta, truth = instance.beta(), instance.parts()[0]
     for least, modulus in zip(
@@ -158,7 +166,9 @@ def test_is_attained() -> None:
 
 
 def test_needs_the_condition_on_beta() -> None:
-    """With a tenth less beta than ``sigma^2 L1V`` the bracket of a convex quadratic is convex, by values."""
+    """With a tenth less beta than ``sigma^2 L1V`` the bracket of a convex quadratic is convex, by
+    values.
+    """
     instance = _quadratic(steps=1)
     beta = 0.9 * float(instance.schedule.sigma[0].square()) * 1.5
     bracket = Bracket(instance, instance.parts()[0], 0, beta)
@@ -182,16 +192,18 @@ def test_concave_rewards_satisfy_it_for_every_beta() -> None:
     truth = Quadrature(instance.problem(beta))
     CLAIM.equals(measure(truth), [measured], instance, ACCURACY, "concave reward")
     CLAIM.finding(
-        "only the largest eigenvalue of Hess GV counts in (19): concave rewards satisfy it for every β > 0",
+        "only the largest eigenvalue of Hess GV counts in (19): concave rewards satisfy it for"
+        " every β > 0",
         instance,
     )
 
 
 def test_certified() -> None:
-    """Quadratic rewards of either sign and sine rewards, by the ratio p of the largest curvature of G V to its bound L1V.
+    """Quadratic rewards of either sign and sine rewards, by the ratio p of the largest curvature of
+    G V to its bound L1V.
 
-    Where beta is the least weight for lambda, the stated modulus over the actual one is ``lam / (1 - (1 - lam) p)``. For sines p is
-    how they fade.
+    Where beta is the least weight for lambda, the stated modulus over the actual one is
+    ``lam / (1 - (1 - lam) p)``. For sines p is how they fade.
     """
     largest, top = flint.arb(0), 1 - Fraction(1, 2**20)
     lams = [ball(*cell) for cell in cells(Fraction(1, 20), Fraction(19, 20), CELLS)]
@@ -212,7 +224,9 @@ def test_certified() -> None:
 
 
 def _share(lam: flint.arb, p: flint.arb) -> flint.arb:
-    """``lam / (1 - (1 - lam) p) = 1 / (1 + (1 / lam - 1)(1 - p))`` from above; a product of balls would reach 0."""
+    """``lam / (1 - (1 - lam) p) = 1 / (1 + (1 / lam - 1)(1 - p))`` from above; a product of balls
+    would reach 0.
+    """
     return 1 / (1 + (1 / lam - 1).lower() * (1 - p).lower())
 
 
@@ -220,7 +234,9 @@ OPTIMUM = theory.Optimum(theory.Paper())
 
 
 def rounding(instance: QuadraticInstance) -> float:
-    """Relative rounding error of closed forms and bounds: every step divides by ``1 - rho P >= lam``, which magnifies it."""
+    """Relative rounding error of closed forms and bounds: every step divides by
+    ``1 - rho P >= lam``, which magnifies it.
+    """
     return EPSILON / float(instance.lams.prod())
 
 

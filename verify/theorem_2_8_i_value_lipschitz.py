@@ -8,12 +8,13 @@ Statement: :math:`V_t` is :math:`L^0_{V,t}`-Lipschitz, with :math:`L^0_{V,T} = L
 
 Kind: tight. A linear reward with the score :math:`+L^0_s y` attains it at every step.
 
-Source: arXiv 2412.18164v4, Theorem 2.8 (i), equation 14. Derived here: the sharper constant, with the exact Lipschitz constant of
-the mean map in place of :math:`(1 + g L^0_s)/\sqrt a`; and that no condition on beta is needed, because a supremum of translates of
-an L-Lipschitz function is L-Lipschitz.
+Source: arXiv 2412.18164v4, Theorem 2.8 (i), equation 14. Derived here: the sharper constant, with
+the exact Lipschitz constant of the mean map in place of :math:`(1 + g L^0_s)/\sqrt a`; and that no
+condition on beta is needed, because a supremum of translates of an L-Lipschitz function is
+L-Lipschitz.
 
-How it is measured: the supremum of the gradient of the exact value function; for beta below its condition the largest slope of
-brute-force maxima, as the value function then has kinks.
+How it is measured: the supremum of the gradient of the exact value function; for beta below its
+condition the largest slope of brute-force maxima, as the value function then has kinks.
 
 What would refute it: a slope above the constant beyond quadrature error.
 """
@@ -44,7 +45,10 @@ CELLS = 12
 
 CLAIM = Claim(
     name="theorem_2_8_i_value_lipschitz",
-    statement="|V_t(y) − V_t(y')| ≤ L0V_t |y − y'|,  L0V_t = (1 + g_t L0s_t)/√a_t · L0V_{t+1},  L0V_T = L0r",
+    statement=(
+        "|V_t(y) − V_t(y')| ≤ L0V_t |y − y'|,  L0V_t = (1 + g_t L0s_t)/√a_t · L0V_{t+1},  L0V_T"
+        " = L0r"
+    ),
     source="arXiv 2412.18164v4, Theorem 2.8 (i), equation 14; sharper constant derived here",
     kind="tight",
 )
@@ -95,7 +99,10 @@ def test_sharper_constant_is_attained_by_gaussian_data() -> None:
     sharp, paper = bound(instance, theory.Optimum(instance.sharp)), bound(instance, PAPER)
     for slope, largest in zip(measure(instance).tolist(), sharp.tolist(), strict=True):
         CLAIM.attained(slope, largest, instance, slack=ACCURACY, part="sharper constant")
-    text = f"unit Gaussian data, 4 steps: (14) is {float(paper[0] / sharp[0]):.3g} times the exact L0V_0, which the sharper one gives"
+    text = (
+        f"unit Gaussian data, 4 steps: (14) is {float(paper[0] / sharp[0]):.3g} times the exact"
+        " L0V_0, which the sharper one gives"
+    )
     CLAIM.finding(text, instance)
 
 
@@ -113,7 +120,9 @@ def test_needs_the_lipschitz_constant_of_the_score() -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_condition_on_beta_is_not_needed(share: float) -> None:
-    """At a share of the least admissible beta, where the maximiser jumps and the value function has kinks."""
+    """At a share of the least admissible beta, where the maximiser jumps and the value function has
+    kinks.
+    """
     instance = ProductInstance(
         levels=(0.4, 0.8), lam=(0.05,), factors=(Factor(TanhScore(c=-0.5), Sine(1.0, 2.0)),)
     )
@@ -135,10 +144,12 @@ def test_condition_on_beta_is_not_needed(share: float) -> None:
 
 
 def test_certified() -> None:
-    """Affine scores s and sine rewards of every frequency: the steepest slope over the bound is ``|1 + g s| fade / (1 + g L0s)``.
+    """Affine scores s and sine rewards of every frequency: the steepest slope over the bound is
+    ``|1 + g s| fade / (1 + g L0s)``.
 
-    At the optimum V_t has the slope ``(1 + g s) / sqrt(a)`` times a smoothed reward's, ``L0r fade cos``. With ``A = g L0s`` and
-    ``s = (1 - 2 r) L0s`` the first factor is ``1 - 2 r A / (1 + A)``, between -1 and 1 for all r in [0, 1].
+    At the optimum V_t has the slope ``(1 + g s) / sqrt(a)`` times a smoothed reward's,
+    ``L0r fade cos``. With ``A = g L0s`` and ``s = (1 - 2 r) L0s`` the first factor is
+    ``1 - 2 r A / (1 + A)``, between -1 and 1 for all r in [0, 1].
     """
     where, most = {"A": [0, 4], "r": [0, 1], "frequency sigma": [1 / 16, 8]}, flint.arb(0)
     for sizes, shares in itertools.product(

@@ -9,15 +9,16 @@ Statement: :math:`\nabla V_t` is :math:`L^1_{V,t}`-Lipschitz, with :math:`L^1_{V
 .. math:: L^1_{V,t} = \frac{g_t L^1_{s,t}}{\sqrt{a_t}} L^0_{V,t+1}
     + \frac{(1 + g_t L^0_{s,t})^2}{a_t \lambda_t} L^1_{V,t+1} .
 
-Kind: tight. A convex quadratic reward with an expanding affine score attains the second term at every step, a linear reward at the
-last step of a nonlinear score the first.
+Kind: tight. A convex quadratic reward with an expanding affine score attains the second term at
+every step, a linear reward at the last step of a nonlinear score the first.
 
-Source: arXiv 2412.18164v4, Theorem 2.8 (i), equation 15; the sharper constants (exact mean map, smoothed curvature) and the
-certificate derived here.
+Source: arXiv 2412.18164v4, Theorem 2.8 (i), equation 15; the sharper constants (exact mean map,
+smoothed curvature) and the certificate derived here.
 
-How it is measured: the supremum of the second derivative of the exact value function, at the weights the paper's condition asks;
-closed forms in several dimensions. The certificate proves in ball arithmetic that for affine scores a curvature within its bound at
-t + 1 is within its bound at t, for all curvatures and lambdas of an interval.
+How it is measured: the supremum of the second derivative of the exact value function, at the
+weights the paper's condition asks; closed forms in several dimensions. The certificate proves in
+ball arithmetic that for affine scores a curvature within its bound at t + 1 is within its bound at
+t, for all curvatures and lambdas of an interval.
 
 What would refute it: a second derivative above the constant beyond the error of differencing.
 """
@@ -47,13 +48,18 @@ from verify.support.suprema import measure as suprema
 
 CLAIM = Claim(
     name="theorem_2_8_i_value_smoothness",
-    statement="|∇V_t(y) − ∇V_t(y')| ≤ L1V_t |y − y'|,  L1V_t = g L1s L0V_{t+1}/√a + (1 + g L0s)² L1V_{t+1}/(aλ)",
+    statement=(
+        "|∇V_t(y) − ∇V_t(y')| ≤ L1V_t |y − y'|,  L1V_t = g L1s L0V_{t+1}/√a + (1 + g L0s)²"
+        " L1V_{t+1}/(aλ)"
+    ),
     source="arXiv 2412.18164v4, Theorem 2.8 (i), equation 15; sharper constants derived here",
     kind="tight",
 )
 PAPER = theory.Optimum(theory.Paper())
 CELLS = 24
-"""Cells per axis of the certificate; the last ends at 1 - 2^-20 times the bound, because at 1 the two sides are equal."""
+"""Cells per axis of the certificate; the last ends at 1 - 2^-20 times the bound, because at 1 the
+two sides are equal.
+"""
 
 
 def measure(instance: ProductInstance | QuadraticInstance) -> Tensor:
@@ -115,7 +121,9 @@ def test_first_term_is_attained() -> None:
 
 @pytest.mark.parametrize("lam", [0.1, 0.5, 0.9])
 def test_needs_the_condition_on_beta(lam: float) -> None:
-    """With a weight for half of lambda the curvature of a convex quadratic exceeds the bound for lambda."""
+    """With a weight for half of lambda the curvature of a convex quadratic exceeds the bound for
+    lambda.
+    """
     instance = _quadratic(lam=(lam,))
     beta = theory.paper_constants(instance.chain, lam / 2).beta_required
     curvature = float(suprema(Quadrature(instance.problem(beta))).value_hessian[0])
@@ -143,7 +151,9 @@ def test_needs_the_bend_of_the_score() -> None:
 
 
 def test_certified() -> None:
-    """``|P_t| / L1V_t = lam |p| / (1 - (1 - lam) p) < 1`` for ``p = P_{t+1} / L1V_{t+1}`` in (-1, 1)."""
+    """``|P_t| / L1V_t = lam |p| / (1 - (1 - lam) p) < 1`` for ``p = P_{t+1} / L1V_{t+1}`` in (-1,
+    1).
+    """
     largest = flint.arb(0)
     top = 1 - Fraction(1, 2**20)
     for lam_cell, size_cell in itertools.product(
@@ -156,7 +166,9 @@ def test_certified() -> None:
 
 
 def convex_share(lam: flint.arb, size: flint.arb) -> flint.arb:
-    """``lam p / (1 - (1 - lam) p)`` for p = size >= 0, written so that both variables occur monotonically."""
+    """``lam p / (1 - (1 - lam) p)`` for p = size >= 0, written so that both variables occur
+    monotonically.
+    """
     product = lam * size
     return 1 - (1 - size) / (product + (1 - size))
 

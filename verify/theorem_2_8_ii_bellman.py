@@ -1,7 +1,7 @@
 r"""The solution of Bellman's equation is optimal, and its control is the only optimal one.
 
-Setting: the control problem with :math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`; V solves (8)-(9), u* attains the maximum
-there, J is the objective, v and v* are U and u* in whitened units.
+Setting: the control problem with :math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`; V solves
+(8)-(9), u* attains the maximum there, J is the objective, v and v* are U and u* in whitened units.
 
 Statement: :math:`E V_0(Y_0) = J(u^*)`, and every control U has
 
@@ -9,17 +9,20 @@ Statement: :math:`E V_0(Y_0) = J(u^*)`, and every control U has
 
 so that it is optimal only if it equals u* wherever its own chain goes.
 
-Kind: tight. A convex quadratic reward with an expanding affine score attains it: there the difference is
-:math:`\frac12 \sum_t E_U\, (v - v^*)^\top (\beta_t I - \sigma_t^2 P_{t+1}) (v - v^*)` exactly.
+Kind: tight. A convex quadratic reward with an expanding affine score attains it: there the
+difference is :math:`\frac12 \sum_t E_U\, (v - v^*)^\top (\beta_t I - \sigma_t^2 P_{t+1}) (v - v^*)`
+exactly.
 
-Source: arXiv 2412.18164v4, Theorem 2.8 (ii), equations 8-9; the quantified uniqueness is derived here from (19), by summing
-:math:`Q_t(Y_t, u^*) - Q_t(Y_t, U)` along the chain of U.
+Source: arXiv 2412.18164v4, Theorem 2.8 (ii), equations 8-9; the quantified uniqueness is derived
+here from (19), by summing :math:`Q_t(Y_t, u^*) - Q_t(Y_t, U)` along the chain of U.
 
-How it is measured: the objective of u* by pushing the law of its chain forward, against V_0; differences of objectives for controls
-that differ from u* by waves of any size. In several dimensions all in closed form, for any affine control. That V solves Bellman's
-equation is measured in ``operator_view``, that nothing else than u* attains it pointwise in ``optimality_condition``.
+How it is measured: the objective of u* by pushing the law of its chain forward, against V_0;
+differences of objectives for controls that differ from u* by waves of any size. In several
+dimensions all in closed form, for any affine control. That V solves Bellman's equation is measured
+in ``operator_view``, that nothing else than u* attains it pointwise in ``optimality_condition``.
 
-What would refute it: a control that does better than V_0 promises, or as well as u* although it differs.
+What would refute it: a control that does better than V_0 promises, or as well as u* although it
+differs.
 """
 
 from __future__ import annotations
@@ -42,15 +45,22 @@ from verify.support.strategies import PseudoHuber, line_instances, numbers, quad
 
 CLAIM = Claim(
     name="theorem_2_8_ii_bellman",
-    statement="E V_0(Y_0) = J(u*), and J(u*) − J(U) ≥ ½ Σ_t λ_t β_t E_U|v_t − v*_t|² for every U: u* is the only optimum",
-    source="arXiv 2412.18164v4, Theorem 2.8 (ii), equations 8-9; quantified uniqueness derived here",
+    statement=(
+        "E V_0(Y_0) = J(u*), and J(u*) − J(U) ≥ ½ Σ_t λ_t β_t E_U|v_t − v*_t|² for every U: u* is"
+        " the only optimum"
+    ),
+    source=(
+        "arXiv 2412.18164v4, Theorem 2.8 (ii), equations 8-9; quantified uniqueness derived here"
+    ),
     kind="tight",
 )
 
 OBJECTIVE = 1e-7
 """Relative error of an objective by quadrature along a whole chain."""
 LOST = 1e-9
-"""Mass that a control may carry out of the grids of the optimal chain; what it earns there is not counted."""
+"""Mass that a control may carry out of the grids of the optimal chain; what it earns there is not
+counted.
+"""
 APART = 1e-3
 """Maximisers further apart than this are two."""
 
@@ -144,7 +154,9 @@ def test_is_attained() -> None:
 
 
 def test_needs_the_condition_on_beta() -> None:
-    """Where the bracket is not concave, two controls are optimal: at the centre of a symmetric convex reward."""
+    """Where the bracket is not concave, two controls are optimal: at the centre of a symmetric
+    convex reward.
+    """
     instance = ProductInstance(
         levels=(0.4, 0.8),
         lam=(0.5,),

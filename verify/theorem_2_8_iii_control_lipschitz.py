@@ -1,6 +1,7 @@
 r"""The optimal control is Lipschitz (16).
 
-Setting: scores with Lipschitz constants :math:`L^0_{s,t}` and :math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`.
+Setting: scores with Lipschitz constants :math:`L^0_{s,t}` and
+:math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`.
 
 Statement: :math:`u^*_t` is :math:`L^0_{u,t}`-Lipschitz with
 
@@ -8,11 +9,13 @@ Statement: :math:`u^*_t` is :math:`L^0_{u,t}`-Lipschitz with
 
 Kind: tight. A convex quadratic reward with an expanding affine score attains it at every step.
 
-Source: arXiv 2412.18164v4, Theorem 2.8 (iii), equation 16; the sharper constants (exact mean map, smoothed curvature) derived here.
+Source: arXiv 2412.18164v4, Theorem 2.8 (iii), equation 16; the sharper constants (exact mean map,
+smoothed curvature) derived here.
 
-How it is measured: the supremum of the derivative of the exact control in score units, at the weights the paper's condition asks;
-closed forms in several dimensions. The certificate proves in ball arithmetic, for affine scores and quadratic rewards of either
-sign, that the slope is below the bound for all curvatures, lambdas, gains and scores of a box.
+How it is measured: the supremum of the derivative of the exact control in score units, at the
+weights the paper's condition asks; closed forms in several dimensions. The certificate proves in
+ball arithmetic, for affine scores and quadratic rewards of either sign, that the slope is below the
+bound for all curvatures, lambdas, gains and scores of a box.
 
 What would refute it: a slope above the constant beyond the error of differencing.
 """
@@ -119,7 +122,9 @@ def test_is_attained() -> None:
 
 @pytest.mark.parametrize("lam", [0.1, 0.5, 0.9])
 def test_needs_the_condition_on_beta(lam: float) -> None:
-    """With a weight for half of lambda the control of a convex quadratic is steeper than the bound for lambda."""
+    """With a weight for half of lambda the control of a convex quadratic is steeper than the bound
+    for lambda.
+    """
     instance = _quadratic(lam=(lam,))
     beta = theory.paper_constants(instance.chain, lam / 2).beta_required
     slope = float(measure(Quadrature(instance.problem(beta)))[0])
@@ -143,10 +148,12 @@ def test_needs_the_lipschitz_constant_of_the_score() -> None:
 
 
 def test_certified() -> None:
-    """For affine scores s and quadratic rewards, at every ratio p of a curvature to its bound in (-1, 1).
+    """For affine scores s and quadratic rewards, at every ratio p of a curvature to its bound in
+    (-1, 1).
 
-    The slope is ``s + (1 + g s) c / g`` with ``c = q p / (1 - q p)``, q = 1 - lam. In units of ``(1 + g L0s) / g``, with
-    ``A = g L0s / (1 + g L0s)``, it is at most ``A + |c|`` for all s in [-L0s, L0s], and the bound is ``A + q / lam``.
+    The slope is ``s + (1 + g s) c / g`` with ``c = q p / (1 - q p)``, q = 1 - lam. In units of
+    ``(1 + g L0s) / g``, with ``A = g L0s / (1 + g L0s)``, it is at most ``A + |c|`` for all s in
+    [-L0s, L0s], and the bound is ``A + q / lam``.
     """
     largest, top = flint.arb(0), 1 - Fraction(1, 2**20)
     axes = [(Fraction(1, 20), Fraction(19, 20)), (Fraction(0), top), (Fraction(0), Fraction(1))]
@@ -159,7 +166,9 @@ def test_certified() -> None:
 
 
 def _gaps(lam: flint.arb, size: flint.arb) -> tuple[flint.arb, flint.arb]:
-    """``q - lam |c|`` from below, for p = size and p = -size; end by end, as products of balls would reach zero."""
+    """``q - lam |c|`` from below, for p = size and p = -size; end by end, as products of balls
+    would reach zero.
+    """
     q, rest = 1 - lam, 1 - size
     convex = q.lower() * rest.lower() / (rest + lam * size).upper()
     concave = q.lower() * (rest + 2 * q * size).lower() / (1 + q * size).upper()

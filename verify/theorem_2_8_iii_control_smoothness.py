@@ -1,34 +1,40 @@
 r"""The Jacobian of the optimal control is Lipschitz (17).
 
-Setting: scores with constants :math:`L^0_{s,t}, L^1_{s,t}` and :math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`.
+Setting: scores with constants :math:`L^0_{s,t}, L^1_{s,t}` and
+:math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`.
 
 Statement: :math:`\nabla u^*_t` is :math:`L^1_{u,t}`-Lipschitz with, :math:`C_d = E|W|`,
 
 .. math:: L^1_{u,t} = \frac{1}{\lambda_t} \Big( L^1_{s,t}
     + \frac{1 - \lambda_t}{g_t}\, \frac{C_d (1 + g_t L^0_{u,t})^2}{\sigma_t \sqrt{a_t}} \Big) .
 
-Kind: tight, but only at the ends. A linear reward attains it at the last step, where every lambda below 1 is admitted and
-u* - s is constant; and it is approached as lambda tends to 1. In between the proof adds maxima that occur at different states: for
-one step, one dimension and an affine expanding score the largest possible ratio is (derived here)
+Kind: tight, but only at the ends. A linear reward attains it at the last step, where every lambda
+below 1 is admitted and u* - s is constant; and it is approached as lambda tends to 1. In between
+the proof adds maxima that occur at different states: for one step, one dimension and an affine
+expanding score the largest possible ratio is (derived here)
 
-.. math:: \max_h\, e^{-h^2/2} \Big( \frac{\lambda}{1 - (1-\lambda)\,\mathrm{erf}(h/\sqrt 2)} \Big)^3 ,
+.. math:: \max_h\, e^{-h^2/2} \Big( \frac{\lambda}{1 - (1-\lambda)\,\mathrm{erf}(h/\sqrt 2)} \Big)^3
+    ,
 
-because :math:`u^{*\prime\prime}` is proportional to :math:`D^3 G r/(1 - \rho\,\mathrm{Hess}\, G r)^3`, and among curvatures in
-:math:`[-L^1, L^1]` one jump from :math:`-L^1` to :math:`L^1`, at distance :math:`h \sigma`, has the largest third derivative for a
-given smoothed curvature (Neyman-Pearson). That jump is a `Ramp` of width zero.
+because :math:`u^{*\prime\prime}` is proportional to
+:math:`D^3 G r/(1 - \rho\,\mathrm{Hess}\, G r)^3`, and among curvatures in :math:`[-L^1, L^1]` one
+jump from :math:`-L^1` to :math:`L^1`, at distance :math:`h \sigma`, has the largest third
+derivative for a given smoothed curvature (Neyman-Pearson). That jump is a `Ramp` of width zero.
 
-The same factor with :math:`\sqrt{2/\pi}` in place of :math:`C_d` is sharp in every dimension (derived here). With
-:math:`P = (I - \rho\, \mathrm{Hess}\, G r)^{-1}` the second derivative of the shift is the symmetric trilinear form
-:math:`\rho\, D^3 G r[P \cdot, P \cdot, P \cdot]`, whose norm is attained on the diagonal; and for the unit vector u along
-:math:`P c` there is :math:`|P c| \le (1 - \rho\, u^\top \mathrm{Hess}\, G r\, u)^{-1}`, so that along u the problem is that of one
-dimension.
+The same factor with :math:`\sqrt{2/\pi}` in place of :math:`C_d` is sharp in every dimension
+(derived here). With :math:`P = (I - \rho\, \mathrm{Hess}\, G r)^{-1}` the second derivative of the
+shift is the symmetric trilinear form :math:`\rho\, D^3 G r[P \cdot, P \cdot, P \cdot]`, whose norm
+is attained on the diagonal; and for the unit vector u along :math:`P c` there is
+:math:`|P c| \le (1 - \rho\, u^\top \mathrm{Hess}\, G r\, u)^{-1}`, so that along u the problem is
+that of one dimension.
 
-Source: arXiv 2412.18164v4, Theorem 2.8 (iii), equation 17; the sharper constants (exact mean map, smoothed curvature, no dimension)
-derived here.
+Source: arXiv 2412.18164v4, Theorem 2.8 (iii), equation 17; the sharper constants (exact mean map,
+smoothed curvature, no dimension) derived here.
 
-How it is measured: the supremum of the second derivative of the exact control in score units, at the weights the paper's condition
-asks; the largest ratio of a family of one-step problems by differential evolution, with a solver of its own; in two dimensions sums
-of two functions along directions at any angle, over their arguments and over directions.
+How it is measured: the supremum of the second derivative of the exact control in score units, at
+the weights the paper's condition asks; the largest ratio of a family of one-step problems by
+differential evolution, with a solver of its own; in two dimensions sums of two functions along
+directions at any angle, over their arguments and over directions.
 
 What would refute it: a second derivative above the constant beyond the error of differencing twice.
 """
@@ -60,7 +66,10 @@ from verify.theorem_2_8_iii_control_lipschitz import controls, inner
 
 CLAIM = Claim(
     name="theorem_2_8_iii_control_smoothness",
-    statement="|∇u*_t(y) − ∇u*_t(y')| ≤ L1u_t |y − y'|,  L1u_t = (L1s_t + (1 − λ_t)/g_t · C_d (1 + g_t L0u_t)²/(σ_t √a_t))/λ_t",
+    statement=(
+        "|∇u*_t(y) − ∇u*_t(y')| ≤ L1u_t |y − y'|,  L1u_t = (L1s_t + (1 − λ_t)/g_t · C_d (1 + g_t"
+        " L0u_t)²/(σ_t √a_t))/λ_t"
+    ),
     source="arXiv 2412.18164v4, Theorem 2.8 (iii), equation 17; sharper constants derived here",
     kind="tight",
 )
@@ -98,7 +107,9 @@ def test_holds(instance: ProductInstance) -> None:
 @settings(max_examples=200)
 @given(staircases(), numbers(0.05, 0.95))
 def test_largest_ratio_of_one_step(staircase: Staircase, lam: float) -> None:
-    """Rewards whose curvature is a staircase of six steps or fewer, by closed forms at equal states."""
+    """Rewards whose curvature is a staircase of six steps or fewer, by closed forms at equal
+    states.
+    """
     x, L1 = staircase.states(1.0), max(abs(level) for level in staircase.levels)
     third, curvature = (
         (np.abs(staircase.derivative(x, 1.0, 3)), staircase.derivative(x, 1.0, 2))
@@ -115,7 +126,9 @@ def test_largest_ratio_of_one_step(staircase: Staircase, lam: float) -> None:
 @settings(max_examples=40)
 @given(pairs(), numbers(0.05, 0.95))
 def test_largest_ratio_in_two_dimensions(pair: Pair, lam: float) -> None:
-    """Sums of two functions along directions at an angle: the form's values over both arguments and a circle of directions."""
+    """Sums of two functions along directions at an angle: the form's values over both arguments and
+    a circle of directions.
+    """
     L1 = max(pair.L1 * (1 + GRID), TINY)
     bend = _form(pair, (1 - lam) / L1)
     term = second_term(lam)
@@ -154,7 +167,9 @@ def test_best_ratio_found(lam: float) -> None:
 
 
 def test_is_attained() -> None:
-    """By a linear reward with a nonlinear score, and by a jump of the curvature as lambda tends to 1."""
+    """By a linear reward with a nonlinear score, and by a jump of the curvature as lambda tends to
+    1.
+    """
     instance = ProductInstance(
         levels=(0.4, 0.9), lam=(0.95,), factors=(Factor(TanhScore(0.5, 0.5, 1.5), Slope(1.2)),)
     )
@@ -169,7 +184,9 @@ def test_is_attained() -> None:
 
 
 def test_paper_constant_grows_with_the_dimension() -> None:
-    """A rotated product has the third derivatives of its coordinates; only the sharper constant says so."""
+    """A rotated product has the third derivatives of its coordinates; only the sharper constant
+    says so.
+    """
     factor = Factor(TanhScore(c=-0.3), Sine(1.0, 1.0))
     line = ProductInstance(levels=(0.4, 0.9), lam=(0.8,), factors=(factor,))
     product = dataclasses.replace(line, size=64, rotation=0)
@@ -211,9 +228,11 @@ def test_needs_the_bend_of_the_score() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Ramp:
-    """One step with the score ``+L0s y`` and a reward whose curvature rises from ``low L1`` to L1 over ``2 width sigma``.
+    """One step with the score ``+L0s y`` and a reward whose curvature rises from ``low L1`` to L1
+    over ``2 width sigma``.
 
-    In units of sigma; beta is ``sigma^2 L1 / (1 - lam)``, and states are measured by the pre-trained mean x.
+    In units of sigma; beta is ``sigma^2 L1 / (1 - lam)``, and states are measured by the
+    pre-trained mean x.
     """
 
     lam: float
@@ -221,7 +240,9 @@ class Ramp:
     width: float
 
     def bend(self, states: int = 4001) -> float:
-        """``sup |delta''|`` by differences of the inverse of ``z -> x = z - rho (G r)'(z)``, where ``z = x + delta(x)``."""
+        """``sup |delta''|`` by differences of the inverse of ``z -> x = z - rho (G r)'(z)``, where
+        ``z = x + delta(x)``.
+        """
         z = np.linspace(-6, 6, states)
         x, h = z - (1 - self.lam) * self._slope(z), z[1] - z[0]
         first, second = (x[2:] - x[:-2]) / (2 * h), (x[2:] - 2 * x[1:-1] + x[:-2]) / h**2
@@ -245,7 +266,9 @@ def _bowl(z: np.ndarray) -> np.ndarray:
 
 
 def _form(pair: Pair, rho: float) -> float:
-    """``sup rho D^3 G V [P c, P c, P c]`` over unit vectors c, with P the inverse of ``I - rho Hess G V``."""
+    """``sup rho D^3 G V [P c, P c, P c]`` over unit vectors c, with P the inverse of
+    ``I - rho Hess G V``.
+    """
     turn = np.linspace(0, np.pi, DIRECTIONS, endpoint=False)
     b, c = (
         np.array([math.cos(pair.angle), math.sin(pair.angle)]),
@@ -268,7 +291,9 @@ def _form(pair: Pair, rho: float) -> float:
 
 
 def second_term(lam: float) -> float:
-    """(17) for the shift of one step with an affine score, per slope of the mean map squared and in units of sigma."""
+    """(17) for the shift of one step with an affine score, per slope of the mean map squared and in
+    units of sigma.
+    """
     return theory.shift_smoothness(1.0, 0.0, PAPER.bounds.third(1.0, 1.0, 1.0, 1), lam)
 
 

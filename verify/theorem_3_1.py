@@ -1,21 +1,25 @@
 r"""Theorem 3.1: PI-FT converges linearly.
 
-Setting: Algorithm 1 with m updates at every step, :math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`.
+Setting: Algorithm 1 with m updates at every step,
+:math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`.
 
-Statement: :math:`\sup|U_t^{(m)} - u_t^*|` is at most Lemmas 3.3 and 3.4 unrolled from T to t, for every m and t; with
-:math:`q_t = 1 - \lambda_t` it is :math:`O(\max_{s \ge t} q_s^m)`.
+Statement: :math:`\sup|U_t^{(m)} - u_t^*|` is at most Lemmas 3.3 and 3.4 unrolled from T to t, for
+every m and t; with :math:`q_t = 1 - \lambda_t` it is :math:`O(\max_{s \ge t} q_s^m)`.
 
-Kind: tight, in its asymptotic rate over all steps: on a linear-quadratic problem the largest error shrinks by exactly
-:math:`\max_t \sigma_t^2 |P_{t+1}|/\beta_t` per update of all steps, which is :math:`\max_t q_t` for a convex reward and the score
-:math:`+L^{(0)}_s y`. The rate of a single step is smaller than the theorem says, because later steps count with their squares
-(derived here): :math:`\max(q_t, \max_{s > t} q_s^2)`, attained by the same problem.
+Kind: tight, in its asymptotic rate over all steps: on a linear-quadratic problem the largest error
+shrinks by exactly :math:`\max_t \sigma_t^2 |P_{t+1}|/\beta_t` per update of all steps, which is
+:math:`\max_t q_t` for a convex reward and the score :math:`+L^{(0)}_s y`. The rate of a single step
+is smaller than the theorem says, because later steps count with their squares (derived here):
+:math:`\max(q_t, \max_{s > t} q_s^2)`, attained by the same problem.
 
 Source: arXiv 2412.18164v4, Theorem 3.1; rates of a single step and extremal instances derived here.
 
-How it is measured: PI-FT by quadrature against the exact optimum, in up to 64 dimensions as rotated products. The asymptotic rates
-are those of the iterates' slopes on a linear-quadratic problem, in ball arithmetic with 400 bits, and so certified.
+How it is measured: PI-FT by quadrature against the exact optimum, in up to 64 dimensions as rotated
+products. The asymptotic rates are those of the iterates' slopes on a linear-quadratic problem, in
+ball arithmetic with 400 bits, and so certified.
 
-What would refute it: an error above its bound beyond quadrature error, or an asymptotic rate off by more than 1%.
+What would refute it: an error above its bound beyond quadrature error, or an asymptotic rate off by
+more than 1%.
 """
 
 from __future__ import annotations
@@ -40,7 +44,9 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="theorem_3_1",
-    statement="sup |U_t⁽ᵐ⁾ − u*_t| ≤ Lemmas 3.3 and 3.4 unrolled = O(max_{s≥t} (1−λ_s)ᵐ) for all m, t",
+    statement=(
+        "sup |U_t⁽ᵐ⁾ − u*_t| ≤ Lemmas 3.3 and 3.4 unrolled = O(max_{s≥t} (1−λ_s)ᵐ) for all m, t"
+    ),
     source="arXiv 2412.18164v4, Theorem 3.1; rates of a single step derived here",
     kind="tight",
 )
@@ -57,7 +63,9 @@ def measure(found: Iterate, unit: Tensor) -> Tensor:
 def bound(
     instance: Chained, beta: Tensor, bounds: theory.Bounds, rounds: int
 ) -> tuple[Tensor, Tensor]:
-    """The theorem, and the same with errors of the right order, shape (T,); infinite where beta is too small."""
+    """The theorem, and the same with errors of the right order, shape (T,); infinite where beta is
+    too small.
+    """
     found = constants_for(instance, beta, bounds)
     if found is None:
         return torch.full_like(beta, torch.inf), torch.full_like(beta, torch.inf)
@@ -83,7 +91,9 @@ def test_holds(instance: ProductInstance, rounds: int) -> None:
 
 
 def test_is_attained() -> None:
-    """The largest error's rate against the theorem's, and every step's against its own; certified to `WITHIN`."""
+    """The largest error's rate against the theorem's, and every step's against its own; certified
+    to `WITHIN`.
+    """
     instance = _quadratic()
     with flint.ctx.workprec(BITS):
         errors = [_errors(instance, m) for m in (ROUNDS, ROUNDS + 1)]
@@ -100,13 +110,16 @@ def test_is_attained() -> None:
         )
     CLAIM.equals([float(r) for r in ratios], each, where, WITHIN, "rate of one step")
     CLAIM.finding(
-        "the rate of a single step t is max(q_t, max_{s>t} q_s²), not max_{s≥t} q_s: later values' errors count with their squares",
+        "the rate of a single step t is max(q_t, max_{s>t} q_s²), not max_{s≥t} q_s: later values'"
+        " errors count with their squares",
         where | {"rates": [float(r) for r in ratios], "max q_s": theory.guaranteed_rates(lam)},
     )
 
 
 def test_quadratic_rate_is_that_of_the_curvature() -> None:
-    """``max_t sigma_t^2 |P_{t+1}| / beta_t`` with P from the exact solution, for weights that no theory chose."""
+    """``max_t sigma_t^2 |P_{t+1}| / beta_t`` with P from the exact solution, for weights that no
+    theory chose.
+    """
     instance = dataclasses.replace(_quadratic(), curvature=(-1.2,))
     beta = torch.tensor([0.9, 0.5, 0.6], dtype=torch.float64)
     P = [
@@ -125,7 +138,9 @@ def test_quadratic_rate_is_that_of_the_curvature() -> None:
 
 @pytest.mark.parametrize("shortfall", [0.8, 0.95])
 def test_needs_the_condition_on_beta(shortfall: float) -> None:
-    """Below the beta at which the map stops contracting, errors grow with m, although an optimum exists."""
+    """Below the beta at which the map stops contracting, errors grow with m, although an optimum
+    exists.
+    """
     instance = ProductInstance(
         levels=(0.5, 0.95), lam=(0.5,), factors=(Factor(TanhScore(c=0.2), Parabola(-1.5, 0.5)),)
     )
@@ -143,7 +158,9 @@ def test_needs_the_condition_on_beta(shortfall: float) -> None:
 
 
 def _quadratic() -> QuadraticInstance:
-    """Convex, with mean maps as steep as their constants allow, so that rates are ``1 - lam``; the largest one last."""
+    """Convex, with mean maps as steep as their constants allow, so that rates are ``1 - lam``; the
+    largest one last.
+    """
     return QuadraticInstance(
         levels=(0.3, 0.5, 0.7, 0.9),
         lam=(0.85, 0.7, 0.2),

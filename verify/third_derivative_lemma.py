@@ -1,20 +1,21 @@
 r"""Third derivatives of a smoothed function are bounded by its curvature, whatever the dimension.
 
-Setting: V has an :math:`L^1`-Lipschitz gradient, :math:`(G V)(x) = E V(x + \sigma W)`, :math:`W \sim N(0, I_d)`.
+Setting: V has an :math:`L^1`-Lipschitz gradient, :math:`(G V)(x) = E V(x + \sigma W)`,
+:math:`W \sim N(0, I_d)`.
 
-Statement: :math:`|D^3 G V| \le \sqrt{2/\pi}\, L^1/\sigma`. If V is also :math:`L^0`-Lipschitz, :math:`|D^3 G V| \le
-\sqrt{8/(\pi e)}\, L^0/\sigma^2`.
+Statement: :math:`|D^3 G V| \le \sqrt{2/\pi}\, L^1/\sigma`. If V is also :math:`L^0`-Lipschitz,
+:math:`|D^3 G V| \le \sqrt{8/(\pi e)}\, L^0/\sigma^2`.
 
 Kind: tight. In every dimension :math:`V'' = L^1 \mathrm{sign}(x_1)` attains the first; the slope
 :math:`L^0 \mathrm{sign}(x_1^2 - \sigma^2)` the second, in the limit of steep steps.
 
-Source: derived here. The proof of (17) in arXiv 2412.18164v4 has :math:`C_d = E|W| \sim \sqrt d` in place of
-:math:`\sqrt{2/\pi} = \sup_{|b|=1} E|b \cdot W|`.
+Source: derived here. The proof of (17) in arXiv 2412.18164v4 has :math:`C_d = E|W| \sim \sqrt d` in
+place of :math:`\sqrt{2/\pi} = \sup_{|b|=1} E|b \cdot W|`.
 
-How it is measured: sums of two functions along directions at any angle whose second derivatives are staircases, for which all
-numbers are closed forms, at the corners of what the derivatives reach. "bound" is the first, "sharp" the smaller of the two. The
-certificates prove the first for sines and for ramps :math:`V'' = L^1 \mathrm{clip}(x/w, -1, 1)` of all frequencies and widths in an
-interval.
+How it is measured: sums of two functions along directions at any angle whose second derivatives are
+staircases, for which all numbers are closed forms, at the corners of what the derivatives reach.
+"bound" is the first, "sharp" the smaller of the two. The certificates prove the first for sines and
+for ramps :math:`V'' = L^1 \mathrm{clip}(x/w, -1, 1)` of all frequencies and widths in an interval.
 
 What would refute it: a larger third derivative.
 """
@@ -44,7 +45,9 @@ CLAIM = Claim(
 )
 
 FAR = 40.0
-"""Half-width of a staircase in units of sigma, beyond which it is not seen: exp(-40^2 / 2) is 0 in float64."""
+"""Half-width of a staircase in units of sigma, beyond which it is not seen: exp(-40^2 / 2) is 0 in
+float64.
+"""
 STEEP = 1e-5
 """Width of a step of the slope, in units of sigma, in place of a jump."""
 
@@ -96,7 +99,9 @@ def test_second_inequality_is_attained(sigma: float) -> None:
 
 @pytest.mark.parametrize("dim", [2, 16, 1024])
 def test_paper_constant_grows_with_the_dimension(dim: int) -> None:
-    """The function of `test_is_attained` along one axis of d: C_d L1 / sigma overstates its third derivative by C_d sqrt(pi/2)."""
+    """The function of `test_is_attained` along one axis of d: C_d L1 / sigma overstates its third
+    derivative by C_d sqrt(pi/2).
+    """
     jump = Staircase((-FAR, 0.0, FAR), (-1.0, 1.0))
     measured = jump.smoothed(1.0, 3)[1]
     CLAIM.holds(
@@ -109,20 +114,26 @@ def test_paper_constant_grows_with_the_dimension(dim: int) -> None:
     if dim == 1024:
         excess = theory.expected_norm(dim) / theory.SHARP
         CLAIM.finding(
-            f"C_d in (17) may be √(2/π) in every dimension; at d = 1024 it is {excess:.3g} times larger",
+            f"C_d in (17) may be √(2/π) in every dimension; at d = 1024 it is {excess:.3g} times"
+            " larger",
             {"dim": dim},
         )
 
 
 def test_needs_the_unsmoothed_curvature() -> None:
-    """``sqrt(2/pi) / sigma`` times the smoothed curvature is no bound, neither with its bound nor with its exact supremum."""
+    """``sqrt(2/pi) / sigma`` times the smoothed curvature is no bound, neither with its bound nor
+    with its exact supremum.
+    """
     sigma, jumps = 0.4, _two_kinks(0.4)
     third, curvature = jumps.smoothed(sigma, 3)[1], max(abs(x) for x in jumps.smoothed(sigma, 2))
     where = {**dataclasses.asdict(jumps), "sigma": sigma}
     shortcut = theory.SHARP / sigma * theory.smoothed_curvature(1.0, jumps.curvatures[1], sigma)
     CLAIM.breaks(third, shortcut, where, "bound on the smoothed curvature")
     CLAIM.breaks(third, theory.SHARP / sigma * curvature, where, "smoothed curvature")
-    text = "|D³GV| ≤ √(2/π)/σ · K is false for K = √(2/π) L0/σ: the slope L0 sign(x² − σ²) has 2/√e = 1.213 times that, "
+    text = (
+        "|D³GV| ≤ √(2/π)/σ · K is false for K = √(2/π) L0/σ: the slope L0 sign(x² − σ²) has 2/√e ="
+        " 1.213 times that, "
+    )
     CLAIM.finding(
         text
         + "which is √(8/(πe)) L0/σ² exactly; (17) with the smoothed curvature needs this constant",
@@ -131,7 +142,9 @@ def test_needs_the_unsmoothed_curvature() -> None:
 
 
 def test_certified() -> None:
-    """Sines with z = sigma frequency, ramps with z = width / (sqrt(2) sigma), and the counter-example of the shortcut."""
+    """Sines with z = sigma frequency, ramps with z = width / (sqrt(2) sigma), and the
+    counter-example of the shortcut.
+    """
     pi, one = flint.arb.pi(), flint.arb(1)
     root = (2 / pi).sqrt()
     sine = below_one(lambda z: z * (-z * z / 2).exp() / root, Fraction(1, 64), Fraction(16))

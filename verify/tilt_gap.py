@@ -4,21 +4,25 @@ Setting: a linear-quadratic problem, constant beta, :math:`D_t = I - \sigma_t^2 
 
 Statement: for every start y,
 
-.. math:: \beta \log E[ e^{r(Y_T)/\beta} \mid Y_0 = y ] - V_0(y) = \sum_t \Big( -\tfrac\beta2 \log\det D_t
+.. math:: \beta \log E[ e^{r(Y_T)/\beta} \mid Y_0 = y ] - V_0(y) = \sum_t \Big( -\tfrac\beta2
+    \log\det D_t
    - \tfrac{\sigma_t^2}{2} \mathrm{tr}\, P_{t+1} \Big) ;
 
-every term is non-negative and at most :math:`\tfrac\beta4 \sum_i e_i^2 / \min(1, 1 - \max_i e_i)` with
-:math:`e = \sigma_t^2\, \mathrm{eig}(P_{t+1})/\beta`, so that the sum is O(1/T) where :math:`\sigma_t^2` is.
+every term is non-negative and at most :math:`\tfrac\beta4 \sum_i e_i^2 / \min(1, 1 - \max_i e_i)`
+with :math:`e = \sigma_t^2\, \mathrm{eig}(P_{t+1})/\beta`, so that the sum is O(1/T) where
+:math:`\sigma_t^2` is.
 
 Kind: equality; the bound is tight as e tends to zero.
 
 Source: derived here, from arXiv 2412.18164v4, equations 8-9.
 
-How it is measured: the left side from the Gaussian law of Y_T given Y_0, composed over all steps, and the moments of an exponential
-of a quadratic form; the right side from `LinearQuadratic.kernel_gap`; both in up to 5 dimensions. The order on
-`variance_preserving` with T and 2 T steps, also in ball arithmetic.
+How it is measured: the left side from the Gaussian law of Y_T given Y_0, composed over all steps,
+and the moments of an exponential of a quadratic form; the right side from
+`LinearQuadratic.kernel_gap`; both in up to 5 dimensions. The order on `variance_preserving` with T
+and 2 T steps, also in ball arithmetic.
 
-What would refute it: a residual above `ROUNDING`, a negative term, or a sum that does not halve when T doubles.
+What would refute it: a residual above `ROUNDING`, a negative term, or a sum that does not halve
+when T doubles.
 """
 
 from __future__ import annotations
@@ -40,7 +44,10 @@ from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim(
     name="tilt_gap",
-    statement="β log E[exp(r(Y_T)/β)|Y₀] − V₀(Y₀) = Σ_t (−(β/2) log det D_t − (σ_t²/2) tr P_{t+1}) ≥ 0, O(1/T)",
+    statement=(
+        "β log E[exp(r(Y_T)/β)|Y₀] − V₀(Y₀) = Σ_t (−(β/2) log det D_t − (σ_t²/2) tr P_{t+1}) ≥ 0,"
+        " O(1/T)"
+    ),
     source="derived here, from arXiv 2412.18164v4, equations 8-9",
     kind="equality",
 )
@@ -66,7 +73,9 @@ def gibbs_value(problem: ControlProblem, y: Tensor) -> Tensor:
 
 
 def log_moment(P: Tensor, q: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
-    """``log E exp(X'PX / 2 + q'X)`` for ``X ~ N(mean, covariance)``, mean of shape (batch, n); complete the square."""
+    """``log E exp(X'PX / 2 + q'X)`` for ``X ~ N(mean, covariance)``, mean of shape (batch, n);
+    complete the square.
+    """
     eye = torch.eye(len(covariance), dtype=torch.float64)
     inner = eye - covariance @ P
     slope = mean @ P + q
@@ -125,7 +134,9 @@ def test_is_attained() -> None:
 
 
 def test_needs_a_constant_weight() -> None:
-    """With weights 1 and 2 at two steps the sum is not the gap to any one tilt's value at either weight."""
+    """With weights 1 and 2 at two steps the sum is not the gap to any one tilt's value at either
+    weight.
+    """
     instance = QuadraticInstance(
         levels=(0.3, 0.6, 0.9),
         lam=(0.5, 0.5),
@@ -144,7 +155,9 @@ def test_needs_a_constant_weight() -> None:
 
 
 def test_certified() -> None:
-    """``gap(2T) <= 0.52 gap(T)`` and ``gap(T) > 0`` for r = -x^2 / 2, N(0, 1) data, q = 1, beta = 1, T = 16 .. 1024."""
+    """``gap(2T) <= 0.52 gap(T)`` and ``gap(T) > 0`` for r = -x^2 / 2, N(0, 1) data, q = 1, beta =
+    1, T = 16 .. 1024.
+    """
     flint.ctx.prec = PRECISION
     gaps = {T: _exact_gap(T) for T in (16, 32, 64, 128, 256, 512, 1024)}
     where = {"P": -1, "q": 1, "beta": 1, "T": list(gaps)}

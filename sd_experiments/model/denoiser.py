@@ -1,4 +1,5 @@
-r"""The network as it is called: with low-rank layers or without, guided, a few rows at a time, with little memory.
+r"""The network as it is called: with low-rank layers or without, guided, a few rows at a time, with
+little memory.
 
 With classifier-free guidance of scale w the noise is
 
@@ -43,7 +44,9 @@ class Condition:
 
 
 def evaluated_again(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """The function, keeping its inputs in place of its graph; the function itself inside transforms of torch.func."""
+    """The function, keeping its inputs in place of its graph; the function itself inside transforms
+    of torch.func.
+    """
     if torch._C._are_functorch_transforms_active():
         return function
     return functools.partial(
@@ -52,19 +55,23 @@ def evaluated_again(function: Callable[..., Any], **options: Any) -> Callable[..
 
 
 class Denoiser:
-    """The network with frozen weights, called in its own dtype on its own device, ``micro_batch`` samples at a time.
+    """The network with frozen weights, called in its own dtype on its own device, ``micro_batch``
+    samples at a time.
 
-    Low-rank layers that a `sd_experiments.model.policy.LoRA` adds act only in calls that ask for them, so one network is both the
-    pre-trained and the fine-tuned one. When a graph is recorded over several micro-batches, only their inputs are kept and each
-    is computed again in the backward pass, so memory is that of one micro-batch whatever the batch (except inside transforms of
-    torch.func, which rule that out, here and for ``checkpointing``).
+    Low-rank layers that a `sd_experiments.model.policy.LoRA` adds act only in calls that ask for
+    them, so one network is both the pre-trained and the fine-tuned one. When a graph is recorded
+    over several micro-batches, only their inputs are kept and each is computed again in the
+    backward pass, so memory is that of one micro-batch whatever the batch (except inside transforms
+    of torch.func, which rule that out, here and for ``checkpointing``).
 
     Args:
         unet: the network.
-        micro_batch: samples per call; all of them by default. With guidance a sample takes two rows.
+        micro_batch: samples per call; all of them by default. With guidance a sample takes two
+            rows.
         checkpointing: keep only the inputs of the network's blocks for the backward pass.
-        plain_attention: compute attention from matrix products, which can be differentiated twice; the fused kernels cannot, and
-            have no forward mode either. Calls in forward mode do this by themselves.
+        plain_attention: compute attention from matrix products, which can be differentiated twice;
+            the fused kernels cannot, and have no forward mode either. Calls in forward mode do this
+            by themselves.
     """
 
     def __init__(
@@ -94,7 +101,9 @@ class Denoiser:
         condition: Condition,
         adapted: bool = False,
     ) -> States:
-        """The network's guided output in the dtype and on the device of ``x``, with the low-rank layers or without."""
+        """The network's guided output in the dtype and on the device of ``x``, with the low-rank
+        layers or without.
+        """
         rows = self.micro_batch or max(len(x), 1)
         if len(x) <= rows:
             return self._predict(timesteps, x, condition, adapted)
@@ -133,7 +142,9 @@ class Denoiser:
 
     @contextlib.contextmanager
     def _switched(self, adapted: bool) -> Iterator[None]:
-        """Low-rank layers on or off. peft's own switch also flips ``requires_grad``, and is slow beside a small network."""
+        """Low-rank layers on or off. peft's own switch also flips ``requires_grad``, and is slow
+        beside a small network.
+        """
         before, self._adapted = self._adapted, adapted
         if adapted != before:
             _switch(self.adapters, adapted)
@@ -145,7 +156,8 @@ class Denoiser:
                 _switch(self.adapters, before)
 
     def _attention(self) -> contextlib.AbstractContextManager[Any]:
-        # The level is looked at rather than the tangent, which a reverse mode inside the forward mode hides.
+        # The level is looked at rather than the tangent, which a reverse mode inside the forward
+        # mode hides.
         forward_mode = forward_ad._current_level >= 0
         return (
             sdpa_kernel(SDPBackend.MATH)
@@ -154,7 +166,9 @@ class Denoiser:
         )
 
     def _checkpoint_block(self, block: Callable[..., Any], *args: Any) -> Any:
-        """A block whose second evaluation, in the backward pass, has the low-rank layers as they are now."""
+        """A block whose second evaluation, in the backward pass, has the low-rank layers as they
+        are now.
+        """
         adapted = self._adapted
 
         def contexts() -> tuple[

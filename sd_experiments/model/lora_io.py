@@ -1,7 +1,8 @@
-"""Low-rank layers as files that diffusers' pipelines load, ``pipeline.load_lora_weights(directory)``.
+"""Low-rank layers as files that diffusers' pipelines load,
+``pipeline.load_lora_weights(directory)``.
 
-The tensors are safetensors under the network's names; rank, alpha and targets are in the file's header, without which a pipeline
-would take alpha to be the rank.
+The tensors are safetensors under the network's names; rank, alpha and targets are in the file's
+header, without which a pipeline would take alpha to be the rank.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def load_lora(base: StableDiffusion, directory: str | Path) -> LoRA:
     """Add low-rank layers from a file of `save_lora` to a network that has none.
 
     Raises:
-        InvalidProblem: no such file, a file without its settings, or layers that are not exactly the network's.
+        InvalidProblem: no such file, a file without its settings, or layers that are not exactly
+            the network's.
     """
     file = Path(directory) / LORA_WEIGHT_NAME_SAFE
     require(file.is_file(), f"{str(file)!r} does not exist; give a directory that save_lora wrote.")
@@ -66,16 +68,19 @@ def _copy(lora: LoRA, tensors: dict[str, torch.Tensor], file: Path) -> None:
     strange, missing = sorted(tensors.keys() - own.keys()), sorted(own.keys() - tensors.keys())
     require(
         not strange,
-        f"{str(file)!r} has {len(strange)} layers that the network lacks, such as {strange[:1]}; load the right network.",
+        f"{str(file)!r} has {len(strange)} layers that the network lacks, such as {strange[:1]};"
+        " load the right network.",
     )
     require(
         not missing,
-        f"{str(file)!r} lacks {len(missing)} layers of the network, such as {missing[:1]}; it is not complete.",
+        f"{str(file)!r} lacks {len(missing)} layers of the network, such as {missing[:1]}; it is"
+        " not complete.",
     )
     for name, p in own.items():
         found = tensors[name]
         require(
             found.shape == p.shape,
-            f"{name} has shape {tuple(found.shape)} in {str(file)!r} and {tuple(p.shape)} in the network; load the right network.",
+            f"{name} has shape {tuple(found.shape)} in {str(file)!r} and {tuple(p.shape)} in the"
+            " network; load the right network.",
         )
         p.copy_(found)

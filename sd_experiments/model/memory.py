@@ -27,7 +27,9 @@ def peak_mb(device: torch.device) -> float:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin anew with what is in use now; where the system cannot do that, `peak_mb` keeps counting from the start."""
+    """Begin anew with what is in use now; where the system cannot do that, `peak_mb` keeps counting
+    from the start.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -48,8 +50,9 @@ def free_bytes(device: torch.device) -> float:
 
 
 def _resident() -> int:
-    """Peak resident set size in bytes. The kernel's own number counts from the start of this program; that of getrusage also has
-    the peak of the program it was started from."""
+    """Peak resident set size in bytes. The kernel's own number counts from the start of this
+    program; that of getrusage also has the peak of the program it was started from.
+    """
     with contextlib.suppress(OSError):
         found = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
         if found:

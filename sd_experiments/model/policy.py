@@ -2,10 +2,12 @@ r"""Low-rank fine-tuning of Stable Diffusion as a policy.
 
 The fine-tuned chain is the reference's own with another score, so its whitened control is
 
-.. math:: v_k(x) = B_k^+ \big(m^\theta_k(x) - m_k(x)\big) = \frac{g_k}{\sqrt{a_k}\, \sigma_k} \big(s^\theta_k(x) - s_k(x)\big),
+.. math:: v_k(x) = B_k^+ \big(m^\theta_k(x) - m_k(x)\big) = \frac{g_k}{\sqrt{a_k}\, \sigma_k}
+    \big(s^\theta_k(x) - s_k(x)\big),
 
-computed from the scores, where the difference loses fewer digits than that of the means. Both scores come from one network, with
-its low-rank layers (LoRA, Hu et al. 2021: :math:`W + \tfrac{\alpha}{r} B A`) on and off; B starts at zero, hence v does too.
+computed from the scores, where the difference loses fewer digits than that of the means. Both
+scores come from one network, with its low-rank layers (LoRA, Hu et al. 2021:
+:math:`W + \tfrac{\alpha}{r} B A`) on and off; B starts at zero, hence v does too.
 """
 
 from __future__ import annotations
@@ -36,10 +38,11 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 class LoRA(nn.Module):
-    """Trainable low-rank layers on the network of a `StableDiffusion`, shared by the policies of every prompt.
+    """Trainable low-rank layers on the network of a `StableDiffusion`, shared by the policies of
+    every prompt.
 
-    They are off except in the calls of a `LoRAPolicy`. Their weights are float32 where the network is in half precision, else in
-    the network's dtype.
+    They are off except in the calls of a `LoRAPolicy`. Their weights are float32 where the network
+    is in half precision, else in the network's dtype.
 
     Args:
         base: the frozen parts; its network carries one set of low-rank layers at most.
@@ -49,7 +52,8 @@ class LoRA(nn.Module):
         generator: draws A; B is zero.
 
     Raises:
-        InvalidProblem: a network that carries low-rank layers already, a rank below 1, or targets that match no layer.
+        InvalidProblem: a network that carries low-rank layers already, a rank below 1, or targets
+            that match no layer.
     """
 
     def __init__(
@@ -79,7 +83,9 @@ class LoRA(nn.Module):
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None, scale: float = 0.0) -> None:
-        """Draw A from N(0, 1 / rank^2) and B from N(0, scale^2), zero by default: the pre-trained model."""
+        """Draw A from N(0, 1 / rank^2) and B from N(0, scale^2), zero by default: the pre-trained
+        model.
+        """
         for name, p in self.weights.items():
             deviation = scale if "lora_B" in name else 1 / p.shape[0]
             device = "cpu" if generator is None else generator.device
@@ -113,13 +119,15 @@ def _attach(base: StableDiffusion, config: LoraConfig) -> dict[str, nn.Parameter
 
 
 class LoRAPolicy(Policy):
-    """The control of one prompt's fine-tuned sampler; differentiable in the state through both scores.
+    """The control of one prompt's fine-tuned sampler; differentiable in the state through both
+    scores.
 
     Args:
         reference: the prompt's chain; its base carries the low-rank layers.
         lora: the trainable layers, shared between prompts.
-        guided: whether the fine-tuned score is guided as the reference is. Without guidance it costs half the work and learns to do
-            without; but it then starts from the unguided model, at a control that is not zero.
+        guided: whether the fine-tuned score is guided as the reference is. Without guidance it
+            costs half the work and learns to do without; but it then starts from the unguided
+            model, at a control that is not zero.
 
     Raises:
         InvalidProblem: the layers belong to another network.
@@ -129,7 +137,8 @@ class LoRAPolicy(Policy):
         super().__init__()
         require(
             lora.base is reference.base,
-            "the low-rank layers belong to another network than the reference's; build both on one base.",
+            "the low-rank layers belong to another network than the reference's; build both on one"
+            " base.",
         )
         self.lora = lora
         self.reference = reference
@@ -144,20 +153,26 @@ class LoRAPolicy(Policy):
 
     @property
     def sampler(self) -> ScoreReference:
-        """The fine-tuned chain on its own, with mean ``m^theta``: one evaluation per step where the policy takes two."""
+        """The fine-tuned chain on its own, with mean ``m^theta``: one evaluation per step where the
+        policy takes two.
+        """
         return ScoreReference(self.reference.schedule, self.tuned_score, self.reference.dims)
 
 
 def sample(policy: LoRAPolicy, noise: Noise) -> Path:
-    """States of the fine-tuned sampler at one evaluation per step; as a path of that chain it has no controls.
+    """States of the fine-tuned sampler at one evaluation per step; as a path of that chain it has
+    no controls.
 
-    Estimators that look at states only, such as adjoint matching, need no more; `controlled` adds the controls.
+    Estimators that look at states only, such as adjoint matching, need no more; `controlled` adds
+    the controls.
     """
     return rollout(policy.sampler, Uncontrolled(policy.reference), noise)
 
 
 def controlled(reference: Reference, path: Path) -> Path:
-    """The same states and noises as a path of ``reference``: ``v_k = B^+ (x_{k+1} - m_k(x_k)) - xi_k``, without a policy."""
+    """The same states and noises as a path of ``reference``:
+    ``v_k = B^+ (x_{k+1} - m_k(x_k)) - xi_k``, without a policy.
+    """
     controls = []
     for k, x in enumerate(path.states[:-1]):
         shift = reference.diffusion.whiten(k, x, path.states[k + 1] - reference.mean(k, x))
@@ -169,10 +184,11 @@ def controlled(reference: Reference, path: Path) -> Path:
 def adjoint_norms(
     problem: ControlProblem, noise: Noise, policy: Policy | None = None
 ) -> Float[torch.Tensor, "steps_plus_1 batch"]:
-    """Norms ``|a_k|`` of the lean costates of every path, k = 0..T, under a policy or the pre-trained model.
+    """Norms ``|a_k|`` of the lean costates of every path, k = 0..T, under a policy or the
+    pre-trained model.
 
-    They are the size of adjoint matching's targets, ``sigma_k |a_{k+1}| / beta_k``; guidance multiplies them, since the guided mean
-    map has a larger Jacobian.
+    They are the size of adjoint matching's targets, ``sigma_k |a_{k+1}| / beta_k``; guidance
+    multiplies them, since the guided mean map has a larger Jacobian.
     """
     path = rollout(problem.reference, policy or Uncontrolled(problem.reference), noise)
     return lean_adjoint(problem, path).flatten(2).norm(dim=2)

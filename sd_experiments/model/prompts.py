@@ -1,8 +1,9 @@
-r"""From a prompt to what the network is told: the text encoders of Stable Diffusion 1.x and 2.x, and the pair of XL.
+r"""From a prompt to what the network is told: the text encoders of Stable Diffusion 1.x and 2.x,
+and the pair of XL.
 
-A network of XL reads the states of two encoders side by side, each from its last layer but one, and is told besides the pooled
-state of the second one and the size of the picture, uncropped. An empty prompt is told as zeros where the pipeline says so
-(``force_zeros_for_empty_prompt``).
+A network of XL reads the states of two encoders side by side, each from its last layer but one, and
+is told besides the pooled state of the second one and the size of the picture, uncropped. An empty
+prompt is told as zeros where the pipeline says so (``force_zeros_for_empty_prompt``).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Encoded:
 
     Attributes:
         text: states of its tokens, shape (1, tokens, width).
-        added: what else the network is told, by the names it knows, one row each; nothing but for XL.
+        added: what else the network is told, by the names it knows, one row each; nothing but for
+            XL.
     """
 
     text: Float[Tensor, "1 tokens width"]
@@ -105,7 +107,9 @@ class OneReader(Reader):
 
     @torch.no_grad()
     def penultimate(self, prompt: str) -> tuple[Tensor, Tensor]:
-        """States of the last layer but one, and the encoder's first output, a pooled state if it has a projection."""
+        """States of the last layer but one, and the encoder's first output, a pooled state if it
+        has a projection.
+        """
         device = next(self.encoder.parameters()).device
         found = self.encoder(self.tokens(prompt).input_ids.to(device), output_hidden_states=True)
         return found.hidden_states[-2], found[0]
@@ -170,11 +174,12 @@ def _require_readable(tokenizer: Any, text: Any) -> None:
     vocabulary = getattr(text, "vocab_size", len(tokenizer))
     require(
         len(tokenizer) == vocabulary,
-        f"the tokenizer knows {len(tokenizer)} tokens and the text encoder {vocabulary}; load both from one directory.",
+        f"the tokenizer knows {len(tokenizer)} tokens and the text encoder {vocabulary}; load both"
+        " from one directory.",
     )
     longest = getattr(text, "max_position_embeddings", tokenizer.model_max_length)
     require(
         tokenizer.model_max_length <= longest,
-        f"the tokenizer gives up to {tokenizer.model_max_length:g} tokens and the text encoder reads {longest}; copy the "
-        "tokenizer's tokenizer_config.json too.",
+        f"the tokenizer gives up to {tokenizer.model_max_length:g} tokens and the text encoder"
+        f" reads {longest}; copy the tokenizer's tokenizer_config.json too.",
     )

@@ -3,12 +3,13 @@ r"""Stable Diffusion 1.x, 2.x and XL as pre-trained chains.
 A latent diffusion network predicts the noise :math:`\varepsilon` in a latent
 :math:`x = \sqrt{\bar a_k}\, x_0 + \sqrt{1-\bar a_k}\, \varepsilon`, or the velocity
 :math:`\sqrt{\bar a_k}\, \varepsilon - \sqrt{1-\bar a_k}\, x_0`. Either gives the score
-:math:`s_k = -\varepsilon_k / \sqrt{1-\bar a_k}`, and `socft.schedule.ddim` makes a chain of it (Song et al. 2021, equation 16; at
-eta = 1 equation 1 of arXiv 2412.18164v4 with the posterior variance).
+:math:`s_k = -\varepsilon_k / \sqrt{1-\bar a_k}`, and `socft.schedule.ddim` makes a chain of it
+(Song et al. 2021, equation 16; at eta = 1 equation 1 of arXiv 2412.18164v4 with the posterior
+variance).
 
-Prompt and guidance scale are closed over, so estimators see (k, x) and nothing else; the references of many prompts share one
-`StableDiffusion`, hence one network. The network runs in its own dtype on its own device, a few rows at a time; everything else
-is in the dtype of the state.
+Prompt and guidance scale are closed over, so estimators see (k, x) and nothing else; the references
+of many prompts share one `StableDiffusion`, hence one network. The network runs in its own dtype on
+its own device, a few rows at a time; everything else is in the dtype of the state.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ class StableDiffusionReference(ScoreReference):
         guidance: guidance scale, part of the pre-trained model; 1 for none.
         steps: sampling steps.
         eta: noise of DDIM(eta), in (0, 1]; 1 is memoryless in the limit of many steps.
-        spacing: "leading" or "trailing" timesteps, or "log_snr" for levels with even steps in the logarithm of their
-            signal-to-noise ratio (`sd_experiments.model.sampling`); as the scheduler is configured by default.
+        spacing: "leading" or "trailing" timesteps, or "log_snr" for levels with even steps in the
+            logarithm of their signal-to-noise ratio (`sd_experiments.model.sampling`); as the
+            scheduler is configured by default.
         last_level: signal level of the sample, below 1; as the scheduler is configured by default.
         latent: height and width of a latent; the network's own by default.
 
     Raises:
-        InvalidProblem: the last sigma is zero, the levels do not chain, or a number is out of range.
+        InvalidProblem: the last sigma is zero, the levels do not chain, or a number is out of
+            range.
     """
 
     def __init__(
@@ -71,7 +74,8 @@ class StableDiffusionReference(ScoreReference):
         )
         require(
             spacing != EVEN or eta == 1,
-            f"eta = {eta} with {EVEN!r} spacing: no sampler of diffusers draws from that chain; give eta = 1 or another spacing.",
+            f"eta = {eta} with {EVEN!r} spacing: no sampler of diffusers draws from that chain;"
+            " give eta = 1 or another spacing.",
         )
         size: Any = base.unet.config["sample_size"] if latent is None else latent
         height, width = (size, size) if isinstance(size, int) else size
@@ -110,10 +114,11 @@ class StableDiffusionReference(ScoreReference):
 
     @contextlib.contextmanager
     def sharing_graphs(self) -> Iterator[None]:
-        """Let evaluations at the very same state tensor share one graph, as they share values without a graph anyway.
+        """Let evaluations at the very same state tensor share one graph, as they share values
+        without a graph anyway.
 
-        For code that goes backward once after all its evaluations, such as the adjoint recursions: a full adjoint then evaluates
-        the frozen network once per step in place of twice.
+        For code that goes backward once after all its evaluations, such as the adjoint recursions:
+        a full adjoint then evaluates the frozen network once per step in place of twice.
         """
         before, self._sharing = self._sharing, True
         try:
@@ -152,7 +157,9 @@ class StableDiffusionReference(ScoreReference):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Kept:
-    """The last evaluation of the frozen network: a step of a rollout asks for it twice, in the policy and in the kernel."""
+    """The last evaluation of the frozen network: a step of a rollout asks for it twice, in the
+    policy and in the kernel.
+    """
 
     k: int
     x: Tensor
@@ -166,7 +173,9 @@ class _Kept:
         return cls(k, x, x._version, score.requires_grad, score)
 
     def matches(self, k: Step, x: Tensor) -> bool:
-        """Whether this is the value at ``(k, x)``: the same tensor, not changed since, with a graph if one is being recorded."""
+        """Whether this is the value at ``(k, x)``: the same tensor, not changed since, with a graph
+        if one is being recorded.
+        """
         recorded = torch.is_grad_enabled() and x.requires_grad
         return (
             self.k == k and self.x is x and self.version == x._version and self.recorded == recorded

@@ -1,12 +1,14 @@
-r"""Timesteps and signal levels of diffusers' samplers, refused where they are no chain with noise in every step.
+r"""Timesteps and signal levels of diffusers' samplers, refused where they are no chain with noise
+in every step.
 
 With eta = 1 a change of the denoised picture by D at level abar costs the divergence
 
 .. math:: (s' - s)\,|D|^2 / 2, \qquad s = \overline{a} / (1 - \overline{a}),
 
-where s' is that of the next level. A change of the predicted noise by d makes D = d / sqrt(s) and costs (s' / s - 1) |d|^2 / 2. Few
-steps that are even in time end with a jump: with 10 trailing ones of Stable Diffusion's schedule s' / s - 1 is 1 to 2, but 136 at
-the last. Layers that all steps share then pay nearly all of their divergence there, whatever they change elsewhere. Steps that are
+where s' is that of the next level. A change of the predicted noise by d makes D = d / sqrt(s) and
+costs (s' / s - 1) |d|^2 / 2. Few steps that are even in time end with a jump: with 10 trailing ones
+of Stable Diffusion's schedule s' / s - 1 is 1 to 2, but 136 at the last. Layers that all steps
+share then pay nearly all of their divergence there, whatever they change elsewhere. Steps that are
 even in log s pay alike; this is the spacing "log_snr".
 """
 
@@ -25,9 +27,13 @@ from socft.checks import require
 from socft.schedule import soften_last
 
 EVEN = "log_snr"
-"""Spacing with levels as even in the logarithm of their signal-to-noise ratio as the trained ones allow."""
+"""Spacing with levels as even in the logarithm of their signal-to-noise ratio as the trained ones
+allow.
+"""
 CLIPPING = {"clip_sample": False, "thresholding": False}
-"""A clipped mean map is not the kernel of the trained chain; Stable Diffusion's pipelines switch clipping off too."""
+"""A clipped mean map is not the kernel of the trained chain; Stable Diffusion's pipelines switch
+clipping off too.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,8 +43,9 @@ class Sampling:
     Attributes:
         timesteps: training timesteps in denoising order, shape (T,).
         abar: signal levels, shape (T + 1,), float64.
-        scheduler: diffusers' scheduler of the same chain, for its pipelines: DDIM, to be called with the same number of steps and
-            ``eta``, or if levels are even, the first-order solver of the SDE, which is DDIM(1), to be called with ``timesteps``.
+        scheduler: diffusers' scheduler of the same chain, for its pipelines: DDIM, to be called
+            with the same number of steps and ``eta``, or if levels are even, the first-order solver
+            of the SDE, which is DDIM(1), to be called with ``timesteps``.
     """
 
     timesteps: Int[Tensor, " steps"]
@@ -58,7 +65,8 @@ def sampling(
         last_level: level of the sample, below 1; as configured by default.
 
     Raises:
-        InvalidProblem: a chain whose levels do not join up, reach 0, or end where the last kernel has no noise.
+        InvalidProblem: a chain whose levels do not join up, reach 0, or end where the last kernel
+            has no noise.
     """
     if spacing == EVEN:
         return _even(config, steps, last_level)
@@ -70,15 +78,17 @@ def sampling(
     trained = scheduler.config["num_train_timesteps"]
     require(
         1 <= steps <= trained,
-        f"steps = {steps}; the network was trained with {trained}, so give between 1 and {trained}.",
+        f"steps = {steps}; the network was trained with {trained}, so give between 1 and"
+        f" {trained}.",
     )
     scheduler.set_timesteps(steps)
     timesteps, stride = scheduler.timesteps, trained // steps
     how = scheduler.config["timestep_spacing"]
     require(
         int(timesteps[0]) < trained and bool((timesteps.diff() == -stride).all()),
-        f"{steps} steps with {how!r} spacing do not chain: diffusers steps {stride} of {trained} timesteps at a time; give a "
-        f"number of steps that divides {trained}, or spacing='leading'.",
+        f"{steps} steps with {how!r} spacing do not chain: diffusers steps {stride} of {trained}"
+        f" timesteps at a time; give a number of steps that divides {trained}, or"
+        " spacing='leading'.",
     )
     if last_level is not None:
         scheduler.final_alpha_cumprod = torch.tensor(last_level, dtype=torch.float64)
@@ -95,13 +105,15 @@ def sampling(
 def _even(config: Any, steps: int, last_level: float | None) -> Sampling:
     require(
         last_level is None,
-        f"last_level = {last_level}; {EVEN!r} spacing ends at the first trained level: leave it out.",
+        f"last_level = {last_level}; {EVEN!r} spacing ends at the first trained level: leave it"
+        " out.",
     )
     abar = ddim_scheduler(config).alphas_cumprod.double()
     most = len(abar) - 1
     require(
         1 <= steps <= most,
-        f"steps = {steps}; {EVEN!r} spacing has a trained level for every step: give between 1 and {most}.",
+        f"steps = {steps}; {EVEN!r} spacing has a trained level for every step: give between 1 and"
+        f" {most}.",
     )
     _require_noise(abar[[-1, 1, 0]], EVEN)
     log_ratio = torch.logit(abar)
@@ -138,12 +150,14 @@ def ddim_scheduler(config: Any, **changes: Any) -> DDIMScheduler:
 def _require_noise(levels: Tensor, how: str) -> None:
     require(
         float(levels[0]) > 0,
-        f"abar[0] = 0 with {how!r} spacing: the first step has no signal and no score; give spacing='leading', which starts later.",
+        f"abar[0] = 0 with {how!r} spacing: the first step has no signal and no score; give"
+        " spacing='leading', which starts later.",
     )
     last, before = float(levels[-1]), float(levels[-2])
     softened = float(soften_last(torch.cat([levels[:-1], levels.new_ones(1)]))[-1])
     require(
         before < last < 1,
-        f"the last step goes from abar = {before:.6g} to {last:.6g}, where its sigma is 0 and no control has a finite KL; give "
-        f"last_level = {softened:.6g} (any level between {before:.6g} and 1), or a scheduler with set_alpha_to_one = False.",
+        f"the last step goes from abar = {before:.6g} to {last:.6g}, where its sigma is 0 and no"
+        f" control has a finite KL; give last_level = {softened:.6g} (any level between"
+        f" {before:.6g} and 1), or a scheduler with set_alpha_to_one = False.",
     )

@@ -37,8 +37,8 @@ class StableDiffusion:
         plain_attention: attention that can be differentiated twice (see `Denoiser`).
 
     Raises:
-        InvalidProblem: a network that needs more than (latent, timestep, text), another prediction type, or parts that do not
-            fit together.
+        InvalidProblem: a network that needs more than (latent, timestep, text), another prediction
+            type, or parts that do not fit together.
     """
 
     def __init__(
@@ -112,16 +112,18 @@ def _require_text_to_image(unet: Any, prediction: str, pooled: bool) -> None:
     ]
     require(
         not extra,
-        f"what the network needs as {' and '.join(extra)} is not what these text encoders say; only those of 1.x, 2.x and XL are "
-        "supported, whole.",
+        f"what the network needs as {' and '.join(extra)} is not what these text encoders say; only"
+        " those of 1.x, 2.x and XL are supported, whole.",
     )
     require(
         config.in_channels == config.out_channels,
-        f"the network maps {config.in_channels} channels to {config.out_channels}; give one for text to image, not inpainting.",
+        f"the network maps {config.in_channels} channels to {config.out_channels}; give one for"
+        " text to image, not inpainting.",
     )
     require(
         prediction in NOISE,
-        f"the scheduler says prediction_type = {prediction!r}; give a network that predicts {' or '.join(map(repr, NOISE))}.",
+        f"the scheduler says prediction_type = {prediction!r}; give a network that predicts"
+        f" {' or '.join(map(repr, NOISE))}.",
     )
 
 
@@ -129,10 +131,12 @@ def _require_fitting(unet: Any, vae: Any, reader: Reader) -> None:
     channels = vae["latent_channels"]
     require(
         channels == unet.in_channels,
-        f"the network makes latents of {unet.in_channels} channels and the decoder reads {channels}; load both from one directory.",
+        f"the network makes latents of {unet.in_channels} channels and the decoder reads"
+        f" {channels}; load both from one directory.",
     )
     width, wanted = reader.width, getattr(unet, "cross_attention_dim", None)
     require(
         not isinstance(wanted, int) or width in (None, wanted),
-        f"the network reads text of width {wanted} and the text encoder writes {width}; load both from one directory.",
+        f"the network reads text of width {wanted} and the text encoder writes {width}; load both"
+        " from one directory.",
     )

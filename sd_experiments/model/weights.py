@@ -1,7 +1,8 @@
 """Files of a saved pipeline, refused unless every weight and every word is there.
 
-diffusers and transformers fill in missing weights with random numbers and a mere warning, and a tokenizer without its merges still
-reads every prompt, letter by letter; a run with either would go on for days. Only safetensors are read.
+diffusers and transformers fill in missing weights with random numbers and a mere warning, and a
+tokenizer without its merges still reads every prompt, letter by letter; a run with either would go
+on for days. Only safetensors are read.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ SECOND: dict[str, tuple[Any, str]] = {"text_encoder_2": (CLIPTextModelWithProjec
 XL = "StableDiffusionXLPipeline"
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 """What a repository of the Hugging Face hub is called."""
-DOWNLOAD = "hf download --include '*/*.safetensors' --include '*.json' --include '*.txt' --exclude '*.fp16.*'"
+DOWNLOAD = (
+    "hf download --include '*/*.safetensors' --include '*.json' --include '*.txt' --exclude"
+    " '*.fp16.*'"
+)
 END = "</w>"
 """Ends the last piece of a word in CLIP's vocabulary."""
 
@@ -54,7 +58,8 @@ def load_pipeline(
     index = (folder / "model_index.json").is_file()
     require(
         index,
-        f"{str(folder)!r} holds no model_index.json; give the directory of a saved diffusers pipeline.",
+        f"{str(folder)!r} holds no model_index.json; give the directory of a saved diffusers"
+        " pipeline.",
     )
     extra_large = is_extra_large(folder)
     models, tokenizers = (
@@ -84,7 +89,8 @@ def load_pipeline(
 
 
 def folder_of(name: str | Path) -> Path:
-    """A folder, or that of a repository ``owner/name`` of the Hugging Face hub in the cache of what was downloaded before.
+    """A folder, or that of a repository ``owner/name`` of the Hugging Face hub in the cache of what
+    was downloaded before.
 
     Raises:
         InvalidProblem: there is neither.
@@ -103,8 +109,8 @@ def folder_of(name: str | Path) -> Path:
         if part is not None:
             return Path(part)
         raise InvalidProblem(
-            f"{str(name)!r} is no folder, and was not downloaded from the Hugging Face hub either; give the folder of a saved "
-            f"diffusers pipeline, or run: {DOWNLOAD} {name}"
+            f"{str(name)!r} is no folder, and was not downloaded from the Hugging Face hub either;"
+            f" give the folder of a saved diffusers pipeline, or run: {DOWNLOAD} {name}"
         ) from error
 
 
@@ -129,7 +135,8 @@ def load_whole(kind: Any, folder: Path, stem: str, dtype: torch.dtype = torch.fl
         stem: name of the file of weights without its ending.
 
     Raises:
-        InvalidProblem: a file is missing or cut off, or it does not have exactly the weights the configuration asks for.
+        InvalidProblem: a file is missing or cut off, or it does not have exactly the weights the
+            configuration asks for.
     """
     require(
         (folder / "config.json").is_file(),
@@ -167,20 +174,23 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     present = learnt or (folder / "tokenizer.json").is_file()
     require(
         present,
-        f"{folder} holds neither tokenizer.json nor vocab.json with merges.txt; copy the tokenizer there.",
+        f"{folder} holds neither tokenizer.json nor vocab.json with merges.txt; copy the tokenizer"
+        " there.",
     )
     tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     lost = unreachable(tokenizer)
     require(
         not lost,
-        f"the tokenizer in {folder} has {len(lost)} tokens that no merge makes, such as {lost[:1]}, and would read words letter by "
-        "letter; its merges are not complete: copy it again.",
+        f"the tokenizer in {folder} has {len(lost)} tokens that no merge makes, such as {lost[:1]},"
+        " and would read words letter by letter; its merges are not complete: copy it again.",
     )
     return tokenizer
 
 
 def unreachable(tokenizer: Any) -> list[str]:
-    """Tokens of a byte-pair vocabulary that are neither letters nor special nor the result of a merge."""
+    """Tokens of a byte-pair vocabulary that are neither letters nor special nor the result of a
+    merge.
+    """
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
     made = (
@@ -237,5 +247,6 @@ def _require_none(keys: Iterable[str], what: str, which: str) -> None:
     names = sorted(keys)
     require(
         not names,
-        f"{what} {len(names)} {which}, such as {names[:1]}; it is another network's or not complete: copy it again.",
+        f"{what} {len(names)} {which}, such as {names[:1]}; it is another network's or not"
+        " complete: copy it again.",
     )

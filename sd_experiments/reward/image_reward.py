@@ -1,12 +1,14 @@
-r"""ImageReward (Xu et al. 2023, arXiv 2304.05977): how well people find that an image shows its prompt; differentiable.
+r"""ImageReward (Xu et al. 2023, arXiv 2304.05977): how well people find that an image shows its
+prompt; differentiable.
 
-A vision transformer turns the image into states; a BERT-like text encoder reads the prompt and attends to those states in every
-layer; five linear layers without activations map the state of its first token to a number s, and the reward is
+A vision transformer turns the image into states; a BERT-like text encoder reads the prompt and
+attends to those states in every layer; five linear layers without activations map the state of its
+first token to a number s, and the reward is
 
 .. math:: r = (s - \mu) / \sigma, \qquad \mu = 0.16717, \quad \sigma = 1.03334,
 
-standardised on the prompts of its paper. The two encoders are the BLIP ones of transformers, so the published weights need their
-keys renamed and nothing else:
+standardised on the prompts of its paper. The two encoders are the BLIP ones of transformers, so the
+published weights need their keys renamed and nothing else:
 
 ==========================================  ==================================
 published                                   here
@@ -49,8 +51,8 @@ from socft.checks import InvalidProblem, require
 
 BERT = "bert-base-uncased"
 REMEDY = (
-    "reward.path is to hold ImageReward.pt and med_config.json of THUDM/ImageReward on the Hugging Face hub, and a folder "
-    f"{BERT} with the tokenizer of that name."
+    "reward.path is to hold ImageReward.pt and med_config.json of THUDM/ImageReward on the Hugging"
+    f" Face hub, and a folder {BERT} with the tokenizer of that name."
 )
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -196,10 +198,12 @@ class ImageReward(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], prompts: str | Sequence[str]
     ) -> Float[Tensor, " batch"]:
-        """Rewards of images with values in [0, 1], for one prompt or one prompt each; differentiable in the images.
+        """Rewards of images with values in [0, 1], for one prompt or one prompt each;
+        differentiable in the images.
 
         Raises:
-            InvalidProblem: the numbers of images and prompts differ, or an image has no three colours.
+            InvalidProblem: the numbers of images and prompts differ, or an image has no three
+                colours.
         """
         tokens = self.tokens([prompts] if isinstance(prompts, str) else prompts)
         if isinstance(prompts, str):
@@ -226,7 +230,9 @@ class ImageReward(nn.Module):
     def prepare(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 side side"]:
-        """What the vision transformer sees: short side resized, middle cropped, colours normalised; differentiable."""
+        """What the vision transformer sees: short side resized, middle cropped, colours normalised;
+        differentiable.
+        """
         require(
             images.ndim == 4 and images.shape[1] == 3,
             f"images of shape {tuple(images.shape)}; give (batch, 3, height, width).",
@@ -251,7 +257,9 @@ class ImageReward(nn.Module):
     def see(
         self, prepared: Float[Tensor, "batch 3 side side"]
     ) -> Float[Tensor, "batch patches_plus_1 width"]:
-        """What the vision transformer makes of prepared images: a state of the whole, then one per patch, row by row."""
+        """What the vision transformer makes of prepared images: a state of the whole, then one per
+        patch, row by row.
+        """
         return self.vision(pixel_values=prepared).last_hidden_state
 
     def read(
@@ -265,7 +273,9 @@ class ImageReward(nn.Module):
     def compare(
         self, seen: Float[Tensor, "batch patches_plus_1 width"], tokens: Tokens
     ) -> Float[Tensor, "batch width"]:
-        """State of the text encoder's first token, which has read the prompt and looked at the image."""
+        """State of the text encoder's first token, which has read the prompt and looked at the
+        image.
+        """
         everything = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
         return self.text(
             input_ids=tokens.ids,
@@ -308,14 +318,17 @@ class ImageReward(nn.Module):
 
     @classmethod
     def load(cls, directory: Path | str) -> ImageReward:
-        """The published ImageReward from a local directory, frozen and in evaluation mode; nothing is downloaded.
+        """The published ImageReward from a local directory, frozen and in evaluation mode; nothing
+        is downloaded.
 
         Args:
-            directory: holds ``ImageReward.pt`` and ``med_config.json`` as published, and a folder ``bert-base-uncased`` with that
-                tokenizer's files (``vocab.txt`` or ``tokenizer.json``).
+            directory: holds ``ImageReward.pt`` and ``med_config.json`` as published, and a folder
+                ``bert-base-uncased`` with that tokenizer's files (``vocab.txt`` or
+                ``tokenizer.json``).
 
         Raises:
-            InvalidProblem: a file is missing, a key is missing or unexpected, or the vocabulary has another size.
+            InvalidProblem: a file is missing, a key is missing or unexpected, or the vocabulary has
+                another size.
         """
         directory = Path(directory)
         absent = [
@@ -385,7 +398,9 @@ def _text_config(config: ImageRewardConfig, tokenizer: BertTokenizer) -> BlipTex
 
 
 def _head(config: ImageRewardConfig) -> nn.Sequential:
-    """Linear layers, the first three followed by dropout as in the published model, whose keys count the dropouts."""
+    """Linear layers, the first three followed by dropout as in the published model, whose keys
+    count the dropouts.
+    """
     drop = (2 * config.dropout, 2 * config.dropout, config.dropout)
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(
@@ -400,7 +415,9 @@ def _head(config: ImageRewardConfig) -> nn.Sequential:
 def _published_config(
     weights: Mapping[str, Tensor], text: Mapping[str, Any], file: Path
 ) -> ImageRewardConfig:
-    """Sizes of a published model: the text encoder's from its configuration, the others from the weights' shapes."""
+    """Sizes of a published model: the text encoder's from its configuration, the others from the
+    weights' shapes.
+    """
     names = (
         "vision.embeddings.patch_embedding.weight",
         "vision.embeddings.position_embedding",
@@ -463,13 +480,15 @@ def _filled(
     )
     require(
         not unexpected,
-        f"{file} has the unknown {_listed(unexpected)}; it is not the ImageReward its configuration describes.",
+        f"{file} has the unknown {_listed(unexpected)}; it is not the ImageReward its configuration"
+        " describes.",
     )
     for name, value in expected.items():
         found, wanted = tuple(weights[name].shape), tuple(value.shape)
         require(
             found == wanted,
-            f"{name} in {file} has shape {found}, not {wanted}; it is not what its configuration describes.",
+            f"{name} in {file} has shape {found}, not {wanted}; it is not what its configuration"
+            " describes.",
         )
     model.load_state_dict(dict(weights))
     return model.eval().requires_grad_(False)
@@ -488,7 +507,8 @@ def _tokenizer(directory: Path) -> BertTokenizer:
 def _require_vocabulary(tokenizer: BertTokenizer, size: int, what: str) -> None:
     require(
         len(tokenizer) == size,
-        f"{what} knows {len(tokenizer)} tokens and the model {size}; use the model's own tokenizer.",
+        f"{what} knows {len(tokenizer)} tokens and the model {size}; use the model's own"
+        " tokenizer.",
     )
 
 

@@ -1,8 +1,9 @@
 r"""Rewards of images as rewards of latents, :math:`r(x) = \rho(\text{decode}(x), \text{prompt})`.
 
-Decoded images lie in [0, 1], shape (batch, 3, height, width); :math:`\rho` gives one number per image. Differentiable scorers go
-into `ImageRewardLike`, all others into `BlackBoxImageReward`, which has no gradient and says so. Both decode and score ``chunk``
-images at a time and keep nothing between calls, so that memory does not grow with the batch, gradients included.
+Decoded images lie in [0, 1], shape (batch, 3, height, width); :math:`\rho` gives one number per
+image. Differentiable scorers go into `ImageRewardLike`, all others into `BlackBoxImageReward`,
+which has no gradient and says so. Both decode and score ``chunk`` images at a time and keep nothing
+between calls, so that memory does not grow with the batch, gradients included.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class ImageScore(Protocol):
 
 
 def decode(base: StableDiffusion, latents: States) -> Images:
-    """Images in [0, 1] on the device of the decoder and in the dtype of the latents, whatever that of the decoder."""
+    """Images in [0, 1] on the device of the decoder and in the dtype of the latents, whatever that
+    of the decoder.
+    """
     vae = base.vae
     weight = next(vae.parameters())
     shift = getattr(vae.config, "shift_factor", None) or 0.0
@@ -71,7 +74,8 @@ class _LatentReward(Reward):
         found = self.score(decode(self.base, x), self.prompt)
         require(
             isinstance(found, Tensor) and found.shape == (len(x),),
-            f"the scorer returned {_described(found)} for {len(x)} images; it must return one number per image.",
+            f"the scorer returned {_described(found)} for {len(x)} images; it must return one"
+            " number per image.",
         )
         return found.to(x)
 
@@ -81,7 +85,8 @@ class ImageRewardLike(_LatentReward):
 
     Args:
         base: supplies the decoder.
-        score: maps images in [0, 1] and the prompt to one number per image, differentiable in the images.
+        score: maps images in [0, 1] and the prompt to one number per image, differentiable in the
+            images.
         prompt: what the image should show.
         chunk: images decoded at a time.
     """
@@ -93,7 +98,8 @@ class ImageRewardLike(_LatentReward):
         cut = recorded and not result.requires_grad
         require(
             not cut,
-            f"{_name(self.score)} cuts the graph between image and score; wrap it in BlackBoxImageReward.",
+            f"{_name(self.score)} cuts the graph between image and score; wrap it in"
+            " BlackBoxImageReward.",
         )
         return result
 
@@ -104,7 +110,8 @@ class ImageRewardLike(_LatentReward):
 
 
 class BlackBoxImageReward(_LatentReward):
-    """A score of decoded images that cannot be differentiated; for estimators that use reward values only.
+    """A score of decoded images that cannot be differentiated; for estimators that use reward
+    values only.
 
     Args:
         base: supplies the decoder.
@@ -130,13 +137,15 @@ class BlackBoxImageReward(_LatentReward):
     @property
     def _refusal(self) -> str:
         return (
-            f"{_name(self.score)} is a black box without a gradient, and this estimator asks for one; use an estimator of reward "
-            "values (score function, DDPO, DPOK, integration by parts) or a differentiable score in ImageRewardLike."
+            f"{_name(self.score)} is a black box without a gradient, and this estimator asks for"
+            " one; use an estimator of reward values (score function, DDPO, DPOK, integration by"
+            " parts) or a differentiable score in ImageRewardLike."
         )
 
 
 class JPEGCompressibility:
-    """Minus the size of the image as a JPEG file, in kB (the compressibility reward of DDPO, arXiv 2305.13301). A black box.
+    """Minus the size of the image as a JPEG file, in kB (the compressibility reward of DDPO, arXiv
+    2305.13301). A black box.
 
     Args:
         quality: JPEG quality from 1 to 95.
@@ -157,7 +166,8 @@ class JPEGCompressibility:
 
 
 class CLIPScore(nn.Module):
-    """Cosine of the angle between image and prompt in CLIP's space, times ``scale``; differentiable in the images.
+    """Cosine of the angle between image and prompt in CLIP's space, times ``scale``; differentiable
+    in the images.
 
     Args:
         model: a CLIP model, frozen in place.
@@ -171,7 +181,8 @@ class CLIPScore(nn.Module):
         vocabulary = config.text_config.vocab_size
         require(
             len(tokenizer) == vocabulary,
-            f"the tokenizer knows {len(tokenizer)} tokens and CLIP {vocabulary}; load both from one directory.",
+            f"the tokenizer knows {len(tokenizer)} tokens and CLIP {vocabulary}; load both from one"
+            " directory.",
         )
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer

@@ -1,15 +1,18 @@
 r"""What makes costates large: pictures that are undecided, and guidance.
 
-The lean costate of a path is a sample of the gradient of the value :math:`V_k(x) = E[r(X_T) \mid X_k = x]` of the pre-trained
-chain, so it is large where a little noise decides what the picture becomes. Both sides of this are measured. The costates of many
-paths, the tenth of the paths with the largest ones apart; and from every state of these paths, the chain is continued on fresh
-noise many times: the standard deviation of the rewards says how undecided the picture is at that step. The rank correlation of the
-two over the paths says how far one explains the other.
+The lean costate of a path is a sample of the gradient of the value
+:math:`V_k(x) = E[r(X_T) \mid X_k = x]` of the pre-trained chain, so it is large where a little
+noise decides what the picture becomes. Both sides of this are measured. The costates of many paths,
+the tenth of the paths with the largest ones apart; and from every state of these paths, the chain
+is continued on fresh noise many times: the standard deviation of the rewards says how undecided the
+picture is at that step. The rank correlation of the two over the paths says how far one explains
+the other.
 
-Guidance changes the chain, hence its Jacobians and its pictures; the same paths' noise is guided at several scales.
+Guidance changes the chain, hence its Jacobians and its pictures; the same paths' noise is guided at
+several scales.
 
-What the largest costates do to gradients, what limiting them does, and whether other estimators of the gradient point the same way,
-is measured by `sd_experiments.studies.gradient_agreement`.
+What the largest costates do to gradients, what limiting them does, and whether other estimators of
+the gradient point the same way, is measured by `sd_experiments.studies.gradient_agreement`.
 """
 
 from __future__ import annotations
@@ -48,7 +51,9 @@ TOP = 0.9
 QUANTILES = (0.5, 0.9, 1.0)
 PARTS = ("top", "rest")
 COMPARED = SCALES["tiny"].methods
-"""Methods whose gradients are compared with the policy gradient, on fresh paths, where clips of likelihood ratios do nothing."""
+"""Methods whose gradients are compared with the policy gradient, on fresh paths, where clips of
+likelihood ratios do nothing.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +90,9 @@ def run(file: Path, quick: bool, out: Path, workers: int = 2) -> list[Record]:
 
 
 def tasks(settings: config.Settings, size: Size) -> list[Task]:
-    """For every prompt: forks of the chain, limits of its target controls, methods, and costates at every scale of guidance."""
+    """For every prompt: forks of the chain, limits of its target controls, methods, and costates at
+    every scale of guidance.
+    """
     listed = []
     for prompt in settings.problem.prompts:
         alone = dataclasses.replace(
@@ -111,7 +118,9 @@ def tasks(settings: config.Settings, size: Size) -> list[Task]:
 
 
 def forks(settings: Mapping[str, Any], paths: int, continued: int) -> list[Record]:
-    """Growth of costates and undecidedness of pictures at every step, over the top tenth of the paths and over the rest."""
+    """Growth of costates and undecidedness of pictures at every step, over the top tenth of the
+    paths and over the rest.
+    """
     experiment, prompt = _prompt(settings)
     noise = fresh_noise(experiment, prompt, paths, SEED)
     norms = _costates(prompt, noise)
@@ -135,7 +144,9 @@ def forks(settings: Mapping[str, Any], paths: int, continued: int) -> list[Recor
 
 
 def guidance(settings: Mapping[str, Any], paths: int, pictures: int) -> list[Record]:
-    """Quantiles of the costates at the first and the last step, of the largest of a path and of its growth; and the pictures."""
+    """Quantiles of the costates at the first and the last step, of the largest of a path and of its
+    growth; and the pictures.
+    """
     experiment, prompt = _prompt(settings)
     norms = _costates(prompt, fresh_noise(experiment, prompt, paths, SEED))
     record, setting = (
@@ -186,7 +197,9 @@ def limits(settings: Mapping[str, Any], batches: int) -> list[Record]:
 
 
 def directions(settings: Mapping[str, Any], batches: int, steps: int) -> list[Record]:
-    """How far gradients agree, in a method and with PI-FT's, before and after some steps of adjoint matching."""
+    """How far gradients agree, in a method and with PI-FT's, before and after some steps of adjoint
+    matching.
+    """
     experiment, prompt = _prompt(settings)
     record, trainer = _recorder(experiment, prompt), trainer_of(experiment)
     estimators = {
@@ -206,7 +219,9 @@ def directions(settings: Mapping[str, Any], batches: int, steps: int) -> list[Re
 def spread_of_rewards(
     prompt: Prompt, states: Tensor, start: int, continued: int
 ) -> Float[Tensor, " paths"]:
-    """Standard deviation of the reward over continuations of each state from step ``start`` on, by the pre-trained chain."""
+    """Standard deviation of the reward over continuations of each state from step ``start`` on, by
+    the pre-trained chain.
+    """
     reference, generator = prompt.problem.reference, seeded(SEED, "continued", prompt.name, start)
     x = states.repeat_interleave(continued, 0)
     for k in range(start, reference.steps):

@@ -1,12 +1,15 @@
-"""Time and memory of a gradient step against the number of sampling steps, of trajectories and of steps in the loss.
+"""Time and memory of a gradient step against the number of sampling steps, of trajectories and of
+steps in the loss.
 
-Starting from a configuration, one of the three numbers is changed at a time, for every estimator. A gradient step is everything
-between two updates of the layers: sampling the trajectories, their rewards and labels, and the gradient of the loss. Each cell is
-measured in a process of its own, because the peak of memory is a process': after a first step that is not counted, the median time
-of the next ones is ``seconds``. ``peak_mb`` is the largest memory in use and ``start_mb`` that of the models alone, on the GPU as
-its allocator counts, or else as main memory of the process. Steps are few enough for a median because their work is always the
-same. A cell that fails, for lack of memory or because its estimator needs a gradient that the reward has not, is recorded as
-"refused" with the reason.
+Starting from a configuration, one of the three numbers is changed at a time, for every estimator. A
+gradient step is everything between two updates of the layers: sampling the trajectories, their
+rewards and labels, and the gradient of the loss. Each cell is measured in a process of its own,
+because the peak of memory is a process': after a first step that is not counted, the median time of
+the next ones is ``seconds``. ``peak_mb`` is the largest memory in use and ``start_mb`` that of the
+models alone, on the GPU as its allocator counts, or else as main memory of the process. Steps are
+few enough for a median because their work is always the same. A cell that fails, for lack of memory
+or because its estimator needs a gradient that the reward has not, is recorded as "refused" with the
+reason.
 """
 
 from __future__ import annotations
@@ -131,13 +134,15 @@ def run(
     estimators: Mapping[str, Mapping[str, Any]] | None = None,
     sweep: Sweep | None = None,
 ) -> list[Record]:
-    """Measure every cell into ``<out>/sd_benchmark.jsonl``; an interrupted run continues where it was.
+    """Measure every cell into ``<out>/sd_benchmark.jsonl``; an interrupted run continues where it
+    was.
 
     Args:
         file: the configuration to start from; that of the random model by default.
         random: name of a model with random weights, of `RANDOM`, in place of the configuration's.
         quick: a few small cells.
-        estimators: names in `sd_experiments.training.build.ESTIMATORS` and their options; by default `ESTIMATORS`, two of them if ``quick``.
+        estimators: names in `sd_experiments.training.build.ESTIMATORS` and their options; by
+            default `ESTIMATORS`, two of them if ``quick``.
         sweep: what is varied; by default `FULL`, or `QUICK`.
 
     Raises:
@@ -158,7 +163,9 @@ def run(
 
 
 def settings_of(file: Path | None, random: str | None) -> config.Settings:
-    """The configuration, with a random model and its reward in the place of its own if one is named."""
+    """The configuration, with a random model and its reward in the place of its own if one is
+    named.
+    """
     require(
         file is not None or random is not None,
         f"give a configuration or one of the random models: {', '.join(RANDOM)}.",
@@ -190,7 +197,8 @@ def tasks(
     """One task per estimator and cell."""
     return [
         Task(
-            f"{name}: {cell.steps} steps, {cell.trajectories} trajectories, {cell.loss_steps} steps in the loss",
+            f"{name}: {cell.steps} steps, {cell.trajectories} trajectories, {cell.loss_steps} steps"
+            " in the loss",
             cell_task,
             {
                 "settings": changed(settings, name, options, cell, sweep.repeats).plain(),

@@ -1,12 +1,14 @@
 r"""How the gradient of PI-FT shrinks along training, without its noise: ``socft sd descent``.
 
-A run is noisy where its gradients are, so the norm of a gradient falls to that of its noise and no further, whatever is left of its
-mean. With the gradients :math:`g_i` of n batches of paths at one policy,
+A run is noisy where its gradients are, so the norm of a gradient falls to that of its noise and no
+further, whatever is left of its mean. With the gradients :math:`g_i` of n batches of paths at one
+policy,
 
 .. math:: \frac{1}{n (n - 1)} \sum_{i \ne j} g_i \cdot g_j
 
-is an unbiased estimate of the squared norm of the mean gradient. It is measured before, halfway through and after the trainings of
-`sd_experiments.studies.reproduce`, at the averaged layers, with the configuration's limit of target controls.
+is an unbiased estimate of the squared norm of the mean gradient. It is measured before, halfway
+through and after the trainings of `sd_experiments.studies.reproduce`, at the averaged layers, with
+the configuration's limit of target controls.
 """
 
 from __future__ import annotations

@@ -1,14 +1,19 @@
-r"""How far gradients of different paths agree, within an estimator and between two, and what limiting target controls does to it.
+r"""How far gradients of different paths agree, within an estimator and between two, and what
+limiting target controls does to it.
 
-The gradients g of several batches of paths are taken at one policy. The mean cosine between those of two batches,
+The gradients g of several batches of paths are taken at one policy. The mean cosine between those
+of two batches,
 
-.. math:: a(g, g') = \frac{1}{n (n - 1)} \sum_{i \ne j} \frac{g_i \cdot g'_j}{|g_i| |g'_j|}, \qquad g' = g,
+.. math:: a(g, g') = \frac{1}{n (n - 1)} \sum_{i \ne j} \frac{g_i \cdot g'_j}{|g_i| |g'_j|}, \qquad
+    g' = g,
 
-is what an optimiser that forgets the length of a gradient can rely on: 1 if every batch says the same, 0 if it is all noise. With
-`sd_experiments.config.Batch.target_clip` it is measured for several limits.
+is what an optimiser that forgets the length of a gradient can rely on: 1 if every batch says the
+same, 0 if it is all noise. With `sd_experiments.config.Batch.target_clip` it is measured for
+several limits.
 
 Two estimators are compared on different paths, so their noise has nothing in common, and
-:math:`a(g, g') / \sqrt{a(g, g)\, a(g', g')}` is the cosine between what they estimate, whatever the noise: 1 if both are unbiased.
+:math:`a(g, g') / \sqrt{a(g, g)\, a(g', g')}` is the cosine between what they estimate, whatever the
+noise: 1 if both are unbiased.
 """
 
 from __future__ import annotations
@@ -40,7 +45,8 @@ def gradients(
     seed: int,
     limits: Sequence[float | None] = (None,),
 ) -> Iterator[tuple[Gradients, float]]:
-    """The gradients of batches at the current policy for each limit, on all steps of their paths, and the part that was limited.
+    """The gradients of batches at the current policy for each limit, on all steps of their paths,
+    and the part that was limited.
 
     A batch has the paths of a gradient step of the configuration, of the first prompt.
     """
@@ -68,12 +74,14 @@ def gradients(
 def compared(
     experiment: Experiment, estimators: Mapping[str, Estimator], batches: int, seed: int
 ) -> Iterator[tuple[str, str, float, float | None]]:
-    """How far the gradients of each estimator agree, and where they point compared with the first one's.
+    """How far the gradients of each estimator agree, and where they point compared with the first
+    one's.
 
     All are at the current policy, with the configuration's limit of target controls.
 
     Yields:
-        The name, "agreement" or "alignment", its value and its standard error; no alignment where a gradient is only noise.
+        The name, "agreement" or "alignment", its value and its standard error; no alignment where a
+        gradient is only noise.
     """
     limits = (experiment.settings.batch.target_clip,)
     found = {
@@ -102,7 +110,9 @@ def agreement(mine: Gradients, others: Gradients | None = None) -> float:
 
 
 def squared_mean(mine: Gradients) -> float:
-    """The squared norm of the mean gradient, without bias; negative where noise happens to make it so."""
+    """The squared norm of the mean gradient, without bias; negative where noise happens to make it
+    so.
+    """
     products, n = mine @ mine.T, len(mine)
     return float((products.sum() - products.trace()) / (n * (n - 1)))
 

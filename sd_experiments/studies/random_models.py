@@ -1,4 +1,6 @@
-"""Stable Diffusions and rewards with random weights: time and memory do not depend on what the weights are."""
+"""Stable Diffusions and rewards with random weights: time and memory do not depend on what the
+weights are.
+"""
 
 from __future__ import annotations
 
@@ -173,4 +175,6 @@ RANDOM = {
         ),
     ),
 }
-"""By name: the sizes of Stable Diffusion 1.5 with ImageReward and the paper's batch, for a GPU; and a small one for any machine."""
+"""By name: the sizes of Stable Diffusion 1.5 with ImageReward and the paper's batch, for a GPU; and
+a small one for any machine.
+"""

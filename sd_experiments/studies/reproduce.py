@@ -1,18 +1,23 @@
-"""Section 5 of arXiv 2412.18164v4 in one command, with its rivals: ``socft sd reproduce --scale tiny|sd15``.
+"""Section 5 of arXiv 2412.18164v4 in one command, with its rivals:
+``socft sd reproduce --scale tiny|sd15``.
 
-Every prompt is fine-tuned on its own by every method, from the same pre-trained model, with as many sampled trajectories each;
-PI-FT also at several KL weights. Afterwards every model draws the same number of pictures from the same noise, and reward, KL, the
-checker's accuracy and diversity are measured on these. Gains over the pre-trained model are means of differences, picture by
-picture, so what the pictures have in common is no noise in them.
+Every prompt is fine-tuned on its own by every method, from the same pre-trained model, with as many
+sampled trajectories each; PI-FT also at several KL weights. Afterwards every model draws the same
+number of pictures from the same noise, and reward, KL, the checker's accuracy and diversity are
+measured on these. Gains over the pre-trained model are means of differences, picture by picture, so
+what the pictures have in common is no noise in them.
 
-How a training ends also depends on its own noise. PI-FT and DPOK can therefore be trained several times, from other seeds. There
-are also variants: DPOK, which PI-FT is held against, at other learning rates, so that it does not lose by one that does not suit
-it; and methods that regress on target controls without the configuration's limit on these, to see what the limit is for.
+How a training ends also depends on its own noise. PI-FT and DPOK can therefore be trained several
+times, from other seeds. There are also variants: DPOK, which PI-FT is held against, at other
+learning rates, so that it does not lose by one that does not suit it; and methods that regress on
+target controls without the configuration's limit on these, to see what the limit is for.
 
-If a training ends below its best by more than noise, gradients by the method and by PI-FT at the policy that it ends with say
-whether the method still points where the policy gradient does, or is noisier (`sd_experiments.studies.gradient_agreement`).
+If a training ends below its best by more than noise, gradients by the method and by PI-FT at the
+policy that it ends with say whether the method still points where the policy gradient does, or is
+noisier (`sd_experiments.studies.gradient_agreement`).
 
-A run is one task of a study, so an interrupted reproduction continues where it was, within a run at its last checkpoint.
+A run is one task of a study, so an interrupted reproduction continues where it was, within a run at
+its last checkpoint.
 """
 
 from __future__ import annotations
@@ -93,7 +98,8 @@ class Scale:
     Attributes:
         name: its name.
         config: the configuration that all runs start from; it also names the prompts.
-        rounds: rounds of sampling per run, each of as many trajectories as the configuration says, but of one prompt.
+        rounds: rounds of sampling per run, each of as many trajectories as the configuration says,
+            but of one prompt.
         methods: what is compared.
         betas: KL weights of PI-FT on the first prompt, besides the configuration's.
         rates: learning rates of DPOK on every prompt, besides the configuration's.
@@ -141,12 +147,14 @@ class Scale:
 def _methods(clip: float, **reuse: int) -> tuple[Method, ...]:
     """PI-FT, DPOK, and the others.
 
-    Likelihoods are averaged over the entries of the latent, as in the published code of DPOK and DDPO, and a round is used up
-    however far the policy moves away from it; so all methods sample as many trajectories.
+    Likelihoods are averaged over the entries of the latent, as in the published code of DPOK and
+    DDPO, and a round is used up however far the policy moves away from it; so all methods sample as
+    many trajectories.
 
     Args:
         clip: of averaged likelihood ratios.
-        reuse: settings of ``[batch]`` for the two methods that use their trajectories more often than the configuration says.
+        reuse: settings of ``[batch]`` for the two methods that use their trajectories more often
+            than the configuration says.
     """
     batch = {**reuse, "ess": 0.0} if reuse else {}
     return (
@@ -203,12 +211,14 @@ def reproduce(
     trainings: int = 1,
     variants: bool = False,
 ) -> list[Record]:
-    """Run everything; records go to ``<out>/<study>.jsonl``, pictures into the folder ``<out>/<study>/``.
+    """Run everything; records go to ``<out>/<study>.jsonl``, pictures into the folder
+    ``<out>/<study>/``.
 
     Args:
         count: number of processes; the scale's own by default.
         trainings: how often each of `REPEATED` is trained for every prompt.
-        variants: also DPOK at other learning rates and methods without a limit on their target controls.
+        variants: also DPOK at other learning rates and methods without a limit on their target
+            controls.
 
     Raises:
         InvalidProblem: something is missing or refused.
@@ -254,7 +264,9 @@ def tasks(scale: Scale, trainings: int = 1, variants: bool = False) -> list[Task
 
 
 def _variants(scale: Scale) -> list[Task]:
-    """DPOK at other learning rates, and methods that regress on target controls without a limit on these."""
+    """DPOK at other learning rates, and methods that regress on target controls without a limit on
+    these.
+    """
     settings = scale.settings
     changed = [
         (dataclasses.replace(method, rate=rate), {"rate": rate})
@@ -401,7 +413,9 @@ def _folder(task: Task) -> Path:
 
 
 def _before(experiment: Experiment, pictures: int) -> Mapping[str, Tensor]:
-    """What pictures of the pre-trained model are worth; every process draws them once for all its runs of a prompt."""
+    """What pictures of the pre-trained model are worth; every process draws them once for all its
+    runs of a prompt.
+    """
     s, task = experiment.settings, experiment.tasks[0]
     key = repr((s.model, s.sampler, s.reward, s.monitor.checker, task.name, pictures))
     if key not in _WORTHS:
@@ -417,7 +431,9 @@ def _measured(experiment: Experiment, policy: Policy, number: int) -> Drawn:
 
 @torch.no_grad()
 def _spread(experiment: Experiment, policy: Policy) -> list[tuple[dict[str, Any], float]]:
-    """Quantiles of the norms of the target controls of the first and of the last step, for estimators that have such."""
+    """Quantiles of the norms of the target controls of the first and of the last step, for
+    estimators that have such.
+    """
     task, estimator = experiment.tasks[0], experiment.estimator
     if not isinstance(estimator, CostateEstimator):
         return []
@@ -463,7 +479,9 @@ def _results(
 
 
 def _rounds(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """What was measured at the sampling of every round, if there are enough rounds to compare the end with what was before."""
+    """What was measured at the sampling of every round, if there are enough rounds to compare the
+    end with what was before.
+    """
     fresh = [row for row in rows if "diversity" in row]
     return fresh if len(fresh) >= 2 * WINDOW else []
 
@@ -475,7 +493,9 @@ def _gains(
     before: Mapping[str, Tensor],
     setting: Mapping[str, Any],
 ) -> Iterator[Record]:
-    """How much more the pictures are worth than those that the pre-trained model draws from the same noise."""
+    """How much more the pictures are worth than those that the pre-trained model draws from the
+    same noise.
+    """
     for metric, values in worths(experiment, experiment.tasks[0], found).items():
         yield _mean(record, f"{metric}_gain", values - before[metric], setting)
 
@@ -505,7 +525,9 @@ def _directions(
     batches: int,
     setting: Mapping[str, Any],
 ) -> Iterator[Record]:
-    """How far gradients of two methods agree at the policy of this run, each with itself and the second with the first."""
+    """How far gradients of two methods agree at the policy of this run, each with itself and the
+    second with the first.
+    """
     estimators = {
         each.title: made("estimator", ESTIMATORS, each.estimator, each.options) for each in methods
     }

@@ -1,7 +1,8 @@
-"""A tiny but real Stable Diffusion of captioned shapes, with a reward of ImageReward's architecture: load, sample, fine-tune.
+"""A tiny but real Stable Diffusion of captioned shapes, with a reward of ImageReward's
+architecture: load, sample, fine-tune.
 
-The four prompts stand for those of Han, Razaviyayn and Xu (arXiv 2412.18164v4, section 5). Both models come with the scripts and
-seeds that trained them; ``quality.json`` says how well they do.
+The four prompts stand for those of Han, Razaviyayn and Xu (arXiv 2412.18164v4, section 5). Both
+models come with the scripts and seeds that trained them; ``quality.json`` says how well they do.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ QUALITY = _HERE / "quality.json"
 
 
 def pipeline(folder: Path = MODEL, dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
-    """The trained pipeline, offline, in float32 if not told otherwise, ready for inference and without progress bars.
+    """The trained pipeline, offline, in float32 if not told otherwise, ready for inference and
+    without progress bars.
 
     Raises:
         InvalidProblem: a file is missing or damaged.
     """
     verify(
         folder,
-        "restore it from version control, or train it again: python -m sd_experiments.tiny.train_model",
+        "restore it from version control, or train it again: python -m"
+        " sd_experiments.tiny.train_model",
     )
     import torch
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
@@ -65,7 +68,8 @@ def reward(folder: Path = REWARD) -> ImageReward:
     """
     verify(
         folder,
-        "restore it from version control, or train it again: python -m sd_experiments.tiny.train_reward",
+        "restore it from version control, or train it again: python -m"
+        " sd_experiments.tiny.train_reward",
     )
     from sd_experiments.reward.image_reward import ImageReward
 

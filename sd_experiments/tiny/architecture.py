@@ -1,9 +1,12 @@
-"""A Stable Diffusion of about two million parameters: the parts of Stable Diffusion 1.5, each as small as the shape world allows.
+"""A Stable Diffusion of about two million parameters: the parts of Stable Diffusion 1.5, each as
+small as the shape world allows.
 
-Pictures of 32 x 32 pixels become latents of 4 x 8 x 8; the UNet sees the 16 token states of a causal CLIP text encoder through
-cross-attention. The noise schedule is that of Stable Diffusion 1.5: 1000 steps, forward variances linear in their square root
-from 0.00085 to 0.012. Its last signal level is that of the first training step, abar_0 = 0.99915, not 1 (``set_alpha_to_one``
-is off), so that the last step of DDIM with eta = 1 has a positive sigma and can be steered at a finite KL.
+Pictures of 32 x 32 pixels become latents of 4 x 8 x 8; the UNet sees the 16 token states of a
+causal CLIP text encoder through cross-attention. The noise schedule is that of Stable Diffusion
+1.5: 1000 steps, forward variances linear in their square root from 0.00085 to 0.012. Its last
+signal level is that of the first training step, abar_0 = 0.99915, not 1 (``set_alpha_to_one`` is
+off), so that the last step of DDIM with eta = 1 has a positive sigma and can be steered at a finite
+KL.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ def build(seed: int) -> StableDiffusionPipeline:
 
 
 def words_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level tokenizer, every word of the captions one token; any other word becomes several."""
+    """CLIP's byte-level tokenizer, every word of the captions one token; any other word becomes
+    several.
+    """
     letters = sorted(ByteLevel.alphabet())
     merges = _merges([(*word[:-1], f"{word[-1]}</w>") for word in WORDS])
     tokens = [
@@ -65,7 +70,8 @@ def words_tokenizer() -> CLIPTokenizer:
 def _merges(words: list[tuple[str, ...]]) -> list[tuple[str, str]]:
     """Byte-pair encoding: merge the most frequent neighbours everywhere until every word is whole.
 
-    Merges are applied in this order, whatever the word, so they cannot be written down word by word: "and" would tear "triangle".
+    Merges are applied in this order, whatever the word, so they cannot be written down word by
+    word: "and" would tear "triangle".
     """
     merges = []
     while pairs := Counter(pair for word in words for pair in itertools.pairwise(word)):

@@ -1,9 +1,12 @@
-"""What can be said about a picture of shapes: a grammar, what makes a caption true, and captions that are wrong on purpose.
+"""What can be said about a picture of shapes: a grammar, what makes a caption true, and captions
+that are wrong on purpose.
 
-A caption names one thing ("a green triangle"), several alike ("four circles") or two different ones ("a circle and a square",
-"a star above a square"), each with or without a colour. It states up to four *facts*: how many things there are, which shapes,
-which colours and where. Four kinds of caption exercise four skills, those of the prompts "A green colored rabbit", "A cat and a
-dog", "Four wolves in the park" and "A dog on the moon" of Han, Razaviyayn and Xu (arXiv 2412.18164v4, section 5).
+A caption names one thing ("a green triangle"), several alike ("four circles") or two different ones
+("a circle and a square", "a star above a square"), each with or without a colour. It states up to
+four *facts*: how many things there are, which shapes, which colours and where. Four kinds of
+caption exercise four skills, those of the prompts "A green colored rabbit", "A cat and a dog",
+"Four wolves in the park" and "A dog on the moon" of Han, Razaviyayn and Xu (arXiv 2412.18164v4,
+section 5).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from socft.checks import require
+from socft.checks import InvalidProblem, require
 
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "triangle", "star")
@@ -48,10 +51,13 @@ PROMPTS: dict[Skill, str] = {
     "counting": "four circles",
     "location": "a triangle above a square",
 }
-"""What is fine-tuned for, a prompt for each skill: of those that differ in their shapes alone, ones whose shapes the reward tells
-apart in the tiny model's own pictures, too (``quality.json``). A circle and a square hardly differ when they are soft."""
+"""What is fine-tuned for, a prompt for each skill: of those that differ in their shapes alone, ones
+whose shapes the reward tells apart in the tiny model's own pictures, too (``quality.json``). A
+circle and a square hardly differ when they are soft.
+"""
 
-_MARGIN = 4.0  # pixels one thing must lie beyond another; drawn relations keep the centres at least 13.6 apart
+# pixels one thing must lie beyond another; drawn relations keep the centres at least 13.6 apart
+_MARGIN = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +92,9 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """One statement: ``count`` things like ``first``, or ``first`` and ``second``, possibly in a relation."""
+    """One statement: ``count`` things like ``first``, or ``first`` and ``second``, possibly in a
+    relation.
+    """
 
     first: Named
     count: int = 1
@@ -125,9 +133,9 @@ def parse(text: str) -> Caption:
             if foreign
             else "its words are in no known order"
         )
-        require(
-            False,
-            f"{text!r} is no caption of the shape world: {reason}; say for instance 'a star above a square'.",
+        raise InvalidProblem(
+            f"{text!r} is no caption of the shape world: {reason}; say for instance 'a star above a"
+            " square'.",
         )
     assert caption is not None
     return caption
@@ -136,8 +144,9 @@ def parse(text: str) -> Caption:
 def facts(caption: Caption, seen: Sequence[Seen]) -> dict[str, bool]:
     """Which of the facts a caption states are true of a picture.
 
-    ``count`` and ``shapes`` are always stated, ``colours`` when a colour is named and ``relation`` when there is one. Facts do
-    not depend on each other: three green circles have the right colour and the wrong number for "a green circle".
+    ``count`` and ``shapes`` are always stated, ``colours`` when a colour is named and ``relation``
+    when there is one. Facts do not depend on each other: three green circles have the right colour
+    and the wrong number for "a green circle".
     """
     stated = {
         "count": len(seen) == len(caption.things),
@@ -162,7 +171,9 @@ def _coloured(named: Named, seen: Sequence[Seen], alone: bool) -> bool:
 
 
 def _related(first: str, second: str, relation: str, seen: Sequence[Seen]) -> bool:
-    """Whether the largest ``first`` lies where it should from the largest ``second``, mostly in that direction."""
+    """Whether the largest ``first`` lies where it should from the largest ``second``, mostly in
+    that direction.
+    """
     one = max(
         (thing for thing in seen if thing.shape == first),
         key=lambda thing: thing.area,
@@ -199,7 +210,9 @@ def every_caption(skill: Skill) -> tuple[Caption, ...]:
 
 
 def draw_caption(rng: random.Random, plain: float = 0.5) -> Caption:
-    """A random caption: the skills equally often, without colours with probability ``plain`` (a lone thing: a third of it)."""
+    """A random caption: the skills equally often, without colours with probability ``plain`` (a
+    lone thing: a third of it).
+    """
     skill = rng.choice(SKILLS)
     without = rng.random() < (plain / 3 if skill == "colour" else plain)
     return rng.choice(_PLAIN[skill] if without else _COLOURED[skill])
@@ -207,11 +220,13 @@ def draw_caption(rng: random.Random, plain: float = 0.5) -> Caption:
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """How often the picture drawn for a caption departs from it: the flaws of a training set, one probability per skill.
+    """How often the picture drawn for a caption departs from it: the flaws of a training set, one
+    probability per skill.
 
     Attributes:
         colour: each named colour is drawn as another one.
-        composition: one of two things joined by "and" is drawn as another shape, possibly twice the same.
+        composition: one of two things joined by "and" is drawn as another shape, possibly twice the
+            same.
         counting: of several things one too many or one too few is drawn, between one and four.
         location: two things in a relation are drawn a quarter turn away.
         open: a colour that is not named is drawn at random anew; no fact depends on it.

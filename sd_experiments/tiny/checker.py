@@ -1,8 +1,9 @@
 """Looks at a picture and says what is in it, from its pixels alone.
 
-A pixel of a thing with colour c that covers it to the fraction a is ``ground + a (c - ground)``: the direction of its difference
-from the ground is the colour, the length is the coverage. Connected pixels of one colour are one thing. Its shape is the one
-whose drawing at the same place and of the same area differs least; a blot that differs much from all of them has none.
+A pixel of a thing with colour c that covers it to the fraction a is ``ground + a (c - ground)``:
+the direction of its difference from the ground is the colour, the length is the coverage. Connected
+pixels of one colour are one thing. Its shape is the one whose drawing at the same place and of the
+same area differs least; a blot that differs much from all of them has none.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def look(pictures: Float[Tensor, "n 3 side side"]) -> list[tuple[Seen, ...]]:
 def check(
     pictures: Float[Tensor, "n 3 side side"], captions: list[Caption]
 ) -> list[dict[str, bool]]:
-    """Which facts of its caption are true of each picture; see `sd_experiments.tiny.captions.facts`."""
+    """Which facts of its caption are true of each picture; see
+    `sd_experiments.tiny.captions.facts`.
+    """
     require(
         len(pictures) == len(captions),
         f"{len(pictures)} pictures and {len(captions)} captions; give one caption per picture.",

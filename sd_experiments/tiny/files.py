@@ -1,4 +1,6 @@
-"""Folders that know the hashes of their files, so that a damaged or mixed-up model is named and not measured."""
+"""Folders that know the hashes of their files, so that a damaged or mixed-up model is named and not
+measured.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def verify(folder: Path, remedy: str) -> None:
         require(name in found, f"{folder / name} is missing; {remedy}.")
         require(
             found[name] == digest,
-            f"{folder / name} is not the file that was saved (sha256 {found[name][:12]}...); {remedy}.",
+            f"{folder / name} is not the file that was saved (sha256 {found[name][:12]}...);"
+            f" {remedy}.",
         )
 
 

@@ -2,9 +2,10 @@
 
     python -m sd_experiments.tiny.quality
 
-samples the four prompts and random captions of the four skills with DDIM (eta = 1, 50 steps), with and without classifier-free
-guidance, and rewrites the section "model" of ``quality.json``. For every skill it counts how often its own fact is true (the
-colours, the shapes, the count, the relation) and how often everything the caption states is.
+samples the four prompts and random captions of the four skills with DDIM (eta = 1, 50 steps), with
+and without classifier-free guidance, and rewrites the section "model" of ``quality.json``. For
+every skill it counts how often its own fact is true (the colours, the shapes, the count, the
+relation) and how often everything the caption states is.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ def sample(
 
 
 def fingerprint(pipe: StableDiffusionPipeline) -> dict[str, Any]:
-    """What one cheap sample looks like, to notice a pipeline that no longer draws what it drew when it was measured."""
+    """What one cheap sample looks like, to notice a pipeline that no longer draws what it drew when
+    it was measured.
+    """
     prompt = PROMPTS["location"]
     picture = sample(pipe, [prompt], 1.0, torch.Generator().manual_seed(0), steps=10)[0]
     quarters = F.avg_pool2d(picture, SIDE // 2).permute(1, 2, 0).flatten(0, 1)
@@ -162,7 +165,8 @@ def measure(settings: Measuring, pipe: StableDiffusionPipeline) -> dict[str, Any
                 )
                 rows.append(dataclasses.asdict(accuracy(skill, pictures, captions, guidance)))
                 progress.finished(
-                    f"{rows[-1]['caption']} ({skill}), guidance {guidance:g}: {rows[-1]['fact']:.2f}",
+                    f"{rows[-1]['caption']} ({skill}), guidance {guidance:g}:"
+                    f" {rows[-1]['fact']:.2f}",
                     0.0,
                 )
     return {
@@ -185,7 +189,9 @@ def measure(settings: Measuring, pipe: StableDiffusionPipeline) -> dict[str, Any
 
 
 def schedule(pipe: StableDiffusionPipeline, steps: int) -> dict[str, float]:
-    """The last step of DDIM (eta = 1): its levels and sigma, and those of the softened level (1 + abar) / 2."""
+    """The last step of DDIM (eta = 1): its levels and sigma, and those of the softened level (1 +
+    abar) / 2.
+    """
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     assert isinstance(scheduler, DDIMScheduler)
     scheduler.set_timesteps(steps)
@@ -231,7 +237,9 @@ def _states_skill(caption: Caption) -> bool:
 
 
 def _checker(settings: Measuring, pipe: StableDiffusionPipeline) -> dict[str, float]:
-    """How often the checker finds every fact true where it is: on drawings, and after the autoencoder."""
+    """How often the checker finds every fact true where it is: on drawings, and after the
+    autoencoder.
+    """
     rng = random.Random(settings.seed)
     captions = [draw_caption(rng) for _ in range(settings.drawings)]
     pictures = draw(arrange(captions, torch.Generator().manual_seed(settings.seed)))
@@ -264,9 +272,8 @@ def main() -> None:
     update(settings.file, "model", found, "python -m sd_experiments.tiny.quality")
     for row in found["accuracy"]:
         print(
-            "{skill:12} {caption:24} guidance {guidance:3g}: {fact:.2f} +- {stderr:.2f}, everything {everything:.2f}".format(
-                **row
-            )
+            "{skill:12} {caption:24} guidance {guidance:3g}: {fact:.2f} +- {stderr:.2f}, everything"
+            " {everything:.2f}".format(**row)
         )
     print(json.dumps(found["checker"], indent=2))
 

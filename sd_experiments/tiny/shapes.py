@@ -1,15 +1,18 @@
 r"""Pictures of shapes: scenes as tensors, drawn with smooth edges, many at once.
 
-Every shape is a star polygon with ``k`` tips at radius R and ``k`` notches at radius ``rho R`` (a regular polygon has
-:math:`\rho = \cos(\pi/k)`, a circle many tips), sized so that it covers :math:`\pi s^2` whatever the shape:
+Every shape is a star polygon with ``k`` tips at radius R and ``k`` notches at radius ``rho R`` (a
+regular polygon has :math:`\rho = \cos(\pi/k)`, a circle many tips), sized so that it covers
+:math:`\pi s^2` whatever the shape:
 
 .. math:: \pi s^2 = k\,\rho\,R^2 \sin(\pi/k).
 
-Folding the angle into :math:`[0, \pi/k]` leaves one edge, so the signed distance to the outline is that to a line.
+Folding the angle into :math:`[0, \pi/k]` leaves one edge, so the signed distance to the outline is
+that to a line.
 
-A picture may lie part of the way between two scenes: things turn around the centre, their colours mix, the signed distances of
-their outlines mix, and what is in one scene only is translucent. So pictures of different captions are joined by pictures, as
-those of the real world are, and the map from noise to pictures that a model learns has slopes rather than cliffs.
+A picture may lie part of the way between two scenes: things turn around the centre, their colours
+mix, the signed distances of their outlines mix, and what is in one scene only is translucent. So
+pictures of different captions are joined by pictures, as those of the real world are, and the map
+from noise to pictures that a model learns has slopes rather than cliffs.
 """
 
 from __future__ import annotations
@@ -83,7 +86,9 @@ class Scenes:
 
 
 def arrange(captions: Sequence[Caption], generator: torch.Generator) -> Scenes:
-    """A random scene for every caption: what it leaves open (colours, places, sizes, the ground) is drawn at random."""
+    """A random scene for every caption: what it leaves open (colours, places, sizes, the ground) is
+    drawn at random.
+    """
     n = len(captions)
     count = torch.tensor([len(caption.things) for caption in captions])
     shape = torch.tensor(
@@ -177,7 +182,9 @@ class _Things:
 
 
 def _meeting(a: _Things, b: _Things, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Coverage (n, 1, side, side) and colour (n, 3, 1, 1) of things part of the way from one to the other."""
+    """Coverage (n, 1, side, side) and colour (n, 3, 1, 1) of things part of the way from one to the
+    other.
+    """
     x, y = _turned(a.place, b.place, share).unbind(1)
     size = torch.lerp(a.size, b.size, share)
     outside = torch.lerp(
@@ -191,7 +198,9 @@ def _meeting(a: _Things, b: _Things, share: Tensor) -> tuple[Tensor, Tensor]:
 def _turned(
     a: Float[Tensor, "n 2"], b: Float[Tensor, "n 2"], share: Float[Tensor, " n"]
 ) -> Float[Tensor, "n 2"]:
-    """Places part of the way from one to the other: angle and distance from the centre of the picture change in proportion."""
+    """Places part of the way from one to the other: angle and distance from the centre of the
+    picture change in proportion.
+    """
     one, two = (torch.view_as_complex((place - SIDE / 2).contiguous()) for place in (a, b))
     turn = torch.angle(two * one.conj())
     radius = torch.lerp(one.abs(), two.abs(), share)
@@ -225,7 +234,9 @@ def _outside(shape: Tensor, x: Tensor, y: Tensor, size: Tensor) -> Float[Tensor,
 
 
 def _pair_places(relation: Tensor, uniform) -> Tensor:
-    """Places of two things on either side of the centre, the first one in the relation to the second; anywhere without one."""
+    """Places of two things on either side of the centre, the first one in the relation to the
+    second; anywhere without one.
+    """
     direction = torch.where(
         relation >= 0, _DIRECTION[relation] + uniform(-_SWAY, _SWAY), uniform(0, 2 * math.pi)
     )

@@ -1,8 +1,10 @@
-"""Train the tiny Stable Diffusion: first the autoencoder, then the UNet and the text encoder together on its latents.
+"""Train the tiny Stable Diffusion: first the autoencoder, then the UNet and the text encoder
+together on its latents.
 
-The captions are wrong now and then (`sd_experiments.tiny.captions.Noise`), as those of a real training set are: a picture then
-lies anywhere between what its caption says and something else. So the model draws what it is asked for only part of the time, and
-fine-tuning has something to improve.
+The captions are wrong now and then (`sd_experiments.tiny.captions.Noise`), as those of a real
+training set are: a picture then lies anywhere between what its caption says and something else. So
+the model draws what it is asked for only part of the time, and fine-tuning has something to
+improve.
 
     python -m sd_experiments.tiny.train_model
 
@@ -90,7 +92,9 @@ class Examples:
 
 
 def examples(count: int, seed: int, noise: Noise) -> Examples:
-    """Random captions, and pictures that lie anywhere between these and what the noise makes of them."""
+    """Random captions, and pictures that lie anywhere between these and what the noise makes of
+    them.
+    """
     rng = random.Random(seed)
     captions = [draw_caption(rng) for _ in range(count)]
     wrong = [noise.drawn(caption, rng) for caption in captions]
@@ -172,7 +176,9 @@ def _train_autoencoder(pipeline: StableDiffusionPipeline, settings: ModelTrainin
 def _standard_latents(
     pipeline: StableDiffusionPipeline, pictures: Tensor
 ) -> Float[Tensor, "n 4 8 8"]:
-    """Latents of the pictures, scaled to unit standard deviation; the pipeline remembers the factor."""
+    """Latents of the pictures, scaled to unit standard deviation; the pipeline remembers the
+    factor.
+    """
     latents = torch.cat(
         [pipeline.vae.encode(2 * x - 1).latent_dist.mean for x in pictures.split(256)]
     )
@@ -218,7 +224,8 @@ def main() -> None:
     trained = train_model(tyro.cli(ModelTraining, description=__doc__))
     minutes = (trained.autoencoder.cpu_seconds + trained.denoiser.cpu_seconds) / 60
     print(
-        f"trained in {minutes:.1f} minutes of processor time; measure it with: python -m sd_experiments.tiny.quality"
+        f"trained in {minutes:.1f} minutes of processor time; measure it with: python -m"
+        " sd_experiments.tiny.quality"
     )
 
 

@@ -1,21 +1,24 @@
 r"""Train the tiny ImageReward: pictures of one caption, compared two by two.
 
-As in ImageReward (arXiv 2304.05977), a reward r is fitted to preferences by the Bradley-Terry model, and the networks have seen
-pictures and captions before: the vision transformer learns to say what covers each of its patches, then both learn to say which
-facts of a caption are true of a picture, as BLIP has learnt to match images and texts. An annotator who finds a fraction w of the
+As in ImageReward (arXiv 2304.05977), a reward r is fitted to preferences by the Bradley-Terry
+model, and the networks have seen pictures and captions before: the vision transformer learns to say
+what covers each of its patches, then both learn to say which facts of a caption are true of a
+picture, as BLIP has learnt to match images and texts. An annotator who finds a fraction w of the
 facts a caption states true of a picture prefers it to another one with probability
 
 .. math:: P(1 \succ 2) = \operatorname{sigmoid}\bigl(k\,(w_1 - w_2)\bigr),
 
-so the loss of a pair is the cross-entropy between this and sigmoid(r_1 - r_2), and its minimum is r = k w: bounded, and as gradual
-as the pictures are. Certain annotators would make r a step, whose gradient is next to nothing almost everywhere and a hundred
-times its median now and then, and with it every adjoint. For the same reason a penalty keeps rewards linear between two pictures,
-and preferences are learnt from pictures with noise: what differs between pictures that look the same then counts for little, in the
-reward as in its gradient.
+so the loss of a pair is the cross-entropy between this and sigmoid(r_1 - r_2), and its minimum is r
+= k w: bounded, and as gradual as the pictures are. Certain annotators would make r a step, whose
+gradient is next to nothing almost everywhere and a hundred times its median now and then, and with
+it every adjoint. For the same reason a penalty keeps rewards linear between two pictures, and
+preferences are learnt from pictures with noise: what differs between pictures that look the same
+then counts for little, in the reward as in its gradient.
 
-Every caption comes with pictures of four origins: drawn as asked, drawn part or all of the way to something wrong, one of these
-after the autoencoder, and sampled from the tiny model, whose facts the checker finds; and it is compared with pictures of other
-captions. A seventh of the captions is held out, with its pictures, to measure how many pairs come out right.
+Every caption comes with pictures of four origins: drawn as asked, drawn part or all of the way to
+something wrong, one of these after the autoencoder, and sampled from the tiny model, whose facts
+the checker finds; and it is compared with pictures of other captions. A seventh of the captions is
+held out, with its pictures, to measure how many pairs come out right.
 
     python -m sd_experiments.tiny.train_reward
 
@@ -64,7 +67,9 @@ from sd_experiments.tiny.trainer import Settings, Trained, train
 from socft.checks import require
 
 QUESTIONS = (*FACT_OF_SKILL.values(), "first", "second")
-"""Facts of a caption, and whether the picture shows the shapes of the first and of the second thing it names."""
+"""Facts of a caption, and whether the picture shows the shapes of the first and of the second thing
+it names.
+"""
 
 ORIGINS = ("drawn as asked", "drawn with an error", "reconstructed", "sampled")
 
@@ -102,7 +107,8 @@ class RewardTraining:
         others: pictures of other captions that each is compared with.
         certainty: k, how sure annotators are.
         blending: weight of the penalty on rewards that are not linear between two pictures.
-        noise: largest standard deviation of the noise in the pictures of pairs; uniform below it, a number for each picture.
+        noise: largest standard deviation of the noise in the pictures of pairs; uniform below it, a
+            number for each picture.
     """
 
     out: Path = REWARD
@@ -241,7 +247,9 @@ def build(seed: int) -> ImageReward:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ImageReward(config, tokenizer)
-        for module in model.modules():  # BLIP's initial deviations, 1e-10 for what it sees, suit its widths; here signals would vanish
+        # BLIP's initial deviations, 1e-10 for what it sees, suit its widths; here signals would
+        # vanish
+        for module in model.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
         nn.init.normal_(model.vision.embeddings.position_embedding, std=_PLACE)
@@ -274,7 +282,9 @@ def ranked(settings: RewardTraining) -> Ranked:
 
 
 def freshly_drawn(count: int, generator: torch.Generator) -> Ranked:
-    """Captions that are not held out, with pictures drawn for the occasion: two as asked and two with something wrong."""
+    """Captions that are not held out, with pictures drawn for the occasion: two as asked and two
+    with something wrong.
+    """
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
     drawn = (draw_caption(rng) for _ in itertools.count())
     captions = list(
@@ -300,7 +310,9 @@ def _drawn(captions: list[Caption], generator: torch.Generator) -> _Drawings:
 def _drawn_wrong(
     captions: list[Caption], rng: random.Random, generator: torch.Generator
 ) -> _Drawings:
-    """Pictures on the way from what the captions say to something wrong, half of them all of the way."""
+    """Pictures on the way from what the captions say to something wrong, half of them all of the
+    way.
+    """
     state = generator.get_state()
     first = arrange(captions, generator)
     generator.set_state(state)  # what the captions leave open is the same at both ends
@@ -311,7 +323,9 @@ def _drawn_wrong(
 
 
 def pairs(worth: Float[Tensor, "n 4"]) -> Int[Tensor, "pairs 3"]:
-    """Rows (caption, better picture, worse picture) of every pair that differs enough in worth for anyone to see."""
+    """Rows (caption, better picture, worse picture) of every pair that differs enough in worth for
+    anyone to see.
+    """
     found = [
         (i, a, b)
         for i, values in enumerate(worth.tolist())
@@ -385,7 +399,9 @@ def _batch(data: Ranked, settings: RewardTraining, generator: torch.Generator) -
 def with_noise(
     pictures: Float[Tensor, "n 4 3 side side"], largest: float, generator: torch.Generator
 ) -> Float[Tensor, "n 4 3 side side"]:
-    """Pictures with Gaussian noise, whose standard deviation is uniform between 0 and the largest for each picture."""
+    """Pictures with Gaussian noise, whose standard deviation is uniform between 0 and the largest
+    for each picture.
+    """
     deviation = largest * torch.rand(*pictures.shape[:2], 1, 1, 1, generator=generator)
     return pictures + deviation * torch.randn(pictures.shape, generator=generator)
 
@@ -410,7 +426,9 @@ def _origin(settings: RewardTraining) -> dict[str, object]:
 def disagreement(
     rewards: Float[Tensor, "n pictures"], known: Float[Tensor, "n pictures"]
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy of preferences between a caption's pictures under two rewards; least if they differ by a constant."""
+    """Mean cross-entropy of preferences between a caption's pictures under two rewards; least if
+    they differ by a constant.
+    """
     a, b = torch.triu_indices(rewards.shape[1], rewards.shape[1], 1)
     preferred = torch.sigmoid(known[:, a] - known[:, b])
     return F.binary_cross_entropy_with_logits(rewards[:, a] - rewards[:, b], preferred)
@@ -419,7 +437,9 @@ def disagreement(
 def _bend(
     model: ImageReward, prepared: Tensor, asked: Tokens, rewards: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Mean square distance of the rewards of blends of a caption's pictures from the blends of their rewards."""
+    """Mean square distance of the rewards of blends of a caption's pictures from the blends of
+    their rewards.
+    """
     n = len(prepared)
     first, second = (
         torch.randint(prepared.shape[1], (n, _BLENDS), generator=generator) for _ in range(2)
@@ -464,7 +484,8 @@ def _see(model: ImageReward, settings: RewardTraining) -> None:
 
 
 def _match(model: ImageReward, data: Ranked, settings: RewardTraining) -> None:
-    """Teach both transformers to say which facts of a caption are true of a picture, and which of the shapes it names are there.
+    """Teach both transformers to say which facts of a caption are true of a picture, and which of
+    the shapes it names are there.
 
     Pictures of all origins, since those of the tiny model are softer than drawings.
     """
@@ -493,7 +514,9 @@ def _match(model: ImageReward, data: Ranked, settings: RewardTraining) -> None:
 def answers(
     batch: Ranked, index: Int[Tensor, "captions pictures"]
 ) -> Float[Tensor, "captions pictures questions"]:
-    """How far each of `QUESTIONS` is to be answered by yes for each caption and picture; NaN where the caption does not ask it."""
+    """How far each of `QUESTIONS` is to be answered by yes for each caption and picture; NaN where
+    the caption does not ask it.
+    """
     flat = list(itertools.chain(*batch.shown))
     found = [
         [flat[j].answers(caption) for j in row]
@@ -505,7 +528,9 @@ def answers(
 
 
 def covering(scenes: Scenes, patch: int) -> Int[Tensor, "n patches 2"]:
-    """What covers each patch: the number of its shape and of its colour from 1, or twice 0 for nothing."""
+    """What covers each patch: the number of its shape and of its colour from 1, or twice 0 for
+    nothing.
+    """
     side = SIDE // patch
     kind = torch.zeros(len(scenes), side, side, 2, dtype=torch.long)
     for i in range(scenes.present.shape[1]):
@@ -522,7 +547,9 @@ def covering(scenes: Scenes, patch: int) -> Int[Tensor, "n patches 2"]:
 def compared(
     captions: int, others: int, generator: torch.Generator
 ) -> Int[Tensor, "captions pictures"]:
-    """Numbers of the pictures each caption of a batch is compared with: its own four, and some of all."""
+    """Numbers of the pictures each caption of a batch is compared with: its own four, and some of
+    all.
+    """
     own = torch.arange(4 * captions).view(captions, 4)
     return torch.cat([own, torch.randint(4 * captions, (captions, others), generator=generator)], 1)
 
@@ -547,7 +574,9 @@ def _rewards(model: ImageReward, prepared: Tensor, tokens: Tokens) -> Float[Tens
 
 @torch.no_grad()
 def _standardise(model: ImageReward, data: Ranked) -> None:
-    """Make the rewards of the tiny model's own pictures have mean 0 and standard deviation 1, as ImageReward does."""
+    """Make the rewards of the tiny model's own pictures have mean 0 and standard deviation 1, as
+    ImageReward does.
+    """
     rewards = _all_rewards(model, data)[:, ORIGINS.index("sampled")]
     mean, deviation = float(rewards.mean()), float(rewards.std())
     model.config = dataclasses.replace(model.config, mean=mean, deviation=deviation)
@@ -567,14 +596,17 @@ def _all_rewards(model: ImageReward, data: Ranked) -> Float[Tensor, "n 4"]:
 
 @torch.no_grad()
 def measure(model: ImageReward, data: Ranked) -> dict[str, Any]:
-    """How many pairs of captions it never saw come out right, overall and by the origins of the two pictures."""
+    """How many pairs of captions it never saw come out right, overall and by the origins of the two
+    pictures.
+    """
     require(len(data.captions) > 0, "no caption is held out; draw more captions.")
     rewards = _all_rewards(model, data)
     i, better, worse = pairs(data.worth).unbind(1)
     right = (rewards[i, better] > rewards[i, worse]).double()
     among = {
-        f"{ORIGINS[a]} / {ORIGINS[b]}": ((better == a) & (worse == b))
-        | ((better == b) & (worse == a))
+        f"{ORIGINS[a]} / {ORIGINS[b]}": (
+            ((better == a) & (worse == b)) | ((better == b) & (worse == a))
+        )
         for a, b in itertools.combinations(range(len(ORIGINS)), 2)
     }
     good, bad = rewards[data.worth == 1], rewards[data.worth < 1]
@@ -592,7 +624,9 @@ def measure(model: ImageReward, data: Ranked) -> dict[str, Any]:
 
 
 def for_prompts(model: ImageReward, settings: RewardTraining) -> dict[str, float]:
-    """How many pairs of a right and a wrong picture that the tiny model drew for one of `PROMPTS` come out right."""
+    """How many pairs of a right and a wrong picture that the tiny model drew for one of `PROMPTS`
+    come out right.
+    """
     pipe, generator = pipeline(settings.model), torch.Generator().manual_seed(settings.seed)
     found = {}
     for skill, prompt in PROMPTS.items():

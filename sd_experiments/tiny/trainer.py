@@ -1,7 +1,9 @@
-"""One training loop for the autoencoder, the denoiser and the reward: seeded, with progress, and it continues where it stopped.
+"""One training loop for the autoencoder, the denoiser and the reward: seeded, with progress, and it
+continues where it stopped.
 
-Step i draws all its randomness from a generator seeded by (seed, i), so an interrupted run ends with the weights of an
-uninterrupted one. Checkpoints are safetensors, written through a temporary file.
+Step i draws all its randomness from a generator seeded by (seed, i), so an interrupted run ends
+with the weights of an uninterrupted one. Checkpoints are safetensors, written through a temporary
+file.
 """
 
 from __future__ import annotations
@@ -96,7 +98,8 @@ def train(
         settings: length and speed.
         seed: of every step's randomness.
         file: the checkpoint, written every ``every`` steps; a finished one is only read.
-        identity: everything else the result depends on; a checkpoint of another identity is refused.
+        identity: everything else the result depends on; a checkpoint of another identity is
+            refused.
         every: steps between checkpoints.
 
     Raises:
@@ -188,7 +191,8 @@ def _resume(
         metadata = checkpoint.metadata() or {}
         require(
             metadata.get("stamp") == stamp,
-            f"{file} is a checkpoint of another training; remove it, or keep its folder and choose another one.",
+            f"{file} is a checkpoint of another training; remove it, or keep its folder and choose"
+            " another one.",
         )
         done = Trained(**json.loads(metadata["done"]))
         for i, parameter in enumerate(parameters):

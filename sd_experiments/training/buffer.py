@@ -1,8 +1,10 @@
-r"""The paths of a round with their labels, used several times, and whether they still stand for the current policy.
+r"""The paths of a round with their labels, used several times, and whether they still stand for the
+current policy.
 
 Under the current control v a path that another control u made has the importance weight
-:math:`\prod_k p^v(x_{k+1}|x_k) / p^u(x_{k+1}|x_k) = \exp \sum_k \big( (v_k - u_k) \cdot \xi_k - |v_k - u_k|^2/2 \big)`, exactly.
-The effective sample size :math:`(\sum w)^2 / \sum w^2` of the paths of one prompt says how many of them count.
+:math:`\prod_k p^v(x_{k+1}|x_k) / p^u(x_{k+1}|x_k) = \exp \sum_k \big( (v_k - u_k) \cdot \xi_k -
+|v_k - u_k|^2/2 \big)`, exactly. The effective sample size :math:`(\sum w)^2 / \sum w^2` of the
+paths of one prompt says how many of them count.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from socft.rollout import Noise, Path
 
 
 def seeded(*what: int | str) -> torch.Generator:
-    """A generator on the CPU whose seed is a digest of what it is for: independent streams without a state to keep."""
+    """A generator on the CPU whose seed is a digest of what it is for: independent streams without
+    a state to keep.
+    """
     digest = hashlib.sha256(json.dumps(what).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -83,7 +87,8 @@ class Entry:
         kind = {_name(each): each for each in (Labels, *_subclasses(Labels))}.get(about["labels"])
         require(
             kind is not None,
-            f"the checkpoint has labels of the kind {about['labels']!r}; run with the estimator that made them.",
+            f"the checkpoint has labels of the kind {about['labels']!r}; run with the estimator"
+            " that made them.",
         )
         assert kind is not None
         return cls(about["task"], tuple(about["index"]), path, kind(**fields), tensors["rewards"])

@@ -1,12 +1,14 @@
-r"""From settings to objects: the pre-trained model, its reward, the estimator, and one control problem per prompt.
+r"""From settings to objects: the pre-trained model, its reward, the estimator, and one control
+problem per prompt.
 
 Algorithm 1 of arXiv 2412.18164v4 (PI-FT) goes backwards in t and iterates, at every state,
-:math:`v^{(m+1)} = B^\top E\,\nabla V_{t+1}(m_t + B(v^{(m)} + \xi)) / \beta`. With a network, all steps are taken at once: paths of
-the current policy supply the states and the noise, the expectation is the least-squares regression of v on
-:math:`B^\top a_{k+1}/\beta`, where the full adjoint :math:`a_{k+1}` is an unbiased sample of the gradient of the current
-policy's value (equation 55), and an inner iteration is one gradient step of that regression. On fresh paths it is exactly the
-policy gradient of equation 77; ``batch.passes`` above 1 fits the same labels further before new paths are drawn. This is the
-estimator "pi_ft".
+:math:`v^{(m+1)} = B^\top E\,\nabla V_{t+1}(m_t + B(v^{(m)} + \xi)) / \beta`. With a network, all
+steps are taken at once: paths of the current policy supply the states and the noise, the
+expectation is the least-squares regression of v on :math:`B^\top a_{k+1}/\beta`, where the full
+adjoint :math:`a_{k+1}` is an unbiased sample of the gradient of the current policy's value
+(equation 55), and an inner iteration is one gradient step of that regression. On fresh paths it is
+exactly the policy gradient of equation 77; ``batch.passes`` above 1 fits the same labels further
+before new paths are drawn. This is the estimator "pi_ft".
 """
 
 from __future__ import annotations
@@ -60,12 +62,16 @@ Checker: TypeAlias = (
 
 
 def _martingale(last: bool = False) -> Estimator:
-    """The last step's correction differentiates the gradient of the reward; it is left out by default."""
+    """The last step's correction differentiates the gradient of the reward; it is left out by
+    default.
+    """
     return MartingaleAdjoint(Antithetic(FromPolicy(exact=False), last))
 
 
 def _time_reversed(last: bool = False) -> Estimator:
-    """With the score that the fine-tuned model goes by; the last step takes gradients of the reward at more images."""
+    """With the score that the fine-tuned model goes by; the last step takes gradients of the reward
+    at more images.
+    """
     return ReversedBSDE(
         FromPolicy(exact=False), Reverser(ModelScore()), Lean(), ByDifferences(), last
     )
@@ -148,11 +154,13 @@ def build(
     """Load and connect everything; nothing is downloaded.
 
     Args:
-        base: the frozen model, if it is here already; by default the one the settings name is loaded.
+        base: the frozen model, if it is here already; by default the one the settings name is
+            loaded.
         score: the score of images, likewise.
 
     Raises:
-        InvalidProblem: a file is missing or does not fit, a name is unknown, or the mathematics refuses the settings.
+        InvalidProblem: a file is missing or does not fit, a name is unknown, or the mathematics
+            refuses the settings.
     """
     estimator = made("estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options)
     require(
@@ -273,7 +281,8 @@ def load_score(settings: config.Reward, device: torch.device) -> ImageScore:
     score = made("reward", REWARDS, settings.name, options)
     require(
         callable(score),
-        f"{settings.name} makes a {type(score).__name__}; it must be callable with images and a prompt.",
+        f"{settings.name} makes a {type(score).__name__}; it must be callable with images and a"
+        " prompt.",
     )
     return score.to(device) if isinstance(score, torch.nn.Module) else score
 

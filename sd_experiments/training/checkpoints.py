@@ -1,7 +1,9 @@
-"""Checkpoints that survive whatever ends a run: folders of safetensors and JSON, complete or not there, with digests of the files.
+"""Checkpoints that survive whatever ends a run: folders of safetensors and JSON, complete or not
+there, with digests of the files.
 
-A checkpoint is written into a hidden folder, flushed to disk and renamed, so the visible ones are always complete; the digest of
-every file is compared when it is read, and a damaged one is passed over for the one before. Nothing is ever unpickled.
+A checkpoint is written into a hidden folder, flushed to disk and renamed, so the visible ones are
+always complete; the digest of every file is compared when it is read, and a damaged one is passed
+over for the one before. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -82,7 +84,8 @@ class Checkpoints:
             shared: files that are the same on every process.
 
         Raises:
-            CheckpointFailed: the disk is full or the folder cannot be written; the earlier checkpoints are untouched.
+            CheckpointFailed: the disk is full or the folder cannot be written; the earlier
+                checkpoints are untouched.
         """
         final, partial = (
             self.folder / f"{PREFIX}{step:08d}",
@@ -117,7 +120,8 @@ class Checkpoints:
         return f"{last}: make room and run the same command with --resume."
 
     def newest(self) -> Found | None:
-        """The newest checkpoint that is whole, with a message about any that is not; None where there is none at all.
+        """The newest checkpoint that is whole, with a message about any that is not; None where
+        there is none at all.
 
         Raises:
             InvalidProblem: there are checkpoints and all are damaged.
@@ -128,7 +132,8 @@ class Checkpoints:
             if problem is None:
                 if damaged and self._workers.main:
                     self._say(
-                        f"continuing from step {step}, the newest checkpoint that is whole: {'; '.join(damaged)}"
+                        f"continuing from step {step}, the newest checkpoint that is whole:"
+                        f" {'; '.join(damaged)}"
                     )
                 return Found(step, self._path(step))
             damaged.append(problem)
@@ -155,7 +160,8 @@ class Checkpoints:
         others = ", ".join(str(each) for each in kept if each != step) or "none"
         require(
             problem is None,
-            f"the checkpoint of step {step} is damaged ({problem}); the others that are kept: {others}.",
+            f"the checkpoint of step {step} is damaged ({problem}); the others that are kept:"
+            f" {others}.",
         )
         return Found(step, self._path(step))
 
@@ -178,7 +184,8 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             reason = error.strerror or str(error)
             raise CheckpointFailed(
-                f"the checkpoint of step {step} could not be written to {self.folder} ({reason}); {self.remedy}"
+                f"the checkpoint of step {step} could not be written to {self.folder} ({reason});"
+                f" {self.remedy}"
             ) from error
 
 

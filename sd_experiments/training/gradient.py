@@ -1,16 +1,20 @@
 r"""The gradient of a step, accumulated over backward passes and processes, and how noisy it is.
 
-A gradient step takes n paths and, of each, some steps k, drawn without replacement in strata S of the steps. Its loss
+A gradient step takes n paths and, of each, some steps k, drawn without replacement in strata S of
+the steps. Its loss
 
 .. math:: \frac1n \sum_{i \le n} w_i \sum_S \frac{|S|}{|K_{i,S}|} \sum_{k \in K_{i,S}} \ell_k(x^i_k)
 
-has the same mean as that over all steps, whose gradient the estimator defines; w is 1, or the importance weight of a path that an
-earlier policy made. With the gradients :math:`g_j` of the backward passes j, of :math:`n_j` paths each, the variance of the sum G
-is estimated by :math:`\big( n \sum_j |g_j|^2/n_j - |G|^2 \big) / (J - 1)`, which is unbiased for independent paths of one prompt
-(with several, differences between prompts count as noise). Its square root is the reported gradient noise.
+has the same mean as that over all steps, whose gradient the estimator defines; w is 1, or the
+importance weight of a path that an earlier policy made. With the gradients :math:`g_j` of the
+backward passes j, of :math:`n_j` paths each, the variance of the sum G is estimated by
+:math:`\big( n \sum_j |g_j|^2/n_j - |G|^2 \big) / (J - 1)`, which is unbiased for independent paths
+of one prompt (with several, differences between prompts count as noise). Its square root is the
+reported gradient noise.
 
-Two settings limit outliers, at the price of a bias: pairs (k, i) with the largest losses can be left out, and target controls u
-with :math:`\beta_k |u| > c` can be replaced by :math:`c\, u / (\beta_k |u|)`.
+Two settings limit outliers, at the price of a bias: pairs (k, i) with the largest losses can be
+left out, and target controls u with :math:`\beta_k |u| > c` can be replaced by
+:math:`c\, u / (\beta_k |u|)`.
 """
 
 from __future__ import annotations
@@ -147,7 +151,9 @@ class Accumulator:
     def _losses(
         self, entry: Entry, local: Tensor, k: Int[Tensor, "n draws"]
     ) -> tuple[Tensor, Tensor, int]:
-        """Losses of (k, path) pairs with their graph, shape (n * draws,), and without, shape (n, draws); how many were limited."""
+        """Losses of (k, path) pairs with their graph, shape (n * draws,), and without, shape (n,
+        draws); how many were limited.
+        """
         task = self.tasks[entry.task]
         flat = k.flatten()
         rows = moved(entry.labels.rows(flat, local.repeat_interleave(k.shape[1])), self.device)
@@ -184,7 +190,9 @@ class Accumulator:
 
 
 def within(rows: Labels, limit: Float[Tensor, " rows"]) -> tuple[Labels, int]:
-    """Labels whose target controls are scaled down to the limit of their norms where they exceed it, and how many did."""
+    """Labels whose target controls are scaled down to the limit of their norms where they exceed
+    it, and how many did.
+    """
     norms = rows.targets.double().flatten(1).norm(dim=1)
     factor = (limit.to(norms) / norms).clamp(max=1)
     shape = (-1, *[1] * (rows.targets.dim() - 1))
@@ -196,9 +204,11 @@ def within(rows: Labels, limit: Float[Tensor, " rows"]) -> tuple[Labels, int]:
 def strata(
     batch: config.Batch, steps: int, count: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, "count draws"], Float[Tensor, " draws"]]:
-    """Steps of ``count`` paths, drawn without replacement early and late, and one over the probability that each is drawn.
+    """Steps of ``count`` paths, drawn without replacement early and late, and one over the
+    probability that each is drawn.
 
-    No step is left out: both parts get at least one draw, or they are one where there is only one draw.
+    No step is left out: both parts get at least one draw, or they are one where there is only one
+    draw.
     """
     draws, early = batch.loss_steps or steps, round(batch.early_span * steps)
     split = draws > 1 and 0 < early < steps

@@ -1,7 +1,9 @@
-"""What a run shows and writes: a live line, ``metrics.jsonl``, TensorBoard with pictures, the reward-KL frontier, and a warning.
+"""What a run shows and writes: a live line, ``metrics.jsonl``, TensorBoard with pictures, the
+reward-KL frontier, and a warning.
 
-A reward is a stand-in for what is wanted. When it rises while what it stands for (the checker's accuracy) or the diversity of the
-pictures falls, beyond what noise explains, the run says so at once.
+A reward is a stand-in for what is wanted. When it rises while what it stands for (the checker's
+accuracy) or the diversity of the pictures falls, beyond what noise explains, the run says so at
+once.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class Seen:
 
     Attributes:
         accuracy: mean of the checker; None without one.
-        diversity: mean distance between two pictures of one prompt, root mean square over pixels; None with fewer than two.
+        diversity: mean distance between two pictures of one prompt, root mean square over pixels;
+            None with fewer than two.
     """
 
     accuracy: float | None
@@ -57,7 +60,9 @@ class Seen:
 
 
 def diversity(images: Images) -> float | None:
-    """Mean root mean square distance between two of the pictures, at 32 pixels at most; None for fewer than two."""
+    """Mean root mean square distance between two of the pictures, at 32 pixels at most; None for
+    fewer than two.
+    """
     if len(images) < 2:
         return None
     size = min(SMALL, *images.shape[2:])
@@ -68,8 +73,9 @@ def diversity(images: Images) -> float | None:
 class Watch:
     """Warns when the reward rises while accuracy or diversity falls.
 
-    The mean over the last ``window`` rounds is compared with that over the first ``window``; a change counts when it exceeds
-    3 times its standard error over rounds. Each warning is given once, until its cause is gone.
+    The mean over the last ``window`` rounds is compared with that over the first ``window``; a
+    change counts when it exceeds 3 times its standard error over rounds. Each warning is given
+    once, until its cause is gone.
 
     Args:
         window: rounds that are averaged.
@@ -96,8 +102,9 @@ class Watch:
             )
             if hacked and what not in self._warned and rising and falling:
                 said.append(
-                    f"warning: the reward rose from {rising[0]:.3g} to {rising[1]:.3g} while {what} fell from {falling[0]:.3g} to "
-                    f"{falling[1]:.3g}: the reward is being exploited; begin again with a larger problem.beta or fewer run.steps."
+                    f"warning: the reward rose from {rising[0]:.3g} to {rising[1]:.3g} while {what}"
+                    f" fell from {falling[0]:.3g} to {falling[1]:.3g}: the reward is being"
+                    " exploited; begin again with a larger problem.beta or fewer run.steps."
                 )
             (self._warned.add if hacked else self._warned.discard)(what)
         return said
@@ -126,7 +133,8 @@ class Metrics:
 
     Args:
         file: where.
-        step: lines after this step are of a run that was stopped after its last checkpoint; they are dropped.
+        step: lines after this step are of a run that was stopped after its last checkpoint; they
+            are dropped.
     """
 
     def __init__(self, file: Path, step: int):
@@ -178,7 +186,8 @@ class Board:
 
     Args:
         folder: where.
-        step: entries after this step are of a run that was stopped after its last checkpoint; TensorBoard hides them.
+        step: entries after this step are of a run that was stopped after its last checkpoint;
+            TensorBoard hides them.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -292,7 +301,9 @@ def summary(row: Mapping[str, Any]) -> str:
 
 
 def frontier(rows: Sequence[Mapping[str, Any]], file: Path, window: int) -> None:
-    """Draw reward against KL over a run, each point the mean of ``window`` rounds, and accuracy beside it if it was measured."""
+    """Draw reward against KL over a run, each point the mean of ``window`` rounds, and accuracy
+    beside it if it was measured.
+    """
     import matplotlib.pyplot as plt
 
     rounds = list({row["round"]: row for row in reversed(rows)}.values())[::-1]

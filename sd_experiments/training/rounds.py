@@ -1,6 +1,8 @@
-"""Rounds of paths: sample and label those of the next one, sum them up, and weigh them for a policy that has changed since.
+"""Rounds of paths: sample and label those of the next one, sum them up, and weigh them for a policy
+that has changed since.
 
-Noise is drawn from generators seeded by (seed, round, path), so what is sampled does not depend on the number of processes.
+Noise is drawn from generators seeded by (seed, round, path), so what is sampled does not depend on
+the number of processes.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from socft.reference import States
 from socft.rollout import Noise, Path, rollout
 
 REMEDY = (
-    "the layers keep their last finite weights: continue with a lower optimiser.rate or optimiser.clip, or begin again with a "
-    "larger problem.beta."
+    "the layers keep their last finite weights: continue with a lower optimiser.rate or"
+    " optimiser.clip, or begin again with a larger problem.beta."
 )
 
 
@@ -101,7 +103,9 @@ class Collector:
 
     @torch.no_grad()
     def _sampled(self, number: int, slot: int) -> Entry:
-        """A full rollout: as many network evaluations as sampling first and measuring the controls afterwards."""
+        """A full rollout: as many network evaluations as sampling first and measuring the controls
+        afterwards.
+        """
         prompt, count = self._prompt(number, slot), self.batch.trajectories
         task, own = (
             self.tasks[prompt],
@@ -126,7 +130,9 @@ class Collector:
         )
 
     def _labels(self, task: Task, path: Path, places: Sequence[int]) -> Labels:
-        """Labels of this process' paths; where they depend on all paths of the prompt, those of the others are fetched."""
+        """Labels of this process' paths; where they depend on all paths of the prompt, those of the
+        others are fetched.
+        """
         joint = self.estimator.joint and self.workers.count > 1
         if not joint and not places:
             return Labels(path.states[:-1], path.controls)
@@ -194,7 +200,8 @@ class Collector:
         for what, count in zip(("rewards", "controls", "labels"), total, strict=False):
             require(
                 count == 0,
-                f"{count:.0f} of {total[3]:.0f} paths of round {number} have {what} that are not finite; {REMEDY}",
+                f"{count:.0f} of {total[3]:.0f} paths of round {number} have {what} that are not"
+                f" finite; {REMEDY}",
             )
         mean = total[4] / total[3]
         spread = self.workers.totals([float((rewards - mean).square().sum())], self.device)[0]
@@ -203,7 +210,8 @@ class Collector:
         return Round(mean, stderr, total[5] / total[3], largest)
 
     def weigh(self, pool: Pool) -> None:
-        """Importance weights of the paths of a round under the current policy, and their effective sample size.
+        """Importance weights of the paths of a round under the current policy, and their effective
+        sample size.
 
         Raises:
             InvalidProblem: a weight is not finite.

@@ -1,7 +1,8 @@
 """One run in one folder: train it, continue it, draw from it, measure it.
 
-The folder holds ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``, ``settings.json``, ``frontier.png`` and, when the run is
-complete, ``lora/``: the averaged layers, for ``socft sd`` and for ``load_lora_weights`` of diffusers' pipelines.
+The folder holds ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``, ``settings.json``,
+``frontier.png`` and, when the run is complete, ``lora/``: the averaged layers, for ``socft sd`` and
+for ``load_lora_weights`` of diffusers' pipelines.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def train(
     """Fine-tune by a configuration.
 
     Raises:
-        InvalidProblem: the configuration, a file or a number is refused; the checkpoints are kept, and one of the last good state
-            is added.
+        InvalidProblem: the configuration, a file or a number is refused; the checkpoints are kept,
+            and one of the last good state is added.
     """
     settings = settings_of(file, out, steps)
     device = device_of(settings.model.device)
@@ -122,7 +123,8 @@ def fine_tune(
         display.say(f"{folder} holds no checkpoint; beginning with gradient step 1")
     if settings.batch.prompts < len(trainer.tasks):
         display.say(
-            f"prompts take turns: a round, and its reward, is of {settings.batch.prompts} of the {len(trainer.tasks)}"
+            f"prompts take turns: a round, and its reward, is of {settings.batch.prompts} of the"
+            f" {len(trainer.tasks)}"
         )
     try:
         with _observed(trainer, experiment, folder, display) as observe:
@@ -255,7 +257,8 @@ def judged(checker: Checker | None, images: Images, prompt: str) -> Tensor | Non
     good = isinstance(found, Tensor) and found.shape == (len(images),)
     require(
         good,
-        f"the checker returned {found!r:.60} for {len(images)} images; it must return one number in [0, 1] per image.",
+        f"the checker returned {found!r:.60} for {len(images)} images; it must return one number in"
+        " [0, 1] per image.",
     )
     return found.float()
 
@@ -343,7 +346,9 @@ def sample_grid(
 def evaluate(
     file: Path, out: Path | None, number: int, seed: int, step: int | None = None
 ) -> list[dict[str, object]]:
-    """Print and write to ``evaluation-STEP.json`` what both models reach on the same noise, and the gain, picture by picture."""
+    """Print and write to ``evaluation-STEP.json`` what both models reach on the same noise, and the
+    gain, picture by picture.
+    """
     require(
         number >= 2, f"number = {number}; a standard error needs at least 2 pictures per prompt."
     )
@@ -404,4 +409,7 @@ def _line(row: Mapping[str, Any]) -> str:
         return f"{name} {row[name]:.{digits}f} ± {row[f'{name}_stderr']:.{digits}f}{more}, "
 
     worth = told("reward", 3) + told("accuracy", 2)
-    return f"{row['prompt']}, {row['model']}: {worth}KL {row['kl']:.2f}, diversity {row['diversity']:.3f}"
+    return (
+        f"{row['prompt']}, {row['model']}: {worth}KL {row['kl']:.2f}, diversity"
+        f" {row['diversity']:.3f}"
+    )

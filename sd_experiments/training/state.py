@@ -82,8 +82,10 @@ class State:
             "round": dataclasses.asdict(self.round),
             "processes": workers.count,
             "settings": settings.plain(),
-            "pool": pool
-            and {"round": pool.round, "size": pool.size, "used": pool.used, "ess": pool.ess},
+            "pool": (
+                pool
+                and {"round": pool.round, "size": pool.size, "used": pool.used, "ess": pool.ess}
+            ),
         }
         copied = {
             name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()
@@ -106,7 +108,8 @@ class State:
         values = found.json(VALUES)
         require(
             values["processes"] == workers.count,
-            f"the checkpoint is of {values['processes']} processes and there are {workers.count}; continue with as many.",
+            f"the checkpoint is of {values['processes']} processes and there are {workers.count};"
+            " continue with as many.",
         )
         _require_same(values["settings"], settings)
         tensors = _tensors(found, like)
@@ -165,12 +168,14 @@ def _require_same(old: Mapping[str, Any], settings: config.Settings) -> None:
     for name, (before, now) in config.changes(old, settings.plain()).items():
         require(
             name.startswith(CHANGEABLE),
-            f"{name} was {before!r} when this run began and is {now!r} now; start another run with --out, or set it back.",
+            f"{name} was {before!r} when this run began and is {now!r} now; start another run with"
+            " --out, or set it back.",
         )
         require(
             name != "run.steps" or settings.optimiser.decay == 0,
-            f"run.steps was {before!r} when this run began and is {now!r} now, and the learning rate falls over the last "
-            f"{settings.optimiser.decay:.0%} of them; start another run with --out, or set it back.",
+            f"run.steps was {before!r} when this run began and is {now!r} now, and the learning"
+            f" rate falls over the last {settings.optimiser.decay:.0%} of them; start another run"
+            " with --out, or set it back.",
         )
 
 

@@ -1,7 +1,9 @@
-"""The training loop at image scale: rounds of paths, several gradient steps on each, and a state that can be stopped anywhere.
+"""The training loop at image scale: rounds of paths, several gradient steps on each, and a state
+that can be stopped anywhere.
 
-Everything random is drawn from generators seeded by (seed, purpose, number), so the state of a run is its weights, its optimiser
-and its current paths, and a run that was stopped continues bit for bit.
+Everything random is drawn from generators seeded by (seed, purpose, number), so the state of a run
+is its weights, its optimiser and its current paths, and a run that was stopped continues bit for
+bit.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from socft.checks import require
 from socft.estimators.base import Estimator
 
 EMA_RAMP = 10
-"""After t gradient steps the averaging factor is at most (1 + t) / (10 + t), so that the average forgets where it began."""
+"""After t gradient steps the averaging factor is at most (1 + t) / (10 + t), so that the average
+forgets where it began.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +46,14 @@ class Measured:
         kl: their mean KL from the pre-trained model.
         loss: of the gradient step.
         gradient_norm: before clipping.
-        gradient_noise: standard deviation of the gradient; None with fewer than two backward passes.
+        gradient_noise: standard deviation of the gradient; None with fewer than two backward
+            passes.
         clipped: whether the gradient was scaled down.
         masked: part of the pairs whose loss was left out.
         limited: part of the pairs whose target control was scaled down.
         target_norm: largest norm of a label's target control, an early sign of instability.
-        ess: effective part of the paths under the current policy, as of the start of the pass; None where nothing depends on it.
+        ess: effective part of the paths under the current policy, as of the start of the pass; None
+            where nothing depends on it.
         paths: paths sampled so far.
         seconds: time of this step, sampling included, observers excluded.
         peak_mb: largest memory in use so far: the GPU's, or that of this process.
@@ -85,7 +91,8 @@ class Iteration:
 
 
 class Trainer:
-    """Fine-tunes the parameters that the policies of several tasks share, in place, with any estimator.
+    """Fine-tunes the parameters that the policies of several tasks share, in place, with any
+    estimator.
 
     Args:
         tasks: the prompts.
@@ -149,11 +156,12 @@ class Trainer:
         return next(iter(self.parameters.values())).device
 
     def iterations(self) -> Iterator[Iteration]:
-        """Gradient steps up to the number in the settings. Between two of them the trainer can be saved.
+        """Gradient steps up to the number in the settings. Between two of them the trainer can be
+        saved.
 
         Raises:
-            InvalidProblem: a reward, a label or a gradient is not finite; the parameters keep their last finite values, and the
-                trainer can be saved.
+            InvalidProblem: a reward, a label or a gradient is not finite; the parameters keep their
+                last finite values, and the trainer can be saved.
         """
         while self.step < self.settings.run.steps:
             start, fresh = time.perf_counter(), self._prepare()
@@ -179,7 +187,9 @@ class Trainer:
             self._set(kept)
 
     def _prepare(self) -> bool:
-        """Make sure that there are paths to use, weighed at the start of a pass if that decides anything; whether they are new."""
+        """Make sure that there are paths to use, weighed at the start of a pass if that decides
+        anything; whether they are new.
+        """
         batch, pool = self.settings.batch, self.pool
         spent = pool is None or pool.used >= batch.passes * pool.size
         if pool is not None and not spent and batch.weighs and pool.starts_pass(batch.per_step):

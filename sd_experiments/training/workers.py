@@ -1,9 +1,12 @@
-"""The processes of a run: ``torchrun --standalone --nproc_per_node 2 -m socft.cli sd train ...`` starts two.
+"""The processes of a run: ``torchrun --standalone --nproc_per_node 2 -m socft.cli sd train ...``
+starts two.
 
-``accelerate launch --multi_gpu --num_processes 2 -m socft.cli sd train ...`` does the same on GPUs; with ``--cpu`` it starts one
-process, whatever the number. Each takes a part of the paths. Gradients are summed by hand, since the loss calls the network
-several times with its low-rank layers on and off. Whatever a run computes is a function of the settings and, up to the order of
-sums, not of the number of processes, but for the noise of the gradient, which is estimated from other backward passes.
+``accelerate launch --multi_gpu --num_processes 2 -m socft.cli sd train
+...`` does the same on GPUs; with ``--cpu`` it starts one process, whatever the number. Each takes a
+part of the paths. Gradients are summed by hand, since the loss calls the network several times with
+its low-rank layers on and off. Whatever a run computes is a function of the settings and, up to the
+order of sums, not of the number of processes, but for the noise of the gradient, which is estimated
+from other backward passes.
 """
 
 from __future__ import annotations
@@ -44,7 +47,10 @@ class Workers:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls()
-        shared = f"model.device = {str(device)!r} is one GPU for {count} processes; give cuda, which gives each process its own."
+        shared = (
+            f"model.device = {str(device)!r} is one GPU for {count} processes; give cuda, which"
+            " gives each process its own."
+        )
         require(device.index is None, shared)
         from accelerate import PartialState
 
@@ -90,5 +96,7 @@ class Workers:
 
 
 def backend_of(device: torch.device) -> str:
-    """What sums tensors of a device over processes: NCCL has no sums of tensors of the CPU, Gloo none that stay on the GPU."""
+    """What sums tensors of a device over processes: NCCL has no sums of tensors of the CPU, Gloo
+    none that stay on the GPU.
+    """
     return "nccl" if device.type == "cuda" else "gloo"

@@ -1,1 +1,3 @@
-"""Samples and functions of the costate, the gradient of the value function: what lies below the estimators."""
+"""Samples and functions of the costate, the gradient of the value function: what lies below the
+estimators.
+"""

@@ -1,18 +1,20 @@
 r"""Costates along a path, by one backward pass of vector-Jacobian products.
 
-The costate is the gradient of the remaining return. With the policy's state dependence it is the **full** adjoint, the exact
-derivative of the simulator,
+The costate is the gradient of the remaining return. With the policy's state dependence it is the
+**full** adjoint, the exact derivative of the simulator,
 
-.. math:: a_T = \nabla r(x_T), \qquad
-   a_k = \big(\nabla m_k + \nabla (B_k (v_k + \xi_k))\big)^\top a_{k+1} - \beta_k (\nabla v_k)^\top v_k - \nabla f_k ;
+.. math:: a_T = \nabla r(x_T), \qquad a_k = \big(\nabla m_k + \nabla (B_k (v_k + \xi_k))\big)^\top
+   a_{k+1} - \beta_k (\nabla v_k)^\top v_k - \nabla f_k ;
 
 without it, :math:`a_k = (\nabla m_k)^\top a_{k+1} - \nabla f_k`, the **lean** adjoint
-(Domingo-Enrich et al., arXiv 2409.08861), biased where :math:`B_k` depends on the state (arXiv 2604.08580).
+(Domingo-Enrich et al., arXiv 2409.08861), biased where :math:`B_k` depends on the state (arXiv
+2604.08580).
 
-Other estimators pull something else back in place of :math:`a_{k+1}`, such as :math:`a_{k+1} - dM_k` with a martingale increment
-(`socft.costates.martingale`). Where :math:`B_k` depends on the state, :math:`\nabla(B_k \xi_k)` always acts on :math:`a_{k+1}` itself: it
-has mean zero and is correlated with :math:`dM_k`, so the correction would be biased (derived here). All use O(1) memory in the
-number of steps beyond the path and the costates.
+Other estimators pull something else back in place of :math:`a_{k+1}`, such as
+:math:`a_{k+1} - dM_k` with a martingale increment (`socft.costates.martingale`). Where :math:`B_k`
+depends on the state, :math:`\nabla(B_k \xi_k)` always acts on :math:`a_{k+1}` itself: it has mean
+zero and is correlated with :math:`dM_k`, so the correction would be biased (derived here). All use
+O(1) memory in the number of steps beyond the path and the costates.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class Adjoint(abc.ABC):
     def potential(
         self, problem: ControlProblem, policy: Policy, k: int, x: States, costate: States
     ) -> Tensor:
-        """The number whose gradient in ``x`` is the costate of step k without noise, summed over the batch."""
+        """The number whose gradient in ``x`` is the costate of step k without noise, summed over
+        the batch.
+        """
 
     @abc.abstractmethod
     def noise_potential(
@@ -60,7 +64,9 @@ class Adjoint(abc.ABC):
     def pull(
         self, problem: ControlProblem, policy: Policy, k: int, x: States, costate: States
     ) -> States:
-        """The costate of step k at ``x`` from a costate of step k + 1, without noise and without a graph."""
+        """The costate of step k at ``x`` from a costate of step k + 1, without noise and without a
+        graph.
+        """
         with torch.enable_grad():
             y = x.detach().requires_grad_(True)
             (pulled,) = torch.autograd.grad(
@@ -108,7 +114,9 @@ class Full(Adjoint):
 def full_adjoint(
     problem: ControlProblem, policy: Policy, path: Path, following: Following | None = None
 ) -> Float[Tensor, "steps_plus_1 batch *dims"]:
-    """``a_k = d(return from step k on) / d x_k`` along the path with the policy differentiated, k = 0..T."""
+    """``a_k = d(return from step k on) / d x_k`` along the path with the policy differentiated, k =
+    0..T.
+    """
     return _stacked(sweep(Full(), problem, policy, path, following))
 
 
@@ -126,7 +134,9 @@ def sweep(
     path: Path,
     following: Following | None = None,
 ) -> Iterator[CostateStep]:
-    """Costates along the path, from k = T down to 0, that pull back ``following(k, a_{k+1})``, by default ``a_{k+1}``."""
+    """Costates along the path, from k = T down to 0, that pull back ``following(k, a_{k+1})``, by
+    default ``a_{k+1}``.
+    """
     costate = problem.reward.gradient(path.final)
     yield CostateStep(problem.steps, path.states[-1], costate, None)
     for k in reversed(range(problem.steps)):

@@ -13,15 +13,16 @@ from torch import Tensor
 class Cost:
     """Network work per step and path of making labels; the rollout and the loss come on top.
 
-    A derivative is one vector-Jacobian or Jacobian-vector product, and includes the evaluation it is taken of.
+    A derivative is one vector-Jacobian or Jacobian-vector product, and includes the evaluation it
+    is taken of.
 
     Attributes:
         reference: evaluations of the pre-trained mean.
         reference_derivatives: derivatives of it.
         policy: evaluations of the policy.
         policy_derivatives: derivatives of it.
-        memory: states per path needed beyond the path and the labels, in order of magnitude: 0, 1, or "T" where they grow with the
-            steps. Numbers per step, such as returns, do not count.
+        memory: states per path needed beyond the path and the labels, in order of magnitude: 0, 1,
+            or "T" where they grow with the steps. Numbers per step, such as returns, do not count.
     """
 
     reference: float = 0
@@ -39,7 +40,8 @@ class CostateStep:
         k: the step, 0..T.
         state: where, shape (batch, *dims).
         value: ``a_k``, shape (batch, *dims).
-        following: samples of ``E[a_{k+1} | x_k]``: ``a_{k+1}`` or something less noisy; None for k = T.
+        following: samples of ``E[a_{k+1} | x_k]``: ``a_{k+1}`` or something less noisy; None for k
+            = T.
     """
 
     k: int

@@ -1,4 +1,6 @@
-"""Directional derivatives of vector fields by forward-mode differentiation, one pass each, in any nesting."""
+"""Directional derivatives of vector fields by forward-mode differentiation, one pass each, in any
+nesting.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def trace(phi: VectorField, x: States, directions: Iterable[States]) -> Tensor:
 
 @functools.cache
 def _load_forward_mode() -> None:
-    """Torch's own first use of forward mode warns that it uses ``torch.jit.script``, which is an error where warnings are."""
+    """Torch's own first use of forward mode warns that it uses ``torch.jit.script``, which is an
+    error where warnings are.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))

@@ -1,9 +1,10 @@
 r"""Approximate costates as functions of step and state, and where they come from.
 
-A costate field :math:`\phi_k(x) \approx \nabla V_k(x)`, k = 0..T, comes from the policy itself, from a regression of costate
-samples (`socft.costates.regression`), or from an exact solution. A `Correction` turns one into a martingale increment: a function of
-:math:`x_{k+1}` whose mean given :math:`x_k` is zero, which an adjoint recursion subtracts from :math:`a_{k+1}` without changing
-any conditional mean (`socft.costates.martingale`).
+A costate field :math:`\phi_k(x) \approx \nabla V_k(x)`, k = 0..T, comes from the policy itself,
+from a regression of costate samples (`socft.costates.regression`), or from an exact solution. A
+`Correction` turns one into a martingale increment: a function of :math:`x_{k+1}` whose mean given
+:math:`x_k` is zero, which an adjoint recursion subtracts from :math:`a_{k+1}` without changing any
+conditional mean (`socft.costates.martingale`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class CostateSource(abc.ABC):
     @property
     @abc.abstractmethod
     def cost(self) -> Cost:
-        """What one evaluation of the field costs at a step k < T; networks of its own are not counted."""
+        """What one evaluation of the field costs at a step k < T; networks of its own are not
+        counted.
+        """
 
     @abc.abstractmethod
     def field(self, problem: ControlProblem, policy: Policy) -> CostateField:
@@ -59,12 +62,15 @@ class Given(CostateSource):
 
 @dataclasses.dataclass(frozen=True)
 class FromPolicy(CostateSource):
-    r"""The costate that the policy implies, by the optimality condition :math:`B_k^\top E[a_{k+1} | x_k] = \beta_k v_k`.
+    r"""The costate that the policy implies, by the optimality condition
+    :math:`B_k^\top E[a_{k+1} | x_k] = \beta_k v_k`.
 
-    For k < T it is :math:`\phi_k = \nabla m_k^\top (\beta_k B_k^{-\top} v_k) - \nabla f_k`, or without the derivative (one policy
-    evaluation, off by a factor of order dt) :math:`\beta_k B_k^{-\top} v_k`; for k = T the gradient of the reward. At the optimum
-    the former is the value gradient, by the envelope identity (34) of arXiv 2412.18164v4. Along directions that the noise does not
-    reach, :math:`B^{-\top}` is the pseudo-inverse and the field sees nothing.
+    For k < T it is :math:`\phi_k = \nabla m_k^\top (\beta_k B_k^{-\top} v_k) - \nabla f_k`, or
+    without the derivative (one policy evaluation, off by a factor of order dt)
+    :math:`\beta_k B_k^{-\top} v_k`; for k = T the gradient of the reward. At the optimum the former
+    is the value gradient, by the envelope identity (34) of arXiv 2412.18164v4. Along directions
+    that the noise does not reach, :math:`B^{-\top}` is the pseudo-inverse and the field sees
+    nothing.
 
     Attributes:
         exact: whether to differentiate the mean map.
@@ -116,7 +122,9 @@ class Correction(abc.ABC):
     def increment(
         self, problem: ControlProblem, policy: Policy, path: Path, k: int
     ) -> Float[Tensor, "batch *dims"]:
-        """``dM_k``, a function of ``x_k`` and ``x_{k+1}`` with mean zero given ``x_k``; computed without a graph."""
+        """``dM_k``, a function of ``x_k`` and ``x_{k+1}`` with mean zero given ``x_k``; computed
+        without a graph.
+        """
 
 
 def total(*costs: Cost) -> Cost:
@@ -138,7 +146,8 @@ def times(count: float, cost: Cost) -> Cost:
 
 
 def differentiated(cost: Cost, order: int = 1) -> Cost:
-    """The work of a nested derivative: each pass through a network counts once per derivative taken of it.
+    """The work of a nested derivative: each pass through a network counts once per derivative taken
+    of it.
 
     Holds for a cost whose own derivatives are of first order.
     """

@@ -1,17 +1,19 @@
 r"""How a costate changes along the noise of a reversed step, from an approximate costate field.
 
-From X = X_{k+1} a reversed step adds a drift :math:`d = D_k \nabla \log p_{k+1}(X)` and a kick :math:`n = B_k \xi'` (see
-`socft.estimators.reversed_bsde`). With a field :math:`\phi` of step k + 1 the costate gains
+From X = X_{k+1} a reversed step adds a drift :math:`d = D_k \nabla \log p_{k+1}(X)` and a kick
+:math:`n = B_k \xi'` (see `socft.estimators.reversed_bsde`). With a field :math:`\phi` of step k + 1
+the costate gains
 
 .. math:: \nabla\phi\,(d + n) + \sum_j \nabla^2 \phi[B_k e_j, B_k e_j]
 
-at X (`ByDerivatives`): two derivatives, in as many directions as the noise has. `ByDifferences` has no derivative, and four
-evaluations in any dimension: with c = X + d,
+at X (`ByDerivatives`): two derivatives, in as many directions as the noise has. `ByDifferences` has
+no derivative, and four evaluations in any dimension: with c = X + d,
 
-.. math:: \tfrac12 [\phi(c + n) - \phi(c - n)] + [\phi(c + n) - 2 \phi(c) + \phi(c - n)] + \phi(c) - \phi(X),
+.. math:: \tfrac12 [\phi(c + n) - \phi(c - n)] + [\phi(c + n) - 2 \phi(c) + \phi(c - n)] + \phi(c) -
+    \phi(X),
 
-the same where :math:`\phi` is affine, and elsewhere in the mean up to O(dt^2), since :math:`E\,\nabla^2\phi[n, n]` is the sum over
-j (derived here).
+the same where :math:`\phi` is affine, and elsewhere in the mean up to O(dt^2), since
+:math:`E\,\nabla^2\phi[n, n]` is the sum over j (derived here).
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Move(abc.ABC):
 
     @abc.abstractmethod
     def cost(self, field: Cost) -> Cost:
-        """The work of one step, given that of one evaluation of the field, with noise of one dimension."""
+        """The work of one step, given that of one evaluation of the field, with noise of one
+        dimension.
+        """
 
     @abc.abstractmethod
     def along(
@@ -51,7 +55,9 @@ class Move(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class ByDerivatives(Move):
-    """The formula itself; each further dimension of the noise takes one more second derivative of the field."""
+    """The formula itself; each further dimension of the noise takes one more second derivative of
+    the field.
+    """
 
     def cost(self, field: Cost) -> Cost:
         return total(differentiated(field), differentiated(field, 2))

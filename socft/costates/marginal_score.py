@@ -1,12 +1,14 @@
-r"""The score of the chain's marginal laws along the noise, :math:`B_k^\top \nabla \log p_{k+1}(x)`, which reversing time needs.
+r"""The score of the chain's marginal laws along the noise, :math:`B_k^\top \nabla \log p_{k+1}(x)`,
+which reversing time needs.
 
 The law of :math:`X_{k+1} = \bar x_k(X_k) + B_k \xi_k` has (derived here; no inverse of B is needed)
 
 .. math:: B_k^\top \nabla \log p_{k+1}(x) = - E[\xi_k \mid X_{k+1} = x],
 
-so a regression of :math:`-\xi_k` on :math:`x_{k+1}` is denoising score matching with the chain's own transitions, also where the
-noise is degenerate. Implicit score matching (Hyvarinen 2005) minimises :math:`E[|w|^2/2 + \sum_j B_j \cdot \nabla w_j]` over
-:math:`w = \theta \phi(x)`, with the solution :math:`\theta_j = -E[\phi \phi^\top]^{-1} E[\nabla \phi\, B_j]`.
+so a regression of :math:`-\xi_k` on :math:`x_{k+1}` is denoising score matching with the chain's
+own transitions, also where the noise is degenerate. Implicit score matching (Hyvarinen 2005)
+minimises :math:`E[|w|^2/2 + \sum_j B_j \cdot \nabla w_j]` over :math:`w = \theta \phi(x)`, with the
+solution :math:`\theta_j = -E[\phi \phi^\top]^{-1} E[\nabla \phi\, B_j]`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import InvalidProblem, require
 from socft.costates.base import Cost
 from socft.costates.directional import derivative
 from socft.costates.fields import FREE
@@ -61,7 +63,9 @@ class MarginalScore(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class GivenScore(MarginalScore):
-    """A score known beforehand, ``(k, x) -> grad log p_k(x)``; for a noised data law ``NoisedScore(density, schedule.abar)``."""
+    """A score known beforehand, ``(k, x) -> grad log p_k(x)``; for a noised data law
+    ``NoisedScore(density, schedule.abar)``.
+    """
 
     score: Callable[[Step, States], States]
 
@@ -71,12 +75,14 @@ class GivenScore(MarginalScore):
 
 @dataclasses.dataclass(frozen=True)
 class ModelScore(MarginalScore):
-    r"""The score that the denoising chain itself goes by, with the control's change, :math:`U_k(x)` of `ScoreReference.score_of`.
+    r"""The score that the denoising chain itself goes by, with the control's change, :math:`U_k(x)`
+    of `ScoreReference.score_of`.
 
-    A denoising chain of which it is the score of the noised law of its own samples has these as its marginals. That is so, up to
-    O(dt) on a memoryless schedule, of the pre-trained model without control, and, when beta is constant, of the optimum, whose
-    score is that of the noised tilted law (equation 78 of arXiv 2412.18164v4); in between it is a guess. The last state is scored
-    at the level before it.
+    A denoising chain of which it is the score of the noised law of its own samples has these as its
+    marginals. That is so, up to O(dt) on a memoryless schedule, of the pre-trained model without
+    control, and, when beta is constant, of the optimum, whose score is that of the noised tilted
+    law (equation 78 of arXiv 2412.18164v4); in between it is a guess. The last state is scored at
+    the level before it.
     """
 
     @property
@@ -86,11 +92,10 @@ class ModelScore(MarginalScore):
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         reference, last = problem.reference, problem.steps - 1
         if not isinstance(reference, ScoreReference):
-            require(
-                False,
-                f"the reference is a {type(reference).__name__}; only a ScoreReference goes by a score.",
+            raise InvalidProblem(
+                f"the reference is a {type(reference).__name__}; only a ScoreReference goes by a"
+                " score.",
             )
-            raise AssertionError
 
         def score(k: int, x: States) -> Noises:
             level = min(k + 1, last)
@@ -109,11 +114,10 @@ class AffineMarginals(MarginalScore):
         reference = affine_of(problem)
         affine = AffinePolicy.zeros(reference) if isinstance(policy, Uncontrolled) else policy
         if not isinstance(affine, AffinePolicy):
-            require(
-                False,
-                f"the policy is a {type(policy).__name__}; only an AffinePolicy has Gaussian marginals.",
+            raise InvalidProblem(
+                f"the policy is a {type(policy).__name__}; only an AffinePolicy has Gaussian"
+                " marginals.",
             )
-            raise AssertionError
         law = evaluate_affine(
             ControlProblem(reference, Linear(torch.zeros(reference.dims)), 1.0), affine
         )
@@ -140,7 +144,9 @@ class DenoisingScore(MarginalScore):
 
 @dataclasses.dataclass(frozen=True)
 class ImplicitScore(MarginalScore):
-    """Implicit score matching, linear in features, solved exactly (with least norm where the features are dependent)."""
+    """Implicit score matching, linear in features, solved exactly (with least norm where the
+    features are dependent).
+    """
 
     features: Features
     joint: ClassVar[bool] = True
@@ -173,7 +179,8 @@ class TransitionScore(MarginalScore):
         missed = max(float((r - units).abs().max()) for r in reached)
         require(
             missed < torch.finfo(units.dtype).eps ** 0.5,
-            f"the noise misses a direction of the state by {missed:.2g}, and its kernels have no density; use DenoisingScore.",
+            f"the noise misses a direction of the state by {missed:.2g}, and its kernels have no"
+            " density; use DenoisingScore.",
         )
 
         def score(k: int, x: States) -> Noises:
@@ -187,7 +194,8 @@ class TransitionScore(MarginalScore):
 
 @dataclasses.dataclass(frozen=True)
 class KernelScore(MarginalScore):
-    """A Gaussian kernel density estimate, with a width per step in units of the samples' covariance.
+    """A Gaussian kernel density estimate, with a width per step in units of the samples'
+    covariance.
 
     Attributes:
         width: of the kernel; by default ``batch^(-1 / (n + 4))``, Scott's rule.
@@ -218,7 +226,9 @@ class KernelScore(MarginalScore):
 
 
 def _posterior_mean(x: Tensor, centres: Tensor, whiten: Callable[[Tensor], Tensor]) -> Tensor:
-    """Mean of ``whiten(x - centre)`` over the kernels that x may come from, each weighted by its standard normal density."""
+    """Mean of ``whiten(x - centre)`` over the kernels that x may come from, each weighted by its
+    standard normal density.
+    """
 
     def of(rows: Tensor) -> Tensor:
         z = whiten((rows.unsqueeze(1) - centres).flatten(0, 1)).reshape(len(rows), len(centres), -1)

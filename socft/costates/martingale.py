@@ -1,19 +1,23 @@
 r"""Martingale increments from a costate field, the control variates of the adjoint recursion.
 
-With :math:`x_{k+1} = \bar x_k + B_k \xi_k`, :math:`\bar x_k = m_k + B_k v_k`, and a field :math:`\phi` that does not depend on the
-noise of the path, each of these has mean zero given :math:`x_k`:
+With :math:`x_{k+1} = \bar x_k + B_k \xi_k`, :math:`\bar x_k = m_k + B_k v_k`, and a field
+:math:`\phi` that does not depend on the noise of the path, each of these has mean zero given
+:math:`x_k`:
 
 * `FirstOrder`: :math:`dM_k = \nabla \phi_{k+1}(\bar x_k)\, B_k \xi_k`;
-* `Antithetic`: :math:`dM_k = \tfrac12 \big(\phi_{k+1}(\bar x_k + B_k \xi_k) - \phi_{k+1}(\bar x_k - B_k \xi_k)\big)`;
-* `SecondOrder`: the first plus
-  :math:`\tfrac12 (\nabla^2 \phi_{k+1}[B_k \xi_k, B_k \xi_k] - \sum_i \nabla^2 \phi_{k+1}[B_k e_i, B_k e_i])` at :math:`\bar x_k`;
+* `Antithetic`: :math:`dM_k = \tfrac12 \big(\phi_{k+1}(\bar x_k + B_k \xi_k) - \phi_{k+1}(\bar x_k -
+  B_k \xi_k)\big)`;
+* `SecondOrder`: the first plus :math:`\tfrac12 (\nabla^2 \phi_{k+1}[B_k \xi_k, B_k \xi_k] - \sum_i
+  \nabla^2 \phi_{k+1}[B_k e_i, B_k e_i])` at :math:`\bar x_k`;
 * `Exact`: :math:`dM_k = \phi_{k+1}(x_{k+1}) - E[\phi_{k+1}(x_{k+1}) \mid x_k]`.
 
-If :math:`\phi` is the mean of the costate itself, the last leaves no variance at all at any step size, and all do where
-:math:`\phi` is affine. With that field the antithetic form never adds variance, since it removes the part that is odd in the noise,
-which is uncorrelated with the even one. The expansions can: where the noise of one step is wider than the scale on which
-:math:`\phi` varies, as at few steps of a law with two modes, they leave several times the variance of no correction. Derived here;
-related to the martingale control variates of regression solvers for backward SDEs.
+If :math:`\phi` is the mean of the costate itself, the last leaves no variance at all at any step
+size, and all do where :math:`\phi` is affine. With that field the antithetic form never adds
+variance, since it removes the part that is odd in the noise, which is uncorrelated with the even
+one. The expansions can: where the noise of one step is wider than the scale on which :math:`\phi`
+varies, as at few steps of a law with two modes, they leave several times the variance of no
+correction. Derived here; related to the martingale control variates of regression solvers for
+backward SDEs.
 """
 
 from __future__ import annotations
@@ -97,7 +101,9 @@ class FieldCorrection(Correction):
 def situation(
     source: CostateSource, problem: ControlProblem, policy: Policy, path: Path, k: int
 ) -> Situation:
-    """What the increment of step k of a path is made of; no evaluation of the reference or of the policy."""
+    """What the increment of step k of a path is made of; no evaluation of the reference or of the
+    policy.
+    """
     field, x = with_terminal(problem, source.field(problem, policy)), path.states[k]
     noise = path.noise.steps[k].to(x)
     kick = problem.reference.diffusion.apply(k, x, noise)
@@ -122,7 +128,9 @@ class FirstOrder(FieldCorrection):
 
 
 class Antithetic(FieldCorrection):
-    """Two evaluations of the field per step and no derivative; the odd part of the field along the noise."""
+    """Two evaluations of the field per step and no derivative; the odd part of the field along the
+    noise.
+    """
 
     @property
     def cost(self) -> Cost:
@@ -173,7 +181,9 @@ class Exact(FieldCorrection):
 
     @torch.no_grad()
     def error(self, problem: ControlProblem, policy: Policy, path: Path, k: int) -> float:
-        """Largest change of the conditional mean of step k with 0.7 times the nodes, relative to the largest field value."""
+        """Largest change of the conditional mean of step k with 0.7 times the nodes, relative to
+        the largest field value.
+        """
         at = situation(self.source, problem, policy, path, k)
         fine, coarse = mean(at, self.nodes), mean(at, max(1, int(COARSER * self.nodes)))
         return float(
@@ -185,7 +195,8 @@ def columns(at: Situation) -> list[States]:
     """``B_k e_i`` for every unit noise."""
     require(
         at.noise.ndim == 2,
-        f"noise has shape {tuple(at.noise.shape[1:])}; traces take one derivative per entry of a vector.",
+        f"noise has shape {tuple(at.noise.shape[1:])}; traces take one derivative per entry of a"
+        " vector.",
     )
     return [
         at.push(e.expand_as(at.noise))
@@ -197,8 +208,8 @@ def mean(at: Situation, nodes: int) -> States:
     """``E phi(centre + B z)``, z ~ N(0, I), by a tensor Gauss-Hermite rule."""
     require(
         at.noise.ndim == 2 and at.noise.shape[1] <= LARGEST_NOISE,
-        f"noise has shape {tuple(at.noise.shape[1:])}; the exact mean is for vectors of length {LARGEST_NOISE} at most: use "
-        "FirstOrder or Antithetic.",
+        f"noise has shape {tuple(at.noise.shape[1:])}; the exact mean is for vectors of length"
+        f" {LARGEST_NOISE} at most: use FirstOrder or Antithetic.",
     )
     (batch, m), total_mean = at.noise.shape, torch.zeros_like(at.centre)
     z, w = (

@@ -1,9 +1,11 @@
-r"""One network over time and state for a costate field, as in arXiv 2603.20455v2: residual blocks with Fourier time features.
+r"""One network over time and state for a costate field, as in arXiv 2603.20455v2: residual blocks
+with Fourier time features.
 
-.. math:: h_0 = W_{in} [x, \sin(2\pi f_j t), \cos(2\pi f_j t)], \quad h_{i+1} = h_i + W_i' s(W_i s(h_i)), \quad
-   \phi(t, x) = W_{out} s(h_L),
+.. math:: h_0 = W_{in} [x, \sin(2\pi f_j t), \cos(2\pi f_j t)], \quad h_{i+1} = h_i + W_i' s(W_i
+   s(h_i)), \quad \phi(t, x) = W_{out} s(h_L),
 
-with s the SiLU, t = k / T and frequencies :math:`f_j = j/2`, j = 1..F. The network sees raw states and gives raw costates.
+with s the SiLU, t = k / T and frequencies :math:`f_j = j/2`, j = 1..F. The network sees raw states
+and gives raw costates.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 squared: Loss = nn.functional.mse_loss
 published_huber: Loss = partial(nn.functional.huber_loss, delta=0.1)
-"""The loss of the published code: linear beyond 0.1, so its target lies between a mean and a median."""
+"""The loss of the published code: linear beyond 0.1, so its target lies between a mean and a
+median.
+"""
 
 
 class ResidualNetwork(nn.Module):
@@ -69,7 +73,8 @@ class ResidualNetwork(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class SpaceTimeNetwork(FieldRegression):
-    """Fit of one network by AdamW with a stepwise decayed rate, on minibatches of (step, sample) pairs.
+    """Fit of one network by AdamW with a stepwise decayed rate, on minibatches of (step, sample)
+    pairs.
 
     Attributes:
         width: width of the residual blocks.

@@ -1,8 +1,10 @@
-r"""Functions of step and state fitted to samples along paths: costate fields, and value functions whose gradient is one.
+r"""Functions of step and state fitted to samples along paths: costate fields, and value functions
+whose gradient is one.
 
-With independent samples at each step `PerStep` is the least-squares projection :math:`\phi_k = \arg\min E |a_k - \phi(x_k)|^2`; its
-target is :math:`E[a_k \mid x_k]`. `Potential` fits samples of a value and differentiates the fit. `refine` repeats: the costates
-of each round are made with the field of the round before (Picard iteration, as in arXiv 2603.20455v2).
+With independent samples at each step `PerStep` is the least-squares projection
+:math:`\phi_k = \arg\min E |a_k - \phi(x_k)|^2`; its target is :math:`E[a_k \mid x_k]`. `Potential`
+fits samples of a value and differentiates the fit. `refine` repeats: the costates of each round are
+made with the field of the round before (Picard iteration, as in arXiv 2603.20455v2).
 """
 
 from __future__ import annotations
@@ -69,7 +71,8 @@ class PerStep(FieldRegression):
     def fit(self, samples: Costates, start: StepField | None = None) -> Stepwise:
         require(
             samples.states.ndim == 3,
-            f"states have shape {tuple(samples.states.shape[2:])}; regressions per step are for vectors.",
+            f"states have shape {tuple(samples.states.shape[2:])}; regressions per step are for"
+            " vectors.",
         )
         earlier = start.functions if isinstance(start, Stepwise) else [None] * len(samples.states)
         pairs = zip(samples.states, samples.values, earlier, strict=True)
@@ -133,11 +136,13 @@ class Fresh(Sampling):
 
 @dataclasses.dataclass(frozen=True)
 class CrossFitted(Sampling):
-    """The same paths in every round, split in folds; each fold's costates use the field fitted to the fold before it.
+    """The same paths in every round, split in folds; each fold's costates use the field fitted to
+    the fold before it.
 
-    That field is independent of the fold's noise in the first ``folds`` rounds. From then on it has seen it through the errors of
-    earlier fits, an effect of second order in them. With one fold costates use the field fitted to their own noise; regressions per
-    step then still leave no bias where their model is right, since they see later noise through residuals of mean zero.
+    That field is independent of the fold's noise in the first ``folds`` rounds. From then on it has
+    seen it through the errors of earlier fits, an effect of second order in them. With one fold
+    costates use the field fitted to their own noise; regressions per step then still leave no bias
+    where their model is right, since they see later noise through residuals of mean zero.
 
     Attributes:
         noise: the noise of all paths.
@@ -192,8 +197,10 @@ def refine(
     Args:
         problem: the problem.
         policy: whose costates; not changed.
-        sample: makes the sampler that uses a field, as in ``lambda source: MartingaleAdjoint(FirstOrder(source)).costates``.
-        fit: ``PerStep(...).fit``, ``SpaceTimeNetwork(...).fit`` or, for values, ``Potential(...).fit``.
+        sample: makes the sampler that uses a field, as in
+            ``lambda source: MartingaleAdjoint(FirstOrder(source)).costates``.
+        fit: ``PerStep(...).fit``, ``SpaceTimeNetwork(...).fit`` or, for values,
+            ``Potential(...).fit``.
         sampling: fresh paths in each round, or the same ones cross-fitted.
         rounds: number of rounds.
         start: the field that the first round uses.

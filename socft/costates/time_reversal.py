@@ -1,10 +1,12 @@
 r"""Chains run backwards in time with constant noise (Mei and Taghvaei, arXiv 2603.20455v2).
 
-For :math:`x' = \bar x_k(x) + B_k \xi` with the drift :math:`\bar x_k(x) - x` and :math:`D_k = B_k B_k^\top`,
+For :math:`x' = \bar x_k(x) + B_k \xi` with the drift :math:`\bar x_k(x) - x` and
+:math:`D_k = B_k B_k^\top`,
 
 .. math:: X_k = X - (\bar x_k(X) - X) + D_k \nabla \log p_{k+1}(X) + B_k \xi'_k, \qquad X = X_{k+1},
 
-has the marginal laws of the chain up to O(dt), with fresh noise :math:`\xi'` and the score of those laws (`socft.costates.marginal_score`).
+has the marginal laws of the chain up to O(dt), with fresh noise :math:`\xi'` and the score of those
+laws (`socft.costates.marginal_score`).
 """
 
 from __future__ import annotations
@@ -47,10 +49,12 @@ class Reverser:
 
     Attributes:
         score: how the score of the marginal laws is known.
-        generator: makes the noise of the reversed chain, which must not be that of the paths; by default every path has one that is
-            seeded by its own noise, so that all is a function of the paths.
-        published_pairing: the ablation that gives costates and values the noise of the neighbouring step, as the published code
-            does; then increments cancel only in sum, to the square root of the step size in place of the step size.
+        generator: makes the noise of the reversed chain, which must not be that of the paths; by
+            default every path has one that is seeded by its own noise, so that all is a function of
+            the paths.
+        published_pairing: the ablation that gives costates and values the noise of the neighbouring
+            step, as the published code does; then increments cancel only in sum, to the square root
+            of the step size in place of the step size.
     """
 
     score: MarginalScore
@@ -91,7 +95,8 @@ class Reverser:
         constant = isinstance(reference.diffusion, ScalarDiffusion | MatrixDiffusion)
         require(
             constant,
-            f"the diffusion is a {kind}; reversing time this way needs a constant B_k, as in MatrixDiffusion.",
+            f"the diffusion is a {kind}; reversing time this way needs a constant B_k, as in"
+            " MatrixDiffusion.",
         )
         score = self.score.fit(problem, policy, path)
         noise = self.noise(path)

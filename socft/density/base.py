@@ -28,7 +28,9 @@ DensityT_co = TypeVar("DensityT_co", bound="Density", covariant=True)
 
 
 class Density(abc.ABC):
-    """A law on vectors of shape ``dims`` that can be noised exactly. A signal level is one number or one per sample."""
+    """A law on vectors of shape ``dims`` that can be noised exactly. A signal level is one number
+    or one per sample.
+    """
 
     dims: tuple[int, ...]
 
@@ -66,7 +68,8 @@ class Density(abc.ABC):
         """The law proportional to ``p exp(r / beta)``.
 
         Raises:
-            InvalidProblem: the reward has no closed form here, beta is not positive, or ``exp(r / beta)`` is not integrable.
+            InvalidProblem: the reward has no closed form here, beta is not positive, or
+                ``exp(r / beta)`` is not integrable.
         """
 
     def log_prob(self, x: States) -> PerSample:
@@ -98,7 +101,8 @@ class Density(abc.ABC):
     def _require_regular(self) -> None:
         require(
             self.regular,
-            "the smallest variance is 0, so there is no density; noise it first, noised(abar) with abar < 1.",
+            "the smallest variance is 0, so there is no density; noise it first, noised(abar) with"
+            " abar < 1.",
         )
 
 

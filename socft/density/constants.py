@@ -16,11 +16,13 @@ SEARCH_TOLERANCE = 1e-10  # relative gap left between a certified maximum and th
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConstants:
-    """Lipschitz constants of a score and of its Jacobian, one per noise level (or scalars for one law).
+    """Lipschitz constants of a score and of its Jacobian, one per noise level (or scalars for one
+    law).
 
     Attributes:
         L0: supremum of the operator norm of the score's Jacobian, or a certified upper bound.
-        L1: supremum of the norm of the third derivative of the log density, or a certified upper bound.
+        L1: supremum of the norm of the third derivative of the log density, or a certified upper
+            bound.
         L0_exact: where L0 is the supremum itself (to 1e-10 where it was searched for).
         L1_exact: where L1 is the supremum itself.
     """
@@ -78,7 +80,8 @@ def stack_lines(lines: Sequence[Components]) -> Stacked:
     )
 
 
-# Constants of the score: one Gaussian, common covariance, unequal covariances ------------------------------------------
+# Constants of the score: one Gaussian, common covariance, unequal covariances
+# ------------------------------------------
 
 
 def join_levels(parts: Sequence[ScoreConstants]) -> ScoreConstants:

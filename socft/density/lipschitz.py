@@ -1,4 +1,6 @@
-"""Closed forms and bounds of a mixture's Lipschitz constants: one Gaussian, a common covariance, unequal covariances."""
+"""Closed forms and bounds of a mixture's Lipschitz constants: one Gaussian, a common covariance,
+unequal covariances.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def common_constants(law: Components, abar: Tensor) -> ScoreConstants:
 def _rank_one_top(
     p: Float[Tensor, "L 1 n"], z: Float[Tensor, "L pairs n"], floor: Float[Tensor, " L"]
 ) -> Float[Tensor, " L"]:
-    """Largest eigenvalue of ``-diag(p) + z z'`` over pairs, from above where it exceeds ``floor``, else 0.
+    """Largest eigenvalue of ``-diag(p) + z z'`` over pairs, from above where it exceeds ``floor``,
+    else 0.
 
     It is the root of ``sum_i z_i^2 / (p_i + mu) = 1``, whose left side decreases in mu.
     """
@@ -61,7 +64,8 @@ def _rank_one_top(
 
 @dataclasses.dataclass(frozen=True)
 class _Comparison:
-    """Components i and j of a mixture noised to L levels; their densities' log ratio is ``peak - (x - x*)' excess (x - x*) / 2``.
+    """Components i and j of a mixture noised to L levels; their densities' log ratio is
+    ``peak - (x - x*)' excess (x - x*) / 2``.
 
     Attributes:
         precisions: ``P_i``, shape (L, K, n, n).
@@ -70,7 +74,8 @@ class _Comparison:
         peak: log ratio where the scores agree, shape (L, K, K).
         top: largest eigenvalue of the excess, shape (L, K, K).
         parallel: whether the excess is zero, so that the scores differ by ``gap`` everywhere.
-        finer: whether the excess is positive semi-definite and the scores agree somewhere, or are parallel.
+        finer: whether the excess is positive semi-definite and the scores agree somewhere, or are
+            parallel.
     """
 
     precisions: Float[Tensor, "L K n n"]
@@ -109,10 +114,12 @@ def _compare(law: Components, abar: Float[Tensor, " L"]) -> _Comparison:
 def two_constants(law: Components, abar: Tensor) -> ScoreConstants:
     r"""Two components of different covariance, exact.
 
-    With :math:`w = \sigma(\Delta^* - t)` the weight of the finer one, :math:`|u^\top \delta|^2 \le 2 t\, u^\top E u` with
-    equality where :math:`x - x^*` is along u. So the Jacobian is at most :math:`\kappa E - P` and at least
-    :math:`-\sigma(\Delta^*) E - P`, P the smaller precision, with :math:`\kappa = \sup_t\, 2 t w (1-w) - w`, and the third
-    derivative is largest along the top eigenvector of E: a one-dimensional mixture of precisions 0 and 1 decides both suprema.
+    With :math:`w = \sigma(\Delta^* - t)` the weight of the finer one,
+    :math:`|u^\top \delta|^2 \le 2 t\, u^\top E u` with equality where :math:`x - x^*` is along u.
+    So the Jacobian is at most :math:`\kappa E - P` and at least :math:`-\sigma(\Delta^*) E - P`, P
+    the smaller precision, with :math:`\kappa = \sup_t\, 2 t w (1-w) - w`, and the third derivative
+    is largest along the top eigenvector of E: a one-dimensional mixture of precisions 0 and 1
+    decides both suprema.
     """
     c = _compare(law, abar)
     if bool(c.parallel[:, 0, 1].any()):
@@ -137,7 +144,9 @@ def two_constants(law: Components, abar: Tensor) -> ScoreConstants:
 
 
 def many_constants(law: Components, abar: Tensor) -> ScoreConstants:
-    """Any components: bounds by all pairs or by all components against one of them; the smallest wins."""
+    """Any components: bounds by all pairs or by all components against one of them; the smallest
+    wins.
+    """
     c = _compare(law, abar)
     spreads, thirds = [_by_pairs(c)], [_third_by_pairs(c)]
     for k in range(law.components):
@@ -150,7 +159,9 @@ def many_constants(law: Components, abar: Tensor) -> ScoreConstants:
 
 
 def _by_pairs(c: _Comparison) -> Float[Tensor, " L"]:
-    """Bound of the Jacobian's top eigenvalue from ``sum_ij w_i w_j d_ij d_ij'``, over pairs, minus the least precision."""
+    """Bound of the Jacobian's top eigenvalue from ``sum_ij w_i w_j d_ij d_ij'``, over pairs, minus
+    the least precision.
+    """
     i, j = torch.triu_indices(len(c.peak[0]), len(c.peak[0]), 1)
     bulge = _spread(_BOTH, c, c.peak)
     oriented = torch.where(c.finer[:, i, j, None, None], bulge[:, i, j], bulge[:, j, i])
@@ -160,7 +171,9 @@ def _by_pairs(c: _Comparison) -> Float[Tensor, " L"]:
 
 
 def _by_anchor(c: _Comparison, k: int) -> Float[Tensor, " L"]:
-    """The same from ``sum_i w_i d_ik d_ik' - sum_i w_i E_ik - P_k``; the second sum shifts t by 1/2."""
+    """The same from ``sum_i w_i d_ik d_ik' - sum_i w_i E_ik - P_k``; the second sum shifts t by
+    1/2.
+    """
     others = torch.arange(c.peak.shape[1]) != k
     bulge = _spread(_ONE, c, c.peak - 0.5)[:, others, k].sum(1)
     return torch.where(
@@ -169,7 +182,9 @@ def _by_anchor(c: _Comparison, k: int) -> Float[Tensor, " L"]:
 
 
 def _third_by_pairs(c: _Comparison) -> Float[Tensor, " L"]:
-    """``|E c^3| <= E |s - s'|^3`` with s' an independent copy, and ``Cov(P, s)`` as a sum over pairs."""
+    """``|E c^3| <= E |s - s'|^3`` with s' an independent copy, and ``Cov(P, s)`` as a sum over
+    pairs.
+    """
     i, j = torch.triu_indices(len(c.peak[0]), len(c.peak[0]), 1)
     terms = 2 * _moment(_BOTH, c, 3) + 3 * torch.where(c.finer, c.top, 1) * _moment(_BOTH, c, 1)
     return torch.minimum(terms[:, i, j], terms[:, j, i]).sum(1)

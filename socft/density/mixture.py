@@ -44,12 +44,14 @@ MixtureT = TypeVar("MixtureT", bound="GaussianMixture")
 
 
 class GaussianMixture(Density):
-    """``sum_k weights_k N(means_k, covs_k)`` in any dimension; each covariance is diagonalised once.
+    """``sum_k weights_k N(means_k, covs_k)`` in any dimension; each covariance is diagonalised
+    once.
 
     Args:
         weights: positive, shape (K,); normalised to sum to 1.
         means: shape (K, n), or (K,) in one dimension.
-        covs: positive semi-definite: one number (isotropic, common), (K,) isotropic, (n, n) common, or (K, n, n).
+        covs: positive semi-definite: one number (isotropic, common), (K,) isotropic, (n, n) common,
+            or (K, n, n).
 
     Attributes:
         weights: shape (K,).
@@ -74,7 +76,8 @@ class GaussianMixture(Density):
         require_finite(m, "means", "every mean must be finite.")
         require(
             bool((w > 0).all()),
-            f"the smallest weight is {float(w.min()):g}; weights must be positive, drop the component.",
+            f"the smallest weight is {float(w.min()):g}; weights must be positive, drop the"
+            " component.",
         )
         self._set(w / w.sum(), m, *_diagonalise(_covariances(covs, *m.shape)))
 
@@ -196,7 +199,9 @@ class GaussianMixture(Density):
         )
 
     def _reshaped(self, P: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Spectra and bases of ``(S^-1 - P/beta)^-1``, and half the log ratio of its determinant to S's."""
+        """Spectra and bases of ``(S^-1 - P/beta)^-1``, and half the log ratio of its determinant to
+        S's.
+        """
         if not bool((P != 0).any()):
             return self.spectra, self.bases, torch.zeros(1, dtype=torch.float64)
         root = self.bases * self.spectra.sqrt().unsqueeze(1)
@@ -204,8 +209,9 @@ class GaussianMixture(Density):
         top = float(torch.linalg.eigvalsh(stretch).max())
         require(
             top < beta * (1 - _BORDERLINE),
-            f"exp(r / beta) is not integrable at beta = {beta:g}: the largest eigenvalue of S^(1/2) P S^(1/2), S a covariance of "
-            f"the law and P the Hessian of the reward, is {top:g}; use beta > {top:g}.",
+            f"exp(r / beta) is not integrable at beta = {beta:g}: the largest eigenvalue of S^(1/2)"
+            f" P S^(1/2), S a covariance of the law and P the Hessian of the reward, is {top:g};"
+            f" use beta > {top:g}.",
         )
         inner = torch.eye(*self.dims, dtype=torch.float64) - stretch / beta
         covs = root @ torch.linalg.solve(inner, root.mT)
@@ -261,7 +267,8 @@ def _covariances(covs: Numbers, components: int, n: int) -> Float[Tensor, "k n n
         cov = cov.unsqueeze(0)
     require(
         cov.shape in ((1, n, n), (components, n, n)),
-        f"covs has shape {tuple(cov.shape)}; give one number, ({components},), ({n}, {n}) or ({components}, {n}, {n}).",
+        f"covs has shape {tuple(cov.shape)}; give one number, ({components},), ({n}, {n}) or"
+        f" ({components}, {n}, {n}).",
     )
     return cov[:1] if float((cov - cov[:1]).abs().max()) <= _SAME * float(cov.abs().max()) else cov
 

@@ -1,4 +1,6 @@
-"""Rotated products: ``x = sum_i q_i z_i`` with independent one-dimensional mixtures ``z_i`` and orthonormal ``q_i``."""
+"""Rotated products: ``x = sum_i q_i z_i`` with independent one-dimensional mixtures ``z_i`` and
+orthonormal ``q_i``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import InvalidProblem, require
 from socft.density.base import Density, Tilt, broadcast_level, quadratic_form
 from socft.density.constants import ScoreConstants, join_levels, largest_of, stack_lines
 from socft.density.mixture import SYMMETRY_TOLERANCE, GaussianMixture
@@ -20,7 +22,8 @@ from socft.reward import PerSample, Quadratic, Reward, orthonormal
 
 
 class Rotated(Density):
-    """``x = sum_i q_i z_i`` with independent one-dimensional mixtures ``z_i`` and orthonormal ``q_i``.
+    """``x = sum_i q_i z_i`` with independent one-dimensional mixtures ``z_i`` and orthonormal
+    ``q_i``.
 
     Args:
         rotation: the ``q_i`` as columns, shape (n, n).
@@ -41,8 +44,7 @@ class Rotated(Density):
         )
         wrong = [f.dims for f in self.factors if f.dims != (1,)]
         if wrong:
-            require(
-                False,
+            raise InvalidProblem(
                 f"a factor has states of shape {wrong[0]}; every factor must be one-dimensional.",
             )
         self.dims = (n,)
@@ -106,7 +108,8 @@ class Rotated(Density):
         coupling = float((P - P.diag().diag()).abs().max())
         require(
             coupling <= SYMMETRY_TOLERANCE * max(1.0, float(P.abs().max())),
-            f"the reward couples rotated coordinates by {coupling:g}; use one that is diagonal in them, or a GaussianMixture.",
+            f"the reward couples rotated coordinates by {coupling:g}; use one that is diagonal in"
+            " them, or a GaussianMixture.",
         )
         tilts = [
             f.tilted(Quadratic(P[i, i].reshape(1, 1), q[i : i + 1]), beta)

@@ -46,7 +46,8 @@ class NoisedScore:
             require_level(end)
         require(
             density.regular or float(self.abar.max()) < 1,
-            "the law is singular and a level is 1, where there is no score; end the levels below 1.",
+            "the law is singular and a level is 1, where there is no score; end the levels"
+            " below 1.",
         )
 
     def __call__(self, k: Step, x: States) -> States:
@@ -59,12 +60,15 @@ class NoisedScore:
 
 
 def score_reference(density: Density, schedule: Schedule) -> ScoreReference:
-    """The pre-trained chain of a schedule with the exact scores of ``density``; its score is a `NoisedScore`."""
+    """The pre-trained chain of a schedule with the exact scores of ``density``; its score is a
+    `NoisedScore`.
+    """
     return ScoreReference(schedule, NoisedScore(density, schedule.abar[:-1]), density.dims)
 
 
 def affine_reference(gaussian: Gaussian, schedule: Schedule) -> AffineReference:
-    r"""The same chain for a Gaussian as an affine map, ``m_k(y) = A_k y + b_k``, with A diagonal in the eigenbasis of C.
+    r"""The same chain for a Gaussian as an affine map, ``m_k(y) = A_k y + b_k``, with A diagonal in
+    the eigenbasis of C.
 
     With ``C_k = abar_k C + (1 - abar_k) I``: ``A_k = (I - g_k C_k^-1) / sqrt(a_k)`` and
     ``b_k = g_k C_k^-1 sqrt(abar_k) mean / sqrt(a_k)``.

@@ -1,4 +1,6 @@
-"""Lipschitz constants of one-dimensional mixtures by certified branch and bound, with a bound on the tails."""
+"""Lipschitz constants of one-dimensional mixtures by certified branch and bound, with a bound on
+the tails.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,17 @@ _TAIL_LOG_RATIO = (
 )  # beyond the searched interval every other component weighs less than e^-80 of the widest
 
 
-# Constants of the score in one dimension: branch and bound -------------------------------------------------------------
+# Constants of the score in one dimension: branch and bound
+# -------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class _Lines:
-    """N one-dimensional mixtures by natural parameters relative to the first component, coordinates centred at the mean.
+    """N one-dimensional mixtures by natural parameters relative to the first component, coordinates
+    centred at the mean.
 
-    Up to a function common to all components, ``log(weight density)_k = height_k + slope_k x - excess_k x^2 / 2``.
+    Up to a function common to all components,
+    ``log(weight density)_k = height_k + slope_k x - excess_k x^2 / 2``.
     """
 
     height: Float[Tensor, "N K"]
@@ -60,7 +65,8 @@ def _natural(lines: Stacked) -> _Lines:
 
 @dataclasses.dataclass(frozen=True)
 class _Cells:
-    """Posterior weights, centred scores and centred precisions at cell centers, with bounds over the cells.
+    """Posterior weights, centred scores and centred precisions at cell centers, with bounds over
+    the cells.
 
     Attributes:
         weight, apart, excess: at the centers, shape (cells, K).
@@ -127,7 +133,8 @@ class _Cells:
 def _cells(lines: _Lines, x: Tensor, radius: Tensor) -> _Cells:
     """Evaluate cells ``[x - radius, x + radius]``, one per line of ``lines``.
 
-    Up to a function common to all, component k has log density ``log w_k + c_k y - e_k y^2 / 2`` at the center plus y.
+    Up to a function common to all, component k has log density ``log w_k + c_k y - e_k y^2 / 2`` at
+    the center plus y.
     """
     x, r = x.unsqueeze(1), radius.unsqueeze(1)
     log_weight = torch.log_softmax(
@@ -172,7 +179,9 @@ class _Maximum:
 def _maximise(
     objective: _Objective, lines: _Lines, left: Tensor, right: Tensor, start: Tensor
 ) -> _Maximum:
-    """Certified maximum of |f| on ``[left, right]`` and of ``start``, a value known to be approached, for each line."""
+    """Certified maximum of |f| on ``[left, right]`` and of ``start``, a value known to be
+    approached, for each line.
+    """
     best, which = start.clone(), torch.arange(len(start)).repeat_interleave(_SEARCH_CELLS)
     fraction = ((torch.arange(_SEARCH_CELLS, dtype=torch.float64) + 0.5) / _SEARCH_CELLS).repeat(
         len(start)
@@ -216,7 +225,9 @@ def _maximise(
 
 @dataclasses.dataclass(frozen=True)
 class _Tail:
-    """Where a tail starts, and bounds of the second derivative's distance from its limit and of the third derivative beyond."""
+    """Where a tail starts, and bounds of the second derivative's distance from its limit and of the
+    third derivative beyond.
+    """
 
     start: Float[Tensor, " N"]
     second: Float[Tensor, " N"]
@@ -226,8 +237,8 @@ class _Tail:
 def _right_tail(lines: _Lines) -> _Tail:
     """The tail where the widest component (of several, the rightmost) dominates.
 
-    With ``d_j`` the score of component j minus the widest's and ``rho_j`` the ratio of their densities, ``rho_j |d_j|^q`` decreases
-    in x once ``d_j < 0`` and ``d_j^2 >= q (P_j - P)``.
+    With ``d_j`` the score of component j minus the widest's and ``rho_j`` the ratio of their
+    densities, ``rho_j |d_j|^q`` decreases in x once ``d_j < 0`` and ``d_j^2 >= q (P_j - P)``.
     """
     real = torch.isfinite(lines.height)
     widest = torch.where(real, lines.excess, math.inf).amin(1, keepdim=True)
@@ -289,9 +300,11 @@ def _search(lines: _Lines) -> ScoreConstants:
 
 
 def unit_search(peak: Float[Tensor, " L"]) -> ScoreConstants:
-    """For precisions 0 and 1, means 0 and log ratio ``peak`` at 0: the largest second (signed) and third log derivatives.
+    """For precisions 0 and 1, means 0 and log ratio ``peak`` at 0: the largest second (signed) and
+    third log derivatives.
 
-    Shifting both precisions by -1 makes the second derivative positive, so that its modulus can be searched.
+    Shifting both precisions by -1 makes the second derivative positive, so that its modulus can be
+    searched.
     """
     zero, one = torch.zeros_like(peak), torch.ones_like(peak)
     lines = _Lines(

@@ -1,8 +1,10 @@
 r"""Adjoint matching (Domingo-Enrich et al., arXiv 2409.08861) with the exact discrete target.
 
-The target of step k is :math:`B_k^\top a_{k+1}/\beta_k` with the lean costate of `socft.costates.adjoint.lean_adjoint`. Its fixed point is
-the optimal control; away from it the loss gradient is a different vector field from the objective's. `PublishedAdjointMatching` is
-the ablation that takes :math:`a_k` in its place, as published code does: its fixed point is off by O(dt).
+The target of step k is :math:`B_k^\top a_{k+1}/\beta_k` with the lean costate of
+`socft.costates.adjoint.lean_adjoint`. Its fixed point is the optimal control; away from it the loss
+gradient is a different vector field from the objective's. `PublishedAdjointMatching` is the
+ablation that takes :math:`a_k` in its place, as published code does: its fixed point is off by
+O(dt).
 """
 
 from __future__ import annotations

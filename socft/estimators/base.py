@@ -1,14 +1,16 @@
 r"""The interface of every gradient estimator.
 
-An estimator turns a rollout into labels once, without a graph, and then offers a pointwise loss on any minibatch of (k, sample)
-pairs. The gradient of the loss, summed over the steps and averaged over the paths, is the estimate of minus the gradient of the
-objective. Every on-policy estimate is linear in the derivative of the control, so it is the gradient of a matching loss,
+An estimator turns a rollout into labels once, without a graph, and then offers a pointwise loss on
+any minibatch of (k, sample) pairs. The gradient of the loss, summed over the steps and averaged
+over the paths, is the estimate of minus the gradient of the objective. Every on-policy estimate is
+linear in the derivative of the control, so it is the gradient of a matching loss,
 
 .. math:: w\, \beta_k\, |v_k(x) - \text{target}|^2 / 2,
 
-and a matching estimator supplies only its targets, with weights where it needs them. Most targets come from samples of the costate:
-where :math:`E[a_{k+1} | x_k]` is the mean gradient of the next value, :math:`B_k^\top a_{k+1}/\beta_k` has the mean that the
-optimality condition (18) of arXiv 2412.18164v4 asks the control to have.
+and a matching estimator supplies only its targets, with weights where it needs them. Most targets
+come from samples of the costate: where :math:`E[a_{k+1} | x_k]` is the mean gradient of the next
+value, :math:`B_k^\top a_{k+1}/\beta_k` has the mean that the optimality condition (18) of arXiv
+2412.18164v4 asks the control to have.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ Kind = Literal["objective gradient", "fixed-point residual", "biased"]
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Labels of a batch of paths, with the states they belong to; every tensor has the shape (T, batch, ...).
+    """Labels of a batch of paths, with the states they belong to; every tensor has the shape (T,
+    batch, ...).
 
     Attributes:
         states: shape (T, batch, *dims).
@@ -74,8 +77,8 @@ class Estimator(abc.ABC):
     """Labels along paths and a pointwise loss whose gradient is the estimate.
 
     Attributes:
-        estimates: what the gradient of the loss is in expectation: minus the objective's gradient at every policy, a field that
-            vanishes at the optimum and nowhere else, or neither.
+        estimates: what the gradient of the loss is in expectation: minus the objective's gradient
+            at every policy, a field that vanishes at the optimum and nowhere else, or neither.
         source: where the method comes from.
     """
 
@@ -89,7 +92,9 @@ class Estimator(abc.ABC):
 
     @property
     def joint(self) -> bool:
-        """Whether the labels of a path depend on the other paths of its batch, or on its place; all are then labelled together."""
+        """Whether the labels of a path depend on the other paths of its batch, or on its place; all
+        are then labelled together.
+        """
         return False
 
     @abc.abstractmethod
@@ -98,7 +103,9 @@ class Estimator(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: Labels) -> PerSample:
-        """The loss of some rows of labels, differentiable in the policy's parameters; ``k`` is one step or one per row."""
+        """The loss of some rows of labels, differentiable in the policy's parameters; ``k`` is one
+        step or one per row.
+        """
 
 
 class MatchingEstimator(Estimator):
@@ -111,11 +118,15 @@ class MatchingEstimator(Estimator):
 
 
 class CostateEstimator(MatchingEstimator):
-    """A matching estimator whose targets are ``B_k^T a_{k+1} / beta_k`` for samples ``a`` of the costate."""
+    """A matching estimator whose targets are ``B_k^T a_{k+1} / beta_k`` for samples ``a`` of the
+    costate.
+    """
 
     @abc.abstractmethod
     def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
-        """Samples of the costate from k = T down to 0, without a graph; nothing is kept that grows with the steps."""
+        """Samples of the costate from k = T down to 0, without a graph; nothing is kept that grows
+        with the steps.
+        """
 
     def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
         """All samples of the costate."""
@@ -134,7 +145,9 @@ def matching_labels(
     sweep: Iterable[CostateStep],
     chosen: Callable[[CostateStep], Tensor | None] = lambda step: step.following,
 ) -> Labels:
-    """Target controls ``B_k^T a / beta_k`` with a chosen costate of each step; the optimality condition asks for ``a_{k+1}``."""
+    """Target controls ``B_k^T a / beta_k`` with a chosen costate of each step; the optimality
+    condition asks for ``a_{k+1}``.
+    """
     targets, states = torch.empty_like(path.controls), path.states[:-1]
     for step in sweep:
         k, costate = step.k, chosen(step)

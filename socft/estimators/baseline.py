@@ -1,8 +1,9 @@
 r"""Returns of the steps that follow, and baselines to subtract from them.
 
-For :math:`b_k` independent of the noise :math:`\xi_k` given :math:`x_k`, :math:`E[b_k\, \xi_k] = 0`: a baseline leaves the mean
-of a score-function gradient as it is, and close to the mean of the return given :math:`x_k` it removes most of its spread. Those
-here are unbiased for a batch of independent paths, except the mean that includes the path itself.
+For :math:`b_k` independent of the noise :math:`\xi_k` given :math:`x_k`,
+:math:`E[b_k\, \xi_k] = 0`: a baseline leaves the mean of a score-function gradient as it is, and
+close to the mean of the return given :math:`x_k` it removes most of its spread. Those here are
+unbiased for a batch of independent paths, except the mean that includes the path itself.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ Returns: TypeAlias = "Float[Tensor, 'steps batch']"
 
 
 def returns_to_go(problem: ControlProblem, path: Path, kl: bool = True) -> Returns:
-    """``A_k``: reward minus the running costs, and where asked the weighted KL, of the steps after k."""
+    """``A_k``: reward minus the running costs, and where asked the weighted KL, of the steps after
+    k.
+    """
     paid = torch.stack([problem.cost(k, x) for k, x in enumerate(path.states[:-1])])
     paid = paid + problem.beta.to(paid)[:, None] * path.kl() if kl else paid
     return problem.reward(path.final) - (paid.sum(0) - paid.cumsum(0))
@@ -56,7 +59,9 @@ class NoBaseline(Baseline):
 
 
 class BatchMean(Baseline):
-    """The mean over all N paths; as it includes the path itself, the gradient's return part is (1 - 1/N) of the right one."""
+    """The mean over all N paths; as it includes the path itself, the gradient's return part is (1 -
+    1/N) of the right one.
+    """
 
     joint: ClassVar[bool] = True
 
@@ -77,7 +82,8 @@ class LeaveOneOut(Baseline):
 
 @dataclasses.dataclass(frozen=True)
 class RegressionBaseline(Baseline):
-    """A regression of ``A_k`` on ``x_k`` per step, for each fold of the paths fitted to the other folds: unbiased.
+    """A regression of ``A_k`` on ``x_k`` per step, for each fold of the paths fitted to the other
+    folds: unbiased.
 
     Attributes:
         regression: how to fit; states are flattened to vectors.
@@ -119,7 +125,9 @@ class GivenBaseline(Baseline):
 
 @dataclasses.dataclass(frozen=True)
 class ValueBaseline(Baseline):
-    """``E[A_k | x_k] = V_k + f_k + beta_k |v_k|^2 / 2`` for a value function ``(k, x) -> V_k(x)`` of the policy: unbiased."""
+    """``E[A_k | x_k] = V_k + f_k + beta_k |v_k|^2 / 2`` for a value function ``(k, x) -> V_k(x)``
+    of the policy: unbiased.
+    """
 
     value: Callable[[Step, States], PerSample]
 

@@ -1,16 +1,21 @@
-r"""DDPO with importance sampling (Black et al., arXiv 2305.13301), and the labels of estimators that clip a likelihood ratio.
+r"""DDPO with importance sampling (Black et al., arXiv 2305.13301), and the labels of estimators
+that clip a likelihood ratio.
 
 On a path of the control u, step k has under the control v the likelihood ratio
 
-.. math:: \rho_k = \frac{p^v(x_{k+1} | x_k)}{p^u(x_{k+1} | x_k)} = \exp\big( (v_k - u_k) \cdot \xi_k - |v_k - u_k|^2/2 \big),
+.. math:: \rho_k = \frac{p^v(x_{k+1} | x_k)}{p^u(x_{k+1} | x_k)} = \exp\big( (v_k - u_k) \cdot \xi_k
+    - |v_k - u_k|^2/2 \big),
 
-exactly 1 before an update. DDPO maximises :math:`E \sum_k \min(\rho_k A, \mathrm{clip}(\rho_k, 1 \pm \epsilon) A)` with normalised
-rewards :math:`A` in the place of returns: no KL, and a gradient divided by the spread of the rewards. A KL in the reward takes
-:math:`r - \sum_k f_k - \sum_k \beta_k (v_k \cdot \xi_k + |v_k|^2/2)`, with the log-ratio of the kernels instead of its mean
-:math:`|v_k|^2/2`, because then the score function alone has the gradient of the KL too: :math:`E[\xi_k (v_k \cdot \xi_k)] = v_k`
-(derived here). Centred, not divided, this is the objective's gradient times 1 - 1/N.
+exactly 1 before an update. DDPO maximises
+:math:`E \sum_k \min(\rho_k A, \mathrm{clip}(\rho_k, 1 \pm \epsilon) A)` with normalised rewards
+:math:`A` in the place of returns: no KL, and a gradient divided by the spread of the rewards. A KL
+in the reward takes :math:`r - \sum_k f_k - \sum_k \beta_k (v_k \cdot \xi_k + |v_k|^2/2)`, with the
+log-ratio of the kernels instead of its mean :math:`|v_k|^2/2`, because then the score function
+alone has the gradient of the KL too: :math:`E[\xi_k (v_k \cdot \xi_k)] = v_k` (derived here).
+Centred, not divided, this is the objective's gradient times 1 - 1/N.
 
-Noise level: as for the score function; the clip binds once :math:`|v - u|` exceeds about epsilon, whatever :math:`B_k`.
+Noise level: as for the score function; the clip binds once :math:`|v - u|` exceeds about epsilon,
+whatever :math:`B_k`.
 """
 
 from __future__ import annotations
@@ -37,7 +42,8 @@ from socft.rollout import Path
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RatioLabels(Labels):
-    """Labels with what a likelihood ratio needs; the targets are those of the same estimator before an update.
+    """Labels with what a likelihood ratio needs; the targets are those of the same estimator before
+    an update.
 
     Attributes:
         controls: controls of the policy that made the paths, shape (T, batch, *noise_dims).
@@ -68,15 +74,17 @@ def ratio_labels(
 
 @dataclasses.dataclass(frozen=True)
 class DDPO(Estimator):
-    """Clipped likelihood ratios of normalised rewards, without a KL term; no derivative of reward or reference.
+    """Clipped likelihood ratios of normalised rewards, without a KL term; no derivative of reward
+    or reference.
 
     Attributes:
         clip: epsilon.
-        groups: index of each path's group, such as its prompt, in which rewards are centred and divided by their standard
-            deviation, shape (batch,); one group by default.
+        groups: index of each path's group, such as its prompt, in which rewards are centred and
+            divided by their standard deviation, shape (batch,); one group by default.
         divide: whether to divide by the standard deviation.
         kl_in_reward: whether the reward includes the KL of the path.
-        averaged: whether the log-ratio is averaged over the entries of the noise instead of summed, as in the published code.
+        averaged: whether the log-ratio is averaged over the entries of the noise instead of summed,
+            as in the published code.
 
     Raises:
         InvalidProblem: clip is not positive.

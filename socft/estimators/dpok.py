@@ -1,15 +1,19 @@
-r"""DPOK (Fan et al., arXiv 2305.16381): policy gradient of the reward, and the gradient of every step's KL at fixed states.
+r"""DPOK (Fan et al., arXiv 2305.16381): policy gradient of the reward, and the gradient of every
+step's KL at fixed states.
 
 .. math:: E\Big[ -\sum_k (A_k - b_k(x_k))\, \nabla_\theta \log p(x_{k+1} | x_k)
    + \sum_k \beta_k \nabla_\theta |v_k(x_k)|^2/2 \Big], \qquad A_k = r(x_T) - \sum_{j>k} f_j(x_j) .
 
-That a control changes the states, and so the KL, of later steps is left out: at the optimum the expectation is not zero but
-:math:`-E \sum_k (\nabla_\theta v_k)^\top \xi_k \sum_{j>k} \beta_j |v_j|^2/2` (derived here). On later updates of the same paths
-:math:`\nabla \log p` becomes the gradient of the likelihood ratio, clamped to :math:`1 \pm \epsilon` on both sides: unlike DDPO's,
-a ratio outside has no gradient even where it would come back. The published code averages log-likelihoods over the n entries of
-the noise; n times the ratio of these has the same gradient before an update, and its clamp is wider: the log-likelihood of a step
-may change by about :math:`n\epsilon`. The paper's baseline is a regression of the reward on (k, x_k): `RegressionBaseline` of a
-network, or `GivenBaseline`; `LeaveOneOut` needs no fit where all paths have the same prompt.
+That a control changes the states, and so the KL, of later steps is left out: at the optimum the
+expectation is not zero but
+:math:`-E \sum_k (\nabla_\theta v_k)^\top \xi_k \sum_{j>k} \beta_j |v_j|^2/2` (derived here). On
+later updates of the same paths :math:`\nabla \log p` becomes the gradient of the likelihood ratio,
+clamped to :math:`1 \pm \epsilon` on both sides: unlike DDPO's, a ratio outside has no gradient even
+where it would come back. The published code averages log-likelihoods over the n entries of the
+noise; n times the ratio of these has the same gradient before an update, and its clamp is wider:
+the log-likelihood of a step may change by about :math:`n\epsilon`. The paper's baseline is a
+regression of the reward on (k, x_k): `RegressionBaseline` of a network, or `GivenBaseline`;
+`LeaveOneOut` needs no fit where all paths have the same prompt.
 
 Noise level: as for the score function.
 """
@@ -38,7 +42,8 @@ class DPOK(Estimator):
     Attributes:
         baseline: what to subtract from the reward.
         clip: epsilon; None leaves the ratio as it is.
-        averaged: whether log-likelihoods are averaged over the entries of the noise instead of summed, as in the published code.
+        averaged: whether log-likelihoods are averaged over the entries of the noise instead of
+            summed, as in the published code.
 
     Raises:
         InvalidProblem: clip is not positive.

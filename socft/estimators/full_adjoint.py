@@ -1,7 +1,9 @@
-r"""Full (discrete) adjoint matching: its matching loss has exactly the pathwise gradient of the objective.
+r"""Full (discrete) adjoint matching: its matching loss has exactly the pathwise gradient of the
+objective.
 
-:math:`\nabla_\theta \sum_k \beta_k |v_k(x_k) - B_k^\top a_{k+1}/\beta_k|^2 / 2 = -\nabla_\theta` (return of the path),
-with the costates of `socft.costates.adjoint.full_adjoint`; in expectation it is the policy gradient of equation 77 in arXiv 2412.18164v4.
+:math:`\nabla_\theta \sum_k \beta_k |v_k(x_k) - B_k^\top a_{k+1}/\beta_k|^2 / 2 =
+-\nabla_\theta` (return of the path), with the costates of `socft.costates.adjoint.full_adjoint`; in
+expectation it is the policy gradient of equation 77 in arXiv 2412.18164v4.
 """
 
 from __future__ import annotations

@@ -1,16 +1,20 @@
-r"""Zeroth-order costates: gradients of a value function from its values, by Gaussian integration by parts.
+r"""Zeroth-order costates: gradients of a value function from its values, by Gaussian integration by
+parts.
 
 Equation 48 of arXiv 2412.18164v4, one order lower and for a general :math:`B_k`, is
 
-.. math:: E[\nabla V_{k+1}(x_{k+1}) \mid x_k] = E\big[ \big( V_{k+1}(x_{k+1}) - b_k \big)\, B_k^{-\top} \xi_k \mid x_k \big],
+.. math:: E[\nabla V_{k+1}(x_{k+1}) \mid x_k] = E\big[ \big( V_{k+1}(x_{k+1}) - b_k \big)\,
+    B_k^{-\top} \xi_k \mid x_k \big],
 
-for every baseline :math:`b_k` independent of :math:`\xi_k` given :math:`x_k`; along directions that the noise does not reach
-:math:`B^{-\top}` is the pseudo-inverse and the costate zero, which no target sees. The targets are :math:`B_k^\top` of it over
-:math:`\beta_k`. The mean is conditional on :math:`x_k`, not on :math:`x_{k+1}`: unlike an adjoint it is no sample of
+for every baseline :math:`b_k` independent of :math:`\xi_k` given :math:`x_k`; along directions that
+the noise does not reach :math:`B^{-\top}` is the pseudo-inverse and the costate zero, which no
+target sees. The targets are :math:`B_k^\top` of it over :math:`\beta_k`. The mean is conditional on
+:math:`x_k`, not on :math:`x_{k+1}`: unlike an adjoint it is no sample of
 :math:`\nabla V_{k+1}(x_{k+1})` to regress on (derived here).
 
-Noise level: with returns as for the score function; a given value's difference from the deterministic step shrinks with
-:math:`B_k`, so that the targets' relative spread stays of order :math:`\sqrt{d}`.
+Noise level: with returns as for the score function; a given value's difference from the
+deterministic step shrinks with :math:`B_k`, so that the targets' relative spread stays of order
+:math:`\sqrt{d}`.
 """
 
 from __future__ import annotations
@@ -47,7 +51,9 @@ class ZerothOrder(MatchingEstimator, abc.ABC):
         """``V_{k+1}(x_{k+1}) - b_k`` of every step and path."""
 
     def costates(self, problem: ControlProblem, path: Path) -> Float[Tensor, "steps batch *dims"]:
-        """``(V_{k+1}(x_{k+1}) - b_k) B_k^{-T} xi_k``, whose mean given ``x_k`` is that of ``grad V_{k+1}``."""
+        """``(V_{k+1}(x_{k+1}) - b_k) B_k^{-T} xi_k``, whose mean given ``x_k`` is that of
+        ``grad V_{k+1}``.
+        """
         noise = path.noise.steps.to(path.controls)
         scaled = per_sample(self.differences(problem, path), noise) * noise
         return torch.stack(
@@ -65,9 +71,11 @@ class ZerothOrder(MatchingEstimator, abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class IntegrationByParts(ZerothOrder):
-    """From the path's own return after each step: unbiased for the objective's gradient; no derivatives.
+    """From the path's own return after each step: unbiased for the objective's gradient; no
+    derivatives.
 
-    It is `ScoreFunction` with the noise that cannot move the state, where B has more columns than rows, projected out.
+    It is `ScoreFunction` with the noise that cannot move the state, where B has more columns than
+    rows, projected out.
 
     Attributes:
         baseline: what to subtract from the returns.
@@ -88,10 +96,12 @@ class IntegrationByParts(ZerothOrder):
 
 @dataclasses.dataclass(frozen=True)
 class ValueIntegrationByParts(ZerothOrder):
-    """From a given value function, with its value after the step without noise as the baseline; no derivatives.
+    """From a given value function, with its value after the step without noise as the baseline; no
+    derivatives.
 
-    With the optimal value the fixed point is the optimal control, exactly; with the policy's own value the mean is the
-    objective's gradient; with any other value, the greedy control of that value.
+    With the optimal value the fixed point is the optimal control, exactly; with the policy's own
+    value the mean is the objective's gradient; with any other value, the greedy control of that
+    value.
 
     Attributes:
         value: ``(k, x) -> V_k(x)``, k = 1..T.

@@ -1,15 +1,19 @@
-r"""Least-squares Monte Carlo for the forward backward-SDE, as costate fields (arXiv 2410.04615, the method it compares with).
+r"""Least-squares Monte Carlo for the forward backward-SDE, as costate fields (arXiv 2410.04615, the
+method it compares with).
 
 Along forward paths, backwards in k, each conditional expectation is a regression on the state:
 
-* costates: :math:`\phi_T = \nabla r`, :math:`\phi_k = \text{regression of } \nabla m_k^\top \phi_{k+1}(x_{k+1}) - \nabla f_k` on
-  :math:`x_k` (`Lean`; with `Full` the policy is differentiated too);
-* values: :math:`V_T = r`, :math:`V_k = \text{regression of } V_{k+1}(x_{k+1}) - f_k - \beta_k |v_k|^2/2`, and
+* costates: :math:`\phi_T = \nabla r`, :math:`\phi_k = \text{regression of } \nabla m_k^\top
+  \phi_{k+1}(x_{k+1}) - \nabla f_k` on :math:`x_k` (`Lean`; with `Full` the policy is differentiated
+  too);
+* values: :math:`V_T = r`,
+  :math:`V_k = \text{regression of } V_{k+1}(x_{k+1}) - f_k - \beta_k |v_k|^2/2`, and
   :math:`\phi_k = \nabla V_k`.
 
-The first is TD(0) for costates; both converge to the chain's own costate as the samples and the features grow. Per step and path
-the costate form takes one derivative of the reference (with `Full` one of the policy too), the value form no evaluation; both keep
-one state or number per path, and the fits of all steps.
+The first is TD(0) for costates; both converge to the chain's own costate as the samples and the
+features grow. Per step and path the costate form takes one derivative of the reference (with `Full`
+one of the policy too), the value form no evaluation; both keep one state or number per path, and
+the fits of all steps.
 """
 
 from __future__ import annotations

@@ -1,17 +1,20 @@
-r"""The log-variance loss :math:`\mathrm{Var}_{P^u}(\log dP^v/dP^*)` (Nusken and Richter, arXiv 2005.05409).
+r"""The log-variance loss :math:`\mathrm{Var}_{P^u}(\log dP^v/dP^*)` (Nusken and Richter, arXiv
+2005.05409).
 
-With the mismatch :math:`R(v)` of `socft.path_measure` and kicks :math:`z_k = u_k + \xi_k`, half the variance of R has the gradient
-:math:`E_{P^u}[(R - E R) \sum_k \beta_k (\nabla v_k)^\top (z_k - v_k)]`. Divided by :math:`\beta_k` step by step it is that of the
-matching loss with the targets
+With the mismatch :math:`R(v)` of `socft.path_measure` and kicks :math:`z_k = u_k + \xi_k`, half the
+variance of R has the gradient
+:math:`E_{P^u}[(R - E R) \sum_k \beta_k (\nabla v_k)^\top (z_k - v_k)]`. Divided by :math:`\beta_k`
+step by step it is that of the matching loss with the targets
 
 .. math:: v_k - (R - \bar R)(z_k - v_k)/\beta_k .
 
-On paths of the policy itself :math:`z_k - v_k = \xi_k`, the past in R has mean zero against :math:`\xi_k`, and
-:math:`E[\xi_k\, (\beta_k v_k \cdot \xi_k)] = \beta_k v_k` is the gradient of the step's KL: the expectation is exactly minus the
-objective's gradient, for the chain at any step size, for any start and any beta per step, with a control variate that removes all
-noise at the optimum of the SDE if groups have one start each (derived here). On paths of another policy the zero is at the
-optimum up to O(dt), and the mean :math:`\bar R` must be over paths with the same start, as :math:`R(v^*) = -V_0(x_0)`; there
-`Moment` learns :math:`V_0` instead.
+On paths of the policy itself :math:`z_k - v_k = \xi_k`, the past in R has mean zero against
+:math:`\xi_k`, and :math:`E[\xi_k\, (\beta_k v_k \cdot \xi_k)] = \beta_k v_k` is the gradient of the
+step's KL: the expectation is exactly minus the objective's gradient, for the chain at any step
+size, for any start and any beta per step, with a control variate that removes all noise at the
+optimum of the SDE if groups have one start each (derived here). On paths of another policy the zero
+is at the optimum up to O(dt), and the mean :math:`\bar R` must be over paths with the same start,
+as :math:`R(v^*) = -V_0(x_0)`; there `Moment` learns :math:`V_0` instead.
 
 Noise level: the score function's, times the spread of R, which is O(sqrt(dt)) at the optimum.
 """
@@ -37,13 +40,16 @@ from socft.rollout import Path
 
 @dataclasses.dataclass(frozen=True)
 class LogVariance(MatchingEstimator):
-    """Unbiased for the objective's gradient on paths of the policy; zero at the optimum, up to O(dt), on others.
+    """Unbiased for the objective's gradient on paths of the policy; zero at the optimum, up to
+    O(dt), on others.
 
     Attributes:
-        groups: index of each path's group, shape (batch,), over which the mean is taken; one group by default.
+        groups: index of each path's group, shape (batch,), over which the mean is taken; one group
+            by default.
 
     Raises:
-        InvalidProblem: a group has one path only, or, on paths of another policy, paths with different starts.
+        InvalidProblem: a group has one path only, or, on paths of another policy, paths with
+            different starts.
     """
 
     groups: Int[Tensor, " batch"] | None = None
@@ -100,6 +106,7 @@ def require_same_starts(path: Path, groups: Int[Tensor, " batch"] | None, what: 
     bound = torch.finfo(starts.dtype).eps ** 0.5 * (1 + float(starts.abs().max()))
     require(
         apart <= bound,
-        f"initial states of a group differ by {apart:.2g} from their mean; on paths of another policy {what} compares paths with "
-        "one start: give groups of equal starts, start the chain at a point, or use Moment.",
+        f"initial states of a group differ by {apart:.2g} from their mean; on paths of another"
+        f" policy {what} compares paths with one start: give groups of equal starts, start the"
+        " chain at a point, or use Moment.",
     )

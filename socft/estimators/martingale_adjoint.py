@@ -1,13 +1,15 @@
-r"""Adjoint matching with martingale-corrected costates: the same conditional means, with less noise as the policy improves.
+r"""Adjoint matching with martingale-corrected costates: the same conditional means, with less noise
+as the policy improves.
 
-.. math:: a_T = \nabla r(x_T), \qquad \bar a_k = a_{k+1} - dM_k, \qquad a_k = \nabla m_k^\top \bar a_k - \nabla f_k, \qquad
-   \text{target}_k = B_k^\top \bar a_k / \beta_k,
+.. math:: a_T = \nabla r(x_T), \qquad \bar a_k = a_{k+1} - dM_k, \qquad a_k = \nabla m_k^\top \bar
+   a_k - \nabla f_k, \qquad \text{target}_k = B_k^\top \bar a_k / \beta_k,
 
-with a martingale increment :math:`dM_k` of `socft.costates.martingale`. For every costate field that is fixed independently of the path's
-noise, conditional means given :math:`x_k` are those of the uncorrected costates, so `MartingaleAdjoint` estimates what adjoint
-matching does and `FullMartingaleAdjoint`, with the policy differentiated, what the full adjoint does. If the field is that
-conditional mean itself, the exact increment leaves targets that are functions of :math:`x_k` alone, at any step size; so does the
-first-order one in the linear-quadratic problem. Derived here.
+with a martingale increment :math:`dM_k` of `socft.costates.martingale`. For every costate field
+that is fixed independently of the path's noise, conditional means given :math:`x_k` are those of
+the uncorrected costates, so `MartingaleAdjoint` estimates what adjoint matching does and
+`FullMartingaleAdjoint`, with the policy differentiated, what the full adjoint does. If the field is
+that conditional mean itself, the exact increment leaves targets that are functions of :math:`x_k`
+alone, at any step size; so does the first-order one in the linear-quadratic problem. Derived here.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class MartingaleAdjoint(CostateEstimator):
     """Zero in expectation at the optimum, as `AdjointMatching`.
 
     Attributes:
-        correction: the increment and where its field comes from, such as ``FirstOrder(FromPolicy())``.
+        correction: the increment and where its field comes from, such as
+            ``FirstOrder(FromPolicy())``.
     """
 
     estimates: ClassVar[Kind] = "fixed-point residual"

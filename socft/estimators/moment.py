@@ -1,12 +1,14 @@
 r"""The moment loss :math:`E_{P^u}[(R(v) + y_0)^2]/2` with a learned :math:`y_0` (arXiv 2312.02027).
 
-R is the mismatch of `socft.path_measure`; at the optimum of the SDE it is :math:`-V_0(x_0)`, so :math:`y_0` learns the initial
-value. Divided by :math:`\beta_k` step by step, the gradient in the control is that of the matching loss with the targets
-:math:`v_k - (R + y_0)(z_k - v_k)/\beta_k`: the log-variance loss with a learned baseline. On paths of the policy itself it is
-minus the objective's gradient in expectation for every :math:`y_0`; on others the zero is at the optimum and :math:`V_0` up to
-O(dt), for any start and any beta per step (derived here).
+R is the mismatch of `socft.path_measure`; at the optimum of the SDE it is :math:`-V_0(x_0)`, so
+:math:`y_0` learns the initial value. Divided by :math:`\beta_k` step by step, the gradient in the
+control is that of the matching loss with the targets :math:`v_k - (R + y_0)(z_k - v_k)/\beta_k`:
+the log-variance loss with a learned baseline. On paths of the policy itself it is minus the
+objective's gradient in expectation for every :math:`y_0`; on others the zero is at the optimum and
+:math:`V_0` up to O(dt), for any start and any beta per step (derived here).
 
-Noise level: as for the log-variance loss once :math:`y_0` is learned; before that as for the score function without a baseline.
+Noise level: as for the log-variance loss once :math:`y_0` is learned; before that as for the score
+function without a baseline.
 """
 
 from __future__ import annotations
@@ -39,12 +41,15 @@ class MomentLabels(Labels):
 
 @dataclasses.dataclass(frozen=True)
 class Moment(MatchingEstimator):
-    """Unbiased for the objective's gradient on paths of the policy; zero at the optimum, up to O(dt), on others.
+    """Unbiased for the objective's gradient on paths of the policy; zero at the optimum, up to
+    O(dt), on others.
 
-    The loss of rows of step 0 includes :math:`(R + y_0(x_0))^2/2`, through which the initial value learns.
+    The loss of rows of step 0 includes :math:`(R + y_0(x_0))^2/2`, through which the initial value
+    learns.
 
     Attributes:
-        start: ``x_0 -> y_0(x_0)``, one number per sample; a module whose parameters the optimiser also gets.
+        start: ``x_0 -> y_0(x_0)``, one number per sample; a module whose parameters the optimiser
+            also gets.
     """
 
     start: Callable[[States], PerSample]

@@ -1,11 +1,14 @@
-r"""Reciprocal adjoint matching for linear references: costates at bridges between the ends of controlled paths.
+r"""Reciprocal adjoint matching for linear references: costates at bridges between the ends of
+controlled paths.
 
-For :math:`m_k(x) = A_k x + b_k` and no running cost the lean costate depends on the end of the path alone,
-:math:`a_k = (A_{T-1} \cdots A_k)^\top \nabla r(x_T)`. Pairs :math:`(x_0, x_T)` come from the policy; the states in between are
-drawn from the reference's own conditional law, so one pair gives labels at any number of states without simulation. Where the
-optimal path law is the reference's with other ends, as in continuous time with constant beta (the reciprocal class), bridges are
-distributed as the optimal paths are; a chain that moves means only leaves that class by O(dt), as does its fixed point. After the
-reciprocal projection of Adjoint Sampling (Havens et al., arXiv 2504.11713); in this form derived here.
+For :math:`m_k(x) = A_k x + b_k` and no running cost the lean costate depends on the end of the path
+alone, :math:`a_k = (A_{T-1} \cdots A_k)^\top \nabla r(x_T)`. Pairs :math:`(x_0, x_T)` come from the
+policy; the states in between are drawn from the reference's own conditional law, so one pair gives
+labels at any number of states without simulation. Where the optimal path law is the reference's
+with other ends, as in continuous time with constant beta (the reciprocal class), bridges are
+distributed as the optimal paths are; a chain that moves means only leaves that class by O(dt), as
+does its fixed point. After the reciprocal projection of Adjoint Sampling (Havens et al., arXiv
+2504.11713); in this form derived here.
 """
 
 from __future__ import annotations
@@ -75,9 +78,11 @@ def bridge(
     last: Float[Tensor, "batch n"],
     noise: Float[Tensor, "steps batch n"],
 ) -> Float[Tensor, "steps_plus_1 batch n"]:
-    """Paths of the uncontrolled chain from ``first`` to ``last``, drawn backwards with standard normal noise.
+    """Paths of the uncontrolled chain from ``first`` to ``last``, drawn backwards with standard
+    normal noise.
 
-    Given :math:`X_0`, :math:`X_k \\sim N(\\mu_k, C_k)`, and :math:`X_k | X_{k+1}` has gain :math:`G = C_k A_k^T C_{k+1}^+`.
+    Given :math:`X_0`, :math:`X_k \\sim N(\\mu_k, C_k)`, and :math:`X_k | X_{k+1}` has gain
+    :math:`G = C_k A_k^T C_{k+1}^+`.
     """
     steps, (n,) = reference.steps, reference.dims
     A = reference.transfer

@@ -1,10 +1,12 @@
-r"""ReFL (arXiv 2304.05977): the reward of a one-step prediction of the sample, differentiated in one step's control.
+r"""ReFL (arXiv 2304.05977): the reward of a one-step prediction of the sample, differentiated in
+one step's control.
 
-At a random step k of each path the objective is :math:`r(\hat x(k, x_k, v_k))`, at the fixed state :math:`x_k`. For a
-`ScoreReference` with the controlled score :math:`U_k`, Tweedie's formula predicts
-:math:`\hat x = (x_k + (1 - \bar a_k) U_k(x_k))/\sqrt{\bar a_k}`. The targets are :math:`v_k + \nabla_v r(\hat x)/\beta_k`; no
-network is differentiated for them (derived here). The published loss maps rewards through a ReLU and adds a pre-training loss,
-which are left to the reward and the caller.
+At a random step k of each path the objective is :math:`r(\hat x(k, x_k, v_k))`, at the fixed state
+:math:`x_k`. For a `ScoreReference` with the controlled score :math:`U_k`, Tweedie's formula
+predicts :math:`\hat x = (x_k + (1 - \bar a_k) U_k(x_k))/\sqrt{\bar a_k}`. The targets are
+:math:`v_k + \nabla_v r(\hat x)/\beta_k`; no network is differentiated for them (derived here). The
+published loss maps rewards through a ReLU and adds a pre-training loss, which are left to the
+reward and the caller.
 
 Noise level: no noise beyond that of :math:`x_k`; the prediction's bias grows towards the noise end.
 """
@@ -32,7 +34,8 @@ Prediction: TypeAlias = "Callable[[Step, States, Noises], States]"
 
 @dataclasses.dataclass(frozen=True)
 class ReFL(MatchingEstimator):
-    """Reward feedback learning: one step per path; the cost is per path instead of per step and path.
+    """Reward feedback learning: one step per path; the cost is per path instead of per step and
+    path.
 
     Attributes:
         first, last: the range of steps to draw from, both included.
@@ -63,7 +66,8 @@ class ReFL(MatchingEstimator):
         in_order = 0 <= self.first <= self.last < steps
         require(
             in_order,
-            f"the steps run from {self.first} to {self.last}; give 0 <= first <= last <= {steps - 1}.",
+            f"the steps run from {self.first} to {self.last}; give 0 <= first <= last <="
+            f" {steps - 1}.",
         )
         k = torch.randint(self.first, self.last + 1, (batch,), generator=self.generator).to(
             path.states.device

@@ -1,12 +1,14 @@
 r"""The relative-entropy loss :math:`KL(P^v \| P^*)` (arXiv 2312.02027), which is the objective.
 
-With the optimal path measure :math:`dP^* = \exp((r - \sum_k f_k - V_0)/\beta)\, dP`, :math:`V_0 = V_0(x_0)` and the same start,
+With the optimal path measure :math:`dP^* = \exp((r - \sum_k f_k - V_0)/\beta)\, dP`,
+:math:`V_0 = V_0(x_0)` and the same start,
 
 .. math:: \beta\, KL(P^v \| P^*) = E V_0(X_0) - J(v)
 
-holds for the chain at any step size (derived here). Differentiated path by path its gradient is the simulator's derivative, the
-full adjoint: this class labels with that, and differs from `FullAdjoint` in refusing a beta that no path measure belongs to.
-The value of the loss is the mean of `socft.path_measure.mismatch` plus a constant.
+holds for the chain at any step size (derived here). Differentiated path by path its gradient is the
+simulator's derivative, the full adjoint: this class labels with that, and differs from
+`FullAdjoint` in refusing a beta that no path measure belongs to. The value of the loss is the mean
+of `socft.path_measure.mismatch` plus a constant.
 
 Noise level: as for the full adjoint; targets and their spread both shrink with :math:`B_k`.
 """

@@ -1,20 +1,26 @@
-r"""Time-reversed backward stochastic differential equations (Mei and Taghvaei, arXiv 2603.20455v2; arXiv 2410.04615).
+r"""Time-reversed backward stochastic differential equations (Mei and Taghvaei, arXiv 2603.20455v2;
+arXiv 2410.04615).
 
 States run backwards from :math:`X_T`, and costates or values ride on the same noise. For a chain
-:math:`x' = \bar x_k(x) + B_k \xi`, :math:`\bar x_k = m_k + B_k v_k`, with constant :math:`B_k`, drift :math:`\bar x_k(x) - x` and
-:math:`D_k = B_k B_k^\top`,
+:math:`x' = \bar x_k(x) + B_k \xi`, :math:`\bar x_k = m_k + B_k v_k`, with constant :math:`B_k`,
+drift :math:`\bar x_k(x) - x` and :math:`D_k = B_k B_k^\top`,
 
-.. math:: X_k = X - (\bar x_k(X) - X) + K_k, \qquad K_k = D_k \nabla \log p_{k+1}(X) + B_k \xi'_k, \qquad X = X_{k+1},
+.. math:: X_k = X - (\bar x_k(X) - X) + K_k, \qquad K_k = D_k \nabla \log p_{k+1}(X) + B_k \xi'_k,
+    \qquad X = X_{k+1},
 
 with fresh noise :math:`\xi'`. From an approximate costate :math:`\phi`, all evaluated at X:
 
-* costates: :math:`Y_k = \nabla m_k^\top Y_{k+1} - \nabla f_k + \nabla\phi_{k+1} K_k + \sum_j \nabla^2 \phi_{k+1}[B_k e_j, B_k e_j]`
-  (`Lean`; with `Full` the policy is differentiated and :math:`\beta_k \nabla v_k^\top v_k` subtracted);
-* values: :math:`Y_k = Y_{k+1} - f_k - \beta_k |v_k|^2 / 2 + \phi_{k+1} \cdot K_k + \mathrm{tr}(D_k \nabla \phi_{k+1})`.
+* costates: :math:`Y_k = \nabla m_k^\top Y_{k+1} - \nabla f_k + \nabla\phi_{k+1} K_k + \sum_j
+  \nabla^2 \phi_{k+1}[B_k e_j, B_k
+  e_j]` (`Lean`; with `Full` the policy is differentiated and :math:`\beta_k \nabla v_k^\top v_k`
+  subtracted);
+* values: :math:`Y_k = Y_{k+1} - f_k - \beta_k |v_k|^2 / 2 + \phi_{k+1} \cdot K_k + \mathrm{tr}(D_k
+  \nabla \phi_{k+1})`.
 
-The trace has coefficient 1: one half from Ito's formula and one from the equation that :math:`\phi` solves. With exact field and
-score :math:`Y_k = \phi_k(X_k)` up to O(dt) in the mean, and for each sample up to O(dt) where :math:`\phi` is affine in the
-costate form, up to its square root elsewhere. A refit of :math:`\phi` on (X, Y) and a repetition is the paper's Picard iteration
+The trace has coefficient 1: one half from Ito's formula and one from the equation that :math:`\phi`
+solves. With exact field and score :math:`Y_k = \phi_k(X_k)` up to O(dt) in the mean, and for each
+sample up to O(dt) where :math:`\phi` is affine in the costate form, up to its square root
+elsewhere. A refit of :math:`\phi` on (X, Y) and a repetition is the paper's Picard iteration
 (`socft.costates.regression.refine`).
 """
 
@@ -48,7 +54,8 @@ class ReversedBSDE(CostateEstimator):
         reverser: makes the reversed states.
         adjoint: whether the policy is differentiated.
         move: how the terms in :math:`\phi` are computed.
-        last: whether there are any between T and T - 1, where :math:`\phi` is the gradient of the reward.
+        last: whether there are any between T and T - 1, where :math:`\phi` is the gradient of the
+            reward.
     """
 
     estimates: ClassVar[Kind] = "biased"
@@ -93,7 +100,9 @@ class ReversedBSDE(CostateEstimator):
 
 @dataclasses.dataclass(frozen=True)
 class ReversedValues:
-    """The value form, for `Potential` regressions; its costates differentiate the policy, as any value does."""
+    """The value form, for `Potential` regressions; its costates differentiate the policy, as any
+    value does.
+    """
 
     field: CostateSource
     reverser: Reverser

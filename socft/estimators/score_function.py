@@ -1,16 +1,17 @@
 r"""The score-function (REINFORCE) gradient, with and without the KL of later steps.
 
-As :math:`\nabla_\theta \log p(x_{k+1} | x_k) = (\nabla_\theta v_k)^\top \xi_k` for the kernels of the chain,
+As :math:`\nabla_\theta \log p(x_{k+1} | x_k) = (\nabla_\theta v_k)^\top \xi_k` for the kernels of
+the chain,
 
-.. math:: \nabla_\theta J = E \sum_k (\nabla_\theta v_k)^\top \big( (A_k - b_k)\, \xi_k - \beta_k v_k \big), \qquad
-   A_k = r(x_T) - \sum_{j > k} \big( f_j(x_j) + \beta_j |v_j|^2/2 \big),
+.. math:: \nabla_\theta J = E \sum_k (\nabla_\theta v_k)^\top \big( (A_k - b_k)\, \xi_k - \beta_k
+   v_k \big), \qquad A_k = r(x_T) - \sum_{j > k} \big( f_j(x_j) + \beta_j |v_j|^2/2 \big),
 
-for every baseline :math:`b_k` that is independent of :math:`\xi_k` given :math:`x_k` (derived here for the chain, from Williams
-1992). It is the gradient of the matching loss with the targets :math:`(A_k - b_k)\, \xi_k / \beta_k`: the KL of step k itself
-enters exactly.
+for every baseline :math:`b_k` that is independent of :math:`\xi_k` given :math:`x_k` (derived here
+for the chain, from Williams 1992). It is the gradient of the matching loss with the targets
+:math:`(A_k - b_k)\, \xi_k / \beta_k`: the KL of step k itself enters exactly.
 
-Noise level: as :math:`B_k \to 0` the mean of a target falls like :math:`B_k` and its spread does not, unless the baseline is
-the value of the deterministic step.
+Noise level: as :math:`B_k \to 0` the mean of a target falls like :math:`B_k` and its spread does
+not, unless the baseline is the value of the deterministic step.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def score_labels(problem: ControlProblem, path: Path, advantages: Returns) -> La
 
 @dataclasses.dataclass(frozen=True)
 class ScoreFunction(MatchingEstimator):
-    """Unbiased for the objective's gradient with every baseline but `BatchMean`; no derivative of reward, reference or policy.
+    """Unbiased for the objective's gradient with every baseline but `BatchMean`; no derivative of
+    reward, reference or policy.
 
     Attributes:
         baseline: what to subtract from the returns.

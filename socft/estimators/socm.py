@@ -1,24 +1,30 @@
-r"""Stochastic optimal control matching (Domingo-Enrich et al., arXiv 2312.02027), exactly for the chain.
+r"""Stochastic optimal control matching (Domingo-Enrich et al., arXiv 2312.02027), exactly for the
+chain.
 
-For any matrices :math:`M_k(j)`, j > k, with :math:`M_k(k) = I`, moving the mean of step k by :math:`\epsilon` and path and noise
-along with it to :math:`x_j + M_k(j)\epsilon` gives the derivative of an expectation under the pre-trained chain: with the kicks
-:math:`z_j = u_j + \xi_j`, :math:`y_j = B_j^{-\top} z_j`, :math:`\nabla m_k` read as I, and W = (r - sum of f)/beta,
+For any matrices :math:`M_k(j)`, j > k, with :math:`M_k(k) = I`, moving the mean of step k by
+:math:`\epsilon` and path and noise along with it to :math:`x_j + M_k(j)\epsilon` gives the
+derivative of an expectation under the pre-trained chain: with the kicks :math:`z_j = u_j + \xi_j`,
+:math:`y_j = B_j^{-\top} z_j`, :math:`\nabla m_k` read as I, and W = (r - sum of f)/beta,
 
 .. math:: \nabla \log E[e^W \mid m_k] = \frac{E[e^W S_k \mid x_k]}{E[e^W \mid x_k]}, \quad
    S_k = \frac{M_k(T)^\top \nabla r}{\beta} - \sum_{j>k} \frac{M_k(j)^\top \nabla f_j}{\beta}
    - \sum_{j \ge k} \big( M_k(j+1) - \nabla m_j M_k(j) \big)^\top y_j .
 
-So the targets :math:`B_k^\top S_k`, weighted by :math:`dP^*/dP^u` on paths of any policy u, have exactly the mean kick of the
-optimal path measure: the minimiser of `CrossEntropy`, which is M = 0, and of `SOCMAdjoint`, which follows the path, with
-:math:`M_k(j+1) = \nabla m_j M_k(j)`. It is the optimal control in the linear-quadratic case and within a relative O(dt)
-otherwise. The paper's equation is the limit of small steps; all here derived for the chain. The choice of M changes the spread
-only:
+So the targets :math:`B_k^\top S_k`, weighted by :math:`dP^*/dP^u` on paths of any policy u, have
+exactly the mean kick of the optimal path measure: the minimiser of `CrossEntropy`, which is M = 0,
+and of `SOCMAdjoint`, which follows the path, with :math:`M_k(j+1) = \nabla m_j M_k(j)`. It is the
+optimal control in the linear-quadratic case and within a relative O(dt) otherwise. The paper's
+equation is the limit of small steps; all here derived for the chain. The choice of M changes the
+spread only:
 
-.. math:: M_k(j) = \Big( 1 + \sum_{p=1}^{P} \theta_{k,p} \Big( \frac{j - k}{T} \Big)^p \Big)\, F_{j-1} \cdots F_{k+1},
+.. math:: M_k(j) = \Big( 1 + \sum_{p=1}^{P} \theta_{k,p} \Big( \frac{j - k}{T} \Big)^p \Big)\,
+    F_{j-1} \cdots F_{k+1},
 
-with a flow F, and :math:`\theta_k` minimising the weighted :math:`|u_k - B_k^\top S_k|^2` in closed form on other paths.
+with a flow F, and :math:`\theta_k` minimising the weighted :math:`|u_k - B_k^\top S_k|^2` in closed
+form on other paths.
 
-Noise level: the terms of y have spread of order 1 and cancel where the flow is the pre-trained one; what is left shrinks with B.
+Noise level: the terms of y have spread of order 1 and cancel where the flow is the pre-trained one;
+what is left shrinks with B.
 """
 
 from __future__ import annotations
@@ -83,7 +89,8 @@ class LinearFlow(Flow):
 
 @dataclasses.dataclass(frozen=True)
 class SOCM(MatchingEstimator):
-    """Zero at the control of least cross-entropy, on paths of any policy; one vjp of the reference per step.
+    """Zero at the control of least cross-entropy, on paths of any policy; one vjp of the reference
+    per step.
 
     Attributes:
         flow: F.
@@ -91,7 +98,8 @@ class SOCM(MatchingEstimator):
         folds: the paths of each fold use the ``theta`` of the others.
 
     Raises:
-        InvalidProblem: beta is not constant, or the noise depends on the state or does not reach every direction.
+        InvalidProblem: beta is not constant, or the noise depends on the state or does not reach
+            every direction.
     """
 
     flow: Flow = dataclasses.field(default_factory=Identity)
@@ -151,8 +159,9 @@ class SOCM(MatchingEstimator):
 
 
 def _sources(problem: ControlProblem, path: Path) -> Iterator[tuple[int, States]]:
-    """k and ``c_{k+1}`` from the last k to the first: ``c_T = grad r / beta - y_{T-1}``, and before it
-    ``c_j = Jac m_j^T y_j - grad f_j / beta - y_{j-1}``."""
+    """k and ``c_{k+1}`` from the last k to the first: ``c_T = grad r / beta - y_{T-1}``, and before
+    it ``c_j = Jac m_j^T y_j - grad f_j / beta - y_{j-1}``.
+    """
     beta, diffusion = constant_beta(problem, "SOCM"), problem.reference.diffusion
     slope = problem.reward.gradient(path.final) / beta
     for k in reversed(range(problem.steps)):
@@ -173,7 +182,9 @@ def _pulled(problem: ControlProblem, k: int, state: States, y: States, beta: flo
 def _least_spread(
     residual: Tensor, terms: Float[Tensor, "degree batch *noise_dims"], weights: Tensor, folds: int
 ) -> Tensor:
-    """``sum_p theta_p terms_p`` closest to the residual in weighted least squares over the other folds, for each fold."""
+    """``sum_p theta_p terms_p`` closest to the residual in weighted least squares over the other
+    folds, for each fold.
+    """
     fold, added = (
         torch.arange(len(residual), device=residual.device) % folds,
         torch.zeros_like(residual),
@@ -206,5 +217,6 @@ def _require_full_noise(problem: ControlProblem) -> None:
         )
         require(
             rank == n,
-            f"B has rank {rank} and the state {n} entries; SOCM divides by the noise, use SOCMAdjoint.",
+            f"B has rank {rank} and the state {n} entries; SOCM divides by the noise, use"
+            " SOCMAdjoint.",
         )

@@ -1,10 +1,12 @@
 r"""SOCM-adjoint (arXiv 2312.02027): lean adjoint targets, weighted to the optimal path measure.
 
-The targets of adjoint matching, :math:`B_k^\top a_{k+1}/\beta` with the lean costate of `socft.costates.adjoint.lean_adjoint`, carry the
-weight :math:`dP^*/dP^u` on paths of any policy u. They are those of `SOCM` for reparametrisation matrices that follow the path,
-:math:`M_k(j+1) = \nabla m_j M_k(j)`, for which no noise term is left; so their weighted mean is exactly the mean kick of the
-optimal path measure, the minimiser of `CrossEntropy` (derived here for the chain). With weights of one it is adjoint matching,
-whose fixed point is the optimal control of the chain exactly, but on its own paths only.
+The targets of adjoint matching, :math:`B_k^\top a_{k+1}/\beta` with the lean costate of
+`socft.costates.adjoint.lean_adjoint`, carry the weight :math:`dP^*/dP^u` on paths of any policy u.
+They are those of `SOCM` for reparametrisation matrices that follow the path,
+:math:`M_k(j+1) = \nabla m_j M_k(j)`, for which no noise term is left; so their weighted mean is
+exactly the mean kick of the optimal path measure, the minimiser of `CrossEntropy` (derived here for
+the chain). With weights of one it is adjoint matching, whose fixed point is the optimal control of
+the chain exactly, but on its own paths only.
 
 Noise level: as for adjoint matching; targets and their spread both shrink with :math:`B_k`.
 """
@@ -24,7 +26,8 @@ from socft.rollout import Path
 
 
 class SOCMAdjoint(MatchingEstimator):
-    """Zero at the control of least cross-entropy, on paths of any policy; one vjp of the reference per step.
+    """Zero at the control of least cross-entropy, on paths of any policy; one vjp of the reference
+    per step.
 
     Weights are normalised over the batch, which biases a batch of N by O(1/N).
 

@@ -1,10 +1,11 @@
 r"""TD(lambda) costates: a bootstrapped adjoint,
 
-.. math:: \bar a_k = \lambda\, a_{k+1} + (1 - \lambda)\, \phi_{k+1}(x_{k+1}), \qquad a_k = \nabla m_k^\top \bar a_k - \nabla f_k,
-   \qquad \text{target}_k = B_k^\top \bar a_k / \beta_k,
+.. math:: \bar a_k = \lambda\, a_{k+1} + (1 - \lambda)\, \phi_{k+1}(x_{k+1}), \qquad a_k = \nabla
+   m_k^\top \bar a_k - \nabla f_k, \qquad \text{target}_k = B_k^\top \bar a_k / \beta_k,
 
-with a costate field :math:`\phi` and :math:`a_T = \phi_T = \nabla r`. The analogue for costates of TD(lambda) for values (Sutton
-1988); derived here. Biased where the field is; lambda = 1 is adjoint matching.
+with a costate field :math:`\phi` and :math:`a_T = \phi_T = \nabla r`. The analogue for costates of
+TD(lambda) for values (Sutton 1988); derived here. Biased where the field is; lambda = 1 is adjoint
+matching.
 """
 
 from __future__ import annotations

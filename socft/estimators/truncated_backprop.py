@@ -1,9 +1,10 @@
 r"""Back-propagation of the reward through some of the last steps: DRaFT-K and AlignProp.
 
-With the path cut off at step T - K, automatic differentiation of the return gives step k >= T - K the matching targets
-:math:`B_k^\top a_{k+1}/\beta_k` with the full adjoint :math:`a`, and earlier steps nothing. What it gives is exact: for
-parameters of their own per step, the objective's gradient with the first T - K blocks left out; for shared parameters, part of the
-sum (derived here). K = T is the full adjoint. Published versions have no KL: their targets are
+With the path cut off at step T - K, automatic differentiation of the return gives step k >= T - K
+the matching targets :math:`B_k^\top a_{k+1}/\beta_k` with the full adjoint :math:`a`, and earlier
+steps nothing. What it gives is exact: for parameters of their own per step, the objective's
+gradient with the first T - K blocks left out; for shared parameters, part of the sum (derived
+here). K = T is the full adjoint. Published versions have no KL: their targets are
 :math:`v_k + B_k^\top a_{k+1}/\beta_k` with the adjoint of the reward alone.
 
 Noise level: targets and their spread both shrink with :math:`B_k`, as for the adjoints.
@@ -27,7 +28,8 @@ from socft.rollout import Path
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedBackprop(MatchingEstimator):
-    """DRaFT-K; ``last = 1`` is DRaFT-1. The cost is that of each of the last K steps; the others cost nothing.
+    """DRaFT-K; ``last = 1`` is DRaFT-1. The cost is that of each of the last K steps; the others
+    cost nothing.
 
     Attributes:
         last: K.
@@ -53,7 +55,8 @@ class TruncatedBackprop(MatchingEstimator):
 
 @dataclasses.dataclass(frozen=True)
 class RandomTruncation(MatchingEstimator):
-    """AlignProp: K drawn anew for every batch, uniformly from 1 to T; the cost is that of each of the last K steps.
+    """AlignProp: K drawn anew for every batch, uniformly from 1 to T; the cost is that of each of
+    the last K steps.
 
     Attributes:
         generator: draws K, on the CPU.

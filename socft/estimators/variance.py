@@ -1,16 +1,19 @@
 r"""The variance loss :math:`\mathrm{Var}_{P^u}(dP^*/dP^v)` (arXiv 2312.02027), in log space.
 
-With :math:`\rho \propto e^{-R(v)/\beta}`, R the mismatch of `socft.path_measure`, normalised to mean one over the paths, and kicks
-:math:`z_k = u_k + \xi_k`, half the variance in units of the squared mean has the gradient
-:math:`-E_{P^u}[\rho(\rho - 1) \sum_k (\nabla v_k)^\top (z_k - v_k)]`, that of the matching loss over beta with the targets
+With :math:`\rho \propto e^{-R(v)/\beta}`, R the mismatch of `socft.path_measure`, normalised to
+mean one over the paths, and kicks :math:`z_k = u_k + \xi_k`, half the variance in units of the
+squared mean has the gradient :math:`-E_{P^u}[\rho(\rho - 1) \sum_k (\nabla v_k)^\top (z_k - v_k)]`,
+that of the matching loss over beta with the targets
 
 .. math:: v_k + \rho\,(\rho - 1)\,(z_k - v_k) .
 
-It vanishes where :math:`\rho` is constant, at the optimum of the SDE. For the chain on paths of the policy itself it vanishes at
-the optimum of every linear-quadratic problem, where :math:`\log \rho` is a sum over steps of even functions of :math:`\xi_k`;
-otherwise up to O(dt) (derived here). The means are over paths with the same start, except on the policy's own paths.
+It vanishes where :math:`\rho` is constant, at the optimum of the SDE. For the chain on paths of the
+policy itself it vanishes at the optimum of every linear-quadratic problem, where :math:`\log \rho`
+is a sum over steps of even functions of :math:`\xi_k`; otherwise up to O(dt) (derived here). The
+means are over paths with the same start, except on the policy's own paths.
 
-Noise level: the spread of :math:`\rho^2` is exponential in that of the mismatch: usable near the optimum only.
+Noise level: the spread of :math:`\rho^2` is exponential in that of the mismatch: usable near the
+optimum only.
 """
 
 from __future__ import annotations
@@ -37,10 +40,12 @@ class Variance(MatchingEstimator):
     """Zero at the optimum up to O(dt), on paths of any policy; no derivatives.
 
     Attributes:
-        groups: index of each path's group, shape (batch,), over which means are taken; one group by default.
+        groups: index of each path's group, shape (batch,), over which means are taken; one group by
+            default.
 
     Raises:
-        InvalidProblem: beta is not constant, a mismatch is not finite, or, on paths of another policy, a group has several starts.
+        InvalidProblem: beta is not constant, a mismatch is not finite, or, on paths of another
+            policy, a group has several starts.
     """
 
     groups: Int[Tensor, " batch"] | None = None

@@ -1,24 +1,29 @@
 r"""Guided passes over Gaussian data, simulated in the few coordinates that guidance moves.
 
-Let the data be :math:`N(\mu, S)` with the orthogonal projections :math:`P_e` onto the eigenspaces of S, of variances
-:math:`\sigma_e`. Around its mean the chain of the exact score multiplies each eigenspace by a number and adds noise,
+Let the data be :math:`N(\mu, S)` with the orthogonal projections :math:`P_e` onto the eigenspaces
+of S, of variances :math:`\sigma_e`. Around its mean the chain of the exact score multiplies each
+eigenspace by a number and adds noise,
 
-.. math:: P_e (x_{k+1} - \alpha_{k+1}\mu) = M_{ke}\, P_e (x_k - \alpha_k \mu) + s_k P_e \xi_k, \qquad
-   M_{ke} = \frac{1 - g_k / (\alpha_k^2 \sigma_e + h_k)}{\sqrt{a_k}} .
+.. math:: P_e (x_{k+1} - \alpha_{k+1}\mu) = M_{ke}\, P_e (x_k - \alpha_k \mu) + s_k P_e \xi_k,
+   \qquad M_{ke} = \frac{1 - g_k / (\alpha_k^2 \sigma_e + h_k)}{\sqrt{a_k}} .
 
-Guidance for a response of gradient g adds a multiple of the unit vectors :math:`u_e = P_e g / |P_e g|` only (`Conditioned`: the
-Jacobian of :math:`\hat x_0` is :math:`J_{ke} = \alpha_k \sigma_e / (\alpha_k^2 \sigma_e + h_k)` on an eigenspace), with factors
-that depend on g through the lengths :math:`|P_e g|`. So the coordinates :math:`p_{ke} = u_e \cdot (x_k - \alpha_k \mu)` are a
-chain of their own, one number per eigenspace and sample,
+Guidance for a response of gradient g adds a multiple of the unit vectors
+:math:`u_e = P_e g / |P_e g|` only (`Conditioned`: the Jacobian of :math:`\hat x_0` is
+:math:`J_{ke} = \alpha_k \sigma_e / (\alpha_k^2 \sigma_e + h_k)` on an eigenspace), with factors
+that depend on g through the lengths :math:`|P_e g|`. So the coordinates
+:math:`p_{ke} = u_e \cdot (x_k - \alpha_k \mu)` are a chain of their own, one number per eigenspace
+and sample,
 
 .. math:: p_{k+1} = M_k p_k + s_k\, u \cdot \xi_k + \frac{g_k}{\sqrt{a_k}}\, c_k
    \Big(y - g \cdot \mu - \sum_e J_{ke} |P_e g| p_{ke}\Big),
 
-and the rest of :math:`P_e x_T` is that of the unguided chain, whose noises add up to one normal vector. The law of the samples and
-of the divergence of their paths is that of `socft.rollout`, for T E + n normal numbers per sample in place of T n (derived here).
+and the rest of :math:`P_e x_T` is that of the unguided chain, whose noises add up to one normal
+vector. The law of the samples and of the divergence of their paths is that of `socft.rollout`, for
+T E + n normal numbers per sample in place of T n (derived here).
 
-A score recentred at another mean changes the score by :math:`(\alpha_k/h_k)(1 - \alpha_k J_{ke})` times the shift of the mean: its
-chain is the one above around the new mean, and the divergence counts the change.
+A score recentred at another mean changes the score by :math:`(\alpha_k/h_k)(1 - \alpha_k J_{ke})`
+times the shift of the mean: its chain is the one above around the new mean, and the divergence
+counts the change.
 """
 
 from __future__ import annotations
@@ -46,7 +51,9 @@ from socft.reward import PerSample
 from socft.schedule import Schedule
 
 SAME = 1e-10
-"""Relative distance below which variances are one, and a part of a gradient nothing: both are found to about n eps."""
+"""Relative distance below which variances are one, and a part of a gradient nothing: both are found
+to about n eps.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +61,10 @@ class PassNoise:
     """Standard normal noise of guided passes.
 
     Attributes:
-        along: at the start and at every step, along the gradient in each eigenspace, shape (T + 1, batch, E).
-        across: what all noises add up to in the other directions, shape (batch, n); the ones that guidance moves are left out.
+        along: at the start and at every step, along the gradient in each eigenspace, shape (T + 1,
+            batch, E).
+        across: what all noises add up to in the other directions, shape (batch, n); the ones that
+            guidance moves are left out.
     """
 
     along: Float[Tensor, "steps_plus_1 batch E"]
@@ -88,7 +97,8 @@ class GaussianPasses(Passes):
 
     Attributes:
         variances: the E different eigenvalues of the covariance, increasing.
-        weights: of the noises in the sample, ``prod_{i > k} M_i`` times the scale of noise k, shape (T + 1, E).
+        weights: of the noises in the sample, ``prod_{i > k} M_i`` times the scale of noise k, shape
+            (T + 1, E).
     """
 
     def __init__(self, law: Gaussian, schedule: Schedule):
@@ -120,7 +130,8 @@ class GaussianPasses(Passes):
         """The samples and divergences of passes, a deterministic function of their noise.
 
         Raises:
-            InvalidProblem: the score models are not those of the law, or a recentred one, or the guidance is of another kind.
+            InvalidProblem: the score models are not those of the law, or a recentred one, or the
+                guidance is of another kind.
         """
         mean = self._require_model(policy)
         guided = self._guided(policy, mean, len(noise.across))

@@ -1,19 +1,23 @@
-r"""Iterated guidance: gradients of an objective queried at generated samples guide the next round (Algorithms 1 and 2).
+r"""Iterated guidance: gradients of an objective queried at generated samples guide the next round
+(Algorithms 1 and 2).
 
-Round k of Algorithm 1 (Guo et al., arXiv 2404.14743v2) takes :math:`g_k = \nabla f(z_k)` at what round k - 1 generated, sets a
-target :math:`y_k`, and generates with the guidance for the response :math:`y_k = g_k^\top x_0 + N(0, s^2)`. Algorithm 2 also
-adapts the score to the new samples. Where the score is that of :math:`N(\bar\mu, \bar\Sigma)` one exactly guided round moves the
-mean to
+Round k of Algorithm 1 (Guo et al., arXiv 2404.14743v2) takes :math:`g_k = \nabla f(z_k)` at what
+round k - 1 generated, sets a target :math:`y_k`, and generates with the guidance for the response
+:math:`y_k = g_k^\top x_0 + N(0, s^2)`. Algorithm 2 also adapts the score to the new samples. Where
+the score is that of :math:`N(\bar\mu, \bar\Sigma)` one exactly guided round moves the mean to
 
-.. math:: \mu_{k+1} = \bar\mu + \bar\Sigma g_k\, \frac{y_k - g_k^\top \bar\mu}{s^2 + g_k^\top \bar\Sigma g_k},
+.. math:: \mu_{k+1} = \bar\mu + \bar\Sigma g_k\, \frac{y_k - g_k^\top \bar\mu}{s^2 + g_k^\top
+    \bar\Sigma g_k},
 
-so that the target :math:`y_k = g_k^\top\bar\mu + (s^2 + g_k^\top\bar\Sigma g_k)/\lambda`, `StepSize`, makes Algorithm 1 the
-iteration :math:`\mu_{k+1} = \bar\mu + \bar\Sigma\nabla f(\mu_k)/\lambda` for the maximum of
-:math:`f(x) - \tfrac\lambda2 |x - \bar\mu|^2_{\bar\Sigma^{-1}}`, and Algorithm 2 with `Recentre` the ascent
-:math:`\mu_{k+1} = \mu_k + \bar\Sigma\nabla f(\mu_k)/\lambda`. The published simulations set
-:math:`y_k = \delta + g_k^\top z_k` instead, `Increment`. Its fixed point is that of :math:`\lambda = s^2/\delta`, and along a line
-of curvature :math:`f''` the iteration multiplies the distance from it by
-:math:`(\bar\Sigma g^2 + \delta\bar\Sigma f'')/(\bar\Sigma g^2 + s^2)` (both derived here).
+so that the target :math:`y_k = g_k^\top\bar\mu + (s^2 + g_k^\top\bar\Sigma g_k)/\lambda`,
+`StepSize`, makes Algorithm 1 the iteration
+:math:`\mu_{k+1} = \bar\mu + \bar\Sigma\nabla f(\mu_k)/\lambda` for the maximum of
+:math:`f(x) - \tfrac\lambda2 |x - \bar\mu|^2_{\bar\Sigma^{-1}}`, and Algorithm 2 with `Recentre` the
+ascent :math:`\mu_{k+1} = \mu_k + \bar\Sigma\nabla f(\mu_k)/\lambda`. The published simulations set
+:math:`y_k = \delta + g_k^\top z_k` instead, `Increment`. Its fixed point is that of
+:math:`\lambda = s^2/\delta`, and along a line of curvature :math:`f''` the iteration multiplies the
+distance from it by :math:`(\bar\Sigma g^2 + \delta\bar\Sigma f'')/(\bar\Sigma g^2 + s^2)` (both
+derived here).
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import InvalidProblem, require
 from socft.density import Gaussian
 from socft.guidance.policy import (
     Denoiser,
@@ -51,7 +55,8 @@ class Round:
     Attributes:
         index: 0 is the pre-trained model.
         samples: shape (batch, n).
-        kl: divergence of each path's kernels from the pre-trained ones, summed over the steps, shape (batch,).
+        kl: divergence of each path's kernels from the pre-trained ones, summed over the steps,
+            shape (batch,).
         policy: what generated them, as a control of the pre-trained chain.
         denoiser: the score model of this round.
         response: what the round was guided to; None for round 0.
@@ -67,7 +72,9 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What a policy generated: samples of shape (batch, n), and the divergence of each path, shape (batch,)."""
+    """What a policy generated: samples of shape (batch, n), and the divergence of each path, shape
+    (batch,).
+    """
 
     samples: States
     kl: PerSample
@@ -127,7 +134,8 @@ class Target(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Increment(Target):
-    """``y = delta + g . z``: ask for ``delta`` more than the linearised objective has at z (appendix E.1 of arXiv 2404.14743v2).
+    """``y = delta + g . z``: ask for ``delta`` more than the linearised objective has at z
+    (appendix E.1 of arXiv 2404.14743v2).
 
     Attributes:
         delta: one number, or one per query point.
@@ -141,7 +149,8 @@ class Increment(Target):
 
 @dataclasses.dataclass(frozen=True)
 class StepSize(Target):
-    """``y = g . m + (s^2 + g' S g) / lam`` with m, S the mean and covariance of the score model: a step of exactly ``S g / lam``.
+    """``y = g . m + (s^2 + g' S g) / lam`` with m, S the mean and covariance of the score model: a
+    step of exactly ``S g / lam``.
 
     Attributes:
         lam: weight of the regularisation, positive.
@@ -180,7 +189,8 @@ class Frozen(FineTuning):
 class Recentre(FineTuning):
     """The exact score of a Gaussian whose mean follows the samples and whose covariance is kept.
 
-    This is score matching in the linear class with its slope frozen, and infinitely many noises per sample.
+    This is score matching in the linear class with its slope frozen, and infinitely many noises per
+    sample.
 
     Attributes:
         rate: share of the way to the samples' mean, 1 for all of it.
@@ -201,11 +211,13 @@ class Recentre(FineTuning):
 
 @dataclasses.dataclass(frozen=True)
 class LeastSquares(FineTuning):
-    """Denoising score matching in the linear class ``s_k(x) = C_k x + b_k`` on the samples, noised ``draws`` times each.
+    """Denoising score matching in the linear class ``s_k(x) = C_k x + b_k`` on the samples, noised
+    ``draws`` times each.
 
     Attributes:
         draws: noises per sample.
-        slope: whether C_k is learnt too; with one round's samples it then forgets every direction that guidance has narrowed.
+        slope: whether C_k is learnt too; with one round's samples it then forgets every direction
+            that guidance has narrowed.
     """
 
     draws: int = 16
@@ -228,7 +240,8 @@ class IteratedGuidance:
     """Rounds of guided generation; Algorithm 1 with a frozen score, Algorithm 2 with a fine-tuning.
 
     Args:
-        guide: the guidance for a response, such as ``lambda response: LookAhead(response, Published(0.1))``.
+        guide: the guidance for a response, such as
+            ``lambda response: LookAhead(response, Published(0.1))``.
         target: how ``y_k`` is set.
         query: where gradients are asked for.
         fine_tuning: how the score adapts; not at all by default.
@@ -256,7 +269,8 @@ class IteratedGuidance:
         count: int,
         generator: torch.Generator,
     ) -> Iterator[Round]:
-        """Yield round 0, the pre-trained model, and ``count`` guided rounds of ``batch`` samples each.
+        """Yield round 0, the pre-trained model, and ``count`` guided rounds of ``batch`` samples
+        each.
 
         Args:
             reference: the pre-trained chain, or how to simulate it.
@@ -289,10 +303,11 @@ def fit_linear(
     generator: torch.Generator,
     slope: Float[Tensor, "steps n n"] | None = None,
 ) -> LinearDenoiser:
-    r"""Least squares of ``-eps / sqrt(h)`` on ``(x, 1)`` at every level, ``x = alpha x_0 + sqrt(h) eps``: score matching.
+    r"""Least squares of ``-eps / sqrt(h)`` on ``(x, 1)`` at every level,
+    ``x = alpha x_0 + sqrt(h) eps``: score matching.
 
-    With infinitely many noises the solution is the score of the Gaussian with the samples' mean and covariance, whatever their law;
-    given a slope, only the offset is fitted.
+    With infinitely many noises the solution is the score of the Gaussian with the samples' mean and
+    covariance, whatever their law; given a slope, only the offset is fitted.
     """
     offsets, gains = [], []
     for k, level in enumerate(abar.tolist()):
@@ -324,9 +339,8 @@ def slopes(denoiser: Denoiser, like: States) -> Float[Tensor, "steps n n"]:
 def _gaussian(denoiser: Denoiser) -> GaussianDenoiser | LinearDenoiser:
     if not isinstance(denoiser, GaussianDenoiser | LinearDenoiser):
         name = type(denoiser).__name__
-        require(
-            False,
-            f"the score model is a {name}; this needs the mean and covariance of a GaussianDenoiser or LinearDenoiser.",
+        raise InvalidProblem(
+            f"the score model is a {name}; this needs the mean and covariance of a GaussianDenoiser"
+            " or LinearDenoiser.",
         )
-        raise AssertionError
     return denoiser

@@ -1,25 +1,28 @@
 r"""Guidance: a term added to the pre-trained score while sampling, as a control.
 
-At signal level :math:`\alpha^2 = \bar a`, :math:`h = 1 - \bar a`, the posterior mean of the sample, its Jacobian, and the posterior
-covariance belong together (Tweedie's formulas; J is symmetric where the score is exact):
+At signal level :math:`\alpha^2 = \bar a`, :math:`h = 1 - \bar a`, the posterior mean of the sample,
+its Jacobian, and the posterior covariance belong together (Tweedie's formulas; J is symmetric where
+the score is exact):
 
-.. math:: \hat x_0 = E[x_0 | x] = \frac{x + h\, s(x)}{\alpha}, \qquad J = \mathrm{Jac}\,\hat x_0, \qquad
-   \mathrm{Cov}[x_0 | x] = \frac h\alpha J .
+.. math:: \hat x_0 = E[x_0 | x] = \frac{x + h\, s(x)}{\alpha}, \qquad J = \mathrm{Jac}\,\hat x_0,
+   \qquad \mathrm{Cov}[x_0 | x] = \frac h\alpha J .
 
-Guo, Yuan, Yang, Chen and Wang (arXiv 2404.14743v2) model the objective by a linear response :math:`y = g^\top x_0 + N(0, s^2)` and
-add to the score
+Guo, Yuan, Yang, Chen and Wang (arXiv 2404.14743v2) model the objective by a linear response
+:math:`y = g^\top x_0 + N(0, s^2)` and add to the score
 
-.. math:: G = b'\,(y - g^\top \hat x_0)\, g \quad\text{(naive)}, \qquad
-   G_{loss} = -b\,\nabla_x (y - g^\top \hat x_0)^2 = 2 b\,(y - g^\top \hat x_0)\, J^\top g \quad\text{(look-ahead, Definition 1)}.
+.. math:: G = b'\,(y - g^\top \hat x_0)\, g \quad\text{(naive)}, \qquad G_{loss} = -b\,\nabla_x (y -
+   g^\top \hat x_0)^2 = 2 b\,(y - g^\top \hat x_0)\, J^\top g \quad\text{(look-ahead, Definition
+   1)}.
 
 Where the data are Gaussian, :math:`\nabla_x \log p(y | x)` is the look-ahead term of strength
-:math:`b = 1 / (2 (s^2 + g^\top \mathrm{Cov}[x_0|x]\, g))`, `Posterior` (derived here). The strength of the published
-simulations, `Published`, has :math:`h |J^\top g|^2 / \alpha^2` in place of
-:math:`g^\top \mathrm{Cov}\, g = h\, g^\top J g / \alpha`: the same where the covariance of the data has eigenvalues 0 and 1 only.
+:math:`b = 1 / (2 (s^2 + g^\top \mathrm{Cov}[x_0|x]\, g))`, `Posterior` (derived here). The strength
+of the published simulations, `Published`, has :math:`h |J^\top g|^2 / \alpha^2` in place of
+:math:`g^\top \mathrm{Cov}\, g = h\, g^\top J g / \alpha`: the same where the covariance of the data
+has eigenvalues 0 and 1 only.
 
-A change G of the score is the whitened control :math:`v = g_k\,G / (\sqrt{a_k}\,\sigma_k)`, so that a guidance is a policy and
-:math:`|v|^2/2` its divergence from the pre-trained kernel. The paper's :math:`\alpha(t), h(t), \beta(t), \sigma` are
-:math:`\alpha, h, b, s` here.
+A change G of the score is the whitened control :math:`v = g_k\,G / (\sqrt{a_k}\,\sigma_k)`, so that
+a guidance is a policy and :math:`|v|^2/2` its divergence from the pre-trained kernel. The paper's
+:math:`\alpha(t), h(t), \beta(t), \sigma` are :math:`\alpha, h, b, s` here.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ from socft.reward import Reward
 from socft.schedule import Schedule
 
 AFFINE = 1e-9
-"""Largest relative distance of a policy from its affine interpolation at a further point: both are sums of n products."""
+"""Largest relative distance of a policy from its affine interpolation at a further point: both are
+sums of n products.
+"""
 TABULATED = 2**21
 """Matrix entries, 17 MB, up to which Jacobians are written down: one product in place of two."""
 
@@ -81,14 +86,17 @@ class Prediction:
 
 
 class Denoiser(abc.ABC):
-    """A score model seen through the posterior mean that it predicts, at the levels ``abar`` of shape (T,)."""
+    """A score model seen through the posterior mean that it predicts, at the levels ``abar`` of
+    shape (T,).
+    """
 
     def __init__(self, abar: Float[Tensor, " steps"]):
         self.abar = torch.as_tensor(abar, dtype=torch.float64)
         top = float(self.abar.max())
         require(
             top < 1,
-            f"a level is {top:g}; there is nothing to predict at level 1, leave out the last level of the schedule.",
+            f"a level is {top:g}; there is nothing to predict at level 1, leave out the last level"
+            " of the schedule.",
         )
 
     @abc.abstractmethod
@@ -117,7 +125,8 @@ class ScoreDenoiser(Denoiser):
 
 
 class GaussianDenoiser(Denoiser):
-    """The exact score of Gaussian data, possibly on a subspace: ``J = alpha S (alpha^2 S + h)^-1`` in closed form.
+    """The exact score of Gaussian data, possibly on a subspace: ``J = alpha S (alpha^2 S + h)^-1``
+    in closed form.
 
     Attributes:
         law: the data law.
@@ -165,13 +174,16 @@ class LinearDenoiser(Denoiser):
         steps, n = len(self.abar), slope.shape[-1]
         require(
             slope.shape == (steps, n, n) and offset.shape == (steps, n),
-            f"slope has shape {tuple(slope.shape)} and offset {tuple(offset.shape)}; give ({steps}, n, n) and ({steps}, n).",
+            f"slope has shape {tuple(slope.shape)} and offset {tuple(offset.shape)}; give ({steps},"
+            f" n, n) and ({steps}, n).",
         )
         self.slope, self.offset = slope, offset
 
     @functools.cached_property
     def law(self) -> Gaussian:
-        """The Gaussian whose score this is at the last level, ``C = -(alpha^2 S + h)^-1`` and ``b = -alpha C m``."""
+        """The Gaussian whose score this is at the last level, ``C = -(alpha^2 S + h)^-1`` and
+        ``b = -alpha C m``.
+        """
         level, C = float(self.abar[-1]), (self.slope[-1] + self.slope[-1].mT) / 2
         values, basis = torch.linalg.eigh(C)
         spectrum = ((-1 / values - (1 - level)) / level).clamp(min=0)
@@ -214,7 +226,8 @@ class Response:
         value = torch.as_tensor(self.value, dtype=self.gradient.dtype)
         require(
             value.ndim == 0 or self.gradient.shape[:-1] == value.shape,
-            f"gradient has shape {tuple(self.gradient.shape)} and value {tuple(value.shape)}; give one value, or one per gradient.",
+            f"gradient has shape {tuple(self.gradient.shape)} and value {tuple(value.shape)}; give"
+            " one value, or one per gradient.",
         )
         object.__setattr__(self, "value", value)
 
@@ -229,7 +242,9 @@ class Strength(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, at: Prediction, g: Tensor, pulled: States) -> Tensor:
-        """The factor, to broadcast against (batch, 1), from the direction g and its pullback ``J' g``."""
+        """The factor, to broadcast against (batch, 1), from the direction g and its pullback
+        ``J' g``.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +276,9 @@ class _Noisy(Strength):
 
 
 class Published(_Noisy):
-    """``b = scale / (2 (s^2 + h |J' g|^2 / alpha^2))``, of the simulations published with arXiv 2404.14743v2."""
+    """``b = scale / (2 (s^2 + h |J' g|^2 / alpha^2))``, of the simulations published with arXiv
+    2404.14743v2.
+    """
 
     def __call__(self, at: Prediction, g: Tensor, pulled: States) -> Tensor:
         spread = at.noise / at.abar * pulled.square().sum(1, keepdim=True)
@@ -269,7 +286,9 @@ class Published(_Noisy):
 
 
 class Posterior(_Noisy):
-    """``b = scale / (2 (s^2 + g' Cov[x_0|x] g))``, exact where the posterior is Gaussian; the covariance is ``h J / alpha``."""
+    """``b = scale / (2 (s^2 + g' Cov[x_0|x] g))``, exact where the posterior is Gaussian; the
+    covariance is ``h J / alpha``.
+    """
 
     def __call__(self, at: Prediction, g: Tensor, pulled: States) -> Tensor:
         spread = at.noise / at.signal * (pulled * g).sum(1, keepdim=True)
@@ -277,7 +296,9 @@ class Posterior(_Noisy):
 
 
 class Isotropic(_Noisy):
-    """``b' = scale alpha / (s^2 + h |g|^2)`` of the naive term, exact for data N(mu, I) (Proposition 3 of arXiv 2404.14743v2)."""
+    """``b' = scale alpha / (s^2 + h |g|^2)`` of the naive term, exact for data N(mu, I)
+    (Proposition 3 of arXiv 2404.14743v2).
+    """
 
     def __call__(self, at: Prediction, g: Tensor, pulled: States) -> Tensor:
         return (
@@ -314,7 +335,9 @@ class Conditioned(Guidance):
 
 
 class Naive(Conditioned):
-    """``b' (y - g . x_0hat) g``: the gradient of the objective itself, which leaves the data's subspace where g does."""
+    """``b' (y - g . x_0hat) g``: the gradient of the objective itself, which leaves the data's
+    subspace where g does.
+    """
 
     def direction(self, at: Prediction) -> States:
         g = self.response.gradient.to(at.x)
@@ -322,7 +345,9 @@ class Naive(Conditioned):
 
 
 class LookAhead(Conditioned):
-    """``-b grad (y - g . x_0hat)^2``, the gradient through the denoiser (Definition 1 of arXiv 2404.14743v2)."""
+    """``-b grad (y - g . x_0hat)^2``, the gradient through the denoiser (Definition 1 of arXiv
+    2404.14743v2).
+    """
 
     def direction(self, at: Prediction) -> States:
         g = self.response.gradient.to(at.x)
@@ -332,7 +357,9 @@ class LookAhead(Conditioned):
 
 @dataclasses.dataclass(frozen=True)
 class Universal(Guidance):
-    """``weight grad_x r(x_0hat)``, the forward term of universal guidance (Bansal et al., arXiv 2302.07121, equation 6)."""
+    """``weight grad_x r(x_0hat)``, the forward term of universal guidance (Bansal et al., arXiv
+    2302.07121, equation 6).
+    """
 
     reward: Reward
     weight: float
@@ -343,11 +370,12 @@ class Universal(Guidance):
 
 @dataclasses.dataclass(frozen=True)
 class Classifier(Guidance):
-    r"""``weight grad_x log E[exp(r(x_0) / beta) | x]``: guidance by an exact classifier of noisy states.
+    r"""``weight grad_x log E[exp(r(x_0) / beta) | x]``: guidance by an exact classifier of noisy
+    states.
 
-    Dhariwal and Nichol (arXiv 2105.05233, algorithm 1) with the classifier :math:`p(y | x_0) \propto e^{r(x_0)/\beta}`. Its
-    gradient is the difference of the scores of the tilted and the plain law; at weight 1 it is the optimal control in continuous
-    time.
+    Dhariwal and Nichol (arXiv 2105.05233, algorithm 1) with the classifier
+    :math:`p(y | x_0) \propto e^{r(x_0)/\beta}`. Its gradient is the difference of the scores of the
+    tilted and the plain law; at weight 1 it is the optimal control in continuous time.
 
     Attributes:
         density: the data law.
@@ -381,8 +409,8 @@ class GuidancePolicy(Policy):
         schedule: the chain's coefficients.
         denoiser: the score model in use, at the levels ``schedule.abar[:-1]``.
         guidance: what is added to its score.
-        pretrained: the pre-trained score model, where the one in use is another (fine-tuned): the control then has the change of
-            the score in it, and its divergence counts it.
+        pretrained: the pre-trained score model, where the one in use is another (fine-tuned): the
+            control then has the change of the score in it, and its divergence counts it.
     """
 
     def __init__(
@@ -395,7 +423,8 @@ class GuidancePolicy(Policy):
         super().__init__()
         require(
             len(denoiser.abar) == schedule.steps,
-            f"the score model has {len(denoiser.abar)} levels; this schedule has {schedule.steps} steps, give schedule.abar[:-1].",
+            f"the score model has {len(denoiser.abar)} levels; this schedule has {schedule.steps}"
+            " steps, give schedule.abar[:-1].",
         )
         self.schedule, self.denoiser, self.guidance, self.pretrained = (
             schedule,
@@ -415,7 +444,8 @@ class GuidancePolicy(Policy):
 
 @torch.no_grad()
 def affine_policy(policy: Policy, steps: int, n: int) -> AffinePolicy:
-    """A policy that is affine in the state, tabulated: closed forms (`socft.truth.affine_policy`) apply to it.
+    """A policy that is affine in the state, tabulated: closed forms (`socft.truth.affine_policy`)
+    apply to it.
 
     Raises:
         InvalidProblem: the policy is not affine.
@@ -433,6 +463,7 @@ def affine_policy(policy: Policy, steps: int, n: int) -> AffinePolicy:
     worst, scale = float(error.abs().max()), float(values.abs().max())
     require(
         worst <= AFFINE * max(scale, 1.0),
-        f"the policy is off affine by {worst:.2g} where it is {scale:.2g}; evaluate it by simulation.",
+        f"the policy is off affine by {worst:.2g} where it is {scale:.2g}; evaluate it by"
+        " simulation.",
     )
     return AffinePolicy(gain, offset)

@@ -1,8 +1,11 @@
-r"""A small network that learns a score from samples: noise prediction, trained by denoising score matching.
+r"""A small network that learns a score from samples: noise prediction, trained by denoising score
+matching.
 
-The network predicts :math:`\hat\epsilon = \sqrt h\,x + \alpha F(x, t)`, so that F = 0 is the exact prediction for data N(0, I), and
+The network predicts :math:`\hat\epsilon = \sqrt h\,x + \alpha F(x, t)`, so that F = 0 is the exact
+prediction for data N(0, I), and
 
-.. math:: s(x) = -\hat\epsilon / \sqrt h, \qquad \min_F E\,|\hat\epsilon(\alpha x_0 + \sqrt h\,\epsilon) - \epsilon|^2
+.. math:: s(x) = -\hat\epsilon / \sqrt h, \qquad \min_F E\,|\hat\epsilon(\alpha x_0 + \sqrt
+    h\,\epsilon) - \epsilon|^2
 
 over random steps (Ho et al. 2020, equation 14).
 """
@@ -23,7 +26,8 @@ from socft.reference import States, Step, at_step
 
 
 class ScoreNetwork(nn.Module):
-    """A multilayer perceptron of (x, time) with the score ``(k, x) -> s_k(x)``; computes in ``dtype`` whatever comes in.
+    """A multilayer perceptron of (x, time) with the score ``(k, x) -> s_k(x)``; computes in
+    ``dtype`` whatever comes in.
 
     Args:
         abar: signal levels of the steps, below 1, shape (T,).
@@ -44,7 +48,8 @@ class ScoreNetwork(nn.Module):
         super().__init__()
         require(
             float(abar.max()) < 1,
-            f"a level is {float(abar.max()):g}; leave out level 1, where there is no noise to predict.",
+            f"a level is {float(abar.max()):g}; leave out level 1, where there is no noise to"
+            " predict.",
         )
         self.abar, self.dim, self.dtype = abar.double(), dim, dtype
         self.time = TimeEmbedding(len(abar))
@@ -78,7 +83,9 @@ def train_score(
     batch: int = 512,
     rate: float = 2e-3,
 ) -> list[float]:
-    """Train in place by Adam with a cosine schedule on ``draw(batch)`` at every step; returns the losses."""
+    """Train in place by Adam with a cosine schedule on ``draw(batch)`` at every step; returns the
+    losses.
+    """
     optimiser = torch.optim.Adam(network.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     losses = []
@@ -94,7 +101,8 @@ def train_score(
 
 
 class FineTuneNetwork(FineTuning):
-    """Algorithm 2's score matching on the new samples: Adam steps on a network, in place; the pre-trained one must be a copy.
+    """Algorithm 2's score matching on the new samples: Adam steps on a network, in place; the
+    pre-trained one must be a copy.
 
     Args:
         network: the network that the score model in use evaluates.

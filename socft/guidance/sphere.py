@@ -1,19 +1,23 @@
 r"""The von Mises-Fisher law on a sphere, uniform included, noised exactly.
 
-The law of :math:`R\,u + \sqrt\tau\,\epsilon` with u on the unit sphere of :math:`\mathbb R^D`, of density proportional to
-:math:`\exp(\eta\cdot u)`. Given x, u is von Mises-Fisher again with the natural parameter :math:`\eta + R x/\tau`, so that with
+The law of :math:`R\,u + \sqrt\tau\,\epsilon` with u on the unit sphere of :math:`\mathbb R^D`, of
+density proportional to :math:`\exp(\eta\cdot u)`. Given x, u is von Mises-Fisher again with the
+natural parameter :math:`\eta + R x/\tau`, so that with
 
-.. math:: C(\kappa) = E_{\text{uniform}}\, e^{\kappa u_1} = {}_0F_1\big(;\tfrac D2;\tfrac{\kappa^2}4\big), \qquad
-   A(\kappa) = (\log C)' = \frac{I_{D/2}(\kappa)}{I_{D/2-1}(\kappa)}, \qquad \zeta = \eta + R x/\tau,
+.. math:: C(\kappa) = E_{\text{uniform}}\, e^{\kappa u_1} = {}_0F_1\big(;\tfrac
+   D2;\tfrac{\kappa^2}4\big), \qquad A(\kappa) = (\log C)' =
+   \frac{I_{D/2}(\kappa)}{I_{D/2-1}(\kappa)}, \qquad \zeta = \eta + R x/\tau,
 
-.. math:: \log p(x) = -\frac{|x|^2 + R^2}{2\tau} - \frac D2 \log(2\pi\tau) + \log C(|\zeta|) - \log C(|\eta|), \qquad
-   \nabla \log p(x) = \frac{R\,A(|\zeta|)\,\zeta/|\zeta| - x}{\tau} .
+.. math:: \log p(x) = -\frac{|x|^2 + R^2}{2\tau} - \frac D2 \log(2\pi\tau) + \log C(|\zeta|) - \log
+   C(|\eta|), \qquad \nabla \log p(x) = \frac{R\,A(|\zeta|)\,\zeta/|\zeta| - x}{\tau} .
 
-Noising to a level :math:`\bar a` maps :math:`(R, \tau)` to :math:`(\sqrt{\bar a} R, \bar a \tau + 1 - \bar a)`, and tilting by a
-linear reward moves :math:`\eta`: the family is closed under both. Ratios come from Gauss's continued fraction, and from scaled
-Bessel functions where it converges slowly. With :math:`B_D = A/\kappa` and :math:`q = \kappa^2`,
-:math:`dB_D/dq = B_D (B_{D+2} - B_D)/2`, so scores can be differentiated any number of times. Formulas derived here; the law is
-von Mises and Fisher's (Mardia and Jupp 2000, section 9.3).
+Noising to a level :math:`\bar a` maps :math:`(R, \tau)` to
+:math:`(\sqrt{\bar a} R, \bar a \tau + 1 - \bar a)`, and tilting by a linear reward moves
+:math:`\eta`: the family is closed under both. Ratios come from Gauss's continued fraction, and from
+scaled Bessel functions where it converges slowly. With :math:`B_D = A/\kappa` and
+:math:`q = \kappa^2`, :math:`dB_D/dq = B_D (B_{D+2} - B_D)/2`, so scores can be differentiated any
+number of times. Formulas derived here; the law is von Mises and Fisher's (Mardia and Jupp 2000,
+section 9.3).
 """
 
 from __future__ import annotations
@@ -28,17 +32,21 @@ from scipy.special import gammaln, ive
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from socft.checks import require, require_finite
+from socft.checks import InvalidProblem, require, require_finite
 from socft.density import Density, ScoreConstants, Tilt
 from socft.guidance.policy import Denoiser, Prediction
 from socft.reference import States, Step, at_step
 from socft.reward import Linear, PerSample, Reward
 
 TERMS = 64
-"""Terms of the continued fraction; for arguments up to the dimension, or 128, the remainder is below eps."""
+"""Terms of the continued fraction; for arguments up to the dimension, or 128, the remainder is
+below eps.
+"""
 FRACTION_UP_TO = 128.0
 LARGEST_DIMENSION = 2000
-"""Scaled Bessel functions of half this order underflow where the continued fraction has not converged."""
+"""Scaled Bessel functions of half this order underflow where the continued fraction has not
+converged.
+"""
 _SKEW = 6 * math.sqrt(3)
 
 
@@ -93,7 +101,9 @@ class Sphere(Density):
         return self.radius * mean_direction(self.natural.unsqueeze(0))[0]
 
     def sample(self, batch: int, generator: torch.Generator) -> States:
-        """Exact samples; the cosine with the mean direction by rejection where the law is not uniform."""
+        """Exact samples; the cosine with the mean direction by rejection where the law is not
+        uniform.
+        """
         require(batch >= 1, f"batch = {batch}; give at least one sample.")
         z = torch.randn(
             batch, *self.dims, generator=generator, dtype=torch.float64, device=generator.device
@@ -149,7 +159,8 @@ class Sphere(Density):
         return torch.stack(rows, 1)
 
     def noised_constants(self, abar: Float[Tensor, " levels"]) -> ScoreConstants:
-        """L0 exactly, from ``0 <= Cov[u | x] <= I / D`` with both ends attained or approached; L1 an upper bound.
+        """L0 exactly, from ``0 <= Cov[u | x] <= I / D`` with both ends attained or approached; L1
+        an upper bound.
 
         A third central moment of a coordinate, whose range is 2, is at most ``8 / (6 sqrt 3)``.
         """
@@ -162,7 +173,9 @@ class Sphere(Density):
         return ScoreConstants(L0, (2 * scale / spread) ** 3 / _SKEW, yes, ~yes)
 
     def tilted(self, reward: Reward, beta: float) -> Tilt[Sphere]:
-        """The law times ``exp(w . x / beta)``; only linear rewards have one in the family, and only on the sphere itself."""
+        """The law times ``exp(w . x / beta)``; only linear rewards have one in the family, and only
+        on the sphere itself.
+        """
         require(
             math.isfinite(beta) and beta > 0, f"beta = {beta}; it must be a positive finite number."
         )
@@ -172,11 +185,10 @@ class Sphere(Density):
         )
         if not isinstance(reward, Linear) or reward.w.shape != self.dims:
             name = type(reward).__name__
-            require(
-                False,
-                f"{name} has no closed-form tilt of a sphere; use Linear with {self.dims[0]} weights.",
+            raise InvalidProblem(
+                f"{name} has no closed-form tilt of a sphere; use Linear with {self.dims[0]}"
+                " weights.",
             )
-            raise AssertionError
         natural = self.natural + self.radius * reward.w / beta
         before, after = (
             log_moment(n.square().sum().reshape(1), self.dims[0]) for n in (self.natural, natural)
@@ -199,7 +211,8 @@ class Sphere(Density):
 
 
 class SphereDenoiser(Denoiser):
-    """The exact score of data on a sphere, with ``J = (alpha R^2 / h) (B I + 2 B' zeta zeta')`` in closed form.
+    """The exact score of data on a sphere, with ``J = (alpha R^2 / h) (B I + 2 B' zeta zeta')`` in
+    closed form.
 
     Attributes:
         law: the data law, without noise.
@@ -209,7 +222,8 @@ class SphereDenoiser(Denoiser):
         super().__init__(abar)
         require(
             law.spread == 0,
-            f"spread = {law.spread:g}; give the law on the sphere itself, the levels add the noise.",
+            f"spread = {law.spread:g}; give the law on the sphere itself, the levels add the"
+            " noise.",
         )
         self.law, self._natural = law, law.natural
 
@@ -229,7 +243,8 @@ class SphereDenoiser(Denoiser):
 
 
 def zonal(denoiser: SphereDenoiser, natural: Float[Tensor, " m"]) -> SphereDenoiser:
-    """The denoiser on states that are coordinates in m orthonormal directions, the law's natural parameter among them.
+    """The denoiser on states that are coordinates in m orthonormal directions, the law's natural
+    parameter among them.
 
     It commutes with rotations that keep the law, so it maps such states to themselves.
     """
@@ -239,12 +254,16 @@ def zonal(denoiser: SphereDenoiser, natural: Float[Tensor, " m"]) -> SphereDenoi
 
 
 def mean_direction(zeta: Float[Tensor, "batch D"]) -> Float[Tensor, "batch D"]:
-    """``E u`` under the von Mises-Fisher law of natural parameter ``zeta``, ``A(|zeta|) zeta / |zeta|``; differentiable."""
+    """``E u`` under the von Mises-Fisher law of natural parameter ``zeta``,
+    ``A(|zeta|) zeta / |zeta|``; differentiable.
+    """
     return bessel_slope(zeta.square().sum(1), zeta.shape[1]).unsqueeze(1) * zeta
 
 
 def bessel_slope(q: PerSample, D: int) -> PerSample:
-    """``B_D(q) = I_{D/2}(k) / (k I_{D/2-1}(k))`` with ``k = sqrt(q)``, q >= 0; ``1 / D`` at zero; differentiable."""
+    """``B_D(q) = I_{D/2}(k) / (k I_{D/2-1}(k))`` with ``k = sqrt(q)``, q >= 0; ``1 / D`` at zero;
+    differentiable.
+    """
     return _Slope.apply(q, D)  # type: ignore[return-value]
 
 
@@ -300,7 +319,9 @@ class _LogMoment(torch.autograd.Function):
 
 
 def _slope(q: np.ndarray, D: int) -> np.ndarray:
-    """``B_D = 1 / (D + q B_{D+2})``, started where ``B`` is ``1 / (m - 1/2 + sqrt((m + 1/2)^2 + q))`` to leading order, m = D/2."""
+    """``B_D = 1 / (D + q B_{D+2})``, started where ``B`` is
+    ``1 / (m - 1/2 + sqrt((m + 1/2)^2 + q))`` to leading order, m = D/2.
+    """
     b, slow = np.empty_like(q), q > max(FRACTION_UP_TO, D) ** 2
     b[~slow] = _fraction(q[~slow], D)
     k = np.sqrt(q[slow])
@@ -321,12 +342,16 @@ def _fraction(q: np.ndarray, D: int) -> np.ndarray:
 
 
 def _terms(largest: float, D: int) -> int:
-    """Terms after which the remainder is below eps for arguments up to ``largest``; fewer do for small ones."""
+    """Terms after which the remainder is below eps for arguments up to ``largest``; fewer do for
+    small ones.
+    """
     return 16 if largest <= 5 + D / 4 else 32 if largest <= 20 + D / 2 else TERMS
 
 
 def _log_moment(q: np.ndarray, D: int) -> np.ndarray:
-    """Series of positive terms for small arguments, ``log(Gamma(D/2) (2/k)^nu I_nu(k))`` for large ones, nu = D/2 - 1."""
+    """Series of positive terms for small arguments, ``log(Gamma(D/2) (2/k)^nu I_nu(k))`` for large
+    ones, nu = D/2 - 1.
+    """
     slow, out = q > max(FRACTION_UP_TO, D) ** 2, np.empty_like(q)
     j = np.arange(2 * int(max(FRACTION_UP_TO, D)) + 16)[:, None]
     small = q[~slow]
@@ -340,7 +365,9 @@ def _log_moment(q: np.ndarray, D: int) -> np.ndarray:
 
 
 def _cosines(concentration: float, D: int, batch: int, generator: torch.Generator) -> Tensor:
-    """``u_1`` with density proportional to ``(1 - c^2)^((D-3)/2) exp(k c)``: Wood's rejection (1994)."""
+    """``u_1`` with density proportional to ``(1 - c^2)^((D-3)/2) exp(k c)``: Wood's rejection
+    (1994).
+    """
     m = D - 1
     b = m / (2 * concentration + math.sqrt(4 * concentration**2 + m**2))
     x0 = (1 - b) / (1 + b)

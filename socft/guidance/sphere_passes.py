@@ -1,14 +1,16 @@
-r"""Guided passes over data on a sphere, simulated in the two coordinates that guidance along a pole moves.
+r"""Guided passes over data on a sphere, simulated in the two coordinates that guidance along a pole
+moves.
 
-Where the law, the guidance and the score models single out one unit vector :math:`\theta`, the controls at
-:math:`x = t\,\theta + \rho\,e`, e a unit vector across it, lie in the span of :math:`\theta` and e and depend on
-:math:`(t, \rho)` alone. So these two numbers are a chain of their own: with the mean :math:`(m_t, m_\rho)` of the controlled step,
+Where the law, the guidance and the score models single out one unit vector :math:`\theta`, the
+controls at :math:`x = t\,\theta + \rho\,e`, e a unit vector across it, lie in the span of
+:math:`\theta` and e and depend on :math:`(t, \rho)` alone. So these two numbers are a chain of
+their own: with the mean :math:`(m_t, m_\rho)` of the controlled step,
 
 .. math:: t' = m_t + \sigma \xi, \qquad \rho' = \sqrt{(m_\rho + \sigma z)^2 + \sigma^2 \chi^2},
 
-where :math:`\xi, z \sim N(0, 1)` and :math:`\chi^2` has D - 2 degrees of freedom, and e is uniform across the pole whatever they
-are. The law of the samples and of the divergence of their paths is that of `socft.rollout`, for three random numbers per step and
-sample in place of D (derived here).
+where :math:`\xi, z \sim N(0, 1)` and :math:`\chi^2` has D - 2 degrees of freedom, and e is uniform
+across the pole whatever they are. The law of the samples and of the divergence of their paths is
+that of `socft.rollout`, for three random numbers per step and sample in place of D (derived here).
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ from socft.reward import Linear
 from socft.schedule import Schedule
 
 ALONG = 1e-10
-"""Relative length of what a vector along the pole may have across it: a sum of D products has about D eps."""
+"""Relative length of what a vector along the pole may have across it: a sum of D products has about
+D eps.
+"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,9 @@ class RadialBasis(Features):
 
 @dataclasses.dataclass(frozen=True)
 class RandomFourier(Features):
-    """Cosines of random directions (p, n) with phases (p,), with the affine features (1, x) appended."""
+    """Cosines of random directions (p, n) with phases (p,), with the affine features (1, x)
+    appended.
+    """
 
     frequencies: Float[Tensor, "p n"]
     phases: Float[Tensor, " p"]

@@ -27,16 +27,20 @@ class Regression(abc.ABC):
     def fit(
         self, x: Float[Tensor, "batch n"], y: Float[Tensor, "batch m"], start: Field | None = None
     ) -> Field:
-        """The fitted function, differentiable in ``x``; ``start`` is an earlier fit to begin from where that helps."""
+        """The fitted function, differentiable in ``x``; ``start`` is an earlier fit to begin from
+        where that helps.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearRegression(Regression):
-    """Linear in fixed features, solved exactly by a singular value decomposition (of least norm where the features are dependent).
+    """Linear in fixed features, solved exactly by a singular value decomposition (of least norm
+    where the features are dependent).
 
     Attributes:
         features: the feature map.
-        ridge: penalty on the squared weights, relative to the mean energy of a feature over the samples; 0 for none.
+        ridge: penalty on the squared weights, relative to the mean energy of a feature over the
+            samples; 0 for none.
     """
 
     features: Features
@@ -64,12 +68,15 @@ class LinearRegression(Regression):
 
 @dataclasses.dataclass(frozen=True)
 class KernelRidge(Regression):
-    r"""Kernel ridge regression with the Gaussian kernel :math:`e^{-|x - x'|^2 / (2 w^2)}`, solved exactly, in O(batch^3).
+    r"""Kernel ridge regression with the Gaussian kernel :math:`e^{-|x - x'|^2 / (2 w^2)}`, solved
+    exactly, in O(batch^3).
 
-    Distances are in units of each coordinate's spread over the samples; the targets' mean is added back unpenalised.
+    Distances are in units of each coordinate's spread over the samples; the targets' mean is added
+    back unpenalised.
 
     Attributes:
-        ridge: the penalty of the squared norm of the function, relative to the number of samples; positive.
+        ridge: the penalty of the squared norm of the function, relative to the number of samples;
+            positive.
         width: w; by default the median distance of the samples.
     """
 
@@ -79,7 +86,8 @@ class KernelRidge(Regression):
     def __post_init__(self) -> None:
         require(
             self.ridge > 0,
-            f"ridge = {self.ridge}; it must be positive, or samples that nearly coincide have no solution.",
+            f"ridge = {self.ridge}; it must be positive, or samples that nearly coincide have no"
+            " solution.",
         )
         require(
             self.width is None or self.width > 0,
@@ -104,14 +112,17 @@ class KernelRidge(Regression):
 
 
 def _gaussian(x: Tensor, centres: Tensor, width: float) -> Float[Tensor, "batch p"]:
-    """The kernel of every pair; by an expanded square, since it is differentiated at pairs that coincide."""
+    """The kernel of every pair; by an expanded square, since it is differentiated at pairs that
+    coincide.
+    """
     squared = x.square().sum(1, keepdim=True) - 2 * x @ centres.T + centres.square().sum(1)
     return torch.exp(-squared / (2 * width**2))
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkRegression(Regression):
-    """A small multilayer perceptron of standardised data, trained with squared loss by Adam with a cosine schedule.
+    """A small multilayer perceptron of standardised data, trained with squared loss by Adam with a
+    cosine schedule.
 
     The fit scales with the targets, also from an earlier fit to targets of another size.
 
@@ -156,7 +167,9 @@ class NetworkRegression(Regression):
 
 
 class Perceptron(nn.Module):
-    """A multilayer perceptron that standardises its inputs and outputs by the data it was last fitted to."""
+    """A multilayer perceptron that standardises its inputs and outputs by the data it was last
+    fitted to.
+    """
 
     def __init__(self, sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator):
         super().__init__()
@@ -171,7 +184,9 @@ class Perceptron(nn.Module):
     def standardise(
         self, x: Float[Tensor, "batch n"], y: Float[Tensor, "batch m"]
     ) -> tuple[Tensor, Tensor]:
-        """Adopt the units of this data and return it in them; an input that does not vary is only centred."""
+        """Adopt the units of this data and return it in them; an input that does not vary is only
+        centred.
+        """
         spread, unit = x.std(0, correction=0), y.std(0, correction=0)
         self.register_buffer("centre", x.mean(0))
         self.register_buffer("scale", torch.where(spread > 0, spread, 1.0))

@@ -1,7 +1,7 @@
 """What a report is: records in, a PDF and pictures out.
 
-A report reads the records of its studies, the pictures in a folder of each study's name, and the records of the claims; what was
-not measured may be missing.
+A report reads the records of its studies, the pictures in a folder of each study's name, and the
+records of the claims; what was not measured may be missing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Report:
         name: its own name.
         compose: the document of the studies' records and of the claims.
         shown: pictures that are also kept as files, for other documents to show.
-        studies: the studies whose records it reads, those that were measured; the one of its own name by default.
+        studies: the studies whose records it reads, those that were measured; the one of its own
+            name by default.
     """
 
     name: str
@@ -82,7 +83,10 @@ def provenance(rows: Rows) -> str:
     devices = ", ".join(
         text(f"{device}, {dtype}") for device, dtype in sorted({(r.device, r.dtype) for r in rows})
     )
-    return f"The {len(rows.records)} records were measured {_origin(rows)}, on {devices or NOT_MEASURED}."
+    return (
+        f"The {len(rows.records)} records were measured {_origin(rows)}, on"
+        f" {devices or NOT_MEASURED}."
+    )
 
 
 def claims_provenance(claims: Claims) -> str:

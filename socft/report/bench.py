@@ -1,4 +1,6 @@
-"""One page on a user's estimator: what it returns against the exact gradient, and how it stands among the built-in ones."""
+"""One page on a user's estimator: what it returns against the exact gradient, and how it stands
+among the built-in ones.
+"""
 
 from __future__ import annotations
 

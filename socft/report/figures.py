@@ -51,7 +51,9 @@ STYLE: dict[Any, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How one curve looks: colours differ for the colour-blind (Okabe and Ito), dashes and markers without colour."""
+    """How one curve looks: colours differ for the colour-blind (Okabe and Ito), dashes and markers
+    without colour.
+    """
 
     color: str
     linestyle: str | tuple[int, tuple[float, ...]]
@@ -130,7 +132,9 @@ def finish(axes: Axes, title: str, x: str, y: str, empty: str = NOT_MEASURED) ->
 
 
 def logarithmic(axes: Axes) -> None:
-    """A logarithmic scale of what the curves reach, with a few labels; values that are not positive are left out."""
+    """A logarithmic scale of what the curves reach, with a few labels; values that are not positive
+    are left out.
+    """
     values = [float(v) for line in axes.lines for v in line.get_ydata() if v > 0]  # type: ignore[union-attr]
     axes.set_yscale("log", nonpositive="mask")
     axes.yaxis.set_major_locator(LogLocator(numticks=5))

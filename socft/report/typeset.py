@@ -1,4 +1,6 @@
-"""Typst sources from small pieces, and their compilation to PDF: bundled fonts, no clock, the same bytes for the same records."""
+"""Typst sources from small pieces, and their compilation to PDF: bundled fonts, no clock, the same
+bytes for the same records.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,9 @@ def integer(value: float | None) -> str:
 
 
 def fraction_of_bound(value: float | None) -> str:
-    """A worst ratio of measured to bound: marked loose below a tenth, exceeded above one by more than the digits shown."""
+    """A worst ratio of measured to bound: marked loose below a tenth, exceeded above one by more
+    than the digits shown.
+    """
     if value is None or math.isnan(value):
         return NOT_MEASURED
     return number(value) + (
@@ -106,7 +110,8 @@ class Table:
 
     Attributes:
         header: column titles, as markup.
-        rows: cells as markup; a row of one cell is a group title, spans the table and stands again on further pages.
+        rows: cells as markup; a row of one cell is a group title, spans the table and stands again
+            on further pages.
         caption: markup.
         label: for references.
         align: one letter per column, l, c or r.
@@ -136,7 +141,8 @@ class Table:
             if len(row) == 1:
                 cells += ["rule(0.3pt)"] if index else []
                 cells += [
-                    f"table.header(level: 2, table.cell(colspan: {len(self.header)}, align: left)[#emph[{row[0]}]])"
+                    f"table.header(level: 2, table.cell(colspan: {len(self.header)}, align:"
+                    f" left)[#emph[{row[0]}]])"
                 ]
             else:
                 cells += [f"[{cell}]" for cell in row]
@@ -151,9 +157,14 @@ class Table:
 
 
 def figure(picture: str, caption: str, label: str, alt: str, tall: bool = False) -> str:
-    """A picture at its natural width; a tall one goes to the top or bottom of a page, and the text runs on before it."""
+    """A picture at its natural width; a tall one goes to the top or bottom of a page, and the text
+    runs on before it.
+    """
     place = "placement: auto, " if tall else ""
-    return f"#figure(image({_string(picture)}, alt: {_string(alt)}), {place}caption: [{caption}]) <{label}>"
+    return (
+        f"#figure(image({_string(picture)}, alt: {_string(alt)}), {place}caption: [{caption}])"
+        f" <{label}>"
+    )
 
 
 def landscape(markup: str) -> str:
@@ -162,7 +173,9 @@ def landscape(markup: str) -> str:
 
 
 def picture_rows(pictures: Mapping[str, str], caption: str, label: str) -> str:
-    """Bitmaps below each other, each with its title as markup on the left; enlarged without smoothing."""
+    """Bitmaps below each other, each with its title as markup on the left; enlarged without
+    smoothing.
+    """
     cells = [
         f'[{title}], image({_string(name)}, width: 100%, scaling: "pixelated")'
         for title, name in pictures.items()

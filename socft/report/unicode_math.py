@@ -1,8 +1,9 @@
 """One line of unicode mathematics, as a claim states it, in Typst markup.
 
-Symbols, letters and numbers become inline mathematics, words stay prose: ``sup |∇V⁽ᵐ⁾| ≤ √(2/π) L0V_t for every m``. Two letters or
-more are a word unless listed here. The Lipschitz constants of the claims are ``L0V_t`` for :math:`L_0(V_t)` and ``Lb0_t`` for the
-iterates' :math:`\\bar L_0(V_t)`.
+Symbols, letters and numbers become inline mathematics, words stay prose:
+``sup |∇V⁽ᵐ⁾| ≤ √(2/π) L0V_t for every m``. Two letters or more are a word unless listed here. The
+Lipschitz constants of the claims are ``L0V_t`` for :math:`L_0(V_t)` and ``Lb0_t`` for the iterates'
+:math:`\\bar L_0(V_t)`.
 """
 
 from __future__ import annotations
@@ -240,7 +241,9 @@ def _radicand(rest: str) -> int:
 
 
 def _pipes(line: str) -> dict[int, Literal["open", "close", "given"]]:
-    """What each bar does: open or close a norm, or separate a condition. Bars of a norm are in the same brackets."""
+    """What each bar does: open or close a norm, or separate a condition. Bars of a norm are in the
+    same brackets.
+    """
     roles: dict[int, Literal["open", "close", "given"]] = {}
     opened: list[int | None] = [None]
     for position, character in enumerate(line):

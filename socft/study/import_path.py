@@ -29,6 +29,7 @@ def imported(path: str) -> Any:
         ) from error
     require(
         hasattr(found, name),
-        f"module {module!r} has no {name!r}; it has {', '.join(sorted(n for n in vars(found) if n[0] != '_'))}.",
+        f"module {module!r} has no {name!r}; it has"
+        f" {', '.join(sorted(n for n in vars(found) if n[0] != '_'))}.",
     )
     return getattr(found, name)

@@ -1,4 +1,6 @@
-"""Progress of a list of tasks on standard error: a live bar on a terminal, one plain line per finished task elsewhere."""
+"""Progress of a list of tasks on standard error: a live bar on a terminal, one plain line per
+finished task elsewhere.
+"""
 
 from __future__ import annotations
 

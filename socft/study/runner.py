@@ -1,8 +1,10 @@
-"""Runs a study: a list of independent tasks, each a pure function of plain arguments that returns records.
+"""Runs a study: a list of independent tasks, each a pure function of plain arguments that returns
+records.
 
-What a task measured is appended durably to ``<study>.partial.jsonl`` as soon as it is finished, so a run that was interrupted, or
-killed, continues where it was. The final ``<study>.jsonl`` holds the records in the order of the tasks, whichever way they ran.
-A task is measured again when its arguments, the code of `socft` or of its own package, or a package version changed.
+What a task measured is appended durably to ``<study>.partial.jsonl`` as soon as it is finished, so
+a run that was interrupted, or killed, continues where it was. The final ``<study>.jsonl`` holds the
+records in the order of the tasks, whichever way they ran. A task is measured again when its
+arguments, the code of `socft` or of its own package, or a package version changed.
 """
 
 from __future__ import annotations
@@ -51,8 +53,9 @@ class Task:
     Attributes:
         name: unique within the study.
         function: module-level pure function of ``arguments`` that returns a list of records.
-        arguments: numbers, strings, booleans, None, dataclasses, lists and mappings of these; a task that repeats its measurement
-            with independent noise has the number of repetitions as ``seeds``.
+        arguments: numbers, strings, booleans, None, dataclasses, lists and mappings of these; a
+            task that repeats its measurement with independent noise has the number of repetitions
+            as ``seeds``.
     """
 
     name: str
@@ -98,13 +101,16 @@ def run(
     """Measure a study into ``<out_dir>/<study>.jsonl``, continuing an interrupted run.
 
     Args:
-        executor: where tasks run, any `concurrent.futures.Executor`; one after another in this process when left out.
+        executor: where tasks run, any `concurrent.futures.Executor`; one after another in this
+            process when left out.
         fresh: forget what an interrupted run has measured.
         seeds: number of repetitions of every task that repeats, in place of the study's own.
 
     Raises:
-        InvalidProblem: the tasks cannot be told apart, nothing in the study repeats, or another run is writing to the same folder.
-        StudyFailed: tasks raised; the others are kept, and the tracebacks are in ``<study>.errors.txt``.
+        InvalidProblem: the tasks cannot be told apart, nothing in the study repeats, or another run
+            is writing to the same folder.
+        StudyFailed: tasks raised; the others are kept, and the tracebacks are in
+            ``<study>.errors.txt``.
     """
     tasks = study.tasks(quick) if seeds is None else _repeated(study, study.tasks(quick), seeds)
     _require_distinct(study, tasks)
@@ -144,9 +150,11 @@ def _repeated(study: Study, tasks: Sequence[Task], seeds: int) -> list[Task]:
         f"study {study.name} has no repetitions; leave out the number of seeds.",
     )
     return [
-        dataclasses.replace(task, arguments={**task.arguments, "seeds": seeds})
-        if "seeds" in task.arguments
-        else task
+        (
+            dataclasses.replace(task, arguments={**task.arguments, "seeds": seeds})
+            if "seeds" in task.arguments
+            else task
+        )
         for task in tasks
     ]
 
@@ -163,7 +171,9 @@ def processes(count: int) -> Iterator[Executor | None]:
 
 @contextlib.contextmanager
 def workers(count: int) -> Iterator[Executor]:
-    """A pool of freshly spawned processes with one thread each, which end with this process, however it ends."""
+    """A pool of freshly spawned processes with one thread each, which end with this process,
+    however it ends.
+    """
     require(count >= 1, f"workers = {count}; give at least 1.")
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
@@ -198,7 +208,8 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         except BlockingIOError:
             self._stream.close()
             raise InvalidProblem(
-                f"another run is writing to {file}; wait for it or choose another folder with --out."
+                f"another run is writing to {file}; wait for it or choose another folder with"
+                " --out."
             ) from None
         if fresh:
             self._stream.truncate(0)
@@ -273,7 +284,9 @@ def _serially(tasks: Sequence[Task], progress: Progress) -> Iterator[Outcome]:
 def _concurrently(
     tasks: Sequence[Task], executor: Executor, progress: Progress
 ) -> Iterator[Outcome]:
-    """Outcomes as they come; what was lost with another task's process is tried again, one task at a time in one process."""
+    """Outcomes as they come; what was lost with another task's process is tried again, one task at
+    a time in one process.
+    """
     futures = {_submit(executor, task): task for task in tasks}
     pending, lost = set(futures), []
     try:
@@ -322,7 +335,9 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes started here ignore Ctrl-C, which a terminal sends to them too: the one that started them ends them."""
+    """Processes started here ignore Ctrl-C, which a terminal sends to them too: the one that
+    started them ends them.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -340,8 +355,8 @@ def _failure(study: Study, total: int, failed: Sequence[Outcome], errors: Path) 
     write_atomically(errors, report.encode())
     names = "; ".join(f"{o.task.name!r} ({_summary(o.error)})" for o in failed)
     return StudyFailed(
-        f"{len(failed)} of {total} tasks of study {study.name} failed: {names}. The others are kept; tracebacks are in {errors}, "
-        "and the same command runs only the failed ones again."
+        f"{len(failed)} of {total} tasks of study {study.name} failed: {names}. The others are"
+        f" kept; tracebacks are in {errors}, and the same command runs only the failed ones again."
     )
 
 
@@ -360,7 +375,8 @@ def _require_distinct(study: Study, tasks: Sequence[Task]) -> None:
     require(bool(names), f"study {study.name} has no tasks.")
     require(
         not twice,
-        f"study {study.name} has several tasks named {', '.join(map(repr, twice))}; give each its own name.",
+        f"study {study.name} has several tasks named {', '.join(map(repr, twice))}; give each its"
+        " own name.",
     )
 
 

@@ -27,7 +27,8 @@ class BetaChoice:
     Attributes:
         beta: shape (T,).
         rule: the rule that chose it.
-        margin: beta over the smallest the rule admits at that step, shape (T,); inf where every beta > 0 is admitted.
+        margin: beta over the smallest the rule admits at that step, shape (T,); inf where every
+            beta > 0 is admitted.
         lam: guaranteed design constants, shape (T,); each inner update contracts by ``1 - lam``.
     """
 
@@ -38,7 +39,8 @@ class BetaChoice:
 
 
 def scheduled_beta(chain: Chain, lam: float | Tensor, statement: Statement) -> BetaChoice:
-    """``beta_t = sigma_t^2 K_t / (1 - lam_t)``, the smallest weights with exactly the design constants ``lam``.
+    """``beta_t = sigma_t^2 K_t / (1 - lam_t)``, the smallest weights with exactly the design
+    constants ``lam``.
 
     Raises:
         InvalidProblem: a step needs no KL weight at all (zero curvature) or an infinite one.
@@ -48,10 +50,12 @@ def scheduled_beta(chain: Chain, lam: float | Tensor, statement: Statement) -> B
 
 
 def beta_from_curvature(sigma: PerStep, curvature: PerStep, lam: float | Tensor) -> BetaChoice:
-    """``beta_t = sigma_t^2 sup|Hess G V_{t+1}| / (1 - lam_t)`` from a curvature measured on the instance (derived here).
+    """``beta_t = sigma_t^2 sup|Hess G V_{t+1}| / (1 - lam_t)`` from a curvature measured on the
+    instance (derived here).
 
-    Necessary as well as sufficient for a contraction by ``1 - lam_t``: the update map has the Jacobian ``rho Hess(G V_{t+1})``. As
-    V_{t+1} depends on the later weights, measure and choose backwards from t = T - 1.
+    Necessary as well as sufficient for a contraction by ``1 - lam_t``: the update map has the
+    Jacobian ``rho Hess(G V_{t+1})``. As V_{t+1} depends on the later weights, measure and choose
+    backwards from t = T - 1.
 
     Args:
         sigma: noise scales, shape (T,).
@@ -66,12 +70,15 @@ def beta_from_curvature(sigma: PerStep, curvature: PerStep, lam: float | Tensor)
 
 
 def constant_beta(chain: Chain, lam: float, statement: Statement) -> BetaChoice:
-    """The smallest constant beta under which a statement guarantees ``lam_t >= lam`` at every step, by bisection.
+    """The smallest constant beta under which a statement guarantees ``lam_t >= lam`` at every step,
+    by bisection.
 
-    A larger beta has larger design constants, which give smaller Lipschitz constants, so the admissible weights form a half-line.
+    A larger beta has larger design constants, which give smaller Lipschitz constants, so the
+    admissible weights form a half-line.
 
     Args:
-        lam: the least design constant wanted, in [0, 1); 0 gives the infimum of the admissible weights.
+        lam: the least design constant wanted, in [0, 1); 0 gives the infimum of the admissible
+            weights.
 
     Raises:
         InvalidProblem: no finite beta is admissible, or every positive one is.
@@ -99,14 +106,16 @@ def _least(admissible: Callable[[float], bool], name: str) -> float:
         high *= 16
         require(
             high < _LARGEST,
-            f"no beta below {_LARGEST:g} satisfies {name}; give finite Lipschitz constants or sharper bounds.",
+            f"no beta below {_LARGEST:g} satisfies {name}; give finite Lipschitz constants or"
+            " sharper bounds.",
         )
     low = high
     while admissible(low):
         low /= 16
         require(
             low > 1 / _LARGEST,
-            f"every beta > 0 satisfies {name}, whose value functions are affine; choose it by the reward.",
+            f"every beta > 0 satisfies {name}, whose value functions are affine; choose it by the"
+            " reward.",
         )
     while high - low > _BISECTION * high:
         middle = math.sqrt(low) * math.sqrt(high)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import per_step, require
+from socft.checks import InvalidProblem, per_step, require
 from socft.reward import Reward
 from socft.schedule import Schedule
 
@@ -18,12 +18,15 @@ PerStep = Float[Tensor, " steps"]
 PerState = Float[Tensor, " steps_plus_1"]
 
 ROUNDING = 1e-9
-"""Relative slack for comparing two numbers that are equal in exact arithmetic (thousands of float64 roundings)."""
+"""Relative slack for comparing two numbers that are equal in exact arithmetic (thousands of float64
+roundings).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """What the theory knows of a problem: coefficients and Lipschitz constants, one value per step where the shape is (T,).
+    """What the theory knows of a problem: coefficients and Lipschitz constants, one value per step
+    where the shape is (T,).
 
     Attributes:
         alpha: ``a_t``, shape (T,).
@@ -36,7 +39,8 @@ class Chain:
         dim: dimension d of a state; only the paper's constant (17) depends on it.
 
     Raises:
-        InvalidProblem: a coefficient that is not positive, a Lipschitz constant that is negative or not a number.
+        InvalidProblem: a coefficient that is not positive, a Lipschitz constant that is negative or
+            not a number.
     """
 
     alpha: PerStep
@@ -99,7 +103,9 @@ class Chain:
 
 
 def shift_unit(chain: Chain) -> PerStep:
-    """``sqrt(a_t) / g_t``: ``U = s + shift_unit delta`` with ``delta = sigma v`` the shift of the mean; equality, shape (T,)."""
+    """``sqrt(a_t) / g_t``: ``U = s + shift_unit delta`` with ``delta = sigma v`` the shift of the
+    mean; equality, shape (T,).
+    """
     return chain.alpha.sqrt() / chain.gain
 
 
@@ -109,7 +115,9 @@ def score_unit(chain: Chain) -> PerStep:
 
 
 def kl_weight(chain: Chain) -> PerStep:
-    """``g^2 / (2 a sigma^2)``: Lemma 2.5, (5)-(6), ``KL_t = kl_weight |U_t - s_t|^2 = |v_t|^2 / 2``; equality, (T,)."""
+    """``g^2 / (2 a sigma^2)``: Lemma 2.5, (5)-(6),
+    ``KL_t = kl_weight |U_t - s_t|^2 = |v_t|^2 / 2``; equality, (T,).
+    """
     return chain.gain.square() / (2 * chain.alpha * chain.sigma.square())
 
 
@@ -119,7 +127,9 @@ def proximal_step(chain: Chain, beta: float | Tensor) -> PerStep:
 
 
 def control_gain(chain: Chain, beta: float | Tensor) -> PerStep:
-    """``kappa_t = sqrt(a_t) sigma_t^2 / (beta_t g_t)``, with which ``u* = s + kappa E grad V_{t+1}`` (18), (20); equality, (T,)."""
+    """``kappa_t = sqrt(a_t) sigma_t^2 / (beta_t g_t)``, with which
+    ``u* = s + kappa E grad V_{t+1}`` (18), (20); equality, (T,).
+    """
     return shift_unit(chain) * proximal_step(chain, beta)
 
 
@@ -142,4 +152,4 @@ def require_each(values: Tensor, holds: Callable[[Tensor], Tensor], what: str, r
     """Raise `InvalidProblem` naming the first entry for which ``holds`` is false."""
     bad = (~holds(values)).nonzero().flatten().tolist()
     if bad:
-        require(False, f"{what}[{bad[0]}] = {values[bad[0]]:g}; {remedy}")
+        raise InvalidProblem(f"{what}[{bad[0]}] = {values[bad[0]]:g}; {remedy}")

@@ -1,4 +1,6 @@
-"""One step of the backward recursion: how Lipschitz constants pass through smoothing, Moreau envelope and mean map."""
+"""One step of the backward recursion: how Lipschitz constants pass through smoothing, Moreau
+envelope and mean map.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,16 @@ from socft.checks import per_step, require
 from socft.theory.chain import Chain, PerState, PerStep, control_gain, positive_beta, times
 
 SHARP = math.sqrt(2 / math.pi)
-"""``E|W|`` in one dimension, the largest ``E|b.W|`` over unit vectors b in any dimension (equality)."""
+"""``E|W|`` in one dimension, the largest ``E|b.W|`` over unit vectors b in any dimension
+(equality).
+"""
 
 SHARP_SECOND = math.sqrt(8 / (math.pi * math.e))
-"""``E|W^2 - 1|`` in one dimension, the largest ``E|(b.W)(c.W) - b.c|`` over unit vectors b, c (equality, derived here).
+"""``E|W^2 - 1|`` in one dimension, the largest ``E|(b.W)(c.W) - b.c|`` over unit vectors b, c
+(equality, derived here).
 
-The expectation is convex in the angle's cosine c = b.c, because the quadratic form has eigenvalues (c + 1) / 2 and (c - 1) / 2, and
-the two ends c = 1, -1 agree.
+The expectation is convex in the angle's cosine c = b.c, because the quadratic form has eigenvalues
+(c + 1) / 2 and (c - 1) / 2, and the two ends c = 1, -1 agree.
 """
 
 
@@ -27,7 +32,8 @@ def expected_norm(dim: int) -> float:
 
 
 def concavity_modulus(chain: Chain, beta: float | Tensor, curvature: Tensor) -> PerStep:
-    """(19): Bellman's bracket is strongly concave in u with modulus ``(g^2 / a) (beta / sigma^2 - K)``; tight lower bound, (T,).
+    """(19): Bellman's bracket is strongly concave in u with modulus
+    ``(g^2 / a) (beta / sigma^2 - K)``; tight lower bound, (T,).
 
     Attained by a quadratic V with curvature +K.
 
@@ -42,7 +48,8 @@ def concavity_modulus(chain: Chain, beta: float | Tensor, curvature: Tensor) -> 
 
 
 def control_size(chain: Chain, beta: float | Tensor, value_L0: PerState) -> PerStep:
-    """``|u*_t - s_t| <= kappa_t L0V_{t+1}``, from (18); tight: attained by a linear reward with ``s(y) = +L0s y``, (T,).
+    """``|u*_t - s_t| <= kappa_t L0V_{t+1}``, from (18); tight: attained by a linear reward with
+    ``s(y) = +L0s y``, (T,).
 
     Args:
         value_L0: ``L0V``, shape (T + 1,).
@@ -51,22 +58,29 @@ def control_size(chain: Chain, beta: float | Tensor, value_L0: PerState) -> PerS
 
 
 def mean_lipschitz(chain: Chain) -> PerStep:
-    """``M_t = (1 + g L0s) / sqrt(a)``, a Lipschitz constant of the mean map; tight: attained by ``s(y) = +L0s y``, (T,)."""
+    """``M_t = (1 + g L0s) / sqrt(a)``, a Lipschitz constant of the mean map; tight: attained by
+    ``s(y) = +L0s y``, (T,).
+    """
     return (1 + chain.gain * chain.score_L0) / chain.alpha.sqrt()
 
 
 def mean_smoothness(chain: Chain) -> PerStep:
-    """``N_t = g L1s / sqrt(a)``, the Lipschitz constant of the mean map's Jacobian; equality when L1s is exact, (T,)."""
+    """``N_t = g L1s / sqrt(a)``, the Lipschitz constant of the mean map's Jacobian; equality when
+    L1s is exact, (T,).
+    """
     return chain.gain * chain.score_L1 / chain.alpha.sqrt()
 
 
 def smoothed_curvature(L0: float, L1: float, sigma: float) -> float:
-    """``|Hess G V| <= L1 erf( L0 / (sqrt(2) sigma L1) )`` for an L0-Lipschitz V with L1-Lipschitz gradient; tight (derived here).
+    """``|Hess G V| <= L1 erf( L0 / (sqrt(2) sigma L1) )`` for an L0-Lipschitz V with L1-Lipschitz
+    gradient; tight (derived here).
 
-    By parts (26), ``b.Hess(G V)b = E[f(w) w] / sigma`` where ``f(w)`` is the slope of V along b at distance ``sigma w``. Only its
-    odd part counts, which is at most ``min(L0, sigma L1 |w|)``; for that function the expectation is
-    ``sigma L1 P(|w| < L0 / (sigma L1))``. Attained in every dimension by the slope ``clip(L1 x, -L0, L0)`` along one axis. Never
-    above ``min(L1, sqrt(2/pi) L0 / sigma)``, and equal to the second when L1 is infinite, so that a reward with kinks is admitted.
+    By parts (26), ``b.Hess(G V)b = E[f(w) w] / sigma`` where ``f(w)`` is the slope of V along b at
+    distance ``sigma w``. Only its odd part counts, which is at most ``min(L0, sigma L1 |w|)``; for
+    that function the expectation is ``sigma L1 P(|w| < L0 / (sigma L1))``. Attained in every
+    dimension by the slope ``clip(L1 x, -L0, L0)`` along one axis. Never above
+    ``min(L1, sqrt(2/pi) L0 / sigma)``, and equal to the second when L1 is infinite, so that a
+    reward with kinks is admitted.
     """
     if L0 == 0 or L1 == 0:
         return 0.0
@@ -79,11 +93,12 @@ def smoothed_curvature(L0: float, L1: float, sigma: float) -> float:
 
 
 def smoothed_third(L0: float, L1: float, sigma: float) -> float:
-    """``|D^3 G V| <= min( sqrt(2/pi) L1 / sigma, sqrt(8/(pi e)) L0 / sigma^2 )``; each entry tight (derived here).
+    """``|D^3 G V| <= min( sqrt(2/pi) L1 / sigma, sqrt(8/(pi e)) L0 / sigma^2 )``; each entry tight
+    (derived here).
 
-    By parts, ``D^3(G V)[a, b, c] = E[Hess V[a, b] (c.W)] / sigma = E[(a.grad V) ((b.W)(c.W) - b.c)] / sigma^2``; bound the first
-    factor and use `SHARP` and `SHARP_SECOND`. Attained in the limit, in d = 1, by ``V'' = L1 sign(x)`` and by
-    ``V' = L0 sign(x^2 - sigma^2)``.
+    By parts, ``D^3(G V)[a, b, c] = E[Hess V[a, b] (c.W)] / sigma = E[(a.grad V) ((b.W)(c.W) - b.c)]
+    /
+    sigma^2``; bound the first factor and use `SHARP` and `SHARP_SECOND`. Attained in the limit, in d = 1, by ``V'' = L1 sign(x)`` and by ``V' = L0 sign(x^2 - sigma^2)``.
     """
     return min(SHARP * L1 / sigma, SHARP_SECOND * L0 / sigma**2)
 
@@ -99,40 +114,46 @@ def value_lipschitz(L0: float, mean_L0: float) -> float:
 def value_smoothness(
     L0: float, curvature: float, mean_L0: float, mean_L1: float, lam: float
 ) -> float:
-    """(15) ``L1V_t = N L0V_{t+1} + M^2 K / lam``; tight: attained by a convex quadratic reward with an affine mean map.
+    """(15) ``L1V_t = N L0V_{t+1} + M^2 K / lam``; tight: attained by a convex quadratic reward with
+    an affine mean map.
 
-    The envelope's Hessian is ``H (I - rho H)^-1`` with H = Hess(G V) at ``x + delta*``, at most ``K / (1 - rho K) <= K / lam``, and
-    its gradient is at most L0V. Only the smoothed curvature H enters, so any bound on it may stand for L1V here and in the
-    condition on beta.
+    The envelope's Hessian is ``H (I - rho H)^-1`` with H = Hess(G V) at ``x + delta*``, at most
+    ``K / (1 - rho K) <= K / lam``, and its gradient is at most L0V. Only the smoothed curvature H
+    enters, so any bound on it may stand for L1V here and in the condition on beta.
     """
     return times(mean_L1, L0) + times(mean_L0, mean_L0, curvature) / lam
 
 
 def shift_lipschitz(mean_L0: float, lam: float) -> float:
-    """``q D = q M / lam``, Lipschitz constant of the optimal shift ``delta*_t(m_t(y))``, which gives (16); tight, attained as (15).
+    """``q D = q M / lam``, Lipschitz constant of the optimal shift ``delta*_t(m_t(y))``, which
+    gives (16); tight, attained as (15).
 
-    ``Jac delta* = (I - rho H)^-1 rho H`` is at most ``q / lam``; H is again the smoothed curvature. (16) adds L0s to it, which is
-    attained where the score is ``+L0s y``.
+    ``Jac delta* = (I - rho H)^-1 rho H`` is at most ``q / lam``; H is again the smoothed curvature.
+    (16) adds L0s to it, which is attained where the score is ``+L0s y``.
     """
     return (1 - lam) * mean_L0 / lam
 
 
 def shift_smoothness(mean_L0: float, mean_L1: float, third: float, lam: float) -> float:
-    """``Z = q (third D^2 + N) / lam``, Lipschitz constant of the optimal shift's Jacobian, with which (17) follows; upper bound.
+    """``Z = q (third D^2 + N) / lam``, Lipschitz constant of the optimal shift's Jacobian, with
+    which (17) follows; upper bound.
 
-    With ``P = (I - rho H)^-1`` the second derivative of delta* is ``P rho D^3(G V)[P, P]``, at most ``rho |D^3 G V| / lam^3``, and
-    ``rho |D^3 G V| <= rho K third <= q third``; composing with m_t adds ``|Jac delta*| N``. Here H = Hess(G V), but D^3(G V) sees
-    the unsmoothed Hess V: a smaller K needs a larger ``third``. Not attained, since H and D^3(G V) are largest at different points.
+    With ``P = (I - rho H)^-1`` the second derivative of delta* is ``P rho D^3(G V)[P, P]``, at most
+    ``rho |D^3 G V| / lam^3``, and ``rho |D^3 G V| <= rho K third <= q third``; composing with m_t
+    adds ``|Jac delta*| N``. Here H = Hess(G V), but D^3(G V) sees the unsmoothed Hess V: a smaller
+    K needs a larger ``third``. Not attained, since H and D^3(G V) are largest at different points.
     """
     D = mean_L0 / lam
     return (1 - lam) * (times(third, D, D) + mean_L1) / lam
 
 
 def peak(lam: float, constant: float, slope: float) -> float:
-    """``max_{m >= 1} q^m (constant + slope m)`` with ``q = 1 - lam``, 0 < lam <= 1, and non-negative coefficients; equality.
+    """``max_{m >= 1} q^m (constant + slope m)`` with ``q = 1 - lam``, 0 < lam <= 1, and
+    non-negative coefficients; equality.
 
-    The ratio of successive terms, ``q (1 + slope / (constant + slope m))``, decreases to ``q < 1``: the terms rise, then fall. So
-    the maximum is attained, at the first m whose ratio is at most 1, that is ``m >= q / lam - constant / slope``.
+    The ratio of successive terms, ``q (1 + slope / (constant + slope m))``, decreases to ``q < 1``:
+    the terms rise, then fall. So the maximum is attained, at the first m whose ratio is at most 1,
+    that is ``m >= q / lam - constant / slope``.
     """
     if lam == 1 or (constant == 0 and slope == 0):
         return 0.0
@@ -146,11 +167,14 @@ def peak(lam: float, constant: float, slope: float) -> float:
 def iterate_excess(
     L0: float, curvature: float, mean_L0: float, mean_L1: float, third: float, lam: float
 ) -> float:
-    """``max_{m >= 1} R(m)`` in (39), ``R(m) = q^m ( Z Lb0 + q D^2 (K + m third Lb0) )``; upper bound.
+    """``max_{m >= 1} R(m)`` in (39), ``R(m) = q^m ( Z Lb0 + q D^2 (K + m third Lb0) )``; upper
+    bound.
 
-    It is what (55) adds to the envelope identity, ``grad V^(m) = Jac m^T G_m + Jac delta_m^T (G_m - G_{m-1})`` with ``G_m`` the
-    gradient of G V at ``m_t + delta_m``: there ``|Jac delta_m| <= q D``, its Lipschitz constant is at most Z, ``|G_m - G_{m-1}|
-    <= q^m Lb0`` and, by induction over m, ``|Jac(G_m - G_{m-1})| <= q^m D (K + m third Lb0)``.
+    It is what (55) adds to the envelope identity,
+    ``grad V^(m) = Jac m^T G_m + Jac delta_m^T (G_m - G_{m-1})`` with ``G_m`` the gradient of G V at
+    ``m_t + delta_m``: there ``|Jac delta_m| <= q D``, its Lipschitz constant is at most Z,
+    ``|G_m - G_{m-1}| <= q^m Lb0`` and, by induction over m,
+    ``|Jac(G_m - G_{m-1})| <= q^m D (K + m third Lb0)``.
     """
     q, D = 1 - lam, mean_L0 / lam
     Z = shift_smoothness(mean_L0, mean_L1, third, lam)

@@ -1,4 +1,6 @@
-"""Theorem 2.8 and Lemma 3.2 of arXiv 2412.18164v4: Lipschitz constants of value functions and controls, step by step."""
+"""Theorem 2.8 and Lemma 3.2 of arXiv 2412.18164v4: Lipschitz constants of value functions and
+controls, step by step.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from socft.checks import InvalidProblem, per_step, require
+from socft.checks import InvalidProblem, per_step
 from socft.theory.chain import (
     ROUNDING,
     Chain,
@@ -39,7 +41,9 @@ from socft.theory.one_step import (
 
 
 class Bounds(abc.ABC):
-    """Which constants enter the recursions: of the mean map, of the smoothed value function, and of PI-FT's overshoot."""
+    """Which constants enter the recursions: of the mean map, of the smoothed value function, and of
+    PI-FT's overshoot.
+    """
 
     name: ClassVar[str]
 
@@ -57,7 +61,9 @@ class Bounds(abc.ABC):
 
     @abc.abstractmethod
     def overshoot(self, lam: float) -> float:
-        """``Lb0_t / (M Lb0_{t+1}) - 1``, by how much an unfinished iterate's value may be steeper than a finished one's."""
+        """``Lb0_t / (M Lb0_{t+1}) - 1``, by how much an unfinished iterate's value may be steeper
+        than a finished one's.
+        """
 
 
 class Paper(Bounds):
@@ -78,19 +84,22 @@ class Paper(Bounds):
         return expected_norm(dim) / sigma
 
     def overshoot(self, lam: float) -> float:
-        """``q^2 / lam``, from ``|Jac delta_m| <= q D`` and ``|G_m - G_{m-1}| <= q^m Lb0`` with m >= 1 (38)."""
+        """``q^2 / lam``, from ``|Jac delta_m| <= q D`` and ``|G_m - G_{m-1}| <= q^m Lb0`` with m >=
+        1 (38).
+        """
         return (1 - lam) ** 2 / lam
 
 
 class Sharp(Bounds):
     """The constants derived here; at the same beta none is above the paper's.
 
-    At the same lam the required beta is smaller, which may make the control rougher: L1u may then exceed the paper's in dimension
-    one.
+    At the same lam the required beta is smaller, which may make the control rougher: L1u may then
+    exceed the paper's in dimension one.
 
     Args:
-        mean_L0: exact Lipschitz constants of the mean maps where they are known, shape (T,); ``(1 + g L0s) / sqrt(a)`` by default.
-            Replacing M is allowed everywhere, because the score enters only through the mean map.
+        mean_L0: exact Lipschitz constants of the mean maps where they are known, shape (T,);
+            ``(1 + g L0s) / sqrt(a)`` by default. Replacing M is allowed everywhere, because the
+            score enters only through the mean map.
     """
 
     name = "sharp"
@@ -102,7 +111,8 @@ class Sharp(Bounds):
         """``mean_L0`` where given.
 
         Raises:
-            InvalidProblem: a given constant is negative or exceeds ``(1 + g L0s) / sqrt(a)``, and so is not the exact one.
+            InvalidProblem: a given constant is negative or exceeds ``(1 + g L0s) / sqrt(a)``, and
+                so is not the exact one.
         """
         largest = mean_lipschitz(chain)
         if self.mean_L0 is None:
@@ -113,9 +123,9 @@ class Sharp(Bounds):
         )
         if outside:
             t = outside[0]
-            require(
-                False,
-                f"mean_L0[{t}] = {exact[t]:g}; it must lie between 0 and (1 + g L0s) / sqrt(a) = {largest[t]:g}.",
+            raise InvalidProblem(
+                f"mean_L0[{t}] = {exact[t]:g}; it must lie between 0 and (1 + g L0s) / sqrt(a) ="
+                f" {largest[t]:g}.",
             )
         return exact
 
@@ -124,10 +134,12 @@ class Sharp(Bounds):
         return smoothed_curvature(L0, L1, sigma)
 
     def third(self, L0: float, L1: float, sigma: float, dim: int) -> float:
-        """`smoothed_third` over `smoothed_curvature`, between ``sqrt(2/pi) / sigma`` (where K = L1V) and ``1.36 / sigma``.
+        """`smoothed_third` over `smoothed_curvature`, between ``sqrt(2/pi) / sigma`` (where K =
+        L1V) and ``1.36 / sigma``.
 
-        ``sqrt(2/pi) / sigma`` alone would be wrong beside the smoothed curvature: the slope ``V' = L0 sign(x^2 - sigma^2)`` has
-        ``D^3 G V = 2 / (sqrt(e) sigma) = 1.21 / sigma`` times ``sqrt(2/pi) L0 / sigma`` at x = 0.
+        ``sqrt(2/pi) / sigma`` alone would be wrong beside the smoothed curvature: the slope
+        ``V' = L0 sign(x^2 - sigma^2)`` has ``D^3 G V = 2 / (sqrt(e) sigma) = 1.21 / sigma`` times
+        ``sqrt(2/pi) L0 / sigma`` at x = 0.
         """
         curvature = smoothed_curvature(L0, L1, sigma)
         if curvature == 0 or math.isinf(curvature):
@@ -135,9 +147,11 @@ class Sharp(Bounds):
         return smoothed_third(L0, L1, sigma) / curvature
 
     def overshoot(self, lam: float) -> float:
-        """``max_{m >= 1} q^{m+1} (1 - q^m) / lam <= q / (4 lam)``, because ``|Jac delta_m| <= (q + ... + q^m) M``.
+        """``max_{m >= 1} q^{m+1} (1 - q^m) / lam <= q / (4 lam)``, because
+        ``|Jac delta_m| <= (q + ... + q^m) M``.
 
-        As a function of ``x = q^m`` it is ``q x (1 - x) / lam``: an integer next to ``x = 1/2`` attains the maximum.
+        As a function of ``x = q^m`` it is ``q x (1 - x) / lam``: an integer next to ``x = 1/2``
+        attains the maximum.
         """
         if lam == 1:
             return 0.0
@@ -162,7 +176,8 @@ class Regularity:
         third: the bound on ``|D^3 G V_{t+1}| / K``, shape (T,).
         mean_L0: M, of the mean maps, shape (T,).
         lam: design constants, shape (T,); every inner step contracts by ``1 - lam``.
-        beta_required: ``sigma^2 K / (1 - lam)``, the smallest beta with these lam, shape (T,); zero where K = 0.
+        beta_required: ``sigma^2 K / (1 - lam)``, the smallest beta with these lam, shape (T,); zero
+            where K = 0.
     """
 
     L0V: PerState
@@ -180,7 +195,9 @@ class Regularity:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """The numbers of one step: Lipschitz constants of the mean map, bounds on the smoothed next value function, and lam."""
+    """The numbers of one step: Lipschitz constants of the mean map, bounds on the smoothed next
+    value function, and lam.
+    """
 
     mean_L0: float
     mean_L1: float
@@ -219,9 +236,11 @@ class Optimum(Statement):
 
 
 class Iterates(Statement):
-    """Lemma 3.2: regularity of the value functions and controls of every iterate of PI-FT, (38)-(39); upper bounds.
+    """Lemma 3.2: regularity of the value functions and controls of every iterate of PI-FT,
+    (38)-(39); upper bounds.
 
-    The controls obey (16)-(17) with the larger curvature. The constants are infinite for a reward with L0r = inf.
+    The controls obey (16)-(17) with the larger curvature. The constants are infinite for a reward
+    with L0r = inf.
     """
 
     source = "Lemma 3.2"
@@ -236,7 +255,8 @@ class Iterates(Statement):
 
 
 def paper_constants(chain: Chain, lam: float | Tensor) -> Regularity:
-    """Theorem 2.8 with the paper's constants, (14)-(17), for ``beta_t >= sigma_t^2 L1V_{t+1} / (1 - lam_t)``; upper bounds.
+    """Theorem 2.8 with the paper's constants, (14)-(17), for
+    ``beta_t >= sigma_t^2 L1V_{t+1} / (1 - lam_t)``; upper bounds.
 
     Args:
         lam: design constants in (0, 1), one number or shape (T,).
@@ -245,7 +265,8 @@ def paper_constants(chain: Chain, lam: float | Tensor) -> Regularity:
 
 
 def sharp_constants(chain: Chain, lam: float | Tensor, mean_L0: Tensor | None = None) -> Regularity:
-    """Theorem 2.8 with the constants derived here (see `Sharp`), valid for ``beta_t >= sigma_t^2 K_t / (1 - lam_t)``; upper bounds.
+    """Theorem 2.8 with the constants derived here (see `Sharp`), valid for
+    ``beta_t >= sigma_t^2 K_t / (1 - lam_t)``; upper bounds.
 
     Args:
         lam: design constants in (0, 1), one number or shape (T,).
@@ -255,7 +276,8 @@ def sharp_constants(chain: Chain, lam: float | Tensor, mean_L0: Tensor | None = 
 
 
 def iterate_constants(chain: Chain, lam: float | Tensor, bounds: Bounds) -> Regularity:
-    """Lemma 3.2, (38)-(39), for every iterate of PI-FT with ``beta_t >= sigma_t^2 K_t / (1 - lam_t)``; upper bounds.
+    """Lemma 3.2, (38)-(39), for every iterate of PI-FT with
+    ``beta_t >= sigma_t^2 K_t / (1 - lam_t)``; upper bounds.
 
     Args:
         lam: design constants in (0, 1), one number or shape (T,).
@@ -265,7 +287,9 @@ def iterate_constants(chain: Chain, lam: float | Tensor, bounds: Bounds) -> Regu
 
 
 def constants(chain: Chain, lam: float | Tensor, statement: Statement) -> Regularity:
-    """The constants of a statement for chosen design constants ``lam`` in (0, 1), one number or shape (T,)."""
+    """The constants of a statement for chosen design constants ``lam`` in (0, 1), one number or
+    shape (T,).
+    """
     rates = per_step(lam, chain.steps, "lam")
     require_each(
         rates, lambda x: (x > 0) & (x < 1), "lam", "every design constant must lie in (0, 1)."
@@ -275,13 +299,15 @@ def constants(chain: Chain, lam: float | Tensor, statement: Statement) -> Regula
 
 
 def constants_at(chain: Chain, beta: float | Tensor, statement: Statement) -> Regularity:
-    """The constants of a statement for a given beta, with the largest design constants ``lam_t = 1 - sigma_t^2 K_t / beta_t``.
+    """The constants of a statement for a given beta, with the largest design constants
+    ``lam_t = 1 - sigma_t^2 K_t / beta_t``.
 
     Args:
         beta: KL weights, one positive number or shape (T,).
 
     Raises:
-        InvalidProblem: some beta is too small for the statement; the message names the step and the beta that would do.
+        InvalidProblem: some beta is too small for the statement; the message names the step and the
+            beta that would do.
     """
     weights, variance = positive_beta(beta, chain.steps).tolist(), chain.sigma.square().tolist()
 
@@ -295,7 +321,8 @@ def constants_at(chain: Chain, beta: float | Tensor, statement: Statement) -> Re
                 else "give a reward with finite constants"
             )
             raise InvalidProblem(
-                f"beta[{t}] = {weights[t]:g} gives sigma^2 L1 / beta = {ratio:g}, not below 1 ({statement.name}); {remedy}."
+                f"beta[{t}] = {weights[t]:g} gives sigma^2 L1 / beta = {ratio:g}, not below 1"
+                f" ({statement.name}); {remedy}."
             )
         return 1 - ratio
 
@@ -308,7 +335,9 @@ def constants_at(chain: Chain, beta: float | Tensor, statement: Statement) -> Re
 def _backward(
     chain: Chain, statement: Statement, rate: Callable[[int, float], float]
 ) -> Regularity:
-    """Run a statement from t = T - 1 down to 0, asking ``rate(t, K)`` for the design constant of each step."""
+    """Run a statement from t = T - 1 down to 0, asking ``rate(t, K)`` for the design constant of
+    each step.
+    """
     stretch = statement.bounds.mean_lipschitz(chain)
     M, N, sigma = stretch.tolist(), mean_smoothness(chain).tolist(), chain.sigma.tolist()
     L0, L1, links, values = (

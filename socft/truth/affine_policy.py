@@ -1,7 +1,8 @@
 r"""Exact evaluation and gradient of affine policies in the linear-quadratic problem.
 
-Under :math:`v_k(x) = K_k x + o_k` the chain is Gaussian, :math:`x' = \bar A_k x + \bar b_k + B_k \xi` with
-:math:`\bar A_k = A_k + B_k K_k`, :math:`\bar b_k = b_k + B_k o_k`, and its value functions are quadratic:
+Under :math:`v_k(x) = K_k x + o_k` the chain is Gaussian,
+:math:`x' = \bar A_k x + \bar b_k + B_k \xi` with :math:`\bar A_k = A_k + B_k K_k`,
+:math:`\bar b_k = b_k + B_k o_k`, and its value functions are quadratic:
 
 .. math:: P_k = \bar A_k^\top P_{k+1} \bar A_k - \beta_k K_k^\top K_k - F_k, \qquad
    q_k = \bar A_k^\top (P_{k+1} \bar b_k + q_{k+1}) - \beta_k K_k^\top o_k - h_k .
@@ -55,7 +56,9 @@ class PolicyEvaluation(PolicyMoments):
 
 @dataclasses.dataclass(frozen=True)
 class PolicyGradient:
-    """Gradient of the objective with respect to an affine policy: ``gain`` (T, m, n), ``offset`` (T, m)."""
+    """Gradient of the objective with respect to an affine policy: ``gain`` (T, m, n), ``offset``
+    (T, m).
+    """
 
     gain: Float[Tensor, "steps m n"]
     offset: Float[Tensor, "steps m"]
@@ -63,10 +66,12 @@ class PolicyGradient:
 
 @torch.no_grad()
 def evaluate_affine(problem: ControlProblem, policy: AffinePolicy) -> PolicyEvaluation:
-    """Exact objective, value functions and state moments of ``v_k(x) = K_k x + o_k``; also where the optimum is infinite.
+    """Exact objective, value functions and state moments of ``v_k(x) = K_k x + o_k``; also where
+    the optimum is infinite.
 
     Raises:
-        InvalidProblem: the reference is not affine, the reward or the running cost not quadratic, or a shape does not fit.
+        InvalidProblem: the reference is not affine, the reward or the running cost not quadratic,
+            or a shape does not fit.
     """
     found, value = (
         affine_moments(problem, policy),
@@ -140,7 +145,8 @@ def _close(problem: ControlProblem, policy: AffinePolicy) -> _Closed:
     (m,), (n,) = reference.noise_dims, reference.dims
     require(
         policy.gain.shape == (reference.steps, m, n),
-        f"the policy's gain has shape {tuple(policy.gain.shape)}; this problem needs ({reference.steps}, {m}, {n}).",
+        f"the policy's gain has shape {tuple(policy.gain.shape)}; this problem needs"
+        f" ({reference.steps}, {m}, {n}).",
     )
     shift = push(reference.diffusion, policy.offset.unsqueeze(2)).squeeze(2)
     return _Closed(

@@ -56,7 +56,9 @@ class Truth(abc.ABC):
 
     @property
     def error(self) -> float:
-        """Estimate of the largest error of the control where the optimal chain has its mass; 0 for closed forms."""
+        """Estimate of the largest error of the control where the optimal chain has its mass; 0 for
+        closed forms.
+        """
         return 0.0
 
     @abc.abstractmethod
@@ -89,11 +91,15 @@ class Truth(abc.ABC):
             return rollout(self.problem.reference, self.policy, noise)
 
     def points(self, k: int) -> Float[Tensor, "points *dims"]:
-        """The states of step ``k`` on which sup errors are taken: samples of the optimal chain unless a subclass has better."""
+        """The states of step ``k`` on which sup errors are taken: samples of the optimal chain
+        unless a subclass has better.
+        """
         return self.probe.states[k]
 
     def evaluate(self, policy: Policy) -> Evaluation:
-        """What a policy achieves: by simulation on the probe's noise unless a subclass knows better."""
+        """What a policy achieves: by simulation on the probe's noise unless a subclass knows
+        better.
+        """
         return simulate(self.problem, policy, self.probe.noise)
 
     def control_error(self, policy: Policy) -> Float[Tensor, " steps"]:

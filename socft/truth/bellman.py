@@ -2,10 +2,12 @@ r"""One step of dynamic programming on a grid, in the operator form of the Bellm
 
 With :math:`\rho = \mathrm{diag}(B B^\top)/\beta` and :math:`(G f)(x) = E f(x + \sigma W)`,
 
-.. math:: V_k = -f_k + \Big[ \sup_\delta\, (G V_{k+1})(\cdot + \delta) - \tfrac12 |\delta|^2_{\rho^{-1}} \Big] \circ m_k ,
+.. math:: V_k = -f_k + \Big[ \sup_\delta\, (G V_{k+1})(\cdot + \delta) - \tfrac12
+    |\delta|^2_{\rho^{-1}} \Big] \circ m_k ,
 
-a Gaussian smoothing, a Moreau envelope and a composition with the pre-trained mean map (derived here from equations 8-9 of
-arXiv 2412.18164v4). The shift is :math:`\delta = B v`; the inner loop of PI-FT (equation 35) is the proximal fixed-point iteration
+a Gaussian smoothing, a Moreau envelope and a composition with the pre-trained mean map (derived
+here from equations 8-9 of arXiv 2412.18164v4). The shift is :math:`\delta = B v`; the inner loop of
+PI-FT (equation 35) is the proximal fixed-point iteration
 :math:`\delta \leftarrow \rho \nabla (G V_{k+1})(m_k(y) + \delta)`.
 """
 
@@ -26,7 +28,8 @@ from socft.truth.grid import Grid, SmoothValue, ValueGrid
 NEWTON_STEPS = 60
 ROUNDING = 1e-14
 EDGE = 0.0625  # fraction of the width at either end where values feel the continuation
-TAINTED = 5.0  # standard deviations from an edge over which smoothing brings the continuation in, up to 3e-7 of it
+# standard deviations from an edge over which smoothing brings the continuation in, up to 3e-7 of it
+TAINTED = 5.0
 
 
 def axis_sigma(reference: Reference, k: int) -> Float[Tensor, " d"]:
@@ -37,7 +40,8 @@ def axis_sigma(reference: Reference, k: int) -> Float[Tensor, " d"]:
     """
     require(
         len(reference.dims) == 1,
-        f"states of shape {reference.dims} have no grid; quadrature needs vectors of length 1 or 2.",
+        f"states of shape {reference.dims} have no grid; quadrature needs vectors of length 1"
+        " or 2.",
     )
     d = reference.dims[0]
     eye = torch.eye(d, dtype=torch.float64)
@@ -46,7 +50,8 @@ def axis_sigma(reference: Reference, k: int) -> Float[Tensor, " d"]:
     off_diagonal = float((covariance - torch.diag(covariance.diag())).abs().max())
     require(
         off_diagonal <= ROUNDING * float(covariance.abs().max()),
-        f"B[{k}] B[{k}]^T has an off-diagonal entry {off_diagonal:g}; rotate the state so that the noise acts along the axes.",
+        f"B[{k}] B[{k}]^T has an off-diagonal entry {off_diagonal:g}; rotate the state so that the"
+        " noise acts along the axes.",
     )
     return covariance.diag().sqrt()
 
@@ -88,7 +93,8 @@ class BellmanStep:
         )
 
     def curvature(self) -> float:
-        """``sup |Hess G V_{k+1}|`` along the noisy axes, the operator norm that decides contraction.
+        """``sup |Hess G V_{k+1}|`` along the noisy axes, the operator norm that decides
+        contraction.
 
         The supremum is over the nodes away from the edges, where the continuation is not felt.
         """
@@ -99,8 +105,9 @@ class BellmanStep:
         worst = float(torch.linalg.eigvalsh(self._interior_hessian())[:, -1].max())
         require(
             worst < 1,
-            f"beta[{self.k}] = {self.beta:g} gives sigma^2 sup Hess(G V) / beta = {worst:g}; it must be < 1 for the control to be "
-            f"well defined. Raise beta above {worst * self.beta:g}.",
+            f"beta[{self.k}] = {self.beta:g} gives sigma^2 sup Hess(G V) / beta = {worst:g}; it"
+            " must be < 1 for the control to be well defined. Raise beta above"
+            f" {worst * self.beta:g}.",
         )
 
     def improve(self, shift: Float[Tensor, "nodes d"]) -> Float[Tensor, "nodes d"]:
@@ -143,7 +150,9 @@ class BellmanStep:
         return ValueGrid(self.grid, value, gradient, self.smooth.bend)
 
     def optimal_value(self, shift: Float[Tensor, "nodes d"]) -> ValueGrid:
-        """`value` at the optimum, where the envelope identity (equation 34) removes the control's Jacobian."""
+        """`value` at the optimum, where the envelope identity (equation 34) removes the control's
+        Jacobian.
+        """
         plain = self.value(shift)
         costate = self.smooth.gradient(self.mean + shift)
         return ValueGrid(

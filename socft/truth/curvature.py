@@ -1,16 +1,20 @@
-r"""Curvature of the optimal value of a linear-quadratic problem, by three exact methods (derived here).
+r"""Curvature of the optimal value of a linear-quadratic problem, by three exact methods (derived
+here).
 
-What is needed per step is the curvature of the smoothed and enveloped value,
-:math:`W_k = P_{k+1} + P_{k+1} B_k (\beta_k I - B_k^\top P_{k+1} B_k)^{-1} B_k^\top P_{k+1}`; then
-:math:`P_k = A_k^\top W_k A_k - F_k`. If the transfers commute, :math:`A_k = \mathrm{diag}(a_k)` in their common basis, the noise is
-scalar and there is no quadratic running cost, each step has a closed form in :math:`\Phi_k = a_{T-1} \cdots a_k` and
+What is needed per step is the curvature of the smoothed and enveloped value, :math:`W_k = P_{k+1} +
+P_{k+1} B_k (\beta_k I - B_k^\top P_{k+1} B_k)^{-1} B_k^\top P_{k+1}`; then :math:`P_k = A_k^\top
+W_k A_k - F_k`. If the transfers commute, :math:`A_k = \mathrm{diag}(a_k)` in their common basis,
+the noise is scalar and there is no quadratic running cost, each step has a closed form in
+:math:`\Phi_k = a_{T-1} \cdots a_k` and
 :math:`g_k = \sum_{j \ge k} \Phi_{j+1}^2 \sigma_j^2 / \beta_j`:
 
 * *elementwise*, where the reward's P is diagonal too: :math:`W_k = \Phi_{k+1}^2 P / (1 - g_k P)`;
-* *difference* of two Riccati solutions, one of them diagonal: for any :math:`h > -\min \mathrm{eig}(P)`, with
-  :math:`K = (1 + h g_k)^{-1}`, :math:`W_k = \Phi_{k+1} \{ K [ (P + h I)^{-1} - g_k K ]^{-1} K - h K \} \Phi_{k+1}`: one Cholesky
-  inverse per step, and no rounding error carried from step to step;
-* *recursion* by the definition of :math:`W_k` for everything else: a sum, which cancels nothing however small the noise.
+* *difference* of two Riccati solutions, one of them diagonal: for any
+  :math:`h > -\min \mathrm{eig}(P)`, with :math:`K = (1 + h g_k)^{-1}`, :math:`W_k = \Phi_{k+1} \{ K
+  [ (P + h I)^{-1} - g_k K ]^{-1} K - h K \} \Phi_{k+1}`: one Cholesky inverse per step, and no
+  rounding error carried from step to step;
+* *recursion* by the definition of :math:`W_k` for everything else: a sum, which cancels nothing
+  however small the noise.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from jaxtyping import Float
 from scipy.linalg import LinAlgError, cho_factor
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import InvalidProblem
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, ScalarDiffusion, SpectralMaps, Step, by_step
 from socft.reward import as_quadratic
@@ -34,14 +38,18 @@ REACH_LIMIT = 1e3
 """Largest h g for *difference*: its relative error is about eps h g, kept below 1e-12."""
 
 STORE_LIMIT = 2**24
-"""Numbers kept in memory for *difference* (134 MB); beyond, every use factorises again, 1 ms in 256 dimensions."""
+"""Numbers kept in memory for *difference* (134 MB); beyond, every use factorises again, 1 ms in 256
+dimensions.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """The problem in working coordinates ``y = basis' x``, in which commuting transfers are diagonal.
+    """The problem in working coordinates ``y = basis' x``, in which commuting transfers are
+    diagonal.
 
-    ``A`` is (T + 1, n) if diagonal, else (T + 1, n, n), the last one the identity; ``noise`` is (T,) if scalar, else (T, n, m).
+    ``A`` is (T + 1, n) if diagonal, else (T + 1, n, n), the last one the identity; ``noise`` is
+    (T,) if scalar, else (T, n, m).
     """
 
     basis: Float[Tensor, "n n"]
@@ -66,7 +74,8 @@ class Chain:
 
 
 class Curvature(abc.ABC):
-    """``W_k``, k = 0..T, with ``W_T = P``, in working coordinates: matrices (n, n), or diagonals (n,) where all of them are.
+    """``W_k``, k = 0..T, with ``W_T = P``, in working coordinates: matrices (n, n), or diagonals
+    (n,) where all of them are.
 
     Attributes:
         spread: ``tr B_k' P_{k+1} B_k``, shape (T,); None where the diagonals of W give it.
@@ -152,9 +161,11 @@ def working_chain(problem: ControlProblem) -> Chain:
         basis=basis,
         A=A,
         b=reference.offset @ basis,
-        noise=diffusion.sigma
-        if isinstance(diffusion, ScalarDiffusion)
-        else basis.mT @ diffusion.matrices,
+        noise=(
+            diffusion.sigma
+            if isinstance(diffusion, ScalarDiffusion)
+            else basis.mT @ diffusion.matrices
+        ),
         beta=problem.beta,
         P=(P + P.mT) / 2,
         q=form.linear @ basis,
@@ -165,7 +176,9 @@ def working_chain(problem: ControlProblem) -> Chain:
 
 
 def _spectrum(reference: AffineReference) -> tuple[Tensor | None, Tensor]:
-    """Eigenvalues (T, n) and common basis of the transfers; None and the identity if they are not known to commute."""
+    """Eigenvalues (T, n) and common basis of the transfers; None and the identity if they are not
+    known to commute.
+    """
     maps = reference.maps
     if isinstance(maps, SpectralMaps):
         return maps.eigenvalues, maps.basis
@@ -180,7 +193,8 @@ def solve(chain: Chain) -> Solution:
     """Backward in k: curvature, then slopes and constants.
 
     Raises:
-        InvalidProblem: the supremum is infinite; the message names the step, the eigenvalue and the beta needed.
+        InvalidProblem: the supremum is infinite; the message names the step, the eigenvalue and the
+            beta needed.
     """
     curvature, steps = _curvature(chain), chain.steps
     transposed = chain.noise.mT if chain.noise.ndim == 3 else chain.noise
@@ -250,7 +264,9 @@ def _elementwise(chain: Chain, reach: Reach) -> Curvature:
 
 
 class Difference(Curvature):
-    """The *difference* formula, evaluated where asked: for a thousand steps in 256 dimensions 0.5 MB in place of 524."""
+    """The *difference* formula, evaluated where asked: for a thousand steps in 256 dimensions 0.5
+    MB in place of 524.
+    """
 
     def __init__(self, chain: Chain, reach: Reach, shift: Tensor):
         self._chain = chain
@@ -293,7 +309,8 @@ class Difference(Curvature):
 
 
 def _factor_in_place(matrix: Tensor) -> Tensor | None:
-    """Lower Cholesky factor of a column-major matrix, None if not positive definite; its upper triangle is garbage.
+    """Lower Cholesky factor of a column-major matrix, None if not positive definite; its upper
+    triangle is garbage.
 
     LAPACK in place takes about half the time of `torch.linalg.cholesky_ex` at n = 256.
     """
@@ -345,10 +362,9 @@ def _refuse(chain: Chain, k: int, E: Float[Tensor, "m m"]) -> None:
         remedy = f"raise beta above {_upwards(float(chain.beta[0]) * _threshold(chain))}"
     elif chain.F is None:
         remedy = f"multiply every beta by more than {_upwards(_threshold(chain))}"
-    require(
-        False,
-        f"beta[{k}] = {float(chain.beta[k]):g} leaves beta I - B' P B with smallest eigenvalue {least:.3g} at step {k}; it must be "
-        f"positive or the optimum is infinite, so {remedy}.",
+    raise InvalidProblem(
+        f"beta[{k}] = {float(chain.beta[k]):g} leaves beta I - B' P B with smallest eigenvalue"
+        f" {least:.3g} at step {k}; it must be positive or the optimum is infinite, so {remedy}.",
     )
 
 
@@ -358,10 +374,11 @@ def _upwards(number: float) -> str:
 
 
 def _threshold(chain: Chain) -> float:
-    """The factor by which every beta must at least grow: the largest eigenvalue of ``G^(1/2) P G^(1/2)``.
+    """The factor by which every beta must at least grow: the largest eigenvalue of
+    ``G^(1/2) P G^(1/2)``.
 
-    ``G`` is the covariance of ``X_T`` given ``X_0`` with noise ``B_k B_k' / beta_k``: the open-loop problem in all the
-    controls together is concave iff ``G^(1/2) P G^(1/2) < I``.
+    ``G`` is the covariance of ``X_T`` given ``X_0`` with noise ``B_k B_k' / beta_k``: the open-loop
+    problem in all the controls together is concave iff ``G^(1/2) P G^(1/2) < I``.
     """
     G = torch.zeros_like(chain.P)
     eye = torch.eye(len(G), dtype=torch.float64)

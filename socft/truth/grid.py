@@ -1,11 +1,14 @@
-r"""Functions on uniform grids in one and two dimensions: high-order interpolation and exact-to-rounding Gaussian smoothing.
+r"""Functions on uniform grids in one and two dimensions: high-order interpolation and
+exact-to-rounding Gaussian smoothing.
 
-A value function is carried as its nodal values and gradients. Interpolation is Lagrange of degree 9 on the ten nearest nodes per
-axis. Smoothing, :math:`(G f)(x) = E f(x + \sigma W)` with one sigma per axis (zero allowed), is a convolution whose weights are
-the sampled Gaussian where the grid resolves it (the trapezoidal rule then errs by :math:`2 e^{-2\pi^2\sigma^2/h^2}`) and the
-Gauss-Hermite integral of the interpolant where it does not. Outside the box gradients continue linearly from the nearest boundary
-point (``bend = 1``, so that linear-quadratic problems are exact everywhere) or as constants (``bend = 0``, right for value
-functions with a bounded gradient, where a continued parabola would grow without bound).
+A value function is carried as its nodal values and gradients. Interpolation is Lagrange of degree 9
+on the ten nearest nodes per axis. Smoothing, :math:`(G f)(x) = E f(x + \sigma W)` with one sigma
+per axis (zero allowed), is a convolution whose weights are the sampled Gaussian where the grid
+resolves it (the trapezoidal rule then errs by :math:`2 e^{-2\pi^2\sigma^2/h^2}`) and the
+Gauss-Hermite integral of the interpolant where it does not. Outside the box gradients continue
+linearly from the nearest boundary point (``bend = 1``, so that linear-quadratic problems are exact
+everywhere) or as constants (``bend = 0``, right for value functions with a bounded gradient, where
+a continued parabola would grow without bound).
 """
 
 from __future__ import annotations
@@ -28,9 +31,11 @@ from socft.reference import Noises, Reference, States, Step, by_step
 DEGREE = 9
 STENCIL = DEGREE + 1
 REACH = 9.0  # kernels are cut at 9 standard deviations, where the Gaussian tail is 2e-19
-RESOLVED = 1.4  # sigma / h above which the trapezoidal rule is exact to rounding: 2 exp(-2 pi^2 1.4^2) = 3e-17
+# sigma / h above which the trapezoidal rule is exact to rounding: 2 exp(-2 pi^2 1.4^2) = 3e-17
+RESOLVED = 1.4
 HERMITE_NODES = 40
-SHORTEST = 1e-100  # replaces zero components of a ray; its square, which the derivative divides by, does not underflow
+# replaces zero components of a ray; its square, which the derivative divides by, does not underflow
+SHORTEST = 1e-100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +99,9 @@ class Grid:
         return torch.clamp(x, self.lower, self.upper)
 
     def stencil(self, x: Float[Tensor, "batch d"]) -> tuple[Tensor, Tensor]:
-        """Flat node indices and Lagrange weights, both (batch, STENCIL**d), of points inside the box."""
+        """Flat node indices and Lagrange weights, both (batch, STENCIL**d), of points inside the
+        box.
+        """
         position = (x - self.lower) / self.spacing
         index, weight = None, None
         for i, n in enumerate(self.shape):
@@ -122,7 +129,9 @@ class Grid:
     def extend(
         self, fields: Float[Tensor, "nodes f"], x: Float[Tensor, "batch d"], bend: float = 1.0
     ) -> Float[Tensor, "batch f"]:
-        """`interpolate` inside the box; outside, continuation from the nearest point of it with ``bend`` times the slope there."""
+        """`interpolate` inside the box; outside, continuation from the nearest point of it with
+        ``bend`` times the slope there.
+        """
         inside = self.clamp(x)
         excess = x - inside
         values = self.interpolate(fields, inside)
@@ -135,7 +144,9 @@ class Grid:
         return values
 
     def jacobian(self, fields: Float[Tensor, "nodes f"]) -> Float[Tensor, "nodes f d"]:
-        """Derivatives of nodal fields by central differences of the order of the interpolant; linear continuation at the edges."""
+        """Derivatives of nodal fields by central differences of the order of the interpolant;
+        linear continuation at the edges.
+        """
         _, difference = _central_difference()
         kernel = torch.from_numpy(difference)
         shaped = fields.reshape(*self.shape, -1)
@@ -148,7 +159,9 @@ class Grid:
     def scatter(
         self, masses: Float[Tensor, " batch"], x: Float[Tensor, "batch d"]
     ) -> Float[Tensor, " nodes"]:
-        """The transpose of `interpolate`: nodal masses that integrate like point masses at ``x``; points outside are dropped."""
+        """The transpose of `interpolate`: nodal masses that integrate like point masses at ``x``;
+        points outside are dropped.
+        """
         inside = self.clamp(x)
         kept = torch.where((inside == x).all(1), masses, torch.zeros_like(masses))
         index, weight = self.stencil(inside)
@@ -295,7 +308,9 @@ def _lagrange(s: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=4096)
 def _kernels(ratio: float) -> tuple[Tensor, Tensor]:
-    """Convolution weights of ``E f(x + s W)`` and of its derivative, for ``s = ratio`` in units of the spacing."""
+    """Convolution weights of ``E f(x + s W)`` and of its derivative, for ``s = ratio`` in units of
+    the spacing.
+    """
     if ratio >= RESOLVED:
         reach = math.ceil(REACH * ratio)
         offset = torch.arange(-reach, reach + 1, dtype=torch.float64)
@@ -351,7 +366,9 @@ def _pad_linear(fields: Tensor, axis: int, width: int) -> Tensor:
 
 
 def _pad_taylor(fields: Tensor, axis: int, width: int, h: float, bend: float) -> Tensor:
-    """Continue (value, gradient) fields along an axis: gradients with ``bend`` their slope, values by integrating them."""
+    """Continue (value, gradient) fields along an axis: gradients with ``bend`` their slope, values
+    by integrating them.
+    """
     moved = fields.movedim(axis, 0)
     sides = []
     for edge, inner, sign in ((moved[0], moved[1], -1.0), (moved[-1], moved[-2], 1.0)):
@@ -372,7 +389,9 @@ RULE_NODES = {1: 2049, 2: 129}
 
 
 def tensor_rule(dim: int) -> tuple[Float[Tensor, "nodes d"], Float[Tensor, " nodes"]]:
-    """Points and weights of the trapezoidal rule for N(0, I) on [-9, 9]^dim, exact to rounding for entire functions."""
+    """Points and weights of the trapezoidal rule for N(0, I) on [-9, 9]^dim, exact to rounding for
+    entire functions.
+    """
     z = torch.linspace(-REACH, REACH, RULE_NODES[dim], dtype=torch.float64)
     w = torch.exp(-(z**2) / 2)
     w = w / w.sum()
@@ -382,7 +401,9 @@ def tensor_rule(dim: int) -> tuple[Float[Tensor, "nodes d"], Float[Tensor, " nod
 
 
 class GridPolicy(Policy):
-    """Controls tabulated on one grid per step, interpolated inside and continued outside, linearly (bend 1) or as constants (0)."""
+    """Controls tabulated on one grid per step, interpolated inside and continued outside, linearly
+    (bend 1) or as constants (0).
+    """
 
     def __init__(
         self, grids: Sequence[Grid], controls: Sequence[Float[Tensor, "nodes m"]], bend: float = 1.0

@@ -1,11 +1,11 @@
 r"""Exact optimum of the discrete linear-quadratic problem in any dimension.
 
-Kernels :math:`x' = A_k x + b_k + B_k (v + \xi)`, reward :math:`r(x) = x^\top P x/2 + q^\top x + c`, running costs
-:math:`f_k(x) = x^\top F_k x/2 + h_k^\top x`. Every value function is quadratic,
+Kernels :math:`x' = A_k x + b_k + B_k (v + \xi)`, reward :math:`r(x) = x^\top P x/2 + q^\top x + c`,
+running costs :math:`f_k(x) = x^\top F_k x/2 + h_k^\top x`. Every value function is quadratic,
 :math:`V_k(x) = x^\top P_k x/2 + q_k^\top x + c_k`. With
 
-.. math:: W_k = P_{k+1} + P_{k+1} B_k (\beta_k I - B_k^\top P_{k+1} B_k)^{-1} B_k^\top P_{k+1}, \qquad
-   r_k = (I + W_k B_k B_k^\top / \beta_k)\, q_{k+1},
+.. math:: W_k = P_{k+1} + P_{k+1} B_k (\beta_k I - B_k^\top P_{k+1} B_k)^{-1} B_k^\top P_{k+1},
+   \qquad r_k = (I + W_k B_k B_k^\top / \beta_k)\, q_{k+1},
 
 the smoothed and enveloped value :math:`\sup_v E V_{k+1}(m + B_k(v + \xi)) - \beta_k |v|^2/2` is
 :math:`m^\top W_k m/2 + r_k^\top m` plus a constant, so that, at :math:`m = A_k x + b_k`,
@@ -13,10 +13,12 @@ the smoothed and enveloped value :math:`\sup_v E V_{k+1}(m + B_k(v + \xi)) - \be
 .. math:: P_k = A_k^\top W_k A_k - F_k, \qquad q_k = A_k^\top (W_k b_k + r_k) - h_k, \qquad
    v^*_k(x) = B_k^\top (W_k m + r_k) / \beta_k .
 
-The supremum is finite iff :math:`\beta_k I - B_k^\top P_{k+1} B_k` is positive definite. This solves the Bellman equation
-(8)-(9) of arXiv 2412.18164v4 for an affine score and a quadratic reward; with :math:`B_k = \sigma_k I` and
-:math:`D_k = I - \sigma_k^2 P_{k+1}/\beta_k`, :math:`W_k = P_{k+1} D_k^{-1}`. Formulas derived here; `socft.truth.curvature`
-computes them, `socft.truth.affine_policy` evaluates other affine policies and `socft.truth.riccati` has the continuous limit.
+The supremum is finite iff :math:`\beta_k I - B_k^\top P_{k+1} B_k` is positive definite. This
+solves the Bellman equation (8)-(9) of arXiv 2412.18164v4 for an affine score and a quadratic
+reward; with :math:`B_k = \sigma_k I` and :math:`D_k = I - \sigma_k^2 P_{k+1}/\beta_k`,
+:math:`W_k = P_{k+1} D_k^{-1}`. Formulas derived here; `socft.truth.curvature` computes them,
+`socft.truth.affine_policy` evaluates other affine policies and `socft.truth.riccati` has the
+continuous limit.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ from socft.truth.quadratic import (
 from socft.truth.riccati import ContinuousValue, riccati
 
 SERIES_BELOW = 0.05
-"""Below this, -log(1 - u) - u is summed as a series; above, the subtraction loses a factor 2 / 0.05 of precision."""
+"""Below this, -log(1 - u) - u is summed as a series; above, the subtraction loses a factor 2 / 0.05
+of precision.
+"""
 
 SERIES_TERMS = 14
 """0.05^14 < eps."""
@@ -65,10 +69,12 @@ CHUNK = 64
 
 
 class LinearQuadratic(Truth):
-    """The exact optimum of an affine reference, a quadratic or linear reward and an optional `QuadraticCost`.
+    """The exact optimum of an affine reference, a quadratic or linear reward and an optional
+    `QuadraticCost`.
 
-    Keeps one matrix per step, one vector per step where everything commutes, or, where transfers commute and the matrices would
-    take more than 134 MB, next to nothing: then each use at a step costs a factorisation (see `socft.truth.curvature`).
+    Keeps one matrix per step, one vector per step where everything commutes, or, where transfers
+    commute and the matrices would take more than 134 MB, next to nothing: then each use at a step
+    costs a factorisation (see `socft.truth.curvature`).
 
     Attributes:
         reference: the problem's reference.
@@ -76,8 +82,9 @@ class LinearQuadratic(Truth):
         constant: ``c_k``, shape (T + 1,).
 
     Raises:
-        InvalidProblem: another kind of reference, reward or running cost, or a beta at which the supremum is infinite; the
-            message names the step, the smallest eigenvalue of ``beta I - B' P B`` and the beta needed.
+        InvalidProblem: another kind of reference, reward or running cost, or a beta at which the
+            supremum is infinite; the message names the step, the smallest eigenvalue of
+            ``beta I - B' P B`` and the beta needed.
     """
 
     def __init__(self, problem: ControlProblem):
@@ -112,7 +119,9 @@ class LinearQuadratic(Truth):
         )
 
     def pushed_costate(self, k: Step, x: States) -> States:
-        """``E[grad V_{k+1}(X_{k+1}) | X_k = x]`` under the optimum, ``W_k (A_k x + b_k) + r_k``, k = 0..T-1."""
+        """``E[grad V_{k+1}(X_{k+1}) | X_k = x]`` under the optimum, ``W_k (A_k x + b_k) + r_k``, k
+        = 0..T-1.
+        """
         basis = self._chain.basis.to(x)
         pushed = self._W.act(k, act(self._chain.A, k, x @ basis)) + self._pushed[
             index(k, self._pushed)
@@ -156,7 +165,9 @@ class LinearQuadratic(Truth):
     def evaluate(self, policy: Policy) -> Evaluation: ...
 
     def evaluate(self, policy: Policy) -> Evaluation:
-        """What a policy achieves: exactly if it is affine (see `evaluate_affine`), else by simulation."""
+        """What a policy achieves: exactly if it is affine (see `evaluate_affine`), else by
+        simulation.
+        """
         return (
             evaluate_affine(self.problem, policy)
             if isinstance(policy, AffinePolicy)
@@ -168,13 +179,15 @@ class LinearQuadratic(Truth):
         return affine_gradient(self.problem, policy)
 
     def kernel_gap(self) -> Float[Tensor, " steps"]:
-        r"""What each step's Gibbs value exceeds the controlled one by, shape (T,), all non-negative.
+        r"""What each step's Gibbs value exceeds the controlled one by, shape (T,), all
+        non-negative.
 
         With :math:`E_k = B_k^\top P_{k+1} B_k / \beta_k` step k adds
-        :math:`-\beta_k/2 \log\det(I - E_k) - \beta_k/2\, \mathrm{tr} E_k`: what it costs to move means only, where the exponential
-        tilt also changes covariances. For a constant beta the sum is
-        :math:`\beta \log E[\exp(r(X_T)/\beta) | X_0] - V_0(X_0)` under the pre-trained chain (with running costs, of
-        :math:`r - \sum_k f_k`), whatever :math:`X_0`; it is O(1/T). Derived here.
+        :math:`-\beta_k/2 \log\det(I - E_k) - \beta_k/2\, \mathrm{tr} E_k`: what it costs to move
+        means only, where the exponential tilt also changes covariances. For a constant beta the sum
+        is :math:`\beta \log E[\exp(r(X_T)/\beta) | X_0] - V_0(X_0)` under the pre-trained chain
+        (with running costs, of :math:`r - \sum_k f_k`), whatever :math:`X_0`; it is O(1/T). Derived
+        here.
         """
         chain, beta = self._chain, self.problem.beta
         gaps = []
@@ -196,9 +209,10 @@ class LinearQuadratic(Truth):
     def memory_gap(self) -> float:
         r"""What the controlled chain cannot reach because it cannot choose its start, non-negative.
 
-        :math:`\beta \log E \exp(r(X_T)/\beta) - E_{X_0}[\beta \log E(\exp(r(X_T)/\beta) | X_0)]` under the pre-trained chain (with
-        running costs, of :math:`r - \sum_k f_k`); infinite where the first term is. It vanishes where X_0 and X_T are independent,
-        and elsewhere more steps do not remove it. Derived here.
+        :math:`\beta \log E \exp(r(X_T)/\beta) - E_{X_0}[\beta \log E(\exp(r(X_T)/\beta) |
+        X_0)]` under the pre-trained chain (with running costs, of :math:`r - \sum_k f_k`); infinite
+        where the first term is. It vanishes where X_0 and X_T are independent, and elsewhere more
+        steps do not remove it. Derived here.
 
         Raises:
             InvalidProblem: beta is not constant.
@@ -219,10 +233,12 @@ class LinearQuadratic(Truth):
         return self.evaluate(self.affine_policy).final_law
 
     def tilt(self) -> Gaussian:
-        """The pre-trained law of ``X_T`` tilted by ``exp(r / beta)``, what `final_law` tends to if memoryless.
+        """The pre-trained law of ``X_T`` tilted by ``exp(r / beta)``, what `final_law` tends to if
+        memoryless.
 
         Raises:
-            InvalidProblem: beta is not constant, there is a running cost, or the tilt is not integrable.
+            InvalidProblem: beta is not constant, there is a running cost, or the tilt is not
+                integrable.
         """
         require(
             self.problem.running_cost is None,
@@ -239,7 +255,8 @@ class LinearQuadratic(Truth):
         low, high = float(self.problem.beta.min()), float(self.problem.beta.max())
         require(
             low == high,
-            f"beta runs from {low:g} to {high:g}; {what} compares with exp(r / beta) and needs a constant beta.",
+            f"beta runs from {low:g} to {high:g}; {what} compares with exp(r / beta) and needs a"
+            " constant beta.",
         )
         return low
 
@@ -269,8 +286,9 @@ def _excess(u: Tensor) -> Tensor:
 def _log_det_excess(E: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
     """``-log det(I - E) - tr E`` for symmetric E < I, without cancellation.
 
-    Row i of the Cholesky factor L of ``I - E`` has ``L_ii^2 = 1 - u_i``, ``u_i = E_ii + s_i``, ``s_i = sum_{j<i} L_ij^2``, so the
-    result is the sum of ``-log(1 - u_i) - u_i + s_i``, all non-negative.
+    Row i of the Cholesky factor L of ``I - E`` has ``L_ii^2 = 1 - u_i``, ``u_i = E_ii + s_i``,
+    ``s_i = sum_{j<i} L_ij^2``, so the result is the sum of ``-log(1 - u_i) - u_i + s_i``, all
+    non-negative.
     """
     factor = torch.linalg.cholesky(torch.eye(E.shape[-1], dtype=E.dtype) - E)
     s = factor.tril(-1).square().sum(-1)

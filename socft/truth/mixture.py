@@ -1,19 +1,23 @@
-r"""Continuous-time truth for a constant KL weight: value and control of fine-tuning the exact reverse diffusion.
+r"""Continuous-time truth for a constant KL weight: value and control of fine-tuning the exact
+reverse diffusion.
 
-The reverse diffusion :math:`dY = q\,(Y/2 + s)\,d\tau + \sqrt q\,dB` of a law p, controlled by a change u of the score, maximises
+The reverse diffusion :math:`dY = q\,(Y/2 + s)\,d\tau + \sqrt q\,dB` of a law p, controlled by a
+change u of the score, maximises
 
 .. math:: E\Big[ r(Y_1) - \int \frac{\beta q}{2} |u - s|^2 d\tau \Big]
 
-(section 4.2 of arXiv 2412.18164v4). Its Hamilton-Jacobi-Bellman equation
-:math:`V_\tau + q (y/2 + s)\cdot\nabla V + \tfrac q2 \Delta V + \tfrac{q}{2\beta} |\nabla V|^2 = 0` (equation 79) is linear in
-:math:`e^{V/\beta}`, so :math:`V = \beta \log E[ e^{r(Y_1)/\beta} \mid Y_\tau ]`. Reversing time is conditioning: given the state at
-signal level :math:`\bar a`, the sample has law :math:`p(x_0 \mid x)`, and Bayes' rule gives (derived here)
+(section 4.2 of arXiv 2412.18164v4). Its Hamilton-Jacobi-Bellman equation :math:`V_\tau + q (y/2 +
+s)\cdot\nabla V + \tfrac q2 \Delta V + \tfrac{q}{2\beta} |\nabla V|^2 =
+0` (equation 79) is linear in :math:`e^{V/\beta}`, so :math:`V = \beta \log E[ e^{r(Y_1)/\beta} \mid
+Y_\tau ]`. Reversing time is conditioning: given the state at signal level :math:`\bar a`, the
+sample has law :math:`p(x_0 \mid x)`, and Bayes' rule gives (derived here)
 
-.. math:: V(\bar a, x) = \beta \big( \log Z + \log \tilde p_{\bar a}(x) - \log p_{\bar a}(x) \big), \qquad
-   \tilde p = p\, e^{r/\beta} / Z,
+.. math:: V(\bar a, x) = \beta \big( \log Z + \log \tilde p_{\bar a}(x) - \log p_{\bar a}(x) \big),
+   \qquad \tilde p = p\, e^{r/\beta} / Z,
 
-the log ratio of the tilted and the pre-trained law, both noised to the same level. The optimal control (equation 78) is therefore
-the score of the noised tilted law. The value depends on time through the level alone, whatever the speed q.
+the log ratio of the tilted and the pre-trained law, both noised to the same level. The optimal
+control (equation 78) is therefore the score of the noised tilted law. The value depends on time
+through the level alone, whatever the speed q.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ from socft.reward import PerSample, Reward
 
 @dataclasses.dataclass(frozen=True)
 class TiltedMixture:
-    """Closed-form value of a density with exact tilts: Gaussian mixtures and rotated separable laws, linear or quadratic rewards.
+    """Closed-form value of a density with exact tilts: Gaussian mixtures and rotated separable
+    laws, linear or quadratic rewards.
 
     Attributes:
         density: the pre-trained data law.
@@ -38,7 +43,8 @@ class TiltedMixture:
         beta: the KL weight, one positive number.
 
     Raises:
-        InvalidProblem: the reward has no closed-form tilt of this density, or ``exp(r / beta)`` is not integrable.
+        InvalidProblem: the reward has no closed-form tilt of this density, or ``exp(r / beta)`` is
+            not integrable.
     """
 
     density: Density
@@ -50,7 +56,9 @@ class TiltedMixture:
         object.__setattr__(self, "tilt", self.density.tilted(self.reward, self.beta))
 
     def value(self, abar: float | Tensor, x: States) -> PerSample:
-        """``V`` at a signal level (one, or one per sample), differentiable in both; the reward itself at level 1."""
+        """``V`` at a signal level (one, or one per sample), differentiable in both; the reward
+        itself at level 1.
+        """
         tilted, law = self.tilt.density, self.density
         return self.beta * (
             self.log_normaliser + tilted.noised_log_prob(abar, x) - law.noised_log_prob(abar, x)
@@ -65,10 +73,14 @@ class TiltedMixture:
         return self.tilt.density.noised_score(abar, x)
 
     def optimal_law(self) -> Density:
-        """The law ``p exp(r / beta) / Z`` of the optimally controlled sample, reached from Y_0 at signal level 0."""
+        """The law ``p exp(r / beta) / Z`` of the optimally controlled sample, reached from Y_0 at
+        signal level 0.
+        """
         return self.tilt.density
 
     @property
     def log_normaliser(self) -> float:
-        """``log Z = log E_p exp(r / beta)``; beta times it is the largest attainable objective from signal level 0."""
+        """``log Z = log E_p exp(r / beta)``; beta times it is the largest attainable objective from
+        signal level 0.
+        """
         return self.tilt.log_normaliser

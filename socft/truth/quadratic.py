@@ -1,4 +1,6 @@
-r"""Quadratic running costs and values, and the small linear algebra the linear-quadratic solutions share."""
+r"""Quadratic running costs and values, and the small linear algebra the linear-quadratic solutions
+share.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require, require_finite
+from socft.checks import InvalidProblem, require, require_finite
 from socft.problem import ControlProblem
 from socft.reference import (
     AffineReference,
@@ -22,7 +24,9 @@ from socft.reference import (
 from socft.reward import PerSample
 
 GATHER_LIMIT = 2**24
-"""Numbers gathered to give every sample its own matrix (134 MB); beyond, samples are grouped by step."""
+"""Numbers gathered to give every sample its own matrix (134 MB); beyond, samples are grouped by
+step.
+"""
 
 
 class QuadraticCost:
@@ -51,14 +55,16 @@ class QuadraticCost:
         fits = self.h.ndim in (1, 2) and self.h.shape[-1] == shape[-1]
         require(
             fits,
-            f"h has shape {tuple(self.h.shape)}; with this F give ({shape[-1]},) or (steps, {shape[-1]}).",
+            f"h has shape {tuple(self.h.shape)}; with this F give ({shape[-1]},) or (steps,"
+            f" {shape[-1]}).",
         )
         require_finite(self.F, "F", "every entry must be a finite number.")
         require_finite(self.h, "h", "every entry must be a finite number.")
         skew = float((self.F - self.F.mT).abs().max())
         require(
             skew == 0,
-            f"F differs from its transpose by {skew:g}; give the symmetric part (F + F') / 2, which is the same cost.",
+            f"F differs from its transpose by {skew:g}; give the symmetric part (F + F') / 2, which"
+            " is the same cost.",
         )
 
     def __call__(self, k: Step, x: States) -> PerSample:
@@ -97,11 +103,10 @@ def affine_of(problem: ControlProblem) -> AffineReference:
     """The reference, refused unless affine."""
     reference = problem.reference
     if not isinstance(reference, AffineReference):
-        require(
-            False,
-            f"the reference is a {type(reference).__name__}; only an AffineReference has this closed form.",
+        raise InvalidProblem(
+            f"the reference is a {type(reference).__name__}; only an AffineReference has this"
+            " closed form.",
         )
-        raise AssertionError
     return reference
 
 
@@ -111,15 +116,14 @@ def running_of(problem: ControlProblem) -> tuple[Tensor | None, Tensor]:
     if cost is None:
         return None, torch.zeros(steps, n, dtype=torch.float64)
     if not isinstance(cost, QuadraticCost):
-        require(
-            False,
-            f"the running cost is a {type(cost).__name__}; give a QuadraticCost, the only kind with this closed form.",
+        raise InvalidProblem(
+            f"the running cost is a {type(cost).__name__}; give a QuadraticCost, the only kind with"
+            " this closed form.",
         )
-        raise AssertionError
     require(
         cost.F.shape in ((n, n), (steps, n, n)) and cost.h.shape in ((n,), (steps, n)),
-        f"the running cost has F of shape {tuple(cost.F.shape)} and h of shape {tuple(cost.h.shape)}; this problem has n = {n} "
-        f"and {steps} steps.",
+        f"the running cost has F of shape {tuple(cost.F.shape)} and h of shape"
+        f" {tuple(cost.h.shape)}; this problem has n = {n} and {steps} steps.",
     )
     return (cost.F.expand(steps, n, n) if bool((cost.F != 0).any()) else None), cost.h.expand(
         steps, n

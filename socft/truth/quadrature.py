@@ -1,8 +1,10 @@
-r"""Exact solution in one and two dimensions by dynamic programming with quadrature, for any smooth reward and reference.
+r"""Exact solution in one and two dimensions by dynamic programming with quadrature, for any smooth
+reward and reference.
 
-Each step solves the Bellman equation at the nodes of a grid (`socft.truth.bellman`), with grids that follow the mass of the pre-trained
-and of the optimal chain. The discretisation error is reported by refinement: the control on a grid with 0.7 times the nodes is
-compared with the finer one where the optimal chain has all but 1e-6 of its mass.
+Each step solves the Bellman equation at the nodes of a grid (`socft.truth.bellman`), with grids
+that follow the mass of the pre-trained and of the optimal chain. The discretisation error is
+reported by refinement: the control on a grid with 0.7 times the nodes is compared with the finer
+one where the optimal chain has all but 1e-6 of its mass.
 """
 
 from __future__ import annotations
@@ -87,7 +89,9 @@ class Flow:
 
 
 def flow(problem: ControlProblem, policy: Policy, grids: tuple[Grid, ...]) -> Flow:
-    """Push the initial law through the controlled chain: the transpose of the smoothing and interpolation of the value."""
+    """Push the initial law through the controlled chain: the transpose of the smoothing and
+    interpolation of the value.
+    """
     points, weights = tensor_rule(grids[0].dim)
     masses = [grids[0].scatter(weights, problem.reference.initial(points))]
     with torch.no_grad():
@@ -106,9 +110,12 @@ class Quadrature(Truth):
     """The exact optimum by quadrature in d = 1 or 2.
 
     Args:
-        problem: the problem; the reference's noise must act along the axes (degenerate axes allowed).
-        grids: one grid per step 0..T; chosen from the mass of the pre-trained and the optimal chain when left out.
-        nodes: nodes per axis of the chosen grids; by default a seventh of the scale on which the value varies.
+        problem: the problem; the reference's noise must act along the axes (degenerate axes
+            allowed).
+        grids: one grid per step 0..T; chosen from the mass of the pre-trained and the optimal chain
+            when left out.
+        nodes: nodes per axis of the chosen grids; by default a seventh of the scale on which the
+            value varies.
 
     Attributes:
         grids: the grids.
@@ -117,8 +124,8 @@ class Quadrature(Truth):
         curvature: ``sup |Hess G V_{k+1}|`` per step, shape (T,).
 
     Raises:
-        InvalidProblem: beta too small for a well-defined control, a reward that is not finite on the grid, or given grids that
-            lose more than 1e-6 of the mass.
+        InvalidProblem: beta too small for a well-defined control, a reward that is not finite on
+            the grid, or given grids that lose more than 1e-6 of the mass.
     """
 
     def __init__(
@@ -139,7 +146,8 @@ class Quadrature(Truth):
         lost = self.flow.lost
         require(
             lost <= LOST_MASS,
-            f"the grids lose {lost:.1e} of the optimal chain's mass, more than {LOST_MASS:g}; widen, refine or omit them.",
+            f"the grids lose {lost:.1e} of the optimal chain's mass, more than {LOST_MASS:g};"
+            " widen, refine or omit them.",
         )
 
     @functools.cached_property
@@ -154,7 +162,9 @@ class Quadrature(Truth):
 
     @property
     def error(self) -> float:
-        """Largest change of the optimal control on the region when the grids are coarsened by 0.7: an estimate from above."""
+        """Largest change of the optimal control on the region when the grids are coarsened by 0.7:
+        an estimate from above.
+        """
         coarse = tuple(
             Grid.box(g.lower, g.upper, tuple(math.ceil(REFINEMENT * n) for n in g.shape))
             for g in self.grids
@@ -189,7 +199,9 @@ class Quadrature(Truth):
         return float(weights @ self.values[0].at(self.problem.reference.initial(points)))
 
     def evaluate(self, policy: Policy) -> Evaluation:
-        """Objective, reward and KL of any policy, by pushing its law through the grids; by simulation if it leaves them."""
+        """Objective, reward and KL of any policy, by pushing its law through the grids; by
+        simulation if it leaves them.
+        """
         law = flow(self.problem, policy, self.grids)
         if not law.lost <= LOST_MASS:
             return super().evaluate(policy)
@@ -218,7 +230,8 @@ def solve_backward(problem: ControlProblem, grids: tuple[Grid, ...]) -> Solution
     """Dynamic programming from the reward to step 0."""
     require(
         len(grids) == problem.steps + 1,
-        f"{len(grids)} grids for {problem.steps} steps; give one per step 0..T, {problem.steps + 1}.",
+        f"{len(grids)} grids for {problem.steps} steps; give one per step 0..T,"
+        f" {problem.steps + 1}.",
     )
     dims = problem.reference.dims
     require(
@@ -235,11 +248,13 @@ def solve_backward(problem: ControlProblem, grids: tuple[Grid, ...]) -> Solution
 
 
 def measured_beta(problem: ControlProblem, lam: float) -> BetaChoice:
-    """The smallest constant KL weight under which the inner loop contracts by ``1 - lam`` at every step, by measured curvature.
+    """The smallest constant KL weight under which the inner loop contracts by ``1 - lam`` at every
+    step, by measured curvature.
 
-    Solves ``max_k sigma_k^2 sup |Hess G V_{k+1}| / beta = 1 - lam`` for beta, on which the optimal V depends. The result's ``lam``
-    are the design constants reached per step, its ``margin`` how much of beta each step could do without. The value functions of
-    PI-FT's first iterates can be more curved than the optimal one, so for small lam it may need several inner iterations, or
+    Solves ``max_k sigma_k^2 sup |Hess G V_{k+1}| / beta = 1 - lam`` for beta, on which the optimal
+    V depends. The result's ``lam`` are the design constants reached per step, its ``margin`` how
+    much of beta each step could do without. The value functions of PI-FT's first iterates can be
+    more curved than the optimal one, so for small lam it may need several inner iterations, or
     diverge with one.
 
     Args:
@@ -275,7 +290,9 @@ def _with_beta(problem: ControlProblem, beta: float) -> ControlProblem:
 
 
 def _root(excess: Callable[[float], float]) -> float:
-    """The largest log(beta) at which a function that is infinite for small ones and falls to minus infinity vanishes."""
+    """The largest log(beta) at which a function that is infinite for small ones and falls to minus
+    infinity vanishes.
+    """
     high, step = 0.0, math.log(4.0)
     while excess(high) > 0:
         high += step
@@ -303,13 +320,15 @@ def _root(excess: Callable[[float], float]) -> float:
 
 
 def choose_grids(problem: ControlProblem, nodes: tuple[int, ...] | None = None) -> tuple[Grid, ...]:
-    """Grids that cover `SPREAD` standard deviations of the pre-trained and the optimal chain and keep the optimal chain's mass.
+    """Grids that cover `SPREAD` standard deviations of the pre-trained and the optimal chain and
+    keep the optimal chain's mass.
 
     The boxes grow until they do: a weak KL penalty lets the optimal chain travel far.
 
     Args:
         problem: the problem.
-        nodes: nodes per axis; by default a seventh of the scale on which each value function varies.
+        nodes: nodes per axis; by default a seventh of the scale on which each value function
+            varies.
     """
     reference, d = problem.reference, _grid_dim(problem.reference)
     lower, upper = _spread(reference, Uncontrolled(reference))
@@ -336,7 +355,8 @@ def _grid_dim(reference: Reference) -> int:
     d = reference.dims[0] if len(reference.dims) == 1 else 0
     require(
         d in (1, 2),
-        f"states of shape {reference.dims} have no grid; quadrature solves vectors of length 1 and 2.",
+        f"states of shape {reference.dims} have no grid; quadrature solves vectors of length 1"
+        " and 2.",
     )
     return d
 
@@ -344,7 +364,8 @@ def _grid_dim(reference: Reference) -> int:
 def _resolving(problem: ControlProblem, k: int, box: Grid) -> tuple[int, ...]:
     """Nodes per axis that resolve the value function of step ``k``, within `NODES`.
 
-    V_k is a function smoothed by sigma_k composed with m_k, so it varies over ``sigma_k / sup |Jac m_k|``.
+    V_k is a function smoothed by sigma_k composed with m_k, so it varies over
+    ``sigma_k / sup |Jac m_k|``.
     """
     least, most = NODES[box.dim]
     stretch = torch.ones(box.dim, dtype=torch.float64)
@@ -359,7 +380,9 @@ def _resolving(problem: ControlProblem, k: int, box: Grid) -> tuple[int, ...]:
 
 
 def _spread(reference: Reference, policy: Policy) -> tuple[Tensor, Tensor]:
-    """Mean -+ SPREAD standard deviations of a pilot simulation with fixed noise, two tensors (T + 1, d)."""
+    """Mean -+ SPREAD standard deviations of a pilot simulation with fixed noise, two tensors (T +
+    1, d).
+    """
     noise = Noise.sample(reference, PILOT_PATHS, torch.Generator().manual_seed(0))
     with torch.no_grad():
         states = rollout(reference, policy, noise).states

@@ -15,8 +15,9 @@ from socft.reference import Noises, States
 class ContinuousValue:
     r"""``V(t, x) = x' P(t) x / 2 + c(t)`` on [0, horizon]; made by `riccati`.
 
-    With ``H = [[A, R], [F, -A']]``, ``R = B B' / beta``, the flow ``[X; Y]' = H [X; Y]`` carries ``P = Y X^{-1}``, so between
-    nodes ``P`` is a fractional-linear map of its value at the next node: no time-stepping error.
+    With ``H = [[A, R], [F, -A']]``, ``R = B B' / beta``, the flow ``[X; Y]' = H [X; Y]`` carries
+    ``P = Y X^{-1}``, so between nodes ``P`` is a fractional-linear map of its value at the next
+    node: no time-stepping error.
 
     Attributes:
         horizon: the final time.
@@ -70,8 +71,8 @@ class ContinuousValue:
         least = float(torch.linalg.eigvals(room).real.min())
         require(
             least > 0,
-            f"at beta = {self.beta:g} the value is infinite {self.horizon - t:.3g} or less before the horizon of {self.horizon:g}; "
-            "raise beta or shorten the horizon.",
+            f"at beta = {self.beta:g} the value is infinite {self.horizon - t:.3g} or less before"
+            f" the horizon of {self.horizon:g}; raise beta or shorten the horizon.",
         )
         P = torch.linalg.solve(X, flow[n:, :n] + flow[n:, n:] @ self._hessians[i], left=False)
         gained = (
@@ -90,13 +91,16 @@ def riccati(
     beta: float = 1.0,
     horizon: float = 1.0,
 ) -> ContinuousValue:
-    r"""The value of ``dX = (A X + B u) dt + B dW``, reward ``x' terminal x / 2``, cost rate ``x' running x / 2 + beta |u|^2 / 2``.
+    r"""The value of ``dX = (A X + B u) dt + B dW``, reward ``x' terminal x / 2``, cost rate
+    ``x' running x / 2 + beta |u|^2 / 2``.
 
-    :math:`-\dot P = A^\top P + P A + P B B^\top P/\beta - F` with :math:`P` = terminal at the horizon, the limit of the discrete
-    recursion with :math:`A_k = I + A\,dt`, :math:`B_k = B \sqrt{dt}`, :math:`F_k = F\,dt`.
+    :math:`-\dot P = A^\top P + P A + P B B^\top P/\beta - F` with :math:`P` = terminal at the
+    horizon, the limit of the discrete recursion with :math:`A_k = I + A\,dt`,
+    :math:`B_k = B \sqrt{dt}`, :math:`F_k = F\,dt`.
 
     Raises:
-        InvalidProblem: a shape does not fit, an entry or number is not finite and positive, or the value is infinite.
+        InvalidProblem: a shape does not fit, an entry or number is not finite and positive, or the
+            value is infinite.
     """
     A, B, terminal = (torch.as_tensor(M, dtype=torch.float64) for M in (A, B, terminal))
     running = (
@@ -105,8 +109,9 @@ def riccati(
     n = len(A)
     require(
         A.shape == terminal.shape == running.shape == (n, n) and B.ndim == 2 and len(B) == n,
-        f"A, B, terminal and running have shapes {tuple(A.shape)}, {tuple(B.shape)}, {tuple(terminal.shape)} and "
-        f"{tuple(running.shape)}; give (n, n), (n, m), (n, n) and (n, n).",
+        f"A, B, terminal and running have shapes {tuple(A.shape)}, {tuple(B.shape)},"
+        f" {tuple(terminal.shape)} and {tuple(running.shape)}; give (n, n), (n, m), (n, n) and"
+        " (n, n).",
     )
     for name, matrix in {"A": A, "B": B, "terminal": terminal, "running": running}.items():
         require_finite(matrix, name, "every entry must be a finite number.")

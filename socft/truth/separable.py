@@ -1,8 +1,9 @@
 r"""Exact solution of separable problems in any dimension, from one-dimensional ones.
 
-With independent coordinates :math:`q_i^\top x` (a `socft.density.Rotated` law) and a reward :math:`\sum_i r_i(q_i^\top x)`
-(`socft.reward.Separable`) along the same orthonormal directions, every value function is a sum,
-:math:`V_k(x) = \sum_i V_{k,i}(q_i^\top x)`, and the optimal control is :math:`\sum_i q_i v_{k,i}(q_i^\top x)`.
+With independent coordinates :math:`q_i^\top x` (a `socft.density.Rotated` law) and a reward
+:math:`\sum_i r_i(q_i^\top x)` (`socft.reward.Separable`) along the same orthonormal directions,
+every value function is a sum, :math:`V_k(x) = \sum_i V_{k,i}(q_i^\top x)`, and the optimal control
+is :math:`\sum_i q_i v_{k,i}(q_i^\top x)`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ SAME_ROTATION = 1e-12
 
 
 class SeparableTruth(Truth):
-    """The exact optimum of a rotated product problem, by one-dimensional quadrature per distinct coordinate.
+    """The exact optimum of a rotated product problem, by one-dimensional quadrature per distinct
+    coordinate.
 
     Args:
         density: data law with independent coordinates.
@@ -66,7 +68,8 @@ class SeparableTruth(Truth):
     def of_parts(
         cls, problem: ControlProblem, rotation: Float[Tensor, "n n"], parts: Sequence[Quadrature]
     ) -> SeparableTruth:
-        """The optimum of any problem that is the sum of one-dimensional ones along orthonormal directions, the caller's word.
+        """The optimum of any problem that is the sum of one-dimensional ones along orthonormal
+        directions, the caller's word.
 
         Args:
             problem: the n-dimensional problem.
@@ -75,8 +78,8 @@ class SeparableTruth(Truth):
         """
         require(
             rotation.shape == (len(parts), len(parts)) and problem.reference.dims == (len(parts),),
-            f"there are {len(parts)} parts and directions of shape {tuple(rotation.shape)} for states of shape "
-            f"{problem.reference.dims}; give one part per coordinate.",
+            f"there are {len(parts)} parts and directions of shape {tuple(rotation.shape)} for"
+            f" states of shape {problem.reference.dims}; give one part per coordinate.",
         )
         truth = cls.__new__(cls)
         truth.problem, truth.rotation, truth.parts = problem, rotation, tuple(parts)

@@ -1,10 +1,11 @@
 r"""The exponential tilt, and how far the discrete optimum is from it.
 
 With constant beta, relaxing the control to all of path space gives the Gibbs value
-:math:`V^G_k = \beta \log E \exp(V^G_{k+1}(m_k + B_k \xi)/\beta)`, attained by the tilted path law. The controlled kernels move
-means only, so :math:`V^G_0 \ge V_0`: the **kernel gap**, O(1/T). The tilt of the law of X_T alone, with value
-:math:`\beta \log E \exp(r(X_T)/\beta)`, is larger still by Jensen's inequality unless X_0 and X_T are independent: the **memory
-gap**, which does not vanish with T on a schedule with memory (both derived here).
+:math:`V^G_k = \beta \log E \exp(V^G_{k+1}(m_k + B_k \xi)/\beta)`, attained by the tilted path law.
+The controlled kernels move means only, so :math:`V^G_0 \ge V_0`: the **kernel gap**, O(1/T). The
+tilt of the law of X_T alone, with value :math:`\beta \log E \exp(r(X_T)/\beta)`, is larger still by
+Jensen's inequality unless X_0 and X_T are independent: the **memory gap**, which does not vanish
+with T on a schedule with memory (both derived here).
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from socft.truth.quadrature import Quadrature, flow
 HERMITE_NODES = 64
 SAME_BETA = 1e-12
 TAIL = 1e-6
-"""Largest relative error of ``E exp(r / beta)``; the laws of X_0 and X_T are known where they have mass to rounding."""
+"""Largest relative error of ``E exp(r / beta)``; the laws of X_0 and X_T are known where they have
+mass to rounding.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class TiltGap:
-    """Distances in objective between the discrete optimum, the tilted path law and the tilted final law.
+    """Distances in objective between the discrete optimum, the tilted path law and the tilted final
+    law.
 
     Attributes:
         kernel: Gibbs value of the path law minus the optimum.
@@ -47,18 +51,20 @@ def tilt_gap(truth: Quadrature) -> TiltGap:
     The Gibbs value of the final law is ``beta log E exp(V^G_0(X_0) / beta)`` by the tower property.
 
     Raises:
-        InvalidProblem: beta is not constant, the dimension is not 1, there is a running cost, or the tilt lies where the law of X_0
-            has no mass to rounding.
+        InvalidProblem: beta is not constant, the dimension is not 1, there is a running cost, or
+            the tilt lies where the law of X_0 has no mass to rounding.
     """
     path_value, final_value = _gibbs_values(truth)
     return TiltGap(path_value - truth.objective, final_value - path_value)
 
 
 def tilted_law(truth: Quadrature) -> Float[Tensor, " nodes"]:
-    """The law of X_T tilted by ``exp(r / beta)``, as masses at the nodes of the last grid, summing to 1.
+    """The law of X_T tilted by ``exp(r / beta)``, as masses at the nodes of the last grid, summing
+    to 1.
 
     Raises:
-        InvalidProblem: as for `tilt_gap`, or the tilt lies where the law of X_T has no mass to rounding.
+        InvalidProblem: as for `tilt_gap`, or the tilt lies where the law of X_T has no mass to
+            rounding.
     """
     problem, beta, final_value = (
         truth.problem,
@@ -96,7 +102,8 @@ def _require_tilt(truth: Quadrature) -> None:
     )
     require(
         truth.grids[0].dim == 1,
-        f"the problem has dimension {truth.grids[0].dim}; the tilt by quadrature needs dimension 1.",
+        f"the problem has dimension {truth.grids[0].dim}; the tilt by quadrature needs"
+        " dimension 1.",
     )
     require(
         problem.running_cost is None,
@@ -107,8 +114,8 @@ def _require_tilt(truth: Quadrature) -> None:
 def _require_mass(error: float, beta: float, state: str) -> None:
     require(
         error <= TAIL,
-        f"at beta = {beta:g} the tilt lies where {state} has no mass to rounding: E exp(r / beta) would be off by a fraction "
-        f"{error:.1e}, more than {TAIL:g}; raise beta.",
+        f"at beta = {beta:g} the tilt lies where {state} has no mass to rounding: E exp(r / beta)"
+        f" would be off by a fraction {error:.1e}, more than {TAIL:g}; raise beta.",
     )
 
 

@@ -45,7 +45,9 @@ DIRECTION = torch.tensor([1.0, -2.0], dtype=torch.float64)
 
 
 def linear() -> Task:
-    """A Gaussian chain with a linear reward: continuations from any state have a variance that does not depend on it."""
+    """A Gaussian chain with a linear reward: continuations from any state have a variance that does
+    not depend on it.
+    """
     reference = benchmark("lq-sde", d=2, steps=5).problem.reference
     problem = ControlProblem(reference, FunctionReward(lambda x: x @ DIRECTION), 1.0)
     return Task("linear", problem, Uncontrolled(reference))
@@ -173,7 +175,9 @@ def test_agreement_is_the_mean_cosine_of_pairs(vectors: list[list[float]], expec
 
 
 def test_agreement_of_noisy_vectors_and_its_error():
-    """Of mean + unit noise in many dimensions: |mean|^2 / (|mean|^2 + dimensions); the error is the deviation over repetitions."""
+    """Of mean + unit noise in many dimensions: |mean|^2 / (|mean|^2 + dimensions); the error is the
+    deviation over repetitions.
+    """
     dims, number, repeated, generator = 2000, 6, 400, torch.Generator().manual_seed(0)
     mean = torch.zeros(dims, dtype=torch.float64)
     mean[0] = dims**0.5
@@ -191,7 +195,9 @@ def test_agreement_of_noisy_vectors_and_its_error():
 
 
 def test_alignment_is_the_cosine_of_the_means_whatever_the_noise():
-    """Two means at an angle of 60 degrees, one under noise of its own length, one under noise four times as long."""
+    """Two means at an angle of 60 degrees, one under noise of its own length, one under noise four
+    times as long.
+    """
     dims, number, repeated, generator = 400, 12, 400, torch.Generator().manual_seed(1)
     a, b = torch.zeros(2, dims, dtype=torch.float64)
     a[0], b[0], b[1] = 10.0, 1.0, 3**0.5
@@ -208,7 +214,9 @@ def test_alignment_is_the_cosine_of_the_means_whatever_the_noise():
 
 
 def test_estimators_of_the_policy_gradient_are_the_same_at_the_pre_trained_model():
-    """Without a control, lean and full adjoints are equal, and so is the corrected one where the policy's costate corrects it."""
+    """Without a control, lean and full adjoints are equal, and so is the corrected one where the
+    policy's costate corrects it.
+    """
     found = Rows(tuple(directions(alone("a green triangle").plain(), 3, 1)))
     lean, full = (
         found.where("agreement", estimator=name, after=0).one()
@@ -222,7 +230,9 @@ def test_estimators_of_the_policy_gradient_are_the_same_at_the_pre_trained_model
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_half_precision_network_gives_nearly_the_same_gradient(dtype: str):
-    """With the learnt reward behind the decoder: only the network rounds, images and rewards are as precise as states."""
+    """With the learnt reward behind the decoder: only the network rounds, images and rewards are as
+    precise as states.
+    """
     settings = alone("a green triangle")
     found = []
     for each in ("float32", dtype):

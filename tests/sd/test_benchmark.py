@@ -1,4 +1,6 @@
-"""Time and memory of gradient steps: what is varied, what is counted, what is refused; sizes of the random models."""
+"""Time and memory of gradient steps: what is varied, what is counted, what is refused; sizes of the
+random models.
+"""
 
 from __future__ import annotations
 
@@ -91,8 +93,10 @@ def test_the_full_size_is_the_papers():
     [("score_function", 2), ("adjoint_matching", 3), ("pi_ft", 4)],
 )
 def test_the_calls_of_the_network_are_those_of_the_algorithm(estimator: str, per_step: int):
-    """A rollout asks for the pre-trained and the fine-tuned output at every step, and so does every backward pass, of two
-    trajectories each, once; a lean costate differentiates the pre-trained mean, a full one the policy too."""
+    """A rollout asks for the pre-trained and the fine-tuned output at every step, and so does every
+    backward pass, of two trajectories each, once; a lean costate differentiates the pre-trained
+    mean, a full one the policy too.
+    """
     for cell in (Cell(2, 4, 2), Cell(4, 4, 1), Cell(4, 2, 1)):
         found = measured(settings(cell, estimator), "small")
         assert found.calls == per_step * cell.steps + 2 * (cell.trajectories // 2)
@@ -108,7 +112,9 @@ def peak(cell: Cell) -> int:
 
 
 def test_memory_beyond_the_path_does_not_grow_with_the_steps():
-    """A path keeps states, controls, noise and targets; lists and their stacks stand side by side while they are made."""
+    """A path keeps states, controls, noise and targets; lists and their stacks stand side by side
+    while they are made.
+    """
     few, many = Cell(2, 4, 1), Cell(10, 4, 1)
     found = [peak(each) for each in (few, many, Cell(10, 4, 10))]
     assert (
@@ -121,7 +127,10 @@ def test_memory_beyond_the_path_does_not_grow_with_the_steps():
 def test_cells_are_recorded_and_failures_named(tmp_path: Path):
     """A black box has no gradient for adjoint matching and suffices for DDPO."""
     file = tmp_path / "black.toml"
-    tables = '[sampler]\nsteps = 3\nspacing = "leading"\n[batch]\ntrajectories = 2\n[reward]\nblack_box = true\n'
+    tables = (
+        '[sampler]\nsteps = 3\nspacing = "leading"\n[batch]\ntrajectories = 2\n[reward]\nblack_box'
+        " = true\n"
+    )
     file.write_text('[problem]\nprompts = ["a circle"]\n' + tables)
     sweep = Sweep((), (), (), repeats=2)
     records = run(

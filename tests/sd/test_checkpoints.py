@@ -1,4 +1,6 @@
-"""Checkpoints: what is written comes back bit for bit, and nothing that goes wrong costs more than the steps since the last one."""
+"""Checkpoints: what is written comes back bit for bit, and nothing that goes wrong costs more than
+the steps since the last one.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +158,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage):
     damage(tmp_path / "step-00000001")
     with pytest.raises(
         InvalidProblem,
-        match=r"every checkpoint in .* is damaged \(.*step-00000002.*; .*step-00000001.*\); remove the folder",
+        match=(
+            r"every checkpoint in .* is damaged \(.*step-00000002.*; .*step-00000001.*\); remove"
+            r" the folder"
+        ),
     ):
         store.newest()
 
@@ -177,9 +182,10 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path: Path, monkeypatch,
     monkeypatch.setattr(module, "_write", full)
     with pytest.raises(CheckpointFailed) as refused:
         store.save(2, {"own": b"own"}, {"shared": b"12345"})
-    assert str(refused.value) == (
-        f"the checkpoint of step 2 could not be written to {tmp_path} (No space left on device); the last checkpoint is of step 1: "
-        "make room and run the same command with --resume."
+    assert (
+        str(refused.value)
+        == f"the checkpoint of step 2 could not be written to {tmp_path} (No space left on device);"
+        " the last checkpoint is of step 1: make room and run the same command with --resume."
     )
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000001"]
     monkeypatch.setattr(module, "_write", write)
@@ -213,7 +219,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path):
     assert found is not None
     with pytest.raises(
         InvalidProblem,
-        match=r"run.seed was 0 when this run began and is 1 now; start another run with --out, or set it",
+        match=(
+            r"run.seed was 0 when this run began and is 1 now; start another run with --out, or"
+            r" set it"
+        ),
     ):
         trainer(run=TABLES["run"] | {"seed": 1}).restore(found)
     longer = trainer(run=TABLES["run"] | {"steps": 9}, optimiser={"rate": 0.002})
@@ -335,7 +344,10 @@ def run_until(error: Exception, tmp_path: Path, monkeypatch) -> None:
 
 def test_a_full_disk_under_the_metrics_does_too(tmp_path: Path, monkeypatch):
     """Whatever is written: the numbers, TensorBoard's files, the layers at the end."""
-    said = r"run could not be written \(No space left on device\) after gradient step 3; the last checkpoint is of step 2: make"
+    said = (
+        r"run could not be written \(No space left on device\) after gradient step 3; the last"
+        r" checkpoint is of step 2: make"
+    )
     with pytest.raises(InvalidProblem, match=said):
         run_until(FULL, tmp_path, monkeypatch)
     with pytest.raises(
@@ -366,7 +378,10 @@ def test_a_length_on_which_the_learning_rate_depends_stays(tmp_path: Path):
         )
         assert found is not None
         if decay:
-            said = r"run\.steps was 4 when this run began and is 6 now, and the learning rate falls over the last 50% of them"
+            said = (
+                r"run\.steps was 4 when this run began and is 6 now, and the learning rate falls"
+                r" over the last 50% of them"
+            )
             with pytest.raises(InvalidProblem, match=said):
                 longer.restore(found)
         else:

@@ -1,4 +1,5 @@
-"""The native ImageReward against the original package, to the bit, on one random checkpoint of the published size.
+"""The native ImageReward against the original package, to the bit, on one random checkpoint of the
+published size.
 
 The original needs old versions of what extra ``sd`` brings, hence an environment of its own:
 
@@ -67,7 +68,10 @@ MED = {
 pytestmark = [
     pytest.mark.skipif(
         importlib.util.find_spec("ImageReward") is None,
-        reason="the original package image-reward is not installed; it needs its own environment, extra image-reward",
+        reason=(
+            "the original package image-reward is not installed; it needs its own environment,"
+            " extra image-reward"
+        ),
     ),
     pytest.mark.filterwarnings("ignore"),  # the original's own
 ]
@@ -75,7 +79,9 @@ pytestmark = [
 
 @functools.cache
 def torchvision_schemas() -> torch.library.Library | None:
-    """Operators that torchvision's Python part names at import, which its compiled part does not bring beside another torch."""
+    """Operators that torchvision's Python part names at import, which its compiled part does not
+    bring beside another torch.
+    """
     if hasattr(torch.ops.torchvision, "nms"):
         return None
     library = torch.library.Library("torchvision", "DEF")

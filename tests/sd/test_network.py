@@ -1,4 +1,6 @@
-"""Low-rank fine-tuning of a random Stable Diffusion in float64: identities of estimators, sampler, files and memory."""
+"""Low-rank fine-tuning of a random Stable Diffusion in float64: identities of estimators, sampler,
+files and memory.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +127,9 @@ def matching(
 
 
 def by_diffusers(policy: LoRAPolicy, k: int, x: Tensor, adapted: bool) -> tuple[Tensor, float]:
-    """Mean and scale of a sampler's kernel, from the network and diffusers' scheduler, with peft's own switch."""
+    """Mean and scale of a sampler's kernel, from the network and diffusers' scheduler, with peft's
+    own switch.
+    """
     chain, unet = policy.reference, policy.reference.base.unet
     theirs: Any = exact_tables(chain)
     t = chain.sampling.timesteps[k]
@@ -606,7 +610,10 @@ def test_black_boxes_have_no_gradient_and_say_so():
         1.0,
     )
     path = path_of(policy)
-    sentence = "JPEGCompressibility is a black box without a gradient, and this estimator asks for one; use an estimator of reward values"
+    sentence = (
+        "JPEGCompressibility is a black box without a gradient, and this estimator asks for one;"
+        " use an estimator of reward values"
+    )
     with pytest.raises(InvalidProblem, match=sentence):
         AdjointMatching().label(problem, policy, path)
     with pytest.raises(InvalidProblem, match=sentence):

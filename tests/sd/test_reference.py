@@ -1,4 +1,6 @@
-"""Stable Diffusion as a reference: diffusers' own sampler, exact Gaussian networks, limits on memory, refusals."""
+"""Stable Diffusion as a reference: diffusers' own sampler, exact Gaussian networks, limits on
+memory, refusals.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ from socft.rollout import Noise, rollout
 from tests.support.tensors import F64, randn
 from toy.measure import Memory
 
-ROUNDING = 1e-11  # relative: a few sampling steps, each a network of some ten thousand float64 operations per entry
+# relative: a few sampling steps, each a network of some ten thousand float64 operations per entry
+ROUNDING = 1e-11
 TABLE = (
     1e-5  # relative: diffusers computes its coefficients in float32, from the same float32 levels
 )
@@ -175,7 +178,9 @@ def pipeline_latents(
 def drawn_by_pipeline(
     chain: StableDiffusionReference, batch: int, seed: int, dtype: torch.dtype = F64
 ) -> Noise:
-    """The noise a pipeline draws step by step from a generator of this seed, with initial noise of its own."""
+    """The noise a pipeline draws step by step from a generator of this seed, with initial noise of
+    its own.
+    """
     generator = torch.Generator().manual_seed(seed)
     steps = [
         torch.randn(batch, *chain.dims, generator=generator, dtype=dtype)
@@ -448,7 +453,10 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         {"set_alpha_to_one": True},
         {},
-        r"abar = 0.98\d+ to 1, where its sigma is 0 .*; give last_level = 0.99\d+ \(any level between",
+        (
+            r"abar = 0.98\d+ to 1, where its sigma is 0 .*; give last_level = 0.99\d+ \(any level"
+            r" between"
+        ),
     ),
     (
         {"steps_offset": 0},
@@ -537,7 +545,9 @@ def test_other_networks_are_refused(change: dict[str, Any], message: str):
 def test_other_predictions_vocabularies_and_limits_are_refused():
     with pytest.raises(
         InvalidProblem,
-        match="prediction_type = 'sample'; give a network that predicts 'epsilon' or 'v_prediction'",
+        match=(
+            "prediction_type = 'sample'; give a network that predicts 'epsilon' or 'v_prediction'"
+        ),
     ):
         stable_diffusion(ExactNoise(0.0, 1.0), settings=scheduler(prediction_type="sample"))
     _, text, _ = surroundings()
@@ -578,7 +588,9 @@ class ExactNoise(nn.Module):
 def marginal_errors(
     steps: int, eta: float, center: float = 0.7, spread: float = 0.8, last: float = 0.9995
 ) -> tuple[float, float]:
-    """Errors of the mean and the variance of the sample, started at the exact marginal of the first level."""
+    """Errors of the mean and the variance of the sample, started at the exact marginal of the first
+    level.
+    """
     base = stable_diffusion(ExactNoise(center, spread))
     chain = StableDiffusionReference(
         base, PROMPT, steps=steps, eta=eta, spacing="trailing", last_level=last
@@ -597,7 +609,9 @@ def marginal_errors(
 
 @pytest.mark.parametrize("eta", [0.2, 0.6, 1.0])
 def test_every_eta_has_the_same_marginals_to_first_order(eta: float):
-    """The mean is exact; the variance's error is 2 to 4% of it at 125 steps and falls with the step size, in the limit linearly."""
+    """The mean is exact; the variance's error is 2 to 4% of it at 125 steps and falls with the step
+    size, in the limit linearly.
+    """
     errors = torch.tensor([marginal_errors(steps, eta) for steps in (125, 250, 500)], dtype=F64)
     orders = (errors[:-1, 1] / errors[1:, 1]).log2().tolist()
     assert float(errors[:, 0].max()) < ROUNDING

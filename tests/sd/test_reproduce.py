@@ -1,4 +1,6 @@
-"""The reproduction's runs on a small random model: equal budgets, equal noise, and the same records after an interruption."""
+"""The reproduction's runs on a small random model: equal budgets, equal noise, and the same records
+after an interruption.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sd_experiments import CONFIGS
 from sd_experiments.studies import gradient_agreement, reproduce
 from sd_experiments.studies.reproduce import REGRESSING, SCALES, Method, Scale, settings_of, tasks
 from sd_experiments.training.build import ESTIMATORS, build, made
@@ -25,7 +28,9 @@ from tests.sd.test_train import written
 STILL = 1e-30
 """A learning rate that moves nothing."""
 FAST = 0.1
-"""One after which paths say little about the policy: their weights have an effective sample size of less than half their number."""
+"""One after which paths say little about the policy: their weights have an effective sample size of
+less than half their number.
+"""
 
 
 @pytest.fixture
@@ -113,7 +118,9 @@ def test_runs_without_a_limit_differ_by_nothing_else():
 
 
 def test_likelihoods_are_clipped_alike_at_every_scale():
-    """The published clip of likelihoods averaged over a latent of Stable Diffusion bounds the log-likelihood of a step here too."""
+    """The published clip of likelihoods averaged over a latent of Stable Diffusion bounds the
+    log-likelihood of a step here too.
+    """
     unet = json.loads((CONFIGS.parent / "tiny/model/unet/config.json").read_text())
     for title in ("DPOK", "DDPO"):
         tiny, published = (
@@ -164,7 +171,9 @@ def test_an_untrained_model_draws_what_the_pre_trained_one_draws(scale: Scale, t
 
 
 def _look(scale: Scale, tmp_path: Path, prompts: tuple[str, ...]) -> None:
-    """The pictures of the run that learnt nothing are those of the pre-trained model, and the report shows them."""
+    """The pictures of the run that learnt nothing are those of the pre-trained model, and the
+    report shows them.
+    """
     folder = tmp_path / "records" / "stable_diffusion"
     beta = scale.settings.problem.beta
     names = {
@@ -224,7 +233,9 @@ def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_re
 def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(
     scale: Scale, tmp_path: Path
 ):
-    """At the rate at which nothing moves it gains nothing; PI-FT is held against the better of the two."""
+    """At the rate at which nothing moves it gains nothing; PI-FT is held against the better of the
+    two.
+    """
     rated = dataclasses.replace(scale, betas=(), rates=(STILL,))
     records = reproduce.reproduce(rated, False, tmp_path / "records", variants=True)
     rows, beta = Rows(tuple(records)), scale.settings.problem.beta

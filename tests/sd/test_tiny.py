@@ -1,4 +1,6 @@
-"""The shape world, its checker, the trained tiny models, and ImageReward against an implementation from its published names."""
+"""The shape world, its checker, the trained tiny models, and ImageReward against an implementation
+from its published names.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +116,9 @@ def test_every_shape_covers_the_same_area(shape):
 
 
 def test_shapes_look_like_themselves():
-    """Quarter turns leave a circle and a square alone, mirrors leave all alone, and only a triangle and a star have a top."""
+    """Quarter turns leave a circle and a square alone, mirrors leave all alone, and only a triangle
+    and a star have a top.
+    """
     x, y, size = (torch.full((4,), v) for v in (16.0, 16.0, 7.0))
     covered = coverage(torch.arange(4), x, y, size)
     assert torch.allclose(covered, covered.flip(2), atol=1e-4)
@@ -208,7 +212,9 @@ def test_two_things_turn_about_each_other_and_stay_apart(seed):
 
 
 def test_noisy_examples_lie_anywhere_on_the_way():
-    """Half of the departures from a caption are less than half-way and leave it true, as far as facts change half-way."""
+    """Half of the departures from a caption are less than half-way and leave it true, as far as
+    facts change half-way.
+    """
     noise = Noise(colour=0.5, composition=0.5, counting=0.5, location=0.6, open=0.5)
     made = train_model.examples(1500, 3, noise)
     captions = [parse(text) for text in made.captions]
@@ -505,7 +511,9 @@ def test_every_patch_is_called_by_what_covers_it():
 
 
 def test_freshly_drawn_pictures_are_of_captions_that_are_not_held_out():
-    """What the checker sees in them is what they are said to show, and the first and last of each are right."""
+    """What the checker sees in them is what they are said to show, and the first and last of each
+    are right.
+    """
     made = freshly_drawn(40, torch.Generator().manual_seed(3))
     assert len(made.captions) == 40
     assert not any(held_out(caption) for caption in made.captions)
@@ -535,7 +543,9 @@ def test_a_picture_on_the_way_is_worth_its_share_of_both_ends():
 
 
 def test_a_caption_states_the_facts_it_is_asked_about():
-    """What is not stated is left out, the worth of a picture is the mean of the facts, and a thing that is there is seen."""
+    """What is not stated is left out, the worth of a picture is the mean of the facts, and a thing
+    that is there is seen.
+    """
     made = freshly_drawn(30, torch.Generator().manual_seed(5))
     found = answers(made, torch.arange(120).view(30, 4))
     for caption, worth, told in zip(made.captions, made.worth, found, strict=True):
@@ -557,7 +567,9 @@ def test_a_caption_states_the_facts_it_is_asked_about():
 
 
 def test_annotators_fix_the_reward_up_to_a_constant():
-    """The cross-entropy is least, and the entropy of the preferences, where both rewards differ by a constant for each caption."""
+    """The cross-entropy is least, and the entropy of the preferences, where both rewards differ by
+    a constant for each caption.
+    """
     known = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     shifted = (known + torch.tensor([[0.3], [-2.0], [1.0]], dtype=torch.float64)).requires_grad_(
         True
@@ -588,7 +600,9 @@ def test_a_caption_is_compared_with_its_own_pictures_and_others():
 
 @pytest.mark.parametrize(("power", "bent"), [(1, False), (2, True)])
 def test_blends_bend_a_reward_that_is_not_linear(monkeypatch, power: int, bent: bool):
-    """The penalty vanishes for rewards that are linear in the picture; for a square it is E (s (1 - s) (a - b)^2)^2."""
+    """The penalty vanishes for rewards that are linear in the picture; for a square it is E (s (1 -
+    s) (a - b)^2)^2.
+    """
     pictures = torch.zeros(400, 4, 3, 2, 2, dtype=torch.float64)
     pictures[:, :2] = 1.0
     monkeypatch.setattr(
@@ -637,7 +651,9 @@ def test_the_pipeline_draws_what_it_drew_when_it_was_measured(pipe):
 
 @TRAINED
 def test_the_last_step_of_the_pipeline_can_be_steered(pipe):
-    """The posterior variance of the last step, from its definition, is positive, as eta = 1 and a finite KL need."""
+    """The posterior variance of the last step, from its definition, is positive, as eta = 1 and a
+    finite KL need.
+    """
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     scheduler.set_timesteps(50)
     steps = scheduler.timesteps.tolist()
@@ -894,7 +910,9 @@ def random_checkpoint():
 
 
 def by_hand(weights, images, ids, mask):
-    """ImageReward from its published names: pre-norm vision transformer, post-norm BERT with cross-attention, linear head."""
+    """ImageReward from its published names: pre-norm vision transformer, post-norm BERT with
+    cross-attention, linear head.
+    """
 
     def dense(name, x):
         return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])

@@ -1,4 +1,6 @@
-"""Training with rounds of paths: gradient, weights and noise against independent computations, and runs of the command line."""
+"""Training with rounds of paths: gradient, weights and noise against independent computations, and
+runs of the command line.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ from tests.support.tensors import F64, randn
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT = 1e-11  # relative: sums of float64 gradients in another order, through a network
-SAME_RUN = 1e-8  # relative: AdamW divides gradients that differ in the 15th digit by their own scale, five times
+# relative: AdamW divides gradients that differ in the 15th digit by their own scale, five times
+SAME_RUN = 1e-8
 SPREAD = 4.0  # standard errors of a Monte-Carlo mean
 PATIENCE_SECONDS = 120  # two processes that import torch and diffusers on a busy machine
 STEPS = 4
@@ -202,7 +205,9 @@ def test_rewards_and_kl_are_those_of_the_rounds_paths():
 def test_every_step_counts_once_on_average(
     draws: int, span: float, share: float, early: int | None
 ):
-    """Without replacement, as many early ones as asked for, and weights one over the frequency of every step."""
+    """Without replacement, as many early ones as asked for, and weights one over the frequency of
+    every step.
+    """
     count, steps = 4000, 10
     batch = config.Batch(loss_steps=draws, early_span=span, early_share=share)
     k, weights = strata(batch, steps, count, torch.Generator().manual_seed(0))
@@ -219,7 +224,9 @@ def test_every_step_counts_once_on_average(
 
 
 def test_fewer_steps_leave_the_mean_of_the_gradient():
-    """The gradient of a few steps of many paths, against that of all their steps, within its own measured noise."""
+    """The gradient of a few steps of many paths, against that of all their steps, within its own
+    measured noise.
+    """
     full = trainer_with(FullAdjoint(), batch={"trajectories": 400}, run={"steps": 1})
     few = trainer_with(
         FullAdjoint(),
@@ -235,7 +242,9 @@ def test_fewer_steps_leave_the_mean_of_the_gradient():
 
 
 def test_the_noise_of_the_gradient_is_its_standard_deviation():
-    """The mean of its square over rounds against the variance of the gradient between rounds; unequal backward passes."""
+    """The mean of its square over rounds against the variance of the gradient between rounds;
+    unequal backward passes.
+    """
     batch = {"trajectories": 7, "micro_batch": 3, "loss_steps": 2}
     gradients, measured = gradients_of(trainer_with(FullAdjoint(), batch=batch, run={"steps": 100}))
     variance = torch.stack(gradients).var(0).sum()
@@ -525,7 +534,9 @@ def test_diversity_is_the_mean_distance_of_pictures():
 
 
 def reddish() -> Any:
-    """A smooth score of images, for the tests' configurations; kills its process at the call the environment names."""
+    """A smooth score of images, for the tests' configurations; kills its process at the call the
+    environment names.
+    """
     calls = []
 
     def score(images: Tensor, prompt: str) -> Tensor:
@@ -676,7 +687,8 @@ def test_reproduction_begins_with_what_is_missing(tmp_path: Path, capsys):
     assert f"missing  model: '{tmp_path}' holds no model_index.json" in said.out
     assert (
         said.err
-        == "socft: --scale sd15 (see also --model and --reward) cannot run here yet: model, reward.\n"
+        == "socft: --scale sd15 (see also --model and --reward) cannot run here yet: model,"
+        " reward.\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -729,7 +741,9 @@ def test_check_finds_what_would_stop_the_run(what: str, model: Path, tmp_path: P
 
 
 def test_check_refuses_nothing_that_runs(model: Path, tmp_path: Path, capsys):
-    """A score without a gradient serves an estimator that does not ask; what a call may take is no more than there is."""
+    """A score without a gradient serves an estimator that does not ask; what a call may take is no
+    more than there is.
+    """
     file = written(model, tmp_path / "run", "dpok")
     content = file.read_text().replace(
         "tests.sd.test_train:reddish", "sd_experiments.reward.rewards:JPEGCompressibility"
@@ -747,7 +761,10 @@ def test_a_model_of_the_hub_is_the_one_that_was_downloaded(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
         InvalidProblem,
-        match=r"'someone/shapes' is no folder, and was not downloaded .* hf download .* someone/shapes",
+        match=(
+            r"'someone/shapes' is no folder, and was not downloaded .* hf download .*"
+            r" someone/shapes"
+        ),
     ):
         load_model(config.Model("someone/shapes"))
     kept, commit = tmp_path / "models--someone--shapes", "0" * 40
@@ -770,7 +787,8 @@ def test_a_model_of_the_hub_is_the_one_that_was_downloaded(
 def test_a_run_that_was_killed_continues_bit_for_bit(model: Path, tmp_path: Path, capsys):
     whole, killed = written(model, tmp_path / "whole"), written(model, tmp_path / "killed")
     assert cli.main(["sd", "train", "--config", str(whole)]) == 0
-    # Two calls probe the two problems and each round makes two, so the seventh is in the third round, which the fifth step begins.
+    # Two calls probe the two problems and each round makes two, so the seventh is in the third
+    # round, which the fifth step begins.
     stopped = command("-m", "socft.cli", "sd", "train", "--config", killed, SOCFT_TEST_KILL_AT="7")
     assert stopped.returncode == -signal.SIGKILL, stopped.stderr
     assert read_metrics(tmp_path / "killed" / "metrics.jsonl")[-1]["step"] == 4
@@ -803,7 +821,9 @@ def test_a_run_that_was_killed_continues_bit_for_bit(model: Path, tmp_path: Path
 
 
 def board(folder: Path) -> dict[str, Any]:
-    """What TensorBoard shows of a run: numbers by step, and at which steps there are pictures of which size."""
+    """What TensorBoard shows of a run: numbers by step, and at which steps there are pictures of
+    which size.
+    """
     shown = EventAccumulator(str(folder / "tensorboard")).Reload()
     timed = ("seconds", "peak_mb")
     numbers = {
@@ -997,7 +1017,8 @@ def launch_two(script: Path, *arguments: Path) -> None:
     assert [each.returncode for each in started] == [0, 0], said
 
 
-# Everything but what is measured on one process' own backward passes, on its clock and in its memory.
+# Everything but what is measured on one process' own backward passes, on its clock and in its
+# memory.
 OF_A_PROCESS = ("gradient_noise", "seconds", "peak_mb")
 
 

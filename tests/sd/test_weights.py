@@ -1,4 +1,6 @@
-"""Files of a pipeline: whatever is missing, cut off or of another network is refused and named; the published layout is read."""
+"""Files of a pipeline: whatever is missing, cut off or of another network is refused and named; the
+published layout is read.
+"""
 
 from __future__ import annotations
 
@@ -64,13 +66,19 @@ def cut_short(folder: Path, part: str) -> str:
 def drop(folder: Path, part: str) -> str:
     file, name = weights(folder, part), min(load_file(weights(folder, part)))
     edited(file, lambda tensors: tensors.pop(name))
-    return f"{file} lacks 1 weights of the network, such as ['{name}']; it is another network's or not complete: copy it again."
+    return (
+        f"{file} lacks 1 weights of the network, such as ['{name}']; it is another network's or not"
+        " complete: copy it again."
+    )
 
 
 def add(folder: Path, part: str) -> str:
     file = weights(folder, part)
     edited(file, lambda tensors: tensors.update(extra=torch.zeros(2)))
-    return f"{file} has 1 weights the network lacks, such as ['extra']; it is another network's or not complete: copy it again."
+    return (
+        f"{file} has 1 weights the network lacks, such as ['extra']; it is another network's or not"
+        " complete: copy it again."
+    )
 
 
 def reshape(folder: Path, part: str) -> str:
@@ -134,7 +142,10 @@ def test_a_network_that_is_not_whole_is_refused(
 
 def lose_words(folder: Path) -> str:
     (folder / "tokenizer.json").unlink()
-    return f"{folder} holds neither tokenizer.json nor vocab.json with merges.txt; copy the tokenizer there."
+    return (
+        f"{folder} holds neither tokenizer.json nor vocab.json with merges.txt; copy the tokenizer"
+        " there."
+    )
 
 
 def damage_words(folder: Path) -> str:
@@ -148,7 +159,10 @@ def lose_merges(folder: Path) -> str:
     content = json.loads(file.read_text())
     content["model"]["merges"] = content["model"]["merges"][:3]
     file.write_text(json.dumps(content))
-    return f"the tokenizer in {folder} has .* tokens that no merge makes, such as [.*], and would read words letter by letter"
+    return (
+        f"the tokenizer in {folder} has .* tokens that no merge makes, such as [.*], and would read"
+        " words letter by letter"
+    )
 
 
 def lose_vocabulary(folder: Path) -> str:
@@ -156,12 +170,18 @@ def lose_vocabulary(folder: Path) -> str:
     content = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "tokenizer.json").unlink()
     (folder / "merges.txt").write_text("\n".join(" ".join(pair) for pair in content["merges"]))
-    return f"{folder} holds neither tokenizer.json nor vocab.json with merges.txt; copy the tokenizer there."
+    return (
+        f"{folder} holds neither tokenizer.json nor vocab.json with merges.txt; copy the tokenizer"
+        " there."
+    )
 
 
 def lose_length(folder: Path) -> str:
     (folder / "tokenizer_config.json").unlink()
-    return "the tokenizer gives up to .* tokens and the text encoder reads 12; copy the tokenizer's tokenizer_config.json too."
+    return (
+        "the tokenizer gives up to .* tokens and the text encoder reads 12; copy the tokenizer's"
+        " tokenizer_config.json too."
+    )
 
 
 def change_vocabulary(folder: Path) -> str:
@@ -225,12 +245,18 @@ def test_parts_of_different_models_are_refused(model: Path, tmp_path: Path):
         (
             "text_encoder",
             text,
-            "the network reads text of width 32 and the text encoder writes 64; load both from one directory.",
+            (
+                "the network reads text of width 32 and the text encoder writes 64; load both from"
+                " one directory."
+            ),
         ),
         (
             "vae",
             decoder,
-            "the network makes latents of 4 channels and the decoder reads 8; load both from one directory.",
+            (
+                "the network makes latents of 4 channels and the decoder reads 8; load both from"
+                " one directory."
+            ),
         ),
     ):
         folder = tmp_path / part
@@ -267,8 +293,9 @@ def test_check_loads_the_reward(model: Path, tmp_path: Path, capsys):
 
 
 def test_published_names_of_weights_are_read(tmp_path: Path):
-    """Stable Diffusion 1.5 is published with the decoder's attention and the text encoder named as in 2022, and with position
-    numbers that are no weights."""
+    """Stable Diffusion 1.5 is published with the decoder's attention and the text encoder named as
+    in 2022, and with position numbers that are no weights.
+    """
     torch.manual_seed(0)
     decoder = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=16)
     decoder.save_pretrained(tmp_path / "vae")

@@ -96,8 +96,8 @@ def test_toy_writes_records(made, tmp_path, capsys):
 def test_unknown_names_list_the_known_ones(capsys):
     assert cli.main(["toy", "nonsense"]) == cli.INVALID
     assert (
-        capsys.readouterr().err
-        == f"socft: there is no study named 'nonsense'; the studies are: {', '.join(cli.STUDIES.names)}.\n"
+        capsys.readouterr().err == "socft: there is no study named 'nonsense'; the studies are:"
+        f" {', '.join(cli.STUDIES.names)}.\n"
     )
     assert cli.main(["report", "nonsense"]) == cli.INVALID
     assert (
@@ -221,7 +221,8 @@ def test_a_report_without_records_says_how_to_measure(tmp_path, capsys):
     file = tmp_path / "convergence.jsonl"
     assert (
         capsys.readouterr().err
-        == f"socft: no records at {file}; measure them with: socft toy convergence --out {tmp_path}\n"
+        == f"socft: no records at {file}; measure them with: socft toy convergence --out"
+        f" {tmp_path}\n"
     )
     assert os.listdir(tmp_path) == []
 

@@ -15,8 +15,12 @@ from socft.metrics import gaussian_mmd, mmd, wasserstein1, wasserstein1_to_quant
 from tests.support.tensors import F64, randn
 
 ROUNDING = 1e-12  # sums of a few thousand numbers of order one
-SPACING = 0.01  # of grids; where two distribution functions cross, their distance has a kink, which costs the square of it
-TAIL = 2e-4  # the end cells of 4000 quantiles: a logarithmic singularity over 1/4000, of which Gauss-Legendre misses little
+# of grids; where two distribution functions cross, their distance has a kink, which costs the
+# square of it
+SPACING = 0.01
+# the end cells of 4000 quantiles: a logarithmic singularity over 1/4000, of which Gauss-Legendre
+# misses little
+TAIL = 2e-4
 STDERRS = 4.0
 
 
@@ -53,7 +57,9 @@ def test_wasserstein_between_gaussians(mean: float, deviation: float):
 
 
 def test_wasserstein_between_masses_at_the_nodes_of_a_grid():
-    """Exact for a law and its shift by whole cells, to the square of the spacing where distribution functions cross."""
+    """Exact for a law and its shift by whole cells, to the square of the spacing where distribution
+    functions cross.
+    """
     x = torch.linspace(-12, 12, 2401, dtype=F64)
     narrow, shifted, wide = (
         torch.exp(-(((x - m) / s) ** 2) / 2) for m, s in ((0.0, 1.0), (1.3, 1.0), (0.0, 1.5))
@@ -83,7 +89,9 @@ def test_wasserstein_is_a_metric_that_scales_and_translates():
 
 
 def test_distance_to_quantiles_is_the_integral_of_its_definition():
-    """Three samples against the uniform law on (0, 2): by scipy, cell by cell with the crossings as break points."""
+    """Three samples against the uniform law on (0, 2): by scipy, cell by cell with the crossings as
+    break points.
+    """
     x = torch.tensor([1.6, 0.1, 0.9], dtype=F64)
     cells = [(0.0, 1 / 3, 0.1), (1 / 3, 2 / 3, 0.9), (2 / 3, 1.0, 1.6)]
     exact = sum(

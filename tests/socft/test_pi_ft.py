@@ -1,4 +1,6 @@
-"""PI-FT against hand-written recursions of its affine iterates, pathwise derivatives, finite differences and known rates."""
+"""PI-FT against hand-written recursions of its affine iterates, pathwise derivatives, finite
+differences and known rates.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ ROUNDING = 1e-10  # increments below this are rounding: their ratios say nothing
 RATIO = 1e-3  # ratios of larger ones: the sup moves over the nodes of a plane
 NODAL = 1e-4  # the sup of the curvature over the nodes misses the sup by (w h)^2 / 8
 STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
-MATCHED = 0.02  # control of Monte Carlo PI-FT, root mean square: 16 draws and 2048 paths of noise near 1, times sigma / beta
+# control of Monte Carlo PI-FT, root mean square: 16 draws and 2048 paths of noise near 1, times
+# sigma / beta
+MATCHED = 0.02
 GAP = 2e-4  # objective gap of Monte Carlo PI-FT: beta / 2 times the square of the above per step
 CLIMBED = 1e-3  # objective gap after 160 steps of gradient ascent with 64 paths each
 
@@ -90,7 +94,9 @@ class Iterate:
 
 
 def affine_iterate(problem: ControlProblem, inner: int) -> Iterate:
-    """Algorithm 1 by hand: ``inner`` Picard steps of ``v <- B' (P (A x + b + B v) + q) / beta`` at every step, then its value."""
+    """Algorithm 1 by hand: ``inner`` Picard steps of ``v <- B' (P (A x + b + B v) + q) / beta`` at
+    every step, then its value.
+    """
     reference, reward, cost = problem.reference, problem.reward, problem.running_cost
     assert isinstance(reference, AffineReference)
     assert isinstance(reward, Quadratic)
@@ -180,7 +186,9 @@ def test_the_contraction_never_exceeds_its_bound():
 
 
 def test_the_contraction_stops_where_increments_are_rounding():
-    """At a contraction below 0.35 forty increments end in roundings, whose ratios would exceed every bound."""
+    """At a contraction below 0.35 forty increments end in roundings, whose ratios would exceed
+    every bound.
+    """
     found = sine_sweep(40)
     rates = torch.tensor(
         [
@@ -304,7 +312,9 @@ def test_the_asymptotic_rate_of_an_affine_problem_is_one_minus_lambda():
 
 
 def test_the_asymptotic_rate_of_a_sine_is_one_minus_lambda_with_a_square_root_correction():
-    """Where |Hess G r| is largest the gradient of G r, and with it the error, vanishes, so the sup falls like 2^-m / sqrt(m)."""
+    """Where |Hess G r| is largest the gradient of G r, and with it the error, vanishes, so the sup
+    falls like 2^-m / sqrt(m).
+    """
     w, s = 1.5, 0.6
     reference = AffineReference(t(0.9).reshape(1, 1, 1), ScalarDiffusion(t(s)))
     beta = (
@@ -388,14 +398,19 @@ def test_the_policy_gradient_reaches_the_linear_quadratic_optimum():
 
 
 def test_an_inner_iteration_that_diverges_is_refused_with_the_step():
-    """One step with sigma^2 |P| / beta = 50: the shift overflows within 400 iterations although the optimum exists."""
+    """One step with sigma^2 |P| / beta = 50: the shift overflows within 400 iterations although the
+    optimum exists.
+    """
     reference = AffineReference(t(0.9).reshape(1, 1, 1), ScalarDiffusion(t(0.5)))
     problem = ControlProblem(reference, Quadratic(t(-10.0)[:, None], t(1.0)), 0.05)
     grids = choose_grids(problem, (301,))
     assert Quadrature(problem, grids).error < FORWARD
     with pytest.raises(
         InvalidProblem,
-        match=r"shift at node \[0, 0\] = .*; the inner iteration diverges at beta\[0\] = 0.05; raise it",
+        match=(
+            r"shift at node \[0, 0\] = .*; the inner iteration diverges at beta\[0\] = 0.05;"
+            r" raise it"
+        ),
     ):
         sweep(problem, grids, 400)
 

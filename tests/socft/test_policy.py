@@ -1,4 +1,6 @@
-"""Policies and references on a table: one step or one per sample, shapes, dtypes, inverses and closed forms."""
+"""Policies and references on a table: one step or one per sample, shapes, dtypes, inverses and
+closed forms.
+"""
 
 from __future__ import annotations
 
@@ -71,8 +73,10 @@ REFERENCES: dict[str, Reference] = {
     "affine, degenerate": AffineReference(
         randn(6, STEPS, 2, 2), MatrixDiffusion(randn(7, STEPS, 2, 1))
     ),
-    "Euler": EulerMaruyama().chain(
-        DriftSDE(lambda time, x: torch.sin(x) + time, torch.tensor([[0.0], [0.5]]), 1.2), STEPS
+    "Euler": (
+        EulerMaruyama().chain(
+            DriftSDE(lambda time, x: torch.sin(x) + time, torch.tensor([[0.0], [0.5]]), 1.2), STEPS
+        )
     ),
     "images": IMAGES,
 }
@@ -283,7 +287,9 @@ def test_affine_and_feature_policies_are_what_their_names_say():
 
 
 def test_random_waves_approximate_the_gaussian_kernel():
-    """2 E cos(w'x + b) cos(w'y + b) = exp(-|x - y|^2 / (2 length^2)), within 4 standard errors of 4000 waves."""
+    """2 E cos(w'x + b) cos(w'y + b) = exp(-|x - y|^2 / (2 length^2)), within 4 standard errors of
+    4000 waves.
+    """
     features = RandomFourier.sample(4000, 2, 1.5, torch.Generator().manual_seed(26))
     x = randn(27, 6, 2)
     waves = features(x)[:, :4000]
@@ -348,7 +354,9 @@ def test_time_embeddings_tell_all_steps_apart():
 def test_policies_that_do_not_fit_together_are_refused():
     with pytest.raises(
         InvalidProblem,
-        match=r"gain has shape \(3, 1, 2\) and offset \(3, 2\); give \(steps, m, n\) and \(steps, m\)",
+        match=(
+            r"gain has shape \(3, 1, 2\) and offset \(3, 2\); give \(steps, m, n\) and \(steps, m\)"
+        ),
     ):
         AffinePolicy(torch.zeros(3, 1, 2, dtype=F64), torch.zeros(3, 2, dtype=F64))
     grid = Grid.box(t(-1.0), t(1.0), (10,))

@@ -1,4 +1,6 @@
-"""The control problem's door: what it stores, what it refuses, and that |v|^2 / 2 is the divergence it claims."""
+"""The control problem's door: what it stores, what it refuses, and that |v|^2 / 2 is the divergence
+it claims.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,10 @@ def test_impossible_weights_are_refused_with_their_value(beta: float | Tensor, m
     [
         (
             lambda x: x.sum(),
-            r"the reward returned shape \(\) for 2 samples; it must return one number per sample, shape \(2,\)",
+            (
+                r"the reward returned shape \(\) for 2 samples; it must return one number per"
+                r" sample, shape \(2,\)"
+            ),
         ),
         (lambda x: x, r"the reward returned shape \(2, 2\) for 2 samples"),
         (lambda x: x.sum(1, keepdim=True), r"the reward returned shape \(2, 1\) for 2 samples"),
@@ -148,7 +153,9 @@ DIFFUSIONS = {
 
 @pytest.mark.parametrize("name", DIFFUSIONS)
 def test_the_divergence_of_a_controlled_kernel_is_half_the_squared_control(name: str):
-    """N(m + B v, B B') from N(m, B B'), by torch's closed form; the least control that makes a shift is what it costs."""
+    """N(m + B v, B B') from N(m, B B'), by torch's closed form; the least control that makes a
+    shift is what it costs.
+    """
     reference: Reference = chain(2, 2, DIFFUSIONS[name])
     (m,) = reference.noise_dims
     for k in range(2):
@@ -189,7 +196,9 @@ def test_per_step_and_finite_checks_name_the_entry():
 
 
 def test_measurements_compare_an_iterate_with_the_truth():
-    """For a policy a constant c away from the optimum of a quadratic problem everything is known by hand."""
+    """For a policy a constant c away from the optimum of a quadratic problem everything is known by
+    hand.
+    """
     problem = ControlProblem(chain(2, 1), Quadratic(t(-1.0)[:, None], t(0.5)), 1.0)
     truth, c = LinearQuadratic(problem), 0.25
     policy = FunctionPolicy(lambda k, x: truth.control(k, x) + (c if k == 1 else 0.0))
@@ -198,7 +207,8 @@ def test_measurements_compare_an_iterate_with_the_truth():
     assert (found.control_error - t(0.0, c)).abs().max() < CLOSED
     assert found.value_gradient_error is not None
     assert (found.value_gradient_error - t(0.5, 0.0, 0.0)).abs().max() < CLOSED
-    # at the last step r(m + s (v + xi)) - v^2 / 2 has the second derivative -(1 + s^2) in v, s = 0.2
+    # at the last step r(m + s (v + xi)) - v^2 / 2 has the second derivative -(1 + s^2) in v, s =
+    # 0.2
     assert abs(found.objective_gap - (1 + 0.2**2) * c**2 / 2) < 4 * found.evaluation.stderr + CLOSED
     assert (
         measure(truth, Iteration(0, Uncontrolled(problem.reference), 0.0, 0)).value_gradient_error
@@ -236,6 +246,9 @@ def test_named_problems_are_found_by_name(name: str):
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(
         InvalidProblem,
-        match="there is no problem 'sine'; the problems are gaussian-quadratic, mixture-huber, gaussian-s",
+        match=(
+            "there is no problem 'sine'; the problems are gaussian-quadratic, mixture-huber,"
+            " gaussian-s"
+        ),
     ):
         fine_tuning("sine")

@@ -1,4 +1,6 @@
-"""Rewards: gradients against finite differences, Lipschitz constants against brute-force maximisation, refusals."""
+"""Rewards: gradients against finite differences, Lipschitz constants against brute-force
+maximisation, refusals.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +154,9 @@ def test_ridge_constants_are_attained():
 
 
 def test_separable_suprema_add_up():
-    """Each coordinate is placed where its own factor is steepest (or far out, for a limit): the sum attains both constants."""
+    """Each coordinate is placed where its own factor is steepest (or far out, for a limit): the sum
+    attains both constants.
+    """
     reward = VECTORS["separable"]
     assert isinstance(reward, Separable)
     steepest = [-0.3 / 0.6, 1e4, 1e4, 0.0]

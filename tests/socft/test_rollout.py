@@ -1,4 +1,6 @@
-"""Rollouts as functions of noise: recursion by hand, exact moments, common random numbers and the parts of a return."""
+"""Rollouts as functions of noise: recursion by hand, exact moments, common random numbers and the
+parts of a return.
+"""
 
 from __future__ import annotations
 

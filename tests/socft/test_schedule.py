@@ -1,4 +1,6 @@
-"""Schedules: the kernels' identities against Gaussian conditioning, their marginals, their memory, and what is refused."""
+"""Schedules: the kernels' identities against Gaussian conditioning, their marginals, their memory,
+and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ COARSE = soften_last(subsample(linear_levels(1000), 20))
 
 
 def test_eta_one_is_the_posterior_of_the_forward_chain():
-    """Mean and variance of x_{t+1} given x_t and x_0 by Gaussian conditioning, x_0 replaced by Tweedie's estimate."""
+    """Mean and variance of x_{t+1} given x_t and x_0 by Gaussian conditioning, x_0 replaced by
+    Tweedie's estimate.
+    """
     schedule = ddim(COARSE, 1.0)
     assert torch.allclose(schedule.gain, 1 - schedule.alpha, rtol=0, atol=ALGEBRA)
     y, score = 0.7, -0.4
@@ -50,7 +54,9 @@ def test_eta_one_is_the_posterior_of_the_forward_chain():
 
 @pytest.mark.parametrize("eta", [0.2, 0.7, 1.0])
 def test_ddim_moves_the_exact_noise_by_its_formula(eta: float):
-    """The mean is sqrt(abar') x0 + sqrt(1 - abar' - sigma^2) eps, x0 and eps predicted (Song et al. 2021, equations 12, 16)."""
+    """The mean is sqrt(abar') x0 + sqrt(1 - abar' - sigma^2) eps, x0 and eps predicted (Song et al.
+    2021, equations 12, 16).
+    """
     schedule, y, score = ddim(COARSE, eta), 0.7, -0.4
     for t in range(schedule.steps):
         noisy, clean = float(COARSE[t]), float(COARSE[t + 1])
@@ -65,7 +71,9 @@ def test_ddim_moves_the_exact_noise_by_its_formula(eta: float):
 
 
 def final_variance(schedule: Schedule, variance: float) -> float:
-    """Variance of the last state of the chain with the exact score of N(0, variance), started at its exact noised law."""
+    """Variance of the last state of the chain with the exact score of N(0, variance), started at
+    its exact noised law.
+    """
     spread = variance * float(schedule.abar[0]) + 1 - float(schedule.abar[0])
     for t in range(schedule.steps):
         level = variance * float(schedule.abar[t]) + 1 - float(schedule.abar[t])
@@ -76,7 +84,9 @@ def final_variance(schedule: Schedule, variance: float) -> float:
 
 @pytest.mark.parametrize("eta", [1e-3, 0.3, 0.7, 1.0])
 def test_every_eta_keeps_the_marginals_to_first_order(eta: float):
-    """Levels that grow exponentially to 0.9; halving the step halves the error of the final variance."""
+    """Levels that grow exponentially to 0.9; halving the step halves the error of the final
+    variance.
+    """
     errors, variance = [], 2.5
     for steps in (100, 200, 400, 800):
         tau = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
@@ -111,7 +121,9 @@ def test_memory_is_the_correlation_of_simulated_ends(eta: float, variance: float
 
 @pytest.mark.parametrize("abar", [COARSE, cosine_levels(30)], ids=["linear", "cosine"])
 def test_memory_of_ancestral_sampling_in_closed_form(abar: torch.Tensor):
-    """Unit data: every transfer is sqrt(a_t) and every state N(0, 1), so the correlation is sqrt(abar_0 / abar_T)."""
+    """Unit data: every transfer is sqrt(a_t) and every state N(0, 1), so the correlation is
+    sqrt(abar_0 / abar_T).
+    """
     assert ddpm(abar).memory() == pytest.approx(
         math.sqrt(float(abar[0] / abar[-1])), rel=CANCELLATION
     )
@@ -125,7 +137,9 @@ def test_memory_grows_as_eta_falls():
 
 
 def test_levels_are_the_published_ones():
-    """First and last forward variance of DDPM, and Stable Diffusion's last level (alphas_cumprod[999] = 0.00466)."""
+    """First and last forward variance of DDPM, and Stable Diffusion's last level
+    (alphas_cumprod[999] = 0.00466).
+    """
     linear = linear_levels(1000)
     assert 1 - float(linear[-2] / linear[-1]) == pytest.approx(1e-4, rel=CANCELLATION)
     assert 1 - float(linear[0] / linear[1]) == pytest.approx(0.02, rel=CANCELLATION)

@@ -1,4 +1,6 @@
-"""Integrators: exact moments of linear chains, weak orders by quadrature, controls against an ordinary differential equation."""
+"""Integrators: exact moments of linear chains, weak orders by quadrature, controls against an
+ordinary differential equation.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +133,9 @@ GRID = torch.linspace(
 
 
 def expectations(reference: Reference) -> Tensor:
-    """E X_T, E X_T^2 and E cos X_T by pushing the density through the kernels with the trapezoidal rule."""
+    """E X_T, E X_T^2 and E cos X_T by pushing the density through the kernels with the trapezoidal
+    rule.
+    """
     width = float(GRID[1] - GRID[0])
     density = torch.exp(-(((GRID - 0.3) / 0.5) ** 2) / 2)
     density = density / density.sum()
@@ -145,7 +149,9 @@ def expectations(reference: Reference) -> Tensor:
 
 
 def exact_expectations() -> Tensor:
-    """The same by the Fokker-Planck equation in Fourier space on a wide interval, dissipative boundaries never reached."""
+    """The same by the Fokker-Planck equation in Fourier space on a wide interval, dissipative
+    boundaries never reached.
+    """
     n, width = 192, 8.0
     x = (np.arange(n) / n - 0.5) * width
     wave = 2j * np.pi * np.fft.fftfreq(n, width / n)
@@ -229,7 +235,9 @@ def test_gramian_is_its_integral_and_the_root_is_nearest_to_the_noise():
 
 
 def test_whitened_cost_of_the_exact_chain_is_the_least_energy_of_an_open_loop_control():
-    """u(s) = B' e^{A'(dt-s)} G^-1 B_k v shifts the end of a noiseless step by B_k v and costs int |u|^2 = |v|^2."""
+    """u(s) = B' e^{A'(dt-s)} G^-1 B_k v shifts the end of a noiseless step by B_k v and costs int
+    |u|^2 = |v|^2.
+    """
     dt, steps = 0.4, 3
     chain = Exponential().chain(LinearSDE(A, B, dt * steps, OFFSET), steps)
     x, v = randn(3, 1, 3), randn(4, 1, 3)
@@ -349,7 +357,9 @@ def test_state_dependent_noise_is_differentiated_by_the_full_adjoint():
 
 
 def test_lean_adjoint_is_biased_by_state_dependent_noise_in_one_dimension():
-    """One step x' = x + (1 + x) s xi and r = -x'^2 / 2: V' = -x - s^2 (1 + x), of which the mean map's adjoint knows -x."""
+    """One step x' = x + (1 + x) s xi and r = -x'^2 / 2: V' = -x - s^2 (1 + x), of which the mean
+    map's adjoint knows -x.
+    """
     s, x0 = 0.7, 0.4
     diffusion = StateDiffusion(lambda k, x, z: s * (1 + x) * z, (1,), (1,))
     problem = ControlProblem(

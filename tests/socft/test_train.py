@@ -1,4 +1,6 @@
-"""The training loop: what it yields, that it reaches exact optima, is deterministic and stops before it spoils the policy."""
+"""The training loop: what it yields, that it reaches exact optima, is deterministic and stops
+before it spoils the policy.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def plane_problem() -> ControlProblem:
 
 
 def test_each_step_sees_minus_the_mean_gradient_of_fresh_returns():
-    """The gradient handed to the optimiser, against automatic differentiation through the rollout of the same noise."""
+    """The gradient handed to the optimiser, against automatic differentiation through the rollout
+    of the same noise.
+    """
     problem = plane_problem()
     policy = AffinePolicy(0.3 * randn(3, 3, 1, 2), 0.3 * randn(4, 3, 1))
     still = torch.optim.SGD(policy.parameters(), lr=0.0)
@@ -141,7 +145,9 @@ def test_training_is_a_function_of_its_seeds(estimator: Estimator):
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_last_finite_parameters():
-    """The reward's slope is undefined left of -1.5, where the first paths do not go and pushed ones do."""
+    """The reward's slope is undefined left of -1.5, where the first paths do not go and pushed ones
+    do.
+    """
     reference = linear_quadratic_problem(1, 3).reference
     problem = ControlProblem(
         reference, FunctionReward(lambda x: -(x[:, 0] + 1.5).sqrt() * 30), 0.01

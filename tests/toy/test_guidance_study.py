@@ -1,4 +1,6 @@
-"""The guidance study and its report: the published construction, the envelope, and that nothing measured is invented."""
+"""The guidance study and its report: the published construction, the envelope, and that nothing
+measured is invented.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +108,9 @@ def test_the_optimal_control_is_the_envelope(spread: str):
 
 @pytest.mark.parametrize("method", ALL_METHODS)
 def test_outcomes_are_those_of_the_policy_itself(method: str):
-    """The policy between two tabulated ones against the one at the knob, and moments against those with the value functions."""
+    """The policy between two tabulated ones against the one at the knob, and moments against those
+    with the value functions.
+    """
     frontier, knob = Frontier("anisotropic", STEPS), 0.4
     found, policy = frontier.outcome(method, knob), frontier.policy(method, knob)
     if method != "optimal control":
@@ -173,7 +177,9 @@ def test_rounds_record_what_they_claim():
 
 
 def test_sphere_records():
-    """Reward grows with the weight of universal guidance and of the optimal control, and no more than 1."""
+    """Reward grows with the weight of universal guidance and of the optimal control, and no more
+    than 1.
+    """
     assert float(pole().norm()) == pytest.approx(1)
     for method in ("universal", "optimal control"):
         rows = sphere_frontier_task(method=method, knobs=[5.0, 80.0], paths=64, steps=STEPS)
@@ -188,7 +194,9 @@ def test_sphere_records():
 
 
 def test_a_network_in_place_of_the_exact_score():
-    """The runs of both algorithms and guidances at the same increments, and a score that is not exact."""
+    """The runs of both algorithms and guidances at the same increments, and a score that is not
+    exact.
+    """
     rows = network_task(train=5, width=8, rounds=1, steps=6)
     assert 0 < next(r.value for r in rows if r.metric == "score_error") < math.inf
     runs = {
@@ -216,7 +224,9 @@ def test_tasks_are_distinct_and_plain():
 
 
 def test_published_rounds_are_run():
-    """1000 rounds of Algorithm 1 and 1200 of Algorithm 2 on f1, and every round that the network's runs end with is recorded."""
+    """1000 rounds of Algorithm 1 and 1200 of Algorithm 2 on f1, and every round that the network's
+    runs end with is recorded.
+    """
     rounds = {key: run.rounds for key, run in RUNS.items() if key[0].startswith("f1")}
     assert all(count == {1: 1000, 2: 1200}[key[2]] for key, count in rounds.items())
     ends = {task.arguments["rounds"] for task in NETWORK.tasks(False)}

@@ -1,4 +1,6 @@
-"""Measurements of gradient estimators: the measured gradient is the trained one, and exact gradients are exact."""
+"""Measurements of gradient estimators: the measured gradient is the trained one, and exact
+gradients are exact.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +123,9 @@ def test_bias_leaves_out_the_noise_of_the_mean():
 
 
 def test_what_a_fit_leaves_is_told_from_the_noise_of_paths():
-    """Shifts of variance 1/4 in each of 20 parameters, one per repetition, beside unit noise of 200 paths."""
+    """Shifts of variance 1/4 in each of 20 parameters, one per repetition, beside unit noise of 200
+    paths.
+    """
     draw, size = torch.Generator().manual_seed(1), (50, 20)
     shifts = 0.5 * torch.randn(size, generator=draw, dtype=torch.float64)
     samples = torch.randn(10_000, 20, generator=draw, dtype=torch.float64)
@@ -148,7 +152,9 @@ def test_fits_and_draws_are_others_in_another_repetition(name):
 
 
 def test_a_fit_that_takes_the_whole_budget_leaves_no_estimate():
-    """1000 paths of 100 steps: two evaluations and two derivatives each for the costates, four evaluations for the values."""
+    """1000 paths of 100 steps: two evaluations and two derivatives each for the costates, four
+    evaluations for the values.
+    """
     records = variance_task(
         "time-reversed, value form", "lq-sde", {"d": 1, "steps": 100}, 0.5, "axis", 20, 2
     )
@@ -158,7 +164,9 @@ def test_a_fit_that_takes_the_whole_budget_leaves_no_estimate():
 
 
 def measured(name: str, paths: int) -> tuple[dict[str, float], float, int]:
-    """What is recorded of a contender on paths of 10 steps, the standard error of its bias, and evaluations per path."""
+    """What is recorded of a contender on paths of 10 steps, the standard error of its bias, and
+    evaluations per path.
+    """
     records = variance_task(name, "lq-sde", {"d": 2, "steps": 10}, 0.5, "axis", paths, 4)
     bias = next(record for record in records if record.metric == "bias")
     assert bias.stderr is not None
@@ -167,7 +175,9 @@ def measured(name: str, paths: int) -> tuple[dict[str, float], float, int]:
 
 
 def test_a_fit_is_charged_to_the_budget():
-    """Of a million evaluations, 1000 paths of 10 steps with two evaluations and two derivatives each are spent before the first."""
+    """Of a million evaluations, 1000 paths of 10 steps with two evaluations and two derivatives
+    each are spent before the first.
+    """
     found, stderr, evaluations = measured("martingale, fitted costate", 200)
     paths = (1_000_000 - 1000 * 10 * 6) // evaluations
     assert found["bias"] < STDERRS * stderr
@@ -268,7 +278,9 @@ def test_contenders_for_the_objective_have_its_gradient_as_their_mean(name):
 
 
 def test_labels_of_few_steps_cost_no_more_than_these():
-    """A DRaFT-1 label takes the two derivatives of one step, four evaluations, beside the rollout's two per step."""
+    """A DRaFT-1 label takes the two derivatives of one step, four evaluations, beside the rollout's
+    two per step.
+    """
     name = "truncated backpropagation, 1 step"
     records = variance_task(name, "lq-sde", {"d": 1, "steps": 10}, 0.5, "axis", 50, 2)
     assert {record.evaluations for record in records} == {2 * 10 + 4}

@@ -1,4 +1,6 @@
-"""Benchmark problems: every truth against simulation, differential equations, closed forms or published numbers."""
+"""Benchmark problems: every truth against simulation, differential equations, closed forms or
+published numbers.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +123,9 @@ def test_uncontrolled_value_is_the_mean_return_and_its_gradient_the_mean_of_the_
 
 @each_name
 def test_gradients_are_those_of_the_values(name: str):
-    """Central differences of every value function, at states of the chain, over all coordinates at once."""
+    """Central differences of every value function, at states of the chain, over all coordinates at
+    once.
+    """
     found = small(name)
     path = rollout(
         found.problem.reference, Uncontrolled(found.problem.reference), noise_of(found.problem, 8)
@@ -172,7 +176,9 @@ def test_chains_approach_continuous_time(name: str, integrator: Integrator):
 def test_optimal_costate_of_a_terminal_cost_keeps_the_integrators_order(
     integrator: Integrator, expected: float
 ):
-    """In linear-quadratic problems it does not feel the noise, and without noise open-loop controls are as good as feedback."""
+    """In linear-quadratic problems it does not feel the noise, and without noise open-loop controls
+    are as good as feedback.
+    """
     errors, x = [], torch.eye(2, dtype=F64)
     for dt in (0.05, 0.025):
         found = benchmark("bsde-linear", integrator=integrator, dt=dt)
@@ -338,7 +344,9 @@ def test_pendulum_chains_approach_continuous_time():
 
 
 def test_reverse_drift_undoes_the_forward_process():
-    """Twice x plus four times the score of .5 N(3, 1) + .5 N(-3, 1) after dX = -2 X dt + 2 dW for a time 1 - t."""
+    """Twice x plus four times the score of .5 N(3, 1) + .5 N(-3, 1) after dX = -2 X dt + 2 dW for a
+    time 1 - t.
+    """
     x, t = torch.linspace(-3, 3, 7, dtype=F64).requires_grad_(True), 0.7
     shrink = math.exp(-2 * (1 - t))
     variance = shrink**2 + integrate.quad(lambda s: 4 * math.exp(-4 * s), 0, 1 - t)[0]
@@ -388,7 +396,9 @@ def test_best_start_of_a_chain_is_what_that_chain_attains_from_it():
 
 
 def test_continuous_mixture_is_the_log_of_an_integral():
-    """From an uninformative start, beta log E exp(r / beta) under the data law, by scipy; a tenth of a permille of memory."""
+    """From an uninformative start, beta log E exp(r / beta) under the data law, by scipy; a tenth
+    of a permille of memory.
+    """
     found = benchmark("mixture", d=1, beta=0.7)
 
     def weighted(x: float) -> float:
@@ -428,7 +438,9 @@ def test_mixtures_in_more_dimensions(settings: dict):
 
 
 def test_continuous_double_well_solves_its_linear_equation():
-    """psi_t + b psi_x + psi_xx / 2 = 0 with psi = exp(-g) at the end, by the method of lines, for the shallow well."""
+    """psi_t + b psi_x + psi_xx / 2 = 0 with psi = exp(-g) at the end, by the method of lines, for
+    the shallow well.
+    """
     found = small("double-well")
     x = np.linspace(-2.6, 2.6, 521)
     h, drift = x[1] - x[0], -4 * x * (x**2 - 1)

@@ -1,4 +1,6 @@
-"""The pendulum and the mixture study: what they promise at a small budget, against exact optima, and what must come out worse."""
+"""The pendulum and the mixture study: what they promise at a small budget, against exact optima,
+and what must come out worse.
+"""
 
 from __future__ import annotations
 

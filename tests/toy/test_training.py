@@ -1,4 +1,6 @@
-"""The training, sweep and SOCM studies: noise that vanishes and noise that does not, and errors that split into their parts."""
+"""The training, sweep and SOCM studies: noise that vanishes and noise that does not, and errors
+that split into their parts.
+"""
 
 from __future__ import annotations
 
@@ -54,11 +56,14 @@ from toy.studies.training import (
     training_task,
 )
 
-EXACT_NOISE = 1e-20  # the project's claim for an exact field: rounding squared, 1e-32, times the condition of 25 steps
+# the project's claim for an exact field: rounding squared, 1e-32, times the condition of 25 steps
+EXACT_NOISE = 1e-20
 STDERRS = 4.0
 ROUNDING = 1e-9
 LONG_HORIZON_MSE = 1.4766e-10
-"""Of the time-reversed costate at dt = 0.05 and horizon 8: 59 rounds from zero in arithmetic of 600 digits."""
+"""Of the time-reversed costate at dt = 0.05 and horizon 8: 59 rounds from zero in arithmetic of 600
+digits.
+"""
 PATHS = 400
 STEPS = 20
 EXACT_GAP = 1e-12
@@ -86,7 +91,9 @@ def path_of(problem, policy, paths: int = PATHS):
     ids=["lean", "full"],
 )
 def test_closed_form_fields_are_conditional_means(estimator, source):
-    """Costates minus the field have mean zero, also against the state, by Monte Carlo: no formula shared."""
+    """Costates minus the field have mean zero, also against the state, by Monte Carlo: no formula
+    shared.
+    """
     problem, policy = quadratic()
     path = path_of(problem, policy, 4000)
     field, found = source.field(problem, policy), estimator.costates(problem, policy, path)
@@ -114,7 +121,9 @@ def test_exact_fields_leave_no_noise(make, source, correction):
 
 
 def test_the_wrong_field_leaves_noise():
-    """The failing twin: the policy's value gradient is not the mean of lean adjoints, except at the optimum."""
+    """The failing twin: the policy's value gradient is not the mean of lean adjoints, except at the
+    optimum.
+    """
     problem, policy = quadratic()
     path = path_of(problem, policy, 50)
     wrong = target_noise(
@@ -198,7 +207,9 @@ def test_the_bias_of_a_residual_is_its_distance_from_the_gradient():
 
 
 def test_repetitions_with_one_noise_would_hide_it():
-    """Squares of biases without their noise average to zero, however large the noise; the error of that is the noise's."""
+    """Squares of biases without their noise average to zero, however large the noise; the error of
+    that is the noise's.
+    """
     seen = [{BIAS: value, BIAS_NOISE: 1.0, "kl": value} for value in (-1.0, 2.0, -1.5, 0.5)]
     found = {metric: (value, stderr) for metric, value, stderr in over_repetitions(seen)}
     assert found["gradient_bias"] == (0.0, 0.5)
@@ -220,7 +231,9 @@ def test_optimal_policies_have_no_gap(make):
 
 
 def test_gaps_lead_from_the_optimum_to_the_tilt():
-    """All together, to ``beta log E exp(r / beta)`` of the data's own law; without that of continuous time, of the chain's."""
+    """All together, to ``beta log E exp(r / beta)`` of the data's own law; without that of
+    continuous time, of the chain's.
+    """
     line, plane = MixtureArena(25), GaussianArena(2, 25)
     assert line.gaps["class_gap"] > 0 == plane.gaps["class_gap"]
     tilt = TiltedMixture(
@@ -239,7 +252,9 @@ def test_gaps_lead_from_the_optimum_to_the_tilt():
 
 
 def test_scatter_is_told_from_what_all_policies_have_in_common():
-    """Three policies at a time scatter about one that is wrong: in the mean, its error is the bias and the rest the noise."""
+    """Three policies at a time scatter about one that is wrong: in the mean, its error is the bias
+    and the rest the noise.
+    """
     place, draw = GaussianArena(2, 10), torch.Generator().manual_seed(0)
     best, shift, scatter = place.truth.affine_policy, 0.05, 0.1
 
@@ -359,7 +374,9 @@ def test_errors_split_into_sampling_and_discretisation():
 
 
 def test_integrators_are_compared_by_their_kernel_gap_alone():
-    """Against the gap that the sweeps see, and orders against the step: halved, an error of order p is less by 4^p in square."""
+    """Against the gap that the sweeps see, and orders against the step: halved, an error of order p
+    is less by 4^p in square.
+    """
     found = {dt: lq_sweeps.integrator_task(dt) for dt in (0.05, 0.1)}
 
     def of(dt: float, integrator: str, metric: str, running: bool) -> float:
@@ -437,7 +454,9 @@ def test_the_limit_of_time_reversed_costates_is_that_of_many_paths():
 
 
 def test_the_reversed_costate_inherits_the_stationary_point_of_continuous_time():
-    """At a long horizon it is far closer to continuous time than its own chain is; at a short one it is not."""
+    """At a long horizon it is far closer to continuous time than its own chain is; at a short one
+    it is not.
+    """
     ratios = {}
     for horizon in (0.4, 6.0):
         where = lq_sweeps.case(json.dumps({"dt": 0.1, "horizon": horizon}), "Euler-Maruyama", True)
@@ -462,7 +481,9 @@ def test_at_a_long_horizon_the_limit_is_that_of_the_rounds_from_zero_in_600_digi
 
 
 def offset_map(where: lq_sweeps.Case, G: Tensor) -> Tensor:
-    """What a round makes of the offsets of a costate, as a matrix: from the means of the paths and of their reversal."""
+    """What a round makes of the offsets of a costate, as a matrix: from the means of the paths and
+    of their reversal.
+    """
     problem, eye = where.problem, torch.eye(2, dtype=torch.float64)
     reference, (F, _), steps = affine_of(problem), running_of(problem), problem.steps
     assert isinstance(reference.diffusion, MatrixDiffusion)

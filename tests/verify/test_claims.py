@@ -1,4 +1,6 @@
-"""What a claim records: every check, also a failed one, merged over tests, processes and seeds without losing or inventing any."""
+"""What a claim records: every check, also a failed one, merged over tests, processes and seeds
+without losing or inventing any.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +123,9 @@ def test_equality_is_the_sup_of_the_residual():
 
 
 def test_side_checks_count_but_do_not_rank():
-    """An extremal instance, or an equality beside a bound, would hide the worst instance of the search."""
+    """An extremal instance, or an equality beside a bound, would hide the worst instance of the
+    search.
+    """
     made = claim()
     made.holds(0.3, 1.0, {"n": 1})
     made.attained(1.0, 1.0, {"n": 2})
@@ -287,7 +291,9 @@ def test_quantiles_agree_with_sorting(ratios):
 
 
 def test_search_is_steered_to_the_worst_case():
-    """Hypothesis finds a narrow peak that random examples would miss, because each check tells it the ratio."""
+    """Hypothesis finds a narrow peak that random examples would miss, because each check tells it
+    the ratio.
+    """
     made = claim()
 
     @hypothesis.settings(max_examples=300, derandomize=True, database=None)
@@ -326,7 +332,9 @@ def test_summary_is_one_line():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_claims_have_the_agreed_form(file):
-    """Named as their file, documented in order, with a positive check, a failing twin, and an extremal instance if tight."""
+    """Named as their file, documented in order, with a positive check, a failing twin, and an
+    extremal instance if tight.
+    """
     source = file.read_text()
     tree = ast.parse(source)
     docstring = (ast.get_docstring(tree) or "").lower()

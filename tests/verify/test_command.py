@@ -1,4 +1,6 @@
-"""`socft verify` on a small folder of claims: what it records, shows and refuses, from one process or many, and how it resumes."""
+"""`socft verify` on a small folder of claims: what it records, shows and refuses, from one process
+or many, and how it resumes.
+"""
 
 from __future__ import annotations
 
@@ -174,7 +176,10 @@ def test_claims_whose_file_is_gone_are_forgotten(folder):
 
 def test_claim_is_shown_once_when_all_its_tests_ran(folder):
     """Also those of a test with parameters, and from several processes."""
-    many = "import pytest\n@pytest.mark.parametrize('n', range(4))\ndef test_holds(n):\n    CLAIM.holds(n / 4, 1.0, {'n': n})\n"
+    many = (
+        "import pytest\n@pytest.mark.parametrize('n', range(4))\ndef test_holds(n):\n   "
+        " CLAIM.holds(n / 4, 1.0, {'n': n})\n"
+    )
     write(folder, many=many)
     shown = check(folder, "many", workers=2)
     assert shown.count("many: verified") == 1

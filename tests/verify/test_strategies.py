@@ -1,4 +1,6 @@
-"""Instances of the claims: constants against brute force, solutions against finer and independent ones, records rebuilt."""
+"""Instances of the claims: constants against brute force, solutions against finer and independent
+ones, records rebuilt.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ LINE = torch.linspace(-8, 8, 60001, dtype=torch.float64).sinh()[
     :, None
 ]  # unequal variances have their extremes far out
 SAMPLED = 1e-4
-"""A supremum over `LINE` falls short of the true one by (spacing)^2 / 8 times a second derivative; far out the spacing is 0.02."""
+"""A supremum over `LINE` falls short of the true one by (spacing)^2 / 8 times a second derivative;
+far out the spacing is 0.02.
+"""
 BETWEEN_POINTS = 1e-4
 """The same for the suprema of a solution, which are taken over four points per cell."""
 ROUNDING = 1e-9
@@ -100,7 +104,9 @@ def test_mean_map_constants_are_exact_for_signed_scores(instance, step):
 @CHEAP
 @given(rotated_instances(dims=(2, 3)), st.integers(0, 11), st.integers(0, 99))
 def test_rotated_problem_is_the_sum_of_its_lines(instance, step, seed):
-    """Mean and reward in d dimensions from one-dimensional ones in rotated coordinates; no direction exceeds the constants."""
+    """Mean and reward in d dimensions from one-dimensional ones in rotated coordinates; no
+    direction exceeds the constants.
+    """
     k, basis, count = step % instance.steps, instance.basis, len(instance.factors)
     problem = instance.problem(1.0)
     x = torch.randn(
@@ -130,9 +136,11 @@ def test_rotated_problem_is_the_sum_of_its_lines(instance, step, seed):
     st.floats(0.1, 0.9),
 )
 def test_weights_are_the_smallest_the_condition_admits(instance, share):
-    """``beta = sigma^2 K / (1 - lam)``: the theory finds the drawn lambda again, and refuses less beyond lambda = 0.
+    """``beta = sigma^2 K / (1 - lam)``: the theory finds the drawn lambda again, and refuses less
+    beyond lambda = 0.
 
-    Small lambda are left out: each step multiplies the rounding error of the constants by 1 / lambda.
+    Small lambda are left out: each step multiplies the rounding error of the constants by 1 /
+    lambda.
     """
     for statement in (theory.Optimum(theory.Paper()), theory.Optimum(instance.sharp)):
         found = theory.constants_at(instance.chain, instance.beta(statement), statement)
@@ -158,7 +166,9 @@ def test_instances_survive_their_record(instance):
 @SOLVED
 @given(line_instances(steps=6))
 def test_solutions_have_the_stated_accuracy(instance):
-    """Against the same problem on the solver's own grids with more nodes than any of these uses at first."""
+    """Against the same problem on the solver's own grids with more nodes than any of these uses at
+    first.
+    """
     truth = instance.solve()
     finer = Quadrature(instance.problem(instance.beta()), nodes=(2401,))
     for k in range(instance.steps):
@@ -170,7 +180,9 @@ def test_solutions_have_the_stated_accuracy(instance):
 
 
 def test_rotated_solution_satisfies_bellmans_equation():
-    """(9) and (20) at random states in five dimensions, the expectation by a rule in the rotated coordinates."""
+    """(9) and (20) at random states in five dimensions, the expectation by a rule in the rotated
+    coordinates.
+    """
     instance = TWO_FACTORS
     truth, problem = instance.solve(), instance.problem(instance.beta())
     generator = torch.Generator().manual_seed(1)
@@ -192,7 +204,9 @@ def test_rotated_solution_satisfies_bellmans_equation():
 
 
 def test_suprema_of_a_rotated_product():
-    """No random point exceeds them, and the point that combines the coordinates' maximisers attains them."""
+    """No random point exceeds them, and the point that combines the coordinates' maximisers attains
+    them.
+    """
     instance = TWO_FACTORS
     truth, found = instance.solve(), instance.suprema()
     x = 3 * torch.randn(

@@ -1,4 +1,6 @@
-"""The tightness study: its closed forms against brute force, its search against known maxima, its records against themselves."""
+"""The tightness study: its closed forms against brute force, its search against known maxima, its
+records against themselves.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ from verify.support.staircase import OneStep, Staircase, clipped
 from verify.support.strategies import Sine
 
 QUADRATURE = 1e-10  # adaptive quadrature between knots, of integrands up to 10
-DIFFERENCE = 1e-6  # central differences of values at distance 1e-4, with third derivatives up to 10, and rounding over 1e-4
+# central differences of values at distance 1e-4, with third derivatives up to 10, and rounding over
+# 1e-4
+DIFFERENCE = 1e-6
 SUPREMUM = 1e-3  # suprema over 1001 states: the square of the spacing over 8
 FOUND = 1e-3  # what a search with 200 evaluations in two parameters misses of a smooth maximum
 ROUNDING = 1e-9  # closed forms of two steps
@@ -115,7 +119,9 @@ def smoothed_value(step: OneStep, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_iterates_of_one_step_are_the_derivatives_of_their_value(rounds: int):
-    """``V^(m)(y) = (G V)(y + delta_m) - delta_m^2 / (2 rho)``, differenced, with delta by the update map."""
+    """``V^(m)(y) = (G V)(y + delta_m) - delta_m^2 / (2 rho)``, differenced, with delta by the
+    update map.
+    """
     step, h = OneStep(0.6, STAIRS, 0.7), 1e-4
     y = np.linspace(-2, 3, 7)
 
@@ -155,7 +161,9 @@ def test_the_best_shift_maximises_and_its_derivatives_are_those_of_the_inverse()
 
 @pytest.mark.parametrize("frequency", [0.5, 1.3])
 def test_a_sine_fades(frequency: float):
-    """Smoothing multiplies it by ``exp(-(frequency sigma)^2 / 2)``, the ratio of its curvature, and of the first costate."""
+    """Smoothing multiplies it by ``exp(-(frequency sigma)^2 / 2)``, the ratio of its curvature, and
+    of the first costate.
+    """
     instance = ProductInstance(
         levels=(0.4, 0.8), lam=(0.5,), factors=(Factor(TanhScore(c=-0.2), Sine(1.0, frequency)),)
     )
@@ -247,7 +255,9 @@ def test_a_search_finds_a_known_maximum_and_skips_what_is_ill_posed():
 
 
 def test_the_largest_ratio_to_17_is_the_closed_form():
-    """The maximum over h of ``exp(-h^2 / 2) (lam / (1 - q erf(h / sqrt 2)))^3`` on a dense grid, approached and never exceeded."""
+    """The maximum over h of ``exp(-h^2 / 2) (lam / (1 - q erf(h / sqrt 2)))^3`` on a dense grid,
+    approached and never exceeded.
+    """
     lam, h = 0.3, np.linspace(0, 5, 50_001)
     erf = np.array([math.erf(x / math.sqrt(2)) for x in h])
     largest = float((np.exp(-(h**2) / 2) * (lam / (1 - (1 - lam) * erf)) ** 3).max())

@@ -1,7 +1,7 @@
 """Named control problems whose exact solution is known.
 
-``benchmark(name, **settings)`` builds one and `BENCHMARKS` lists the names; `fine_tuning` has the problems of the convergence
-study.
+``benchmark(name, **settings)`` builds one and `BENCHMARKS` lists the names; `fine_tuning` has the
+problems of the convergence study.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-r"""What a benchmark problem is: a control problem, the truth of the chain that is simulated, and of its continuous-time limit.
+r"""What a benchmark problem is: a control problem, the truth of the chain that is simulated, and of
+its continuous-time limit.
 
-Everything is in the reward convention of `socft.problem`: values are rewards to come, so the costate of a cost minimisation is
-:math:`\phi = -\nabla V`. Truths are built when first asked for, since some take seconds.
+Everything is in the reward convention of `socft.problem`: values are rewards to come, so the
+costate of a cost minimisation is :math:`\phi = -\nabla V`. Truths are built when first asked for,
+since some take seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import InvalidProblem
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
 from socft.reference import States
@@ -38,7 +40,8 @@ class ValueFunction:
         value: ``(k, x) -> V_k(x)``, k = 0..T.
         gradient: ``(k, x) -> grad V_k(x)``, the costate.
         objective: its mean over the initial law.
-        error: estimate of the largest error of the gradient where the chain has its mass; 0 for closed forms.
+        error: estimate of the largest error of the gradient where the chain has its mass; 0 for
+            closed forms.
     """
 
     value: Callable[[int, States], PerSample]
@@ -59,7 +62,8 @@ class Benchmark:
         sde: the SDE behind the chain, if any.
         times: time of each state of the chain, shape (T + 1,), if there is an SDE.
         published: numbers from the literature by metric, with their settings.
-        solvers: how to build each truth; ask for the attributes `truth`, `uncontrolled`, `continuous`, `continuous_uncontrolled`.
+        solvers: how to build each truth; ask for the attributes `truth`, `uncontrolled`,
+            `continuous`, `continuous_uncontrolled`.
     """
 
     name: str
@@ -78,7 +82,9 @@ class Benchmark:
 
     @functools.cached_property
     def uncontrolled(self) -> ValueFunction:
-        """The value of the simulated chain without control; its gradient is the conditional mean of the lean costate."""
+        """The value of the simulated chain without control; its gradient is the conditional mean of
+        the lean costate.
+        """
         return self._solve(self.solvers.uncontrolled, "value of the chain without control")
 
     @functools.cached_property
@@ -104,8 +110,9 @@ class Benchmark:
 
     def _solve(self, solver: Callable[[], Any] | None, what: str) -> Any:
         if solver is None:
-            require(False, f"no {what} is known for {self.name}; it has {', '.join(self.truths)}.")
-            raise AssertionError
+            raise InvalidProblem(
+                f"no {what} is known for {self.name}; it has {', '.join(self.truths)}."
+            )
         return solver()
 
 
@@ -126,7 +133,9 @@ def affine_uncontrolled(problem: ControlProblem) -> ValueFunction:
 
 
 def grid_uncontrolled(problem: ControlProblem, grids: Sequence[Grid]) -> ValueFunction:
-    """The value of a chain in one or two dimensions without control: dynamic programming that never steers (no error estimate)."""
+    """The value of a chain in one or two dimensions without control: dynamic programming that never
+    steers (no error estimate).
+    """
     values = [terminal_value(problem, grids[-1])]
     for k in reversed(range(problem.steps)):
         step = BellmanStep.build(problem, k, grids[k], values[-1])
@@ -142,7 +151,9 @@ def grid_uncontrolled(problem: ControlProblem, grids: Sequence[Grid]) -> ValueFu
 def riccati_value(
     found: ContinuousValue, times: Tensor, mean: Tensor, factor: Tensor
 ) -> ValueFunction:
-    """A continuous linear-quadratic value at the times of a chain started at N(mean, factor factor^T)."""
+    """A continuous linear-quadratic value at the times of a chain started at N(mean, factor
+    factor^T).
+    """
 
     def value(k: int, x: States) -> PerSample:
         t = float(times[k])

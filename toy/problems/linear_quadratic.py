@@ -1,12 +1,16 @@
-r"""Linear-quadratic problems in any dimension, with closed forms for the chain and for continuous time.
+r"""Linear-quadratic problems in any dimension, with closed forms for the chain and for continuous
+time.
 
-* ``lq-fine-tuning``: a Gaussian with a random covariance, the exact DDPM chain, a random concave quadratic reward.
+* ``lq-fine-tuning``: a Gaussian with a random covariance, the exact DDPM chain, a random concave
+  quadratic reward.
 * ``lq-sde``: :math:`dX = (A X + B u)\,dt + B\,dW` with a random stable A, cost
   :math:`\int (|X|^2 + \beta |u|^2)/2\,dt + |X_T|^2/2`.
-* ``oscillator``: the damped oscillator of Mei and Taghvaei (arXiv 2410.04615), :math:`A = [[0, 1], [-1, -0.1]]`,
-  :math:`B = [0, 1]^\top`, :math:`Q = R = Q_f = I`, T = 4, dt = 0.02; in higher dimension, several of them with frequencies from 1
-  to 1.5, rotated at random. The noise is that of the control's channel, sB dW. The published setting has noise I: noise that
-  the control cannot reach changes neither the costate :math:`P_k x` nor the optimal control, only the constant of the value.
+* ``oscillator``: the damped oscillator of Mei and Taghvaei (arXiv 2410.04615),
+  :math:`A = [[0, 1], [-1, -0.1]]`, :math:`B = [0, 1]^\top`, :math:`Q = R = Q_f = I`, T = 4, dt =
+  0.02; in higher dimension, several of them with frequencies from 1 to 1.5, rotated at random. The
+  noise is that of the control's channel, sB dW. The published setting has noise I: noise that the
+  control cannot reach changes neither the costate :math:`P_k x` nor the optimal control, only the
+  constant of the value.
 """
 
 from __future__ import annotations
@@ -29,7 +33,10 @@ from socft.truth.riccati import riccati
 from toy.problems.base import Benchmark, Solvers, ValueFunction, affine_uncontrolled, riccati_value
 
 OSCILLATOR_PUBLISHED = {
-    "source": "arXiv 2410.04615: mean-square error against Riccati; N = 2000, 200 Picard rounds, 15 repetitions",
+    "source": (
+        "arXiv 2410.04615: mean-square error against Riccati; N = 2000, 200 Picard rounds, 15"
+        " repetitions"
+    ),
     "dt": (0.004, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4),
     "least_squares_costate": (0.0024, 0.0046, 0.037, 0.157, 1.35, 13.0, None),
     "time_reversed_value": (5.9e-5, 8.0e-4, 3.7e-3, 0.0118, 0.035, 0.063, 0.089),
@@ -43,7 +50,9 @@ MARGIN = 0.5  # by which the random drift is stable
 def linear_quadratic_fine_tuning(
     d: int = 10, beta: float = 1.0, seed: int = 0, schedule: Schedule | None = None
 ) -> Benchmark:
-    """Gaussian data and a random concave quadratic reward in d dimensions; 50 DDPM steps unless a schedule is given."""
+    """Gaussian data and a random concave quadratic reward in d dimensions; 50 DDPM steps unless a
+    schedule is given.
+    """
     require(d >= 1, f"d = {d}; give at least 1.")
     generator = torch.Generator().manual_seed(seed)
     schedule = schedule or ddpm(subsample(linear_levels(1000), 50))
@@ -76,7 +85,9 @@ def linear_quadratic_sde(
     seed: int = 0,
     integrator: Integrator | None = None,
 ) -> Benchmark:
-    """A random stable linear SDE in d dimensions with quadratic costs, by Euler-Maruyama unless told otherwise."""
+    """A random stable linear SDE in d dimensions with quadratic costs, by Euler-Maruyama unless
+    told otherwise.
+    """
     require(d >= 1, f"d = {d}; give at least 1.")
     generator = torch.Generator().manual_seed(seed)
     A = normal(d, d, generator=generator) / d**0.5
@@ -107,9 +118,11 @@ def oscillator(
     seed: int = 0,
     integrator: Integrator | None = None,
 ) -> Benchmark:
-    """The damped oscillator of arXiv 2410.04615; ``noise`` scales the Brownian motion, a negative ``damping`` makes it unstable.
+    """The damped oscillator of arXiv 2410.04615; ``noise`` scales the Brownian motion, a negative
+    ``damping`` makes it unstable.
 
-    A control is ``v = u sqrt(dt) / noise`` by Euler-Maruyama, so beta is ``noise^2`` for the published cost ``|u|^2 / 2``.
+    A control is ``v = u sqrt(dt) / noise`` by Euler-Maruyama, so beta is ``noise^2`` for the
+    published cost ``|u|^2 / 2``.
     """
     require(
         d >= 2 and d % 2 == 0,
@@ -158,7 +171,8 @@ def quadratic_cost_benchmark(
     beta: float,
     published: dict | None = None,
 ) -> Benchmark:
-    """A linear SDE with cost rate ``x' running x / 2 + beta |u|^2 / 2`` and reward ``x' terminal x / 2``.
+    """A linear SDE with cost rate ``x' running x / 2 + beta |u|^2 / 2`` and reward
+    ``x' terminal x / 2``.
 
     The running cost of a kernel is its rate times the time that the kernel covers.
     """
@@ -187,7 +201,9 @@ def quadratic_cost_benchmark(
 def tilted_value(
     closed: TiltedMixture, schedule: Schedule, rule: tuple[Tensor, Tensor]
 ) -> ValueFunction:
-    """The continuous-time value of a fine-tuning problem at the levels of a schedule; ``rule`` integrates over N(0, I)."""
+    """The continuous-time value of a fine-tuning problem at the levels of a schedule; ``rule``
+    integrates over N(0, I).
+    """
     points, weights = rule
     levels = schedule.abar.tolist()
     return ValueFunction(

@@ -1,8 +1,9 @@
 r"""Fine-tuning of Gaussian mixtures in 1, 2 and many dimensions, with linear or quadratic rewards.
 
-In one and two dimensions the chain's optimum is found by quadrature; in more, the law is a product of one-dimensional mixtures
-along random directions and the reward a sum along them, so that one-dimensional quadrature is exact in any dimension
-(`socft.truth.separable`). In continuous time the value is closed form (`socft.truth.mixture`).
+In one and two dimensions the chain's optimum is found by quadrature; in more, the law is a product
+of one-dimensional mixtures along random directions and the reward a sum along them, so that
+one-dimensional quadrature is exact in any dimension (`socft.truth.separable`). In continuous time
+the value is closed form (`socft.truth.mixture`).
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def mixture(
     seed: int = 0,
     schedule: Schedule | None = None,
 ) -> Benchmark:
-    """A Gaussian mixture in d dimensions with reward ``curvature |x|^2 / 2 + slope sum_i q_i . x`` along the law's directions.
+    """A Gaussian mixture in d dimensions with reward ``curvature |x|^2 / 2 + slope sum_i q_i . x``
+    along the law's directions.
 
     Args:
         d: the dimension.
@@ -81,7 +83,10 @@ def mixture(
 
     return Benchmark(
         name="mixture",
-        description=f"a Gaussian mixture in {d} dimensions with a {'quadratic' if curvature else 'linear'} reward",
+        description=(
+            f"a Gaussian mixture in {d} dimensions with a {'quadratic' if curvature else 'linear'}"
+            " reward"
+        ),
         settings={
             "d": d,
             "curvature": curvature,

@@ -1,13 +1,16 @@
 r"""The pendulum of Mei and Taghvaei (arXiv 2603.20455v2), with its value without control on a grid.
 
 :math:`dX_1 = X_2\,dt,\ dX_2 = (\sin X_1 - 0.01 X_2)\,dt + 0.5\,dW`, T = 4, dt = 0.05, terminal cost
-:math:`g(x) = x_2^2/2 + 1 - \cos x_1`. Sought is the costate of the cost, :math:`\phi(0, x) = \nabla E g(X_T)`, with which initial
-states are then optimised. The rest at :math:`x_1 = 0` is unstable.
+:math:`g(x) = x_2^2/2 + 1 - \cos x_1`. Sought is the costate of the cost,
+:math:`\phi(0, x) = \nabla E g(X_T)`, with which initial states are then optimised. The rest at
+:math:`x_1 = 0` is unstable.
 
-The chain's value is :math:`V_k(x) = E V_{k+1}(m_k(x) + \sigma_k \xi e_2)`, by dynamic programming on a grid that is periodic in
-:math:`x_1`: Gauss-Hermite quadrature along :math:`x_2`, then interpolation of degree 9 at :math:`m_k(x)`, for the value and its
-gradient :math:`\nabla V_k = \nabla m_k^\top E \nabla V_{k+1}`. Its error is estimated by a coarser grid. Continuous time is
-approached with `socft.sde.Strang`, whose noise also acts along :math:`x_2` alone, and one Richardson extrapolation.
+The chain's value is :math:`V_k(x) = E V_{k+1}(m_k(x) + \sigma_k \xi e_2)`, by dynamic programming
+on a grid that is periodic in :math:`x_1`: Gauss-Hermite quadrature along :math:`x_2`, then
+interpolation of degree 9 at :math:`m_k(x)`, for the value and its gradient
+:math:`\nabla V_k = \nabla m_k^\top E \nabla V_{k+1}`. Its error is estimated by a coarser grid.
+Continuous time is approached with `socft.sde.Strang`, whose noise also acts along :math:`x_2`
+alone, and one Richardson extrapolation.
 """
 
 from __future__ import annotations
@@ -33,7 +36,10 @@ from toy.problems.base import Benchmark, Solvers, ValueFunction
 from toy.problems.linear_quadratic import whole_steps
 
 PUBLISHED = {
-    "source": "arXiv 2603.20455v2: mean cost of 10000 initial states after descent along the estimated gradient",
+    "source": (
+        "arXiv 2603.20455v2: mean cost of 10000 initial states after descent along the estimated"
+        " gradient"
+    ),
     "start": 2.47,
     "non_adapted": 1.745,
     "autodiff": 1.603,
@@ -59,9 +65,11 @@ def pendulum(
     initial: Callable[[States], States] | None = None,
     nodes: tuple[int, int] = NODES,
 ) -> Benchmark:
-    """The pendulum; its truth is `uncontrolled`, and ``phi = -grad V``. States start at N(0, I) unless told otherwise.
+    """The pendulum; its truth is `uncontrolled`, and ``phi = -grad V``. States start at N(0, I)
+    unless told otherwise.
 
-    ``nodes`` are the grid's, per period and along ``x_2``; an integrator must leave ``x_1`` without noise.
+    ``nodes`` are the grid's, per period and along ``x_2``; an integrator must leave ``x_1`` without
+    noise.
     """
     require(0 < noise < math.inf, f"noise = {noise}; it must be a positive finite number.")
     sde = DriftSDE(
@@ -76,7 +84,10 @@ def pendulum(
     )
     return Benchmark(
         name="bsde-pendulum",
-        description="a pendulum kicked in its velocity, cost x_2^2/2 + 1 - cos x_1 at the end, costate without control",
+        description=(
+            "a pendulum kicked in its velocity, cost x_2^2/2 + 1 - cos x_1 at the end, costate"
+            " without control"
+        ),
         settings={"dt": dt, "horizon": horizon, "noise": noise, "damping": damping},
         problem=problem,
         sde=sde,
@@ -128,7 +139,8 @@ class PeriodicFields:
     """Value and gradient at several times on a grid of period 2 pi in ``x_1``.
 
     Attributes:
-        wrapped: the grid with its first and last nodes repeated, so that interpolation does not see the seam.
+        wrapped: the grid with its first and last nodes repeated, so that interpolation does not see
+            the seam.
         fields: value and gradient at its nodes, shape (times, nodes, 3).
     """
 
@@ -141,7 +153,8 @@ class PeriodicFields:
 
 
 def solve_periodic(problem: ControlProblem, nodes: tuple[int, int] = NODES) -> ValueFunction:
-    """The value without control of a reference of period 2 pi in ``x_1`` with noise along ``x_2`` only, error by refinement.
+    """The value without control of a reference of period 2 pi in ``x_1`` with noise along ``x_2``
+    only, error by refinement.
 
     Raises:
         InvalidProblem: the noise acts along ``x_1``.
@@ -160,10 +173,12 @@ def periodic_fields(problem: ControlProblem, nodes: tuple[int, int]) -> Periodic
 class PeriodicSweep:
     """Backward dynamic programming without control on a periodic grid.
 
-    A step is a dense smoothing along ``x_2`` and a sparse interpolation at ``m_k(x)``; both are kept for steps that repeat them.
+    A step is a dense smoothing along ``x_2`` and a sparse interpolation at ``m_k(x)``; both are
+    kept for steps that repeat them.
 
     Args:
-        problem: a reference of period 2 pi in ``x_1`` with noise along ``x_2`` only, and a terminal reward.
+        problem: a reference of period 2 pi in ``x_1`` with noise along ``x_2`` only, and a terminal
+            reward.
         nodes: nodes per period and along ``x_2``.
     """
 
@@ -235,7 +250,9 @@ def fold(x: States) -> States:
 def _continuous(
     sde: DriftSDE, problem: ControlProblem, times: Tensor, dt: float, nodes: tuple[int, int]
 ) -> ValueFunction:
-    """Strang chains of two step sizes, extrapolated; the error estimate is what the extrapolation changed."""
+    """Strang chains of two step sizes, extrapolated; the error estimate is what the extrapolation
+    changed.
+    """
     coarse, fine = (_strang(sde, problem, times, dt / ratio, nodes) for ratio in EXTRAPOLATION)
 
     def extrapolated(k: int, x: States) -> Tensor:
@@ -247,7 +264,9 @@ def _continuous(
 def _strang(
     sde: DriftSDE, problem: ControlProblem, times: Tensor, dt: float, nodes: tuple[int, int]
 ) -> PeriodicFields:
-    """The value at the wanted times. A state k >= 1 of a Strang chain has had the half kick that the next step begins with."""
+    """The value at the wanted times. A state k >= 1 of a Strang chain has had the half kick that
+    the next step begins with.
+    """
     steps = whole_steps(sde.horizon, dt)
     sweep = PeriodicSweep(ControlProblem(Strang().chain(sde, steps), problem.reward, 1.0), nodes)
     wanted = [round(t / dt) for t in times.tolist()]

@@ -1,17 +1,21 @@
-r"""Two studies of Mei and Taghvaei, *Time-Reversed BSDEs* (arXiv 2603.20455v2); `toy.problems.pendulum` has the third.
+r"""Two studies of Mei and Taghvaei, *Time-Reversed BSDEs* (arXiv 2603.20455v2);
+`toy.problems.pendulum` has the third.
 
-* ``bsde-linear``: :math:`dX = A X\,dt + \epsilon\,dW`, :math:`A = [[0, 1], [-1, -0.5]]`, T = 2, dt = 0.05,
-  :math:`X_0 \sim N(0, I)`, terminal cost :math:`|x|^2/2`, no control. Sought is the costate of the cost,
-  :math:`\phi(0, x) = G_0 x` with :math:`G_0 = e^{A^\top T} e^{A T}` in continuous time and
-  :math:`\prod A_k^\top \prod A_k` on a chain, whatever the noise.
-* ``bsde-mixture``: data :math:`\tfrac12 N(3, 1) + \tfrac12 N(-3, 1)`, noised by :math:`dX = -2 X\,dt + 2\,dW`, of stationary law
-  N(0, 1) and signal level :math:`\bar a(t) = e^{-4t}`. The exact reverse process on [0, 1], controlled, is
-  :math:`dX = (2 X + 4 s(X, 1 - t) + 2 u)\,dt + 2\,dW` with :math:`s(\cdot, t)` the score at level :math:`e^{-4t}`; the objective is
-  :math:`E[(X_1 - 3)^2 / (2\,\text{temp}) + \int |u|^2/2\,dt]`, plus :math:`KL(N(\mu, Q^2) \| N(0, 1))` where the Gaussian law of
-  :math:`X_0` is learned too (`best_start`).
+* ``bsde-linear``: :math:`dX = A X\,dt + \epsilon\,dW`, :math:`A = [[0, 1], [-1, -0.5]]`, T = 2, dt
+  = 0.05, :math:`X_0 \sim N(0, I)`, terminal cost :math:`|x|^2/2`, no control. Sought is the costate
+  of the cost, :math:`\phi(0, x) = G_0 x` with :math:`G_0 = e^{A^\top T} e^{A T}` in continuous time
+  and :math:`\prod A_k^\top \prod A_k` on a chain, whatever the noise.
+* ``bsde-mixture``: data :math:`\tfrac12 N(3, 1) + \tfrac12 N(-3, 1)`, noised by
+  :math:`dX = -2 X\,dt + 2\,dW`, of stationary law N(0, 1) and signal level
+  :math:`\bar a(t) = e^{-4t}`. The exact reverse process on [0, 1], controlled, is
+  :math:`dX = (2 X + 4 s(X, 1 - t) + 2 u)\,dt + 2\,dW` with :math:`s(\cdot, t)` the score at level
+  :math:`e^{-4t}`; the objective is :math:`E[(X_1 - 3)^2 / (2\,\text{temp}) + \int |u|^2/2\,dt]`,
+  plus :math:`KL(N(\mu, Q^2) \| N(0, 1))` where the Gaussian law of :math:`X_0` is learned too
+  (`best_start`).
 
-In the mixture the forward speed is q = 4 and the control changes the score by :math:`u/2`, so :math:`|u|^2/2` is
-:math:`\beta q |U - s|^2/2` with beta = 1, and `socft.truth.mixture` gives the continuous-time value.
+In the mixture the forward speed is q = 4 and the control changes the score by :math:`u/2`, so
+:math:`|u|^2/2` is :math:`\beta q |U - s|^2/2` with beta = 1, and `socft.truth.mixture` gives the
+continuous-time value.
 """
 
 from __future__ import annotations
@@ -36,7 +40,10 @@ from toy.problems.base import Benchmark, Solvers, ValueFunction, grid_uncontroll
 from toy.problems.linear_quadratic import quadratic_cost_benchmark, whole_steps
 
 LINEAR_PUBLISHED = {
-    "source": "arXiv 2603.20455v2: E |phi(0, X_0) - G_0 X_0|^2, mean over 10 seeds, N = 2000, networks, 10 Picard rounds",
+    "source": (
+        "arXiv 2603.20455v2: E |phi(0, X_0) - G_0 X_0|^2, mean over 10 seeds, N = 2000, networks,"
+        " 10 Picard rounds"
+    ),
     "G0": ((0.3473, 0.1710), (0.1710, 0.4739)),
     "eps": (0.0, 0.5, 1.0, 2.0, 5.0),
     "non_adapted": (0.00101, 0.00436, 0.00848, 0.0206, 0.0896),
@@ -49,7 +56,10 @@ LINEAR_PUBLISHED = {
 }
 
 MIXTURE_PUBLISHED = {
-    "source": "arXiv 2603.20455v2: E[g / temp + int |u|^2 / 2 dt] + KL of the start, published networks on fresh samples",
+    "source": (
+        "arXiv 2603.20455v2: E[g / temp + int |u|^2 / 2 dt] + KL of the start, published networks"
+        " on fresh samples"
+    ),
     "temp": (50.0, 20.0, 8.0, 6.0, 1.0),
     "adjoint_matching": (0.176, 0.395, 0.802, 0.971, 2.164),
     "tr_bsde": (0.1705, 0.366, 0.643, 0.752, 2.140),
@@ -78,7 +88,8 @@ def linear(
     """
     require(
         0 < noise < math.inf,
-        f"noise = {noise}; a chain without noise cannot be steered: give a positive number, as small as you like.",
+        f"noise = {noise}; a chain without noise cannot be steered: give a positive number, as"
+        " small as you like.",
     )
     A, eye = (
         torch.tensor([[0.0, 1.0], [-1.0, -0.5]], dtype=torch.float64),
@@ -87,7 +98,9 @@ def linear(
     sde = LinearSDE(A, noise * eye, horizon)
     found = quadratic_cost_benchmark(
         name="bsde-linear",
-        description="a damped oscillator with full noise, quadratic terminal cost, costate without control",
+        description=(
+            "a damped oscillator with full noise, quadratic terminal cost, costate without control"
+        ),
         settings={"noise": noise, "dt": dt, "horizon": horizon},
         sde=sde,
         steps=whole_steps(horizon, dt),
@@ -133,7 +146,9 @@ def mixture_control(
     start_deviation: float = 1.0,
     integrator: Integrator | None = None,
 ) -> Benchmark:
-    """The mixture study at a temperature, started at N(start_mean, start_deviation^2), with reward ``-(x - 3)^2 / (2 temp)``."""
+    """The mixture study at a temperature, started at N(start_mean, start_deviation^2), with reward
+    ``-(x - 3)^2 / (2 temp)``.
+    """
     require(0 < temp < math.inf, f"temp = {temp}; it must be a positive finite number.")
     require(
         0 <= start_deviation < math.inf,
@@ -186,7 +201,9 @@ def mixture_control(
 
 
 def reverse_drift(t: Tensor, x: States) -> States:
-    """``2 x + 4 s(x, 1 - t)``, half the speed times x plus the speed times the score at level ``exp(-4 (1 - t))``."""
+    """``2 x + 4 s(x, 1 - t)``, half the speed times x plus the speed times the score at level
+    ``exp(-4 (1 - t))``.
+    """
     level = torch.exp(-SPEED * (1 - t))
     return SPEED / 2 * x + SPEED * MODES.noised_score(level.flatten() if level.ndim else level, x)
 
@@ -209,7 +226,9 @@ class Start:
 
 
 def best_start(value_at_start) -> Start:
-    """The best Gaussian and the best law of ``X_0``, given ``x -> V_0(x)`` of a one-dimensional problem with beta = 1."""
+    """The best Gaussian and the best law of ``X_0``, given ``x -> V_0(x)`` of a one-dimensional
+    problem with beta = 1.
+    """
     points, weights = tensor_rule(1)
 
     def cost(mean: float, deviation: float) -> float:

@@ -1,18 +1,22 @@
 r"""The test problems of *Stochastic Optimal Control Matching* (arXiv 2312.02027) with lambda = 1.
 
-The process is :math:`dX = (b + \sigma u)\,dt + \sigma\,dW`. The cost is :math:`E[\int (f(X) + |u|^2/2)\,dt + g(X_T)]` on [0, 1].
+The process is :math:`dX = (b + \sigma u)\,dt + \sigma\,dW`. The cost is
+:math:`E[\int (f(X) + |u|^2/2)\,dt + g(X_T)]` on [0, 1].
 
-* ``ou-quadratic-easy`` and ``ou-quadratic-hard``: d = 20, :math:`b = A x`, :math:`f = x^\top P x`, :math:`g = x^\top Q x`,
-  :math:`\sigma = I`, 50 steps; A = P = 0.2 I and Q = 0.1 I, or A = P = I and Q = 0.5 I; one start drawn from N(0, I / 4).
-* ``ou-linear``: d = 10, :math:`A = -I + \xi`, :math:`\sigma = I + \nu` with entries of :math:`\xi, \nu` from N(0, 0.01),
-  :math:`f = 0`, :math:`g = \sum_i x_i`, start at 0, 100 steps. The optimal control does not depend on the state.
-* ``double-well``: d = 10, :math:`b = -\nabla \sum_i \kappa_i (x_i^2 - 1)^2`, :math:`g = \sum_i \nu_i (x_i^2 - 1)^2`,
-  :math:`\kappa = 5` and :math:`\nu = 3` for the first three coordinates and 1 for the others, :math:`\sigma = I`, start at 0, 200
-  steps. Its coordinates are independent: the chain's optimum is a sum of one-dimensional ones by quadrature.
+* ``ou-quadratic-easy`` and ``ou-quadratic-hard``: d = 20, :math:`b = A x`, :math:`f = x^\top P x`,
+  :math:`g = x^\top Q x`, :math:`\sigma = I`, 50 steps; A = P = 0.2 I and Q = 0.1 I, or A = P = I
+  and Q = 0.5 I; one start drawn from N(0, I / 4).
+* ``ou-linear``: d = 10, :math:`A = -I + \xi`, :math:`\sigma = I + \nu` with entries of
+  :math:`\xi, \nu` from N(0, 0.01), :math:`f = 0`, :math:`g = \sum_i x_i`, start at 0, 100 steps.
+  The optimal control does not depend on the state.
+* ``double-well``: d = 10, :math:`b = -\nabla \sum_i \kappa_i (x_i^2 - 1)^2`,
+  :math:`g = \sum_i \nu_i (x_i^2 - 1)^2`, :math:`\kappa = 5` and :math:`\nu = 3` for the first three
+  coordinates and 1 for the others, :math:`\sigma = I`, start at 0, 200 steps. Its coordinates are
+  independent: the chain's optimum is a sum of one-dimensional ones by quadrature.
 
-In continuous time :math:`e^{V/\beta}` solves a linear equation (Cole-Hopf), so the double well's value is
-:math:`V = \log E[e^{-g(X_T)} | X_t]` of the uncontrolled process, found here by Strang splitting of exact flow and kicks on a grid
-and one Richardson extrapolation.
+In continuous time :math:`e^{V/\beta}` solves a linear equation (Cole-Hopf), so the double well's
+value is :math:`V = \log E[e^{-g(X_T)} | X_t]` of the uncontrolled process, found here by Strang
+splitting of exact flow and kicks on a grid and one Richardson extrapolation.
 """
 
 from __future__ import annotations
@@ -84,7 +88,10 @@ def _ou_quadratic(
     start = START_DEVIATION * normal(d, generator=torch.Generator().manual_seed(seed))
     return quadratic_cost_benchmark(
         name=name,
-        description=f"dX = ({rate:g} X + u) dt + dW, running cost {rate:g} |x|^2, terminal cost {terminal:g} |x|^2, from a point",
+        description=(
+            f"dX = ({rate:g} X + u) dt + dW, running cost {rate:g} |x|^2, terminal cost"
+            f" {terminal:g} |x|^2, from a point"
+        ),
         settings={"d": d, "steps": steps, "seed": seed},
         sde=LinearSDE(rate * eye, eye, HORIZON, initial_mean=start, initial_factor=0 * eye),
         steps=steps,
@@ -110,7 +117,10 @@ def ou_linear(
     )
     return Benchmark(
         name="ou-linear",
-        description="dX = (A X + sigma u) dt + sigma dW near A = -I, sigma = I, terminal cost sum x_i, from 0",
+        description=(
+            "dX = (A X + sigma u) dt + sigma dW near A = -I, sigma = I, terminal cost sum x_i,"
+            " from 0"
+        ),
         settings={"d": d, "steps": steps, "seed": seed},
         problem=problem,
         sde=sde,
@@ -124,13 +134,16 @@ def ou_linear(
 
 
 def _linear_value(sde: LinearSDE, slope: Tensor, times: Tensor) -> ValueFunction:
-    """``V = slope' e^{A (T-t)} x + slope' G slope / 2`` with the Gramian G of the time left: half goes into the control's cost."""
+    """``V = slope' e^{A (T-t)} x + slope' G slope / 2`` with the Gramian G of the time left: half
+    goes into the control's cost.
+    """
 
     def at(k: int) -> tuple[Tensor, float]:
         left = sde.horizon - float(times[k])
-        return slope @ propagator(sde.A, left), float(
-            slope @ gramian(sde.A, sde.noise, left) @ slope
-        ) / 2
+        return (
+            slope @ propagator(sde.A, left),
+            float(slope @ gramian(sde.A, sde.noise, left) @ slope) / 2,
+        )
 
     return ValueFunction(
         lambda k, x: x @ at(k)[0].to(x) + at(k)[1],
@@ -142,7 +155,9 @@ def _linear_value(sde: LinearSDE, slope: Tensor, times: Tensor) -> ValueFunction
 def double_well(
     d: int = 10, deep: int = 3, steps: int = 200, integrator: Integrator | None = None
 ) -> Benchmark:
-    """Double wells in every coordinate, the first ``deep`` of them with barriers 5 and costs 3, the others with 1 and 1."""
+    """Double wells in every coordinate, the first ``deep`` of them with barriers 5 and costs 3, the
+    others with 1 and 1.
+    """
     require(
         d >= 1 and 0 <= deep <= d,
         f"d = {d} and deep = {deep}; give at least one coordinate and 0 <= deep <= d.",
@@ -176,7 +191,9 @@ def double_well(
 
     return Benchmark(
         name="double-well",
-        description=f"{d} independent double wells, {deep} of them deep, from the top of the barriers",
+        description=(
+            f"{d} independent double wells, {deep} of them deep, from the top of the barriers"
+        ),
         settings={"d": d, "deep": deep, "steps": steps},
         problem=problem,
         sde=sde,
@@ -211,12 +228,15 @@ class _Well:
 
 
 def _grids(problem: ControlProblem) -> tuple[Grid, ...]:
-    """One box for all steps; beyond it an explicit step overshoots and the value there means nothing."""
+    """One box for all steps; beyond it an explicit step overshoots and the value there means
+    nothing.
+    """
     edge = torch.tensor([WELL_EDGE], dtype=torch.float64)
     reached = max(float(problem.reference.mean(k, edge[None]).abs()) for k in range(problem.steps))
     require(
         reached <= WELL_EDGE,
-        f"a step takes {WELL_EDGE} to a distance of {reached:.3g} from 0, so the chain is unstable on the walls; use more steps.",
+        f"a step takes {WELL_EDGE} to a distance of {reached:.3g} from 0, so the chain is unstable"
+        " on the walls; use more steps.",
     )
     return (Grid.box(-edge, edge, (WELL_NODES,)),) * (problem.steps + 1)
 
@@ -240,7 +260,9 @@ def _cole_hopf(well: _Well, times: Tensor) -> ValueFunction:
 
 
 def _gibbs(well: _Well, grid: Grid, times: Tensor, substeps: int) -> list[Float[Tensor, "nodes 1"]]:
-    """``log E exp(r(X_T))`` by half a kick, the exact flow, half a kick, ``substeps`` times between two times."""
+    """``log E exp(r(X_T))`` by half a kick, the exact flow, half a kick, ``substeps`` times between
+    two times.
+    """
     moves: dict[float, Tensor] = {0.0: torch.eye(HOPF_NODES, dtype=torch.float64)}
     mass = [torch.exp(well.reward(grid.nodes))[:, None]]
     for span in (round(s, 12) for s in times.diff().flip(0).tolist()):

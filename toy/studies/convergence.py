@@ -1,8 +1,10 @@
-"""Does PI-FT converge on real control problems at the rate the theorem promises? Every number of the convergence report.
+"""Does PI-FT converge on real control problems at the rate the theorem promises? Every number of
+the convergence report.
 
-Three one-dimensional problems (`toy.problems`), chains of 50 DDPM steps, exact solutions by quadrature. The tasks measure the
-constants that the paper and the sharpened theory ask for beside what each instance needs, the error of exact PI-FT against its
-inner iterations, the trade-off that beta sets, the gap to the exponential tilt, three forms of PI-FT, and accuracy and cost.
+Three one-dimensional problems (`toy.problems`), chains of 50 DDPM steps, exact solutions by
+quadrature. The tasks measure the constants that the paper and the sharpened theory ask for beside
+what each instance needs, the error of exact PI-FT against its inner iterations, the trade-off that
+beta sets, the gap to the exponential tilt, three forms of PI-FT, and accuracy and cost.
 """
 
 from __future__ import annotations
@@ -76,7 +78,9 @@ SCHEDULES = {"memoryless": memoryless, "constant rate 1": with_memory}
 
 
 def constants_task(problem: str, lam: float) -> list[Record]:
-    """The constant KL weight that every rule asks for, and what it then bounds or measures at every step."""
+    """The constant KL weight that every rule asks for, and what it then bounds or measures at every
+    step.
+    """
     case, schedule = fine_tuning(problem), memoryless(STEPS)
     chain, stretch, records = case.chain(schedule), _mean_stretch(case, schedule), []
     for rule, statement in STATEMENTS.items():
@@ -95,7 +99,9 @@ def constants_task(problem: str, lam: float) -> list[Record]:
 
 
 def _mean_stretch(case: FineTuning, schedule: Schedule) -> Tensor:
-    """``sup |Jac m_k|`` of every step over the nodes of fine grids, the Lipschitz constants of the mean maps."""
+    """``sup |Jac m_k|`` of every step over the nodes of fine grids, the Lipschitz constants of the
+    mean maps.
+    """
     problem = case.problem(schedule, 1.0)
     grids = choose_grids(problem)
     jacobians = [
@@ -115,7 +121,9 @@ def _measured_constants(truth: Quadrature) -> dict[str, Tensor]:
 
 
 def error_task(problem: str, rule: str, lam: float, most: int) -> list[Record]:
-    """Errors of exact PI-FT against the number m of inner iterations, with Theorem 3.1's bound where the rule licenses it."""
+    """Errors of exact PI-FT against the number m of inner iterations, with Theorem 3.1's bound
+    where the rule licenses it.
+    """
     case, schedule = fine_tuning(problem), memoryless(STEPS)
     chain = case.chain(schedule)
     theorem = BOUNDS.get(rule)
@@ -233,7 +241,9 @@ def truth_error_task(problem: str) -> list[Record]:
 
 
 def closed_form_task(dim: int, steps: int, inner: int, limit: float) -> list[Record]:
-    """Quadrature and exact PI-FT against the linear-quadratic closed form, on the region with all but 1e-6 of the mass."""
+    """Quadrature and exact PI-FT against the linear-quadratic closed form, on the region with all
+    but 1e-6 of the mass.
+    """
     problem = linear_quadratic_problem(dim, steps)
     exact = LinearQuadratic(problem)
     start = time.perf_counter()

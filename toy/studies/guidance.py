@@ -1,19 +1,25 @@
-r"""Guidance against fine-tuning and optimal control: every number of the guidance report that needs exact scores only.
+r"""Guidance against fine-tuning and optimal control: every number of the guidance report that needs
+exact scores only.
 
-The simulations of Guo, Yuan, Yang, Chen and Wang (arXiv 2404.14743v2, appendix E.1) with exact scores:
+The simulations of Guo, Yuan, Yang, Chen and Wang (arXiv 2404.14743v2, appendix E.1) with exact
+scores:
 
 * data on a subspace, :math:`x = A u`, D = 64, d = 16, :math:`u \sim N(0, I)`, 200 steps; objectives
-  :math:`f_1 = 10 - (\theta^\top x - 3)^2` with :math:`|\theta_\perp|/|\theta_\parallel| = 9` or :math:`\theta` in the subspace, and
-  :math:`f_2 = 5 - |x - b|/2` with b = 4 in every coordinate or :math:`b \sim N(4, 9 I)`; batches of 32, gradients at every sample,
-  :math:`y = \delta + g^\top z`, s = 0.1;
-* the uniform law on the unit sphere of 64 dimensions, :math:`f = \theta^\top x`, batches of 256, 25 rounds.
+  :math:`f_1 = 10 - (\theta^\top x - 3)^2` with :math:`|\theta_\perp|/|\theta_\parallel| = 9` or
+  :math:`\theta` in the subspace, and :math:`f_2 = 5 - |x - b|/2` with b = 4 in every coordinate or
+  :math:`b \sim N(4, 9 I)`; batches of 32, gradients at every sample, :math:`y = \delta + g^\top z`,
+  s = 0.1;
+* the uniform law on the unit sphere of 64 dimensions, :math:`f = \theta^\top x`, batches of 256, 25
+  rounds.
 
-Frontiers of reward against divergence and against distance from the data compare one guided pass with universal guidance (arXiv
-2302.07121), classifier guidance (arXiv 2105.05233), a fine-tuned score and the optimal control. On the subspace they are exact in
-closed form, in the d + 1 coordinates that guidance moves; the others keep their pre-trained law.
+Frontiers of reward against divergence and against distance from the data compare one guided pass
+with universal guidance (arXiv 2302.07121), classifier guidance (arXiv 2105.05233), a fine-tuned
+score and the optimal control. On the subspace they are exact in closed form, in the d + 1
+coordinates that guidance moves; the others keep their pre-trained law.
 
-Passes are simulated in the few coordinates that guidance moves (`socft.guidance.gaussian_passes`, `socft.guidance.sphere_passes`), with the law of
-full ones, in about a minute on one core altogether; `toy.studies.guidance_network` repeats the runs on :math:`f_1` with a trained network.
+Passes are simulated in the few coordinates that guidance moves (`socft.guidance.gaussian_passes`,
+`socft.guidance.sphere_passes`), with the law of full ones, in about a minute on one core
+altogether; `toy.studies.guidance_network` repeats the runs on :math:`f_1` with a trained network.
 """
 
 from __future__ import annotations
@@ -66,7 +72,8 @@ NOISE = 0.1  # s of the published simulations
 OFF_SUPPORT = 9.0  # |theta_perp| / |theta_par| of f1
 BATCH, SPHERE_BATCH = 32, 256
 SHARE = 0.02  # of the way to the batch's mean, per round of Algorithm 2
-MARKS = 48  # rounds recorded of a run, and every twentieth up to the hundredth, which shorter runs have too
+# rounds recorded of a run, and every twentieth up to the hundredth, which shorter runs have too
+MARKS = 48
 FRONTIER_PATHS = 1024
 KNOB_ACCURACY = 1e-5
 LARGEST_KNOB = 1e5
@@ -176,7 +183,9 @@ def cone(b: Tensor) -> FunctionReward:
 
 
 def chain(steps: int) -> Schedule:
-    """DDPM on the cosine schedule, as published but for the variance of its kernels: the forward one, so that none is zero."""
+    """DDPM on the cosine schedule, as published but for the variance of its kernels: the forward
+    one, so that none is zero.
+    """
     return ddpm(cosine_levels(steps))
 
 
@@ -190,7 +199,9 @@ def rounds_task(
     adapts: int,
     steps: int,
 ) -> list[Record]:
-    """Reward, off-support ratio and divergence of the rounds of one published run, with the exact score."""
+    """Reward, off-support ratio and divergence of the rounds of one published run, with the exact
+    score.
+    """
     data, schedule = subspace(), chain(steps)
     tuning = Recentre(SHARE) if algorithm == 2 else None
     run = IteratedGuidance(GUIDES[guidance], Increment(delta), AtEach(), tuning, adapts)
@@ -253,7 +264,9 @@ def round_rows(
 
 @charged
 def regularised_task(objective: str, delta: float) -> list[Record]:
-    """Where the published targets lead the mean: the maximum on the subspace of f less ``s^2 / (2 delta) |x|^2``, and of f."""
+    """Where the published targets lead the mean: the maximum on the subspace of f less
+    ``s^2 / (2 delta) |x|^2``, and of f.
+    """
     data = subspace()
     reward = data.objectives[objective]
 
@@ -276,12 +289,14 @@ def regularised_task(objective: str, delta: float) -> list[Record]:
     ]
 
 
-# One guided pass, exactly: the d + 1 coordinates that guidance moves ----------------------------------------------------
+# One guided pass, exactly: the d + 1 coordinates that guidance moves
+# ----------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Moved:
-    """The coordinates along A and along ``theta_perp``, in which f1 guidance acts; the rest stays as pre-trained.
+    """The coordinates along A and along ``theta_perp``, in which f1 guidance acts; the rest stays
+    as pre-trained.
 
     Attributes:
         law: shape (d + 1,), the last coordinate zero.
@@ -321,7 +336,9 @@ def moved(spread: str) -> Moved:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a policy reaches: mean reward, divergence from the pre-trained chain, distance from the data, both as means."""
+    """What a policy reaches: mean reward, divergence from the pre-trained chain, distance from the
+    data, both as means.
+    """
 
     reward: float
     kl: float
@@ -329,7 +346,9 @@ class Outcome:
 
 
 class Frontier:
-    """One-pass methods on `Moved`, each a family of policies with a knob that starts at 0, the pre-trained model."""
+    """One-pass methods on `Moved`, each a family of policies with a knob that starts at 0, the
+    pre-trained model.
+    """
 
     def __init__(self, spread: str, steps: int):
         self.case, self.schedule = moved(spread), chain(steps)
@@ -344,7 +363,9 @@ class Frontier:
         )
 
     def policy(self, method: str, knob: float) -> AffinePolicy:
-        """The policy of a method; all but the optimal control are affine in the knob, so that two of each are tabulated."""
+        """The policy of a method; all but the optimal control are affine in the knob, so that two
+        of each are tabulated.
+        """
         if method == "optimal control":
             return LinearQuadratic(
                 ControlProblem(self.reference, self.case.reward, 1 / knob)
@@ -374,7 +395,9 @@ class Frontier:
         )
 
     def reach(self, method: str, reward: float) -> Outcome | None:
-        """The outcome at the smallest knob with this reward, None where the method does not get there."""
+        """The outcome at the smallest knob with this reward, None where the method does not get
+        there.
+        """
 
         def short(knob: float) -> float:
             return self.outcome(method, knob).reward - reward
@@ -440,7 +463,8 @@ def equal_reward_task(
     return records
 
 
-# The unit sphere -----------------------------------------------------------------------------------------------------
+# The unit sphere
+# -----------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -459,7 +483,9 @@ def sphere_passes(steps: int) -> SpherePasses:
 
 @charged
 def sphere_task(guidance: str, deltas: Sequence[float], rounds: int, steps: int) -> list[Record]:
-    """Rounds of Algorithm 1 on the sphere with the exact score, for several increments side by side: samples do not interact."""
+    """Rounds of Algorithm 1 on the sphere with the exact score, for several increments side by
+    side: samples do not interact.
+    """
     passes, batch = sphere_passes(steps), SPHERE_BATCH
     delta = torch.tensor(deltas, dtype=torch.float64).repeat_interleave(batch)
     run, reward = IteratedGuidance(GUIDES[guidance], Increment(delta), AtEach()), Linear(pole())
@@ -481,7 +507,9 @@ def sphere_task(guidance: str, deltas: Sequence[float], rounds: int, steps: int)
 def sphere_frontier_task(
     method: str, knobs: Sequence[float], paths: int, steps: int
 ) -> list[Record]:
-    """One pass with universal guidance, or with the control that is optimal in continuous time, for several weights."""
+    """One pass with universal guidance, or with the control that is optimal in continuous time, for
+    several weights.
+    """
     passes, reward = sphere_passes(steps), Linear(pole())
     schedule, denoiser = passes.schedule, passes.denoiser
     noise = passes.noise(paths, torch.Generator().manual_seed(3))

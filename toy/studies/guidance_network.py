@@ -1,7 +1,9 @@
-r"""The published runs of guidance on :math:`f_1` with a trained network in place of the exact score.
+r"""The published runs of guidance on :math:`f_1` with a trained network in place of the exact
+score.
 
-Everything else is that of `toy.studies.guidance`, so that the difference is the score's error alone. Algorithm 2 takes one step of Adam per
-round on the network (Guo, Yuan, Yang, Chen and Wang, arXiv 2404.14743v2, appendix E.1).
+Everything else is that of `toy.studies.guidance`, so that the difference is the score's error
+alone. Algorithm 2 takes one step of Adam per round on the network (Guo, Yuan, Yang, Chen and Wang,
+arXiv 2404.14743v2, appendix E.1).
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ def _network_run(
 def _score_error(
     network: ScoreNetwork, data: Subspace, schedule: Schedule, train: int, seconds: float
 ) -> Record:
-    """Mean over steps of ``h E |s - s*|^2 / D``, the error of the predicted noise per coordinate, at fresh samples."""
+    """Mean over steps of ``h E |s - s*|^2 / D``, the error of the predicted noise per coordinate,
+    at fresh samples.
+    """
     generator, errors = torch.Generator().manual_seed(5), []
     for k, level in enumerate(schedule.abar[:-1].tolist()):
         clean = data.law.sample(256, generator)

@@ -1,13 +1,17 @@
-r"""Does the time-reversed BSDE beat a fair baseline? The linear study of arXiv 2603.20455v2, as published and mended.
+r"""Does the time-reversed BSDE beat a fair baseline? The linear study of arXiv 2603.20455v2, as
+published and mended.
 
-Sought is the costate :math:`\phi(0, x) = G_0 x` of an uncontrolled linear SDE (`toy.problems`, ``bsde-linear``) from N simulated
-paths. ``mse`` is :math:`E|\phi(0, X_0) - G_0 X_0|^2` against continuous time, and splits into
+Sought is the costate :math:`\phi(0, x) = G_0 x` of an uncontrolled linear SDE (`toy.problems`,
+``bsde-linear``) from N simulated paths. ``mse`` is :math:`E|\phi(0, X_0) - G_0 X_0|^2` against
+continuous time, and splits into
 
 * ``kernel_gap``: the same distance of the chain's own costate, a matter of the integrator alone;
-* ``chain_mse``: the distance of what was learnt from the chain's own costate: Monte-Carlo noise and fit.
+* ``chain_mse``: the distance of what was learnt from the chain's own costate: Monte-Carlo noise and
+  fit.
 
-The pipelines (`toy.pipelines`) see the same paths. "Published" ones have the network, optimiser, Huber loss and noise pairing of
-the published code; the others regress with the squared loss and, time-reversed, use one noise for state and costate.
+The pipelines (`toy.pipelines`) see the same paths. "Published" ones have the network, optimiser,
+Huber loss and noise pairing of the published code; the others regress with the squared loss and,
+time-reversed, use one noise for state and costate.
 """
 
 from __future__ import annotations
@@ -227,7 +231,9 @@ def _distance(field: CostateField, points: Tensor, exact: Tensor) -> float:
 
 
 def _published(found: Benchmark, pipeline: str, setting: Mapping[str, Any]) -> float | None:
-    """The published mean-square error at the same noise; pipelines of the published length run with the published N alone."""
+    """The published mean-square error at the same noise; pipelines of the published length run with
+    the published N alone.
+    """
     name, table = PUBLISHED.get(pipeline), found.published["mse"]
     if name is None or setting["integrator"] != "Euler-Maruyama":
         return None

@@ -1,35 +1,44 @@
-r"""Costates of a controlled oscillator from N paths: the sweeps of arXiv 2410.04615, with discretisation and sampling told apart.
+r"""Costates of a controlled oscillator from N paths: the sweeps of arXiv 2410.04615, with
+discretisation and sampling told apart.
 
-Sought is the gain of the costate at time 0, :math:`\nabla V_0(x) = -G_0 x`, of the benchmark ``oscillator``. ``mse`` is
-:math:`E|\phi_0(X) - \nabla V_0(X)|^2` for X of law N(0, I) against the continuous Riccati equation, and is the sum of
+Sought is the gain of the costate at time 0, :math:`\nabla V_0(x) = -G_0 x`, of the benchmark
+``oscillator``. ``mse`` is :math:`E|\phi_0(X) - \nabla V_0(X)|^2` for X of law N(0, I) against the
+continuous Riccati equation, and is the sum of
 
 * ``kernel_gap``: the same distance of the chain's own optimum, a matter of the integrator alone;
 * ``chain_mse``: the distance of what was learnt from the chain's own optimum;
 * ``cross``: twice their inner product.
 
-``mse_over_time`` and ``mse_max`` are the mean and the largest over all times of the distance to the continuous gain.
+``mse_over_time`` and ``mse_max`` are the mean and the largest over all times of the distance to the
+continuous gain.
 
-Three policies: the chain's optimum is *given*; it is *iterated*, each round steering with the costate of the round before,
-:math:`v_k = B_k^\top E[\phi_{k+1}(x_{k+1}) | x_k] / \beta`, the optimality condition of the kernels; or with the *published* index,
-:math:`v_k = B_k^\top \phi_k(x_k) / \beta`, off by O(dt). Features are linear, so what is left as N grows is known without sampling
-(derived here): forward methods have as limits the chain's optimum, and with the published index
+Three policies: the chain's optimum is *given*; it is *iterated*, each round steering with the
+costate of the round before, :math:`v_k = B_k^\top E[\phi_{k+1}(x_{k+1}) | x_k] / \beta`, the
+optimality condition of the kernels; or with the *published* index,
+:math:`v_k = B_k^\top \phi_k(x_k) / \beta`, off by O(dt). Features are linear, so what is left as N
+grows is known without sampling (derived here): forward methods have as limits the chain's optimum,
+and with the published index
 
 .. math:: G_k = (I + A\,dt)^\top G_{k+1} (I + A\,dt - B B^\top G_k\,dt) + Q\,dt .
 
-The time-reversed costate has on its way back :math:`Y_k = P^- X_k + [(A_k - I)^\top P_{k+1} + P^- (\bar A_k - I) - F_k
-+ P_{k+1} - P^-] X_{k+1}`, with the field :math:`P^-` of the round before: once :math:`P^- = P_{k+1}` this is an explicit Euler step
-of Riccati's equation, seen from :math:`X_{k+1}`. Its stationary point is that of the continuous equation, at any step size, whereas
-the optimum of the chain is off by O(dt) for ever. At T = 4 the equation is almost stationary at time 0, so there the time-reversed
-costate is three orders of magnitude more accurate than the chain that it simulates: a statement on that horizon. ``limit``
-records say how far it carries at others and at other times.
+The time-reversed costate has on its way back :math:`Y_k = P^- X_k + [(A_k - I)^\top P_{k+1} + P^-
+(\bar A_k - I) - F_k + P_{k+1} - P^-]
+X_{k+1}`, with the field :math:`P^-` of the round before: once :math:`P^- = P_{k+1}` this is an
+explicit Euler step of Riccati's equation, seen from :math:`X_{k+1}`. Its stationary point is that
+of the continuous equation, at any step size, whereas the optimum of the chain is off by O(dt) for
+ever. At T = 4 the equation is almost stationary at time 0, so there the time-reversed costate is
+three orders of magnitude more accurate than the chain that it simulates: a statement on that
+horizon. ``limit`` records say how far it carries at others and at other times.
 
-The offset of a costate is zero for infinitely many paths, and with finitely many it is sampling error, which every round of a
-policy with the published index multiplies: ``limit_offset_factor`` is by how much. Above 1, as at dt = 0.4, gains settle and
-offsets grow for ever. A costate that has not settled when the rounds are over is recorded as a divergence.
+The offset of a costate is zero for infinitely many paths, and with finitely many it is sampling
+error, which every round of a policy with the published index multiplies: ``limit_offset_factor`` is
+by how much. Above 1, as at dt = 0.4, gains settle and offsets grow for ever. A costate that has not
+settled when the rounds are over is recorded as a divergence.
 
-``integrator_mse`` and ``weak_error`` compare integrators without sampling: the kernel gap, with the running cost and without it,
-and the error of the mean reward of the chain without control, relative to its size. A benchmark charges the running cost of a
-kernel at its start, a rule of order 1, so a second-order chain has a costate of order 2 only where there is none.
+``integrator_mse`` and ``weak_error`` compare integrators without sampling: the kernel gap, with the
+running cost and without it, and the error of the mean reward of the chain without control, relative
+to its size. A benchmark charges the running cost of a kernel at its start, a rule of order 1, so a
+second-order chain has a costate of order 2 only where there is none.
 """
 
 from __future__ import annotations
@@ -85,9 +94,13 @@ PATHS = 2000
 SEEDS, QUICK_SEEDS = 2, 1
 ROUNDS = 60
 CONVERGED = 1e-5
-"""Largest change of a coefficient between rounds, relative to the largest coefficient, at which iteration ends."""
+"""Largest change of a coefficient between rounds, relative to the largest coefficient, at which
+iteration ends.
+"""
 SETTLED, UNSETTLED = 1e-3, 0.1
-"""The same after the last round, beyond which a number is noted to be still changing, and beyond which there is none."""
+"""The same after the last round, beyond which a number is noted to be still changing, and beyond
+which there is none.
+"""
 DIVERGED = 1e6
 REVERSED_SEED = 10_000
 FOLDS = 2
@@ -159,7 +172,9 @@ class Case:
 
 @functools.lru_cache(maxsize=4)
 def case(settings: str, integrator: str, everywhere: bool) -> Case:
-    """The oscillator of settings in JSON; with noise I in place of that of the control's channel where ``everywhere``."""
+    """The oscillator of settings in JSON; with noise I in place of that of the control's channel
+    where ``everywhere``.
+    """
     found = benchmark("oscillator", integrator=INTEGRATORS[integrator], **json.loads(settings))
     steps, (n,) = found.problem.steps, found.problem.reference.dims
     continuous = Affine.of(functools.partial(_at, found.continuous.gradient), steps, n)
@@ -174,7 +189,9 @@ def case(settings: str, integrator: str, everywhere: bool) -> Case:
 
 
 def _everywhere(found: Benchmark) -> tuple[ControlProblem, Tensor]:
-    """The same problem with noise I, steered along the control's channel only; costates and optimal controls are the same."""
+    """The same problem with noise I, steered along the control's channel only; costates and optimal
+    controls are the same.
+    """
     sde = found.sde
     assert isinstance(sde, LinearSDE)
     size = torch.linalg.matrix_norm(sde.noise, 2)
@@ -222,7 +239,9 @@ def _noise_and_beta(problem: ControlProblem) -> tuple[Tensor, Tensor]:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What a round of a scheme is made from: the same noise in every round, so that iteration has a fixed point."""
+    """What a round of a scheme is made from: the same noise in every round, so that iteration has a
+    fixed point.
+    """
 
     problem: ControlProblem
     policy: AffinePolicy
@@ -289,7 +308,8 @@ class Scheme:
     Attributes:
         kind: whether what is regressed has the chain's own costate as its mean.
         round: one round.
-        work: evaluations of the mean map or the policy of a round, per step and path; a derivative counts as two.
+        work: evaluations of the mean map or the policy of a round, per step and path; a derivative
+            counts as two.
         published: its name in the published table.
     """
 
@@ -332,7 +352,9 @@ class Learnt:
 def learn(
     where: Case, scheme: Scheme, rule: Rule | None, paths: int, rounds: int, seed: int
 ) -> Learnt:
-    """Iterate a scheme, and the policy where there is a rule for it, until nothing changes or ``rounds`` have passed."""
+    """Iterate a scheme, and the policy where there is a rule for it, until nothing changes or
+    ``rounds`` have passed.
+    """
     problem, policy = where.problem, where.optimum
     if rule is not None:
         policy = AffinePolicy(
@@ -456,7 +478,9 @@ def sweep_task(
 
 
 def published(found: Benchmark, scheme: Scheme, axis: str, policy: str) -> float | None:
-    """The published mean-square error at a step size, for the published policy on the published oscillator."""
+    """The published mean-square error at a step size, for the published policy on the published
+    oscillator.
+    """
     table = found.published.get("mse")
     dt, elsewhere = (
         found.settings["dt"],
@@ -481,10 +505,12 @@ class ReversedLimit:
 
 
 def reversed_limit(where: Case, rule: Rule, rounds: int) -> ReversedLimit:
-    """The fixed point of rounds with exact scores and moments (derived here), from Euler's explicit solution; see the module.
+    """The fixed point of rounds with exact scores and moments (derived here), from Euler's explicit
+    solution; see the module.
 
-    From zero, the first policies are so poor that at long horizons the moments of their paths are singular in double precision
-    (condition 1e152 for dt = 0.05 and T = 8), and the rounds never come back to the fixed point that they have in exact arithmetic.
+    From zero, the first policies are so poor that at long horizons the moments of their paths are
+    singular in double precision (condition 1e152 for dt = 0.05 and T = 8), and the rounds never
+    come back to the fixed point that they have in exact arithmetic.
     """
     found = Affine(explicit_riccati(where).G, torch.ones_like(where.chain.g))
     change, size, factor = math.inf, 1.0, math.inf
@@ -504,7 +530,9 @@ def reversed_limit(where: Case, rule: Rule, rounds: int) -> ReversedLimit:
 
 
 def _reversed_round(problem: ControlProblem, policy: AffinePolicy, before: Affine) -> Affine:
-    """Least squares of Y on (X, 1) with their exact second moments; linear in the offsets, which no gain depends on."""
+    """Least squares of Y on (X, 1) with their exact second moments; linear in the offsets, which no
+    gain depends on.
+    """
     reference, (F, _), (B, _), steps = (
         affine_of(problem),
         running_of(problem),
@@ -554,7 +582,9 @@ def forward_limit(where: Case) -> Affine:
 
 
 def explicit_riccati(where: Case) -> Affine:
-    """Euler's explicit method backwards on the continuous Riccati equation, with the coefficients of an Euler-Maruyama chain."""
+    """Euler's explicit method backwards on the continuous Riccati equation, with the coefficients
+    of an Euler-Maruyama chain.
+    """
     problem, (B, beta), eye = (
         where.problem,
         _noise_and_beta(where.problem),
@@ -753,7 +783,10 @@ def tasks(quick: bool) -> list[Task]:
                             "integrator": integrator,
                             "policy": policy,
                         }
-                        about = f"{axis.name}: {_about(chosen)}, N = {paths}, {integrator}, {policy}: {scheme}"
+                        about = (
+                            f"{axis.name}: {_about(chosen)}, N = {paths}, {integrator}, {policy}:"
+                            f" {scheme}"
+                        )
                         found.append(
                             Task(
                                 about,

@@ -1,26 +1,31 @@
-r"""Which method fine-tunes a mixture of two modes best? The third study of arXiv 2603.20455v2, as published and mended.
+r"""Which method fine-tunes a mixture of two modes best? The third study of arXiv 2603.20455v2, as
+published and mended.
 
-The reverse diffusion of modes at +-3 is steered to 3 (`toy.problems`, ``bsde-mixture``), at temperatures from mild to strong. The
-control and the Gaussian law :math:`N(\mu, Q^2)` of :math:`X_0` are both learned; the cost is
-:math:`E[(X_1 - 3)^2/(2\,\text{temp}) + \int |u|^2/2\,dt] + KL(N(\mu, Q^2) \| N(0, 1))`. Everything is judged exactly, by
-quadrature on the grids of the optimum of the same chain with the best Gaussian start:
+The reverse diffusion of modes at +-3 is steered to 3 (`toy.problems`, ``bsde-mixture``), at
+temperatures from mild to strong. The control and the Gaussian law :math:`N(\mu, Q^2)` of
+:math:`X_0` are both learned; the cost is :math:`E[(X_1 - 3)^2/(2\,\text{temp}) + \int |u|^2/2\,dt]
++ KL(N(\mu, Q^2) \| N(0, 1))`. Everything is judged exactly, by quadrature on the grids of the
+optimum of the same chain with the best Gaussian start:
 
 * ``cost``, and ``regret``, by how much it exceeds the optimum, relative to it;
 * ``w1``: the Wasserstein-1 distance of the law of :math:`X_1` from that of the optimum;
 * ``control_l2``: :math:`\int E|u - u^*|^2\,dt` along the optimal law.
 
-All methods start at the pre-trained model, unless they are published chains that go from each temperature to the next. They are
+All methods start at the pre-trained model, unless they are published chains that go from each
+temperature to the next. They are
 
 * policy iteration: N fresh paths of the policy in every round, a regression of costates,
-  :math:`v_k = B_k^\top \psi_k/\beta_k` with :math:`\psi_k(x) = E[a_{k+1} | x_k = x]`. With the full adjoint this is Newton's method
-  for the policy. With the lean adjoint it is a fixed-point iteration, which need not contract: a regression solved exactly then
-  swings between two policies where small gradient steps would average;
-* the fitted Bellman recursion: regressions of the pulled-back mean of the next fit, which do not wait for rounds; and PI-FT with
-  sampled means (`socft.pi_ft`).
+  :math:`v_k = B_k^\top \psi_k/\beta_k` with :math:`\psi_k(x) = E[a_{k+1} | x_k = x]`. With the full
+  adjoint this is Newton's method for the policy. With the lean adjoint it is a fixed-point
+  iteration, which need not contract: a regression solved exactly then swings between two policies
+  where small gradient steps would average;
+* the fitted Bellman recursion: regressions of the pulled-back mean of the next fit, which do not
+  wait for rounds; and PI-FT with sampled means (`socft.pi_ft`).
 
-The law of :math:`X_0` follows Newton's method with :math:`E V_0'` and, by Stein's lemma, :math:`E V_0'' = E[V_0'(\mu + Q z) z]/Q`.
-"Published" methods take the costate of step k in place of k + 1, regress with the Huber loss, give the deviation's gradient
-noise that is not the path's, and reverse time with the noise of the neighbouring step.
+The law of :math:`X_0` follows Newton's method with :math:`E V_0'` and, by Stein's lemma,
+:math:`E V_0'' = E[V_0'(\mu + Q z) z]/Q`. "Published" methods take the costate of step k in place of
+k + 1, regress with the Huber loss, give the deviation's gradient noise that is not the path's, and
+reverse time with the noise of the neighbouring step.
 """
 
 from __future__ import annotations
@@ -91,7 +96,9 @@ REVERSED_SEED, START_SEED = 10_000, 20_000
 
 @dataclasses.dataclass(frozen=True)
 class Clipped(Regression):
-    """A regression that continues as a constant beyond all but a few of its samples, where features have nothing to say."""
+    """A regression that continues as a constant beyond all but a few of its samples, where features
+    have nothing to say.
+    """
 
     regression: Regression
 
@@ -123,7 +130,9 @@ class Law:
     def improved(
         self, slope: Callable[[Tensor], Tensor], z: Tensor, paired: Tensor, rate: float = 1.0
     ) -> Law:
-        """One Newton step of ``E V_0 - KL`` with the costate at ``mean + deviation z`` and the bend estimated from ``paired``."""
+        """One Newton step of ``E V_0 - KL`` with the costate at ``mean + deviation z`` and the bend
+        estimated from ``paired``.
+        """
         with torch.no_grad():
             costate = slope(self.mean + self.deviation * z)
         bend = min(float((costate * paired).mean()) / self.deviation, LARGEST_BEND)
@@ -171,9 +180,11 @@ class Judge:
         return {
             "cost": cost,
             "regret": cost / self.start.gaussian_cost - 1,
-            "w1": wasserstein1(nodes, nodes, reached.masses[-1], self.optimal.masses[-1])
-            if cost < math.inf
-            else math.inf,
+            "w1": (
+                wasserstein1(nodes, nodes, reached.masses[-1], self.optimal.masses[-1])
+                if cost < math.inf
+                else math.inf
+            ),
             "control_l2": sum(self.optimal.expect(k, each) for k, each in enumerate(wrong)),
         }
 
@@ -316,7 +327,9 @@ class PolicyIteration:
 
 
 def _both(problem: ControlProblem, policy: Policy, costates: Costates, rate: float) -> Costates:
-    """Costates beside the samples of ``E[a_{k+1} | x_k]``, these moved from what the policy implies by a rate."""
+    """Costates beside the samples of ``E[a_{k+1} | x_k]``, these moved from what the policy implies
+    by a rate.
+    """
     following = costates.values[1:] if costates.following is None else costates.following
     if rate < 1:
         lift = problem.reference.diffusion.lift
@@ -329,7 +342,8 @@ def _both(problem: ControlProblem, policy: Policy, costates: Costates, rate: flo
 
 
 def fitted_bellman(temp: float, seed: int, begin: Learnt, sweeps: int = SWEEPS) -> Learnt:
-    """The Bellman recursion fitted on bumps, at the states of the sweep before; X_0 comes from N(0, 1) throughout.
+    """The Bellman recursion fitted on bumps, at the states of the sweep before; X_0 comes from N(0,
+    1) throughout.
 
     Means are taken by a Gauss-Hermite rule, so that labels have no noise.
     """
@@ -346,7 +360,9 @@ def fitted_bellman(temp: float, seed: int, begin: Learnt, sweeps: int = SWEEPS) 
 
 
 def _sweep(problem: ControlProblem, states: Tensor) -> tuple[Policy, Fitted]:
-    """Controls and costates of every step, backwards; the condition of optimality is solved at each state by itself."""
+    """Controls and costates of every step, backwards; the condition of optimality is solved at each
+    state by itself.
+    """
     reference, field, controls = problem.reference, Fitted(), {}
     phi, diffusion = with_terminal(problem, field), reference.diffusion
     for k in reversed(range(problem.steps)):
@@ -394,7 +410,9 @@ def _best_law(field: CostateField, seed: int) -> Law:
 
 
 def polished(temp: float, seed: int, begin: Learnt) -> Learnt:
-    """Policy iteration with the corrected full adjoint from where one sweep of the fitted recursion ended."""
+    """Policy iteration with the corrected full adjoint from where one sweep of the fitted recursion
+    ended.
+    """
     return PolicyIteration(_corrected(FullMartingaleAdjoint), _bumps)(
         temp, seed, fitted_bellman(temp, seed, begin, 1)
     )
@@ -497,7 +515,9 @@ CONTENDERS = {
 
 
 def contender_task(contender: str, temps: Sequence[float], seeds: int) -> list[Record]:
-    """One method at some temperatures, over independent repetitions; infinite where its samples left the region of the fit."""
+    """One method at some temperatures, over independent repetitions; infinite where its samples
+    left the region of the fit.
+    """
     chosen = CONTENDERS[contender]
     rows: dict[float, list[dict[str, float]]] = {temp: [] for temp in temps}
     seconds, evaluations = dict.fromkeys(temps, 0.0), dict.fromkeys(temps, 0)
@@ -577,7 +597,9 @@ def _record(
 
 
 def truth_task(temp: float) -> list[Record]:
-    """The optimum, what it loses to a law that is not Gaussian, and what the chain gains on continuous time."""
+    """The optimum, what it loses to a law that is not Gaussian, and what the chain gains on
+    continuous time.
+    """
     judge = _judge(temp)
     found = benchmark("bsde-mixture", temp=temp)
     limit = best_start(lambda x: found.continuous.value(0, x.reshape(-1, 1))).gaussian_cost
@@ -597,7 +619,8 @@ def truth_task(temp: float) -> list[Record]:
 
 
 def split_task(temp: float) -> list[Record]:
-    """Errors without noise: of the costate of step k in place of k + 1, of an untrained start, and of the features.
+    """Errors without noise: of the costate of step k in place of k + 1, of an untrained start, and
+    of the features.
 
     Features are fitted to the exact control at the states of the optimal chain.
     """
@@ -645,7 +668,9 @@ def _start_noise(seed: int) -> Tensor:
 
 
 def tasks(quick: bool) -> list[Task]:
-    """The optimum and the split at every temperature, and every method; at the quick scale two methods at two temperatures."""
+    """The optimum and the split at every temperature, and every method; at the quick scale two
+    methods at two temperatures.
+    """
     temps = QUICK_TEMPS if quick else TEMPS
     found = [Task(f"optimum at {temp:g}", truth_task, {"temp": temp}) for temp in temps]
     found += [

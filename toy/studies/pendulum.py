@@ -1,19 +1,24 @@
-r"""Whose estimate of a costate steers a pendulum best? The second study of arXiv 2603.20455v2, as published and mended.
+r"""Whose estimate of a costate steers a pendulum best? The second study of arXiv 2603.20455v2, as
+published and mended.
 
-Sought is :math:`\phi(0, x) = \nabla E g(X_T)` of the pendulum kicked in its velocity (`toy.problems`, ``bsde-pendulum``), learnt
-from N paths that start at N(0, I). Then 10000 initial states from N(0, I) descend along it, and ``cost`` is the mean of the exact
-:math:`E g(X_T)` where they end, whose optimum is the lowest point of the value on the grid. The motion is unstable, so the variance
-of a lean adjoint is a hundred times the mean square of the costate; the noise is degenerate, along :math:`x_2` alone.
+Sought is :math:`\phi(0, x) = \nabla E g(X_T)` of the pendulum kicked in its velocity
+(`toy.problems`, ``bsde-pendulum``), learnt from N paths that start at N(0, I). Then 10000 initial
+states from N(0, I) descend along it, and ``cost`` is the mean of the exact :math:`E g(X_T)` where
+they end, whose optimum is the lowest point of the value on the grid. The motion is unstable, so the
+variance of a lean adjoint is a hundred times the mean square of the costate; the noise is
+degenerate, along :math:`x_2` alone.
 
 * ``cost_simulated``: the same by fresh simulation;
-* ``mse``: :math:`E|\phi(0, X) - \nabla V_0(X)|^2` over N(0, I), against the chain's own costate; ``mse_descent``: over the states
-  passed on the way down;
-* the split of an error: ``kernel_gap`` of the integrator, ``approximation_mse`` of features fitted to the exact costate, and
-  ``label_noise``, the spread of a path's costate about its mean with the exact field as control variate.
+* ``mse``: :math:`E|\phi(0, X) - \nabla V_0(X)|^2` over N(0, I), against the chain's own costate;
+  ``mse_descent``: over the states passed on the way down;
+* the split of an error: ``kernel_gap`` of the integrator, ``approximation_mse`` of features fitted
+  to the exact costate, and ``label_noise``, the spread of a path's costate about its mean with the
+  exact field as control variate.
 
-Features are bumps on the cylinder, solved exactly. The fitted Bellman recursion regresses the pulled-back mean of the next fit, so
-its labels have no noise; the corrected adjoint after it uses its field as control variate and has no bias. "Published" pipelines
-have the network, Huber loss and noise pairing of the published code; the published 20 x 5000 gradient steps are scaled down, see
+Features are bumps on the cylinder, solved exactly. The fitted Bellman recursion regresses the
+pulled-back mean of the next fit, so its labels have no noise; the corrected adjoint after it uses
+its field as control variate and has no bias. "Published" pipelines have the network, Huber loss and
+noise pairing of the published code; the published 20 x 5000 gradient steps are scaled down, see
 ``gradient_steps``.
 """
 
@@ -63,7 +68,9 @@ STATES = 10_000
 DESCENT_STEPS, DESCENT_RATE = 200, 0.1
 """The largest curvature of the value is 8.5: twice its inverse is the largest stable rate."""
 SEEDS, FEW_SEEDS, QUICK_SEEDS, NETWORK_SEEDS = 10, 2, 1, 2
-"""The best pipeline and the lean adjoint have `SEEDS`; the other sweeps on bumps take minutes each and have `FEW_SEEDS`."""
+"""The best pipeline and the lean adjoint have `SEEDS`; the other sweeps on bumps take minutes each
+and have `FEW_SEEDS`.
+"""
 ANGLES, ROWS, REACH = 16, 17, 4.5
 RIDGE, NOISELESS_RIDGE = 1e-3, 1e-4
 QUICK_NODES = (48, 241)
@@ -79,7 +86,8 @@ IntegerField = Callable[[int, States], States]
 
 @dataclasses.dataclass(frozen=True)
 class Bumps(Features):
-    """Products of bumps on the circle of the angle and Gaussian bumps of the velocity, with 1 appended.
+    """Products of bumps on the circle of the angle and Gaussian bumps of the velocity, with 1
+    appended.
 
     Attributes:
         angles: bumps on the circle, von Mises densities whose width is their distance.
@@ -198,7 +206,9 @@ QUICK = (BEST, "lean adjoint")
 
 @dataclasses.dataclass(frozen=True)
 class Descent:
-    """Where states went: every tenth place on the way, shape (places, batch, 2), and the end, (batch, 2)."""
+    """Where states went: every tenth place on the way, shape (places, batch, 2), and the end,
+    (batch, 2).
+    """
 
     way: Tensor
     end: States
@@ -261,7 +271,9 @@ def pipeline_task(
 
 
 def truth_task(states: int, nodes: list[int]) -> list[Record]:
-    """The lowest cost, the cost of the states before any descent and after one along the exact costate."""
+    """The lowest cost, the cost of the states before any descent and after one along the exact
+    costate.
+    """
     found = _problem(tuple(nodes))
     value, first = found.uncontrolled, _states(states)
     optimum = lowest(value).cost
@@ -276,7 +288,9 @@ def truth_task(states: int, nodes: list[int]) -> list[Record]:
 
 
 def kernel_gap_task(nodes: list[int]) -> list[Record]:
-    """What the Euler chain itself misses of continuous time: in the lowest cost and in the costate over N(0, I)."""
+    """What the Euler chain itself misses of continuous time: in the lowest cost and in the costate
+    over N(0, I).
+    """
     found, points = _problem(tuple(nodes)), _states(STATES)
     chain, limit = found.uncontrolled, found.continuous_uncontrolled
     return [
@@ -300,7 +314,9 @@ def approximation_task(paths: int, nodes: list[int]) -> list[Record]:
 
 
 def label_noise_task(paths: int, nodes: list[int]) -> list[Record]:
-    """``E|a_0 - E[a_0 | X_0]|^2`` of one path without and with a control variate made of the exact costate."""
+    """``E|a_0 - E[a_0 | X_0]|^2`` of one path without and with a control variate made of the exact
+    costate.
+    """
     found = _problem(tuple(nodes))
     problem, policy = found.problem, Uncontrolled(found.problem.reference)
     source = Given(lambda k, x: found.uncontrolled.gradient(int(k), x))
@@ -378,7 +394,9 @@ def _exact(metric: str, value: float, name: str = "", paths: int | None = None, 
 
 
 def tasks(quick: bool) -> list[Task]:
-    """The truth and the splits, then every pipeline at N = 10000; at the quick scale the best of them and a lean adjoint."""
+    """The truth and the splits, then every pipeline at N = 10000; at the quick scale the best of
+    them and a lean adjoint.
+    """
     nodes = list(QUICK_NODES) if quick else []
     states, paths = (1000, QUICK_PATHS) if quick else (STATES, PATHS)
     found = [

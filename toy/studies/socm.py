@@ -1,17 +1,21 @@
-r"""The suite of *Stochastic Optimal Control Matching* (arXiv 2312.02027): control error along training, estimator by estimator.
+r"""The suite of *Stochastic Optimal Control Matching* (arXiv 2312.02027): control error along
+training, estimator by estimator.
 
-``control_l2`` is the paper's metric, :math:`E_{P^*} \int |u - u^*|^2 dt` over the paths of the optimum, here of the chain's:
-:math:`E \sum_k |v_k - v^*_k|^2`, in closed form for affine policies and on paths of the exact optimum for the double well. The
-first checkpoint is the pre-trained model, whose error is :math:`E \int |u^*|^2 dt`. ``objective_gap`` is exact for affine policies
-and elsewhere the difference on common noise. ``effective_share`` is the effective number of paths of importance weights over the
-batch.
+``control_l2`` is the paper's metric, :math:`E_{P^*} \int |u - u^*|^2 dt` over the paths of the
+optimum, here of the chain's: :math:`E \sum_k |v_k - v^*_k|^2`, in closed form for affine policies
+and on paths of the exact optimum for the double well. The first checkpoint is the pre-trained
+model, whose error is :math:`E \int |u^*|^2 dt`. ``objective_gap`` is exact for affine policies and
+elsewhere the difference on common noise. ``effective_share`` is the effective number of paths of
+importance weights over the batch.
 
-All estimators get the same number of gradient steps, paths, rate and decay (`toy.studies.training.descend`); what that costs is in
-``evaluations``. Affine policies for the Ornstein-Uhlenbeck problems, whose optimum is affine; a function per coordinate for the
-double well, whose optimum is one. An estimator that diverges has infinite errors from there on, and a note.
+All estimators get the same number of gradient steps, paths, rate and decay
+(`toy.studies.training.descend`); what that costs is in ``evaluations``. Affine policies for the
+Ornstein-Uhlenbeck problems, whose optimum is affine; a function per coordinate for the double well,
+whose optimum is one. An estimator that diverges has infinite errors from there on, and a note.
 
-Fixed points differ by O(dt): adjoint matching, relative entropy, log-variance and moment losses have the chain's optimum as theirs,
-those weighted to the optimal path measure the control of least cross-entropy, which is the same in the linear-quadratic case.
+Fixed points differ by O(dt): adjoint matching, relative entropy, log-variance and moment losses
+have the chain's optimum as theirs, those weighted to the optimal path measure the control of least
+cross-entropy, which is the same in the linear-quadratic case.
 """
 
 from __future__ import annotations
@@ -162,9 +166,11 @@ class LinearArena(Arena):
 
 
 class SeparablePolicy(Policy):
-    """``v_k(x)_i = sum_pq w_ipq psi_p(x_i) tau_q(k) / sqrt(T)``: a function of its own coordinate and time for each entry.
+    """``v_k(x)_i = sum_pq w_ipq psi_p(x_i) tau_q(k) / sqrt(T)``: a function of its own coordinate
+    and time for each entry.
 
-    Gaussian bumps in space, exponentials of the time left, which resolve how fast a well forgets; starts at zero.
+    Gaussian bumps in space, exponentials of the time left, which resolve how fast a well forgets;
+    starts at zero.
     """
 
     RATES = (0.0, 5.0, 20.0, 80.0)
@@ -324,9 +330,11 @@ def socm_task(
                     setting,
                     method,
                     estimator.estimates,
-                    stderr=float(values.std() / len(values) ** 0.5)
-                    if len(values) > 1 and bool(values.isfinite().all())
-                    else None,
+                    stderr=(
+                        float(values.std() / len(values) ** 0.5)
+                        if len(values) > 1 and bool(values.isfinite().all())
+                        else None
+                    ),
                     seeds=seeds,
                     seconds=seconds if math.isfinite(seconds) else None,
                     evaluations=index * evaluations,

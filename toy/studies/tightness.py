@@ -1,16 +1,20 @@
-r"""How tight is the theory? For every inequality the largest ratio of what is measured to its bound, by numerical search.
+r"""How tight is the theory? For every inequality the largest ratio of what is measured to its
+bound, by numerical search.
 
-A ratio is taken at step 0, so that all T steps of a recursion count, at the smallest KL weights that the constants admit for the
-design constant lambda: the paper's constants at the paper's weights, the sharper ones at theirs. Bounds come from `socft.theory`
-and the claims of `verify`, extremal candidates from the claims that are attained. Three kinds of instances are searched:
+A ratio is taken at step 0, so that all T steps of a recursion count, at the smallest KL weights
+that the constants admit for the design constant lambda: the paper's constants at the paper's
+weights, the sharper ones at theirs. Bounds come from `socft.theory` and the claims of `verify`,
+extremal candidates from the claims that are attained. Three kinds of instances are searched:
 
-* one step in closed form, where the next value function has a staircase as second derivative (`verify.support.staircase`), T = 1;
+* one step in closed form, where the next value function has a staircase as second derivative
+  (`verify.support.staircase`), T = 1;
 * affine scores with linear or quadratic rewards in d dimensions, in closed form, any T;
 * lines with affine or tanh scores and rewards with bounded gradients, by quadrature, T > 1.
 
-A line stands for itself along one axis of d dimensions in which nothing else is rewarded: d enters the bounds alone. What a search
-finds is a lower bound on the tightness; *attained* means within 1%. The last tasks compare the constant KL weights that are
-sufficient by the paper's constants and by the sharper ones with the one that is necessary (`verify.beta_tightness`).
+A line stands for itself along one axis of d dimensions in which nothing else is rewarded: d enters
+the bounds alone. What a search finds is a lower bound on the tightness; *attained* means within 1%.
+The last tasks compare the constant KL weights that are sufficient by the paper's constants and by
+the sharper ones with the one that is necessary (`verify.beta_tightness`).
 """
 
 from __future__ import annotations
@@ -62,7 +66,9 @@ AXES: dict[str, tuple[float, ...]] = {
 QUICK_AXES: dict[str, tuple[float, ...]] = {"d": (64,), "lam": (0.9,)}
 LENGTHS, QUICK_LENGTHS = (2, 3, 5, 8, 12, 20, 32, 50), (2, 8)
 UPDATES = (0, 1, 4)
-"""Updates of PI-FT at every step that are tried; records have null for the limit of infinitely many."""
+"""Updates of PI-FT at every step that are tried; records have null for the limit of infinitely
+many.
+"""
 SEARCHED, CONFIRMED = 1001, 4001
 """States of one step in a search, and when its result is confirmed."""
 FINER = 2
@@ -150,7 +156,9 @@ class Samples(dict[str, Sample]):
         error: float = 0.0,
         updates: int | None = None,
     ) -> None:
-        """Count a sample unless its bound is infinite, or so small that the measurement's absolute error would be seen."""
+        """Count a sample unless its bound is infinite, or so small that the measurement's absolute
+        error would be seen.
+        """
         sample = Sample(float(measured), float(bound), updates)
         if not (
             math.isfinite(sample.bound)
@@ -171,7 +179,8 @@ class Family:
         box: least and largest value of each parameter.
         starts: candidates for the largest ratio; the search adds random ones.
         build: ``(point, parameters) -> instance``, which describes itself.
-        measure: ``(point, instance, confirm) -> samples``; the last one asks for a finer measurement.
+        measure: ``(point, instance, confirm) -> samples``; the last one asks for a finer
+            measurement.
     """
 
     name: str
@@ -202,7 +211,9 @@ class Best:
 
 
 class Search:
-    """Random starts, then a Nelder-Mead search for each inequality; every evaluation counts for all of them."""
+    """Random starts, then a Nelder-Mead search for each inequality; every evaluation counts for all
+    of them.
+    """
 
     def __init__(self, point: Point, families: Sequence[Family], seed: int):
         self.point, self.families = point, families
@@ -323,7 +334,9 @@ class Verdict:
 
 
 def verdicts(found: Iterable[Record]) -> list[Verdict]:
-    """For each inequality and each kind of constants whether any point attains it, else the best known ratio."""
+    """For each inequality and each kind of constants whether any point attains it, else the best
+    known ratio.
+    """
     best: dict[tuple[str, str], Record] = {}
     for record in found:
         key = (record.problem, record.setting.get("constants", ""))
@@ -339,7 +352,9 @@ def verdicts(found: Iterable[Record]) -> list[Verdict]:
 
 
 def _largest_possible(name: str, point: Point) -> float | None:
-    """For (17) at one step with an affine score the supremum of the ratio, known in closed form in every dimension."""
+    """For (17) at one step with an affine score the supremum of the ratio, known in closed form in
+    every dimension.
+    """
     if name != "theorem_2_8_iii_control_smoothness" or point.T > 1 or point.sharp:
         return None
     return largest_ratio(point.lam) * theory.SHARP / theory.expected_norm(point.d)
@@ -347,7 +362,9 @@ def _largest_possible(name: str, point: Point) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """A line's problem along one axis of d dimensions in which nothing else is rewarded: what the theory knows of it."""
+    """A line's problem along one axis of d dimensions in which nothing else is rewarded: what the
+    theory knows of it.
+    """
 
     chain: theory.Chain
 
@@ -406,7 +423,9 @@ def _count_controls(
     found: Iterate,
     updates: int | None,
 ) -> None:
-    """Lemma 3.2 for values and controls of one pass, or of the optimum, which is the limit of many updates."""
+    """Lemma 3.2 for values and controls of one pass, or of the optimum, which is the limit of many
+    updates.
+    """
     constants, unit = (
         theory.constants_at(case.chain, beta, theory.Iterates(bounds)),
         float(theory.score_unit(case.chain)[0]),
@@ -617,7 +636,9 @@ def _line(
 def _lines(
     measured: Callable[[Point, Any, bool], Samples], bending: Sequence[str]
 ) -> tuple[Family, ...]:
-    """Affine scores with every reward, nonlinear scores with some; the starts are the best of longer searches at the base point."""
+    """Affine scores with every reward, nonlinear scores with some; the starts are the best of
+    longer searches at the base point.
+    """
     shape, place = {"log shape": (-1.2, 1.6)}, {"place": (-3.0, 3.0)}
     affine = {"c": (-2.0, 1.5)} | LEVELS | shape | place
     bent = {"c": (-2.0, 1.5), "b": (-0.5, 0.5), "w": (0.5, 3.0)} | LEVELS | shape | place
@@ -720,7 +741,9 @@ def ratio_task(group: str, point: Point, evaluations: int, claims: str) -> list[
 
 
 def beta_task(family: str, T: int, claims: str) -> list[Record]:
-    """The constant KL weights that are sufficient and the one that is necessary for a design constant near 0."""
+    """The constant KL weights that are sufficient and the one that is necessary for a design
+    constant near 0.
+    """
     instance, lam = beta_tightness.member(beta_tightness.FAMILIES[family], T), beta_tightness.LAM
     started = time.perf_counter()
     found = {

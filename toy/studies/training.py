@@ -1,31 +1,39 @@
 r"""Optimisation curves of gradient estimators at an equal budget of network evaluations.
 
-Every method trains the same policy class with Adam and a cosine-decayed rate, the rate chosen from a small grid by the final
-objective of a pilot run; an estimator with a dearer gradient takes fewer steps. At `CHECKPOINTS` moments of the budget it is asked
+Every method trains the same policy class with Adam and a cosine-decayed rate, the rate chosen from
+a small grid by the final objective of a pilot run; an estimator with a dearer gradient takes fewer
+steps. At `CHECKPOINTS` moments of the budget it is asked
 
-* ``objective_gap``: exact optimum minus objective, exact; ``reward`` and ``kl``; where known, ``objective_gradient``, the norm of
-  the objective's own gradient;
-* ``wasserstein1`` in one dimension, ``wasserstein2`` of Gaussian laws, and ``mmd`` (the root of the squared discrepancy), exact,
-  from the law of X_T to the tilt of the pre-trained law; their ``optimum`` is that of the optimal chain, which moves means only;
-* ``gradient_norm``: norm of the mean of the estimate; ``gradient_noise``: trace of the covariance of the estimate from one path,
-  relative to the squared norm of the exact or full-adjoint gradient of the pre-trained model; ``relative_noise``: that trace over
-  the squared norm of the mean of the same moment;
-* ``gradient_bias`` (linear-quadratic): distance of the mean of the estimate from the exact gradient of the objective, without its
-  noise, relative to the norm of that gradient at the pre-trained model; of a fixed-point residual, its distance from the gradient.
-  It is the root of the mean square over the repetitions, each with paths of its own, and its ``stderr`` is their noise;
-* ``target_noise`` (affine policies): mean-square distance of the targets from their conditional mean given the state, relative to
-  that mean; zero to rounding for a martingale correction by the conditional mean itself (derived here).
+* ``objective_gap``: exact optimum minus objective, exact; ``reward`` and ``kl``; where known,
+  ``objective_gradient``, the norm of the objective's own gradient;
+* ``wasserstein1`` in one dimension, ``wasserstein2`` of Gaussian laws, and ``mmd`` (the root of the
+  squared discrepancy), exact, from the law of X_T to the tilt of the pre-trained law; their
+  ``optimum`` is that of the optimal chain, which moves means only;
+* ``gradient_norm``: norm of the mean of the estimate; ``gradient_noise``: trace of the covariance
+  of the estimate from one path, relative to the squared norm of the exact or full-adjoint gradient
+  of the pre-trained model; ``relative_noise``: that trace over the squared norm of the mean of the
+  same moment;
+* ``gradient_bias`` (linear-quadratic): distance of the mean of the estimate from the exact gradient
+  of the objective, without its noise, relative to the norm of that gradient at the pre-trained
+  model; of a fixed-point residual, its distance from the gradient. It is the root of the mean
+  square over the repetitions, each with paths of its own, and its ``stderr`` is their noise;
+* ``target_noise`` (affine policies): mean-square distance of the targets from their conditional
+  mean given the state, relative to that mean; zero to rounding for a martingale correction by the
+  conditional mean itself (derived here).
 
-What a trained policy falls short of the tilt by, in objective, is a sum of exact parts. Four do not depend on
-the estimator (see `gaps`): ``memory_gap``, ``discretisation_gap``, ``kernel_gap``, ``class_gap``. Two, at the end of training, do:
-``bias_gap``, what the mean of the policies of all repetitions falls short of the best in its class
-by, from bias and from stopping early; and ``noise_gap``, by how much better that mean is than the policies are on average. The mean
-of n policies keeps an n-th of their noise, which for an objective that is quadratic around them is counted as noise here.
+What a trained policy falls short of the tilt by, in objective, is a sum of exact parts. Four do not
+depend on the estimator (see `gaps`): ``memory_gap``, ``discretisation_gap``, ``kernel_gap``,
+``class_gap``. Two, at the end of training, do: ``bias_gap``, what the mean of the policies of all
+repetitions falls short of the best in its class by, from bias and from stopping early; and
+``noise_gap``, by how much better that mean is than the policies are on average. The mean of n
+policies keeps an n-th of their noise, which for an objective that is quadratic around them is
+counted as noise here.
 
-``seconds`` is the time spent training so far, ``peak_mb`` the memory that labels of a batch take beyond path and labels.
+``seconds`` is the time spent training so far, ``peak_mb`` the memory that labels of a batch take
+beyond path and labels.
 
-With the policy's own costate as the field of the correction the noise vanishes as the policy converges, without the correction it
-tends to that of the optimum.
+With the policy's own costate as the field of the correction the noise vanishes as the policy
+converges, without the correction it tends to that of the optimum.
 """
 
 from __future__ import annotations
@@ -40,7 +48,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require
+from socft.checks import InvalidProblem
 from socft.costates.base import Cost
 from socft.costates.fields import FREE, CostateField, CostateSource, FromPolicy
 from socft.costates.martingale import Antithetic, Exact
@@ -78,7 +86,9 @@ CHECKPOINTS, QUICK_CHECKPOINTS = 11, 3
 SEEDS, QUICK_SEEDS = 3, 1
 RATES, QUICK_RATES = (0.003, 0.01, 0.03, 0.1), (0.05,)
 BUDGET_STEPS, QUICK_BUDGET_STEPS = {"lq-fine-tuning": 120, "mixture": 80}, 12
-"""Gradient steps that the budget allows an estimator with one derivative of the reference per step, as adjoint matching has."""
+"""Gradient steps that the budget allows an estimator with one derivative of the reference per step,
+as adjoint matching has.
+"""
 NOISE_PATHS, QUICK_NOISE_PATHS = 256, 64
 NOISE_SEED = 1000
 STEPS = 25
@@ -86,7 +96,9 @@ BIAS, BIAS_NOISE = "squared bias", "noise of the mean"
 
 
 class OwnCostate(CostateSource, abc.ABC):
-    """An exact field of an affine policy in a linear-quadratic problem, solved again whenever the policy has changed."""
+    """An exact field of an affine policy in a linear-quadratic problem, solved again whenever the
+    policy has changed.
+    """
 
     def __init__(self) -> None:
         self._seen: tuple[Any, ...] | None = None
@@ -102,11 +114,10 @@ class OwnCostate(CostateSource, abc.ABC):
 
     def field(self, problem: ControlProblem, policy: Policy) -> CostateField:
         if not isinstance(policy, AffinePolicy):
-            require(
-                False,
-                f"the policy is a {type(policy).__name__}; only the costate of an AffinePolicy is known in closed form.",
+            raise InvalidProblem(
+                f"the policy is a {type(policy).__name__}; only the costate of an AffinePolicy is"
+                " known in closed form.",
             )
-            raise AssertionError
         parts = (problem, policy, policy.gain, policy.offset)
         seen = (*parts, policy.gain._version, policy.offset._version)
         if (
@@ -126,8 +137,10 @@ class OwnValue(OwnCostate):
 
 
 class OwnLean(OwnCostate):
-    r"""The conditional mean of lean adjoints on the policy's paths, :math:`L_k x + l_k` with a matrix that is not symmetric:
-    :math:`L_k = A_k^\top L_{k+1} \bar A_k - F_k`, :math:`l_k = A_k^\top (L_{k+1} \bar b_k + l_{k+1}) - h_k` (derived here)."""
+    r"""The conditional mean of lean adjoints on the policy's paths, :math:`L_k x + l_k` with a
+    matrix that is not symmetric: :math:`L_k = A_k^\top L_{k+1} \bar A_k - F_k`,
+    :math:`l_k = A_k^\top (L_{k+1} \bar b_k + l_{k+1}) - h_k` (derived here).
+    """
 
     @torch.no_grad()
     def solve(self, problem: ControlProblem, policy: AffinePolicy) -> QuadraticValue:
@@ -243,7 +256,8 @@ def descend(
     seed: int,
     extra: Sequence[dict] = (),
 ) -> Iterator[Iteration]:
-    """Train in place and yield at the checkpoints; ``extra`` are further parameter groups of the optimiser.
+    """Train in place and yield at the checkpoints; ``extra`` are further parameter groups of the
+    optimiser.
 
     Raises:
         InvalidProblem: a gradient is not finite.
@@ -291,15 +305,19 @@ class Arena(abc.ABC):
 
     @abc.abstractmethod
     def gradient(self, policy: Policy) -> Tensor | None:
-        """The exact gradient in the coefficients of the features, step by step; None where it is not known."""
+        """The exact gradient in the coefficients of the features, step by step; None where it is
+        not known.
+        """
 
 
 def gaps(found: Benchmark, kernel: float, memory: float, in_class: float) -> dict[str, float]:
-    r"""What the optimal objective, relaxed more and more, gains: parts of an error that are no estimator's.
+    r"""What the optimal objective, relaxed more and more, gains: parts of an error that are no
+    estimator's.
 
-    ``class_gap``: the best policy of the class (its projection, which is an upper bound) is allowed to be any; ``kernel_gap``:
-    kernels may change covariances; ``discretisation_gap``: time becomes continuous, which can cost something; ``memory_gap``: the
-    start may be chosen. With all of them the law of X_T is the tilt (see `socft.truth.tilt`).
+    ``class_gap``: the best policy of the class (its projection, which is an upper bound) is allowed
+    to be any; ``kernel_gap``: kernels may change covariances; ``discretisation_gap``: time becomes
+    continuous, which can cost something; ``memory_gap``: the start may be chosen. With all of them
+    the law of X_T is the tilt (see `socft.truth.tilt`).
     """
     chain = found.truth.objective + kernel
     return {
@@ -311,7 +329,9 @@ def gaps(found: Benchmark, kernel: float, memory: float, in_class: float) -> dic
 
 
 class GaussianArena(Arena):
-    """``lq-fine-tuning`` with affine policies: everything in closed form but the kernel discrepancy."""
+    """``lq-fine-tuning`` with affine policies: everything in closed form but the kernel
+    discrepancy.
+    """
 
     def __init__(self, d: int, steps: int):
         found = benchmark(
@@ -383,7 +403,9 @@ class MixtureArena(Arena):
         )
 
     def _projection(self) -> FeaturePolicy:
-        """The optimal control's projection on the features under the law of the optimum: nearly the best policy of the class."""
+        """The optimal control's projection on the features under the law of the optimum: nearly the
+        best policy of the class.
+        """
         policy, law = self.policy(), self.truth.flow
         with torch.no_grad():
             for k, mass in enumerate(law.masses[:-1]):
@@ -433,7 +455,9 @@ def target_noise(
     policy: Policy,
     path: Path,
 ) -> float:
-    """``E |target - E[target | x]|^2 / E |E[target | x]|^2`` over all steps, where the conditional mean of costates is affine."""
+    """``E |target - E[target | x]|^2 / E |E[target | x]|^2`` over all steps, where the conditional
+    mean of costates is affine.
+    """
     diffusion, field, apart, size = (
         problem.reference.diffusion,
         mean.field(problem, policy),
@@ -459,9 +483,11 @@ def noise_measures(
     paths: int,
     seed: int,
 ) -> dict[str, float]:
-    """Norm, bias and noise of the gradient estimate, relative to ``unit``, and the noise of its targets.
+    """Norm, bias and noise of the gradient estimate, relative to ``unit``, and the noise of its
+    targets.
 
-    `BIAS` is the square of the bias, without its noise, and may be negative; `BIAS_NOISE` is that noise.
+    `BIAS` is the square of the bias, without its noise, and may be negative; `BIAS_NOISE` is that
+    noise.
     """
     noise = Noise.sample(
         arena.problem.reference, paths, torch.Generator().manual_seed(NOISE_SEED + seed)
@@ -534,7 +560,9 @@ def curve(
     unit: float,
     noise_paths: int,
 ) -> Iterator[Checkpoint]:
-    """Train the policy in place and yield every checkpoint; NaN, and an infinite gap, from a divergence on."""
+    """Train the policy in place and yield every checkpoint; NaN, and an infinite gap, from a
+    divergence on.
+    """
     estimator, left = method.make(arena.problem), len(plan.checkpoints)
     try:
         for iteration in descend(arena.problem, policy, estimator, plan, seed):
@@ -645,7 +673,9 @@ def training_task(
 def over_repetitions(
     measures: Sequence[Mapping[str, float]],
 ) -> Iterator[tuple[str, float, float | None]]:
-    """Every metric, its mean over repetitions and the standard error of that; the bias with the noise it has to stand out from."""
+    """Every metric, its mean over repetitions and the standard error of that; the bias with the
+    noise it has to stand out from.
+    """
     count = len(measures)
     for metric in measures[0]:
         values = torch.tensor(
@@ -664,7 +694,9 @@ def over_repetitions(
 
 
 def end_gaps(arena: Arena, policies: Sequence[Policy], mean_gap: float) -> dict[str, float]:
-    """What falls short because the policies are wrong on average, and because they scatter; the sum is what they fall short by."""
+    """What falls short because the policies are wrong on average, and because they scatter; the sum
+    is what they fall short by.
+    """
     mean = arena.policy()
     mean.load_state_dict(
         {

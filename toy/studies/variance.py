@@ -1,25 +1,31 @@
 r"""Bias, variance and cost of gradient estimators where the exact gradient is known.
 
-Every contender estimates the gradient of the objective in the coefficients of affine features of every step (`toy.measure`), from
-single paths, at policies from the pre-trained model to the optimum (`toy.situations`). The line :math:`s\, v^*`, s from 0 to 1,
-stands for training: on it the exact gradient, and so the bias, is known at the optimum and on the way to it. The noise, and on the
-linear-quadratic problem the bias, at the policies that training itself passes through are measured in `toy.studies.training`. One axis is
-varied at a time: distance from the optimum, number of steps at a fixed horizon, horizon at a fixed step size, dimension, noise
-level, problem. All numbers are relative to the norm of the exact gradient at the pre-trained model:
+Every contender estimates the gradient of the objective in the coefficients of affine features of
+every step (`toy.measure`), from single paths, at policies from the pre-trained model to the optimum
+(`toy.situations`). The line :math:`s\, v^*`, s from 0 to 1, stands for training: on it the exact
+gradient, and so the bias, is known at the optimum and on the way to it. The noise, and on the
+linear-quadratic problem the bias, at the policies that training itself passes through are measured
+in `toy.studies.training`. One axis is varied at a time: distance from the optimum, number of steps
+at a fixed horizon, horizon at a fixed step size, dimension, noise level, problem. All numbers are
+relative to the norm of the exact gradient at the pre-trained model:
 
-* ``bias``: distance of the mean from the exact gradient, without its noise; ``stderr`` is that noise. The mean is over repetitions
-  with paths of their own, each of which fits anew what an estimator fits, and draws anew what it draws, besides these;
+* ``bias``: distance of the mean from the exact gradient, without its noise; ``stderr`` is that
+  noise. The mean is over repetitions with paths of their own, each of which fits anew what an
+  estimator fits, and draws anew what it draws, besides these;
 * ``variance``: trace of the covariance of the estimate from one path, given what is fitted;
-* ``fit_variance``, of biased estimators: trace of the covariance of the mean that a fit leaves, which no number of paths lessens.
-  It is zero for the others, whose mean does not depend on the fit;
-* ``error_at_budget``: root-mean-square error with `BUDGET` network evaluations, those of the fit included:
-  ``sqrt(bias^2 + fit_variance + variance / paths)``, where a bias of less than `SEEN` standard errors counts as none; infinite
-  where the fit leaves nothing for a path;
-* ``costate_mse``: mean-square distance of costate samples from the policy's exact value gradient, per step, not relative;
+* ``fit_variance``, of biased estimators: trace of the covariance of the mean that a fit leaves,
+  which no number of paths lessens. It is zero for the others, whose mean does not depend on the
+  fit;
+* ``error_at_budget``: root-mean-square error with `BUDGET` network evaluations, those of the fit
+  included: ``sqrt(bias^2 + fit_variance + variance / paths)``, where a bias of less than `SEEN`
+  standard errors counts as none; infinite where the fit leaves nothing for a path;
+* ``costate_mse``: mean-square distance of costate samples from the policy's exact value gradient,
+  per step, not relative;
 * ``seconds``: per path; ``peak_mb``: memory beyond path and labels;
 * ``refused``: the estimator does not apply, with its reason.
 
-A fixed-point residual is no estimate of the gradient away from the optimum: its ``bias`` there is its distance from the gradient.
+A fixed-point residual is no estimate of the gradient away from the optimum: its ``bias`` there is
+its distance from the gradient.
 """
 
 from __future__ import annotations
@@ -182,7 +188,8 @@ class Axis:
         name: what varies.
         problem: name of the benchmark.
         fixed: its settings.
-        varied: settings of the benchmark, and ``scale``, one mapping per situation; with ``paths`` where they are not `PATHS`.
+        varied: settings of the benchmark, and ``scale``, one mapping per situation; with ``paths``
+            where they are not `PATHS`.
         quick: how many of them the quick scale measures.
     """
 

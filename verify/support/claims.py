@@ -1,8 +1,9 @@
 """What a file of this folder claims, and the record of every check it ran.
 
-A file states one result as its module-level `CLAIM` and checks it through the claim's methods. A method first records the check,
-also when it then fails, and then asserts it. What one test recorded is a `Tally`; tallies of the tests, processes and seeds of a
-claim merge into one line of ``verify.jsonl``:
+A file states one result as its module-level `CLAIM` and checks it through the claim's methods. A
+method first records the check, also when it then fails, and then asserts it. What one test recorded
+is a `Tally`; tallies of the tests, processes and seeds of a claim merge into one line of
+``verify.jsonl``:
 
 * *verified*: every check passed, and there was one;
 * *refuted*: a check failed; the line shows that check and the instance it failed on;
@@ -23,7 +24,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from socft.checks import require
+from socft.checks import InvalidProblem, require
 from socft.records import environment, write_atomically
 
 Kind = Literal["tight", "upper bound", "equality", "limit"]
@@ -34,7 +35,9 @@ How = Literal[
 
 KINDS: tuple[Kind, ...] = ("tight", "upper bound", "equality", "limit")
 SLACK = 1e-9
-"""Relative slack of an inequality: two sides equal in exact arithmetic differ by thousands of float64 roundings."""
+"""Relative slack of an inequality: two sides equal in exact arithmetic differ by thousands of
+float64 roundings.
+"""
 FLOOR = 1e-12
 """Absolute slack of an inequality, for bounds that are zero."""
 WITHIN = 0.01
@@ -74,7 +77,10 @@ class Check:
 
     def __str__(self) -> str:
         where = json.dumps(_plain(self.instance))
-        return f"{self.what}: measured {self.measured:.12g}, bound {self.bound:.12g}, ratio {self.ratio:.12g} at {where}"
+        return (
+            f"{self.what}: measured {self.measured:.12g}, bound {self.bound:.12g}, ratio"
+            f" {self.ratio:.12g} at {where}"
+        )
 
 
 @dataclasses.dataclass
@@ -83,7 +89,8 @@ class Part:
 
     Attributes:
         checked: their number.
-        extreme: the one with the largest ratio; of negative controls that with the smallest, which fails least.
+        extreme: the one with the largest ratio; of negative controls that with the smallest, which
+            fails least.
     """
 
     checked: int
@@ -105,10 +112,12 @@ class Tally:
     """What some checks of one claim amount to; `merge` adds another tally of the same claim.
 
     Attributes:
-        checked: number of inequalities, equalities and extremal instances checked; controls and certificates do not count.
+        checked: number of inequalities, equalities and extremal instances checked; controls and
+            certificates do not count.
         worst: the ranked check with the largest ratio.
         failure: the last check that failed.
-        parts: what was checked, by kind and part; of controls and certificates, what came out as it must.
+        parts: what was checked, by kind and part; of controls and certificates, what came out as it
+            must.
         findings: results worth a line, by text, with their instance.
         bins: number of ranked checks by logarithm of the ratio.
         errors: tests that ended in an error that is no failed check.
@@ -127,7 +136,9 @@ class Tally:
     seeds: int = 0
 
     def count(self, check: Check, ranked: bool = True) -> None:
-        """Add a check, passed or failed; only ranked ones enter the largest ratio and its quantiles."""
+        """Add a check, passed or failed; only ranked ones enter the largest ratio and its
+        quantiles.
+        """
         self.checked += 1
         self.note(check)
         if not ranked:
@@ -239,9 +250,11 @@ class Claim:
         name: the stem of the file that states it.
         statement: the statement in one line of unicode mathematics.
         source: paper with version and number, or "derived here".
-        kind: ``tight`` (an instance attains it), ``upper bound`` (none does), ``equality`` or ``limit``.
+        kind: ``tight`` (an instance attains it), ``upper bound`` (none does), ``equality`` or
+            ``limit``.
 
-    An ``instance`` is a mapping of plain numbers, strings and lists, or has a method ``describe`` that returns one.
+    An ``instance`` is a mapping of plain numbers, strings and lists, or has a method ``describe``
+    that returns one.
     """
 
     def __init__(self, name: str, statement: str, source: str, kind: Kind):
@@ -278,8 +291,8 @@ class Claim:
     ) -> None:
         """Check ``measured <= bound (1 + slack) + floor``, and the same for ``sharp`` where given.
 
-        Arrays are compared entry by entry, and the entry of the largest ratio is recorded. Inside a property-based test the search
-        is steered towards large ratios, once per example and part.
+        Arrays are compared entry by entry, and the entry of the largest ratio is recorded. Inside a
+        property-based test the search is steered towards large ratios, once per example and part.
 
         Args:
             measured: the measured number(s), non-negative.
@@ -307,7 +320,8 @@ class Claim:
         tolerance: float,
         part: str = "",
     ) -> None:
-        """Check ``sup |measured - expected| <= tolerance``; beside an inequality a side check, which its ratio does not show.
+        """Check ``sup |measured - expected| <= tolerance``; beside an inequality a side check,
+        which its ratio does not show.
 
         Args:
             tolerance: absolute; derive it from the errors of both sides.
@@ -338,7 +352,9 @@ class Claim:
         slack: float = SLACK,
         part: str = "",
     ) -> None:
-        """Check that an extremal instance reaches its bound, ``(1 - within) bound <= measured <= (1 + slack) bound``."""
+        """Check that an extremal instance reaches its bound,
+        ``(1 - within) bound <= measured <= (1 + slack) bound``.
+        """
         check = _inequality("attained", part, measured, bound, instance, FLOOR)
         self.tally.count(check, ranked=False)
         self._assert(
@@ -362,7 +378,8 @@ class Claim:
     def certified(
         self, measured_upper: Any, bound_lower: Any, instance: Any, part: str = ""
     ) -> None:
-        """Check a certificate in interval arithmetic: every point of ``measured_upper`` lies below every point of ``bound_lower``.
+        """Check a certificate in interval arithmetic: every point of ``measured_upper`` lies below
+        every point of ``bound_lower``.
 
         Args:
             measured_upper: `flint.arb`, or a number.
@@ -371,7 +388,8 @@ class Claim:
         both = (type(measured_upper).__name__, type(bound_lower).__name__)
         require(
             "arb" in both,
-            f"a certificate compares balls, not {both[0]} and {both[1]}; compute one side with flint.arb.",
+            f"a certificate compares balls, not {both[0]} and {both[1]}; compute one side with"
+            " flint.arb.",
         )
         upper, lower = _end(measured_upper, +1), _end(bound_lower, -1)
         check = Check(
@@ -398,7 +416,9 @@ class Claim:
 
 
 def steer(ratio: float, label: str) -> None:
-    """Inside a property-based test, tell the search that larger ratios are more interesting; once per example and label."""
+    """Inside a property-based test, tell the search that larger ratios are more interesting; once
+    per example and label.
+    """
     hypothesis = sys.modules.get("hypothesis")
     if hypothesis is None or not hypothesis.currently_in_test_context():
         return
@@ -553,7 +573,8 @@ def _mapping(instance: Any) -> dict[str, Any]:
     described = instance.describe() if hasattr(instance, "describe") else instance
     require(
         isinstance(described, Mapping),
-        f"the instance is a {type(instance).__name__}; give a mapping, or an object that describes itself.",
+        f"the instance is a {type(instance).__name__}; give a mapping, or an object that describes"
+        " itself.",
     )
     return _plain(described)
 
@@ -570,11 +591,10 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
-    require(
-        False,
-        f"an instance contains a {type(value).__name__}; give plain numbers, strings, lists and mappings.",
+    raise InvalidProblem(
+        f"an instance contains a {type(value).__name__}; give plain numbers, strings, lists and"
+        " mappings.",
     )
-    raise AssertionError
 
 
 def _version(package: str) -> str:

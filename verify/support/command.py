@@ -1,6 +1,8 @@
-"""Runs the claims of `verify` and shows them as they are checked: a live table on a terminal, one line per claim elsewhere.
+"""Runs the claims of `verify` and shows them as they are checked: a live table on a terminal, one
+line per claim elsewhere.
 
-The claims run under pytest in a process of its own, which appends its news to a file; this one shows them.
+The claims run under pytest in a process of its own, which appends its news to a file; this one
+shows them.
 """
 
 from __future__ import annotations
@@ -102,7 +104,8 @@ class Run:
 
 
 def verify(run: Run, fresh: bool = False, console: Console | None = None) -> list[dict[str, Any]]:
-    """Check claims; returns the lines of their records. Lines of claims whose file is gone are dropped.
+    """Check claims; returns the lines of their records. Lines of claims whose file is gone are
+    dropped.
 
     Args:
         fresh: forget what earlier searches found.
@@ -204,7 +207,9 @@ class Board(contextlib.AbstractContextManager["Board"]):
 
 @contextlib.contextmanager
 def _process(run: Run, events: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The process that checks, in a session of its own: an interruption reaches it through this one, once."""
+    """The process that checks, in a session of its own: an interruption reaches it through this
+    one, once.
+    """
     one_thread = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with run.log.open("wb") as log:
         process = subprocess.Popen(
@@ -246,14 +251,18 @@ def _require_verified(board: Board, log: Path) -> None:
             f"  {line['claim']} is {line['status']}: {_reason(line)}" for line in failed
         )
         raise ClaimsFailed(
-            f"{len(failed)} of {len(board.lines)} claims are not verified; the output is in {log}\n{reasons}"
+            f"{len(failed)} of {len(board.lines)} claims are not verified; the output is in"
+            f" {log}\n{reasons}"
         )
 
 
 def _reason(line: Mapping[str, Any]) -> str:
     if line["status"] == "refuted":
         where = json.dumps(line["instance"], ensure_ascii=False)
-        return f"{line['check']}, measured {_number(line['measured'])}, bound {_number(line['bound'])}, at {where}"
+        return (
+            f"{line['check']}, measured {_number(line['measured'])}, bound"
+            f" {_number(line['bound'])}, at {where}"
+        )
     return "; ".join(line["errors"]) or "its file ran no check"
 
 

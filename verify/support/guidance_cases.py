@@ -1,7 +1,9 @@
-"""Instances of guided generation: Gaussian data, a linear response, a denoising chain; plain numbers, rebuilt from a record.
+"""Instances of guided generation: Gaussian data, a linear response, a denoising chain; plain
+numbers, rebuilt from a record.
 
-The chains are coarse on purpose: with the exact conditional score their means are exact at any number of steps. `FORGETTING` begins
-at a signal level of 1e-11 and ends at 1, so that no more than 1e-11 of the start remains.
+The chains are coarse on purpose: with the exact conditional score their means are exact at any
+number of steps. `FORGETTING` begins at a signal level of 1e-11 and ends at 1, so that no more than
+1e-11 of the start remains.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ ANY_VARIANCE = st.sampled_from([0.0, 1.0]) | numbers(0.05, 3)
 
 @dataclasses.dataclass(frozen=True)
 class GuidedGaussian:
-    """Data N(mean, Q diag(spectrum) Q'), the response ``y = gradient . x + N(0, noise^2)``, a chain.
+    """Data N(mean, Q diag(spectrum) Q'), the response ``y = gradient . x + N(0, noise^2)``, a
+    chain.
 
     Attributes:
         spectrum: eigenvalues of the covariance, zero allowed.
@@ -144,7 +147,9 @@ class GuidedGaussian:
         return self.run(LookAhead(response, Posterior(self.noise)), denoiser).mean[-1]
 
     def ascent(self, reward: Reward, lam: float, start: Tensor, rounds: int, adapt: bool) -> Tensor:
-        """Means of the rounds of Algorithm 1, or of Algorithm 2 (``adapt``), from ``start``: shape (rounds + 1, n)."""
+        """Means of the rounds of Algorithm 1, or of Algorithm 2 (``adapt``), from ``start``: shape
+        (rounds + 1, n).
+        """
         means, target = [start], StepSize(lam, self.noise)
         for _ in range(rounds):
             model = (

@@ -50,7 +50,8 @@ class Instance(abc.ABC):
 
     Attributes:
         levels: ``abar``, from noise to data, one more than there are steps.
-        posterior: whether the kernels have the posterior variance (DDIM with eta = 1) or the forward one (DDPM).
+        posterior: whether the kernels have the posterior variance (DDIM with eta = 1) or the
+            forward one (DDPM).
         lam: design constants, one per step.
     """
 
@@ -71,7 +72,9 @@ class Instance(abc.ABC):
     @property
     @abc.abstractmethod
     def mean_L0(self) -> Float[Tensor, " steps"]:
-        """Lipschitz constants of the mean maps, exact where the score's family allows, for `theory.Sharp`."""
+        """Lipschitz constants of the mean maps, exact where the score's family allows, for
+        `theory.Sharp`.
+        """
 
     @abc.abstractmethod
     def problem(self, beta: float | Tensor) -> ControlProblem:
@@ -107,7 +110,9 @@ class Instance(abc.ABC):
         return theory.constants(self.chain, self.lams, statement)
 
     def beta(self, statement: theory.Statement = STATEMENT) -> Float[Tensor, " steps"]:
-        """The smallest weights a statement admits with this instance's lambda, shape (T,); 1 where it admits every one."""
+        """The smallest weights a statement admits with this instance's lambda, shape (T,); 1 where
+        it admits every one.
+        """
         required = self.regularity(statement).beta_required
         return torch.where(required > 0, required, 1.0)
 
@@ -118,7 +123,8 @@ class Instance(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProductInstance(Instance):
-    """A rotated product of one-dimensional problems; coordinate i has factor ``i mod len(factors)``.
+    """A rotated product of one-dimensional problems; coordinate i has factor
+    ``i mod len(factors)``.
 
     Attributes:
         factors: the distinct coordinates.
@@ -282,7 +288,9 @@ _TYPES: tuple[type, ...] = (
 
 
 def rebuild(row: Mapping[str, Any]) -> Any:
-    """The instance of a record, from what `Instance.describe` wrote; further keys of the record are ignored."""
+    """The instance of a record, from what `Instance.describe` wrote; further keys of the record are
+    ignored.
+    """
     known = {kind.__name__: kind for kind in _TYPES}[row["type"]]
     names = {field.name for field in dataclasses.fields(known)}
     return known(**{name: _revive(value) for name, value in row.items() if name in names})

@@ -1,8 +1,9 @@
 r"""PI-FT on the instances of claims: what its iterates attain.
 
-`Iterate` has the suprema of one backward pass with m updates at every step, by quadrature in one dimension per distinct coordinate.
-Coordinates of a rotated product vary independently, so lengths add up as :math:`(\sum_i n_i \sup_i^2)^{1/2}` and Lipschitz
-constants are the largest coordinate's: both exact.
+`Iterate` has the suprema of one backward pass with m updates at every step, by quadrature in one
+dimension per distinct coordinate. Coordinates of a rotated product vary independently, so lengths
+add up as :math:`(\sum_i n_i \sup_i^2)^{1/2}` and Lipschitz constants are the largest coordinate's:
+both exact.
 """
 
 from __future__ import annotations
@@ -38,14 +39,19 @@ class Chained(Protocol):
 
 
 PAPER = theory.Iterates(theory.Paper())
-"""Lemma 3.2 with the paper's constants: its condition on beta is the one of Lemmas 3.3 and 3.4 and Theorem 3.1."""
+"""Lemma 3.2 with the paper's constants: its condition on beta is the one of Lemmas 3.3 and 3.4 and
+Theorem 3.1.
+"""
 VISIBLE = 1e-5
-"""Bounds below this count no entry: quadrature error would be a visible share of what they are held against."""
+"""Bounds below this count no entry: quadrature error would be a visible share of what they are held
+against.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Iterate:
-    """Suprema of one pass with m updates at every step, over the inner part of the grids; d dimensions, shifts in whitened units.
+    """Suprema of one pass with m updates at every step, over the inner part of the grids; d
+    dimensions, shifts in whitened units.
 
     Attributes:
         value_gradient: ``sup |grad V_t^(m)|``, shape (T + 1,).
@@ -144,7 +150,9 @@ def inner(field: Float[Tensor, "nodes f"]) -> Float[Tensor, "inner f"]:
 THIN = 7
 """Of the inner nodes, one in seven is compared with a costate that is integrated anew."""
 RULE_NODES = 161
-"""Nodes of the trapezoidal rule on 9 standard deviations: exact to rounding for functions analytic within 0.6 sigma."""
+"""Nodes of the trapezoidal rule on 9 standard deviations: exact to rounding for functions analytic
+within 0.6 sigma.
+"""
 
 
 def thin(field: Float[Tensor, "nodes f"]) -> Float[Tensor, "some f"]:
@@ -155,7 +163,9 @@ def thin(field: Float[Tensor, "nodes f"]) -> Float[Tensor, "some f"]:
 def expected_gradient(
     value: ValueGrid, x: Float[Tensor, "batch 1"], sigma: float
 ) -> Float[Tensor, "batch 1"]:
-    """``E grad V(x + sigma W)`` from V's interpolant, not from the convolution that PI-FT and the exact solution use."""
+    """``E grad V(x + sigma W)`` from V's interpolant, not from the convolution that PI-FT and the
+    exact solution use.
+    """
     z = torch.linspace(-REACH, REACH, RULE_NODES, dtype=torch.float64)
     weights = torch.exp(-z.square() / 2)
     reached = x + sigma * z
@@ -187,7 +197,9 @@ class Pass:
 
 
 def passes(instance: ProductInstance, rounds: int) -> Iterator[Pass]:
-    """A pass at the smallest weights that the paper's constants admit, and one at those of the sharper constants."""
+    """A pass at the smallest weights that the paper's constants admit, and one at those of the
+    sharper constants.
+    """
     for statement in (PAPER, theory.Iterates(instance.sharp)):
         beta = instance.beta(statement)
         where = {"instance": instance.describe(), "updates": rounds, "beta": beta}
@@ -200,7 +212,9 @@ def constant(
     bounds: theory.Bounds,
     which: Callable[[theory.Regularity], Tensor],
 ) -> Tensor:
-    """One of the constants of Lemma 3.2 at given weights, shape (T,); infinite where these bounds do not admit the weights."""
+    """One of the constants of Lemma 3.2 at given weights, shape (T,); infinite where these bounds
+    do not admit the weights.
+    """
     found = constants_for(instance, beta, bounds)
     return torch.full_like(beta, torch.inf) if found is None else which(found)
 

@@ -1,9 +1,11 @@
-r"""Policies with weights: chains on a line under features, and linear-quadratic problems under affine policies.
+r"""Policies with weights: chains on a line under features, and linear-quadratic problems under
+affine policies.
 
 On a line, laws and objectives are by the trapezoidal rule. With spacing `SPACING` sigma it errs by
 :math:`e^{-2 \pi^2 / 0.75^2} < 10^{-15}` for Gaussian smoothing; with spacing `FINEST` by
-:math:`e^{-2 \pi p / 0.07} < 10^{-11}` for functions whose poles are p = 0.3 off the real line, as those of the drawn rewards,
-scores and features are. In more dimensions, objectives of affine policies are polynomials in propagated moments.
+:math:`e^{-2 \pi p / 0.07} < 10^{-11}` for functions whose poles are p = 0.3 off the real line, as
+those of the drawn rewards, scores and features are. In more dimensions, objectives of affine
+policies are polynomials in propagated moments.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from verify.support.instances import QuadraticInstance
 
 SPACING, FINEST = 0.75, 0.07
 SPREAD, EXTENSION = 9.0, 2.5
-"""Nodes reach 9 standard deviations of pilot paths, and 2.5 times as far as the farthest of them, 8 standard deviations."""
+"""Nodes reach 9 standard deviations of pilot paths, and 2.5 times as far as the farthest of them, 8
+standard deviations.
+"""
 MOST_NODES = 700
 PILOT_PATHS = 1024
 SEEDS = st.integers(0, 10**6)
@@ -42,7 +46,8 @@ FeatureMap = Callable[[Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Line:
-    """One-dimensional chains under ``U_t = K_t phi(y)`` by the trapezoidal rule on the same nodes at every step.
+    """One-dimensional chains under ``U_t = K_t phi(y)`` by the trapezoidal rule on the same nodes
+    at every step.
 
     Attributes:
         problem: reference with a score, reward, KL weights.
@@ -58,7 +63,9 @@ class Line:
     def covering(
         cls, problem: ControlProblem, weights: Float[Tensor, "steps p"], phi: FeatureMap
     ) -> Line:
-        """Nodes around the paths of a policy; a drawn example that needs more than `MOST_NODES` is rejected."""
+        """Nodes around the paths of a policy; a drawn example that needs more than `MOST_NODES` is
+        rejected.
+        """
         reference = _scored(problem)
         policy = FunctionPolicy(
             lambda k, x: reference.control_of(k, x, (phi(x) @ weights[k])[:, None])

@@ -1,4 +1,6 @@
-"""Rewards of one coordinate with known Lipschitz constants, plain enough to be written into a record."""
+"""Rewards of one coordinate with known Lipschitz constants, plain enough to be written into a
+record.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Slope:
 
 @dataclasses.dataclass(frozen=True)
 class Parabola:
-    """The one-dimensional `Quadratic` reward ``p x^2 / 2 + q x``; L0 is infinite, so the score must be affine."""
+    """The one-dimensional `Quadratic` reward ``p x^2 / 2 + q x``; L0 is infinite, so the score must
+    be affine.
+    """
 
     p: float
     q: float = 0.0

@@ -21,7 +21,9 @@ SECH_SLOPE = 4 / (3 * math.sqrt(3))
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConstants:
-    """Per step: Lipschitz constants of the score, of its Jacobian, and of the mean map (exact where L0 is signed), shape (T,)."""
+    """Per step: Lipschitz constants of the score, of its Jacobian, and of the mean map (exact where
+    L0 is signed), shape (T,).
+    """
 
     L0: Float[Tensor, " steps"]
     L1: Float[Tensor, " steps"]
@@ -63,7 +65,9 @@ class MixtureScore(Score):
 
 @dataclasses.dataclass(frozen=True)
 class TanhScore(Score):
-    """``s(y) = -c y + b tanh(w y) + e`` at every step, affine for b = 0; its slope takes every value between -c and b w - c."""
+    """``s(y) = -c y + b tanh(w y) + e`` at every step, affine for b = 0; its slope takes every
+    value between -c and b w - c.
+    """
 
     c: float
     b: float = 0.0

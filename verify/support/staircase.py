@@ -1,9 +1,11 @@
-r"""Functions of the line whose second derivative is a staircase, and one step of control from them, in closed form.
+r"""Functions of the line whose second derivative is a staircase, and one step of control from them,
+in closed form.
 
-With :math:`(G V)(x) = E V(x + \sigma W)` every derivative of a `Staircase` after smoothing is a sum of normal distribution
-functions. `OneStep` has the mean map :math:`m(y) = y` and such a function as next value function: the optimum, PI-FT's iterates
-and their derivatives follow without quadrature. Staircases include what attains bounds: the clipped slope
-:math:`\mathrm{clip}(K x, -L_0, L_0)`, `clipped`, and a curvature that jumps from one end of its range to the other.
+With :math:`(G V)(x) = E V(x + \sigma W)` every derivative of a `Staircase` after smoothing is a sum
+of normal distribution functions. `OneStep` has the mean map :math:`m(y) = y` and such a function as
+next value function: the optimum, PI-FT's iterates and their derivatives follow without quadrature.
+Staircases include what attains bounds: the clipped slope :math:`\mathrm{clip}(K x, -L_0, L_0)`,
+`clipped`, and a curvature that jumps from one end of its range to the other.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ APART = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Staircase:
-    """A function on the line with V'' = levels[i] between knots[i] and knots[i + 1], zero outside, and V' centred around zero."""
+    """A function on the line with V'' = levels[i] between knots[i] and knots[i + 1], zero outside,
+    and V' centred around zero.
+    """
 
     knots: tuple[float, ...]
     levels: tuple[float, ...]
@@ -89,7 +93,8 @@ class Reached:
 
 @dataclasses.dataclass(frozen=True)
 class OneStep:
-    """One step with ``m(y) = y``, a next value function with curvature at most 1, and ``rho = q``: updates contract by q.
+    """One step with ``m(y) = y``, a next value function with curvature at most 1, and ``rho = q``:
+    updates contract by q.
 
     Suprema are in shifts of the mean, which are score units here, over `count` states.
 
@@ -187,7 +192,9 @@ class OneStep:
         return float(np.abs(self.value_slope(rounds) - self.best / self.q).max())
 
     def iterate(self, rounds: int) -> Iterate:
-        """What the pass with ``rounds`` updates attains, as for passes by quadrature; second derivatives by differences."""
+        """What the pass with ``rounds`` updates attains, as for passes by quadrature; second
+        derivatives by differences.
+        """
         h, steepest = APART * self.sigma, float(np.abs(self.curvature(self.states)).max())
         here, right, left = (self.reach(self.states + x, rounds) for x in (0.0, h, -h))
         return Iterate(
@@ -206,7 +213,9 @@ class OneStep:
         return float(np.abs(slope / (1 - slope)).max())
 
     def bend(self) -> float:
-        """``sup |delta*''| = sup rho |D^3 G V| / (1 - rho Hess G V)^3``, over where the control leads."""
+        """``sup |delta*''| = sup rho |D^3 G V| / (1 - rho Hess G V)^3``, over where the control
+        leads.
+        """
         third = self.value.derivative(self.states, self.sigma, 3)
         return float(np.abs(self.q * third / (1 - self.q * self.curvature(self.states)) ** 3).max())
 

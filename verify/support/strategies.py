@@ -1,12 +1,15 @@
-r"""Problems on which claims are checked: frozen dataclasses of plain numbers, drawn by hypothesis and rebuilt from a record.
+r"""Problems on which claims are checked: frozen dataclasses of plain numbers, drawn by hypothesis
+and rebuilt from a record.
 
-Every instance has exact Lipschitz constants, an exact solution, and design constants lambda in (0, 1) from which its KL weights are
-derived, so that assumptions hold by construction. Two families:
+Every instance has exact Lipschitz constants, an exact solution, and design constants lambda in (0,
+1) from which its KL weights are derived, so that assumptions hold by construction. Two families:
 
-* `ProductInstance`: a rotated sum of one-dimensional problems, d = 1 to 64, from a few distinct `Factor` s. Solved by quadrature
-  in one dimension; equal factors share a solution. Scores are those of noised Gaussians and mixtures, or
-  :math:`s(y) = -c y + b \tanh(w y) + e`; rewards have bounded gradients.
-* `QuadraticInstance`: an affine score and a quadratic reward in d dimensions, solved in closed form.
+* `ProductInstance`: a rotated sum of one-dimensional problems, d = 1 to 64, from a few distinct
+  `Factor` s. Solved by quadrature in one dimension; equal factors share a solution. Scores are
+  those of noised Gaussians and mixtures, or :math:`s(y) = -c y + b \tanh(w y) + e`; rewards have
+  bounded gradients.
+* `QuadraticInstance`: an affine score and a quadratic reward in d dimensions, solved in closed
+  form.
 
 `ProductInstance.suprema` has the measured suprema that bounds are held against.
 """
@@ -175,7 +178,9 @@ def quadratic_instances(
     convex: bool | None = None,
     lam: st.SearchStrategy[float] | None = None,
 ) -> QuadraticInstance:
-    """Affine scores and quadratic rewards in up to ``dims`` dimensions; ``convex`` fixes the sign of the reward's curvature."""
+    """Affine scores and quadratic rewards in up to ``dims`` dimensions; ``convex`` fixes the sign
+    of the reward's curvature.
+    """
     d = draw(st.integers(1, dims))
     sign = numbers(0.05, 3) if convex else numbers(-3, -0.05) if convex is False else sizes()
     abar = draw(levels(steps))

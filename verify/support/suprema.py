@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require
+from socft.checks import InvalidProblem
 from socft.policy import Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import ScoreReference
@@ -27,7 +27,9 @@ from verify.support.instances import Factor, QuadraticInstance, vector
 from verify.support.rewards import build_reward
 
 ACCURACY = 1e-7
-"""Largest error of a control, value gradient or curvature by quadrature on these instances: the ``floor`` of a measured one."""
+"""Largest error of a control, value gradient or curvature by quadrature on these instances: the
+``floor`` of a measured one.
+"""
 DIFFERENCED = 1e-5
 """The same for a derivative that is taken by finite differences of one of these."""
 TWICE = 1e-4
@@ -52,7 +54,8 @@ class Suprema:
         smoothed_hessian: ``sup |Hess G V_{t+1}|``, shape (T,); `ACCURACY`.
         control: ``sup |v*_t|``, shape (T,); `ACCURACY`.
         control_slope: ``sup |Jac v*_t|``, shape (T,); `DIFFERENCED`.
-        control_bend: ``sup |D^2 v*_t|``, the Lipschitz constant of the Jacobian, shape (T,); the roughest.
+        control_bend: ``sup |D^2 v*_t|``, the Lipschitz constant of the Jacobian, shape (T,); the
+            roughest.
     """
 
     value_gradient: Tensor
@@ -109,11 +112,10 @@ def solve_line(
         )
     if hypothesis.currently_in_test_context():
         hypothesis.reject()
-    require(
-        False,
-        f"{factor} is not resolved by {MOST_NODES} nodes; use larger design constants or fewer steps.",
+    raise InvalidProblem(
+        f"{factor} is not resolved by {MOST_NODES} nodes; use larger design constants or fewer"
+        " steps.",
     )
-    raise AssertionError
 
 
 def _solve_on(problem: ControlProblem, grids: tuple[Grid, ...]) -> Quadrature:
@@ -126,9 +128,11 @@ def _solve_on(problem: ControlProblem, grids: tuple[Grid, ...]) -> Quadrature:
 
 
 def _nodes_wanted(truth: Quadrature, k: int) -> int:
-    """Nodes at which the value gradient and control of step ``k`` are interpolated well within `ACCURACY`.
+    """Nodes at which the value gradient and control of step ``k`` are interpolated well within
+    `ACCURACY`.
 
-    Interpolation of degree 9 between the middle nodes errs by at most 2.4e-4 times the tenth difference, which scales with h^10.
+    Interpolation of degree 9 between the middle nodes errs by at most 2.4e-4 times the tenth
+    difference, which scales with h^10.
     """
     fields = [truth.values[k].gradient]
     if k < truth.problem.steps:
@@ -159,7 +163,8 @@ def line_problem(factor: Factor, schedule: Schedule, beta: float | Tensor) -> Co
 def grids_for(problem: ControlProblem) -> tuple[Grid, ...]:
     """Grids around the pre-trained chain of a one-dimensional problem, without a pilot solution.
 
-    Where the KL penalty is as strong as the theory asks, the optimal chain stays within them; `Quadrature` refuses if it does not.
+    Where the KL penalty is as strong as the theory asks, the optimal chain stays within them;
+    `Quadrature` refuses if it does not.
     """
     noise = Noise.sample(problem.reference, PILOT_PATHS, torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -186,7 +191,11 @@ def _sup(fields: Sequence[tuple[Grid, Tensor]]) -> Tensor:
 
 
 INNER = 0.7
-"""Share of a grid, 6.3 standard deviations, over which suprema are taken: from there a path leaves the grid with chance 1e-8."""
+"""Share of a grid, 6.3 standard deviations, over which suprema are taken: from there a path leaves
+the grid with chance 1e-8.
+"""
 
 BETWEEN = 4
-"""Points per cell: a maximum between two of them is missed by at most 1/16 of what the nodes miss, some 1e-4 of it."""
+"""Points per cell: a maximum between two of them is missed by at most 1/16 of what the nodes miss,
+some 1e-4 of it.
+"""

@@ -1,8 +1,10 @@
 r"""The two sides of identities for gradients of value functions.
 
-One is the slope of a value function by differences of its values alone: of degree 10 along a grid, or central ones, which are exact
-for quadratic functions. The other is made of costates :math:`E\, \nabla V_{t+1}(x + \sigma_t W)` at the means x that a step leads
-to, by the trapezoidal rule, and carried back by the Jacobian of the mean map. Grids are compared at some of their inner nodes.
+One is the slope of a value function by differences of its values alone: of degree 10 along a grid,
+or central ones, which are exact for quadratic functions. The other is made of costates
+:math:`E\, \nabla V_{t+1}(x + \sigma_t W)` at the means x that a step leads to, by the trapezoidal
+rule, and carried back by the Jacobian of the mean map. Grids are compared at some of their inner
+nodes.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ class Means:
 
 
 def central_jacobian(function: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
-    """Derivatives in y, shape (batch, n), of a function with values (batch, ...), last: exact for quadratic functions."""
+    """Derivatives in y, shape (batch, n), of a function with values (batch, ...), last: exact for
+    quadratic functions.
+    """
     axes = torch.eye(y.shape[1], dtype=torch.float64)
     return torch.stack([(function(y + e) - function(y - e)) / 2 for e in axes], -1)
 

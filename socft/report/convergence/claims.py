@@ -1,4 +1,6 @@
-"""The chapter of the convergence report on the claims: every statement, how it was checked and what came out."""
+"""The chapter of the convergence report on the claims: every statement, how it was checked and what
+came out.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ def chapter(claims: Claims) -> str:
         """Every claim: distribution of measured / bound over its checks, each row scaled to its fullest bin, and the bound at 1.
         Equalities compare a residual with its tolerance. Ratios below $10^(-6)$ are drawn there.""",
         "claims-figure",
-        "One row per claim on a logarithmic axis: histogram of ratios, worst ratios marked, vertical line at the bound.",
+        "One row per claim on a logarithmic axis: histogram of ratios, worst ratios marked,"
+        " vertical line at the bound.",
         tall=True,
     )
     return "\n\n".join(
@@ -198,7 +201,9 @@ def _part(part: PartLine) -> Sequence[str]:
 
 
 def _ratio(part: PartLine) -> str:
-    """Nothing where it says nothing: for a certificate, whose ends may have any sign, and for a bound that is zero."""
+    """Nothing where it says nothing: for a certificate, whose ends may have any sign, and for a
+    bound that is zero.
+    """
     if part.how == "certificate" or part.bound == 0:
         return NONE
     return (
@@ -229,7 +234,10 @@ def _told(title: str, line: ClaimLine | None) -> str:
     ]
     sentences += [f"_Found:_ {markup(found)}." for found in line.findings]
     body = " ".join(sentences)
-    return f"#block(above: 0.7em, below: 0.7em)[#set text(size: 9pt); #set par(first-line-indent: 0pt)\n*{text(title)}.* {body}]"
+    return (
+        "#block(above: 0.7em, below: 0.7em)[#set text(size: 9pt); #set par(first-line-indent:"
+        f" 0pt)\n*{text(title)}.* {body}]"
+    )
 
 
 def _of(part: PartLine) -> str:

@@ -90,7 +90,8 @@ def _row(ax: Axes, height: int, line: ClaimLine) -> None:
 def bars(histogram: Mapping[float, int]) -> tuple[np.ndarray, np.ndarray]:
     """Edges of the bars, and the share of the fullest one; ratios below `LEAST` are in the first.
 
-    A record's bin that begins at an edge is in the bar that ends there, so that ratios of 1 are left of the bound.
+    A record's bin that begins at an edge is in the bar that ends there, so that ratios of 1 are
+    left of the bound.
     """
     first, last = (math.floor(PER_DECADE * math.log10(end)) for end in (LEAST, LARGEST))
     counts = np.zeros(last - first + 1)

@@ -1,4 +1,6 @@
-"""What the convergence report says of the claims whatever was measured: their order and titles, statements, ways of measuring."""
+"""What the convergence report says of the claims whatever was measured: their order and titles,
+statements, ways of measuring.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "guidance_algorithm_2": "Algorithm 2",
     },
 }
-"""Titles of the claims, in the order of the report; a claim that is missing here is shown under its own name."""
+"""Titles of the claims, in the order of the report; a claim that is missing here is shown under its
+own name.
+"""
 
 OTHERS = "Other results"
 

@@ -45,7 +45,9 @@ def beta_required(rows: Rows, problems: Sequence[str], lam: float | None) -> byt
 
 
 def error_against_rate(rows: Rows, problems: Sequence[str]) -> bytes:
-    """Control error against the number of inner iterations with measured weights, beside the guaranteed rate."""
+    """Control error against the number of inner iterations with measured weights, beside the
+    guaranteed rate.
+    """
     lams = rows.where("control_error", rule="measured").distinct("lam")
     with panels(1, len(problems), 2.2) as (figure, axes):
         for ax, problem in zip(axes, problems, strict=True):

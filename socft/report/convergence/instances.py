@@ -1,7 +1,8 @@
 """The instance of a record in words and mathematics.
 
-What a claim recorded of an instance is a mapping of plain numbers, strings, lists and mappings; the key ``type`` names the class of
-`verify` that a mapping was. What is not known here is shown as it is recorded.
+What a claim recorded of an instance is a mapping of plain numbers, strings, lists and mappings; the
+key ``type`` names the class of `verify` that a mapping was. What is not known here is shown as it
+is recorded.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ def _flat(values: Sequence[Any]) -> Iterator[Any]:
 
 
 def _number(value: float) -> str:
-    """A number within mathematics: whole as it is, otherwise three digits, without zeros at the end."""
+    """A number within mathematics: whole as it is, otherwise three digits, without zeros at the
+    end.
+    """
     if math.isfinite(value) and float(value).is_integer() and abs(value) < EXACT:
         return str(int(value))
     short = f"{value:.3g}"
@@ -124,7 +127,10 @@ def _score(row: Row) -> str:
     if row["type"] == "MixtureScore":
         single = len(row["weights"]) == 1
         parts = zip(row["weights"], row["means"], row["variances"], strict=True)
-        return f"score of ${_sum([('' if single else _number(w)) + f' N({_number(m)}, {_number(v)})' for w, m, v in parts])}$"
+        return (
+            "score of"
+            f" ${_sum([('' if single else _number(w)) + f' N({_number(m)}, {_number(v)})' for w, m, v in parts])}$"
+        )
     bend = f"tanh({_times(row['w'], 'y')})"
     return f"$s(y) = {_linear((-row['c'], 'y'), (row['b'], bend), (row['e'], ''))}$"
 
@@ -168,7 +174,10 @@ def _smooth_maximum(r: Row) -> str:
 
 def _one_step(row: Row) -> str:
     """One step with a given slope of the next value function."""
-    return rf"one step with $m(y) = y$, $rho = {_number(row['q'])}$, $sigma = {_number(row['sigma'])}$, {_staircase(row['value'])}"
+    return (
+        rf"one step with $m(y) = y$, $rho = {_number(row['q'])}$, $sigma ="
+        rf" {_number(row['sigma'])}$, {_staircase(row['value'])}"
+    )
 
 
 def _staircase(row: Row) -> str:

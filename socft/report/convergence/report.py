@@ -1,4 +1,6 @@
-"""The report of the study ``convergence``: the constants and rates of PI-FT (arXiv 2412.18164v4) beside exact measurements."""
+"""The report of the study ``convergence``: the constants and rates of PI-FT (arXiv 2412.18164v4)
+beside exact measurements.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +138,8 @@ def _constants(rows: Rows, lam: float | None) -> str:
         f"""KL weight that @condition requires at step $t$ under each rule when $beta$ is the smallest constant that the rule
         admits, $lambda = {tables.design(lam)}$. A rule without a finite constant has no curve.""",
         "beta-figure",
-        "Required KL weight against the step for each rule, one panel per problem, logarithmic scale.",
+        "Required KL weight against the step for each rule, one panel per problem, logarithmic"
+        " scale.",
     )
     return rf"""
 = Constants
@@ -170,14 +173,16 @@ def _convergence(rows: Rows) -> str:
         """Largest error of the control over all steps and states against the number of inner iterations, with the KL weights of the
         measured curvature. Thin dashed lines: $(1 - lambda)^m$ times the error at the start.""",
         "rate-figure",
-        "Control error against inner iterations on a logarithmic scale, with the theoretical rate dashed, one panel per problem.",
+        "Control error against inner iterations on a logarithmic scale, with the theoretical rate"
+        " dashed, one panel per problem.",
     )
     bound = figure(
         "bound.svg",
         """Measured error of the control and the bound of Theorem 3.1 (thin, dashed), with KL weights from Lemma 3.2, published
         and sharpened. A reward that is not Lipschitz admits no finite weight.""",
         "bound-figure",
-        "Control error and the bound of Theorem 3.1 against inner iterations on a logarithmic scale, one panel per problem.",
+        "Control error and the bound of Theorem 3.1 against inner iterations on a logarithmic"
+        " scale, one panel per problem.",
     )
     return rf"""
 = Linear convergence
@@ -211,7 +216,8 @@ smaller weights, and the bound that they license on the control is then larger.
 def _trade_off() -> str:
     picture = figure(
         "trade-off.svg",
-        "Rate of PI-FT, divergence from the pre-trained model and reward of the optimum against a constant KL weight.",
+        "Rate of PI-FT, divergence from the pre-trained model and reward of the optimum against a"
+        " constant KL weight.",
         "trade-figure",
         "Three panels against the KL weight: rate, Kullback–Leibler divergence, reward.",
     )
@@ -253,7 +259,8 @@ differences in the objective at $beta = 1$.
 def _methods(rows: Rows, problem: str) -> str:
     picture = figure(
         "methods.svg",
-        f"Objective gap on {text(problem)} against iterations and against seconds of computation on one thread.",
+        f"Objective gap on {text(problem)} against iterations and against seconds of computation on"
+        " one thread.",
         "methods-figure",
         "Objective gap of five methods against iterations and against seconds, logarithmic scales.",
     )
@@ -303,7 +310,9 @@ make report
 
 
 def _overcharge(rows: Rows, rule: str, lam: float | None) -> str:
-    """The range over the problems of the largest KL weight a rule asks for over the largest one needed."""
+    """The range over the problems of the largest KL weight a rule asks for over the largest one
+    needed.
+    """
     pairs = [
         [
             rows.where("beta_required", p, rule=name, lam=lam).largest()

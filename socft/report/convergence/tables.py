@@ -247,7 +247,10 @@ def accuracy(rows: Rows) -> str:
     return Table(
         header=("problem", "size", "largest error of $v$", "required", "seconds"),
         rows=body,
-        caption="Accuracy and cost of the exact solutions, on one thread, in double precision. $n$ is the largest number of nodes.",
+        caption=(
+            "Accuracy and cost of the exact solutions, on one thread, in double precision. $n$ is"
+            " the largest number of nodes."
+        ),
         label="accuracy",
         align="llrrr",
     ).markup
@@ -263,16 +266,21 @@ def sweeps(rows: Rows) -> str:
             (
                 f"$T = {steps}$",
                 *(
-                    number(cell.value, 2)
-                    if (cell := found.where(steps=steps, inner=m).one())
-                    else ""
+                    (
+                        number(cell.value, 2)
+                        if (cell := found.where(steps=steps, inner=m).one())
+                        else ""
+                    )
                     for m in inner
                 ),
             )
             for steps in found.distinct("steps")
         ]
         or [_missing(2)],
-        caption="Seconds of one sweep of exact PI-FT with $m$ inner iterations at each of $T$ steps; blank: no such run.",
+        caption=(
+            "Seconds of one sweep of exact PI-FT with $m$ inner iterations at each of $T$ steps;"
+            " blank: no such run."
+        ),
         label="sweeps",
         align="l" + "r" * max(1, len(inner)),
     ).markup

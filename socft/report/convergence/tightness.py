@@ -1,7 +1,8 @@
-"""The chapter of the convergence report on tightness: how much of each bound is reached, and how much of the KL weight is needed.
+"""The chapter of the convergence report on tightness: how much of each bound is reached, and how
+much of the KL weight is needed.
 
-Its records are those of the study ``tightness``: metric ``ratio`` is the largest measured / bound that a search found, metric
-``beta`` a constant KL weight, with the necessary one as its optimum.
+Its records are those of the study ``tightness``: metric ``ratio`` is the largest measured / bound
+that a search found, metric ``beta`` a constant KL weight, with the necessary one as its optimum.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ def _ratios(found: Rows) -> str:
 
 
 def ratios(found: Rows) -> str:
-    """The table of every inequality at the base setting and with a single step, with both kinds of constants."""
+    """The table of every inequality at the base setting and with a single step, with both kinds of
+    constants.
+    """
     body: list[Sequence[str]] = []
     for group, titles in GROUPS.items():
         body.append((group,))
@@ -161,7 +164,9 @@ def _where(found: Rows) -> str:
 
 
 def headline(rows: Rows) -> str:
-    """How many inequalities are attained with the paper's constants, as a sentence; nothing where that was not measured."""
+    """How many inequalities are attained with the paper's constants, as a sentence; nothing where
+    that was not measured.
+    """
     found = rows.of(STUDY)
     return (
         f"With the published constants a search attains, to 1%, {_counts(found, 'paper')}."
@@ -179,7 +184,8 @@ def _counts(found: Rows, constants: str) -> str:
             record for record in extremes.values() if record.setting["verdict"] == "attained"
         ]
         said.append(
-            f"{integer(len(attained))} of {integer(len(extremes))}{'' if said else ' inequalities'} at $T = {steps}$"
+            f"{integer(len(attained))} of {integer(len(extremes))}{'' if said else ' inequalities'}"
+            f" at $T = {steps}$"
         )
     return " and ".join(said)
 
@@ -215,7 +221,10 @@ def _summary(found: Rows, constants: str) -> str:
     ]
     if rest:
         (low, last), (high, first) = rest[0], rest[-1]
-        said += f" The others reach there between {number(low)}, for {_short(last)}, and {number(high)}, for {_short(first)}."
+        said += (
+            f" The others reach there between {number(low)}, for {_short(last)}, and"
+            f" {number(high)}, for {_short(first)}."
+        )
     return said + (f" *Violated: {'; '.join(map(_short, wrong))}.*" if wrong else "")
 
 
@@ -244,13 +253,15 @@ def _axes(found: Rows) -> str:
         f"""Largest measured / bound with the paper's constants against dimension, number of steps and design constant; what is not
         varied is as at {_where(found)}.""",
         "tightness-paper-figure",
-        "Nine panels: largest ratios against dimension, number of steps and design constant, one row per result.",
+        "Nine panels: largest ratios against dimension, number of steps and design constant, one"
+        " row per result.",
     )
     sharp = figure(
         "tightness-sharp.svg",
         """The same with the sharper constants, none of which depends on $d$.""",
         "tightness-sharp-figure",
-        "Six panels: largest ratios against number of steps and design constant, one row per result.",
+        "Six panels: largest ratios against number of steps and design constant, one row per"
+        " result.",
     )
     return f"""
 == Against dimension, number of steps and $lambda$
@@ -293,7 +304,8 @@ def _weights(found: Rows) -> str:
         """Smallest constant KL weight that suffices by the paper's constants, by the sharper ones, and by these with exact
         Lipschitz constants of the mean maps, and the necessary one.""",
         "tightness-beta-figure",
-        "KL weight against the number of steps on logarithmic scales, four curves, one panel per family of problems.",
+        "KL weight against the number of steps on logarithmic scales, four curves, one panel per"
+        " family of problems.",
     )
     return f"""
 == Sufficient and necessary KL weights
@@ -360,7 +372,10 @@ def weights(found: Rows) -> str:
     return Table(
         header=("", *(f"$T = {length}$" for length in lengths)) if lengths else ("", "weight"),
         rows=body or [(NOT_MEASURED, "")],
-        caption="Necessary constant KL weight, and over it the sufficient ones by three kinds of constants.",
+        caption=(
+            "Necessary constant KL weight, and over it the sufficient ones by three kinds of"
+            " constants."
+        ),
         label="tightness-beta-table",
         align="l" + "r" * max(1, len(lengths)),
         long=True,

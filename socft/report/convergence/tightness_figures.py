@@ -1,4 +1,6 @@
-"""The pictures of the chapter on tightness, and the records of a curve: the largest of those found at a point of an axis."""
+"""The pictures of the chapter on tightness, and the records of a curve: the largest of those found
+at a point of an axis.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         "theorem_3_1": "Theorem 3.1",
     },
 }
-"""Curves by row of panels, and how legends call them; smoothed curvature has no axis but d, on which nothing happens."""
+"""Curves by row of panels, and how legends call them; smoothed curvature has no axis but d, on
+which nothing happens.
+"""
 AXES: Mapping[str, str] = {"d": "dimension $d$", "T": "steps $T$", "lam": r"$\lambda$"}
 SHOWN: Mapping[str, tuple[str, ...]] = {"paper": ("d", "T", "lam"), "sharp": ("T", "lam")}
 """Axes of a kind of constants; the sharper ones do not depend on d."""
@@ -68,7 +72,9 @@ def base(found: Rows) -> Base | None:
 
 
 def largest(found: Rows, name: str, constants: str, **elsewhere: float) -> Record | None:
-    """The record of the largest ratio to an inequality at the base setting, or away from it in some of d, T and lam."""
+    """The record of the largest ratio to an inequality at the base setting, or away from it in some
+    of d, T and lam.
+    """
     place = base(found)
     if place is None:
         return None

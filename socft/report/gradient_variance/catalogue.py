@@ -1,7 +1,8 @@
-"""The estimators that the report on gradients shows: group, kind, target formula and source of each.
+"""The estimators that the report on gradients shows: group, kind, target formula and source of
+each.
 
-Formulas are Typst mathematics in the notation of the report: :math:`a` is a costate, :math:`z_k = v_k + \\xi_k` a kick,
-:math:`w` a path weight.
+Formulas are Typst mathematics in the notation of the report: :math:`a` is a costate,
+:math:`z_k = v_k + \\xi_k` a kick, :math:`w` a path weight.
 """
 
 from __future__ import annotations
@@ -163,7 +164,9 @@ CATALOGUE: dict[str, Line] = {
 
 
 def kinds(rows: Rows) -> Mapping[str, str]:
-    """Kind by estimator, those of the catalogue first: that of its records, of one that was always refused the catalogue's."""
+    """Kind by estimator, those of the catalogue first: that of its records, of one that was always
+    refused the catalogue's.
+    """
     known = {name: line.kind for name, line in CATALOGUE.items()}
     refused = {
         record.estimator: BIASED

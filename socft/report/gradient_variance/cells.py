@@ -1,4 +1,6 @@
-"""Cells and tables that fit any study: a number with its error, and metrics or settings side by side."""
+"""Cells and tables that fit any study: a number with its error, and metrics or settings side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ SYMBOLS: Mapping[str, str] = {
 
 
 def value(record: Record | None, digits: int = 3) -> str:
-    """The value of a record with its standard error, if it has one; a record without a number is a divergence."""
+    """The value of a record with its standard error, if it has one; a record without a number is a
+    divergence.
+    """
     if record is None:
         return NOT_MEASURED
     return (
@@ -112,7 +116,9 @@ def only(rows: Rows, keep: Callable[[Record], bool]) -> Rows:
 
 
 def ends(rows: Rows, key: str) -> Rows:
-    """The records of every problem, estimator and metric with the largest value of a setting; all of them where none has it."""
+    """The records of every problem, estimator and metric with the largest value of a setting; all
+    of them where none has it.
+    """
     last: dict[tuple[str, str, str], Any] = {}
     for record in rows:
         if key in record.setting:
@@ -131,9 +137,11 @@ def ends(rows: Rows, key: str) -> Rows:
 
 
 def pivot(rows: Rows, key: str, columns: Sequence[Any], digits: int = 3) -> list[Sequence[str]]:
-    """A row per estimator and combination of the other varying settings, a column per value of one setting.
+    """A row per estimator and combination of the other varying settings, a column per value of one
+    setting.
 
-    Beneath an estimator whose records hold a published number or an exact optimum there is a row of each.
+    Beneath an estimator whose records hold a published number or an exact optimum there is a row of
+    each.
     """
     others, body = varying(rows, (key,)), []
     groups: dict[tuple[str, ...], list[Record]] = {}

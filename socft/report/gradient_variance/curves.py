@@ -1,4 +1,6 @@
-"""The pictures of studies in the report on gradients: errors against the number of paths, and curves of training."""
+"""The pictures of studies in the report on gradients: errors against the number of paths, and
+curves of training.
+"""
 
 from __future__ import annotations
 

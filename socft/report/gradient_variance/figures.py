@@ -1,4 +1,6 @@
-"""The pictures of the report on gradients, each a function from records to SVG; kinds never share a panel."""
+"""The pictures of the report on gradients, each a function from records to SVG; kinds never share a
+panel.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +126,9 @@ def variances(rows: Rows) -> bytes:
 
 
 def costates(rows: Rows) -> bytes:
-    """Mean-square error of costate samples against the step, at the optimum of two problems: a column per kind."""
+    """Mean-square error of costate samples against the step, at the optimum of two problems: a
+    column per kind.
+    """
     found = only(
         rows.of("variance").where("costate_mse", scale=1.0),
         lambda r: r.setting.get("axis") in ("distance", "mixture"),

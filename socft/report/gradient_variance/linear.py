@@ -1,4 +1,6 @@
-"""The tables of the studies of arXiv 2603.20455v2 that are replicated: a linear SDE, a pendulum, fine-tuning of a mixture."""
+"""The tables of the studies of arXiv 2603.20455v2 that are replicated: a linear SDE, a pendulum,
+fine-tuning of a mixture.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ PUBLISHED_BY_PATHS = {
 
 
 def by(rows: Rows, key: str) -> str:
-    """Mean-square errors of the linear study against the noise at N = 2000, or against N at noise 1: of pipelines with a curve."""
+    """Mean-square errors of the linear study against the noise at N = 2000, or against N at noise
+    1: of pipelines with a curve.
+    """
     fixed = {"noise": ("paths", 2000), "paths": ("noise", 1.0)}[key]
     found = rows.of("linear").where("mse", **{fixed[0]: fixed[1]})
     columns, symbol = found.distinct(key), {"noise": "epsilon", "paths": "N"}[key]
@@ -46,9 +50,11 @@ def by(rows: Rows, key: str) -> str:
         ]
     where = "against the noise, $N = 2000$" if key == "noise" else r"against $N$, $epsilon = 1$"
     made = Table(
-        header=("pipeline", *(f"${symbol} = {each:g}$" for each in columns))
-        if columns
-        else ("pipeline", "mean-square error"),
+        header=(
+            ("pipeline", *(f"${symbol} = {each:g}$" for each in columns))
+            if columns
+            else ("pipeline", "mean-square error")
+        ),
         rows=body or [missing(2)],
         caption=f"""Linear study: mean-square error of the costate at time 0 {where}, with standard errors;
             Euler–Maruyama but where the exponential scheme is named; in italics what is published.""",
@@ -218,7 +224,10 @@ def _optima(found: Rows, columns: Sequence[float]) -> str:
             for metric in found.fields("metric")
             for row in pivot(found.where(metric), "temp", columns, 4)
         ],
-        caption="Mixture study: the exact optimum and the best Gaussian start; in italics the same from the published setting.",
+        caption=(
+            "Mixture study: the exact optimum and the best Gaussian start; in italics the same from"
+            " the published setting."
+        ),
         label="mixture-optima",
         align="l" + "r" * len(columns),
     ).markup

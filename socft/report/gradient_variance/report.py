@@ -1,7 +1,8 @@
-"""The report on gradient estimators: bias, variance and cost against exact gradients, and what training makes of them.
+"""The report on gradient estimators: bias, variance and cost against exact gradients, and what
+training makes of them.
 
-It reads the studies ``variance``, ``linear``, ``pendulum``, ``mixture``, ``training``, ``lq_sweeps`` and ``socm``, those that were
-measured.
+It reads the studies ``variance``, ``linear``, ``pendulum``, ``mixture``, ``training``,
+``lq_sweeps`` and ``socm``, those that were measured.
 """
 
 from __future__ import annotations
@@ -178,7 +179,8 @@ def _training(rows: Rows) -> str:
                 f"""Training on {text(problem)}: exact objective gap and noise of the gradient against network evaluations, a
                 column per kind.""",
                 f"{name}-figure",
-                "Objective gap and gradient noise against network evaluations, three kinds of estimators.",
+                "Objective gap and gradient noise against network evaluations, three kinds of"
+                " estimators.",
                 tall=True,
             )
         )

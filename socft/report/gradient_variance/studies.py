@@ -245,7 +245,9 @@ errors stand in both tables."""
 
 
 def _sampled(found: Rows) -> str:
-    """A row for every setting and a column for every scheme, grouped by what varies and by the policy."""
+    """A row for every setting and a column for every scheme, grouped by what varies and by the
+    policy.
+    """
     schemes = found.fields("estimator")
     if not schemes:
         return ""
@@ -284,7 +286,9 @@ def _commonest(found: Rows, key: str) -> Any:
 
 
 def _limits(found: Rows) -> list[str]:
-    """For infinitely many paths: against the step size on the commonest horizon, and against the horizon."""
+    """For infinitely many paths: against the step size on the commonest horizon, and against the
+    horizon.
+    """
     if not found.distinct("horizon"):
         return []
     usual = _commonest(found, "horizon")
@@ -325,7 +329,9 @@ def socm(rows: Rows) -> str:
 
 
 def suite_verdict(rows: Rows) -> str:
-    """Who ends nearest to the optimal control on every problem, and who further from it than the pre-trained model."""
+    """Who ends nearest to the optimal control on every problem, and who further from it than the
+    pre-trained model.
+    """
     found = rows.of("socm").where("control_l2")
     lines = []
     for problem in found.fields("problem"):
@@ -342,7 +348,8 @@ def suite_verdict(rows: Rows) -> str:
                 else ""
             )
             lines.append(
-                f"- {text(problem)}: nearest to the optimal control ends {text(known[0][1])}{beyond}"
+                f"- {text(problem)}: nearest to the optimal control ends"
+                f" {text(known[0][1])}{beyond}"
             )
     return "\n".join(lines) or NOT_MEASURED
 

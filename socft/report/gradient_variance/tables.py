@@ -1,4 +1,6 @@
-"""The tables of estimators against the exact gradient: one per kind, since variances of different targets do not compare."""
+"""The tables of estimators against the exact gradient: one per kind, since variances of different
+targets do not compare.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,10 @@ COSTS = (r"seconds, \ 1000 paths", r"evaluations \ per path", r"memory, \ MB")
 SHORT: Mapping[str, str] = {KINDS[0]: "objective", KINDS[1]: "fixed point"}
 MEANING: Mapping[str, str] = {
     KINDS[0]: "the mean is the gradient of the objective at every policy",
-    KINDS[
-        1
-    ]: """the mean vanishes at the optimum, up to the step size where paths are weighted and the optimum is not affine, and at
-        no other policy; elsewhere it is another vector field, whose distance from the gradient is given as the bias""",
+    KINDS[1]: (
+        """the mean vanishes at the optimum, up to the step size where paths are weighted and the optimum is not affine, and at
+        no other policy; elsewhere it is another vector field, whose distance from the gradient is given as the bias"""
+    ),
     KINDS[
         2
     ]: "the mean is not the gradient, and its zeros need not be the optimum, or not that alone",

@@ -1,4 +1,6 @@
-"""What the report on gradients says about estimation: the chain, the kinds, the targets, and the replicated studies."""
+"""What the report on gradients says about estimation: the chain, the kinds, the targets, and the
+replicated studies.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +112,7 @@ def growth(rows: Rows) -> str:
         for name in FOLLOWED:
             ends = [
                 found.where(estimator=name, **{key: place}).one()
-                for place in (places[:1] + places[-1:])
+                for place in places[:1] + places[-1:]
             ]
             known = [record.value for record in ends if record is not None]
             share = (
@@ -119,7 +121,8 @@ def growth(rows: Rows) -> str:
             shares.append(f"{text(name)} {share}")
         if places:
             lines.append(
-                f"- from {key_value(places[0])} to {key_value(places[-1])} in {told}: {'; '.join(shares)}"
+                f"- from {key_value(places[0])} to {key_value(places[-1])} in {told}:"
+                f" {'; '.join(shares)}"
             )
     return "\n".join(lines) or NOT_MEASURED
 
@@ -134,7 +137,9 @@ def _flat(markup: str) -> str:
 
 
 def best(rows: Rows, kind: str, arena: tables.Arena, scale: float) -> list[tuple[str, float]]:
-    """Estimators of a kind by their error at equal budget, best first, but for those that need an exact costate or score."""
+    """Estimators of a kind by their error at equal budget, best first, but for those that need an
+    exact costate or score.
+    """
     errors = arena.rows(rows).where("error_at_budget", scale=scale)
     found = only(
         errors, lambda r: r.kind == kind and not any(each in r.estimator for each in ORACLES)

@@ -41,7 +41,8 @@ def linear(rows: Rows) -> str:
     euler = found.where("mse", integrator=EULER, function_class="linear")
     lean, back = (euler.where(estimator=name) for name in (LEAN, BACK))
     shares = [
-        f"{_share(back.where(noise=noise, paths=2000).one(), lean.where(noise=noise, paths=2000).one())} at $epsilon = {noise:g}$"
+        f"{_share(back.where(noise=noise, paths=2000).one(), lean.where(noise=noise, paths=2000).one())}"
+        f" at $epsilon = {noise:g}$"
         for noise in lean.where(paths=2000).distinct("noise")
     ]
     chain = found.where("chain_mse", integrator=EULER, noise=1.0, paths=2000)
@@ -62,7 +63,9 @@ martingale-corrected one {_seconds(euler, CORRECTED)} times.
 
 
 def _without_gap(rows: Rows) -> str:
-    """The corrected adjoint of a chain without a distance from continuous time, beside the published pipeline."""
+    """The corrected adjoint of a chain without a distance from continuous time, beside the
+    published pipeline.
+    """
     rows = rows.where(paths=2000)
     found = rows.where("mse")
     mine = found.where(estimator=CORRECTED, integrator="exponential", function_class="linear")
@@ -104,14 +107,26 @@ def crossing(rows: Rows, integrator: str) -> str:
     before = [paths for paths, lean, back in known if lean > back]
     scheme = f"With the {text(integrator.replace('-', '–'))} scheme and $epsilon = 1$"
     if not after:
-        return f"{scheme} the time-reversed costate is the better one at every $N$ up to {integer(known[-1][0])}."
+        return (
+            f"{scheme} the time-reversed costate is the better one at every $N$ up to"
+            f" {integer(known[-1][0])}."
+        )
     if not before:
-        return f"{scheme} the lean adjoint is at least as good at every $N$ from {integer(known[0][0])} on."
+        return (
+            f"{scheme} the lean adjoint is at least as good at every $N$ from"
+            f" {integer(known[0][0])} on."
+        )
     if max(before) < min(after):
         crossed = f"between $N$ of {integer(max(before))} and {integer(min(after))}"
-        return f"{scheme} the errors cross {crossed}; the lean adjoint is the worse one below and at least as good above."
+        return (
+            f"{scheme} the errors cross {crossed}; the lean adjoint is the worse one below and at"
+            " least as good above."
+        )
     here, there = (", ".join(map(integer, each)) for each in (after, before))
-    return f"{scheme} the errors cross more than once: the lean adjoint is at least as good at $N$ of {here}, worse at {there}."
+    return (
+        f"{scheme} the errors cross more than once: the lean adjoint is at least as good at $N$ of"
+        f" {here}, worse at {there}."
+    )
 
 
 def reproduced(found: Rows, key: str, symbol: str) -> str:
@@ -152,7 +167,9 @@ possible. {repetitions(found)}
 
 
 def mixture(rows: Rows) -> str:
-    """Whether the advantage of time-reversed costates is there on the mixture, and what becomes of it beside a fair baseline."""
+    """Whether the advantage of time-reversed costates is there on the mixture, and what becomes of
+    it beside a fair baseline.
+    """
     found = rows.of("mixture").where("regret")
     costs = rows.of("mixture").where("cost")
     recursion = found.where(estimator=RECURSION)
@@ -177,7 +194,9 @@ martingale-corrected full adjoint with this network, beside the time-reversed co
 
 
 def _cheaper(costs: Rows) -> str:
-    """At how many temperatures the published numbers have time-reversed costates below adjoint matching."""
+    """At how many temperatures the published numbers have time-reversed costates below adjoint
+    matching.
+    """
     pairs = []
     for temp in costs.distinct("temp"):
         names = ("time-reversed BSDE, published", "adjoint matching, published")
@@ -223,7 +242,9 @@ def _where(found: Rows, name: str, other: str) -> str:
 
 
 def below(mine: Record, theirs: Record) -> bool:
-    """Whether a mean is smaller beyond its noise (Welch's test at 5%); what is infinite is smaller than nothing."""
+    """Whether a mean is smaller beyond its noise (Welch's test at 5%); what is infinite is smaller
+    than nothing.
+    """
     if not math.isfinite(mine.value):
         return False
     if not math.isfinite(theirs.value):

@@ -49,7 +49,9 @@ def rounds(rows: Rows, objective: str, score: str) -> bytes:
 
 
 def objectives(rows: Rows, names: Sequence[str]) -> bytes:
-    """Value of the objective at the batch's mean under Algorithm 1 with the look-ahead term, beside the regularised maximum."""
+    """Value of the objective at the batch's mean under Algorithm 1 with the look-ahead term, beside
+    the regularised maximum.
+    """
     with panels(1, len(names), 2.1) as (figure, axes):
         for ax, name in zip(axes, names, strict=True):
             found = rows.where(problem=name, estimator="G_loss", algorithm=1, score="exact")
@@ -67,7 +69,9 @@ def objectives(rows: Rows, names: Sequence[str]) -> bytes:
 
 
 def learnt(rows: Rows, objective: str) -> bytes:
-    """Reward and off-support ratio with the exact score and with the network, over the rounds that both have."""
+    """Reward and off-support ratio with the exact score and with the network, over the rounds that
+    both have.
+    """
     last = max(rows.where("reward", objective, score="network").distinct("round"), default=0)
     with panels(1, 2, 2.3) as (figure, axes):
         for index, guide in enumerate(GUIDES):
@@ -85,7 +89,9 @@ def learnt(rows: Rows, objective: str) -> bytes:
 
 
 def frontier(rows: Rows, spread: str) -> bytes:
-    """Reward against divergence, and against distance from the data, of one guided pass by every method."""
+    """Reward against divergence, and against distance from the data, of one guided pass by every
+    method.
+    """
     with panels(1, 2, 2.5) as (figure, axes):
         for method, look in zip(FRONTIER, LOOKS, strict=False):
             for ax, metric in zip(axes, ("frontier_kl", "frontier_distance"), strict=True):
@@ -106,7 +112,9 @@ def frontier(rows: Rows, spread: str) -> bytes:
 
 
 def sphere(rows: Rows) -> bytes:
-    """On the sphere: reward against divergence, and distance from the sphere against reward, by every method."""
+    """On the sphere: reward against divergence, and distance from the sphere against reward, by
+    every method.
+    """
     found, last = (
         rows.where(problem="sphere"),
         max(rows.where("off_sphere", "sphere").distinct("round"), default=0),

@@ -1,4 +1,6 @@
-"""The report of the study ``guidance``: gradient guidance (arXiv 2404.14743) beside fine-tuning and optimal control."""
+"""The report of the study ``guidance``: gradient guidance (arXiv 2404.14743) beside fine-tuning and
+optimal control.
+"""
 
 from __future__ import annotations
 
@@ -128,14 +130,16 @@ def _simulations(rows: Rows) -> str:
         r"""The published run on $f_1$ with $|theta_perp|\/|theta_parallel| = 9$, exact score. Thin dashed lines: where the
         published targets lead the mean, and the maximum on the subspace.""",
         "rounds-figure",
-        "Two panels against rounds: mean reward, and off-support ratio on a logarithmic scale, for two guidances and algorithms.",
+        "Two panels against rounds: mean reward, and off-support ratio on a logarithmic scale, for"
+        " two guidances and algorithms.",
     )
     others = figure(
         "objectives.svg",
         """Algorithm 1 with look-ahead guidance on the other objectives. The reward of a batch is below the value at its mean by
         what the spread of the data costs.""",
         "objectives-figure",
-        "Three panels against rounds: mean reward and value at the mean, with the regularised maximum and the maximum dashed.",
+        "Three panels against rounds: mean reward and value at the mean, with the regularised"
+        " maximum and the maximum dashed.",
     )
     off = {
         (guide, alg): number(_last(rows, "off_support", guide, alg))
@@ -178,7 +182,8 @@ def _comparison(rows: Rows) -> str:
         the optimal control nearly coincide on the left; on the right all but the naive gradient stand on, or next to, the vertical
         line of the pre-trained chain.""",
         "frontier-figure",
-        "Two panels of mean reward, against divergence and against distance from the subspace, both on logarithmic scales.",
+        "Two panels of mean reward, against divergence and against distance from the subspace, both"
+        " on logarithmic scales.",
     )
     ratio = _ratio(rows, "isotropic", 3.0)
     return rf"""
@@ -207,7 +212,8 @@ def _sphere(rows: Rows) -> str:
         """The unit sphere in 64 dimensions, exact score. Left: reward against divergence. Right: distance from the sphere. The
         guidances after the last round for each increment, the others for each weight, in one pass.""",
         "sphere-figure",
-        "Two panels: mean reward against divergence, and mean distance from the sphere against mean reward, for four methods.",
+        "Two panels: mean reward against divergence, and mean distance from the sphere against mean"
+        " reward, for four methods.",
     )
     far = {guide: number(_furthest(rows, guide)) for guide in ("G", "G_loss")}
     return rf"""
@@ -240,7 +246,8 @@ def _network(rows: Rows) -> str:
         "network.svg",
         """Algorithm 1 on $f_1$ with the exact score and with a trained network: the difference is the score's error alone.""",
         "network-figure",
-        "Two panels against rounds: mean reward and mean off-support ratio, exact score and network, two guidances.",
+        "Two panels against rounds: mean reward and mean off-support ratio, exact score and"
+        " network, two guidances.",
     )
     return rf"""
 = What a learnt score changes

@@ -1,4 +1,6 @@
-"""What makes costates large on Stable Diffusion: a section of its report, from the records of ``socft sd adjoints``."""
+"""What makes costates large on Stable Diffusion: a section of its report, from the records of
+``socft sd adjoints``.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,9 @@ direction, and what it costs is a bias: how far it turns the mean gradient of th
 
 
 def directions(rows: Rows) -> str:
-    """Whether estimators point where the policy gradient does, for the section on stability; nothing if that was not measured."""
+    """Whether estimators point where the policy gradient does, for the section on stability;
+    nothing if that was not measured.
+    """
     measured = rows.having("after").where("agreement")
     if not measured:
         return ""
@@ -140,16 +144,18 @@ def _verdict(rows: Rows, prompt: str) -> str:
     steps = min(len(line.y) for line in ranks)
     early, late = ([line.y[k] for line in ranks] for k in (0, 3 * steps // 4))
     told = (
-        f"Over the paths of a prompt the rank correlation of the deviation of their rewards with the norm of the costate is "
-        f"{_between(early)} at the first step, where every picture is about as undecided, and {_between(late)} three quarters on."
+        "Over the paths of a prompt the rank correlation of the deviation of their rewards with"
+        f" the norm of the costate is {_between(early)} at the first step, where every picture is"
+        f" about as undecided, and {_between(late)} three quarters on."
     )
     top, rest = (_growth(rows, prompt, part) for part in TITLES)
     growing = [int(k) + 1 for k, factor in zip(rest.x, rest.y, strict=True) if factor > 1]
     if not growing:
         return told
     return (
-        f"{told} For “{text(prompt)}” costates grow, backwards, over steps {growing[0]} to {growing[-1]} of {steps}, where it is "
-        f"settled what will be drawn, by a factor of up to {number(max(top.y))} a step, and shrink over the others."
+        f"{told} For “{text(prompt)}” costates grow, backwards, over steps {growing[0]} to"
+        f" {growing[-1]} of {steps}, where it is settled what will be drawn, by a factor of up to"
+        f" {number(max(top.y))} a step, and shrink over the others."
     )
 
 

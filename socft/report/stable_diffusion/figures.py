@@ -101,7 +101,9 @@ def training(rows: Rows, beta: float) -> bytes:
 
 
 def noise(rows: Rows, prompt: str, beta: float) -> bytes:
-    """Norm of the gradient, its noise, and the largest target control, of the methods that regress on targets."""
+    """Norm of the gradient, its noise, and the largest target control, of the methods that regress
+    on targets.
+    """
     methods = methods_of(rows)
     names = {
         "gradient_norm": "gradient norm",

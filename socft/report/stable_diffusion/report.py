@@ -1,4 +1,6 @@
-"""The report on fine-tuning Stable Diffusion: section 5 of arXiv 2412.18164v4 and its rivals, run by ``socft sd reproduce``."""
+"""The report on fine-tuning Stable Diffusion: section 5 of arXiv 2412.18164v4 and its rivals, run
+by ``socft sd reproduce``.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,8 @@ def _shared_beta(runs: Rows) -> float:
 
 
 def _wins(rows: Rows, beta: float, metric: str, method: str, other: str) -> str:
-    """On how many prompts a method gains more over the pre-trained model than another, and on how many beyond noise.
+    """On how many prompts a method gains more over the pre-trained model than another, and on how
+    many beyond noise.
 
     Of methods that were trained several times it is the mean that counts.
     """
@@ -116,8 +119,8 @@ def _again(rows: Rows, beta: float) -> str:
         tables.ahead_in_trainings(rows, f"{m}_gain", beta) for m in ("reward", "accuracy")
     )
     return (
-        f" These are means over trainings from several seeds; PI-FT is ahead of DPOK in reward in {reward}, in accuracy in"
-        f" {accuracy} of {pairs} pairs of them (@repeated)."
+        " These are means over trainings from several seeds; PI-FT is ahead of DPOK in reward in"
+        f" {reward}, in accuracy in {accuracy} of {pairs} pairs of them (@repeated)."
     )
 
 
@@ -129,8 +132,9 @@ def _tuned(rows: Rows, beta: float) -> str:
     if not prompts:
         return ""
     return (
-        f" Against the best of DPOK's learning rates, chosen for each prompt and measure after the fact, it is ahead in reward on"
-        f" {reward} and in accuracy on {accuracy} of {prompts} prompts (@rates)."
+        " Against the best of DPOK's learning rates, chosen for each prompt and measure after the"
+        f" fact, it is ahead in reward on {reward} and in accuracy on {accuracy} of {prompts}"
+        " prompts (@rates)."
     )
 
 
@@ -176,13 +180,15 @@ along the noise that is there.
 def _methods(rows: Rows, beta: float) -> str:
     picture = figure(
         "reached.svg",
-        "Reward and the checker's accuracy of every method on every prompt, with two standard errors.",
+        "Reward and the checker's accuracy of every method on every prompt, with two standard"
+        " errors.",
         "reached-figure",
         "Two panels of points with error bars, one group per prompt, one marker per method.",
     )
     curves = figure(
         "training.svg",
-        f"Reward of the sampled trajectories along training, averaged over {figures.SMOOTHED} rounds.",
+        f"Reward of the sampled trajectories along training, averaged over {figures.SMOOTHED}"
+        " rounds.",
         "training-figure",
         "Four panels, one per prompt: reward against rounds for every method.",
     )

@@ -26,10 +26,13 @@ UNCHANGED = {
 
 
 def section(rows: Rows, sizes: Rows, shrinking: Rows, prompt: str, beta: float) -> str:
-    """The section: pictures of one prompt, drops of all, and what the gradients at the same policy say of them."""
+    """The section: pictures of one prompt, drops of all, and what the gradients at the same policy
+    say of them.
+    """
     picture = figure(
         "noise.svg",
-        f"Training on “{text(prompt)}”: norm of the gradient, standard deviation of its noise, and the largest target control.",
+        f"Training on “{text(prompt)}”: norm of the gradient, standard deviation of its noise, and"
+        " the largest target control.",
         "noise-figure",
         "Three panels against rounds on logarithmic scales, one curve per method.",
     )
@@ -57,7 +60,9 @@ Jacobians; the next section says when both are large.
 
 
 def reasons(rows: Rows, beta: float) -> str:
-    """Every run that ends below its best by more than noise, and why it does, as far as that was measured."""
+    """Every run that ends below its best by more than noise, and why it does, as far as that was
+    measured.
+    """
     if not rows.where("drop", beta=beta).having("beta"):
         return ""
     fallen = [record for record in rows.where("drop") if has_fallen(record)]
@@ -107,7 +112,10 @@ def _contrast(rows: Rows, record: Record, key: str) -> str:
     )
     if same is None:
         return f"why was {NOT_MEASURED}."
-    return f"{UNCHANGED[key]} it does {'too' if has_fallen(same) else 'not'}; it falls by {value(record)}, there by {value(same)}."
+    return (
+        f"{UNCHANGED[key]} it does {'too' if has_fallen(same) else 'not'}; it falls by"
+        f" {value(record)}, there by {value(same)}."
+    )
 
 
 def descent(rows: Rows) -> str:
@@ -157,9 +165,15 @@ def _direction(rows: Rows, method: str, prompt: str, beta: float) -> str:
     if own is None or theirs is None:
         return f"why was {NOT_MEASURED}."
     if cosine is not None and _is_below(cosine, SAME):
-        return f"it climbs something else; the cosine of its mean gradient with PI-FT's is {value(cosine)}."
+        return (
+            "it climbs something else; the cosine of its mean gradient with PI-FT's is"
+            f" {value(cosine)}."
+        )
     if _is_below(own, theirs.value):
-        return f"it is noisier; two of its batches have a cosine of {value(own)}, two of PI-FT's {value(theirs)}."
+        return (
+            f"it is noisier; two of its batches have a cosine of {value(own)}, two of PI-FT's"
+            f" {value(theirs)}."
+        )
     known = (
         f"the cosine of its mean gradient with PI-FT's is {value(cosine)}"
         if cosine is not None

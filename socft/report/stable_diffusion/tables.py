@@ -29,12 +29,16 @@ def reached(rows: Rows, beta: float) -> str:
                 [
                     text(method),
                     *map(value, found.values()),
-                    number(cost.seconds)
-                    if tuned and cost is not None and cost.seconds is not None
-                    else "",
-                    number(cost.peak_mb)
-                    if tuned and cost is not None and cost.peak_mb is not None
-                    else "",
+                    (
+                        number(cost.seconds)
+                        if tuned and cost is not None and cost.seconds is not None
+                        else ""
+                    ),
+                    (
+                        number(cost.peak_mb)
+                        if tuned and cost is not None and cost.peak_mb is not None
+                        else ""
+                    ),
                 ]
             )
     return Table(
@@ -50,7 +54,9 @@ def reached(rows: Rows, beta: float) -> str:
 
 
 def ahead_in_trainings(rows: Rows, metric: str, beta: float) -> tuple[int, int]:
-    """In how many pairs of trainings, one of each method and numbered alike, PI-FT has more than DPOK, and of how many."""
+    """In how many pairs of trainings, one of each method and numbered alike, PI-FT has more than
+    DPOK, and of how many.
+    """
     pairs = [
         (mine, theirs)
         for prompt in rows.fields("problem")
@@ -70,7 +76,9 @@ def _trainings(rows: Rows, metric: str, prompt: str, method: str, beta: float) -
 def mean_of_trainings(
     rows: Rows, metric: str, prompt: str, method: str, beta: float
 ) -> tuple[float, float] | None:
-    """Mean over the trainings of a method, and its error: that over pictures, which they share, and that over trainings."""
+    """Mean over the trainings of a method, and its error: that over pictures, which they share, and
+    that over trainings.
+    """
     found = _trainings(rows, metric, prompt, method, beta)
     if not found:
         return None
@@ -110,7 +118,9 @@ def repeated(rows: Rows, beta: float) -> str:
 
 
 def ahead_at_the_best_rate(rows: Rows, metric: str, beta: float) -> tuple[int, int]:
-    """On how many prompts PI-FT has more than DPOK has at the best of its learning rates, and of how many."""
+    """On how many prompts PI-FT has more than DPOK has at the best of its learning rates, and of
+    how many.
+    """
     ahead, known = 0, 0
     for prompt in rows.fields("problem"):
         mine, theirs = (

@@ -1,4 +1,6 @@
-"""Adjoints and matching estimators against automatic differentiation of the rollout, finite differences and exact gradients."""
+"""Adjoints and matching estimators against automatic differentiation of the rollout, finite
+differences and exact gradients.
+"""
 
 from __future__ import annotations
 
@@ -198,7 +200,9 @@ def test_the_full_adjoint_is_the_derivative_of_the_simulator(
 
 
 def test_the_lean_adjoint_is_another_direction_away_from_the_optimum():
-    """The failing twin: without the policy's state dependence the identity above is off by far more than rounding."""
+    """The failing twin: without the policy's state dependence the identity above is off by far more
+    than rounding.
+    """
     problem = problem_on(REFERENCES["scalar"], running=True)
     policy, noise = (
         affine_policy(problem.reference),
@@ -307,7 +311,9 @@ def test_targets_are_the_next_costates_seen_through_the_noise():
 
 
 def test_adjoints_of_images_in_single_precision():
-    """``batch *dims`` with dims = (3, 4, 4); the linear chain has the closed-form lean costate a_k = 0.9^(T - k) w."""
+    """``batch *dims`` with dims = (3, 4, 4); the linear chain has the closed-form lean costate a_k
+    = 0.9^(T - k) w.
+    """
     reference = KernelReference(
         lambda k, x: 0.9 * x, ScalarDiffusion(t(0.5, 0.4, 0.3)), 3, (3, 4, 4)
     )
@@ -353,7 +359,9 @@ def scores(samples: Tensor) -> Tensor:
 def moments_of_residual(
     truth, estimator: Estimator, policy: Policy, paths: int, seed: int
 ) -> list[Tensor]:
-    """(target - policy) (1, x) per path and step, the gradient of a matching loss in an affine policy over beta."""
+    """(target - policy) (1, x) per path and step, the gradient of a matching loss in an affine
+    policy over beta.
+    """
     noise = Noise.sample(truth.problem.reference, paths, generator(seed))
     with torch.no_grad():
         path = rollout(truth.problem.reference, policy, noise)
@@ -433,7 +441,9 @@ def test_the_expected_targets_at_zero_control_are_not_the_optimum():
 
 @pytest.mark.parametrize("name", ["gaussian-sine", "mixture-huber"])
 def test_the_envelope_identity_links_successive_value_gradients(name: str):
-    """grad V_k(y) = (d m_k)' E grad V_{k+1}(m_k(y) + B_k (v*_k(y) + W)) (equation 34), by Gauss-Legendre on nine deviations."""
+    """grad V_k(y) = (d m_k)' E grad V_{k+1}(m_k(y) + B_k (v*_k(y) + W)) (equation 34), by
+    Gauss-Legendre on nine deviations.
+    """
     truth = Quadrature(fine_tuning(name).problem(ddpm(subsample(linear_levels(1000), 3)), 2.0))
     problem = truth.problem
     node, weight = np.polynomial.legendre.leggauss(200)

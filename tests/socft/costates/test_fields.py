@@ -1,4 +1,6 @@
-"""Costate fields, martingale increments, fits over time and state, and marginal scores against independent computations."""
+"""Costate fields, martingale increments, fits over time and state, and marginal scores against
+independent computations.
+"""
 
 from __future__ import annotations
 
@@ -200,7 +202,9 @@ def increments(
 @pytest.mark.parametrize("make", CORRECTIONS)
 @pytest.mark.parametrize("k", [1, STEPS - 1])
 def test_increments_have_mean_zero_given_the_state(make: type[FieldCorrection], k: int):
-    """By a 30 x 30 Gauss-Hermite rule over the noise of one step, from one state; the last step uses the reward's gradient."""
+    """By a 30 x 30 Gauss-Hermite rule over the noise of one step, from one state; the last step
+    uses the reward's gradient.
+    """
     problem = curved_problem()
     policy, x = network_policy(problem.reference), t(0.3, -0.8)
     node, share = (torch.from_numpy(each) for each in np.polynomial.hermite_e.hermegauss(30))
@@ -229,9 +233,11 @@ def at_one_state(problem: ControlProblem, policy: Policy, k: int, x: Tensor, z: 
 
 
 def test_increments_are_the_parts_of_a_cubic_they_claim_to_be():
-    """phi(c + e) - E phi = [odd in e] + [even in e] for a cubic: Antithetic is the odd part, and Exact is both exactly.
+    """phi(c + e) - E phi = [odd in e] + [even in e] for a cubic: Antithetic is the odd part, and
+    Exact is both exactly.
 
-    The second-order form misses the cubic terms, the first-order one the quadratic too; E from the moments of a Gaussian.
+    The second-order form misses the cubic terms, the first-order one the quadratic too; E from the
+    moments of a Gaussian.
     """
     problem = curved_problem()
     policy, k, z = network_policy(problem.reference), 1, randn(20, 40, 2)
@@ -410,7 +416,9 @@ def test_the_network_takes_steps_per_sample_and_derivatives():
 
 
 def test_the_published_loss_does_not_fit_means():
-    """Targets -0.25 and 3 with chances 0.8 and 0.2: mean 0.4; Huber's minimiser has 0.2 * 0.1 = 0.8 (c + 0.25)."""
+    """Targets -0.25 and 3 with chances 0.8 and 0.2: mean 0.4; Huber's minimiser has 0.2 * 0.1 = 0.8
+    (c + 0.25).
+    """
     values = torch.where(
         torch.rand(2, 2000, 1, generator=generator(40), dtype=F64) < 0.8, t(-0.25), t(3.0)
     )
@@ -470,7 +478,9 @@ def squared_errors(problem: ControlProblem, sampling: Sampling, rounds: int) -> 
     [lambda n: CrossFitted(n, 2), lambda n: CrossFitted(n, 3), lambda n: Fresh(400, generator(43))],
 )
 def test_refinement_with_martingale_corrected_costates_converges_to_the_chains_own_adjoint(make):
-    """From the error of plain adjoint matching by a factor of about the number of samples per round, down to rounding."""
+    """From the error of plain adjoint matching by a factor of about the number of samples per
+    round, down to rounding.
+    """
     problem = linear_study()
     errors = squared_errors(problem, make(Noise.sample(problem.reference, 400, generator(42))), 7)
     assert errors[0] > 1e-4
@@ -593,7 +603,9 @@ def test_kernel_scores_are_derivatives_of_their_log_densities():
 
 
 def test_the_score_of_a_noised_mixture_is_that_of_its_own_chain_up_to_the_step_size():
-    """The transition mixture of many paths against the exact noised score, on a fine schedule, where the paths are."""
+    """The transition mixture of many paths against the exact noised score, on a fine schedule,
+    where the paths are.
+    """
     law = GaussianMixture(t(0.6, 0.4), t(-1.5, 1.5)[:, None], t(0.3, 0.3)[:, None, None])
     schedule = ddpm(subsample(linear_levels(1000), 50))
     problem = ControlProblem(score_reference(law, schedule), FunctionReward(lambda x: x[:, 0]), 1.0)

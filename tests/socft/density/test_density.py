@@ -1,4 +1,6 @@
-"""Densities: laws, scores and tilts against independent computations, Lipschitz constants against brute-force maximisation."""
+"""Densities: laws, scores and tilts against independent computations, Lipschitz constants against
+brute-force maximisation.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,8 @@ def gradient(function: Function, x: Tensor) -> Tensor:
     return torch.autograd.grad(function(y).sum(), y)[0]
 
 
-# Laws, scores, samples -------------------------------------------------------------------------------------------------
+# Laws, scores, samples
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(LAWS))
@@ -199,7 +202,9 @@ def test_rotated_law_is_the_mixture_of_products():
 
 @pytest.mark.parametrize("direction", [-1.0, 1.0])
 def test_stable_fifty_deviations_away(direction: float):
-    """log p and the score at |x| = 50 standard deviations against 50-digit arithmetic, in float64 and finite in float32."""
+    """log p and the score at |x| = 50 standard deviations against 50-digit arithmetic, in float64
+    and finite in float32.
+    """
     mpmath.mp.dps = 50
     point = direction * 50 * float(LINE.covariance) ** 0.5
     parts = [
@@ -235,7 +240,8 @@ def test_stable_fifty_deviations_away(direction: float):
         assert torch.isfinite(second).all()
 
 
-# Lipschitz constants ---------------------------------------------------------------------------------------------------
+# Lipschitz constants
+# ---------------------------------------------------------------------------------------------------
 
 
 def steepest(law: Density, x: Tensor) -> Tensor:
@@ -252,7 +258,9 @@ def bend(law: Density, x: Tensor, u: Tensor) -> Tensor:
 
 
 def climb(function: Function, starts: Tensor) -> float:
-    """Largest value of a differentiable function near any start: a shrinking random search, then quasi-Newton ascent."""
+    """Largest value of a differentiable function near any start: a shrinking random search, then
+    quasi-Newton ascent.
+    """
     generator = torch.Generator().manual_seed(0)
     points, values, scale = starts, function(starts).detach(), starts.std(0) / 2
     for _ in range(20):
@@ -277,7 +285,9 @@ def climb(function: Function, starts: Tensor) -> float:
 
 
 def measured_constants(law: Density, reach: float) -> tuple[float, float]:
-    """Brute-force suprema of the Jacobian and of the third derivative over a ball of about ``reach``."""
+    """Brute-force suprema of the Jacobian and of the third derivative over a ball of about
+    ``reach``.
+    """
     n = law.dims[0]
     generator = torch.Generator().manual_seed(5)
     x = reach * torch.randn(2000, n, generator=generator, dtype=torch.float64)
@@ -339,7 +349,9 @@ def test_line_constants_are_suprema(name: str):
 
 
 def test_branch_and_bound_agrees_with_the_closed_form():
-    """Two components of one width have closed constants; a third of the same law as the first sends them to the search."""
+    """Two components of one width have closed constants; a third of the same law as the first sends
+    them to the search.
+    """
     closed = GaussianMixture([0.9, 0.1], [-2.0, 2.0], 0.5)
     searched = GaussianMixture([0.5, 0.1, 0.4], [-2.0, 2.0, -2.0], 0.5)
     assert closed.L0 <= searched.L0 <= closed.L0 * SEARCHED
@@ -455,7 +467,9 @@ UNBOUNDED = {
 
 @pytest.mark.parametrize("name", list(UNBOUNDED))
 def test_scores_that_separate_where_weights_balance_have_no_constant(name: str):
-    """The Jacobian along the balanced set grows with the square of the distance, and the constants are infinite."""
+    """The Jacobian along the balanced set grows with the square of the distance, and the constants
+    are infinite.
+    """
     law = UNBOUNDED[name]
     assert math.isinf(law.L0)
     assert math.isinf(law.L1)
@@ -483,7 +497,9 @@ def test_scores_that_separate_where_weights_balance_have_no_constant(name: str):
 
 
 def test_a_finer_bystander_does_not_bound_crossing_components():
-    """A third component of larger precision than both is negligible far away, where the other two cross as before."""
+    """A third component of larger precision than both is negligible far away, where the other two
+    cross as before.
+    """
     crossing, k = UNBOUNDED["crossing"], [0, 1]
     fine = GaussianMixture(
         [0.4, 0.4, 0.2],
@@ -504,7 +520,9 @@ def test_a_finer_bystander_does_not_bound_crossing_components():
     "objective", [_SECOND, _THIRD], ids=["second derivative", "third derivative"]
 )
 def test_branch_and_bound_never_cuts_a_maximum(objective: _Objective):
-    """On random cells of a mixture: exact values and slopes at the centers, and a bound of |f''| that shrinks to it."""
+    """On random cells of a mixture: exact values and slopes at the centers, and a bound of |f''|
+    that shrinks to it.
+    """
     law = LINES["five"][0]
     centers = float(law.mean) + 8 * torch.rand(60, generator=GENERATOR, dtype=torch.float64) - 4
     radius = 2.0 * torch.rand(60, generator=GENERATOR, dtype=torch.float64) ** 4
@@ -553,7 +571,9 @@ def test_pair_suprema_by_dense_maximisation(weight: _Weight, q: int):
 
 
 def test_almost_equal_covariances_do_not_break_the_constants():
-    """Between one covariance and two that the comparison can tell apart, the bound stays within 4 of the common-covariance one."""
+    """Between one covariance and two that the comparison can tell apart, the bound stays within 4
+    of the common-covariance one.
+    """
     means = torch.tensor([[0.0, 0.0], [3.0, 1.0]])
     common = GaussianMixture([0.5, 0.5], means, 1.0)
     for difference in (1e-15, 1e-12, 1e-11, 1e-9):
@@ -582,7 +602,9 @@ def test_rotated_constants_are_the_largest_factor_s():
 
 
 def test_constants_of_a_whole_schedule():
-    """Every level at once, in 64 dimensions with 4 different factors, is what each level's law says by itself."""
+    """Every level at once, in 64 dimensions with 4 different factors, is what each level's law says
+    by itself.
+    """
     factors = [
         GaussianMixture([0.3, 0.7], [-1.0 - i / 4, 1.0], [0.5 + i / 8, 1.0]) for i in range(4)
     ]
@@ -602,7 +624,8 @@ def test_constants_of_a_whole_schedule():
         assert float(at_once.L1[1]) == pytest.approx(mixture.noised(0.2).L1, rel=ALGEBRA)
 
 
-# Noised scores and references ------------------------------------------------------------------------------------------
+# Noised scores and references
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(LAWS))
@@ -669,7 +692,8 @@ def test_exact_scores_carry_noise_to_data():
     assert abs(float(y.var()) / float(law.covariance) - 1) < 0.05 + bias
 
 
-# Tilts -----------------------------------------------------------------------------------------------------------------
+# Tilts
+# -----------------------------------------------------------------------------------------------------------------
 
 CURVED = Quadratic(0.4 * (COVS[0] - COVS[1]), randn(3), 0.7)
 ALIGNED = Quadratic(
@@ -684,7 +708,9 @@ TILTS = [
 
 @pytest.mark.parametrize(("name", "reward"), TILTS)
 def test_tilt_is_the_law_times_exp_reward(name: str, reward: Linear | Quadratic):
-    """log p~ + log Z = log p + r / beta everywhere; both sides are normalised densities, so log Z is right as well."""
+    """log p~ + log Z = log p + r / beta everywhere; both sides are normalised densities, so log Z
+    is right as well.
+    """
     law, beta, x = LAWS[name], 1.7, 2 * randn(20, 3)
     tilt = law.tilted(reward, beta)
     expected = independent_log_prob(law, x) + reward(x) / beta
@@ -736,7 +762,9 @@ def test_tilts_compose():
 
 
 def test_tilt_is_refused_exactly_where_the_integral_diverges():
-    """S = 2 and r = 0.6 x^2 / 2: integrable above beta = 1.2 only; log Z diverges like -log(1 - 1.2 / beta) / 2."""
+    """S = 2 and r = 0.6 x^2 / 2: integrable above beta = 1.2 only; log Z diverges like -log(1 - 1.2
+    / beta) / 2.
+    """
     law, reward = Gaussian(0.0, 2.0), Quadratic(torch.tensor([[0.6]], dtype=torch.float64))
     assert law.tilted(reward, 1.2 * (1 + 1e-6)).log_normaliser == pytest.approx(
         -math.log(1e-6) / 2, rel=ATTAINED
@@ -751,7 +779,9 @@ def test_tilt_is_refused_exactly_where_the_integral_diverges():
 
 
 def test_singular_laws_are_tilted_inside_their_support():
-    """A Gaussian on a line in the plane: the tilt acts on the coordinate along the line, and noising makes it regular."""
+    """A Gaussian on a line in the plane: the tilt acts on the coordinate along the line, and
+    noising makes it regular.
+    """
     direction = torch.tensor([0.6, 0.8], dtype=torch.float64)
     law = Gaussian([1.0, 0.0], 2 * torch.outer(direction, direction))
     reward, beta = Quadratic(torch.tensor([[0.3, 0.1], [0.1, -0.2]]), torch.tensor([0.5, 0.2])), 1.1
@@ -781,7 +811,8 @@ def test_singular_laws_are_tilted_inside_their_support():
     assert torch.isfinite(law.noised(0.9).score(randn(4, 2))).all()
 
 
-# Refusals --------------------------------------------------------------------------------------------------------------
+# Refusals
+# --------------------------------------------------------------------------------------------------------------
 
 REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     "weight zero": (

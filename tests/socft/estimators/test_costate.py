@@ -1,4 +1,6 @@
-"""Estimators made of costates against exact conditional means, exact gradients, brute-force laws and counted work."""
+"""Estimators made of costates against exact conditional means, exact gradients, brute-force laws
+and counted work.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ from toy.problems import fine_tuning
 
 IDENTITY = 1e-12  # relative: the same products in another order
 VANISHED = 1e-20  # relative variance: rounding squared
-QUADRATURE = 1e-8  # relative variance left by an interpolated field, against at least 1e-4 for the other increments
+# relative variance left by an interpolated field, against at least 1e-4 for the other increments
+QUADRATURE = 1e-8
 STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
 ORDER = 0.2  # on a measured order of convergence, from the next order
 MARGINAL = 0.12  # a step of 1/40 changes moments of size 1 by a few of it
@@ -70,7 +73,9 @@ def paths(problem: ControlProblem, policy: Policy, batch: int, seed: int) -> Pat
 
 
 def lean_field(problem: ControlProblem, policy: AffinePolicy) -> CostateField:
-    """The conditional mean of the lean costate, affine: L_k = A'(L_{k+1} (A + B K) x + ...) - F x - h, by hand."""
+    """The conditional mean of the lean costate, affine: L_k = A'(L_{k+1} (A + B K) x + ...) - F x -
+    h, by hand.
+    """
     reference, reward, cost = problem.reference, problem.reward, problem.running_cost
     assert isinstance(reference, AffineReference)
     assert isinstance(reference.diffusion, MatrixDiffusion)
@@ -91,7 +96,9 @@ def lean_field(problem: ControlProblem, policy: AffinePolicy) -> CostateField:
 
 
 def scores(samples: Tensor, x: Tensor) -> Tensor:
-    """Means of samples times 1, x, x^2 and sin 2x, in standard errors: all small if the mean given x is zero."""
+    """Means of samples times 1, x, x^2 and sin 2x, in standard errors: all small if the mean given
+    x is zero.
+    """
     tests = torch.cat([torch.ones_like(x[:, :1]), x, x.square(), torch.sin(2 * x)], 1)
     products = (tests.unsqueeze(2) * samples.unsqueeze(1)).flatten(1)
     return products.mean(0) / (products.std(0).clamp(min=IDENTITY) / len(x) ** 0.5)
@@ -128,7 +135,8 @@ def largest_scores(
     for k in range(STEPS):
         with torch.no_grad():
             mean = problem.reference.step(k, path.states[k], policy(k, path.states[k]))
-        # the field of the quadratic problem is affine: its mean over the noise is its value at the mean
+        # the field of the quadratic problem is affine: its mean over the noise is its value at the
+        # mean
         found.append(scores(costates.following[k] - field(k + 1, mean), path.states[k]).abs().max())
     return float(torch.stack(found).max())
 
@@ -261,14 +269,18 @@ GROWTH, BREATH = 0.9, 0.6
 
 
 def geometric(steps: int = 3) -> ControlProblem:
-    """x' = (g + s xi) x, reward x^2 / 2: E r = (g^2 + s^2)^(T - k) x^2 / 2, so the costate is (g^2 + s^2)^(T - k) x."""
+    """x' = (g + s xi) x, reward x^2 / 2: E r = (g^2 + s^2)^(T - k) x^2 / 2, so the costate is (g^2
+    + s^2)^(T - k) x.
+    """
     diffusion = StateDiffusion(lambda k, x, z: BREATH * x * z, (1,), (1,))
     reference = KernelReference(lambda k, x: GROWTH * x, diffusion, steps, (1,))
     return ControlProblem(reference, FunctionReward(lambda x: x[:, 0].square() / 2), 1.0)
 
 
 def test_the_lean_adjoint_is_biased_where_the_noise_depends_on_the_state():
-    """It gives g^(2 (T - k)) x: what is missing is E[sum_k Jac(B_k)' q_k], q_k = a_{k+1} xi_k (arXiv 2604.08580)."""
+    """It gives g^(2 (T - k)) x: what is missing is E[sum_k Jac(B_k)' q_k], q_k = a_{k+1} xi_k
+    (arXiv 2604.08580).
+    """
     problem = geometric()
     policy = Uncontrolled(problem.reference)
     path = paths(problem, policy, 20000, 10)
@@ -285,7 +297,9 @@ def test_the_lean_adjoint_is_biased_where_the_noise_depends_on_the_state():
 
 
 def test_corrections_stay_unbiased_where_the_noise_depends_on_the_state():
-    """The derivative of the noise must act on the uncorrected costate: with the corrected one there is a bias."""
+    """The derivative of the noise must act on the uncorrected costate: with the corrected one there
+    is a bias.
+    """
     problem = geometric()
     policy = Uncontrolled(problem.reference)
     path = paths(problem, policy, 20000, 11)
@@ -354,7 +368,9 @@ def test_lambda_outside_the_unit_interval_is_refused(lam: float):
 
 
 def cubic_study(steps: int) -> ControlProblem:
-    """dX = -X dt / 2 + dW on [0, 1], reward x^3 / 3: the costate a^2 ... is quadratic, so the trace of its Hessian counts."""
+    """dX = -X dt / 2 + dW on [0, 1], reward x^3 / 3: the costate a^2 ... is quadratic, so the trace
+    of its Hessian counts.
+    """
     decay = torch.full((steps, 1, 1), 1 - 0.5 / steps, dtype=F64)
     reference = AffineReference(
         decay,
@@ -416,7 +432,9 @@ def reverser(seed: int, published: bool = False) -> Reverser:
     "move", [ByDerivatives(), ByDifferences()], ids=["derivatives", "differences"]
 )
 def test_with_exact_field_and_score_reversed_costates_are_exact_up_to_the_first_order(move: Move):
-    """In the mean; each sample of a curved field is off by the square root of the step. The trace's coefficient counts."""
+    """In the mean; each sample of a curved field is off by the square root of the step. The trace's
+    coefficient counts.
+    """
     bias, spread = [], []
     for steps in GRID:
         problem = cubic_study(steps)
@@ -472,7 +490,9 @@ def test_differences_are_derivatives_where_the_field_is_affine():
 
 
 def test_a_move_has_mean_zero_whatever_the_field():
-    """By parts, with the score of the law of the state it starts from; with another score it has not. So one may be left out."""
+    """By parts, with the score of the law of the state it starts from; with another score it has
+    not. So one may be left out.
+    """
     problem, policy = linear_study(20)
     path, scores = paths(problem, policy, 4000, 51), []
     for score in (AffineMarginals(), GivenScore(lambda k, x: -3 * x)):
@@ -488,7 +508,9 @@ def test_a_move_has_mean_zero_whatever_the_field():
 
 
 def test_the_models_own_score_is_that_of_its_marginals_before_training_and_after():
-    """To first order in the step, against exact Gaussian marginals; under another control it is wrong at any step."""
+    """To first order in the step, against exact Gaussian marginals; under another control it is
+    wrong at any step.
+    """
     errors: dict[float, list[float]] = {0.0: [], 1.0: [], -1.0: []}
     density, reward = (
         Gaussian(t(0.5), 0.4 * torch.eye(1, dtype=F64)),
@@ -586,7 +608,9 @@ def test_reversed_states_have_the_marginals_of_the_chain():
 
 
 def test_reversed_targets_are_almost_functions_of_the_state():
-    """At the optimum with the exact field, against the noise of adjoint matching at the same step size."""
+    """At the optimum with the exact field, against the noise of adjoint matching at the same step
+    size.
+    """
     problem, _ = linear_study(80)
     truth = LinearQuadratic(problem)
     policy = truth.affine_policy
@@ -658,7 +682,9 @@ def test_values_and_full_costates_give_the_policys_value_gradient(make):
 
 
 def joint_law(reference: AffineReference, first: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (T n,) and covariance of (X_1 .. X_T) given X_0, by pushing unit noises through the chain."""
+    """Mean (T n,) and covariance of (X_1 .. X_T) given X_0, by pushing unit noises through the
+    chain.
+    """
     (m,), (n,), T = reference.noise_dims, reference.dims, reference.steps
     units = torch.eye(T * m, dtype=F64).reshape(T * m, T, m)
     noise = torch.cat([units, torch.zeros(1, T, m, dtype=F64)]).transpose(0, 1)
@@ -673,7 +699,9 @@ def joint_law(reference: AffineReference, first: Tensor) -> tuple[Tensor, Tensor
 
 @pytest.mark.parametrize("degenerate", [False, True], ids=["", "degenerate"])
 def test_bridges_have_the_references_conditional_law(degenerate: bool):
-    """Mean and covariance of all inner states given the ends, by conditioning the joint Gaussian of the whole path."""
+    """Mean and covariance of all inner states given the ends, by conditioning the joint Gaussian of
+    the whole path.
+    """
     problem = quadratic_problem(running=False)
     reference = problem.reference
     assert isinstance(reference, AffineReference)
@@ -721,9 +749,11 @@ def test_with_a_linear_reward_reciprocal_targets_are_the_optimal_control():
 
 
 def test_the_fixed_point_of_reciprocal_matching_is_off_by_the_first_order():
-    """At the optimum, targets minus control regressed on the bridged states: coefficients fall like dt (theory of Gaussians).
+    """At the optimum, targets minus control regressed on the bridged states: coefficients fall like
+    dt (theory of Gaussians).
 
-    The mean square is computed from the moments of jointly Gaussian (X_k, X_T) under the optimal ends and reference bridges.
+    The mean square is computed from the moments of jointly Gaussian (X_k, X_T) under the optimal
+    ends and reference bridges.
     """
     errors = [reciprocal_bias(steps) for steps in (4, 8, 16)]
     assert abs(order(errors, [4, 8, 16]) - 1) < 2 * ORDER
@@ -731,7 +761,9 @@ def test_the_fixed_point_of_reciprocal_matching_is_off_by_the_first_order():
 
 
 def reciprocal_bias(steps: int) -> float:
-    """Sup over steps of |slope of E[target | x_k] - slope of the control| in one dimension, in units of sqrt(dt)."""
+    """Sup over steps of |slope of E[target | x_k] - slope of the control| in one dimension, in
+    units of sqrt(dt).
+    """
     dt = 1.0 / steps
     a, s2 = 1 - dt / 2, dt
     reference = AffineReference(
@@ -867,7 +899,9 @@ COSTED: list[Estimator | ReversedValues] = [
 def test_the_declared_cost_is_the_counted_work_of_one_more_step(
     estimator: Estimator | ReversedValues,
 ):
-    """The first and the last step differ, since the field at the end is the reward's gradient; steps in between do not."""
+    """The first and the last step differ, since the field at the end is the reward's gradient;
+    steps in between do not.
+    """
     short, long = work(estimator, 4), work(estimator, 5)
     for name in ("reference", "reference_derivatives", "policy", "policy_derivatives"):
         assert getattr(long, name) - getattr(short, name) == pytest.approx(
@@ -879,7 +913,9 @@ def test_the_declared_cost_is_the_counted_work_of_one_more_step(
 
 
 def test_linear_study():
-    """With linear features the refined martingale field is exact, adjoint matching has Monte-Carlo and time reversal step error."""
+    """With linear features the refined martingale field is exact, adjoint matching has Monte-Carlo
+    and time reversal step error.
+    """
     problem, policy = linear_study(40, controlled=False)
     problem = ControlProblem(problem.reference, problem.reward, 1.0)
     exact, x = evaluate_affine(problem, policy).value, randn(42, 500, 2)

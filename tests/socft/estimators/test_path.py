@@ -1,4 +1,6 @@
-"""Losses between path measures, against exact gradients, quadrature, densities and the limit of small steps."""
+"""Losses between path measures, against exact gradients, quadrature, densities and the limit of
+small steps.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ from tests.socft.estimators.test_score import (
 
 QUADRATURE = 1e-6  # of splines through values at 401 nodes, and 24-point Gauss-Hermite sums
 ROUNDS = 25  # of a fixed point that contracts by 0.5 or better
-HALVED = 0.15  # relative deviation from a factor of two between resolutions, of quantities of order dt + O(dt^2)
+# relative deviation from a factor of two between resolutions, of quantities of order dt + O(dt^2)
+HALVED = 0.15
 
 
 class Start(nn.Module):
@@ -128,7 +131,9 @@ def test_weights_average_to_one_in_groups_without_overflow() -> None:
 
 
 def test_weights_turn_any_paths_into_those_of_the_optimal_measure() -> None:
-    """Moments of X_T under ``exp(W) P``, from pre-trained and from controlled paths; the better control needs fewer."""
+    """Moments of X_T under ``exp(W) P``, from pre-trained and from controlled paths; the better
+    control needs fewer.
+    """
     problem = ControlProblem(quadratic_problem().reference, quadratic_problem().reward, CONSTANT)
     truth = LinearQuadratic(problem)
     sizes, moments = [], []
@@ -214,7 +219,9 @@ def test_weighted_residuals_vanish_on_paths_of_any_policy(name: str) -> None:
 
 
 def test_unweighted_targets_need_their_own_paths() -> None:
-    """Adjoint matching's targets have the right mean on its own paths, not on others; weights are the difference."""
+    """Adjoint matching's targets have the right mean on its own paths, not on others; weights are
+    the difference.
+    """
     problem = quadratic_problem(0.5)
     best = LinearQuadratic(problem).affine_policy
     path = paths(problem, Uncontrolled(problem.reference))
@@ -234,7 +241,9 @@ def test_socm_along_the_pre_trained_flow_is_socm_adjoint() -> None:
 
 
 def test_fitted_matrices_lower_the_spread_of_targets() -> None:
-    """From cross-entropy's kicks over the identity to a fit; the linear flow is better than all here."""
+    """From cross-entropy's kicks over the identity to a fit; the linear flow is better than all
+    here.
+    """
     problem = quadratic_problem(CONSTANT)
     best = LinearQuadratic(problem).affine_policy
     path = paths(problem, best, count=4000)
@@ -260,7 +269,9 @@ WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
 
 def bent(steps: int) -> ControlProblem:
-    """Euler steps of ``dX = (sin X - X / 2) dt + 0.8 dW`` over two units of time, with a running cost."""
+    """Euler steps of ``dX = (sin X - X / 2) dt + 0.8 dW`` over two units of time, with a running
+    cost.
+    """
     dt = 2.0 / steps
     chain = KernelReference(
         lambda k, x: x + dt * (torch.sin(x) - x / 2),
@@ -349,7 +360,9 @@ def kick_of(steps: int) -> MeanKick:
     ids=["cross entropy", "identity", "fitted", "flow", "adjoint"],
 )
 def test_weighted_targets_have_the_mean_kick_of_the_optimal_measure(estimator: Estimator) -> None:
-    """On a nonlinear chain of three coarse steps, against quadrature: an identity of the chain, not of a limit."""
+    """On a nonlinear chain of three coarse steps, against quadrature: an identity of the chain, not
+    of a limit.
+    """
     problem, kick = bent(3), kick_of(3)
     path = paths(problem, FunctionPolicy(lambda k, x: 0.4 * torch.sin(x) - 0.2), 3, 40_000)
     labels = estimator.label(problem, FunctionPolicy(kick), path)
@@ -400,8 +413,9 @@ def from_point(steps: int, beta: float | Tensor = 1.0) -> ControlProblem:
 
 
 def residual_variance(problem: ControlProblem) -> float:
-    r"""Of the mismatch at the optimum: :math:`\sum_k |B_k^\top P_{k+1} B_k|^2/2`, as R - E R is minus the sum of
-    :math:`\xi_k^\top B_k^\top P_{k+1} B_k \xi_k/2` centred."""
+    r"""Of the mismatch at the optimum: :math:`\sum_k |B_k^\top P_{k+1} B_k|^2/2`, as R - E R is
+    minus the sum of :math:`\xi_k^\top B_k^\top P_{k+1} B_k \xi_k/2` centred.
+    """
     truth, sigma = LinearQuadratic(problem), problem.reference.diffusion.sigma  # type: ignore[attr-defined]
     return float(
         sum((sigma[k] ** 2 * truth.hessian(k + 1)).square().sum() / 2 for k in range(problem.steps))
@@ -410,7 +424,9 @@ def residual_variance(problem: ControlProblem) -> float:
 
 @pytest.mark.parametrize("varying", [False, True])
 def test_the_mismatch_at_the_optimum_is_constant_up_to_order_dt(varying: bool) -> None:
-    """Its variance is known exactly and halves with the step, also for a beta that varies; that of the return does not."""
+    """Its variance is known exactly and halves with the step, also for a beta that varies; that of
+    the return does not.
+    """
     found = []
     for steps in (8, 16, 32, 64):
         beta = 0.8 + 0.6 * torch.linspace(0, 1, steps, dtype=F64) if varying else 1.0
@@ -441,7 +457,9 @@ def test_log_variance_targets_lose_their_noise_with_the_step() -> None:
 
 
 def off_policy_residual(estimator: Estimator, steps: int) -> tuple[float, float]:
-    """Mean of ``v* - target`` over pre-trained paths, all steps together, in units of sqrt(dt), and its standard error."""
+    """Mean of ``v* - target`` over pre-trained paths, all steps together, in units of sqrt(dt), and
+    its standard error.
+    """
     problem = from_point(steps)
     best = LinearQuadratic(problem).affine_policy
     path = paths(problem, Uncontrolled(problem.reference), 2, 40_000)
@@ -545,7 +563,9 @@ def test_targets_are_the_derivative_of_the_loss(
 
 
 def test_the_learned_initial_value_is_the_objective() -> None:
-    """At the optimum, whatever the step size: the gradient in the start vanishes at V_0 and pulls towards it elsewhere."""
+    """At the optimum, whatever the step size: the gradient in the start vanishes at V_0 and pulls
+    towards it elsewhere.
+    """
     problem = quadratic_problem()
     truth = LinearQuadratic(problem)
     path = paths(problem, truth.affine_policy)
@@ -640,11 +660,17 @@ def test_path_measures_need_a_constant_beta(estimator: Estimator, name: str) -> 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "log-variance starts": (
         lambda: labels_of(LogVariance(), quadratic_problem(), away(quadratic_problem())),
-        "initial states of a group differ by .* on paths of another policy log-variance compares paths with one start",
+        (
+            "initial states of a group differ by .* on paths of another policy log-variance"
+            " compares paths with one start"
+        ),
     ),
     "variance starts": (
         lambda: labels_of(Variance(), quadratic_problem(CONSTANT), away(quadratic_problem())),
-        "the variance loss compares paths with one start: give groups of equal starts, start the chain at a point, or use Moment",
+        (
+            "the variance loss compares paths with one start: give groups of equal starts, start"
+            " the chain at a point, or use Moment"
+        ),
     ),
     "alone": (
         lambda: labels_of(LogVariance(torch.tensor([0, 0, 1, 1, 1, 2])), quadratic_problem()),

@@ -1,4 +1,6 @@
-"""Score-function, zeroth-order and truncated estimators against exact gradients, densities and automatic differentiation."""
+"""Score-function, zeroth-order and truncated estimators against exact gradients, densities and
+automatic differentiation.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +115,9 @@ class GivenControl(Policy):
 def per_path(
     estimator: Estimator, problem: ControlProblem, policy: AffinePolicy, labels: Labels
 ) -> Tensor:
-    """Gradient of each path's loss in the gains and offsets, step by step: shape (paths, T (m n + m))."""
+    """Gradient of each path's loss in the gains and offsets, step by step: shape (paths, T (m n +
+    m)).
+    """
     found = []
     for k in range(problem.steps):
         x = labels.states[k]
@@ -136,11 +140,13 @@ def minus_gradient(problem: ControlProblem, policy: AffinePolicy) -> Tensor:
 
 
 def distance(samples: Tensor, expected: Tensor | float) -> float:
-    """How far the mean is from its expectation, all entries in one comparison, in standard errors of a single number.
+    """How far the mean is from its expectation, all entries in one comparison, in standard errors
+    of a single number.
 
-    Squared deviations of n means in standard errors sum to n on average, with variance ``2 |rho|^2`` for the correlations rho. That
-    sum over ``|rho|^2 / n`` is a chi-squared variable with ``n^2 / |rho|^2`` degrees of freedom (Satterthwaite 1946), exactly so
-    for one entry and for independent ones; returned is the deviation of a normal variable that is as improbable.
+    Squared deviations of n means in standard errors sum to n on average, with variance
+    ``2 |rho|^2`` for the correlations rho. That sum over ``|rho|^2 / n`` is a chi-squared variable
+    with ``n^2 / |rho|^2`` degrees of freedom (Satterthwaite 1946), exactly so for one entry and for
+    independent ones; returned is the deviation of a normal variable that is as improbable.
     """
     n, centred = samples.shape[1], samples - samples.mean(0)
     stderr = samples.std(0) / len(samples) ** 0.5
@@ -151,7 +157,9 @@ def distance(samples: Tensor, expected: Tensor | float) -> float:
 
 
 def test_the_distance_of_a_mean_is_the_absolute_value_of_a_normal_number() -> None:
-    """Of one entry its own deviation, of copies that of the one; of independent entries half-normal, and larger for a shift."""
+    """Of one entry its own deviation, of copies that of the one; of independent entries
+    half-normal, and larger for a shift.
+    """
     x = randn(50, 400, 1) + 0.1
     alone = abs(float(x.mean())) / float(x.std()) * 20
     assert distance(x, 0.0) == pytest.approx(alone, rel=1e-9)
@@ -315,7 +323,9 @@ def test_with_more_noise_than_states_integration_by_parts_is_the_projected_score
 
 
 def test_a_given_value_makes_a_residual_or_a_gradient() -> None:
-    """The optimal value's fixed point is the optimum, the policy's own value gives the objective's gradient."""
+    """The optimal value's fixed point is the optimum, the policy's own value gives the objective's
+    gradient.
+    """
     problem = quadratic_problem()
     truth, policy = LinearQuadratic(problem), away(problem)
     best, optimal = truth.affine_policy, ValueIntegrationByParts(truth.value)
@@ -329,7 +339,9 @@ def test_a_given_value_makes_a_residual_or_a_gradient() -> None:
 
 
 def test_relative_spread_as_the_noise_shrinks() -> None:
-    """That of the score function grows like 1 / sigma; with the deterministic step as baseline it stays."""
+    """That of the score function grows like 1 / sigma; with the deterministic step as baseline it
+    stays.
+    """
     spreads = []
     for sigma in (0.1, 0.01):
         chain = AffineReference(
@@ -353,7 +365,9 @@ def test_relative_spread_as_the_noise_shrinks() -> None:
 
 
 def dpok_expectation(problem: ControlProblem, policy: AffinePolicy) -> Tensor:
-    """Exact: minus the gradient of reward minus running costs, and the gradient of the KL at fixed states."""
+    """Exact: minus the gradient of reward minus running costs, and the gradient of the KL at fixed
+    states.
+    """
     doubled = ControlProblem(
         problem.reference, problem.reward, 2 * problem.beta, problem.running_cost
     )
@@ -531,7 +545,9 @@ def scaled_reward(problem: ControlProblem, by: float) -> Quadratic:
 
 
 def test_ddpo_with_kl_in_the_reward_has_the_objective_gradient_times_one_minus_one_over_n() -> None:
-    """Centred but not divided; averaging over entries divides by their number; as published it does not vanish at the optimum."""
+    """Centred but not divided; averaging over entries divides by their number; as published it does
+    not vanish at the optimum.
+    """
     problem = quadratic_problem()
     policy, best = away(problem), LinearQuadratic(problem).affine_policy
     path = paths(problem, policy)
@@ -562,7 +578,9 @@ def curved_problem() -> ControlProblem:
 def test_truncated_backprop_is_automatic_differentiation_of_the_cut_path(
     last: int, kl: bool
 ) -> None:
-    """Of the return from step T - K on, the state there being fixed, for a policy with shared parameters."""
+    """Of the return from step T - K on, the state there being fixed, for a policy with shared
+    parameters.
+    """
     problem = curved_problem()
     policy, estimator = network(problem), TruncatedBackprop(last, kl)
     path = paths(problem, policy, count=FEW)
@@ -729,7 +747,9 @@ class Count:
 
 
 class CountedReference(Reference):
-    """Counts the rows that pass; those of an input that requires a gradient are one derivative each."""
+    """Counts the rows that pass; those of an input that requires a gradient are one derivative
+    each.
+    """
 
     def __init__(self, inner: Reference, count: Count):
         super().__init__(inner.steps, inner.dims, inner.diffusion)
@@ -854,7 +874,9 @@ def test_inputs_that_make_no_sense_are_refused(attempt: Callable[[], object], me
     "estimator", [DPOK(clip=None), DDPO(clip=10.0)], ids=lambda each: type(each).__name__
 )
 def test_ratios_follow_the_policy_after_an_update(estimator: Estimator) -> None:
-    """Without a clip, the mean over old paths of the loss's gradient is that of fresh ones: the ratio corrects one step's law."""
+    """Without a clip, the mean over old paths of the loss's gradient is that of fresh ones: the
+    ratio corrects one step's law.
+    """
     chain = AffineReference(
         torch.eye(1, dtype=F64).unsqueeze(0), ScalarDiffusion(torch.tensor([0.7], dtype=F64))
     )

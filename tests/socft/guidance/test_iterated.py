@@ -1,4 +1,6 @@
-"""Iterated guidance: its rounds against hand-made ones, targets against their meaning, fits against the moments they must find."""
+"""Iterated guidance: its rounds against hand-made ones, targets against their meaning, fits against
+the moments they must find.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +121,9 @@ def test_algorithm_2_climbs_further_than_algorithm_1():
 
 
 def test_fine_tuning_counts_in_the_divergence():
-    """Recentred but unguided samples: the divergence is that of the change of the score, and round 0 has none."""
+    """Recentred but unguided samples: the divergence is that of the change of the score, and round
+    0 has none.
+    """
     method = IteratedGuidance(lambda response: Unguided(), Increment(0.1), AtMean(), Recentre())
     rounds = run(method, batch=16, count=1)
     law = rounds[1].denoiser
@@ -176,7 +180,9 @@ def test_refitting_the_slope_narrows_the_data():
 
 
 def test_network_learns_a_score():
-    """A small network's score against the exact one, before and after training, and its fine-tuning moves it towards new data."""
+    """A small network's score against the exact one, before and after training, and its fine-tuning
+    moves it towards new data.
+    """
     abar = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     network = ScoreNetwork(abar, 2, width=32, generator=generator, dtype=torch.float64)
@@ -221,7 +227,10 @@ def test_untrained_network_is_exact_for_white_data():
             lambda: Recentre().update(
                 ScoreDenoiser(DENOISER.score, DENOISER.abar), torch.ones(2, 2), torch.Generator()
             ),
-            r"the score model is a ScoreDenoiser; this needs the mean and covariance of a GaussianDenoiser or",
+            (
+                r"the score model is a ScoreDenoiser; this needs the mean and covariance of a"
+                r" GaussianDenoiser or"
+            ),
         ),
         (lambda: ScoreNetwork(torch.ones(2), 3), r"a level is 1; leave out level 1"),
     ],

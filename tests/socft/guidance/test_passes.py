@@ -1,4 +1,6 @@
-"""Passes in the coordinates that guidance moves: path by path those of full rollouts, their noise of the right law."""
+"""Passes in the coordinates that guidance moves: path by path those of full rollouts, their noise
+of the right law.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ def gathered(noise: Noise) -> Tensor:
 
 
 def reduced(noise: Noise, g: Tensor) -> PassNoise:
-    """The noise in the coordinates of passes guided along g, by solving for what the unguided chain makes of it."""
+    """The noise in the coordinates of passes guided along g, by solving for what the unguided chain
+    makes of it.
+    """
     full, along = gathered(noise), []
     for Q in SPACES:
         part = g @ Q @ Q.mT
@@ -151,7 +155,9 @@ def test_eigenspaces_are_found():
 
 @pytest.mark.parametrize("guide", ["naive", "look-ahead, published"])
 def test_gaussian_passes_have_the_exact_moments(guide: str):
-    """Mean, variance and divergence of passes with noise of their own against the exact moments of the controlled chain."""
+    """Mean, variance and divergence of passes with noise of their own against the exact moments of
+    the controlled chain.
+    """
     policy, paths = GuidancePolicy(SCHEDULE, DENOISER, GUIDES[guide](RESPONSES["one"])), 20_000
     exact = evaluate_affine(
         ControlProblem(REFERENCE, Linear(MEAN), 1.0), affine_policy(policy, SCHEDULE.steps, 6)
@@ -171,7 +177,9 @@ def test_gaussian_passes_have_the_exact_moments(guide: str):
 
 
 def test_rounds_by_passes_are_rounds_by_rollouts():
-    """Two rounds of Algorithm 2 on large batches: rewards and divergences agree within their standard errors."""
+    """Two rounds of Algorithm 2 on large batches: rewards and divergences agree within their
+    standard errors.
+    """
     reward = Quadratic(-0.3 * torch.eye(6, dtype=torch.float64), GRADIENT)
     method, batch = (
         IteratedGuidance(GUIDES["look-ahead, exact"], Increment(0.5), AtEach(), Recentre(0.5)),
@@ -226,7 +234,8 @@ def test_increments_of_their_own_are_runs_side_by_side():
         assert torch.allclose(made.kl[rows], alone.kl, rtol=ALGEBRA)
 
 
-# The sphere ----------------------------------------------------------------------------------------------------------
+# The sphere
+# ----------------------------------------------------------------------------------------------------------
 
 POLE = randn(5)
 POLE = POLE / POLE.norm()
@@ -238,7 +247,9 @@ def sphere_case(law: Sphere | None = None) -> tuple[Tensor, SpherePasses]:
 
 
 def zonal_noise(path: Path) -> ZonalNoise:
-    """The noise of full paths in the coordinates along the pole, along the part of the state across it, and elsewhere."""
+    """The noise of full paths in the coordinates along the pole, along the part of the state across
+    it, and elsewhere.
+    """
     across = path.states - (path.states @ POLE).unsqueeze(2) * POLE
     e = across / across.norm(dim=2, keepdim=True)
     full = gathered(path.noise)
@@ -279,7 +290,9 @@ def test_a_pass_on_the_sphere_is_a_rollout(name: str, law: Sphere, tuned: bool):
 
 
 def test_passes_on_the_sphere_have_the_law_of_rollouts():
-    """Mean and spread of the samples and of the divergence, with noise of their own, within the standard errors."""
+    """Mean and spread of the samples and of the divergence, with noise of their own, within the
+    standard errors.
+    """
     _, passes = sphere_case(TILTED)
     policy, paths = GuidancePolicy(SCHEDULE, passes.denoiser, SPHERE_GUIDANCE["look-ahead"]), 5000
     reference = score_reference(TILTED, SCHEDULE)
@@ -296,7 +309,9 @@ def test_passes_on_the_sphere_have_the_law_of_rollouts():
 
 
 def test_noise_on_the_sphere_is_that_of_full_noise():
-    """The squared length across two directions has D - 2 = 3 degrees of freedom, and samples are uniform across the pole."""
+    """The squared length across two directions has D - 2 = 3 degrees of freedom, and samples are
+    uniform across the pole.
+    """
     noise = sphere_case()[1].noise(400, torch.Generator().manual_seed(4))
     squared = noise.rest.square().flatten()
     count = len(squared)

@@ -1,4 +1,6 @@
-"""Guidance: terms against differences of their definitions, denoisers against Bayes' rule, policies against score changes."""
+"""Guidance: terms against differences of their definitions, denoisers against Bayes' rule, policies
+against score changes.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +152,9 @@ def test_published_strength_has_the_squared_gradient():
 
 
 def test_naive_of_isotropic_data_is_the_conditional_score():
-    """For N(mu, I) both terms are grad log p(y | x): central differences of the log density of y given x."""
+    """For N(mu, I) both terms are grad log p(y | x): central differences of the log density of y
+    given x.
+    """
     law = Gaussian(randn(3), torch.ones(3))
     s, y = 0.5, 1.2
     at = GaussianDenoiser(law, LEVELS[:-1]).at(2, X)
@@ -165,7 +169,9 @@ def test_naive_of_isotropic_data_is_the_conditional_score():
 
 
 def test_universal_and_classifier_are_gradients():
-    """Of r(x_0hat), and of log E[exp(r / beta) | x] by Monte Carlo over the posterior, both by central differences."""
+    """Of r(x_0hat), and of log E[exp(r / beta) | x] by Monte Carlo over the posterior, both by
+    central differences.
+    """
     reward, beta = Quadratic(-0.3 * torch.eye(3, dtype=torch.float64), randn(3)), 0.8
     denoiser = denoisers(LAW)[1]
     at = denoiser.at(2, X)

@@ -1,4 +1,6 @@
-"""The sphere: Bessel ratios against mpmath, scores against Monte Carlo and derivatives, samples and tilts against moments."""
+"""The sphere: Bessel ratios against mpmath, scores against Monte Carlo and derivatives, samples and
+tilts against moments.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_the_ratio_differentiates_twice():
     [torch.zeros(3, dtype=torch.float64), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)],
 )
 def test_density_and_score_in_three_dimensions(natural: Tensor):
-    """The noised density by integration over the sphere, its gradient by central differences, its Jacobian by them again."""
+    """The noised density by integration over the sphere, its gradient by central differences, its
+    Jacobian by them again.
+    """
     law, level, x = Sphere(3, natural, radius=1.3), 0.6, 1.2 * randn(3, 3)
     spread, scale = 1 - level, level**0.5 * 1.3
     k = float(natural.norm())
@@ -127,7 +131,9 @@ def test_tilting_by_a_linear_reward():
 
 
 def test_constants_bound_the_jacobian():
-    """L0 is attained where the posterior is widest or narrowest; L1 is above the differences of Jacobians."""
+    """L0 is attained where the posterior is widest or narrowest; L1 is above the differences of
+    Jacobians.
+    """
     for level in (0.3, 0.9, 0.99):
         law = Sphere(3)
         constants = law.noised_constants(torch.tensor([level], dtype=torch.float64))

@@ -62,7 +62,9 @@ def test_a_stronger_ridge_shrinks_the_fit_and_worsens_it_on_the_samples():
 
 
 def test_the_ridge_restrains_features_that_the_samples_hardly_excite():
-    """A bump five widths from every sample: without a penalty its weight follows noise of size 1e-9 to 1e-3 and more."""
+    """A bump five widths from every sample: without a penalty its weight follows noise of size 1e-9
+    to 1e-3 and more.
+    """
     far = RadialBasis(t(0.0, 9.0)[:, None], 1.0)
     x = torch.linspace(-2, 2, 50, dtype=F64)[:, None]
     y = torch.exp(-x.square() / 2) + 1e-6 * randn(5, 50, 1)
@@ -132,7 +134,9 @@ def test_a_start_of_another_kind_is_ignored():
 @pytest.mark.parametrize("size", [1e-8, 1e-3, 1e6])
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 def test_network_fits_scale_with_their_targets(size: float, warm: bool):
-    """Also when the warm start was fitted to targets of size 1: early steps of a memoryless chain have tiny controls."""
+    """Also when the warm start was fitted to targets of size 1: early steps of a memoryless chain
+    have tiny controls.
+    """
     network = NetworkRegression(8, 1, 60, 64, 1e-2)
     start = network.fit(X, WAVE) if warm else None
     plain, scaled = network.fit(X, WAVE, start), network.fit(X, size * WAVE + 3 * size, start)
@@ -190,12 +194,14 @@ def test_a_negative_ridge_is_refused():
 
 @pytest.mark.parametrize("width", [None, 0.7])
 def test_kernel_ridge_solves_its_linear_system(width: float | None):
-    """(K + ridge N I) w = y - mean, in units of the spread of each coordinate, by numpy; by default w is the median distance."""
+    """(K + ridge N I) w = y - mean, in units of the spread of each coordinate, by numpy; by default
+    w is the median distance.
+    """
     x, z = X * t(3.0, 0.1) + 5, randn(20, 30, 2) * t(3.0, 0.1) + 5
     unit = x.numpy().std(0)
     distance = lambda a, b: np.linalg.norm(
         (a.numpy() / unit)[:, None] - (b.numpy() / unit)[None], axis=2
-    )  # noqa: E731
+    )
     pairs = distance(x, x)
     w = width or np.sort(pairs[np.triu_indices(200, 1)])[(199 * 100 - 1) // 2]
     gram, cross = (np.exp(-(d**2) / (2 * w**2)) for d in (pairs, distance(z, x)))

@@ -1,4 +1,6 @@
-"""The chapter on the claims shows what their records say: numbers, instances, failures, and what was not measured."""
+"""The chapter on the claims shows what their records say: numbers, instances, failures, and what
+was not measured.
+"""
 
 from __future__ import annotations
 
@@ -190,7 +192,9 @@ def test_a_section_has_every_part_control_and_finding():
 
 
 def test_of_negative_controls_the_weakest_is_shown():
-    """A control that just fails says more than one that fails by far; of other checks it is the largest ratio."""
+    """A control that just fails says more than one that fails by far; of other checks it is the
+    largest ratio.
+    """
     for order in ((2.0, 9.0), (9.0, 2.0)):
         found = line("x", lambda made, order=order: [made.breaks(m, 1.0, {"m": m}) for m in order])
         assert [(p.checked, p.measured) for p in found.of_kind("negative control")] == [(2, 2.0)]
@@ -209,9 +213,13 @@ def test_the_histogram_counts_every_check():
     edges, share = claims_figures.bars(found.histogram)
     assert len(edges) == len(share) + 1
     drawn = {round(math.log10(edges[i]), 1): share[i] for i in share.nonzero()[0]}
-    assert drawn == {-6.0: 0.5, -3.1: 0.5, -2.8: 0.5, -0.4: 1.0, -0.1: 0.5}, (
-        "by where bars begin; 1 is left of the bound"
-    )
+    assert drawn == {
+        -6.0: 0.5,
+        -3.1: 0.5,
+        -2.8: 0.5,
+        -0.4: 1.0,
+        -0.1: 0.5,
+    }, "by where bars begin; 1 is left of the bound"
 
 
 def test_the_picture_marks_every_claim(monkeypatch):
@@ -244,7 +252,10 @@ def test_records_are_read_or_missing_or_refused(tmp_path):
     file = tmp_path / FILE
     old = json.dumps({"claim": "lemma_2_5", "status": "verified"})
     file.write_text(file.read_text() + old + "\n")
-    message = r"line 2 of .*verify\.jsonl is not a record of a claim: '\{\"claim.*; check the claims again: socft verify --out"
+    message = (
+        r"line 2 of .*verify\.jsonl is not a record of a claim: '\{\"claim.*; check the claims"
+        r" again: socft verify --out"
+    )
     with pytest.raises(InvalidProblem, match=message):
         read_claims(tmp_path)
 
@@ -271,7 +282,10 @@ def test_provenance_names_commit_and_versions():
     [
         (
             "sup |∇V_t⁽ᵐ⁾| ≤ Lb0_t",
-            r'op("sup") class("opening", |) ∇ V_(t)^(\( m \)) class("closing", |) ≤ macron(L)_0 (V_(t))',
+            (
+                r'op("sup") class("opening", |) ∇ V_(t)^(\( m \)) class("closing", |) ≤ macron(L)_0'
+                r" (V_(t))"
+            ),
         ),
         ("L1V_{t+1} ≤ L1u", "L_1 (V_(t + 1)) ≤ L_1 (u)"),
         ("√(8/(πe))", r"sqrt(8 \/ \( π e \))"),

@@ -1,6 +1,8 @@
-"""The reports on gradients show what the records say, keep kinds apart, and say what was refused or not measured.
+"""The reports on gradients show what the records say, keep kinds apart, and say what was refused or
+not measured.
 
-Records are synthetic, with the settings and metrics of the studies; each value is made to be found again in the source.
+Records are synthetic, with the settings and metrics of the studies; each value is made to be found
+again in the source.
 """
 
 from __future__ import annotations
@@ -548,8 +550,8 @@ def test_verdicts_say_what_is_better_beyond_its_noise():
     )
     said = " ".join(verdicts.pendulum(found).split())
     assert (
-        "In the publication, time-reversed costates lead to a cost of $1.400$ and the forward adjoint to $1.600$"
-        in said
+        "In the publication, time-reversed costates lead to a cost of $1.400$ and the forward"
+        " adjoint to $1.600$" in said
     )
     assert (
         "time-reversed costates are worse in the first pair, they are not told apart in the second"
@@ -560,7 +562,9 @@ def test_verdicts_say_what_is_better_beyond_its_noise():
 
 @pytest.mark.parametrize(("seeds", "told"), [(2, False), (10, True)])
 def test_few_repetitions_tell_less_apart(seeds, told):
-    """Three standard errors of the difference: p = 0.1 with one degree of freedom or two, 0.008 with eighteen."""
+    """Three standard errors of the difference: p = 0.1 with one degree of freedom or two, 0.008
+    with eighteen.
+    """
     mine, theirs = (
         dataclasses.replace(ONE, value=each, stderr=0.1, seeds=seeds)
         for each in (1.0, 1.0 + 3 * 0.02**0.5)
@@ -600,8 +604,8 @@ def test_verdicts_count_temperatures_and_take_infinity_for_the_worst():
     diverged = '(where #"time-reversed BSDE, network"; diverged)'
     assert f"one noise they are better at $50$ and worse at $1$ {diverged}." in said
     assert (
-        f"beside the time-reversed costates, is better at $1$ {diverged} and not told apart at $50$."
-        in said
+        f"beside the time-reversed costates, is better at $1$ {diverged} and not told apart at"
+        " $50$." in said
     )
     assert "The published costs are up to $100$% above" in said
     assert '#"adjoint matching";: $0.80$ at $"temp" = 1$' in said
@@ -620,8 +624,9 @@ def test_repetitions_are_counted_from_the_records():
             for name, n in counts.items()
         )
     )
-    assert verdicts.repetitions(rows) == (
-        'Means and standard errors are of $10$ repetitions; $3$ of #"b";; $2$ of #"d";.'
+    assert (
+        verdicts.repetitions(rows)
+        == 'Means and standard errors are of $10$ repetitions; $3$ of #"b";; $2$ of #"d";.'
     )
 
 
@@ -632,8 +637,10 @@ def test_the_suite_names_the_nearest_and_those_that_moved_away():
         for name, values in ends.items()
         for index, value in enumerate(values)
     ]
-    assert gradient_variance_studies.suite_verdict(Rows(tuple(found))) == (
-        '- #"ou-linear";: nearest to the optimal control ends #"SOCM";; further away than the pre-trained model: #"moment";'
+    assert (
+        gradient_variance_studies.suite_verdict(Rows(tuple(found)))
+        == '- #"ou-linear";: nearest to the optimal control ends #"SOCM";; further away than the'
+        ' pre-trained model: #"moment";'
     )
 
 
@@ -641,7 +648,10 @@ def test_recommendations_quote_the_records(rows):
     said = gradient_variance_advice.chapter(rows)
     sizes = {name: 1 + index / 3 for index, name in enumerate(CATALOGUE)}
     share = sizes["martingale, policy's costate"] / sizes["adjoint matching"]
-    told = f"${share:.1f}$ at the pre-trained model, ${share:.1f}$ near the optimum and ${share:.1f}$ at the optimum"
+    told = (
+        f"${share:.1f}$ at the pre-trained model, ${share:.1f}$ near the optimum and ${share:.1f}$"
+        " at the optimum"
+    )
     assert f"that of adjoint matching is {told} on the Gaussian problem" in " ".join(said.split())
     end = 2 * math.exp(-5) + 0.001
     assert said.count(f"{with_error(end, end / 8)} on the Gaussian problem and") == 6

@@ -1,6 +1,8 @@
-"""The chapter on tightness shows the largest ratios and the weights that its records hold, and says what is missing.
+"""The chapter on tightness shows the largest ratios and the weights that its records hold, and says
+what is missing.
 
-The records here are synthetic: a simple formula with the settings and metrics of the study ``tightness``.
+The records here are synthetic: a simple formula with the settings and metrics of the study
+``tightness``.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ FACTORS = {"paper": 4.0, "sharp": 2.0, "sharp, exact mean maps": 1.5, "necessary
 
 
 def value(name: str, constants: str, d: float, T: float, lam: float) -> float:
-    """Decreasing in d and T, increasing in lam, different for every inequality; 0.4 or 0.8 over 2, 3, ... at the base point."""
+    """Decreasing in d and T, increasing in lam, different for every inequality; 0.4 or 0.8 over 2,
+    3, ... at the base point.
+    """
     size = (
         0.995
         if name in ATTAINED
@@ -121,7 +125,9 @@ def found() -> Rows:
 
 
 def table_rows(markup: str) -> dict[tuple[str, str], list[str]]:
-    """Cells of the table of ratios by inequality and number of steps; a title stands for the rows below it that have none."""
+    """Cells of the table of ratios by inequality and number of steps; a title stands for the rows
+    below it that have none.
+    """
     cells = [cell.strip() for cell in re.findall(r"^  \[(.*?)\],?$", markup, re.MULTILINE)]
     found, title = {}, ""
     for i in range(0, len(cells), 8):
@@ -196,7 +202,9 @@ def test_a_violation_is_shown_in_bold():
 
 
 def test_the_words_count_what_the_records_hold(found):
-    """Of the chains; the first and the last in the table that are not attained have the largest and the smallest ratio."""
+    """Of the chains; the first and the last in the table that are not attained have the largest and
+    the smallest ratio.
+    """
     said, chains = (
         flat(tightness.chapter(found)),
         [name for name in NAMES if name not in tightness.STEPLESS],
@@ -209,8 +217,8 @@ def test_the_words_count_what_the_records_hold(found):
         for name in ("theorem_3_1", "theorem_2_8_i_value_smoothness")
     )
     assert (
-        f"The others reach there between ${low:.4f}$, for Theorem 3.1, and ${high:.3f}$, for (15), Hessian of the value."
-        in said
+        f"The others reach there between ${low:.4f}$, for Theorem 3.1, and ${high:.3f}$, for (15),"
+        " Hessian of the value." in said
     )
     assert (
         flat(tightness.headline(found))
@@ -223,8 +231,8 @@ def test_the_known_supremum_is_told_beside_what_was_found():
     name = "theorem_2_8_iii_control_smoothness"
     rows = Rows((ratio(name, T=1, value=0.55, optimum=0.56), ratio(name, value=0.58)))
     assert (
-        "(17) at one step with an affine score the supremum is known in closed form, $0.560$; the search found $0.550$."
-        in flat(tightness.chapter(rows))
+        "(17) at one step with an affine score the supremum is known in closed form, $0.560$; the"
+        " search found $0.550$." in flat(tightness.chapter(rows))
     )
 
 
@@ -313,12 +321,12 @@ def test_weights_are_given_over_the_necessary_one(found):
     assert r"At $lambda = 0.001$ and $T = 2$" in said
     assert "the paper's constants ask for $4.00$ to $64.0$ times the necessary weight" in said
     assert (
-        "the sharper ones for $2.00$ to $8.00$ times, and with the exact mean maps for $1.50$ to $3.38$ times"
-        in said
+        "the sharper ones for $2.00$ to $8.00$ times, and with the exact mean maps for $1.50$ to"
+        " $3.38$ times" in said
     )
     assert (
-        "At $T = 32$ it is $64.0$ to $1024$ times, $32.0$ to $128$ times and $24.0$ to $54.0$ times."
-        in said
+        "At $T = 32$ it is $64.0$ to $1024$ times, $32.0$ to $128$ times and $24.0$ to $54.0$"
+        " times." in said
     )
 
 

@@ -1,6 +1,8 @@
-"""The report shows what the records say, says what is missing, and is the same file for the same records.
+"""The report shows what the records say, says what is missing, and is the same file for the same
+records.
 
-The records here are synthetic: simple formulas with the settings and metrics of the study ``convergence``.
+The records here are synthetic: simple formulas with the settings and metrics of the study
+``convergence``.
 """
 
 from __future__ import annotations
@@ -265,8 +267,14 @@ def test_the_abstract_has_the_headline_numbers(composed):
         r"factor per inner iteration is $0.990$ times the guaranteed one, over 12 runs",
         r"published constants ask for $50.0$ times the largest KL weight that the instance needs",
         r"and the sharpened constants for $3.00$ times",
-        r"error to bound is $0.00250$ (loose) with the published constants and $0.500$ with the sharpened ones",
-        r"at most $0.400$ with $10$ steps and $0.100$ with $40$, while a schedule with memory keeps a gap of up to $0.320$",
+        (
+            r"error to bound is $0.00250$ (loose) with the published constants and $0.500$ with the"
+            r" sharpened ones"
+        ),
+        (
+            r"at most $0.400$ with $10$ steps and $0.100$ with $40$, while a schedule with memory"
+            r" keeps a gap of up to $0.320$"
+        ),
     ):
         assert phrase in abstract
 
@@ -539,7 +547,10 @@ def test_provenance_names_every_version_and_commit():
 def test_a_small_document_compiles():
     table = Table(("a", "b"), [("group",), ("$1$", text("x"))], "caption", "t", "lr").markup
     picture = figure("p.svg", "caption", "p", "a line")
-    line = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path d="M0 0L9 9" stroke="black"/></svg>'
+    line = (
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path d="M0 0L9 9"'
+        b' stroke="black"/></svg>'
+    )
     source = document(
         'A "title"', "sub", "abstract", "= One\n\n$ x = y $ <e>\n\n@e @t @p", table, picture
     )

@@ -1,4 +1,6 @@
-"""Constants and bounds against brute-force dynamic programming, quadrature, closed forms and the paper's form of the recursions."""
+"""Constants and bounds against brute-force dynamic programming, quadrature, closed forms and the
+paper's form of the recursions.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ class Sine(Reward):
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The score of 0.5 N(mean, variance) + 0.5 N(-mean, variance) noised to each level, with its exact Lipschitz constants."""
+    """The score of 0.5 N(mean, variance) + 0.5 N(-mean, variance) noised to each level, with its
+    exact Lipschitz constants.
+    """
 
     mean: float
     variance: float
@@ -160,7 +164,9 @@ class Layer:
 
 
 def optimum(problem: Instance, beta: Tensor) -> list[Layer]:
-    """Bellman's equation (9), its maximum found among 101 candidates per state and then polished by Newton's method."""
+    """Bellman's equation (9), its maximum found among 101 candidates per state and then polished by
+    Newton's method.
+    """
     value: Function = problem.reward.numpy
     layers = []
     for t in reversed(range(problem.schedule.steps)):
@@ -213,7 +219,9 @@ def _tensor(values: list[float]) -> Tensor:
 def in_score_units(
     chain: Chain, lam: Tensor, first: float, iterates: bool = False
 ) -> dict[str, list[float]]:
-    """(14)-(17) and (38)-(39) in the paper's variables, ``first`` in place of C_d, the maximum over m by enumeration."""
+    """(14)-(17) and (38)-(39) in the paper's variables, ``first`` in place of C_d, the maximum over
+    m by enumeration.
+    """
     L0, L1 = [chain.reward_L0], [chain.reward_L1]
     L0u, L1u, required = [], [], []
     for t in reversed(range(chain.steps)):
@@ -331,7 +339,9 @@ def test_expectations_of_one_gaussian():
 
 
 def test_second_order_weight_is_largest_for_equal_directions():
-    """E|(b.W)(c.W) - b.c| over angles; the radius is integrated in closed form on a grid of directions."""
+    """E|(b.W)(c.W) - b.c| over angles; the radius is integrated in closed form on a grid of
+    directions.
+    """
     radius = np.linspace(0, 9, 1801)
     angle = (np.arange(720) + 0.5) * 2 * np.pi / 720
     W = radius[:, None, None] * np.stack([np.cos(angle), np.sin(angle)], -1)
@@ -358,7 +368,9 @@ def test_smoothed_curvature_is_attained_by_a_clipped_slope(L0: float, L1: float,
 
 
 def test_smoothed_bounds_hold_for_random_slopes():
-    """Random slopes with |f| <= L0 and |f'| <= L1, made by clipping and integrating; the derivatives of G V by quadrature."""
+    """Random slopes with |f| <= L0 and |f'| <= L1, made by clipping and integrating; the
+    derivatives of G V by quadrature.
+    """
     generator = np.random.default_rng(1)
     x = np.linspace(-6, 6, 6001)
     density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) * (x[1] - x[0])
@@ -406,7 +418,9 @@ def test_smoothed_bounds_at_infinite_and_zero_constants():
 
 
 def test_smoothed_curvature_alone_breaks_17():
-    """The slope L0 sign(x^2 - sigma^2) refutes (17) with the smoothed curvature but the third derivative's old constant."""
+    """The slope L0 sign(x^2 - sigma^2) refutes (17) with the smoothed curvature but the third
+    derivative's old constant.
+    """
     L0, sigma, lam, steep = 1.0, 0.4, 0.95, 60.0
 
     def slope(w: float) -> float:
@@ -591,7 +605,9 @@ def test_infinite_weight_leaves_the_uncontrolled_chain():
 
 
 def limit_constants(rate: float, beta: float, L0s: float, L1s: float, reward: Sine) -> np.ndarray:
-    """L0V and L1V of the continuous problem at its start, from their ordinary differential equations (derived here)."""
+    """L0V and L1V of the continuous problem at its start, from their ordinary differential
+    equations (derived here).
+    """
 
     def grow(_: float, x: np.ndarray) -> list[float]:
         L0, L1 = x
@@ -644,7 +660,9 @@ def check_errors(layers: list[Layer], best: list[Layer], bound: theory.Convergen
 
 
 def test_contraction_is_nearly_attained_at_the_last_step():
-    """With lam near 0 at the last step and a steep sine the inner error shrinks by nearly 1 - lam from m = 3 on."""
+    """With lam near 0 at the last step and a steep sine the inner error shrinks by nearly 1 - lam
+    from m = 3 on.
+    """
     schedule = ddpm(LEVELS[-2:])
     problem = Instance(schedule, Score(0.0, 0.6, schedule), Sine(1.0, 0.5))
     found = theory.iterate_constants(problem.chain, 0.1, Sharp(problem.mean_L0))
@@ -730,7 +748,9 @@ def test_unrolled_bounds_by_hand_for_two_steps():
 
 
 def test_value_gradients_converge_at_twice_the_order_of_controls():
-    """The envelope cancels the first order in the control's error: the gradient's error over m times its square is bounded."""
+    """The envelope cancels the first order in the control's error: the gradient's error over m
+    times its square is bounded.
+    """
     schedule = ddpm(LEVELS[-2:])
     problem = Instance(schedule, Score(0.0, 0.6, schedule), Sine(1.0, 0.5))
     beta = theory.iterate_constants(problem.chain, 0.3, Sharp(problem.mean_L0)).beta_required
@@ -748,7 +768,8 @@ def test_value_gradients_converge_at_twice_the_order_of_controls():
 
 @pytest.mark.parametrize(("lam", "steepest"), [(0.05, 1.15), (0.3, 1.05), (0.8, 0.99)])
 def test_one_step_bounds_hold_with_measured_constants(lam: float, steepest: float):
-    """m(y) = y and G V = sin, whose constants are 1: iterates and their derivatives in closed form, by the chain rule.
+    """m(y) = y and G V = sin, whose constants are 1: iterates and their derivatives in closed form,
+    by the chain rule.
 
     Unfinished iterates are steeper than V* (by up to 20% here), so that (38) needs more than (14).
     """
@@ -929,7 +950,9 @@ def test_scheduled_beta_guarantees_exactly_lam():
 
 
 def test_beta_from_curvature_is_where_the_measured_map_contracts():
-    """On a linear-quadratic problem, whose curvature is P: the rate of every step is exactly 1 - lam."""
+    """On a linear-quadratic problem, whose curvature is P: the rate of every step is exactly 1 -
+    lam.
+    """
     sigma, lam = ddpm(LEVELS).sigma, _tensor([0.6, 0.3, 0.8])
     choice = theory.beta_from_curvature(sigma, _tensor([0.5, 0.8, 1.1]), lam)
     for t, P in enumerate([0.5, 0.8, 1.1]):
@@ -941,7 +964,9 @@ def test_beta_from_curvature_is_where_the_measured_map_contracts():
 
 
 def test_required_beta_falls_by_orders_of_magnitude():
-    """Unit Gaussian data, sine reward, 50 DDPM steps: the mean maps are sqrt(a_t) y, the paper's M_t is (1 + g_t) / sqrt(a_t)."""
+    """Unit Gaussian data, sine reward, 50 DDPM steps: the mean maps are sqrt(a_t) y, the paper's
+    M_t is (1 + g_t) / sqrt(a_t).
+    """
     schedule = ddpm(linear_levels(50))
     chain = Chain.of(schedule, 1.0, 0.0, Sine())
     statements = Optimum(Paper()), Optimum(Sharp()), Optimum(Sharp(schedule.alpha.sqrt()))
@@ -955,7 +980,10 @@ def test_too_small_beta_is_refused_with_the_remedy():
     chain, _ = random_chain(1, steps=4)
     enough = float(chain.sigma[3]) ** 2 * 0.8
     beta = torch.tensor([9.0, 9.0, 9.0, enough / 1.25], dtype=torch.float64)
-    value = f"beta[3] = {enough / 1.25:g} gives sigma^2 L1 / beta = 1.25, not below 1 (Theorem 2.8, paper)"
+    value = (
+        f"beta[3] = {enough / 1.25:g} gives sigma^2 L1 / beta = 1.25, not below 1 (Theorem 2.8,"
+        " paper)"
+    )
     with pytest.raises(InvalidProblem, match=re.escape(f"{value}; raise beta[3] above {enough:g}")):
         theory.constants_at(chain, beta, Optimum(Paper()))
 

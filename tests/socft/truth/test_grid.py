@@ -1,4 +1,6 @@
-"""Grids against closed forms: Gaussian expectations of sines, exponentials and polynomials, and transposes by inner products."""
+"""Grids against closed forms: Gaussian expectations of sines, exponentials and polynomials, and
+transposes by inner products.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ COARSE = 1e-9  # the ninth and tenth powers of spacings near 0.1, with Lagrange 
 MIDPOINT = (
     1e-4  # the midpoint rule at h = 0.05: h^2 / 24 times the slope 0.24 of the normal density
 )
-FAR = 1e-8  # parabolas of size 1e4 a hundred box widths outside, from slopes known to rounding over a spacing
+# parabolas of size 1e4 a hundred box widths outside, from slopes known to rounding over a spacing
+FAR = 1e-8
 
 
 def sample(grid: Grid, function: Callable[[Tensor], Tensor], bend: float = 1.0) -> ValueGrid:
@@ -91,7 +94,9 @@ def test_smoothing_in_the_plane_acts_on_each_axis_with_its_own_scale(sigma: tupl
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_smoothing_adds_the_moments_of_the_normal_law_to_a_polynomial(ratio: float):
-    """Of any degree up to the interpolant's: E (x + s W)^9 by the binomial theorem with moments 1, 3, 15, 105."""
+    """Of any degree up to the interpolant's: E (x + s W)^9 by the binomial theorem with moments 1,
+    3, 15, 105.
+    """
     grid = line(1201, 30.0)
     sigma = ratio * float(grid.spacing[0])
     smooth = sample(grid, lambda x: (x[:, 0] / 3) ** DEGREE).smooth(t(sigma))
@@ -151,7 +156,9 @@ def test_linear_functions_are_exact_everywhere_without_bend():
 
 @pytest.mark.parametrize("bend", [0.0, 1.0])
 def test_smoothing_at_the_edge_integrates_the_continued_function(bend: float):
-    """r = x^3 / 6 on [-1, 1], continued by its first or second Taylor polynomial; scipy integrates the continuation."""
+    """r = x^3 / 6 on [-1, 1], continued by its first or second Taylor polynomial; scipy integrates
+    the continuation.
+    """
     grid, sigma = line(161, 1.0), 0.2
     h = float(grid.spacing[0])
     smooth = sample(grid, lambda x: x[:, 0] ** 3 / 6, bend).smooth(t(sigma))
@@ -168,7 +175,7 @@ def test_smoothing_at_the_edge_integrates_the_continued_function(bend: float):
             continued(u)
             * math.exp(-(((u - x) / sigma) ** 2) / 2)
             / (sigma * math.sqrt(2 * math.pi))
-        )  # noqa: E731
+        )
         expected = quad(
             density, x - 9 * sigma, x + 9 * sigma, points=[-1.0, 1.0], epsabs=1e-13, limit=200
         )[0]
@@ -201,7 +208,9 @@ def test_interpolation_converges_at_its_order():
 
 
 def test_interpolation_error_is_lagranges_remainder_for_a_centred_stencil():
-    """|f^(10)| h^10 / 10! times |(s + 4) ... (s - 5)|, largest in the middle of a cell; a stencil one node off errs 22% more."""
+    """|f^(10)| h^10 / 10! times |(s + 4) ... (s - 5)|, largest in the middle of a cell; a stencil
+    one node off errs 22% more.
+    """
     grid, w = line(61, 2.0), 5.0
     x = torch.linspace(-1.2, 1.2, 4001, dtype=F64)[:, None]
     error = float((grid.interpolate(torch.sin(w * grid.nodes), x) - torch.sin(w * x)).abs().max())

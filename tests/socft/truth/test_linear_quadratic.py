@@ -1,4 +1,6 @@
-"""The linear-quadratic truth against brute-force maximisation, quadrature, 50-digit arithmetic, simulation and ODE solvers."""
+"""The linear-quadratic truth against brute-force maximisation, quadrature, 50-digit arithmetic,
+simulation and ODE solvers.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ from socft.truth.linear_quadratic import (
 )
 from tests.support.tensors import F64, generator, randn
 
-ROUNDING = 1e-12  # relative: a thousand float64 operations, each off by at most 2.2e-16, with room for condition numbers near 10
+# relative: a thousand float64 operations, each off by at most 2.2e-16, with room for condition
+# numbers near 10
+ROUNDING = 1e-12
 SUMMED = 1e-11  # relative: sums of a few thousand terms of both signs
 BRUTE_VALUE = (
     1e-9  # BFGS stops at gradients of 1e-6; the value is off by their square over the curvature
@@ -65,7 +69,9 @@ def symmetric(seed: int, n: int) -> Tensor:
 def denoiser(
     schedule: Schedule, spectrum: Tensor, basis: Tensor, mean: Tensor, maps: type = SpectralMaps
 ) -> AffineReference:
-    """The exact chain for N(mean, basis diag(spectrum) basis'), with its transfers diagonal, or as full matrices."""
+    """The exact chain for N(mean, basis diag(spectrum) basis'), with its transfers diagonal, or as
+    full matrices.
+    """
     abar, root = schedule.abar[:-1, None], schedule.alpha.sqrt()[:, None]
     pull = schedule.gain[:, None] / (abar * spectrum + 1 - abar)
     offset = (pull * abar.sqrt() * (mean @ basis) / root) @ basis.mT
@@ -141,7 +147,9 @@ each_case = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
 def bellman(
     problem: ControlProblem, value: Callable[[Tensor], Tensor], k: int, x: Tensor
 ) -> tuple[float, np.ndarray]:
-    """Maximum and maximiser over v of E value(m + B (v + xi)) - beta |v|^2 / 2 - f_k(x), by BFGS and Gauss-Hermite."""
+    """Maximum and maximiser over v of E value(m + B (v + xi)) - beta |v|^2 / 2 - f_k(x), by BFGS
+    and Gauss-Hermite.
+    """
     (m,) = problem.reference.noise_dims
     nodes, weights = np.polynomial.hermite_e.hermegauss(4)
     xi = torch.tensor(np.array(list(itertools.product(nodes, repeat=m))), dtype=F64)
@@ -255,7 +263,8 @@ def test_no_affine_policy_does_better(case: Case):
     assert float(slope.offset.abs().max()) < SUMMED * (1 + abs(truth.objective))
 
 
-# Long chains in 50-digit arithmetic -------------------------------------------------------------------------------------
+# Long chains in 50-digit arithmetic
+# -------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +283,9 @@ def decimals(values: Tensor) -> np.ndarray:
 
 
 def solve_exactly(problem: ControlProblem) -> Exact:
-    """The recursion with D = I - rho P of a diagonal reference with scalar noise and constant beta, n <= 2."""
+    """The recursion with D = I - rho P of a diagonal reference with scalar noise and constant beta,
+    n <= 2.
+    """
     reference, reward = problem.reference, problem.reward
     assert isinstance(reference, AffineReference)
     assert isinstance(reference.diffusion, ScalarDiffusion)
@@ -364,7 +375,9 @@ def test_a_thousand_steps_lose_no_precision(
 
 @pytest.mark.parametrize("maps", [SpectralMaps, DenseMaps])
 def test_three_ways_to_one_solution(maps: type):
-    """The recursion on full matrices carries rounding along, the closed forms do not: agreement tests both."""
+    """The recursion on full matrices carries rounding along, the closed forms do not: agreement
+    tests both.
+    """
     for commuting in (True, False):
         closed = LinearQuadratic(denoising(3, 40, 7, commuting))
         other = LinearQuadratic(denoising(3, 40, 7, commuting, maps))
@@ -464,7 +477,8 @@ def test_rotating_states_rotates_the_solution(Q: Tensor):
     assert turned.evaluate(moved).objective == pytest.approx(truth.objective, rel=SUMMED)
 
 
-# Policies ---------------------------------------------------------------------------------------------------------------
+# Policies
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def some_policy(problem: ControlProblem, seed: int = 0) -> AffinePolicy:
@@ -475,7 +489,9 @@ def some_policy(problem: ControlProblem, seed: int = 0) -> AffinePolicy:
 
 
 def near(sample: Tensor, exact: Tensor) -> None:
-    """The mean over the first axis lies within four standard errors of the exact value, entry by entry."""
+    """The mean over the first axis lies within four standard errors of the exact value, entry by
+    entry.
+    """
     stderr = sample.std(0) / len(sample) ** 0.5
     assert bool(((sample.mean(0) - exact).abs() <= STDERRS * stderr).all()), (
         sample.mean(0),
@@ -534,7 +550,9 @@ def test_a_policys_value_is_its_return_and_its_gradient_the_costate(case: Case):
 
 
 def closed_objective(problem: ControlProblem, gain: Tensor, offset: Tensor) -> Tensor:
-    """The objective from the mean and covariance of the stacked noise's affine image, differentiable, sharing nothing."""
+    """The objective from the mean and covariance of the stacked noise's affine image,
+    differentiable, sharing nothing.
+    """
     reference, reward = problem.reference, problem.reward
     assert isinstance(reference, AffineReference)
     assert isinstance(reward, Quadratic)
@@ -617,7 +635,9 @@ def test_other_policies_are_evaluated_by_simulation():
 
 
 def test_the_costate_of_the_uncontrolled_oscillator():
-    """The linear study of arXiv 2603.20455v2: the pathwise gradient of |X_2|^2 / 2 is exp(A't) exp(A t) x at t = 2."""
+    """The linear study of arXiv 2603.20455v2: the pathwise gradient of |X_2|^2 / 2 is exp(A't)
+    exp(A t) x at t = 2.
+    """
     A, steps, horizon = np.array([[0.0, 1.0], [-1.0, -0.5]]), 40, 2.0
     transfer = torch.tensor(expm(A * horizon / steps)).expand(steps, 2, 2)
     noise = MatrixDiffusion((horizon / steps) ** 0.5 * torch.eye(2, dtype=F64).expand(steps, 2, 2))
@@ -629,7 +649,8 @@ def test_the_costate_of_the_uncontrolled_oscillator():
     np.testing.assert_allclose(found, expm(A.T * horizon) @ expm(A * horizon), rtol=ROUNDING)
 
 
-# Tilts ------------------------------------------------------------------------------------------------------------------
+# Tilts
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def line(
@@ -683,7 +704,9 @@ def test_the_kernel_gap_is_the_excess_of_the_whole_chains_gibbs_value(curvature:
 
 @pytest.mark.parametrize("running", [False, True])
 def test_the_kernel_gap_in_two_dimensions_from_the_stacked_noise(running: bool):
-    """Reward minus costs is quadratic in all noises at once, so the Gibbs value is one Gaussian integral in T m dimensions."""
+    """Reward minus costs is quadratic in all noises at once, so the Gibbs value is one Gaussian
+    integral in T m dimensions.
+    """
     beta = 3.0
     problem = dataclasses.replace(general(2, 1, 5, 21, running), beta=torch.tensor(beta))
     truth, zero = LinearQuadratic(problem), torch.zeros(5, dtype=F64)
@@ -806,7 +829,8 @@ def test_the_wasserstein_distance_of_gaussians():
     assert wasserstein(third, third) < math.sqrt(ROUNDING)
 
 
-# Refusals ---------------------------------------------------------------------------------------------------------------
+# Refusals
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -837,7 +861,10 @@ def test_the_refusal_names_the_step_the_eigenvalue_and_the_remedy():
         torch.full((3, 1, 1), 1.0), ScalarDiffusion(torch.tensor([1.0, 1.0, 2.0]))
     )
     reward = Quadratic(torch.tensor([[1.0]]))
-    message = r"beta\[2\] = 3 leaves beta I - B' P B with smallest eigenvalue -1 at step 2; .*raise beta above 6.0000"
+    message = (
+        r"beta\[2\] = 3 leaves beta I - B' P B with smallest eigenvalue -1 at step 2; .*raise beta"
+        r" above 6.0000"
+    )
     with pytest.raises(InvalidProblem, match=message):
         LinearQuadratic(ControlProblem(reference, reward, torch.tensor(3.0)))
     with pytest.raises(
@@ -881,12 +908,14 @@ def test_what_has_no_closed_form_is_refused():
         r"this problem needs \(3, 2, 2\)": lambda: evaluate_affine(
             problem, AffinePolicy(torch.zeros(4, 2, 2), torch.zeros(4, 2))
         ),
-        "a running cost tilts paths": lambda: LinearQuadratic(
-            shallow(problem, QuadraticCost(torch.eye(2)))
-        ).tilt(),
-        "beta runs from 2 to 4; memory_gap": lambda: LinearQuadratic(
-            dataclasses.replace(problem, beta=torch.tensor([2.0, 3.0, 4.0]))
-        ).memory_gap(),
+        "a running cost tilts paths": (
+            lambda: LinearQuadratic(shallow(problem, QuadraticCost(torch.eye(2)))).tilt()
+        ),
+        "beta runs from 2 to 4; memory_gap": (
+            lambda: LinearQuadratic(
+                dataclasses.replace(problem, beta=torch.tensor([2.0, 3.0, 4.0]))
+            ).memory_gap()
+        ),
     }
     for message, refused in refusals.items():
         with pytest.raises(InvalidProblem, match=message):
@@ -923,7 +952,8 @@ def test_a_quadratic_cost_is_the_quadratic_it_names(cost: QuadraticCost):
     np.testing.assert_allclose(cost(1, x), expected, rtol=ROUNDING)
 
 
-# Structured references --------------------------------------------------------------------------------------------------
+# Structured references
+# --------------------------------------------------------------------------------------------------
 
 
 def test_spectral_maps_are_the_matrices_they_abbreviate():
@@ -964,7 +994,8 @@ def test_malformed_references_are_refused():
             refused()
 
 
-# Continuous time --------------------------------------------------------------------------------------------------------
+# Continuous time
+# --------------------------------------------------------------------------------------------------------
 
 OSCILLATOR = {
     "A": torch.tensor([[0.0, 1.0], [-1.0, -0.5]], dtype=F64),
@@ -1005,7 +1036,9 @@ def test_riccati_solves_its_differential_equation():
 
 
 def test_riccati_over_a_long_horizon_is_stationary():
-    """Far from the end P is minus the solution of the algebraic Riccati equation, and c grows at the rate tr(B' P B) / 2."""
+    """Far from the end P is minus the solution of the algebraic Riccati equation, and c grows at
+    the rate tr(B' P B) / 2.
+    """
     A, B, running, beta = OSCILLATOR["A"], OSCILLATOR["B"], torch.eye(2, dtype=F64), 1.5
     limit = -solve_continuous_are(A.numpy(), B.numpy(), running.numpy(), beta * np.eye(1))
     found = riccati(A, B, OSCILLATOR["terminal"], running, beta, horizon=200.0)
@@ -1037,7 +1070,9 @@ def test_the_discrete_value_tends_to_the_continuous_one_at_order_one():
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_riccati_refuses_horizons_beyond_the_escape(n: int):
-    """With A = 0 and terminal p I the value is p / (1 - p t / beta): infinite at t = beta / p, in every direction at once."""
+    """With A = 0 and terminal p I the value is p / (1 - p t / beta): infinite at t = beta / p, in
+    every direction at once.
+    """
     zero, eye = torch.zeros(n, n, dtype=F64), torch.eye(n, dtype=F64)
     before = riccati(zero, eye, 2 * eye, beta=3.0, horizon=1.4999)
     assert float(before.hessian(0.0)[0, 0]) == pytest.approx(2 / (1 - 2 * 1.4999 / 3), rel=1e-8)
@@ -1050,7 +1085,9 @@ def test_riccati_refuses_horizons_beyond_the_escape(n: int):
 
 
 def test_riccati_refuses_horizons_at_which_a_running_reward_escapes():
-    """A cost rate of -x^2 / 2 alone gives -P' = P^2 + 1: P = tan(horizon - t), infinite at pi / 2 and finite again later."""
+    """A cost rate of -x^2 / 2 alone gives -P' = P^2 + 1: P = tan(horizon - t), infinite at pi / 2
+    and finite again later.
+    """
     zero, one = torch.zeros(1, 1, dtype=F64), torch.ones(1, 1, dtype=F64)
     assert float(riccati(zero, one, zero, -one, horizon=1.5).hessian(0.0)) == pytest.approx(
         math.tan(1.5), rel=SUMMED

@@ -1,4 +1,6 @@
-"""The closed-form value: against quadrature of its definition, the HJB equation, and its own boundary values."""
+"""The closed-form value: against quadrature of its definition, the HJB equation, and its own
+boundary values.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from socft.truth.mixture import TiltedMixture
 
 ALGEBRA = 1e-9  # relative: log densities of a few tens, differenced
 QUADRATURE = 1e-8  # scipy's quad at its default tolerance
-RESIDUAL = 1e-9  # the HJB equation's terms are of order one; second derivatives by automatic differentiation
+# the HJB equation's terms are of order one; second derivatives by automatic differentiation
+RESIDUAL = 1e-9
 STANDARD_ERRORS = 4.0
 
 GENERATOR = torch.Generator().manual_seed(11)
@@ -63,7 +66,9 @@ TRUTHS = {name: TiltedMixture(*problem) for name, problem in PROBLEMS.items()}
 @pytest.mark.parametrize("name", [name for name in TRUTHS if name.startswith("line")])
 @pytest.mark.parametrize("abar", [0.9, 0.4, 0.02])
 def test_value_is_the_conditional_expectation(name: str, abar: float):
-    """beta log E[exp(r(x0) / beta) | x] as a ratio of integrals over x0, the joint law written by hand."""
+    """beta log E[exp(r(x0) / beta) | x] as a ratio of integrals over x0, the joint law written by
+    hand.
+    """
     truth = TRUTHS[name]
     for point in (-1.5, 0.4, 3.0):
 
@@ -96,7 +101,9 @@ def laplacian(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def hjb_residual(truth: TiltedMixture, tau: float, x: Tensor, speed: float, beta: float) -> Tensor:
-    """V_tau + q (x/2 + s).grad V + q/2 Lap V + q/(2 beta) |grad V|^2, abar(tau) = exp(-q (1 - tau)), by autograd."""
+    """V_tau + q (x/2 + s).grad V + q/2 Lap V + q/(2 beta) |grad V|^2, abar(tau) = exp(-q (1 -
+    tau)), by autograd.
+    """
     y = x.clone().requires_grad_(True)
     time = torch.full((len(x),), tau, dtype=torch.float64, requires_grad=True)
     abar = torch.exp(-speed * (1 - time))
@@ -132,7 +139,9 @@ def test_value_at_the_ends(name: str):
 
 @pytest.mark.parametrize("name", list(TRUTHS))
 def test_value_is_a_martingale_of_exponentials(name: str):
-    """exp(V / beta) at a noised state is the mean of exp(r / beta) over samples noised to it: E exp(V(abar, x) / beta) = Z."""
+    """exp(V / beta) at a noised state is the mean of exp(r / beta) over samples noised to it: E
+    exp(V(abar, x) / beta) = Z.
+    """
     truth, batch = TRUTHS[name], 20_000
     generator = torch.Generator().manual_seed(12)
     mild = TiltedMixture(
@@ -163,7 +172,9 @@ def test_gradient_and_optimal_score(name: str):
 
 
 def test_optimal_law_maximises_the_objective():
-    """Over laws of the sample, E r - beta KL is largest at the tilted law and equals beta log Z there (Gibbs), by quadrature."""
+    """Over laws of the sample, E r - beta KL is largest at the tilted law and equals beta log Z
+    there (Gibbs), by quadrature.
+    """
     truth = TRUTHS["line, convex"]
 
     def objective(shift: float) -> float:

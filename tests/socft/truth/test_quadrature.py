@@ -1,4 +1,6 @@
-"""Dynamic programming by quadrature against the linear-quadratic closed form, brute-force maximisation and simulation."""
+"""Dynamic programming by quadrature against the linear-quadratic closed form, brute-force
+maximisation and simulation.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ LINE = 1e-9  # promised accuracy of the control in one dimension
 PLANE = 1e-7  # and in two
 ROUNDING = 1e-12  # relative: a few thousand float64 operations
 FLOW = 1e-10  # forward and backward: the same sums in another order
-BRUTE = 1e-9  # Brent's method stops when the argument is known to 1e-6; the value errs by its square times the curvature
+# Brent's method stops when the argument is known to 1e-6; the value errs by its square times the
+# curvature
+BRUTE = 1e-9
 ARGUMENT = 1e-5  # the argument itself, over a curvature of at least 0.1
 ROOT = 1e-6  # relative accuracy asked of the root in log(beta), 1e-7, with room
 NODAL = (
@@ -206,7 +210,9 @@ def test_the_region_is_bounded_by_the_quantiles_of_the_optimal_law():
 def by_brute_force(
     problem: ControlProblem, following: Callable[[Tensor], Tensor], k: int, x: float
 ) -> tuple[float, float]:
-    """Maximum and maximiser over v of ``E following(m_k(x) + B_k (v + xi)) - beta v^2 / 2 - f_k(x)``: Legendre nodes and Brent."""
+    """Maximum and maximiser over v of
+    ``E following(m_k(x) + B_k (v + xi)) - beta v^2 / 2 - f_k(x)``: Legendre nodes and Brent.
+    """
     node, weight = np.polynomial.legendre.leggauss(240)
     xi = torch.from_numpy(9 * node)[:, None]
     density = torch.from_numpy(9 * weight * norm.pdf(9 * node))
@@ -251,7 +257,9 @@ def test_the_value_solves_the_bellman_equation_at_random_points(name: str):
 
 
 def test_two_steps_of_a_sine_reward_from_its_closed_form_expectation():
-    """E sin(w (x + s W)) = exp(-(w s)^2 / 2) sin(w x), so V_1 needs a scalar maximisation only and V_0 one integral more."""
+    """E sin(w (x + s W)) = exp(-(w s)^2 / 2) sin(w x), so V_1 needs a scalar maximisation only and
+    V_0 one integral more.
+    """
     amplitude, w, A, s, beta = 0.8, 1.5, 0.9, 0.6, 1.0
     problem = ControlProblem(line(A, [s, s]), Sine(amplitude, w), beta)
     truth = Quadrature(problem)
@@ -384,7 +392,9 @@ def test_the_solved_control_is_stationary_at_every_node(make: Callable[[], Quadr
 
 
 def test_beta_is_refused_exactly_below_the_curvature():
-    """One step: G r has the curvature P of the reward, so the supremum is finite iff beta > sigma^2 P = 0.75."""
+    """One step: G r has the curvature P of the reward, so the supremum is finite iff beta > sigma^2
+    P = 0.75.
+    """
     reference = line(0.9, [0.5])
     assert Quadrature(ControlProblem(reference, parabola(3.0), 0.7501)).objective > 0
     with pytest.raises(
@@ -397,7 +407,9 @@ def test_beta_is_refused_exactly_below_the_curvature():
 
 
 def test_curvature_and_least_beta_of_a_sine_are_not_spoilt_by_the_edges():
-    """sup |Hess G sin(w x)| = w^2 exp(-(w s)^2 / 2), much below the w^2 of the sine itself, of which the edges still show some."""
+    """sup |Hess G sin(w x)| = w^2 exp(-(w s)^2 / 2), much below the w^2 of the sine itself, of
+    which the edges still show some.
+    """
     w, s = 5.0, 0.6
     curvature = w**2 * math.exp(-((w * s) ** 2) / 2)
     least = s**2 * curvature
@@ -516,7 +528,9 @@ def test_what_quadrature_cannot_solve_is_refused_with_the_reason(name: str):
 
 
 def test_noise_along_the_axes_may_come_from_any_orthogonal_mixture():
-    """B B' is diagonal although B is not: only the covariance matters for the value, and the control is B^T times the costate."""
+    """B B' is diagonal although B is not: only the covariance matters for the value, and the
+    control is B^T times the costate.
+    """
     angle = t(0.6)
     B = 0.5 * torch.stack(
         [torch.cat([angle.cos(), -angle.sin()]), torch.cat([angle.sin(), angle.cos()])]
@@ -527,7 +541,9 @@ def test_noise_along_the_axes_may_come_from_any_orthogonal_mixture():
 
 
 def test_a_pull_towards_far_away_is_followed_by_the_grids():
-    """A linear reward of slope 1 at beta = 0.1 moves the chain ten standard deviations: E X_1 = 0.1 + sigma^2 slope / beta."""
+    """A linear reward of slope 1 at beta = 0.1 moves the chain ten standard deviations: E X_1 = 0.1
+    + sigma^2 slope / beta.
+    """
     truth = Quadrature(ControlProblem(line(0.0, [1.0]), Linear(t(1.0)), 0.1))
     assert abs(truth.flow.expect(1, truth.grids[1].nodes[:, 0]) - 10.1) < LINE
     assert abs(truth.objective - (0.1 + 1.0 / 0.1 / 2)) < LINE

@@ -1,4 +1,6 @@
-"""Separable truth against the plane's own quadrature, finite differences, the envelope identity and simulation at d = 64."""
+"""Separable truth against the plane's own quadrature, finite differences, the envelope identity and
+simulation at d = 64.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,12 @@ from socft.truth.quadrature import Quadrature
 from socft.truth.separable import SeparableTruth
 from tests.support.tensors import F64, generator, t
 
-PLANE = 1e-4  # what 61 x 61 nodes reach for the control of these mixtures; the plane's own estimate is checked to cover it
+# what 61 x 61 nodes reach for the control of these mixtures; the plane's own estimate is checked to
+# cover it
+PLANE = 1e-4
 OBJECTIVE = 1e-8  # second order in the control's error
-CLOSED = 1e-9  # one-dimensional quadrature against the linear-quadratic solution, summed over 6 coordinates
+# one-dimensional quadrature against the linear-quadratic solution, summed over 6 coordinates
+CLOSED = 1e-9
 DIFFERENCE = 1e-6  # central differences at step 1e-4: h^2 / 6 times a third derivative of order 10
 ENVELOPE = 1e-6  # the gradient and the control are interpolated on the same grid with this accuracy
 STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
@@ -130,7 +135,9 @@ def test_the_last_value_is_the_reward():
 
 
 def test_the_envelope_identity_links_value_gradient_and_control():
-    """``grad V_k = (d m_k)' E grad V_{k+1}`` and ``v = B' E grad V_{k+1} / beta``, so ``grad V_k = (d m_k)' beta v / sigma``."""
+    """``grad V_k = (d m_k)' E grad V_{k+1}`` and ``v = B' E grad V_{k+1} / beta``, so
+    ``grad V_k = (d m_k)' beta v / sigma``.
+    """
     truth = wide()
     reference, beta = truth.problem.reference, truth.problem.beta
     for k in range(4):

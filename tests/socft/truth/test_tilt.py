@@ -1,4 +1,6 @@
-"""The gaps to the exponential tilt against closed forms, scipy integrals of the pre-trained law, and orders in the steps."""
+"""The gaps to the exponential tilt against closed forms, scipy integrals of the pre-trained law,
+and orders in the steps.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,9 @@ def test_both_gaps_equal_the_linear_quadratic_closed_forms(name: str):
 def test_the_gaps_stay_exact_where_the_tilt_leaves_the_pre_trained_mass(
     schedule: Schedule, beta: float
 ):
-    """A linear reward moves X_T by 14 of its standard deviations, or X_0 by ``|grad V_0| / beta``, of which nine are integrated."""
+    """A linear reward moves X_T by 14 of its standard deviations, or X_0 by ``|grad V_0| / beta``,
+    of which nine are integrated.
+    """
     truth = Quadrature(gaussian_case(schedule, Linear(t(1.0)), beta), nodes=(601,))
     exact = LinearQuadratic(truth.problem)
     gap = tilt_gap(truth)
@@ -102,7 +106,9 @@ def test_the_gaps_stay_exact_where_the_tilt_leaves_the_pre_trained_mass(
 
 @pytest.mark.parametrize("steps", [5, 10])
 def test_the_gaps_and_the_optimum_add_up_to_the_tilt_of_the_final_law(steps: int):
-    """``kernel + memory + J* = beta log E exp(r(X_T) / beta)``, by scipy with the variance of the pre-trained chain."""
+    """``kernel + memory + J* = beta log E exp(r(X_T) / beta)``, by scipy with the variance of the
+    pre-trained chain.
+    """
     truth, gap = wave_truth(steps), wave(steps)
     reference = truth.problem.reference
     law = evaluate_affine(
