@@ -35,7 +35,8 @@ from socft import theory
 from socft.checks import InvalidProblem
 from socft.truth.quadrature import measured_beta, solve_backward
 from verify.support.claims import Claim
-from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.scores import MixtureScore, TanhScore
 from verify.support.strategies import Sine, Softplus
 from verify.support.suprema import grids_for

@@ -53,7 +53,8 @@ from socft.truth.bellman import BellmanStep
 from socft.truth.quadrature import Quadrature
 from verify.support.balls import ball
 from verify.support.claims import Claim
-from verify.support.instances import Factor, ProductInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance
 from verify.support.iterates import Chained
 from verify.support.rewards import Parabola
 from verify.support.scores import TanhScore

@@ -38,7 +38,8 @@ from hypothesis import strategies as st
 
 from socft import theory
 from verify.support.claims import Claim, steer
-from verify.support.instances import Factor, ProductInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance
 from verify.support.iterates import VISIBLE, iterate
 from verify.support.rewards import Parabola
 from verify.support.scores import TanhScore

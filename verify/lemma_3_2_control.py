@@ -34,7 +34,8 @@ from socft import theory
 from socft.pi_ft import sweep
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
-from verify.support.instances import Factor, ProductInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance
 from verify.support.iterates import (
     PAPER,
     Chained,

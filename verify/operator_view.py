@@ -46,7 +46,8 @@ from socft.reference import ScoreReference
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
 from verify.support.claims import Claim
-from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.rewards import Parabola
 from verify.support.scores import TanhScore
 from verify.support.strategies import line_instances, numbers, quadratic_instances

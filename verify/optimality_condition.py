@@ -38,7 +38,8 @@ from socft.reference import ScoreReference
 from socft.truth.base import Truth
 from verify.operator_view import Bracket, maximise, maximise_quadratic, states
 from verify.support.claims import Claim
-from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.scores import TanhScore
 from verify.support.strategies import Sine, line_instances, numbers, quadratic_instances
 from verify.support.suprema import ACCURACY

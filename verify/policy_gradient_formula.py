@@ -36,7 +36,8 @@ from torch import Tensor
 from socft.policy import AffinePolicy
 from socft.truth.affine_policy import affine_gradient
 from verify.support.claims import Claim
-from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.policy_gradients import SEEDS, Line, moments_objective
 from verify.support.scores import MixtureScore
 from verify.support.strategies import Sine, line_instances, numbers, quadratic_instances

@@ -40,7 +40,8 @@ from scipy.optimize import root
 from torch import Tensor
 
 from verify.support.claims import Claim
-from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.policy_gradients import SEEDS, Line, optimum, small_problem
 from verify.support.scores import MixtureScore
 from verify.support.strategies import Sine, numbers, quadratic_instances

@@ -38,7 +38,8 @@ from socft.reference import AffineReference, Reference
 from socft.rollout import Noise, rollout
 from socft.truth.affine_policy import evaluate_affine
 from verify.support.claims import Claim
-from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.scores import MixtureScore
 from verify.support.strategies import Sine, numbers, quadratic_instances
 

@@ -45,7 +45,8 @@ from socft import theory
 from socft.truth.quadrature import measured_beta
 from verify.support.balls import below_one
 from verify.support.claims import Claim
-from verify.support.instances import Factor, ProductInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance
 from verify.support.scores import MixtureScore
 from verify.support.staircase import POINTS, Staircase
 from verify.support.strategies import Sine, instances, numbers

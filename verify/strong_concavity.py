@@ -37,7 +37,8 @@ from socft.truth.quadrature import Quadrature
 from verify.operator_view import Bracket, states
 from verify.support.balls import ball, below_one, cells
 from verify.support.claims import Claim
-from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.rewards import Parabola
 from verify.support.scores import TanhScore
 from verify.support.strategies import instances, line_instances, numbers, quadratic_instances

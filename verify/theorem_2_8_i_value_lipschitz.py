@@ -34,7 +34,8 @@ from socft import theory
 from verify.operator_view import Bracket, maximise
 from verify.support.balls import ball, below_one, cells
 from verify.support.claims import Claim
-from verify.support.instances import Factor, ProductInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance
 from verify.support.rewards import Slope
 from verify.support.scores import MixtureScore, TanhScore
 from verify.support.strategies import Sine, instances

@@ -39,7 +39,8 @@ from socft.truth.quadrature import Quadrature
 from verify.strong_concavity import rounding
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
-from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.rewards import Parabola, Slope
 from verify.support.scores import TanhScore
 from verify.support.strategies import instances, quadratic_instances

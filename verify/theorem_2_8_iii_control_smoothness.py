@@ -56,7 +56,8 @@ from socft import theory
 from socft.truth.quadrature import Quadrature
 from verify.smoothed_curvature import GRID, Pair, pairs, staircases
 from verify.support.claims import Claim
-from verify.support.instances import Factor, ProductInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance
 from verify.support.rewards import Slope
 from verify.support.scores import TanhScore
 from verify.support.staircase import Staircase

@@ -35,7 +35,8 @@ from torch import Tensor
 
 from socft import theory
 from verify.support.claims import WITHIN, Claim
-from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.iterates import PAPER, Chained, Iterate, constants_for, iterate, passes, visible
 from verify.support.rewards import Parabola
 from verify.support.scores import TanhScore

@@ -18,7 +18,8 @@ from socft import theory
 from socft.checks import InvalidProblem
 from socft.truth.grid import Grid
 from socft.truth.quadrature import Quadrature
-from verify.support.instances import Factor, ProductInstance, rebuild
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, rebuild
 from verify.support.rewards import SmoothMaximum, build_reward
 from verify.support.scores import MixtureScore, TanhScore
 from verify.support.strategies import (

@@ -43,7 +43,8 @@ from toy.studies.tightness import (
     verdicts,
     weights,
 )
-from verify.support.instances import Factor, ProductInstance, rebuild
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, rebuild
 from verify.support.scores import TanhScore
 from verify.support.staircase import OneStep, Staircase, clipped
 from verify.support.strategies import Sine

@@ -47,7 +47,8 @@ from verify import beta_tightness, lemma_3_3, lemma_3_4, theorem_3_1
 from verify.contraction import map_constants
 from verify.smoothed_curvature import Pair
 from verify.support.claims import WITHIN
-from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.iterates import Iterate, suprema
 from verify.support.rewards import ScalarReward, Slope
 from verify.support.scores import TanhScore

@@ -21,7 +21,8 @@ from socft.schedule import Schedule, ddim, ddpm
 from socft.truth.base import Truth
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
-from verify.support.rewards import Parabola, ScalarReward, Slope, SmoothMaximum, build_reward
+from verify.support.factors import Factor, vector
+from verify.support.rewards import Parabola, Slope, SmoothMaximum, build_reward
 from verify.support.scores import MixtureScore, Score, ScoreConstants, TanhScore
 from verify.support.suprema import (
     Product,
@@ -29,19 +30,10 @@ from verify.support.suprema import (
     line_problem,
     measure,
     solve_line,
-    solve_quadratic,
 )
 
 STATEMENT = theory.Optimum(theory.Paper())
 """The statement whose condition on beta instances satisfy with equality unless told otherwise."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Factor:
-    """One coordinate: a score and a reward."""
-
-    score: MixtureScore | TanhScore
-    reward: ScalarReward
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -269,7 +261,7 @@ class QuadraticInstance(Instance):
 
     def solve(self, beta: float | Tensor | None = None) -> LinearQuadratic:
         weights = per_step(self.beta() if beta is None else beta, self.steps, "beta")
-        return solve_quadratic(self, tuple(weights.tolist()))
+        return _solve_quadratic(self, tuple(weights.tolist()))
 
 
 _TYPES: tuple[type, ...] = (
@@ -317,10 +309,6 @@ def _largest(each: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(each)).amax(0)
 
 
-def vector(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
 def _describe(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -332,3 +320,8 @@ def _revive(value: Any) -> Any:
     if isinstance(value, Mapping):
         return rebuild(value)
     return tuple(_revive(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+@functools.lru_cache(maxsize=64)
+def _solve_quadratic(instance: QuadraticInstance, beta: tuple[float, ...]) -> LinearQuadratic:
+    return LinearQuadratic(instance.problem(vector(beta)))

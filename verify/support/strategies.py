@@ -23,7 +23,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from socft.reward import PseudoHuber, Sine, Softplus
-from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.rewards import ScalarReward, Slope, SmoothMaximum
 from verify.support.scores import MixtureScore, TanhScore
 

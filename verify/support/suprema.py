@@ -20,10 +20,9 @@ from socft.rollout import Noise, rollout
 from socft.schedule import Schedule, ddim, ddpm
 from socft.truth.bellman import axis_sigma
 from socft.truth.grid import DEGREE, Grid
-from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
 from socft.truth.separable import SeparableTruth
-from verify.support.instances import Factor, QuadraticInstance, vector
+from verify.support.factors import Factor, vector
 from verify.support.rewards import build_reward
 
 ACCURACY = 1e-7
@@ -145,11 +144,6 @@ def _nodes_wanted(truth: Quadrature, k: int) -> int:
     return (
         math.ceil(n * MARGIN * (error / RESOLVED) ** (1 / (DEGREE + 1))) if error > RESOLVED else n
     )
-
-
-@functools.lru_cache(maxsize=64)
-def solve_quadratic(instance: QuadraticInstance, beta: tuple[float, ...]) -> LinearQuadratic:
-    return LinearQuadratic(instance.problem(vector(beta)))
 
 
 def line_problem(factor: Factor, schedule: Schedule, beta: float | Tensor) -> ControlProblem:

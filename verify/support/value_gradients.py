@@ -19,7 +19,8 @@ from socft.reference import Reference
 from socft.truth.bellman import axis_sigma, mean_and_jacobian
 from socft.truth.grid import ValueGrid
 from socft.truth.quadrature import Quadrature
-from verify.support.instances import Factor, ProductInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance
 from verify.support.iterates import differentiate, expected_gradient, thin
 from verify.support.scores import TanhScore
 from verify.support.strategies import Sine

@@ -199,9 +199,10 @@ def test_kernel_ridge_solves_its_linear_system(width: float | None):
     """
     x, z = X * t(3.0, 0.1) + 5, randn(20, 30, 2) * t(3.0, 0.1) + 5
     unit = x.numpy().std(0)
-    distance = lambda a, b: np.linalg.norm(
-        (a.numpy() / unit)[:, None] - (b.numpy() / unit)[None], axis=2
-    )
+
+    def distance(a, b):
+        return np.linalg.norm((a.numpy() / unit)[:, None] - (b.numpy() / unit)[None], axis=2)
+
     pairs = distance(x, x)
     w = width or np.sort(pairs[np.triu_indices(200, 1)])[(199 * 100 - 1) // 2]
     gram, cross = (np.exp(-(d**2) / (2 * w**2)) for d in (pairs, distance(z, x)))

@@ -27,7 +27,8 @@ from socft.report.convergence.instances import words
 from socft.report.typeset import NOT_MEASURED, PREAMBLE, compile_pdf
 from socft.report.unicode_math import markup
 from verify.support.claims import BINS_PER_DECADE, Claim, Kind, update_records
-from verify.support.instances import Factor, ProductInstance, QuadraticInstance
+from verify.support.factors import Factor
+from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.rewards import Parabola, Slope, SmoothMaximum, build_reward
 from verify.support.scores import MixtureScore, TanhScore
 from verify.support.strategies import PseudoHuber, Sine, Softplus

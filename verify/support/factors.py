@@ -1,0 +1,22 @@
+"""One coordinate of an instance: a score and a reward."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from verify.support.rewards import ScalarReward
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """One coordinate: a score and a reward."""
+
+    score: MixtureScore | TanhScore
+    reward: ScalarReward
+
+
+def vector(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
