@@ -171,11 +171,14 @@ def test_smoothing_at_the_edge_integrates_the_continued_function(bend: float):
         return c**3 / 6 + c**2 / 2 * (x - c) + bend * secant * (x - c) ** 2 / 2
 
     for x in (1.0, 0.95, -0.9, 0.2):
-        density = lambda u, x=x: (
-            continued(u)
-            * math.exp(-(((u - x) / sigma) ** 2) / 2)
-            / (sigma * math.sqrt(2 * math.pi))
-        )
+
+        def density(u, x=x):
+            return (
+                continued(u)
+                * math.exp(-(((u - x) / sigma) ** 2) / 2)
+                / (sigma * math.sqrt(2 * math.pi))
+            )
+
         expected = quad(
             density, x - 9 * sigma, x + 9 * sigma, points=[-1.0, 1.0], epsabs=1e-13, limit=200
         )[0]
