@@ -50,7 +50,7 @@ larger ones are good to 1e-4.
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
+class BackwardInduction:
     """One backward pass of exact PI-FT.
 
     Attributes:
@@ -66,7 +66,7 @@ class Sweep:
     increments: Float[Tensor, "steps inner"]
 
     def policy(self, problem: ControlProblem) -> GridPolicy:
-        """The policy after the sweep."""
+        """The policy after the induction."""
         return GridPolicy.from_shifts(
             problem.reference, self.grids[:-1], self.shifts, self.values[0].bend
         )
@@ -82,7 +82,9 @@ class Sweep:
         return torch.where(before > CONVERGED * self.increments[:, :1], after / before, torch.nan)
 
 
-def sweep(problem: ControlProblem, grids: tuple[Grid, ...], inner: int) -> Sweep:
+def backward_induction(
+    problem: ControlProblem, grids: tuple[Grid, ...], inner: int
+) -> BackwardInduction:
     """Algorithm 1 with ``m_t = inner`` at every step, by quadrature; inner = 0 evaluates the
     pre-trained model.
     """
@@ -108,7 +110,9 @@ def sweep(problem: ControlProblem, grids: tuple[Grid, ...], inner: int) -> Sweep
         values.append(step.value(shift))
         shifts.append(shift)
         increments.append(torch.stack(moves) if moves else torch.zeros(0, dtype=torch.float64))
-    return Sweep(grids, tuple(values[::-1]), tuple(shifts[::-1]), torch.stack(increments[::-1]))
+    return BackwardInduction(
+        grids, tuple(values[::-1]), tuple(shifts[::-1]), torch.stack(increments[::-1])
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +132,7 @@ class ExactPIFT(Method):
         spent, evaluations = 0.0, 0
         for m in range(self.inner + 1):
             start = time.perf_counter()
-            result = sweep(problem, grids, m)
+            result = backward_induction(problem, grids, m)
             spent += time.perf_counter() - start
             evaluations += sum(len(s) for s in result.shifts)
             yield Iteration(
@@ -249,7 +253,7 @@ class PolicyGradient(Method):
             yield iteration
 
 
-def _gradient_of(result: Sweep):
+def _gradient_of(result: BackwardInduction):
     return lambda k, x: by_step(k, x, lambda i, y: result.values[i].gradient_at(y))
 
 

@@ -52,6 +52,18 @@ def by_step(k: Step, x: Tensor, function: Callable[[int, Tensor], Tensor]) -> Te
     return rows[torch.cat(parts).argsort()]
 
 
+@torch.no_grad()
+def affine_coefficients(
+    function: Callable[[int, Float[Tensor, "points n"]], Float[Tensor, "points m"]],
+    steps: int,
+    n: int,
+) -> tuple[Float[Tensor, "steps m n"], Float[Tensor, "steps m"]]:
+    """``A`` and ``b`` of a function ``A_k x + b_k``, from its values at 0 and the unit vectors."""
+    points = torch.cat([torch.zeros(1, n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)])
+    values = torch.stack([function(k, points) for k in range(steps)])
+    return (values[:, 1:] - values[:, :1]).mT.contiguous(), values[:, 0].contiguous()
+
+
 class Diffusion(abc.ABC):
     """The noise map ``B_k(x)`` of a kernel."""
 
@@ -70,7 +82,7 @@ class Diffusion(abc.ABC):
         """
 
     @abc.abstractmethod
-    def lift(self, k: Step, x: States, z: Noises) -> States:
+    def solve_transpose(self, k: Step, x: States, z: Noises) -> States:
         """The least costate ``a`` whose ``B_k(x)^T a`` is closest to ``z`` (the pseudo-inverse of
         the transpose).
         """
@@ -102,7 +114,7 @@ class ScalarDiffusion(Diffusion):
     def whiten(self, k: Step, x: States, shift: States) -> Noises:
         return shift / at_step(self.sigma, k, shift)
 
-    def lift(self, k: Step, x: States, z: Noises) -> States:
+    def solve_transpose(self, k: Step, x: States, z: Noises) -> States:
         return z / at_step(self.sigma, k, z)
 
     def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
@@ -135,7 +147,7 @@ class MatrixDiffusion(Diffusion):
     def whiten(self, k: Step, x: States, shift: States) -> Noises:
         return _matvec(self.inverses, k, shift)
 
-    def lift(self, k: Step, x: States, z: Noises) -> States:
+    def solve_transpose(self, k: Step, x: States, z: Noises) -> States:
         return _matvec(self.inverses.mT, k, z)
 
     def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
@@ -171,9 +183,9 @@ class Reference(abc.ABC):
         """
         return z
 
-    def step(self, k: Step, x: States, kick: Noises) -> States:
-        """One kernel, ``m_k(x) + B_k(x) kick`` with ``kick = v + xi``."""
-        return self.mean(k, x) + self.diffusion.apply(k, x, kick)
+    def step(self, k: Step, x: States, controlled_noise: Noises) -> States:
+        """One kernel, ``m_k(x) + B_k(x) controlled_noise`` with ``controlled_noise = v + xi``."""
+        return self.mean(k, x) + self.diffusion.apply(k, x, controlled_noise)
 
 
 class ScoreReference(Reference):
@@ -194,8 +206,11 @@ class ScoreReference(Reference):
         self.score = score
 
     def mean(self, k: Step, x: States) -> States:
-        gain, alpha = at_step(self.schedule.gain, k, x), at_step(self.schedule.alpha, k, x)
-        return (x + gain * self.score(k, x)) / alpha.sqrt()
+        weight, alpha = (
+            at_step(self.schedule.score_weight, k, x),
+            at_step(self.schedule.alpha, k, x),
+        )
+        return (x + weight * self.score(k, x)) / alpha.sqrt()
 
     def score_of(self, k: Step, x: States, v: Noises) -> States:
         """The paper's control ``U_k(x) = s_k(x) + sqrt(a_k) sigma_k v / g_k``."""
@@ -207,7 +222,7 @@ class ScoreReference(Reference):
 
     def _score_unit(self, k: Step, x: States) -> Tensor:
         s = self.schedule
-        return at_step(s.alpha.sqrt() * s.sigma / s.gain, k, x)
+        return at_step(s.alpha.sqrt() * s.sigma / s.score_weight, k, x)
 
 
 class LinearMaps(abc.ABC):
@@ -301,7 +316,7 @@ class AffineReference(Reference):
     initial_factor^T).
 
     Args:
-        transfer: ``A`` as matrices of shape (T, n, n), or as `LinearMaps`.
+        transition: ``A`` as matrices of shape (T, n, n), or as `LinearMaps`.
         offset: ``b`` of shape (T, n), zero by default.
         diffusion: a `ScalarDiffusion` or `MatrixDiffusion` with T steps.
         initial_mean: shape (n,), zero by default.
@@ -314,13 +329,13 @@ class AffineReference(Reference):
 
     def __init__(
         self,
-        transfer: Float[Tensor, "steps n n"] | LinearMaps,
+        transition: Float[Tensor, "steps n n"] | LinearMaps,
         diffusion: ScalarDiffusion | MatrixDiffusion,
         offset: Float[Tensor, "steps n"] | None = None,
         initial_mean: Float[Tensor, " n"] | None = None,
         initial_factor: Float[Tensor, "n n"] | None = None,
     ):
-        self.maps = transfer if isinstance(transfer, LinearMaps) else DenseMaps(transfer)
+        self.maps = transition if isinstance(transition, LinearMaps) else DenseMaps(transition)
         steps, n = self.maps.steps, self.maps.n
         super().__init__(steps, (n,), diffusion)
         self.diffusion: ScalarDiffusion | MatrixDiffusion = diffusion
@@ -355,7 +370,7 @@ class AffineReference(Reference):
         )
 
     @functools.cached_property
-    def transfer(self) -> Float[Tensor, "steps n n"]:
+    def transition(self) -> Float[Tensor, "steps n n"]:
         """Every ``A_k`` as a matrix, shape (T, n, n)."""
         return self.maps.dense()
 

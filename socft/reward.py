@@ -4,8 +4,8 @@ r"""Rewards :math:`r(x)` with the constants the theory needs.
 infinite), Euclidean and operator norms (assumption 2.6 of arXiv 2412.18164v4). Every constant is
 exact, a supremum or its limit, except where a docstring says upper bound. A reward maps states of
 shape ``batch *dims`` to one number per sample; scalar rewards act on states of shape (batch, 1) and
-reach vectors through `Ridge`, :math:`r_1(q^\top x)`, or `Separable`, :math:`\sum_i r_i(q_i^\top x)`
-with orthonormal :math:`q_i`.
+reach vectors through `RidgeFunction`, :math:`r_1(q^\top x)`, or `Separable`,
+:math:`\sum_i r_i(q_i^\top x)` with orthonormal :math:`q_i`.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class PseudoHuber(Reward):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Ridge(Reward):
+class RidgeFunction(Reward):
     """``r(x) = scalar(q . x)`` on vectors. L0 = |q| L0(scalar), L1 = |q|^2 L1(scalar).
 
     Attributes:
@@ -503,7 +503,7 @@ def _tensor(values: Tensor, what: str) -> Tensor:
 def _scalar(x: Scalars) -> PerSample:
     require(
         x.ndim == 2 and x.shape[1] == 1,
-        f"a scalar reward got states of shape {tuple(x.shape)}; wrap it in Ridge.",
+        f"a scalar reward got states of shape {tuple(x.shape)}; wrap it in RidgeFunction.",
     )
     return x[:, 0]
 

@@ -35,24 +35,25 @@ class Schedule:
     Attributes:
         abar: signal levels, shape (T + 1,), strictly increasing from ``abar[0]`` (noise) to
             ``abar[T]`` (data).
-        gain: ``g_t``, the weight of the score in the mean, shape (T,); ``1 - a_t`` for DDPM.
+        score_weight: ``g_t``, the weight of the score in the mean, shape (T,); ``1 - a_t`` for
+            DDPM.
         sigma: noise scale of each kernel, shape (T,), strictly positive.
     """
 
     abar: Float[Tensor, " steps_plus_1"]
-    gain: Float[Tensor, " steps"]
+    score_weight: Float[Tensor, " steps"]
     sigma: Float[Tensor, " steps"]
 
     def __post_init__(self) -> None:
-        for name in ("abar", "gain", "sigma"):
+        for name in ("abar", "score_weight", "sigma"):
             values = torch.as_tensor(getattr(self, name), dtype=torch.float64)
             object.__setattr__(self, name, values)
             require_finite(values, name, "every coefficient must be a finite number.")
         _require_monotone(self.abar)
         require(
-            self.gain.shape == self.sigma.shape == (self.steps,),
-            f"gain has {len(self.gain)} and sigma {len(self.sigma)} values; with {len(self.abar)}"
-            f" levels both need {self.steps}.",
+            self.score_weight.shape == self.sigma.shape == (self.steps,),
+            f"score_weight has {len(self.score_weight)} and sigma {len(self.sigma)} values; with"
+            f" {len(self.abar)} levels both need {self.steps}.",
         )
         zero = (self.sigma <= 0).nonzero().flatten().tolist()
         require(
@@ -81,11 +82,11 @@ class Schedule:
         is exact for that data.
         """
         level = variance * self.abar[:-1] + 1 - self.abar[:-1]
-        transfer = (1 - self.gain / level) / self.alpha.sqrt()
+        transition = (1 - self.score_weight / level) / self.alpha.sqrt()
         spread = torch.ones((), dtype=torch.float64)
-        for a, s in zip(transfer, self.sigma, strict=True):
+        for a, s in zip(transition, self.sigma, strict=True):
             spread = a**2 * spread + s**2
-        return float(transfer.prod() / spread.sqrt())
+        return float(transition.prod() / spread.sqrt())
 
     def is_memoryless(self, tolerance: float = 0.01) -> bool:
         """Whether `memory` stays within ``tolerance`` for unit-variance data."""
@@ -98,7 +99,7 @@ def ddpm(abar: Float[Tensor, " steps_plus_1"]) -> Schedule:
     """
     _require_monotone(abar)
     beta = 1 - abar[:-1] / abar[1:]
-    return Schedule(abar=abar, gain=beta, sigma=beta.sqrt())
+    return Schedule(abar=abar, score_weight=beta, sigma=beta.sqrt())
 
 
 def ddim(abar: Float[Tensor, " steps_plus_1"], eta: float = 1.0) -> Schedule:
@@ -113,8 +114,8 @@ def ddim(abar: Float[Tensor, " steps_plus_1"], eta: float = 1.0) -> Schedule:
     _require_monotone(abar)
     noise, clean_noise, a = 1 - abar[:-1], 1 - abar[1:], abar[:-1] / abar[1:]
     variance = eta**2 * clean_noise / noise * (1 - a)
-    gain = noise - (a * noise * (clean_noise - variance).clamp(min=0)).sqrt()
-    return Schedule(abar=abar, gain=gain, sigma=variance.sqrt())
+    score_weight = noise - (a * noise * (clean_noise - variance).clamp(min=0)).sqrt()
+    return Schedule(abar=abar, score_weight=score_weight, sigma=variance.sqrt())
 
 
 def variance_preserving(steps: int, rate: float = 1.0) -> Schedule:

@@ -19,8 +19,8 @@ chain; how the control u enters depends on the integrator.
   :math:`[B\sqrt{dt}, 0]`.
 * `Strang`, order 2 with noise that acts linearly: half of the noise, the flow of :math:`\dot x = b`
   by the midpoint rule, the other half of the noise. Halves of neighbouring steps merge, so N steps
-  are the N + 1 kernels "kick", "flow and kick", ..., "flow and kick", whose kicks last dt/2, dt,
-  ..., dt, dt/2; :math:`v = u\sqrt{\text{duration}}`. The value of the *controlled* chain is of
+  are the N + 1 kernels "noise", "flow and noise", ..., "flow and noise", whose noises last
+  dt/2, dt, ..., dt, dt/2; :math:`v = u\sqrt{\text{duration}}`. The value of the *controlled* chain is of
   order 1, since a kernel decides v before it sees its noise, though the optimal costate of a
   linear-quadratic problem with a terminal cost, which does not feel the noise, keeps order 2 (and
   is exact by `Exponential`).
@@ -28,7 +28,7 @@ chain; how the control u enters depends on the integrator.
   :math:`(I + \tfrac{dt}{2} \nabla b(t, x))\,B\sqrt{dt}`. A kernel with constant :math:`B_k` has
   conditional covariance :math:`BB^\top dt + \tfrac{dt^2}{2} (\nabla b\,BB^\top + BB^\top \nabla
   b^\top) + O(dt^3)` only if the symmetric matrix in brackets does not depend on x, as for linear
-  drifts and for a pendulum kicked in its velocity (derived here). With state-dependent noise the
+  drifts and for a pendulum with noise in its velocity. With state-dependent noise the
   costate needs the derivative of :math:`B_k(x)(v + \xi)`: an adjoint of the mean map alone, such as
   the lean one, is biased (Domingo-Enrich and Han, arXiv 2604.08580).
 """
@@ -55,6 +55,7 @@ from socft.reference import (
     Reference,
     States,
     Step,
+    affine_coefficients,
     at_step,
 )
 
@@ -257,10 +258,10 @@ class Exponential(Integrator):
 
 
 class Strang(Integrator):
-    """Kick, flow and kick, ..., flow and kick: weak order 2 with constant ``B_k``, in one kernel
+    """Noise, flow and noise, ..., flow and noise: weak order 2 with constant ``B_k``, in one kernel
     more than there are steps.
 
-    The first and the last kick last dt/2, the others dt; a control is ``v = u sqrt(duration)``.
+    The first and the last noise last dt/2, the others dt; a control is ``v = u sqrt(duration)``.
     """
 
     def times(self, horizon: float, steps: int) -> Float[Tensor, " kernels_plus_1"]:
@@ -269,8 +270,8 @@ class Strang(Integrator):
     def _kernels(self, sde: SDE, steps: int) -> KernelReference:
         dt, starts = sde.horizon / steps, self.times(sde.horizon, steps)[:-1]
         flows = torch.full((steps + 1,), dt, dtype=torch.float64)
-        kicks = flows.clone()
-        flows[0], kicks[0], kicks[-1] = 0, dt / 2, dt / 2
+        durations = flows.clone()
+        flows[0], durations[0], durations[-1] = 0, dt / 2, dt / 2
 
         def mean(k: Step, x: States) -> States:
             t, h = at_step(starts, k, x), at_step(flows, k, x)
@@ -278,7 +279,7 @@ class Strang(Integrator):
 
         return KernelReference(
             mean,
-            MatrixDiffusion(kicks.sqrt()[:, None, None] * sde.noise),
+            MatrixDiffusion(durations.sqrt()[:, None, None] * sde.noise),
             steps + 1,
             sde.noise.shape[:1],
             sde.initial,
@@ -306,11 +307,12 @@ class Taylor(Integrator):
             later = torch.stack([sde.drift(t + dt, y) for y in points]).mean(0)
             return x + dt / 2 * (now + later)
 
-        def push(k: Step, x: States, z: Noises) -> States:
-            t, kick = at_step(times, k, x), dt**0.5 * z @ sde.noise.mT.to(z)
-            return kick + dt / 2 * _derivative(lambda y: sde.drift(t, y), x, kick)
+        def apply(k: Step, x: States, z: Noises) -> States:
+            t, noise_increment = at_step(times, k, x), dt**0.5 * z @ sde.noise.mT.to(z)
+            change = jvp(lambda y: sde.drift(t, y), x, noise_increment)
+            return noise_increment + dt / 2 * change
 
-        return KernelReference(mean, StateDiffusion(push, (n,), (m,)), steps, (n,), sde.initial)
+        return KernelReference(mean, StateDiffusion(apply, (n,), (m,)), steps, (n,), sde.initial)
 
 
 class StateDiffusion(Diffusion):
@@ -320,31 +322,30 @@ class StateDiffusion(Diffusion):
     map alone are biased.
 
     Args:
-        push: ``(k, x, z) -> B_k(x) z``, linear in z and differentiable.
+        apply: ``(k, x, z) -> B_k(x) z``, linear in z and differentiable.
         dims: shape (n,) of one state.
         noise_dims: shape (m,) of one noise.
     """
 
     def __init__(
         self,
-        push: Callable[[Step, States, Noises], States],
+        apply: Callable[[Step, States, Noises], States],
         dims: tuple[int],
         noise_dims: tuple[int],
     ):
-        self.push, self._dims, self._noise_dims = push, tuple(dims), tuple(noise_dims)
+        self._apply, self._dims, self._noise_dims = apply, tuple(dims), tuple(noise_dims)
 
     def apply(self, k: Step, x: States, z: Noises) -> States:
-        return self.push(k, x, z)
+        return self._apply(k, x, z)
 
     def transpose(self, k: Step, x: States, a: States) -> Noises:
-        return torch.func.vjp(lambda z: self.push(k, x, z), x.new_zeros(len(x), *self._noise_dims))[
-            1
-        ](a)[0]
+        z = x.new_zeros(len(x), *self._noise_dims)
+        return torch.func.vjp(lambda z: self._apply(k, x, z), z)[1](a)[0]
 
     def whiten(self, k: Step, x: States, shift: States) -> Noises:
         return (torch.linalg.pinv(self._matrices(k, x)) @ shift.unsqueeze(2)).squeeze(2)
 
-    def lift(self, k: Step, x: States, z: Noises) -> States:
+    def solve_transpose(self, k: Step, x: States, z: Noises) -> States:
         return (torch.linalg.pinv(self._matrices(k, x)).mT @ z.unsqueeze(2)).squeeze(2)
 
     def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:
@@ -356,15 +357,15 @@ class StateDiffusion(Diffusion):
 
     def _matrices(self, k: Step, x: States) -> Float[Tensor, "batch n m"]:
         basis = torch.eye(self._noise_dims[0], dtype=x.dtype, device=x.device)
-        return torch.stack([self.push(k, x, e.expand(len(x), -1)) for e in basis], 2)
+        return torch.stack([self._apply(k, x, e.expand(len(x), -1)) for e in basis], 2)
 
 
-def _derivative(function: Callable[[States], States], x: States, w: States) -> States:
+def jvp(function: Callable[[States], States], x: States, w: States) -> States:
     """``Jac f(x) w``, differentiable: the transpose of the linear map ``a -> Jac f(x)' a``, which
     needs reverse mode only.
     """
-    pull = torch.func.vjp(function, x)[1]
-    return torch.func.vjp(lambda a: pull(a)[0], torch.zeros_like(x))[1](w)[0]
+    vjp = torch.func.vjp(function, x)[1]
+    return torch.func.vjp(lambda a: vjp(a)[0], torch.zeros_like(x))[1](w)[0]
 
 
 def propagator(A: Float[Tensor, "n n"], t: float) -> Float[Tensor, "n n"]:
@@ -418,13 +419,12 @@ def _tabulated(kernels: KernelReference, sde: LinearSDE) -> AffineReference:
     drifts to affine kernels.
     """
     steps, n = kernels.steps, len(sde.A)
-    points = torch.cat([torch.zeros(1, n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)])
-    kicks = torch.eye(*kernels.noise_dims, dtype=torch.float64)
-    at_origin = torch.zeros(len(kicks), n, dtype=torch.float64)
-    with torch.no_grad():
-        images = torch.stack([kernels.mean(k, points) for k in range(steps)])
-        noises = torch.stack([kernels.diffusion.apply(k, at_origin, kicks) for k in range(steps)])
-    transfer = (images[:, 1:] - images[:, :1]).mT
+    transition, offset = affine_coefficients(kernels.mean, steps, n)
+    factors, _ = affine_coefficients(
+        lambda k, z: kernels.diffusion.apply(k, z.new_zeros(len(z), n), z),
+        steps,
+        *kernels.noise_dims,
+    )
     return AffineReference(
-        transfer, MatrixDiffusion(noises.mT), images[:, 0], sde.initial_mean, sde.initial_factor
+        transition, MatrixDiffusion(factors), offset, sde.initial_mean, sde.initial_factor
     )

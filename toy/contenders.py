@@ -252,7 +252,7 @@ def _mean_end(reference: AffineReference) -> Prediction:
     transfers, offsets = [torch.eye(n, dtype=torch.float64)], [torch.zeros(n, dtype=torch.float64)]
     for k in reversed(range(1, steps)):
         offsets.append(transfers[-1] @ reference.offset[k] + offsets[-1])
-        transfers.append(transfers[-1] @ reference.transfer[k])
+        transfers.append(transfers[-1] @ reference.transition[k])
     transfer, offset = torch.stack(transfers[::-1]), torch.stack(offsets[::-1])
     return lambda k, x, v: (
         (transfer[k] @ reference.step(k, x, v).unsqueeze(2)).squeeze(2) + offset[k]

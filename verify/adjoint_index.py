@@ -85,10 +85,10 @@ def fixed_point(problem: ControlProblem, target: Target) -> AffinePolicy:
     p, c = float(form.P), float(form.linear)
     gains, offsets = [], []
     for k in reversed(range(problem.steps)):
-        A, b = float(reference.transfer[k]), float(reference.offset[k])
+        A, b = float(reference.transition[k]), float(reference.offset[k])
         sigma, weight = (
             float(reference.diffusion.sigma[k]),
-            target.following + target.current * float(reference.transfer[k]),
+            target.following + target.current * float(reference.transition[k]),
         )
         share = 1 - weight * sigma**2 * p / float(problem.beta[k])
         slope, level = p * A / share, (p * b + c) / share

@@ -47,7 +47,7 @@ from torch import Tensor
 
 from socft import theory
 from socft.checks import require
-from socft.pi_ft import Sweep, sweep
+from socft.pi_ft import BackwardInduction, backward_induction
 from socft.problem import ControlProblem
 from socft.truth.bellman import BellmanStep
 from socft.truth.quadrature import Quadrature
@@ -84,11 +84,11 @@ def measure(truth: Quadrature, updates: int) -> Tensor:
     """Lipschitz constant of the update map, and largest ratio of increments, of a one-dimensional
     problem: shape (2, T).
     """
-    result = sweep(truth.problem, truth.grids, updates)
+    result = backward_induction(truth.problem, truth.grids, updates)
     return torch.stack([map_constants(truth.problem, result), _largest_ratios(result)])
 
 
-def map_constants(problem: ControlProblem, result: Sweep) -> Tensor:
+def map_constants(problem: ControlProblem, result: BackwardInduction) -> Tensor:
     """``sup rho |Hess G V_{t+1}|`` of the values of one pass, the Lipschitz constants of its
     updates, shape (T,).
     """
@@ -166,7 +166,10 @@ def test_needs_the_condition_on_beta(curvature: float) -> None:
     problem = instance.problem(0.8 * instance.schedule.sigma.square() * abs(curvature))
     grids = instance.parts(instance.beta(PAPER))[0].grids
     CLAIM.breaks(
-        float(_largest_ratios(sweep(problem, grids, 4))[0]), 1.0, instance, "condition on beta"
+        float(_largest_ratios(backward_induction(problem, grids, 4))[0]),
+        1.0,
+        instance,
+        "condition on beta",
     )
 
 
@@ -214,7 +217,7 @@ def _pushed(lam: flint.arb, curvature: flint.arb, sign: int, updates: int) -> fl
     return lam * curvature * total
 
 
-def _largest_ratios(result: Sweep) -> Tensor:
+def _largest_ratios(result: BackwardInduction) -> Tensor:
     moves = result.increments
     ratios = moves[:, 1:] / moves[:, :-1].clamp(min=1e-300)
     visible = moves[:, 1:] > VISIBLE * moves[:, :1]

@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from socft.pi_ft import sweep
+from socft.pi_ft import backward_induction
 from socft.truth.grid import ValueGrid
 from socft.truth.quadrature import Quadrature
 from verify.support.claims import Claim
@@ -103,7 +103,7 @@ def test_needs_the_optimal_control() -> None:
     """
     truth = CURVED.parts()[0]
     for updates in (0, 1, 2):
-        found = sweep(truth.problem, truth.grids, updates)
+        found = backward_induction(truth.problem, truth.grids, updates)
         residual = float(
             (measure(found.values[0]) - bound(truth, 0, found.values[1], found.shifts[0]))
             .abs()
@@ -134,7 +134,9 @@ def test_needs_the_optimal_control_for_quadratics() -> None:
         )
 
     found = central_jacobian(value, y)[:, 0]
-    A = (1 + instance.schedule.gain[0] * instance.score[0]) / instance.schedule.alpha[0].sqrt()
+    A = (1 + instance.schedule.score_weight[0] * instance.score[0]) / instance.schedule.alpha[
+        0
+    ].sqrt()
     costate = (
         A
         * truth.value_gradient(1, truth.problem.reference.step(0, y, truth.control(0, y) / 2))[:, 0]

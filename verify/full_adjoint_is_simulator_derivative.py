@@ -79,7 +79,7 @@ class Rippled(Diffusion):
     def whiten(self, k: Step, x: Tensor, shift: Tensor) -> Tensor:
         return shift / (0.3 + 0.1 * x.cos())
 
-    def lift(self, k: Step, x: Tensor, z: Tensor) -> Tensor:
+    def solve_transpose(self, k: Step, x: Tensor, z: Tensor) -> Tensor:
         return z / (0.3 + 0.1 * x.cos())
 
     def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from socft.guidance.iterated import StepSize
 from socft.guidance.policy import LookAhead, Published, Response
-from socft.reward import LogSumExp, PseudoHuber, Quadratic, Reward, Ridge, Sine, Sum
+from socft.reward import LogSumExp, PseudoHuber, Quadratic, Reward, RidgeFunction, Sine, Sum
 from verify.support.claims import Claim
 from verify.support.guidance_cases import (
     GuidedGaussian,
@@ -79,8 +79,8 @@ def rewards(dim: int) -> st.SearchStrategy[Reward]:
     return st.one_of(
         concave_quadratics(dim),
         ridges.map(lambda rows: Sum([LogSumExp(vector(rows))], [-1.0])),
-        ridges.map(lambda rows: Ridge(vector(rows[0]), PseudoHuber(1.0, 0.5, -1.0))),
-        ridges.map(lambda rows: Ridge(vector(rows[0]), Sine(1.0, 1.0))),
+        ridges.map(lambda rows: RidgeFunction(vector(rows[0]), PseudoHuber(1.0, 0.5, -1.0))),
+        ridges.map(lambda rows: RidgeFunction(vector(rows[0]), Sine(1.0, 1.0))),
     )
 
 

@@ -55,7 +55,7 @@ NEXT = 0.1
 def bound(case: GuidedGaussian) -> Tensor:
     """The right side of the statement."""
     abar, m = case.schedule.abar, case.conditional.mean
-    maps = affine_reference(case.conditional, case.schedule).transfer
+    maps = affine_reference(case.conditional, case.schedule).transition
     left = case.reference.initial_mean - abar[0].sqrt() * m
     for A in maps:
         left = A @ left

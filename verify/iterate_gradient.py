@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
-from socft.pi_ft import Sweep, sweep
+from socft.pi_ft import BackwardInduction, backward_induction
 from socft.truth.bellman import BellmanStep
 from socft.truth.grid import ValueGrid
 from socft.truth.quadrature import Quadrature
@@ -77,7 +77,7 @@ def measure(value: ValueGrid) -> Tensor:
     return slope(value)
 
 
-def bound(truth: Quadrature, found: Sweep, t: int, updates: int) -> Terms:
+def bound(truth: Quadrature, found: BackwardInduction, t: int, updates: int) -> Terms:
     """(55) with each G integrated anew at the shifts of the updates."""
     means, following = Means.of(truth, t), found.values[t + 1]
     step = BellmanStep.build(truth.problem, t, truth.grids[t], following)
@@ -94,7 +94,7 @@ def bound(truth: Quadrature, found: Sweep, t: int, updates: int) -> Terms:
 @given(line_instances(steps=5), st.integers(0, 4), st.integers(0, 4))
 def test_holds(instance: ProductInstance, step: int, updates: int) -> None:
     truth, t = instance.parts()[0], step % instance.steps
-    found = sweep(truth.problem, truth.grids, updates)
+    found = backward_induction(truth.problem, truth.grids, updates)
     where = {"instance": instance.describe(), "step": t, "updates": updates}
     CLAIM.equals(
         measure(found.values[t]), bound(truth, found, t, updates).total, where, tolerance(instance)
@@ -146,7 +146,7 @@ def test_needs_the_second_term() -> None:
     """
     truth = CURVED.parts()[0]
     for updates in (1, 2, 3):
-        found = sweep(truth.problem, truth.grids, updates)
+        found = backward_induction(truth.problem, truth.grids, updates)
         terms = bound(truth, found, 0, updates)
         residual = float((measure(found.values[0]) - terms.envelope).abs().max())
         where = {"instance": CURVED.describe(), "updates": updates}

@@ -134,7 +134,7 @@ def affine_residual(problem: ControlProblem, policy: AffinePolicy) -> Residual:
     p, c, gains, offsets = form.P, form.linear, [], []
     for k in reversed(range(problem.steps)):
         A, b, sigma, beta = (
-            reference.transfer[k],
+            reference.transition[k],
             reference.offset[k],
             reference.diffusion.sigma[k],
             problem.beta[k],

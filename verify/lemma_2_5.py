@@ -82,7 +82,7 @@ def test_holds(instance: ProductInstance, step: int, seed: int, size: float) -> 
     U = score + size * difference
     alpha, gain, sigma = (
         instance.schedule.alpha[t],
-        instance.schedule.gain[t],
+        instance.schedule.score_weight[t],
         instance.schedule.sigma[t],
     )
     mean, other = (y + gain * U) / alpha.sqrt(), (y + gain * score) / alpha.sqrt()

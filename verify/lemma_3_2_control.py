@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
-from socft.pi_ft import sweep
+from socft.pi_ft import backward_induction
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.factors import Factor
@@ -138,7 +138,7 @@ def test_needs_the_condition_on_beta() -> None:
     """
     instance = _quadratic()
     problem = instance.problem(0.8 * instance.beta(PAPER) * (1 - instance.lams))
-    found = sweep(problem, instance.parts(instance.beta(PAPER))[0].grids, 10)
+    found = backward_induction(problem, instance.parts(instance.beta(PAPER))[0].grids, 10)
     slope = float(supremum(control_slopes(problem, instance.schedule, found))[0])
     loose = theory.constants(instance.chain, 0.1, PAPER).L0u
     CLAIM.breaks(

@@ -101,7 +101,7 @@ class Bracket:
     def __call__(self, y: Tensor, u: Tensor) -> Tensor:
         """``Q_t(y, u)`` for tensors of one shape."""
         s = self.instance.schedule
-        alpha, gain, sigma = (float(x[self.t]) for x in (s.alpha, s.gain, s.sigma))
+        alpha, gain, sigma = (float(x[self.t]) for x in (s.alpha, s.score_weight, s.sigma))
         centre = (y + gain * u) / math.sqrt(alpha)
         price = self.beta * gain**2 / (2 * alpha * sigma**2)
         return self.expect(self.following, centre) - price * (u - self.score(y)) ** 2
@@ -109,7 +109,7 @@ class Bracket:
     def slope(self, y: Tensor, u: Tensor) -> Tensor:
         """``s(y) + kappa E grad V_{t+1} - u``, which vanishes where (18) holds."""
         s = self.instance.schedule
-        alpha, gain, sigma = (float(x[self.t]) for x in (s.alpha, s.gain, s.sigma))
+        alpha, gain, sigma = (float(x[self.t]) for x in (s.alpha, s.score_weight, s.sigma))
         kappa = math.sqrt(alpha) * sigma**2 / (self.beta * gain)
         return (
             self.score(y)
@@ -284,7 +284,7 @@ def maximise_quadratic(
     exact for quadratics.
     """
     s, d = instance.schedule, instance.dim
-    alpha, gain, sigma = (float(x[t]) for x in (s.alpha, s.gain, s.sigma))
+    alpha, gain, sigma = (float(x[t]) for x in (s.alpha, s.score_weight, s.sigma))
     nodes = (
         math.sqrt(d)
         * sigma

@@ -188,7 +188,7 @@ def _joint_law(reference: AffineReference, policy: AffinePolicy) -> Multivariate
         )
         for t in range(steps):
             push = sigma(t, eye, policy.gain[t].T).T
-            transfer = reference.transfer[t] + push
+            transfer = reference.transition[t] + push
             means.append(
                 transfer @ means[-1]
                 + reference.offset[t]

@@ -136,7 +136,7 @@ def _stretch(instance: QuadraticInstance, beta: torch.Tensor | None = None) -> t
     gain = instance.solve(beta).affine_policy.gain.detach()
     jacobian = (
         torch.eye(d, dtype=torch.float64)
-        + s.gain[:, None, None] * score
+        + s.score_weight[:, None, None] * score
         + (s.alpha.sqrt() * s.sigma)[:, None, None] * gain
     )
     return torch.linalg.matrix_norm(jacobian, 2)

@@ -66,7 +66,7 @@ def gibbs_value(problem: ControlProblem, y: Tensor) -> Tensor:
     eye = torch.eye(y.shape[1], dtype=torch.float64)
     mean, covariance = y, torch.zeros_like(eye)
     for k in range(problem.steps):
-        A = reference.transfer[k]
+        A = reference.transition[k]
         mean = mean @ A.T + reference.offset[k]
         covariance = A @ covariance @ A.T + reference.diffusion.sigma[k] ** 2 * eye
     return beta * log_moment(form.P / beta, form.linear / beta, mean, covariance) + form.c

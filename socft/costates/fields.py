@@ -85,7 +85,9 @@ class FromPolicy(CostateSource):
     def field(self, problem: ControlProblem, policy: Policy) -> CostateField:
         def before_the_end(k: Step, x: States) -> States:
             v = policy(k, x)
-            pushed = at_step(problem.beta, k, v) * problem.reference.diffusion.lift(k, x, v)
+            pushed = at_step(problem.beta, k, v) * problem.reference.diffusion.solve_transpose(
+                k, x, v
+            )
             return _pulled(problem, k, x, pushed) if self.exact else pushed
 
         return with_terminal(problem, before_the_end)

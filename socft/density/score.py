@@ -75,7 +75,7 @@ def affine_reference(gaussian: Gaussian, schedule: Schedule) -> AffineReference:
     """
     level, root = schedule.abar[:-1, None], schedule.alpha.sqrt()[:, None]
     basis = gaussian.bases[0]
-    pull = schedule.gain[:, None] / (level * gaussian.spectra + 1 - level)
+    pull = schedule.score_weight[:, None] / (level * gaussian.spectra + 1 - level)
     offset = (pull / root * level.sqrt() * (gaussian.means @ basis)) @ basis.T
     return AffineReference(
         SpectralMaps((1 - pull) / root, basis), ScalarDiffusion(schedule.sigma), offset

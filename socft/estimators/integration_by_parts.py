@@ -57,7 +57,10 @@ class ZerothOrder(MatchingEstimator, abc.ABC):
         noise = path.noise.steps.to(path.controls)
         scaled = per_sample(self.differences(problem, path), noise) * noise
         return torch.stack(
-            [problem.reference.diffusion.lift(k, path.states[k], z) for k, z in enumerate(scaled)]
+            [
+                problem.reference.diffusion.solve_transpose(k, path.states[k], z)
+                for k, z in enumerate(scaled)
+            ]
         )
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:

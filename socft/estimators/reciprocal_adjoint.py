@@ -68,7 +68,7 @@ class ReciprocalAdjoint(CostateEstimator):
         )
         yield CostateStep(problem.steps, path.final, value, None)
         for k in reversed(range(problem.steps)):
-            following, value = value, value @ reference.transfer[k].to(path.final)
+            following, value = value, value @ reference.transition[k].to(path.final)
             yield CostateStep(k, states[k], value, following)
 
 
@@ -85,7 +85,7 @@ def bridge(
     :math:`G = C_k A_k^T C_{k+1}^+`.
     """
     steps, (n,) = reference.steps, reference.dims
-    A = reference.transfer
+    A = reference.transition
     factors = push(
         reference.diffusion,
         torch.eye(*reference.noise_dims, dtype=torch.float64).expand(steps, -1, -1),

@@ -83,7 +83,7 @@ class LinearFlow(Flow):
                 f"the reference is a {kind}; a linear flow needs matrices: give them.",
             )
             assert isinstance(reference, AffineReference)
-            matrices = reference.transfer
+            matrices = reference.transition
         return costates @ matrices[j].to(costates)
 
 
@@ -165,7 +165,7 @@ def _sources(problem: ControlProblem, path: Path) -> Iterator[tuple[int, States]
     beta, diffusion = constant_beta(problem, "SOCM"), problem.reference.diffusion
     slope = problem.reward.gradient(path.final) / beta
     for k in reversed(range(problem.steps)):
-        y = diffusion.lift(k, path.states[k], kick(path, k))
+        y = diffusion.solve_transpose(k, path.states[k], kick(path, k))
         yield k, slope - y
         if k > 0:
             slope = _pulled(problem, k, path.states[k], y, beta)

@@ -107,8 +107,8 @@ class GaussianPasses(Passes):
         level, a = schedule.abar[:-1, None], schedule.alpha[:, None]
         noised = level * self.variances + 1 - level
         self._level, self._jacobian = level, level.sqrt() * self.variances / noised
-        self._transfer = (1 - schedule.gain[:, None] / noised) / a.sqrt()
-        self._push = schedule.gain[:, None] / a.sqrt()
+        self._transfer = (1 - schedule.score_weight[:, None] / noised) / a.sqrt()
+        self._push = schedule.score_weight[:, None] / a.sqrt()
         self._unit = self._push / schedule.sigma[:, None]
         self._recentring = level.sqrt() / (1 - level) * (1 - level.sqrt() * self._jacobian)
         one = torch.ones(1, len(self.variances), dtype=torch.float64)

@@ -42,7 +42,7 @@ from socft.guidance.policy import (
     Unguided,
 )
 from socft.policy import Policy
-from socft.reference import Reference, States
+from socft.reference import Reference, States, affine_coefficients
 from socft.reward import PerSample, Reward
 from socft.rollout import Noise, rollout
 from socft.schedule import Schedule
@@ -330,10 +330,8 @@ def slopes(denoiser: Denoiser, like: States) -> Float[Tensor, "steps n n"]:
     """``C_k`` of a score that is affine in the state, from its values at the unit vectors."""
     if isinstance(denoiser, LinearDenoiser):
         return denoiser.slope
-    n = like.shape[1]
-    probes = torch.cat([torch.zeros(1, n), torch.eye(n)]).to(like)
-    values = torch.stack([denoiser.score(k, probes) for k in range(len(denoiser.abar))])
-    return (values[:, 1:] - values[:, :1]).mT
+    slope, _ = affine_coefficients(denoiser.score, len(denoiser.abar), like.shape[1])
+    return slope.to(like)
 
 
 def _gaussian(denoiser: Denoiser) -> GaussianDenoiser | LinearDenoiser:

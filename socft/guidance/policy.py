@@ -41,7 +41,16 @@ from torch import Tensor
 from socft.checks import require, require_finite
 from socft.density import Density, Gaussian
 from socft.policy import AffinePolicy, Policy
-from socft.reference import DenseMaps, LinearMaps, Noises, SpectralMaps, States, Step, at_step
+from socft.reference import (
+    DenseMaps,
+    LinearMaps,
+    Noises,
+    SpectralMaps,
+    States,
+    Step,
+    affine_coefficients,
+    at_step,
+)
 from socft.reward import Reward
 from socft.schedule import Schedule
 
@@ -432,7 +441,7 @@ class GuidancePolicy(Policy):
             guidance,
             pretrained,
         )
-        self._unit = schedule.gain / (schedule.alpha.sqrt() * schedule.sigma)
+        self._unit = schedule.score_weight / (schedule.alpha.sqrt() * schedule.sigma)
 
     def forward(self, k: Step, x: States) -> Noises:
         at = self.denoiser.at(k, x)
@@ -450,17 +459,12 @@ def affine_policy(policy: Policy, steps: int, n: int) -> AffinePolicy:
     Raises:
         InvalidProblem: the policy is not affine.
     """
-    probes = torch.cat([torch.zeros(1, n), torch.eye(n), torch.linspace(-2, 1, n)[None]]).double()
-    together = max(1, TABULATED // (len(probes) * n**2))
-    chunks = torch.arange(steps).split(together)
-    values = torch.cat(
-        [policy(k.repeat_interleave(len(probes)), probes.repeat(len(k), 1)) for k in chunks]
-    )
-    values = values.reshape(steps, len(probes), -1)
-    offset = values[:, 0]
-    gain = (values[:, 1:-1] - offset.unsqueeze(1)).mT
-    error = values[:, -1] - offset - probes[-1] @ gain.mT
-    worst, scale = float(error.abs().max()), float(values.abs().max())
+    gain, offset = affine_coefficients(policy, steps, n)
+    probe = torch.linspace(-2, 1, n, dtype=torch.float64)
+    values = torch.cat([policy(k, probe.unsqueeze(0)) for k in range(steps)])
+    error = values - offset - gain @ probe
+    worst = float(error.abs().max())
+    scale = max(float(each.abs().max()) for each in (values, gain, offset))
     require(
         worst <= AFFINE * max(scale, 1.0),
         f"the policy is off affine by {worst:.2g} where it is {scale:.2g}; evaluate it by"

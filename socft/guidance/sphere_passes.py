@@ -100,7 +100,7 @@ class SpherePasses(Passes):
             self._guidance(policy.guidance),
             self.schedule,
         )
-        weight, root = schedule.gain / schedule.alpha.sqrt(), schedule.alpha.sqrt()
+        weight, root = schedule.score_weight / schedule.alpha.sqrt(), schedule.alpha.sqrt()
         x, kl = (
             _folded(noise.normal[0], noise.rest[0]),
             torch.zeros(len(noise.across), dtype=torch.float64),

@@ -93,7 +93,14 @@ class Chain:
             for values, name in ((score_L0, "score_L0"), (score_L1, "score_L1"))
         )
         return cls(
-            schedule.alpha, schedule.gain, schedule.sigma, L0s, L1s, reward.L0, reward.L1, dim
+            schedule.alpha,
+            schedule.score_weight,
+            schedule.sigma,
+            L0s,
+            L1s,
+            reward.L0,
+            reward.L1,
+            dim,
         )
 
     @property

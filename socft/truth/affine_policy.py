@@ -55,7 +55,7 @@ class PolicyEvaluation(PolicyMoments):
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyGradient:
+class AffineGradient:
     """Gradient of the objective with respect to an affine policy: ``gain`` (T, m, n), ``offset``
     (T, m).
     """
@@ -105,7 +105,7 @@ def affine_moments(problem: ControlProblem, policy: AffinePolicy) -> PolicyMomen
 
 
 @torch.no_grad()
-def affine_gradient(problem: ControlProblem, policy: AffinePolicy) -> PolicyGradient:
+def affine_gradient(problem: ControlProblem, policy: AffinePolicy) -> AffineGradient:
     r"""Exact gradient of the objective with respect to the gains and offsets of an affine policy.
 
     Equation 77 of arXiv 2412.18164v4 in whitened form:
@@ -127,7 +127,7 @@ def affine_gradient(problem: ControlProblem, policy: AffinePolicy) -> PolicyGrad
         + pull(diffusion, costate)
         - beta * policy.offset.unsqueeze(2)
     ).squeeze(2)
-    return PolicyGradient(
+    return AffineGradient(
         linear @ covariance[:-1] + at_mean.unsqueeze(2) * mean[:-1].unsqueeze(1), at_mean
     )
 
@@ -150,7 +150,7 @@ def _close(problem: ControlProblem, policy: AffinePolicy) -> _Closed:
     )
     shift = push(reference.diffusion, policy.offset.unsqueeze(2)).squeeze(2)
     return _Closed(
-        reference.transfer + push(reference.diffusion, policy.gain), reference.offset + shift
+        reference.transition + push(reference.diffusion, policy.gain), reference.offset + shift
     )
 
 

@@ -150,7 +150,7 @@ def working_chain(problem: ControlProblem) -> Chain:
         ).eigenvectors  # every basis diagonalises the transfers: take the reward's
     ends = torch.ones(1, len(basis), dtype=torch.float64)
     A = (
-        torch.cat([reference.transfer, torch.diag_embed(ends)])
+        torch.cat([reference.transition, torch.diag_embed(ends)])
         if eigenvalues is None
         else torch.cat([eigenvalues, ends])
     )
@@ -183,7 +183,7 @@ def _spectrum(reference: AffineReference) -> tuple[Tensor | None, Tensor]:
     if isinstance(maps, SpectralMaps):
         return maps.eigenvalues, maps.basis
     eye = torch.eye(maps.n, dtype=torch.float64)
-    matrices = reference.transfer
+    matrices = reference.transition
     diagonal = matrices.diagonal(dim1=1, dim2=2)
     crossed = bool((matrices.abs().sum((1, 2)) != diagonal.abs().sum(1)).any())
     return (None if crossed else diagonal), eye

@@ -38,8 +38,8 @@ from socft.problem import ControlProblem
 from socft.reference import Noises, States, Step, at_step
 from socft.reward import PerSample
 from socft.truth.affine_policy import (
+    AffineGradient,
     PolicyEvaluation,
-    PolicyGradient,
     affine_gradient,
     evaluate_affine,
 )
@@ -174,7 +174,7 @@ class LinearQuadratic(Truth):
             else super().evaluate(policy)
         )
 
-    def gradient(self, policy: AffinePolicy) -> PolicyGradient:
+    def gradient(self, policy: AffinePolicy) -> AffineGradient:
         """Exact gradient of the objective at any affine policy; see `affine_gradient`."""
         return affine_gradient(self.problem, policy)
 
@@ -296,10 +296,10 @@ def _log_det_excess(E: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
 
 
 __all__ = [
+    "AffineGradient",
     "ContinuousValue",
     "LinearQuadratic",
     "PolicyEvaluation",
-    "PolicyGradient",
     "QuadraticCost",
     "QuadraticValue",
     "affine_gradient",

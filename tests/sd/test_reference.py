@@ -439,7 +439,7 @@ def test_the_divergence_of_a_change_of_the_predicted_noise_is_the_jump_of_the_si
         schedule, change = chain.schedule, randn(2, *chain.dims)
         ratio = schedule.abar / (1 - schedule.abar)
         score = -change / (1 - schedule.abar[:-1]).sqrt()[:, None, None, None]
-        moved = (schedule.gain / schedule.alpha.sqrt() / schedule.sigma)[
+        moved = (schedule.score_weight / schedule.alpha.sqrt() / schedule.sigma)[
             :, None, None, None
         ] * score
         found = moved.square().flatten(1).sum(1) / 2

@@ -18,7 +18,13 @@ from socft.checks import InvalidProblem
 from socft.costates.adjoint import full_adjoint
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.observe import measure, observe
-from socft.pi_ft import ExactPIFT, MonteCarloPIFT, PolicyGradient, Sweep, sweep
+from socft.pi_ft import (
+    BackwardInduction,
+    ExactPIFT,
+    MonteCarloPIFT,
+    PolicyGradient,
+    backward_induction,
+)
 from socft.policy import AffinePolicy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, KernelReference, MatrixDiffusion, ScalarDiffusion
@@ -103,7 +109,7 @@ def affine_iterate(problem: ControlProblem, inner: int) -> Iterate:
     (n,), (m,) = reference.dims, reference.noise_dims
     hessian, slope, gains, offsets = [reward.P], [reward.linear], [], []
     for k in reversed(range(problem.steps)):
-        A, b, beta = reference.transfer[k], reference.offset[k], problem.beta[k]
+        A, b, beta = reference.transition[k], reference.offset[k], problem.beta[k]
         B = reference.diffusion.apply(k, torch.zeros(m, n, dtype=F64), torch.eye(m, dtype=F64)).T
         P, q = hessian[-1], slope[-1]
         K, o = torch.zeros(m, n, dtype=F64), torch.zeros(m, dtype=F64)
@@ -126,7 +132,7 @@ def affine_iterate(problem: ControlProblem, inner: int) -> Iterate:
 @pytest.mark.parametrize("name", AFFINE)
 def test_every_iterate_equals_the_hand_written_recursion(name: str, inner: int):
     problem, grids = affine_case(name)
-    found, expected = sweep(problem, grids, inner), affine_iterate(problem, inner)
+    found, expected = backward_induction(problem, grids, inner), affine_iterate(problem, inner)
     policy = found.policy(problem)
     for k, grid in enumerate(grids):
         x = grid.nodes[:: max(1, len(grid.nodes) // 50)]
@@ -148,7 +154,7 @@ def test_the_hand_written_recursion_converges_to_the_optimum(name: str):
 @pytest.mark.parametrize("name", AFFINE)
 def test_the_contraction_is_the_curvature_times_the_variance_over_beta(name: str):
     problem, grids = affine_case(name)
-    found, exact = sweep(problem, grids, 4), affine_iterate(problem, 4)
+    found, exact = backward_induction(problem, grids, 4), affine_iterate(problem, 4)
     contraction = found.contraction
     (m,), (n,) = problem.reference.noise_dims, problem.reference.dims
     for k in range(problem.steps):
@@ -169,8 +175,8 @@ def sine() -> Quadrature:
 
 
 @functools.cache
-def sine_sweep(inner: int) -> Sweep:
-    return sweep(sine().problem, sine().grids, inner)
+def sine_sweep(inner: int) -> BackwardInduction:
+    return backward_induction(sine().problem, sine().grids, inner)
 
 
 def test_the_contraction_never_exceeds_its_bound():
@@ -235,7 +241,7 @@ def test_the_value_gradient_of_an_iterate_is_the_mean_pathwise_derivative_of_its
     """On a chain that remembers its start; the check tells the iterates 0 and 1 apart."""
     problem = fine_tuning("gaussian-sine").problem(variance_preserving(3, 1.0), 1.5)
     grids = choose_grids(problem, (601,))
-    found, plain = sweep(problem, grids, 1), sweep(problem, grids, 0)
+    found, plain = backward_induction(problem, grids, 1), backward_induction(problem, grids, 0)
     policy = found.policy(problem)
     for start in (0.4, 0.7):
         at = _from_point(problem, start)
@@ -306,7 +312,8 @@ def test_the_asymptotic_rate_of_an_affine_problem_is_one_minus_lambda():
     problem = ControlProblem(problem.reference, problem.reward, beta)
     exact, grids = LinearQuadratic(problem), choose_grids(problem, (301,))
     first, last = (
-        float(exact.control_error(sweep(problem, grids, m).policy(problem)).max()) for m in (20, 25)
+        float(exact.control_error(backward_induction(problem, grids, m).policy(problem)).max())
+        for m in (20, 25)
     )
     assert abs((last / first) ** 0.2 / 0.5 - 1) < RATE
 
@@ -324,7 +331,11 @@ def test_the_asymptotic_rate_of_a_sine_is_one_minus_lambda_with_a_square_root_co
     assert abs(float(choice.beta[0]) / beta - 1) < NODAL
     truth = Quadrature(ControlProblem(reference, Sine(1.0, w), beta))
     first, last = (
-        float(truth.control_error(sweep(truth.problem, truth.grids, m).policy(truth.problem)).max())
+        float(
+            truth.control_error(
+                backward_induction(truth.problem, truth.grids, m).policy(truth.problem)
+            ).max()
+        )
         for m in (20, 25)
     )
     assert abs((last / first) ** 0.2 / 0.5 - 1) > RATE
@@ -412,7 +423,7 @@ def test_an_inner_iteration_that_diverges_is_refused_with_the_step():
             r" raise it"
         ),
     ):
-        sweep(problem, grids, 400)
+        backward_induction(problem, grids, 400)
 
 
 def test_impossible_numbers_are_refused():
@@ -420,9 +431,9 @@ def test_impossible_numbers_are_refused():
     with pytest.raises(
         InvalidProblem, match="inner = -1; the number of inner iterations must not be negative"
     ):
-        sweep(truth.problem, truth.grids, -1)
+        backward_induction(truth.problem, truth.grids, -1)
     with pytest.raises(InvalidProblem, match=r"6 grids for 6 steps; give one per step 0\.\.T"):
-        sweep(truth.problem, truth.grids[1:], 1)
+        backward_induction(truth.problem, truth.grids[1:], 1)
     bumps = LinearRegression(Polynomial(1))
     for draws in (0, 3):
         with pytest.raises(InvalidProblem, match=f"draws = {draws}; give a positive even number"):

@@ -152,7 +152,9 @@ def test_score_and_whitened_control_are_inverse_to_each_other(name: str):
         score = reference.score_of(k, x, v)  # type: ignore[attr-defined]
         assert (reference.control_of(k, x, score) - v).abs().max() < ROUNDING * 100  # type: ignore[attr-defined]
         schedule = reference.schedule  # type: ignore[attr-defined]
-        mean = (x + at_step(schedule.gain, k, x) * score) / at_step(schedule.alpha, k, x).sqrt()
+        mean = (x + at_step(schedule.score_weight, k, x) * score) / at_step(
+            schedule.alpha, k, x
+        ).sqrt()
         assert (mean - reference.step(k, x, v)).abs().max() < ROUNDING * 100
 
 

@@ -18,7 +18,7 @@ from socft.reward import (
     PseudoHuber,
     Quadratic,
     Reward,
-    Ridge,
+    RidgeFunction,
     Separable,
     Sine,
     Softplus,
@@ -50,12 +50,12 @@ SCALARS: dict[str, Reward] = {
 VECTORS: dict[str, Reward] = {
     "linear": Linear(W[0], 0.4),
     "quadratic": Quadratic(SYMMETRIC, W[1], -1.0),
-    "ridge": Ridge(W[2], SCALARS["sine"]),
+    "ridge": RidgeFunction(W[2], SCALARS["sine"]),
     "separable": Separable(
         Q, [SCALARS["sine"], SCALARS["softplus"], SCALARS["pseudo-Huber"], SCALARS["negative sine"]]
     ),
     "log-sum-exp": LogSumExp(W, torch.arange(5) / 5, 0.7),
-    "sum": Sum([Linear(W[3]), Ridge(W[2], SCALARS["softplus"])], [2.0, -0.5]),
+    "sum": Sum([Linear(W[3]), RidgeFunction(W[2], SCALARS["softplus"])], [2.0, -0.5]),
     "function": FunctionReward(lambda x: (x[:, 0] * x[:, 1]).tanh() + x[:, 2] ** 3),
 }
 
@@ -143,7 +143,7 @@ def test_linear_takes_states_of_any_shape():
 
 def test_ridge_constants_are_attained():
     reward = VECTORS["ridge"]
-    assert isinstance(reward, Ridge)
+    assert isinstance(reward, RidgeFunction)
     along = (
         torch.linspace(-6, 6, 100_001, dtype=torch.float64).unsqueeze(1)
         * reward.q
@@ -172,7 +172,7 @@ def test_separable_suprema_add_up():
 def test_separable_is_the_sum_of_its_ridges():
     reward = VECTORS["separable"]
     assert isinstance(reward, Separable)
-    ridges = Sum([Ridge(Q[:, i], r) for i, r in enumerate(reward.scalars)])
+    ridges = Sum([RidgeFunction(Q[:, i], r) for i, r in enumerate(reward.scalars)])
     assert torch.allclose(reward(POINTS), ridges(POINTS), rtol=ALGEBRA)
     assert torch.allclose(
         reward.gradient(POINTS), ridges.gradient(POINTS), rtol=0, atol=ALGEBRA * reward.L0
@@ -249,7 +249,7 @@ REFUSALS = {
     "delta": (lambda: PseudoHuber(math.nan), "delta = nan; it must be a positive finite number"),
     "weight": (lambda: PseudoHuber(1.0, 0.0, math.inf), "weight = inf; it must be a finite number"),
     "no direction": (
-        lambda: Ridge(torch.zeros(3), Sine()),
+        lambda: RidgeFunction(torch.zeros(3), Sine()),
         r"q has shape \(3,\); give a non-zero vector",
     ),
     "skewed": (
@@ -277,7 +277,7 @@ REFUSALS = {
     ),
     "scalar on vectors": (
         lambda: Sine()(torch.ones(2, 3)),
-        r"states of shape \(2, 3\); wrap it in Ridge",
+        r"states of shape \(2, 3\); wrap it in RidgeFunction",
     ),
     "no closed form": (
         lambda: as_quadratic(Sine()),

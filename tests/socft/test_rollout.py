@@ -88,7 +88,7 @@ def test_a_rollout_is_the_recursion_path_by_path():
             assert (path.states[k, i] - x).abs().max() < ROUNDING
             assert (path.controls[k, i] - v).abs().max() < ROUNDING
             x = (
-                OSCILLATOR.transfer[k] @ x
+                OSCILLATOR.transition[k] @ x
                 + OSCILLATOR.offset[k]
                 + OSCILLATOR.diffusion.matrices[k] @ (v + noise.steps[k, i])
             )
@@ -194,7 +194,7 @@ def test_rollouts_are_differentiable_in_parameters_and_noise_when_asked():
     (slope,) = torch.autograd.grad(
         rollout(OSCILLATOR, Uncontrolled(OSCILLATOR), Noise(start, noise.steps)).final.sum(), start
     )
-    through = torch.linalg.multi_dot([*OSCILLATOR.transfer.flip(0), OSCILLATOR.initial_factor])
+    through = torch.linalg.multi_dot([*OSCILLATOR.transition.flip(0), OSCILLATOR.initial_factor])
     assert (slope - through.sum(0)).abs().max() < ROUNDING
 
 

@@ -38,7 +38,7 @@ def test_eta_one_is_the_posterior_of_the_forward_chain():
     Tweedie's estimate.
     """
     schedule = ddim(COARSE, 1.0)
-    assert torch.allclose(schedule.gain, 1 - schedule.alpha, rtol=0, atol=ALGEBRA)
+    assert torch.allclose(schedule.score_weight, 1 - schedule.alpha, rtol=0, atol=ALGEBRA)
     y, score = 0.7, -0.4
     for t in range(schedule.steps):
         noisy, clean = float(COARSE[t]), float(COARSE[t + 1])
@@ -47,9 +47,9 @@ def test_eta_one_is_the_posterior_of_the_forward_chain():
         x0 = (y + (1 - noisy) * score) / noisy**0.5
         mean = (clean**0.5 * x0 / (1 - clean) + a**0.5 * y / (1 - a)) / precision
         assert float(schedule.sigma[t]) ** 2 == pytest.approx(1 / precision, rel=CANCELLATION)
-        assert float((y + schedule.gain[t] * score) / schedule.alpha[t].sqrt()) == pytest.approx(
-            mean, rel=CANCELLATION
-        )
+        assert float(
+            (y + schedule.score_weight[t] * score) / schedule.alpha[t].sqrt()
+        ) == pytest.approx(mean, rel=CANCELLATION)
 
 
 @pytest.mark.parametrize("eta", [0.2, 0.7, 1.0])
@@ -65,9 +65,9 @@ def test_ddim_moves_the_exact_noise_by_its_formula(eta: float):
         eps = -((1 - noisy) ** 0.5) * score
         x0 = (y - (1 - noisy) ** 0.5 * eps) / noisy**0.5
         mean = clean**0.5 * x0 + max(1 - clean - variance, 0) ** 0.5 * eps
-        assert float((y + schedule.gain[t] * score) / schedule.alpha[t].sqrt()) == pytest.approx(
-            mean, rel=CANCELLATION
-        )
+        assert float(
+            (y + schedule.score_weight[t] * score) / schedule.alpha[t].sqrt()
+        ) == pytest.approx(mean, rel=CANCELLATION)
 
 
 def final_variance(schedule: Schedule, variance: float) -> float:
@@ -77,7 +77,7 @@ def final_variance(schedule: Schedule, variance: float) -> float:
     spread = variance * float(schedule.abar[0]) + 1 - float(schedule.abar[0])
     for t in range(schedule.steps):
         level = variance * float(schedule.abar[t]) + 1 - float(schedule.abar[t])
-        shrink = (1 - float(schedule.gain[t]) / level) / float(schedule.alpha[t]) ** 0.5
+        shrink = (1 - float(schedule.score_weight[t]) / level) / float(schedule.alpha[t]) ** 0.5
         spread = shrink**2 * spread + float(schedule.sigma[t]) ** 2
     return spread
 
@@ -112,7 +112,9 @@ def test_memory_is_the_correlation_of_simulated_ends(eta: float, variance: float
     for t in range(schedule.steps):
         score = -y / (variance * schedule.abar[t] + 1 - schedule.abar[t])
         noise = torch.randn(batch, generator=generator, dtype=torch.float64)
-        y = (y + schedule.gain[t] * score) / schedule.alpha[t].sqrt() + schedule.sigma[t] * noise
+        y = (y + schedule.score_weight[t] * score) / schedule.alpha[t].sqrt() + schedule.sigma[
+            t
+        ] * noise
     measured = float(torch.corrcoef(torch.stack([first, y]))[0, 1])
     assert (
         abs(measured - schedule.memory(variance)) < STANDARD_ERRORS * (1 - measured**2) / batch**0.5
@@ -180,7 +182,7 @@ def test_variance_preserving_is_euler():
         schedule.alpha, torch.full((50,), 1 - 2.0 / 50, dtype=torch.float64), rtol=ALGEBRA
     )
     assert torch.allclose(
-        schedule.gain, torch.full((50,), 2.0 / 50, dtype=torch.float64), rtol=CANCELLATION
+        schedule.score_weight, torch.full((50,), 2.0 / 50, dtype=torch.float64), rtol=CANCELLATION
     )
     assert torch.allclose(
         schedule.sigma**2, torch.full((50,), 2.0 / 50, dtype=torch.float64), rtol=CANCELLATION
@@ -227,13 +229,13 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     "eta above": (lambda: ddim(levels(0.1, 0.5), 1.5), r"eta = 1\.5; it must lie in \[0, 1\]"),
     "eta below": (lambda: ddim(levels(0.1, 0.5), -0.1), r"eta = -0\.1; it must lie in \[0, 1\]"),
     "eta nan": (lambda: ddim(levels(0.1, 0.5), math.nan), r"eta = nan; it must lie in \[0, 1\]"),
-    "gain": (
+    "score_weight": (
         lambda: Schedule(levels(0.1, 0.5), levels(math.inf), levels(0.1)),
-        r"gain\[0\] = inf; every coefficient must be finite|finite number",
+        r"score_weight\[0\] = inf; every coefficient must be finite|finite number",
     ),
     "lengths": (
         lambda: Schedule(levels(0.1, 0.5), levels(0.1, 0.2), levels(0.1)),
-        "gain has 2 and sigma 1 values; with 2 levels both need 1",
+        "score_weight has 2 and sigma 1 values; with 2 levels both need 1",
     ),
     "too fast": (
         lambda: variance_preserving(10, 10.0),

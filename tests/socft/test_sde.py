@@ -73,9 +73,9 @@ def moments(reference: Reference) -> tuple[Tensor, Tensor]:
     )
     factors = reference.diffusion.matrices  # type: ignore[union-attr]
     for k in range(reference.steps):
-        mean = reference.transfer[k] @ mean + reference.offset[k]
+        mean = reference.transition[k] @ mean + reference.offset[k]
         covariance = (
-            reference.transfer[k] @ covariance @ reference.transfer[k].mT
+            reference.transition[k] @ covariance @ reference.transition[k].mT
             + factors[k] @ factors[k].mT
         )
     return mean, covariance
@@ -331,7 +331,7 @@ def test_state_dependent_noise_and_its_maps():
             diffusion.whiten(k, x, a)[i] - torch.linalg.pinv(factor) @ a[i]
         ).abs().max() < ROUNDING
         assert (
-            diffusion.lift(k, x, z)[i] - torch.linalg.pinv(factor).mT @ z[i]
+            diffusion.solve_transpose(k, x, z)[i] - torch.linalg.pinv(factor).mT @ z[i]
         ).abs().max() < ROUNDING
 
 

@@ -488,7 +488,7 @@ def offset_map(where: lq_sweeps.Case, G: Tensor) -> Tensor:
     reference, (F, _), steps = affine_of(problem), running_of(problem), problem.steps
     assert isinstance(reference.diffusion, MatrixDiffusion)
     assert F is not None
-    A, B = reference.transfer, reference.diffusion.matrices
+    A, B = reference.transition, reference.diffusion.matrices
 
     def after(g: Tensor) -> Tensor:
         policy = lq_sweeps.published_steering(problem, lq_sweeps.Affine(G, g), where.channel)

@@ -20,7 +20,13 @@ from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.metrics import wasserstein1
 from socft.observe import Measurement, measure
-from socft.pi_ft import ExactPIFT, MonteCarloPIFT, PolicyGradient, Sweep, sweep
+from socft.pi_ft import (
+    BackwardInduction,
+    ExactPIFT,
+    MonteCarloPIFT,
+    PolicyGradient,
+    backward_induction,
+)
 from socft.policy import FeaturePolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.records import Record
@@ -250,7 +256,7 @@ def closed_form_task(dim: int, steps: int, inner: int, limit: float) -> list[Rec
     truth = Quadrature(problem)
     built = time.perf_counter() - start
     start = time.perf_counter()
-    found = sweep(problem, truth.grids, inner)
+    found = backward_induction(problem, truth.grids, inner)
     swept = time.perf_counter() - start
     setting, name = {"dim": dim, "steps": steps}, "linear-quadratic"
     error = float(truth.control_error(exact.policy).max())
@@ -307,11 +313,11 @@ def riccati_task(dim: int, steps: int) -> list[Record]:
 
 
 def sweep_task(steps: int, inner: int) -> list[Record]:
-    """Seconds of one sweep of exact PI-FT, for its growth in the steps and in the inner iterations."""
+    """Seconds of one backward induction, for its growth in the steps and in the inner iterations."""
     problem = linear_quadratic_problem(1, steps)
     grids = choose_grids(problem, (801,))
     start = time.perf_counter()
-    sweep(problem, grids, inner)
+    backward_induction(problem, grids, inner)
     seconds = time.perf_counter() - start
     setting = {"steps": steps, "inner": inner}
     return [
@@ -394,7 +400,7 @@ def tasks(quick: bool) -> list[Task]:
     out.append(Task("Riccati", riccati_task, {"dim": 256, "steps": 1000}))
     sizes = [(25, 20), (50, 20), (100, 20), (200, 20), (50, 5), (50, 10), (50, 40)]
     out += [
-        Task(f"sweep {steps} x {inner}", sweep_task, {"steps": steps, "inner": inner})
+        Task(f"backward induction {steps} x {inner}", sweep_task, {"steps": steps, "inner": inner})
         for steps, inner in sizes
     ]
     return out
@@ -483,8 +489,8 @@ def _rate(problem: str, rule: str, lam: float, errors: list[float], truth: Quadr
     )
 
 
-def _between(truth: Quadrature, found: Sweep, exact: Policy) -> float:
-    """Sup distance between a sweep's policy and the closed form over the truth's points."""
+def _between(truth: Quadrature, found: BackwardInduction, exact: Policy) -> float:
+    """Sup distance between an induction's policy and the closed form over the truth's points."""
     policy: GridPolicy = found.policy(truth.problem)
     return max(
         float((policy(k, x) - exact(k, x)).norm(dim=1).max())

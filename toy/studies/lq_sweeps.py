@@ -68,7 +68,7 @@ from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
 from socft.records import Record
-from socft.reference import MatrixDiffusion, Step, by_step
+from socft.reference import MatrixDiffusion, Step, affine_coefficients, by_step
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
 from socft.rollout import Noise, rollout
@@ -124,12 +124,7 @@ class Affine:
     @classmethod
     def of(cls, field: CostateField, steps: int, n: int) -> Affine:
         """The coefficients of an affine field."""
-        points = torch.cat(
-            [torch.zeros(1, n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)]
-        )
-        with torch.no_grad():
-            values = torch.stack([field(k, points) for k in range(steps + 1)])
-        return cls((values[:, 1:] - values[:, :1]).mT.contiguous(), values[:, 0].contiguous())
+        return cls(*affine_coefficients(field, steps + 1, n))
 
     @property
     def field(self) -> CostateField:
@@ -210,7 +205,7 @@ def steering(problem: ControlProblem, costate: Affine, channel: Tensor) -> Affin
     reference, (B, beta) = affine_of(problem), _noise_and_beta(problem)
     steer, after = B @ channel, costate.G[1:]
     inner = beta * torch.eye(channel.shape[1], dtype=torch.float64) - steer.mT @ after @ steer
-    pushed = after @ torch.cat([reference.transfer, reference.offset.unsqueeze(2)], 2)
+    pushed = after @ torch.cat([reference.transition, reference.offset.unsqueeze(2)], 2)
     pushed[:, :, -1] += costate.g[1:]
     v = channel @ torch.linalg.solve(inner, steer.mT @ pushed)
     return AffinePolicy(v[:, :, :-1], v[:, :, -1])
@@ -543,7 +538,8 @@ def _reversed_round(problem: ControlProblem, policy: AffinePolicy, before: Affin
     eye, unit = torch.eye(n, dtype=torch.float64), torch.eye(n + 1, dtype=torch.float64)
     closed, spread = unit.repeat(steps, 1, 1), torch.zeros(steps, n + 1, n + 1, dtype=torch.float64)
     closed[:, :n] = torch.cat(
-        [reference.transfer + B @ policy.gain.detach(), B @ policy.offset.detach().unsqueeze(2)], 2
+        [reference.transition + B @ policy.gain.detach(), B @ policy.offset.detach().unsqueeze(2)],
+        2,
     )
     spread[:, :n, :n] = B @ B.mT
     start = torch.block_diag(reference.initial_factor @ reference.initial_factor.mT, unit[n:, n:])
@@ -556,7 +552,7 @@ def _reversed_round(problem: ControlProblem, policy: AffinePolicy, before: Affin
         back = 2 * unit - closed[k] - spread[k] @ torch.linalg.pinv(forward[k + 1], hermitian=True)
         here = back @ after @ back.mT + spread[k]
         seen = after @ back.mT @ torch.linalg.pinv(here, hermitian=True)
-        rest = reference.transfer[k].mT @ fits[-1] + before.G[k + 1] @ (closed[k] - 2 * unit)[:n]
+        rest = reference.transition[k].mT @ fits[-1] + before.G[k + 1] @ (closed[k] - 2 * unit)[:n]
         if F is not None:
             rest[:, :n] -= F[k]
         fits.append(torch.nn.functional.pad(before.G[k + 1], (0, 1)) + rest @ seen)
@@ -574,10 +570,10 @@ def forward_limit(where: Case) -> Affine:
     )
     reference, (F, _), G = affine_of(problem), running_of(problem), [where.chain.G[-1]]
     for k in reversed(range(problem.steps)):
-        pulled = reference.transfer[k].mT @ G[-1]
+        pulled = reference.transition[k].mT @ G[-1]
         steer = B[k] @ where.channel @ (B[k] @ where.channel).mT / beta[k]
         cost = 0 if F is None else F[k]
-        G.append(torch.linalg.solve(eye - pulled @ steer, pulled @ reference.transfer[k] - cost))
+        G.append(torch.linalg.solve(eye - pulled @ steer, pulled @ reference.transition[k] - cost))
     return Affine(torch.stack(G[::-1]), where.chain.g)
 
 
@@ -592,7 +588,7 @@ def explicit_riccati(where: Case) -> Affine:
     )
     reference, (F, _), P = affine_of(problem), running_of(problem), [where.chain.G[-1]]
     for k in reversed(range(problem.steps)):
-        drift, cost = reference.transfer[k] - eye, 0 if F is None else F[k]
+        drift, cost = reference.transition[k] - eye, 0 if F is None else F[k]
         steer = B[k] @ where.channel @ (B[k] @ where.channel).mT / beta[k]
         P.append(P[-1] + drift.mT @ P[-1] + P[-1] @ drift + P[-1] @ steer @ P[-1] - cost)
     return Affine(torch.stack(P[::-1]), where.chain.g)

@@ -332,7 +332,7 @@ def _both(problem: ControlProblem, policy: Policy, costates: Costates, rate: flo
     """
     following = costates.values[1:] if costates.following is None else costates.following
     if rate < 1:
-        lift = problem.reference.diffusion.lift
+        lift = problem.reference.diffusion.solve_transpose
         implied = torch.stack(
             [lift(k, x, policy(k, x)) for k, x in enumerate(costates.states[:-1])]
         )

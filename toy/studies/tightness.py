@@ -37,7 +37,7 @@ from torch import Tensor
 import verify
 from socft import theory
 from socft.checks import InvalidProblem, require
-from socft.pi_ft import Sweep, sweep
+from socft.pi_ft import BackwardInduction, backward_induction
 from socft.problem import ControlProblem
 from socft.records import Record
 from socft.study.runner import Study, Task
@@ -451,9 +451,9 @@ def _count_controls(
     )
 
 
-def _finished(truth: Quadrature) -> Sweep:
+def _finished(truth: Quadrature) -> BackwardInduction:
     """The optimum as the pass of infinitely many updates."""
-    return Sweep(
+    return BackwardInduction(
         truth.grids,
         truth.values,
         truth.shifts,
@@ -488,7 +488,7 @@ def measure_line(point: Point, instance: ProductInstance, confirm: bool) -> Samp
     lam = theory.constants_at(case.chain, beta, theory.Iterates(bounds)).lam[0]
     _count_controls(samples, case, beta, bounds, suprema(truth, instance, _finished(truth)), None)
     for m in UPDATES:
-        found = sweep(truth.problem, truth.grids, m)
+        found = backward_induction(truth.problem, truth.grids, m)
         _count_iterate(samples, case, beta, bounds, suprema(truth, instance, found), m)
         if m < UPDATES[-1]:
             samples.add("contraction", map_constants(truth.problem, found)[0], 1 - lam, ACCURACY, m)

@@ -145,14 +145,14 @@ class OwnLean(OwnCostate):
     @torch.no_grad()
     def solve(self, problem: ControlProblem, policy: AffinePolicy) -> QuadraticValue:
         reference, (F, h), steps = affine_of(problem), running_of(problem), problem.steps
-        closed = reference.transfer + push(reference.diffusion, policy.gain)
+        closed = reference.transition + push(reference.diffusion, policy.gain)
         moved = reference.offset + push(reference.diffusion, policy.offset.unsqueeze(2)).squeeze(2)
         end = torch.zeros(1, *reference.dims, dtype=torch.float64)
         slope = problem.reward.gradient(end)[0]
         eye = torch.eye(*reference.dims, dtype=torch.float64)
         L, q = [(problem.reward.gradient(eye) - slope).mT], [slope]
         for k in reversed(range(steps)):
-            A = reference.transfer[k]
+            A = reference.transition[k]
             q.append(A.mT @ (L[-1] @ moved[k] + q[-1]) - h[k])
             L.append(A.mT @ L[-1] @ closed[k] - (0 if F is None else F[k]))
         return QuadraticValue(

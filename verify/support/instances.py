@@ -239,7 +239,7 @@ class QuadraticInstance(Instance):
 
     @property
     def mean_L0(self) -> Float[Tensor, " steps"]:
-        return (1 + self.schedule.gain[:, None] * vector(self.score)).abs().amax(
+        return (1 + self.schedule.score_weight[:, None] * vector(self.score)).abs().amax(
             1
         ) / self.schedule.alpha.sqrt()
 

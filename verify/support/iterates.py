@@ -19,7 +19,7 @@ from torch import Tensor
 
 from socft import theory
 from socft.checks import InvalidProblem
-from socft.pi_ft import Sweep, sweep
+from socft.pi_ft import BackwardInduction, backward_induction
 from socft.problem import ControlProblem
 from socft.schedule import Schedule
 from socft.truth.bellman import mean_and_jacobian
@@ -100,10 +100,10 @@ def iterate(instance: ProductInstance, beta: Tensor, rounds: int) -> Iterate:
 
 def line_iterate(truth: Quadrature, instance: ProductInstance, rounds: int) -> Iterate:
     """The suprema of a one-dimensional problem."""
-    return suprema(truth, instance, sweep(truth.problem, truth.grids, rounds))
+    return suprema(truth, instance, backward_induction(truth.problem, truth.grids, rounds))
 
 
-def suprema(truth: Quadrature, instance: ProductInstance, found: Sweep) -> Iterate:
+def suprema(truth: Quadrature, instance: ProductInstance, found: BackwardInduction) -> Iterate:
     """What one pass attains, beside the exact solution on the same grids."""
     problem = truth.problem
     unit, slopes = (
@@ -126,11 +126,13 @@ def suprema(truth: Quadrature, instance: ProductInstance, found: Sweep) -> Itera
     )
 
 
-def control_slopes(problem: ControlProblem, schedule: Schedule, found: Sweep) -> list[Tensor]:
+def control_slopes(
+    problem: ControlProblem, schedule: Schedule, found: BackwardInduction
+) -> list[Tensor]:
     """``dU/dy`` at the nodes, from ``(y + g U) / sqrt(a) = m(y) + shift``."""
     slopes = []
     for k, shift in enumerate(found.shifts):
-        grid, a, g = found.grids[k], schedule.alpha[k], schedule.gain[k]
+        grid, a, g = found.grids[k], schedule.alpha[k], schedule.score_weight[k]
         mean_slope = mean_and_jacobian(problem.reference, k, grid.nodes)[1][:, :, 0]
         slopes.append((a.sqrt() * (mean_slope + differentiate(grid, shift)) - 1) / g)
     return slopes

@@ -221,7 +221,7 @@ def moments_objective(problem: ControlProblem, gain: Tensor, offset: Tensor) -> 
     for k in range(problem.steps):
         K, o, sigma = gain[k], offset[k], reference.diffusion.sigma[k]
         total = total - problem.beta[k] / 2 * ((K @ second * K).sum() + 2 * o @ K @ mean + o @ o)
-        A, b = reference.transfer[k] + sigma * K, reference.offset[k] + sigma * o
+        A, b = reference.transition[k] + sigma * K, reference.offset[k] + sigma * o
         cross = torch.outer(A @ mean, b)
         second = A @ second @ A.T + cross + cross.T + torch.outer(b, b) + sigma**2 * eye
         mean = A @ mean + b

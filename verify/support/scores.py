@@ -57,9 +57,9 @@ class MixtureScore(Score):
 
     def constants(self, schedule: Schedule) -> ScoreConstants:
         found = self.function(schedule).constants
-        stretch = 1 + schedule.gain * found.L0
+        stretch = 1 + schedule.score_weight * found.L0
         if len(self.weights) == 1:
-            stretch = (1 - schedule.gain * found.L0).abs()
+            stretch = (1 - schedule.score_weight * found.L0).abs()
         return ScoreConstants(found.L0, found.L1, stretch / schedule.alpha.sqrt())
 
 
@@ -82,10 +82,10 @@ class TanhScore(Score):
 
     def constants(self, schedule: Schedule) -> ScoreConstants:
         slopes = (-self.c, self.b * self.w - self.c)
-        L0 = torch.full_like(schedule.gain, max(abs(s) for s in slopes))
-        L1 = torch.full_like(schedule.gain, abs(self.b) * self.w**2 * SECH_SLOPE)
+        L0 = torch.full_like(schedule.score_weight, max(abs(s) for s in slopes))
+        L1 = torch.full_like(schedule.score_weight, abs(self.b) * self.w**2 * SECH_SLOPE)
         mean = (
-            torch.stack([(1 + schedule.gain * s).abs() for s in slopes]).amax(0)
+            torch.stack([(1 + schedule.score_weight * s).abs() for s in slopes]).amax(0)
             / schedule.alpha.sqrt()
         )
         return ScoreConstants(L0, L1, mean)

@@ -80,7 +80,7 @@ class Breathing(Diffusion):
     def whiten(self, k: Step, x: Tensor, shift: Tensor) -> Tensor:
         return shift / (0.4 + 0.2 * torch.tanh(x))
 
-    def lift(self, k: Step, x: Tensor, z: Tensor) -> Tensor:
+    def solve_transpose(self, k: Step, x: Tensor, z: Tensor) -> Tensor:
         return self.whiten(k, x, z)
 
     def noise_dims(self, dims: tuple[int, ...]) -> tuple[int, ...]:

@@ -84,7 +84,7 @@ def lean_field(problem: ControlProblem, policy: AffinePolicy) -> CostateField:
     K, o, B = policy.gain.detach(), policy.offset.detach(), reference.diffusion.matrices
     slopes, levels = [reward.P], [reward.linear]
     for k in reversed(range(STEPS)):
-        A, moved = reference.transfer[k], reference.offset[k] + B[k] @ o[k]
+        A, moved = reference.transition[k], reference.offset[k] + B[k] @ o[k]
         levels.append(A.T @ (slopes[-1] @ moved + levels[-1]) - cost.h)
         slopes.append(A.T @ slopes[-1] @ (A + B[k] @ K[k]) - cost.F)
 
@@ -340,7 +340,7 @@ def test_lambda_one_is_adjoint_matching_and_lambda_zero_bootstraps():
         )
         mixed = (half.values[k + 1] + bootstrap) / 2
         pulled = (
-            mixed @ problem.reference.transfer[k]
+            mixed @ problem.reference.transition[k]
             - path.states[k] @ problem.running_cost.F
             - problem.running_cost.h
         )
@@ -553,7 +553,7 @@ def lean_of(problem: ControlProblem, policy: AffinePolicy) -> CostateField:
     assert isinstance(cost, QuadraticCost)
     slopes, levels = [-torch.eye(2, dtype=F64)], [torch.zeros(2, dtype=F64)]
     for k in reversed(range(problem.steps)):
-        A, sigma = reference.transfer[k], reference.diffusion.sigma[k]
+        A, sigma = reference.transition[k], reference.diffusion.sigma[k]
         levels.append(A.T @ (slopes[-1] @ (sigma * policy.offset[k].detach()) + levels[-1]))
         slopes.append(A.T @ slopes[-1] @ (A + sigma * policy.gain[k].detach()) - cost.F)
 
@@ -651,7 +651,7 @@ def test_least_squares_costates_are_nested_regressions():
         y = path.states[k]
         design = torch.cat([torch.ones(len(y), 1, dtype=F64), y], 1)
         pulled = (
-            target @ problem.reference.transfer[k]
+            target @ problem.reference.transition[k]
             - y @ problem.running_cost.F
             - problem.running_cost.h
         )
@@ -707,7 +707,7 @@ def test_bridges_have_the_references_conditional_law(degenerate: bool):
     assert isinstance(reference, AffineReference)
     if degenerate:
         reference = AffineReference(
-            reference.transfer, MatrixDiffusion(0.5 * randn(31, STEPS, 2, 1)), reference.offset
+            reference.transition, MatrixDiffusion(0.5 * randn(31, STEPS, 2, 1)), reference.offset
         )
     first, last = t(0.4, -1.0)[None], t(0.8, 0.6)[None]
     mean, joint = joint_law(reference, first)

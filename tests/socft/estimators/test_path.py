@@ -234,7 +234,7 @@ def test_socm_along_the_pre_trained_flow_is_socm_adjoint() -> None:
     problem = quadratic_problem(CONSTANT)
     policy = away(problem)
     path = paths(problem, policy, count=FEW)
-    for flow in (LinearFlow(), LinearFlow(problem.reference.transfer)):  # type: ignore[attr-defined]
+    for flow in (LinearFlow(), LinearFlow(problem.reference.transition)):  # type: ignore[attr-defined]
         flown, adjoint = (e.label(problem, policy, path) for e in (SOCM(flow), SOCMAdjoint()))
         torch.testing.assert_close(flown.targets, adjoint.targets, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(flown.weights, adjoint.weights, rtol=0, atol=0)

@@ -91,7 +91,7 @@ class Score:
         for t in range(self.schedule.steps):
             mean, variance = self._moments(t)
             slope = self.derivative(t, fine)
-            gain, alpha = float(self.schedule.gain[t]), float(self.schedule.alpha[t])
+            gain, alpha = float(self.schedule.score_weight[t]), float(self.schedule.alpha[t])
             # The derivative of the score is -1 / variance at infinity.
             L0s.append(max(np.abs(slope).max(), 1 / variance))
             L1s.append((mean / variance) ** 3 * 4 / (3 * math.sqrt(3)))
@@ -120,7 +120,7 @@ class Instance:
 
     def coefficients(self, t: int, beta: Tensor) -> tuple[float, float, float, float]:
         s = self.schedule
-        return float(s.alpha[t]), float(s.gain[t]), float(s.sigma[t]), float(beta[t])
+        return float(s.alpha[t]), float(s.score_weight[t]), float(s.sigma[t]), float(beta[t])
 
 
 def instance(mean: float, variance: float, size: float = 1.0, frequency: float = 1.5) -> Instance:
@@ -509,9 +509,15 @@ def test_smoothness_of_the_value_is_attained_by_a_gaussian_score_and_a_convex_qu
     schedule = ddpm(LEVELS)
     variance = LEVELS[:-1] * 0.6 + 1 - LEVELS[:-1]
     chain = Chain(
-        schedule.alpha, schedule.gain, schedule.sigma, 1 / variance, torch.zeros(3), math.inf, 0.9
+        schedule.alpha,
+        schedule.score_weight,
+        schedule.sigma,
+        1 / variance,
+        torch.zeros(3),
+        math.inf,
+        0.9,
     )
-    transfer = (1 - schedule.gain / variance) / schedule.alpha.sqrt()
+    transfer = (1 - schedule.score_weight / variance) / schedule.alpha.sqrt()
     found = theory.sharp_constants(chain, LAM, transfer.abs())
     P = riccati(chain, transfer, found.beta_required)
     torch.testing.assert_close(found.L1V, _tensor(P), rtol=EXACT, atol=0)
@@ -522,28 +528,36 @@ def test_smoothness_of_the_value_is_attained_by_a_gaussian_score_and_a_convex_qu
 
 def test_paper_constants_15_and_16_are_attained_by_an_expanding_score():
     schedule, L0s = ddpm(LEVELS), _tensor([0.4, 1.1, 0.2])
-    chain = Chain(schedule.alpha, schedule.gain, schedule.sigma, L0s, torch.zeros(3), math.inf, 0.9)
+    chain = Chain(
+        schedule.alpha, schedule.score_weight, schedule.sigma, L0s, torch.zeros(3), math.inf, 0.9
+    )
     found = theory.paper_constants(chain, LAM)
-    transfer = (1 + schedule.gain * L0s) / schedule.alpha.sqrt()
+    transfer = (1 + schedule.score_weight * L0s) / schedule.alpha.sqrt()
     P = _tensor(riccati(chain, transfer, found.beta_required))
     torch.testing.assert_close(found.L1V, P, rtol=EXACT, atol=0)
     rho = schedule.sigma**2 / found.beta_required
-    slope = L0s + schedule.alpha.sqrt() / schedule.gain * rho * P[1:] * transfer / (1 - rho * P[1:])
+    slope = L0s + schedule.alpha.sqrt() / schedule.score_weight * rho * P[1:] * transfer / (
+        1 - rho * P[1:]
+    )
     torch.testing.assert_close(found.L0u, slope, rtol=EXACT, atol=0)
 
 
 def test_14_and_the_control_size_are_attained_by_a_linear_reward():
     """V_t is linear with slope prod M and u* = s + kappa grad V."""
     schedule, L0s = ddpm(LEVELS), _tensor([0.4, 1.1, 0.2])
-    chain = Chain(schedule.alpha, schedule.gain, schedule.sigma, L0s, torch.zeros(3), 1.7, 0.0)
+    chain = Chain(
+        schedule.alpha, schedule.score_weight, schedule.sigma, L0s, torch.zeros(3), 1.7, 0.0
+    )
     found = theory.constants_at(chain, 0.5, Optimum(Paper()))
-    slope = 1.7 * ((1 + schedule.gain * L0s) / schedule.alpha.sqrt()).flip(0).cumprod(0).flip(0)
+    slope = 1.7 * ((1 + schedule.score_weight * L0s) / schedule.alpha.sqrt()).flip(0).cumprod(
+        0
+    ).flip(0)
     torch.testing.assert_close(found.L0V[:-1], slope, rtol=EXACT, atol=0)
     assert found.L1V.eq(0).all()
     assert found.lam.eq(1).all()
     assert found.L0u.equal(L0s)
     after = torch.cat([slope[1:], _tensor([1.7])])
-    push = schedule.alpha.sqrt() * schedule.sigma**2 / (0.5 * schedule.gain) * after
+    push = schedule.alpha.sqrt() * schedule.sigma**2 / (0.5 * schedule.score_weight) * after
     torch.testing.assert_close(theory.control_size(chain, 0.5, found.L0V), push, rtol=EXACT, atol=0)
 
 
@@ -690,7 +704,7 @@ def test_quadratic_rates_are_attained():
     schedule, q = ddpm(LEVELS), torch.tensor([0.15, 0.3, 0.8], dtype=torch.float64)
     chain = Chain(
         schedule.alpha,
-        schedule.gain,
+        schedule.score_weight,
         schedule.sigma,
         _tensor([0.4, 1.1, 0.2]),
         torch.zeros(3),
@@ -856,7 +870,7 @@ def test_kl_weight_is_the_divergence_between_kernels():
         cover = schedule.sigma[t] * torch.eye(3, dtype=torch.float64)
         kernels = [
             MultivariateNormal(
-                (y + schedule.gain[t] * x) / schedule.alpha[t].sqrt(), scale_tril=cover
+                (y + schedule.score_weight[t] * x) / schedule.alpha[t].sqrt(), scale_tril=cover
             )
             for x in (u, s)
         ]
@@ -873,7 +887,7 @@ def test_concavity_modulus_is_attained_by_a_quadratic():
     chain = Chain.of(schedule, 1.0, 0.0, Sine())
     weight = beta * theory.kl_weight(chain)
     for t in range(3):
-        a, g = schedule.alpha[t], schedule.gain[t]
+        a, g = schedule.alpha[t], schedule.score_weight[t]
 
         def bracket(u: Tensor, a: Tensor = a, g: Tensor = g, t: int = t) -> Tensor:
             return P[t] / 2 * ((0.3 + g * u) / a.sqrt()) ** 2 - weight[t] * (u - 0.1) ** 2

@@ -73,7 +73,7 @@ def denoiser(
     full matrices.
     """
     abar, root = schedule.abar[:-1, None], schedule.alpha.sqrt()[:, None]
-    pull = schedule.gain[:, None] / (abar * spectrum + 1 - abar)
+    pull = schedule.score_weight[:, None] / (abar * spectrum + 1 - abar)
     offset = (pull * abar.sqrt() * (mean @ basis) / root) @ basis.mT
     spectral = SpectralMaps((1 - pull) / root, basis)
     return AffineReference(
@@ -439,7 +439,7 @@ def rotated(problem: ControlProblem, Q: Tensor) -> ControlProblem:
         else None
     )
     chain = AffineReference(
-        Q @ reference.transfer @ Q.mT,
+        Q @ reference.transition @ Q.mT,
         MatrixDiffusion(Q @ reference.diffusion.matrices),
         reference.offset @ Q.mT,
         Q @ reference.initial_mean,
@@ -573,8 +573,8 @@ def closed_objective(problem: ControlProblem, gain: Tensor, offset: Tensor) -> T
         noise = reference.diffusion.apply(k, step, step).mT
         fresh = torch.zeros(m, n + T * m, dtype=F64)
         fresh[:, n + k * m : n + (k + 1) * m] = step
-        center = reference.transfer[k] @ center + reference.offset[k] + noise @ control
-        image = reference.transfer[k] @ image + noise @ (moved + fresh)
+        center = reference.transition[k] @ center + reference.offset[k] + noise @ control
+        image = reference.transition[k] @ image + noise @ (moved + fresh)
     return (
         total
         + (image.mT @ reward.P @ image).trace() / 2
@@ -933,7 +933,7 @@ def test_a_linear_reward_moves_the_mean_along_it():
         torch.testing.assert_close(
             truth.control(k, randn(k, 3, 2)), expected.expand(3, 2), rtol=ROUNDING, atol=ROUNDING
         )
-        costate = reference.transfer[k].mT @ costate
+        costate = reference.transition[k].mT @ costate
 
 
 @pytest.mark.parametrize(
