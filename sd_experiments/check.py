@@ -38,11 +38,11 @@ from sd_experiments.training.build import (
 from sd_experiments.training.session import judged, settings_of
 from socft.checks import InvalidProblem, require
 from socft.costates.base import Cost
+from socft.path import Noise, rollout
 from socft.policy import FunctionPolicy
 from socft.problem import ControlProblem
 from socft.reference import ScoreReference, States
 from socft.reward import FunctionReward, PerSample
-from socft.rollout import Noise, rollout
 from socft.schedule import variance_preserving
 
 GB = 1e9

@@ -29,11 +29,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from socft.checks import require, require_finite
+from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import Noises
 from socft.reward import PerSample
-from socft.rollout import Path
 
 
 def kick(path: Path, k: int) -> Noises:

@@ -33,11 +33,11 @@ from torch import Tensor
 
 from socft.checks import require, require_finite
 from socft.estimators.base import Estimator
+from socft.path import Noise, rollout
 from socft.policy import Policy, StepwisePolicy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import by_step
 from socft.regression.functions import Field, Regression
-from socft.rollout import Noise, rollout
 from socft.train import Iteration, Method, fit
 from socft.truth.bellman import BellmanStep, terminal_value
 from socft.truth.grid import Grid, GridPolicy, ValueGrid

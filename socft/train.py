@@ -12,10 +12,10 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.estimators.base import Estimator
+from socft.path import Noise, rollout
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import States, Step
-from socft.rollout import Noise, rollout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from socft.estimators.adjoint_matching import AdjointMatching
-from socft.rollout import Noise
+from socft.path import Noise
 from toy.measure import estimate
 from toy.problems import benchmark
 from toy.situations import situation

@@ -51,13 +51,13 @@ from socft.estimators.socm_adjoint import SOCMAdjoint
 from socft.estimators.td_adjoint import TDAdjoint
 from socft.estimators.truncated_backprop import RandomTruncation, TruncatedBackprop
 from socft.estimators.variance import Variance
+from socft.path import Noise, Path, rollout
 from socft.path_measure import mismatch
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference
 from socft.regression.features import Polynomial
 from socft.regression.functions import KernelRidge, LinearRegression, Regression
-from socft.rollout import Noise, Path, rollout
 from socft.study.import_path import imported
 from toy.situations import Situation
 

@@ -25,10 +25,10 @@ from torch.utils._pytree import tree_leaves
 
 from socft.checks import require, require_finite
 from socft.estimators.base import Estimator, Labels
+from socft.path import Noise, Path, rollout
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import Noises, States, Step
-from socft.rollout import Noise, Path, rollout
 
 MB = 1e6
 

@@ -33,12 +33,12 @@ from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
 from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
+from socft.path import Noise, Path, rollout
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import States, Step
 from socft.regression.features import Features, Polynomial
 from socft.regression.functions import Field, LinearRegression, Regression
-from socft.rollout import Noise, Path, rollout
 
 ROUNDS = 10
 """Picard rounds of arXiv 2603.20455v2."""

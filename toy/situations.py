@@ -19,10 +19,10 @@ from torch import Tensor
 from socft.checks import require
 from socft.costates.fields import CostateField
 from socft.estimators.full_adjoint import FullAdjoint
+from socft.path import Noise, rollout
 from socft.policy import AffinePolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import States, by_step
-from socft.rollout import Noise, rollout
 from socft.truth.affine_policy import affine_gradient, evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic
 from toy.measure import affine_features, estimate

@@ -46,10 +46,10 @@ from socft.estimators.score_function import ScoreFunction
 from socft.estimators.socm import SOCM
 from socft.estimators.socm_adjoint import SOCMAdjoint
 from socft.estimators.variance import Variance
+from socft.path import Noise, Path, rollout
 from socft.policy import AffinePolicy, Policy
 from socft.problem import ControlProblem
 from socft.reference import KernelReference, ScalarDiffusion, Step
-from socft.rollout import Noise, Path, rollout
 from socft.truth.affine_policy import affine_gradient, evaluate_affine
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance

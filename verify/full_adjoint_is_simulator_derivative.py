@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from socft.estimators.full_adjoint import FullAdjoint
+from socft.path import Noise, Path, returns, rollout
 from socft.policy import FeaturePolicy, MLPPolicy, Policy, ResidualPolicy
 from socft.problem import ControlProblem
 from socft.reference import (
@@ -46,7 +47,6 @@ from socft.reference import (
 )
 from socft.regression.features import Polynomial
 from socft.reward import FunctionReward
-from socft.rollout import Noise, Path, returns, rollout
 from verify.support.claims import Claim
 
 CLAIM = Claim(

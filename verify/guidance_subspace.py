@@ -39,8 +39,8 @@ from socft.guidance.policy import (
     Response,
     ScoreDenoiser,
 )
+from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
-from socft.rollout import Noise, rollout
 from socft.schedule import ddpm
 from verify.support.claims import Claim
 from verify.support.guidance_cases import vector

@@ -32,10 +32,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
+from socft.path import Noise, rollout
 from socft.policy import AffinePolicy, FunctionPolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, Reference
-from socft.rollout import Noise, rollout
 from socft.truth.affine_policy import evaluate_affine
 from verify.support.claims import Claim
 from verify.support.factors import Factor

@@ -26,10 +26,10 @@ from sd_experiments.model.reference import StableDiffusionReference
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from socft.checks import require
 from socft.costates.adjoint import lean_adjoint
+from socft.path import Noise, Path, rollout
 from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import Noises, Reference, ScoreReference, States, Step
-from socft.rollout import Noise, Path, rollout
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of every attention layer, diffusers' usual choice."""

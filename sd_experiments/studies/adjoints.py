@@ -38,9 +38,9 @@ from sd_experiments.training.build import ESTIMATORS, Experiment, build, device_
 from sd_experiments.training.session import drawn, fresh_noise, trainer_of, worths
 from sd_experiments.training.task import Task as Prompt
 from socft.estimators.adjoint_matching import AdjointMatching
+from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
 from socft.records import Record
-from socft.rollout import Noise, rollout
 from socft.study import runner
 from socft.study.runner import Study, Task
 

@@ -40,9 +40,9 @@ from sd_experiments.training.monitor import METRICS, Display, diversity, read_me
 from sd_experiments.training.session import Drawn, drawn, fine_tune, fresh_noise, worths
 from socft.checks import require
 from socft.estimators.base import CostateEstimator
+from socft.path import rollout
 from socft.policy import Policy, Uncontrolled
 from socft.records import Record, write_atomically
-from socft.rollout import rollout
 from socft.study.runner import Study, Task, fingerprint, processes, run
 from socft.study.vocabulary import DPOK, PI_FT, PRETRAINED, has_fallen, picture_of
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.estimators.base import Labels
+from socft.path import Noise, Path
 from socft.path_measure import controls_along, effective_size, log_likelihoods, normalised
 from socft.policy import Policy
 from socft.reward import PerSample
-from socft.rollout import Noise, Path
 
 
 def seeded(*what: int | str) -> torch.Generator:

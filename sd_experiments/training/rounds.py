@@ -19,9 +19,9 @@ from sd_experiments.training.task import Task
 from sd_experiments.training.workers import Workers
 from socft.checks import require
 from socft.estimators.base import Estimator, Labels
+from socft.path import Noise, Path, rollout
 from socft.path_measure import normalised
 from socft.reference import States
-from socft.rollout import Noise, Path, rollout
 
 REMEDY = (
     "the layers keep their last finite weights: continue with a lower optimiser.rate or"

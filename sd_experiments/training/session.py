@@ -44,9 +44,9 @@ from sd_experiments.training.task import Task
 from sd_experiments.training.train import Iteration, Trainer
 from sd_experiments.training.workers import Workers
 from socft.checks import InvalidProblem, require
+from socft.path import Noise, rollout
 from socft.policy import Policy, Uncontrolled
 from socft.records import write_atomically
-from socft.rollout import Noise, rollout
 
 CHECKPOINTS = "checkpoints"
 LORA = "lora"

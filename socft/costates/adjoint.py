@@ -29,10 +29,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.costates.base import Cost, CostateStep
+from socft.path import Path
 from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import Noises, States
-from socft.rollout import Path
 
 Following: TypeAlias = Callable[[int, Tensor], Tensor]
 """``(k, a_{k+1}) -> `` what step k pulls back in its place, shape (batch, *dims)."""

@@ -19,10 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.costates.base import Cost
+from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import States, Step, at_step
-from socft.rollout import Path
 
 CostateField: TypeAlias = Callable[[Step, States], States]
 """``(k, x) -> phi_k(x)``, k = 0..T, differentiable in x."""

@@ -25,13 +25,13 @@ from socft.checks import InvalidProblem, require
 from socft.costates.base import Cost
 from socft.costates.directional import derivative
 from socft.costates.fields import FREE
+from socft.path import Path
 from socft.policy import AffinePolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import Noises, ScoreReference, States, Step
 from socft.regression.features import Features
 from socft.regression.functions import Regression
 from socft.reward import Linear
-from socft.rollout import Path
 from socft.truth.affine_policy import evaluate_affine
 from socft.truth.quadratic import affine_of
 

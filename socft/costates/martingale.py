@@ -42,10 +42,10 @@ from socft.costates.fields import (
     total,
     with_terminal,
 )
+from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import Noises, States
-from socft.rollout import Path
 
 CHUNK = 2**16
 """Evaluations of the field at once in `Exact`."""

@@ -21,11 +21,11 @@ from torch import Tensor
 from socft.checks import require
 from socft.costates.base import Costates
 from socft.costates.fields import CostateField, CostateSource, Given, zero_field
+from socft.path import Noise, Path, rollout
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import States, Step, by_step
 from socft.regression.functions import Field, Regression
-from socft.rollout import Noise, Path, rollout
 
 StepField = Callable[[Step, States], Tensor]
 """``(k, x) -> `` anything per sample, k = 0..T, differentiable in x."""

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.costates.marginal_score import MarginalScore
+from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import MatrixDiffusion, Noises, ScalarDiffusion
-from socft.rollout import Path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import ClassVar
 from socft.costates.adjoint import Lean, sweep
 from socft.costates.base import Cost, CostateStep
 from socft.estimators.base import CostateEstimator, Kind, Labels, MatchingEstimator, matching_labels
+from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.rollout import Path
 
 
 class AdjointMatching(CostateEstimator):

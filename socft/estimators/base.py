@@ -25,11 +25,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from socft.costates.base import Cost, Costates, CostateStep
+from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import Step, at_step
 from socft.reward import PerSample
-from socft.rollout import Path
 
 Kind = Literal["objective gradient", "fixed-point residual", "biased"]
 

@@ -18,12 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
+from socft.path import Path
 from socft.problem import ControlProblem
 from socft.reference import States, Step
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression, Regression
 from socft.reward import PerSample
-from socft.rollout import Path
 
 Returns: TypeAlias = "Float[Tensor, 'steps batch']"
 

@@ -21,10 +21,10 @@ from typing import ClassVar
 
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.path import Path
 from socft.path_measure import kicks, normalised, optimal_log_weights
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.rollout import Path
 
 
 class CrossEntropy(MatchingEstimator):

@@ -32,12 +32,12 @@ from socft.costates.base import Cost
 from socft.estimators.base import Estimator, Kind, Labels
 from socft.estimators.baseline import returns_to_go
 from socft.estimators.score_function import score_labels
+from socft.path import Path
 from socft.path_measure import group_mean, log_likelihoods
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import Noises, Step
 from socft.reward import PerSample
-from socft.rollout import Path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

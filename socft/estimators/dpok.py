@@ -28,11 +28,11 @@ from socft.costates.base import Cost
 from socft.estimators.base import Estimator, Kind, Labels
 from socft.estimators.baseline import Baseline, NoBaseline, returns_to_go
 from socft.estimators.ddpo import RatioLabels, ratio_labels
+from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import Step, at_step
 from socft.reward import PerSample
-from socft.rollout import Path
 
 
 @dataclasses.dataclass(frozen=True)

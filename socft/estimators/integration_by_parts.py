@@ -31,12 +31,12 @@ from torch import Tensor
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.estimators.baseline import Baseline, LeaveOneOut, returns_to_go
+from socft.path import Path
 from socft.path_measure import per_sample
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import States, Step
 from socft.reward import PerSample
-from socft.rollout import Path
 
 
 class ZerothOrder(MatchingEstimator, abc.ABC):

@@ -25,10 +25,10 @@ import torch
 from socft.costates.adjoint import Adjoint, Lean
 from socft.costates.fields import CostateField, with_terminal
 from socft.costates.regression import GradientField, Stepwise
+from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.regression.functions import Regression
-from socft.rollout import Path
 
 
 @dataclasses.dataclass(frozen=True)

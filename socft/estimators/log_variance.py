@@ -31,11 +31,11 @@ from torch import Tensor
 from socft.checks import require
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.path import Path
 from socft.path_measure import controls_along, group_mean, kick, mismatch, per_sample
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reward import PerSample
-from socft.rollout import Path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,12 +24,12 @@ from torch import Tensor
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.estimators.log_variance import deviation_labels
+from socft.path import Path
 from socft.path_measure import controls_along, mismatch
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import States, Step
 from socft.reward import PerSample
-from socft.rollout import Path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

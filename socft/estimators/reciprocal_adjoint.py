@@ -24,10 +24,10 @@ from torch import Tensor
 from socft.checks import require
 from socft.costates.base import Cost, CostateStep
 from socft.estimators.base import CostateEstimator, Kind
+from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference
-from socft.rollout import Path
 from socft.truth.quadratic import affine_of, push
 
 

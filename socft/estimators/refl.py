@@ -23,10 +23,10 @@ from torch import Tensor
 from socft.checks import require
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import Noises, ScoreReference, States, Step, at_step
-from socft.rollout import Path
 
 Prediction: TypeAlias = "Callable[[Step, States, Noises], States]"
 """``(k, x, v) -> predicted sample``, differentiable in v."""

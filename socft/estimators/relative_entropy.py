@@ -21,10 +21,10 @@ from typing import ClassVar
 from socft.costates.adjoint import Full, sweep
 from socft.costates.base import Cost, CostateStep
 from socft.estimators.base import CostateEstimator, Kind
+from socft.path import Path
 from socft.path_measure import constant_beta
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.rollout import Path
 
 
 class RelativeEntropy(CostateEstimator):

@@ -40,9 +40,9 @@ from socft.costates.increments import ByDerivatives, Move, columns
 from socft.costates.regression import Values
 from socft.costates.time_reversal import Reverser
 from socft.estimators.base import CostateEstimator, Kind
+from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.rollout import Path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,10 +22,10 @@ from typing import ClassVar
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.estimators.baseline import Baseline, LeaveOneOut, Returns, returns_to_go
+from socft.path import Path
 from socft.path_measure import per_sample
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.rollout import Path
 
 
 def score_labels(problem: ControlProblem, path: Path, advantages: Returns) -> Labels:

@@ -42,11 +42,11 @@ from torch import Tensor
 from socft.checks import require
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.path import Path
 from socft.path_measure import constant_beta, kick, normalised, optimal_log_weights
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, MatrixDiffusion, ScalarDiffusion, States
-from socft.rollout import Path
 
 
 class Flow(abc.ABC):

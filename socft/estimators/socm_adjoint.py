@@ -19,10 +19,10 @@ from typing import ClassVar
 from socft.costates.adjoint import Lean, sweep
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator, matching_labels
+from socft.path import Path
 from socft.path_measure import normalised, optimal_log_weights
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.rollout import Path
 
 
 class SOCMAdjoint(MatchingEstimator):

@@ -22,9 +22,9 @@ from socft.costates.adjoint import Lean, sweep
 from socft.costates.base import Cost, CostateStep
 from socft.costates.fields import CostateSource, total, with_terminal
 from socft.estimators.base import CostateEstimator, Kind
+from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.rollout import Path
 
 
 @dataclasses.dataclass(frozen=True)

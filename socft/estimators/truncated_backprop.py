@@ -21,9 +21,9 @@ from torch import Tensor
 from socft.checks import require
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.rollout import Path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,10 +29,10 @@ from socft.checks import require_finite
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.estimators.log_variance import deviation_labels, on_policy, require_same_starts
+from socft.path import Path
 from socft.path_measure import constant_beta, controls_along, mismatch, normalised
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.rollout import Path
 
 
 @dataclasses.dataclass(frozen=True)

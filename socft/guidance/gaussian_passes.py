@@ -18,7 +18,7 @@ and sample,
    \Big(y - g \cdot \mu - \sum_e J_{ke} |P_e g| p_{ke}\Big),
 
 and the rest of :math:`P_e x_T` is that of the unguided chain, whose noises add up to one normal
-vector. The law of the samples and of the divergence of their paths is that of `socft.rollout`, for
+vector. The law of the samples and of the divergence of their paths is that of `socft.path`, for
 T E + n normal numbers per sample in place of T n (derived here).
 
 A score recentred at another mean changes the score by :math:`(\alpha_k/h_k)(1 - \alpha_k J_{ke})`

@@ -41,10 +41,10 @@ from socft.guidance.policy import (
     Response,
     Unguided,
 )
+from socft.path import Noise, rollout
 from socft.policy import Policy
 from socft.reference import Reference, States, affine_coefficients
 from socft.reward import PerSample, Reward
-from socft.rollout import Noise, rollout
 from socft.schedule import Schedule
 
 

@@ -10,7 +10,7 @@ their own: with the mean :math:`(m_t, m_\rho)` of the controlled step,
 
 where :math:`\xi, z \sim N(0, 1)` and :math:`\chi^2` has D - 2 degrees of freedom, and e is uniform
 across the pole whatever they are. The law of the samples and of the divergence of their paths is
-that of `socft.rollout`, for three random numbers per step and sample in place of D (derived here).
+that of `socft.path`, for three random numbers per step and sample in place of D (derived here).
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from socft.path import Noise, Path, returns, rollout
 from socft.policy import FunctionPolicy, Policy
 from socft.problem import ControlProblem
 from socft.reference import Noises, States, Step
 from socft.reward import PerSample
-from socft.rollout import Noise, Path, returns, rollout
 
 PROBE_PATHS = 4096
 

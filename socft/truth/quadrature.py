@@ -20,11 +20,11 @@ from scipy.optimize import root_scalar
 from torch import Tensor
 
 from socft.checks import InvalidProblem, require
+from socft.path import Noise, rollout
 from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import Noises, Reference, States, Step, by_step
 from socft.reward import PerSample
-from socft.rollout import Noise, rollout
 from socft.theory import BetaChoice, beta_from_curvature
 from socft.truth.base import Evaluation, Truth
 from socft.truth.bellman import BellmanStep, axis_sigma, mean_and_jacobian, terminal_value

@@ -14,7 +14,7 @@ from sd_experiments.training.build import build, load_model
 from sd_experiments.training.monitor import read_metrics
 from sd_experiments.training.session import trainer_of
 from socft import cli
-from socft.rollout import rollout
+from socft.path import rollout
 from tests.sd.test_train import noise_of, save_model, written
 from tests.sd.test_weights import save_clip
 

@@ -40,11 +40,11 @@ from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
+from socft.path import Noise, returns, rollout
+from socft.path import Path as States
 from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reward import FunctionReward
-from socft.rollout import Noise, returns, rollout
-from socft.rollout import Path as States
 from socft.train import fit
 from tests.sd.test_reference import (
     F64,

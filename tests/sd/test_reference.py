@@ -30,8 +30,8 @@ from sd_experiments.model.reference import StableDiffusionReference
 from sd_experiments.model.sampling import sampling
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from socft.checks import InvalidProblem
+from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
-from socft.rollout import Noise, rollout
 from tests.support.tensors import F64, randn
 from toy.measure import Memory
 

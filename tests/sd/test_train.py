@@ -41,12 +41,12 @@ from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator, Kind, Labels, MatchingEstimator
 from socft.estimators.full_adjoint import FullAdjoint
+from socft.path import Noise, returns, rollout
+from socft.path import Path as States
 from socft.policy import AffinePolicy, Policy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, ScalarDiffusion
 from socft.reward import FunctionReward
-from socft.rollout import Noise, returns, rollout
-from socft.rollout import Path as States
 from tests.sd.test_reference import NEGATIVE, PROMPT, pipeline, stable_diffusion
 from tests.support.tensors import F64, randn
 

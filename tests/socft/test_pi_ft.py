@@ -17,7 +17,8 @@ from torch import Tensor
 from socft.checks import InvalidProblem
 from socft.costates.adjoint import full_adjoint
 from socft.estimators.full_adjoint import FullAdjoint
-from socft.observe import measure, observe
+from socft.measurement import measure, observe
+from socft.path import Noise, rollout
 from socft.pi_ft import (
     BackwardInduction,
     ExactPIFT,
@@ -31,7 +32,6 @@ from socft.reference import AffineReference, KernelReference, MatrixDiffusion, S
 from socft.regression.features import Polynomial, RadialBasis
 from socft.regression.functions import LinearRegression, NetworkRegression
 from socft.reward import FunctionReward, Quadratic, Sine
-from socft.rollout import Noise, rollout
 from socft.schedule import ddpm, linear_levels, subsample, variance_preserving
 from socft.truth.bellman import BellmanStep
 from socft.truth.grid import tensor_rule

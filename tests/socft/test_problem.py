@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from socft.checks import InvalidProblem, per_step, require_finite
-from socft.observe import measure, observe
+from socft.measurement import measure, observe
 from socft.policy import FunctionPolicy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import (

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.costates.adjoint import full_adjoint, lean_adjoint
+from socft.path import Noise, returns, rollout
 from socft.policy import FunctionPolicy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, KernelReference, Reference
 from socft.reward import FunctionReward, Quadratic
-from socft.rollout import Noise, returns, rollout
 from socft.sde import (
     SDE,
     DriftSDE,

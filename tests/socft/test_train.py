@@ -14,14 +14,14 @@ from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator
 from socft.estimators.full_adjoint import FullAdjoint
-from socft.observe import observe
+from socft.measurement import observe
+from socft.path import Noise, returns, rollout
 from socft.pi_ft import PolicyGradient
 from socft.policy import AffinePolicy, FeaturePolicy, MLPPolicy, Policy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, MatrixDiffusion
 from socft.regression.features import RadialBasis
 from socft.reward import FunctionReward, Quadratic
-from socft.rollout import Noise, returns, rollout
 from socft.schedule import variance_preserving
 from socft.train import fit
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost

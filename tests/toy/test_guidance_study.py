@@ -12,13 +12,13 @@ import torch
 
 from socft.density import affine_reference
 from socft.guidance.policy import GaussianDenoiser, GuidancePolicy, LookAhead, Published, Response
+from socft.path import Noise, rollout
 from socft.problem import ControlProblem
 from socft.records import Record
 from socft.report.claim_lines import Claims
 from socft.report.guidance.report import compose
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED
-from socft.rollout import Noise, rollout
 from socft.study.runner import fingerprint
 from socft.truth.affine_policy import evaluate_affine
 from toy.studies.guidance import (

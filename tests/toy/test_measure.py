@@ -15,8 +15,8 @@ from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.refl import ReFL
+from socft.path import Noise, rollout
 from socft.policy import AffinePolicy
-from socft.rollout import Noise, rollout
 from socft.schedule import ddpm, linear_levels, subsample
 from toy.contenders import CONTENDERS
 from toy.measure import Estimate, Memory, Repeated, estimate, peak_memory

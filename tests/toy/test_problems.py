@@ -15,9 +15,9 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.costates.adjoint import lean_adjoint
+from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
 from socft.problem import ControlProblem
-from socft.rollout import Noise, rollout
 from socft.sde import DriftSDE, EulerMaruyama, Exponential, Integrator, LinearSDE, Strang
 from socft.truth.base import simulate
 from socft.truth.linear_quadratic import LinearQuadratic

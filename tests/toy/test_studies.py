@@ -19,11 +19,11 @@ from socft.costates.marginal_score import DenoisingScore
 from socft.costates.time_reversal import Reverser
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.reversed_bsde import ReversedBSDE
+from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
 from socft.records import Record
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
-from socft.rollout import Noise, rollout
 from socft.study.runner import fingerprint
 from tests.support.tensors import F64
 from toy.pipelines import martingale_sweep

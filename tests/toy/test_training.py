@@ -20,10 +20,10 @@ from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.cross_entropy import CrossEntropy
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
+from socft.path import Noise, rollout
 from socft.policy import AffinePolicy, Uncontrolled
 from socft.reference import MatrixDiffusion
 from socft.reward import Quadratic
-from socft.rollout import Noise, rollout
 from socft.schedule import ddpm, linear_levels, subsample
 from socft.study.runner import fingerprint
 from socft.truth.affine_policy import evaluate_affine

@@ -18,8 +18,8 @@ from torch import Tensor
 from socft.density import Gaussian, affine_reference
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.full_adjoint import FullAdjoint
+from socft.measurement import Measurement, measure
 from socft.metrics import wasserstein1
-from socft.observe import Measurement, measure
 from socft.pi_ft import (
     BackwardInduction,
     ExactPIFT,

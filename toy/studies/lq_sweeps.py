@@ -65,13 +65,13 @@ from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
 from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
+from socft.path import Noise, rollout
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
 from socft.records import Record
 from socft.reference import MatrixDiffusion, Step, affine_coefficients, by_step
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
-from socft.rollout import Noise, rollout
 from socft.sde import (
     EulerMaruyama,
     Exponential,

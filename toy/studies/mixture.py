@@ -61,6 +61,7 @@ from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
 from socft.estimators.reversed_bsde import ReversedBSDE
 from socft.metrics import wasserstein1
+from socft.path import Noise, rollout
 from socft.pi_ft import MonteCarloPIFT
 from socft.policy import FunctionPolicy, Policy, StepwisePolicy, Uncontrolled
 from socft.problem import ControlProblem
@@ -68,7 +69,6 @@ from socft.records import Record
 from socft.reference import States
 from socft.regression.features import RadialBasis
 from socft.regression.functions import Field, LinearRegression, Regression
-from socft.rollout import Noise, rollout
 from socft.study.runner import Study, Task
 from socft.truth.quadrature import Flow, Quadrature, flow
 from toy.pipelines import Fitted

@@ -39,13 +39,13 @@ from socft.costates.martingale import Antithetic, Exact, FirstOrder
 from socft.costates.network import SpaceTimeNetwork, published_huber, squared
 from socft.costates.regression import PerStep
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
+from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
 from socft.problem import ControlProblem
 from socft.records import Record
 from socft.reference import States
 from socft.regression.features import Features, Polynomial
 from socft.regression.functions import LinearRegression
-from socft.rollout import Noise, rollout
 from socft.study.runner import Study, Task
 from toy.pipelines import (
     Learner,

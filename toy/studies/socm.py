@@ -42,12 +42,12 @@ from socft.estimators.relative_entropy import RelativeEntropy
 from socft.estimators.socm import SOCM
 from socft.estimators.socm_adjoint import SOCMAdjoint
 from socft.estimators.variance import Variance
+from socft.path import Noise, returns, rollout
 from socft.path_measure import effective_size
 from socft.policy import AffinePolicy, Policy
 from socft.problem import ControlProblem
 from socft.records import Record
 from socft.reference import Noises, States, Step
-from socft.rollout import Noise, returns, rollout
 from socft.study.runner import Study, Task
 from socft.truth.affine_policy import PolicyEvaluation, evaluate_affine
 from socft.truth.base import Truth

@@ -62,12 +62,12 @@ from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, Martingal
 from socft.estimators.score_function import ScoreFunction
 from socft.estimators.truncated_backprop import TruncatedBackprop
 from socft.metrics import gaussian_mmd, wasserstein1
+from socft.path import Noise, Path, rollout
 from socft.policy import AffinePolicy, FeaturePolicy, Policy
 from socft.problem import ControlProblem
 from socft.records import Record
 from socft.reference import States
 from socft.regression.features import RadialBasis
-from socft.rollout import Noise, Path, rollout
 from socft.schedule import ddpm, linear_levels, subsample
 from socft.study.runner import Study, Task
 from socft.train import Iteration, fit

@@ -41,8 +41,8 @@ import torch
 
 from socft.checks import InvalidProblem
 from socft.estimators.base import CostateEstimator, Estimator
+from socft.path import Noise, rollout
 from socft.records import Record
-from socft.rollout import Noise, rollout
 from socft.study.runner import Study, Task
 from toy.contenders import CONTENDERS, Contender
 from toy.contenders import contender as find

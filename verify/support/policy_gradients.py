@@ -23,11 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
+from socft.path import Noise, rollout
 from socft.policy import AffinePolicy, FunctionPolicy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, ScalarDiffusion, ScoreReference
 from socft.reward import as_quadratic
-from socft.rollout import Noise, rollout
 from socft.truth.affine_policy import affine_gradient
 from socft.truth.linear_quadratic import LinearQuadratic
 from verify.support.instances import QuadraticInstance

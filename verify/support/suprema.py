@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import InvalidProblem
+from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import ScoreReference
-from socft.rollout import Noise, rollout
 from socft.schedule import Schedule, ddim, ddpm
 from socft.truth.bellman import axis_sigma
 from socft.truth.grid import DEGREE, Grid

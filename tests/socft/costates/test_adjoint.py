@@ -19,6 +19,7 @@ from socft.density import Gaussian, affine_reference
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator, matching_labels
 from socft.estimators.full_adjoint import FullAdjoint
+from socft.path import Noise, returns, rollout
 from socft.policy import (
     AffinePolicy,
     FeaturePolicy,
@@ -40,7 +41,6 @@ from socft.reference import (
 )
 from socft.regression.features import Polynomial, RadialBasis
 from socft.reward import FunctionReward, Quadratic
-from socft.rollout import Noise, returns, rollout
 from socft.schedule import ddpm, linear_levels, subsample, variance_preserving
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from socft.truth.quadrature import Quadrature

@@ -39,6 +39,7 @@ from socft.costates.regression import (
 )
 from socft.density import Gaussian, GaussianMixture, NoisedScore, affine_reference, score_reference
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
+from socft.path import Noise, Path, rollout
 from socft.policy import AffinePolicy, MLPPolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import (
@@ -52,7 +53,6 @@ from socft.reference import (
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
 from socft.reward import FunctionReward, Quadratic
-from socft.rollout import Noise, Path, rollout
 from socft.schedule import ddpm, linear_levels, subsample
 from socft.truth.affine_policy import evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic

@@ -30,13 +30,13 @@ from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, Martingal
 from socft.estimators.reciprocal_adjoint import ReciprocalAdjoint, bridge
 from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
 from socft.estimators.td_adjoint import TDAdjoint
+from socft.path import Noise, Path, rollout
 from socft.policy import AffinePolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, KernelReference, MatrixDiffusion, ScalarDiffusion, Step
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
 from socft.reward import FunctionReward, Linear, Quadratic
-from socft.rollout import Noise, Path, rollout
 from socft.schedule import ddpm, linear_levels, subsample
 from socft.sde import StateDiffusion
 from socft.truth.affine_policy import evaluate_affine

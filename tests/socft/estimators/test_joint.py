@@ -49,9 +49,9 @@ from socft.estimators.socm_adjoint import SOCMAdjoint
 from socft.estimators.td_adjoint import TDAdjoint
 from socft.estimators.truncated_backprop import RandomTruncation, TruncatedBackprop
 from socft.estimators.variance import Variance
+from socft.path import Noise, Path
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
-from socft.rollout import Noise, Path
 from tests.socft.estimators.test_score import CONSTANT, away, paths, quadratic_problem
 
 GENERATOR = torch.Generator()

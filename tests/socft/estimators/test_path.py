@@ -34,6 +34,7 @@ from socft.estimators.socm import SOCM, Identity, LinearFlow
 from socft.estimators.socm_adjoint import SOCMAdjoint
 from socft.estimators.truncated_backprop import TruncatedBackprop
 from socft.estimators.variance import Variance
+from socft.path import Noise, Path, rollout
 from socft.path_measure import (
     controls_along,
     effective_size,
@@ -48,7 +49,6 @@ from socft.policy import AffinePolicy, FunctionPolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, KernelReference, MatrixDiffusion, ScalarDiffusion, Step
 from socft.reward import FunctionReward, Quadratic, Sine
-from socft.rollout import Noise, Path, rollout
 from socft.truth.linear_quadratic import LinearQuadratic
 from tests.socft.estimators.test_score import (
     CONSTANT,

@@ -35,6 +35,7 @@ from socft.estimators.integration_by_parts import IntegrationByParts, ValueInteg
 from socft.estimators.refl import ReFL
 from socft.estimators.score_function import ScoreFunction, ScoreFunctionWithoutKLToGo
 from socft.estimators.truncated_backprop import RandomTruncation, TruncatedBackprop
+from socft.path import Noise, Path, returns, rollout
 from socft.policy import AffinePolicy, MLPPolicy, Policy
 from socft.problem import ControlProblem
 from socft.reference import (
@@ -49,7 +50,6 @@ from socft.reference import (
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
 from socft.reward import Quadratic, Reward
-from socft.rollout import Noise, Path, returns, rollout
 from socft.schedule import variance_preserving
 from socft.truth.affine_policy import affine_gradient, evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost, QuadraticValue

@@ -36,8 +36,8 @@ from socft.guidance.policy import (
     Unguided,
 )
 from socft.guidance.score_network import FineTuneNetwork, ScoreNetwork, train_score
+from socft.path import Noise, rollout
 from socft.reward import Quadratic
-from socft.rollout import Noise, rollout
 from socft.schedule import cosine_levels, ddpm
 
 ALGEBRA = 1e-9

@@ -36,9 +36,9 @@ from socft.guidance.policy import (
 )
 from socft.guidance.sphere import Sphere, SphereDenoiser
 from socft.guidance.sphere_passes import SpherePasses, ZonalNoise
+from socft.path import Noise, Path, rollout
 from socft.problem import ControlProblem
 from socft.reward import Linear, Quadratic
-from socft.rollout import Noise, Path, rollout
 from socft.schedule import cosine_levels, ddpm
 from socft.truth.affine_policy import evaluate_affine
 

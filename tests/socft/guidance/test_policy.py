@@ -31,10 +31,10 @@ from socft.guidance.policy import (
     Universal,
     affine_policy,
 )
+from socft.path import Noise, rollout
 from socft.policy import FunctionPolicy
 from socft.problem import ControlProblem
 from socft.reward import Linear, Quadratic
-from socft.rollout import Noise, rollout
 from socft.schedule import ddpm
 from socft.truth.affine_policy import evaluate_affine
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.density import Gaussian
+from socft.path import Noise, returns, rollout
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem, RunningCost
 from socft.reference import (
@@ -31,7 +32,6 @@ from socft.reference import (
     SpectralMaps,
 )
 from socft.reward import Linear, Quadratic, Sine
-from socft.rollout import Noise, returns, rollout
 from socft.schedule import Schedule, ddpm, linear_levels, subsample, variance_preserving
 from socft.truth import curvature, quadratic
 from socft.truth.linear_quadratic import (

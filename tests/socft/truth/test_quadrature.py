@@ -19,6 +19,7 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.density import GaussianMixture, score_reference
+from socft.path import Noise, returns, rollout
 from socft.policy import AffinePolicy, FunctionPolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import (
@@ -29,7 +30,6 @@ from socft.reference import (
     ScalarDiffusion,
 )
 from socft.reward import FunctionReward, Linear, PseudoHuber, Quadratic, Reward, Sine, Softplus, Sum
-from socft.rollout import Noise, returns, rollout
 from socft.schedule import ddpm, linear_levels, subsample
 from socft.truth.base import simulate
 from socft.truth.bellman import BellmanStep

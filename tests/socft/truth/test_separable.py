@@ -13,10 +13,10 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.density import Gaussian, GaussianMixture, Rotated, affine_reference
+from socft.path import Noise
 from socft.policy import FunctionPolicy
 from socft.problem import ControlProblem
 from socft.reward import Quadratic, Reward, Separable, Sine, Softplus
-from socft.rollout import Noise
 from socft.schedule import ddpm, linear_levels, subsample, variance_preserving
 from socft.truth.base import simulate
 from socft.truth.grid import Grid

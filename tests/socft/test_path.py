@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from socft.checks import InvalidProblem
+from socft.path import Noise, Path, returns, rollout
 from socft.policy import AffinePolicy, FunctionPolicy, MLPPolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import (
@@ -19,7 +20,6 @@ from socft.reference import (
     at_step,
 )
 from socft.reward import FunctionReward, Quadratic
-from socft.rollout import Noise, Path, returns, rollout
 from socft.truth.base import simulate
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from tests.support.tensors import F64, generator, randn, t
