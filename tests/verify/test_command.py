@@ -69,8 +69,9 @@ def folder(tmp_path):
     """A package of claims with the machinery of the real one."""
     made = tmp_path / "verify"
     made.mkdir()
-    for name in ("__init__.py", "claims.py", "conftest.py", "strategies.py"):
+    for name in ("__init__.py", "conftest.py"):
         shutil.copy(Path(package.__path__[0]) / name, made)
+    shutil.copytree(Path(package.__path__[0]) / "support", made / "support")
     return made
 
 
