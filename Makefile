@@ -44,8 +44,8 @@ report-full: $(STAMP)
 	$(call measure,$(FULL),,reports/records,reports)
 
 report-sd: $(STAMP_SD)
-	$(RUN) -m socft.cli sd adjoints --workers $(WORKERS) --out reports/records
-	$(RUN) -m socft.cli sd descent --workers $(WORKERS) --out reports/records
+	$(RUN) -m socft.cli sd costate-size --workers $(WORKERS) --out reports/records
+	$(RUN) -m socft.cli sd gradient-norm --workers $(WORKERS) --out reports/records
 	$(RUN) -m socft.cli sd benchmark --config sd_experiments/configs/tiny.toml --out reports/records
 	$(RUN) -m socft.cli sd reproduce --variants --workers $(WORKERS) --out reports/records --reports reports
 

@@ -27,15 +27,15 @@ from sd_experiments.training.build import (
     ESTIMATORS,
     Experiment,
     build,
-    chain,
-    device_of,
+    build_reference,
+    find_device,
+    instantiate,
     is_black_box,
     load_checker,
     load_model,
-    load_score,
-    made,
+    load_reward_model,
 )
-from sd_experiments.training.session import judged, settings_of
+from sd_experiments.training.session import check_images, load_config
 from socft.checks import InvalidProblem, require
 from socft.costates.base import Cost
 from socft.path import Noise, rollout
@@ -85,15 +85,15 @@ def check(file: Path) -> list[Finding]:
     Raises:
         InvalidProblem: something is missing.
     """
-    settings = settings_of(file)
-    findings, experiment = parts(settings)
+    settings = load_config(file)
+    findings, experiment = check_parts(settings)
     if experiment is not None:
         findings += _measured(experiment)
-    report(findings, str(file))
+    print_findings(findings, str(file))
     return findings
 
 
-def report(findings: list[Finding], what: str) -> None:
+def print_findings(findings: list[Finding], what: str) -> None:
     """Print findings.
 
     Raises:
@@ -105,20 +105,20 @@ def report(findings: list[Finding], what: str) -> None:
     require(not bad, f"{what} cannot run here yet: {', '.join(bad)}.")
 
 
-def parts(settings: config.Settings) -> tuple[list[Finding], Experiment | None]:
+def check_parts(settings: config.ExperimentConfig) -> tuple[list[Finding], Experiment | None]:
     """What a run is made of, and all of it together if nothing is missing."""
-    device, place = _tried("device", lambda: device_of(settings.model.device), _named)
+    device, place = _tried("device", lambda: find_device(settings.model.device), _named)
     if place is None:
         return [device], None
     model, base = _tried(
         "model", lambda: load_model(settings.model), lambda _: _described(settings.model)
     )
-    reward, score = _tried(
-        "reward", lambda: load_score(settings.reward, place), lambda _: settings.reward.name
+    reward, reward_model = _tried(
+        "reward", lambda: load_reward_model(settings.reward, place), lambda _: settings.reward.name
     )
     estimator, _ = _tried(
         "estimator",
-        lambda: differentiates(settings, place, base),
+        lambda: uses_reward_gradient(settings, place, base),
         lambda _: settings.estimator.name,
     )
     checker, _ = _tried(
@@ -127,10 +127,10 @@ def parts(settings: config.Settings) -> tuple[list[Finding], Experiment | None]:
         lambda _: settings.monitor.checker or "none",
     )
     findings = [device, model, reward, estimator, checker]
-    if base is None or score is None or not all(each.good for each in findings):
+    if base is None or reward_model is None or not all(each.good for each in findings):
         return findings, None
     layers, experiment = _tried(
-        "prompts and layers", lambda: build(settings, base, score), _counted
+        "prompts and layers", lambda: build(settings, base, reward_model), _counted
     )
     findings.append(layers)
     return findings, experiment
@@ -155,7 +155,7 @@ def _named(device: torch.device) -> str:
     return f"no GPU, {os.cpu_count()} CPU cores, {free_bytes(device) / GB:.0f} GB of memory free"
 
 
-def _described(settings: config.Model) -> str:
+def _described(settings: config.ModelConfig) -> str:
     if settings.path == "tiny":
         from sd_experiments import tiny
 
@@ -171,8 +171,8 @@ def _counted(experiment: Experiment) -> str:
     return f"{len(experiment.tasks)} prompts, {numbers} trained numbers"
 
 
-def differentiates(
-    settings: config.Settings, device: torch.device, base: StableDiffusion | None = None
+def uses_reward_gradient(
+    settings: config.ExperimentConfig, device: torch.device, base: StableDiffusion | None = None
 ) -> bool:
     """Whether the estimator asks for the reward's gradient, on paths of as many steps as the
     settings say.
@@ -183,11 +183,13 @@ def differentiates(
     Raises:
         InvalidProblem: the estimator refuses, or asks for the gradient of a black box.
     """
-    estimator: Any = made(
+    estimator: Any = instantiate(
         "estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options
     )
     dims = (
-        SMALL if base is None else chain(base, settings.sampler, settings.problem.prompts[0]).dims
+        SMALL
+        if base is None
+        else build_reference(base, settings.sampler, settings.problem.prompts[0]).dims
     )
     reference, asked = (
         ScoreReference(variance_preserving(settings.sampler.steps), lambda k, x: -x, dims),
@@ -246,7 +248,7 @@ def _probed(experiment: Experiment) -> _Probe:
     reference, reward, device = task.problem.reference, task.problem.reward, parameters[0].device
     rows = min(_largest(experiment.settings), experiment.settings.model.micro_batch or SEVERAL)
     x = torch.randn(rows, *reference.dims, dtype=experiment.dtype, device=device)
-    wanted = differentiates(experiment.settings, device, experiment.base)
+    wanted = uses_reward_gradient(experiment.settings, device, experiment.base)
 
     def evaluate() -> None:
         with torch.no_grad():
@@ -258,14 +260,14 @@ def _probed(experiment: Experiment) -> _Probe:
                 task.policy(0, x.clone()).square().sum(), parameters, allow_unused=True
             )
 
-    def score() -> None:
+    def evaluate_reward() -> None:
         with torch.no_grad():
             float((reward.gradient(x.clone()) if wanted else reward(x.clone())).sum())
 
     with torch.no_grad():
-        judged(experiment.checker, decode(experiment.base, x[:1]).float().cpu(), task.name)
+        check_images(experiment.checker, decode(experiment.base, x[:1]).float().cpu(), task.name)
     (evaluation, _), (updated, used), (scored, most) = (
-        _spent(each, device) for each in (evaluate, update, score)
+        _spent(each, device) for each in (evaluate, update, evaluate_reward)
     )
     return _Probe(
         evaluation / rows,
@@ -315,7 +317,7 @@ def _memory(experiment: Experiment, probe: _Probe) -> Finding:
     return Finding("memory", True, detail)
 
 
-def _largest(settings: config.Settings) -> int:
+def _largest(settings: config.ExperimentConfig) -> int:
     """Samples that a run hands to the network at once: those of a rollout or of a loss."""
     batch = settings.batch
     loss = (batch.micro_batch or batch.per_step) * (batch.loss_steps or settings.sampler.steps)
@@ -323,18 +325,18 @@ def _largest(settings: config.Settings) -> int:
 
 
 def _weights(base: StableDiffusion) -> int:
-    parts = (base.unet, base.vae, *base.reader.encoders)
+    parts = (base.unet, base.vae, *base.prompt_encoder.encoders)
     return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
 
-def _time(settings: config.Settings, probe: _Probe) -> Finding:
+def _time(settings: config.ExperimentConfig, probe: _Probe) -> Finding:
     """From the evaluations that the estimator says it makes."""
     batch, steps = settings.batch, settings.sampler.steps
     rounds = (
         settings.run.steps * batch.per_step / (batch.trajectories * batch.prompts * batch.passes)
     )
     paths = rounds * batch.trajectories * batch.prompts
-    cost: Cost = made(
+    cost: Cost = instantiate(
         "estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options
     ).cost
     label = (
@@ -342,7 +344,7 @@ def _time(settings: config.Settings, probe: _Probe) -> Finding:
         + cost.policy
         + DERIVATIVE * (cost.reference_derivatives + cost.policy_derivatives)
     )
-    weighed = paths * (batch.passes - 1) * steps * 2 * batch.weighs
+    weighed = paths * (batch.passes - 1) * steps * 2 * batch.needs_importance_weights
     evaluations, pairs = (
         paths * steps * (2 + label) + weighed,
         settings.run.steps * batch.per_step * (batch.loss_steps or steps),

@@ -19,7 +19,7 @@ Folder = Annotated[str | None, tyro.conf.arg(metavar="DIR")]
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class TrainCommand:
     """Fine-tune by a configuration; whatever stops it, --resume continues bit for bit."""
 
     config: Config = TINY
@@ -38,7 +38,7 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class SampleCommand:
     """Draw pictures with the fine-tuned model, every row a prompt, beside those of the pre-trained
     one from the same noise.
     """
@@ -67,7 +67,7 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class EvaluateCommand:
     """Reward, KL, accuracy and diversity of the fine-tuned and of the pre-trained model on the same
     fresh noise.
     """
@@ -90,7 +90,7 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Check:
+class CheckCommand:
     """Say what a configuration needs that is missing here, and estimate memory and time."""
 
     config: Config = TINY
@@ -103,7 +103,7 @@ class Check:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reproduce:
+class ReproduceCommand:
     """Section 5 of arXiv 2412.18164v4: every method on every prompt, PI-FT at several KL weights,
     measured and typeset.
     """
@@ -139,8 +139,8 @@ class Reproduce:
         from socft.report.stable_diffusion.report import report
 
         scale = dataclasses.replace(SCALES[self.scale], model=self.model, reward=self.reward)
-        readiness.report(
-            readiness.parts(scale.settings)[0],
+        readiness.print_findings(
+            readiness.check_parts(scale.settings)[0],
             f"--scale {self.scale} (see also --model and --reward)",
         )
         records = reproduce(
@@ -152,7 +152,7 @@ class Reproduce:
 
 
 @dataclasses.dataclass(frozen=True)
-class Adjoints:
+class CostateSizeCommand:
     """What makes costates large (pictures that are undecided, guidance), and how far the gradients
     of paths and methods agree.
     """
@@ -167,16 +167,17 @@ class Adjoints:
     """Number of processes, one thread each."""
 
     def run(self) -> None:
-        from sd_experiments.studies.adjoints import STUDY, run
+        from sd_experiments.studies.costate_size import run
+        from socft.study.vocabulary import SD_COSTATE_SIZE
 
         print(
             f"{len(run(self.config, self.quick, self.out, self.workers))} records in"
-            f" {self.out / STUDY}.jsonl"
+            f" {self.out / SD_COSTATE_SIZE}.jsonl"
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Descent:
+class GradientNormCommand:
     """How the gradient of PI-FT shrinks along its training, without its noise."""
 
     scale: Literal["tiny", "sd15"] = "tiny"
@@ -193,16 +194,17 @@ class Descent:
     """Number of processes, one thread each."""
 
     def run(self) -> None:
-        from sd_experiments.studies.descent import run, study_of
+        from sd_experiments.studies.gradient_norm import run
         from sd_experiments.studies.reproduce import SCALES
+        from socft.study.vocabulary import gradient_norm_study
 
         scale = dataclasses.replace(SCALES[self.scale], model=self.model, reward=self.reward)
         records = run(scale, self.quick, self.out, self.workers)
-        print(f"{len(records)} records in {self.out / study_of(scale.study)}.jsonl")
+        print(f"{len(records)} records in {self.out / gradient_norm_study(scale.study)}.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
+class BenchmarkCommand:
     """Time and memory of a gradient step against steps, trajectories and loss steps, for every
     estimator.
     """
@@ -217,11 +219,12 @@ class Benchmark:
     """Folder of the records."""
 
     def run(self) -> None:
-        from sd_experiments.studies.benchmark import STUDY, run
+        from sd_experiments.studies.benchmark import run
+        from socft.study.vocabulary import SD_BENCHMARK
 
         print(
             f"{len(run(self.config, self.random, self.quick, self.out))} records in"
-            f" {self.out / STUDY}.jsonl"
+            f" {self.out / SD_BENCHMARK}.jsonl"
         )
 
 
@@ -230,14 +233,14 @@ class Sd:
     """Fine-tune Stable Diffusion with low-rank layers under KL regularisation."""
 
     command: Annotated[
-        Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[Sample, tyro.conf.subcommand("sample")]
-        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-        | Annotated[Check, tyro.conf.subcommand("check")]
-        | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
-        | Annotated[Adjoints, tyro.conf.subcommand("adjoints")]
-        | Annotated[Descent, tyro.conf.subcommand("descent")]
-        | Annotated[Benchmark, tyro.conf.subcommand("benchmark")],
+        Annotated[TrainCommand, tyro.conf.subcommand("train")]
+        | Annotated[SampleCommand, tyro.conf.subcommand("sample")]
+        | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
+        | Annotated[CheckCommand, tyro.conf.subcommand("check")]
+        | Annotated[ReproduceCommand, tyro.conf.subcommand("reproduce")]
+        | Annotated[CostateSizeCommand, tyro.conf.subcommand("costate-size")]
+        | Annotated[GradientNormCommand, tyro.conf.subcommand("gradient-norm")]
+        | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")],
         tyro.conf.arg(name=""),
     ]
 

@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class ModelConfig:
     """The pre-trained pipeline.
 
     Attributes:
@@ -50,7 +50,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampler:
+class SamplerConfig:
     """The chain that is fine-tuned, DDIM(eta).
 
     Attributes:
@@ -76,12 +76,12 @@ class Sampler:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reward:
+class RewardConfig:
     """The reward of an image.
 
     Attributes:
         name: "tiny", "image_reward", "clip", "jpeg", or ``module:factory`` that is called with the
-            options and makes a score.
+            options and makes a reward model.
         path: directory of its weights.
         chunk: images decoded and scored at a time.
         black_box: whether to treat it as not differentiable.
@@ -99,7 +99,7 @@ class Reward:
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class ProblemConfig:
     """What is maximised: reward minus beta times the KL from the pre-trained model.
 
     Attributes:
@@ -119,7 +119,7 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimator:
+class EstimatorConfig:
     """The gradient estimator.
 
     Attributes:
@@ -133,7 +133,7 @@ class Estimator:
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRA:
+class LoRAConfig:
     """The low-rank layers.
 
     Attributes:
@@ -148,7 +148,7 @@ class LoRA:
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimiser:
+class OptimiserConfig:
     """AdamW.
 
     Attributes:
@@ -193,7 +193,7 @@ class Optimiser:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class BatchConfig:
     """Which paths and which of their steps a gradient is made of.
 
     A round samples ``trajectories`` paths for each of the next ``prompts`` prompts and labels them.
@@ -272,7 +272,7 @@ class Batch:
         return self.paths or self.trajectories * self.prompts
 
     @property
-    def weighs(self) -> bool:
+    def needs_importance_weights(self) -> bool:
         """Whether importance weights are needed, which take an evaluation of the network per step
         and path.
         """
@@ -280,7 +280,7 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunConfig:
     """Length of the run and what is kept of it.
 
     Attributes:
@@ -306,7 +306,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Monitor:
+class MonitorConfig:
     """What is measured besides the reward.
 
     Attributes:
@@ -325,19 +325,19 @@ class Monitor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ExperimentConfig:
     """A run."""
 
-    problem: Problem
-    model: Model = dataclasses.field(default_factory=Model)
-    sampler: Sampler = dataclasses.field(default_factory=Sampler)
-    reward: Reward = dataclasses.field(default_factory=Reward)
-    estimator: Estimator = dataclasses.field(default_factory=Estimator)
-    lora: LoRA = dataclasses.field(default_factory=LoRA)
-    optimiser: Optimiser = dataclasses.field(default_factory=Optimiser)
-    batch: Batch = dataclasses.field(default_factory=Batch)
-    run: Run = dataclasses.field(default_factory=Run)
-    monitor: Monitor = dataclasses.field(default_factory=Monitor)
+    problem: ProblemConfig
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
+    reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+    estimator: EstimatorConfig = dataclasses.field(default_factory=EstimatorConfig)
+    lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
+    optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
+    batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    monitor: MonitorConfig = dataclasses.field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
         wanted, steps = self.batch.loss_steps, self.sampler.steps
@@ -351,7 +351,7 @@ class Settings:
         return _plain(dataclasses.asdict(self))
 
 
-def read(file: Path) -> Settings:
+def read_config(file: Path) -> ExperimentConfig:
     """The settings of a TOML file.
 
     Raises:
@@ -367,17 +367,17 @@ def read(file: Path) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidProblem(f"{file} is not a TOML file ({error}); correct it there.") from error
     try:
-        return parse(content)
+        return parse_config(content)
     except InvalidProblem as error:
         raise InvalidProblem(f"{file}: {error}") from error
 
 
-def parse(content: Mapping[str, Any]) -> Settings:
+def parse_config(content: Mapping[str, Any]) -> ExperimentConfig:
     """Settings from nested mappings."""
-    return _dataclass(Settings, {"problem": {}, **content}, "")
+    return _dataclass(ExperimentConfig, {"problem": {}, **content}, "")
 
 
-def changes(
+def config_changes(
     old: Mapping[str, Any], new: Mapping[str, Any], where: str = ""
 ) -> dict[str, tuple[Any, Any]]:
     """Dotted names of the settings that differ, with both values."""
@@ -385,7 +385,7 @@ def changes(
     for name in sorted(old.keys() | new.keys()):
         a, b = old.get(name), new.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found |= changes(a, b, f"{where}{name}.")
+            found |= config_changes(a, b, f"{where}{name}.")
         elif a != b:
             found[where + name] = (a, b)
     return found

@@ -115,12 +115,12 @@ class Toy:
         import torch
 
         from socft.records import encode, write_atomically
-        from socft.study.import_path import imported
+        from socft.study.import_path import import_object
         from socft.study.runner import processes, run
 
         torch.set_num_threads(1)
         with (
-            processes(self.workers) if self.executor is None else imported(self.executor)()
+            processes(self.workers) if self.executor is None else import_object(self.executor)()
         ) as executor:
             records = run(study, self.quick, self.out, executor, self.fresh, self.seeds)
         print(f"{len(records)} records in {self.out / study.name}.jsonl")

@@ -58,7 +58,7 @@ from socft.problem import ControlProblem
 from socft.reference import AffineReference
 from socft.regression.features import Polynomial
 from socft.regression.functions import KernelRidge, LinearRegression, Regression
-from socft.study.import_path import imported
+from socft.study.import_path import import_object
 from toy.situations import Situation
 
 
@@ -399,7 +399,7 @@ def contender(name: str) -> Contender:
         ":" in name,
         f"there is no estimator {name!r}; give MODULE:NAME, or one of: {', '.join(CONTENDERS)}.",
     )
-    make: Callable[[], Estimator] = imported(name)
+    make: Callable[[], Estimator] = import_object(name)
     require(
         callable(make),
         f"{name} is a {type(make).__name__}; it must be a class or function that makes an"

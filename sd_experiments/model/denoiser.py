@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from sd_experiments.model.prompts import Encoded
+from sd_experiments.model.prompts import EncodedPrompt
 from socft.checks import require
 from socft.reference import States
 
@@ -38,12 +38,12 @@ class Condition:
         guidance: the guidance scale w; 1 is the conditional network itself.
     """
 
-    prompt: Encoded
-    negative: Encoded
+    prompt: EncodedPrompt
+    negative: EncodedPrompt
     guidance: float = 1.0
 
 
-def evaluated_again(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def recompute_in_backward(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """The function, keeping its inputs in place of its graph; the function itself inside transforms
     of torch.func.
     """
@@ -54,7 +54,7 @@ def evaluated_again(function: Callable[..., Any], **options: Any) -> Callable[..
     )
 
 
-class Denoiser:
+class UNetDenoiser:
     """The network with frozen weights, called in its own dtype on its own device, ``micro_batch``
     samples at a time.
 
@@ -107,7 +107,7 @@ class Denoiser:
         rows = self.micro_batch or max(len(x), 1)
         if len(x) <= rows:
             return self._predict(timesteps, x, condition, adapted)
-        predict = evaluated_again(self._predict) if torch.is_grad_enabled() else self._predict
+        predict = recompute_in_backward(self._predict) if torch.is_grad_enabled() else self._predict
         parts = zip(timesteps.split(rows), x.split(rows), strict=True)
         return torch.cat([predict(t, y, condition, adapted) for t, y in parts])
 
@@ -127,7 +127,7 @@ class Denoiser:
             )
             return without + weight * (given - without)
 
-    def _network(self, timesteps: Tensor, x: Tensor, told: Encoded) -> Tensor:
+    def _network(self, timesteps: Tensor, x: Tensor, told: EncodedPrompt) -> Tensor:
         self.calls += 1
         weight = next(self.unet.parameters())
         told = told.to(weight)
@@ -176,7 +176,7 @@ class Denoiser:
         ]:
             return contextlib.nullcontext(), self._switched(adapted)
 
-        return evaluated_again(block, context_fn=contexts)(*args)
+        return recompute_in_backward(block, context_fn=contexts)(*args)
 
 
 def _switch(adapters: Sequence[Any], adapted: bool) -> None:

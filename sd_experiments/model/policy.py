@@ -66,9 +66,8 @@ class LoRA(nn.Module):
     ):
         super().__init__()
         require(rank >= 1, f"rank = {rank}; give at least 1.")
-        config = LoraConfig(
-            r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(targets)
-        )  # type: ignore[arg-type]
+        strength: Any = rank if alpha is None else alpha
+        config = LoraConfig(r=rank, lora_alpha=strength, target_modules=list(targets))
         self.config = config
         self._base = (base,)  # not a submodule: what is frozen is not the policy's
         self.weights = nn.ParameterDict(
@@ -159,17 +158,17 @@ class LoRAPolicy(Policy):
         return ScoreReference(self.reference.schedule, self.tuned_score, self.reference.dims)
 
 
-def sample(policy: LoRAPolicy, noise: Noise) -> Path:
+def sample_states(policy: LoRAPolicy, noise: Noise) -> Path:
     """States of the fine-tuned sampler at one evaluation per step; as a path of that chain it has
     no controls.
 
-    Estimators that look at states only, such as adjoint matching, need no more; `controlled` adds
+    Estimators that look at states only, such as adjoint matching, need no more; `add_controls` adds
     the controls.
     """
     return rollout(policy.sampler, Uncontrolled(policy.reference), noise)
 
 
-def controlled(reference: Reference, path: Path) -> Path:
+def add_controls(reference: Reference, path: Path) -> Path:
     """The same states and noises as a path of ``reference``:
     ``v_k = B^+ (x_{k+1} - m_k(x_k)) - xi_k``, without a policy.
     """

@@ -24,7 +24,7 @@ Size = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoded:
+class EncodedPrompt:
     """A prompt as the network reads it.
 
     Attributes:
@@ -36,28 +36,28 @@ class Encoded:
     text: Float[Tensor, "1 tokens width"]
     added: Mapping[str, Float[Tensor, "1 entries"]] = dataclasses.field(default_factory=dict)
 
-    def rows(self, count: int) -> Encoded:
+    def rows(self, count: int) -> EncodedPrompt:
         """The same for several samples."""
-        return Encoded(
+        return EncodedPrompt(
             self.text.expand(count, -1, -1),
             {name: each.expand(count, -1) for name, each in self.added.items()},
         )
 
-    def joined(self, other: Encoded) -> Encoded:
+    def joined(self, other: EncodedPrompt) -> EncodedPrompt:
         """These samples, then others."""
-        return Encoded(
+        return EncodedPrompt(
             torch.cat([self.text, other.text]),
             {name: torch.cat([each, other.added[name]]) for name, each in self.added.items()},
         )
 
-    def to(self, like: Tensor) -> Encoded:
+    def to(self, like: Tensor) -> EncodedPrompt:
         """On the device and in the dtype of a tensor."""
-        return Encoded(
+        return EncodedPrompt(
             self.text.to(like), {name: each.to(like) for name, each in self.added.items()}
         )
 
 
-class Reader(abc.ABC):
+class PromptEncoder(abc.ABC):
     """Frozen text encoders with their tokenizers.
 
     Attributes:
@@ -72,7 +72,7 @@ class Reader(abc.ABC):
         """Width of the states of a token, where it is known."""
 
     @abc.abstractmethod
-    def encode(self, prompt: str, size: Size) -> Encoded:
+    def encode(self, prompt: str, size: Size) -> EncodedPrompt:
         """What the network is told of a picture of this size.
 
         Raises:
@@ -80,7 +80,7 @@ class Reader(abc.ABC):
         """
 
 
-class OneReader(Reader):
+class SinglePromptEncoder(PromptEncoder):
     """The text encoder of 1.x and 2.x: the last hidden state.
 
     Raises:
@@ -98,12 +98,12 @@ class OneReader(Reader):
         return getattr(self.encoder.config, "hidden_size", None)
 
     @torch.no_grad()
-    def encode(self, prompt: str, size: Size) -> Encoded:
+    def encode(self, prompt: str, size: Size) -> EncodedPrompt:
         tokens = self.tokens(prompt)
         masked = getattr(self.encoder.config, "use_attention_mask", False)
         device = next(self.encoder.parameters()).device
         mask = tokens.attention_mask.to(device) if masked else None
-        return Encoded(self.encoder(tokens.input_ids.to(device), attention_mask=mask)[0])
+        return EncodedPrompt(self.encoder(tokens.input_ids.to(device), attention_mask=mask)[0])
 
     @torch.no_grad()
     def penultimate(self, prompt: str) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ class OneReader(Reader):
         return self.tokenizer(prompt, padding="max_length", max_length=longest, return_tensors="pt")
 
 
-class TwoReaders(Reader):
+class DualPromptEncoder(PromptEncoder):
     """The text encoders of XL.
 
     Args:
@@ -134,7 +134,7 @@ class TwoReaders(Reader):
         zeros: whether an empty prompt is told as zeros.
     """
 
-    def __init__(self, first: OneReader, second: OneReader, zeros: bool = True):
+    def __init__(self, first: SinglePromptEncoder, second: SinglePromptEncoder, zeros: bool = True):
         self.first, self.second, self.zeros = first, second, zeros
         self.encoders = (*first.encoders, *second.encoders)
 
@@ -143,13 +143,13 @@ class TwoReaders(Reader):
         widths = (self.first.width, self.second.width)
         return None if None in widths else sum(width for width in widths if width is not None)
 
-    def encode(self, prompt: str, size: Size) -> Encoded:
+    def encode(self, prompt: str, size: Size) -> EncodedPrompt:
         parts = [each.penultimate(prompt) for each in (self.first, self.second)]
         text, pooled = torch.cat([states for states, _ in parts], 2), parts[1][1]
         if self.zeros and not prompt:
             text, pooled = torch.zeros_like(text), torch.zeros_like(pooled)
         height, width = size
-        return Encoded(
+        return EncodedPrompt(
             text,
             {
                 "text_embeds": pooled,
@@ -158,14 +158,14 @@ class TwoReaders(Reader):
         )
 
 
-def reader(pipeline: Any) -> Reader:
+def prompt_encoder(pipeline: Any) -> PromptEncoder:
     """The text encoders of a diffusers pipeline, frozen in place."""
-    first = OneReader(pipeline.text_encoder, pipeline.tokenizer)
+    first = SinglePromptEncoder(pipeline.text_encoder, pipeline.tokenizer)
     if getattr(pipeline, "text_encoder_2", None) is None:
         return first
-    return TwoReaders(
+    return DualPromptEncoder(
         first,
-        OneReader(pipeline.text_encoder_2, pipeline.tokenizer_2),
+        SinglePromptEncoder(pipeline.text_encoder_2, pipeline.tokenizer_2),
         pipeline.config["force_zeros_for_empty_prompt"],
     )
 

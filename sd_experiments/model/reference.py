@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sd_experiments.model.denoiser import Condition
-from sd_experiments.model.sampling import EVEN, sampling
+from sd_experiments.model.sampling import EVEN, sampling_schedule
 from sd_experiments.model.stable_diffusion import NOISE, StableDiffusion
 from socft.checks import require
 from socft.reference import ScoreReference, States, Step
@@ -88,7 +88,7 @@ class StableDiffusionReference(ScoreReference):
             base.encode(negative_prompt, (height, width)),
             guidance,
         )
-        self.sampling = sampling(base.scheduler_config, steps, spacing, last_level)
+        self.sampling = sampling_schedule(base.scheduler_config, steps, spacing, last_level)
         self._noise = NOISE[base.scheduler_config["prediction_type"]]
         self._kept: _Kept | None = None
         self._sharing = False

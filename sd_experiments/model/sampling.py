@@ -37,7 +37,7 @@ clipping off too.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sampling:
+class SamplingSchedule:
     """Where a sampler evaluates the network.
 
     Attributes:
@@ -53,9 +53,9 @@ class Sampling:
     scheduler: DDIMScheduler | DPMSolverMultistepScheduler
 
 
-def sampling(
+def sampling_schedule(
     config: Any, steps: int, spacing: str | None = None, last_level: float | None = None
-) -> Sampling:
+) -> SamplingSchedule:
     """Timesteps and levels of diffusers' DDIM sampler, or of one with even levels.
 
     Args:
@@ -99,10 +99,10 @@ def sampling(
         ]
     )
     _require_noise(levels, how)
-    return Sampling(timesteps, levels, scheduler)
+    return SamplingSchedule(timesteps, levels, scheduler)
 
 
-def _even(config: Any, steps: int, last_level: float | None) -> Sampling:
+def _even(config: Any, steps: int, last_level: float | None) -> SamplingSchedule:
     require(
         last_level is None,
         f"last_level = {last_level}; {EVEN!r} spacing ends at the first trained level: leave it"
@@ -137,7 +137,7 @@ def _even(config: Any, steps: int, last_level: float | None) -> Sampling:
     scheduler = DPMSolverMultistepScheduler.from_config(config, **how)
     assert isinstance(scheduler, DPMSolverMultistepScheduler)
     scheduler.set_timesteps(timesteps=chosen)
-    return Sampling(torch.tensor(chosen), abar[[*chosen, 0]], scheduler)
+    return SamplingSchedule(torch.tensor(chosen), abar[[*chosen, 0]], scheduler)
 
 
 def ddim_scheduler(config: Any, **changes: Any) -> DDIMScheduler:

@@ -11,8 +11,13 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from sd_experiments.model.denoiser import Denoiser
-from sd_experiments.model.prompts import Encoded, Reader, TwoReaders, reader
+from sd_experiments.model.denoiser import UNetDenoiser
+from sd_experiments.model.prompts import (
+    DualPromptEncoder,
+    EncodedPrompt,
+    PromptEncoder,
+    prompt_encoder,
+)
 from sd_experiments.model.sampling import ddim_scheduler
 from sd_experiments.model.weights import load_pipeline
 from socft.checks import require
@@ -30,11 +35,11 @@ class StableDiffusion:
     Args:
         unet: predicts noise or velocity.
         vae: between images and latents.
-        reader: encodes prompts.
+        prompt_encoder: encodes prompts.
         scheduler: any scheduler; its noise levels, prediction type and timestep spacing are read.
         micro_batch: samples per network call; bounds the memory.
         checkpointing: keep only the inputs of the network's blocks for backward passes.
-        plain_attention: attention that can be differentiated twice (see `Denoiser`).
+        plain_attention: attention that can be differentiated twice (see `UNetDenoiser`).
 
     Raises:
         InvalidProblem: a network that needs more than (latent, timestep, text), another prediction
@@ -45,18 +50,20 @@ class StableDiffusion:
         self,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
-        reader: Reader,
+        prompt_encoder: PromptEncoder,
         scheduler: Any,
         micro_batch: int | None = None,
         checkpointing: bool = False,
         plain_attention: bool = False,
     ):
         config = ddim_scheduler(scheduler.config).config
-        _require_text_to_image(unet, config["prediction_type"], isinstance(reader, TwoReaders))
-        _require_fitting(unet.config, vae.config, reader)
-        self.denoiser = Denoiser(unet, micro_batch, checkpointing, plain_attention)
+        _require_text_to_image(
+            unet, config["prediction_type"], isinstance(prompt_encoder, DualPromptEncoder)
+        )
+        _require_fitting(unet.config, vae.config, prompt_encoder)
+        self.denoiser = UNetDenoiser(unet, micro_batch, checkpointing, plain_attention)
         self.vae = vae.requires_grad_(False).eval()
-        self.reader = reader
+        self.prompt_encoder = prompt_encoder
         self.scheduler_config = config
 
     @classmethod
@@ -65,7 +72,7 @@ class StableDiffusion:
         return cls(
             pipeline.unet,
             pipeline.vae,
-            reader(pipeline),
+            prompt_encoder(pipeline),
             pipeline.scheduler,
             micro_batch=micro_batch,
             **options,
@@ -92,14 +99,14 @@ class StableDiffusion:
         """The network."""
         return self.denoiser.unet
 
-    def encode(self, prompt: str, latent: tuple[int, int]) -> Encoded:
+    def encode(self, prompt: str, latent: tuple[int, int]) -> EncodedPrompt:
         """What the network is told for pictures whose latents have this height and width.
 
         Raises:
             InvalidProblem: the prompt does not fit into the tokens the network can read.
         """
         scale = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        return self.reader.encode(prompt, (latent[0] * scale, latent[1] * scale))
+        return self.prompt_encoder.encode(prompt, (latent[0] * scale, latent[1] * scale))
 
 
 def _require_text_to_image(unet: Any, prediction: str, pooled: bool) -> None:
@@ -127,14 +134,14 @@ def _require_text_to_image(unet: Any, prediction: str, pooled: bool) -> None:
     )
 
 
-def _require_fitting(unet: Any, vae: Any, reader: Reader) -> None:
+def _require_fitting(unet: Any, vae: Any, prompt_encoder: PromptEncoder) -> None:
     channels = vae["latent_channels"]
     require(
         channels == unet.in_channels,
         f"the network makes latents of {unet.in_channels} channels and the decoder reads"
         f" {channels}; load both from one directory.",
     )
-    width, wanted = reader.width, getattr(unet, "cross_attention_dim", None)
+    width, wanted = prompt_encoder.width, getattr(unet, "cross_attention_dim", None)
     require(
         not isinstance(wanted, int) or width in (None, wanted),
         f"the network reads text of width {wanted} and the text encoder writes {width}; load both"

@@ -154,7 +154,7 @@ def load_whole(kind: Any, folder: Path, stem: str, dtype: torch.dtype = torch.fl
         model, found = kind.from_pretrained(str(folder), **options)
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise InvalidProblem(
-            f"{file} cannot be loaded: {shortened(error)}; copy it again with its config.json."
+            f"{file} cannot be loaded: {one_line(error)}; copy it again with its config.json."
         ) from error
     _require_none(found["missing_keys"], f"{file} lacks", "weights of the network")
     _require_none(found["unexpected_keys"], f"{file} has", "weights the network lacks")
@@ -178,7 +178,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         " there.",
     )
     tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    lost = unreachable(tokenizer)
+    lost = unreachable_tokens(tokenizer)
     require(
         not lost,
         f"the tokenizer in {folder} has {len(lost)} tokens that no merge makes, such as {lost[:1]},"
@@ -187,7 +187,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
-def unreachable(tokenizer: Any) -> list[str]:
+def unreachable_tokens(tokenizer: Any) -> list[str]:
     """Tokens of a byte-pair vocabulary that are neither letters nor special nor the result of a
     merge.
     """
@@ -216,7 +216,7 @@ def require_json(folder: Path) -> None:
             raise InvalidProblem(f"{file} is not JSON ({error}); copy it again.") from error
 
 
-def shortened(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The message of an error on one line."""
     return " ".join(str(error).split())[:300]
 
@@ -238,7 +238,7 @@ def _require_uncut(folder: Path, stem: str) -> Path:
                 pass
         except (SafetensorError, OSError) as error:
             raise InvalidProblem(
-                f"{file} is damaged ({shortened(error)}); copy it again."
+                f"{file} is damaged ({one_line(error)}); copy it again."
             ) from error
     return index if several else single
 

@@ -74,7 +74,7 @@ _RENAMED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class TransformerSize:
     """Size of a transformer.
 
     Attributes:
@@ -114,8 +114,8 @@ class ImageRewardConfig:
         deviation: sigma, by which it is divided.
     """
 
-    vision: Encoder = Encoder(1024, 4096, 24, 16)
-    text: Encoder = Encoder(768, 3072, 12, 12)
+    vision: TransformerSize = TransformerSize(1024, 4096, 24, 16)
+    text: TransformerSize = TransformerSize(768, 3072, 12, 12)
     side: int = 224
     patch: int = 16
     vocabulary: int = 30524
@@ -153,7 +153,9 @@ class ImageRewardConfig:
         """
         values = _json(file)
         try:
-            nested: dict[str, Any] = {name: Encoder(**values[name]) for name in ("vision", "text")}
+            nested: dict[str, Any] = {
+                name: TransformerSize(**values[name]) for name in ("vision", "text")
+            }
             nested["head"] = tuple(values["head"])
             return cls(**(values | nested))
         except (TypeError, KeyError) as error:
@@ -163,19 +165,21 @@ class ImageRewardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokens:
+class PromptTokens:
     """Token numbers of prompts and which of them are not padding."""
 
     ids: Int[Tensor, "batch tokens"]
     mask: Int[Tensor, "batch tokens"]
 
-    def expand(self, batch: int) -> Tokens:
+    def expand(self, batch: int) -> PromptTokens:
         """One prompt repeated for a batch."""
-        return Tokens(self.ids.expand(batch, -1), self.mask.expand(batch, -1))
+        return PromptTokens(self.ids.expand(batch, -1), self.mask.expand(batch, -1))
 
-    def repeated(self, times: int) -> Tokens:
+    def repeated(self, times: int) -> PromptTokens:
         """Every prompt several times in a row."""
-        return Tokens(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
+        return PromptTokens(
+            self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0)
+        )
 
 
 class ImageReward(nn.Module):
@@ -214,7 +218,7 @@ class ImageReward(nn.Module):
         )
         return self.score(self.prepare(images), tokens)
 
-    def tokens(self, prompts: Sequence[str]) -> Tokens:
+    def tokens(self, prompts: Sequence[str]) -> PromptTokens:
         """Prompts as the text encoder reads them."""
         options: dict[str, Any] = {
             "padding": "max_length",
@@ -222,7 +226,7 @@ class ImageReward(nn.Module):
             "max_length": self.config.tokens,
         }
         found = self.tokenizer(list(prompts), return_tensors="pt", **options)
-        return Tokens(
+        return PromptTokens(
             found["input_ids"].to(self._weight.device),
             found["attention_mask"].to(self._weight.device),
         )
@@ -249,7 +253,7 @@ class ImageReward(nn.Module):
         ]
 
     def score(
-        self, prepared: Float[Tensor, "batch 3 side side"], tokens: Tokens
+        self, prepared: Float[Tensor, "batch 3 side side"], tokens: PromptTokens
     ) -> Float[Tensor, " batch"]:
         """Rewards of prepared images for tokenised prompts."""
         return self.read(self.see(prepared), tokens)
@@ -263,7 +267,7 @@ class ImageReward(nn.Module):
         return self.vision(pixel_values=prepared).last_hidden_state
 
     def read(
-        self, seen: Float[Tensor, "batch patches_plus_1 width"], tokens: Tokens
+        self, seen: Float[Tensor, "batch patches_plus_1 width"], tokens: PromptTokens
     ) -> Float[Tensor, " batch"]:
         """Rewards of images that were seen for tokenised prompts."""
         return (
@@ -271,7 +275,7 @@ class ImageReward(nn.Module):
         ) / self.config.deviation
 
     def compare(
-        self, seen: Float[Tensor, "batch patches_plus_1 width"], tokens: Tokens
+        self, seen: Float[Tensor, "batch patches_plus_1 width"], tokens: PromptTokens
     ) -> Float[Tensor, "batch width"]:
         """State of the text encoder's first token, which has read the prompt and looked at the
         image.
@@ -347,11 +351,11 @@ class ImageReward(nn.Module):
             raise InvalidProblem(
                 f"{file} is not a file of plain weights; download ImageReward.pt again."
             ) from error
-        weights = renamed(published)
+        weights = rename_published_weights(published)
         return _filled(_published_config(weights, text, file), tokenizer, weights, file)
 
 
-def renamed(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def rename_published_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published weights under the names used here, without those the reward does not use."""
     weights = {}
     for key, value in published.items():
@@ -437,8 +441,8 @@ def _published_config(
     )
     try:
         return ImageRewardConfig(
-            vision=Encoder(width, hidden, _layers(weights), max(1, width // _HEAD_WIDTH)),
-            text=Encoder(
+            vision=TransformerSize(width, hidden, _layers(weights), max(1, width // _HEAD_WIDTH)),
+            text=TransformerSize(
                 text["hidden_size"],
                 text["intermediate_size"],
                 text["num_hidden_layers"],

@@ -1,9 +1,10 @@
 r"""Rewards of images as rewards of latents, :math:`r(x) = \rho(\text{decode}(x), \text{prompt})`.
 
 Decoded images lie in [0, 1], shape (batch, 3, height, width); :math:`\rho` gives one number per
-image. Differentiable scorers go into `ImageRewardLike`, all others into `BlackBoxImageReward`,
-which has no gradient and says so. Both decode and score ``chunk`` images at a time and keep nothing
-between calls, so that memory does not grow with the batch, gradients included.
+image. Differentiable reward models go into `DifferentiableImageReward`, all others into
+`BlackBoxImageReward`, which has no gradient and says so. Both decode and evaluate ``chunk`` images
+at a time and keep nothing between calls, so that memory does not grow with the batch, gradients
+included.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from sd_experiments.model.denoiser import evaluated_again
+from sd_experiments.model.denoiser import recompute_in_backward
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.model.weights import load_tokenizer, load_whole
 from socft.checks import InvalidProblem, require
@@ -33,8 +34,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class ImageScore(Protocol):
-    """Scores images in [0, 1] for a prompt: one number per image."""
+class ImageRewardModel(Protocol):
+    """Rewards images in [0, 1] for a prompt: one number per image."""
 
     def __call__(self, images: Images, prompt: str) -> PerSample: ...
 
@@ -53,12 +54,12 @@ def decode(base: StableDiffusion, latents: States) -> Images:
 
 
 class _LatentReward(Reward):
-    """What both kinds share: decoding and scoring in chunks. No Lipschitz constants are known."""
+    """What both kinds share: decoding and evaluating in chunks. No Lipschitz constants are known."""
 
-    def __init__(self, base: StableDiffusion, score: ImageScore, prompt: str, chunk: int = 4):
+    def __init__(self, base: StableDiffusion, model: ImageRewardModel, prompt: str, chunk: int = 4):
         require(chunk >= 1, f"chunk = {chunk}; decode at least 1 image at a time.")
         self.base = base
-        self.score = score
+        self.model = model
         self.prompt = prompt
         self.chunk = chunk
 
@@ -70,22 +71,22 @@ class _LatentReward(Reward):
     def L1(self) -> float:
         return math.inf
 
-    def _scored(self, x: States) -> PerSample:
-        found = self.score(decode(self.base, x), self.prompt)
+    def _evaluate(self, x: States) -> PerSample:
+        found = self.model(decode(self.base, x), self.prompt)
         require(
             isinstance(found, Tensor) and found.shape == (len(x),),
-            f"the scorer returned {_described(found)} for {len(x)} images; it must return one"
+            f"the reward model returned {_described(found)} for {len(x)} images; it must return one"
             " number per image.",
         )
         return found.to(x)
 
 
-class ImageRewardLike(_LatentReward):
-    """A differentiable score of decoded images.
+class DifferentiableImageReward(_LatentReward):
+    """A differentiable reward model on decoded images.
 
     Args:
         base: supplies the decoder.
-        score: maps images in [0, 1] and the prompt to one number per image, differentiable in the
+        model: maps images in [0, 1] and the prompt to one number per image, differentiable in the
             images.
         prompt: what the image should show.
         chunk: images decoded at a time.
@@ -93,29 +94,33 @@ class ImageRewardLike(_LatentReward):
 
     def __call__(self, x: States) -> PerSample:
         recorded = torch.is_grad_enabled() and x.requires_grad
-        scored = evaluated_again(self._scored) if recorded and len(x) > self.chunk else self._scored
-        result = torch.cat([scored(part) for part in x.split(self.chunk)])
+        evaluate = (
+            recompute_in_backward(self._evaluate)
+            if recorded and len(x) > self.chunk
+            else self._evaluate
+        )
+        result = torch.cat([evaluate(part) for part in x.split(self.chunk)])
         cut = recorded and not result.requires_grad
         require(
             not cut,
-            f"{_name(self.score)} cuts the graph between image and score; wrap it in"
+            f"{_name(self.model)} cuts the graph between image and reward; wrap it in"
             " BlackBoxImageReward.",
         )
         return result
 
     def gradient(self, x: States) -> States:
         return torch.cat(
-            [super(ImageRewardLike, self).gradient(part) for part in x.split(self.chunk)]
+            [super(DifferentiableImageReward, self).gradient(part) for part in x.split(self.chunk)]
         )
 
 
 class BlackBoxImageReward(_LatentReward):
-    """A score of decoded images that cannot be differentiated; for estimators that use reward
+    """A reward model on decoded images that cannot be differentiated; for estimators that use reward
     values only.
 
     Args:
         base: supplies the decoder.
-        score: maps images in [0, 1] and the prompt to one number per image.
+        model: maps images in [0, 1] and the prompt to one number per image.
         prompt: what the image should show.
         chunk: images decoded at a time.
     """
@@ -124,7 +129,7 @@ class BlackBoxImageReward(_LatentReward):
         if torch.is_grad_enabled() and x.requires_grad:
             raise InvalidProblem(self._refusal)
         with torch.no_grad():
-            return torch.cat([self._scored(part) for part in x.split(self.chunk)])
+            return torch.cat([self._evaluate(part) for part in x.split(self.chunk)])
 
     def gradient(self, x: States) -> States:
         """There is none.
@@ -137,9 +142,9 @@ class BlackBoxImageReward(_LatentReward):
     @property
     def _refusal(self) -> str:
         return (
-            f"{_name(self.score)} is a black box without a gradient, and this estimator asks for"
+            f"{_name(self.model)} is a black box without a gradient, and this estimator asks for"
             " one; use an estimator of reward values (score function, DDPO, DPOK, integration by"
-            " parts) or a differentiable score in ImageRewardLike."
+            " parts) or a differentiable one in DifferentiableImageReward."
         )
 
 
@@ -233,5 +238,5 @@ def _described(value: Any) -> str:
     )
 
 
-def _name(score: Callable[..., Any]) -> str:
-    return getattr(score, "__name__", type(score).__name__)
+def _name(model: Callable[..., Any]) -> str:
+    return getattr(model, "__name__", type(model).__name__)

@@ -28,14 +28,14 @@ from sd_experiments import config
 from sd_experiments.model.memory import peak_mb, reset_peak
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.studies.random_models import RANDOM
-from sd_experiments.training.build import Experiment, build, device_of
-from sd_experiments.training.session import trainer_of
+from sd_experiments.training.build import Experiment, build, find_device
+from sd_experiments.training.session import make_trainer
 from socft.checks import InvalidProblem, require
 from socft.records import Record
 from socft.study import runner
 from socft.study.runner import Study, Task
+from socft.study.vocabulary import SD_BENCHMARK
 
-STUDY = "sd_benchmark"
 ESTIMATORS: Mapping[str, Mapping[str, Any]] = {
     "adjoint_matching": {},
     "pi_ft": {},
@@ -50,7 +50,7 @@ ESTIMATORS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class BenchmarkCell:
     """One combination.
 
     Attributes:
@@ -65,7 +65,7 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
+class BenchmarkSweep:
     """What is varied.
 
     Attributes:
@@ -80,16 +80,18 @@ class Sweep:
     trajectories: tuple[int, ...]
     loss_steps: tuple[int | None, ...]
     repeats: int
-    base: Cell | None = None
+    base: BenchmarkCell | None = None
 
-    def cells(self, settings: config.Settings) -> list[Cell]:
+    def cells(self, settings: config.ExperimentConfig) -> list[BenchmarkCell]:
         """Every combination once, the base first."""
         batch, steps = settings.batch, settings.sampler.steps
-        base = self.base or Cell(steps, batch.trajectories, batch.loss_steps or steps)
+        base = self.base or BenchmarkCell(steps, batch.trajectories, batch.loss_steps or steps)
         everything = base.loss_steps == base.steps
         found = [base]
         found += [
-            Cell(each, base.trajectories, each if everything else min(base.loss_steps, each))
+            BenchmarkCell(
+                each, base.trajectories, each if everything else min(base.loss_steps, each)
+            )
             for each in self.steps
         ]
         found += [dataclasses.replace(base, trajectories=each) for each in self.trajectories]
@@ -100,13 +102,13 @@ class Sweep:
         return list(dict.fromkeys(found))
 
 
-FULL = Sweep((10, 25, 50, 100), (1, 2, 5, 10, 20), (1, 4, 16, None), repeats=3)
-QUICK = Sweep((2, 4), (1, 2), (1, None), repeats=1, base=Cell(4, 2, 4))
+FULL = BenchmarkSweep((10, 25, 50, 100), (1, 2, 5, 10, 20), (1, 4, 16, None), repeats=3)
+QUICK = BenchmarkSweep((2, 4), (1, 2), (1, None), repeats=1, base=BenchmarkCell(4, 2, 4))
 QUICK_ESTIMATORS = ("adjoint_matching", "pi_ft")
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class StepCost:
     """What a cell's own process found.
 
     Attributes:
@@ -132,7 +134,7 @@ def run(
     quick: bool,
     out: Path,
     estimators: Mapping[str, Mapping[str, Any]] | None = None,
-    sweep: Sweep | None = None,
+    sweep: BenchmarkSweep | None = None,
 ) -> list[Record]:
     """Measure every cell into ``<out>/sd_benchmark.jsonl``; an interrupted run continues where it
     was.
@@ -149,12 +151,12 @@ def run(
         InvalidProblem: there is no such model, or no cell could be measured.
     """
     settings, small = (
-        settings_of(file, random),
+        benchmark_config(file, random),
         {name: ESTIMATORS[name] for name in QUICK_ESTIMATORS},
     )
     chosen = estimators or (small if quick else ESTIMATORS)
     made = tasks(settings, random, chosen, sweep or (QUICK if quick else FULL))
-    records = runner.run(Study(STUDY, lambda _: made), quick, out)
+    records = runner.run(Study(SD_BENCHMARK, lambda _: made), quick, out)
     reasons = [record.setting["reason"] for record in records if record.metric == "refused"]
     require(
         len(reasons) < len(made), f"no cell could be measured; the first one says: {reasons[:1]}"
@@ -162,7 +164,7 @@ def run(
     return records
 
 
-def settings_of(file: Path | None, random: str | None) -> config.Settings:
+def benchmark_config(file: Path | None, random: str | None) -> config.ExperimentConfig:
     """The configuration, with a random model and its reward in the place of its own if one is
     named.
     """
@@ -176,11 +178,11 @@ def settings_of(file: Path | None, random: str | None) -> config.Settings:
     )
     if random is None:
         assert file is not None
-        return config.read(file)
+        return config.read_config(file)
     own = RANDOM[random].settings
     if file is None:
         return own
-    settings = config.read(file)
+    settings = config.read_config(file)
     model = dataclasses.replace(settings.model, path=own.model.path)
     reward = dataclasses.replace(
         own.reward, chunk=settings.reward.chunk, black_box=settings.reward.black_box
@@ -189,10 +191,10 @@ def settings_of(file: Path | None, random: str | None) -> config.Settings:
 
 
 def tasks(
-    settings: config.Settings,
+    settings: config.ExperimentConfig,
     random: str | None,
     estimators: Mapping[str, Mapping[str, Any]],
-    sweep: Sweep,
+    sweep: BenchmarkSweep,
 ) -> list[Task]:
     """One task per estimator and cell."""
     return [
@@ -201,7 +203,7 @@ def tasks(
             " in the loss",
             cell_task,
             {
-                "settings": changed(settings, name, options, cell, sweep.repeats).plain(),
+                "settings": cell_config(settings, name, options, cell, sweep.repeats).plain(),
                 "random": random,
             },
         )
@@ -210,9 +212,13 @@ def tasks(
     ]
 
 
-def changed(
-    settings: config.Settings, name: str, options: Mapping[str, Any], cell: Cell, repeats: int
-) -> config.Settings:
+def cell_config(
+    settings: config.ExperimentConfig,
+    name: str,
+    options: Mapping[str, Any],
+    cell: BenchmarkCell,
+    repeats: int,
+) -> config.ExperimentConfig:
     """The settings of a cell: one round of one prompt per gradient step."""
     s = settings
     batch = dataclasses.replace(
@@ -227,16 +233,16 @@ def changed(
         s,
         problem=dataclasses.replace(s.problem, prompts=s.problem.prompts[:1]),
         sampler=dataclasses.replace(s.sampler, steps=cell.steps),
-        estimator=config.Estimator(name, dict(options)),
+        estimator=config.EstimatorConfig(name, dict(options)),
         batch=batch,
         run=dataclasses.replace(s.run, steps=1 + repeats),
-        monitor=config.Monitor(),
+        monitor=config.MonitorConfig(),
     )
 
 
 def cell_task(settings: Mapping[str, Any], random: str | None) -> list[Record]:
     """Measure one cell in a fresh process."""
-    parsed = config.parse(settings)
+    parsed = config.parse_config(settings)
     about = {
         "steps": parsed.sampler.steps,
         "trajectories": parsed.batch.trajectories,
@@ -251,11 +257,11 @@ def cell_task(settings: Mapping[str, Any], random: str | None) -> list[Record]:
     }
     title = random or Path(parsed.model.path).name
     record = functools.partial(
-        Record, STUDY, title, estimator=parsed.estimator.name, dtype=parsed.model.dtype
+        Record, SD_BENCHMARK, title, estimator=parsed.estimator.name, dtype=parsed.model.dtype
     )
     try:
         with runner.workers(1) as fresh:
-            found = fresh.submit(measured, settings, random).result()
+            found = fresh.submit(measure_cell, settings, random).result()
     except (InvalidProblem, torch.OutOfMemoryError, MemoryError, BrokenExecutor) as error:
         return [record("refused", 1.0, about | {"reason": _reason(error)})]
     return list(
@@ -264,7 +270,7 @@ def cell_task(settings: Mapping[str, Any], random: str | None) -> list[Record]:
 
 
 def _rows(
-    record: Callable[..., Record], found: Measured, about: Mapping[str, Any]
+    record: Callable[..., Record], found: StepCost, about: Mapping[str, Any]
 ) -> Iterator[Record]:
     number, seconds = len(found.seconds), statistics.median(found.seconds)
     stderr = statistics.stdev(found.seconds) / number**0.5 if number > 1 else None
@@ -273,28 +279,28 @@ def _rows(
     yield record("start_mb", found.start_mb, about)
 
 
-def measured(settings: Mapping[str, Any], random: str | None) -> Measured:
+def measure_cell(settings: Mapping[str, Any], random: str | None) -> StepCost:
     """Time and memory of the gradient steps of a run, the first one not counted, in this process."""
-    experiment = experiment_of(config.parse(settings), random)
-    device = device_of(experiment.settings.model.device)
+    experiment = build_cell(config.parse_config(settings), random)
+    device = find_device(experiment.settings.model.device)
     reset_peak(device)
-    start, iterations = peak_mb(device), trainer_of(experiment).iterations()
+    start, iterations = peak_mb(device), make_trainer(experiment).iterations()
     next(iterations)
     denoiser = experiment.base.denoiser
     before = denoiser.calls
-    seconds = tuple(iteration.measured.seconds for iteration in iterations)
+    seconds = tuple(step.metrics.seconds for step in iterations)
     calls = (denoiser.calls - before) // len(seconds)
-    return Measured(
+    return StepCost(
         seconds, start, peak_mb(device), calls, experiment.estimator.estimates, _title(device)
     )
 
 
-def experiment_of(settings: config.Settings, random: str | None) -> Experiment:
+def build_cell(settings: config.ExperimentConfig, random: str | None) -> Experiment:
     """The experiment of a configuration, with a random model if one is named."""
     if random is None:
         return build(settings)
     model = settings.model
-    pipeline = RANDOM[random].pipeline(0, device_of(model.device), getattr(torch, model.dtype))
+    pipeline = RANDOM[random].pipeline(0, find_device(model.device), getattr(torch, model.dtype))
     return build(
         settings,
         StableDiffusion.from_pipeline(

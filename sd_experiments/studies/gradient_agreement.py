@@ -8,7 +8,7 @@ of two batches,
     g' = g,
 
 is what an optimiser that forgets the length of a gradient can rely on: 1 if every batch says the
-same, 0 if it is all noise. With `sd_experiments.config.Batch.target_clip` it is measured for
+same, 0 if it is all noise. With `sd_experiments.config.BatchConfig.target_clip` it is measured for
 several limits.
 
 Two estimators are compared on different paths, so their noise has nothing in common, and
@@ -26,11 +26,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sd_experiments.training.buffer import Pool
 from sd_experiments.training.build import Experiment
-from sd_experiments.training.gradient import Accumulator
-from sd_experiments.training.rounds import Collector
-from sd_experiments.training.workers import Workers
+from sd_experiments.training.gradient import GradientAccumulator
+from sd_experiments.training.process_group import ProcessGroup
+from sd_experiments.training.replay_buffer import ReplayBuffer
+from sd_experiments.training.rounds import RolloutCollector
 from socft.estimators.base import Estimator
 
 Gradients = Float[Tensor, "batches parameters"]
@@ -50,28 +50,28 @@ def gradients(
 
     A batch has the paths of a gradient step of the configuration, of the first prompt.
     """
-    settings, workers = experiment.settings, Workers()
+    settings, group = experiment.settings, ProcessGroup()
     parameters = tuple(experiment.lora.parameters())
     device = parameters[0].device
     paths = settings.batch.per_step
     batch = dataclasses.replace(
         settings.batch, trajectories=paths, prompts=1, paths=paths, passes=1, loss_steps=None
     )
-    collector = Collector(
-        experiment.tasks[:1], estimator, batch, seed, workers, device, experiment.dtype
+    collector = RolloutCollector(
+        experiment.tasks[:1], estimator, batch, seed, group, device, experiment.dtype
     )
-    pools = [Pool(number, paths, collector.sample(number)) for number in range(batches)]
+    buffers = [ReplayBuffer(number, paths, collector.sample(number)) for number in range(batches)]
     for limit in limits:
         clipped = dataclasses.replace(batch, target_clip=limit)
-        accumulator = Accumulator(
-            experiment.tasks[:1], estimator, parameters, clipped, seed, workers, device
+        accumulator = GradientAccumulator(
+            experiment.tasks[:1], estimator, parameters, clipped, seed, group, device
         )
-        found = [accumulator.gradient(pool, torch.arange(paths), 0, None) for pool in pools]
+        found = [accumulator.gradient(buffer, torch.arange(paths), 0, None) for buffer in buffers]
         flat = torch.stack([torch.cat([part.flatten() for part in each.parts]) for each in found])
         yield flat.double().cpu(), sum(each.limited for each in found) / batches
 
 
-def compared(
+def compare_estimators(
     experiment: Experiment, estimators: Mapping[str, Estimator], batches: int, seed: int
 ) -> Iterator[tuple[str, str, float, float | None]]:
     """How far the gradients of each estimator agree, and where they point compared with the first
@@ -91,8 +91,8 @@ def compared(
     first = next(iter(found.values()))
     for name, mine in found.items():
         measured = {
-            "agreement": jackknifed(agreement, mine),
-            "alignment": jackknifed(alignment, mine, first),
+            "agreement": jackknife(agreement, mine),
+            "alignment": jackknife(alignment, mine, first),
         }
         for metric, (value, error) in measured.items():
             if math.isfinite(value):
@@ -125,7 +125,7 @@ def alignment(mine: Gradients, others: Gradients) -> float:
     )
 
 
-def jackknifed(measure: Callable[..., float], *gradients: Gradients) -> tuple[float, float]:
+def jackknife(measure: Callable[..., float], *gradients: Gradients) -> tuple[float, float]:
     """A measure of at least three batches, and its standard error by leaving out each batch once."""
     n = len(gradients[0])
     kept = [[j for j in range(n) if j != i] for i in range(n)]

@@ -28,7 +28,7 @@ VOCABULARY, TOKENS = 49408, 77
 
 
 @dataclasses.dataclass(frozen=True)
-class Random:
+class RandomModel:
     """A random Stable Diffusion.
 
     Attributes:
@@ -37,7 +37,7 @@ class Random:
     """
 
     build: Callable[[], StableDiffusionPipeline]
-    settings: config.Settings
+    settings: config.ExperimentConfig
 
     def pipeline(
         self, seed: int, device: torch.device, dtype: torch.dtype
@@ -142,36 +142,36 @@ def _bert_tokenizer(vocabulary: int) -> BertTokenizer:
 
 
 def _settings(
-    reward: str, steps: int, batch: config.Batch, chunk: int, model: config.Model
-) -> config.Settings:
-    return config.Settings(
-        problem=config.Problem((PROMPT,), beta=0.01),
+    reward: str, steps: int, batch: config.BatchConfig, chunk: int, model: config.ModelConfig
+) -> config.ExperimentConfig:
+    return config.ExperimentConfig(
+        problem=config.ProblemConfig((PROMPT,), beta=0.01),
         model=model,
-        sampler=config.Sampler(steps=steps, spacing="leading"),
-        reward=config.Reward(f"sd_experiments.studies.random_models:{reward}", chunk=chunk),
+        sampler=config.SamplerConfig(steps=steps, spacing="leading"),
+        reward=config.RewardConfig(f"sd_experiments.studies.random_models:{reward}", chunk=chunk),
         batch=batch,
     )
 
 
 RANDOM = {
-    "sd15": Random(
+    "sd15": RandomModel(
         stable_diffusion_15,
         _settings(
             "image_reward",
             50,
-            config.Batch(trajectories=10, micro_batch=1),
+            config.BatchConfig(trajectories=10, micro_batch=1),
             2,
-            config.Model("random", "bfloat16", micro_batch=5, checkpointing=True),
+            config.ModelConfig("random", "bfloat16", micro_batch=5, checkpointing=True),
         ),
     ),
-    "small": Random(
+    "small": RandomModel(
         lambda: architecture.build(0),
         _settings(
             "brightness",
             4,
-            config.Batch(trajectories=4, micro_batch=2),
+            config.BatchConfig(trajectories=4, micro_batch=2),
             4,
-            config.Model("random", device="cpu"),
+            config.ModelConfig("random", device="cpu"),
         ),
     ),
 }

@@ -35,9 +35,21 @@ from torch import Tensor
 from sd_experiments import CONFIGS, config
 from sd_experiments.model.memory import reset_peak
 from sd_experiments.studies import gradient_agreement
-from sd_experiments.training.build import ESTIMATORS, Experiment, build, device_of, made
-from sd_experiments.training.monitor import METRICS, Display, diversity, read_metrics, save_grid
-from sd_experiments.training.session import Drawn, drawn, fine_tune, fresh_noise, worths
+from sd_experiments.training.build import ESTIMATORS, Experiment, build, find_device, instantiate
+from sd_experiments.training.monitor import (
+    METRICS,
+    Display,
+    diversity,
+    read_metrics,
+    save_image_grid,
+)
+from sd_experiments.training.session import (
+    ImageSamples,
+    evaluation_noise,
+    fine_tune,
+    sample_images,
+    score_images,
+)
 from socft.checks import require
 from socft.estimators.base import CostateEstimator
 from socft.path import rollout
@@ -73,7 +85,7 @@ CURVES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class FineTuningMethod:
     """A way to fine-tune.
 
     Attributes:
@@ -92,7 +104,7 @@ class Method:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scale:
+class ReproductionScale:
     """A size at which everything is run.
 
     Attributes:
@@ -114,7 +126,7 @@ class Scale:
     name: str
     config: str
     rounds: int
-    methods: tuple[Method, ...]
+    methods: tuple[FineTuningMethod, ...]
     betas: tuple[float, ...]
     rates: tuple[float, ...]
     pictures: int
@@ -130,21 +142,21 @@ class Scale:
         return "stable_diffusion" if self.name == "tiny" else f"stable_diffusion_{self.name}"
 
     @functools.cached_property
-    def settings(self) -> config.Settings:
+    def settings(self) -> config.ExperimentConfig:
         """The configuration."""
-        s = config.read(CONFIGS / self.config)
+        s = config.read_config(CONFIGS / self.config)
         model = dataclasses.replace(s.model, path=self.model or s.model.path)
         return dataclasses.replace(
             s, model=model, reward=dataclasses.replace(s.reward, path=self.reward or s.reward.path)
         )
 
     @property
-    def pi_ft(self) -> Method:
+    def pi_ft(self) -> FineTuningMethod:
         """The method that others are compared with."""
         return next(method for method in self.methods if method.title == PI_FT)
 
 
-def _methods(clip: float, **reuse: int) -> tuple[Method, ...]:
+def _methods(clip: float, **reuse: int) -> tuple[FineTuningMethod, ...]:
     """PI-FT, DPOK, and the others.
 
     Likelihoods are averaged over the entries of the latent, as in the published code of DPOK and
@@ -158,13 +170,13 @@ def _methods(clip: float, **reuse: int) -> tuple[Method, ...]:
     """
     batch = {**reuse, "ess": 0.0} if reuse else {}
     return (
-        Method(PI_FT, "pi_ft"),
-        Method(DPOK, "dpok", {"clip": clip}, batch),
-        Method("DDPO", "ddpo", {"clip": clip, "averaged": True}, batch),
-        Method("DRaFT-1", "draft_k", {"last": 1}),
-        Method("adjoint matching", "adjoint_matching"),
-        Method("martingale-corrected adjoint", "martingale"),
-        Method("time-reversed BSDE", "time_reversed"),
+        FineTuningMethod(PI_FT, "pi_ft"),
+        FineTuningMethod(DPOK, "dpok", {"clip": clip}, batch),
+        FineTuningMethod("DDPO", "ddpo", {"clip": clip, "averaged": True}, batch),
+        FineTuningMethod("DRaFT-1", "draft_k", {"last": 1}),
+        FineTuningMethod("adjoint matching", "adjoint_matching"),
+        FineTuningMethod("martingale-corrected adjoint", "martingale"),
+        FineTuningMethod("time-reversed BSDE", "time_reversed"),
     )
 
 
@@ -172,10 +184,10 @@ CLIP = 1e-4
 """Of likelihood ratios averaged over the latent of Stable Diffusion 1.5, as published."""
 LATENTS = {"tiny": 4 * 8 * 8, "sd15": 4 * 64 * 64}
 """Entries of a latent; clipped alike, the log-likelihood of a step may change as much."""
-SCALES: Mapping[str, Scale] = {
+SCALES: Mapping[str, ReproductionScale] = {
     each.name: each
     for each in (
-        Scale(
+        ReproductionScale(
             name="tiny",
             config="tiny.toml",
             rounds=16,
@@ -187,7 +199,7 @@ SCALES: Mapping[str, Scale] = {
             batches=10,
             workers=2,
         ),
-        Scale(
+        ReproductionScale(
             name="sd15",
             config="sd15_pift.toml",
             rounds=1000,
@@ -204,7 +216,7 @@ SCALES: Mapping[str, Scale] = {
 
 
 def reproduce(
-    scale: Scale,
+    scale: ReproductionScale,
     quick: bool,
     out: Path,
     count: int | None = None,
@@ -233,7 +245,7 @@ def reproduce(
     return records
 
 
-def _quick(scale: Scale) -> Scale:
+def _quick(scale: ReproductionScale) -> ReproductionScale:
     """Everything once, with results that mean nothing."""
     return dataclasses.replace(
         scale,
@@ -246,7 +258,7 @@ def _quick(scale: Scale) -> Scale:
     )
 
 
-def tasks(scale: Scale, trainings: int = 1, variants: bool = False) -> list[Task]:
+def tasks(scale: ReproductionScale, trainings: int = 1, variants: bool = False) -> list[Task]:
     """Every run, those that others are compared with first."""
     settings = scale.settings
     prompts, beta = settings.problem.prompts, settings.problem.beta
@@ -263,7 +275,7 @@ def tasks(scale: Scale, trainings: int = 1, variants: bool = False) -> list[Task
     return made + _variants(scale) if variants else made
 
 
-def _variants(scale: Scale) -> list[Task]:
+def _variants(scale: ReproductionScale) -> list[Task]:
     """DPOK at other learning rates, and methods that regress on target controls without a limit on
     these.
     """
@@ -292,15 +304,15 @@ def _variants(scale: Scale) -> list[Task]:
 
 
 def _task(
-    scale: Scale,
-    method: Method | None,
+    scale: ReproductionScale,
+    method: FineTuningMethod | None,
     prompt: str,
     beta: float,
     variant: Mapping[str, Any] | None = None,
 ) -> Task:
     """A run; a variant of it, if it is one, by what is different."""
     settings, variant = (
-        settings_of(scale, method or Method(PRETRAINED, "pi_ft"), prompt, beta),
+        method_config(scale, method or FineTuningMethod(PRETRAINED, "pi_ft"), prompt, beta),
         variant or {},
     )
     seeded = dataclasses.replace(
@@ -327,7 +339,9 @@ def _task(
     )
 
 
-def settings_of(scale: Scale, method: Method, prompt: str, beta: float) -> config.Settings:
+def method_config(
+    scale: ReproductionScale, method: FineTuningMethod, prompt: str, beta: float
+) -> config.ExperimentConfig:
     """The settings of a run; its folder is chosen when it runs."""
     s = scale.settings
     batch = dataclasses.replace(
@@ -337,7 +351,7 @@ def settings_of(scale: Scale, method: Method, prompt: str, beta: float) -> confi
     return dataclasses.replace(
         s,
         problem=dataclasses.replace(s.problem, prompts=(prompt,), beta=beta),
-        estimator=config.Estimator(method.estimator, method.options),
+        estimator=config.EstimatorConfig(method.estimator, method.options),
         optimiser=dataclasses.replace(s.optimiser, rate=method.rate or s.optimiser.rate),
         batch=batch,
         run=dataclasses.replace(s.run, steps=steps, out=""),
@@ -346,12 +360,12 @@ def settings_of(scale: Scale, method: Method, prompt: str, beta: float) -> confi
 
 def run_task(
     study: str,
-    method: Method | None,
+    method: FineTuningMethod | None,
     prompt: str,
     settings: Mapping[str, Any],
     pictures: int,
     shown: int,
-    compared: Method,
+    compared: FineTuningMethod,
     batches: int,
     variant: Mapping[str, Any],
 ) -> list[Record]:
@@ -360,19 +374,22 @@ def run_task(
     Of a variant, the gains, the divergence and the drop are recorded.
     """
     folder = _folder(Task("", run_task, dict(locals())))
-    parsed = config.parse(settings)
+    parsed = config.parse_config(settings)
     parsed = dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, out=str(folder)))
     rows: list[dict[str, Any]] = []
-    reset_peak(device_of(parsed.model.device))
+    reset_peak(find_device(parsed.model.device))
     if method is None:
         experiment = build(parsed)
         policy: Policy = Uncontrolled(experiment.tasks[0].problem.reference)
         found = _measured(experiment, policy, pictures)
-        before, spread = worths(experiment, experiment.tasks[0], found), _spread(experiment, policy)
+        before, spread = (
+            score_images(experiment, experiment.tasks[0], found),
+            _spread(experiment, policy),
+        )
     else:
         experiment, trainer = fine_tune(parsed, True, Display(parsed.run.steps, silent=True))
         rows = read_metrics(folder / METRICS)
-        with trainer.averaged():
+        with trainer.using_averages():
             policy = experiment.tasks[0].policy
             found, spread = _measured(experiment, policy, pictures), _spread(experiment, policy)
         before = _before(experiment, pictures)
@@ -384,7 +401,7 @@ def run_task(
         estimator=title,
         kind="" if method is None else experiment.estimator.estimates,
         dtype=parsed.model.dtype,
-        device=device_of(parsed.model.device).type,
+        device=find_device(parsed.model.device).type,
     )
     beta = parsed.problem.beta
     setting = {"beta": beta, **variant}
@@ -397,7 +414,7 @@ def run_task(
             *([_drop(record, fresh, setting)] if fresh else []),
         ]
     kept = found.images[:shown]
-    save_grid(kept, len(kept), folder / PICTURES)
+    save_image_grid(kept, len(kept), folder / PICTURES)
     spreads = [record("target", value, {"beta": beta, **where}) for where, value in spread]
     results = list(_results(record, experiment, found, beta, rows))
     if method is not None and any(map(has_fallen, results)):
@@ -419,14 +436,14 @@ def _before(experiment: Experiment, pictures: int) -> Mapping[str, Tensor]:
     s, task = experiment.settings, experiment.tasks[0]
     key = repr((s.model, s.sampler, s.reward, s.monitor.checker, task.name, pictures))
     if key not in _WORTHS:
-        _WORTHS[key] = worths(
+        _WORTHS[key] = score_images(
             experiment, task, _measured(experiment, Uncontrolled(task.problem.reference), pictures)
         )
     return _WORTHS[key]
 
 
-def _measured(experiment: Experiment, policy: Policy, number: int) -> Drawn:
-    return drawn(experiment, experiment.tasks[0], policy, number, SEED)
+def _measured(experiment: Experiment, policy: Policy, number: int) -> ImageSamples:
+    return sample_images(experiment, experiment.tasks[0], policy, number, SEED)
 
 
 @torch.no_grad()
@@ -437,7 +454,9 @@ def _spread(experiment: Experiment, policy: Policy) -> list[tuple[dict[str, Any]
     task, estimator = experiment.tasks[0], experiment.estimator
     if not isinstance(estimator, CostateEstimator):
         return []
-    path = rollout(task.problem.reference, policy, fresh_noise(experiment, task, LABELLED, SEED))
+    path = rollout(
+        task.problem.reference, policy, evaluation_noise(experiment, task, LABELLED, SEED)
+    )
     with task.labelling():
         labels = estimator.label(task.problem, policy, path)
     norms = labels.targets.double().flatten(2).norm(dim=2)
@@ -452,7 +471,7 @@ def _spread(experiment: Experiment, policy: Policy) -> list[tuple[dict[str, Any]
 def _results(
     record: Callable[..., Record],
     experiment: Experiment,
-    found: Drawn,
+    found: ImageSamples,
     beta: float,
     rows: Sequence[Mapping[str, Any]],
 ) -> Iterator[Record]:
@@ -461,7 +480,7 @@ def _results(
     samples = {
         "kl": found.kl,
         "objective": found.rewards - beta * found.kl,
-        **worths(experiment, experiment.tasks[0], found),
+        **score_images(experiment, experiment.tasks[0], found),
     }
     cost = {
         "seconds": sum(row["seconds"] for row in rows),
@@ -489,14 +508,14 @@ def _rounds(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _gains(
     record: Callable[..., Record],
     experiment: Experiment,
-    found: Drawn,
+    found: ImageSamples,
     before: Mapping[str, Tensor],
     setting: Mapping[str, Any],
 ) -> Iterator[Record]:
     """How much more the pictures are worth than those that the pre-trained model draws from the
     same noise.
     """
-    for metric, values in worths(experiment, experiment.tasks[0], found).items():
+    for metric, values in score_images(experiment, experiment.tasks[0], found).items():
         yield _mean(record, f"{metric}_gain", values - before[metric], setting)
 
 
@@ -521,7 +540,7 @@ def _mean(
 def _directions(
     record: Callable[..., Record],
     experiment: Experiment,
-    methods: Sequence[Method],
+    methods: Sequence[FineTuningMethod],
     batches: int,
     setting: Mapping[str, Any],
 ) -> Iterator[Record]:
@@ -529,9 +548,10 @@ def _directions(
     second with the first.
     """
     estimators = {
-        each.title: made("estimator", ESTIMATORS, each.estimator, each.options) for each in methods
+        each.title: instantiate("estimator", ESTIMATORS, each.estimator, each.options)
+        for each in methods
     }
-    for title, metric, value, stderr in gradient_agreement.compared(
+    for title, metric, value, stderr in gradient_agreement.compare_estimators(
         experiment, estimators, batches, SEED
     ):
         yield record(

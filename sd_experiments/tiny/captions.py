@@ -61,7 +61,7 @@ _MARGIN = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Named:
+class NamedShape:
     """A thing as a caption names it: a shape, with or without a colour."""
 
     shape: str
@@ -72,7 +72,7 @@ class Named:
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class VisibleShape:
     """A thing as it lies in a picture; ``shape`` is None for a blot that has none of the shapes.
 
     Attributes:
@@ -96,9 +96,9 @@ class Caption:
     relation.
     """
 
-    first: Named
+    first: NamedShape
     count: int = 1
-    second: Named | None = None
+    second: NamedShape | None = None
     relation: str | None = None
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ class Caption:
         return f"a {self.first}" if self.count == 1 else f"{NUMBERS[self.count]} {self.first}s"
 
     @property
-    def things(self) -> tuple[Named, ...]:
+    def things(self) -> tuple[NamedShape, ...]:
         """Every thing the caption names, one entry each."""
         return (self.first,) * self.count if self.second is None else (self.first, self.second)
 
@@ -119,7 +119,7 @@ class Caption:
         return "counting" if self.count > 1 else "colour"
 
 
-def parse(text: str) -> Caption:
+def parse_caption(text: str) -> Caption:
     """The caption a text spells.
 
     Raises:
@@ -141,7 +141,7 @@ def parse(text: str) -> Caption:
     return caption
 
 
-def facts(caption: Caption, seen: Sequence[Seen]) -> dict[str, bool]:
+def facts(caption: Caption, seen: Sequence[VisibleShape]) -> dict[str, bool]:
     """Which of the facts a caption states are true of a picture.
 
     ``count`` and ``shapes`` are always stated, ``colours`` when a colour is named and ``relation``
@@ -164,13 +164,13 @@ def facts(caption: Caption, seen: Sequence[Seen]) -> dict[str, bool]:
     return stated
 
 
-def _coloured(named: Named, seen: Sequence[Seen], alone: bool) -> bool:
+def _coloured(named: NamedShape, seen: Sequence[VisibleShape], alone: bool) -> bool:
     """Whether the things a name refers to have its colour: all of them, and there is at least one."""
     meant = [thing for thing in seen if alone or thing.shape == named.shape]
     return bool(meant) and all(thing.colour == named.colour for thing in meant)
 
 
-def _related(first: str, second: str, relation: str, seen: Sequence[Seen]) -> bool:
+def _related(first: str, second: str, relation: str, seen: Sequence[VisibleShape]) -> bool:
     """Whether the largest ``first`` lies where it should from the largest ``second``, mostly in
     that direction.
     """
@@ -193,7 +193,7 @@ def _related(first: str, second: str, relation: str, seen: Sequence[Seen]) -> bo
 
 def every_caption(skill: Skill) -> tuple[Caption, ...]:
     """All captions of a skill, those without colours first."""
-    names = [Named(shape, colour) for colour in (None, *COLOURS) for shape in SHAPES]
+    names = [NamedShape(shape, colour) for colour in (None, *COLOURS) for shape in SHAPES]
     if skill == "colour":
         return tuple(Caption(name) for name in names)
     if skill == "counting":
@@ -219,7 +219,7 @@ def draw_caption(rng: random.Random, plain: float = 0.5) -> Caption:
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise:
+class CaptionErrors:
     """How often the picture drawn for a caption departs from it: the flaws of a training set, one
     probability per skill.
 
@@ -268,7 +268,7 @@ class Noise:
         beside = RELATIONS[2:] if relation in RELATIONS[:2] else RELATIONS[:2]
         return rng.choice(beside) if rng.random() < self.location else relation
 
-    def _recoloured(self, named: Named, rng: random.Random) -> Named:
+    def _recoloured(self, named: NamedShape, rng: random.Random) -> NamedShape:
         if named.colour is None:
             return (
                 dataclasses.replace(named, colour=rng.choice(COLOURS))
@@ -282,7 +282,7 @@ class Noise:
         )
 
 
-def _reshaped(named: Named, rng: random.Random) -> Named:
+def _reshaped(named: NamedShape, rng: random.Random) -> NamedShape:
     return dataclasses.replace(
         named, shape=rng.choice([shape for shape in SHAPES if shape != named.shape])
     )

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
 
-from sd_experiments.tiny.captions import COLOURS, SHAPES, Caption, Seen, facts
+from sd_experiments.tiny.captions import COLOURS, SHAPES, Caption, VisibleShape, facts
 from sd_experiments.tiny.shapes import PALETTE, SIDE, coverage
 from socft.checks import require
 
@@ -41,7 +41,7 @@ class _Blot:
         return float(self.alpha.sum())
 
 
-def look(pictures: Float[Tensor, "n 3 side side"]) -> list[tuple[Seen, ...]]:
+def find_shapes(pictures: Float[Tensor, "n 3 side side"]) -> list[tuple[VisibleShape, ...]]:
     """What is in each picture (values in [0, 1]), in no particular order.
 
     Raises:
@@ -53,13 +53,15 @@ def look(pictures: Float[Tensor, "n 3 side side"]) -> list[tuple[Seen, ...]]:
         f"pictures of size {size}; the checker knows pictures of size (3, {SIDE}, {SIDE}).",
     )
     blots = _blots(pictures.detach().float().cpu())
-    found: list[list[Seen]] = [[] for _ in pictures]
+    found: list[list[VisibleShape]] = [[] for _ in pictures]
     for blot, shape in zip(blots, _shapes(blots), strict=True):
-        found[blot.picture].append(Seen(shape, COLOURS[blot.colour], blot.x, blot.y, blot.area))
+        found[blot.picture].append(
+            VisibleShape(shape, COLOURS[blot.colour], blot.x, blot.y, blot.area)
+        )
     return [tuple(things) for things in found]
 
 
-def check(
+def check_captions(
     pictures: Float[Tensor, "n 3 side side"], captions: list[Caption]
 ) -> list[dict[str, bool]]:
     """Which facts of its caption are true of each picture; see
@@ -69,7 +71,9 @@ def check(
         len(pictures) == len(captions),
         f"{len(pictures)} pictures and {len(captions)} captions; give one caption per picture.",
     )
-    return [facts(caption, seen) for caption, seen in zip(captions, look(pictures), strict=True)]
+    return [
+        facts(caption, seen) for caption, seen in zip(captions, find_shapes(pictures), strict=True)
+    ]
 
 
 def _blots(pictures: Tensor) -> list[_Blot]:

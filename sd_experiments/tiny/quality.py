@@ -34,9 +34,9 @@ from sd_experiments.tiny.captions import (
     Skill,
     draw_caption,
     every_caption,
-    parse,
+    parse_caption,
 )
-from sd_experiments.tiny.checker import check
+from sd_experiments.tiny.checker import check_captions
 from sd_experiments.tiny.shapes import SIDE, arrange, draw
 from socft.checks import require
 from socft.records import environment, write_atomically
@@ -44,7 +44,7 @@ from socft.study.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
-class Measuring:
+class QualitySettings:
     """What to measure.
 
     Attributes:
@@ -131,7 +131,7 @@ def accuracy(
     skill: Skill, pictures: Tensor, captions: Sequence[Caption], guidance: float
 ) -> Accuracy:
     """Accuracy of pictures of captions of one skill."""
-    found = check(pictures, list(captions))
+    found = check_captions(pictures, list(captions))
     fact = sum(stated[FACT_OF_SKILL[skill]] for stated in found) / len(found)
     texts = {str(caption) for caption in captions}
     return Accuracy(
@@ -144,11 +144,11 @@ def accuracy(
     )
 
 
-def measure(settings: Measuring, pipe: StableDiffusionPipeline) -> dict[str, Any]:
+def measure(settings: QualitySettings, pipe: StableDiffusionPipeline) -> dict[str, Any]:
     """Everything there is to say about a pipeline, as plain values."""
     random_captions = _random_captions(settings)
     asked: list[tuple[Skill, list[Caption]]] = [
-        (skill, [parse(PROMPTS[skill])] * settings.samples) for skill in SKILLS
+        (skill, [parse_caption(PROMPTS[skill])] * settings.samples) for skill in SKILLS
     ]
     asked += random_captions.items()
     generator = torch.Generator().manual_seed(settings.seed)
@@ -221,7 +221,7 @@ def update(file: Path, section: str, content: Mapping[str, Any], command: str) -
     write_atomically(file, (json.dumps(known, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _random_captions(settings: Measuring) -> dict[Skill, list[Caption]]:
+def _random_captions(settings: QualitySettings) -> dict[Skill, list[Caption]]:
     rng = random.Random(settings.seed)
     return {
         skill: rng.choices(
@@ -236,14 +236,14 @@ def _states_skill(caption: Caption) -> bool:
     return caption.skill != "colour" or caption.first.colour is not None
 
 
-def _checker(settings: Measuring, pipe: StableDiffusionPipeline) -> dict[str, float]:
+def _checker(settings: QualitySettings, pipe: StableDiffusionPipeline) -> dict[str, float]:
     """How often the checker finds every fact true where it is: on drawings, and after the
     autoencoder.
     """
     rng = random.Random(settings.seed)
     captions = [draw_caption(rng) for _ in range(settings.drawings)]
     pictures = draw(arrange(captions, torch.Generator().manual_seed(settings.seed)))
-    again = torch.cat([reconstructed(pipe, part) for part in pictures.split(256)])
+    again = torch.cat([reconstruct(pipe, part) for part in pictures.split(256)])
     return {
         "right on drawings": _right(pictures, captions),
         "right on reconstructions": _right(again, captions),
@@ -252,7 +252,7 @@ def _checker(settings: Measuring, pipe: StableDiffusionPipeline) -> dict[str, fl
 
 
 @torch.no_grad()
-def reconstructed(
+def reconstruct(
     pipe: StableDiffusionPipeline, pictures: Float[Tensor, "n 3 side side"]
 ) -> Float[Tensor, "n 3 side side"]:
     """Pictures in [0, 1] after the autoencoder."""
@@ -261,13 +261,15 @@ def reconstructed(
 
 
 def _right(pictures: Tensor, captions: list[Caption]) -> float:
-    return sum(all(stated.values()) for stated in check(pictures, captions)) / len(captions)
+    return sum(all(stated.values()) for stated in check_captions(pictures, captions)) / len(
+        captions
+    )
 
 
 def main() -> None:
     """Measure and record."""
     torch.set_num_threads(1)
-    settings = tyro.cli(Measuring, description=__doc__)
+    settings = tyro.cli(QualitySettings, description=__doc__)
     found = measure(settings, pipeline(settings.model))
     update(settings.file, "model", found, "python -m sd_experiments.tiny.quality")
     for row in found["accuracy"]:

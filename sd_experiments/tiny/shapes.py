@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sd_experiments.tiny.captions import COLOURS, RELATIONS, SHAPES, Caption, Seen
+from sd_experiments.tiny.captions import COLOURS, RELATIONS, SHAPES, Caption, VisibleShape
 
 SIDE = 32
 MOST = 4
@@ -70,11 +70,11 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.ground)
 
-    def seen(self, index: int) -> tuple[Seen, ...]:
+    def seen(self, index: int) -> tuple[VisibleShape, ...]:
         """The things of one scene, as a checker that makes no mistakes would report them."""
         places = self.present[index].nonzero().flatten().tolist()
         return tuple(
-            Seen(
+            VisibleShape(
                 SHAPES[int(self.shape[index, i])],
                 COLOURS[int(self.colour[index, i])],
                 float(self.x[index, i]),

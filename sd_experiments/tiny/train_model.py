@@ -1,8 +1,8 @@
 """Train the tiny Stable Diffusion: first the autoencoder, then the UNet and the text encoder
 together on its latents.
 
-The captions are wrong now and then (`sd_experiments.tiny.captions.Noise`), as those of a real
-training set are: a picture then lies anywhere between what its caption says and something else. So
+The captions are wrong now and then (`sd_experiments.tiny.captions.CaptionErrors`), as those of a
+real training set are: a picture then lies anywhere between what its caption says and something else. So
 the model draws what it is asked for only part of the time, and fine-tuning has something to
 improve.
 
@@ -26,12 +26,16 @@ from torch import Tensor
 
 from sd_experiments.tiny import MODEL, QUALITY
 from sd_experiments.tiny.architecture import build
-from sd_experiments.tiny.captions import Noise, draw_caption
+from sd_experiments.tiny.captions import CaptionErrors, draw_caption
 from sd_experiments.tiny.files import replace_folder
 from sd_experiments.tiny.quality import update
 from sd_experiments.tiny.shapes import arrange, draw_between
-from sd_experiments.tiny.trainer import Settings, Trained, train
+from sd_experiments.tiny.trainer import TrainingSettings, TrainingSummary, minimise
 from socft.checks import require
+
+ERRORS = CaptionErrors(colour=0.5, composition=0.5, counting=0.5, location=0.6, open=0.5)
+AUTOENCODER = TrainingSettings(steps=1200, momentum=(0.9, 0.95), weight_decay=0.0)
+DENOISER = TrainingSettings(steps=6000, average=0.995)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +62,11 @@ class ModelTraining:
     work: Path = Path("build/tiny")
     seed: int = 0
     examples: int = 30_000
-    noise: Noise = Noise(colour=0.5, composition=0.5, counting=0.5, location=0.6, open=0.5)  # noqa: RUF009
-    autoencoder: Settings = Settings(steps=1200, momentum=(0.9, 0.95), weight_decay=0.0)  # noqa: RUF009
+    noise: CaptionErrors = ERRORS
+    autoencoder: TrainingSettings = AUTOENCODER
     autoencoder_batch: int = 16
     divergence: float = 1e-6
-    denoiser: Settings = Settings(steps=6000, average=0.995)  # noqa: RUF009
+    denoiser: TrainingSettings = DENOISER
     denoiser_batch: int = 32
     unconditional: float = 0.1
 
@@ -91,7 +95,7 @@ class Examples:
     captions: list[str]
 
 
-def examples(count: int, seed: int, noise: Noise) -> Examples:
+def examples(count: int, seed: int, noise: CaptionErrors) -> Examples:
     """Random captions, and pictures that lie anywhere between these and what the noise makes of
     them.
     """
@@ -110,8 +114,8 @@ class TrainedModel:
     """The pipeline and what each stage cost."""
 
     pipeline: StableDiffusionPipeline
-    autoencoder: Trained
-    denoiser: Trained
+    autoencoder: TrainingSummary
+    denoiser: TrainingSummary
 
 
 def train_model(settings: ModelTraining) -> TrainedModel:
@@ -144,7 +148,9 @@ def tokens(pipeline: StableDiffusionPipeline, captions: list[str]) -> Int[Tensor
     ).input_ids
 
 
-def _train_autoencoder(pipeline: StableDiffusionPipeline, settings: ModelTraining) -> Trained:
+def _train_autoencoder(
+    pipeline: StableDiffusionPipeline, settings: ModelTraining
+) -> TrainingSummary:
     pictures = examples(settings.examples, settings.seed + 1, settings.noise).pictures
     vae = pipeline.vae.to(memory_format=torch.channels_last).train()
 
@@ -159,7 +165,7 @@ def _train_autoencoder(pipeline: StableDiffusionPipeline, settings: ModelTrainin
 
     file = settings.work / "autoencoder.safetensors"
     identity = settings.identity("examples", "noise", "autoencoder_batch", "divergence")
-    done = train(
+    done = minimise(
         "autoencoder",
         list(vae.parameters()),
         loss,
@@ -189,7 +195,7 @@ def _standard_latents(
 
 def _train_denoiser(
     pipeline: StableDiffusionPipeline, latents: Tensor, captions: list[str], settings: ModelTraining
-) -> Trained:
+) -> TrainingSummary:
     unet = pipeline.unet.to(memory_format=torch.channels_last).train()
     text = pipeline.text_encoder.train()
     abar = pipeline.scheduler.alphas_cumprod
@@ -212,7 +218,7 @@ def _train_denoiser(
     identity = settings.identity("examples", "autoencoder", "autoencoder_batch", "divergence")
     identity |= settings.identity("noise", "denoiser_batch", "unconditional")
     file = settings.work / "denoiser.safetensors"
-    done = train("denoiser", learnt, loss, settings.denoiser, settings.seed + 2, file, identity)
+    done = minimise("denoiser", learnt, loss, settings.denoiser, settings.seed + 2, file, identity)
     unet.eval()
     text.eval()
     return done

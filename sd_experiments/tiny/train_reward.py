@@ -45,7 +45,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import BertTokenizer
 
-from sd_experiments.reward.image_reward import Encoder, ImageReward, ImageRewardConfig, Tokens
+from sd_experiments.reward.image_reward import (
+    ImageReward,
+    ImageRewardConfig,
+    PromptTokens,
+    TransformerSize,
+)
 from sd_experiments.tiny import MODEL, PROMPTS, QUALITY, REWARD, pipeline
 from sd_experiments.tiny.captions import (
     COLOURS,
@@ -53,17 +58,17 @@ from sd_experiments.tiny.captions import (
     SHAPES,
     WORDS,
     Caption,
-    Noise,
-    Seen,
+    CaptionErrors,
+    VisibleShape,
     draw_caption,
     facts,
-    parse,
+    parse_caption,
 )
-from sd_experiments.tiny.checker import check, look
+from sd_experiments.tiny.checker import check_captions, find_shapes
 from sd_experiments.tiny.files import replace_folder
-from sd_experiments.tiny.quality import reconstructed, sample, update
+from sd_experiments.tiny.quality import reconstruct, sample, update
 from sd_experiments.tiny.shapes import SIDE, Scenes, arrange, coverage, draw, draw_between
-from sd_experiments.tiny.trainer import Settings, Trained, train
+from sd_experiments.tiny.trainer import TrainingSettings, TrainingSummary, minimise
 from socft.checks import require
 
 QUESTIONS = (*FACT_OF_SKILL.values(), "first", "second")
@@ -73,7 +78,7 @@ it names.
 
 ORIGINS = ("drawn as asked", "drawn with an error", "reconstructed", "sampled")
 
-_ERRORS = Noise(colour=0.5, composition=0.7, counting=0.7, location=0.7)
+_ERRORS = CaptionErrors(colour=0.5, composition=0.7, counting=0.7, location=0.7)
 _WRONG_SHAPE = 0.25
 _SWAPPED = 0.25
 _HELD_OUT = 7  # one caption in so many
@@ -83,6 +88,15 @@ _PLACE = 0.5  # deviation of a place's embedding at first, about that of a patch
 _VISIBLE = 0.1  # difference in worth
 _BLENDS = 2  # of the pictures of a caption, per step
 _PER_PROMPT = 192  # pictures
+
+
+VISION = TrainingSettings(steps=1500, rate=2e-3, momentum=(0.9, 0.999), weight_decay=0.01)
+MATCHING = TrainingSettings(
+    steps=5000, rate=1e-3, warmup=100, decay=0.7, momentum=(0.9, 0.999), weight_decay=0.01
+)
+TRAINING = TrainingSettings(
+    steps=1200, rate=5e-4, warmup=100, decay=0.8, momentum=(0.9, 0.999), weight_decay=0.01
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +133,10 @@ class RewardTraining:
     captions: int = 5000
     sampling_steps: int = 10
     guidance: float = 1.0
-    vision: Settings = Settings(steps=1500, rate=2e-3, momentum=(0.9, 0.999), weight_decay=0.01)  # noqa: RUF009
+    vision: TrainingSettings = VISION
     vision_batch: int = 32
-    matching: Settings = Settings(  # noqa: RUF009
-        steps=5000, rate=1e-3, warmup=100, decay=0.7, momentum=(0.9, 0.999), weight_decay=0.01
-    )
-    training: Settings = Settings(  # noqa: RUF009
-        steps=1200, rate=5e-4, warmup=100, decay=0.8, momentum=(0.9, 0.999), weight_decay=0.01
-    )
+    matching: TrainingSettings = MATCHING
+    training: TrainingSettings = TRAINING
     batch: int = 8
     fresh: int = 4
     others: int = 4
@@ -141,14 +151,16 @@ class RewardTraining:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class PictureContent:
     """What a picture shows that lies a share of the way from one scene to another."""
 
-    first: tuple[Seen, ...]
-    second: tuple[Seen, ...] = ()
+    first: tuple[VisibleShape, ...]
+    second: tuple[VisibleShape, ...] = ()
     share: float = 0.0
 
-    def _mixed(self, asked: Callable[[tuple[Seen, ...]], Mapping[str, bool]]) -> dict[str, float]:
+    def _mixed(
+        self, asked: Callable[[tuple[VisibleShape, ...]], Mapping[str, bool]]
+    ) -> dict[str, float]:
         first, second = asked(self.first), asked(self.second)
         return {name: (1 - self.share) * first[name] + self.share * second[name] for name in first}
 
@@ -160,7 +172,7 @@ class Shown:
         """How far each of `QUESTIONS` that a caption asks is to be answered by yes."""
         names = {"first": caption.first} | ({"second": caption.second} if caption.second else {})
 
-        def shows(seen: tuple[Seen, ...]) -> dict[str, bool]:
+        def shows(seen: tuple[VisibleShape, ...]) -> dict[str, bool]:
             shapes = {thing.shape for thing in seen}
             return {name: named.shape in shapes for name, named in names.items()}
 
@@ -173,7 +185,7 @@ class Shown:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranked:
+class RankedPictures:
     """Captions with pictures of the four `ORIGINS` and how good each is.
 
     Attributes:
@@ -183,7 +195,7 @@ class Ranked:
     """
 
     pictures: Float[Tensor, "n 4 3 side side"]
-    shown: list[tuple[Shown, ...]]
+    shown: list[tuple[PictureContent, ...]]
     captions: list[Caption]
 
     @functools.cached_property
@@ -196,24 +208,24 @@ class Ranked:
             ]
         )
 
-    def rows(self, rows: Sequence[int]) -> Ranked:
+    def rows(self, rows: Sequence[int]) -> RankedPictures:
         """Some of the captions."""
-        return Ranked(
+        return RankedPictures(
             self.pictures[torch.tensor(rows)],
             [self.shown[i] for i in rows],
             [self.captions[i] for i in rows],
         )
 
-    def joined(self, other: Ranked) -> Ranked:
+    def joined(self, other: RankedPictures) -> RankedPictures:
         """These captions, then others."""
-        return Ranked(
+        return RankedPictures(
             torch.cat([self.pictures, other.pictures]),
             self.shown + other.shown,
             self.captions + other.captions,
         )
 
 
-def held_out(caption: Caption) -> bool:
+def is_held_out(caption: Caption) -> bool:
     """Whether a caption is kept for measuring, a fixed property of its text."""
     return hashlib.sha256(str(caption).encode()).digest()[0] % _HELD_OUT == 0
 
@@ -232,8 +244,8 @@ def build(seed: int) -> ImageReward:
     """An untrained reward of 0.6 million parameters; the caller's random state is left alone."""
     tokenizer = words_tokenizer()
     config = ImageRewardConfig(
-        vision=Encoder(width=96, hidden=192, layers=3, heads=4),
-        text=Encoder(width=96, hidden=192, layers=3, heads=4),
+        vision=TransformerSize(width=96, hidden=192, layers=3, heads=4),
+        text=TransformerSize(width=96, hidden=192, layers=3, heads=4),
         side=32,
         patch=4,
         vocabulary=len(tokenizer),
@@ -256,15 +268,15 @@ def build(seed: int) -> ImageReward:
         return model
 
 
-def ranked(settings: RewardTraining) -> Ranked:
+def make_ranked_pictures(settings: RewardTraining) -> RankedPictures:
     """Captions and pictures, a function of the seed and the model."""
     rng, generator = random.Random(settings.seed), torch.Generator().manual_seed(settings.seed)
     captions = [draw_caption(rng) for _ in range(settings.captions)]
     pipe = pipeline(settings.model)
-    right, wrong = _drawn(captions, generator), _drawn_wrong(captions, rng, generator)
+    right, wrong = _draw_right(captions, generator), _draw_wrong(captions, rng, generator)
     from_wrong = torch.rand(settings.captions, generator=generator) < 0.5
     original = torch.where(from_wrong[:, None, None, None], wrong.pictures, right.pictures)
-    blurred = torch.cat([reconstructed(pipe, part) for part in original.split(256)])
+    blurred = torch.cat([reconstruct(pipe, part) for part in original.split(256)])
     sampled = sample(
         pipe,
         [str(caption) for caption in captions],
@@ -273,41 +285,46 @@ def ranked(settings: RewardTraining) -> Ranked:
         settings.sampling_steps,
     )
     shown = [
-        (right.shown[i], wrong.shown[i], (wrong if from_wrong[i] else right).shown[i], Shown(seen))
-        for i, seen in enumerate(look(sampled))
+        (
+            right.shown[i],
+            wrong.shown[i],
+            (wrong if from_wrong[i] else right).shown[i],
+            PictureContent(seen),
+        )
+        for i, seen in enumerate(find_shapes(sampled))
     ]
-    return Ranked(
+    return RankedPictures(
         torch.stack([right.pictures, wrong.pictures, blurred, sampled], 1), shown, captions
     )
 
 
-def freshly_drawn(count: int, generator: torch.Generator) -> Ranked:
+def draw_ranked_pictures(count: int, generator: torch.Generator) -> RankedPictures:
     """Captions that are not held out, with pictures drawn for the occasion: two as asked and two
     with something wrong.
     """
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
     drawn = (draw_caption(rng) for _ in itertools.count())
     captions = list(
-        itertools.islice((caption for caption in drawn if not held_out(caption)), count)
+        itertools.islice((caption for caption in drawn if not is_held_out(caption)), count)
     )
-    wrong = [_drawn_wrong(captions, rng, generator) for _ in range(2)]
-    made = [_drawn(captions, generator), *wrong, _drawn(captions, generator)]
+    wrong = [_draw_wrong(captions, rng, generator) for _ in range(2)]
+    made = [_draw_right(captions, generator), *wrong, _draw_right(captions, generator)]
     shown = list(zip(*(each.shown for each in made), strict=True))
-    return Ranked(torch.stack([each.pictures for each in made], 1), shown, captions)
+    return RankedPictures(torch.stack([each.pictures for each in made], 1), shown, captions)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Drawings:
     pictures: Float[Tensor, "n 3 side side"]
-    shown: list[Shown]
+    shown: list[PictureContent]
 
 
-def _drawn(captions: list[Caption], generator: torch.Generator) -> _Drawings:
+def _draw_right(captions: list[Caption], generator: torch.Generator) -> _Drawings:
     scenes = arrange(captions, generator)
-    return _Drawings(draw(scenes), [Shown(scenes.seen(i)) for i in range(len(captions))])
+    return _Drawings(draw(scenes), [PictureContent(scenes.seen(i)) for i in range(len(captions))])
 
 
-def _drawn_wrong(
+def _draw_wrong(
     captions: list[Caption], rng: random.Random, generator: torch.Generator
 ) -> _Drawings:
     """Pictures on the way from what the captions say to something wrong, half of them all of the
@@ -318,7 +335,9 @@ def _drawn_wrong(
     generator.set_state(state)  # what the captions leave open is the same at both ends
     second = arrange([_with_error(caption, rng) for caption in captions], generator)
     share = (2 * torch.rand(len(captions), generator=generator)).clamp(max=1)
-    shown = [Shown(first.seen(i), second.seen(i), float(share[i])) for i in range(len(captions))]
+    shown = [
+        PictureContent(first.seen(i), second.seen(i), float(share[i])) for i in range(len(captions))
+    ]
     return _Drawings(draw_between(first, second, share), shown)
 
 
@@ -337,9 +356,9 @@ def pairs(worth: Float[Tensor, "n 4"]) -> Int[Tensor, "pairs 3"]:
 
 def train_reward(settings: RewardTraining) -> dict[str, Any]:
     """Train, save, measure; what was measured."""
-    data = ranked(settings)
+    data = make_ranked_pictures(settings)
     parts = {
-        kept: [i for i, caption in enumerate(data.captions) if held_out(caption) == kept]
+        kept: [i for i, caption in enumerate(data.captions) if is_held_out(caption) == kept]
         for kept in (False, True)
     }
     model = build(settings.seed)
@@ -355,27 +374,27 @@ def train_reward(settings: RewardTraining) -> dict[str, Any]:
     return measured
 
 
-def _fit(model: ImageReward, data: Ranked, settings: RewardTraining) -> Trained:
+def _fit(model: ImageReward, data: RankedPictures, settings: RewardTraining) -> TrainingSummary:
     model.requires_grad_(True).train()
     _see(model, settings)
     _match(model, data, settings)
 
     def loss(generator: torch.Generator) -> Tensor:
         batch = _batch(data, settings, generator)
-        pictures = with_noise(batch.pictures, settings.noise, generator)
+        pictures = add_noise(batch.pictures, settings.noise, generator)
         prepared = model.prepare(pictures.flatten(0, 1)).view(pictures.shape)
-        index = compared(settings.batch, settings.others, generator)
+        index = comparison_index(settings.batch, settings.others, generator)
         asked = model.tokens([str(caption) for caption in batch.captions])
         rewards = model.read(
             model.see(prepared.flatten(0, 1))[index.flatten()], asked.repeated(index.shape[1])
         ).view(index.shape)
-        ranking = disagreement(rewards, settings.certainty * _worths(batch, index))
+        ranking = disagreement(rewards, settings.certainty * _worth_of_pictures(batch, index))
         bent = _bend(model, prepared, asked, rewards[:, : prepared.shape[1]], generator)
         return ranking + settings.blending * bent + 1e-3 * rewards.square().mean()
 
     identity = _origin(settings) | settings.identity("matching", "certainty", "blending", "noise")
     file = settings.work / "reward.safetensors"
-    done = train(
+    done = minimise(
         "reward",
         list(model.parameters()),
         loss,
@@ -388,15 +407,17 @@ def _fit(model: ImageReward, data: Ranked, settings: RewardTraining) -> Trained:
     return done
 
 
-def _batch(data: Ranked, settings: RewardTraining, generator: torch.Generator) -> Ranked:
+def _batch(
+    data: RankedPictures, settings: RewardTraining, generator: torch.Generator
+) -> RankedPictures:
     """Captions of the data, then others with pictures that were drawn for the occasion."""
     rows = torch.randint(
         len(data.captions), (settings.batch - settings.fresh,), generator=generator
     )
-    return data.rows(rows.tolist()).joined(freshly_drawn(settings.fresh, generator))
+    return data.rows(rows.tolist()).joined(draw_ranked_pictures(settings.fresh, generator))
 
 
-def with_noise(
+def add_noise(
     pictures: Float[Tensor, "n 4 3 side side"], largest: float, generator: torch.Generator
 ) -> Float[Tensor, "n 4 3 side side"]:
     """Pictures with Gaussian noise, whose standard deviation is uniform between 0 and the largest
@@ -435,7 +456,11 @@ def disagreement(
 
 
 def _bend(
-    model: ImageReward, prepared: Tensor, asked: Tokens, rewards: Tensor, generator: torch.Generator
+    model: ImageReward,
+    prepared: Tensor,
+    asked: PromptTokens,
+    rewards: Tensor,
+    generator: torch.Generator,
 ) -> Tensor:
     """Mean square distance of the rewards of blends of a caption's pictures from the blends of
     their rewards.
@@ -463,7 +488,7 @@ def _see(model: ImageReward, settings: RewardTraining) -> None:
         rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
         scenes = arrange([draw_caption(rng) for _ in range(settings.vision_batch)], generator)
         said = say(model.see(model.prepare(draw(scenes)))[:, 1:]).flatten(0, 1).split(sizes, 1)
-        true = covering(scenes, model.config.patch).flatten(0, 1).unbind(1)
+        true = patch_classes(scenes, model.config.patch).flatten(0, 1).unbind(1)
         parts = [
             F.cross_entropy(each, truth, weight=w)
             for each, truth, w in zip(said, true, weights, strict=True)
@@ -472,7 +497,7 @@ def _see(model: ImageReward, settings: RewardTraining) -> None:
 
     file = settings.work / "vision.safetensors"
     parameters = [*model.vision.parameters(), *say.parameters()]
-    train(
+    minimise(
         "vision",
         parameters,
         loss,
@@ -483,7 +508,7 @@ def _see(model: ImageReward, settings: RewardTraining) -> None:
     )
 
 
-def _match(model: ImageReward, data: Ranked, settings: RewardTraining) -> None:
+def _match(model: ImageReward, data: RankedPictures, settings: RewardTraining) -> None:
     """Teach both transformers to say which facts of a caption are true of a picture, and which of
     the shapes it names are there.
 
@@ -495,7 +520,7 @@ def _match(model: ImageReward, data: Ranked, settings: RewardTraining) -> None:
 
     def loss(generator: torch.Generator) -> Tensor:
         batch = _batch(data, settings, generator)
-        index = compared(settings.batch, settings.others, generator)
+        index = comparison_index(settings.batch, settings.others, generator)
         seen = model.see(model.prepare(batch.pictures.flatten(0, 1)))[index.flatten()]
         asked = model.tokens([str(caption) for caption in batch.captions]).repeated(index.shape[1])
         truth = answers(batch, index).flatten(0, 1)
@@ -506,13 +531,13 @@ def _match(model: ImageReward, data: Ranked, settings: RewardTraining) -> None:
 
     file = settings.work / "matching.safetensors"
     parameters = [*model.vision.parameters(), *model.text.parameters(), *say.parameters()]
-    train(
+    minimise(
         "matching", parameters, loss, settings.matching, settings.seed + 5, file, _origin(settings)
     )
 
 
 def answers(
-    batch: Ranked, index: Int[Tensor, "captions pictures"]
+    batch: RankedPictures, index: Int[Tensor, "captions pictures"]
 ) -> Float[Tensor, "captions pictures questions"]:
     """How far each of `QUESTIONS` is to be answered by yes for each caption and picture; NaN where
     the caption does not ask it.
@@ -527,7 +552,7 @@ def answers(
     )
 
 
-def covering(scenes: Scenes, patch: int) -> Int[Tensor, "n patches 2"]:
+def patch_classes(scenes: Scenes, patch: int) -> Int[Tensor, "n patches 2"]:
     """What covers each patch: the number of its shape and of its colour from 1, or twice 0 for
     nothing.
     """
@@ -544,7 +569,7 @@ def covering(scenes: Scenes, patch: int) -> Int[Tensor, "n patches 2"]:
     return kind.flatten(1, 2)
 
 
-def compared(
+def comparison_index(
     captions: int, others: int, generator: torch.Generator
 ) -> Int[Tensor, "captions pictures"]:
     """Numbers of the pictures each caption of a batch is compared with: its own four, and some of
@@ -554,8 +579,8 @@ def compared(
     return torch.cat([own, torch.randint(4 * captions, (captions, others), generator=generator)], 1)
 
 
-def _worths(
-    batch: Ranked, index: Int[Tensor, "captions pictures"]
+def _worth_of_pictures(
+    batch: RankedPictures, index: Int[Tensor, "captions pictures"]
 ) -> Float[Tensor, "captions pictures"]:
     flat = list(itertools.chain(*batch.shown))
     return torch.tensor(
@@ -566,14 +591,16 @@ def _worths(
     )
 
 
-def _rewards(model: ImageReward, prepared: Tensor, tokens: Tokens) -> Float[Tensor, "n pictures"]:
+def _rewards(
+    model: ImageReward, prepared: Tensor, tokens: PromptTokens
+) -> Float[Tensor, "n pictures"]:
     """Rewards of every picture of each caption."""
     n, each = prepared.shape[:2]
     return model.score(prepared.flatten(0, 1), tokens.repeated(each)).view(n, each)
 
 
 @torch.no_grad()
-def _standardise(model: ImageReward, data: Ranked) -> None:
+def _standardise(model: ImageReward, data: RankedPictures) -> None:
     """Make the rewards of the tiny model's own pictures have mean 0 and standard deviation 1, as
     ImageReward does.
     """
@@ -582,20 +609,20 @@ def _standardise(model: ImageReward, data: Ranked) -> None:
     model.config = dataclasses.replace(model.config, mean=mean, deviation=deviation)
 
 
-def _all_rewards(model: ImageReward, data: Ranked) -> Float[Tensor, "n 4"]:
+def _all_rewards(model: ImageReward, data: RankedPictures) -> Float[Tensor, "n 4"]:
     """Rewards of all pictures, a few captions at a time."""
     tokens = model.tokens([str(caption) for caption in data.captions])
     parts = zip(data.pictures.split(64), tokens.ids.split(64), tokens.mask.split(64), strict=True)
     return torch.cat(
         [
-            _rewards(model, model.prepare(x.flatten(0, 1)).view(x.shape), Tokens(ids, mask))
+            _rewards(model, model.prepare(x.flatten(0, 1)).view(x.shape), PromptTokens(ids, mask))
             for x, ids, mask in parts
         ]
     )
 
 
 @torch.no_grad()
-def measure(model: ImageReward, data: Ranked) -> dict[str, Any]:
+def measure(model: ImageReward, data: RankedPictures) -> dict[str, Any]:
     """How many pairs of captions it never saw come out right, overall and by the origins of the two
     pictures.
     """
@@ -633,7 +660,7 @@ def for_prompts(model: ImageReward, settings: RewardTraining) -> dict[str, float
         pictures = sample(
             pipe, [prompt] * _PER_PROMPT, settings.guidance, generator, settings.sampling_steps
         )
-        stated = check(pictures, [parse(prompt)] * _PER_PROMPT)
+        stated = check_captions(pictures, [parse_caption(prompt)] * _PER_PROMPT)
         right = torch.tensor([each[FACT_OF_SKILL[skill]] for each in stated])
         with torch.no_grad():
             rewards = model(pictures, prompt)

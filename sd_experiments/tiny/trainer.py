@@ -28,7 +28,7 @@ _PARTS = ("value", "average", "exp_avg", "exp_avg_sq")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """How long and how fast to learn.
 
     Attributes:
@@ -65,7 +65,7 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainingSummary:
     """What a training run cost and reached.
 
     Attributes:
@@ -79,16 +79,16 @@ class Trained:
     cpu_seconds: float
 
 
-def train(
+def minimise(
     name: str,
     parameters: Sequence[nn.Parameter],
     loss: Callable[[torch.Generator], Tensor],
-    settings: Settings,
+    settings: TrainingSettings,
     seed: int,
     file: Path,
     identity: Mapping[str, Any],
     every: int = 100,
-) -> Trained:
+) -> TrainingSummary:
     """Minimise a random loss; afterwards the parameters are their running averages.
 
     Args:
@@ -114,7 +114,7 @@ def train(
     done = (
         _resume(file, stamp, optimiser, parameters, average)
         if file.exists()
-        else Trained(0, 0.0, 0.0)
+        else TrainingSummary(0, 0.0, 0.0)
     )
     with Progress(name, -(-settings.steps // every), -(-done.steps // every)) as progress:
         while done.steps < settings.steps:
@@ -122,7 +122,7 @@ def train(
             for step in range(done.steps, min(done.steps + every, settings.steps)):
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
                 value = _step(optimiser, parameters, average, loss(generator), settings, step)
-                done = Trained(
+                done = TrainingSummary(
                     step + 1,
                     value if step == 0 else 0.98 * done.loss + 0.02 * value,
                     done.cpu_seconds,
@@ -142,7 +142,7 @@ def _step(
     parameters: Sequence[nn.Parameter],
     average: list[Tensor],
     loss: Tensor,
-    settings: Settings,
+    settings: TrainingSettings,
     step: int,
 ) -> float:
     """One gradient step; the value of its loss."""
@@ -169,7 +169,7 @@ def _save(
     optimiser,
     parameters: Sequence[nn.Parameter],
     average: list[Tensor],
-    done: Trained,
+    done: TrainingSummary,
 ) -> None:
     tensors = {}
     for i, (parameter, mean) in enumerate(zip(parameters, average, strict=True)):
@@ -185,7 +185,7 @@ def _save(
 
 def _resume(
     file: Path, stamp: str, optimiser, parameters: Sequence[nn.Parameter], average: list[Tensor]
-) -> Trained:
+) -> TrainingSummary:
     """Put a checkpoint's state where it belongs."""
     with safe_open(file, "pt") as checkpoint:
         metadata = checkpoint.metadata() or {}
@@ -194,7 +194,7 @@ def _resume(
             f"{file} is a checkpoint of another training; remove it, or keep its folder and choose"
             " another one.",
         )
-        done = Trained(**json.loads(metadata["done"]))
+        done = TrainingSummary(**json.loads(metadata["done"]))
         for i, parameter in enumerate(parameters):
             value, mean, first, second = (checkpoint.get_tensor(f"{i}.{part}") for part in _PARTS)
             parameter.data.copy_(value)

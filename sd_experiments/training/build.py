@@ -26,15 +26,15 @@ from sd_experiments import config
 from sd_experiments.model.policy import LoRA, LoRAPolicy
 from sd_experiments.model.reference import StableDiffusionReference
 from sd_experiments.model.stable_diffusion import StableDiffusion
-from sd_experiments.model.weights import shortened
+from sd_experiments.model.weights import one_line
 from sd_experiments.reward.rewards import (
     BlackBoxImageReward,
     CLIPScore,
-    ImageRewardLike,
-    ImageScore,
+    DifferentiableImageReward,
+    ImageRewardModel,
     JPEGCompressibility,
 )
-from sd_experiments.training.task import Task
+from sd_experiments.training.prompt_task import PromptTask
 from socft.checks import InvalidProblem, require
 from socft.costates.adjoint import Lean
 from socft.costates.fields import FromPolicy
@@ -53,7 +53,7 @@ from socft.estimators.reversed_bsde import ReversedBSDE
 from socft.estimators.score_function import ScoreFunction
 from socft.estimators.truncated_backprop import TruncatedBackprop
 from socft.problem import ControlProblem
-from socft.study.import_path import imported
+from socft.study.import_path import import_object
 
 Checker: TypeAlias = (
     "Callable[[Float[Tensor, 'batch 3 height width'], str], Float[Tensor, ' batch']]"
@@ -96,20 +96,20 @@ ESTIMATORS: Mapping[str, Callable[..., Estimator]] = {
 }
 
 
-def _tiny_score() -> ImageScore:
+def _tiny_reward_model() -> ImageRewardModel:
     from sd_experiments import tiny
 
     return tiny.reward()
 
 
-def _image_reward(path: str) -> ImageScore:
+def _image_reward(path: str) -> ImageRewardModel:
     from sd_experiments.reward.image_reward import ImageReward
 
     return ImageReward.load(path)
 
 
 REWARDS: Mapping[str, Callable[..., Any]] = {
-    "tiny": _tiny_score,
+    "tiny": _tiny_reward_model,
     "image_reward": _image_reward,
     "clip": lambda path, **options: CLIPScore.load(path, **options),
     "jpeg": JPEGCompressibility,
@@ -117,7 +117,7 @@ REWARDS: Mapping[str, Callable[..., Any]] = {
 BLACK_BOXES = frozenset({"jpeg"})
 
 
-def is_black_box(settings: config.Reward) -> bool:
+def is_black_box(settings: config.RewardConfig) -> bool:
     """Whether a reward has no gradient."""
     return settings.black_box or settings.name in BLACK_BOXES
 
@@ -135,10 +135,10 @@ class Experiment:
         checker: judges images independently of the reward; None where there is none.
     """
 
-    settings: config.Settings
+    settings: config.ExperimentConfig
     base: StableDiffusion
     lora: LoRA
-    tasks: tuple[Task, ...]
+    tasks: tuple[PromptTask, ...]
     estimator: Estimator
     checker: Checker | None
 
@@ -149,44 +149,53 @@ class Experiment:
 
 
 def build(
-    settings: config.Settings, base: StableDiffusion | None = None, score: ImageScore | None = None
+    settings: config.ExperimentConfig,
+    base: StableDiffusion | None = None,
+    reward_model: ImageRewardModel | None = None,
 ) -> Experiment:
     """Load and connect everything; nothing is downloaded.
 
     Args:
         base: the frozen model, if it is here already; by default the one the settings name is
             loaded.
-        score: the score of images, likewise.
+        reward_model: likewise.
 
     Raises:
         InvalidProblem: a file is missing or does not fit, a name is unknown, or the mathematics
             refuses the settings.
     """
-    estimator = made("estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options)
+    estimator = instantiate(
+        "estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options
+    )
     require(
         isinstance(estimator, Estimator),
         f"{settings.estimator.name} makes a {type(estimator).__name__}; it must be an Estimator.",
     )
     base = load_model(settings.model) if base is None else base
-    score = (
-        load_score(settings.reward, device_of(settings.model.device)) if score is None else score
-    )
-    kind = BlackBoxImageReward if is_black_box(settings.reward) else ImageRewardLike
+    if reward_model is None:
+        reward_model = load_reward_model(settings.reward, find_device(settings.model.device))
+    kind = BlackBoxImageReward if is_black_box(settings.reward) else DifferentiableImageReward
     generator = torch.Generator().manual_seed(settings.run.seed)
     lora = LoRA(base, settings.lora.rank, settings.lora.alpha, settings.lora.targets, generator)
     tasks = []
     for prompt in settings.problem.prompts:
-        reference = chain(base, settings.sampler, prompt)
+        reference = build_reference(base, settings.sampler, prompt)
         problem = ControlProblem(
-            reference, kind(base, score, prompt, settings.reward.chunk), settings.problem.beta
+            reference,
+            kind(base, reward_model, prompt, settings.reward.chunk),
+            settings.problem.beta,
         )
-        tasks.append(Task(prompt, problem, LoRAPolicy(reference, lora), reference.sharing_graphs))
+        tasks.append(
+            PromptTask(prompt, problem, LoRAPolicy(reference, lora), reference.sharing_graphs)
+        )
     return Experiment(
         settings, base, lora, tuple(tasks), estimator, load_checker(settings.monitor.checker)
     )
 
 
-def chain(base: StableDiffusion, sampler: config.Sampler, prompt: str) -> StableDiffusionReference:
+def build_reference(
+    base: StableDiffusion, sampler: config.SamplerConfig, prompt: str
+) -> StableDiffusionReference:
     """The sampler of one prompt."""
     return StableDiffusionReference(
         base,
@@ -200,7 +209,7 @@ def chain(base: StableDiffusion, sampler: config.Sampler, prompt: str) -> Stable
     )
 
 
-def made(
+def instantiate(
     what: str, table: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Any]
 ) -> Any:
     """What a factory of a table, or one at an import path ``module:name``, makes with some options.
@@ -212,7 +221,7 @@ def made(
     require(
         known, f"there is no {what} {name!r}; give MODULE:FACTORY or one of: {', '.join(table)}."
     )
-    make = table[name] if name in table else imported(name)
+    make = table[name] if name in table else import_object(name)
     require(
         callable(make),
         f"{name} is a {type(make).__name__}; it must be a function or class that makes the {what}.",
@@ -225,7 +234,7 @@ def made(
         ) from error
 
 
-def device_of(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     """A device by name; "auto" is the GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -240,13 +249,13 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def load_model(settings: config.Model) -> StableDiffusion:
+def load_model(settings: config.ModelConfig) -> StableDiffusion:
     """The frozen model.
 
     Raises:
         InvalidProblem: a file is missing, damaged or of another network.
     """
-    dtype, device = getattr(torch, settings.dtype), device_of(settings.device)
+    dtype, device = getattr(torch, settings.dtype), find_device(settings.device)
     _silence_bars()
     if settings.path == "tiny":
         from sd_experiments import tiny
@@ -263,12 +272,12 @@ def load_model(settings: config.Model) -> StableDiffusion:
         if isinstance(error, InvalidProblem):
             raise
         raise InvalidProblem(
-            f"the model in {settings.path!r} cannot be loaded: {shortened(error)}; copy it again."
+            f"the model in {settings.path!r} cannot be loaded: {one_line(error)}; copy it again."
         ) from error
 
 
-def load_score(settings: config.Reward, device: torch.device) -> ImageScore:
-    """The score of images, on the device of the model."""
+def load_reward_model(settings: config.RewardConfig, device: torch.device) -> ImageRewardModel:
+    """The reward of images, on the device of the pre-trained model."""
     require(
         settings.path is not None or settings.name not in ("image_reward", "clip"),
         f"reward.path is missing; give the directory with the weights of {settings.name!r}.",
@@ -278,13 +287,13 @@ def load_score(settings: config.Reward, device: torch.device) -> ImageScore:
         if settings.path is None
         else {"path": settings.path, **settings.options}
     )
-    score = made("reward", REWARDS, settings.name, options)
+    model = instantiate("reward", REWARDS, settings.name, options)
     require(
-        callable(score),
-        f"{settings.name} makes a {type(score).__name__}; it must be callable with images and a"
+        callable(model),
+        f"{settings.name} makes a {type(model).__name__}; it must be callable with images and a"
         " prompt.",
     )
-    return score.to(device) if isinstance(score, torch.nn.Module) else score
+    return model.to(device) if isinstance(model, torch.nn.Module) else model
 
 
 def load_checker(name: str | None) -> Checker | None:
@@ -293,15 +302,18 @@ def load_checker(name: str | None) -> Checker | None:
         return None
     known = name == "tiny" or ":" in name
     require(known, f"there is no checker {name!r}; give MODULE:FUNCTION or tiny.")
-    return _tiny_checker if name == "tiny" else imported(name)
+    return _tiny_checker if name == "tiny" else import_object(name)
 
 
 def _tiny_checker(images: Tensor, prompt: str) -> Tensor:
-    from sd_experiments.tiny.captions import parse
-    from sd_experiments.tiny.checker import check
+    from sd_experiments.tiny.captions import parse_caption
+    from sd_experiments.tiny.checker import check_captions
 
     return torch.tensor(
-        [float(all(stated.values())) for stated in check(images, [parse(prompt)] * len(images))]
+        [
+            float(all(stated.values()))
+            for stated in check_captions(images, [parse_caption(prompt)] * len(images))
+        ]
     )
 
 

@@ -27,9 +27,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sd_experiments import config
-from sd_experiments.training.buffer import Entry, Pool, moved, seeded
-from sd_experiments.training.task import Task
-from sd_experiments.training.workers import Workers
+from sd_experiments.training.process_group import ProcessGroup
+from sd_experiments.training.prompt_task import PromptTask
+from sd_experiments.training.replay_buffer import (
+    ReplayBuffer,
+    RolloutBatch,
+    seeded_generator,
+    to_device,
+)
 from socft.estimators.base import Estimator, Labels, MatchingEstimator
 
 
@@ -93,7 +98,7 @@ class _Sums:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Accumulator:
+class GradientAccumulator:
     """Adds up the gradient of a step.
 
     Attributes:
@@ -102,20 +107,20 @@ class Accumulator:
         parameters: what is trained.
         batch: which steps of a path are drawn, and how many paths a backward pass takes.
         seed: of the drawn steps.
-        workers: the processes, each with its own paths.
+        group: the processes, each with its own paths.
         device: where the parameters are.
     """
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[PromptTask, ...]
     estimator: Estimator
     parameters: tuple[nn.Parameter, ...]
-    batch: config.Batch
+    batch: config.BatchConfig
     seed: int
-    workers: Workers
+    group: ProcessGroup
     device: torch.device
 
     def gradient(
-        self, pool: Pool, index: Int[Tensor, " n"], step: int, limit: float | None
+        self, buffer: ReplayBuffer, index: Int[Tensor, " n"], step: int, limit: float | None
     ) -> Gradient:
         """The gradient of the loss on the paths ``index`` of a round, over all processes.
 
@@ -124,42 +129,53 @@ class Accumulator:
             limit: pairs with a larger loss are left out; None where no quantile is known yet.
         """
         steps = self.tasks[0].problem.steps
-        chosen, weights = strata(self.batch, steps, len(index), seeded(self.seed, "steps", step))
+        chosen, weights = draw_steps(
+            self.batch, steps, len(index), seeded_generator(self.seed, "steps", step)
+        )
         sums = _Sums([torch.zeros_like(p) for p in self.parameters])
-        for entry, local, rows in self._micro_batches(pool, index):
-            value, each, limited = self._losses(entry, local, chosen[rows])
+        for rollouts, local, rows in self._micro_batches(buffer, index):
+            value, each, limited = self._losses(rollouts, local, chosen[rows])
             keep = self._kept(each, limit)
-            factor = weights[None, :] * pool.weights[index[rows]][:, None] * keep / len(index)
+            factor = (
+                weights[None, :]
+                * buffer.importance_weights[index[rows]][:, None]
+                * keep
+                / len(index)
+            )
             scalar = (value * factor.flatten().to(value)).sum()
             parts = torch.autograd.grad(scalar, self.parameters, allow_unused=True)
             sums.add(parts, rows, float(scalar.detach()), each, keep)
             sums.limited += limited
         return self._combined(sums, *chosen.shape)
 
-    def _micro_batches(self, pool: Pool, index: Tensor) -> Iterator[tuple[Entry, Tensor, Tensor]]:
-        """This process' paths of one prompt at a time: entry, places in it, rows of ``index``."""
-        for entry in pool.entries:
-            place = {number: i for i, number in enumerate(entry.index)}
+    def _micro_batches(
+        self, buffer: ReplayBuffer, index: Tensor
+    ) -> Iterator[tuple[RolloutBatch, Tensor, Tensor]]:
+        """This process' paths of one prompt at a time: rollouts, places in it, rows of ``index``."""
+        for rollouts in buffer.batches:
+            place = {number: i for i, number in enumerate(rollouts.index)}
             rows = torch.tensor(
                 [row for row, number in enumerate(index.tolist()) if number in place],
                 dtype=torch.long,
             )
             for part in rows.split(self.batch.micro_batch or max(1, len(rows))):
                 if len(part):
-                    yield entry, torch.tensor([place[int(i)] for i in index[part]]), part
+                    yield rollouts, torch.tensor([place[int(i)] for i in index[part]]), part
 
     def _losses(
-        self, entry: Entry, local: Tensor, k: Int[Tensor, "n draws"]
+        self, rollouts: RolloutBatch, local: Tensor, k: Int[Tensor, "n draws"]
     ) -> tuple[Tensor, Tensor, int]:
         """Losses of (k, path) pairs with their graph, shape (n * draws,), and without, shape (n,
         draws); how many were limited.
         """
-        task = self.tasks[entry.task]
+        task = self.tasks[rollouts.task]
         flat = k.flatten()
-        rows = moved(entry.labels.rows(flat, local.repeat_interleave(k.shape[1])), self.device)
+        rows = to_device(
+            rollouts.labels.rows(flat, local.repeat_interleave(k.shape[1])), self.device
+        )
         limited = 0
         if self.batch.target_clip is not None and isinstance(self.estimator, MatchingEstimator):
-            rows, limited = within(rows, self.batch.target_clip / task.problem.beta[flat])
+            rows, limited = clip_targets(rows, self.batch.target_clip / task.problem.beta[flat])
         with torch.enable_grad():
             value = self.estimator.loss(task.problem, task.policy, flat, rows)
         return value, value.detach().double().cpu().reshape(k.shape), limited
@@ -171,11 +187,11 @@ class Accumulator:
 
     def _combined(self, sums: _Sums, n: int, draws: int) -> Gradient:
         """The sum over the processes."""
-        flat = self.workers.sum(torch.cat([part.flatten() for part in sums.parts]))
+        flat = self.group.sum(torch.cat([part.flatten() for part in sums.parts]))
         numbers = [sums.squares, sums.passes, sums.loss, sums.masked, sums.limited]
-        squares, passes, loss, masked, limited = self.workers.totals(numbers, self.device)
+        squares, passes, loss, masked, limited = self.group.sum_numbers(numbers, self.device)
         own = torch.cat([torch.zeros(0, draws, dtype=torch.float64), *sums.losses]).to(self.device)
-        losses = self.workers.gathered(own, [int(i) for rows in sums.rows for i in rows], n).cpu()
+        losses = self.group.gather(own, [int(i) for rows in sums.rows for i in rows], n).cpu()
         norm = float(flat.double().norm())
         noise = (max(0.0, n * squares - norm**2) / (passes - 1)) ** 0.5 if passes > 1 else None
         sizes = [part.numel() for part in sums.parts]
@@ -189,7 +205,7 @@ class Accumulator:
         )
 
 
-def within(rows: Labels, limit: Float[Tensor, " rows"]) -> tuple[Labels, int]:
+def clip_targets(rows: Labels, limit: Float[Tensor, " rows"]) -> tuple[Labels, int]:
     """Labels whose target controls are scaled down to the limit of their norms where they exceed
     it, and how many did.
     """
@@ -201,8 +217,8 @@ def within(rows: Labels, limit: Float[Tensor, " rows"]) -> tuple[Labels, int]:
     ), int((factor < 1).sum())
 
 
-def strata(
-    batch: config.Batch, steps: int, count: int, generator: torch.Generator
+def draw_steps(
+    batch: config.BatchConfig, steps: int, count: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, "count draws"], Float[Tensor, " draws"]]:
     """Steps of ``count`` paths, drawn without replacement early and late, and one over the
     probability that each is drawn.

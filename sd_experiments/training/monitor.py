@@ -34,7 +34,7 @@ from rich.progress import (
 from torch import Tensor
 
 from sd_experiments.reward.rewards import Images
-from sd_experiments.training.train import Measured
+from sd_experiments.training.train import StepMetrics
 from socft.checks import InvalidProblem
 from socft.records import write_atomically
 
@@ -46,7 +46,7 @@ STANDARD_ERRORS = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class ImageStatistics:
     """What the pictures of a round look like.
 
     Attributes:
@@ -70,7 +70,7 @@ def diversity(images: Images) -> float | None:
     return float(torch.pdist(small).mean()) / small.shape[1] ** 0.5
 
 
-class Watch:
+class RewardHackingDetector:
     """Warns when the reward rises while accuracy or diversity falls.
 
     The mean over the last ``window`` rounds is compared with that over the first ``window``; a
@@ -86,9 +86,9 @@ class Watch:
         self._rows: list[tuple[float, float | None, float | None]] = []
         self._warned: set[str] = set()
 
-    def add(self, reward: float, seen: Seen) -> list[str]:
+    def add(self, reward: float, images: ImageStatistics) -> list[str]:
         """Take in a round; warnings, if any."""
-        self._rows.append((reward, seen.accuracy, seen.diversity))
+        self._rows.append((reward, images.accuracy, images.diversity))
         if len(self._rows) < 2 * self.window:
             return []
         rising, said = self._change(0), []
@@ -128,7 +128,7 @@ class Watch:
         )
 
 
-class Metrics:
+class MetricsFile:
     """Lines of JSON, one per gradient step, appended durably.
 
     Args:
@@ -145,9 +145,9 @@ class Metrics:
         write_atomically(file, content.encode())
         self._stream = file.open("a")
 
-    def append(self, measured: Measured, seen: Seen | None) -> dict[str, Any]:
+    def append(self, metrics: StepMetrics, images: ImageStatistics | None) -> dict[str, Any]:
         """Write a step; its row."""
-        row = dataclasses.asdict(measured) | ({} if seen is None else dataclasses.asdict(seen))
+        row = dataclasses.asdict(metrics) | ({} if images is None else dataclasses.asdict(images))
         row = {
             key: value if not isinstance(value, float) or math.isfinite(value) else None
             for key, value in row.items()
@@ -164,7 +164,7 @@ class Metrics:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file of `Metrics`; a last line that was cut off is left out.
+    """The rows of a file of `MetricsFile`; a last line that was cut off is left out.
 
     Raises:
         InvalidProblem: another line is damaged.
@@ -181,7 +181,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-class Board:
+class TensorBoardWriter:
     """TensorBoard's files.
 
     Args:
@@ -203,7 +203,7 @@ class Board:
 
     def pictures(self, name: str, images: Images, step: int) -> None:
         """A grid of pictures."""
-        self._writer.add_image(name, grid(images), step)
+        self._writer.add_image(name, image_grid(images), step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -211,7 +211,7 @@ class Board:
         self._writer.close()
 
 
-def grid(images: Images, columns: int | None = None) -> Float[Tensor, "3 height width"]:
+def image_grid(images: Images, columns: int | None = None) -> Float[Tensor, "3 height width"]:
     """Pictures side by side, row by row, with a white line between them."""
     images = images.detach().float().cpu().clamp(0, 1)
     columns = columns or math.ceil(len(images) ** 0.5)
@@ -224,9 +224,9 @@ def grid(images: Images, columns: int | None = None) -> Float[Tensor, "3 height 
     return canvas
 
 
-def save_grid(images: Images, columns: int, file: Path) -> None:
-    """Write a `grid` as PNG, atomically; missing folders are made."""
-    picture = (grid(images, columns).permute(1, 2, 0) * 255).round().to(torch.uint8)
+def save_image_grid(images: Images, columns: int, file: Path) -> None:
+    """Write a `image_grid` as PNG, atomically; missing folders are made."""
+    picture = (image_grid(images, columns).permute(1, 2, 0) * 255).round().to(torch.uint8)
     content = io.BytesIO()
     Image.fromarray(picture.numpy()).save(content, "PNG")
     write_atomically(file, content.getvalue())
@@ -274,7 +274,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
 
     def show(self, row: Mapping[str, Any]) -> None:
         """The numbers of a gradient step."""
-        line = summary(row)
+        line = metrics_line(row)
         self._bar.update(self._task, completed=row["step"], now=escape(line))
         shown = row["step"] % self._every == 0 or row["step"] in (1, self._total)
         if not self._console.is_terminal and shown:
@@ -286,7 +286,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def summary(row: Mapping[str, Any]) -> str:
+def metrics_line(row: Mapping[str, Any]) -> str:
     """The numbers of a gradient step in one line."""
     noise = row.get("gradient_noise")
     parts = [
@@ -300,7 +300,7 @@ def summary(row: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def frontier(rows: Sequence[Mapping[str, Any]], file: Path, window: int) -> None:
+def plot_frontier(rows: Sequence[Mapping[str, Any]], file: Path, window: int) -> None:
     """Draw reward against KL over a run, each point the mean of ``window`` rounds, and accuracy
     beside it if it was measured.
     """

@@ -14,9 +14,16 @@ import torch
 from torch import Tensor
 
 from sd_experiments import config
-from sd_experiments.training.buffer import Entry, Pool, effective_share, log_ratios, moved, seeded
-from sd_experiments.training.task import Task
-from sd_experiments.training.workers import Workers
+from sd_experiments.training.process_group import ProcessGroup
+from sd_experiments.training.prompt_task import PromptTask
+from sd_experiments.training.replay_buffer import (
+    ReplayBuffer,
+    RolloutBatch,
+    effective_share,
+    log_likelihood_ratios,
+    seeded_generator,
+    to_device,
+)
 from socft.checks import require
 from socft.estimators.base import Estimator, Labels
 from socft.path import Noise, Path, rollout
@@ -30,7 +37,7 @@ REMEDY = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Round:
+class RoundMetrics:
     """Numbers of a round's paths, over all processes.
 
     Attributes:
@@ -47,7 +54,7 @@ class Round:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Samples:
+class PromptSamples:
     """The samples of one prompt in a round, of all processes.
 
     Attributes:
@@ -60,7 +67,7 @@ class Samples:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Collector:
+class RolloutCollector:
     """Samples and labels paths.
 
     Attributes:
@@ -68,57 +75,63 @@ class Collector:
         estimator: makes the labels.
         batch: numbers of paths and prompts.
         seed: of the noise.
-        workers: the processes, each with its own paths.
+        group: the processes, each with its own paths.
         device: where the policies are.
         dtype: of states and noise.
     """
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[PromptTask, ...]
     estimator: Estimator
-    batch: config.Batch
+    batch: config.BatchConfig
     seed: int
-    workers: Workers
+    group: ProcessGroup
     device: torch.device
     dtype: torch.dtype
 
-    def sample(self, number: int) -> tuple[Entry, ...]:
+    def sample(self, number: int) -> tuple[RolloutBatch, ...]:
         """This process' paths of round ``number``, by prompt, kept on the CPU."""
         found = (self._sampled(number, slot) for slot in range(self.batch.prompts))
-        return tuple(entry for entry in found if entry.index)
+        return tuple(rollouts for rollouts in found if rollouts.index)
 
     def _prompt(self, number: int, slot: int) -> int:
         """Prompts take turns."""
         return (number * self.batch.prompts + slot) % len(self.tasks)
 
-    def samples(self, number: int, entries: Sequence[Entry]) -> tuple[Samples, ...]:
+    def samples(self, number: int, batches: Sequence[RolloutBatch]) -> tuple[PromptSamples, ...]:
         """The samples of round ``number`` from all processes, by prompt."""
         batch, dims = self.batch, self.tasks[0].problem.reference.dims
-        own = [entry.path.final for entry in entries] or [torch.zeros(0, *dims, dtype=self.dtype)]
-        places = [i for entry in entries for i in entry.index]
-        whole = self.workers.gathered(
+        own = [rollouts.path.final for rollouts in batches] or [
+            torch.zeros(0, *dims, dtype=self.dtype)
+        ]
+        places = [i for rollouts in batches for i in rollouts.index]
+        whole = self.group.gather(
             torch.cat(own).to(self.device), places, batch.prompts * batch.trajectories
         )
         parts = whole.cpu().split(batch.trajectories)
-        return tuple(Samples(self._prompt(number, slot), part) for slot, part in enumerate(parts))
+        return tuple(
+            PromptSamples(self._prompt(number, slot), part) for slot, part in enumerate(parts)
+        )
 
     @torch.no_grad()
-    def _sampled(self, number: int, slot: int) -> Entry:
+    def _sampled(self, number: int, slot: int) -> RolloutBatch:
         """A full rollout: as many network evaluations as sampling first and measuring the controls
         afterwards.
         """
         prompt, count = self._prompt(number, slot), self.batch.trajectories
         task, own = (
             self.tasks[prompt],
-            tuple(i for i in range(slot * count, (slot + 1) * count) if self.workers.owns(i)),
+            tuple(i for i in range(slot * count, (slot + 1) * count) if self.group.is_local(i)),
         )
         path = self._rolled(task, number, own)
         rewards = task.problem.reward(path.final) if own else path.final.new_zeros(0)
         labels = self._labels(task, path, [i - slot * count for i in own])
         noise = Noise(path.noise.initial.cpu(), path.noise.steps.cpu())
         stored = Path(path.states.cpu(), path.controls.cpu(), noise)
-        return Entry(prompt, own, stored, moved(labels, torch.device("cpu")), rewards.cpu())
+        return RolloutBatch(
+            prompt, own, stored, to_device(labels, torch.device("cpu")), rewards.cpu()
+        )
 
-    def _rolled(self, task: Task, number: int, own: Sequence[int]) -> Path:
+    def _rolled(self, task: PromptTask, number: int, own: Sequence[int]) -> Path:
         """Paths of the task's policy; the network is not asked about none."""
         noise = self._noise(task, number, own)
         if own:
@@ -129,11 +142,11 @@ class Collector:
             noise,
         )
 
-    def _labels(self, task: Task, path: Path, places: Sequence[int]) -> Labels:
+    def _labels(self, task: PromptTask, path: Path, places: Sequence[int]) -> Labels:
         """Labels of this process' paths; where they depend on all paths of the prompt, those of the
         others are fetched.
         """
-        joint = self.estimator.joint and self.workers.count > 1
+        joint = self.estimator.joint and self.group.size > 1
         if not joint and not places:
             return Labels(path.states[:-1], path.controls)
         with task.labelling():
@@ -151,22 +164,22 @@ class Collector:
 
         def gathered(own: Tensor) -> Tensor:
             return (
-                self.workers.gathered(own.transpose(0, 1), places, self.batch.trajectories)
+                self.group.gather(own.transpose(0, 1), places, self.batch.trajectories)
                 .transpose(0, 1)
                 .contiguous()
             )
 
-        initial = self.workers.gathered(path.noise.initial, places, self.batch.trajectories)
+        initial = self.group.gather(path.noise.initial, places, self.batch.trajectories)
         return Path(
             gathered(path.states),
             gathered(path.controls),
             Noise(initial, gathered(path.noise.steps)),
         )
 
-    def _noise(self, task: Task, number: int, own: Sequence[int]) -> Noise:
+    def _noise(self, task: PromptTask, number: int, own: Sequence[int]) -> Noise:
         reference = task.problem.reference
         drawn = [
-            Noise.sample(reference, 1, seeded(self.seed, "path", number, i), self.dtype)
+            Noise.sample(reference, 1, seeded_generator(self.seed, "path", number, i), self.dtype)
             for i in own
         ]
         initial = [
@@ -179,24 +192,24 @@ class Collector:
         ]
         return Noise(torch.cat(initial).to(self.device), torch.cat(steps, 1).to(self.device))
 
-    def summary(self, number: int, entries: Sequence[Entry]) -> Round:
+    def summary(self, number: int, batches: Sequence[RolloutBatch]) -> RoundMetrics:
         """Numbers of round ``number``, over all processes.
 
         Raises:
             InvalidProblem: a reward, a control or a label is not finite.
         """
         zero = torch.zeros(0, dtype=torch.float64)
-        rewards = torch.cat([zero, *(each.rewards.double() for each in entries)])
-        kl = torch.cat([zero, *(each.path.kl().double().sum(0) for each in entries)])
+        rewards = torch.cat([zero, *(each.rewards.double() for each in batches)])
+        kl = torch.cat([zero, *(each.path.kl().double().sum(0) for each in batches)])
         norms = torch.cat(
             [
                 zero,
-                *(each.labels.targets.double().flatten(2).norm(dim=2).amax(0) for each in entries),
+                *(each.labels.targets.double().flatten(2).norm(dim=2).amax(0) for each in batches),
             ]
         )
         bad = [float((~each.isfinite()).sum()) for each in (rewards, kl, norms)]
         own = [*bad, len(rewards), float(rewards.nansum()), float(kl.nansum())]
-        total = self.workers.totals(own, self.device)
+        total = self.group.sum_numbers(own, self.device)
         for what, count in zip(("rewards", "controls", "labels"), total, strict=False):
             require(
                 count == 0,
@@ -204,12 +217,12 @@ class Collector:
                 f" finite; {REMEDY}",
             )
         mean = total[4] / total[3]
-        spread = self.workers.totals([float((rewards - mean).square().sum())], self.device)[0]
+        spread = self.group.sum_numbers([float((rewards - mean).square().sum())], self.device)[0]
         stderr = (spread / max(1.0, total[3] - 1) / total[3]) ** 0.5
-        largest = self.workers.largest(float(norms.max()) if len(norms) else 0.0, self.device)
-        return Round(mean, stderr, total[5] / total[3], largest)
+        largest = self.group.max_number(float(norms.max()) if len(norms) else 0.0, self.device)
+        return RoundMetrics(mean, stderr, total[5] / total[3], largest)
 
-    def weigh(self, pool: Pool) -> None:
+    def update_importance_weights(self, buffer: ReplayBuffer) -> None:
         """Importance weights of the paths of a round under the current policy, and their effective
         sample size.
 
@@ -217,20 +230,20 @@ class Collector:
             InvalidProblem: a weight is not finite.
         """
         own = [
-            log_ratios(self.tasks[entry.task].policy, self._here(entry.path))
-            for entry in pool.entries
+            log_likelihood_ratios(self.tasks[rollouts.task].policy, self._here(rollouts.path))
+            for rollouts in buffer.batches
         ]
-        places = [i for entry in pool.entries for i in entry.index]
+        places = [i for rollouts in buffer.batches for i in rollouts.index]
         rows = torch.cat([torch.zeros(0, dtype=torch.float64, device=self.device), *own])
-        logs = self.workers.gathered(rows, places, pool.size).cpu()
+        logs = self.group.gather(rows, places, buffer.size).cpu()
         require(
             bool(logs.isfinite().all()),
-            f"an importance weight of round {pool.round} is not finite; {REMEDY}",
+            f"an importance weight of round {buffer.round} is not finite; {REMEDY}",
         )
         slots = logs.reshape(self.batch.prompts, -1)
-        pool.ess = min(effective_share(each) for each in slots)
+        buffer.ess = min(effective_share(each) for each in slots)
         if self.batch.weighted:
-            pool.weights = torch.cat([normalised(each) for each in slots])
+            buffer.importance_weights = torch.cat([normalised(each) for each in slots])
 
     def _here(self, path: Path) -> Path:
         noise = Noise(path.noise.initial.to(self.device), path.noise.steps.to(self.device))

@@ -22,27 +22,27 @@ from torch import Tensor
 
 from sd_experiments import config
 from sd_experiments.model.lora_io import save_lora
-from sd_experiments.model.weights import shortened
+from sd_experiments.model.weights import one_line
 from sd_experiments.reward.rewards import Images, decode
-from sd_experiments.training.buffer import seeded
-from sd_experiments.training.build import Checker, Experiment, build, device_of
-from sd_experiments.training.checkpoints import CheckpointFailed, Checkpoints
+from sd_experiments.training.build import Checker, Experiment, build, find_device
 from sd_experiments.training.monitor import (
     FRONTIER,
     METRICS,
-    Board,
     Display,
-    Metrics,
-    Seen,
-    Watch,
+    ImageStatistics,
+    MetricsFile,
+    RewardHackingDetector,
+    TensorBoardWriter,
     diversity,
-    frontier,
-    save_grid,
+    plot_frontier,
+    save_image_grid,
 )
-from sd_experiments.training.rounds import Samples
-from sd_experiments.training.task import Task
-from sd_experiments.training.train import Iteration, Trainer
-from sd_experiments.training.workers import Workers
+from sd_experiments.training.process_group import ProcessGroup
+from sd_experiments.training.prompt_task import PromptTask
+from sd_experiments.training.replay_buffer import seeded_generator
+from sd_experiments.training.rounds import PromptSamples
+from sd_experiments.training.storage import CheckpointFailed, CheckpointStore
+from sd_experiments.training.train import Trainer, TrainingStep
 from socft.checks import InvalidProblem, require
 from socft.path import Noise, rollout
 from socft.policy import Policy, Uncontrolled
@@ -54,9 +54,11 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """Errors of a disk that takes no more."""
 
 
-def settings_of(file: Path, out: Path | None = None, steps: int | None = None) -> config.Settings:
+def load_config(
+    file: Path, out: Path | None = None, steps: int | None = None
+) -> config.ExperimentConfig:
     """The settings of a file, with another folder or length if given."""
-    settings = config.read(file)
+    settings = config.read_config(file)
     run = settings.run
     changed = dataclasses.replace(
         run, out=str(out or run.out), steps=run.steps if steps is None else steps
@@ -64,7 +66,7 @@ def settings_of(file: Path, out: Path | None = None, steps: int | None = None) -
     return dataclasses.replace(settings, run=changed)
 
 
-def trainer_of(experiment: Experiment, workers: Workers | None = None) -> Trainer:
+def make_trainer(experiment: Experiment, group: ProcessGroup | None = None) -> Trainer:
     """The training loop of an experiment."""
     parameters = dict(experiment.lora.named_parameters())
     return Trainer(
@@ -72,7 +74,7 @@ def trainer_of(experiment: Experiment, workers: Workers | None = None) -> Traine
         experiment.estimator,
         parameters,
         experiment.settings,
-        workers,
+        group,
         experiment.dtype,
     )
 
@@ -86,28 +88,31 @@ def train(
         InvalidProblem: the configuration, a file or a number is refused; the checkpoints are kept,
             and one of the last good state is added.
     """
-    settings = settings_of(file, out, steps)
-    device = device_of(settings.model.device)
+    settings = load_config(file, out, steps)
+    device = find_device(settings.model.device)
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
-    workers = Workers.join(device)
-    with Display(settings.run.steps, silent=not workers.main) as display:
-        return fine_tune(settings, resume, display, workers)[1]
+    group = ProcessGroup.join(device)
+    with Display(settings.run.steps, silent=not group.is_main_process) as display:
+        return fine_tune(settings, resume, display, group)[1]
 
 
 def fine_tune(
-    settings: config.Settings, resume: bool, display: Display, workers: Workers | None = None
+    settings: config.ExperimentConfig,
+    resume: bool,
+    display: Display,
+    group: ProcessGroup | None = None,
 ) -> tuple[Experiment, Trainer]:
     """Fine-tune by settings in their folder.
 
     Raises:
         InvalidProblem: as for `train`.
     """
-    workers, folder = workers or Workers(), Path(settings.run.out)
+    group, folder = group or ProcessGroup(), Path(settings.run.out)
     require(
         not folder.is_file(),
         f"run.out = {str(folder)!r} is a file; give a folder, or another one with --out.",
     )
-    checkpoints = Checkpoints(folder / CHECKPOINTS, settings.run.keep, workers, display.say)
+    checkpoints = CheckpointStore(folder / CHECKPOINTS, settings.run.keep, group, display.say)
     newest = checkpoints.newest() if resume else None
     fresh = resume or not any((folder / CHECKPOINTS).glob("step-*"))
     require(
@@ -115,7 +120,7 @@ def fine_tune(
         f"{folder} holds a run; continue it with --resume, or choose another folder with --out.",
     )
     experiment = build(settings)
-    trainer = trainer_of(experiment, workers)
+    trainer = make_trainer(experiment, group)
     if newest is not None:
         trainer.restore(newest)
         display.say(f"continuing after gradient step {trainer.step}")
@@ -129,12 +134,12 @@ def fine_tune(
     try:
         with _observed(trainer, experiment, folder, display) as observe:
             _run(trainer, checkpoints, observe)
-        if workers.main:
+        if group.is_main_process:
             _finish(trainer, experiment, folder, display)
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in FULL:
             raise
-        reason = error.strerror if isinstance(error, OSError) else shortened(error)
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
         where = f"{folder} could not be written ({reason}) after gradient step {trainer.step}"
         raise InvalidProblem(f"{where}; {checkpoints.remedy}") from error
     return experiment, trainer
@@ -142,14 +147,14 @@ def fine_tune(
 
 def _run(
     trainer: Trainer,
-    checkpoints: Checkpoints,
-    observe: Callable[[Iteration], None] = lambda iteration: None,
+    checkpoints: CheckpointStore,
+    observe: Callable[[TrainingStep], None] = lambda step: None,
 ) -> None:
     """Train with checkpoints; when a number is refused, the state before that step is written too."""
     saved = trainer.step
     try:
-        for iteration in trainer.iterations():
-            observe(iteration)
+        for step in trainer.iterations():
+            observe(step)
             if (
                 trainer.step % trainer.settings.run.checkpoint_every == 0
                 or trainer.step == trainer.settings.run.steps
@@ -163,7 +168,7 @@ def _run(
             f"stopped after gradient step {trainer.step}; --resume continues after step {saved}"
         ) from None
     except (ValueError, RuntimeError):
-        if trainer.step > saved and trainer.workers.count == 1:
+        if trainer.step > saved and trainer.group.size == 1:
             checkpoints.save(trainer.step, *trainer.files())
         raise
 
@@ -171,40 +176,38 @@ def _run(
 @contextlib.contextmanager
 def _observed(
     trainer: Trainer, experiment: Experiment, folder: Path, display: Display
-) -> Iterator[Callable[[Iteration], None]]:
-    """What is done with every iteration: measure pictures, write, show, warn."""
-    if not trainer.workers.main:
-        yield lambda iteration: None
+) -> Iterator[Callable[[TrainingStep], None]]:
+    """What is done with every gradient step: measure pictures, write, show, warn."""
+    if not trainer.group.is_main_process:
+        yield lambda step: None
         return
     write_atomically(
         folder / "settings.json", (json.dumps(trainer.settings.plain(), indent=2) + "\n").encode()
     )
-    metrics, board = (
-        Metrics(folder / METRICS, trainer.step),
-        Board(folder / "tensorboard", trainer.step),
-    )
-    watch = Watch(trainer.settings.monitor.window)
-    for row in (row for row in metrics.rows if "diversity" in row):
-        watch.add(row["reward"], Seen(row["accuracy"], row["diversity"]))
+    file = MetricsFile(folder / METRICS, trainer.step)
+    board = TensorBoardWriter(folder / "tensorboard", trainer.step)
+    detector = RewardHackingDetector(trainer.settings.monitor.window)
+    for row in (row for row in file.rows if "diversity" in row):
+        detector.add(row["reward"], ImageStatistics(row["accuracy"], row["diversity"]))
 
-    def observe(iteration: Iteration) -> None:
-        measured, seen = iteration.measured, None
-        if iteration.fresh:
-            pictures = [(samples, _pictures(experiment, samples)) for samples in iteration.fresh]
-            seen = _look(experiment, pictures)
-            for line in watch.add(measured.reward, seen):
+    def observe(step: TrainingStep) -> None:
+        metrics, statistics = step.metrics, None
+        if step.fresh:
+            pictures = [(samples, _pictures(experiment, samples)) for samples in step.fresh]
+            statistics = _image_statistics(experiment, pictures)
+            for line in detector.add(metrics.reward, statistics):
                 display.say(line)
-            if measured.round % trainer.settings.monitor.images_every == 0:
+            if metrics.round % trainer.settings.monitor.images_every == 0:
                 for samples, images in pictures:
-                    board.pictures(experiment.tasks[samples.task].name, images, measured.step)
-        row = metrics.append(measured, seen)
+                    board.pictures(experiment.tasks[samples.task].name, images, metrics.step)
+        row = file.append(metrics, statistics)
         board.scalars(row)
         display.show(row)
 
     try:
         yield observe
     finally:
-        metrics.close()
+        file.close()
         board.close()
 
 
@@ -212,13 +215,13 @@ def _finish(trainer: Trainer, experiment: Experiment, folder: Path, display: Dis
     """Write the averaged layers and the reward-KL frontier."""
     partial = folder / f".{LORA}"
     shutil.rmtree(partial, ignore_errors=True)
-    with trainer.averaged():
+    with trainer.using_averages():
         save_lora(experiment.lora, partial)
     shutil.rmtree(folder / LORA, ignore_errors=True)
     partial.rename(folder / LORA)
     rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     try:
-        frontier(rows, folder / FRONTIER, trainer.settings.monitor.window)
+        plot_frontier(rows, folder / FRONTIER, trainer.settings.monitor.window)
     except ModuleNotFoundError:
         display.say("the frontier is not drawn without matplotlib; run: pip install -e '.[report]'")
     display.say(
@@ -227,7 +230,7 @@ def _finish(trainer: Trainer, experiment: Experiment, folder: Path, display: Dis
 
 
 @torch.no_grad()
-def _pictures(experiment: Experiment, samples: Samples) -> Images:
+def _pictures(experiment: Experiment, samples: PromptSamples) -> Images:
     device = next(experiment.base.vae.parameters()).device
     chunk = experiment.settings.reward.chunk
     return torch.cat(
@@ -238,19 +241,21 @@ def _pictures(experiment: Experiment, samples: Samples) -> Images:
     )
 
 
-def _look(experiment: Experiment, pictures: Sequence[tuple[Samples, Images]]) -> Seen:
+def _image_statistics(
+    experiment: Experiment, pictures: Sequence[tuple[PromptSamples, Images]]
+) -> ImageStatistics:
     """Accuracy and diversity of the pictures of a round."""
     spread = [found for _, images in pictures if (found := diversity(images)) is not None]
     right = [
-        judged(experiment.checker, images, experiment.tasks[samples.task].name)
+        check_images(experiment.checker, images, experiment.tasks[samples.task].name)
         for samples, images in pictures
     ]
     known = [value for value in right if value is not None]
     accuracy = float(torch.cat(known).mean()) if known else None
-    return Seen(accuracy, sum(spread) / len(spread) if spread else None)
+    return ImageStatistics(accuracy, sum(spread) / len(spread) if spread else None)
 
 
-def judged(checker: Checker | None, images: Images, prompt: str) -> Tensor | None:
+def check_images(checker: Checker | None, images: Images, prompt: str) -> Tensor | None:
     if checker is None:
         return None
     found = checker(images, prompt)
@@ -266,12 +271,14 @@ def judged(checker: Checker | None, images: Images, prompt: str) -> Tensor | Non
 # After training
 
 
-def trained(file: Path, out: Path | None, step: int | None = None) -> tuple[Experiment, Trainer]:
+def load_trained(
+    file: Path, out: Path | None, step: int | None = None
+) -> tuple[Experiment, Trainer]:
     """A run's experiment with the averaged layers of a checkpoint in place, the newest by default."""
-    settings = settings_of(file, out)
+    settings = load_config(file, out)
     folder, where = Path(settings.run.out), "" if out is None else f" --out {out}"
     require(not folder.is_file(), f"run.out = {str(folder)!r} is a file; give the folder of a run.")
-    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    checkpoints = CheckpointStore(folder / CHECKPOINTS)
     found = checkpoints.newest() if step is None else checkpoints.at(step)
     require(
         found is not None,
@@ -279,13 +286,13 @@ def trained(file: Path, out: Path | None, step: int | None = None) -> tuple[Expe
     )
     assert found is not None
     experiment = build(settings)
-    trainer = trainer_of(experiment)
-    trainer.read_averages(found)
+    trainer = make_trainer(experiment)
+    trainer.load_averages(found)
     return experiment, trainer
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class ImageSamples:
     """Pictures of one prompt and what they are worth.
 
     Attributes:
@@ -299,11 +306,13 @@ class Drawn:
     kl: Tensor
 
 
-def fresh_noise(experiment: Experiment, task: Task, number: int, seed: int) -> Noise:
+def evaluation_noise(experiment: Experiment, task: PromptTask, number: int, seed: int) -> Noise:
     """Noise that no training saw, a function of seed, prompt and the number of each path."""
     reference, device = task.problem.reference, next(experiment.lora.parameters()).device
     noise = [
-        Noise.sample(reference, 1, seeded(seed, "evaluation", task.name, i), experiment.dtype)
+        Noise.sample(
+            reference, 1, seeded_generator(seed, "evaluation", task.name, i), experiment.dtype
+        )
         for i in range(number)
     ]
     return Noise(
@@ -313,12 +322,14 @@ def fresh_noise(experiment: Experiment, task: Task, number: int, seed: int) -> N
 
 
 @torch.no_grad()
-def drawn(experiment: Experiment, task: Task, policy: Policy, number: int, seed: int) -> Drawn:
+def sample_images(
+    experiment: Experiment, task: PromptTask, policy: Policy, number: int, seed: int
+) -> ImageSamples:
     """Pictures by a policy, from noise that is a function of seed, prompt and their number."""
-    path = rollout(task.problem.reference, policy, fresh_noise(experiment, task, number, seed))
+    path = rollout(task.problem.reference, policy, evaluation_noise(experiment, task, number, seed))
     parts = path.final.split(experiment.settings.reward.chunk)
     images = torch.cat([decode(experiment.base, part).float().cpu() for part in parts])
-    return Drawn(
+    return ImageSamples(
         images, task.problem.reward(path.final).cpu().double(), path.kl().sum(0).cpu().double()
     )
 
@@ -333,13 +344,15 @@ def sample_grid(
 ) -> Path:
     """Write pictures of every prompt, pre-trained above fine-tuned; the file."""
     require(number >= 1, f"number = {number}; draw at least one picture per prompt.")
-    experiment, _ = trained(file, out, step)
+    experiment, _ = load_trained(file, out, step)
     rows = []
     for task in experiment.tasks:
         policies = (Uncontrolled(task.problem.reference), task.policy)
-        rows += [drawn(experiment, task, policy, number, seed).images for policy in policies]
+        rows += [
+            sample_images(experiment, task, policy, number, seed).images for policy in policies
+        ]
     target = target or Path(experiment.settings.run.out) / "samples.png"
-    save_grid(torch.cat(rows), number, target)
+    save_image_grid(torch.cat(rows), number, target)
     return target
 
 
@@ -352,7 +365,7 @@ def evaluate(
     require(
         number >= 2, f"number = {number}; a standard error needs at least 2 pictures per prompt."
     )
-    experiment, trainer = trained(file, out, step)
+    experiment, trainer = load_trained(file, out, step)
     rows: list[dict[str, object]] = []
     for task in experiment.tasks:
         before = None
@@ -360,8 +373,8 @@ def evaluate(
             ("pre-trained", Uncontrolled(task.problem.reference)),
             ("fine-tuned", task.policy),
         ):
-            found = drawn(experiment, task, policy, number, seed)
-            worth = worths(experiment, task, found)
+            found = sample_images(experiment, task, policy, number, seed)
+            worth = score_images(experiment, task, found)
             row: dict[str, object] = {
                 "prompt": task.name,
                 "model": model,
@@ -383,12 +396,14 @@ def evaluate(
     return rows
 
 
-def worths(experiment: Experiment, task: Task, found: Drawn) -> dict[str, Tensor]:
+def score_images(
+    experiment: Experiment, task: PromptTask, found: ImageSamples
+) -> dict[str, Tensor]:
     """What every picture is worth: its reward, and whether it is right, where someone can tell.
 
     Differences between two models' pictures from the same noise have less noise than either has.
     """
-    right = judged(experiment.checker, found.images, task.name)
+    right = check_images(experiment.checker, found.images, task.name)
     return {"reward": found.rewards} | ({} if right is None else {"accuracy": right.double()})
 
 

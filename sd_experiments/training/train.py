@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from sd_experiments import config
 from sd_experiments.model.memory import peak_mb
-from sd_experiments.training.buffer import Pool
-from sd_experiments.training.checkpoints import Found
-from sd_experiments.training.gradient import Accumulator, Gradient
-from sd_experiments.training.rounds import REMEDY, Collector, Round, Samples
-from sd_experiments.training.state import State, averages
-from sd_experiments.training.task import Task
-from sd_experiments.training.workers import Workers
+from sd_experiments.training.checkpoint import TrainingState, read_averages
+from sd_experiments.training.gradient import Gradient, GradientAccumulator
+from sd_experiments.training.process_group import ProcessGroup
+from sd_experiments.training.prompt_task import PromptTask
+from sd_experiments.training.replay_buffer import ReplayBuffer
+from sd_experiments.training.rounds import REMEDY, PromptSamples, RolloutCollector, RoundMetrics
+from sd_experiments.training.storage import StoredCheckpoint
 from socft.checks import require
 from socft.estimators.base import Estimator
 
@@ -35,7 +35,7 @@ forgets where it began.
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class StepMetrics:
     """What one gradient step measured.
 
     Attributes:
@@ -78,16 +78,16 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True)
-class Iteration:
+class TrainingStep:
     """A gradient step.
 
     Attributes:
-        measured: its numbers.
+        metrics: its numbers.
         fresh: the samples this step began with, if it sampled any.
     """
 
-    measured: Measured
-    fresh: tuple[Samples, ...]
+    metrics: StepMetrics
+    fresh: tuple[PromptSamples, ...]
 
 
 class Trainer:
@@ -99,24 +99,24 @@ class Trainer:
         estimator: supplies labels and loss.
         parameters: what is trained, by name.
         settings: the run's settings; of these, ``batch``, ``optimiser`` and ``run``.
-        workers: the processes of the run.
+        group: the processes of the run.
         dtype: of states and noise.
     """
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[PromptTask],
         estimator: Estimator,
         parameters: Mapping[str, nn.Parameter],
-        settings: config.Settings,
-        workers: Workers | None = None,
+        settings: config.ExperimentConfig,
+        group: ProcessGroup | None = None,
         dtype: torch.dtype = torch.float32,
     ):
         self.tasks = tuple(tasks)
         self.estimator = estimator
         self.parameters = dict(parameters)
         self.settings = settings
-        self.workers = workers or Workers()
+        self.group = group or ProcessGroup()
         self.dtype = dtype
         s = settings.optimiser
         self.optimiser = torch.optim.AdamW(
@@ -129,24 +129,24 @@ class Trainer:
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.step, self.rounds, self.paths = 0, 0, 0
         self.quantile: float | None = None
-        self.pool: Pool | None = None
-        self.round = Round()
-        self._collector = Collector(
+        self.buffer: ReplayBuffer | None = None
+        self.round = RoundMetrics()
+        self._collector = RolloutCollector(
             self.tasks,
             estimator,
             settings.batch,
             settings.run.seed,
-            self.workers,
+            self.group,
             self.device,
             self.dtype,
         )
-        self._accumulator = Accumulator(
+        self._accumulator = GradientAccumulator(
             self.tasks,
             estimator,
             tuple(self.parameters.values()),
             settings.batch,
             settings.run.seed,
-            self.workers,
+            self.group,
             self.device,
         )
 
@@ -155,7 +155,7 @@ class Trainer:
         """Where the parameters are."""
         return next(iter(self.parameters.values())).device
 
-    def iterations(self) -> Iterator[Iteration]:
+    def iterations(self) -> Iterator[TrainingStep]:
         """Gradient steps up to the number in the settings. Between two of them the trainer can be
         saved.
 
@@ -165,19 +165,19 @@ class Trainer:
         """
         while self.step < self.settings.run.steps:
             start, fresh = time.perf_counter(), self._prepare()
-            assert self.pool is not None
-            index = self.pool.take(self.settings.batch.per_step, self.settings.run.seed)
-            gradient = self._accumulator.gradient(self.pool, index, self.step, self.quantile)
+            assert self.buffer is not None
+            index = self.buffer.take(self.settings.batch.per_step, self.settings.run.seed)
+            gradient = self._accumulator.gradient(self.buffer, index, self.step, self.quantile)
             clipped = self._update(gradient)
-            self.pool.used += len(index)
-            measured = self._measured(self.pool, gradient, clipped, time.perf_counter() - start)
-            yield Iteration(
-                measured,
-                self._collector.samples(self.pool.round, self.pool.entries) if fresh else (),
+            self.buffer.uses += len(index)
+            metrics = self._metrics(self.buffer, gradient, clipped, time.perf_counter() - start)
+            yield TrainingStep(
+                metrics,
+                self._collector.samples(self.buffer.round, self.buffer.batches) if fresh else (),
             )
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
+    def using_averages(self) -> Iterator[None]:
         """The averaged parameters in the place of the current ones."""
         kept = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._set(self.ema)
@@ -190,22 +190,27 @@ class Trainer:
         """Make sure that there are paths to use, weighed at the start of a pass if that decides
         anything; whether they are new.
         """
-        batch, pool = self.settings.batch, self.pool
-        spent = pool is None or pool.used >= batch.passes * pool.size
-        if pool is not None and not spent and batch.weighs and pool.starts_pass(batch.per_step):
-            self._collector.weigh(pool)
-            spent = pool.ess < batch.ess
+        batch, buffer = self.settings.batch, self.buffer
+        spent = buffer is None or buffer.uses >= batch.passes * buffer.size
+        if (
+            buffer is not None
+            and not spent
+            and batch.needs_importance_weights
+            and buffer.starts_pass(batch.per_step)
+        ):
+            self._collector.update_importance_weights(buffer)
+            spent = buffer.ess < batch.ess
         if spent:
-            self.pool = self._collect()
+            self.buffer = self._collect()
         return spent
 
-    def _collect(self) -> Pool:
+    def _collect(self) -> ReplayBuffer:
         """The paths of the next round."""
         entries = self._collector.sample(self.rounds)
         self.round = self._collector.summary(self.rounds, entries)
         size = self.settings.batch.prompts * self.settings.batch.trajectories
         self.rounds, self.paths = self.rounds + 1, self.paths + size
-        return Pool(self.rounds - 1, size, entries)
+        return ReplayBuffer(self.rounds - 1, size, entries)
 
     def _update(self, gradient: Gradient) -> bool:
         """One step of the optimiser; whether the gradient was clipped."""
@@ -241,9 +246,10 @@ class Trainer:
     def files(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Everything a checkpoint needs: this process' own files, and those that all share."""
         left = (
-            self.pool is not None and self.pool.used < self.settings.batch.passes * self.pool.size
+            self.buffer is not None
+            and self.buffer.uses < self.settings.batch.passes * self.buffer.size
         )
-        state = State(
+        state = TrainingState(
             layers=self.parameters,
             averages=self.ema,
             moments={name: self.optimiser.state.get(p, {}) for name, p in self.parameters.items()},
@@ -253,17 +259,17 @@ class Trainer:
             paths=self.paths,
             quantile=self.quantile,
             round=self.round,
-            pool=self.pool if left else None,
+            buffer=self.buffer if left else None,
         )
-        return state.files(self.settings, self.workers)
+        return state.files(self.settings, self.group)
 
-    def restore(self, found: Found) -> None:
+    def restore(self, stored: StoredCheckpoint) -> None:
         """Continue from a checkpoint.
 
         Raises:
             InvalidProblem: it belongs to a run with other settings, layers or processes.
         """
-        state = State.read(found, self.parameters, self.settings, self.workers)
+        state = TrainingState.read(stored, self.parameters, self.settings, self.group)
         self._set(state.layers)
         for name, p in self.parameters.items():
             self.ema[name] = state.averages[name].to(p)
@@ -275,23 +281,25 @@ class Trainer:
                 self.optimiser.state[p] = moved
         torch.set_rng_state(state.random)
         self.step, self.rounds, self.paths = state.step, state.rounds, state.paths
-        self.quantile, self.round, self.pool = state.quantile, state.round, state.pool
+        self.quantile, self.round, self.buffer = state.quantile, state.round, state.buffer
 
-    def read_averages(self, found: Found) -> None:
+    def load_averages(self, stored: StoredCheckpoint) -> None:
         """Take over the averaged layers of a checkpoint, to sample with."""
-        self._set(averages(found, self.parameters))
-        self.step = found.step
+        self._set(read_averages(stored, self.parameters))
+        self.step = stored.step
 
     @torch.no_grad()
     def _set(self, values: Mapping[str, Tensor]) -> None:
         for name, p in self.parameters.items():
             p.copy_(values[name])
 
-    def _measured(self, pool: Pool, gradient: Gradient, clipped: bool, seconds: float) -> Measured:
+    def _metrics(
+        self, buffer: ReplayBuffer, gradient: Gradient, clipped: bool, seconds: float
+    ) -> StepMetrics:
         r = self.round
-        return Measured(
+        return StepMetrics(
             step=self.step,
-            round=pool.round,
+            round=buffer.round,
             reward=r.reward,
             reward_stderr=r.reward_stderr,
             kl=r.kl,
@@ -302,7 +310,7 @@ class Trainer:
             masked=gradient.masked,
             limited=gradient.limited,
             target_norm=r.target_norm,
-            ess=pool.ess if self.settings.batch.weighs else None,
+            ess=buffer.ess if self.settings.batch.needs_importance_weights else None,
             paths=self.paths,
             seconds=seconds,
             peak_mb=peak_mb(self.device),

@@ -9,13 +9,15 @@ from socft.records import Record
 PRETRAINED = "pre-trained"
 PI_FT = "PI-FT"
 DPOK = "DPOK"
+SD_BENCHMARK = "sd_benchmark"
+SD_COSTATE_SIZE = "sd_costate_size"
 BELIEVED = 4.0
 """Standard errors beyond which a difference is called one."""
 
 
-def study_of(reproduction: str) -> str:
+def gradient_norm_study(reproduction: str) -> str:
     """Name of the study of gradients along the trainings of a reproduction."""
-    return reproduction.replace("stable_diffusion", "sd_descent")
+    return reproduction.replace("stable_diffusion", "sd_gradient_norm")
 
 
 def picture_of(method: str, prompt: str, beta: float) -> str:

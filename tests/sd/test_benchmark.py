@@ -15,23 +15,23 @@ from sd_experiments.studies.benchmark import (
     ESTIMATORS,
     FULL,
     QUICK,
-    STUDY,
-    Cell,
-    Sweep,
-    changed,
-    experiment_of,
-    measured,
+    BenchmarkCell,
+    BenchmarkSweep,
+    benchmark_config,
+    build_cell,
+    cell_config,
+    measure_cell,
     run,
-    settings_of,
     tasks,
 )
 from sd_experiments.studies.random_models import RANDOM, stable_diffusion_15
-from sd_experiments.training.session import trainer_of
+from sd_experiments.training.session import make_trainer
 from socft.checks import InvalidProblem
 from socft.records import read
 from socft.report.rows import Rows
 from socft.report.stable_diffusion.tables import benchmark
 from socft.report.typeset import number
+from socft.study.vocabulary import SD_BENCHMARK
 from toy.measure import Memory
 
 SMALL = RANDOM["small"].settings
@@ -40,28 +40,33 @@ FLOAT = 4  # bytes
 COPIES = 8  # states, controls, noise and targets, twice
 
 
-def settings(cell: Cell, estimator: str = "adjoint_matching") -> dict:
-    return changed(SMALL, estimator, ESTIMATORS[estimator], cell, 1).plain()
+def settings(cell: BenchmarkCell, estimator: str = "adjoint_matching") -> dict:
+    return cell_config(SMALL, estimator, ESTIMATORS[estimator], cell, 1).plain()
 
 
 def test_one_number_is_varied_at_a_time():
-    sweep = Sweep(steps=(2, 4), trajectories=(1, 4), loss_steps=(1, None), repeats=1)
-    assert sweep.cells(SMALL) == [Cell(4, 4, 4), Cell(2, 4, 2), Cell(4, 1, 4), Cell(4, 4, 1)]
+    sweep = BenchmarkSweep(steps=(2, 4), trajectories=(1, 4), loss_steps=(1, None), repeats=1)
+    assert sweep.cells(SMALL) == [
+        BenchmarkCell(4, 4, 4),
+        BenchmarkCell(2, 4, 2),
+        BenchmarkCell(4, 1, 4),
+        BenchmarkCell(4, 4, 1),
+    ]
     few = dataclasses.replace(SMALL, batch=dataclasses.replace(SMALL.batch, loss_steps=3))
     assert sweep.cells(few) == [
-        Cell(4, 4, 3),
-        Cell(2, 4, 2),
-        Cell(4, 1, 3),
-        Cell(4, 4, 1),
-        Cell(4, 4, 4),
+        BenchmarkCell(4, 4, 3),
+        BenchmarkCell(2, 4, 2),
+        BenchmarkCell(4, 1, 3),
+        BenchmarkCell(4, 4, 1),
+        BenchmarkCell(4, 4, 4),
     ]
-    base = dataclasses.replace(sweep, base=Cell(8, 2, 8))
-    assert base.cells(SMALL)[0] == Cell(8, 2, 8)
+    base = dataclasses.replace(sweep, base=BenchmarkCell(8, 2, 8))
+    assert base.cells(SMALL)[0] == BenchmarkCell(8, 2, 8)
 
 
 @pytest.mark.parametrize("name", RANDOM)
 @pytest.mark.parametrize("sweep", [FULL, QUICK], ids=["full", "quick"])
-def test_every_cell_is_a_valid_run(name: str, sweep: Sweep):
+def test_every_cell_is_a_valid_run(name: str, sweep: BenchmarkSweep):
     made = tasks(RANDOM[name].settings, name, ESTIMATORS, sweep)
     assert (
         len({task.name for task in made})
@@ -69,7 +74,7 @@ def test_every_cell_is_a_valid_run(name: str, sweep: Sweep):
         == len(ESTIMATORS) * len(sweep.cells(RANDOM[name].settings))
     )
     for task in made:
-        parsed = config.parse(task.arguments["settings"])
+        parsed = config.parse_config(task.arguments["settings"])
         assert parsed.batch.per_step == parsed.batch.trajectories
         assert parsed.run.steps == 1 + sweep.repeats
 
@@ -77,7 +82,7 @@ def test_every_cell_is_a_valid_run(name: str, sweep: Sweep):
 def test_the_full_size_is_the_papers():
     own = RANDOM["sd15"].settings
     assert (own.sampler.steps, own.batch.per_step) == (50, 10)
-    assert Cell(50, 10, 50) == FULL.cells(own)[0]
+    assert BenchmarkCell(50, 10, 50) == FULL.cells(own)[0]
     with torch.device("meta"):
         pipeline = stable_diffusion_15()
     counted = [
@@ -97,15 +102,15 @@ def test_the_calls_of_the_network_are_those_of_the_algorithm(estimator: str, per
     backward pass, of two trajectories each, once; a lean costate differentiates the pre-trained
     mean, a full one the policy too.
     """
-    for cell in (Cell(2, 4, 2), Cell(4, 4, 1), Cell(4, 2, 1)):
-        found = measured(settings(cell, estimator), "small")
+    for cell in (BenchmarkCell(2, 4, 2), BenchmarkCell(4, 4, 1), BenchmarkCell(4, 2, 1)):
+        found = measure_cell(settings(cell, estimator), "small")
         assert found.calls == per_step * cell.steps + 2 * (cell.trajectories // 2)
         assert len(found.seconds) == 1
 
 
-def peak(cell: Cell) -> int:
+def peak(cell: BenchmarkCell) -> int:
     """Bytes of the tensors of one gradient step, weights excluded."""
-    trainer = trainer_of(experiment_of(config.parse(settings(cell)), "small"))
+    trainer = make_trainer(build_cell(config.parse_config(settings(cell)), "small"))
     with Memory() as memory:
         next(trainer.iterations())
     return memory.peak
@@ -115,8 +120,8 @@ def test_memory_beyond_the_path_does_not_grow_with_the_steps():
     """A path keeps states, controls, noise and targets; lists and their stacks stand side by side
     while they are made.
     """
-    few, many = Cell(2, 4, 1), Cell(10, 4, 1)
-    found = [peak(each) for each in (few, many, Cell(10, 4, 10))]
+    few, many = BenchmarkCell(2, 4, 1), BenchmarkCell(10, 4, 1)
+    found = [peak(each) for each in (few, many, BenchmarkCell(10, 4, 10))]
     assert (
         found[1] - found[0]
         < COPIES * (many.steps - few.steps) * many.trajectories * ENTRIES * FLOAT
@@ -132,11 +137,11 @@ def test_cells_are_recorded_and_failures_named(tmp_path: Path):
         " = true\n"
     )
     file.write_text('[problem]\nprompts = ["a circle"]\n' + tables)
-    sweep = Sweep((), (), (), repeats=2)
+    sweep = BenchmarkSweep((), (), (), repeats=2)
     records = run(
         file, "small", False, tmp_path, {name: {} for name in ("adjoint_matching", "ddpo")}, sweep
     )
-    assert read(tmp_path / f"{STUDY}.jsonl") == records
+    assert read(tmp_path / f"{SD_BENCHMARK}.jsonl") == records
     refused, *found = records
     assert (refused.metric, refused.estimator) == ("refused", "adjoint_matching")
     assert "is a black box without a gradient" in refused.setting["reason"]
@@ -146,7 +151,7 @@ def test_cells_are_recorded_and_failures_named(tmp_path: Path):
         asked = {"steps": 3, "trajectories": 2, "loss_steps": 3, "estimator": "ddpo"}
         assert asked.items() <= record.setting.items()
         assert (record.study, record.problem, record.estimator, record.device) == (
-            STUDY,
+            SD_BENCHMARK,
             "small",
             "ddpo",
             "cpu",
@@ -161,21 +166,21 @@ def test_nothing_measured_and_nothing_named_are_refused(tmp_path: Path):
     with pytest.raises(
         InvalidProblem, match="give a configuration or one of the random models: sd15, small"
     ):
-        settings_of(None, None)
+        benchmark_config(None, None)
     with pytest.raises(
         InvalidProblem, match="there is no random model 'sdxl'; give one of: sd15, small"
     ):
-        settings_of(None, "sdxl")
+        benchmark_config(None, "sdxl")
     with pytest.raises(
         InvalidProblem,
         match=r"no cell could be measured; the first one says: .*there is no estimator 'absent'",
     ):
-        run(None, "small", True, tmp_path, {"absent": {}}, Sweep((), (), (), 1))
+        run(None, "small", True, tmp_path, {"absent": {}}, BenchmarkSweep((), (), (), 1))
 
 
 def test_every_measured_cell_is_a_row_of_the_report_with_its_memory(tmp_path: Path):
     """Estimators with options have these in their settings too."""
-    sweep = Sweep((2,), (2,), (1,), repeats=1, base=Cell(2, 2, 2))
+    sweep = BenchmarkSweep((2,), (2,), (1,), repeats=1, base=BenchmarkCell(2, 2, 2))
     records = run(None, "small", True, tmp_path, {"draft_k": {"last": 1}, "dpok": {}}, sweep)
     table = benchmark(Rows(tuple(records)))
     seconds, memory = (

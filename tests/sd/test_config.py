@@ -16,7 +16,7 @@ FILES = sorted(CONFIGS.glob("*.toml"))
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_files_that_come_along_can_be_read(file: Path):
-    settings = config.read(file)
+    settings = config.read_config(file)
     assert (
         settings.batch.trajectories
         * settings.batch.prompts
@@ -24,11 +24,11 @@ def test_the_files_that_come_along_can_be_read(file: Path):
         % settings.batch.per_step
         == 0
     )
-    assert config.parse(settings.plain()) == settings
+    assert config.parse_config(settings.plain()) == settings
 
 
 def test_published_settings_are_the_published_ones():
-    pift = config.read(CONFIGS / "sd15_pift.toml")
+    pift = config.read_config(CONFIGS / "sd15_pift.toml")
     assert pift.problem.prompts == (
         "A green colored rabbit",
         "A cat and a dog",
@@ -47,7 +47,7 @@ def test_published_settings_are_the_published_ones():
         pift.batch.loss_steps,
         pift.batch.passes,
     ) == (10, 10, None, 1)
-    matching = config.read(CONFIGS / "sd15_adjoint_matching.toml")
+    matching = config.read_config(CONFIGS / "sd15_adjoint_matching.toml")
     batch = matching.batch
     assert (matching.sampler.steps, matching.sampler.eta, batch.loss_steps) == (50, 1.0, 4)
     assert (batch.early_span, batch.early_share) == (0.6, 0.5)
@@ -102,12 +102,12 @@ def test_published_settings_are_the_published_ones():
 )
 def test_what_is_wrong_is_named(content: dict, message: str):
     with pytest.raises(InvalidProblem) as refused:
-        config.parse(LEAST | content)
+        config.parse_config(LEAST | content)
     assert str(refused.value).startswith(message)
 
 
 def test_whole_numbers_are_numbers_and_lists_are_kept():
-    settings = config.parse(
+    settings = config.parse_config(
         LEAST | {"optimiser": {"rate": 1}, "lora": {"targets": ["to_q"], "alpha": 2}}
     )
     assert (settings.optimiser.rate, settings.lora.targets, settings.lora.alpha) == (
@@ -120,40 +120,40 @@ def test_whole_numbers_are_numbers_and_lists_are_kept():
 
 def test_a_file_that_is_not_there_or_not_toml_is_named(tmp_path: Path):
     with pytest.raises(InvalidProblem, match="there is no configuration"):
-        config.read(tmp_path / "absent.toml")
+        config.read_config(tmp_path / "absent.toml")
     bad = tmp_path / "bad.toml"
     bad.write_text("[problem\n")
     with pytest.raises(InvalidProblem, match=r"bad.toml is not a TOML file \(.*line 1"):
-        config.read(bad)
+        config.read_config(bad)
     bad.write_text('[problem]\nprompts = ["x"]\nbet = 1\n')
     with pytest.raises(
         InvalidProblem,
         match=r"bad.toml: unknown key 'problem.bet'; the nearest known one is 'problem.beta'.",
     ):
-        config.read(bad)
+        config.read_config(bad)
 
 
 def test_changes_are_named_with_both_values():
-    old = config.parse(LEAST)
+    old = config.parse_config(LEAST)
     new = dataclasses.replace(
         old,
         run=dataclasses.replace(old.run, seed=3),
         reward=dataclasses.replace(old.reward, options={"a": 1}),
     )
-    assert config.changes(old.plain(), new.plain()) == {
+    assert config.config_changes(old.plain(), new.plain()) == {
         "run.seed": (0, 3),
         "reward.options.a": (None, 1),
     }
-    assert config.changes(old.plain(), old.plain()) == {}
+    assert config.config_changes(old.plain(), old.plain()) == {}
 
 
 def test_the_rate_rises_to_its_value_and_falls_to_zero():
     steps = 20
-    optimiser = config.Optimiser(rate=2.0, warmup=4, decay=0.5)
+    optimiser = config.OptimiserConfig(rate=2.0, warmup=4, decay=0.5)
     found = [optimiser.rate_at(step, steps) / 2.0 for step in range(steps)]
     assert found[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert found[3:11] == pytest.approx([1.0] * 8)
     assert found[10:] == pytest.approx([1.0 - 0.1 * i for i in range(10)])
-    plain = config.Optimiser(rate=2.0)
+    plain = config.OptimiserConfig(rate=2.0)
     assert {plain.rate_at(step, steps) for step in range(3 * steps)} == {2.0}
     assert optimiser.rate_at(steps + 5, steps) == 0.0

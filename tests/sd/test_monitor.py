@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sd_experiments.training.monitor import frontier, save_grid
+from sd_experiments.training.monitor import plot_frontier, save_image_grid
 from tests.support.tensors import generator
 
 ROWS = [
@@ -22,7 +22,7 @@ ROWS = [
 
 def test_a_grid_of_pictures_has_their_pixels(tmp_path: Path):
     images = torch.randint(0, 256, (3, 3, 4, 5), generator=generator(0))
-    save_grid(images / 255, 2, tmp_path / "new" / "grid.png")
+    save_image_grid(images / 255, 2, tmp_path / "new" / "grid.png")
     with Image.open(tmp_path / "new" / "grid.png") as picture:
         found = np.asarray(picture)
     assert found.shape == (2 * 4 + 1, 2 * 5 + 1, 3)
@@ -51,14 +51,14 @@ def test_a_picture_that_fails_leaves_the_one_before(
         monkeypatch.setattr(matplotlib.figure.Figure, "savefig", half)
         monkeypatch.setattr(Image.Image, "save", half)
         for write in (
-            lambda: frontier(ROWS, file, 2),
-            lambda: save_grid(torch.rand(1, 3, 4, 4), 1, file),
+            lambda: plot_frontier(ROWS, file, 2),
+            lambda: save_image_grid(torch.rand(1, 3, 4, 4), 1, file),
         ):
             with pytest.raises(OSError, match="no space left"):
                 write()
             assert file.read_bytes() == b"before"
     else:
-        frontier(ROWS, file, 2)
+        plot_frontier(ROWS, file, 2)
         with Image.open(file) as picture:
             assert picture.format == "PNG"
             assert picture.width > 2 * picture.height

@@ -12,7 +12,7 @@ from sd_experiments import config
 from sd_experiments.reward.rewards import CLIPScore, JPEGCompressibility, decode
 from sd_experiments.training.build import build, load_model
 from sd_experiments.training.monitor import read_metrics
-from sd_experiments.training.session import trainer_of
+from sd_experiments.training.session import make_trainer
 from socft import cli
 from socft.path import rollout
 from tests.sd.test_train import noise_of, save_model, written
@@ -33,11 +33,13 @@ def test_the_rewards_that_come_along_train_by_name(name: str, tmp_path: Path):
     file.write_text(file.read_text().replace('name = "tests.sd.test_train:reddish"', table))
     assert cli.main(["sd", "train", "--config", str(file), "--steps", "2"]) == 0
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    trainer = trainer_of(build(config.read(file)))
+    trainer = make_trainer(build(config.read_config(file)))
     score = JPEGCompressibility(50) if name == "jpeg" else CLIPScore.load(tmp_path / "clip")
     task = trainer.tasks[0]
     with torch.no_grad():
         final = rollout(task.problem.reference, task.policy, noise_of(trainer, 0, 4)).final
-        expected = score(decode(load_model(config.Model(str(model), "float64")), final), task.name)
+        expected = score(
+            decode(load_model(config.ModelConfig(str(model), "float64")), final), task.name
+        )
     assert rows[0]["reward"] == pytest.approx(float(expected.mean()), rel=1e-6)
     assert 0 < rows[0]["gradient_norm"] < math.inf

@@ -21,14 +21,14 @@ from torch.utils.checkpoint import CheckpointError
 from transformers import CLIPConfig, CLIPModel
 
 from sd_experiments.model.lora_io import load_lora, save_lora
-from sd_experiments.model.policy import LoRA, LoRAPolicy, adjoint_norms, controlled, sample
+from sd_experiments.model.policy import LoRA, LoRAPolicy, add_controls, adjoint_norms, sample_states
 from sd_experiments.model.reference import StableDiffusionReference
-from sd_experiments.model.sampling import sampling
+from sd_experiments.model.sampling import sampling_schedule
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.reward.rewards import (
     BlackBoxImageReward,
     CLIPScore,
-    ImageRewardLike,
+    DifferentiableImageReward,
     JPEGCompressibility,
     decode,
 )
@@ -210,11 +210,11 @@ def test_training_and_inference_samplers_agree():
     with torch.no_grad():
         path = rollout(policy.reference, policy, noise)
         before = base.denoiser.calls
-        fast = sample(policy, noise)
+        fast = sample_states(policy, noise)
         assert base.denoiser.calls == before + STEPS
         assert away(fast.states, path.states) < IDENTITY
         assert (
-            away(controlled(policy.reference, fast).controls, path.controls) < 1e3 * IDENTITY
+            away(add_controls(policy.reference, fast).controls, path.controls) < 1e3 * IDENTITY
         )  # a difference of means over sigma
         base.unet.enable_adapters()
         exact_tables(policy.reference)
@@ -483,7 +483,7 @@ def test_the_readme_samples_from_the_trained_chain(tmp_path: Path):
     save_lora(lora, tmp_path)
     pipe: Any = StableDiffusionPipeline.from_pretrained(model)
     pipe.load_lora_weights(tmp_path)
-    given = sampling(pipe.scheduler.config, 10, "log_snr")
+    given = sampling_schedule(pipe.scheduler.config, 10, "log_snr")
     pipe.scheduler = given.scheduler
     noise = drawn_by_pipeline(chain, 2, seed=18, dtype=torch.float32)
     options: dict[str, Any] = {
@@ -573,7 +573,7 @@ def brightness(images: Tensor, prompt: str) -> Tensor:
 def test_a_differentiable_score_has_the_derivative_of_decoder_and_score():
     base = stable_diffusion()
     x = randn(22, 3, 4, 8, 8)
-    rewards = [ImageRewardLike(base, brightness, PROMPT, chunk) for chunk in (1, 4)]
+    rewards = [DifferentiableImageReward(base, brightness, PROMPT, chunk) for chunk in (1, 4)]
     direction = randn(23, 3, 4, 8, 8)
     with torch.no_grad():
         values = [reward(x) for reward in rewards]
@@ -595,7 +595,9 @@ def test_memory_of_decoding_is_that_of_a_chunk():
     peaks = []
     for count, chunk in ((1, 1), (4, 1), (4, 4)):
         with Memory() as memory:
-            ImageRewardLike(base, brightness, PROMPT, chunk).gradient(randn(24, count, 4, 8, 8))
+            DifferentiableImageReward(base, brightness, PROMPT, chunk).gradient(
+                randn(24, count, 4, 8, 8)
+            )
         peaks.append(memory.peak)
     state = 4 * 8 * 8 * 8
     assert peaks[1] - peaks[0] < 12 * 3 * state
@@ -620,12 +622,12 @@ def test_black_boxes_have_no_gradient_and_say_so():
         returns(problem, rollout(policy.reference, policy, noise_of(policy)))
     with torch.no_grad():
         assert returns(problem, path).shape == (BATCH,)
-    cut = ImageRewardLike(
+    cut = DifferentiableImageReward(
         policy.reference.base, lambda images, prompt: brightness(images.detach(), prompt), PROMPT
     )
     with pytest.raises(
         InvalidProblem,
-        match="cuts the graph between image and score; wrap it in BlackBoxImageReward",
+        match="cuts the graph between image and reward; wrap it in BlackBoxImageReward",
     ):
         cut.gradient(path.final)
 
@@ -633,9 +635,9 @@ def test_black_boxes_have_no_gradient_and_say_so():
 def test_scores_of_the_wrong_shape_are_refused():
     base = stable_diffusion()
     with pytest.raises(InvalidProblem, match=r"returned shape \(2, 1\) for 2 images"):
-        ImageRewardLike(base, lambda images, prompt: brightness(images, prompt)[:, None], PROMPT)(
-            randn(25, 2, 4, 8, 8)
-        )
+        DifferentiableImageReward(
+            base, lambda images, prompt: brightness(images, prompt)[:, None], PROMPT
+        )(randn(25, 2, 4, 8, 8))
 
 
 def test_jpeg_compressibility_is_the_size_of_the_file(tmp_path: Path):

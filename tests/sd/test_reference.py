@@ -25,9 +25,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from sd_experiments.model.lora_io import save_lora
 from sd_experiments.model.policy import LoRA, LoRAPolicy
-from sd_experiments.model.prompts import OneReader
+from sd_experiments.model.prompts import SinglePromptEncoder
 from sd_experiments.model.reference import StableDiffusionReference
-from sd_experiments.model.sampling import sampling
+from sd_experiments.model.sampling import sampling_schedule
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from socft.checks import InvalidProblem
 from socft.path import Noise, rollout
@@ -126,15 +126,19 @@ def stable_diffusion(
         nn.Module.to(chosen, dtype)
     vae, text, words = surroundings()
     return StableDiffusion(
-        chosen, vae, OneReader(text, words), scheduler() if settings is None else settings, **limits
+        chosen,
+        vae,
+        SinglePromptEncoder(text, words),
+        scheduler() if settings is None else settings,
+        **limits,
     )
 
 
 def pipeline(base: StableDiffusion, chain: StableDiffusionReference) -> StableDiffusionPipeline:
-    assert isinstance(base.reader, OneReader)
+    assert isinstance(base.prompt_encoder, SinglePromptEncoder)
     parts: dict[str, Any] = {
-        "text_encoder": base.reader.encoder,
-        "tokenizer": base.reader.tokenizer,
+        "text_encoder": base.prompt_encoder.encoder,
+        "tokenizer": base.prompt_encoder.tokenizer,
     }
     parts |= {"vae": base.vae, "unet": base.unet}
     parts |= {
@@ -408,7 +412,7 @@ def test_a_saved_xl_loads_and_trains_layers_that_its_pipeline_loads(tmp_path: Pa
     ("spacing", "steps"), [("trailing", 50), ("leading", 50), ("leading", 30), ("trailing", 1)]
 )
 def test_levels_are_those_of_the_evaluated_timesteps(spacing: str, steps: int):
-    found = sampling(scheduler().config, steps, spacing)
+    found = sampling_schedule(scheduler().config, steps, spacing)
     stride = 1000 // steps
     last = [stride - 1, 1][spacing == "leading"]
     assert found.timesteps.tolist() == [last + stride * i for i in reversed(range(steps))]
@@ -420,7 +424,7 @@ def test_levels_are_those_of_the_evaluated_timesteps(spacing: str, steps: int):
 
 @pytest.mark.parametrize("steps", [1, 10, 50, 999])
 def test_levels_are_as_even_as_the_trained_ones_allow(steps: int):
-    found = sampling(scheduler().config, steps, "log_snr")
+    found = sampling_schedule(scheduler().config, steps, "log_snr")
     log_ratio = torch.logit(found.abar)
     gaps = log_ratio.diff()
     finest = float(torch.logit(scheduler().alphas_cumprod.double()).diff().abs().max())
@@ -554,7 +558,7 @@ def test_other_predictions_vocabularies_and_limits_are_refused():
     with pytest.raises(
         InvalidProblem, match=r"the tokenizer knows 2 tokens and the text encoder \d+"
     ):
-        OneReader(text, ["a", "b"])
+        SinglePromptEncoder(text, ["a", "b"])
     with pytest.raises(InvalidProblem, match="micro_batch = 0; give at least 1"):
         stable_diffusion(ExactNoise(0.0, 1.0), micro_batch=0)
 

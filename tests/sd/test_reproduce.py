@@ -14,8 +14,15 @@ from PIL import Image
 
 from sd_experiments import CONFIGS
 from sd_experiments.studies import gradient_agreement, reproduce
-from sd_experiments.studies.reproduce import REGRESSING, SCALES, Method, Scale, settings_of, tasks
-from sd_experiments.training.build import ESTIMATORS, build, made
+from sd_experiments.studies.reproduce import (
+    REGRESSING,
+    SCALES,
+    FineTuningMethod,
+    ReproductionScale,
+    method_config,
+    tasks,
+)
+from sd_experiments.training.build import ESTIMATORS, build, instantiate
 from socft.checks import InvalidProblem
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.records import Record, encode, read
@@ -34,13 +41,15 @@ less than half their number.
 
 
 @pytest.fixture
-def scale(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scale:
+def scale(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReproductionScale:
     """Two prompts, two methods and an extra KL weight."""
     monkeypatch.setattr(reproduce, "WORK", tmp_path / "work")
     file = written(model, tmp_path / "run")
-    dpok = Method("DPOK", "dpok", batch={"passes": 2, "loss_steps": 1, "ess": 0.0}, rate=FAST)
-    methods = (Method(PI_FT, "pi_ft", rate=STILL), dpok)
-    return Scale("tiny", str(file), 3, methods, (9.0,), (), 6, 3, 3, 1)
+    dpok = FineTuningMethod(
+        "DPOK", "dpok", batch={"passes": 2, "loss_steps": 1, "ess": 0.0}, rate=FAST
+    )
+    methods = (FineTuningMethod(PI_FT, "pi_ft", rate=STILL), dpok)
+    return ReproductionScale("tiny", str(file), 3, methods, (9.0,), (), 6, 3, 3, 1)
 
 
 def value(
@@ -61,7 +70,7 @@ def test_every_method_samples_as_many_trajectories():
         prompts = each.settings.problem.prompts
         assert len(prompts) == 4
         for method in each.methods:
-            settings = settings_of(each, method, prompts[0], 0.1)
+            settings = method_config(each, method, prompts[0], 0.1)
             rounds = (
                 settings.run.steps
                 * settings.batch.per_step
@@ -84,12 +93,12 @@ def test_every_method_samples_as_many_trajectories():
         assert len({task.name for task in more}) == len(listed) + len(prompts) * variants
 
 
-def dpok_of(scale: Scale) -> Method:
+def dpok_of(scale: ReproductionScale) -> FineTuningMethod:
     return next(method for method in scale.methods if method.title == "DPOK")
 
 
 def test_as_published_dpok_takes_ten_gradient_steps_per_sampling_step_on_fifty_transitions():
-    batch = settings_of(SCALES["sd15"], dpok_of(SCALES["sd15"]), "p", 0.1).batch
+    batch = method_config(SCALES["sd15"], dpok_of(SCALES["sd15"]), "p", 0.1).batch
     assert batch.passes * batch.trajectories / batch.per_step == 10
     assert batch.loss_steps is not None
     assert batch.per_step * batch.loss_steps == 50
@@ -100,7 +109,7 @@ def test_at_the_tiny_scale_every_method_takes_the_same_gradient_steps_on_as_many
     used = {
         (s.run.steps, s.batch.per_step, s.batch.loss_steps)
         for m in scale.methods
-        for s in [settings_of(scale, m, "p", 0.1)]
+        for s in [method_config(scale, m, "p", 0.1)]
     }
     assert len(used) == 1
 
@@ -127,7 +136,7 @@ def test_likelihoods_are_clipped_alike_at_every_scale():
             next(m for m in SCALES[name].methods if m.title == title) for name in ("tiny", "sd15")
         )
         made_by = [
-            made("estimator", ESTIMATORS, each.estimator, each.options)
+            instantiate("estimator", ESTIMATORS, each.estimator, each.options)
             for each in (tiny, published)
         ]
         assert all(each.averaged for each in made_by)
@@ -137,7 +146,9 @@ def test_likelihoods_are_clipped_alike_at_every_scale():
         )
 
 
-def test_an_untrained_model_draws_what_the_pre_trained_one_draws(scale: Scale, tmp_path: Path):
+def test_an_untrained_model_draws_what_the_pre_trained_one_draws(
+    scale: ReproductionScale, tmp_path: Path
+):
     records = reproduce.reproduce(scale, False, tmp_path / "records")
     prompts = scale.settings.problem.prompts
     for prompt in prompts:
@@ -170,7 +181,7 @@ def test_an_untrained_model_draws_what_the_pre_trained_one_draws(scale: Scale, t
     _look(scale, tmp_path, prompts)
 
 
-def _look(scale: Scale, tmp_path: Path, prompts: tuple[str, ...]) -> None:
+def _look(scale: ReproductionScale, tmp_path: Path, prompts: tuple[str, ...]) -> None:
     """The pictures of the run that learnt nothing are those of the pre-trained model, and the
     report shows them.
     """
@@ -188,7 +199,7 @@ def _look(scale: Scale, tmp_path: Path, prompts: tuple[str, ...]) -> None:
 
 
 def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_report(
-    scale: Scale, tmp_path: Path
+    scale: ReproductionScale, tmp_path: Path
 ):
     moving = dataclasses.replace(
         scale, methods=tuple(dataclasses.replace(m, rate=FAST) for m in scale.methods), betas=()
@@ -231,7 +242,7 @@ def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_re
 
 
 def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(
-    scale: Scale, tmp_path: Path
+    scale: ReproductionScale, tmp_path: Path
 ):
     """At the rate at which nothing moves it gains nothing; PI-FT is held against the better of the
     two.
@@ -260,7 +271,7 @@ def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(
 
 
 def test_where_a_run_fell_its_gradients_are_compared_with_those_of_pi_ft(
-    scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scale: ReproductionScale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The run that learnt nothing ends at the pre-trained model, where they are known without it."""
     monkeypatch.setattr(reproduce, "has_fallen", lambda record: record.metric == "reward")
@@ -277,8 +288,8 @@ def test_where_a_run_fell_its_gradients_are_compared_with_those_of_pi_ft(
         found.where("agreement", estimator=PI_FT, policy=policy).records[0].value
         for policy in (PI_FT, "DPOK")
     )
-    untouched = build(settings_of(scale, scale.pi_ft, prompt, beta))
-    expected = gradient_agreement.compared(
+    untouched = build(method_config(scale, scale.pi_ft, prompt, beta))
+    expected = gradient_agreement.compare_estimators(
         untouched, {PI_FT: FullAdjoint()}, scale.batches, reproduce.SEED
     )
     assert still == pytest.approx(
@@ -288,7 +299,7 @@ def test_where_a_run_fell_its_gradients_are_compared_with_those_of_pi_ft(
 
 
 def test_an_interrupted_reproduction_ends_with_the_same_records(
-    scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scale: ReproductionScale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     only = dataclasses.replace(scale, methods=(dataclasses.replace(scale.methods[0], rate=None),))
     expected = reproduce.reproduce(only, True, tmp_path / "whole")

@@ -23,7 +23,12 @@ from torch import Tensor
 from transformers import BertTokenizer
 
 from sd_experiments.reward import image_reward
-from sd_experiments.reward.image_reward import Encoder, ImageReward, ImageRewardConfig, renamed
+from sd_experiments.reward.image_reward import (
+    ImageReward,
+    ImageRewardConfig,
+    TransformerSize,
+    rename_published_weights,
+)
 from sd_experiments.tiny import (
     MODEL,
     PROMPTS,
@@ -39,29 +44,29 @@ from sd_experiments.tiny.captions import (
     FACT_OF_SKILL,
     SHAPES,
     SKILLS,
-    Noise,
-    Seen,
+    CaptionErrors,
     Skill,
+    VisibleShape,
     draw_caption,
     every_caption,
     facts,
-    parse,
+    parse_caption,
 )
-from sd_experiments.tiny.checker import check, look
+from sd_experiments.tiny.checker import check_captions, find_shapes
 from sd_experiments.tiny.files import MANIFEST, replace_folder, verify
-from sd_experiments.tiny.quality import fingerprint, reconstructed
+from sd_experiments.tiny.quality import fingerprint, reconstruct
 from sd_experiments.tiny.shapes import PALETTE, SIDE, Scenes, arrange, coverage, draw, draw_between
 from sd_experiments.tiny.train_reward import (
     QUESTIONS,
-    Shown,
+    PictureContent,
+    add_noise,
     answers,
-    compared,
-    covering,
-    freshly_drawn,
-    held_out,
-    with_noise,
+    comparison_index,
+    draw_ranked_pictures,
+    is_held_out,
+    patch_classes,
 )
-from sd_experiments.tiny.trainer import Settings, train
+from sd_experiments.tiny.trainer import TrainingSettings, minimise
 from socft.checks import InvalidProblem
 
 CLEAN = 0.99  # fraction of clean drawings whose caption the checker must confirm
@@ -154,7 +159,10 @@ def test_drawings_keep_their_things_apart_and_inside():
 
 def between(first: str, second: str, share: float, seed: int = 0) -> Tensor:
     """A picture between two captions; what they leave open is the same."""
-    a, b = (arrange([parse(text)], torch.Generator().manual_seed(seed)) for text in (first, second))
+    a, b = (
+        arrange([parse_caption(text)], torch.Generator().manual_seed(seed))
+        for text in (first, second)
+    )
     return draw_between(a, b, torch.tensor([share]))
 
 
@@ -164,7 +172,7 @@ def between(first: str, second: str, share: float, seed: int = 0) -> Tensor:
 )
 def test_a_picture_between_two_scenes_begins_and_ends_with_them(first, second):
     for share, text in [(0.0, first), (1.0, second)]:
-        alone = draw(arrange([parse(text)], torch.Generator().manual_seed(0)))
+        alone = draw(arrange([parse_caption(text)], torch.Generator().manual_seed(0)))
         assert torch.allclose(between(first, second, share), alone, atol=PIXEL / 10)
 
 
@@ -202,12 +210,12 @@ def test_two_things_turn_about_each_other_and_stay_apart(seed):
     """There are two things all along; each end has its relation and not the other one's."""
     first, second = "a red star above a blue square", "a red star right of a blue square"
     for share in (0.0, 0.15, 0.3, 0.5, 0.7, 0.85, 1.0):
-        (seen,) = look(between(first, second, share, seed))
+        (seen,) = find_shapes(between(first, second, share, seed))
         assert _kinds(seen) == {("star", "red"): 1, ("square", "blue"): 1}
         star, square = sorted(seen, key=lambda thing: str(thing.shape), reverse=True)
         assert math.hypot(star.x - square.x, star.y - square.y) > 13
         if share in (0.0, 1.0):
-            stated = [facts(parse(text), seen)["relation"] for text in (first, second)]
+            stated = [facts(parse_caption(text), seen)["relation"] for text in (first, second)]
             assert stated == [share == 0, share == 1]
 
 
@@ -215,10 +223,10 @@ def test_noisy_examples_lie_anywhere_on_the_way():
     """Half of the departures from a caption are less than half-way and leave it true, as far as
     facts change half-way.
     """
-    noise = Noise(colour=0.5, composition=0.5, counting=0.5, location=0.6, open=0.5)
+    noise = CaptionErrors(colour=0.5, composition=0.5, counting=0.5, location=0.6, open=0.5)
     made = train_model.examples(1500, 3, noise)
-    captions = [parse(text) for text in made.captions]
-    found = check(made.pictures, captions)
+    captions = [parse_caption(text) for text in made.captions]
+    found = check_captions(made.pictures, captions)
     asked: dict[Skill, float] = {"counting": 0.5, "location": 0.6}
     for skill, rate in asked.items():
         true = [
@@ -248,15 +256,16 @@ def test_every_caption_parses_back():
         captions = every_caption(skill)
         assert len(set(map(str, captions))) == len(captions)
         assert all(
-            parse(str(caption)) == caption and caption.skill == skill for caption in captions
+            parse_caption(str(caption)) == caption and caption.skill == skill
+            for caption in captions
         )
 
 
 def test_the_four_prompts_state_the_four_skills():
     for skill, prompt in PROMPTS.items():
-        caption = parse(prompt)
+        caption = parse_caption(prompt)
         assert caption.skill == skill
-        seen = look(draw(arrange([caption], torch.Generator().manual_seed(0))))[0]
+        seen = find_shapes(draw(arrange([caption], torch.Generator().manual_seed(0))))[0]
         assert FACT_OF_SKILL[skill] in facts(caption, seen)
 
 
@@ -266,12 +275,15 @@ def test_the_four_prompts_state_the_four_skills():
 )
 def test_a_text_that_is_no_caption_is_named(text, says):
     with pytest.raises(InvalidProblem, match=says):
-        parse(text)
+        parse_caption(text)
 
 
 def test_facts_fail_one_at_a_time():
-    circle, square = Seen("circle", "red", 16, 8, 50), Seen("square", "blue", 16, 24, 50)
-    caption = parse("a red circle above a blue square")
+    circle, square = (
+        VisibleShape("circle", "red", 16, 8, 50),
+        VisibleShape("square", "blue", 16, 24, 50),
+    )
+    caption = parse_caption("a red circle above a blue square")
     right = dict.fromkeys(("count", "shapes", "colours", "relation"), True)
     assert facts(caption, (circle, square)) == right
     assert facts(caption, (square, circle)) == right
@@ -288,17 +300,20 @@ def test_facts_fail_one_at_a_time():
     }
     star = facts(caption, (circle, dataclasses.replace(square, shape="star")))
     assert star == {"count": True, "shapes": False, "colours": False, "relation": False}
-    assert facts(parse("three red circles"), (circle,) * 3) == {
+    assert facts(parse_caption("three red circles"), (circle,) * 3) == {
         "count": True,
         "shapes": True,
         "colours": True,
     }
-    assert facts(parse("three circles"), (circle,) * 4) == {"count": False, "shapes": True}
-    assert not any(facts(parse("a red circle"), ()).values())
+    assert facts(parse_caption("three circles"), (circle,) * 4) == {"count": False, "shapes": True}
+    assert not any(facts(parse_caption("a red circle"), ()).values())
 
 
 def test_noise_departs_as_often_as_it_says():
-    noise, rng = Noise(colour=0.4, composition=0.3, counting=0.35, location=0.1), random.Random(0)
+    noise, rng = (
+        CaptionErrors(colour=0.4, composition=0.3, counting=0.35, location=0.1),
+        random.Random(0),
+    )
     n = 4000
     for text, rate in [
         ("a green triangle", 0.4),
@@ -308,18 +323,22 @@ def test_noise_departs_as_often_as_it_says():
         ("a circle", 0.0),
         ("a red star above a red square", 1 - 0.9 * 0.6**2),
     ]:
-        caption = parse(text)
+        caption = parse_caption(text)
         departed = sum(noise.drawn(caption, rng) != caption for _ in range(n)) / n
         assert abs(departed - rate) <= 4 * math.sqrt(rate * (1 - rate) / n)
-    assert all(Noise().drawn(caption, rng) == caption for caption in drawings(200)[0])
-    opened = [Noise(open=1.0).drawn(parse("a circle"), rng).first.colour for _ in range(200)]
+    assert all(CaptionErrors().drawn(caption, rng) == caption for caption in drawings(200)[0])
+    opened = [
+        CaptionErrors(open=1.0).drawn(parse_caption("a circle"), rng).first.colour
+        for _ in range(200)
+    ]
     assert set(opened) == set(COLOURS)
     turned = {
-        Noise(location=1.0).drawn(parse("a star above a square"), rng).relation for _ in range(50)
+        CaptionErrors(location=1.0).drawn(parse_caption("a star above a square"), rng).relation
+        for _ in range(50)
     }
     assert turned == {"left of", "right of"}
     with pytest.raises(InvalidProblem, match=r"counting = 1\.2"):
-        Noise(counting=1.2)
+        CaptionErrors(counting=1.2)
 
 
 # --- checker
@@ -327,7 +346,7 @@ def test_noise_departs_as_often_as_it_says():
 
 def test_the_checker_confirms_clean_drawings():
     captions, scenes = drawings(600)
-    seen = look(draw(scenes))
+    seen = find_shapes(draw(scenes))
     right = sum(
         all(facts(caption, things).values()) for caption, things in zip(captions, seen, strict=True)
     )
@@ -343,12 +362,12 @@ def test_the_checker_sees_what_is_wrong():
     """Drawings with one kind of error each lose exactly that fact."""
     rng, generator = random.Random(1), torch.Generator().manual_seed(1)
     for skill, fact in FACT_OF_SKILL.items():
-        noise = Noise(**{skill: 1.0})
+        noise = CaptionErrors(**{skill: 1.0})
         captions = [c for c in every_caption(skill) if c.skill != "colour" or c.first.colour]
         captions = rng.choices(
             [c for c in captions if skill == "colour" or c.first.colour is None], k=40
         )
-        found = check(
+        found = check_captions(
             draw(arrange([noise.drawn(caption, rng) for caption in captions], generator)), captions
         )
         wrong = [stated[fact] for stated in found]
@@ -359,13 +378,13 @@ def test_the_checker_sees_what_is_wrong():
 
 def test_the_checker_follows_pictures_around():
     base = draw(one("star", "blue", 14.3, 15.2))
-    (still,) = look(base)[0]
+    (still,) = find_shapes(base)[0]
     for down, right in [(4, 0), (0, -3), (-5, 6)]:
-        (moved,) = look(base.roll((down, right), (2, 3)))[0]
+        (moved,) = find_shapes(base.roll((down, right), (2, 3)))[0]
         assert (moved.shape, moved.colour) == ("star", "blue")
         assert math.isclose(moved.x - still.x, right, abs_tol=1e-4)
         assert math.isclose(moved.y - still.y, down, abs_tol=1e-4)
-    (mirrored,) = look(base.flip(3))[0]
+    (mirrored,) = find_shapes(base.flip(3))[0]
     assert (mirrored.shape, mirrored.area) == (still.shape, pytest.approx(still.area, rel=1e-4))
     assert math.isclose(mirrored.x, SIDE - still.x, abs_tol=1e-4)
 
@@ -376,16 +395,16 @@ def test_mirrored_pictures_swap_left_and_right():
     ]
     mirrored = draw(arrange(captions, torch.Generator().manual_seed(3))).flip(3)
     swapped = [dataclasses.replace(caption, relation="right of") for caption in captions]
-    assert all(stated["relation"] for stated in check(mirrored, swapped))
-    assert not any(stated["relation"] for stated in check(mirrored, captions))
+    assert all(stated["relation"] for stated in check_captions(mirrored, swapped))
+    assert not any(stated["relation"] for stated in check_captions(mirrored, captions))
 
 
 def test_the_checker_takes_pictures_one_by_one_or_together():
     pictures = draw(drawings(30)[1])
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
-    together = look(pictures)
-    assert look(pictures[order]) == [together[i] for i in order]
-    assert [look(picture[None])[0] for picture in pictures] == together
+    together = find_shapes(pictures)
+    assert find_shapes(pictures[order]) == [together[i] for i in order]
+    assert [find_shapes(picture[None])[0] for picture in pictures] == together
 
 
 def test_the_checker_ignores_the_ground_and_a_little_noise():
@@ -395,28 +414,28 @@ def test_the_checker_ignores_the_ground_and_a_little_noise():
         100, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)
     )
     for pictures in (draw(darker), grainy.clamp(0, 1)):
-        right = sum(all(stated.values()) for stated in check(pictures, captions))
+        right = sum(all(stated.values()) for stated in check_captions(pictures, captions))
         assert right >= 0.97 * len(captions)
 
 
 def test_recoloured_pictures_differ_in_colour_only():
-    kinds = [look(draw(one("triangle", colour, 16, 16)))[0][0] for colour in COLOURS]
+    kinds = [find_shapes(draw(one("triangle", colour, 16, 16)))[0][0] for colour in COLOURS]
     assert [thing.colour for thing in kinds] == list(COLOURS)
     assert {thing.shape for thing in kinds} == {"triangle"}
 
 
 def test_an_empty_picture_and_a_blot_have_no_shape():
-    assert look(torch.ones(1, 3, SIDE, SIDE)) == [()]
+    assert find_shapes(torch.ones(1, 3, SIDE, SIDE)) == [()]
     line = torch.ones(1, 3, SIDE, SIDE)
     line[0, :, 14:18, 3:29] = PALETTE[0][:, None, None]
-    assert [thing.shape for thing in look(line)[0]] == [None]
+    assert [thing.shape for thing in find_shapes(line)[0]] == [None]
 
 
 def test_the_checker_refuses_other_sizes():
     with pytest.raises(InvalidProblem, match=r"\(3, 64, 64\)"):
-        look(torch.ones(1, 3, 64, 64))
+        find_shapes(torch.ones(1, 3, 64, 64))
     with pytest.raises(InvalidProblem, match="1 pictures and 2 captions"):
-        check(torch.ones(1, 3, SIDE, SIDE), [parse("a star")] * 2)
+        check_captions(torch.ones(1, 3, SIDE, SIDE), [parse_caption("a star")] * 2)
 
 
 def _kinds(things):
@@ -436,9 +455,11 @@ def quadratic(seed: int = 0):
 
 
 def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path):
-    settings = Settings(steps=60, rate=0.1, warmup=5)
+    settings = TrainingSettings(steps=60, rate=0.1, warmup=5)
     whole, loss = quadratic()
-    done = train("whole", [whole], loss, settings, 7, tmp_path / "whole.safetensors", {}, every=25)
+    done = minimise(
+        "whole", [whole], loss, settings, 7, tmp_path / "whole.safetensors", {}, every=25
+    )
     assert done.steps == 60
 
     part, loss = quadratic()
@@ -453,14 +474,14 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path):
 
     file = tmp_path / "part.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        train("part", [part], breaks, settings, 7, file, {}, every=25)
+        minimise("part", [part], breaks, settings, 7, file, {}, every=25)
     resumed, loss = quadratic()
-    again = train("part", [resumed], loss, settings, 7, file, {}, every=25)
+    again = minimise("part", [resumed], loss, settings, 7, file, {}, every=25)
     assert torch.equal(resumed, whole)
     assert again.loss == done.loss
     assert (resumed.detach() - 3).abs().max() < 1
     finished, _ = quadratic()
-    train(
+    minimise(
         "part",
         [finished],
         lambda generator: pytest.fail("a finished training has no steps left"),
@@ -474,25 +495,25 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path):
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     parameter, loss = quadratic()
-    settings = Settings(steps=2)
-    train("first", [parameter], loss, settings, 0, tmp_path / "c.safetensors", {"batch": 1})
+    settings = TrainingSettings(steps=2)
+    minimise("first", [parameter], loss, settings, 0, tmp_path / "c.safetensors", {"batch": 1})
     for other, seed, identity in [
-        (Settings(steps=3), 0, {"batch": 1}),
+        (TrainingSettings(steps=3), 0, {"batch": 1}),
         (settings, 1, {"batch": 1}),
         (settings, 0, {"batch": 2}),
     ]:
         with pytest.raises(InvalidProblem, match="another training"):
-            train("second", [parameter], loss, other, seed, tmp_path / "c.safetensors", identity)
+            minimise("second", [parameter], loss, other, seed, tmp_path / "c.safetensors", identity)
 
 
 def test_a_loss_that_explodes_is_named(tmp_path):
     parameter, _ = quadratic()
     with pytest.raises(InvalidProblem, match="nan at step 0"):
-        train(
+        minimise(
             "bad",
             [parameter],
             lambda g: (parameter * math.nan).sum(),
-            Settings(steps=2),
+            TrainingSettings(steps=2),
             0,
             tmp_path / "c.safetensors",
             {},
@@ -504,7 +525,7 @@ def test_a_loss_that_explodes_is_named(tmp_path):
 
 def test_every_patch_is_called_by_what_covers_it():
     """A square that fills 4 x 4 patches exactly."""
-    kinds = covering(one("square", "blue", 16, 16, 16 / math.pi**0.5), 4).view(8, 8, 2)
+    kinds = patch_classes(one("square", "blue", 16, 16, 16 / math.pi**0.5), 4).view(8, 8, 2)
     expected = torch.zeros(8, 8, 2, dtype=torch.long)
     expected[2:6, 2:6] = 1 + torch.tensor([SHAPES.index("square"), COLOURS.index("blue")])
     assert torch.equal(kinds, expected)
@@ -514,13 +535,13 @@ def test_freshly_drawn_pictures_are_of_captions_that_are_not_held_out():
     """What the checker sees in them is what they are said to show, and the first and last of each
     are right.
     """
-    made = freshly_drawn(40, torch.Generator().manual_seed(3))
+    made = draw_ranked_pictures(40, torch.Generator().manual_seed(3))
     assert len(made.captions) == 40
-    assert not any(held_out(caption) for caption in made.captions)
+    assert not any(is_held_out(caption) for caption in made.captions)
     assert (made.worth[:, [0, 3]] == 1).all()
     assert 0.1 < float((made.worth[:, 1:3] < 1).double().mean()) < 0.95
     told = [each for four in made.shown for each in four]
-    found = look(made.pictures.flatten(0, 1))
+    found = find_shapes(made.pictures.flatten(0, 1))
     ends = [
         (a, b.second if b.share == 1 else b.first)
         for a, b in zip(found, told, strict=True)
@@ -535,10 +556,11 @@ def test_freshly_drawn_pictures_are_of_captions_that_are_not_held_out():
 
 
 def test_a_picture_on_the_way_is_worth_its_share_of_both_ends():
-    right, wrong = (Seen("circle", colour, 16, 16, 50) for colour in ("red", "blue"))
+    right, wrong = (VisibleShape("circle", colour, 16, 16, 50) for colour in ("red", "blue"))
     for share in (0.0, 0.3, 1.0):
         assert math.isclose(
-            Shown((right,), (wrong,), share).worth(parse("a red circle")), 1 - share / 3
+            PictureContent((right,), (wrong,), share).worth(parse_caption("a red circle")),
+            1 - share / 3,
         )
 
 
@@ -546,7 +568,7 @@ def test_a_caption_states_the_facts_it_is_asked_about():
     """What is not stated is left out, the worth of a picture is the mean of the facts, and a thing
     that is there is seen.
     """
-    made = freshly_drawn(30, torch.Generator().manual_seed(5))
+    made = draw_ranked_pictures(30, torch.Generator().manual_seed(5))
     found = answers(made, torch.arange(120).view(30, 4))
     for caption, worth, told in zip(made.captions, made.worth, found, strict=True):
         stated = {
@@ -592,7 +614,7 @@ def test_annotators_fix_the_reward_up_to_a_constant():
 
 
 def test_a_caption_is_compared_with_its_own_pictures_and_others():
-    index = compared(3, 5, torch.Generator().manual_seed(0))
+    index = comparison_index(3, 5, torch.Generator().manual_seed(0))
     assert index[:, :4].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert index.shape == (3, 9)
     assert 0 <= int(index.min()) <= int(index.max()) < 12
@@ -671,7 +693,7 @@ def test_the_last_step_of_the_pipeline_can_be_steered(pipe):
 @TRAINED
 def test_the_autoencoder_keeps_what_is_in_a_picture(pipe):
     captions, scenes = drawings(100, seed=5)
-    found = check(reconstructed(pipe, draw(scenes)), captions)
+    found = check_captions(reconstruct(pipe, draw(scenes)), captions)
     assert sum(all(stated.values()) for stated in found) >= 0.9 * len(found)
 
 
@@ -693,9 +715,9 @@ def test_every_skill_has_headroom():
 
 def test_pictures_are_as_noisy_as_they_are_asked_to_be():
     pictures = torch.full((400, 4, 3, 8, 8), 0.5)
-    noise = with_noise(pictures, 0.3, torch.Generator().manual_seed(0)) - pictures
+    noise = add_noise(pictures, 0.3, torch.Generator().manual_seed(0)) - pictures
     deviation = noise.flatten(2).std(2).flatten()
-    assert torch.equal(with_noise(pictures, 0.0, torch.Generator().manual_seed(0)), pictures)
+    assert torch.equal(add_noise(pictures, 0.0, torch.Generator().manual_seed(0)), pictures)
     assert float(deviation.max()) < 0.3 * 1.25
     n = len(deviation)
     assert math.isclose(
@@ -719,8 +741,8 @@ def test_the_reward_ranks_held_out_pairs():
 @TRAINED
 def test_the_reward_prefers_right_drawings_of_held_out_captions(scorer):
     rng, generator = random.Random(11), torch.Generator().manual_seed(11)
-    captions = [caption for caption in drawings(700, seed=11)[0] if held_out(caption)]
-    wrong = [Noise(1.0, 1.0, 1.0, 1.0).drawn(caption, rng) for caption in captions]
+    captions = [caption for caption in drawings(700, seed=11)[0] if is_held_out(caption)]
+    wrong = [CaptionErrors(1.0, 1.0, 1.0, 1.0).drawn(caption, rng) for caption in captions]
     texts = [str(caption) for caption in captions]
     with torch.no_grad():
         better = scorer(draw(arrange(captions, generator)), texts)
@@ -1035,7 +1057,9 @@ def test_the_full_size_model_has_exactly_the_published_weights():
         model = ImageReward(ImageRewardConfig(), tokenizer)
         checkpoint = {name: torch.empty(shape) for name, shape in published_shapes(Sizes()).items()}
     ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    assert {name: tuple(value.shape) for name, value in renamed(checkpoint).items()} == ours
+    assert {
+        name: tuple(value.shape) for name, value in rename_published_weights(checkpoint).items()
+    } == ours
     assert 445e6 < sum(map(math.prod, ours.values())) < 450e6
 
 
@@ -1056,7 +1080,11 @@ def test_images_are_resized_as_the_published_model_resizes_them():
     )
     model = ImageReward(
         ImageRewardConfig(
-            Encoder(64, 64, 1, 1), Encoder(24, 24, 1, 1), side=16, patch=4, vocabulary=len(WORDS)
+            TransformerSize(64, 64, 1, 1),
+            TransformerSize(24, 24, 1, 1),
+            side=16,
+            patch=4,
+            vocabulary=len(WORDS),
         ),
         BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}),
     )
@@ -1169,7 +1197,7 @@ def test_sizes_that_do_not_fit_are_refused(change, says):
 def test_relations_are_antisymmetric():
     """A picture of one relation confirms its opposite with the names exchanged, and nothing else."""
     captions = [c for c in every_caption("location") if c.first.colour is None]
-    pictures = look(draw(arrange(captions, torch.Generator().manual_seed(4))))
+    pictures = find_shapes(draw(arrange(captions, torch.Generator().manual_seed(4))))
     opposite: dict[str | None, str] = {
         "above": "below",
         "below": "above",

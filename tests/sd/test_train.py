@@ -29,13 +29,23 @@ from torch import Tensor
 
 from sd_experiments import CONFIGS, config
 from sd_experiments.model.reference import StableDiffusionReference
-from sd_experiments.training.buffer import effective_share, log_ratios, seeded
-from sd_experiments.training.build import ESTIMATORS, Experiment, build, load_model, made
-from sd_experiments.training.gradient import strata
-from sd_experiments.training.monitor import Seen, Watch, diversity, grid, read_metrics
-from sd_experiments.training.session import trainer_of
-from sd_experiments.training.task import Task
-from sd_experiments.training.train import Measured, Trainer
+from sd_experiments.training.build import ESTIMATORS, Experiment, build, instantiate, load_model
+from sd_experiments.training.gradient import draw_steps
+from sd_experiments.training.monitor import (
+    ImageStatistics,
+    RewardHackingDetector,
+    diversity,
+    image_grid,
+    read_metrics,
+)
+from sd_experiments.training.prompt_task import PromptTask
+from sd_experiments.training.replay_buffer import (
+    effective_share,
+    log_likelihood_ratios,
+    seeded_generator,
+)
+from sd_experiments.training.session import make_trainer
+from sd_experiments.training.train import StepMetrics, Trainer
 from socft import cli
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
@@ -70,8 +80,8 @@ def chain_problem(number: int, reward: Any = None) -> ControlProblem:
     )
 
 
-def settings_with(prompts: int = 1, **tables: dict[str, Any]) -> config.Settings:
-    return config.parse(
+def settings_with(prompts: int = 1, **tables: dict[str, Any]) -> config.ExperimentConfig:
+    return config.parse_config(
         {
             "problem": {"prompts": [f"prompt {i}" for i in range(prompts)]},
             "sampler": {"steps": STEPS},
@@ -90,7 +100,7 @@ def trainer_with(
     """A trainer of one affine policy on the chains of some prompts."""
     policy = AffinePolicy(0.2 * randn(20, STEPS, 2, 2), 0.2 * randn(21, STEPS, 2))
     tasks = [
-        Task(str(i), chain_problem(i, rewards[i] if rewards else None), policy)
+        PromptTask(str(i), chain_problem(i, rewards[i] if rewards else None), policy)
         for i in range(prompts)
     ]
     settings = settings_with(prompts, **tables)
@@ -112,11 +122,11 @@ class Recorder(torch.optim.SGD):
         )
 
 
-def gradients_of(trainer: Trainer) -> tuple[list[Tensor], list[Measured]]:
+def gradients_of(trainer: Trainer) -> tuple[list[Tensor], list[StepMetrics]]:
     """The gradients at the policy the trainer starts with."""
     recorder = Recorder(trainer.parameters.values())
     trainer.optimiser = recorder  # type: ignore[assignment]
-    measured = [iteration.measured for iteration in trainer.iterations()]
+    measured = [step.metrics for step in trainer.iterations()]
     return recorder.gradients, measured
 
 
@@ -124,13 +134,15 @@ def noise_of(trainer: Trainer, round_number: int, count: int) -> Noise:
     """The noise that the paths of a round must have."""
     reference = trainer.tasks[0].problem.reference
     parts = [
-        Noise.sample(reference, 1, seeded(trainer.settings.run.seed, "path", round_number, i), F64)
+        Noise.sample(
+            reference, 1, seeded_generator(trainer.settings.run.seed, "path", round_number, i), F64
+        )
         for i in range(count)
     ]
     return Noise(torch.cat([p.initial for p in parts]), torch.cat([p.steps for p in parts], 1))
 
 
-def minus_returns(trainer: Trainer, task: Task, noise: Noise) -> Tensor:
+def minus_returns(trainer: Trainer, task: PromptTask, noise: Noise) -> Tensor:
     """The gradient of minus the mean return, through the simulator."""
     mean = -returns(task.problem, rollout(task.problem.reference, task.policy, noise)).mean()
     return torch.cat(
@@ -209,8 +221,8 @@ def test_every_step_counts_once_on_average(
     every step.
     """
     count, steps = 4000, 10
-    batch = config.Batch(loss_steps=draws, early_span=span, early_share=share)
-    k, weights = strata(batch, steps, count, torch.Generator().manual_seed(0))
+    batch = config.BatchConfig(loss_steps=draws, early_span=span, early_share=share)
+    k, weights = draw_steps(batch, steps, count, torch.Generator().manual_seed(0))
     assert k.shape == (count, draws)
     assert all(len(set(row)) == draws for row in k.tolist())
     if early is not None:
@@ -354,7 +366,7 @@ def test_the_average_of_the_layers_forgets_where_it_began():
         expected = keep * expected + (1 - keep) * p.detach()
     assert away(trainer.ema[name], expected) < EXACT
     last = p.detach().clone()
-    with trainer.averaged():
+    with trainer.using_averages():
         assert torch.equal(p.detach(), trainer.ema[name])
     assert torch.equal(p.detach(), last)
 
@@ -373,7 +385,7 @@ def test_importance_weights_are_ratios_of_densities():
             old,
             Noise.sample(problem.reference, 4000, torch.Generator().manual_seed(3)),
         )
-        found = log_ratios(new, path)
+        found = log_likelihood_ratios(new, path)
         expected = log_density(problem, new, path) - log_density(problem, old, path)
     assert away(found, expected) < EXACT
     weights = found.exp()
@@ -400,19 +412,19 @@ def test_used_paths_are_weighted_by_the_current_policy():
     start = copy.deepcopy(trainer.tasks[0].policy)
     steps = trainer.iterations()
     next(steps)
-    assert trainer.pool is not None
-    assert torch.equal(trainer.pool.weights, torch.ones(6, dtype=F64))
+    assert trainer.buffer is not None
+    assert torch.equal(trainer.buffer.importance_weights, torch.ones(6, dtype=F64))
     now, path, problem = (
         copy.deepcopy(trainer.tasks[0].policy),
-        trainer.pool.entries[0].path,
+        trainer.buffer.batches[0].path,
         trainer.tasks[0].problem,
     )
-    measured = next(steps).measured
+    measured = next(steps).metrics
     with torch.no_grad():
         expected = 6 * (
             log_density(problem, now, path) - log_density(problem, start, path)
         ).softmax(0)
-    assert away(trainer.pool.weights, expected) < EXACT
+    assert away(trainer.buffer.importance_weights, expected) < EXACT
     assert measured.ess is not None
     assert abs(measured.ess - 6 / float(expected.square().sum())) < EXACT
     assert measured.ess < 1
@@ -424,19 +436,19 @@ def test_paths_that_no_longer_stand_for_the_policy_are_replaced(ess: float, roun
     trainer = trainer_with(
         batch={"trajectories": 6, "passes": 3, "ess": ess}, optimiser={"rate": 0.02}
     )
-    assert [iteration.measured.round for iteration in trainer.iterations()] == rounds
+    assert [step.metrics.round for step in trainer.iterations()] == rounds
 
 
 def test_every_pass_uses_every_path_once():
     trainer = trainer_with(
         batch={"trajectories": 6, "paths": 4, "passes": 2, "ess": 0.0}, run={"steps": 3}
     )
-    for iteration in trainer.iterations():
-        assert trainer.pool is not None
-        assert iteration.measured.round == 0
-    assert trainer.pool is not None
-    trainer.pool.used = 0
-    used = trainer.pool.take(12, trainer.settings.run.seed).tolist()
+    for step in trainer.iterations():
+        assert trainer.buffer is not None
+        assert step.metrics.round == 0
+    assert trainer.buffer is not None
+    trainer.buffer.uses = 0
+    used = trainer.buffer.take(12, trainer.settings.run.seed).tolist()
     assert sorted(used[:6]) == sorted(used[6:]) == list(range(6))
     assert used[:6] != used[6:]
 
@@ -504,9 +516,9 @@ def test_labels_and_gradients_that_are_not_finite_stop_before_anything_changes(
 
 
 def test_a_watch_warns_of_a_reward_that_is_exploited():
-    watch = Watch(4)
+    watch = RewardHackingDetector(4)
     said = [
-        watch.add(i + 0.1 * (-1) ** i, Seen(0.9 - 0.04 * i, 0.3 + 0.01 * (-1) ** i))
+        watch.add(i + 0.1 * (-1) ** i, ImageStatistics(0.9 - 0.04 * i, 0.3 + 0.01 * (-1) ** i))
         for i in range(16)
     ]
     warnings = [line for lines in said for line in lines]
@@ -514,17 +526,17 @@ def test_a_watch_warns_of_a_reward_that_is_exploited():
     assert "the reward rose from" in warnings[0]
     assert "the checker's accuracy fell from" in warnings[0]
     assert said[:7] == [[]] * 7
-    honest, falling = Watch(4), Watch(4)
+    honest, falling = RewardHackingDetector(4), RewardHackingDetector(4)
     for i in range(16):
-        assert honest.add(float(i), Seen(0.5 + 0.02 * i, 0.3)) == []
-        assert falling.add(1.0 - 0.1 * i, Seen(0.9 - 0.04 * i, None)) == []
+        assert honest.add(float(i), ImageStatistics(0.5 + 0.02 * i, 0.3)) == []
+        assert falling.add(1.0 - 0.1 * i, ImageStatistics(0.9 - 0.04 * i, None)) == []
 
 
 def test_diversity_is_the_mean_distance_of_pictures():
     images = torch.stack([torch.full((3, 8, 8), value) for value in (0.0, 0.5, 1.0)])
     assert diversity(images) == pytest.approx((0.5 + 1.0 + 0.5) / 3)
     assert diversity(images[:1]) is None
-    canvas = grid(images, 2)
+    canvas = image_grid(images, 2)
     assert canvas.shape == (3, 17, 17)
     assert float(canvas[0, 0, 0]) == 0.0
     assert float(canvas[0, 0, 16]) == 0.5
@@ -556,7 +568,7 @@ def dark(images: Tensor, prompt: str) -> Tensor:
 def save_model(folder: Path) -> None:
     """Save a random pipeline."""
     base = stable_diffusion(dtype=torch.float32)
-    parts = (base.vae, *base.reader.encoders)
+    parts = (base.vae, *base.prompt_encoder.encoders)
     for part in parts:
         part.float()
     pipeline(base, StableDiffusionReference(base, PROMPT, NEGATIVE, steps=STEPS)).save_pretrained(
@@ -634,19 +646,19 @@ def layers(folder: Path) -> dict[str, Tensor]:
 def test_names_that_lead_nowhere_are_refused():
     for build_one, message in (
         (
-            lambda: made("estimator", ESTIMATORS, "adjoint", {}),
+            lambda: instantiate("estimator", ESTIMATORS, "adjoint", {}),
             "there is no estimator 'adjoint'; give MODULE:FACTORY or one of: pi_ft",
         ),
         (
-            lambda: made("estimator", ESTIMATORS, "ddpo", {"clap": 1}),
+            lambda: instantiate("estimator", ESTIMATORS, "ddpo", {"clap": 1}),
             "the estimator 'ddpo' refuses its options {'clap': 1}: ",
         ),
         (
-            lambda: made("reward", {}, "tests.sd.test_train:STEPS", {}),
+            lambda: instantiate("reward", {}, "tests.sd.test_train:STEPS", {}),
             "tests.sd.test_train:STEPS is a int; it must be a function",
         ),
         (
-            lambda: load_model(config.Model(device="tpu9x")),
+            lambda: load_model(config.ModelConfig(device="tpu9x")),
             "model.device = 'tpu9x' is no device; give auto, cpu or cuda.",
         ),
     ):
@@ -766,7 +778,7 @@ def test_a_model_of_the_hub_is_the_one_that_was_downloaded(
             r" someone/shapes"
         ),
     ):
-        load_model(config.Model("someone/shapes"))
+        load_model(config.ModelConfig("someone/shapes"))
     kept, commit = tmp_path / "models--someone--shapes", "0" * 40
     (kept / "refs").mkdir(parents=True)
     (kept / "refs" / "main").write_text(commit)
@@ -779,7 +791,8 @@ def test_a_model_of_the_hub_is_the_one_that_was_downloaded(
         {name: TreeCacheEntry(1, "0" * 40, None, None, None) for name in (*listed, *more)},
     )
     found, expected = (
-        load_model(config.Model(name)).unet.state_dict() for name in ("someone/shapes", str(model))
+        load_model(config.ModelConfig(name)).unet.state_dict()
+        for name in ("someone/shapes", str(model))
     )
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -892,7 +905,7 @@ def _use(file: Path, folder: Path, capsys) -> None:
 @pytest.fixture(scope="module")
 def experiment(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """The random model with all steps in the loss."""
-    settings = config.read(written(model, tmp_path_factory.mktemp("run") / "run"))
+    settings = config.read_config(written(model, tmp_path_factory.mktemp("run") / "run"))
     batch = dataclasses.replace(settings.batch, loss_steps=None, passes=1, prompts=2)
     return build(
         dataclasses.replace(settings, batch=batch, run=dataclasses.replace(settings.run, steps=1))
@@ -902,8 +915,8 @@ def experiment(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Experim
 @pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "full_adjoint"])
 def test_every_named_estimator_trains_the_layers(experiment: Experiment, name: str):
     """On two prompts; those that differentiate the whole path find the gradient of the simulator."""
-    estimator = made("estimator", ESTIMATORS, name, {"last": 3} if name == "draft_k" else {})
-    trainer = trainer_of(dataclasses.replace(experiment, estimator=estimator))
+    estimator = instantiate("estimator", ESTIMATORS, name, {"last": 3} if name == "draft_k" else {})
+    trainer = make_trainer(dataclasses.replace(experiment, estimator=estimator))
     (gradient,), (measured,) = gradients_of(trainer)
     assert measured.kl == 0
     assert 0 < measured.gradient_norm < math.inf
@@ -922,21 +935,23 @@ import json, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from sd_experiments import config
-from sd_experiments.training.session import trainer_of
+from sd_experiments.training.session import make_trainer
 from sd_experiments.training.build import build
-from sd_experiments.training.workers import Workers
+from sd_experiments.training.process_group import ProcessGroup
 from tests.sd.test_train import gradients_of
 usable, torch.cuda.is_available = torch.cuda.is_available, lambda: True
-workers = Workers.join(torch.device("cpu"))
+group = ProcessGroup.join(torch.device("cpu"))
 torch.cuda.is_available = usable
 for i, each in enumerate(json.loads(Path(sys.argv[1]).read_text())):
-    trainer = trainer_of(build(config.parse(each)), workers)
+    trainer = make_trainer(build(config.parse_config(each)), group)
     gradients, measured = gradients_of(trainer)
-    starts = [entry.path.states[0].flatten(1)[:, 0].tolist() for entry in trainer.pool.entries]
-    numbers = [list(entry.index) for entry in trainer.pool.entries]
-    content = {"gradients": [g.tolist() for g in gradients], "starts": starts, "numbers": numbers, "count": workers.count}
+    first = [each.path.states[0].flatten(1)[:, 0] for each in trainer.buffer.batches]
+    starts = [each.tolist() for each in first]
+    numbers = [list(each.index) for each in trainer.buffer.batches]
+    content = {"gradients": [g.tolist() for g in gradients], "starts": starts, "numbers": numbers}
+    content["count"] = group.size
     content |= {"masked": measured[-1].masked}
-    Path(f"{sys.argv[2]}.{i}.{workers.rank}.json").write_text(json.dumps(content))
+    Path(f"{sys.argv[2]}.{i}.{group.rank}.json").write_text(json.dumps(content))
 """
 
 WEIGHED = {"name": "socft.estimators.socm_adjoint:SOCMAdjoint"}
@@ -956,7 +971,7 @@ SHARED_OUT: dict[str, dict[str, Any]] = {
 
 def test_two_processes_compute_the_gradient_of_one(model: Path, tmp_path: Path):
     """On the CPU, also beside a GPU that is not the configuration's."""
-    plain = config.read(written(model, tmp_path / "run")).plain() | {"run": {"steps": 2}}
+    plain = config.read_config(written(model, tmp_path / "run")).plain() | {"run": {"steps": 2}}
     cases = [
         plain | {table: plain[table] | values for table, values in case.items()}
         for case in SHARED_OUT.values()
@@ -967,9 +982,9 @@ def test_two_processes_compute_the_gradient_of_one(model: Path, tmp_path: Path):
     launch_two(script, wanted, tmp_path / "found")
     for i, (name, case) in enumerate(zip(SHARED_OUT, cases, strict=True)):
         parts = [json.loads((tmp_path / f"found.{i}.{rank}.json").read_text()) for rank in (0, 1)]
-        alone = trainer_of(build(config.parse(case)))
+        alone = make_trainer(build(config.parse_config(case)))
         expected, measured = gradients_of(alone)
-        assert alone.pool is not None
+        assert alone.buffer is not None
         for part in parts:
             assert part["count"] == 2
             assert part["masked"] == measured[-1].masked
@@ -980,11 +995,11 @@ def test_two_processes_compute_the_gradient_of_one(model: Path, tmp_path: Path):
         assert not starts[0] & starts[1]
         assert starts[0] | starts[1] == {
             x
-            for entry in alone.pool.entries
-            for x in entry.path.states[0].flatten(1)[:, 0].tolist()
+            for each in alone.buffer.batches
+            for x in each.path.states[0].flatten(1)[:, 0].tolist()
         }
         assert sorted(itertools.chain(*parts[0]["numbers"], *parts[1]["numbers"])) == list(
-            range(alone.pool.size)
+            range(alone.buffer.size)
         )
 
 

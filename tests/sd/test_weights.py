@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from sd_experiments import config
-from sd_experiments.model.weights import MODELS, load_tokenizer, load_whole, unreachable
+from sd_experiments.model.weights import MODELS, load_tokenizer, load_whole, unreachable_tokens
 from sd_experiments.reward.rewards import CLIPScore
 from sd_experiments.training.build import build, load_model
 from socft import cli
@@ -137,7 +137,7 @@ def test_a_network_that_is_not_whole_is_refused(
     shutil.copytree(model, folder)
     message = damage(folder, part)
     with pytest.raises(InvalidProblem, match=pattern(message)):
-        load_model(config.Model(str(folder), device="cpu"))
+        load_model(config.ModelConfig(str(folder), device="cpu"))
 
 
 def lose_words(folder: Path) -> str:
@@ -203,12 +203,12 @@ def test_a_tokenizer_that_is_not_whole_is_refused(
     shutil.copytree(model, folder)
     message = damage(folder / "tokenizer")
     with pytest.raises(InvalidProblem, match=pattern(message)):
-        load_model(config.Model(str(folder), device="cpu"))
+        load_model(config.ModelConfig(str(folder), device="cpu"))
 
 
 def test_words_that_no_merge_makes_are_those_that_are_read_in_pieces(tmp_path: Path):
     whole: Any = tokenizer()
-    assert unreachable(whole) == []
+    assert unreachable_tokens(whole) == []
     whole.save_pretrained(tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     content["model"]["merges"] = [
@@ -264,7 +264,7 @@ def test_parts_of_different_models_are_refused(model: Path, tmp_path: Path):
         shutil.rmtree(folder / part)
         other.save_pretrained(folder / part)
         with pytest.raises(InvalidProblem, match=pattern(message)):
-            load_model(config.Model(str(folder), device="cpu"))
+            load_model(config.ModelConfig(str(folder), device="cpu"))
 
 
 @pytest.mark.parametrize("part", [*MODELS, "tokenizer"])
@@ -278,7 +278,7 @@ def test_check_names_what_is_damaged(model: Path, tmp_path: Path, capsys, part: 
     assert re.search(pattern(f"missing  model: {message}"), said.out)
     assert said.err == f"socft: {file} cannot run here yet: model.\n"
     with pytest.raises(InvalidProblem, match=pattern(message)):
-        build(config.read(file))
+        build(config.read_config(file))
 
 
 def test_check_loads_the_reward(model: Path, tmp_path: Path, capsys):

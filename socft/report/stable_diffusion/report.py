@@ -9,12 +9,20 @@ import functools
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_lines import Claims
 from socft.report.rows import Rows
-from socft.report.stable_diffusion import adjoints, figures, stability, tables
+from socft.report.stable_diffusion import costate_size, figures, stability, tables
 from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, text
-from socft.study.vocabulary import BELIEVED, DPOK, PI_FT, PRETRAINED, picture_of, study_of
+from socft.study.vocabulary import (
+    BELIEVED,
+    DPOK,
+    PI_FT,
+    PRETRAINED,
+    SD_BENCHMARK,
+    SD_COSTATE_SIZE,
+    gradient_norm_study,
+    picture_of,
+)
 
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
-BENCHMARK, ADJOINTS = "sd_benchmark", "sd_adjoints"
 CONFIGS = {"tiny": "tiny.toml", "sd15": "sd15_pift.toml"}
 TITLES = {
     "stable_diffusion": "the tiny Stable Diffusion",
@@ -24,7 +32,7 @@ TITLES = {
 
 def report(study: str) -> Report:
     """The report on the study of one scale."""
-    studies = (study, ADJOINTS, study_of(study), BENCHMARK)
+    studies = (study, SD_COSTATE_SIZE, gradient_norm_study(study), SD_BENCHMARK)
     return Report(
         study, functools.partial(compose, study=study), shown=("reached.svg",), studies=studies
     )
@@ -32,7 +40,7 @@ def report(study: str) -> Report:
 
 def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
     """The document of the records and of their pictures."""
-    runs, sizes, benchmark = rows.of(study), rows.of(ADJOINTS), rows.of(BENCHMARK)
+    runs, sizes, benchmark = rows.of(study), rows.of(SD_COSTATE_SIZE), rows.of(SD_BENCHMARK)
     beta, prompts = _shared_beta(runs), runs.fields("problem")
     first = prompts[0] if prompts else ""
     pictures = {
@@ -40,7 +48,7 @@ def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
         "sweep.svg": figures.sweep(runs, first),
         "training.svg": figures.training(runs, beta),
         "noise.svg": figures.noise(runs, first, beta),
-        adjoints.PICTURE: adjoints.picture(sizes),
+        costate_size.PICTURE: costate_size.picture(sizes),
     }
     source = document(
         "Fine-tuning Stable Diffusion by optimal control",
@@ -50,8 +58,8 @@ def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
         _methods(runs, beta),
         _samples(rows, beta),
         _sweep(rows, first),
-        stability.section(runs, sizes, rows.of(study_of(study)), first, beta),
-        f"= What makes costates large\n\n{adjoints.section(sizes)}",
+        stability.section(runs, sizes, rows.of(gradient_norm_study(study)), first, beta),
+        f"= What makes costates large\n\n{costate_size.section(sizes)}",
         f"= What a gradient costs\n\n{tables.benchmark(benchmark)}",
         _reproduction(rows, study),
     )
@@ -255,8 +263,8 @@ def _reproduction(rows: Rows, study: str) -> str:
 
 ```
 socft sd reproduce --scale {scale}{f" --trainings {trainings}" if trainings > 1 else ""}{" --variants" if variants else ""}
-socft sd adjoints --config {config}
-socft sd descent --scale {scale}
+socft sd costate-size --config {config}
+socft sd gradient-norm --scale {scale}
 socft sd benchmark --config {config}
 ```
 

@@ -6,7 +6,7 @@ from socft.records import Record
 from socft.report.gradient_variance.cells import value
 from socft.report.rows import Rows
 from socft.report.stable_diffusion import tables
-from socft.report.stable_diffusion.adjoints import directions
+from socft.report.stable_diffusion.costate_size import directions
 from socft.report.typeset import NOT_MEASURED, figure, text
 from socft.study.vocabulary import BELIEVED, PI_FT, has_fallen
 

@@ -1,5 +1,5 @@
 """What makes costates large on Stable Diffusion: a section of its report, from the records of
-``socft sd adjoints``.
+``socft sd costate-size``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TITLES = {"top": "the tenth of the paths with the largest costates", "rest": "ot
 def section(rows: Rows) -> str:
     """The section, without a heading."""
     if not rows:
-        return f"{NOT_MEASURED} (`socft sd adjoints`)"
+        return f"{NOT_MEASURED} (`socft sd costate-size`)"
     prompt = rows.fields("problem")[0]
     picture = figure(
         PICTURE,

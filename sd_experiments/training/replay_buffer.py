@@ -28,7 +28,7 @@ from socft.policy import Policy
 from socft.reward import PerSample
 
 
-def seeded(*what: int | str) -> torch.Generator:
+def seeded_generator(*what: int | str) -> torch.Generator:
     """A generator on the CPU whose seed is a digest of what it is for: independent streams without
     a state to keep.
     """
@@ -37,7 +37,7 @@ def seeded(*what: int | str) -> torch.Generator:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class RolloutBatch:
     """This process' paths of one prompt.
 
     Attributes:
@@ -73,8 +73,8 @@ class Entry:
         }
 
     @classmethod
-    def of(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Entry:
-        """An entry from what `tensors` gave."""
+    def of(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> RolloutBatch:
+        """A batch from what `tensors` gave."""
         path = Path(
             tensors["states"], tensors["controls"], Noise(tensors["initial"], tensors["noise"])
         )
@@ -99,45 +99,49 @@ class Entry:
 
 
 @dataclasses.dataclass
-class Pool:
+class ReplayBuffer:
     """The paths of a round.
 
     Attributes:
         round: its number.
         size: paths of all processes.
-        entries: those of this process, by prompt.
-        used: how many uses of paths there were.
-        weights: importance weights by path number, mean one per prompt; one each on the first pass.
+        batches: those of this process, by prompt.
+        uses: how many uses of paths there were.
+        importance_weights: by path number, mean one per prompt; one each on the first pass.
         ess: smallest effective sample size of a prompt, as a part of its paths.
     """
 
     round: int
     size: int
-    entries: tuple[Entry, ...]
-    used: int = 0
-    weights: Float[Tensor, " size"] = dataclasses.field(default_factory=lambda: torch.ones(0))
+    batches: tuple[RolloutBatch, ...]
+    uses: int = 0
+    importance_weights: Float[Tensor, " size"] = dataclasses.field(
+        default_factory=lambda: torch.ones(0)
+    )
     ess: float = 1.0
 
     def __post_init__(self) -> None:
-        if len(self.weights) == 0:
-            self.weights = torch.ones(self.size, dtype=torch.float64)
+        if len(self.importance_weights) == 0:
+            self.importance_weights = torch.ones(self.size, dtype=torch.float64)
 
     def take(self, count: int, seed: int) -> Int[Tensor, " count"]:
         """Numbers of the next paths to use: every pass is a random order of all."""
-        uses = range(self.used, self.used + count)
+        uses = range(self.uses, self.uses + count)
         orders = {p: self._order(p, seed) for p in {use // self.size for use in uses}}
         return torch.tensor([int(orders[use // self.size][use % self.size]) for use in uses])
 
     def starts_pass(self, count: int) -> bool:
         """Whether the next ``count`` uses enter a pass after the first."""
-        before, after = self.used - 1, self.used + count - 1
+        before, after = self.uses - 1, self.uses + count - 1
         return after // self.size > max(before // self.size, 0)
 
     def _order(self, number: int, seed: int) -> Tensor:
-        return torch.randperm(self.size, generator=seeded(seed, "order", self.round, number))
+        return torch.randperm(
+            self.size, generator=seeded_generator(seed, "order", self.round, number)
+        )
 
 
-def moved(labels: Labels, device: torch.device) -> Labels:
+def to_device(labels: Labels, device: torch.device) -> Labels:
     """Labels on a device."""
     fields = {field.name: getattr(labels, field.name) for field in dataclasses.fields(labels)}
     tensors = {
@@ -146,7 +150,7 @@ def moved(labels: Labels, device: torch.device) -> Labels:
     return dataclasses.replace(labels, **tensors)
 
 
-def log_ratios(policy: Policy, path: Path) -> PerSample:
+def log_likelihood_ratios(policy: Policy, path: Path) -> PerSample:
     """``log dP^v / dP^u`` of each path under a policy, zero for the one that made it."""
     with torch.no_grad():
         change = log_likelihoods(controls_along(policy, path), path) - log_likelihoods(
@@ -160,25 +164,27 @@ def effective_share(log_weights: PerSample) -> float:
     return effective_size(normalised(log_weights)) / len(log_weights)
 
 
-def encode(entries: Sequence[Entry]) -> bytes:
+def encode_batches(batches: Sequence[RolloutBatch]) -> bytes:
     """Entries as one safetensors file."""
     tensors = {
         f"{i}.{name}": value.detach().cpu().contiguous().clone()
-        for i, e in enumerate(entries)
+        for i, e in enumerate(batches)
         for name, value in e.tensors().items()
     }
-    return save(tensors, {"entries": json.dumps([each.about() for each in entries])})
+    return save(tensors, {"batches": json.dumps([each.about() for each in batches])})
 
 
-def decode(tensors: Mapping[str, Tensor], about: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
-    """Entries from the tensors and the header of a file of `encode`."""
+def decode_batches(
+    tensors: Mapping[str, Tensor], about: Sequence[Mapping[str, Any]]
+) -> Iterator[RolloutBatch]:
+    """Entries from the tensors and the header of a file of `encode_batches`."""
     for i, each in enumerate(about):
         own = {
             name.removeprefix(f"{i}."): value
             for name, value in tensors.items()
             if name.startswith(f"{i}.")
         }
-        yield Entry.of(each, own)
+        yield RolloutBatch.of(each, own)
 
 
 def _name(kind: type) -> str:

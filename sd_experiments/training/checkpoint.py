@@ -11,10 +11,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sd_experiments import config
-from sd_experiments.training.buffer import Pool, decode, encode
-from sd_experiments.training.checkpoints import Found
-from sd_experiments.training.rounds import Round
-from sd_experiments.training.workers import Workers
+from sd_experiments.training.process_group import ProcessGroup
+from sd_experiments.training.replay_buffer import ReplayBuffer, decode_batches, encode_batches
+from sd_experiments.training.rounds import RoundMetrics
+from sd_experiments.training.storage import StoredCheckpoint
 from socft.checks import require
 
 SHARED = "shared.safetensors"
@@ -34,7 +34,7 @@ CHANGEABLE = (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class State:
+class TrainingState:
     """A run between two gradient steps.
 
     Attributes:
@@ -47,7 +47,7 @@ class State:
         paths: paths sampled.
         quantile: running quantile of the losses.
         round: numbers of the last round.
-        pool: paths that will be used again, if any.
+        buffer: paths that will be used again, if any.
     """
 
     layers: Mapping[str, Tensor]
@@ -58,14 +58,14 @@ class State:
     rounds: int
     paths: int
     quantile: float | None
-    round: Round
-    pool: Pool | None
+    round: RoundMetrics
+    buffer: ReplayBuffer | None
 
     def files(
-        self, settings: config.Settings, workers: Workers
+        self, settings: config.ExperimentConfig, group: ProcessGroup
     ) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """This process' own files, and those that all share."""
-        pool = self.pool
+        buffer = self.buffer
         tensors = {f"layer.{name}": value for name, value in self.layers.items()}
         tensors |= {f"average.{name}": value for name, value in self.averages.items()}
         tensors |= {
@@ -73,29 +73,40 @@ class State:
             for name, each in self.moments.items()
             for key, value in each.items()
         }
-        tensors |= {"random": self.random} | ({} if pool is None else {"weights": pool.weights})
+        tensors |= {"random": self.random} | (
+            {} if buffer is None else {"importance_weights": buffer.importance_weights}
+        )
         values = {
             "step": self.step,
             "rounds": self.rounds,
             "paths": self.paths,
             "quantile": self.quantile,
             "round": dataclasses.asdict(self.round),
-            "processes": workers.count,
+            "processes": group.size,
             "settings": settings.plain(),
-            "pool": (
-                pool
-                and {"round": pool.round, "size": pool.size, "used": pool.used, "ess": pool.ess}
+            "buffer": (
+                buffer
+                and {
+                    "round": buffer.round,
+                    "size": buffer.size,
+                    "uses": buffer.uses,
+                    "ess": buffer.ess,
+                }
             ),
         }
         copied = {
             name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()
         }
         shared = {SHARED: save(copied), VALUES: json.dumps(values, indent=2).encode()}
-        return {_buffer(workers.rank): encode(pool.entries if pool else ())}, shared
+        return {_buffer(group.rank): encode_batches(buffer.batches if buffer else ())}, shared
 
     @classmethod
     def read(
-        cls, found: Found, like: Mapping[str, Tensor], settings: config.Settings, workers: Workers
+        cls,
+        checkpoint: StoredCheckpoint,
+        like: Mapping[str, Tensor],
+        settings: config.ExperimentConfig,
+        group: ProcessGroup,
     ) -> Self:
         """The state in a checkpoint.
 
@@ -105,14 +116,14 @@ class State:
         Raises:
             InvalidProblem: it belongs to a run with other settings, layers or processes.
         """
-        values = found.json(VALUES)
+        values = checkpoint.json(VALUES)
         require(
-            values["processes"] == workers.count,
-            f"the checkpoint is of {values['processes']} processes and there are {workers.count};"
+            values["processes"] == group.size,
+            f"the checkpoint is of {values['processes']} processes and there are {group.size};"
             " continue with as many.",
         )
         _require_same(values["settings"], settings)
-        tensors = _tensors(found, like)
+        tensors = _tensors(checkpoint, like)
         return cls(
             layers={name: tensors[f"layer.{name}"] for name in like},
             averages={name: tensors[f"average.{name}"] for name in like},
@@ -122,28 +133,30 @@ class State:
             rounds=values["rounds"],
             paths=values["paths"],
             quantile=values["quantile"],
-            round=Round(**values["round"]),
-            pool=_pool(values["pool"], tensors, found, workers),
+            round=RoundMetrics(**values["round"]),
+            buffer=_buffer_of(values["buffer"], tensors, checkpoint, group),
         )
 
 
-def averages(found: Found, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_averages(checkpoint: StoredCheckpoint, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The averaged layers of a checkpoint, to sample with.
 
     Raises:
         InvalidProblem: they do not fit the parameters ``like``.
     """
-    tensors = _tensors(found, like)
+    tensors = _tensors(checkpoint, like)
     return {name: tensors[f"average.{name}"] for name in like}
 
 
-def _tensors(found: Found, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    tensors, _ = found.tensors(SHARED)
+def _tensors(checkpoint: StoredCheckpoint, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors, _ = checkpoint.tensors(SHARED)
     for name, p in like.items():
         stored = tensors.get(f"layer.{name}")
         fits = stored is not None and stored.shape == p.shape
         other = "it belongs to another network, or to other lora.rank or lora.targets"
-        require(fits, f"{found.folder} has no layer {name} of shape {tuple(p.shape)}; {other}.")
+        require(
+            fits, f"{checkpoint.folder} has no layer {name} of shape {tuple(p.shape)}; {other}."
+        )
     return tensors
 
 
@@ -152,20 +165,28 @@ def _moments(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key: tensors[stored] for key, stored in named.items() if stored in tensors}
 
 
-def _pool(
-    about: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], found: Found, workers: Workers
-) -> Pool | None:
+def _buffer_of(
+    about: Mapping[str, Any] | None,
+    tensors: Mapping[str, Tensor],
+    checkpoint: StoredCheckpoint,
+    group: ProcessGroup,
+) -> ReplayBuffer | None:
     if about is None:
         return None
-    stored, header = found.tensors(_buffer(workers.rank))
-    entries = tuple(decode(stored, json.loads(header["entries"])))
-    return Pool(
-        about["round"], about["size"], entries, about["used"], tensors["weights"], about["ess"]
+    stored, header = checkpoint.tensors(_buffer(group.rank))
+    batches = tuple(decode_batches(stored, json.loads(header["batches"])))
+    return ReplayBuffer(
+        about["round"],
+        about["size"],
+        batches,
+        about["uses"],
+        tensors["importance_weights"],
+        about["ess"],
     )
 
 
-def _require_same(old: Mapping[str, Any], settings: config.Settings) -> None:
-    for name, (before, now) in config.changes(old, settings.plain()).items():
+def _require_same(old: Mapping[str, Any], settings: config.ExperimentConfig) -> None:
+    for name, (before, now) in config.config_changes(old, settings.plain()).items():
         require(
             name.startswith(CHANGEABLE),
             f"{name} was {before!r} when this run began and is {now!r} now; start another run with"

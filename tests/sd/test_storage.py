@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from sd_experiments.training import checkpoints as module
 from sd_experiments.training import session
-from sd_experiments.training.buffer import encode
-from sd_experiments.training.checkpoints import CheckpointFailed, Checkpoints
-from sd_experiments.training.monitor import Display, Metrics, read_metrics
+from sd_experiments.training import storage as module
+from sd_experiments.training.monitor import Display, MetricsFile, read_metrics
+from sd_experiments.training.replay_buffer import encode_batches
+from sd_experiments.training.storage import CheckpointFailed, CheckpointStore
 from sd_experiments.training.train import Trainer
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
@@ -79,7 +79,7 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path, estimator: Estimato
     whole, first, second = trainer(estimator), trainer(estimator), trainer(estimator)
     advance(whole, 5)
     advance(first, stop)
-    store = Checkpoints(tmp_path)
+    store = CheckpointStore(tmp_path)
     store.save(first.step, *first.files())
     torch.randn(3)
     found = store.newest()
@@ -99,7 +99,7 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path, estimator: Estimato
 
 
 def test_the_global_random_state_comes_back(tmp_path: Path):
-    one, store = trainer(), Checkpoints(tmp_path)
+    one, store = trainer(), CheckpointStore(tmp_path)
     advance(one, 1)
     store.save(1, *one.files())
     expected = torch.randn(4)
@@ -110,7 +110,7 @@ def test_the_global_random_state_comes_back(tmp_path: Path):
 
 
 def test_the_last_few_are_kept(tmp_path: Path):
-    store = Checkpoints(tmp_path, keep=2)
+    store = CheckpointStore(tmp_path, keep=2)
     for step in (5, 10, 15):
         store.save(step, {"own": b"a"}, {"shared": str(step).encode()})
     assert sorted(folder.name for folder in tmp_path.iterdir()) == [
@@ -120,7 +120,7 @@ def test_the_last_few_are_kept(tmp_path: Path):
     found = store.newest()
     assert found is not None
     assert (found.step, (found.folder / "shared").read_text()) == (15, "15")
-    assert Checkpoints(tmp_path / "absent").newest() is None
+    assert CheckpointStore(tmp_path / "absent").newest() is None
 
 
 def damage_truncate(folder: Path) -> None:
@@ -143,10 +143,10 @@ def damage_manifest(folder: Path) -> None:
 @pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove, damage_manifest])
 def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage):
     said: list[str] = []
-    store = Checkpoints(tmp_path, say=said.append)
+    store = CheckpointStore(tmp_path, say=said.append)
     for step in (1, 2):
         store.save(step, {"own": b"own"}, {"shared": b"12345"})
-    assert store.newest() == module.Found(2, tmp_path / "step-00000002")
+    assert store.newest() == module.StoredCheckpoint(2, tmp_path / "step-00000002")
     assert said == []
     damage(tmp_path / "step-00000002")
     found = store.newest()
@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage):
 @pytest.mark.parametrize("files", [0, 1, 2])
 def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path: Path, monkeypatch, files: int):
     """The disk fills up before the first, second or third file."""
-    store, write, count = Checkpoints(tmp_path), module._write, 0
+    store, write, count = CheckpointStore(tmp_path), module._write, 0
     store.save(1, {"own": b"own"}, {"shared": b"12345"})
 
     def full(file: Path, content: bytes) -> None:
@@ -200,7 +200,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path: Path, monkeypatch,
 
 
 def test_a_run_that_was_killed_while_writing_leaves_nothing_that_counts(tmp_path: Path):
-    store = Checkpoints(tmp_path)
+    store = CheckpointStore(tmp_path)
     store.save(1, {"own": b"own"}, {"shared": b"12345"})
     (tmp_path / ".step-00000002.partial").mkdir()
     (tmp_path / ".step-00000002.partial" / "own").write_bytes(b"o")
@@ -212,7 +212,7 @@ def test_a_run_that_was_killed_while_writing_leaves_nothing_that_counts(tmp_path
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path):
-    one, store = trainer(), Checkpoints(tmp_path)
+    one, store = trainer(), CheckpointStore(tmp_path)
     advance(one, 2)
     store.save(2, *one.files())
     found = store.newest()
@@ -238,7 +238,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path):
 
 
 def test_layers_of_another_network_are_refused(tmp_path: Path):
-    one, store = trainer(), Checkpoints(tmp_path)
+    one, store = trainer(), CheckpointStore(tmp_path)
     advance(one, 1)
     store.save(1, *one.files())
     found = store.newest()
@@ -254,20 +254,20 @@ def test_layers_of_another_network_are_refused(tmp_path: Path):
 def test_labels_of_an_unknown_kind_are_refused():
     one = trainer(DDPO())
     advance(one, 1)
-    assert one.pool is not None
-    entry = one.pool.entries[0]
-    assert b"RatioLabels" in encode([entry])
+    assert one.buffer is not None
+    rollouts = one.buffer.batches[0]
+    assert b"RatioLabels" in encode_batches([rollouts])
     with pytest.raises(
         InvalidProblem,
         match="labels of the kind 'os:system'; run with the estimator that made them",
     ):
-        type(entry).of(entry.about() | {"labels": "os:system"}, entry.tensors())
+        type(rollouts).of(rollouts.about() | {"labels": "os:system"}, rollouts.tensors())
 
 
 def test_metrics_after_the_checkpoint_are_dropped_and_a_cut_line_too(tmp_path: Path):
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(json.dumps({"step": i}) + "\n" for i in (1, 2, 3)) + '{"ste')
-    metrics = Metrics(file, 2)
+    metrics = MetricsFile(file, 2)
     metrics.close()
     assert read_metrics(file) == [{"step": 1}, {"step": 2}]
     file.write_text('{"ste\n{"step": 2}\n')
@@ -286,7 +286,7 @@ def test_the_state_before_a_reward_that_is_not_a_number_is_kept(tmp_path: Path):
         "batch": {"trajectories": 4},
         "run": {"steps": 9, "checkpoint_every": 2},
     }
-    one, store = trainer_with(None, 1, [reward], **tables), Checkpoints(tmp_path)
+    one, store = trainer_with(None, 1, [reward], **tables), CheckpointStore(tmp_path)
     with pytest.raises(
         InvalidProblem, match="4 of 4 paths of round 3 have rewards that are not finite"
     ):
@@ -305,7 +305,7 @@ def test_the_state_before_a_reward_that_is_not_a_number_is_kept(tmp_path: Path):
 
 
 def test_a_full_disk_stops_a_run_with_what_to_do(tmp_path: Path, monkeypatch):
-    one, store = trainer(), Checkpoints(tmp_path)
+    one, store = trainer(), CheckpointStore(tmp_path)
 
     def full(file: Path, content: bytes) -> None:
         raise FULL
@@ -327,13 +327,13 @@ def run_until(error: Exception, tmp_path: Path, monkeypatch) -> None:
     )
     monkeypatch.setattr(session, "build", lambda _: None)
     monkeypatch.setattr(
-        session, "trainer_of", lambda *_: trainer(run={"steps": 5, "checkpoint_every": 2})
+        session, "make_trainer", lambda *_: trainer(run={"steps": 5, "checkpoint_every": 2})
     )
 
     @contextlib.contextmanager
     def observed(*_: object):
-        def fail(iteration) -> None:
-            if iteration.measured.step == 3:
+        def fail(step) -> None:
+            if step.metrics.step == 3:
                 raise error
 
         yield fail
@@ -367,7 +367,7 @@ def test_what_a_reward_could_not_reach_is_no_full_disk(tmp_path: Path, monkeypat
 def test_a_length_on_which_the_learning_rate_depends_stays(tmp_path: Path):
     """Otherwise a run can be continued further."""
     for decay in (0.0, 0.5):
-        store = Checkpoints(tmp_path / str(decay))
+        store = CheckpointStore(tmp_path / str(decay))
         tables = {"batch": {"trajectories": 4}, "optimiser": {"decay": decay}}
         session._run(
             trainer_with(None, 1, None, **tables, run={"steps": 4, "checkpoint_every": 2}), store
@@ -390,10 +390,10 @@ def test_a_length_on_which_the_learning_rate_depends_stays(tmp_path: Path):
 
 
 def test_an_interrupt_says_where_it_continues(tmp_path: Path):
-    one, store = trainer(run={"steps": 9, "checkpoint_every": 2}), Checkpoints(tmp_path)
+    one, store = trainer(run={"steps": 9, "checkpoint_every": 2}), CheckpointStore(tmp_path)
 
-    def stop(iteration) -> None:
-        if iteration.measured.step == 3:
+    def stop(step) -> None:
+        if step.metrics.step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(

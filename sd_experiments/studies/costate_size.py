@@ -31,20 +31,30 @@ from torch import Tensor
 from sd_experiments import config
 from sd_experiments.model.policy import adjoint_norms
 from sd_experiments.studies import gradient_agreement
-from sd_experiments.studies.gradient_agreement import LIMITS, agreement, compared, jackknifed
+from sd_experiments.studies.gradient_agreement import (
+    LIMITS,
+    agreement,
+    compare_estimators,
+    jackknife,
+)
 from sd_experiments.studies.reproduce import SCALES
-from sd_experiments.training.buffer import seeded
-from sd_experiments.training.build import ESTIMATORS, Experiment, build, device_of, made
-from sd_experiments.training.session import drawn, fresh_noise, trainer_of, worths
-from sd_experiments.training.task import Task as Prompt
+from sd_experiments.training.build import ESTIMATORS, Experiment, build, find_device, instantiate
+from sd_experiments.training.prompt_task import PromptTask as Prompt
+from sd_experiments.training.replay_buffer import seeded_generator
+from sd_experiments.training.session import (
+    evaluation_noise,
+    make_trainer,
+    sample_images,
+    score_images,
+)
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
 from socft.records import Record
 from socft.study import runner
 from socft.study.runner import Study, Task
+from socft.study.vocabulary import SD_COSTATE_SIZE
 
-STUDY = "sd_adjoints"
 SEED = 2
 TOP = 0.9
 """Quantile of the largest costate of a path above which the path is one of the ``top``."""
@@ -57,7 +67,7 @@ likelihood ratios do nothing.
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class StudySize:
     """How much is measured.
 
     Attributes:
@@ -77,19 +87,21 @@ class Size:
     steps: int
 
 
-FULL = Size(paths=192, continued=10, guidance=(2.0, 4.0, 7.5), pictures=512, batches=10, steps=40)
-QUICK = Size(paths=20, continued=2, guidance=(4.0,), pictures=4, batches=3, steps=1)
+FULL = StudySize(
+    paths=192, continued=10, guidance=(2.0, 4.0, 7.5), pictures=512, batches=10, steps=40
+)
+QUICK = StudySize(paths=20, continued=2, guidance=(4.0,), pictures=4, batches=3, steps=1)
 
 
 def run(file: Path, quick: bool, out: Path, workers: int = 2) -> list[Record]:
-    """Measure into ``<out>/sd_adjoints.jsonl``, continuing an interrupted run."""
-    made = tasks(config.read(file), QUICK if quick else FULL)
-    study = Study(STUDY, lambda _: made)
+    """Measure into ``<out>/sd_costate_size.jsonl``, continuing an interrupted run."""
+    made = tasks(config.read_config(file), QUICK if quick else FULL)
+    study = Study(SD_COSTATE_SIZE, lambda _: made)
     with runner.processes(workers) as pool:
         return runner.run(study, quick, out, pool)
 
 
-def tasks(settings: config.Settings, size: Size) -> list[Task]:
+def tasks(settings: config.ExperimentConfig, size: StudySize) -> list[Task]:
     """For every prompt: forks of the chain, limits of its target controls, methods, and costates at
     every scale of guidance.
     """
@@ -122,7 +134,7 @@ def forks(settings: Mapping[str, Any], paths: int, continued: int) -> list[Recor
     paths and over the rest.
     """
     experiment, prompt = _prompt(settings)
-    noise = fresh_noise(experiment, prompt, paths, SEED)
+    noise = evaluation_noise(experiment, prompt, paths, SEED)
     norms = _costates(prompt, noise)
     largest = norms.max(0).values
     top = largest >= largest.quantile(TOP)
@@ -148,7 +160,7 @@ def guidance(settings: Mapping[str, Any], paths: int, pictures: int) -> list[Rec
     growth; and the pictures.
     """
     experiment, prompt = _prompt(settings)
-    norms = _costates(prompt, fresh_noise(experiment, prompt, paths, SEED))
+    norms = _costates(prompt, evaluation_noise(experiment, prompt, paths, SEED))
     record, setting = (
         _recorder(experiment, prompt),
         {"guidance": experiment.settings.sampler.guidance},
@@ -166,8 +178,10 @@ def guidance(settings: Mapping[str, Any], paths: int, pictures: int) -> list[Rec
         for at, values in measured.items()
         for q in QUANTILES
     ]
-    found = drawn(experiment, prompt, Uncontrolled(prompt.problem.reference), pictures, SEED)
-    worth = worths(experiment, prompt, found)
+    found = sample_images(
+        experiment, prompt, Uncontrolled(prompt.problem.reference), pictures, SEED
+    )
+    worth = score_images(experiment, prompt, found)
     return [
         *quantiles,
         *(_mean(record, metric, values, setting) for metric, values in worth.items()),
@@ -181,7 +195,7 @@ def limits(settings: Mapping[str, Any], batches: int) -> list[Record]:
     measured = gradient_agreement.gradients(experiment, AdjointMatching(), batches, SEED, LIMITS)
     means: list[Tensor] = []
     for limit, (gradients, limited) in zip(LIMITS, measured, strict=True):
-        setting, (agreed, error) = {"limit": limit}, jackknifed(agreement, gradients)
+        setting, (agreed, error) = {"limit": limit}, jackknife(agreement, gradients)
         means.append(gradients.mean(0))
         found += [
             record("agreement", agreed, setting, stderr=error, seeds=batches),
@@ -201,15 +215,18 @@ def directions(settings: Mapping[str, Any], batches: int, steps: int) -> list[Re
     matching.
     """
     experiment, prompt = _prompt(settings)
-    record, trainer = _recorder(experiment, prompt), trainer_of(experiment)
+    record, trainer = _recorder(experiment, prompt), make_trainer(experiment)
     estimators = {
-        each.title: made("estimator", ESTIMATORS, each.estimator, each.options) for each in COMPARED
+        each.title: instantiate("estimator", ESTIMATORS, each.estimator, each.options)
+        for each in COMPARED
     }
     found: list[Record] = []
     for after in (0, steps):
         while trainer.step < after:
             next(trainer.iterations())
-        for title, metric, value, stderr in compared(experiment, estimators, batches, SEED):
+        for title, metric, value, stderr in compare_estimators(
+            experiment, estimators, batches, SEED
+        ):
             one = record(metric, value, {"after": after}, stderr=stderr, seeds=batches)
             found.append(dataclasses.replace(one, estimator=title))
     return found
@@ -222,7 +239,10 @@ def spread_of_rewards(
     """Standard deviation of the reward over continuations of each state from step ``start`` on, by
     the pre-trained chain.
     """
-    reference, generator = prompt.problem.reference, seeded(SEED, "continued", prompt.name, start)
+    reference, generator = (
+        prompt.problem.reference,
+        seeded_generator(SEED, "continued", prompt.name, start),
+    )
     x = states.repeat_interleave(continued, 0)
     for k in range(start, reference.steps):
         noise = torch.randn((len(x), *reference.noise_dims), generator=generator, dtype=x.dtype)
@@ -241,14 +261,19 @@ def _states(prompt: Prompt, noise: Noise) -> Tensor:
 
 
 def _prompt(settings: Mapping[str, Any]) -> tuple[Experiment, Prompt]:
-    experiment = build(config.parse(settings))
+    experiment = build(config.parse_config(settings))
     return experiment, experiment.tasks[0]
 
 
 def _recorder(experiment: Experiment, prompt: Prompt) -> Callable[..., Record]:
     model = experiment.settings.model
     return functools.partial(
-        Record, STUDY, prompt.name, kind="", dtype=model.dtype, device=device_of(model.device).type
+        Record,
+        SD_COSTATE_SIZE,
+        prompt.name,
+        kind="",
+        dtype=model.dtype,
+        device=find_device(model.device).type,
     )
 
 

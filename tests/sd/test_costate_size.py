@@ -11,10 +11,9 @@ import torch
 
 from sd_experiments import config
 from sd_experiments.commands import TINY
-from sd_experiments.studies.adjoints import (
+from sd_experiments.studies.costate_size import (
     PARTS,
     QUICK,
-    STUDY,
     directions,
     forks,
     limits,
@@ -22,38 +21,39 @@ from sd_experiments.studies.adjoints import (
     spread_of_rewards,
     tasks,
 )
-from sd_experiments.studies.descent import PARTS as HALVES
-from sd_experiments.studies.descent import descent
 from sd_experiments.studies.gradient_agreement import (
     agreement,
     alignment,
     gradients,
-    jackknifed,
+    jackknife,
     squared_mean,
 )
+from sd_experiments.studies.gradient_norm import PARTS as HALVES
+from sd_experiments.studies.gradient_norm import gradient_norms
 from sd_experiments.training.build import build
-from sd_experiments.training.task import Task
+from sd_experiments.training.prompt_task import PromptTask
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.policy import Uncontrolled
 from socft.problem import ControlProblem
 from socft.records import read
 from socft.report.rows import Rows
 from socft.reward import FunctionReward
+from socft.study.vocabulary import SD_COSTATE_SIZE
 from toy.problems import benchmark
 
 DIRECTION = torch.tensor([1.0, -2.0], dtype=torch.float64)
 
 
-def linear() -> Task:
+def linear() -> PromptTask:
     """A Gaussian chain with a linear reward: continuations from any state have a variance that does
     not depend on it.
     """
     reference = benchmark("lq-sde", d=2, steps=5).problem.reference
     problem = ControlProblem(reference, FunctionReward(lambda x: x @ DIRECTION), 1.0)
-    return Task("linear", problem, Uncontrolled(reference))
+    return PromptTask("linear", problem, Uncontrolled(reference))
 
 
-def deviation(task: Task, start: int) -> float:
+def deviation(task: PromptTask, start: int) -> float:
     """Exact, by the chain's own linear maps: sqrt(sum_k |B_k^T A_{k+1}^T ... A_{T-1}^T c|^2)."""
     reference, zero, unit = (
         task.problem.reference,
@@ -92,7 +92,7 @@ def test_nothing_is_undecided_at_the_end():
 
 
 def test_every_prompt_is_measured_alone_and_at_every_scale_of_guidance():
-    settings = config.read(TINY)
+    settings = config.read_config(TINY)
     made = tasks(settings, QUICK)
     assert (
         len({task.name for task in made})
@@ -100,14 +100,14 @@ def test_every_prompt_is_measured_alone_and_at_every_scale_of_guidance():
         == len(settings.problem.prompts) * (4 + len(QUICK.guidance))
     )
     for task in made:
-        parsed = config.parse(task.arguments["settings"])
+        parsed = config.parse_config(task.arguments["settings"])
         assert len(parsed.problem.prompts) == 1
         assert parsed.problem.prompts[0] in task.name
 
 
-def alone(prompt: str) -> config.Settings:
+def alone(prompt: str) -> config.ExperimentConfig:
     """The tiny configuration of one prompt, with few steps and few paths."""
-    settings = config.read(TINY)
+    settings = config.read_config(TINY)
     batch = dataclasses.replace(settings.batch, trajectories=2, paths=4, micro_batch=4)
     problem, sampler = (
         dataclasses.replace(settings.problem, prompts=(prompt,)),
@@ -147,7 +147,9 @@ def test_the_study_can_be_repeated(tmp_path: Path):
     small = [run(settings, True, tmp_path / name, workers=1) for name in ("a", "b")]
     values = [[(r.metric, dict(r.setting), r.value) for r in rows] for rows in small]
     assert values[0] == values[1] != []
-    assert [r.value for r in read(tmp_path / "a" / f"{STUDY}.jsonl")] == [r.value for r in small[0]]
+    assert [r.value for r in read(tmp_path / "a" / f"{SD_COSTATE_SIZE}.jsonl")] == [
+        r.value for r in small[0]
+    ]
     metrics = {
         "undecided",
         "log_growth",
@@ -186,7 +188,7 @@ def test_agreement_of_noisy_vectors_and_its_error():
         for _ in range(repeated)
     )
     values, errors = torch.tensor(
-        [jackknifed(agreement, each) for each in draws], dtype=torch.float64
+        [jackknife(agreement, each) for each in draws], dtype=torch.float64
     ).T
     assert float((values.mean() - 0.5).abs()) < 4 * float(values.std()) / repeated**0.5 + 1 / dims
     assert float(errors.square().mean().sqrt() / values.std()) == pytest.approx(
@@ -206,7 +208,7 @@ def test_alignment_is_the_cosine_of_the_means_whatever_the_noise():
         noise = torch.randn(number, dims, generator=generator, dtype=torch.float64)
         return mean + size * float(mean.norm()) / dims**0.5 * noise
 
-    found = [jackknifed(alignment, noisy(a, 1.0), noisy(b, 4.0)) for _ in range(repeated)]
+    found = [jackknife(alignment, noisy(a, 1.0), noisy(b, 4.0)) for _ in range(repeated)]
     values, errors = torch.tensor(found, dtype=torch.float64).T
     assert float((values.mean() - 0.5).abs()) < 0.02
     assert float(errors.median() / values.std()) == pytest.approx(1, abs=0.25)
@@ -282,9 +284,9 @@ def test_descent_measures_before_halfway_and_after():
     settings = dataclasses.replace(
         settings,
         run=dataclasses.replace(settings.run, steps=4),
-        estimator=config.Estimator("pi_ft"),
+        estimator=config.EstimatorConfig("pi_ft"),
     )
-    found = Rows(tuple(descent("s", settings.plain(), 3)))
+    found = Rows(tuple(gradient_norms("s", settings.plain(), 3)))
     assert (
         [record.setting["step"] for record in found.where("gradient_squared")]
         == [round(part * 4) for part in HALVES]

@@ -23,19 +23,19 @@ from socft.checks import require
 
 
 @dataclasses.dataclass(frozen=True)
-class Workers:
+class ProcessGroup:
     """This process among all; alone by default.
 
     Attributes:
         rank: number of this process.
-        count: number of processes.
+        size: number of processes.
     """
 
     rank: int = 0
-    count: int = 1
+    size: int = 1
 
     @classmethod
-    def join(cls, device: torch.device) -> Workers:
+    def join(cls, device: torch.device) -> ProcessGroup:
         """Meet the processes that ``accelerate launch`` or ``torchrun`` started beside this one.
 
         Args:
@@ -58,40 +58,42 @@ class Workers:
         return cls(state.process_index, state.num_processes)
 
     @property
-    def main(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
 
-    def owns(self, index: int) -> bool:
+    def is_local(self, index: int) -> bool:
         """Whether path number ``index`` is this process' own."""
-        return index % self.count == self.rank
+        return index % self.size == self.rank
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over the processes."""
-        if self.count > 1:
+        if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
-    def gathered(self, rows: Tensor, places: Sequence[int], count: int) -> Tensor:
+    def gather(self, rows: Tensor, places: Sequence[int], count: int) -> Tensor:
         """Rows of all processes, each at its place among ``count``."""
         whole = rows.new_zeros(count, *rows.shape[1:])
         whole[torch.tensor(places, dtype=torch.long, device=rows.device)] = rows
         return self.sum(whole)
 
-    def totals(self, values: Sequence[float], device: torch.device) -> list[float]:
+    def sum_numbers(self, values: Sequence[float], device: torch.device) -> list[float]:
         """The sum of each number over the processes, in float64."""
         return self.sum(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
 
-    def largest(self, value: float, device: torch.device) -> float:
+    def max_number(self, value: float, device: torch.device) -> float:
         """The largest of the processes' numbers."""
         return max(
-            self.totals([value if rank == self.rank else 0.0 for rank in range(self.count)], device)
+            self.sum_numbers(
+                [value if rank == self.rank else 0.0 for rank in range(self.size)], device
+            )
         )
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all are here."""
-        if self.count > 1:
+        if self.size > 1:
             dist.barrier()
 
 

@@ -11,7 +11,7 @@ from socft.problem import ControlProblem
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class PromptTask:
     """One prompt.
 
     Attributes:

@@ -21,7 +21,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from sd_experiments.training.workers import Workers
+from sd_experiments.training.process_group import ProcessGroup
 from socft.checks import InvalidProblem, require
 
 MANIFEST = "sha256.json"
@@ -33,7 +33,7 @@ class CheckpointFailed(InvalidProblem):
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class StoredCheckpoint:
     """A checkpoint whose digests are right.
 
     Attributes:
@@ -54,13 +54,13 @@ class Found:
             return {key: stored.get_tensor(key) for key in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
 
 
-class Checkpoints:
+class CheckpointStore:
     """The last checkpoints of a run.
 
     Args:
         folder: holds one folder per checkpoint.
         keep: how many.
-        workers: the processes that write together, each its own files.
+        group: the processes that write together, each its own files.
         say: shows a message.
     """
 
@@ -68,12 +68,12 @@ class Checkpoints:
         self,
         folder: Path,
         keep: int = 3,
-        workers: Workers | None = None,
+        group: ProcessGroup | None = None,
         say: Callable[[str], None] = print,
     ):
         self.folder = folder
         self.keep = keep
-        self._workers = workers or Workers()
+        self._group = group or ProcessGroup()
         self._say = say
 
     def save(self, step: int, own: Mapping[str, bytes], shared: Mapping[str, bytes]) -> Path:
@@ -92,14 +92,14 @@ class Checkpoints:
             self.folder / f".{PREFIX}{step:08d}.partial",
         )
         with self._explained(step, partial):
-            if self._workers.main:
+            if self._group.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-            self._workers.wait()
-            for name, content in {**own, **(shared if self._workers.main else {})}.items():
+            self._group.barrier()
+            for name, content in {**own, **(shared if self._group.is_main_process else {})}.items():
                 _write(partial / name, content)
-            self._workers.wait()
-            if self._workers.main:
+            self._group.barrier()
+            if self._group.is_main_process:
                 _write(partial / MANIFEST, json.dumps(_digests(partial), indent=2).encode())
                 _flush(partial)
                 shutil.rmtree(final, ignore_errors=True)
@@ -107,7 +107,7 @@ class Checkpoints:
                 _flush(self.folder)
                 for old in self._steps()[: -self.keep]:
                     shutil.rmtree(self._path(old), ignore_errors=True)
-            self._workers.wait()
+            self._group.barrier()
         return final
 
     @property
@@ -119,7 +119,7 @@ class Checkpoints:
         )
         return f"{last}: make room and run the same command with --resume."
 
-    def newest(self) -> Found | None:
+    def newest(self) -> StoredCheckpoint | None:
         """The newest checkpoint that is whole, with a message about any that is not; None where
         there is none at all.
 
@@ -130,12 +130,12 @@ class Checkpoints:
         for step in reversed(self._steps()):
             problem = _damage(self._path(step))
             if problem is None:
-                if damaged and self._workers.main:
+                if damaged and self._group.is_main_process:
                     self._say(
                         f"continuing from step {step}, the newest checkpoint that is whole:"
                         f" {'; '.join(damaged)}"
                     )
-                return Found(step, self._path(step))
+                return StoredCheckpoint(step, self._path(step))
             damaged.append(problem)
         all_damaged = f"every checkpoint in {self.folder} is damaged ({'; '.join(damaged)})"
         require(
@@ -144,7 +144,7 @@ class Checkpoints:
         )
         return None
 
-    def at(self, step: int) -> Found:
+    def at(self, step: int) -> StoredCheckpoint:
         """The checkpoint of a step.
 
         Raises:
@@ -163,7 +163,7 @@ class Checkpoints:
             f"the checkpoint of step {step} is damaged ({problem}); the others that are kept:"
             f" {others}.",
         )
-        return Found(step, self._path(step))
+        return StoredCheckpoint(step, self._path(step))
 
     def _steps(self) -> list[int]:
         names = [

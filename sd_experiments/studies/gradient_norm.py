@@ -1,4 +1,4 @@
-r"""How the gradient of PI-FT shrinks along training, without its noise: ``socft sd descent``.
+r"""How the gradient of PI-FT shrinks along training, without its noise: ``socft sd gradient-norm``.
 
 A run is noisy where its gradients are, so the norm of a gradient falls to that of its noise and no
 further, whatever is left of its mean. With the gradients :math:`g_i` of n batches of paths at one
@@ -20,45 +20,47 @@ from typing import Any
 
 from sd_experiments import config
 from sd_experiments.studies import gradient_agreement
-from sd_experiments.studies.gradient_agreement import jackknifed
-from sd_experiments.studies.reproduce import Scale, settings_of
-from sd_experiments.training.build import build, device_of
-from sd_experiments.training.session import trainer_of
+from sd_experiments.studies.gradient_agreement import jackknife
+from sd_experiments.studies.reproduce import ReproductionScale, method_config
+from sd_experiments.training.build import build, find_device
+from sd_experiments.training.session import make_trainer
 from socft.records import Record
 from socft.study import runner
 from socft.study.runner import Study, Task
-from socft.study.vocabulary import study_of
+from socft.study.vocabulary import gradient_norm_study
 
 SEED = 3
 PARTS = (0.0, 0.5, 1.0)
 BATCHES, FEW = 48, 3
 
 
-def run(scale: Scale, quick: bool, out: Path, workers: int = 2) -> list[Record]:
+def run(scale: ReproductionScale, quick: bool, out: Path, workers: int = 2) -> list[Record]:
     """Measure into ``<out>/<study>.jsonl``, continuing an interrupted run."""
-    study = Study(study_of(scale.study), lambda _: tasks(scale, FEW if quick else BATCHES))
+    study = Study(
+        gradient_norm_study(scale.study), lambda _: tasks(scale, FEW if quick else BATCHES)
+    )
     with runner.processes(workers) as pool:
         return runner.run(study, quick, out, pool)
 
 
-def tasks(scale: Scale, batches: int) -> list[Task]:
+def tasks(scale: ReproductionScale, batches: int) -> list[Task]:
     """PI-FT on every prompt, as it is trained there."""
     settings = scale.settings
     runs = {
-        prompt: settings_of(scale, scale.pi_ft, prompt, settings.problem.beta).plain()
+        prompt: method_config(scale, scale.pi_ft, prompt, settings.problem.beta).plain()
         for prompt in settings.problem.prompts
     }
-    shared = {"study": study_of(scale.study), "batches": batches}
+    shared = {"study": gradient_norm_study(scale.study), "batches": batches}
     return [
-        Task(f"descent: {prompt}", descent, {**shared, "settings": each})
+        Task(f"descent: {prompt}", gradient_norms, {**shared, "settings": each})
         for prompt, each in runs.items()
     ]
 
 
-def descent(study: str, settings: Mapping[str, Any], batches: int) -> list[Record]:
+def gradient_norms(study: str, settings: Mapping[str, Any], batches: int) -> list[Record]:
     """The squared norm of the mean gradient, and of the gradient of a batch, along a training."""
-    experiment = build(config.parse(settings))
-    trainer, model = trainer_of(experiment), experiment.settings.model
+    experiment = build(config.parse_config(settings))
+    trainer, model = make_trainer(experiment), experiment.settings.model
     steps, iterations = experiment.settings.run.steps, trainer.iterations()
     record = functools.partial(
         Record,
@@ -66,14 +68,14 @@ def descent(study: str, settings: Mapping[str, Any], batches: int) -> list[Recor
         experiment.tasks[0].name,
         kind=experiment.estimator.estimates,
         dtype=model.dtype,
-        device=device_of(model.device).type,
+        device=find_device(model.device).type,
         seeds=batches,
     )
     found: list[Record] = []
     for part in PARTS:
         while trainer.step < round(part * steps):
             next(iterations)
-        with trainer.averaged():
+        with trainer.using_averages():
             limits = (experiment.settings.batch.target_clip,)
             gradients, _ = next(
                 gradient_agreement.gradients(
@@ -84,7 +86,7 @@ def descent(study: str, settings: Mapping[str, Any], batches: int) -> list[Recor
             gradients.square().sum(1),
             {"part": part, "step": trainer.step, "paths": experiment.settings.batch.per_step},
         )
-        mean, error = jackknifed(gradient_agreement.squared_mean, gradients)
+        mean, error = jackknife(gradient_agreement.squared_mean, gradients)
         found += [
             record("mean_gradient_squared", mean, setting, stderr=error),
             record(
