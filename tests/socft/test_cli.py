@@ -236,7 +236,7 @@ def _parallel(tmp_path: Path) -> subprocess.Popen:
 import sys
 import toy.studies
 if __name__ == "__main__":
-    toy.__path__.append({str(folder)!r})
+    toy.studies.__path__.append({str(folder)!r})
     from socft.cli import main
     sys.exit(main(["toy", "made", "--workers", "2", "--out", {str(tmp_path / "out")!r}]))
 """
