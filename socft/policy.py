@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,26 +18,49 @@ from torch import Tensor, nn
 from socft.checks import require
 from socft.reference import Noises, Reference, States, Step, at_step, by_step
 
+PolicyT = TypeVar("PolicyT", bound="Policy")
 
-class Policy(nn.Module, abc.ABC):
-    """``(k, x) -> v_k(x)`` with k one step or one step per sample."""
+
+class Policy(abc.ABC):
+    """``(k, x) -> v_k(x)`` with k one step or one step per sample.
+
+    A policy is trained by the parameters it holds: those among its attributes, and those of the
+    modules and policies among them.
+    """
 
     @abc.abstractmethod
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         """The whitened control."""
 
-    def __call__(self, k: Step, x: States) -> Noises:
-        return super().__call__(k, x)
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What training changes, by name; each parameter once."""
+        found: dict[nn.Parameter, str] = {}
+        for name, each in vars(self).items():
+            if isinstance(each, nn.Parameter):
+                found.setdefault(each, name)
+            elif isinstance(each, nn.Module | Policy):
+                for inner, parameter in each.named_parameters():
+                    found.setdefault(parameter, f"{name}.{inner}")
+        return ((name, parameter) for parameter, name in found.items())
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimiser takes."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def to(self: PolicyT, target: torch.dtype | torch.device | str) -> PolicyT:
+        """The same policy with its parameters in another dtype or on another device."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(target)
+        return self
 
 
 class Uncontrolled(Policy):
     """The pre-trained model, ``v = 0``."""
 
     def __init__(self, reference: Reference):
-        super().__init__()
         self.noise_dims = reference.noise_dims
 
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         return x.new_zeros(len(x), *self.noise_dims)
 
 
@@ -44,10 +68,9 @@ class FunctionPolicy(Policy):
     """Any function ``(k, x) -> v`` as a policy without parameters."""
 
     def __init__(self, function: Callable[[Step, States], Noises]):
-        super().__init__()
         self.function = function
 
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         return self.function(k, x)
 
 
@@ -55,7 +78,6 @@ class AffinePolicy(Policy):
     """``v_k(x) = gain_k x + offset_k`` on vectors; gain (T, m, n), offset (T, m)."""
 
     def __init__(self, gain: Float[Tensor, "steps m n"], offset: Float[Tensor, "steps m"]):
-        super().__init__()
         require(
             gain.ndim == 3 and offset.shape == gain.shape[:2],
             f"gain has shape {tuple(gain.shape)} and offset {tuple(offset.shape)}; give (steps, m,"
@@ -73,7 +95,7 @@ class AffinePolicy(Policy):
             torch.zeros(reference.steps, m, dtype=torch.float64),
         )
 
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         return (self.gain[k] @ x.unsqueeze(-1)).squeeze(-1) + self.offset[k]
 
 
@@ -85,11 +107,10 @@ class FeaturePolicy(Policy):
         features: Callable[[States], Float[Tensor, "batch p"]],
         weight: Float[Tensor, "steps m p"],
     ):
-        super().__init__()
         self.features = features
         self.weight = nn.Parameter(weight.clone())
 
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         return (self.weight[k] @ self.features(x).unsqueeze(-1)).squeeze(-1)
 
 
@@ -97,10 +118,9 @@ class StepwisePolicy(Policy):
     """One function of the state per step."""
 
     def __init__(self, functions: Sequence[Callable[[States], Noises]]):
-        super().__init__()
         self.functions = tuple(functions)
 
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         return by_step(k, x, lambda i, y: self.functions[i](y))
 
 
@@ -161,12 +181,11 @@ class MLPPolicy(Policy):
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float64,
     ):
-        super().__init__()
         (m,), (n,) = reference.noise_dims, reference.dims
         self.time = TimeEmbedding(reference.steps)
         self.network = zero_network(n + self.time.width, m, width, depth, generator, dtype)
 
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         return self.network(torch.cat([x, self.time(k, x)], -1))
 
 
@@ -176,11 +195,10 @@ class ResidualPolicy(Policy):
     """
 
     def __init__(self, reference: Reference, fine_tuned: Callable[[Step, States], States]):
-        super().__init__()
         self.reference = reference
         self.fine_tuned = fine_tuned
 
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         shift = self.fine_tuned(k, x) - self.reference.mean(k, x)
         return self.reference.diffusion.whiten(k, x, shift)
 
@@ -191,9 +209,8 @@ class ScaledPolicy(Policy):
     """
 
     def __init__(self, policy: Policy, scale: Float[Tensor, " steps"]):
-        super().__init__()
         self.policy = policy
         self.scale = scale
 
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         return at_step(self.scale, k, x) * self.policy(k, x)

@@ -253,10 +253,9 @@ class _Held(Policy):
     """Controls given per sample."""
 
     def __init__(self, control: Tensor):
-        super().__init__()
         self.control = control
 
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         return self.control
 
 

@@ -271,10 +271,9 @@ class _Later(Policy):
     """A policy from step `RESTART` on."""
 
     def __init__(self, policy: Policy):
-        super().__init__()
         self.policy = policy
 
-    def forward(self, k: Step, x: Tensor) -> Tensor:
+    def __call__(self, k: Step, x: Tensor) -> Tensor:
         return self.policy(k + RESTART, x)
 
 
@@ -307,10 +306,9 @@ class _Given(Policy):
     """Controls given per sample."""
 
     def __init__(self, control: Tensor):
-        super().__init__()
         self.control = control
 
-    def forward(self, k: Step, x: Tensor) -> Tensor:
+    def __call__(self, k: Step, x: Tensor) -> Tensor:
         return self.control
 
 

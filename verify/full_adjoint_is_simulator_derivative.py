@@ -174,9 +174,7 @@ def fine_tuned(seed: int, distance: float = 0.3) -> tuple[ControlProblem, Residu
             p.add_(distance * torch.randn(p.shape, generator=generator, dtype=p.dtype))
     frozen.requires_grad_(False)
     reference = KernelReference(lambda k, x: x + 0.5 * frozen(x), _scales(), STEPS, (DIM,))
-    policy = ResidualPolicy(reference, lambda k, x: x + 0.5 * tuned(x))
-    policy.add_module("tuned", tuned)
-    return _problem(reference), policy
+    return _problem(reference), ResidualPolicy(reference, _Half(tuned))
 
 
 PROBLEMS: list[Builder] = [scalar_noise, running_cost, noise_by_state, degenerate_noise, fine_tuned]
@@ -249,14 +247,24 @@ def test_needs_the_policys_derivative() -> None:
     )
 
 
+class _Half(nn.Module):
+    """A mean map that moves half as far as a network says."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, k: Step, x: Tensor) -> Tensor:
+        return x + 0.5 * self.network(x)
+
+
 class _Blind(Policy):
     """A policy that hides its dependence on the state."""
 
     def __init__(self, policy: Policy):
-        super().__init__()
         self.policy = policy
 
-    def forward(self, k: Step, x: Tensor) -> Tensor:
+    def __call__(self, k: Step, x: Tensor) -> Tensor:
         return self.policy(k, x.detach())
 
 

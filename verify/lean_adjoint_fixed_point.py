@@ -176,11 +176,9 @@ def test_is_the_only_fixed_point(instance: QuadraticInstance, seed: int, size: f
     step solves it.
     """
     truth, draw = instance.solve(), torch.Generator().manual_seed(seed)
-    best = AffinePolicy(
-        truth.affine_policy.gain.detach(), truth.affine_policy.offset.detach()
-    ).requires_grad_(False)
-    gain = size * torch.randn(best.gain.shape, generator=draw, dtype=torch.float64)
-    offset = size * torch.randn(best.offset.shape, generator=draw, dtype=torch.float64)
+    best_gain, best_offset = (each.detach() for each in truth.affine_policy.parameters())
+    gain = size * torch.randn(best_gain.shape, generator=draw, dtype=torch.float64)
+    offset = size * torch.randn(best_offset.shape, generator=draw, dtype=torch.float64)
     for k in reversed(range(instance.steps)):
         residual = affine_residual(truth.problem, AffinePolicy(gain, offset))
         slope = truth.problem.beta[k] * torch.eye(instance.dim, dtype=torch.float64) - _smoothed(
@@ -188,8 +186,8 @@ def test_is_the_only_fixed_point(instance: QuadraticInstance, seed: int, size: f
         )
         gain[k] += torch.linalg.solve(slope, residual.gain[k])
         offset[k] += torch.linalg.solve(slope, residual.offset[k])
-    apart = max(float((gain - best.gain).abs().max()), float((offset - best.offset).abs().max()))
-    scale = 1 + size + max(float(best.gain.abs().max()), float(best.offset.abs().max()))
+    apart = max(float((gain - best_gain).abs().max()), float((offset - best_offset).abs().max()))
+    scale = 1 + size + max(float(best_gain.abs().max()), float(best_offset.abs().max()))
     where = {"instance": instance.describe(), "seed": seed, "size": size}
     CLAIM.equals(
         apart / scale,

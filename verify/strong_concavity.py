@@ -159,7 +159,9 @@ def test_is_attained() -> None:
     low, middle, high = bracket(y[:, None].expand_as(u), u)[0].tolist()
     s = instance.schedule
     modulus = float(
-        bound(instance, beta, OPTIMUM)[3] * s.gain[3].square() / (s.alpha[3] * s.sigma[3].square())
+        bound(instance, beta, OPTIMUM)[3]
+        * s.score_weight[3].square()
+        / (s.alpha[3] * s.sigma[3].square())
     )
     CLAIM.attained(
         1 / (2 * middle - low - high), 1 / modulus, instance, slack=ACCURACY, part="chords"

@@ -133,7 +133,6 @@ class LoRAPolicy(Policy):
     """
 
     def __init__(self, reference: StableDiffusionReference, lora: LoRA, guided: bool = True):
-        super().__init__()
         require(
             lora.base is reference.base,
             "the low-rank layers belong to another network than the reference's; build both on one"
@@ -143,7 +142,7 @@ class LoRAPolicy(Policy):
         self.reference = reference
         self.guided = guided
 
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         return self.reference.control_of(k, x, self.tuned_score(k, x))
 
     def tuned_score(self, k: Step, x: States) -> States:

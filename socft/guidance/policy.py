@@ -429,7 +429,6 @@ class GuidancePolicy(Policy):
         guidance: Guidance,
         pretrained: Denoiser | None = None,
     ):
-        super().__init__()
         require(
             len(denoiser.abar) == schedule.steps,
             f"the score model has {len(denoiser.abar)} levels; this schedule has {schedule.steps}"
@@ -443,7 +442,7 @@ class GuidancePolicy(Policy):
         )
         self._unit = schedule.score_weight / (schedule.alpha.sqrt() * schedule.sigma)
 
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         at = self.denoiser.at(k, x)
         change = self.guidance(at)
         if self.pretrained is not None:

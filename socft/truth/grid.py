@@ -408,7 +408,6 @@ class GridPolicy(Policy):
     def __init__(
         self, grids: Sequence[Grid], controls: Sequence[Float[Tensor, "nodes m"]], bend: float = 1.0
     ):
-        super().__init__()
         require(
             len(grids) == len(controls),
             f"{len(grids)} grids for {len(controls)} controls; give one grid per step.",
@@ -433,7 +432,7 @@ class GridPolicy(Policy):
             bend,
         )
 
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         return by_step(
             k, x, lambda i, y: self.grids[i].extend(self.controls[i], y, self.bend).to(y)
         )

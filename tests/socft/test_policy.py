@@ -4,6 +4,7 @@ closed forms.
 
 from __future__ import annotations
 
+import pydoc
 from collections.abc import Callable
 
 import pytest
@@ -306,10 +307,28 @@ def test_the_policy_owns_its_parameters():
     gain += 1
     assert policy.gain.detach().abs().max() == 0
     assert {name for name, _ in policy.named_parameters()} == {"gain", "offset"}
-    tuned = ResidualPolicy(
-        WIDE, nn.Sequential()
-    )  # a module registers, so its parameters are trained and saved
-    assert "fine_tuned" in dict(tuned.named_children())
+
+
+def test_a_policy_is_trained_by_what_it_holds():
+    network = nn.Linear(3, 3)
+    inner = ResidualPolicy(WIDE, network)
+    scaled = ScaledPolicy(inner, torch.ones(STEPS, dtype=F64))
+    names = {"policy.fine_tuned.weight", "policy.fine_tuned.bias"}
+    assert {name for name, _ in scaled.named_parameters()} == names
+    assert [id(p) for p in scaled.parameters()] == [id(p) for p in network.parameters()]
+    assert FunctionPolicy(lambda k, x: x).parameters() == []
+    twice = ResidualPolicy(WIDE, network)
+    twice.again = network  # type: ignore[attr-defined]
+    assert len(twice.parameters()) == 2
+
+
+def test_help_on_a_policy_is_about_policies():
+    """The methods a reader sees are those of policies, not the hundred of torch modules."""
+    for policy in (MLPPolicy, AffinePolicy, Uncontrolled):
+        page = pydoc.plain(pydoc.render_doc(policy))
+        assert len(page.splitlines()) < 80
+        assert "named_parameters" in page
+        assert "register_" not in page
 
 
 def test_a_residual_policy_is_zero_at_the_reference_and_inverts_shifts():

@@ -176,19 +176,16 @@ class SeparablePolicy(Policy):
     RATES = (0.0, 5.0, 20.0, 80.0)
 
     def __init__(self, steps: int, d: int, edge: float = 1.75, count: int = 11):
-        super().__init__()
         self.steps = steps
-        self.register_buffer("centres", torch.linspace(-edge, edge, count, dtype=torch.float64))
-        self.register_buffer("rates", torch.tensor(self.RATES, dtype=torch.float64))
+        self.centres = torch.linspace(-edge, edge, count, dtype=torch.float64)
+        self.rates = torch.tensor(self.RATES, dtype=torch.float64)
         self.width = 2 * edge / (count - 1)
         self.weight = nn.Parameter(torch.zeros(d, count, len(self.RATES), dtype=torch.float64))
 
-    def forward(self, k: Step, x: States) -> Noises:
+    def __call__(self, k: Step, x: States) -> Noises:
         index = k.to(x) if isinstance(k, Tensor) else x.new_full((len(x),), k)
-        bumps = torch.exp(
-            -((x.unsqueeze(2) - self.get_buffer("centres")) / self.width).square() / 2
-        )
-        waning = torch.exp(-(1 - index / self.steps).unsqueeze(1) * self.get_buffer("rates"))
+        bumps = torch.exp(-((x.unsqueeze(2) - self.centres) / self.width).square() / 2)
+        waning = torch.exp(-(1 - index / self.steps).unsqueeze(1) * self.rates)
         return torch.einsum("bdp,dpq,bq->bd", bumps, self.weight, waning) / self.steps**0.5
 
 

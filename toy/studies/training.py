@@ -698,12 +698,11 @@ def end_gaps(arena: Arena, policies: Sequence[Policy], mean_gap: float) -> dict[
     is what they fall short by.
     """
     mean = arena.policy()
-    mean.load_state_dict(
-        {
-            key: torch.stack([each.state_dict()[key] for each in policies]).mean(0)
-            for key in mean.state_dict()
-        }
-    )
+    with torch.no_grad():
+        for kept, *found in zip(
+            mean.parameters(), *(each.parameters() for each in policies), strict=True
+        ):
+            kept.copy_(torch.stack(found).mean(0))
     centre = arena.progress(mean)["objective_gap"]
     noise = (mean_gap - centre) * len(policies) / (len(policies) - 1)
     return {"bias_gap": mean_gap - noise - arena.gaps["class_gap"], "noise_gap": noise}

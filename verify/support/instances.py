@@ -253,8 +253,10 @@ class QuadraticInstance(Instance):
 
     def problem(self, beta: float | Tensor) -> ControlProblem:
         s = self.schedule
-        A = torch.diag_embed((1 + s.gain[:, None] * vector(self.score)) / s.alpha.sqrt()[:, None])
-        b = s.gain[:, None] * vector(self.shift) / s.alpha.sqrt()[:, None]
+        A = torch.diag_embed(
+            (1 + s.score_weight[:, None] * vector(self.score)) / s.alpha.sqrt()[:, None]
+        )
+        b = s.score_weight[:, None] * vector(self.shift) / s.alpha.sqrt()[:, None]
         return ControlProblem(
             AffineReference(DenseMaps(A), ScalarDiffusion(s.sigma), b), self.reward, beta
         )

@@ -108,7 +108,7 @@ class Line:
     def unit(self) -> Tensor:
         """``sqrt(a) sigma / g``: ``v = (U - s) / unit``."""
         s = self.reference.schedule
-        return s.alpha.sqrt() * s.sigma / s.gain
+        return s.alpha.sqrt() * s.sigma / s.score_weight
 
     @functools.cached_property
     def means(self) -> tuple[tuple[Tensor, Tensor], ...]:

@@ -847,10 +847,9 @@ class CountingReference(AffineReference):
 
 class CountingPolicy(Policy):
     def __init__(self) -> None:
-        super().__init__()
         self.tally = Tally()
 
-    def forward(self, k: Step, x: Tensor) -> Tensor:
+    def __call__(self, k: Step, x: Tensor) -> Tensor:
         self.tally.record(x)
         return torch.sin(x)
 

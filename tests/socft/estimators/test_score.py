@@ -105,10 +105,9 @@ class GivenControl(Policy):
     """Controls given per sample."""
 
     def __init__(self, control: Tensor):
-        super().__init__()
         self.control = control
 
-    def forward(self, k: Step, x: Tensor) -> Tensor:
+    def __call__(self, k: Step, x: Tensor) -> Tensor:
         return self.control
 
 
@@ -764,10 +763,9 @@ class CountedReference(Reference):
 
 class CountedPolicy(Policy):
     def __init__(self, inner: Policy, count: Count):
-        super().__init__()
         self.inner, self.count = inner, count
 
-    def forward(self, k: Step, x: Tensor) -> Tensor:
+    def __call__(self, k: Step, x: Tensor) -> Tensor:
         self.count.policy += 0 if x.requires_grad else len(x)
         self.count.policy_derivatives += len(x) if x.requires_grad else 0
         return self.inner(k, x)
