@@ -168,11 +168,11 @@ class CostateSizeCommand:
 
     def run(self) -> None:
         from sd_experiments.studies.costate_size import run
-        from socft.study.vocabulary import SD_COSTATE_SIZE
+        from socft.study.vocabulary.schemas import SD_COSTATE_SIZE
 
         print(
             f"{len(run(self.config, self.quick, self.out, self.workers))} records in"
-            f" {self.out / SD_COSTATE_SIZE}.jsonl"
+            f" {self.out / SD_COSTATE_SIZE.name}.jsonl"
         )
 
 
@@ -196,7 +196,7 @@ class GradientNormCommand:
     def run(self) -> None:
         from sd_experiments.studies.gradient_norm import run
         from sd_experiments.studies.reproduce import SCALES
-        from socft.study.vocabulary import gradient_norm_study
+        from socft.study.comparison import gradient_norm_study
 
         scale = dataclasses.replace(SCALES[self.scale], model=self.model, reward=self.reward)
         records = run(scale, self.quick, self.out, self.workers)
@@ -220,11 +220,11 @@ class BenchmarkCommand:
 
     def run(self) -> None:
         from sd_experiments.studies.benchmark import run
-        from socft.study.vocabulary import SD_BENCHMARK
+        from socft.study.vocabulary.schemas import SD_BENCHMARK
 
         print(
             f"{len(run(self.config, self.random, self.quick, self.out))} records in"
-            f" {self.out / SD_BENCHMARK}.jsonl"
+            f" {self.out / SD_BENCHMARK.name}.jsonl"
         )
 
 

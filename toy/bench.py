@@ -24,10 +24,13 @@ from typing import Any
 
 from socft.records import Record, write_atomically
 from socft.study.runner import Study, Task, run
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from toy.contenders import CONTENDERS, contender
 from toy.studies.variance import variance_task
 
-METRICS = ("bias", "variance", "error_at_budget")
+METRICS = (Metric.BIAS, Metric.VARIANCE, Metric.ERROR_AT_BUDGET)
 PATHS, QUICK_PATHS, SEEDS = 1600, 400, 5
 
 
@@ -49,13 +52,13 @@ class Place:
 
 
 SUITE = (
-    Place("Gaussian, start", "lq-fine-tuning", {"d": 4}, 0.0),
-    Place("Gaussian, near", "lq-fine-tuning", {"d": 4}, 0.9),
-    Place("Gaussian, optimum", "lq-fine-tuning", {"d": 4}, 1.0),
-    Place("32 dimensions", "lq-fine-tuning", {"d": 32}, 0.9),
-    Place("degenerate noise", "oscillator", {"dt": 0.1}, 0.9),
-    Place("mixture, start", "mixture", {"d": 1, "steps": 50}, 0.0),
-    Place("mixture, optimum", "mixture", {"d": 1, "steps": 50}, 1.0),
+    Place("Gaussian, start", ProblemName.LQ_FINE_TUNING, {"d": 4}, 0.0),
+    Place("Gaussian, near", ProblemName.LQ_FINE_TUNING, {"d": 4}, 0.9),
+    Place("Gaussian, optimum", ProblemName.LQ_FINE_TUNING, {"d": 4}, 1.0),
+    Place("32 dimensions", ProblemName.LQ_FINE_TUNING, {"d": 32}, 0.9),
+    Place("degenerate noise", ProblemName.OSCILLATOR, {"dt": 0.1}, 0.9),
+    Place("mixture, start", ProblemName.MIXTURE, {"d": 1, "steps": 50}, 0.0),
+    Place("mixture, optimum", ProblemName.MIXTURE, {"d": 1, "steps": 50}, 1.0),
 )
 
 
@@ -66,7 +69,7 @@ def place_task(estimator: str, place: int, paths: int, seeds: int) -> list[Recor
         found = variance_task(
             estimator, where.problem, where.settings, where.scale, where.title, paths, seeds
         )
-        return [record for record in found if record.metric in (*METRICS, "refused")]
+        return [record for record in found if record.metric in (*METRICS, Metric.REFUSED)]
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         setting = {
@@ -76,7 +79,9 @@ def place_task(estimator: str, place: int, paths: int, seeds: int) -> list[Recor
             "axis": where.title,
             "reason": reason[:500],
         }
-        return [Record("variance", where.problem, "refused", 1.0, setting, estimator)]
+        return [
+            Record(schemas.VARIANCE.name, where.problem, Metric.REFUSED, 1.0, setting, estimator)
+        ]
 
 
 def study(estimator: str, names: Sequence[str]) -> Study:
@@ -94,7 +99,7 @@ def study(estimator: str, names: Sequence[str]) -> Study:
             for name in (estimator, *names)
         ]
 
-    return Study(study_name(estimator), tasks)
+    return Study(schemas.VARIANCE.named(study_name(estimator)), tasks)
 
 
 def bench(
@@ -128,22 +133,22 @@ def summary(estimator: str, records: Sequence[Record]) -> dict[str, Any]:
     places = {}
     for place in SUITE:
         here = {record.metric: record for record in mine if record.setting["axis"] == place.title}
-        if "refused" in here:
-            places[place.title] = {"refused": here["refused"].setting["reason"]}
+        if Metric.REFUSED in here:
+            places[place.title] = {Metric.REFUSED: here[Metric.REFUSED].setting["reason"]}
             continue
         rivals = sorted(
             r.value
             for r in records
-            if r.metric == "error_at_budget" and r.setting["axis"] == place.title
+            if r.metric == Metric.ERROR_AT_BUDGET and r.setting["axis"] == place.title
         )
         places[place.title] = {metric: here[metric].value for metric in METRICS} | {
-            "rank": 1 + sum(value < here["error_at_budget"].value for value in rivals),
+            "rank": 1 + sum(value < here[Metric.ERROR_AT_BUDGET].value for value in rivals),
             "of": len(rivals),
-            "seconds": here["bias"].seconds,
-            "evaluations": here["bias"].evaluations,
-            "peak_mb": here["bias"].peak_mb,
+            "seconds": here[Metric.BIAS].seconds,
+            "evaluations": here[Metric.BIAS].evaluations,
+            "peak_mb": here[Metric.BIAS].peak_mb,
         }
-    kinds = sorted({record.kind for record in mine if record.metric == "bias"})
+    kinds = sorted({record.kind for record in mine if record.metric == Metric.BIAS})
     return {"estimator": estimator, "estimates": ", ".join(kinds), "situations": places}
 
 

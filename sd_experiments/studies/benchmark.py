@@ -34,7 +34,8 @@ from socft.checks import InvalidProblem, require
 from socft.records import Record
 from socft.study import runner
 from socft.study.runner import Study, Task
-from socft.study.vocabulary import SD_BENCHMARK
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.schemas import SD_BENCHMARK
 
 ESTIMATORS: Mapping[str, Mapping[str, Any]] = {
     "adjoint_matching": {},
@@ -157,7 +158,7 @@ def run(
     chosen = estimators or (small if quick else ESTIMATORS)
     made = tasks(settings, random, chosen, sweep or (QUICK if quick else FULL))
     records = runner.run(Study(SD_BENCHMARK, lambda _: made), quick, out)
-    reasons = [record.setting["reason"] for record in records if record.metric == "refused"]
+    reasons = [record.setting["reason"] for record in records if record.metric == Metric.REFUSED]
     require(
         len(reasons) < len(made), f"no cell could be measured; the first one says: {reasons[:1]}"
     )
@@ -257,13 +258,13 @@ def cell_task(settings: Mapping[str, Any], random: str | None) -> list[Record]:
     }
     title = random or Path(parsed.model.path).name
     record = functools.partial(
-        Record, SD_BENCHMARK, title, estimator=parsed.estimator.name, dtype=parsed.model.dtype
+        Record, SD_BENCHMARK.name, title, estimator=parsed.estimator.name, dtype=parsed.model.dtype
     )
     try:
         with runner.workers(1) as fresh:
             found = fresh.submit(measure_cell, settings, random).result()
     except (InvalidProblem, torch.OutOfMemoryError, MemoryError, BrokenExecutor) as error:
-        return [record("refused", 1.0, about | {"reason": _reason(error)})]
+        return [record(Metric.REFUSED, 1.0, about | {"reason": _reason(error)})]
     return list(
         _rows(functools.partial(record, kind=found.estimates, device=found.device), found, about)
     )
@@ -274,9 +275,11 @@ def _rows(
 ) -> Iterator[Record]:
     number, seconds = len(found.seconds), statistics.median(found.seconds)
     stderr = statistics.stdev(found.seconds) / number**0.5 if number > 1 else None
-    yield record("seconds", seconds, about, stderr=stderr, seeds=number, evaluations=found.calls)
-    yield record("peak_mb", found.peak_mb, about, evaluations=found.calls)
-    yield record("start_mb", found.start_mb, about)
+    yield record(
+        Metric.SECONDS, seconds, about, stderr=stderr, seeds=number, evaluations=found.calls
+    )
+    yield record(Metric.PEAK_MB, found.peak_mb, about, evaluations=found.calls)
+    yield record(Metric.START_MB, found.start_mb, about)
 
 
 def measure_cell(settings: Mapping[str, Any], random: str | None) -> StepCost:

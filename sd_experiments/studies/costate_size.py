@@ -53,7 +53,8 @@ from socft.policy import Uncontrolled
 from socft.records import Record
 from socft.study import runner
 from socft.study.runner import Study, Task
-from socft.study.vocabulary import SD_COSTATE_SIZE
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.schemas import SD_COSTATE_SIZE
 
 SEED = 2
 TOP = 0.9
@@ -146,12 +147,14 @@ def forks(settings: Mapping[str, Any], paths: int, continued: int) -> list[Recor
         for part, inside in zip(PARTS, (top, ~top), strict=True):
             setting = {"step": k, "part": part}
             found += [
-                _mean(record, "undecided", undecided[inside], setting),
-                _mean(record, "log_growth", growth[inside], setting),
-                _mean(record, "adjoint", norms[k][inside], setting),
+                _mean(record, Metric.UNDECIDED, undecided[inside], setting),
+                _mean(record, Metric.LOG_GROWTH, growth[inside], setting),
+                _mean(record, Metric.ADJOINT, norms[k][inside], setting),
             ]
         rank: Any = spearmanr(undecided.numpy(), norms[k].numpy())
-        found.append(record("rank_correlation", float(rank.statistic), {"step": k}, seeds=paths))
+        found.append(
+            record(Metric.RANK_CORRELATION, float(rank.statistic), {"step": k}, seeds=paths)
+        )
     return found
 
 
@@ -173,7 +176,10 @@ def guidance(settings: Mapping[str, Any], paths: int, pictures: int) -> list[Rec
     }
     quantiles = [
         record(
-            "adjoint", float(values.quantile(q)), {**setting, "at": at, "quantile": q}, seeds=paths
+            Metric.ADJOINT,
+            float(values.quantile(q)),
+            {**setting, "at": at, "quantile": q},
+            seeds=paths,
         )
         for at, values in measured.items()
         for q in QUANTILES
@@ -198,14 +204,14 @@ def limits(settings: Mapping[str, Any], batches: int) -> list[Record]:
         setting, (agreed, error) = {"limit": limit}, jackknife(agreement, gradients)
         means.append(gradients.mean(0))
         found += [
-            record("agreement", agreed, setting, stderr=error, seeds=batches),
+            record(Metric.AGREEMENT, agreed, setting, stderr=error, seeds=batches),
             record(
-                "fidelity",
+                Metric.FIDELITY,
                 float(torch.cosine_similarity(means[-1], means[0], dim=0)),
                 setting,
                 seeds=batches,
             ),
-            record("limited", limited, setting, seeds=batches),
+            record(Metric.LIMITED, limited, setting, seeds=batches),
         ]
     return found
 
@@ -269,7 +275,7 @@ def _recorder(experiment: Experiment, prompt: Prompt) -> Callable[..., Record]:
     model = experiment.settings.model
     return functools.partial(
         Record,
-        SD_COSTATE_SIZE,
+        SD_COSTATE_SIZE.name,
         prompt.name,
         kind="",
         dtype=model.dtype,

@@ -32,6 +32,7 @@ from sd_experiments.training.process_group import ProcessGroup
 from sd_experiments.training.replay_buffer import ReplayBuffer
 from sd_experiments.training.rounds import RolloutCollector
 from socft.estimators.base import Estimator
+from socft.study.vocabulary.metrics import Metric
 
 Gradients = Float[Tensor, "batches parameters"]
 LIMITS = (None, 10.0, 3.0, 1.0, 0.3, 0.1)
@@ -91,8 +92,8 @@ def compare_estimators(
     first = next(iter(found.values()))
     for name, mine in found.items():
         measured = {
-            "agreement": jackknife(agreement, mine),
-            "alignment": jackknife(alignment, mine, first),
+            Metric.AGREEMENT: jackknife(agreement, mine),
+            Metric.ALIGNMENT: jackknife(alignment, mine, first),
         }
         for metric, (value, error) in measured.items():
             if math.isfinite(value):

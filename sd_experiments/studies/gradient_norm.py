@@ -26,8 +26,10 @@ from sd_experiments.training.build import build, find_device
 from sd_experiments.training.session import make_trainer
 from socft.records import Record
 from socft.study import runner
+from socft.study.comparison import gradient_norm_study
 from socft.study.runner import Study, Task
-from socft.study.vocabulary import gradient_norm_study
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.schemas import SD_GRADIENT_NORM
 
 SEED = 3
 PARTS = (0.0, 0.5, 1.0)
@@ -37,7 +39,8 @@ BATCHES, FEW = 48, 3
 def run(scale: ReproductionScale, quick: bool, out: Path, workers: int = 2) -> list[Record]:
     """Measure into ``<out>/<study>.jsonl``, continuing an interrupted run."""
     study = Study(
-        gradient_norm_study(scale.study), lambda _: tasks(scale, FEW if quick else BATCHES)
+        SD_GRADIENT_NORM.named(gradient_norm_study(scale.study)),
+        lambda _: tasks(scale, FEW if quick else BATCHES),
     )
     with runner.processes(workers) as pool:
         return runner.run(study, quick, out, pool)
@@ -88,9 +91,9 @@ def gradient_norms(study: str, settings: Mapping[str, Any], batches: int) -> lis
         )
         mean, error = jackknife(gradient_agreement.squared_mean, gradients)
         found += [
-            record("mean_gradient_squared", mean, setting, stderr=error),
+            record(Metric.MEAN_GRADIENT_SQUARED, mean, setting, stderr=error),
             record(
-                "gradient_squared",
+                Metric.GRADIENT_SQUARED,
                 float(squares.mean()),
                 setting,
                 stderr=float(squares.std() / batches**0.5),

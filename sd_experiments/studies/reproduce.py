@@ -55,8 +55,10 @@ from socft.estimators.base import CostateEstimator
 from socft.path import rollout
 from socft.policy import Policy, Uncontrolled
 from socft.records import Record, write_atomically
+from socft.study.comparison import DPOK, PI_FT, PRETRAINED, has_fallen, picture_of
 from socft.study.runner import Study, Task, fingerprint, processes, run
-from socft.study.vocabulary import DPOK, PI_FT, PRETRAINED, has_fallen, picture_of
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.schemas import STABLE_DIFFUSION
 
 WORK = Path("build/reproduce")
 REPEATED = (PI_FT, DPOK)
@@ -73,15 +75,21 @@ LABELLED, QUANTILES = 48, (0.5, 0.9, 1.0)
 _WORTHS: dict[str, Mapping[str, Tensor]] = {}
 """Of this process' pictures by pre-trained models, by all that they depend on."""
 CURVES = (
-    "reward",
-    "kl",
-    "gradient_norm",
-    "gradient_noise",
-    "target_norm",
-    "accuracy",
-    "diversity",
-    "seconds",
+    Metric.REWARD,
+    Metric.KL,
+    Metric.GRADIENT_NORM,
+    Metric.GRADIENT_NOISE,
+    Metric.TARGET_NORM,
+    Metric.ACCURACY,
+    Metric.DIVERSITY,
+    Metric.SECONDS,
 )
+
+GAINS: Mapping[str, Metric] = {
+    Metric.REWARD: Metric.REWARD_GAIN,
+    Metric.ACCURACY: Metric.ACCURACY_GAIN,
+}
+"""What a difference from the pre-trained model is called."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +246,7 @@ def reproduce(
     """
     require(trainings >= 1, f"trainings = {trainings}; give at least 1.")
     scale = _quick(scale) if quick else scale
-    study = Study(scale.study, lambda _: tasks(scale, trainings, variants))
+    study = Study(STABLE_DIFFUSION.named(scale.study), lambda _: tasks(scale, trainings, variants))
     with processes(count or scale.workers) as pool:
         records = run(study, quick, out, pool)
     keep_pictures(tasks(scale), out / scale.study)
@@ -410,12 +418,12 @@ def run_task(
         fresh = _rounds(rows)
         return [
             *gains,
-            _mean(record, "kl", found.kl, setting),
+            _mean(record, Metric.KL, found.kl, setting),
             *([_drop(record, fresh, setting)] if fresh else []),
         ]
     kept = found.images[:shown]
     save_image_grid(kept, len(kept), folder / PICTURES)
-    spreads = [record("target", value, {"beta": beta, **where}) for where, value in spread]
+    spreads = [record(Metric.TARGET, value, {"beta": beta, **where}) for where, value in spread]
     results = list(_results(record, experiment, found, beta, rows))
     if method is not None and any(map(has_fallen, results)):
         results += _directions(
@@ -478,8 +486,8 @@ def _results(
     """What the pictures of the finished model are worth, and what the run cost."""
     setting = {"beta": beta}
     samples = {
-        "kl": found.kl,
-        "objective": found.rewards - beta * found.kl,
+        Metric.KL: found.kl,
+        Metric.OBJECTIVE: found.rewards - beta * found.kl,
         **score_images(experiment, experiment.tasks[0], found),
     }
     cost = {
@@ -490,7 +498,7 @@ def _results(
         yield _mean(record, metric, values, setting, **cost)
     spread = diversity(found.images)
     if spread is not None:
-        yield record("diversity", spread, setting, seeds=len(found.rewards))
+        yield record(Metric.DIVERSITY, spread, setting, seeds=len(found.rewards))
     fresh = _rounds(rows)
     if fresh:
         yield _drop(record, fresh, setting)
@@ -516,7 +524,7 @@ def _gains(
     same noise.
     """
     for metric, values in score_images(experiment, experiment.tasks[0], found).items():
-        yield _mean(record, f"{metric}_gain", values - before[metric], setting)
+        yield _mean(record, GAINS[metric], values - before[metric], setting)
 
 
 def _mean(
@@ -577,7 +585,7 @@ def _drop(
     ]
     best = max(starts, key=means.__getitem__)
     return record(
-        "drop",
+        Metric.DROP,
         means[best] - means[-1],
         setting,
         stderr=(errors[best] ** 2 + errors[-1] ** 2) ** 0.5,
@@ -591,7 +599,7 @@ def _growth(
     first, last = (
         max(row["target_norm"] for row in part) for part in (rounds[:WINDOW], rounds[-WINDOW:])
     )
-    return record("target_growth", last / first if first > 0 else math.nan, setting)
+    return record(Metric.TARGET_GROWTH, last / first if first > 0 else math.nan, setting)
 
 
 def _curves(
@@ -602,7 +610,7 @@ def _curves(
         setting = {"beta": beta, "round": row["round"], "step": row["step"], "paths": row["paths"]}
         for metric in CURVES:
             if row.get(metric) is not None:
-                stderr = row["reward_stderr"] if metric == "reward" else None
+                stderr = row["reward_stderr"] if metric == Metric.REWARD else None
                 yield record(metric, row[metric], setting, stderr=stderr)
 
 

@@ -41,6 +41,7 @@ import socft
 from socft.checks import InvalidProblem, require
 from socft.records import Record, decode, encode, environment, write, write_atomically
 from socft.study.progress import Progress
+from socft.study.vocabulary.schemas import StudySchema
 
 REFRESH_SECONDS = 0.5
 _NOT_MEASURING = ("cli.py", "study/progress.py", "report/")
@@ -68,12 +69,18 @@ class Study:
     """A named list of tasks.
 
     Attributes:
-        name: name of the study, of its module in `toy` and of its files.
+        schema: its name, which is that of its module in `toy` and of its files, and the names that
+            its records may hold.
         tasks: ``quick -> tasks``, at the quick or at the full scale.
     """
 
-    name: str
+    schema: StudySchema
     tasks: Callable[[bool], list[Task]]
+
+    @property
+    def name(self) -> str:
+        """Name of the study."""
+        return self.schema.name
 
 
 class StudyFailed(RuntimeError):
@@ -123,11 +130,7 @@ def run(
         left = [task for task in tasks if task.name not in finished]
         failed: list[Outcome] = []
         with Progress(study.name, len(tasks), len(finished)) as progress:
-            for outcome in (
-                _serially(left, progress)
-                if executor is None
-                else _concurrently(left, executor, progress)
-            ):
+            for outcome in _outcomes(study.schema, left, executor, progress):
                 if outcome.error is None:
                     journal.append(outcome.task.name, keys[outcome.task.name], outcome.lines)
                     finished[outcome.task.name] = outcome.lines
@@ -273,6 +276,21 @@ def _outcome(task: Task, result: Callable[[], tuple[tuple[str, ...], float]]) ->
     except Exception as error:
         return Outcome(task, error=error)
     return Outcome(task, lines, seconds)
+
+
+def _outcomes(
+    schema: StudySchema, tasks: Sequence[Task], executor: Executor | None, progress: Progress
+) -> Iterator[Outcome]:
+    """Outcomes as they come; records with names that the schema does not hold are an error."""
+    for outcome in (
+        _serially(tasks, progress) if executor is None else _concurrently(tasks, executor, progress)
+    ):
+        try:
+            schema.check(decode(line) for line in outcome.lines)
+        except InvalidProblem as error:
+            yield dataclasses.replace(outcome, lines=(), error=error)
+        else:
+            yield outcome
 
 
 def _serially(tasks: Sequence[Task], progress: Progress) -> Iterator[Outcome]:

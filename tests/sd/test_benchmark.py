@@ -31,7 +31,7 @@ from socft.records import read
 from socft.report.rows import Rows
 from socft.report.stable_diffusion.tables import benchmark
 from socft.report.typeset import number
-from socft.study.vocabulary import SD_BENCHMARK
+from socft.study.vocabulary.schemas import SD_BENCHMARK
 from toy.measure import Memory
 
 SMALL = RANDOM["small"].settings
@@ -141,7 +141,7 @@ def test_cells_are_recorded_and_failures_named(tmp_path: Path):
     records = run(
         file, "small", False, tmp_path, {name: {} for name in ("adjoint_matching", "ddpo")}, sweep
     )
-    assert read(tmp_path / f"{SD_BENCHMARK}.jsonl") == records
+    assert read(tmp_path / f"{SD_BENCHMARK.name}.jsonl") == records
     refused, *found = records
     assert (refused.metric, refused.estimator) == ("refused", "adjoint_matching")
     assert "is a black box without a gradient" in refused.setting["reason"]
@@ -151,7 +151,7 @@ def test_cells_are_recorded_and_failures_named(tmp_path: Path):
         asked = {"steps": 3, "trajectories": 2, "loss_steps": 3, "estimator": "ddpo"}
         assert asked.items() <= record.setting.items()
         assert (record.study, record.problem, record.estimator, record.device) == (
-            SD_BENCHMARK,
+            SD_BENCHMARK.name,
             "small",
             "ddpo",
             "cpu",

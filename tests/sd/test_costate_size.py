@@ -38,7 +38,7 @@ from socft.problem import ControlProblem
 from socft.records import read
 from socft.report.rows import Rows
 from socft.reward import FunctionReward
-from socft.study.vocabulary import SD_COSTATE_SIZE
+from socft.study.vocabulary.schemas import SD_COSTATE_SIZE
 from toy.problems import benchmark
 
 DIRECTION = torch.tensor([1.0, -2.0], dtype=torch.float64)
@@ -147,7 +147,7 @@ def test_the_study_can_be_repeated(tmp_path: Path):
     small = [run(settings, True, tmp_path / name, workers=1) for name in ("a", "b")]
     values = [[(r.metric, dict(r.setting), r.value) for r in rows] for rows in small]
     assert values[0] == values[1] != []
-    assert [r.value for r in read(tmp_path / "a" / f"{SD_COSTATE_SIZE}.jsonl")] == [
+    assert [r.value for r in read(tmp_path / "a" / f"{SD_COSTATE_SIZE.name}.jsonl")] == [
         r.value for r in small[0]
     ]
     metrics = {

@@ -29,7 +29,7 @@ from socft.records import Record, encode, read
 from socft.report.rows import Rows
 from socft.report.stable_diffusion.report import report
 from socft.report.stable_diffusion.tables import ahead_at_the_best_rate, ahead_in_trainings
-from socft.study.vocabulary import PI_FT, PRETRAINED, picture_of
+from socft.study.comparison import PI_FT, PRETRAINED, picture_of
 from tests.sd.test_train import written
 
 STILL = 1e-30

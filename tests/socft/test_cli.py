@@ -23,7 +23,7 @@ PATIENCE_SECONDS = (
 STUDY = """
 import os
 from socft.checks import InvalidProblem
-from tests.socft.study.test_runner import divide, slow_square, square
+from tests.socft.study.test_runner import SQUARES, divide, slow_square, square
 from socft.study.runner import Study, Task
 
 def refuse(x):
@@ -32,7 +32,7 @@ def refuse(x):
 def tasks(quick):
     return {tasks}
 
-STUDY = Study("made", tasks)
+STUDY = Study(SQUARES.named("made"), tasks)
 """
 SQUARES = """[Task(f"square {i}", square, {"x": float(i)}) for i in range(2 if quick else 3)]"""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from socft.checks import require
+from socft.study.vocabulary.problems import ProblemName
 from toy.problems.base import Benchmark, ValueFunction
 from toy.problems.fine_tuning import FINE_TUNING, FineTuning, fine_tuning
 from toy.problems.linear_quadratic import (
@@ -23,17 +24,17 @@ from toy.problems.reversed_bsde import linear, mixture_control
 from toy.problems.socm import double_well, ou_linear, ou_quadratic_easy, ou_quadratic_hard
 
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
-    "lq-fine-tuning": linear_quadratic_fine_tuning,
-    "lq-sde": linear_quadratic_sde,
-    "mixture": mixture,
-    "oscillator": oscillator,
-    "bsde-linear": linear,
-    "bsde-pendulum": pendulum,
-    "bsde-mixture": mixture_control,
-    "ou-quadratic-easy": ou_quadratic_easy,
-    "ou-quadratic-hard": ou_quadratic_hard,
-    "ou-linear": ou_linear,
-    "double-well": double_well,
+    ProblemName.LQ_FINE_TUNING: linear_quadratic_fine_tuning,
+    ProblemName.LQ_SDE: linear_quadratic_sde,
+    ProblemName.MIXTURE: mixture,
+    ProblemName.OSCILLATOR: oscillator,
+    ProblemName.BSDE_LINEAR: linear,
+    ProblemName.BSDE_PENDULUM: pendulum,
+    ProblemName.BSDE_MIXTURE: mixture_control,
+    ProblemName.OU_QUADRATIC_EASY: ou_quadratic_easy,
+    ProblemName.OU_QUADRATIC_HARD: ou_quadratic_hard,
+    ProblemName.OU_LINEAR: ou_linear,
+    ProblemName.DOUBLE_WELL: double_well,
 }
 
 

@@ -12,6 +12,7 @@ from socft.density import Density, Gaussian, GaussianMixture, score_reference
 from socft.problem import ControlProblem
 from socft.reward import PseudoHuber, Quadratic, Reward, Sine
 from socft.schedule import Schedule
+from socft.study.vocabulary.problems import ProblemName
 from socft.theory import Chain
 
 
@@ -51,7 +52,9 @@ def gaussian_quadratic() -> FineTuning:
         Gaussian(_vector(0.5), _vector(0.5)[:, None]),
         Quadratic(_vector(-1.0)[:, None], _vector(1.5)),
     )
-    return FineTuning("gaussian-quadratic", "N(0.5, 0.5), r = -x^2/2 + 1.5 x", density, reward)
+    return FineTuning(
+        ProblemName.GAUSSIAN_QUADRATIC, "N(0.5, 0.5), r = -x^2/2 + 1.5 x", density, reward
+    )
 
 
 def mixture_huber() -> FineTuning:
@@ -61,7 +64,7 @@ def mixture_huber() -> FineTuning:
     )
     reward = PseudoHuber(delta=1.0, center=1.5, weight=-1.0)
     return FineTuning(
-        "mixture-huber",
+        ProblemName.MIXTURE_HUBER,
         "0.7 N(-1.5, 0.16) + 0.3 N(1.5, 0.16), pseudo-Huber reward at 1.5",
         density,
         reward,
@@ -71,7 +74,7 @@ def mixture_huber() -> FineTuning:
 def gaussian_sine() -> FineTuning:
     """Standard normal data, a reward with many maxima: no concavity anywhere."""
     return FineTuning(
-        "gaussian-sine",
+        ProblemName.GAUSSIAN_SINE,
         "N(0, 1), r = sin 2x",
         Gaussian(_vector(0.0), _vector(1.0)[:, None]),
         Sine(1.0, 2.0),

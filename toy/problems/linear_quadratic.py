@@ -26,6 +26,8 @@ from socft.problem import ControlProblem
 from socft.reward import Quadratic
 from socft.schedule import Schedule, ddpm, linear_levels, subsample
 from socft.sde import EulerMaruyama, Integrator, LinearSDE
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.mixture import TiltedMixture
 from socft.truth.quadratic import QuadraticCost
@@ -67,7 +69,7 @@ def linear_quadratic_fine_tuning(
         return tilted_value(TiltedMixture(density, reward, beta), schedule, _second_moment_rule(d))
 
     return Benchmark(
-        name="lq-fine-tuning",
+        name=ProblemName.LQ_FINE_TUNING,
         description=f"Gaussian data and a concave quadratic reward in {d} dimensions",
         settings={"d": d, "steps": schedule.steps, "beta": beta, "seed": seed},
         problem=problem,
@@ -97,7 +99,7 @@ def linear_quadratic_sde(
         A, eye + 0.3 * normal(d, d, generator=generator) / d**0.5, horizon, initial_factor=0.5 * eye
     )
     return quadratic_cost_benchmark(
-        name="lq-sde",
+        name=ProblemName.LQ_SDE,
         description=f"a random stable linear SDE with quadratic costs in {d} dimensions",
         settings={"d": d, "steps": steps, "horizon": horizon, "beta": beta, "seed": seed},
         sde=sde,
@@ -138,7 +140,7 @@ def oscillator(
     eye = torch.eye(d, dtype=torch.float64)
     Q = eye if d == 2 else random_rotation(d, torch.Generator().manual_seed(seed))
     return quadratic_cost_benchmark(
-        name="oscillator",
+        name=ProblemName.OSCILLATOR,
         description="damped oscillators driven and disturbed in their velocity, quadratic costs",
         settings={
             "d": d,
@@ -154,7 +156,7 @@ def oscillator(
         running=eye,
         terminal=-eye,
         beta=noise**2,
-        published={"mse": OSCILLATOR_PUBLISHED} if d == 2 and damping == 0.1 else {},
+        published={Metric.MSE: OSCILLATOR_PUBLISHED} if d == 2 and damping == 0.1 else {},
     )
 
 

@@ -20,6 +20,7 @@ from socft.density import Density, GaussianMixture, Rotated, score_reference
 from socft.problem import ControlProblem
 from socft.reward import Quadratic, Separable
 from socft.schedule import Schedule, ddpm, linear_levels, subsample
+from socft.study.vocabulary.problems import ProblemName
 from socft.truth.base import Truth
 from socft.truth.grid import tensor_rule
 from socft.truth.mixture import TiltedMixture
@@ -82,7 +83,7 @@ def mixture(
         return _continuous(TiltedMixture(found.density, form, beta), schedule, rotation)
 
     return Benchmark(
-        name="mixture",
+        name=ProblemName.MIXTURE,
         description=(
             f"a Gaussian mixture in {d} dimensions with a {'quadratic' if curvature else 'linear'}"
             " reward"

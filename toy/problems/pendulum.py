@@ -30,6 +30,7 @@ from socft.problem import ControlProblem
 from socft.reference import States
 from socft.reward import FunctionReward, PerSample
 from socft.sde import DriftSDE, EulerMaruyama, Integrator, Strang
+from socft.study.vocabulary.problems import ProblemName
 from socft.truth.bellman import axis_sigma, mean_and_jacobian
 from socft.truth.grid import DEGREE, Grid
 from toy.problems.base import Benchmark, Solvers, ValueFunction
@@ -83,7 +84,7 @@ def pendulum(
         integrator.chain(sde, steps), FunctionReward(lambda x: -swing_cost(x)), 1.0
     )
     return Benchmark(
-        name="bsde-pendulum",
+        name=ProblemName.BSDE_PENDULUM,
         description=(
             "a pendulum kicked in its velocity, cost x_2^2/2 + 1 - cos x_1 at the end, costate"
             " without control"

@@ -33,6 +33,8 @@ from socft.problem import ControlProblem
 from socft.reference import States
 from socft.reward import Quadratic
 from socft.sde import DriftSDE, EulerMaruyama, Integrator, LinearSDE, gramian, propagator
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from socft.truth.grid import tensor_rule
 from socft.truth.mixture import TiltedMixture
 from socft.truth.quadrature import Quadrature
@@ -97,7 +99,7 @@ def linear(
     )
     sde = LinearSDE(A, noise * eye, horizon)
     found = quadratic_cost_benchmark(
-        name="bsde-linear",
+        name=ProblemName.BSDE_LINEAR,
         description=(
             "a damped oscillator with full noise, quadratic terminal cost, costate without control"
         ),
@@ -108,7 +110,7 @@ def linear(
         running=None,
         terminal=-eye,
         beta=1.0,
-        published={"mse": LINEAR_PUBLISHED},
+        published={Metric.MSE: LINEAR_PUBLISHED},
     )
     solvers = dataclasses.replace(
         found.solvers, continuous_uncontrolled=lambda: _linear_continuous(sde, found.times)
@@ -180,7 +182,7 @@ def mixture_control(
         )
 
     return Benchmark(
-        name="bsde-mixture",
+        name=ProblemName.BSDE_MIXTURE,
         description="the reverse diffusion of two modes at +-3, pulled to one of them",
         settings={
             "temp": temp,
@@ -191,7 +193,7 @@ def mixture_control(
         problem=problem,
         sde=sde,
         times=times,
-        published={"cost": MIXTURE_PUBLISHED},
+        published={Metric.COST: MIXTURE_PUBLISHED},
         solvers=Solvers(
             lambda: Quadrature(problem),
             lambda: grid_uncontrolled(problem, Quadrature(problem).grids),

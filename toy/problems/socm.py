@@ -35,6 +35,7 @@ from socft.problem import ControlProblem
 from socft.reference import States
 from socft.reward import FunctionReward, Linear, PerSample, Separable
 from socft.sde import DriftSDE, EulerMaruyama, Integrator, LinearSDE, gramian, propagator
+from socft.study.vocabulary.problems import ProblemName
 from socft.truth.grid import Grid
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
@@ -64,14 +65,14 @@ def ou_quadratic_easy(
     d: int = 20, steps: int = 50, seed: int = 0, integrator: Integrator | None = None
 ) -> Benchmark:
     """Quadratic Ornstein-Uhlenbeck, easy: A = P = 0.2 I, Q = 0.1 I."""
-    return _ou_quadratic("ou-quadratic-easy", 0.2, 0.1, d, steps, seed, integrator)
+    return _ou_quadratic(ProblemName.OU_QUADRATIC_EASY, 0.2, 0.1, d, steps, seed, integrator)
 
 
 def ou_quadratic_hard(
     d: int = 20, steps: int = 50, seed: int = 0, integrator: Integrator | None = None
 ) -> Benchmark:
     """Quadratic Ornstein-Uhlenbeck, hard: A = P = I, Q = 0.5 I."""
-    return _ou_quadratic("ou-quadratic-hard", 1.0, 0.5, d, steps, seed, integrator)
+    return _ou_quadratic(ProblemName.OU_QUADRATIC_HARD, 1.0, 0.5, d, steps, seed, integrator)
 
 
 def _ou_quadratic(
@@ -116,7 +117,7 @@ def ou_linear(
         integrator.times(HORIZON, steps),
     )
     return Benchmark(
-        name="ou-linear",
+        name=ProblemName.OU_LINEAR,
         description=(
             "dX = (A X + sigma u) dt + sigma dW near A = -I, sigma = I, terminal cost sum x_i,"
             " from 0"
@@ -190,7 +191,7 @@ def double_well(
         return _sum([grid_uncontrolled(part(i), _grids(part(i))) for i in range(len(kinds))], which)
 
     return Benchmark(
-        name="double-well",
+        name=ProblemName.DOUBLE_WELL,
         description=(
             f"{d} independent double wells, {deep} of them deep, from the top of the barriers"
         ),

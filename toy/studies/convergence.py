@@ -10,7 +10,7 @@ beta sets, the gap to the exponential tilt, three forms of PI-FT, and accuracy a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ from socft.regression.functions import LinearRegression, NetworkRegression
 from socft.reward import Quadratic
 from socft.schedule import Schedule, ddpm, linear_levels, subsample, variance_preserving
 from socft.study.runner import Study, Task
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from socft.theory import (
     Convergence,
     Iterates,
@@ -57,7 +60,6 @@ from socft.truth.quadrature import Quadrature, choose_grids, flow, measured_beta
 from socft.truth.tilt import tilt_gap
 from toy.problems import FINE_TUNING, FineTuning, fine_tuning
 
-STUDY_NAME = "convergence"
 STEPS = 50
 ITERATE_STEPS = 20
 FLOOR = 1e-11  # errors below are rounding and say nothing about a rate
@@ -96,11 +98,15 @@ def constants_task(problem: str, lam: float) -> list[Record]:
             chain, constant_beta(chain, lam, statement(stretch)).beta, statement(stretch)
         )
         needed = chain.sigma.square() * found.curvature / (1 - lam)
-        columns = {"L0_value": found.L0V[:-1], "L1_value": found.L1V[:-1], "beta_required": needed}
+        columns = {
+            Metric.L0_VALUE: found.L0V[:-1],
+            Metric.L1_VALUE: found.L1V[:-1],
+            Metric.BETA_REQUIRED: needed,
+        }
         records += _curves(problem, {"rule": rule, "lam": lam}, columns)
     choice = measured_beta(case.problem(schedule, 1.0), lam)
     truth = Quadrature(case.problem(schedule, choice.beta))
-    columns = _measured_constants(truth) | {"beta_required": choice.beta / choice.margin}
+    columns = _measured_constants(truth) | {Metric.BETA_REQUIRED: choice.beta / choice.margin}
     return records + _curves(problem, {"rule": "measured", "lam": lam}, columns)
 
 
@@ -116,14 +122,14 @@ def _mean_stretch(case: FineTuning, schedule: Schedule) -> Tensor:
     return torch.stack([torch.linalg.matrix_norm(j, 2).max() for j in jacobians])
 
 
-def _measured_constants(truth: Quadrature) -> dict[str, Tensor]:
+def _measured_constants(truth: Quadrature) -> dict[Metric, Tensor]:
     """Lipschitz constants of the optimal value functions over the region that carries the mass."""
     steepest, curved = [], []
     for k in range(truth.problem.steps):
         value, inside = truth.values[k], truth.region.contains(k, truth.grids[k].nodes)
         steepest.append(value.gradient[inside].abs().max())
         curved.append(value.grid.jacobian(value.gradient)[inside].abs().max())
-    return {"L0_value": torch.stack(steepest), "L1_value": torch.stack(curved)}
+    return {Metric.L0_VALUE: torch.stack(steepest), Metric.L1_VALUE: torch.stack(curved)}
 
 
 def error_task(problem: str, rule: str, lam: float, most: int) -> list[Record]:
@@ -156,17 +162,27 @@ def _error_rows(
 ) -> list[Record]:
     assert found.value_gradient_error is not None
     values = {
-        "control_error": (float(found.control_error.max()), bound and float(bound.whitened.max())),
-        "value_gradient_error": (
+        Metric.CONTROL_ERROR: (
+            float(found.control_error.max()),
+            bound and float(bound.whitened.max()),
+        ),
+        Metric.VALUE_GRADIENT_ERROR: (
             float(found.value_gradient_error.max()),
             bound and float(bound.value_gradient.max()),
         ),
-        "objective_gap": (found.objective_gap, None),
+        Metric.OBJECTIVE_GAP: (found.objective_gap, None),
     }
     seconds = found.iteration.seconds
     return [
         Record(
-            STUDY_NAME, problem, metric, value, setting, "exact PI-FT", bound=limit, seconds=seconds
+            schemas.CONVERGENCE.name,
+            problem,
+            metric,
+            value,
+            setting,
+            "exact PI-FT",
+            bound=limit,
+            seconds=seconds,
         )
         for metric, (value, limit) in values.items()
     ]
@@ -179,13 +195,13 @@ def trade_off_task(problem: str, beta: float) -> list[Record]:
     plain = flow(truth.problem, Uncontrolled(truth.problem.reference), truth.grids)
     nodes = truth.grids[-1].nodes[:, 0]
     values = {
-        "reward": best.reward,
-        "kl": float(best.kl.sum()),
-        "contraction": _exact_rate(truth),
-        "w1": wasserstein1(nodes, nodes, truth.flow.masses[-1], plain.masses[-1]),
+        Metric.REWARD: best.reward,
+        Metric.KL: float(best.kl.sum()),
+        Metric.CONTRACTION: _exact_rate(truth),
+        Metric.W1: wasserstein1(nodes, nodes, truth.flow.masses[-1], plain.masses[-1]),
     }
     return [
-        Record(STUDY_NAME, problem, metric, value, {"beta": beta}, "optimum")
+        Record(schemas.CONVERGENCE.name, problem, metric, value, {"beta": beta}, "optimum")
         for metric, value in values.items()
     ]
 
@@ -196,8 +212,8 @@ def tilt_task(problem: str, schedule: str, steps: int) -> list[Record]:
     gap = tilt_gap(truth)
     setting = {"schedule": schedule, "steps": steps}
     return [
-        Record(STUDY_NAME, problem, "kernel_gap", gap.kernel, setting),
-        Record(STUDY_NAME, problem, "memory_gap", gap.memory, setting),
+        Record(schemas.CONVERGENCE.name, problem, Metric.KERNEL_GAP, gap.kernel, setting),
+        Record(schemas.CONVERGENCE.name, problem, Metric.MEMORY_GAP, gap.memory, setting),
     ]
 
 
@@ -212,12 +228,12 @@ def method_task(problem: str, method: str, scale: int) -> list[Record]:
         found = measure(truth, iteration)
         setting = {"index": iteration.index}
         values = {
-            "objective_gap": found.objective_gap,
-            "control_error": float(found.control_error.max()),
+            Metric.OBJECTIVE_GAP: found.objective_gap,
+            Metric.CONTROL_ERROR: float(found.control_error.max()),
         }
         records += [
             Record(
-                STUDY_NAME,
+                schemas.CONVERGENCE.name,
                 problem,
                 metric,
                 value,
@@ -241,7 +257,13 @@ def truth_error_task(problem: str) -> list[Record]:
     setting = {"dim": 1, "steps": STEPS, "nodes": max(g.shape[0] for g in truth.grids)}
     return [
         Record(
-            STUDY_NAME, problem, "truth_error", truth.error, setting, "quadrature", seconds=seconds
+            schemas.CONVERGENCE.name,
+            problem,
+            Metric.TRUTH_ERROR,
+            truth.error,
+            setting,
+            "quadrature",
+            seconds=seconds,
         )
     ]
 
@@ -258,14 +280,14 @@ def closed_form_task(dim: int, steps: int, inner: int, limit: float) -> list[Rec
     start = time.perf_counter()
     found = backward_induction(problem, truth.grids, inner)
     swept = time.perf_counter() - start
-    setting, name = {"dim": dim, "steps": steps}, "linear-quadratic"
+    setting, name = {"dim": dim, "steps": steps}, ProblemName.LINEAR_QUADRATIC
     error = float(truth.control_error(exact.policy).max())
     inner_error = _between(truth, found, exact.policy)
     return [
         Record(
-            STUDY_NAME,
+            schemas.CONVERGENCE.name,
             name,
-            "closed_form_error",
+            Metric.CLOSED_FORM_ERROR,
             error,
             setting,
             "quadrature",
@@ -273,9 +295,9 @@ def closed_form_task(dim: int, steps: int, inner: int, limit: float) -> list[Rec
             seconds=built,
         ),
         Record(
-            STUDY_NAME,
+            schemas.CONVERGENCE.name,
             name,
-            "inner_error",
+            Metric.INNER_ERROR,
             inner_error,
             setting | {"inner": inner},
             "exact PI-FT",
@@ -301,9 +323,9 @@ def riccati_task(dim: int, steps: int) -> list[Record]:
     setting = {"dim": dim, "steps": steps, "objective": objective}
     return [
         Record(
-            STUDY_NAME,
-            "linear-quadratic",
-            "riccati_seconds",
+            schemas.CONVERGENCE.name,
+            ProblemName.LINEAR_QUADRATIC,
+            Metric.RICCATI_SECONDS,
             seconds,
             setting,
             "Riccati",
@@ -322,9 +344,9 @@ def sweep_task(steps: int, inner: int) -> list[Record]:
     setting = {"steps": steps, "inner": inner}
     return [
         Record(
-            STUDY_NAME,
-            "linear-quadratic",
-            "sweep_seconds",
+            schemas.CONVERGENCE.name,
+            ProblemName.LINEAR_QUADRATIC,
+            Metric.SWEEP_SECONDS,
             seconds,
             setting,
             "exact PI-FT",
@@ -384,7 +406,11 @@ def tasks(quick: bool) -> list[Task]:
         out.append(Task(f"truth {name}", truth_error_task, {"problem": name}))
     scale = 1 if quick else 2
     out += [
-        Task(name, method_task, {"problem": "gaussian-sine", "method": name, "scale": scale})
+        Task(
+            name,
+            method_task,
+            {"problem": ProblemName.GAUSSIAN_SINE, "method": name, "scale": scale},
+        )
         for name in METHODS
     ]
     out.append(
@@ -406,7 +432,7 @@ def tasks(quick: bool) -> list[Task]:
     return out
 
 
-STUDY = Study(STUDY_NAME, tasks)
+STUDY = Study(schemas.CONVERGENCE, tasks)
 
 METHOD_BETA = 2.0
 
@@ -453,9 +479,9 @@ METHOD_KINDS = {
 }
 
 
-def _curves(problem: str, setting: dict, columns: dict[str, Tensor]) -> list[Record]:
+def _curves(problem: str, setting: dict, columns: Mapping[Metric, Tensor]) -> list[Record]:
     return [
-        Record(STUDY_NAME, problem, metric, float(value), setting | {"k": k})
+        Record(schemas.CONVERGENCE.name, problem, metric, float(value), setting | {"k": k})
         for metric, values in columns.items()
         for k, value in enumerate(values)
     ]
@@ -478,9 +504,9 @@ def _rate(problem: str, rule: str, lam: float, errors: list[float], truth: Quadr
     rate = (above[last] / above[first]) ** (1 / (last - first)) if last > first else float("nan")
     setting = {"rule": rule, "lam": lam}
     return Record(
-        STUDY_NAME,
+        schemas.CONVERGENCE.name,
         problem,
-        "rate",
+        Metric.RATE,
         rate,
         setting,
         "exact PI-FT",

@@ -28,7 +28,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,12 @@ from socft.reference import AffineReference, States
 from socft.reward import FunctionReward, Linear, Quadratic, Reward
 from socft.schedule import Schedule, cosine_levels, ddpm
 from socft.study.runner import Study, Task
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from socft.truth.affine_policy import affine_moments
 from socft.truth.linear_quadratic import LinearQuadratic
 
-STUDY_NAME = "guidance"
 DIM, LATENT = 64, 16
 NOISE = 0.1  # s of the published simulations
 OFF_SUPPORT = 9.0  # |theta_perp| / |theta_par| of f1
@@ -99,13 +101,13 @@ class PublishedRun:
 
 
 RUNS = {
-    ("f1 off", "G", 1): PublishedRun(0.9, 1000),
-    ("f1 off", "G_loss", 1): PublishedRun(0.2, 1000),
-    ("f1 off", "G", 2): PublishedRun(0.9, 1200, 40),
-    ("f1 off", "G_loss", 2): PublishedRun(0.2, 1200, 60),
-    ("f1 on", "G_loss", 1): PublishedRun(0.05, 1000),
-    ("f2 ones", "G_loss", 1): PublishedRun(1.0, 50),
-    ("f2 random", "G_loss", 1): PublishedRun(1.0, 50),
+    (ProblemName.F1_OFF, "G", 1): PublishedRun(0.9, 1000),
+    (ProblemName.F1_OFF, "G_loss", 1): PublishedRun(0.2, 1000),
+    (ProblemName.F1_OFF, "G", 2): PublishedRun(0.9, 1200, 40),
+    (ProblemName.F1_OFF, "G_loss", 2): PublishedRun(0.2, 1200, 60),
+    (ProblemName.F1_ON, "G_loss", 1): PublishedRun(0.05, 1000),
+    (ProblemName.F2_ONES, "G_loss", 1): PublishedRun(1.0, 50),
+    (ProblemName.F2_RANDOM, "G_loss", 1): PublishedRun(1.0, 50),
 }
 """The published settings by objective, guidance and algorithm."""
 
@@ -119,7 +121,14 @@ def charged(measure: Callable[..., list[Record]]) -> Callable[..., list[Record]]
         records = measure(**arguments)
         spent = time.process_time() - start
         first = records[0]
-        cost = Record(STUDY_NAME, first.problem, "task_seconds", spent, arguments, first.estimator)
+        cost = Record(
+            schemas.GUIDANCE.name,
+            first.problem,
+            Metric.TASK_SECONDS,
+            spent,
+            arguments,
+            first.estimator,
+        )
         return [*records, cost]
 
     return task
@@ -159,10 +168,10 @@ def subspace() -> Subspace:
     across = direction - along
     theta = OFF_SUPPORT * across / across.norm() + along / along.norm()
     objectives: dict[str, Reward] = {
-        "f1 off": parabola(theta / theta.norm()),
-        "f1 on": parabola(on / on.norm()),
-        "f2 ones": cone(torch.full((DIM,), 4.0, dtype=torch.float64)),
-        "f2 random": cone(4 + 3 * normal(DIM)),
+        ProblemName.F1_OFF: parabola(theta / theta.norm()),
+        ProblemName.F1_ON: parabola(on / on.norm()),
+        ProblemName.F2_ONES: cone(torch.full((DIM,), 4.0, dtype=torch.float64)),
+        ProblemName.F2_RANDOM: cone(4 + 3 * normal(DIM)),
     }
     projection = A @ A.mT
     return Subspace(
@@ -216,7 +225,7 @@ def rounds_task(
         torch.Generator().manual_seed(1),
     )
     setting = {"algorithm": algorithm, "score": "exact", "delta": delta}
-    return round_rows(made, STUDY_NAME, objective, guidance, rounds, setting)
+    return round_rows(made, schemas.GUIDANCE.name, objective, guidance, rounds, setting)
 
 
 def round_rows(
@@ -239,10 +248,10 @@ def round_rows(
         if each.index not in marks:
             continue
         values = {
-            "reward": float(reward(each.samples).mean()),
-            "off_support": float(data.off(each.samples).mean()),
-            "kl": float(each.kl.mean()),
-            "value_at_mean": float(reward(each.samples.mean(0, keepdim=True))),
+            Metric.REWARD: float(reward(each.samples).mean()),
+            Metric.OFF_SUPPORT: float(data.off(each.samples).mean()),
+            Metric.KL: float(each.kl.mean()),
+            Metric.VALUE_AT_MEAN: float(reward(each.samples.mean(0, keepdim=True))),
         }
         spread = float(reward(each.samples).std()) / len(each.samples) ** 0.5
         spent, where = time.perf_counter() - start, setting | {"round": each.index}
@@ -255,7 +264,7 @@ def round_rows(
                 where,
                 guidance,
                 seconds=spent,
-                stderr=spread if m == "reward" else None,
+                stderr=spread if m == Metric.REWARD else None,
             )
             for m, v in values.items()
         ]
@@ -282,9 +291,9 @@ def regularised_task(objective: str, delta: float) -> list[Record]:
         return float(reward((data.A @ torch.from_numpy(found.x))[None]))
 
     setting = {"delta": delta}
-    names = {"regularised_value": NOISE**2 / delta, "maximum": 0.0}
+    names = {Metric.REGULARISED_VALUE: NOISE**2 / delta, Metric.MAXIMUM: 0.0}
     return [
-        Record(STUDY_NAME, objective, metric, best(weight), setting, "G_loss")
+        Record(schemas.GUIDANCE.name, objective, metric, best(weight), setting, "G_loss")
         for metric, weight in names.items()
     ]
 
@@ -309,14 +318,17 @@ class Moved:
     rest: int
 
 
-VARIANCES = {"isotropic": (1.0, 1.0), "anisotropic": (0.05, 2.0)}
+VARIANCES: Mapping[str, tuple[float, float]] = {
+    ProblemName.ISOTROPIC: (1.0, 1.0),
+    ProblemName.ANISOTROPIC: (0.05, 2.0),
+}
 
 
 @functools.cache
 def moved(spread: str) -> Moved:
     """f1 with the off-support direction; the latent variances run between the two of `VARIANCES`."""
     data = subspace()
-    form = data.objectives["f1 off"]
+    form = data.objectives[ProblemName.F1_OFF]
     assert isinstance(form, Quadratic)
     theta = form.linear / 6
     along = data.A.mT @ theta
@@ -430,6 +442,14 @@ KNOBS = dict.fromkeys(("G", "G_loss, published", "G_loss, exact"), (0.02, 100.0)
     "optimal control": (0.003, 30.0),
 }
 
+FRONTIER: Mapping[str, Metric] = {
+    "reward": Metric.FRONTIER_REWARD,
+    "kl": Metric.FRONTIER_KL,
+    "distance": Metric.FRONTIER_DISTANCE,
+    "off_sphere": Metric.FRONTIER_OFF_SPHERE,
+}
+"""What is recorded along a knob."""
+
 
 @charged
 def frontier_task(spread: str, method: str, points: int, steps: int) -> list[Record]:
@@ -438,7 +458,7 @@ def frontier_task(spread: str, method: str, points: int, steps: int) -> list[Rec
     for knob in np.geomspace(*KNOBS[method], points).tolist():
         found = frontier.outcome(method, knob)
         records += [
-            Record(STUDY_NAME, spread, f"frontier_{metric}", value, {"knob": knob}, method)
+            Record(schemas.GUIDANCE.name, spread, FRONTIER[metric], value, {"knob": knob}, method)
             for metric, value in dataclasses.asdict(found).items()
         ]
     return records
@@ -453,11 +473,11 @@ def equal_reward_task(
     for reward in rewards:
         found = frontier.reach(method, reward)
         values = {
-            "kl": found.kl if found else math.nan,
-            "distance": found.distance if found else math.nan,
+            Metric.EQUAL_KL: found.kl if found else math.nan,
+            Metric.EQUAL_DISTANCE: found.distance if found else math.nan,
         }
         records += [
-            Record(STUDY_NAME, spread, f"equal_{metric}", value, {"reward": reward}, method)
+            Record(schemas.GUIDANCE.name, spread, metric, value, {"reward": reward}, method)
             for metric, value in values.items()
         ]
     return records
@@ -497,7 +517,7 @@ def sphere_task(guidance: str, deltas: Sequence[float], rounds: int, steps: int)
         for i, value in enumerate(deltas):
             mine, where = slice(i * batch, (i + 1) * batch), {"delta": value, "round": each.index}
             records += [
-                Record(STUDY_NAME, "sphere", metric, found, where, guidance)
+                Record(schemas.GUIDANCE.name, ProblemName.SPHERE, metric, found, where, guidance)
                 for metric, found in _sphere_values(each.samples[mine], each.kl[mine]).items()
             ]
     return records
@@ -524,7 +544,14 @@ def sphere_frontier_task(
             )
         made = passes.simulate(policy, noise)
         records += [
-            Record(STUDY_NAME, "sphere", f"frontier_{metric}", value, {"knob": knob}, method)
+            Record(
+                schemas.GUIDANCE.name,
+                ProblemName.SPHERE,
+                FRONTIER[metric],
+                value,
+                {"knob": knob},
+                method,
+            )
             for metric, value in _sphere_values(made.samples, made.kl).items()
         ]
     return records
@@ -532,9 +559,9 @@ def sphere_frontier_task(
 
 def _sphere_values(x: States, kl: Tensor) -> dict[str, float]:
     return {
-        "reward": float((x @ pole()).mean()),
-        "off_sphere": float((x.norm(dim=1) - 1).abs().mean()),
-        "kl": float(kl.mean()),
+        Metric.REWARD: float((x @ pole()).mean()),
+        Metric.OFF_SPHERE: float((x.norm(dim=1) - 1).abs().mean()),
+        Metric.KL: float(kl.mean()),
     }
 
 
@@ -614,4 +641,4 @@ SPHERE_KNOBS = {
     "optimal control": [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0],
 }
 
-STUDY = Study(STUDY_NAME, tasks)
+STUDY = Study(schemas.GUIDANCE, tasks)

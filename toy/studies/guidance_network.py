@@ -21,10 +21,12 @@ from socft.records import Record
 from socft.reference import ScoreReference
 from socft.schedule import Schedule
 from socft.study.runner import Study, Task
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from toy.studies.guidance import BATCH, DIM, GUIDES, RUNS, Subspace, chain, round_rows, subspace
 
-STUDY_NAME = "guidance_network"
-OBJECTIVE = "f1 off"
+OBJECTIVE = ProblemName.F1_OFF
 RATE = 1e-4  # of Algorithm 2's Adam
 
 
@@ -60,7 +62,7 @@ def _network_run(
         reference, schedule, denoiser, reward, BATCH, rounds, torch.Generator().manual_seed(1)
     )
     setting = {"algorithm": algorithm, "score": "network", "delta": delta}
-    return round_rows(made, STUDY_NAME, OBJECTIVE, guidance, rounds, setting)
+    return round_rows(made, schemas.GUIDANCE_NETWORK.name, OBJECTIVE, guidance, rounds, setting)
 
 
 def _score_error(
@@ -79,9 +81,9 @@ def _score_error(
             difference = network(k, x) - data.law.noised_score(level, x)
         errors.append((1 - level) * float(difference.square().mean()))
     return Record(
-        STUDY_NAME,
-        "subspace",
-        "score_error",
+        schemas.GUIDANCE_NETWORK.name,
+        ProblemName.SUBSPACE,
+        Metric.SCORE_ERROR,
         float(np.mean(errors)),
         {"train": train},
         "network",
@@ -99,4 +101,4 @@ def tasks(quick: bool) -> list[Task]:
     return [Task("network", network_task, sizes | {"steps": 25 if quick else 200})]
 
 
-STUDY = Study(STUDY_NAME, tasks)
+STUDY = Study(schemas.GUIDANCE_NETWORK, tasks)

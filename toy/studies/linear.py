@@ -31,6 +31,9 @@ from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
 from socft.sde import EulerMaruyama, Exponential, Integrator
 from socft.study.runner import Study, Task
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from toy.pipelines import (
     Learner,
     Pipeline,
@@ -47,7 +50,6 @@ from toy.pipelines import (
 )
 from toy.problems import Benchmark, benchmark
 
-STUDY_NAME = "linear"
 NOISES = (0.5, 1.0, 2.0, 5.0)
 PATHS = 2000
 SAMPLES = (50, 100, 500, 2000, 5000, 10000)
@@ -173,10 +175,10 @@ def pipeline_task(
     }
     errors, mean_seconds = torch.tensor(rows, dtype=torch.float64), sum(seconds) / seeds
 
-    def record(metric: str, values: Tensor, **more: Any) -> Record:
+    def record(metric: Metric, values: Tensor, **more: Any) -> Record:
         return Record(
-            STUDY_NAME,
-            "bsde-linear",
+            schemas.LINEAR.name,
+            ProblemName.BSDE_LINEAR,
             metric,
             float(values.mean()),
             setting,
@@ -190,8 +192,8 @@ def pipeline_task(
         )
 
     return [
-        record("mse", errors[:, 0], published=_published(found, pipeline, setting)),
-        record("chain_mse", errors[:, 1]),
+        record(Metric.MSE, errors[:, 0], published=_published(found, pipeline, setting)),
+        record(Metric.CHAIN_MSE, errors[:, 1]),
     ]
 
 
@@ -200,14 +202,16 @@ def kernel_gap_task(integrator: str) -> list[Record]:
     found, points = _problem(1.0, integrator), _points()
     gap = found.uncontrolled.gradient(0, points) - found.continuous_uncontrolled.gradient(0, points)
     published = (
-        found.published["mse"]["discrete_adjoint_floor"] if integrator == "Euler-Maruyama" else None
+        found.published[Metric.MSE]["discrete_adjoint_floor"]
+        if integrator == "Euler-Maruyama"
+        else None
     )
     setting = {"integrator": integrator}
     return [
         Record(
-            STUDY_NAME,
-            "bsde-linear",
-            "kernel_gap",
+            schemas.LINEAR.name,
+            ProblemName.BSDE_LINEAR,
+            Metric.KERNEL_GAP,
             float(gap.square().sum(1).mean()),
             setting,
             published=published,
@@ -216,7 +220,7 @@ def kernel_gap_task(integrator: str) -> list[Record]:
 
 
 def _problem(noise: float, integrator: str) -> Benchmark:
-    return benchmark("bsde-linear", noise=noise, integrator=INTEGRATORS[integrator])
+    return benchmark(ProblemName.BSDE_LINEAR, noise=noise, integrator=INTEGRATORS[integrator])
 
 
 def _points() -> Tensor:
@@ -234,7 +238,7 @@ def _published(found: Benchmark, pipeline: str, setting: Mapping[str, Any]) -> f
     """The published mean-square error at the same noise; pipelines of the published length run with
     the published N alone.
     """
-    name, table = PUBLISHED.get(pipeline), found.published["mse"]
+    name, table = PUBLISHED.get(pipeline), found.published[Metric.MSE]
     if name is None or setting["integrator"] != "Euler-Maruyama":
         return None
     return table[name][table["eps"].index(setting["noise"])]
@@ -266,4 +270,4 @@ def tasks(quick: bool) -> list[Task]:
     return found
 
 
-STUDY = Study(STUDY_NAME, tasks)
+STUDY = Study(schemas.LINEAR, tasks)

@@ -83,13 +83,15 @@ from socft.sde import (
     propagator,
 )
 from socft.study.runner import Study, Task
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from socft.truth.affine_policy import evaluate_affine
 from socft.truth.quadratic import QuadraticValue, affine_of, running_of
 from toy.pipelines import PULLED, REVERSED, ROLLOUT
 from toy.problems import Benchmark, benchmark
 from toy.problems.linear_quadratic import quadratic_cost_benchmark, whole_steps
 
-STUDY_NAME = "lq_sweeps"
 PATHS = 2000
 SEEDS, QUICK_SEEDS = 2, 1
 ROUNDS = 60
@@ -170,7 +172,9 @@ def case(settings: str, integrator: str, everywhere: bool) -> Case:
     """The oscillator of settings in JSON; with noise I in place of that of the control's channel
     where ``everywhere``.
     """
-    found = benchmark("oscillator", integrator=INTEGRATORS[integrator], **json.loads(settings))
+    found = benchmark(
+        ProblemName.OSCILLATOR, integrator=INTEGRATORS[integrator], **json.loads(settings)
+    )
     steps, (n,) = found.problem.steps, found.problem.reference.dims
     continuous = Affine.of(functools.partial(_at, found.continuous.gradient), steps, n)
     chain = Affine.of(found.truth.value_gradient, steps, n)
@@ -386,7 +390,7 @@ def learn(
     return Learnt(None if change > UNSETTLED * size else found, rounds, note)
 
 
-def distances(where: Case, found: Affine) -> dict[str, float]:
+def distances(where: Case, found: Affine) -> dict[Metric, float]:
     """``mse`` and its parts at time 0, and over time."""
     apart, sampling, gap = (
         found - where.continuous,
@@ -395,16 +399,23 @@ def distances(where: Case, found: Affine) -> dict[str, float]:
     )
     squared = apart.inner(apart)
     return {
-        "mse": float(squared[0]),
-        "chain_mse": float(sampling.inner(sampling)[0]),
-        "kernel_gap": float(gap.inner(gap)[0]),
-        "cross": 2 * float(sampling.inner(gap)[0]),
-        "mse_over_time": float(squared.mean()),
-        "mse_max": float(squared.max()),
+        Metric.MSE: float(squared[0]),
+        Metric.CHAIN_MSE: float(sampling.inner(sampling)[0]),
+        Metric.KERNEL_GAP: float(gap.inner(gap)[0]),
+        Metric.CROSS: 2 * float(sampling.inner(gap)[0]),
+        Metric.MSE_OVER_TIME: float(squared.mean()),
+        Metric.MSE_MAX: float(squared.max()),
     }
 
 
-METRICS = ("mse", "chain_mse", "kernel_gap", "cross", "mse_over_time", "mse_max")
+METRICS = (
+    Metric.MSE,
+    Metric.CHAIN_MSE,
+    Metric.KERNEL_GAP,
+    Metric.CROSS,
+    Metric.MSE_OVER_TIME,
+    Metric.MSE_MAX,
+)
 
 
 def sweep_task(
@@ -429,7 +440,7 @@ def sweep_task(
         dict.fromkeys(METRICS, math.nan) if each.costate is None else distances(where, each.costate)
         for each in found
     ]
-    full = benchmark("oscillator", **settings)
+    full = benchmark(ProblemName.OSCILLATOR, **settings)
     setting = {
         **full.settings,
         "axis": axis,
@@ -450,13 +461,13 @@ def sweep_task(
         values = torch.tensor([row[metric] for row in rows], dtype=torch.float64)
         known = (
             published(full, chosen, axis, policy)
-            if metric == "mse" and integrator == "Euler-Maruyama"
+            if metric == Metric.MSE and integrator == "Euler-Maruyama"
             else None
         )
         records.append(
             Record(
-                STUDY_NAME,
-                "oscillator",
+                schemas.LQ_SWEEPS.name,
+                ProblemName.OSCILLATOR,
                 metric,
                 float(values.mean()),
                 setting,
@@ -476,7 +487,7 @@ def published(found: Benchmark, scheme: Scheme, axis: str, policy: str) -> float
     """The published mean-square error at a step size, for the published policy on the published
     oscillator.
     """
-    table = found.published.get("mse")
+    table = found.published.get(Metric.MSE)
     dt, elsewhere = (
         found.settings["dt"],
         found.settings["horizon"] != PUBLISHED_HORIZON or axis not in ("dt", "limit"),
@@ -600,14 +611,19 @@ LIMIT_NAMES = {
     "forward, published index": "least-squares costate",
     "time-reversed costate": "time-reversed costate",
 }
-LIMIT_METRICS = ("mse", "mse_over_time", "mse_max")
+LIMIT_METRICS = {
+    Metric.MSE: Metric.LIMIT_MSE,
+    Metric.MSE_OVER_TIME: Metric.LIMIT_MSE_OVER_TIME,
+    Metric.MSE_MAX: Metric.LIMIT_MSE_MAX,
+}
+"""An error, and what it is called for infinitely many paths."""
 
 
 def limit_task(settings: Mapping[str, Any]) -> list[Record]:
     """Errors of every scheme for infinitely many paths, with the published index."""
     where, found = (
         case(json.dumps(settings), "Euler-Maruyama", True),
-        benchmark("oscillator", **settings),
+        benchmark(ProblemName.OSCILLATOR, **settings),
     )
     setting = {
         **found.settings,
@@ -626,9 +642,9 @@ def limit_task(settings: Mapping[str, Any]) -> list[Record]:
     factor = reversed_costate.offset_factor
     records = [
         Record(
-            STUDY_NAME,
-            "oscillator",
-            "limit_offset_factor",
+            schemas.LQ_SWEEPS.name,
+            ProblemName.OSCILLATOR,
+            Metric.LIMIT_OFFSET_FACTOR,
             factor,
             setting,
             "time-reversed costate",
@@ -637,17 +653,17 @@ def limit_task(settings: Mapping[str, Any]) -> list[Record]:
     for name, limit in limits.items():
         row = dict.fromkeys(LIMIT_METRICS, math.nan) if limit is None else distances(where, limit)
         scheme = SCHEMES.get(LIMIT_NAMES.get(name, ""))
-        for metric in LIMIT_METRICS:
+        for metric, limited in LIMIT_METRICS.items():
             known = (
                 published(found, scheme, "limit", "published")
-                if scheme is not None and metric == "mse"
+                if scheme is not None and metric == Metric.MSE
                 else None
             )
             records.append(
                 Record(
-                    STUDY_NAME,
-                    "oscillator",
-                    f"limit_{metric}",
+                    schemas.LQ_SWEEPS.name,
+                    ProblemName.OSCILLATOR,
+                    limited,
                     row[metric],
                     setting,
                     name,
@@ -663,7 +679,7 @@ def _at(gradient: Callable[[int, Tensor], Tensor], k: Step, x: Tensor) -> Tensor
 
 def integrator_task(dt: float) -> list[Record]:
     """What every integrator makes of the oscillator at a step size, in closed form."""
-    sde, records = benchmark("oscillator", dt=dt).sde, []
+    sde, records = benchmark(ProblemName.OSCILLATOR, dt=dt).sde, []
     assert isinstance(sde, LinearSDE)
     eye = torch.eye(len(sde.A), dtype=torch.float64)
     decay = propagator(sde.A, sde.horizon)
@@ -674,7 +690,7 @@ def integrator_task(dt: float) -> list[Record]:
     for name, integrator in INTEGRATORS.items():
         for running in (eye, None):
             found = quadratic_cost_benchmark(
-                name="oscillator",
+                name=ProblemName.OSCILLATOR,
                 description="",
                 settings={"dt": dt, "horizon": sde.horizon, "running_cost": running is not None},
                 sde=sde,
@@ -691,15 +707,19 @@ def integrator_task(dt: float) -> list[Record]:
             setting = {**found.settings, "axis": "integrator", "integrator": name}
             records.append(
                 Record(
-                    STUDY_NAME, "oscillator", "integrator_mse", float(gap.inner(gap)[0]), setting
+                    schemas.LQ_SWEEPS.name,
+                    ProblemName.OSCILLATOR,
+                    Metric.INTEGRATOR_MSE,
+                    float(gap.inner(gap)[0]),
+                    setting,
                 )
             )
         uncontrolled = evaluate_affine(found.problem, AffinePolicy.zeros(found.problem.reference))
         records.append(
             Record(
-                STUDY_NAME,
-                "oscillator",
-                "weak_error",
+                schemas.LQ_SWEEPS.name,
+                ProblemName.OSCILLATOR,
+                Metric.WEAK_ERROR,
                 abs(uncontrolled.reward / reward - 1),
                 setting,
             )
@@ -797,4 +817,4 @@ def _about(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value:g}" for key, value in settings.items())
 
 
-STUDY = Study(STUDY_NAME, tasks)
+STUDY = Study(schemas.LQ_SWEEPS, tasks)

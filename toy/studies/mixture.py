@@ -70,12 +70,14 @@ from socft.reference import States
 from socft.regression.features import RadialBasis
 from socft.regression.functions import Field, LinearRegression, Regression
 from socft.study.runner import Study, Task
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from socft.truth.quadrature import Flow, Quadrature, flow
 from toy.pipelines import Fitted
 from toy.problems import benchmark
 from toy.problems.reversed_bsde import MIXTURE_PUBLISHED, Start, best_start
 
-STUDY_NAME = "mixture"
 TEMPS = MIXTURE_PUBLISHED["temp"]
 CENTRES, WIDTH = torch.linspace(-7, 7, 29, dtype=torch.float64)[:, None], 0.5
 RIDGE, STIFF_RIDGE = 1e-8, 1e-4
@@ -161,7 +163,7 @@ class Judge:
             flow(problem_at(temp, Law(start.mean, start.deviation)), truth.policy, truth.grids),
         )
 
-    def measure(self, policy: Policy, law: Law) -> dict[str, float]:
+    def measure(self, policy: Policy, law: Law) -> dict[Metric, float]:
         """Every metric, in the order of records.
 
         Costs are infinite where a tenth of the mass leaves the grids.
@@ -178,18 +180,20 @@ class Judge:
         cost = price - reached.expect(problem.steps, problem.reward(last)) + law.kl
         cost, nodes = cost if reached.lost < 0.1 else math.inf, last[:, 0]
         return {
-            "cost": cost,
-            "regret": cost / self.start.gaussian_cost - 1,
-            "w1": (
+            Metric.COST: cost,
+            Metric.REGRET: cost / self.start.gaussian_cost - 1,
+            Metric.W1: (
                 wasserstein1(nodes, nodes, reached.masses[-1], self.optimal.masses[-1])
                 if cost < math.inf
                 else math.inf
             ),
-            "control_l2": sum(self.optimal.expect(k, each) for k, each in enumerate(wrong)),
+            Metric.CONTROL_L2: sum(self.optimal.expect(k, each) for k, each in enumerate(wrong)),
         }
 
 
-DIVERGED: dict[str, float] = dict.fromkeys(["cost", "regret", "w1", "control_l2"], math.inf)
+DIVERGED: dict[Metric, float] = dict.fromkeys(
+    [Metric.COST, Metric.REGRET, Metric.W1, Metric.CONTROL_L2], math.inf
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +218,7 @@ class Learnt:
 def problem_at(temp: float, law: Law) -> ControlProblem:
     """The chain started at a law."""
     return benchmark(
-        "bsde-mixture", temp=temp, start_mean=law.mean, start_deviation=law.deviation
+        ProblemName.BSDE_MIXTURE, temp=temp, start_mean=law.mean, start_deviation=law.deviation
     ).problem
 
 
@@ -519,7 +523,7 @@ def contender_task(contender: str, temps: Sequence[float], seeds: int) -> list[R
     left the region of the fit.
     """
     chosen = CONTENDERS[contender]
-    rows: dict[float, list[dict[str, float]]] = {temp: [] for temp in temps}
+    rows: dict[float, list[dict[Metric, float]]] = {temp: [] for temp in temps}
     seconds, evaluations = dict.fromkeys(temps, 0.0), dict.fromkeys(temps, 0)
     for seed in range(seeds):
         learnt = None
@@ -556,7 +560,7 @@ def contender_task(contender: str, temps: Sequence[float], seeds: int) -> list[R
 def _record(
     chosen: Contender,
     temp: float,
-    metric: str,
+    metric: Metric,
     values: Sequence[float],
     seconds: float,
     evaluations: int,
@@ -569,7 +573,7 @@ def _record(
     }
     found, column = (
         torch.tensor(values, dtype=torch.float64),
-        {"cost": "{}", "w1": "wasserstein1_{}"}.get(metric),
+        {Metric.COST: "{}", Metric.W1: "wasserstein1_{}"}.get(metric),
     )
     published = None
     if chosen.published and column:
@@ -580,8 +584,8 @@ def _record(
         else None
     )
     return Record(
-        STUDY_NAME,
-        "bsde-mixture",
+        schemas.MIXTURE.name,
+        ProblemName.BSDE_MIXTURE,
         metric,
         float(found.mean()),
         setting,
@@ -592,7 +596,7 @@ def _record(
         seconds=seconds,
         evaluations=evaluations,
         published=published,
-        optimum=_judge(temp).start.gaussian_cost if metric == "cost" else 0.0,
+        optimum=_judge(temp).start.gaussian_cost if metric == Metric.COST else 0.0,
     )
 
 
@@ -601,20 +605,20 @@ def truth_task(temp: float) -> list[Record]:
     continuous time.
     """
     judge = _judge(temp)
-    found = benchmark("bsde-mixture", temp=temp)
+    found = benchmark(ProblemName.BSDE_MIXTURE, temp=temp)
     limit = best_start(lambda x: found.continuous.value(0, x.reshape(-1, 1))).gaussian_cost
     index = TEMPS.index(temp)
     return [
-        _exact(temp, "optimum", judge.start.gaussian_cost),
-        _exact(temp, "unrestricted_optimum", judge.start.unrestricted_cost),
+        _exact(temp, Metric.OPTIMUM, judge.start.gaussian_cost),
+        _exact(temp, Metric.UNRESTRICTED_OPTIMUM, judge.start.unrestricted_cost),
         _exact(
             temp,
-            "continuous_optimum",
+            Metric.CONTINUOUS_OPTIMUM,
             limit,
             published=MIXTURE_PUBLISHED["gaussian_initial_law"][index],
         ),
-        _exact(temp, "start_mean", judge.start.mean),
-        _exact(temp, "start_deviation", judge.start.deviation),
+        _exact(temp, Metric.START_MEAN, judge.start.mean),
+        _exact(temp, Metric.START_DEVIATION, judge.start.deviation),
     ]
 
 
@@ -652,8 +656,17 @@ def _judge(temp: float) -> Judge:
     return Judge.at(temp)
 
 
-def _exact(temp: float, metric: str, value: float, name: str = "", **more) -> Record:
-    return Record(STUDY_NAME, "bsde-mixture", metric, value, {"temp": temp}, name, "exact", **more)
+def _exact(temp: float, metric: Metric, value: float, name: str = "", **more) -> Record:
+    return Record(
+        schemas.MIXTURE.name,
+        ProblemName.BSDE_MIXTURE,
+        metric,
+        value,
+        {"temp": temp},
+        name,
+        "exact",
+        **more,
+    )
 
 
 def _start_noise(seed: int) -> Tensor:
@@ -689,4 +702,4 @@ def tasks(quick: bool) -> list[Task]:
     return found
 
 
-STUDY = Study(STUDY_NAME, tasks)
+STUDY = Study(schemas.MIXTURE, tasks)

@@ -47,6 +47,9 @@ from socft.reference import States
 from socft.regression.features import Features, Polynomial
 from socft.regression.functions import LinearRegression
 from socft.study.runner import Study, Task
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from toy.pipelines import (
     Learner,
     Pipeline,
@@ -62,7 +65,6 @@ from toy.problems import Benchmark, benchmark
 from toy.problems.base import ValueFunction
 from toy.problems.pendulum import PUBLISHED, lowest, swing_cost
 
-STUDY_NAME = "pendulum"
 PATHS, QUICK_PATHS = 10_000, 2500
 STATES = 10_000
 DESCENT_STEPS, DESCENT_RATE = 200, 0.1
@@ -246,15 +248,15 @@ def pipeline_task(
     values, optimum = torch.tensor(rows, dtype=torch.float64), lowest(found.uncontrolled).cost
     published = PUBLISHED[chosen.published] if chosen.published else None
     extras = {
-        "cost": {"optimum": optimum, "published": published},
-        "cost_simulated": {"optimum": optimum},
-        "mse": {},
-        "mse_descent": {},
+        Metric.COST: {"optimum": optimum, "published": published},
+        Metric.COST_SIMULATED: {"optimum": optimum},
+        Metric.MSE: {},
+        Metric.MSE_DESCENT: {},
     }
     return [
         Record(
-            STUDY_NAME,
-            "bsde-pendulum",
+            schemas.PENDULUM.name,
+            ProblemName.BSDE_PENDULUM,
             metric,
             float(column.mean()),
             setting,
@@ -278,11 +280,11 @@ def truth_task(states: int, nodes: list[int]) -> list[Record]:
     value, first = found.uncontrolled, _states(states)
     optimum = lowest(value).cost
     ends = {"start": first, "exact costate": descend(value.gradient, first).end}
-    records = [_exact("minimum", optimum, published=PUBLISHED["heat_map_minimum"])]
+    records = [_exact(Metric.MINIMUM, optimum, published=PUBLISHED["heat_map_minimum"])]
     for name, where in ends.items():
         published = PUBLISHED["start"] if name == "start" else None
         records.append(
-            _exact("cost", _cost(value, where), name, optimum=optimum, published=published)
+            _exact(Metric.COST, _cost(value, where), name, optimum=optimum, published=published)
         )
     return records
 
@@ -294,8 +296,10 @@ def kernel_gap_task(nodes: list[int]) -> list[Record]:
     found, points = _problem(tuple(nodes)), _states(STATES)
     chain, limit = found.uncontrolled, found.continuous_uncontrolled
     return [
-        _exact("kernel_gap", _distance(chain.gradient, points, limit)),
-        _exact("continuous_minimum", lowest(limit).cost, published=PUBLISHED["heat_map_minimum"]),
+        _exact(Metric.KERNEL_GAP, _distance(chain.gradient, points, limit)),
+        _exact(
+            Metric.CONTINUOUS_MINIMUM, lowest(limit).cost, published=PUBLISHED["heat_map_minimum"]
+        ),
     ]
 
 
@@ -306,7 +310,7 @@ def approximation_task(paths: int, nodes: list[int]) -> list[Record]:
     fitted = _EXACT_BUMPS.fit(x, found.uncontrolled.gradient(0, x))
     return [
         _exact(
-            "approximation_mse",
+            Metric.APPROXIMATION_MSE,
             _distance(lambda k, y: fitted(y), _states(STATES), found.uncontrolled),
             paths=paths,
         )
@@ -333,7 +337,7 @@ def label_noise_task(paths: int, nodes: list[int]) -> list[Record]:
         samples = MartingaleAdjoint(correction).costates(problem, policy, path).values[0]
         squared_error = (samples - exact).square().sum(1)
         stderr = float(squared_error.std() / paths**0.5)
-        records.append(_exact("label_noise", float(squared_error.mean()), name, stderr=stderr))
+        records.append(_exact(Metric.LABEL_NOISE, float(squared_error.mean()), name, stderr=stderr))
     return records
 
 
@@ -375,7 +379,7 @@ def _distance(field: IntegerField, points: States, value: ValueFunction) -> floa
 
 @functools.cache
 def _problem(nodes: tuple[int, ...]) -> Benchmark:
-    return benchmark("bsde-pendulum", **({"nodes": nodes} if nodes else {}))
+    return benchmark(ProblemName.BSDE_PENDULUM, **({"nodes": nodes} if nodes else {}))
 
 
 def _noise(problem: ControlProblem, paths: int, seed: int) -> Noise:
@@ -388,9 +392,20 @@ def _states(count: int) -> States:
     )
 
 
-def _exact(metric: str, value: float, name: str = "", paths: int | None = None, **more) -> Record:
+def _exact(
+    metric: Metric, value: float, name: str = "", paths: int | None = None, **more
+) -> Record:
     setting = {} if paths is None else {"paths": paths, "function_class": "bumps"}
-    return Record(STUDY_NAME, "bsde-pendulum", metric, value, setting, name, "exact", **more)
+    return Record(
+        schemas.PENDULUM.name,
+        ProblemName.BSDE_PENDULUM,
+        metric,
+        value,
+        setting,
+        name,
+        "exact",
+        **more,
+    )
 
 
 def tasks(quick: bool) -> list[Task]:
@@ -422,4 +437,4 @@ def tasks(quick: bool) -> list[Task]:
     return found
 
 
-STUDY = Study(STUDY_NAME, tasks)
+STUDY = Study(schemas.PENDULUM, tasks)

@@ -49,6 +49,9 @@ from socft.problem import ControlProblem
 from socft.records import Record
 from socft.reference import Noises, States, Step
 from socft.study.runner import Study, Task
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from socft.truth.affine_policy import PolicyEvaluation, evaluate_affine
 from socft.truth.base import Truth
 from socft.truth.linear_quadratic import LinearQuadratic
@@ -56,7 +59,6 @@ from toy.contenders import evaluations_per_path
 from toy.problems import benchmark
 from toy.studies.training import Plan, descend, evenly, label_memory
 
-STUDY_NAME = "socm"
 ITERATIONS, QUICK_ITERATIONS = 120, 8
 CHECKPOINTS, QUICK_CHECKPOINTS = 7, 3
 SEEDS, QUICK_SEEDS = 3, 1
@@ -193,7 +195,7 @@ class WellArena(Arena):
     """The double well with a function per coordinate, on paths of its exact optimum."""
 
     def __init__(self, **settings: Any):
-        found = benchmark("double-well", **settings)
+        found = benchmark(ProblemName.DOUBLE_WELL, **settings)
         self.name, self.settings, self.problem = found.name, found.settings, found.problem
         self.truth: Truth = found.truth
         self._noise = Noise.sample(
@@ -230,11 +232,11 @@ class Entry:
     rate: float
 
 
-SUITE = {
-    "ou-quadratic-easy": Entry(lambda: LinearArena("ou-quadratic-easy"), 0.003),
-    "ou-quadratic-hard": Entry(lambda: LinearArena("ou-quadratic-hard"), 0.01),
-    "ou-linear": Entry(lambda: LinearArena("ou-linear"), 0.01),
-    "double-well": Entry(lambda: WellArena(), 0.05),
+SUITE: Mapping[str, Entry] = {
+    ProblemName.OU_QUADRATIC_EASY: Entry(lambda: LinearArena(ProblemName.OU_QUADRATIC_EASY), 0.003),
+    ProblemName.OU_QUADRATIC_HARD: Entry(lambda: LinearArena(ProblemName.OU_QUADRATIC_HARD), 0.01),
+    ProblemName.OU_LINEAR: Entry(lambda: LinearArena(ProblemName.OU_LINEAR), 0.01),
+    ProblemName.DOUBLE_WELL: Entry(lambda: WellArena(), 0.05),
 }
 
 
@@ -258,7 +260,7 @@ class Checkpoint:
         note: why it diverged, if it did.
     """
 
-    measures: dict[str, float]
+    measures: Mapping[Metric, float]
     seconds: float = math.nan
     note: str = ""
 
@@ -272,16 +274,17 @@ def curve(place: Arena, method: str, plan: Plan, seed: int) -> Iterator[Checkpoi
             error, gap = place.control_l2(policy), place.objective_gap(policy)
             if not error < DIVERGED:
                 raise InvalidProblem(f"control_l2 = {error:.3g} at gradient step {iteration.index}")
-            row = {"control_l2": error, "objective_gap": gap}
+            row = {Metric.CONTROL_L2: error, Metric.OBJECTIVE_GAP: gap}
             share = effective_share(trained.estimator, place.problem, policy, plan.batch)
             left -= 1
             yield Checkpoint(
-                row if share is None else row | {"effective_share": share}, iteration.seconds
+                row if share is None else row | {Metric.EFFECTIVE_SHARE: share}, iteration.seconds
             )
     except InvalidProblem as error:
         for _ in range(left):
             yield Checkpoint(
-                {"control_l2": math.inf, "objective_gap": math.inf}, note=f"diverged: {error}"[:200]
+                {Metric.CONTROL_L2: math.inf, Metric.OBJECTIVE_GAP: math.inf},
+                note=f"diverged: {error}"[:200],
             )
 
 
@@ -311,7 +314,7 @@ def socm_task(
         )
         if notes:
             setting["note"] = "; ".join(notes)
-        for metric in ("control_l2", "objective_gap", "effective_share"):
+        for metric in (Metric.CONTROL_L2, Metric.OBJECTIVE_GAP, Metric.EFFECTIVE_SHARE):
             values = torch.tensor(
                 [row.measures[metric] for row in rows if metric in row.measures],
                 dtype=torch.float64,
@@ -320,7 +323,7 @@ def socm_task(
                 continue
             records.append(
                 Record(
-                    STUDY_NAME,
+                    schemas.SOCM.name,
                     problem,
                     metric,
                     float(values.mean()),
@@ -336,15 +339,15 @@ def socm_task(
                     seconds=seconds if math.isfinite(seconds) else None,
                     evaluations=index * evaluations,
                     peak_mb=peak,
-                    optimum=0.0 if metric != "effective_share" else None,
+                    optimum=0.0 if metric != Metric.EFFECTIVE_SHARE else None,
                 )
             )
     return records
 
 
 QUICK_SUITE = {
-    "ou-quadratic-hard": ("adjoint matching", "SOCM-adjoint", "variance", "moment"),
-    "ou-linear": ("cross entropy",),
+    ProblemName.OU_QUADRATIC_HARD: ("adjoint matching", "SOCM-adjoint", "variance", "moment"),
+    ProblemName.OU_LINEAR: ("cross entropy",),
 }
 
 
@@ -363,4 +366,4 @@ def tasks(quick: bool) -> list[Task]:
     ]
 
 
-STUDY = Study(STUDY_NAME, tasks)
+STUDY = Study(schemas.SOCM, tasks)

@@ -41,6 +41,8 @@ from socft.pi_ft import BackwardInduction, backward_induction
 from socft.problem import ControlProblem
 from socft.records import Record
 from socft.study.runner import Study, Task
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
 from socft.truth.grid import Grid
 from socft.truth.quadrature import Quadrature
 from verify import beta_tightness, lemma_3_3, lemma_3_4, theorem_3_1
@@ -57,7 +59,6 @@ from verify.support.strategies import PseudoHuber, Sine, Softplus
 from verify.support.suprema import ACCURACY, DIFFERENCED, TWICE, grids_for
 from verify.theorem_2_8_iii_control_smoothness import largest_ratio, measure
 
-STUDY_NAME = "tightness"
 BASE = {"d": 2, "T": 2, "lam": 0.5}
 AXES: dict[str, tuple[float, ...]] = {
     "d": (1, 2, 8, 64),
@@ -297,9 +298,9 @@ def records(search: Search, started: float) -> list[Record]:
         }
         out.append(
             Record(
-                STUDY_NAME,
+                schemas.TIGHTNESS.name,
                 name,
-                "ratio",
+                Metric.RATIO,
                 sample.ratio,
                 setting,
                 bound=1.0,
@@ -341,7 +342,7 @@ def verdicts(found: Iterable[Record]) -> list[Verdict]:
     best: dict[tuple[str, str], Record] = {}
     for record in found:
         key = (record.problem, record.setting.get("constants", ""))
-        if record.metric == "ratio" and (key not in best or record.value > best[key].value):
+        if record.metric == Metric.RATIO and (key not in best or record.value > best[key].value):
             best[key] = record
     ordered = sorted(
         best.items(), key=lambda item: (list(INEQUALITIES).index(item[0][0]), item[0][1])
@@ -759,9 +760,9 @@ def beta_task(family: str, T: int, claims: str) -> list[Record]:
     )
     return [
         Record(
-            STUDY_NAME,
+            schemas.TIGHTNESS.name,
             family,
-            "beta",
+            Metric.BETA,
             value,
             {"rule": rule} | setting,
             optimum=found["necessary"],
@@ -838,4 +839,4 @@ def _claims() -> str:
     return digest.hexdigest()[:16]
 
 
-STUDY = Study(STUDY_NAME, tasks)
+STUDY = Study(schemas.TIGHTNESS, tasks)

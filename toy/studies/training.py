@@ -70,6 +70,9 @@ from socft.reference import States
 from socft.regression.features import RadialBasis
 from socft.schedule import ddpm, linear_levels, subsample
 from socft.study.runner import Study, Task
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from socft.train import Iteration, fit
 from socft.truth.affine_policy import affine_gradient, evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic, wasserstein
@@ -80,12 +83,12 @@ from toy.contenders import evaluations_per_path
 from toy.measure import affine_features, estimate, peak_memory
 from toy.problems import Benchmark, benchmark
 
-STUDY_NAME = "training"
 BATCH = 64
 CHECKPOINTS, QUICK_CHECKPOINTS = 11, 3
 SEEDS, QUICK_SEEDS = 3, 1
 RATES, QUICK_RATES = (0.003, 0.01, 0.03, 0.1), (0.05,)
-BUDGET_STEPS, QUICK_BUDGET_STEPS = {"lq-fine-tuning": 120, "mixture": 80}, 12
+BUDGET_STEPS: Mapping[str, int] = {ProblemName.LQ_FINE_TUNING: 120, ProblemName.MIXTURE: 80}
+QUICK_BUDGET_STEPS = 12
 """Gradient steps that the budget allows an estimator with one derivative of the reference per step,
 as adjoint matching has.
 """
@@ -190,7 +193,7 @@ class Method:
 
 
 LAST_SHARE = 0.2
-LINE, QUADRATIC = ("mixture",), ("lq-fine-tuning",)
+LINE, QUADRATIC = (ProblemName.MIXTURE,), (ProblemName.LQ_FINE_TUNING,)
 METHODS: dict[str, Method] = {
     "full adjoint": Method(lambda _: FullAdjoint(), OwnValue),
     "adjoint matching": Method(lambda _: AdjointMatching(), OwnLean),
@@ -321,10 +324,10 @@ def gaps(found: Benchmark, kernel: float, memory: float, in_class: float) -> dic
     """
     chain = found.truth.objective + kernel
     return {
-        "class_gap": in_class,
-        "kernel_gap": kernel,
-        "discretisation_gap": found.continuous.objective - chain,
-        "memory_gap": memory,
+        Metric.CLASS_GAP: in_class,
+        Metric.KERNEL_GAP: kernel,
+        Metric.DISCRETISATION_GAP: found.continuous.objective - chain,
+        Metric.MEMORY_GAP: memory,
     }
 
 
@@ -335,7 +338,7 @@ class GaussianArena(Arena):
 
     def __init__(self, d: int, steps: int):
         found = benchmark(
-            "lq-fine-tuning", d=d, schedule=ddpm(subsample(linear_levels(1000), steps))
+            ProblemName.LQ_FINE_TUNING, d=d, schedule=ddpm(subsample(linear_levels(1000), steps))
         )
         assert isinstance(found.truth, LinearQuadratic)
         self.name, self.settings, self.problem, self.truth = (
@@ -361,12 +364,14 @@ class GaussianArena(Arena):
         assert isinstance(policy, AffinePolicy)
         found, slope = evaluate_affine(self.problem, policy), affine_gradient(self.problem, policy)
         return {
-            "objective_gap": self.truth.objective - found.objective,
-            "objective_gradient": math.hypot(float(slope.gain.norm()), float(slope.offset.norm())),
-            "reward": found.reward,
-            "kl": float(found.kl.sum()),
-            "wasserstein2": wasserstein(found.final_law, self._tilt),
-            "mmd": max(gaussian_mmd(found.final_law, self._tilt, self._width), 0.0) ** 0.5,
+            Metric.OBJECTIVE_GAP: self.truth.objective - found.objective,
+            Metric.OBJECTIVE_GRADIENT: math.hypot(
+                float(slope.gain.norm()), float(slope.offset.norm())
+            ),
+            Metric.REWARD: found.reward,
+            Metric.KL: float(found.kl.sum()),
+            Metric.WASSERSTEIN2: wasserstein(found.final_law, self._tilt),
+            Metric.MMD: max(gaussian_mmd(found.final_law, self._tilt, self._width), 0.0) ** 0.5,
         }
 
     def gradient(self, policy: Policy) -> Tensor:
@@ -381,7 +386,7 @@ class MixtureArena(Arena):
     CENTRES, EDGE, WIDTH = 13, 3.0, 0.5
 
     def __init__(self, steps: int):
-        found = benchmark("mixture", d=1, steps=steps)
+        found = benchmark(ProblemName.MIXTURE, d=1, steps=steps)
         assert isinstance(found.truth, Quadrature)
         self.name, self.settings, self.problem, self.truth = (
             found.name,
@@ -399,7 +404,10 @@ class MixtureArena(Arena):
         self.optimum = self.progress(self.truth.policy)
         apart = tilt_gap(self.truth)
         self.gaps = gaps(
-            found, apart.kernel, apart.memory, self.progress(self._projection())["objective_gap"]
+            found,
+            apart.kernel,
+            apart.memory,
+            self.progress(self._projection())[Metric.OBJECTIVE_GAP],
         )
 
     def _projection(self) -> FeaturePolicy:
@@ -431,11 +439,11 @@ class MixtureArena(Arena):
             last = flow(self.problem, policy, grids).masses[-1]
         apart, nodes = last - self._tilt, grids[-1].nodes[:, 0]
         return {
-            "objective_gap": self.truth.objective - found.objective,
-            "reward": found.reward,
-            "kl": float(found.kl.sum()),
-            "wasserstein1": wasserstein1(nodes, nodes, last, self._tilt),
-            "mmd": max(float(apart @ self._kernel @ apart), 0.0) ** 0.5,
+            Metric.OBJECTIVE_GAP: self.truth.objective - found.objective,
+            Metric.REWARD: found.reward,
+            Metric.KL: float(found.kl.sum()),
+            Metric.WASSERSTEIN1: wasserstein1(nodes, nodes, last, self._tilt),
+            Metric.MMD: max(float(apart @ self._kernel @ apart), 0.0) ** 0.5,
         }
 
     def gradient(self, policy: Policy) -> None:
@@ -443,8 +451,8 @@ class MixtureArena(Arena):
 
 
 ARENAS: dict[str, Callable[[], Arena]] = {
-    "lq-fine-tuning": lambda: GaussianArena(4, STEPS),
-    "mixture": lambda: MixtureArena(STEPS),
+    ProblemName.LQ_FINE_TUNING: lambda: GaussianArena(4, STEPS),
+    ProblemName.MIXTURE: lambda: MixtureArena(STEPS),
 }
 
 
@@ -494,10 +502,10 @@ def noise_measures(
     )
     found = estimate(estimator, arena.problem, policy, noise, arena.features)
     norm = found.bias(torch.zeros_like(found.mean))[0]
-    measures = {
-        "gradient_norm": norm / unit,
-        "gradient_noise": found.variance / unit**2,
-        "relative_noise": found.variance / norm**2 if norm > 0 else math.inf,
+    measures: dict[str, float] = {
+        Metric.GRADIENT_NORM: norm / unit,
+        Metric.GRADIENT_NOISE: found.variance / unit**2,
+        Metric.RELATIVE_NOISE: found.variance / norm**2 if norm > 0 else math.inf,
     }
     exact = arena.gradient(policy)
     if exact is not None:
@@ -511,7 +519,7 @@ def noise_measures(
     ):
         with torch.no_grad():
             path = rollout(arena.problem.reference, policy, noise)
-        measures["target_noise"] = target_noise(
+        measures[Metric.TARGET_NOISE] = target_noise(
             estimator, method.mean(), arena.problem, policy, path
         )
     return measures
@@ -532,7 +540,7 @@ def final_gap(arena: Arena, method: Method, plan: Plan, seed: int) -> float:
     try:
         for _ in descend(arena.problem, policy, method.make(arena.problem), plan, seed):
             pass
-        gap = arena.progress(policy)["objective_gap"]
+        gap = arena.progress(policy)[Metric.OBJECTIVE_GAP]
     except InvalidProblem:
         return math.inf
     return gap if math.isfinite(gap) else math.inf
@@ -574,7 +582,7 @@ def curve(
     except InvalidProblem:
         for _ in range(left):
             yield Checkpoint(
-                dict.fromkeys(arena.optimum, math.nan) | {"objective_gap": math.inf}, math.nan
+                dict.fromkeys(arena.optimum, math.nan) | {Metric.OBJECTIVE_GAP: math.inf}, math.nan
             )
 
 
@@ -619,9 +627,9 @@ def training_task(
     common = {"rate": best.rate, "batch": best.batch, "iterations": iterations, **place.settings}
     records = [
         Record(
-            STUDY_NAME,
+            schemas.TRAINING.name,
             place.name,
-            "pilot_gap",
+            Metric.PILOT_GAP,
             gap,
             common | {"rate": float(rate)},
             method,
@@ -630,13 +638,13 @@ def training_task(
         )
         for rate, gap in grid.items()
     ]
-    ends = [run[-1].measures["objective_gap"] for run in curves]
+    ends = [run[-1].measures[Metric.OBJECTIVE_GAP] for run in curves]
     if seeds > 1 and all(map(math.isfinite, ends)):
         parts = end_gaps(place, policies, sum(ends) / seeds)
         setting = common | {"iteration": iterations}
         records += [
             Record(
-                STUDY_NAME,
+                schemas.TRAINING.name,
                 place.name,
                 metric,
                 part,
@@ -652,7 +660,7 @@ def training_task(
         for metric, value, stderr in over_repetitions([run[j].measures for run in curves]):
             records.append(
                 Record(
-                    STUDY_NAME,
+                    schemas.TRAINING.name,
                     place.name,
                     metric,
                     value,
@@ -685,7 +693,7 @@ def over_repetitions(
         if metric == BIAS:
             noise = sum(each.get(BIAS_NOISE, math.nan) for each in measures) / count
             yield (
-                "gradient_bias",
+                Metric.GRADIENT_BIAS,
                 math.nan if math.isnan(mean) else max(mean, 0.0) ** 0.5,
                 (noise / count) ** 0.5,
             )
@@ -703,16 +711,19 @@ def end_gaps(arena: Arena, policies: Sequence[Policy], mean_gap: float) -> dict[
             mean.parameters(), *(each.parameters() for each in policies), strict=True
         ):
             kept.copy_(torch.stack(found).mean(0))
-    centre = arena.progress(mean)["objective_gap"]
+    centre = arena.progress(mean)[Metric.OBJECTIVE_GAP]
     noise = (mean_gap - centre) * len(policies) / (len(policies) - 1)
-    return {"bias_gap": mean_gap - noise - arena.gaps["class_gap"], "noise_gap": noise}
+    return {
+        Metric.BIAS_GAP: mean_gap - noise - arena.gaps[Metric.CLASS_GAP],
+        Metric.NOISE_GAP: noise,
+    }
 
 
 def gaps_task(arena: str) -> list[Record]:
     """The parts of an error that no estimator can help."""
     place = ARENAS[arena]()
     return [
-        Record(STUDY_NAME, place.name, metric, gap, dict(place.settings), kind="exact")
+        Record(schemas.TRAINING.name, place.name, metric, gap, dict(place.settings), kind="exact")
         for metric, gap in place.gaps.items()
     ]
 
@@ -750,4 +761,4 @@ def tasks(quick: bool) -> list[Task]:
     ]
 
 
-STUDY = Study(STUDY_NAME, tasks)
+STUDY = Study(schemas.TRAINING, tasks)

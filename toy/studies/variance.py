@@ -44,13 +44,15 @@ from socft.estimators.base import CostateEstimator, Estimator
 from socft.path import Noise, rollout
 from socft.records import Record
 from socft.study.runner import Study, Task
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from toy.contenders import CONTENDERS, Contender
 from toy.contenders import contender as find
 from toy.measure import Repeated, estimate, peak_memory
 from toy.problems import benchmark
 from toy.situations import Situation, situation
 
-STUDY_NAME = "variance"
 PATHS, FEW_PATHS, QUICK_PATHS = 1000, 200, 250
 """Of a repetition; `FEW_PATHS` where the exact optimum is expensive to follow."""
 SEEDS, QUICK_SEEDS = 5, 2
@@ -80,7 +82,7 @@ def variance_task(
         return [*_gradient(chosen, made, axis, paths), *_costates(chosen, made, axis, paths)]
     except InvalidProblem as refusal:
         setting = {**places[0].setting, "axis": axis, "reason": str(refusal)}
-        return [Record(STUDY_NAME, problem, "refused", 1.0, setting, contender)]
+        return [Record(schemas.VARIANCE.name, problem, Metric.REFUSED, 1.0, setting, contender)]
 
 
 @functools.lru_cache(maxsize=2 * SEEDS)
@@ -118,9 +120,9 @@ def _gradient(
         "evaluations": evaluations,
     }
 
-    def record(metric: str, value: float, **more: Any) -> Record:
+    def record(metric: Metric, value: float, **more: Any) -> Record:
         return Record(
-            STUDY_NAME,
+            schemas.VARIANCE.name,
             where.setting["problem"],
             metric,
             value,
@@ -130,11 +132,11 @@ def _gradient(
             **more,
         )
 
-    yield record("bias", bias / unit, stderr=stderr / unit)
-    yield record("variance", found.variance / unit**2)
+    yield record(Metric.BIAS, bias / unit, stderr=stderr / unit)
+    yield record(Metric.VARIANCE, found.variance / unit**2)
     if estimator.estimates == "biased":
-        yield record("fit_variance", fits / unit**2)
-    yield record("error_at_budget", at_budget**0.5 / unit)
+        yield record(Metric.FIT_VARIANCE, fits / unit**2)
+    yield record(Metric.ERROR_AT_BUDGET, at_budget**0.5 / unit)
 
 
 @torch.no_grad()
@@ -162,9 +164,9 @@ def _costates(
             )
     for k, values in zip(times, torch.tensor(away, dtype=torch.float64).mT, strict=True):
         yield Record(
-            STUDY_NAME,
+            schemas.VARIANCE.name,
             where.setting["problem"],
-            "costate_mse",
+            Metric.COSTATE_MSE,
             float(values.mean()),
             {**where.setting, "axis": axis, "k": k},
             contender.name,
@@ -212,27 +214,33 @@ def _each(name: str, *values: Any) -> tuple[dict[str, Any], ...]:
 
 
 AXES = (
-    Axis("distance", "lq-fine-tuning", {"d": 4}, _each("scale", 0.0, 1.0, 0.5, 0.9)),
-    Axis("dimension", "lq-fine-tuning", {"scale": 0.9}, _each("d", 1, 16, 64), quick=0),
-    Axis("steps", "lq-sde", {"d": 2, "scale": 0.9}, _each("steps", 10, 30, 100), quick=1),
+    Axis("distance", ProblemName.LQ_FINE_TUNING, {"d": 4}, _each("scale", 0.0, 1.0, 0.5, 0.9)),
+    Axis("dimension", ProblemName.LQ_FINE_TUNING, {"scale": 0.9}, _each("d", 1, 16, 64), quick=0),
+    Axis("steps", ProblemName.LQ_SDE, {"d": 2, "scale": 0.9}, _each("steps", 10, 30, 100), quick=1),
     Axis(
         "horizon",
-        "lq-sde",
+        ProblemName.LQ_SDE,
         {"d": 2, "scale": 0.9},
         tuple({"horizon": h, "steps": round(25 * h)} for h in (0.4, 1.2, 4.0)),
         quick=0,
     ),
-    Axis("noise", "oscillator", {"dt": 0.1, "scale": 0.9}, _each("noise", 1.0, 0.1, 10.0), quick=0),
     Axis(
-        "mixture",
-        "mixture",
+        "noise",
+        ProblemName.OSCILLATOR,
+        {"dt": 0.1, "scale": 0.9},
+        _each("noise", 1.0, 0.1, 10.0),
+        quick=0,
+    ),
+    Axis(
+        ProblemName.MIXTURE,
+        ProblemName.MIXTURE,
         {"steps": 50},
         ({"d": 1, "scale": 0.0}, {"d": 1, "scale": 1.0}),
         quick=0,
     ),
     Axis(
         "mixture in high dimension",
-        "mixture",
+        ProblemName.MIXTURE,
         {"scale": 1.0},
         ({"d": 2}, {"d": 10}, {"d": 50, "paths": FEW_PATHS}),
         quick=0,
@@ -267,4 +275,4 @@ def tasks(quick: bool) -> list[Task]:
     return found
 
 
-STUDY = Study(STUDY_NAME, tasks)
+STUDY = Study(schemas.VARIANCE, tasks)

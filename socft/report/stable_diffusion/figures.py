@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from socft.report.figures import LOOKS, Look, draw, finish, legend, logarithmic, panels, svg
 from socft.report.rows import Rows, Series
-from socft.study.vocabulary import PI_FT, PRETRAINED
+from socft.study.comparison import PI_FT, PRETRAINED
 
 GREY = Look("0.6", ":", "o")
 SMOOTHED = 4

@@ -11,16 +11,15 @@ from socft.report.claim_lines import Claims
 from socft.report.rows import Rows
 from socft.report.stable_diffusion import costate_size, figures, stability, tables
 from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, text
-from socft.study.vocabulary import (
+from socft.study.comparison import (
     BELIEVED,
     DPOK,
     PI_FT,
     PRETRAINED,
-    SD_BENCHMARK,
-    SD_COSTATE_SIZE,
     gradient_norm_study,
     picture_of,
 )
+from socft.study.vocabulary.schemas import SD_BENCHMARK, SD_COSTATE_SIZE
 
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
 CONFIGS = {"tiny": "tiny.toml", "sd15": "sd15_pift.toml"}
@@ -32,7 +31,7 @@ TITLES = {
 
 def report(study: str) -> Report:
     """The report on the study of one scale."""
-    studies = (study, SD_COSTATE_SIZE, gradient_norm_study(study), SD_BENCHMARK)
+    studies = (study, SD_COSTATE_SIZE.name, gradient_norm_study(study), SD_BENCHMARK.name)
     return Report(
         study, functools.partial(compose, study=study), shown=("reached.svg",), studies=studies
     )
@@ -40,7 +39,11 @@ def report(study: str) -> Report:
 
 def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
     """The document of the records and of their pictures."""
-    runs, sizes, benchmark = rows.of(study), rows.of(SD_COSTATE_SIZE), rows.of(SD_BENCHMARK)
+    runs, sizes, benchmark = (
+        rows.of(study),
+        rows.of(SD_COSTATE_SIZE.name),
+        rows.of(SD_BENCHMARK.name),
+    )
     beta, prompts = _shared_beta(runs), runs.fields("problem")
     first = prompts[0] if prompts else ""
     pictures = {

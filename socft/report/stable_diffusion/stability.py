@@ -8,7 +8,7 @@ from socft.report.rows import Rows
 from socft.report.stable_diffusion import tables
 from socft.report.stable_diffusion.costate_size import directions
 from socft.report.typeset import NOT_MEASURED, figure, text
-from socft.study.vocabulary import BELIEVED, PI_FT, has_fallen
+from socft.study.comparison import BELIEVED, PI_FT, has_fallen
 
 SAME = 0.9
 """Cosine above which two directions are called the same."""

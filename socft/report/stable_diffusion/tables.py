@@ -9,7 +9,7 @@ from socft.report.gradient_variance.cells import plain, value, with_error
 from socft.report.rows import Rows
 from socft.report.stable_diffusion.figures import final, methods_of
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
-from socft.study.vocabulary import BELIEVED, DPOK, PI_FT, PRETRAINED, has_fallen
+from socft.study.comparison import BELIEVED, DPOK, PI_FT, PRETRAINED, has_fallen
 
 WHEN = {0.0: "before", 0.5: "halfway", 1.0: "after"}
 """Parts of a training."""

@@ -10,7 +10,7 @@ from socft.records import Record
 from socft.report.rows import Rows
 from socft.report.stable_diffusion.stability import reasons
 from socft.report.stable_diffusion.tables import ahead_at_the_best_rate, mean_of_trainings
-from socft.study.vocabulary import DPOK, PI_FT
+from socft.study.comparison import DPOK, PI_FT
 
 BETA = 0.02
 

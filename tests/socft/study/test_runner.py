@@ -18,12 +18,16 @@ from socft.checks import InvalidProblem
 from socft.records import Record, read
 from socft.study import runner
 from socft.study.runner import Study, StudyFailed, Task, fingerprint, run, workers
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
+from socft.study.vocabulary.schemas import StudySchema
 
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE_SECONDS = (
     60  # a process that imports torch starts within a few seconds, more on a busy machine
 )
 COUNT = 6
+SQUARES = StudySchema("squares", frozenset({Metric.BIAS, Metric.MSE, Metric.RATIO}))
 
 
 def square(x: float, log: str = "") -> list[Record]:
@@ -33,7 +37,7 @@ def square(x: float, log: str = "") -> list[Record]:
             stream.write(f"{x:g}\n")
     return [
         Record("squares", "p", name, x**power, {"x": x}, seconds=time.perf_counter())
-        for name, power in (("x", 1), ("x^2", 2))
+        for name, power in ((Metric.BIAS, 1), (Metric.MSE, 2))
     ]
 
 
@@ -45,7 +49,7 @@ def slow_square(x: float, gate: str) -> list[Record]:
 
 
 def divide(x: float) -> list[Record]:
-    return [Record("squares", "p", "1/x", 1 / x, {"x": x})]
+    return [Record("squares", "p", Metric.RATIO, 1 / x, {"x": x})]
 
 
 def die(x: float) -> list[Record]:
@@ -65,7 +69,7 @@ def study(function=square, **arguments) -> Study:
             for i in range(COUNT - 2 * quick)
         ]
 
-    return Study("squares", tasks)
+    return Study(SQUARES, tasks)
 
 
 def timeless(records: list[Record]) -> list[Record]:
@@ -75,19 +79,19 @@ def timeless(records: list[Record]) -> list[Record]:
 def test_records_come_in_the_order_of_the_tasks(tmp_path):
     records = run(study(), False, tmp_path)
     assert [(r.metric, r.value) for r in records] == [
-        (m, float(i) ** p) for i in range(COUNT) for m, p in (("x", 1), ("x^2", 2))
+        (m, float(i) ** p) for i in range(COUNT) for m, p in ((Metric.BIAS, 1), (Metric.MSE, 2))
     ]
     assert read(tmp_path / "squares.jsonl") == records
     assert os.listdir(tmp_path) == ["squares.jsonl"]
 
 
 def spread(x: float, seeds: int) -> list[Record]:
-    return [Record("squares", "p", "x", x, {"seed": seed}) for seed in range(seeds)]
+    return [Record("squares", "p", Metric.BIAS, x, {"seed": seed}) for seed in range(seeds)]
 
 
 def test_seeds_are_passed_to_tasks_that_repeat(tmp_path):
     repeated = Task("repeated", spread, {"x": 1.0, "seeds": 2})
-    mixed = Study("squares", lambda quick: [repeated, Task("once", square, {"x": 1.0})])
+    mixed = Study(SQUARES, lambda quick: [repeated, Task("once", square, {"x": 1.0})])
     assert len(run(mixed, False, tmp_path)) == 2 + 2
     assert len(run(mixed, False, tmp_path, seeds=5)) == 5 + 2
     with pytest.raises(InvalidProblem, match="seeds = 0; give at least 1"):
@@ -131,13 +135,13 @@ def test_a_failing_task_loses_only_itself(tmp_path):
         StudyFailed,
         match=r"1 of 7 tasks .* failed: 'bad' \(ZeroDivisionError: float division by zero\)",
     ) as failure:
-        run(Study("squares", lambda _: tasks), False, tmp_path)
+        run(Study(SQUARES, lambda _: tasks), False, tmp_path)
     assert not (tmp_path / "squares.jsonl").exists()
     errors = tmp_path / "squares.errors.txt"
     assert str(errors) in str(failure.value)
     assert "in divide" in errors.read_text()
     mended = [Task("bad", divide, {"x": 4.0}), *tasks[1:]]
-    records = run(Study("squares", lambda _: mended), False, tmp_path)
+    records = run(Study(SQUARES, lambda _: mended), False, tmp_path)
     assert records[0].value == 0.25
     assert len(log.read_text().split()) == COUNT, "the tasks that had not failed ran again"
     assert sorted(os.listdir(tmp_path)) == ["log", "squares.jsonl"]
@@ -150,7 +154,7 @@ def test_a_dying_process_loses_only_its_own_task(tmp_path):
     ):
         run(study(die), False, tmp_path, executor)
     records = run(
-        Study("squares", lambda _: [t for t in study(die).tasks(False) if t.name != "square 2"]),
+        Study(SQUARES, lambda _: [t for t in study(die).tasks(False) if t.name != "square 2"]),
         False,
         tmp_path,
     )
@@ -205,9 +209,7 @@ def _interrupted(folder: Path, log: Path) -> None:
     """A run that was stopped after its first three tasks."""
     tasks = study(log=str(log)).tasks(False)
     with pytest.raises(StudyFailed):
-        run(
-            Study("squares", lambda _: [*tasks[:3], Task("bad", divide, {"x": 0.0})]), False, folder
-        )
+        run(Study(SQUARES, lambda _: [*tasks[:3], Task("bad", divide, {"x": 0.0})]), False, folder)
     log.write_text("")
 
 
@@ -260,11 +262,23 @@ def test_arguments_must_be_plain(tmp_path):
 
 def test_tasks_must_have_different_names(tmp_path):
     with pytest.raises(
-        InvalidProblem, match="study s has several tasks named 'a'; give each its own name"
+        InvalidProblem, match="study squares has several tasks named 'a'; give each its own name"
     ):
-        run(Study("s", lambda _: [Task("a", square, {"x": 1.0})] * 2), False, tmp_path)
-    with pytest.raises(InvalidProblem, match="study s has no tasks"):
-        run(Study("s", lambda _: []), False, tmp_path)
+        run(Study(SQUARES, lambda _: [Task("a", square, {"x": 1.0})] * 2), False, tmp_path)
+    with pytest.raises(InvalidProblem, match="study squares has no tasks"):
+        run(Study(SQUARES, lambda _: []), False, tmp_path)
+
+
+def test_names_outside_the_schema_are_refused_and_measured_again_when_they_are_in_it(tmp_path):
+    narrow = StudySchema("squares", frozenset({Metric.BIAS}))
+    tasks = study().tasks(False)
+    with pytest.raises(StudyFailed, match=r"6 of 6 .* writes the metric 'mse', which its schema"):
+        run(Study(narrow, lambda _: tasks), False, tmp_path)
+    assert not (tmp_path / "squares.jsonl").exists()
+    elsewhere = dataclasses.replace(SQUARES, problems=frozenset({ProblemName.MIXTURE}))
+    with pytest.raises(StudyFailed, match=r"6 of 6 .* writes the problem 'p', which its schema"):
+        run(Study(elsewhere, lambda _: tasks), False, tmp_path)
+    assert len(run(study(), False, tmp_path)) == 2 * COUNT
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):

@@ -9,8 +9,6 @@ from socft.records import Record
 PRETRAINED = "pre-trained"
 PI_FT = "PI-FT"
 DPOK = "DPOK"
-SD_BENCHMARK = "sd_benchmark"
-SD_COSTATE_SIZE = "sd_costate_size"
 BELIEVED = 4.0
 """Standard errors beyond which a difference is called one."""
 
