@@ -88,7 +88,7 @@ def measure(instance: ProductInstance, lam: float) -> float:
             - log_beta
         )
 
-    high = math.log(bound(instance, lam, theory.Sharp()))
+    high = math.log(bound(instance, lam, theory.SharpBounds()))
     low = high - WIDTH
     while excess(low) < 0:
         low -= WIDTH
@@ -103,7 +103,7 @@ def bound(
     instance: ProductInstance | QuadraticInstance, lam: float, bounds: theory.Bounds
 ) -> float:
     """The weight that Theorem 2.8's condition asks for."""
-    return float(theory.constant_beta(instance.chain, lam, theory.Optimum(bounds)).beta[0])
+    return float(theory.constant_beta(instance.chain, lam, theory.Theorem28(bounds)).beta[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -113,7 +113,8 @@ def test_holds(family: str) -> None:
         instance = member(FAMILIES[family], steps)
         necessary = measure(instance, LAM)
         paper, sharp, exact = (
-            bound(instance, LAM, b) for b in (theory.Paper(), theory.Sharp(), instance.sharp)
+            bound(instance, LAM, b)
+            for b in (theory.PaperBounds(), theory.SharpBounds(), instance.sharp)
         )
         where = {
             "family": family,
@@ -144,7 +145,7 @@ def test_is_attained(steps: int) -> None:
     `SEARCHED` below sufficient.
     """
     instance, lam = _quadratic(steps), 0.1
-    sufficient = bound(instance, lam, theory.Paper())
+    sufficient = bound(instance, lam, theory.PaperBounds())
     low, high = (
         _largest_rate(instance, sufficient * (1 - SEARCHED)),
         _largest_rate(instance, sufficient * (1 + SEARCHED)),
@@ -160,7 +161,9 @@ def test_one_step_is_closed_form() -> None:
     for curvature in (1.5, -1.5):
         instance = _quadratic(1, curvature)
         necessary = float(instance.schedule.sigma[0] ** 2) * abs(curvature) / (1 - LAM)
-        CLAIM.attained(necessary, bound(instance, LAM, theory.Paper()), instance, part="one step")
+        CLAIM.attained(
+            necessary, bound(instance, LAM, theory.PaperBounds()), instance, part="one step"
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -188,7 +191,7 @@ def test_needs_convexity_to_be_attained() -> None:
     shrinks from step to step.
     """
     instance, lam = _quadratic(4, -1.5), 0.1
-    sufficient = bound(instance, lam, theory.Paper())
+    sufficient = bound(instance, lam, theory.PaperBounds())
 
     def excess(beta: float) -> float:
         return float(_largest_rate(instance, beta)) - (1 - lam)

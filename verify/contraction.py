@@ -27,7 +27,7 @@ How it is measured: PI-FT by quadrature; per step the supremum of
 :math:`\rho |\mathrm{Hess}\, G V^{(m)}_{t+1}|`, which is the Lipschitz constant of the update, and
 the largest ratio of successive increments. Rotated products have the largest of their coordinates'
 constants. The sharper constant is :math:`\rho` times the smoothed curvature of Lemma 3.2 with the
-constants of `socft.theory.Sharp`. The certificate proves the last implication in ball arithmetic,
+constants of `socft.theory.SharpBounds`. The certificate proves the last implication in ball arithmetic,
 for all curvatures and all lambda in an interval.
 
 What would refute it: a ratio above :math:`1 - \lambda_t` beyond quadrature error.
@@ -67,7 +67,7 @@ CLAIM = Claim(
     source="arXiv 2412.18164v4, equation 67 with Lemma 3.2; sharper constant derived here",
     kind="tight",
 )
-PAPER = theory.Iterates(theory.Paper())
+PAPER = theory.Lemma32(theory.PaperBounds())
 VISIBLE = 1e-6
 """Increments below this share of the first are left out: their ratio has the quadrature error over
 `VISIBLE` as its own.
@@ -101,7 +101,7 @@ def map_constants(problem: ControlProblem, result: BackwardInduction) -> Tensor:
     )
 
 
-def bound(instance: Chained, beta: Tensor, statement: theory.Statement = PAPER) -> Tensor:
+def bound(instance: Chained, beta: Tensor, statement: theory.RegularityStatement = PAPER) -> Tensor:
     """``sigma^2 Lb1_{t+1} / beta_t``, which is ``1 - lam_t`` by the choice of beta, shape (T,)."""
     return 1 - theory.constants_at(instance.chain, beta, statement).lam
 
@@ -111,7 +111,7 @@ def bound(instance: Chained, beta: Tensor, statement: theory.Statement = PAPER) 
 def test_holds(instance: ProductInstance, updates: int) -> None:
     beta = instance.beta(PAPER)
     measured = torch.stack([measure(part, updates) for part in instance.parts(beta)]).amax(0)
-    sharper = bound(instance, beta, theory.Iterates(instance.sharp))
+    sharper = bound(instance, beta, theory.Lemma32(instance.sharp))
     where = {"instance": instance.describe(), "updates": updates}
     CLAIM.holds(measured[0], bound(instance, beta), where, sharp=sharper, floor=FLOOR, part="map")
     CLAIM.holds(
@@ -134,7 +134,7 @@ def test_is_attained_at_every_step() -> None:
     Lemma 3.2.
     """
     instance, updates = _quadratic(steps=4, curvature=1.5), 8
-    optimum = theory.Optimum(theory.Paper())
+    optimum = theory.Theorem28(theory.PaperBounds())
     beta = instance.beta(optimum)
     factors = measure(instance.parts(beta)[0], updates)[0]
     for factor, limit in zip(
@@ -152,7 +152,7 @@ def test_is_attained_at_every_step() -> None:
 def test_partial_sum() -> None:
     """The iterate's curvature of the module docstring, against PI-FT by quadrature."""
     instance, updates = _quadratic(steps=4, curvature=-1.5), 3
-    beta = instance.beta(theory.Optimum(theory.Paper()))
+    beta = instance.beta(theory.Theorem28(theory.PaperBounds()))
     factors = measure(instance.parts(beta)[0], updates)[0]
     CLAIM.equals(factors, _partial_sums(instance, beta, updates), instance, ACCURACY, "partial sum")
 

@@ -154,7 +154,7 @@ def test_growth_where_the_theorem_applies() -> None:
         st.integers(1, 4),
     )
     def search(instance: ProductInstance, rounds: int) -> None:
-        statement = theory.Iterates(instance.sharp)
+        statement = theory.Lemma32(instance.sharp)
         beta = instance.beta(statement)
         before, after = (iterate(instance, beta, m).control_error for m in (rounds, rounds + 1))
         growth = torch.where(before > VISIBLE, after / before.clamp(min=VISIBLE), 0.0)

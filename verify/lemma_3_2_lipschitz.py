@@ -74,7 +74,9 @@ def test_holds(instance: ProductInstance, rounds: int) -> None:
 @given(st.floats(0.05, 0.98), st.floats(0.5, 50), st.sampled_from([1, -1]))
 def test_holds_for_clipped_slopes(q: float, corner: float, sign: int) -> None:
     step = clipped(q, corner, sign=sign)
-    factors = [1 + bounds.overshoot(1 - q) for bounds in (theory.Paper(), theory.Sharp())]
+    factors = [
+        1 + bounds.overshoot(1 - q) for bounds in (theory.PaperBounds(), theory.SharpBounds())
+    ]
     for rounds in range(7):
         where = step.describe() | {"updates": rounds}
         CLAIM.holds(

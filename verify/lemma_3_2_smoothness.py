@@ -94,7 +94,7 @@ def test_maximum_is_attained_at_a_finite_m(lam: float, constant: float, slope: f
     terms = np.exp(m * math.log1p(-lam)) * (constant + slope * m)
     where = {"lam": lam, "constant": constant, "slope": slope, "m": int(m[terms.argmax()])}
     CLAIM.equals(
-        theory.peak(lam, constant, slope),
+        theory.geometric_peak(lam, constant, slope),
         terms.max(),
         where,
         ROUNDING * (1 + terms.max()),

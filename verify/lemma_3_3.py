@@ -74,8 +74,8 @@ def bound(
     constants = constants_for(instance, beta, bounds)
     if constants is None:
         return torch.full_like(beta, torch.inf)
-    size = theory.constants_at(instance.chain, beta, theory.Optimum(bounds)).L0V
-    gain, eps = theory.control_gain(instance.chain, beta).tolist(), found.gradient_error.tolist()
+    size = theory.constants_at(instance.chain, beta, theory.Theorem28(bounds)).L0V
+    gain, eps = theory.score_step(instance.chain, beta).tolist(), found.gradient_error.tolist()
     terms = zip(size[1:].tolist(), eps[1:], gain, constants.lam.tolist(), strict=True)
     return torch.tensor(
         [theory.control_error_bound(L0, e, k, lam, rounds) for L0, e, k, lam in terms],

@@ -78,13 +78,17 @@ def bound(
     constants = constants_for(instance, beta, bounds)
     if constants is None:
         return torch.full_like(beta, torch.inf), torch.full_like(beta, torch.inf)
-    size = theory.constants_at(instance.chain, beta, theory.Optimum(bounds)).L0V.tolist()
+    size = theory.constants_at(instance.chain, beta, theory.Theorem28(bounds)).L0V.tolist()
     rho, eps, steepest = (
         theory.proximal_step(instance.chain, beta).tolist(),
         found.gradient_error.tolist(),
         constants.L0V.tolist(),
     )
-    M, lam, third = constants.mean_L0.tolist(), constants.lam.tolist(), constants.third.tolist()
+    M, lam, third = (
+        constants.mean_L0.tolist(),
+        constants.lam.tolist(),
+        constants.third_derivative_ratio.tolist(),
+    )
     steps = range(instance.chain.steps)
     first = [
         theory.value_gradient_error_bound(

@@ -52,7 +52,7 @@ def test_holds(instance: ProductInstance) -> None:
     ones.
     """
     chain, found = instance.chain, instance.regularity()
-    g, a, lam = chain.gain, chain.alpha, instance.lams
+    g, a, lam = chain.score_weight, chain.alpha, instance.lams
     L0u = (chain.score_L0 + (1 - lam) / g) / lam
     stretch = 1 + g * L0u
     inner = (1 + g * chain.score_L0) * found.L1V[1:] * stretch / a.sqrt()

@@ -153,7 +153,7 @@ def test_holds(pair: Pair, sigma: float) -> None:
 @given(instances(steps=6))
 def test_theorem_2_8_holds_at_the_smaller_weights(instance: ProductInstance) -> None:
     """(14)-(16), whitened, with K in place of L1V and beta as small as that allows."""
-    statement = theory.Optimum(instance.sharp)
+    statement = theory.Theorem28(instance.sharp)
     beta, found = instance.beta(statement), instance.regularity(statement)
     measured = instance.suprema(beta)
     CLAIM.holds(measured.smoothed_hessian, found.curvature, instance, floor=ACCURACY, part="K")
@@ -183,9 +183,10 @@ def test_required_beta() -> None:
     instance = ProductInstance(
         levels=levels, lam=(0.5,) * 10, factors=(Factor(score, Sine(1.0, 2.0)),)
     )
-    bounds = theory.Paper(), theory.Sharp(), instance.sharp
+    bounds = theory.PaperBounds(), theory.SharpBounds(), instance.sharp
     paper, smoothed, sharp = (
-        float(theory.constant_beta(instance.chain, 0.5, theory.Optimum(x)).beta[0]) for x in bounds
+        float(theory.constant_beta(instance.chain, 0.5, theory.Theorem28(x)).beta[0])
+        for x in bounds
     )
     needed = float(measured_beta(instance.problem(1.0), 0.5).beta[0])
     CLAIM.holds(needed, paper, instance, sharp=sharp, part="required beta")

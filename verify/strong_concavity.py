@@ -76,14 +76,16 @@ def measure(truth: Quadrature) -> Tensor:
 
 
 def bound(
-    instance: ProductInstance | QuadraticInstance, beta: Tensor, statement: theory.Statement
+    instance: ProductInstance | QuadraticInstance,
+    beta: Tensor,
+    statement: theory.RegularityStatement,
 ) -> Tensor:
     """(19), times ``a sigma^2 / g^2``, shape (T,)."""
     chain = instance.chain
     modulus = theory.concavity_modulus(
         chain, beta, theory.constants_at(chain, beta, statement).curvature
     )
-    return modulus * chain.alpha * chain.sigma.square() / chain.gain.square()
+    return modulus * chain.alpha * chain.sigma.square() / chain.score_weight.square()
 
 
 @settings(max_examples=30)
@@ -92,7 +94,7 @@ def test_holds(instance: ProductInstance) -> None:
     beta = instance.beta()
     measured = torch.stack([measure(part) for part in instance.parts()]).amin(0)
     paper, sharp = (
-        bound(instance, beta, theory.Optimum(x)) for x in (theory.Paper(), instance.sharp)
+        bound(instance, beta, theory.Theorem28(x)) for x in (theory.PaperBounds(), instance.sharp)
     )
     CLAIM.holds(1 / measured, 1 / paper, instance, sharp=1 / sharp, slack=ACCURACY)
 
@@ -105,7 +107,7 @@ def test_holds_in_several_dimensions(instance: QuadraticInstance) -> None:
     ]
     measured = beta - instance.schedule.sigma.square() * torch.tensor(largest, dtype=torch.float64)
     paper, sharp = (
-        bound(instance, beta, theory.Optimum(x)) for x in (theory.Paper(), instance.sharp)
+        bound(instance, beta, theory.Theorem28(x)) for x in (theory.PaperBounds(), instance.sharp)
     )
     CLAIM.holds(
         1 / measured,
@@ -127,10 +129,10 @@ def test_holds_by_definition(
     bracket = Bracket(instance, instance.parts()[0], t, float(beta[t]))
     defect, scale, half = _second_difference(bracket, states(instance.parts()[0], t), centre, size)
     chain = instance.chain
-    price = chain.gain.square() / (chain.alpha * chain.sigma.square())
+    price = chain.score_weight.square() / (chain.alpha * chain.sigma.square())
     lower, sharper = (
-        bound(instance, beta, theory.Optimum(x))[t] * price[t] * half**2
-        for x in (theory.Paper(), instance.sharp)
+        bound(instance, beta, theory.Theorem28(x))[t] * price[t] * half**2
+        for x in (theory.PaperBounds(), instance.sharp)
     )
     where = {"instance": instance.describe(), "step": t, "centre": centre, "size": size}
     CLAIM.holds(
@@ -233,7 +235,7 @@ def _share(lam: flint.arb, p: flint.arb) -> flint.arb:
     return 1 / (1 + (1 / lam - 1).lower() * (1 - p).lower())
 
 
-OPTIMUM = theory.Optimum(theory.Paper())
+OPTIMUM = theory.Theorem28(theory.PaperBounds())
 
 
 def rounding(instance: QuadraticInstance) -> float:

@@ -60,14 +60,14 @@ def measure(instance: ProductInstance) -> Tensor:
     return instance.suprema().value_gradient[:-1]
 
 
-def bound(instance: ProductInstance, statement: theory.Statement) -> Tensor:
+def bound(instance: ProductInstance, statement: theory.RegularityStatement) -> Tensor:
     """(14), shape (T,)."""
     return instance.regularity(statement).L0V[:-1]
 
 
 @given(instances())
 def test_holds(instance: ProductInstance) -> None:
-    sharp = bound(instance, theory.Optimum(instance.sharp))
+    sharp = bound(instance, theory.Theorem28(instance.sharp))
     CLAIM.holds(measure(instance), bound(instance, PAPER), instance, sharp=sharp, floor=ACCURACY)
 
 
@@ -97,7 +97,7 @@ def test_sharper_constant_is_attained_by_gaussian_data() -> None:
         lam=(0.5,) * 4,
         factors=(Factor(MixtureScore((1.0,), (0.5,), (1.0,)), Slope(1.5)),),
     )
-    sharp, paper = bound(instance, theory.Optimum(instance.sharp)), bound(instance, PAPER)
+    sharp, paper = bound(instance, theory.Theorem28(instance.sharp)), bound(instance, PAPER)
     for slope, largest in zip(measure(instance).tolist(), sharp.tolist(), strict=True):
         CLAIM.attained(slope, largest, instance, slack=ACCURACY, part="sharper constant")
     text = (
@@ -112,7 +112,7 @@ def test_needs_the_lipschitz_constant_of_the_score() -> None:
     instance = ProductInstance(
         levels=(0.3, 0.9), lam=(0.5,), factors=(Factor(TanhScore(c=-0.4), Slope(1.5)),)
     )
-    chain = theory.Chain.of(instance.schedule, 0.2, 0.0, instance.reward)
+    chain = theory.ChainConstants.of(instance.schedule, 0.2, 0.0, instance.reward)
     claimed = theory.paper_constants(chain, instance.lams).L0V[0]
     CLAIM.breaks(
         float(measure(instance)[0]), float(claimed), instance, "Lipschitz constant of the score"
@@ -166,4 +166,4 @@ def test_certified() -> None:
     CLAIM.certified(most, flint.arb(1), where, "sine rewards")
 
 
-PAPER = theory.Optimum(theory.Paper())
+PAPER = theory.Theorem28(theory.PaperBounds())

@@ -56,7 +56,7 @@ CLAIM = Claim(
     source="arXiv 2412.18164v4, Theorem 2.8 (i), equation 15; sharper constants derived here",
     kind="tight",
 )
-PAPER = theory.Optimum(theory.Paper())
+PAPER = theory.Theorem28(theory.PaperBounds())
 CELLS = 24
 """Cells per axis of the certificate; the last ends at 1 - 2^-20 times the bound, because at 1 the
 two sides are equal.
@@ -73,20 +73,22 @@ def measure(instance: ProductInstance | QuadraticInstance) -> Tensor:
     )
 
 
-def bound(instance: ProductInstance | QuadraticInstance, statement: theory.Statement) -> Tensor:
+def bound(
+    instance: ProductInstance | QuadraticInstance, statement: theory.RegularityStatement
+) -> Tensor:
     """(15) at the weights of the paper's condition, shape (T,)."""
     return theory.constants_at(instance.chain, instance.beta(), statement).L1V[:-1]
 
 
 @given(instances())
 def test_holds(instance: ProductInstance) -> None:
-    sharp = bound(instance, theory.Optimum(instance.sharp))
+    sharp = bound(instance, theory.Theorem28(instance.sharp))
     CLAIM.holds(measure(instance), bound(instance, PAPER), instance, sharp=sharp, floor=DIFFERENCED)
 
 
 @given(quadratic_instances(steps=5))
 def test_holds_in_several_dimensions(instance: QuadraticInstance) -> None:
-    sharp = bound(instance, theory.Optimum(instance.sharp))
+    sharp = bound(instance, theory.Theorem28(instance.sharp))
     CLAIM.holds(
         measure(instance),
         bound(instance, PAPER),
@@ -141,7 +143,7 @@ def test_needs_the_bend_of_the_score() -> None:
     instance = ProductInstance(
         levels=(0.4, 0.9), lam=(0.5,), factors=(Factor(TanhScore(0.5, 0.5, 1.5), Slope(1.2)),)
     )
-    chain = theory.Chain.of(instance.schedule, instance.constants.L0, 0.0, instance.reward)
+    chain = theory.ChainConstants.of(instance.schedule, instance.constants.L0, 0.0, instance.reward)
     claimed = float(theory.paper_constants(chain, instance.lams).L1V[0])
     CLAIM.breaks(
         float(measure(instance)[0]),

@@ -52,7 +52,7 @@ CLAIM = Claim(
     source="arXiv 2412.18164v4, Theorem 2.8 (iii), equation 16; sharper constants derived here",
     kind="tight",
 )
-PAPER = theory.Optimum(theory.Paper())
+PAPER = theory.Theorem28(theory.PaperBounds())
 CELLS = 12
 """Cells per axis of the certificate."""
 
@@ -80,7 +80,9 @@ def inner(grid: Grid, field: Tensor) -> Tensor:
     return field[cut : grid.shape[0] - cut]
 
 
-def bound(instance: ProductInstance | QuadraticInstance, statement: theory.Statement) -> Tensor:
+def bound(
+    instance: ProductInstance | QuadraticInstance, statement: theory.RegularityStatement
+) -> Tensor:
     """(16) at the weights of the paper's condition, shape (T,)."""
     return theory.constants_at(instance.chain, instance.beta(), statement).L0u
 
@@ -88,7 +90,7 @@ def bound(instance: ProductInstance | QuadraticInstance, statement: theory.State
 @given(instances())
 def test_holds(instance: ProductInstance) -> None:
     measured = torch.stack([measure(part) for part in instance.parts()]).amax(0)
-    sharp = bound(instance, theory.Optimum(instance.sharp))
+    sharp = bound(instance, theory.Theorem28(instance.sharp))
     floor = DIFFERENCED * (1 + float(theory.score_unit(instance.chain).max()))
     CLAIM.holds(measured, bound(instance, PAPER), instance, sharp=sharp, floor=floor)
 
@@ -100,7 +102,7 @@ def test_holds_in_several_dimensions(instance: QuadraticInstance) -> None:
             theory.score_unit(instance.chain)[:, None, None] * instance.solve().affine_policy.gain
         )
     jacobian = torch.diag(torch.tensor(instance.score, dtype=torch.float64)) + gain
-    sharp = bound(instance, theory.Optimum(instance.sharp))
+    sharp = bound(instance, theory.Theorem28(instance.sharp))
     measured = torch.linalg.matrix_norm(jacobian, 2)
     CLAIM.holds(
         measured,
@@ -140,7 +142,7 @@ def test_needs_the_condition_on_beta(lam: float) -> None:
 def test_needs_the_lipschitz_constant_of_the_score() -> None:
     """With half of the score's Lipschitz constant the bound fails."""
     instance = _quadratic(lam=(0.5,))
-    chain = theory.Chain.of(instance.schedule, 0.1, 0.0, instance.reward)
+    chain = theory.ChainConstants.of(instance.schedule, 0.1, 0.0, instance.reward)
     slope, claimed = (
         float(measure(instance.parts()[0])[0]),
         float(theory.paper_constants(chain, instance.lams).L0u[0]),

@@ -74,7 +74,7 @@ CLAIM = Claim(
     source="arXiv 2412.18164v4, Theorem 2.8 (iii), equation 17; sharper constants derived here",
     kind="tight",
 )
-PAPER = theory.Optimum(theory.Paper())
+PAPER = theory.Theorem28(theory.PaperBounds())
 DIFFERENCES = 1e-4
 """Relative error of a ramp's second derivative by differences over 0.003."""
 NARROWEST = 0.02
@@ -92,7 +92,7 @@ def measure(truth: Quadrature) -> Tensor:
     return torch.stack([inner(grid, bend).abs().max() for grid, bend in bends])
 
 
-def bound(instance: ProductInstance, statement: theory.Statement) -> Tensor:
+def bound(instance: ProductInstance, statement: theory.RegularityStatement) -> Tensor:
     """(17) at the weights of the paper's condition, shape (T,)."""
     return theory.constants_at(instance.chain, instance.beta(), statement).L1u
 
@@ -100,7 +100,7 @@ def bound(instance: ProductInstance, statement: theory.Statement) -> Tensor:
 @given(instances())
 def test_holds(instance: ProductInstance) -> None:
     measured = torch.stack([measure(part) for part in instance.parts()]).amax(0)
-    sharp = bound(instance, theory.Optimum(instance.sharp))
+    sharp = bound(instance, theory.Theorem28(instance.sharp))
     floor = TWICE * (1 + float(theory.score_unit(instance.chain).max()))
     CLAIM.holds(measured, bound(instance, PAPER), instance, sharp=sharp, floor=floor)
 
@@ -217,7 +217,7 @@ def test_needs_the_bend_of_the_score() -> None:
     instance = ProductInstance(
         levels=(0.4, 0.9), lam=(0.95,), factors=(Factor(TanhScore(0.5, 0.5, 3.0), Slope(1.2)),)
     )
-    chain = theory.Chain.of(instance.schedule, instance.constants.L0, 0.0, instance.reward)
+    chain = theory.ChainConstants.of(instance.schedule, instance.constants.L0, 0.0, instance.reward)
     claimed = float(theory.paper_constants(chain, instance.lams).L1u[0])
     CLAIM.breaks(
         float(measure(instance.parts()[0])[0]),
@@ -295,7 +295,9 @@ def second_term(lam: float) -> float:
     """(17) for the shift of one step with an affine score, per slope of the mean map squared and in
     units of sigma.
     """
-    return theory.shift_smoothness(1.0, 0.0, PAPER.bounds.third(1.0, 1.0, 1.0, 1), lam)
+    return theory.shift_smoothness(
+        1.0, 0.0, PAPER.bounds.third_derivative_ratio(1.0, 1.0, 1.0, 1), lam
+    )
 
 
 def largest_ratio(lam: float) -> float:

@@ -2,8 +2,8 @@ r"""Every constant and bound of the discrete control problem and of PI-FT, the o
 reports and tests take them from.
 
 Setting (Han-Razaviyayn-Xu, arXiv 2412.18164v4; bare equation and theorem numbers below are theirs):
-a chain with coefficients a_t, gain g_t (their ``1 - a_t``), sigma_t; a score that is
-L0s_t-Lipschitz with an L1s_t-Lipschitz Jacobian; a reward that is L0r-Lipschitz with an
+a chain with coefficients a_t, g_t (the weight of the score, their ``1 - a_t``) and sigma_t; a score
+that is L0s_t-Lipschitz with an L1s_t-Lipschitz Jacobian; a reward that is L0r-Lipschitz with an
 L1r-Lipschitz gradient; W ~ N(0, I_d). Norms are Euclidean and operator norms. With the mean map
 ``m_t(y) = (y + g_t s_t(y)) / sqrt(a_t)``, the smoothing ``(G f)(x) = E f(x + sigma_t W)`` and
 ``rho_t = sigma_t^2 / beta_t``, Bellman's equation (9) is a smoothing, a Moreau envelope and a
@@ -13,25 +13,25 @@ composition (derived here):
    \circ m_t, \qquad \delta = \frac{g_t (U_t - s_t)}{\sqrt{a_t}} = \sigma_t v_t .
 
 Write M, N for the Lipschitz constants of m_t and of its Jacobian, K for a bound on
-``|Hess G V_{t+1}|``, ``third`` for a bound on ``|D^3 G V_{t+1}| / K``, and let beta_t >= sigma_t^2
+``|Hess G V_{t+1}|``, tau for a bound on ``|D^3 G V_{t+1}| / K``, and let beta_t >= sigma_t^2
 K / (1 - lam_t), so that ``rho_t K <= q := 1 - lam_t``. The maximiser solves
 ``delta = rho grad(G V)(x + delta)``, so that ``x + delta`` has the Jacobian ``(I - rho H)^-1``, at
 most 1 / lam, and with
 
-    D = M / lam                      Lipschitz constant of the controlled mean,       = (1 + g L0u) / sqrt(a)
-    Z = q (third D^2 + N) / lam      Lipschitz constant of the Jacobian of the shift
+    D = M / lam                   Lipschitz constant of the controlled mean, (1 + g L0u) / sqrt(a)
+    Z = q (tau D^2 + N) / lam     Lipschitz constant of the Jacobian of the shift
 
-the paper's constants become, when M = (1 + g L0s) / sqrt(a), K = L1V and third = C_d / sigma
+the paper's constants become, when M = (1 + g L0s) / sqrt(a), K = L1V and tau = C_d / sigma
 (reconstructed from the paper's definitions and proofs, and proved again in the docstrings below;
 not a transcription of its displays)
 
     (14) L0V_t = M L0V               (16) L0u_t = L0s + sqrt(a) q D / g
     (15) L1V_t = N L0V + M D K       (17) L1u_t = L1s + sqrt(a) Z / g
     (38) Lb0_t = M (1 + q^2 / lam) Lb0
-    (39) Lb1_t = N Lb0 + M D K + max_{m >= 1} q^m ( Z Lb0 + q D^2 (K + m third Lb0) ).
+    (39) Lb1_t = N Lb0 + M D K + max_{m >= 1} q^m ( Z Lb0 + q D^2 (K + m tau Lb0) ).
 
-`Paper` evaluates them so. `Sharp` evaluates them with the constants derived in this module: M may
-be the exact Lipschitz constant of the mean map, K is the smoothed curvature, ``third`` is free of
+`PaperBounds` evaluates them so. `SharpBounds` evaluates them with the constants derived here: M may
+be the exact Lipschitz constant of the mean map, K is the smoothed curvature, tau is free of
 the dimension. It stands beside the paper's, never instead. `convergence` unrolls Theorem 3.1;
 `sharp_convergence` uses that the gradient of an unfinished value function is off only to second
 order in what its control is off. A product of zero and infinity is zero: a quadratic reward has L0r
@@ -43,7 +43,14 @@ general.
 """
 
 from socft.theory.beta import BetaChoice, beta_from_curvature, constant_beta, scheduled_beta
-from socft.theory.chain import Chain, control_gain, kl_weight, proximal_step, score_unit, shift_unit
+from socft.theory.chain import (
+    ChainConstants,
+    kl_weight,
+    proximal_step,
+    score_step,
+    score_unit,
+    shift_unit,
+)
 from socft.theory.convergence import (
     Convergence,
     control_error_bound,
@@ -61,10 +68,10 @@ from socft.theory.one_step import (
     concavity_modulus,
     control_size,
     expected_norm,
+    geometric_peak,
     iterate_excess,
     mean_lipschitz,
     mean_smoothness,
-    peak,
     shift_lipschitz,
     shift_smoothness,
     smoothed_curvature,
@@ -74,13 +81,13 @@ from socft.theory.one_step import (
 )
 from socft.theory.regularity import (
     Bounds,
-    Iterates,
-    Link,
-    Optimum,
-    Paper,
+    Lemma32,
+    PaperBounds,
     Regularity,
-    Sharp,
-    Statement,
+    RegularityStatement,
+    SharpBounds,
+    StepConstants,
+    Theorem28,
     constants,
     constants_at,
     iterate_constants,
@@ -93,26 +100,26 @@ __all__ = [
     "SHARP_SECOND",
     "BetaChoice",
     "Bounds",
-    "Chain",
+    "ChainConstants",
     "Convergence",
-    "Iterates",
-    "Link",
-    "Optimum",
-    "Paper",
+    "Lemma32",
+    "PaperBounds",
     "Regularity",
-    "Sharp",
-    "Statement",
+    "RegularityStatement",
+    "SharpBounds",
+    "StepConstants",
+    "Theorem28",
     "beta_from_curvature",
     "concavity_modulus",
     "constant_beta",
     "constants",
     "constants_at",
     "control_error_bound",
-    "control_gain",
     "control_size",
     "convergence",
     "envelope_error_bound",
     "expected_norm",
+    "geometric_peak",
     "guaranteed_rates",
     "iterate_constants",
     "iterate_excess",
@@ -120,10 +127,10 @@ __all__ = [
     "mean_lipschitz",
     "mean_smoothness",
     "paper_constants",
-    "peak",
     "proximal_step",
     "quadratic_rate",
     "scheduled_beta",
+    "score_step",
     "score_unit",
     "sharp_constants",
     "sharp_convergence",

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from socft.checks import InvalidProblem, per_step, require
-from socft.theory.chain import Chain, PerStep, require_each
-from socft.theory.regularity import Statement, constants, constants_at
+from socft.theory.chain import ChainConstants
+from socft.theory.numbers import StepValues, require_each
+from socft.theory.regularity import RegularityStatement, constants, constants_at
 
 _BISECTION = 1e-12
 """Relative width at which a bisection on beta stops."""
@@ -32,13 +33,15 @@ class BetaChoice:
         lam: guaranteed design constants, shape (T,); each inner update contracts by ``1 - lam``.
     """
 
-    beta: PerStep
+    beta: StepValues
     rule: str
-    margin: PerStep
-    lam: PerStep
+    margin: StepValues
+    lam: StepValues
 
 
-def scheduled_beta(chain: Chain, lam: float | Tensor, statement: Statement) -> BetaChoice:
+def scheduled_beta(
+    chain: ChainConstants, lam: float | Tensor, statement: RegularityStatement
+) -> BetaChoice:
     """``beta_t = sigma_t^2 K_t / (1 - lam_t)``, the smallest weights with exactly the design
     constants ``lam``.
 
@@ -49,7 +52,9 @@ def scheduled_beta(chain: Chain, lam: float | Tensor, statement: Statement) -> B
     return _equality(found.beta_required, found.lam, f"schedule for lam ({statement.name})")
 
 
-def beta_from_curvature(sigma: PerStep, curvature: PerStep, lam: float | Tensor) -> BetaChoice:
+def beta_from_curvature(
+    sigma: StepValues, curvature: StepValues, lam: float | Tensor
+) -> BetaChoice:
     """``beta_t = sigma_t^2 sup|Hess G V_{t+1}| / (1 - lam_t)`` from a curvature measured on the
     instance (derived here).
 
@@ -69,7 +74,7 @@ def beta_from_curvature(sigma: PerStep, curvature: PerStep, lam: float | Tensor)
     return _equality(sigma.square() * measured / (1 - rates), rates, "measured curvature")
 
 
-def constant_beta(chain: Chain, lam: float, statement: Statement) -> BetaChoice:
+def constant_beta(chain: ChainConstants, lam: float, statement: RegularityStatement) -> BetaChoice:
     """The smallest constant beta under which a statement guarantees ``lam_t >= lam`` at every step,
     by bisection.
 

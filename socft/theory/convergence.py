@@ -1,68 +1,78 @@
-"""Theorem 3.1 of arXiv 2412.18164v4: how far PI-FT is from the optimum after a number of updates."""
+"""Theorem 3.1 of arXiv 2412.18164v4: how far PI-FT is from the optimum after some updates."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from socft.checks import InvalidProblem, per_step
-from socft.theory.chain import (
+from socft.theory.chain import ChainConstants, proximal_step, shift_unit
+from socft.theory.numbers import (
     ROUNDING,
-    Chain,
-    PerState,
-    PerStep,
+    StateValues,
+    StepValues,
     positive_beta,
-    proximal_step,
+    product,
     require_each,
-    shift_unit,
-    times,
     vector,
 )
 from socft.theory.one_step import value_lipschitz
 from socft.theory.regularity import Regularity
 
 
-def control_error_bound(size: float, eps: float, gain: float, lam: float, rounds: int) -> float:
+def control_error_bound(
+    value_L0: float, gradient_error: float, step: float, lam: float, rounds: int
+) -> float:
     """Lemma 3.3: ``|U_t^(m) - u*_t| <= q^m kappa L0V*_{t+1} + kappa eps_{t+1} / lam``; upper bound.
 
     The update map contracts by q (67) and moves u* by at most ``kappa eps``, so that m updates from
     ``|s - u*| <= kappa L0V*`` leave ``q^m |s - u*| + (1 + q + q^2 + ...) kappa eps``.
 
     Args:
-        size: ``L0V*_{t+1}``, Lipschitz constant of the optimal value function.
-        eps: ``sup |grad V_{t+1}^(m) - grad V*_{t+1}|``.
-        gain: ``kappa_t`` for score units, ``rho_t`` for shifts, ``rho_t / sigma_t`` for whitened
+        value_L0: ``L0V*_{t+1}``, Lipschitz constant of the optimal value function.
+        gradient_error: ``sup |grad V_{t+1}^(m) - grad V*_{t+1}|``.
+        step: ``kappa_t`` for score units, ``rho_t`` for shifts, ``rho_t / sigma_t`` for whitened
             controls.
         rounds: m, the number of updates at this step.
     """
-    return times((1 - lam) ** rounds, gain, size) + times(gain, eps) / lam
+    return product((1 - lam) ** rounds, step, value_L0) + product(step, gradient_error) / lam
 
 
 def value_gradient_error_bound(
-    size: float, steepest: float, eps: float, mean_L0: float, lam: float, rounds: int
+    value_L0: float,
+    iterates_L0: float,
+    gradient_error: float,
+    mean_L0: float,
+    lam: float,
+    rounds: int,
 ) -> float:
     """Lemma 3.4: ``eps_t <= M ( eps_{t+1} / lam + q^{m+1} (L0V*_{t+1} + Lb0_{t+1} / lam) )``; upper
     bound.
 
     By (55) the error is ``Jac m^T (G_m - grad G V*) + Jac delta_m^T (G_m - G_{m-1})``. The first
-    bracket is at most K times the error of Lemma 3.3 (in shifts) plus eps, the second term at most
-    ``q D q^m Lb0``.
+    bracket is at most K times the error of Lemma 3.3 (in shifts) plus eps, the
+    second term at most ``q D q^m Lb0``.
 
     Args:
-        size: ``L0V*_{t+1}``.
-        steepest: ``Lb0_{t+1}``, Lipschitz constant of every iterate's value function.
+        value_L0: ``L0V*_{t+1}``.
+        iterates_L0: ``Lb0_{t+1}``, Lipschitz constant of every iterate's value function.
     """
-    unfinished = times((1 - lam) ** (rounds + 1), size + steepest / lam)
-    return times(mean_L0, eps / lam + unfinished)
+    unfinished = product((1 - lam) ** (rounds + 1), value_L0 + iterates_L0 / lam)
+    return product(mean_L0, gradient_error / lam + unfinished)
 
 
 def envelope_error_bound(
-    steepest: float, eps: float, mean_L0: float, lam: float, rho: float, third: float, rounds: int
+    iterates_L0: float,
+    gradient_error: float,
+    mean_L0: float,
+    lam: float,
+    rho: float,
+    third_derivative_ratio: float,
+    rounds: int,
 ) -> float:
-    """``eps_t <= M ( eps_{t+1} + q^{2m} Lb0 ((1 + q)(q + m c) + q c / 2) ) / lam`` with ``c = third
+    """``eps_t <= M ( eps_{t+1} + q^{2m} Lb0 ((1 + q)(q + m c) + q c / 2) ) / lam`` with ``c = tau
     rho Lb0``; upper bound.
 
     Derived here: Lemma 3.4 with the square of its rate, because the two terms of (55) cancel to
@@ -70,20 +80,20 @@ def envelope_error_bound(
     the update map, H the Hessian of G V there and H' its mean over the segment between, the
     envelope's gradient is off by ``((Jac delta - Jac delta_m)(I - rho H) + (I + Jac delta_m) rho (H
     - H')) e`` over rho, up to transposition, where ``|e| <= q^m rho Lb0``, ``rho |H - H'| <= q
-    third |e| / 2`` and, by induction over m, ``|Jac delta - Jac delta_m| <= q^m (q + m c) / lam``.
+    tau |e| / 2`` and, by induction over m, ``|Jac delta - Jac delta_m| <= q^m (q + m c) / lam``.
     And changing V_{t+1} by eps changes the finished envelope's gradient, delta / rho, by at most
     ``eps / lam``.
 
     Args:
-        steepest: ``Lb0_{t+1}``.
+        iterates_L0: ``Lb0_{t+1}``.
         rho: ``sigma_t^2 / beta_t``.
-        third: bound on ``|D^3 G V_{t+1}| / K``, of every iterate.
+        third_derivative_ratio: tau, bound on ``|D^3 G V_{t+1}| / K``, of every iterate.
     """
-    q, c = 1 - lam, times(third, rho, steepest)
-    unfinished = times(
-        q ** (2 * rounds), steepest, (1 + q) * (q + times(rounds, c)) + times(q, c) / 2
+    q, c = 1 - lam, product(third_derivative_ratio, rho, iterates_L0)
+    unfinished = product(
+        q ** (2 * rounds), iterates_L0, (1 + q) * (q + product(rounds, c)) + product(q, c) / 2
     )
-    return times(mean_L0, eps + unfinished) / lam
+    return product(mean_L0, gradient_error + unfinished) / lam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,32 +109,32 @@ class Convergence:
             grows, shape (T,).
     """
 
-    score: PerStep
-    shift: PerStep
-    whitened: PerStep
-    value_gradient: PerState
-    rates: PerStep
+    score: StepValues
+    shift: StepValues
+    whitened: StepValues
+    value_gradient: StateValues
+    rates: StepValues
 
 
 def convergence(
-    chain: Chain, iterates: Regularity, beta: float | Tensor, rounds: int | Tensor
+    chain: ChainConstants, iterates: Regularity, beta: float | Tensor, rounds: int | Tensor
 ) -> Convergence:
     """Theorem 3.1 with its constants, by Lemmas 3.3 and 3.4 from t = T - 1 down to 0; upper bounds.
 
     Args:
         iterates: constants of Lemma 3.2, from `iterate_constants` or `constants_at` with
-            `Iterates`.
+            `Lemma32`.
         beta: KL weights, one number or shape (T,), at least ``iterates.beta_required``.
         rounds: updates m_t, one number or shape (T,).
 
     Raises:
         InvalidProblem: beta is below the required one, or a number of updates is negative.
     """
-    return _unroll(chain, iterates, beta, rounds, (_first_order,), guaranteed_rates(iterates.lam))
+    return _unroll(chain, iterates, beta, rounds, guaranteed_rates(iterates.lam), sharp=False)
 
 
 def sharp_convergence(
-    chain: Chain, iterates: Regularity, beta: float | Tensor, rounds: int | Tensor
+    chain: ChainConstants, iterates: Regularity, beta: float | Tensor, rounds: int | Tensor
 ) -> Convergence:
     """Theorem 3.1 with the smaller of Lemma 3.4 and `envelope_error_bound` at every step; upper
     bounds (derived here).
@@ -133,57 +143,43 @@ def sharp_convergence(
     lam, the control error is ``q^m kappa L0V*`` plus a term of order ``m q^{2m}``. Arguments and
     errors as in `convergence`.
     """
-    return _unroll(
-        chain, iterates, beta, rounds, (_first_order, _second_order), sharp_rates(iterates.lam)
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Round:
-    """The numbers of one step of Theorem 3.1."""
-
-    size: float
-    steepest: float
-    eps: float
-    mean_L0: float
-    lam: float
-    rho: float
-    third: float
-    rounds: int
-
-
-def _first_order(x: _Round) -> float:
-    return value_gradient_error_bound(x.size, x.steepest, x.eps, x.mean_L0, x.lam, x.rounds)
-
-
-def _second_order(x: _Round) -> float:
-    return envelope_error_bound(x.steepest, x.eps, x.mean_L0, x.lam, x.rho, x.third, x.rounds)
+    return _unroll(chain, iterates, beta, rounds, sharp_rates(iterates.lam), sharp=True)
 
 
 def _unroll(
-    chain: Chain,
+    chain: ChainConstants,
     iterates: Regularity,
     beta: float | Tensor,
     rounds: int | Tensor,
-    lemmas: tuple[Callable[[_Round], float], ...],
-    rates: PerStep,
+    rates: StepValues,
+    *,
+    sharp: bool,
 ) -> Convergence:
-    rho, m = proximal_step(chain, _admitted(beta, iterates)).tolist(), _whole(rounds, chain.steps)
-    M, lam = iterates.mean_L0.tolist(), iterates.lam.tolist()
-    steepest, third = iterates.L0V.tolist(), iterates.third.tolist()
-    size, errors, shifts = chain.reward_L0, [0.0], []
+    """Backward in t: the errors of controls and gradients, the latter of Lemma 3.4 or, where
+    ``sharp``, of the smaller bound.
+    """
+    rho = proximal_step(chain, _admitted(beta, iterates)).tolist()
+    m, M, lam = _whole(rounds, chain.steps), iterates.mean_L0.tolist(), iterates.lam.tolist()
+    iterates_L0, ratio = iterates.L0V.tolist(), iterates.third_derivative_ratio.tolist()
+    value_L0, errors, shifts = chain.reward_L0, [0.0], []
     for t in reversed(range(chain.steps)):
-        shifts.append(control_error_bound(size, errors[-1], rho[t], lam[t], m[t]))
-        step = _Round(size, steepest[t + 1], errors[-1], M[t], lam[t], rho[t], third[t], m[t])
-        errors.append(min(lemma(step) for lemma in lemmas))
-        size = value_lipschitz(size, M[t])
+        shifts.append(control_error_bound(value_L0, errors[-1], rho[t], lam[t], m[t]))
+        steepest = iterates_L0[t + 1]
+        error = value_gradient_error_bound(value_L0, steepest, errors[-1], M[t], lam[t], m[t])
+        if sharp:
+            envelope = envelope_error_bound(
+                steepest, errors[-1], M[t], lam[t], rho[t], ratio[t], m[t]
+            )
+            error = min(error, envelope)
+        errors.append(error)
+        value_L0 = value_lipschitz(value_L0, M[t])
     shift = vector(shifts[::-1])
     return Convergence(
         shift_unit(chain) * shift, shift, shift / chain.sigma, vector(errors[::-1]), rates
     )
 
 
-def _admitted(beta: float | Tensor, iterates: Regularity) -> PerStep:
+def _admitted(beta: float | Tensor, iterates: Regularity) -> StepValues:
     """The weights, refused where they are below what the constants require."""
     weights, required = positive_beta(beta, len(iterates.lam)), iterates.beta_required
     low = (weights < required * (1 - ROUNDING)).nonzero().flatten().tolist()
@@ -207,14 +203,14 @@ def _whole(rounds: int | Tensor, steps: int) -> list[int]:
     return [int(x) for x in counts.tolist()]
 
 
-def guaranteed_rates(lam: PerStep) -> PerStep:
+def guaranteed_rates(lam: StepValues) -> StepValues:
     """``max_{s >= t} (1 - lam_s)``, the factor per update of all steps in Theorem 3.1 as m grows;
     equality for the bound, (T,).
     """
     return _largest_later(1 - lam)
 
 
-def sharp_rates(lam: PerStep) -> PerStep:
+def sharp_rates(lam: StepValues) -> StepValues:
     """``max(q_t, max_{s > t} q_s^2)``, ``q = 1 - lam``: the factor in `sharp_convergence` as m
     grows; tight, (T,).
 
@@ -225,11 +221,11 @@ def sharp_rates(lam: PerStep) -> PerStep:
     return torch.maximum(q, later)
 
 
-def _largest_later(values: PerStep) -> PerStep:
+def _largest_later(values: StepValues) -> StepValues:
     return values.flip(0).cummax(0).values.flip(0)
 
 
-def quadratic_rate(sigma: PerStep, beta: float | Tensor, curvature: PerStep) -> float:
+def quadratic_rate(sigma: StepValues, beta: float | Tensor, curvature: StepValues) -> float:
     """``max_t sigma_t^2 |P_{t+1}| / beta_t``: rate of PI-FT's largest error on a linear-quadratic
     problem; equality (derived here).
 

@@ -9,7 +9,8 @@ import math
 from torch import Tensor
 
 from socft.checks import per_step, require
-from socft.theory.chain import Chain, PerState, PerStep, control_gain, positive_beta, times
+from socft.theory.chain import ChainConstants, score_step
+from socft.theory.numbers import StateValues, StepValues, positive_beta, product
 
 SHARP = math.sqrt(2 / math.pi)
 """``E|W|`` in one dimension, the largest ``E|b.W|`` over unit vectors b in any dimension
@@ -26,12 +27,14 @@ The expectation is convex in the angle's cosine c = b.c, because the quadratic f
 
 
 def expected_norm(dim: int) -> float:
-    """``C_d = E|W| = sqrt(2) Gamma((d + 1) / 2) / Gamma(d / 2)``, the constant in (17); equality."""
+    """``C_d = E|W| = sqrt(2) Gamma((d + 1) / 2) / Gamma(d / 2)``, the constant in (17);
+    equality.
+    """
     require(dim >= 1, f"dim = {dim}; give at least 1.")
     return math.sqrt(2) * math.exp(math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2))
 
 
-def concavity_modulus(chain: Chain, beta: float | Tensor, curvature: Tensor) -> PerStep:
+def concavity_modulus(chain: ChainConstants, beta: float | Tensor, curvature: Tensor) -> StepValues:
     """(19): Bellman's bracket is strongly concave in u with modulus
     ``(g^2 / a) (beta / sigma^2 - K)``; tight lower bound, (T,).
 
@@ -44,31 +47,31 @@ def concavity_modulus(chain: Chain, beta: float | Tensor, curvature: Tensor) -> 
         positive_beta(beta, chain.steps),
         per_step(curvature, chain.steps, "curvature"),
     )
-    return chain.gain.square() / chain.alpha * (beta / chain.sigma.square() - curvature)
+    return chain.score_weight.square() / chain.alpha * (beta / chain.sigma.square() - curvature)
 
 
-def control_size(chain: Chain, beta: float | Tensor, value_L0: PerState) -> PerStep:
+def control_size(chain: ChainConstants, beta: float | Tensor, value_L0: StateValues) -> StepValues:
     """``|u*_t - s_t| <= kappa_t L0V_{t+1}``, from (18); tight: attained by a linear reward with
     ``s(y) = +L0s y``, (T,).
 
     Args:
         value_L0: ``L0V``, shape (T + 1,).
     """
-    return control_gain(chain, beta) * value_L0[1:]
+    return score_step(chain, beta) * value_L0[1:]
 
 
-def mean_lipschitz(chain: Chain) -> PerStep:
+def mean_lipschitz(chain: ChainConstants) -> StepValues:
     """``M_t = (1 + g L0s) / sqrt(a)``, a Lipschitz constant of the mean map; tight: attained by
     ``s(y) = +L0s y``, (T,).
     """
-    return (1 + chain.gain * chain.score_L0) / chain.alpha.sqrt()
+    return (1 + chain.score_weight * chain.score_L0) / chain.alpha.sqrt()
 
 
-def mean_smoothness(chain: Chain) -> PerStep:
+def mean_smoothness(chain: ChainConstants) -> StepValues:
     """``N_t = g L1s / sqrt(a)``, the Lipschitz constant of the mean map's Jacobian; equality when
     L1s is exact, (T,).
     """
-    return chain.gain * chain.score_L1 / chain.alpha.sqrt()
+    return chain.score_weight * chain.score_L1 / chain.alpha.sqrt()
 
 
 def smoothed_curvature(L0: float, L1: float, sigma: float) -> float:
@@ -97,8 +100,8 @@ def smoothed_third(L0: float, L1: float, sigma: float) -> float:
     (derived here).
 
     By parts, ``D^3(G V)[a, b, c] = E[Hess V[a, b] (c.W)] / sigma = E[(a.grad V) ((b.W)(c.W) - b.c)]
-    /
-    sigma^2``; bound the first factor and use `SHARP` and `SHARP_SECOND`. Attained in the limit, in d = 1, by ``V'' = L1 sign(x)`` and by ``V' = L0 sign(x^2 - sigma^2)``.
+    / sigma^2``; bound the first factor and use `SHARP` and `SHARP_SECOND`. Attained in the limit,
+    in d = 1, by ``V'' = L1 sign(x)`` and by ``V' = L0 sign(x^2 - sigma^2)``.
     """
     return min(SHARP * L1 / sigma, SHARP_SECOND * L0 / sigma**2)
 
@@ -108,7 +111,7 @@ def value_lipschitz(L0: float, mean_L0: float) -> float:
 
     The envelope's gradient is ``grad(G V)(x + delta*)`` and smoothing keeps the Lipschitz constant.
     """
-    return times(mean_L0, L0)
+    return product(mean_L0, L0)
 
 
 def value_smoothness(
@@ -121,7 +124,7 @@ def value_smoothness(
     ``K / (1 - rho K) <= K / lam``, and its gradient is at most L0V. Only the smoothed curvature H
     enters, so any bound on it may stand for L1V here and in the condition on beta.
     """
-    return times(mean_L1, L0) + times(mean_L0, mean_L0, curvature) / lam
+    return product(mean_L1, L0) + product(mean_L0, mean_L0, curvature) / lam
 
 
 def shift_lipschitz(mean_L0: float, lam: float) -> float:
@@ -134,20 +137,23 @@ def shift_lipschitz(mean_L0: float, lam: float) -> float:
     return (1 - lam) * mean_L0 / lam
 
 
-def shift_smoothness(mean_L0: float, mean_L1: float, third: float, lam: float) -> float:
-    """``Z = q (third D^2 + N) / lam``, Lipschitz constant of the optimal shift's Jacobian, with
+def shift_smoothness(
+    mean_L0: float, mean_L1: float, third_derivative_ratio: float, lam: float
+) -> float:
+    """``Z = q (tau D^2 + N) / lam``, Lipschitz constant of the optimal shift's Jacobian, with
     which (17) follows; upper bound.
 
     With ``P = (I - rho H)^-1`` the second derivative of delta* is ``P rho D^3(G V)[P, P]``, at most
-    ``rho |D^3 G V| / lam^3``, and ``rho |D^3 G V| <= rho K third <= q third``; composing with m_t
+    ``rho |D^3 G V| / lam^3``, and ``rho |D^3 G V| <= rho K tau <= q tau`` for a bound tau on
+    ``|D^3 G V| / K``; composing with m_t
     adds ``|Jac delta*| N``. Here H = Hess(G V), but D^3(G V) sees the unsmoothed Hess V: a smaller
-    K needs a larger ``third``. Not attained, since H and D^3(G V) are largest at different points.
+    K needs a larger tau. Not attained, since H and D^3(G V) are largest at different points.
     """
     D = mean_L0 / lam
-    return (1 - lam) * (times(third, D, D) + mean_L1) / lam
+    return (1 - lam) * (product(third_derivative_ratio, D, D) + mean_L1) / lam
 
 
-def peak(lam: float, constant: float, slope: float) -> float:
+def geometric_peak(lam: float, constant: float, slope: float) -> float:
     """``max_{m >= 1} q^m (constant + slope m)`` with ``q = 1 - lam``, 0 < lam <= 1, and
     non-negative coefficients; equality.
 
@@ -165,17 +171,26 @@ def peak(lam: float, constant: float, slope: float) -> float:
 
 
 def iterate_excess(
-    L0: float, curvature: float, mean_L0: float, mean_L1: float, third: float, lam: float
+    L0: float,
+    curvature: float,
+    mean_L0: float,
+    mean_L1: float,
+    third_derivative_ratio: float,
+    lam: float,
 ) -> float:
-    """``max_{m >= 1} R(m)`` in (39), ``R(m) = q^m ( Z Lb0 + q D^2 (K + m third Lb0) )``; upper
+    """``max_{m >= 1} R(m)`` in (39), ``R(m) = q^m ( Z Lb0 + q D^2 (K + m tau Lb0) )``; upper
     bound.
 
     It is what (55) adds to the envelope identity,
     ``grad V^(m) = Jac m^T G_m + Jac delta_m^T (G_m - G_{m-1})`` with ``G_m`` the gradient of G V at
     ``m_t + delta_m``: there ``|Jac delta_m| <= q D``, its Lipschitz constant is at most Z,
     ``|G_m - G_{m-1}| <= q^m Lb0`` and, by induction over m,
-    ``|Jac(G_m - G_{m-1})| <= q^m D (K + m third Lb0)``.
+    ``|Jac(G_m - G_{m-1})| <= q^m D (K + m tau Lb0)``.
     """
     q, D = 1 - lam, mean_L0 / lam
-    Z = shift_smoothness(mean_L0, mean_L1, third, lam)
-    return peak(lam, times(Z, L0) + times(q, D, D, curvature), times(q, D, D, third, L0))
+    Z = shift_smoothness(mean_L0, mean_L1, third_derivative_ratio, lam)
+    return geometric_peak(
+        lam,
+        product(Z, L0) + product(q, D, D, curvature),
+        product(q, D, D, third_derivative_ratio, L0),
+    )

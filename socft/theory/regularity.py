@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from socft.checks import InvalidProblem, per_step
-from socft.theory.chain import (
+from socft.theory.chain import ChainConstants, shift_unit
+from socft.theory.numbers import (
     ROUNDING,
-    Chain,
-    PerState,
-    PerStep,
+    StateValues,
+    StepValues,
     positive_beta,
+    product,
     require_each,
-    shift_unit,
-    times,
     vector,
 )
 from socft.theory.one_step import (
@@ -48,7 +47,7 @@ class Bounds(abc.ABC):
     name: ClassVar[str]
 
     @abc.abstractmethod
-    def mean_lipschitz(self, chain: Chain) -> PerStep:
+    def mean_lipschitz(self, chain: ChainConstants) -> StepValues:
         """``M``, shape (T,)."""
 
     @abc.abstractmethod
@@ -56,8 +55,8 @@ class Bounds(abc.ABC):
         """``K >= |Hess G V|`` for an L0-Lipschitz V with L1-Lipschitz gradient."""
 
     @abc.abstractmethod
-    def third(self, L0: float, L1: float, sigma: float, dim: int) -> float:
-        """``third >= |D^3 G V| / K``."""
+    def third_derivative_ratio(self, L0: float, L1: float, sigma: float, dim: int) -> float:
+        """``tau >= |D^3 G V| / K``."""
 
     @abc.abstractmethod
     def overshoot(self, lam: float) -> float:
@@ -66,12 +65,12 @@ class Bounds(abc.ABC):
         """
 
 
-class Paper(Bounds):
+class PaperBounds(Bounds):
     """The paper's constants."""
 
     name = "paper"
 
-    def mean_lipschitz(self, chain: Chain) -> PerStep:
+    def mean_lipschitz(self, chain: ChainConstants) -> StepValues:
         """``(1 + g L0s) / sqrt(a)``."""
         return mean_lipschitz(chain)
 
@@ -79,7 +78,7 @@ class Paper(Bounds):
         """``L1V``: smoothing does not increase it."""
         return L1
 
-    def third(self, L0: float, L1: float, sigma: float, dim: int) -> float:
+    def third_derivative_ratio(self, L0: float, L1: float, sigma: float, dim: int) -> float:
         """``C_d / sigma``, from ``|E[Hess V W]| <= L1V E|W|``; it grows like ``sqrt(d)``."""
         return expected_norm(dim) / sigma
 
@@ -90,7 +89,7 @@ class Paper(Bounds):
         return (1 - lam) ** 2 / lam
 
 
-class Sharp(Bounds):
+class SharpBounds(Bounds):
     """The constants derived here; at the same beta none is above the paper's.
 
     At the same lam the required beta is smaller, which may make the control rougher: L1u may then
@@ -107,7 +106,7 @@ class Sharp(Bounds):
     def __init__(self, mean_L0: Tensor | None = None):
         self.mean_L0 = mean_L0
 
-    def mean_lipschitz(self, chain: Chain) -> PerStep:
+    def mean_lipschitz(self, chain: ChainConstants) -> StepValues:
         """``mean_L0`` where given.
 
         Raises:
@@ -133,12 +132,12 @@ class Sharp(Bounds):
         """`smoothed_curvature`."""
         return smoothed_curvature(L0, L1, sigma)
 
-    def third(self, L0: float, L1: float, sigma: float, dim: int) -> float:
+    def third_derivative_ratio(self, L0: float, L1: float, sigma: float, dim: int) -> float:
         """`smoothed_third` over `smoothed_curvature`, between ``sqrt(2/pi) / sigma`` (where K =
         L1V) and ``1.36 / sigma``.
 
         ``sqrt(2/pi) / sigma`` alone would be wrong beside the smoothed curvature: the slope
-        ``V' = L0 sign(x^2 - sigma^2)`` has ``D^3 G V = 2 / (sqrt(e) sigma) = 1.21 / sigma`` times
+        ``V' = L0 sign(x^2 - sigma^2)`` has ``D^3 G V = 2 / (sqrt(e) sigma) = 1.21 / sigma`` product
         ``sqrt(2/pi) L0 / sigma`` at x = 0.
         """
         curvature = smoothed_curvature(L0, L1, sigma)
@@ -173,28 +172,28 @@ class Regularity:
         L0v: of the whitened controls, shape (T,).
         L1v: of their Jacobians, shape (T,).
         curvature: K, the bound on ``|Hess G V_{t+1}|``, shape (T,).
-        third: the bound on ``|D^3 G V_{t+1}| / K``, shape (T,).
+        third_derivative_ratio: tau, the bound on ``|D^3 G V_{t+1}| / K``, shape (T,).
         mean_L0: M, of the mean maps, shape (T,).
         lam: design constants, shape (T,); every inner step contracts by ``1 - lam``.
         beta_required: ``sigma^2 K / (1 - lam)``, the smallest beta with these lam, shape (T,); zero
             where K = 0.
     """
 
-    L0V: PerState
-    L1V: PerState
-    L0u: PerStep
-    L1u: PerStep
-    L0v: PerStep
-    L1v: PerStep
-    curvature: PerStep
-    third: PerStep
-    mean_L0: PerStep
-    lam: PerStep
-    beta_required: PerStep
+    L0V: StateValues
+    L1V: StateValues
+    L0u: StepValues
+    L1u: StepValues
+    L0v: StepValues
+    L1v: StepValues
+    curvature: StepValues
+    third_derivative_ratio: StepValues
+    mean_L0: StepValues
+    lam: StepValues
+    beta_required: StepValues
 
 
 @dataclasses.dataclass(frozen=True)
-class Link:
+class StepConstants:
     """The numbers of one step: Lipschitz constants of the mean map, bounds on the smoothed next
     value function, and lam.
     """
@@ -202,11 +201,11 @@ class Link:
     mean_L0: float
     mean_L1: float
     curvature: float
-    third: float
+    third_derivative_ratio: float
     lam: float
 
 
-class Statement(abc.ABC):
+class RegularityStatement(abc.ABC):
     """A backward recursion of (L0V, L1V) under a set of `Bounds`."""
 
     source: ClassVar[str]
@@ -220,22 +219,24 @@ class Statement(abc.ABC):
         return f"{self.source}, {self.bounds.name}"
 
     @abc.abstractmethod
-    def step(self, link: Link, L0: float, L1: float) -> tuple[float, float]:
+    def step(self, local: StepConstants, L0: float, L1: float) -> tuple[float, float]:
         """``(L0V_t, L1V_t)`` from ``(L0V_{t+1}, L1V_{t+1})``."""
 
 
-class Optimum(Statement):
-    """Theorem 2.8: regularity of the optimal value functions and controls, (14)-(17); upper bounds."""
+class Theorem28(RegularityStatement):
+    """Theorem 2.8: regularity of the optimal value functions and controls, (14)-(17); upper
+    bounds.
+    """
 
     source = "Theorem 2.8"
 
-    def step(self, link: Link, L0: float, L1: float) -> tuple[float, float]:
+    def step(self, local: StepConstants, L0: float, L1: float) -> tuple[float, float]:
         """(14) and (15)."""
-        smooth = value_smoothness(L0, link.curvature, link.mean_L0, link.mean_L1, link.lam)
-        return value_lipschitz(L0, link.mean_L0), smooth
+        smooth = value_smoothness(L0, local.curvature, local.mean_L0, local.mean_L1, local.lam)
+        return value_lipschitz(L0, local.mean_L0), smooth
 
 
-class Iterates(Statement):
+class Lemma32(RegularityStatement):
     """Lemma 3.2: regularity of the value functions and controls of every iterate of PI-FT,
     (38)-(39); upper bounds.
 
@@ -245,48 +246,58 @@ class Iterates(Statement):
 
     source = "Lemma 3.2"
 
-    def step(self, link: Link, L0: float, L1: float) -> tuple[float, float]:
+    def step(self, local: StepConstants, L0: float, L1: float) -> tuple[float, float]:
         """(38) and (39)."""
-        smooth = value_smoothness(L0, link.curvature, link.mean_L0, link.mean_L1, link.lam)
+        smooth = value_smoothness(L0, local.curvature, local.mean_L0, local.mean_L1, local.lam)
         excess = iterate_excess(
-            L0, link.curvature, link.mean_L0, link.mean_L1, link.third, link.lam
+            L0,
+            local.curvature,
+            local.mean_L0,
+            local.mean_L1,
+            local.third_derivative_ratio,
+            local.lam,
         )
-        return times(link.mean_L0, 1 + self.bounds.overshoot(link.lam), L0), smooth + excess
+        return product(local.mean_L0, 1 + self.bounds.overshoot(local.lam), L0), smooth + excess
 
 
-def paper_constants(chain: Chain, lam: float | Tensor) -> Regularity:
+def paper_constants(chain: ChainConstants, lam: float | Tensor) -> Regularity:
     """Theorem 2.8 with the paper's constants, (14)-(17), for
     ``beta_t >= sigma_t^2 L1V_{t+1} / (1 - lam_t)``; upper bounds.
 
     Args:
         lam: design constants in (0, 1), one number or shape (T,).
     """
-    return constants(chain, lam, Optimum(Paper()))
+    return constants(chain, lam, Theorem28(PaperBounds()))
 
 
-def sharp_constants(chain: Chain, lam: float | Tensor, mean_L0: Tensor | None = None) -> Regularity:
-    """Theorem 2.8 with the constants derived here (see `Sharp`), valid for
+def sharp_constants(
+    chain: ChainConstants, lam: float | Tensor, mean_L0: Tensor | None = None
+) -> Regularity:
+    """Theorem 2.8 with the constants derived here (see `SharpBounds`), valid for
     ``beta_t >= sigma_t^2 K_t / (1 - lam_t)``; upper bounds.
 
     Args:
         lam: design constants in (0, 1), one number or shape (T,).
         mean_L0: exact Lipschitz constants of the mean maps where known, shape (T,).
     """
-    return constants(chain, lam, Optimum(Sharp(mean_L0)))
+    return constants(chain, lam, Theorem28(SharpBounds(mean_L0)))
 
 
-def iterate_constants(chain: Chain, lam: float | Tensor, bounds: Bounds) -> Regularity:
+def iterate_constants(chain: ChainConstants, lam: float | Tensor, bounds: Bounds) -> Regularity:
     """Lemma 3.2, (38)-(39), for every iterate of PI-FT with
     ``beta_t >= sigma_t^2 K_t / (1 - lam_t)``; upper bounds.
 
     Args:
         lam: design constants in (0, 1), one number or shape (T,).
-        bounds: `Paper` (then K = Lb1_{t+1}, the condition of Lemmas 3.3 and 3.4) or `Sharp`.
+        bounds: `PaperBounds` (then K = Lb1_{t+1}, the condition of Lemmas 3.3 and 3.4) or
+            `SharpBounds`.
     """
-    return constants(chain, lam, Iterates(bounds))
+    return constants(chain, lam, Lemma32(bounds))
 
 
-def constants(chain: Chain, lam: float | Tensor, statement: Statement) -> Regularity:
+def constants(
+    chain: ChainConstants, lam: float | Tensor, statement: RegularityStatement
+) -> Regularity:
     """The constants of a statement for chosen design constants ``lam`` in (0, 1), one number or
     shape (T,).
     """
@@ -298,7 +309,9 @@ def constants(chain: Chain, lam: float | Tensor, statement: Statement) -> Regula
     return _backward(chain, statement, lambda t, _: values[t])
 
 
-def constants_at(chain: Chain, beta: float | Tensor, statement: Statement) -> Regularity:
+def constants_at(
+    chain: ChainConstants, beta: float | Tensor, statement: RegularityStatement
+) -> Regularity:
     """The constants of a statement for a given beta, with the largest design constants
     ``lam_t = 1 - sigma_t^2 K_t / beta_t``.
 
@@ -333,35 +346,36 @@ def constants_at(chain: Chain, beta: float | Tensor, statement: Statement) -> Re
 
 
 def _backward(
-    chain: Chain, statement: Statement, rate: Callable[[int, float], float]
+    chain: ChainConstants, statement: RegularityStatement, rate: Callable[[int, float], float]
 ) -> Regularity:
     """Run a statement from t = T - 1 down to 0, asking ``rate(t, K)`` for the design constant of
     each step.
     """
-    stretch = statement.bounds.mean_lipschitz(chain)
-    M, N, sigma = stretch.tolist(), mean_smoothness(chain).tolist(), chain.sigma.tolist()
-    L0, L1, links, values = (
-        chain.reward_L0,
-        chain.reward_L1,
-        [],
-        [(chain.reward_L0, chain.reward_L1)],
-    )
+    bounds, mean_L0 = statement.bounds, statement.bounds.mean_lipschitz(chain)
+    M, N, sigma = mean_L0.tolist(), mean_smoothness(chain).tolist(), chain.sigma.tolist()
+    L0, L1 = chain.reward_L0, chain.reward_L1
+    steps, values = [], [(L0, L1)]
     for t in reversed(range(chain.steps)):
-        curvature = statement.bounds.curvature(L0, L1, sigma[t])
-        third = statement.bounds.third(L0, L1, sigma[t], chain.dim)
-        link = Link(M[t], N[t], curvature, third, rate(t, curvature))
-        L0, L1 = statement.step(link, L0, L1)
-        links.append(link)
+        curvature = bounds.curvature(L0, L1, sigma[t])
+        ratio = bounds.third_derivative_ratio(L0, L1, sigma[t], chain.dim)
+        local = StepConstants(M[t], N[t], curvature, ratio, rate(t, curvature))
+        L0, L1 = statement.step(local, L0, L1)
+        steps.append(local)
         values.append((L0, L1))
-    return _collect(chain, stretch, links[::-1], values[::-1])
+    return _collect(chain, mean_L0, steps[::-1], values[::-1])
 
 
 def _collect(
-    chain: Chain, stretch: Tensor, links: list[Link], values: list[tuple[float, float]]
+    chain: ChainConstants,
+    mean_L0: Tensor,
+    steps: list[StepConstants],
+    values: list[tuple[float, float]],
 ) -> Regularity:
-    lam, curvature = vector(x.lam for x in links), vector(x.curvature for x in links)
-    shift_L0 = vector(shift_lipschitz(x.mean_L0, x.lam) for x in links)
-    shift_L1 = vector(shift_smoothness(x.mean_L0, x.mean_L1, x.third, x.lam) for x in links)
+    lam, curvature = vector(x.lam for x in steps), vector(x.curvature for x in steps)
+    shift_L0 = vector(shift_lipschitz(x.mean_L0, x.lam) for x in steps)
+    shift_L1 = vector(
+        shift_smoothness(x.mean_L0, x.mean_L1, x.third_derivative_ratio, x.lam) for x in steps
+    )
     required = torch.where(curvature > 0, chain.sigma.square() * curvature / (1 - lam), 0.0)
     return Regularity(
         L0V=vector(x for x, _ in values),
@@ -371,8 +385,8 @@ def _collect(
         L0v=shift_L0 / chain.sigma,
         L1v=shift_L1 / chain.sigma,
         curvature=curvature,
-        third=vector(x.third for x in links),
-        mean_L0=stretch,
+        third_derivative_ratio=vector(x.third_derivative_ratio for x in steps),
+        mean_L0=mean_L0,
         lam=lam,
         beta_required=required,
     )

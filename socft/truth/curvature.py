@@ -44,7 +44,7 @@ dimensions.
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class LinearChain:
     """The problem in working coordinates ``y = basis' x``, in which commuting transfers are
     diagonal.
 
@@ -139,7 +139,7 @@ class Solution:
     constant: Float[Tensor, " steps_plus_1"]
 
 
-def working_chain(problem: ControlProblem) -> Chain:
+def working_chain(problem: ControlProblem) -> LinearChain:
     """The problem in the coordinates in which it is solved."""
     reference, form, (F, h) = affine_of(problem), as_quadratic(problem.reward), running_of(problem)
     diffusion = reference.diffusion
@@ -157,7 +157,7 @@ def working_chain(problem: ControlProblem) -> Chain:
     if F is not None:
         F = torch.cat([basis.mT @ F @ basis, F.new_zeros(1, *F.shape[1:])])
     P = basis.mT @ form.P @ basis
-    return Chain(
+    return LinearChain(
         basis=basis,
         A=A,
         b=reference.offset @ basis,
@@ -189,7 +189,7 @@ def _spectrum(reference: AffineReference) -> tuple[Tensor | None, Tensor]:
     return (None if crossed else diagonal), eye
 
 
-def solve(chain: Chain) -> Solution:
+def solve(chain: LinearChain) -> Solution:
     """Backward in k: curvature, then slopes and constants.
 
     Raises:
@@ -217,7 +217,7 @@ def solve(chain: Chain) -> Solution:
     return Solution(curvature, lifted + r, slope, accumulate(gained, chain.c))
 
 
-def _curvature(chain: Chain) -> Curvature:
+def _curvature(chain: LinearChain) -> Curvature:
     if chain.decoupled:
         reach = _reach(chain)
         if not bool(torch.isfinite(reach.g).all()):
@@ -246,13 +246,13 @@ class Reach:
     g: Float[Tensor, "steps n"]
 
 
-def _reach(chain: Chain) -> Reach:
+def _reach(chain: LinearChain) -> Reach:
     Phi = chain.A.flip(0).cumprod(0).flip(0)
     weight = (chain.noise**2 / chain.beta).unsqueeze(1)
     return Reach(Phi, (weight * Phi[1:] ** 2).flip(0).cumsum(0).flip(0))
 
 
-def _elementwise(chain: Chain, reach: Reach) -> Curvature:
+def _elementwise(chain: LinearChain, reach: Reach) -> Curvature:
     P = chain.P.diagonal()
     room = 1 - reach.g * P
     bad = (room.amin(1) <= 0).nonzero().flatten().tolist()
@@ -268,7 +268,7 @@ class Difference(Curvature):
     MB in place of 524.
     """
 
-    def __init__(self, chain: Chain, reach: Reach, shift: Tensor):
+    def __init__(self, chain: LinearChain, reach: Reach, shift: Tensor):
         self._chain = chain
         eye = torch.eye(len(chain.P), dtype=torch.float64)
         shrink = 1 / (1 + shift * reach.g)
@@ -321,7 +321,7 @@ def _factor_in_place(matrix: Tensor) -> Tensor | None:
     return torch.from_numpy(factor)
 
 
-def _recursion(chain: Chain) -> Curvature:
+def _recursion(chain: LinearChain) -> Curvature:
     steps, P = chain.steps, chain.P
     W = torch.from_numpy(
         np.empty((steps + 1, *P.shape))
@@ -344,7 +344,7 @@ def _recursion(chain: Chain) -> Curvature:
     return Stored(W, spread)
 
 
-def hessians(chain: Chain, curvature: Curvature, steps: range) -> Float[Tensor, "some n n"]:
+def hessians(chain: LinearChain, curvature: Curvature, steps: range) -> Float[Tensor, "some n n"]:
     """``P_k = A_k' W_k A_k - F_k`` for a range in 0..T, in working coordinates."""
     A, W = chain.A[steps.start : steps.stop], curvature.span(steps)
     if curvature.diagonal:
@@ -353,7 +353,7 @@ def hessians(chain: Chain, curvature: Curvature, steps: range) -> Float[Tensor, 
     return P if chain.F is None else P - chain.F[steps.start : steps.stop]
 
 
-def _refuse(chain: Chain, k: int, E: Float[Tensor, "m m"]) -> None:
+def _refuse(chain: LinearChain, k: int, E: Float[Tensor, "m m"]) -> None:
     """Name the step, the eigenvalue and the beta that would do."""
     needed = float(torch.linalg.eigvalsh((E + E.mT) / 2)[-1])
     least = float(chain.beta[k]) - needed
@@ -373,7 +373,7 @@ def _upwards(number: float) -> str:
     return f"{number * (1 + 1e-5):.6g}"
 
 
-def _threshold(chain: Chain) -> float:
+def _threshold(chain: LinearChain) -> float:
     """The factor by which every beta must at least grow: the largest eigenvalue of
     ``G^(1/2) P G^(1/2)``.
 

@@ -143,7 +143,7 @@ def test_weights_are_the_smallest_the_condition_admits(instance, share):
     Small lambda are left out: each step multiplies the rounding error of the constants by 1 /
     lambda.
     """
-    for statement in (theory.Optimum(theory.Paper()), theory.Optimum(instance.sharp)):
+    for statement in (theory.Theorem28(theory.PaperBounds()), theory.Theorem28(instance.sharp)):
         found = theory.constants_at(instance.chain, instance.beta(statement), statement)
         curved = found.curvature > 0
         assert torch.allclose(found.lam[curved], instance.lams[curved], rtol=ROUNDING)

@@ -13,7 +13,7 @@ from socft.problem import ControlProblem
 from socft.reward import PseudoHuber, Quadratic, Reward, Sine
 from socft.schedule import Schedule
 from socft.study.vocabulary.problems import ProblemName
-from socft.theory import Chain
+from socft.theory import ChainConstants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,12 @@ class FineTuning:
         """The control problem on a schedule."""
         return ControlProblem(score_reference(self.density, schedule), self.reward, beta)
 
-    def chain(self, schedule: Schedule) -> Chain:
+    def chain(self, schedule: Schedule) -> ChainConstants:
         """What the theory needs to know of it: coefficients and Lipschitz constants."""
         constants = self.density.noised_constants(schedule.abar[:-1])
-        return Chain.of(schedule, constants.L0, constants.L1, self.reward, self.density.dims[0])
+        return ChainConstants.of(
+            schedule, constants.L0, constants.L1, self.reward, self.density.dims[0]
+        )
 
 
 def _vector(*values: float) -> Tensor:

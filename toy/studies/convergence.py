@@ -40,11 +40,11 @@ from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from socft.theory import (
     Convergence,
-    Iterates,
-    Optimum,
-    Paper,
-    Sharp,
-    Statement,
+    Lemma32,
+    PaperBounds,
+    RegularityStatement,
+    SharpBounds,
+    Theorem28,
     constant_beta,
     constants,
     constants_at,
@@ -63,11 +63,11 @@ from toy.problems import FINE_TUNING, FineTuning, fine_tuning
 STEPS = 50
 ITERATE_STEPS = 20
 FLOOR = 1e-11  # errors below are rounding and say nothing about a rate
-STATEMENTS: dict[str, Callable[[Tensor], Statement]] = {
-    "paper": lambda _: Optimum(Paper()),
-    "sharp": lambda stretch: Optimum(Sharp(stretch)),
-    "paper iterates": lambda _: Iterates(Paper()),
-    "sharp iterates": lambda stretch: Iterates(Sharp(stretch)),
+STATEMENTS: dict[str, Callable[[Tensor], RegularityStatement]] = {
+    "paper": lambda _: Theorem28(PaperBounds()),
+    "sharp": lambda stretch: Theorem28(SharpBounds(stretch)),
+    "paper iterates": lambda _: Lemma32(PaperBounds()),
+    "sharp iterates": lambda stretch: Lemma32(SharpBounds(stretch)),
 }
 BOUNDS = {"paper iterates": convergence, "sharp iterates": sharp_convergence}
 

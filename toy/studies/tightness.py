@@ -130,7 +130,7 @@ class Point:
 
     def bounds(self, mean_L0: Tensor | None = None) -> theory.Bounds:
         """The constants under search."""
-        return theory.Sharp(mean_L0) if self.sharp else theory.Paper()
+        return theory.SharpBounds(mean_L0) if self.sharp else theory.PaperBounds()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,7 +368,7 @@ class Embedded:
     theory knows of it.
     """
 
-    chain: theory.Chain
+    chain: theory.ChainConstants
 
     @classmethod
     def of(cls, line: ProductInstance | OneStep, d: int) -> Embedded:
@@ -376,7 +376,9 @@ class Embedded:
         return cls(dataclasses.replace(line.chain, dim=d))
 
 
-def weights(chain: theory.Chain, lams: Sequence[float], statement: theory.Statement) -> Tensor:
+def weights(
+    chain: theory.ChainConstants, lams: Sequence[float], statement: theory.RegularityStatement
+) -> Tensor:
     """The smallest KL weights a statement admits, 1 where it admits every one, shape (T,)."""
     required = theory.constants(
         chain, torch.tensor(lams, dtype=torch.float64), statement
@@ -399,10 +401,10 @@ def _count_iterate(
     """Lemmas 3.2 to 3.4 and Theorem 3.1 for one pass of PI-FT."""
     chain = case.chain
     constants, unit = (
-        theory.constants_at(chain, beta, theory.Iterates(bounds)),
+        theory.constants_at(chain, beta, theory.Lemma32(bounds)),
         float(theory.score_unit(chain)[0]),
     )
-    paper = isinstance(bounds, theory.Paper)
+    paper = isinstance(bounds, theory.PaperBounds)
     lemma, sharper = lemma_3_4.bound(case, beta, bounds, found, updates)
     theorem = theorem_3_1.bound(case, beta, bounds, updates)[0 if paper else 1][0]
     gradient_bound = lemma[0] if paper else torch.minimum(lemma, sharper)[0]
@@ -429,7 +431,7 @@ def _count_controls(
     updates.
     """
     constants, unit = (
-        theory.constants_at(case.chain, beta, theory.Iterates(bounds)),
+        theory.constants_at(case.chain, beta, theory.Lemma32(bounds)),
         float(theory.score_unit(case.chain)[0]),
     )
     samples.add("lemma_3_2_lipschitz", found.value_gradient[0], constants.L0V[0], ACCURACY, updates)
@@ -466,7 +468,7 @@ def measure_one_step(point: Point, step: OneStep, confirm: bool) -> Samples:
     """All inequalities about one step, in closed form."""
     step = dataclasses.replace(step, count=CONFIRMED if confirm else SEARCHED)
     case, bounds, samples = Embedded.of(step, point.d), point.bounds(), Samples()
-    optimum = theory.constants_at(case.chain, step.beta, theory.Optimum(bounds))
+    optimum = theory.constants_at(case.chain, step.beta, theory.Theorem28(bounds))
     samples.add("theorem_2_8_iii_control_smoothness", step.bend(), optimum.L1u[0])
     rate = step.q * float(np.abs(step.curvature(step.states)).max())
     samples.add("contraction", rate, 1 - optimum.lam[0])
@@ -484,9 +486,9 @@ def measure_line(point: Point, instance: ProductInstance, confirm: bool) -> Samp
         point.bounds(instance.mean_L0),
         Samples(),
     )
-    beta = weights(case.chain, point.lams, theory.Iterates(bounds))
+    beta = weights(case.chain, point.lams, theory.Lemma32(bounds))
     truth = _solve(instance.problem(beta), confirm)
-    lam = theory.constants_at(case.chain, beta, theory.Iterates(bounds)).lam[0]
+    lam = theory.constants_at(case.chain, beta, theory.Lemma32(bounds)).lam[0]
     _count_controls(samples, case, beta, bounds, suprema(truth, instance, _finished(truth)), None)
     for m in UPDATES:
         found = backward_induction(truth.problem, truth.grids, m)
@@ -503,8 +505,8 @@ def measure_bend(point: Point, instance: ProductInstance, confirm: bool) -> Samp
         point.bounds(instance.mean_L0),
         Samples(),
     )
-    beta = weights(case.chain, point.lams, theory.Optimum(bounds))
-    limit = theory.constants_at(case.chain, beta, theory.Optimum(bounds)).L1u[0]
+    beta = weights(case.chain, point.lams, theory.Theorem28(bounds))
+    limit = theory.constants_at(case.chain, beta, theory.Theorem28(bounds)).L1u[0]
     error = TWICE * (1 + float(theory.score_unit(case.chain)[0]))
     samples.add(
         "theorem_2_8_iii_control_smoothness",
@@ -524,7 +526,7 @@ def _solve(problem: ControlProblem, confirm: bool) -> Quadrature:
 
 def measure_linear(point: Point, instance: QuadraticInstance, _: bool) -> Samples:
     """(14) in closed form, where the reward is linear: the gradients are constant."""
-    samples, statement = Samples(), theory.Optimum(point.bounds(instance.mean_L0))
+    samples, statement = Samples(), theory.Theorem28(point.bounds(instance.mean_L0))
     gradient = instance.solve(weights(instance.chain, point.lams, statement)).slope[0].norm()
     samples.add("theorem_2_8_i_value_lipschitz", gradient, instance.regularity(statement).L0V[0])
     return samples
@@ -533,7 +535,7 @@ def measure_linear(point: Point, instance: QuadraticInstance, _: bool) -> Sample
 def measure_quadratic(point: Point, instance: QuadraticInstance, _: bool) -> Samples:
     """(15), (16) and (19) in closed form."""
     bounds, samples, chain = point.bounds(instance.mean_L0), Samples(), instance.chain
-    statement = theory.Optimum(bounds)
+    statement = theory.Theorem28(bounds)
     beta = weights(chain, point.lams, statement)
     truth, limit = instance.solve(beta), theory.constants_at(chain, beta, statement)
     with torch.no_grad():
@@ -563,7 +565,7 @@ def measure_pair(point: Point, pair: Pair, _: bool) -> Samples:
     third = (
         theory.smoothed_third(pair.L0, pair.L1, 1.0)
         if point.sharp
-        else bounds.third(pair.L0, pair.L1, 1.0, point.d) * pair.L1
+        else bounds.third_derivative_ratio(pair.L0, pair.L1, 1.0, point.d) * pair.L1
     )
     samples.add("smoothed_curvature", pair.smoothed(1.0, 2), curvature)
     samples.add("third_derivative_lemma", pair.smoothed(1.0, 3), third)
@@ -749,8 +751,8 @@ def beta_task(family: str, T: int, claims: str) -> list[Record]:
     instance, lam = beta_tightness.member(beta_tightness.FAMILIES[family], T), beta_tightness.LAM
     started = time.perf_counter()
     found = {
-        "paper": beta_tightness.bound(instance, lam, theory.Paper()),
-        "sharp": beta_tightness.bound(instance, lam, theory.Sharp()),
+        "paper": beta_tightness.bound(instance, lam, theory.PaperBounds()),
+        "sharp": beta_tightness.bound(instance, lam, theory.SharpBounds()),
         "sharp, exact mean maps": beta_tightness.bound(instance, lam, instance.sharp),
         "necessary": beta_tightness.measure(instance, lam),
     }

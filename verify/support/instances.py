@@ -32,7 +32,7 @@ from verify.support.suprema import (
     solve_line,
 )
 
-STATEMENT = theory.Optimum(theory.Paper())
+STATEMENT = theory.Theorem28(theory.PaperBounds())
 """The statement whose condition on beta instances satisfy with equality unless told otherwise."""
 
 
@@ -58,14 +58,14 @@ class Instance(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def chain(self) -> theory.Chain:
+    def chain(self) -> theory.ChainConstants:
         """What the theory knows of it."""
 
     @property
     @abc.abstractmethod
     def mean_L0(self) -> Float[Tensor, " steps"]:
         """Lipschitz constants of the mean maps, exact where the score's family allows, for
-        `theory.Sharp`.
+        `theory.SharpBounds`.
         """
 
     @abc.abstractmethod
@@ -93,15 +93,15 @@ class Instance(abc.ABC):
         return torch.tensor(self.lam, dtype=torch.float64)
 
     @property
-    def sharp(self) -> theory.Sharp:
+    def sharp(self) -> theory.SharpBounds:
         """The sharper constants, with this instance's mean maps."""
-        return theory.Sharp(self.mean_L0)
+        return theory.SharpBounds(self.mean_L0)
 
-    def regularity(self, statement: theory.Statement = STATEMENT) -> theory.Regularity:
+    def regularity(self, statement: theory.RegularityStatement = STATEMENT) -> theory.Regularity:
         """The constants of a statement for this instance's lambda."""
         return theory.constants(self.chain, self.lams, statement)
 
-    def beta(self, statement: theory.Statement = STATEMENT) -> Float[Tensor, " steps"]:
+    def beta(self, statement: theory.RegularityStatement = STATEMENT) -> Float[Tensor, " steps"]:
         """The smallest weights a statement admits with this instance's lambda, shape (T,); 1 where
         it admits every one.
         """
@@ -164,8 +164,8 @@ class ProductInstance(Instance):
         return eye if self.rotation is None else random_rotation(self.size, self.rotation)
 
     @property
-    def chain(self) -> theory.Chain:
-        return theory.Chain.of(
+    def chain(self) -> theory.ChainConstants:
+        return theory.ChainConstants.of(
             self.schedule, self.constants.L0, self.constants.L1, self.reward, self.dim
         )
 
@@ -232,8 +232,8 @@ class QuadraticInstance(Instance):
         return len(self.score)
 
     @property
-    def chain(self) -> theory.Chain:
-        return theory.Chain.of(
+    def chain(self) -> theory.ChainConstants:
+        return theory.ChainConstants.of(
             self.schedule, max(abs(s) for s in self.score), 0.0, self.reward, self.dim
         )
 

@@ -33,12 +33,12 @@ class Chained(Protocol):
     """Whatever has constants: an instance, or a closed form."""
 
     @property
-    def chain(self) -> theory.Chain:
+    def chain(self) -> theory.ChainConstants:
         """What the theory knows of it."""
         ...
 
 
-PAPER = theory.Iterates(theory.Paper())
+PAPER = theory.Lemma32(theory.PaperBounds())
 """Lemma 3.2 with the paper's constants: its condition on beta is the one of Lemmas 3.3 and 3.4 and
 Theorem 3.1.
 """
@@ -202,7 +202,7 @@ def passes(instance: ProductInstance, rounds: int) -> Iterator[Pass]:
     """A pass at the smallest weights that the paper's constants admit, and one at those of the
     sharper constants.
     """
-    for statement in (PAPER, theory.Iterates(instance.sharp)):
+    for statement in (PAPER, theory.Lemma32(instance.sharp)):
         beta = instance.beta(statement)
         where = {"instance": instance.describe(), "updates": rounds, "beta": beta}
         yield Pass(beta, iterate(instance, beta, rounds), where, statement.bounds.name)
@@ -226,7 +226,7 @@ def constants_for(
 ) -> theory.Regularity | None:
     """The constants of Lemma 3.2 at given weights, None where these do not admit the weights."""
     try:
-        return theory.constants_at(instance.chain, beta, theory.Iterates(bounds))
+        return theory.constants_at(instance.chain, beta, theory.Lemma32(bounds))
     except InvalidProblem:
         return None
 

@@ -116,10 +116,10 @@ class OneStep:
         return self.value.slopes[1]
 
     @property
-    def chain(self) -> theory.Chain:
+    def chain(self) -> theory.ChainConstants:
         """What the theory knows of it: the score is zero and coefficients are one."""
         one, L1 = torch.ones(1, dtype=torch.float64), max(abs(x) for x in self.value.curvatures)
-        return theory.Chain(one, one, self.sigma * one, 0 * one, 0 * one, self.L0, L1)
+        return theory.ChainConstants(one, one, self.sigma * one, 0 * one, 0 * one, self.L0, L1)
 
     @property
     def beta(self) -> Tensor:

@@ -23,7 +23,7 @@ from socft import theory
 from socft.checks import InvalidProblem
 from socft.reward import Reward
 from socft.schedule import Schedule, ddim, ddpm, linear_levels, variance_preserving
-from socft.theory import Chain, Iterates, Optimum, Paper, Regularity, Sharp
+from socft.theory import ChainConstants, Lemma32, PaperBounds, Regularity, SharpBounds, Theorem28
 
 EXACT = 1e-11
 """Relative rounding of a few hundred float64 operations."""
@@ -110,9 +110,9 @@ class Instance:
     reward: Sine
 
     @property
-    def chain(self) -> Chain:
+    def chain(self) -> ChainConstants:
         L0s, L1s, _ = self.score.constants()
-        return Chain.of(self.schedule, L0s, L1s, self.reward)
+        return ChainConstants.of(self.schedule, L0s, L1s, self.reward)
 
     @property
     def mean_L0(self) -> Tensor:
@@ -217,7 +217,7 @@ def _tensor(values: list[float]) -> Tensor:
 
 
 def in_score_units(
-    chain: Chain, lam: Tensor, first: float, iterates: bool = False
+    chain: ChainConstants, lam: Tensor, first: float, iterates: bool = False
 ) -> dict[str, list[float]]:
     """(14)-(17) and (38)-(39) in the paper's variables, ``first`` in place of C_d, the maximum over
     m by enumeration.
@@ -227,7 +227,14 @@ def in_score_units(
     for t in reversed(range(chain.steps)):
         a, g, sigma, L0s, L1s, lm = (
             float(x[t])
-            for x in (chain.alpha, chain.gain, chain.sigma, chain.score_L0, chain.score_L1, lam)
+            for x in (
+                chain.alpha,
+                chain.score_weight,
+                chain.sigma,
+                chain.score_L0,
+                chain.score_L1,
+                lam,
+            )
         )
         q, root, V0, V1 = 1 - lm, math.sqrt(a), L0[0], L1[0]
         u0 = (L0s + q / g) / lm
@@ -249,13 +256,13 @@ def in_score_units(
     return {"L0V": L0, "L1V": L1, "L0u": L0u, "L1u": L1u, "beta_required": required}
 
 
-def random_chain(seed: int, steps: int = 5, dim: int = 7) -> tuple[Chain, Tensor]:
+def random_chain(seed: int, steps: int = 5, dim: int = 7) -> tuple[ChainConstants, Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(steps, generator=generator, dtype=torch.float64)
 
-    chain = Chain(
+    chain = ChainConstants(
         uniform(0.5, 1),
         uniform(0.1, 0.5),
         uniform(0.2, 0.9),
@@ -276,7 +283,7 @@ def random_chain(seed: int, steps: int = 5, dim: int = 7) -> tuple[Chain, Tensor
 def test_whitened_recursions_are_the_ones_in_score_units(seed: int, iterates: bool):
     chain, lam = random_chain(seed)
     found = (
-        theory.iterate_constants(chain, lam, Paper())
+        theory.iterate_constants(chain, lam, PaperBounds())
         if iterates
         else theory.paper_constants(chain, lam)
     )
@@ -289,7 +296,10 @@ def test_one_plus_gain_L0u_is_one_plus_gain_L0s_over_lam(seed: int):
     chain, lam = random_chain(seed)
     L0u = theory.paper_constants(chain, lam).L0u
     torch.testing.assert_close(
-        1 + chain.gain * L0u, (1 + chain.gain * chain.score_L0) / lam, rtol=EXACT, atol=0
+        1 + chain.score_weight * L0u,
+        (1 + chain.score_weight * chain.score_L0) / lam,
+        rtol=EXACT,
+        atol=0,
     )
 
 
@@ -311,11 +321,11 @@ def test_peak_is_the_largest_term():
     for lam, constant, slope in zip(
         *generator.uniform([[0.002], [0], [0]], [[1], [3], [0.5]], (3, 50)), strict=True
     ):
-        assert theory.peak(lam, constant, slope) == pytest.approx(
+        assert theory.geometric_peak(lam, constant, slope) == pytest.approx(
             np.max((1 - lam) ** m * (constant + slope * m)), rel=EXACT
         )
-    assert theory.peak(0.3, 0.0, 0.0) == theory.peak(1.0, 2.0, 3.0) == 0
-    assert theory.peak(0.3, 2.0, 0.0) == pytest.approx(1.4, rel=EXACT)
+    assert theory.geometric_peak(0.3, 0.0, 0.0) == theory.geometric_peak(1.0, 2.0, 3.0) == 0
+    assert theory.geometric_peak(0.3, 2.0, 0.0) == pytest.approx(1.4, rel=EXACT)
 
 
 # Lemmas on the smoothed value function
@@ -412,7 +422,10 @@ def test_smoothed_bounds_at_infinite_and_zero_constants():
         == 0
     )
     assert theory.smoothed_curvature(1.0, 1e-320, 1e-10) == 1e-320
-    ratios = [Sharp().third(1.0, L1, 0.5, 1) * 0.5 for L1 in np.logspace(-4, 4, 4001)]
+    ratios = [
+        SharpBounds().third_derivative_ratio(1.0, L1, 0.5, 1) * 0.5
+        for L1 in np.logspace(-4, 4, 4001)
+    ]
     assert min(ratios) == pytest.approx(theory.SHARP, rel=1e-6)
     assert 1.35 < max(ratios) < 1.36
 
@@ -428,7 +441,7 @@ def test_smoothed_curvature_alone_breaks_17():
 
     fine = np.linspace(-2, 2, 400_001)
     L1 = np.abs(np.gradient(L0 * np.tanh(steep * (fine**2 - 1)), fine)).max() / sigma
-    chain = Chain(
+    chain = ChainConstants(
         _tensor([0.8]),
         _tensor([0.2]),
         _tensor([sigma]),
@@ -471,7 +484,11 @@ def check_regularity(layers: list[Layer], found: Regularity) -> float:
 @pytest.mark.parametrize("lam", [0.35, 0.75])
 def test_theorem_2_8_holds(problem: Instance, lam: float):
     chain, closest, required = problem.chain, [], []
-    for statement in (Optimum(Paper()), Optimum(Sharp()), Optimum(Sharp(problem.mean_L0))):
+    for statement in (
+        Theorem28(PaperBounds()),
+        Theorem28(SharpBounds()),
+        Theorem28(SharpBounds(problem.mean_L0)),
+    ):
         found = theory.constants(chain, lam, statement)
         closest.append(check_regularity(optimum(problem, found.beta_required), found))
         required.append(found.beta_required)
@@ -494,7 +511,7 @@ def test_whitened_control_bounds_are_the_score_bounds_without_the_score():
         assert np.abs(layer.control - MIXTURE.score(t, GRID))[INNER].max() <= float(size)
 
 
-def riccati(chain: Chain, transfer: Tensor, beta: Tensor) -> list[float]:
+def riccati(chain: ChainConstants, transfer: Tensor, beta: Tensor) -> list[float]:
     """``P_t = A P_{t+1} A / (1 - rho P_{t+1})`` for the reward ``L1r x^2 / 2``."""
     P = [chain.reward_L1]
     for t in reversed(range(chain.steps)):
@@ -508,7 +525,7 @@ LAM = torch.tensor([0.7, 0.35, 0.5], dtype=torch.float64)
 def test_smoothness_of_the_value_is_attained_by_a_gaussian_score_and_a_convex_quadratic():
     schedule = ddpm(LEVELS)
     variance = LEVELS[:-1] * 0.6 + 1 - LEVELS[:-1]
-    chain = Chain(
+    chain = ChainConstants(
         schedule.alpha,
         schedule.score_weight,
         schedule.sigma,
@@ -528,7 +545,7 @@ def test_smoothness_of_the_value_is_attained_by_a_gaussian_score_and_a_convex_qu
 
 def test_paper_constants_15_and_16_are_attained_by_an_expanding_score():
     schedule, L0s = ddpm(LEVELS), _tensor([0.4, 1.1, 0.2])
-    chain = Chain(
+    chain = ChainConstants(
         schedule.alpha, schedule.score_weight, schedule.sigma, L0s, torch.zeros(3), math.inf, 0.9
     )
     found = theory.paper_constants(chain, LAM)
@@ -545,10 +562,10 @@ def test_paper_constants_15_and_16_are_attained_by_an_expanding_score():
 def test_14_and_the_control_size_are_attained_by_a_linear_reward():
     """V_t is linear with slope prod M and u* = s + kappa grad V."""
     schedule, L0s = ddpm(LEVELS), _tensor([0.4, 1.1, 0.2])
-    chain = Chain(
+    chain = ChainConstants(
         schedule.alpha, schedule.score_weight, schedule.sigma, L0s, torch.zeros(3), 1.7, 0.0
     )
-    found = theory.constants_at(chain, 0.5, Optimum(Paper()))
+    found = theory.constants_at(chain, 0.5, Theorem28(PaperBounds()))
     slope = 1.7 * ((1 + schedule.score_weight * L0s) / schedule.alpha.sqrt()).flip(0).cumprod(
         0
     ).flip(0)
@@ -564,9 +581,9 @@ def test_14_and_the_control_size_are_attained_by_a_linear_reward():
 def test_sharp_is_never_above_the_paper_at_the_same_beta():
     for seed in range(5):
         chain, lam = random_chain(seed, dim=1)
-        for statement in (Optimum, Iterates):
-            paper = theory.constants(chain, lam, statement(Paper()))
-            sharp = theory.constants_at(chain, paper.beta_required, statement(Sharp()))
+        for statement in (Theorem28, Lemma32):
+            paper = theory.constants(chain, lam, statement(PaperBounds()))
+            sharp = theory.constants_at(chain, paper.beta_required, statement(SharpBounds()))
             for name in ("L0V", "L1V", "L0u", "L1u", "L0v", "L1v", "curvature"):
                 assert (getattr(sharp, name) <= getattr(paper, name) * (1 + EXACT)).all(), name
             assert (sharp.lam >= paper.lam - EXACT).all()
@@ -581,7 +598,12 @@ def test_sharp_third_is_free_of_the_dimension():
 
 def test_constants_at_inverts_the_design():
     chain, lam = random_chain(4)
-    for statement in (Optimum(Paper()), Optimum(Sharp()), Iterates(Paper()), Iterates(Sharp())):
+    for statement in (
+        Theorem28(PaperBounds()),
+        Theorem28(SharpBounds()),
+        Lemma32(PaperBounds()),
+        Lemma32(SharpBounds()),
+    ):
         designed = theory.constants(chain, lam, statement)
         found = theory.constants_at(chain, designed.beta_required, statement)
         torch.testing.assert_close(found.lam, lam, rtol=1e-9, atol=0)
@@ -597,7 +619,7 @@ def test_kinked_reward_has_only_sharp_constants():
     with pytest.raises(
         InvalidProblem, match=r"beta\[2\] = 5 gives sigma\^2 L1 / beta = inf.*finite constants"
     ):
-        theory.constants_at(chain, 5.0, Optimum(Paper()))
+        theory.constants_at(chain, 5.0, Theorem28(PaperBounds()))
 
 
 # Limits
@@ -605,15 +627,16 @@ def test_kinked_reward_has_only_sharp_constants():
 
 def test_infinite_weight_leaves_the_uncontrolled_chain():
     chain, _ = random_chain(2)
-    found = theory.constants_at(chain, 1e12, Optimum(Paper()))
+    found = theory.constants_at(chain, 1e12, Theorem28(PaperBounds()))
     torch.testing.assert_close(found.L0u, chain.score_L0, rtol=1e-6, atol=0)
     torch.testing.assert_close(found.L1u, chain.score_L1, rtol=1e-6, atol=0)
     L0, L1 = chain.reward_L0, chain.reward_L1
     for t in reversed(range(chain.steps)):
-        M = float((1 + chain.gain[t] * chain.score_L0[t]) / chain.alpha[t].sqrt())
+        M = float((1 + chain.score_weight[t] * chain.score_L0[t]) / chain.alpha[t].sqrt())
         L0, L1 = (
             M * L0,
-            float(chain.gain[t] * chain.score_L1[t] / chain.alpha[t].sqrt()) * L0 + M**2 * L1,
+            float(chain.score_weight[t] * chain.score_L1[t] / chain.alpha[t].sqrt()) * L0
+            + M**2 * L1,
         )
     assert float(found.L1V[0]) == pytest.approx(L1, rel=1e-6)
 
@@ -634,16 +657,16 @@ def test_constants_converge_to_the_continuous_limit():
     rate, beta, L0s, L1s, reward = 0.8, 9.0, 0.3, 0.2, Sine(0.5)
     limit = limit_constants(rate, beta, L0s, L1s, reward)
 
-    def errors(steps: int, statement: theory.Statement) -> np.ndarray:
+    def errors(steps: int, statement: theory.RegularityStatement) -> np.ndarray:
         found = theory.constants_at(
-            Chain.of(variance_preserving(steps, rate), L0s, L1s, reward), beta, statement
+            ChainConstants.of(variance_preserving(steps, rate), L0s, L1s, reward), beta, statement
         )
         return np.array([float(found.L0V[0]), float(found.L1V[0])]) / limit - 1
 
-    order = errors(200, Optimum(Paper())) / errors(400, Optimum(Paper()))
+    order = errors(200, Theorem28(PaperBounds())) / errors(400, Theorem28(PaperBounds()))
     np.testing.assert_allclose(order, 2, rtol=0.05)
     # The excess of Lemma 3.2 sums to the order of the square root of the step.
-    root = errors(4000, Iterates(Paper()))[1] / errors(16000, Iterates(Paper()))[1]
+    root = errors(4000, Lemma32(PaperBounds()))[1] / errors(16000, Lemma32(PaperBounds()))[1]
     assert root == pytest.approx(2, rel=0.1)
 
 
@@ -653,7 +676,7 @@ def test_constants_converge_to_the_continuous_limit():
 @pytest.mark.parametrize("problem", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
 @pytest.mark.parametrize("lam", [0.4, 0.7])
 def test_lemma_3_2_and_theorem_3_1_hold(problem: Instance, lam: float):
-    for bounds in (Paper(), Sharp(problem.mean_L0)):
+    for bounds in (PaperBounds(), SharpBounds(problem.mean_L0)):
         found = theory.iterate_constants(problem.chain, lam, bounds)
         best = optimum(problem, found.beta_required)
         for rounds in (0, 1, 2, 4):
@@ -679,7 +702,7 @@ def test_contraction_is_nearly_attained_at_the_last_step():
     """
     schedule = ddpm(LEVELS[-2:])
     problem = Instance(schedule, Score(0.0, 0.6, schedule), Sine(1.0, 0.5))
-    found = theory.iterate_constants(problem.chain, 0.1, Sharp(problem.mean_L0))
+    found = theory.iterate_constants(problem.chain, 0.1, SharpBounds(problem.mean_L0))
     best = optimum(problem, found.beta_required)[0].control
     errors = [
         np.abs(pi_ft(problem, found.beta_required, m)[0].control - best)[INNER].max()
@@ -689,7 +712,9 @@ def test_contraction_is_nearly_attained_at_the_last_step():
 
 
 def quadratic_pi_ft(transfer: Tensor, rho: Tensor, last: float, rounds: int) -> np.ndarray:
-    """Slopes of the shifts after ``rounds`` updates of every step, on V = P x^2 / 2, by (35)-(36)."""
+    """Slopes of the shifts after ``rounds`` updates of every step, on V = P x^2 / 2,
+    by (35)-(36).
+    """
     P, slopes = last, []
     for A, r in zip(transfer.tolist()[::-1], rho.tolist()[::-1], strict=True):
         d = 0.0
@@ -702,7 +727,7 @@ def quadratic_pi_ft(transfer: Tensor, rho: Tensor, last: float, rounds: int) -> 
 
 def test_quadratic_rates_are_attained():
     schedule, q = ddpm(LEVELS), torch.tensor([0.15, 0.3, 0.8], dtype=torch.float64)
-    chain = Chain(
+    chain = ChainConstants(
         schedule.alpha,
         schedule.score_weight,
         schedule.sigma,
@@ -727,7 +752,7 @@ def test_quadratic_rates_are_attained():
 def test_unrolled_bounds_decay_at_their_rates():
     chain, _ = random_chain(3, steps=4)
     lam = torch.tensor([0.8, 0.75, 0.4, 0.7], dtype=torch.float64)
-    found = theory.iterate_constants(chain, lam, Paper())
+    found = theory.iterate_constants(chain, lam, PaperBounds())
     first, second = (theory.convergence(chain, found, found.beta_required, m) for m in (60, 61))
     torch.testing.assert_close(second.score / first.score, first.rates, rtol=1e-6, atol=0)
     torch.testing.assert_close(first.rates, torch.tensor([0.6, 0.6, 0.6, 0.3], dtype=torch.float64))
@@ -739,18 +764,18 @@ def test_unrolled_bounds_decay_at_their_rates():
         sharp.rates, torch.tensor([0.36, 0.36, 0.6, 0.3], dtype=torch.float64)
     )
     assert (sharp.score <= first.score).all()
-    torch.testing.assert_close(first.score * chain.gain / chain.alpha.sqrt(), first.shift)
+    torch.testing.assert_close(first.score * chain.score_weight / chain.alpha.sqrt(), first.shift)
     torch.testing.assert_close(first.shift / chain.sigma, first.whitened)
 
 
 def test_unrolled_bounds_by_hand_for_two_steps():
     chain, lam = random_chain(5, steps=2)
-    found = theory.iterate_constants(chain, lam, Paper())
+    found = theory.iterate_constants(chain, lam, PaperBounds())
     beta = 1.5 * found.beta_required
     bound = theory.convergence(chain, found, beta, torch.tensor([2.0, 3.0], dtype=torch.float64))
     q0, q1, l0, l1 = 1 - lam[0], 1 - lam[1], lam[0], lam[1]
-    kappa = chain.alpha.sqrt() * chain.sigma**2 / (beta * chain.gain)
-    M = (1 + chain.gain * chain.score_L0) / chain.alpha.sqrt()
+    kappa = chain.alpha.sqrt() * chain.sigma**2 / (beta * chain.score_weight)
+    M = (1 + chain.score_weight * chain.score_L0) / chain.alpha.sqrt()
     eps = M[1] * q1**4 * (1.3 + 1.3 / l1)
     torch.testing.assert_close(bound.value_gradient[1], eps)
     torch.testing.assert_close(bound.score[1], q1**3 * kappa[1] * 1.3)
@@ -767,7 +792,7 @@ def test_value_gradients_converge_at_twice_the_order_of_controls():
     """
     schedule = ddpm(LEVELS[-2:])
     problem = Instance(schedule, Score(0.0, 0.6, schedule), Sine(1.0, 0.5))
-    beta = theory.iterate_constants(problem.chain, 0.3, Sharp(problem.mean_L0)).beta_required
+    beta = theory.iterate_constants(problem.chain, 0.3, SharpBounds(problem.mean_L0)).beta_required
     best = optimum(problem, beta)[0]
     linear_ratio, squared_ratio = [], []
     for m in (4, 8, 16):
@@ -805,7 +830,7 @@ def test_one_step_bounds_hold_with_measured_constants(lam: float, steepest: floa
         bounds = np.array(
             [
                 theory.envelope_error_bound(1, 0, 1, lam, q, 1, m),
-                1 + Sharp().overshoot(lam),
+                1 + SharpBounds().overshoot(lam),
                 theory.value_smoothness(1, 1, 1, 0, lam) + excess,
             ]
         )
@@ -814,12 +839,18 @@ def test_one_step_bounds_hold_with_measured_constants(lam: float, steepest: floa
         jacobian = -q * np.sin(x + shift) * (1 + jacobian)
         shift = q * np.cos(x + shift)
     assert np.max(worst) <= 1 + NUMERIC
-    assert np.max(worst, 0)[1] * (1 + Sharp().overshoot(lam)) > steepest
+    assert np.max(worst, 0)[1] * (1 + SharpBounds().overshoot(lam)) > steepest
 
 
 def test_envelope_error_bound_by_hand():
     value = theory.envelope_error_bound(
-        steepest=2.0, eps=0.3, mean_L0=1.5, lam=0.4, rho=0.25, third=3.0, rounds=2
+        iterates_L0=2.0,
+        gradient_error=0.3,
+        mean_L0=1.5,
+        lam=0.4,
+        rho=0.25,
+        third_derivative_ratio=3.0,
+        rounds=2,
     )
     c = 3.0 * 0.25 * 2.0
     assert value == pytest.approx(
@@ -830,7 +861,7 @@ def test_envelope_error_bound_by_hand():
 def test_sharp_bounds_unrolled_by_hand_for_two_steps():
     chain, _ = random_chain(5, steps=2)
     lam = torch.tensor([0.6, 0.7], dtype=torch.float64)
-    found = theory.iterate_constants(chain, lam, Paper())
+    found = theory.iterate_constants(chain, lam, PaperBounds())
     bound = theory.sharp_convergence(chain, found, found.beta_required, 9)
     rho, c_dim = chain.sigma**2 / found.beta_required, theory.expected_norm(7)
     eps = theory.envelope_error_bound(
@@ -845,9 +876,9 @@ def test_sharp_overshoot_is_the_largest_over_m():
     for lam in (0.02, 0.3, 0.55, 0.9):
         q, m = 1 - lam, np.arange(1, 2000)
         largest = np.max(q ** (m + 1) * (1 - q**m) / lam)
-        assert Sharp().overshoot(lam) == pytest.approx(largest, rel=EXACT)
-        assert largest <= q / (4 * lam) < Paper().overshoot(lam) or lam >= 0.75
-    assert Sharp().overshoot(1.0) == 0
+        assert SharpBounds().overshoot(lam) == pytest.approx(largest, rel=EXACT)
+        assert largest <= q / (4 * lam) < PaperBounds().overshoot(lam) or lam >= 0.75
+    assert SharpBounds().overshoot(1.0) == 0
 
 
 def test_iterates_of_a_quadratic_have_no_bound():
@@ -855,7 +886,7 @@ def test_iterates_of_a_quadratic_have_no_bound():
         dataclasses.replace(random_chain(0)[0], reward_L0=math.inf, score_L1=torch.zeros(5)),
         0.5,
     )
-    assert theory.iterate_constants(chain, lam, Paper()).L1V[0] == math.inf
+    assert theory.iterate_constants(chain, lam, PaperBounds()).L1V[0] == math.inf
 
 
 # Whitening
@@ -863,7 +894,7 @@ def test_iterates_of_a_quadratic_have_no_bound():
 
 def test_kl_weight_is_the_divergence_between_kernels():
     schedule, L0s = ddim(LEVELS, eta=0.7), 1.0
-    chain = Chain.of(schedule, L0s, 0.0, Sine(), dim=3)
+    chain = ChainConstants.of(schedule, L0s, 0.0, Sine(), dim=3)
     generator = torch.Generator().manual_seed(0)
     y, s, u = torch.randn(3, 3, generator=generator, dtype=torch.float64)
     for t in range(schedule.steps):
@@ -884,7 +915,7 @@ def test_kl_weight_is_the_divergence_between_kernels():
 
 def test_concavity_modulus_is_attained_by_a_quadratic():
     schedule, P, beta = ddpm(LEVELS), _tensor([0.4, 0.7, 0.2]), _tensor([1.0, 2.0, 0.5])
-    chain = Chain.of(schedule, 1.0, 0.0, Sine())
+    chain = ChainConstants.of(schedule, 1.0, 0.0, Sine())
     weight = beta * theory.kl_weight(chain)
     for t in range(3):
         a, g = schedule.alpha[t], schedule.score_weight[t]
@@ -906,14 +937,14 @@ def test_control_gain_solves_the_fixed_point_equation():
     alpha, gain, _, _ = GAUSSIAN.coefficients(0, beta)
     control = layers[0].control[INNER]
     pull = G.derivative(1)((GRID[INNER] + gain * control) / math.sqrt(alpha))
-    kappa = float(theory.control_gain(GAUSSIAN.chain, beta)[0])
+    kappa = float(theory.score_step(GAUSSIAN.chain, beta)[0])
     np.testing.assert_allclose(control, GAUSSIAN.score(0, GRID[INNER]) + kappa * pull, atol=EXACT)
 
 
 # Choosing beta
 
 
-def least_lam(chain: Chain, beta: float, dim_constant: float) -> float:
+def least_lam(chain: ChainConstants, beta: float, dim_constant: float) -> float:
     """The smallest lam_t of the paper's recursion at a constant beta, -1 where it breaks down."""
     lam = torch.full((chain.steps,), 0.5, dtype=torch.float64)
     for t in reversed(range(chain.steps)):
@@ -927,7 +958,7 @@ def least_lam(chain: Chain, beta: float, dim_constant: float) -> float:
 @pytest.mark.parametrize("seed", range(2))
 def test_constant_beta_is_the_least(seed: int):
     chain, _ = random_chain(seed, steps=3)
-    choice = theory.constant_beta(chain, 0.4, Optimum(Paper()))
+    choice = theory.constant_beta(chain, 0.4, Theorem28(PaperBounds()))
     beta = float(choice.beta[0])
     assert choice.beta.equal(torch.full((3,), beta, dtype=torch.float64))
     root = brentq(lambda b: least_lam(chain, b, 1.0) - 0.4, beta / 3, 3 * beta, xtol=1e-12 * beta)
@@ -938,9 +969,11 @@ def test_constant_beta_is_the_least(seed: int):
 
 
 @pytest.mark.parametrize(
-    "statement", [Optimum(Sharp()), Iterates(Paper()), Iterates(Sharp())], ids=lambda s: s.name
+    "statement",
+    [Theorem28(SharpBounds()), Lemma32(PaperBounds()), Lemma32(SharpBounds())],
+    ids=lambda s: s.name,
 )
-def test_constant_beta_is_admissible_and_no_smaller_one_is(statement: theory.Statement):
+def test_constant_beta_is_admissible_and_no_smaller_one_is(statement: theory.RegularityStatement):
     chain, _ = random_chain(1, steps=4)
     for lam in (0.0, 0.5):
         beta = float(theory.constant_beta(chain, lam, statement).beta[0])
@@ -956,9 +989,12 @@ def test_constant_beta_is_admissible_and_no_smaller_one_is(statement: theory.Sta
 
 def test_scheduled_beta_guarantees_exactly_lam():
     chain, lam = random_chain(1)
-    choice = theory.scheduled_beta(chain, lam, Optimum(Sharp()))
+    choice = theory.scheduled_beta(chain, lam, Theorem28(SharpBounds()))
     torch.testing.assert_close(
-        theory.constants_at(chain, choice.beta, Optimum(Sharp())).lam, lam, rtol=1e-9, atol=0
+        theory.constants_at(chain, choice.beta, Theorem28(SharpBounds())).lam,
+        lam,
+        rtol=1e-9,
+        atol=0,
     )
     assert choice.margin.eq(1).all()
 
@@ -982,8 +1018,12 @@ def test_required_beta_falls_by_orders_of_magnitude():
     M_t is (1 + g_t) / sqrt(a_t).
     """
     schedule = ddpm(linear_levels(50))
-    chain = Chain.of(schedule, 1.0, 0.0, Sine())
-    statements = Optimum(Paper()), Optimum(Sharp()), Optimum(Sharp(schedule.alpha.sqrt()))
+    chain = ChainConstants.of(schedule, 1.0, 0.0, Sine())
+    statements = (
+        Theorem28(PaperBounds()),
+        Theorem28(SharpBounds()),
+        Theorem28(SharpBounds(schedule.alpha.sqrt())),
+    )
     paper, sharp, exact = (float(theory.constant_beta(chain, 0.5, x).beta[0]) for x in statements)
     assert paper == pytest.approx(2.158e12, rel=1e-3)
     assert sharp == pytest.approx(1.427e6, rel=1e-3)
@@ -999,12 +1039,12 @@ def test_too_small_beta_is_refused_with_the_remedy():
         " paper)"
     )
     with pytest.raises(InvalidProblem, match=re.escape(f"{value}; raise beta[3] above {enough:g}")):
-        theory.constants_at(chain, beta, Optimum(Paper()))
+        theory.constants_at(chain, beta, Theorem28(PaperBounds()))
 
 
 def test_refusals_quote_the_value_and_the_remedy():
     chain, lam = random_chain(1, steps=4)
-    found = theory.iterate_constants(chain, lam, Paper())
+    found = theory.iterate_constants(chain, lam, PaperBounds())
     refused: list[tuple[str, Callable[[], object]]] = [
         (
             r"lam\[2\] = 1; every design constant",
@@ -1023,10 +1063,10 @@ def test_refusals_quote_the_value_and_the_remedy():
             r"rounds\[0\] = 1.5; give a whole number",
             lambda: theory.convergence(chain, found, found.beta_required, torch.full((4,), 1.5)),
         ),
-        (r"beta\[0\] = -1; every KL weight", lambda: theory.control_gain(chain, -1.0)),
+        (r"beta\[0\] = -1; every KL weight", lambda: theory.score_step(chain, -1.0)),
         (
-            r"gain\[1\] = 0; it must be positive",
-            lambda: dataclasses.replace(chain, gain=torch.tensor([0.1, 0.0, 0.1, 0.1])),
+            r"score_weight\[1\] = 0; it must be positive",
+            lambda: dataclasses.replace(chain, score_weight=torch.tensor([0.1, 0.0, 0.1, 0.1])),
         ),
         (
             r"score_L0\[0\] = -1; a Lipschitz",
@@ -1036,21 +1076,21 @@ def test_refusals_quote_the_value_and_the_remedy():
         (r"dim = 0; give at least 1", lambda: dataclasses.replace(chain, dim=0)),
         (
             r"lam = 1; the least design constant",
-            lambda: theory.constant_beta(chain, 1, Optimum(Paper())),
+            lambda: theory.constant_beta(chain, 1, Theorem28(PaperBounds())),
         ),
         (
             r"no beta below 1e\+250",
             lambda: theory.constant_beta(
-                dataclasses.replace(chain, reward_L1=math.inf), 0.5, Optimum(Paper())
+                dataclasses.replace(chain, reward_L1=math.inf), 0.5, Theorem28(PaperBounds())
             ),
         ),
         (
             r"every beta > 0 satisfies",
-            lambda: theory.constant_beta(linear(chain), 0.5, Optimum(Paper())),
+            lambda: theory.constant_beta(linear(chain), 0.5, Theorem28(PaperBounds())),
         ),
         (
             r"required beta\[0\] = 0; use a constant beta",
-            lambda: theory.scheduled_beta(linear(chain), 0.5, Optimum(Paper())),
+            lambda: theory.scheduled_beta(linear(chain), 0.5, Theorem28(PaperBounds())),
         ),
     ]
     for message, call in refused:
@@ -1058,6 +1098,8 @@ def test_refusals_quote_the_value_and_the_remedy():
             call()
 
 
-def linear(chain: Chain) -> Chain:
-    """The same chain with a linear reward and an affine score, so that value functions are affine."""
+def linear(chain: ChainConstants) -> ChainConstants:
+    """The same chain with a linear reward and an affine score, so that value functions are
+    affine.
+    """
     return dataclasses.replace(chain, reward_L1=0.0, score_L1=torch.zeros(chain.steps))

@@ -1,0 +1,46 @@
+"""Numbers of the theory: values per step, products in which zero beats infinity, and refusals that
+name a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import InvalidProblem, per_step
+
+StepValues = Float[Tensor, " steps"]
+StateValues = Float[Tensor, " steps_plus_1"]
+
+ROUNDING = 1e-9
+"""Relative slack for comparing two numbers that are equal in exact arithmetic (thousands of float64
+roundings).
+"""
+
+
+def product(*factors: float) -> float:
+    """The product in which zero times infinity is zero."""
+    return 0.0 if 0 in factors else math.prod(factors)
+
+
+def vector(values: Iterable[float]) -> Tensor:
+    """The numbers as a float64 tensor."""
+    return torch.tensor(list(values), dtype=torch.float64)
+
+
+def positive_beta(beta: float | Tensor, steps: int) -> StepValues:
+    """``beta_t > 0``, shape (T,), from one number or T of them."""
+    weights = per_step(beta, steps, "beta")
+    require_each(weights, lambda x: x > 0, "beta", "every KL weight must be positive.")
+    return weights
+
+
+def require_each(values: Tensor, holds: Callable[[Tensor], Tensor], what: str, remedy: str) -> None:
+    """Raise `InvalidProblem` naming the first entry for which ``holds`` is false."""
+    bad = (~holds(values)).nonzero().flatten().tolist()
+    if bad:
+        raise InvalidProblem(f"{what}[{bad[0]}] = {values[bad[0]]:g}; {remedy}")
