@@ -9,22 +9,74 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import functools
+import re
 import tomllib
-import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+
+import pydantic.dataclasses
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from sd_experiments import CONFIGS
 from socft.checks import InvalidProblem, require
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-
 _T = TypeVar("_T")
+Text = Annotated[str, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+Count = Annotated[Whole, Field(gt=0)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+Part = Annotated[Number, Field(ge=0, le=1)]
+"""A part of the whole, in [0, 1]."""
+Factor = Annotated[Number, Field(ge=0, lt=1)]
+"""Of an average over the past, in [0, 1)."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def _table(kind: type[_T]) -> type[_T]:
+    """A frozen dataclass that checks its fields and refuses in one sentence."""
+    table: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(
+        kind
+    )
+    validate = table.__init__
+
+    @functools.wraps(validate)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        try:
+            validate(self, *values, **named)
+        except ValidationError as error:
+            raise InvalidProblem(_refusal(table, error.errors()[0])) from error
+
+    table.__init__ = init
+    return table
+
+
+def _refusal(table: Any, error: ErrorDetails) -> str:
+    """What is wrong, with the key, its value and what to do."""
+    kind, place, value = error["type"], error["loc"], error["input"]
+    where = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in place)[1:]
+    if kind == "value_error":
+        return str(error.get("ctx", {})["error"])
+    if kind == "unexpected_keyword_argument":
+        for name in place[:-1]:
+            table = table.__pydantic_fields__[name].annotation
+        names = [field.name for field in dataclasses.fields(table)]
+        nearest = difflib.get_close_matches(str(place[-1]), names, 1, 0.0)[0]
+        known = where.removesuffix(str(place[-1])) + nearest
+        return f"unknown key {where!r}; the nearest known one is {known!r}."
+    if kind == "missing":
+        return f"{where} is missing; add it."
+    if kind == "dataclass_type":
+        return f"{where} = {value!r}; it is a table: write [{where}] and its keys below."
+    remedy = re.sub(r"^\w+ should", "it should", error["msg"]).partition(" after validation")[0]
+    return f"{where} = {value!r}; {remedy}."
+
+
+@_table
 class ModelConfig:
     """The pre-trained pipeline.
 
@@ -37,19 +89,14 @@ class ModelConfig:
         checkpointing: keep only the inputs of the network's blocks for backward passes.
     """
 
-    path: str = "tiny"
-    dtype: str = "float32"
-    device: str = "auto"
-    micro_batch: int | None = None
-    checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        require(
-            self.dtype in DTYPES, f"model.dtype = {self.dtype!r}; give one of {', '.join(DTYPES)}."
-        )
+    path: Text = "tiny"
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    device: Text = "auto"
+    micro_batch: Count | None = None
+    checkpointing: Flag = False
 
 
-@dataclasses.dataclass(frozen=True)
+@_table
 class SamplerConfig:
     """The chain that is fine-tuned, DDIM(eta).
 
@@ -64,18 +111,15 @@ class SamplerConfig:
         last_level: signal level of the sample, below 1; as the model is configured by default.
     """
 
-    steps: int = 50
-    eta: float = 1.0
-    guidance: float = 1.0
-    negative_prompt: str = ""
-    spacing: str | None = None
-    last_level: float | None = None
-
-    def __post_init__(self) -> None:
-        require(self.steps >= 1, f"sampler.steps = {self.steps}; give at least 1.")
+    steps: Count = 50
+    eta: Number = 1.0
+    guidance: Number = 1.0
+    negative_prompt: Text = ""
+    spacing: Literal["leading", "trailing", "log_snr"] | None = None
+    last_level: Number | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@_table
 class RewardConfig:
     """The reward of an image.
 
@@ -88,17 +132,14 @@ class RewardConfig:
         options: passed to the factory.
     """
 
-    name: str = "tiny"
-    path: str | None = None
-    chunk: int = 4
-    black_box: bool = False
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _positive("reward", self, "chunk")
+    name: Text = "tiny"
+    path: Text | None = None
+    chunk: Count = 4
+    black_box: Flag = False
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
+@_table
 class ProblemConfig:
     """What is maximised: reward minus beta times the KL from the pre-trained model.
 
@@ -107,18 +148,11 @@ class ProblemConfig:
         beta: KL weight in units of the reward; a "reward multiplier" m is beta = 1 / m.
     """
 
-    prompts: tuple[str, ...] = ()
-    beta: float = 0.01
-
-    def __post_init__(self) -> None:
-        require(
-            len(self.prompts) >= 1,
-            'problem.prompts is empty; give at least one, as in prompts = ["A dog on the moon"].',
-        )
-        _positive("problem", self, "beta")
+    prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
+    beta: Positive = 0.01
 
 
-@dataclasses.dataclass(frozen=True)
+@_table
 class EstimatorConfig:
     """The gradient estimator.
 
@@ -128,11 +162,11 @@ class EstimatorConfig:
         options: passed to the factory.
     """
 
-    name: str = "adjoint_matching"
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    name: Text = "adjoint_matching"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
+@_table
 class LoRAConfig:
     """The low-rank layers.
 
@@ -142,12 +176,12 @@ class LoRAConfig:
         targets: endings of the names of the adapted layers.
     """
 
-    rank: int = 4
-    alpha: float | None = None
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    rank: Count = 4
+    alpha: Number | None = None
+    targets: tuple[Text, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-@dataclasses.dataclass(frozen=True)
+@_table
 class OptimiserConfig:
     """AdamW.
 
@@ -162,28 +196,12 @@ class OptimiserConfig:
         decay: last part of the run, in [0, 1], over which the rate falls linearly to zero.
     """
 
-    rate: float = 3e-4
-    betas: tuple[float, ...] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip: float | None = None
-    warmup: int = 0
-    decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        _positive("optimiser", self, "rate")
-        good = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
-        require(good, f"optimiser.betas = {list(self.betas)}; give two numbers in [0, 1).")
-        require(
-            self.clip is None or self.clip > 0,
-            f"optimiser.clip = {self.clip}; give a positive norm or leave it out.",
-        )
-        require(
-            self.warmup >= 0, f"optimiser.warmup = {self.warmup}; give 0 or more gradient steps."
-        )
-        require(
-            0 <= self.decay <= 1,
-            f"optimiser.decay = {self.decay}; give a part of the run, in [0, 1].",
-        )
+    rate: Positive = 3e-4
+    betas: tuple[Factor, Factor] = (0.9, 0.999)
+    weight_decay: Number = 0.0
+    clip: Positive | None = None
+    warmup: Annotated[Whole, Field(ge=0)] = 0
+    decay: Part = 0.0
 
     def rate_at(self, step: int, steps: int) -> float:
         """Learning rate of gradient step ``step`` = 0, 1, ... of a run of ``steps``."""
@@ -192,7 +210,7 @@ class OptimiserConfig:
         return self.rate * min(1.0, up, max(down, 0.0))
 
 
-@dataclasses.dataclass(frozen=True)
+@_table
 class BatchConfig:
     """Which paths and which of their steps a gradient is made of.
 
@@ -229,36 +247,21 @@ class BatchConfig:
             noise. The limit biases the gradient, but what is limited keeps its direction.
     """
 
-    trajectories: int = 10
-    prompts: int = 1
-    paths: int | None = None
-    passes: int = 1
-    loss_steps: int | None = None
-    early_span: float = 0.6
-    early_share: float = 0.6
-    micro_batch: int | None = None
-    ess: float = 0.5
-    weighted: bool = False
-    mask_quantile: float = 1.0
-    mask_memory: float = 0.99
-    target_clip: float | None = None
+    trajectories: Count = 10
+    prompts: Count = 1
+    paths: Count | None = None
+    passes: Count = 1
+    loss_steps: Count | None = None
+    early_span: Part = 0.6
+    early_share: Part = 0.6
+    micro_batch: Count | None = None
+    ess: Part = 0.5
+    weighted: Flag = False
+    mask_quantile: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    mask_memory: Part = 0.99
+    target_clip: Positive | None = None
 
     def __post_init__(self) -> None:
-        _positive(
-            "batch",
-            self,
-            "trajectories",
-            "prompts",
-            "paths",
-            "passes",
-            "loss_steps",
-            "micro_batch",
-            "mask_quantile",
-            "target_clip",
-        )
-        for name in ("early_span", "early_share", "ess", "mask_quantile", "mask_memory"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"batch.{name} = {value}; give a number in [0, 1].")
         total = self.trajectories * self.prompts * self.passes
         require(
             total % self.per_step == 0,
@@ -279,7 +282,7 @@ class BatchConfig:
         return self.weighted or self.ess > 0
 
 
-@dataclasses.dataclass(frozen=True)
+@_table
 class RunConfig:
     """Length of the run and what is kept of it.
 
@@ -293,19 +296,15 @@ class RunConfig:
         keep: checkpoints that are kept.
     """
 
-    steps: int = 1000
-    seed: int = 0
-    ema: float = 0.99
-    out: str = "build/sd"
-    checkpoint_every: int = 10
-    keep: int = 3
-
-    def __post_init__(self) -> None:
-        _positive("run", self, "steps", "checkpoint_every", "keep")
-        require(0 <= self.ema < 1, f"run.ema = {self.ema}; give a number in [0, 1).")
+    steps: Count = 1000
+    seed: Whole = 0
+    ema: Factor = 0.99
+    out: Text = "build/sd"
+    checkpoint_every: Count = 10
+    keep: Count = 3
 
 
-@dataclasses.dataclass(frozen=True)
+@_table
 class MonitorConfig:
     """What is measured besides the reward.
 
@@ -316,15 +315,12 @@ class MonitorConfig:
         window: rounds that are averaged for the warning about reward hacking.
     """
 
-    checker: str | None = None
-    images_every: int = 10
-    window: int = 8
-
-    def __post_init__(self) -> None:
-        _positive("monitor", self, "images_every", "window")
+    checker: Text | None = None
+    images_every: Count = 10
+    window: Count = 8
 
 
-@dataclasses.dataclass(frozen=True)
+@_table
 class ExperimentConfig:
     """A run."""
 
@@ -348,11 +344,14 @@ class ExperimentConfig:
 
     def plain(self) -> dict[str, Any]:
         """As nested mappings of plain values, for JSON."""
-        return _plain(dataclasses.asdict(self))
+        return TypeAdapter(ExperimentConfig).dump_python(self, mode="json")
 
 
-def read_config(file: Path) -> ExperimentConfig:
+def read_config(file: Path, run: Mapping[str, Any] | None = None) -> ExperimentConfig:
     """The settings of a TOML file.
+
+    Args:
+        run: settings of its table ``[run]`` in place of the file's.
 
     Raises:
         InvalidProblem: no such file, a syntax error, an unknown key, a value of another type or out
@@ -367,14 +366,19 @@ def read_config(file: Path) -> ExperimentConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidProblem(f"{file} is not a TOML file ({error}); correct it there.") from error
     try:
-        return parse_config(content)
+        return parse_config(content if run is None else _with_run(content, run))
     except InvalidProblem as error:
         raise InvalidProblem(f"{file}: {error}") from error
 
 
 def parse_config(content: Mapping[str, Any]) -> ExperimentConfig:
     """Settings from nested mappings."""
-    return _dataclass(ExperimentConfig, {"problem": {}, **content}, "")
+    return ExperimentConfig(**{"problem": {}, **content})
+
+
+def _with_run(content: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    table = content.get("run", {})
+    return {**content, "run": {**table, **run} if isinstance(table, Mapping) else table}
 
 
 def config_changes(
@@ -389,79 +393,3 @@ def config_changes(
         elif a != b:
             found[where + name] = (a, b)
     return found
-
-
-def _dataclass(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
-    types_of = get_type_hints(kind)
-    for name in values:
-        if name not in types_of:
-            nearest = difflib.get_close_matches(name, types_of, 1, 0.0)[0]
-            raise InvalidProblem(
-                f"unknown key {where + name!r}; the nearest known one is {where + nearest!r}.",
-            )
-    return kind(
-        **{name: _value(types_of[name], value, where + name) for name, value in values.items()}
-    )
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        require(
-            isinstance(value, Mapping),
-            f"{where} = {value!r}; it is a table: write [{where}] and its keys below.",
-        )
-        return _dataclass(kind, value, f"{where}.")  # type: ignore[arg-type]
-    accepted = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    for each in accepted:
-        if each is float and _is_number(value):
-            return _finite(float(value), where)
-        if get_origin(each) is tuple and isinstance(value, list | tuple):
-            return tuple(
-                _value(get_args(each)[0], item, f"{where}[{i}]") for i, item in enumerate(value)
-            )
-        if get_origin(each) is Mapping and isinstance(value, Mapping):
-            return dict(value)
-        if (
-            isinstance(each, type)
-            and isinstance(value, each)
-            and not (each is int and isinstance(value, bool))
-        ):
-            return value
-    raise InvalidProblem(
-        f"{where} = {value!r} is a {type(value).__name__}; give a"
-        f" {' or a '.join(map(_name, accepted))}."
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _finite(value: float, where: str) -> float:
-    require(math.isfinite(value), f"{where} = {value}; give a finite number.")
-    return value
-
-
-def _name(kind: Any) -> str:
-    names = {
-        float: "number",
-        int: "whole number",
-        str: "string",
-        bool: "boolean",
-        type(None): "value or leave it out",
-    }
-    if get_origin(kind) is tuple:
-        return f"list of {_name(get_args(kind)[0])}s"
-    return names.get(kind, "table")
-
-
-def _positive(table: str, owner: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        require(value is None or value > 0, f"{table}.{name} = {value}; it must be positive.")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -359,7 +359,7 @@ def method_config(
     return dataclasses.replace(
         s,
         problem=dataclasses.replace(s.problem, prompts=(prompt,), beta=beta),
-        estimator=config.EstimatorConfig(method.estimator, method.options),
+        estimator=config.EstimatorConfig(method.estimator, dict(method.options)),
         optimiser=dataclasses.replace(s.optimiser, rate=method.rate or s.optimiser.rate),
         batch=batch,
         run=dataclasses.replace(s.run, steps=steps, out=""),

@@ -58,12 +58,9 @@ def load_config(
     file: Path, out: Path | None = None, steps: int | None = None
 ) -> config.ExperimentConfig:
     """The settings of a file, with another folder or length if given."""
-    settings = config.read_config(file)
-    run = settings.run
-    changed = dataclasses.replace(
-        run, out=str(out or run.out), steps=run.steps if steps is None else steps
-    )
-    return dataclasses.replace(settings, run=changed)
+    given = {"out": None if out is None else str(out), "steps": steps}
+    run = {name: value for name, value in given.items() if value is not None}
+    return config.read_config(file, run)
 
 
 def make_trainer(experiment: Experiment, group: ProcessGroup | None = None) -> Trainer:

@@ -72,30 +72,46 @@ def test_published_settings_are_the_published_ones():
             {"optimizer": {"rate": 1.0}},
             "unknown key 'optimizer'; the nearest known one is 'optimiser'.",
         ),
-        ({"optimiser": {"rate": "fast"}}, "optimiser.rate = 'fast' is a str; give a number."),
-        ({"optimiser": {"rate": True}}, "optimiser.rate = True is a bool; give a number."),
-        ({"optimiser": {"rate": float("nan")}}, "optimiser.rate = nan; give a finite number."),
-        ({"optimiser": {"rate": -1}}, "optimiser.rate = -1.0; it must be positive."),
+        ({"optimiser": {"rate": "fast"}}, "optimiser.rate = 'fast'; it should be a valid number."),
+        ({"optimiser": {"rate": True}}, "optimiser.rate = True; it should be a valid number."),
+        (
+            {"optimiser": {"rate": float("nan")}},
+            "optimiser.rate = nan; it should be a finite number.",
+        ),
+        ({"optimiser": {"rate": -1}}, "optimiser.rate = -1; it should be greater than 0."),
         (
             {"optimiser": {"decay": 1.5}},
-            "optimiser.decay = 1.5; give a part of the run, in [0, 1].",
+            "optimiser.decay = 1.5; it should be less than or equal to 1.",
         ),
-        ({"optimiser": {"betas": [0.9]}}, "optimiser.betas = [0.9]; give two numbers in [0, 1)."),
-        ({"optimiser": {"betas": [0.9, "x"]}}, "optimiser.betas[1] = 'x' is a str; give a number."),
+        ({"optimiser": {"betas": [0.9]}}, "optimiser.betas[1] is missing; add it."),
+        (
+            {"optimiser": {"betas": 3 * [0.9]}},
+            "optimiser.betas = [0.9, 0.9, 0.9]; it should have at",
+        ),
+        ({"optimiser": {"betas": [0.9, 1]}}, "optimiser.betas[1] = 1; it should be less than 1."),
+        (
+            {"optimiser": {"betas": [0.9, "x"]}},
+            "optimiser.betas[1] = 'x'; it should be a valid number.",
+        ),
         ({"optimiser": 3}, "optimiser = 3; it is a table: write [optimiser] and its keys below."),
-        ({"run": {"steps": 1.5}}, "run.steps = 1.5 is a float; give a whole number."),
+        ({"run": {"steps": 1.5}}, "run.steps = 1.5; it should be a valid integer."),
         (
             {"batch": {"micro_batch": "x"}},
-            "batch.micro_batch = 'x' is a str; give a whole number or a value or leave it out.",
+            "batch.micro_batch = 'x'; it should be a valid integer.",
         ),
         ({"batch": {"paths": 7}}, "batch.paths = 7 does not divide the 10 uses of a round"),
-        ({"batch": {"ess": 1.2}}, "batch.ess = 1.2; give a number in [0, 1]."),
+        ({"batch": {"ess": 1.2}}, "batch.ess = 1.2; it should be less than or equal to 1."),
         ({"batch": {"loss_steps": 60}}, "batch.loss_steps = 60; the sampler has 50 steps."),
-        ({"problem": {"prompts": []}}, "problem.prompts is empty"),
-        ({"problem": {"prompts": ["x"], "beta": 0}}, "problem.beta = 0.0; it must be positive."),
+        ({"problem": {"prompts": []}}, "problem.prompts = []; it should have at least 1 item."),
+        ({"problem": {}}, "problem.prompts is missing; add it."),
+        ({"model": {"checkpointing": 1}}, "model.checkpointing = 1; it should be a valid boolean."),
+        (
+            {"problem": {"prompts": ["x"], "beta": 0}},
+            "problem.beta = 0; it should be greater than 0.",
+        ),
         (
             {"model": {"dtype": "int8"}},
-            "model.dtype = 'int8'; give one of float32, bfloat16, float16, float64.",
+            "model.dtype = 'int8'; it should be 'float32', 'bfloat16', 'float16' or",
         ),
     ],
     ids=lambda value: str(value)[:40],
@@ -104,6 +120,25 @@ def test_what_is_wrong_is_named(content: dict, message: str):
     with pytest.raises(InvalidProblem) as refused:
         config.parse_config(LEAST | content)
     assert str(refused.value).startswith(message)
+
+
+def test_a_table_on_its_own_refuses_in_one_sentence():
+    with pytest.raises(InvalidProblem, match=r"^passes = 0; it should be greater than 0\.$"):
+        config.BatchConfig(passes=0)
+    with pytest.raises(InvalidProblem, match=r"^batch.paths = 7 does not divide the 10 uses"):
+        dataclasses.replace(config.BatchConfig(), paths=7)
+
+
+def test_a_run_can_be_changed_past_its_file(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    file.write_text('[problem]\nprompts = ["x"]\n[run]\nsteps = 3\nseed = 5\n')
+    run = config.read_config(file, {"steps": 4}).run
+    assert (run.steps, run.seed) == (4, 5)
+    with pytest.raises(InvalidProblem, match=r"run.toml: run.steps = 0; it should be greater than"):
+        config.read_config(file, {"steps": 0})
+    file.write_text('run = 3\n[problem]\nprompts = ["x"]\n')
+    with pytest.raises(InvalidProblem, match="run = 3; it is a table"):
+        config.read_config(file, {"steps": 4})
 
 
 def test_whole_numbers_are_numbers_and_lists_are_kept():
