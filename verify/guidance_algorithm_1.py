@@ -39,8 +39,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from socft.guidance.iterated import StepSize
-from socft.guidance.policy import LookAhead, Published, Response
+from socft.guidance.iterated import StepSizeTarget
+from socft.guidance.policy import LookAheadGuidance, PublishedStrength, Response
 from socft.reward import LogSumExp, PseudoHuber, Quadratic, Reward, RidgeFunction, Sine, Sum
 from verify.support.claims import Claim
 from verify.support.guidance_cases import (
@@ -105,7 +105,7 @@ def test_holds(case: GuidedGaussian, data: st.DataObject) -> None:
     a, b = points(
         case, data.draw(st.lists(numbers(-3, 3), min_size=2 * case.dim, max_size=2 * case.dim))
     )
-    target = StepSize(lam, case.noise)
+    target = StepSizeTarget(lam, case.noise)
     images = [case.round(reward, target, z) for z in (a, b)]
     where = {
         "case": case.describe(),
@@ -174,7 +174,7 @@ def test_is_attained() -> None:
     case, reward, limit = _steepest(lam=4.0)
     a = case.law.mean
     b = a + case.basis[:, 0]
-    images = [case.round(reward, StepSize(4.0, case.noise), z) for z in (a, b)]
+    images = [case.round(reward, StepSizeTarget(4.0, case.noise), z) for z in (a, b)]
     moved = float(whitened(case, images[0] - images[1]) / whitened(case, a - b))
     CLAIM.attained(
         moved, limit, {"case": case.describe(), "lam": 4.0}, slack=ROUNDING, part="contraction"
@@ -205,8 +205,10 @@ def test_needs_the_exact_strength() -> None:
     case, reward, _ = _steepest(lam=4.0)
     long = dataclasses.replace(case, levels=(1e-12, *np.linspace(0.02, 1, 60).tolist()))
     gradient = reward.gradient(long.law.mean[None])[0]
-    y = StepSize(4.0, long.noise)(long.law.mean, gradient, long.denoiser)
-    found = long.run(LookAhead(Response(gradient, y), Published(long.noise))).mean[-1]
+    y = StepSizeTarget(4.0, long.noise)(long.law.mean, gradient, long.denoiser)
+    found = long.run(LookAheadGuidance(Response(gradient, y), PublishedStrength(long.noise))).mean[
+        -1
+    ]
     expected = long.law.mean + long.law.covariance @ gradient / 4.0
     CLAIM.breaks(float((found - expected).abs().max()), ROUNDING, long, "exact strength")
 

@@ -29,7 +29,13 @@ from torch import Tensor
 from torch import distributions as td
 
 from socft.density import GaussianMixture
-from socft.guidance.policy import GuidancePolicy, LookAhead, Posterior, Response, ScoreDenoiser
+from socft.guidance.policy import (
+    GuidancePolicy,
+    LookAheadGuidance,
+    PosteriorStrength,
+    Response,
+    ScoreDenoiser,
+)
 from socft.problem import ControlProblem
 from socft.reward import Quadratic
 from socft.schedule import variance_preserving
@@ -79,7 +85,7 @@ def reward(case: GuidedGaussian, beta: float) -> Quadratic:
 
 def term(case: GuidedGaussian, k: int, x: Tensor) -> Tensor:
     """The look-ahead term of exact strength."""
-    return LookAhead(case.response, Posterior(case.noise))(case.denoiser.at(k, x))
+    return LookAheadGuidance(case.response, PosteriorStrength(case.noise))(case.denoiser.at(k, x))
 
 
 @settings(max_examples=60)
@@ -142,7 +148,9 @@ def _distance(steps: int) -> float:
     )
     optimum = LinearQuadratic(ControlProblem(case.reference, reward(case, 1.3), 1.3))
     policy = GuidancePolicy(
-        case.schedule, case.denoiser, LookAhead(case.response, Posterior(case.noise))
+        case.schedule,
+        case.denoiser,
+        LookAheadGuidance(case.response, PosteriorStrength(case.noise)),
     )
     x = vector([[0.5, -1.0], [1.5, 0.2]])
     times = [int(share * steps) for share in (0.25, 0.5, 0.75)]
@@ -159,7 +167,7 @@ def test_needs_gaussian_data() -> None:
     data, s, y, level = GaussianMixture([0.5, 0.5], [[-1.5], [1.5]], 0.1), 0.5, 1.0, 0.3
     x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None]
     at = ScoreDenoiser(lambda k, z: data.noised_score(level, z), vector([level])).at(0, x)
-    found = LookAhead(Response(vector([1.0]), y), Posterior(s))(at)
+    found = LookAheadGuidance(Response(vector([1.0]), y), PosteriorStrength(s))(at)
     tilted = TiltedMixture(data, Quadratic(vector([[-1 / s**2]]), vector([y / s**2])), 1.0)
     error = float((found - tilted.value_gradient(level, x)).abs().max())
     CLAIM.breaks(

@@ -38,15 +38,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft.density import Gaussian, GaussianMixture
-from socft.guidance.iterated import Recentre, fit_linear, slopes
+from socft.guidance.iterated import RecentredScore, fit_linear, slopes
 from socft.guidance.policy import (
     Denoiser,
     GaussianDenoiser,
     GuidancePolicy,
     LinearDenoiser,
-    LookAhead,
-    Posterior,
-    Unguided,
+    LookAheadGuidance,
+    NoGuidance,
+    PosteriorStrength,
     affine_policy,
 )
 from socft.problem import ControlProblem
@@ -124,14 +124,16 @@ def test_holds(dim: int, seed: int, target: float) -> None:
             learnt.score(k, probes) / scale, expected / scale, where | {"k": k}, ROUNDING, "score"
         )
     found, mean = (
-        pass_mean(case, model, LookAhead(case.response, Posterior(case.noise)))
+        pass_mean(case, model, LookAheadGuidance(case.response, PosteriorStrength(case.noise)))
         for model in (learnt, exact)
     )
     scale = 1 + float(mean.abs().max())
     CLAIM.equals(found / scale, mean / scale, where, ROUNDING, "guided pass")
 
 
-def pass_mean(case: GuidedGaussian, model: Denoiser, guidance: LookAhead | Unguided) -> Tensor:
+def pass_mean(
+    case: GuidedGaussian, model: Denoiser, guidance: LookAheadGuidance | NoGuidance
+) -> Tensor:
     """Mean of a pass with another score model."""
     policy = affine_policy(
         GuidancePolicy(case.schedule, model, guidance, case.denoiser), case.schedule.steps, case.dim
@@ -151,7 +153,7 @@ def test_the_frozen_slope_recentres() -> None:
         2000, torch.Generator().manual_seed(0)
     )
     C, draws = slopes(old, x), 8
-    new = Recentre().update(old, x, torch.Generator())
+    new = RecentredScore().update(old, x, torch.Generator())
     learnt = fit_linear(x.repeat(draws, 1), abar, torch.Generator().manual_seed(1), C)
     zero = torch.zeros(1, 2, dtype=torch.float64)
     for k, level in enumerate(abar.tolist()):

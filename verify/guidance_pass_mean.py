@@ -30,7 +30,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from socft.density import affine_reference
-from socft.guidance.policy import LookAhead, Posterior, Published
+from socft.guidance.policy import LookAheadGuidance, PosteriorStrength, PublishedStrength
 from socft.schedule import variance_preserving
 from verify.support.claims import Claim
 from verify.support.guidance_cases import GuidedGaussian, guided_gaussians
@@ -64,7 +64,7 @@ def bound(case: GuidedGaussian) -> Tensor:
 
 def measure(case: GuidedGaussian) -> Tensor:
     """Mean of the guided chain."""
-    return case.run(LookAhead(case.response, Posterior(case.noise))).mean[-1]
+    return case.run(LookAheadGuidance(case.response, PosteriorStrength(case.noise))).mean[-1]
 
 
 @settings(max_examples=40)
@@ -93,7 +93,7 @@ def test_the_covariance_is_a_limit() -> None:
         case = GuidedGaussian(
             (1.5, 0.4), (0.3, -0.2), (1.0, 0.7), target=1.5, noise=0.6, levels=levels, rotation=1
         )
-        found = case.run(LookAhead(case.response, Posterior(case.noise)))
+        found = case.run(LookAheadGuidance(case.response, PosteriorStrength(case.noise)))
         errors.append(float((found.covariance[-1] - case.conditional.covariance).abs().max()))
     CLAIM.attained(
         errors[1],
@@ -110,7 +110,9 @@ def test_needs_the_exact_strength() -> None:
     for eigenvalue in (0.25, 4.0):
         levels = tuple(variance_preserving(256, 12.0).abar.tolist())
         case = GuidedGaussian((eigenvalue,), (0.0,), (1.0,), target=2.0, noise=0.1, levels=levels)
-        found = float(case.run(LookAhead(case.response, Published(case.noise))).mean[-1])
+        found = float(
+            case.run(LookAheadGuidance(case.response, PublishedStrength(case.noise))).mean[-1]
+        )
         CLAIM.breaks(abs(found - float(bound(case))), ROUNDING, case, f"variance {eigenvalue:g}")
         CLAIM.finding(
             "asked for y = 2 with s = 0.1, one pass of the published strength moves data of"

@@ -33,7 +33,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from socft.guidance.iterated import Increment
+from socft.guidance.iterated import IncrementTarget
 from socft.reward import Quadratic, Reward
 from verify.support.claims import Claim
 from verify.support.guidance_cases import (
@@ -68,7 +68,7 @@ def settle(case: GuidedGaussian, reward: Reward, delta: float) -> Tensor | None:
     """The fixed point, or None where the iteration has not arrived after `MOST` rounds."""
     at = case.law.mean
     for _ in range(MOST):
-        after = case.round(reward, Increment(delta), at)
+        after = case.round(reward, IncrementTarget(delta), at)
         if float((after - at).norm()) <= SETTLED * (1 + float(at.norm())):
             return after
         at = after
@@ -90,7 +90,8 @@ def differences(case: GuidedGaussian, reward: Reward, delta: float, at: Tensor) 
     """Central differences of one round."""
     moves = STEP * torch.eye(case.dim, dtype=torch.float64)
     columns = [
-        case.round(reward, Increment(delta), at + e) - case.round(reward, Increment(delta), at - e)
+        case.round(reward, IncrementTarget(delta), at + e)
+        - case.round(reward, IncrementTarget(delta), at - e)
         for e in moves
     ]
     return torch.stack(columns, 1) / (2 * STEP)

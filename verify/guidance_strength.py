@@ -34,7 +34,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from socft.guidance.policy import Posterior, Published, Strength
+from socft.guidance.policy import GuidanceStrength, PosteriorStrength, PublishedStrength
 from verify.support.claims import Claim
 from verify.support.guidance_cases import GuidedGaussian, guided_gaussians, vector
 
@@ -51,7 +51,7 @@ ROUNDING = 1e-11
 """Relative to the larger denominator."""
 
 
-def denominators(case: GuidedGaussian, strength: Strength) -> Tensor:
+def denominators(case: GuidedGaussian, strength: GuidanceStrength) -> Tensor:
     """``1 / (2 b)`` at every level, shape (T,)."""
     x = torch.ones(1, case.dim, dtype=torch.float64)
     out = []
@@ -85,8 +85,8 @@ def test_holds(case: GuidedGaussian) -> None:
     stated.
     """
     exact, published = (
-        denominators(case, Posterior(case.noise)),
-        denominators(case, Published(case.noise)),
+        denominators(case, PosteriorStrength(case.noise)),
+        denominators(case, PublishedStrength(case.noise)),
     )
     scale = torch.maximum(exact, published)
     CLAIM.equals(exact / scale, variances(case) / scale, case, ROUNDING, "exact strength")
@@ -100,8 +100,8 @@ def test_holds(case: GuidedGaussian) -> None:
 def test_exact_for_projections(case: GuidedGaussian) -> None:
     """Eigenvalues 0 and 1: the same strength at every level."""
     exact, published = (
-        denominators(case, Posterior(case.noise)),
-        denominators(case, Published(case.noise)),
+        denominators(case, PosteriorStrength(case.noise)),
+        denominators(case, PublishedStrength(case.noise)),
     )
     CLAIM.equals(published / exact, torch.ones_like(exact), case, ROUNDING, "eigenvalues 0 and 1")
 
@@ -123,7 +123,9 @@ def test_needs_unit_variance() -> None:
         case = GuidedGaussian(
             (eigenvalue,), (0.0,), (1.0,), noise=0.1, levels=(0.01, 0.3, 0.6, 0.97)
         )
-        ratio = denominators(case, Posterior(0.1)) / denominators(case, Published(0.1))
+        ratio = denominators(case, PosteriorStrength(0.1)) / denominators(
+            case, PublishedStrength(0.1)
+        )
         CLAIM.breaks(float((ratio - 1).abs().min()), ROUNDING, case, f"variance {eigenvalue:g}")
         CLAIM.finding(
             f"for variance {eigenvalue:g} and s = 0.1 the published strength is up to"
@@ -140,7 +142,8 @@ def test_needs_every_level() -> None:
         (0.5, 2.0), (0.0, 0.0), (weight[1] ** 0.5, weight[0] ** 0.5), levels=(0.1, level, 0.7, 0.97)
     )
     gap = (
-        denominators(case, Published(case.noise)) - denominators(case, Posterior(case.noise))
+        denominators(case, PublishedStrength(case.noise))
+        - denominators(case, PosteriorStrength(case.noise))
     ).abs()
     CLAIM.equals(float(gap[1]), 0.0, case, ROUNDING, "balanced level")
     CLAIM.breaks(float(gap[[0, 2]].min()), ROUNDING, case, "one level")

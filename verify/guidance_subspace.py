@@ -31,11 +31,11 @@ from socft.density import GaussianMixture, score_reference
 from socft.guidance.policy import (
     Guidance,
     GuidancePolicy,
-    Isotropic,
-    LookAhead,
-    Naive,
-    Posterior,
-    Published,
+    IsotropicStrength,
+    LookAheadGuidance,
+    NaiveGuidance,
+    PosteriorStrength,
+    PublishedStrength,
     Response,
     ScoreDenoiser,
 )
@@ -90,8 +90,8 @@ def terms(seed: int, g: Tensor, y: float, noise: float) -> dict[str, Guidance]:
     """The look-ahead terms of both strengths."""
     response = Response(g, y)
     return {
-        "published": LookAhead(response, Published(noise)),
-        "exact": LookAhead(response, Posterior(noise)),
+        "published": LookAheadGuidance(response, PublishedStrength(noise)),
+        "exact": LookAheadGuidance(response, PosteriorStrength(noise)),
     }
 
 
@@ -134,9 +134,9 @@ def test_holds(dim: int, rank: int, components: int, seed: int, y: float, noise:
                 ROUNDING,
                 f"{name} strength",
             )
-    naive = Naive(Response(g, y), Isotropic(noise))
+    naive = NaiveGuidance(Response(g, y), IsotropicStrength(noise))
     at = denoiser.at(schedule.steps // 2, x)
-    factor = Isotropic(noise)(at, g, at.x) * (y - at.clean @ g).unsqueeze(1)
+    factor = IsotropicStrength(noise)(at, g, at.x) * (y - at.clean @ g).unsqueeze(1)
     CLAIM.equals(
         across(A, naive(at)) / factor,
         across(A, g[None]).expand_as(x),
@@ -155,7 +155,7 @@ def _check_paths(
     policy = GuidancePolicy(
         schedule,
         ScoreDenoiser(reference.score, schedule.abar[:-1]),
-        LookAhead(Response(g, y), Published(noise)),
+        LookAheadGuidance(Response(g, y), PublishedStrength(noise)),
     )
     draws = Noise.sample(reference, 4, torch.Generator().manual_seed(0))
     guided, plain = (
@@ -170,7 +170,7 @@ def test_needs_the_pullback() -> None:
     """The naive term leaves the subspace of a Gaussian as far as g does."""
     data, A = law(6, 2, 1, seed=3)
     denoiser, g, x = _middle(data)
-    G = Naive(Response(g, 1.0), Isotropic(0.5))(denoiser.at(0, x))
+    G = NaiveGuidance(Response(g, 1.0), IsotropicStrength(0.5))(denoiser.at(0, x))
     CLAIM.breaks(
         float((across(A, G).norm(dim=1) / G.norm(dim=1)).min()),
         ROUNDING,
@@ -185,7 +185,7 @@ def test_needs_data_on_the_subspace() -> None:
     """
     data, A = law(6, 2, 1, seed=3, thickness=1e-4)
     denoiser, g, x = _middle(data)
-    G = LookAhead(Response(g, 1.0), Posterior(0.5))(denoiser.at(0, x))
+    G = LookAheadGuidance(Response(g, 1.0), PosteriorStrength(0.5))(denoiser.at(0, x))
     share = float((across(A, G).norm(dim=1) / G.norm(dim=1)).min())
     CLAIM.breaks(
         share,

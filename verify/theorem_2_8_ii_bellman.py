@@ -35,7 +35,7 @@ from torch import Tensor
 
 from socft.policy import AffinePolicy, FunctionPolicy, Policy
 from socft.truth.linear_quadratic import LinearQuadratic
-from socft.truth.quadrature import Quadrature, flow
+from socft.truth.quadrature import Quadrature, chain_law
 from verify.operator_view import Bracket
 from verify.strong_concavity import rounding
 from verify.support.claims import Claim
@@ -73,7 +73,7 @@ def measure(truth: Quadrature, policy: Policy) -> float:
 
 def bound(truth: Quadrature, policy: Policy, lams: Tensor) -> float:
     """``sum_t lam_t beta_t E_U |v_t - v*_t|^2 / 2`` in one dimension."""
-    law, total = flow(truth.problem, policy, truth.grids), 0.0
+    law, total = chain_law(truth.problem, policy, truth.grids), 0.0
     for t, weight in enumerate((lams * truth.problem.beta).tolist()):
         y = truth.grids[t].nodes
         with torch.no_grad():
@@ -100,7 +100,7 @@ def test_holds(instance: ProductInstance, size: float, frequency: float, phase: 
         return truth.control(k, y) + size * torch.sin(frequency * y + phase)
 
     policy = FunctionPolicy(wave)
-    assume(flow(truth.problem, policy, truth.grids).lost <= LOST)
+    assume(chain_law(truth.problem, policy, truth.grids).lost <= LOST)
     scale = 1 + abs(reached) + abs(truth.evaluate(policy).objective)
     CLAIM.holds(
         bound(truth, policy, instance.lams),

@@ -28,7 +28,7 @@ from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference
-from socft.truth.quadratic import affine_of, push
+from socft.truth.quadratic import affine_of, diffusion_apply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def bridge(
     """
     steps, (n,) = reference.steps, reference.dims
     A = reference.transition
-    factors = push(
+    factors = diffusion_apply(
         reference.diffusion,
         torch.eye(*reference.noise_dims, dtype=torch.float64).expand(steps, -1, -1),
     )

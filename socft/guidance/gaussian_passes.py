@@ -8,7 +8,7 @@ eigenspace by a number and adds noise,
    \qquad M_{ke} = \frac{1 - g_k / (\alpha_k^2 \sigma_e + h_k)}{\sqrt{a_k}} .
 
 Guidance for a response of gradient g adds a multiple of the unit vectors
-:math:`u_e = P_e g / |P_e g|` only (`Conditioned`: the Jacobian of :math:`\hat x_0` is
+:math:`u_e = P_e g / |P_e g|` only (`ConditionalGuidance`: the Jacobian of :math:`\hat x_0` is
 :math:`J_{ke} = \alpha_k \sigma_e / (\alpha_k^2 \sigma_e + h_k)` on an eigenspace), with factors
 that depend on g through the lengths :math:`|P_e g|`. So the coordinates
 :math:`p_{ke} = u_e \cdot (x_k - \alpha_k \mu)` are a chain of their own, one number per eigenspace
@@ -39,13 +39,13 @@ from socft.checks import require
 from socft.density import Gaussian
 from socft.guidance.iterated import Generated, Passes
 from socft.guidance.policy import (
-    Conditioned,
+    ConditionalGuidance,
     Denoiser,
     GaussianDenoiser,
     GuidancePolicy,
+    NoGuidance,
     Prediction,
     Response,
-    Unguided,
 )
 from socft.reward import PerSample
 from socft.schedule import Schedule
@@ -89,7 +89,8 @@ class _Guided:
 
 
 class GaussianPasses(Passes):
-    """The chain of the exact score of Gaussian data under `Unguided` and `Conditioned` guidance.
+    """The chain of the exact score of Gaussian data under `NoGuidance` and
+    `ConditionalGuidance`.
 
     Args:
         law: the data law, whose score is the pre-trained one.
@@ -177,17 +178,17 @@ class GaussianPasses(Passes):
 
     def _guided(self, policy: GuidancePolicy, mean: Tensor, batch: int) -> _Guided:
         guidance, (n,) = policy.guidance, self.law.dims
-        if isinstance(guidance, Unguided):
+        if isinstance(guidance, NoGuidance):
             none = torch.zeros(self.schedule.steps, batch, len(self.variances), dtype=torch.float64)
             return _Guided(
                 none.new_zeros(batch, len(self.variances), n), none, none, none.new_zeros(batch)
             )
         name = type(guidance).__name__
         require(
-            isinstance(guidance, Conditioned),
+            isinstance(guidance, ConditionalGuidance),
             f"{name} is no guidance for a linear response; simulate it with Rollouts.",
         )
-        assert isinstance(guidance, Conditioned)
+        assert isinstance(guidance, ConditionalGuidance)
         g = guidance.response.gradient.expand(batch, n)
         parts = torch.einsum("bn,enm->bem", g, self._projections)
         lengths = parts.norm(dim=2)
@@ -201,7 +202,7 @@ class GaussianPasses(Passes):
             target,
         )
 
-    def _directions(self, guidance: Conditioned, lengths: Tensor) -> Tensor:
+    def _directions(self, guidance: ConditionalGuidance, lengths: Tensor) -> Tensor:
         """The guidance at every step and sample at once, its gradient written in the coordinates p."""
         steps, (batch, spaces) = self.schedule.steps, lengths.shape
         rows = lengths.repeat(steps, 1)

@@ -10,11 +10,11 @@ the score is that of :math:`N(\bar\mu, \bar\Sigma)` one exactly guided round mov
     \bar\Sigma g_k},
 
 so that the target :math:`y_k = g_k^\top\bar\mu + (s^2 + g_k^\top\bar\Sigma g_k)/\lambda`,
-`StepSize`, makes Algorithm 1 the iteration
+`StepSizeTarget`, makes Algorithm 1 the iteration
 :math:`\mu_{k+1} = \bar\mu + \bar\Sigma\nabla f(\mu_k)/\lambda` for the maximum of
-:math:`f(x) - \tfrac\lambda2 |x - \bar\mu|^2_{\bar\Sigma^{-1}}`, and Algorithm 2 with `Recentre` the
+:math:`f(x) - \tfrac\lambda2 |x - \bar\mu|^2_{\bar\Sigma^{-1}}`, and Algorithm 2 with `RecentredScore` the
 ascent :math:`\mu_{k+1} = \mu_k + \bar\Sigma\nabla f(\mu_k)/\lambda`. The published simulations set
-:math:`y_k = \delta + g_k^\top z_k` instead, `Increment`. Its fixed point is that of
+:math:`y_k = \delta + g_k^\top z_k` instead, `IncrementTarget`. Its fixed point is that of
 :math:`\lambda = s^2/\delta`, and along a line of curvature :math:`f''` the iteration multiplies the
 distance from it by :math:`(\bar\Sigma g^2 + \delta\bar\Sigma f'')/(\bar\Sigma g^2 + s^2)` (both
 derived here).
@@ -38,8 +38,8 @@ from socft.guidance.policy import (
     Guidance,
     GuidancePolicy,
     LinearDenoiser,
+    NoGuidance,
     Response,
-    Unguided,
 )
 from socft.path import Noise, rollout
 from socft.policy import Policy
@@ -49,7 +49,7 @@ from socft.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
-class Round:
+class GuidanceRound:
     """What one round generated.
 
     Attributes:
@@ -109,7 +109,7 @@ class Query(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class AtMean(Query):
+class MeanQuery(Query):
     """At the mean of the batch, as in the paper's Algorithms 1 and 2."""
 
     def points(self, samples: States) -> Float[Tensor, "*points n"]:
@@ -117,14 +117,14 @@ class AtMean(Query):
 
 
 @dataclasses.dataclass(frozen=True)
-class AtEach(Query):
+class SampleQuery(Query):
     """At every sample, which then has its own guidance, as in the published simulations."""
 
     def points(self, samples: States) -> Float[Tensor, "*points n"]:
         return samples
 
 
-class Target(abc.ABC):
+class GuidanceTarget(abc.ABC):
     """How ``y_k`` is set."""
 
     @abc.abstractmethod
@@ -133,7 +133,7 @@ class Target(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Increment(Target):
+class IncrementTarget(GuidanceTarget):
     """``y = delta + g . z``: ask for ``delta`` more than the linearised objective has at z
     (appendix E.1 of arXiv 2404.14743v2).
 
@@ -148,7 +148,7 @@ class Increment(Target):
 
 
 @dataclasses.dataclass(frozen=True)
-class StepSize(Target):
+class StepSizeTarget(GuidanceTarget):
     """``y = g . m + (s^2 + g' S g) / lam`` with m, S the mean and covariance of the score model: a
     step of exactly ``S g / lam``.
 
@@ -169,7 +169,7 @@ class StepSize(Target):
         return gradient @ law.mean + (self.noise**2 + spread) / self.lam
 
 
-class FineTuning(abc.ABC):
+class ScoreFineTuning(abc.ABC):
     """How the score model adapts to new samples."""
 
     @abc.abstractmethod
@@ -178,7 +178,7 @@ class FineTuning(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen(FineTuning):
+class FrozenScore(ScoreFineTuning):
     """Algorithm 1: the pre-trained score stays."""
 
     def update(self, denoiser: Denoiser, samples: States, generator: torch.Generator) -> Denoiser:
@@ -186,7 +186,7 @@ class Frozen(FineTuning):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recentre(FineTuning):
+class RecentredScore(ScoreFineTuning):
     """The exact score of a Gaussian whose mean follows the samples and whose covariance is kept.
 
     This is score matching in the linear class with its slope frozen, and infinitely many noises per
@@ -210,7 +210,7 @@ class Recentre(FineTuning):
 
 
 @dataclasses.dataclass(frozen=True)
-class LeastSquares(FineTuning):
+class LeastSquaresScore(ScoreFineTuning):
     """Denoising score matching in the linear class ``s_k(x) = C_k x + b_k`` on the samples, noised
     ``draws`` times each.
 
@@ -241,7 +241,7 @@ class IteratedGuidance:
 
     Args:
         guide: the guidance for a response, such as
-            ``lambda response: LookAhead(response, Published(0.1))``.
+            ``lambda response: LookAheadGuidance(response, PublishedStrength(0.1))``.
         target: how ``y_k`` is set.
         query: where gradients are asked for.
         fine_tuning: how the score adapts; not at all by default.
@@ -251,13 +251,13 @@ class IteratedGuidance:
     def __init__(
         self,
         guide: Callable[[Response], Guidance],
-        target: Target,
+        target: GuidanceTarget,
         query: Query | None = None,
-        fine_tuning: FineTuning | None = None,
+        fine_tuning: ScoreFineTuning | None = None,
         start: int = 1,
     ):
         self.guide, self.target, self.start = guide, target, start
-        self.query, self.fine_tuning = query or AtMean(), fine_tuning or Frozen()
+        self.query, self.fine_tuning = query or MeanQuery(), fine_tuning or FrozenScore()
 
     def rounds(
         self,
@@ -268,7 +268,7 @@ class IteratedGuidance:
         batch: int,
         count: int,
         generator: torch.Generator,
-    ) -> Iterator[Round]:
+    ) -> Iterator[GuidanceRound]:
         """Yield round 0, the pre-trained model, and ``count`` guided rounds of ``batch`` samples
         each.
 
@@ -281,9 +281,9 @@ class IteratedGuidance:
         require(count >= 0, f"count = {count}; it must not be negative.")
         passes = Rollouts(reference) if isinstance(reference, Reference) else reference
         pretrained, model = denoiser, denoiser
-        policy = GuidancePolicy(schedule, pretrained, Unguided())
+        policy = GuidancePolicy(schedule, pretrained, NoGuidance())
         path = passes.generate(policy, batch, generator)
-        yield (last := Round(0, path.samples, path.kl, policy, model))
+        yield (last := GuidanceRound(0, path.samples, path.kl, policy, model))
         for index in range(1, count + 1):
             points = self.query.points(last.samples)
             gradient = reward.gradient(points.reshape(-1, points.shape[-1])).reshape(points.shape)
@@ -294,7 +294,7 @@ class IteratedGuidance:
                 schedule, model, self.guide(response), None if model is pretrained else pretrained
             )
             path = passes.generate(policy, batch, generator)
-            yield (last := Round(index, path.samples, path.kl, policy, model, response))
+            yield (last := GuidanceRound(index, path.samples, path.kl, policy, model, response))
 
 
 def fit_linear(

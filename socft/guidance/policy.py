@@ -15,8 +15,8 @@ Guo, Yuan, Yang, Chen and Wang (arXiv 2404.14743v2) model the objective by a lin
    1)}.
 
 Where the data are Gaussian, :math:`\nabla_x \log p(y | x)` is the look-ahead term of strength
-:math:`b = 1 / (2 (s^2 + g^\top \mathrm{Cov}[x_0|x]\, g))`, `Posterior` (derived here). The strength
-of the published simulations, `Published`, has :math:`h |J^\top g|^2 / \alpha^2` in place of
+:math:`b = 1 / (2 (s^2 + g^\top \mathrm{Cov}[x_0|x]\, g))`, `PosteriorStrength` (derived here). The strength
+of the published simulations, `PublishedStrength`, has :math:`h |J^\top g|^2 / \alpha^2` in place of
 :math:`g^\top \mathrm{Cov}\, g = h\, g^\top J g / \alpha`: the same where the covariance of the data
 has eigenvalues 0 and 1 only.
 
@@ -246,7 +246,7 @@ class Response:
         return (value - (clean * self.gradient.to(clean)).sum(-1)).unsqueeze(1)
 
 
-class Strength(abc.ABC):
+class GuidanceStrength(abc.ABC):
     """How strongly a guidance pulls, as a function of the level."""
 
     @abc.abstractmethod
@@ -257,7 +257,7 @@ class Strength(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Constant(Strength):
+class ConstantStrength(GuidanceStrength):
     """One number at every level."""
 
     value: float
@@ -270,7 +270,7 @@ class Constant(Strength):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Noisy(Strength):
+class _ResponseStrength(GuidanceStrength):
     """A strength for a response whose noise has the standard deviation ``noise``, times ``scale``."""
 
     noise: float
@@ -284,7 +284,7 @@ class _Noisy(Strength):
         require(math.isfinite(self.scale), f"scale = {self.scale}; it must be a finite number.")
 
 
-class Published(_Noisy):
+class PublishedStrength(_ResponseStrength):
     """``b = scale / (2 (s^2 + h |J' g|^2 / alpha^2))``, of the simulations published with arXiv
     2404.14743v2.
     """
@@ -294,7 +294,7 @@ class Published(_Noisy):
         return self.scale / (2 * (self.noise**2 + spread))
 
 
-class Posterior(_Noisy):
+class PosteriorStrength(_ResponseStrength):
     """``b = scale / (2 (s^2 + g' Cov[x_0|x] g))``, exact where the posterior is Gaussian; the
     covariance is ``h J / alpha``.
     """
@@ -304,7 +304,7 @@ class Posterior(_Noisy):
         return self.scale / (2 * (self.noise**2 + spread))
 
 
-class Isotropic(_Noisy):
+class IsotropicStrength(_ResponseStrength):
     """``b' = scale alpha / (s^2 + h |g|^2)`` of the naive term, exact for data N(mu, I)
     (Proposition 3 of arXiv 2404.14743v2).
     """
@@ -324,7 +324,7 @@ class Guidance(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Conditioned(Guidance):
+class ConditionalGuidance(Guidance):
     """Guidance for a linear response: its residual times a direction.
 
     Attributes:
@@ -333,7 +333,7 @@ class Conditioned(Guidance):
     """
 
     response: Response
-    strength: Strength
+    strength: GuidanceStrength
 
     @abc.abstractmethod
     def direction(self, at: Prediction) -> States:
@@ -343,7 +343,7 @@ class Conditioned(Guidance):
         return self.response.residual(at.clean) * self.direction(at)
 
 
-class Naive(Conditioned):
+class NaiveGuidance(ConditionalGuidance):
     """``b' (y - g . x_0hat) g``: the gradient of the objective itself, which leaves the data's
     subspace where g does.
     """
@@ -353,7 +353,7 @@ class Naive(Conditioned):
         return self.strength(at, g, at.x) * g
 
 
-class LookAhead(Conditioned):
+class LookAheadGuidance(ConditionalGuidance):
     """``-b grad (y - g . x_0hat)^2``, the gradient through the denoiser (Definition 1 of arXiv
     2404.14743v2).
     """
@@ -365,7 +365,7 @@ class LookAhead(Conditioned):
 
 
 @dataclasses.dataclass(frozen=True)
-class Universal(Guidance):
+class UniversalGuidance(Guidance):
     """``weight grad_x r(x_0hat)``, the forward term of universal guidance (Bansal et al., arXiv
     2302.07121, equation 6).
     """
@@ -378,7 +378,7 @@ class Universal(Guidance):
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifier(Guidance):
+class ClassifierGuidance(Guidance):
     r"""``weight grad_x log E[exp(r(x_0) / beta) | x]``: guidance by an exact classifier of noisy
     states.
 
@@ -404,7 +404,7 @@ class Classifier(Guidance):
 
 
 @dataclasses.dataclass(frozen=True)
-class Unguided(Guidance):
+class NoGuidance(Guidance):
     """Nothing."""
 
     def __call__(self, at: Prediction) -> States:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from socft.checks import require
-from socft.guidance.iterated import FineTuning
+from socft.guidance.iterated import ScoreFineTuning
 from socft.guidance.policy import Denoiser, ScoreDenoiser
 from socft.policy import TimeEmbedding, zero_network
 from socft.reference import States, Step, at_step
@@ -100,7 +100,7 @@ def train_score(
     return losses
 
 
-class FineTuneNetwork(FineTuning):
+class FineTuneNetwork(ScoreFineTuning):
     """Algorithm 2's score matching on the new samples: Adam steps on a network, in place; the
     pre-trained one must be a copy.
 

@@ -25,13 +25,13 @@ from torch import Tensor
 from socft.checks import InvalidProblem, require
 from socft.guidance.iterated import Generated, Passes
 from socft.guidance.policy import (
-    Conditioned,
+    ConditionalGuidance,
     Denoiser,
     Guidance,
     GuidancePolicy,
+    NoGuidance,
     Response,
-    Unguided,
-    Universal,
+    UniversalGuidance,
 )
 from socft.guidance.sphere import SphereDenoiser, zonal
 from socft.reward import Linear
@@ -137,14 +137,14 @@ class SpherePasses(Passes):
 
     def _guidance(self, guidance: Guidance) -> Guidance:
         """The same guidance in the two coordinates."""
-        if isinstance(guidance, Unguided):
+        if isinstance(guidance, NoGuidance):
             return guidance
-        if isinstance(guidance, Conditioned):
+        if isinstance(guidance, ConditionalGuidance):
             gradient = self._project(guidance.response.gradient, "the gradient")
             return dataclasses.replace(
                 guidance, response=Response(gradient, guidance.response.value)
             )
-        if isinstance(guidance, Universal) and isinstance(guidance.reward, Linear):
+        if isinstance(guidance, UniversalGuidance) and isinstance(guidance.reward, Linear):
             reward = Linear(self._project(guidance.reward.w, "the reward"), guidance.reward.c)
             return dataclasses.replace(guidance, reward=reward)
         raise InvalidProblem(

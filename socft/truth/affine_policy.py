@@ -24,7 +24,14 @@ from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
 from socft.reward import as_quadratic
 from socft.truth.base import Evaluation
-from socft.truth.quadratic import QuadraticValue, accumulate, affine_of, pull, push, running_of
+from socft.truth.quadratic import (
+    QuadraticValue,
+    accumulate,
+    affine_of,
+    diffusion_apply,
+    diffusion_transpose,
+    running_of,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,11 +127,11 @@ def affine_gradient(problem: ControlProblem, policy: AffinePolicy) -> AffineGrad
         problem.beta[:, None, None],
         value.hessian[1:],
     )
-    linear = pull(diffusion, after @ closed.A) - beta * policy.gain
+    linear = diffusion_transpose(diffusion, after @ closed.A) - beta * policy.gain
     costate = after @ closed.b.unsqueeze(2) + value.slope[1:].unsqueeze(2)
     at_mean = (
         linear @ mean[:-1].unsqueeze(2)
-        + pull(diffusion, costate)
+        + diffusion_transpose(diffusion, costate)
         - beta * policy.offset.unsqueeze(2)
     ).squeeze(2)
     return AffineGradient(
@@ -148,9 +155,10 @@ def _close(problem: ControlProblem, policy: AffinePolicy) -> _Closed:
         f"the policy's gain has shape {tuple(policy.gain.shape)}; this problem needs"
         f" ({reference.steps}, {m}, {n}).",
     )
-    shift = push(reference.diffusion, policy.offset.unsqueeze(2)).squeeze(2)
+    shift = diffusion_apply(reference.diffusion, policy.offset.unsqueeze(2)).squeeze(2)
     return _Closed(
-        reference.transition + push(reference.diffusion, policy.gain), reference.offset + shift
+        reference.transition + diffusion_apply(reference.diffusion, policy.gain),
+        reference.offset + shift,
     )
 
 
@@ -170,7 +178,11 @@ def _policy_value(problem: ControlProblem, policy: AffinePolicy, closed: _Closed
         P[k] = (square + square.mT) / 2
         q[k] = (closed.b[k] @ P[k + 1] + q[k + 1]) @ closed.A[k] - paid_slope[k]
     diffusion = affine_of(problem).diffusion
-    spread = pull(diffusion, pull(diffusion, P[1:]).mT).diagonal(dim1=1, dim2=2).sum(1)
+    spread = (
+        diffusion_transpose(diffusion, diffusion_transpose(diffusion, P[1:]).mT)
+        .diagonal(dim1=1, dim2=2)
+        .sum(1)
+    )
     drift = (closed.b * ((P[1:] @ closed.b.unsqueeze(2)).squeeze(2) / 2 + q[1:])).sum(1)
     gained = spread / 2 + drift - beta * policy.offset.square().sum(1) / 2
     return QuadraticValue(P, q, accumulate(gained, form.c))
@@ -182,7 +194,7 @@ def _moments(problem: ControlProblem, closed: _Closed) -> tuple[Tensor, Tensor]:
     means = [reference.initial_mean]
     covariances = [reference.initial_factor @ reference.initial_factor.mT]
     identity = torch.eye(*reference.noise_dims, dtype=torch.float64).expand(reference.steps, -1, -1)
-    factors = push(reference.diffusion, identity)
+    factors = diffusion_apply(reference.diffusion, identity)
     for A, b, noise in zip(
         closed.A.unbind(), closed.b.unbind(), (factors @ factors.mT).unbind(), strict=True
     ):

@@ -123,7 +123,7 @@ class Stored(Curvature):
 
 
 @dataclasses.dataclass(frozen=True)
-class Solution:
+class QuadraticSolution:
     """The optimum in working coordinates.
 
     Attributes:
@@ -189,7 +189,7 @@ def _spectrum(reference: AffineReference) -> tuple[Tensor | None, Tensor]:
     return (None if crossed else diagonal), eye
 
 
-def solve(chain: LinearChain) -> Solution:
+def solve(chain: LinearChain) -> QuadraticSolution:
     """Backward in k: curvature, then slopes and constants.
 
     Raises:
@@ -214,7 +214,7 @@ def solve(chain: LinearChain) -> Solution:
     if spread is None:
         spread = chain.noise**2 * (chain.A[1:] ** 2 * torch.stack(diagonals[-2::-1])).sum(1)
     gained = spread / 2 + (step * r).sum(1) / 2 + (chain.b * (lifted / 2 + r)).sum(1)
-    return Solution(curvature, lifted + r, slope, accumulate(gained, chain.c))
+    return QuadraticSolution(curvature, lifted + r, slope, accumulate(gained, chain.c))
 
 
 def _curvature(chain: LinearChain) -> Curvature:

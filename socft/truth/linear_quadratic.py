@@ -50,8 +50,8 @@ from socft.truth.quadratic import (
     QuadraticValue,
     act,
     affine_of,
+    diffusion_transpose,
     index,
-    pull,
     sandwich,
 )
 from socft.truth.riccati import ContinuousValue, riccati
@@ -154,8 +154,8 @@ class LinearQuadratic(Truth):
         W = torch.diag_embed(W) if self._W.diagonal else W
         curved = W * chain.A[:-1].unsqueeze(1) if chain.A.ndim == 2 else W @ chain.A[:-1]
         weight, diffusion = self.problem.beta[:, None, None], self.reference.diffusion
-        gain = pull(diffusion, basis @ curved @ basis.mT) / weight
-        offset = pull(diffusion, (self._pushed @ basis.mT).unsqueeze(2)) / weight
+        gain = diffusion_transpose(diffusion, basis @ curved @ basis.mT) / weight
+        offset = diffusion_transpose(diffusion, (self._pushed @ basis.mT).unsqueeze(2)) / weight
         return AffinePolicy(gain, offset.squeeze(2))
 
     @overload

@@ -157,7 +157,7 @@ def sandwich(P: Tensor, noise: Tensor) -> Tensor:
     return noise.mT @ P @ noise
 
 
-def push(
+def diffusion_apply(
     diffusion: ScalarDiffusion | MatrixDiffusion, v: Float[Tensor, "steps m p"]
 ) -> Float[Tensor, "steps n p"]:
     """``B_k v_k`` at every step."""
@@ -168,7 +168,7 @@ def push(
     )
 
 
-def pull(
+def diffusion_transpose(
     diffusion: ScalarDiffusion | MatrixDiffusion, a: Float[Tensor, "steps n p"]
 ) -> Float[Tensor, "steps m p"]:
     """``B_k' a_k`` at every step."""

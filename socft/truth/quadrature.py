@@ -58,7 +58,7 @@ class Region:
 
 
 @dataclasses.dataclass(frozen=True)
-class Flow:
+class ChainLaw:
     """The law of a controlled chain as nodal masses, one tensor of shape (nodes,) per step 0..T."""
 
     grids: tuple[Grid, ...]
@@ -88,7 +88,7 @@ class Flow:
         return Region(torch.stack(lower), torch.stack(upper))
 
 
-def flow(problem: ControlProblem, policy: Policy, grids: tuple[Grid, ...]) -> Flow:
+def chain_law(problem: ControlProblem, policy: Policy, grids: tuple[Grid, ...]) -> ChainLaw:
     """Push the initial law through the controlled chain: the transpose of the smoothing and
     interpolation of the value.
     """
@@ -103,7 +103,7 @@ def flow(problem: ControlProblem, policy: Policy, grids: tuple[Grid, ...]) -> Fl
                     grids[k + 1].scatter(masses[k], drift), axis_sigma(problem.reference, k)
                 )
             )
-    return Flow(grids, tuple(masses))
+    return ChainLaw(grids, tuple(masses))
 
 
 class Quadrature(Truth):
@@ -143,7 +143,7 @@ class Quadrature(Truth):
         self._policy = GridPolicy.from_shifts(
             problem.reference, self.grids[:-1], self.shifts, self.values[0].bend
         )
-        lost = self.flow.lost
+        lost = self.law.lost
         require(
             lost <= LOST_MASS,
             f"the grids lose {lost:.1e} of the optimal chain's mass, more than {LOST_MASS:g};"
@@ -151,14 +151,14 @@ class Quadrature(Truth):
         )
 
     @functools.cached_property
-    def flow(self) -> Flow:
+    def law(self) -> ChainLaw:
         """The law of the optimal chain."""
-        return flow(self.problem, self._policy, self.grids)
+        return chain_law(self.problem, self._policy, self.grids)
 
     @functools.cached_property
     def region(self) -> Region:
         """The boxes that carry all but 1e-6 of the optimal chain's mass at each step."""
-        return self.flow.region()
+        return self.law.region()
 
     @property
     def error(self) -> float:
@@ -202,7 +202,7 @@ class Quadrature(Truth):
         """Objective, reward and KL of any policy, by pushing its law through the grids; by
         simulation if it leaves them.
         """
-        law = flow(self.problem, policy, self.grids)
+        law = chain_law(self.problem, policy, self.grids)
         if not law.lost <= LOST_MASS:
             return super().evaluate(policy)
         with torch.no_grad():
@@ -218,7 +218,7 @@ class Quadrature(Truth):
 
 
 @dataclasses.dataclass(frozen=True)
-class Solution:
+class GridSolution:
     """Values (T + 1), optimal shifts (T) and curvatures (T) on a tuple of grids."""
 
     values: tuple[ValueGrid, ...]
@@ -226,7 +226,7 @@ class Solution:
     curvature: tuple[float, ...]
 
 
-def solve_backward(problem: ControlProblem, grids: tuple[Grid, ...]) -> Solution:
+def solve_backward(problem: ControlProblem, grids: tuple[Grid, ...]) -> GridSolution:
     """Dynamic programming from the reward to step 0."""
     require(
         len(grids) == problem.steps + 1,
@@ -244,7 +244,9 @@ def solve_backward(problem: ControlProblem, grids: tuple[Grid, ...]) -> Solution
         shifts.append(step.solve())
         values.append(step.optimal_value(shifts[-1]))
         curvature.append(step.curvature())
-    return Solution(tuple(reversed(values)), tuple(reversed(shifts)), tuple(reversed(curvature)))
+    return GridSolution(
+        tuple(reversed(values)), tuple(reversed(shifts)), tuple(reversed(curvature))
+    )
 
 
 def measured_beta(problem: ControlProblem, lam: float) -> BetaChoice:
@@ -339,7 +341,7 @@ def choose_grids(problem: ControlProblem, nodes: tuple[int, ...] | None = None) 
             reference, grids[:-1], solution.shifts, solution.values[0].bend
         )
         low, high = _spread(reference, pilot)
-        leaking = flow(problem, pilot, grids).lost > LOST_MASS
+        leaking = chain_law(problem, pilot, grids).lost > LOST_MASS
         slack = SLACK * (upper - lower)
         if not leaking and bool(((low >= lower - slack) & (high <= upper + slack)).all()):
             break

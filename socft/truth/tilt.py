@@ -21,7 +21,7 @@ from socft.checks import require
 from socft.policy import Uncontrolled
 from socft.truth.bellman import axis_sigma, terminal_value
 from socft.truth.grid import ValueGrid, tensor_rule
-from socft.truth.quadrature import Quadrature, flow
+from socft.truth.quadrature import Quadrature, chain_law
 
 HERMITE_NODES = 64
 SAME_BETA = 1e-12
@@ -71,7 +71,7 @@ def tilted_law(truth: Quadrature) -> Float[Tensor, " nodes"]:
         float(truth.problem.beta[0]),
         _gibbs_values(truth)[1],
     )
-    masses = flow(problem, Uncontrolled(problem.reference), truth.grids).masses[-1]
+    masses = chain_law(problem, Uncontrolled(problem.reference), truth.grids).masses[-1]
     exponent = problem.reward(truth.grids[-1].nodes) / beta
     tilted = masses * torch.exp(exponent - exponent.max())
     error = abs(float(exponent.max() + tilted.sum().log()) - final_value / beta)

@@ -373,7 +373,7 @@ def test_monte_carlo_with_bumps_comes_near_the_exact_iterate():
     exact = sine_sweep(3).policy(truth.problem)
     for k in range(truth.problem.steps):
         x = truth.points(k)
-        law = truth.flow.masses[k][truth.region.contains(k, truth.grids[k].nodes)]
+        law = truth.law.masses[k][truth.region.contains(k, truth.grids[k].nodes)]
         apart = (found.policy(k, x) - exact(k, x)).square().sum(1)
         assert float(law @ apart) ** 0.5 < MATCHED
     measured = measure(truth, found)

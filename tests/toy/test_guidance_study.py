@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from socft.density import affine_reference
-from socft.guidance.policy import GaussianDenoiser, GuidancePolicy, LookAhead, Published, Response
+from socft.guidance.policy import (
+    GaussianDenoiser,
+    GuidancePolicy,
+    LookAheadGuidance,
+    PublishedStrength,
+    Response,
+)
 from socft.path import Noise, rollout
 from socft.problem import ControlProblem
 from socft.records import Record
@@ -75,7 +81,7 @@ def test_moved_coordinates_are_those_of_the_whole_space():
     gradient = reward.gradient(torch.zeros(1, 64, dtype=torch.float64))[0]
     denoiser = GaussianDenoiser(data.law, schedule.abar[:-1])
     policy = GuidancePolicy(
-        schedule, denoiser, LookAhead(Response(gradient, 3.0), Published(NOISE))
+        schedule, denoiser, LookAheadGuidance(Response(gradient, 3.0), PublishedStrength(NOISE))
     )
     with torch.no_grad():
         path = rollout(

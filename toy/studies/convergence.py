@@ -56,7 +56,7 @@ from socft.train import Method
 from socft.truth.bellman import mean_and_jacobian
 from socft.truth.grid import GridPolicy
 from socft.truth.linear_quadratic import LinearQuadratic
-from socft.truth.quadrature import Quadrature, choose_grids, flow, measured_beta
+from socft.truth.quadrature import Quadrature, chain_law, choose_grids, measured_beta
 from socft.truth.tilt import tilt_gap
 from toy.problems import FINE_TUNING, FineTuning, fine_tuning
 
@@ -192,13 +192,13 @@ def trade_off_task(problem: str, beta: float) -> list[Record]:
     """What the optimum for a constant beta achieves and how fast PI-FT would find it."""
     truth = Quadrature(fine_tuning(problem).problem(memoryless(STEPS), beta))
     best = truth.evaluate(truth.policy)
-    plain = flow(truth.problem, Uncontrolled(truth.problem.reference), truth.grids)
+    plain = chain_law(truth.problem, Uncontrolled(truth.problem.reference), truth.grids)
     nodes = truth.grids[-1].nodes[:, 0]
     values = {
         Metric.REWARD: best.reward,
         Metric.KL: float(best.kl.sum()),
         Metric.CONTRACTION: _exact_rate(truth),
-        Metric.W1: wasserstein1(nodes, nodes, truth.flow.masses[-1], plain.masses[-1]),
+        Metric.W1: wasserstein1(nodes, nodes, truth.law.masses[-1], plain.masses[-1]),
     }
     return [
         Record(schemas.CONVERGENCE.name, problem, metric, value, {"beta": beta}, "optimum")

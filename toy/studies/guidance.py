@@ -38,20 +38,26 @@ from torch import Tensor
 
 from socft.density import Gaussian, affine_reference
 from socft.guidance.gaussian_passes import GaussianPasses
-from socft.guidance.iterated import AtEach, Increment, IteratedGuidance, Recentre, Round
+from socft.guidance.iterated import (
+    GuidanceRound,
+    IncrementTarget,
+    IteratedGuidance,
+    RecentredScore,
+    SampleQuery,
+)
 from socft.guidance.policy import (
-    Classifier,
+    ClassifierGuidance,
     GaussianDenoiser,
     Guidance,
     GuidancePolicy,
-    Isotropic,
-    LookAhead,
-    Naive,
-    Posterior,
-    Published,
+    IsotropicStrength,
+    LookAheadGuidance,
+    NaiveGuidance,
+    NoGuidance,
+    PosteriorStrength,
+    PublishedStrength,
     Response,
-    Unguided,
-    Universal,
+    UniversalGuidance,
     affine_policy,
 )
 from socft.guidance.sphere import Sphere, SphereDenoiser
@@ -80,8 +86,8 @@ FRONTIER_PATHS = 1024
 KNOB_ACCURACY = 1e-5
 LARGEST_KNOB = 1e5
 GUIDES: dict[str, Callable[[Response], Guidance]] = {
-    "G": lambda response: Naive(response, Isotropic(NOISE)),
-    "G_loss": lambda response: LookAhead(response, Published(NOISE)),
+    "G": lambda response: NaiveGuidance(response, IsotropicStrength(NOISE)),
+    "G_loss": lambda response: LookAheadGuidance(response, PublishedStrength(NOISE)),
 }
 
 
@@ -212,8 +218,8 @@ def rounds_task(
     score.
     """
     data, schedule = subspace(), chain(steps)
-    tuning = Recentre(SHARE) if algorithm == 2 else None
-    run = IteratedGuidance(GUIDES[guidance], Increment(delta), AtEach(), tuning, adapts)
+    tuning = RecentredScore(SHARE) if algorithm == 2 else None
+    run = IteratedGuidance(GUIDES[guidance], IncrementTarget(delta), SampleQuery(), tuning, adapts)
     denoiser = GaussianDenoiser(data.law, schedule.abar[:-1])
     made = run.rounds(
         GaussianPasses(data.law, schedule),
@@ -229,7 +235,7 @@ def rounds_task(
 
 
 def round_rows(
-    made: Iterable[Round],
+    made: Iterable[GuidanceRound],
     study: str,
     objective: str,
     guidance: str,
@@ -393,7 +399,7 @@ class Frontier:
             new = self.denoiser.recentred(
                 self.case.law.mean + knob * self.case.law.covariance @ self.gradient
             )
-            made = GuidancePolicy(self.schedule, new, Unguided(), self.denoiser)
+            made = GuidancePolicy(self.schedule, new, NoGuidance(), self.denoiser)
         else:
             made = GuidancePolicy(self.schedule, self.denoiser, METHODS[method](self, knob))
         return affine_policy(made, self.schedule.steps, LATENT + 1)
@@ -425,11 +431,15 @@ class Frontier:
 
 
 METHODS: dict[str, Callable[[Frontier, float], Guidance]] = {
-    "G": lambda f, delta: Naive(Response(f.gradient, delta), Isotropic(NOISE)),
-    "G_loss, published": lambda f, delta: LookAhead(Response(f.gradient, delta), Published(NOISE)),
-    "G_loss, exact": lambda f, delta: LookAhead(Response(f.gradient, delta), Posterior(NOISE)),
-    "universal": lambda f, weight: Universal(f.case.reward, weight),
-    "classifier": lambda f, weight: Classifier(
+    "G": lambda f, delta: NaiveGuidance(Response(f.gradient, delta), IsotropicStrength(NOISE)),
+    "G_loss, published": lambda f, delta: LookAheadGuidance(
+        Response(f.gradient, delta), PublishedStrength(NOISE)
+    ),
+    "G_loss, exact": lambda f, delta: LookAheadGuidance(
+        Response(f.gradient, delta), PosteriorStrength(NOISE)
+    ),
+    "universal": lambda f, weight: UniversalGuidance(f.case.reward, weight),
+    "classifier": lambda f, weight: ClassifierGuidance(
         f.case.law, f.case.law.tilted(f.case.reward, 1.0).density, weight
     ),
 }
@@ -508,7 +518,10 @@ def sphere_task(guidance: str, deltas: Sequence[float], rounds: int, steps: int)
     """
     passes, batch = sphere_passes(steps), SPHERE_BATCH
     delta = torch.tensor(deltas, dtype=torch.float64).repeat_interleave(batch)
-    run, reward = IteratedGuidance(GUIDES[guidance], Increment(delta), AtEach()), Linear(pole())
+    run, reward = (
+        IteratedGuidance(GUIDES[guidance], IncrementTarget(delta), SampleQuery()),
+        Linear(pole()),
+    )
     generator = torch.Generator().manual_seed(1)
     records = []
     for each in run.rounds(
@@ -536,11 +549,11 @@ def sphere_frontier_task(
     records = []
     for knob in knobs:
         if method == "universal":
-            policy = GuidancePolicy(schedule, denoiser, Universal(reward, knob))
+            policy = GuidancePolicy(schedule, denoiser, UniversalGuidance(reward, knob))
         else:
             tilted = denoiser.law.tilted(reward, 1 / knob).density
             policy = GuidancePolicy(
-                schedule, SphereDenoiser(tilted, denoiser.abar), Unguided(), denoiser
+                schedule, SphereDenoiser(tilted, denoiser.abar), NoGuidance(), denoiser
             )
         made = passes.simulate(policy, noise)
         records += [

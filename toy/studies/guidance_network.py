@@ -14,7 +14,7 @@ import time
 import numpy as np
 import torch
 
-from socft.guidance.iterated import AtEach, FineTuning, Increment, IteratedGuidance
+from socft.guidance.iterated import IncrementTarget, IteratedGuidance, SampleQuery, ScoreFineTuning
 from socft.guidance.policy import ScoreDenoiser
 from socft.guidance.score_network import FineTuneNetwork, ScoreNetwork, train_score
 from socft.records import Record
@@ -48,11 +48,11 @@ def network_task(train: int, width: int, rounds: int, steps: int) -> list[Record
 def _network_run(
     network: ScoreNetwork, guidance: str, algorithm: int, rounds: int, schedule: Schedule
 ) -> list[Record]:
-    tuning: FineTuning | None = None
+    tuning: ScoreFineTuning | None = None
     if algorithm == 2:
         tuning = FineTuneNetwork(copy.deepcopy(network).requires_grad_(True), RATE)
     delta = RUNS[OBJECTIVE, guidance, algorithm].delta
-    run = IteratedGuidance(GUIDES[guidance], Increment(delta), AtEach(), tuning)
+    run = IteratedGuidance(GUIDES[guidance], IncrementTarget(delta), SampleQuery(), tuning)
     reference, denoiser = (
         ScoreReference(schedule, network, (DIM,)),
         ScoreDenoiser(network, network.abar),

@@ -73,7 +73,7 @@ from socft.study.runner import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from socft.truth.quadrature import Flow, Quadrature, flow
+from socft.truth.quadrature import ChainLaw, Quadrature, chain_law
 from toy.pipelines import Fitted
 from toy.problems import benchmark
 from toy.problems.reversed_bsde import MIXTURE_PUBLISHED, Start, best_start
@@ -149,7 +149,7 @@ class Judge:
     temp: float
     truth: Quadrature
     start: Start
-    optimal: Flow
+    optimal: ChainLaw
 
     @classmethod
     def at(cls, temp: float) -> Judge:
@@ -160,7 +160,9 @@ class Judge:
             temp,
             truth,
             start,
-            flow(problem_at(temp, Law(start.mean, start.deviation)), truth.policy, truth.grids),
+            chain_law(
+                problem_at(temp, Law(start.mean, start.deviation)), truth.policy, truth.grids
+            ),
         )
 
     def measure(self, policy: Policy, law: Law) -> dict[Metric, float]:
@@ -169,7 +171,7 @@ class Judge:
         Costs are infinite where a tenth of the mass leaves the grids.
         """
         problem, grids = problem_at(self.temp, law), self.truth.grids
-        reached, last = flow(problem, policy, grids), grids[-1].nodes
+        reached, last = chain_law(problem, policy, grids), grids[-1].nodes
         with torch.no_grad():
             controls = [policy(k, grid.nodes) for k, grid in enumerate(grids[:-1])]
             price = sum(reached.expect(k, v.square().sum(1)) / 2 for k, v in enumerate(controls))

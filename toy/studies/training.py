@@ -76,8 +76,8 @@ from socft.study.vocabulary.problems import ProblemName
 from socft.train import Iteration, fit
 from socft.truth.affine_policy import affine_gradient, evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic, wasserstein
-from socft.truth.quadratic import QuadraticValue, affine_of, push, running_of
-from socft.truth.quadrature import Quadrature, flow
+from socft.truth.quadratic import QuadraticValue, affine_of, diffusion_apply, running_of
+from socft.truth.quadrature import Quadrature, chain_law
 from socft.truth.tilt import tilt_gap, tilted_law
 from toy.contenders import evaluations_per_path
 from toy.measure import affine_features, estimate, peak_memory
@@ -148,8 +148,10 @@ class OwnLean(OwnCostate):
     @torch.no_grad()
     def solve(self, problem: ControlProblem, policy: AffinePolicy) -> QuadraticValue:
         reference, (F, h), steps = affine_of(problem), running_of(problem), problem.steps
-        closed = reference.transition + push(reference.diffusion, policy.gain)
-        moved = reference.offset + push(reference.diffusion, policy.offset.unsqueeze(2)).squeeze(2)
+        closed = reference.transition + diffusion_apply(reference.diffusion, policy.gain)
+        moved = reference.offset + diffusion_apply(
+            reference.diffusion, policy.offset.unsqueeze(2)
+        ).squeeze(2)
         end = torch.zeros(1, *reference.dims, dtype=torch.float64)
         slope = problem.reward.gradient(end)[0]
         eye = torch.eye(*reference.dims, dtype=torch.float64)
@@ -414,7 +416,7 @@ class MixtureArena(Arena):
         """The optimal control's projection on the features under the law of the optimum: nearly the
         best policy of the class.
         """
-        policy, law = self.policy(), self.truth.flow
+        policy, law = self.policy(), self.truth.law
         with torch.no_grad():
             for k, mass in enumerate(law.masses[:-1]):
                 nodes, root = self.truth.grids[k].nodes, mass.clamp(min=0).sqrt()[:, None]
@@ -436,7 +438,7 @@ class MixtureArena(Arena):
         grids = self.truth.grids
         with torch.no_grad():
             found = self.truth.evaluate(policy)
-            last = flow(self.problem, policy, grids).masses[-1]
+            last = chain_law(self.problem, policy, grids).masses[-1]
         apart, nodes = last - self._tilt, grids[-1].nodes[:, 0]
         return {
             Metric.OBJECTIVE_GAP: self.truth.objective - found.objective,

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft.density import Gaussian, affine_reference
-from socft.guidance.iterated import StepSize, Target
+from socft.guidance.iterated import GuidanceTarget, StepSizeTarget
 from socft.guidance.policy import (
     GaussianDenoiser,
     Guidance,
     GuidancePolicy,
-    LookAhead,
-    Posterior,
+    LookAheadGuidance,
+    PosteriorStrength,
     Response,
     affine_policy,
 )
@@ -136,7 +136,7 @@ class GuidedGaussian:
     def round(
         self,
         reward: Reward,
-        target: Target,
+        target: GuidanceTarget,
         point: Tensor,
         denoiser: GaussianDenoiser | None = None,
     ) -> Tensor:
@@ -144,13 +144,15 @@ class GuidedGaussian:
         model = denoiser or self.denoiser
         gradient = reward.gradient(point[None])[0]
         response = Response(gradient, target(point, gradient, model))
-        return self.run(LookAhead(response, Posterior(self.noise)), denoiser).mean[-1]
+        return self.run(LookAheadGuidance(response, PosteriorStrength(self.noise)), denoiser).mean[
+            -1
+        ]
 
     def ascent(self, reward: Reward, lam: float, start: Tensor, rounds: int, adapt: bool) -> Tensor:
         """Means of the rounds of Algorithm 1, or of Algorithm 2 (``adapt``), from ``start``: shape
         (rounds + 1, n).
         """
-        means, target = [start], StepSize(lam, self.noise)
+        means, target = [start], StepSizeTarget(lam, self.noise)
         for _ in range(rounds):
             model = (
                 GaussianDenoiser(Gaussian(means[-1], self.law.covariance), self.denoiser.abar)

@@ -13,14 +13,14 @@ from torch import Tensor
 from socft.checks import InvalidProblem
 from socft.density import Gaussian, affine_reference
 from socft.guidance.iterated import (
-    AtEach,
-    AtMean,
-    Increment,
+    GuidanceRound,
+    IncrementTarget,
     IteratedGuidance,
-    LeastSquares,
-    Recentre,
-    Round,
-    StepSize,
+    LeastSquaresScore,
+    MeanQuery,
+    RecentredScore,
+    SampleQuery,
+    StepSizeTarget,
     fit_linear,
     slopes,
 )
@@ -28,12 +28,12 @@ from socft.guidance.policy import (
     GaussianDenoiser,
     GuidancePolicy,
     LinearDenoiser,
-    LookAhead,
-    Posterior,
-    Published,
+    LookAheadGuidance,
+    NoGuidance,
+    PosteriorStrength,
+    PublishedStrength,
     Response,
     ScoreDenoiser,
-    Unguided,
 )
 from socft.guidance.score_network import FineTuneNetwork, ScoreNetwork, train_score
 from socft.path import Noise, rollout
@@ -52,11 +52,13 @@ REWARD = Quadratic(
 NOISE = 0.5
 
 
-def guide(response: Response) -> LookAhead:
-    return LookAhead(response, Posterior(NOISE))
+def guide(response: Response) -> LookAheadGuidance:
+    return LookAheadGuidance(response, PosteriorStrength(NOISE))
 
 
-def run(method: IteratedGuidance, batch: int = 64, count: int = 3, seed: int = 0) -> list[Round]:
+def run(
+    method: IteratedGuidance, batch: int = 64, count: int = 3, seed: int = 0
+) -> list[GuidanceRound]:
     generator = torch.Generator().manual_seed(seed)
     return list(method.rounds(REFERENCE, SCHEDULE, DENOISER, REWARD, batch, count, generator))
 
@@ -69,9 +71,12 @@ def by_hand(points: Tensor, y: Tensor, gradient: Tensor, noise: Noise) -> Tensor
 @pytest.mark.parametrize("each", [False, True])
 def test_algorithm_1_is_its_rounds(each: bool):
     """Two rounds written out, with the same noise."""
-    found = run(IteratedGuidance(guide, Increment(0.3), AtEach() if each else AtMean()), count=2)
+    found = run(
+        IteratedGuidance(guide, IncrementTarget(0.3), SampleQuery() if each else MeanQuery()),
+        count=2,
+    )
     generator = torch.Generator().manual_seed(0)
-    plain = GuidancePolicy(SCHEDULE, DENOISER, Unguided())
+    plain = GuidancePolicy(SCHEDULE, DENOISER, NoGuidance())
     z = rollout(REFERENCE, plain, Noise.sample(REFERENCE, 64, generator)).final
     assert torch.equal(found[0].samples, z)
     assert not bool(found[0].kl.any())
@@ -86,7 +91,7 @@ def test_algorithm_1_is_its_rounds(each: bool):
 
 
 def test_rounds_repeat_bit_by_bit():
-    method = IteratedGuidance(guide, Increment(0.3), AtEach(), Recentre(0.5))
+    method = IteratedGuidance(guide, IncrementTarget(0.3), SampleQuery(), RecentredScore(0.5))
     first, second = run(method), run(method)
     assert all(
         torch.equal(a.samples, b.samples) and torch.equal(a.kl, b.kl)
@@ -97,7 +102,7 @@ def test_rounds_repeat_bit_by_bit():
 def test_step_size_moves_the_mean_by_the_step():
     """One round from a large batch: the mean moves to ``m + S g / lam`` within its standard error."""
     lam = 2.0
-    found = run(IteratedGuidance(guide, StepSize(lam, NOISE)), batch=20_000, count=1)
+    found = run(IteratedGuidance(guide, StepSizeTarget(lam, NOISE)), batch=20_000, count=1)
     g = REWARD.gradient(found[0].samples.mean(0)[None])[0]
     expected = LAW.mean + LAW.covariance @ g / lam
     error = found[1].samples.std(0) / 20_000**0.5
@@ -108,8 +113,12 @@ def test_algorithm_2_climbs_further_than_algorithm_1():
     """Both with the same step; the maximum of f is at (1.25, 2.5)."""
     best = torch.tensor([1.25, 2.5], dtype=torch.float64)
     first, second = (
-        run(IteratedGuidance(guide, StepSize(2.0, NOISE), AtMean(), tuning), batch=2000, count=20)
-        for tuning in (None, Recentre())
+        run(
+            IteratedGuidance(guide, StepSizeTarget(2.0, NOISE), MeanQuery(), tuning),
+            batch=2000,
+            count=20,
+        )
+        for tuning in (None, RecentredScore())
     )
     regularised = LAW.mean + torch.linalg.solve(
         2.0 * torch.linalg.inv(LAW.covariance) + 0.8 * torch.eye(2, dtype=torch.float64),
@@ -124,7 +133,9 @@ def test_fine_tuning_counts_in_the_divergence():
     """Recentred but unguided samples: the divergence is that of the change of the score, and round
     0 has none.
     """
-    method = IteratedGuidance(lambda response: Unguided(), Increment(0.1), AtMean(), Recentre())
+    method = IteratedGuidance(
+        lambda response: NoGuidance(), IncrementTarget(0.1), MeanQuery(), RecentredScore()
+    )
     rounds = run(method, batch=16, count=1)
     law = rounds[1].denoiser
     assert isinstance(law, GaussianDenoiser)
@@ -134,7 +145,10 @@ def test_fine_tuning_counts_in_the_divergence():
 
 
 def test_adaptation_starts_when_told():
-    rounds = run(IteratedGuidance(guide, Increment(0.1), AtMean(), Recentre(), start=3), count=3)
+    rounds = run(
+        IteratedGuidance(guide, IncrementTarget(0.1), MeanQuery(), RecentredScore(), start=3),
+        count=3,
+    )
     assert [each.denoiser is DENOISER for each in rounds] == [True, True, True, False]
 
 
@@ -152,7 +166,7 @@ def test_least_squares_finds_the_moments():
 
 def test_least_squares_with_a_frozen_slope_keeps_it():
     x = Gaussian([2.0, 1.0], LAW.covariance).sample(2000, torch.Generator().manual_seed(0))
-    new = LeastSquares(draws=8).update(DENOISER, x, torch.Generator().manual_seed(1))
+    new = LeastSquaresScore(draws=8).update(DENOISER, x, torch.Generator().manual_seed(1))
     assert torch.equal(slopes(new, x), slopes(DENOISER, x))
     assert isinstance(new, LinearDenoiser)
     assert torch.allclose(new.law.covariance, LAW.covariance, rtol=1e-6)
@@ -165,7 +179,11 @@ def test_least_squares_with_a_frozen_slope_keeps_it():
 def test_refitting_the_slope_narrows_the_data():
     """After a guided round the learnt covariance has lost the variance along g."""
     method = IteratedGuidance(
-        guide, StepSize(2.0, NOISE), AtMean(), LeastSquares(draws=4, slope=True), start=2
+        guide,
+        StepSizeTarget(2.0, NOISE),
+        MeanQuery(),
+        LeastSquaresScore(draws=4, slope=True),
+        start=2,
     )
     rounds = run(method, batch=3000, count=2)
     k = 11
@@ -216,15 +234,18 @@ def test_untrained_network_is_exact_for_white_data():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: StepSize(0.0, 0.1), r"lam = 0\.0; the step is 1 / lam, give a positive number"),
-        (lambda: Recentre(0.0), r"rate = 0\.0; it must lie in \(0, 1\]"),
-        (lambda: LeastSquares(draws=0), r"draws = 0; give at least one noise per sample"),
         (
-            lambda: run(IteratedGuidance(guide, Increment(0.1)), count=-1),
+            lambda: StepSizeTarget(0.0, 0.1),
+            r"lam = 0\.0; the step is 1 / lam, give a positive number",
+        ),
+        (lambda: RecentredScore(0.0), r"rate = 0\.0; it must lie in \(0, 1\]"),
+        (lambda: LeastSquaresScore(draws=0), r"draws = 0; give at least one noise per sample"),
+        (
+            lambda: run(IteratedGuidance(guide, IncrementTarget(0.1)), count=-1),
             r"count = -1; it must not be negative",
         ),
         (
-            lambda: Recentre().update(
+            lambda: RecentredScore().update(
                 ScoreDenoiser(DENOISER.score, DENOISER.abar), torch.ones(2, 2), torch.Generator()
             ),
             (
@@ -241,7 +262,7 @@ def test_bad_input_is_refused(make, message: str):
 
 
 def test_rounds_are_frozen():
-    (only,) = run(IteratedGuidance(guide, Increment(0.1)), count=0)
+    (only,) = run(IteratedGuidance(guide, IncrementTarget(0.1)), count=0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         only.index = 3  # type: ignore[misc]
-    assert Published(0.1).noise == 0.1
+    assert PublishedStrength(0.1).noise == 0.1

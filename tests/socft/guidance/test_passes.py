@@ -13,25 +13,31 @@ from torch import Tensor
 from socft.checks import InvalidProblem
 from socft.density import Gaussian, affine_reference, score_reference
 from socft.guidance.gaussian_passes import GaussianPasses, PassNoise
-from socft.guidance.iterated import AtEach, Generated, Increment, IteratedGuidance, Recentre
+from socft.guidance.iterated import (
+    Generated,
+    IncrementTarget,
+    IteratedGuidance,
+    RecentredScore,
+    SampleQuery,
+)
 from socft.guidance.policy import (
-    Classifier,
-    Conditioned,
-    Constant,
+    ClassifierGuidance,
+    ConditionalGuidance,
+    ConstantStrength,
     Denoiser,
     GaussianDenoiser,
     Guidance,
     GuidancePolicy,
-    Isotropic,
-    LookAhead,
-    Naive,
-    Posterior,
-    Published,
+    GuidanceStrength,
+    IsotropicStrength,
+    LookAheadGuidance,
+    NaiveGuidance,
+    NoGuidance,
+    PosteriorStrength,
+    PublishedStrength,
     Response,
     ScoreDenoiser,
-    Strength,
-    Unguided,
-    Universal,
+    UniversalGuidance,
     affine_policy,
 )
 from socft.guidance.sphere import Sphere, SphereDenoiser
@@ -74,10 +80,10 @@ RESPONSES = {
     "in an eigenspace": Response(randn(BATCH, 3) @ SPACES[2].mT, randn(BATCH)),
 }
 GUIDES = {
-    "naive": lambda response: Naive(response, Isotropic(0.3)),
-    "look-ahead, published": lambda response: LookAhead(response, Published(0.3)),
-    "look-ahead, exact": lambda response: LookAhead(response, Posterior(0.3, 2.0)),
-    "look-ahead, constant": lambda response: LookAhead(response, Constant(0.1)),
+    "naive": lambda response: NaiveGuidance(response, IsotropicStrength(0.3)),
+    "look-ahead, published": lambda response: LookAheadGuidance(response, PublishedStrength(0.3)),
+    "look-ahead, exact": lambda response: LookAheadGuidance(response, PosteriorStrength(0.3, 2.0)),
+    "look-ahead, constant": lambda response: LookAheadGuidance(response, ConstantStrength(0.1)),
 }
 
 
@@ -95,7 +101,7 @@ def reduced(noise: Noise, g: Tensor) -> PassNoise:
         part = g @ Q @ Q.mT
         length = part.norm(dim=-1, keepdim=True)
         along.append((full * torch.where(length > ALGEBRA, part / length, 0.0)).sum(-1))
-    free = rollout(REFERENCE, GuidancePolicy(SCHEDULE, DENOISER, Unguided()), noise).final
+    free = rollout(REFERENCE, GuidancePolicy(SCHEDULE, DENOISER, NoGuidance()), noise).final
     law = evaluate_affine(
         ControlProblem(REFERENCE, Linear(MEAN), 1.0), affine_policy(plain(), SCHEDULE.steps, 6)
     ).final_law
@@ -113,7 +119,7 @@ def reduced(noise: Noise, g: Tensor) -> PassNoise:
 
 
 def plain() -> GuidancePolicy:
-    return GuidancePolicy(SCHEDULE, DENOISER, Unguided())
+    return GuidancePolicy(SCHEDULE, DENOISER, NoGuidance())
 
 
 def assert_same(found: Generated, path: Path) -> None:
@@ -138,7 +144,7 @@ def test_a_gaussian_pass_is_a_rollout(guide: str, which: str, model: GaussianDen
 
 @pytest.mark.parametrize("model", [DENOISER, MOVED], ids=["pre-trained", "recentred"])
 def test_an_unguided_pass_is_a_rollout(model: GaussianDenoiser):
-    policy = GuidancePolicy(SCHEDULE, model, Unguided(), None if model is DENOISER else DENOISER)
+    policy = GuidancePolicy(SCHEDULE, model, NoGuidance(), None if model is DENOISER else DENOISER)
     noise = Noise.sample(REFERENCE, BATCH, torch.Generator().manual_seed(0))
     assert_same(
         PASSES.simulate(policy, reduced(noise, torch.zeros(BATCH, 6, dtype=torch.float64))),
@@ -182,7 +188,9 @@ def test_rounds_by_passes_are_rounds_by_rollouts():
     """
     reward = Quadratic(-0.3 * torch.eye(6, dtype=torch.float64), GRADIENT)
     method, batch = (
-        IteratedGuidance(GUIDES["look-ahead, exact"], Increment(0.5), AtEach(), Recentre(0.5)),
+        IteratedGuidance(
+            GUIDES["look-ahead, exact"], IncrementTarget(0.5), SampleQuery(), RecentredScore(0.5)
+        ),
         4000,
     )
     made = [
@@ -217,7 +225,7 @@ def test_increments_of_their_own_are_runs_side_by_side():
     z = randn(6, 5)
     g = pole.expand(6, 5)
     both, noise = (
-        Increment(y)(z, g, passes.denoiser),
+        IncrementTarget(y)(z, g, passes.denoiser),
         passes.noise(6, torch.Generator().manual_seed(0)),
     )
     made = passes.simulate(
@@ -226,7 +234,7 @@ def test_increments_of_their_own_are_runs_side_by_side():
     for i, delta in enumerate((0.1, 0.4)):
         rows = slice(3 * i, 3 * i + 3)
         part = ZonalNoise(noise.normal[:, rows], noise.rest[:, rows], noise.across[rows])
-        response = Response(g[rows], Increment(delta)(z[rows], g[rows], passes.denoiser))
+        response = Response(g[rows], IncrementTarget(delta)(z[rows], g[rows], passes.denoiser))
         alone = passes.simulate(
             GuidancePolicy(SCHEDULE, passes.denoiser, GUIDES["naive"](response)), part
         )
@@ -260,10 +268,12 @@ def zonal_noise(path: Path) -> ZonalNoise:
 
 
 SPHERE_GUIDANCE: dict[str, Guidance] = {
-    "none": Unguided(),
-    "universal": Universal(Linear(POLE, 0.3), 8.0),
-    "naive": Naive(Response(2 * POLE.expand(BATCH, 5), randn(BATCH)), Isotropic(0.3)),
-    "look-ahead": LookAhead(Response(-POLE, 0.7), Published(0.3)),
+    "none": NoGuidance(),
+    "universal": UniversalGuidance(Linear(POLE, 0.3), 8.0),
+    "naive": NaiveGuidance(
+        Response(2 * POLE.expand(BATCH, 5), randn(BATCH)), IsotropicStrength(0.3)
+    ),
+    "look-ahead": LookAheadGuidance(Response(-POLE, 0.7), PublishedStrength(0.3)),
 }
 
 
@@ -332,28 +342,30 @@ def other(law: Gaussian) -> Denoiser:
     [
         (lambda: PASSES.noise(0, GENERATOR), r"batch = 0; give at least one pass"),
         (
-            lambda: passed(Universal(Linear(GRADIENT), 1.0)),
-            r"Universal is no guidance for a linear response; simulate it",
+            lambda: passed(UniversalGuidance(Linear(GRADIENT), 1.0)),
+            r"UniversalGuidance is no guidance for a linear response; simulate it",
         ),
         (
-            lambda: passed(Unguided(), other(Gaussian(MEAN, 1.0))),
+            lambda: passed(NoGuidance(), other(Gaussian(MEAN, 1.0))),
             r"a GaussianDenoiser here is not the exact score of this law",
         ),
         (
-            lambda: passed(Unguided(), MOVED),
+            lambda: passed(NoGuidance(), MOVED),
             r"a GaussianDenoiser here is not the exact score of this law, or of it recentred",
         ),
         (
-            lambda: passed(Unguided(), ScoreDenoiser(DENOISER.score, ABAR)),
+            lambda: passed(NoGuidance(), ScoreDenoiser(DENOISER.score, ABAR)),
             r"a ScoreDenoiser here is not the exact score of this law",
         ),
         (
-            lambda: sphere_passed(Naive(Response(torch.ones(5).double(), 1.0), Constant(1.0))),
+            lambda: sphere_passed(
+                NaiveGuidance(Response(torch.ones(5).double(), 1.0), ConstantStrength(1.0))
+            ),
             r"the gradient has a direction of length",
         ),
         (
-            lambda: sphere_passed(Classifier(TILTED, TILTED)),
-            r"Classifier has no form in two coordinates; simulate it",
+            lambda: sphere_passed(ClassifierGuidance(TILTED, TILTED)),
+            r"ClassifierGuidance has no form in two coordinates; simulate it",
         ),
         (
             lambda: SpherePasses(2 * POLE, sphere_case()[1].denoiser, SCHEDULE),
@@ -388,16 +400,16 @@ def sphere_passed(guidance: Guidance) -> Generated:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Halved(Strength):
+class _Halved(GuidanceStrength):
     """A strength of the user's own: half of another."""
 
-    inner: Strength
+    inner: GuidanceStrength
 
     def __call__(self, at, g: Tensor, pulled: Tensor) -> Tensor:
         return self.inner(at, g, pulled) / 2
 
 
-class _Twice(Conditioned):
+class _Twice(ConditionalGuidance):
     """A guidance of the user's own: the gradient and its pullback together."""
 
     def direction(self, at) -> Tensor:
@@ -409,7 +421,7 @@ class _Twice(Conditioned):
 def test_guidance_of_the_users_own_is_simulated_too():
     """Whatever mixes g and its pullback with factors that depend on their lengths and product."""
     response = RESPONSES["each"]
-    policy = GuidancePolicy(SCHEDULE, DENOISER, _Twice(response, _Halved(Posterior(0.3))))
+    policy = GuidancePolicy(SCHEDULE, DENOISER, _Twice(response, _Halved(PosteriorStrength(0.3))))
     noise = Noise.sample(REFERENCE, BATCH, torch.Generator().manual_seed(0))
     assert_same(
         PASSES.simulate(policy, reduced(noise, response.gradient)),

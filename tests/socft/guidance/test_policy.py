@@ -13,22 +13,22 @@ from torch import Tensor
 from socft.checks import InvalidProblem
 from socft.density import Gaussian, GaussianMixture, NoisedScore, affine_reference, score_reference
 from socft.guidance.policy import (
-    Classifier,
-    Constant,
+    ClassifierGuidance,
+    ConstantStrength,
     Denoiser,
     GaussianDenoiser,
     Guidance,
     GuidancePolicy,
-    Isotropic,
+    IsotropicStrength,
     LinearDenoiser,
-    LookAhead,
-    Naive,
-    Posterior,
-    Published,
+    LookAheadGuidance,
+    NaiveGuidance,
+    NoGuidance,
+    PosteriorStrength,
+    PublishedStrength,
     Response,
     ScoreDenoiser,
-    Unguided,
-    Universal,
+    UniversalGuidance,
     affine_policy,
 )
 from socft.path import Noise, rollout
@@ -122,7 +122,9 @@ def test_the_covariance_is_the_scaled_jacobian():
     )
 
 
-@pytest.mark.parametrize("strength", [Published(0.4), Posterior(0.4), Constant(1.3)])
+@pytest.mark.parametrize(
+    "strength", [PublishedStrength(0.4), PosteriorStrength(0.4), ConstantStrength(1.3)]
+)
 def test_look_ahead_is_the_gradient_of_its_loss(strength):
     """``-b grad (y - g . x_0hat)^2`` by central differences, b held fixed."""
     for law in (LAW, MIXTURE):
@@ -136,7 +138,7 @@ def test_look_ahead_is_the_gradient_of_its_loss(strength):
 
         expected = -b * differences(loss, X)
         assert torch.allclose(
-            LookAhead(response, strength)(at), expected, rtol=DIFFERENCED, atol=DIFFERENCED
+            LookAheadGuidance(response, strength)(at), expected, rtol=DIFFERENCED, atol=DIFFERENCED
         )
 
 
@@ -145,9 +147,9 @@ def test_published_strength_has_the_squared_gradient():
     at = denoisers(LAW)[1].at(3, X)
     slope = differences(lambda x: denoisers(LAW)[1].at(3, x).clean @ G, X)
     expected = 1 / (2 * (0.09 + 0.2 / 0.8 * slope.square().sum(1, keepdim=True)))
-    assert torch.allclose(Published(0.3)(at, G, at.pullback(G)), expected, rtol=DIFFERENCED)
+    assert torch.allclose(PublishedStrength(0.3)(at, G, at.pullback(G)), expected, rtol=DIFFERENCED)
     assert torch.allclose(
-        Published(0.3, scale=2.5)(at, G, at.pullback(G)), 2.5 * expected, rtol=DIFFERENCED
+        PublishedStrength(0.3, scale=2.5)(at, G, at.pullback(G)), 2.5 * expected, rtol=DIFFERENCED
     )
 
 
@@ -164,7 +166,10 @@ def test_naive_of_isotropic_data_is_the_conditional_score():
         return -(y - clean @ G).square() / (2 * (s**2 + 0.5 * float(G @ G)))
 
     expected = differences(log_density, X)
-    for guidance in (Naive(Response(G, y), Isotropic(s)), LookAhead(Response(G, y), Posterior(s))):
+    for guidance in (
+        NaiveGuidance(Response(G, y), IsotropicStrength(s)),
+        LookAheadGuidance(Response(G, y), PosteriorStrength(s)),
+    ):
         assert torch.allclose(guidance(at), expected, rtol=DIFFERENCED, atol=DIFFERENCED)
 
 
@@ -176,7 +181,9 @@ def test_universal_and_classifier_are_gradients():
     denoiser = denoisers(LAW)[1]
     at = denoiser.at(2, X)
     expected = 1.7 * differences(lambda x: reward(denoiser.at(2, x).clean), X)
-    assert torch.allclose(Universal(reward, 1.7)(at), expected, rtol=DIFFERENCED, atol=DIFFERENCED)
+    assert torch.allclose(
+        UniversalGuidance(reward, 1.7)(at), expected, rtol=DIFFERENCED, atol=DIFFERENCED
+    )
     clean, z = (
         denoiser.at(2, X[:1]).clean,
         torch.randn(200_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
@@ -190,17 +197,17 @@ def test_universal_and_classifier_are_gradients():
         shifted = denoiser.at(2, x).clean + z
         return torch.logsumexp(reward(shifted) / beta, 0)[None]
 
-    found = Classifier(LAW, LAW.tilted(reward, beta).density, 0.6)(denoiser.at(2, X[:1]))
+    found = ClassifierGuidance(LAW, LAW.tilted(reward, beta).density, 0.6)(denoiser.at(2, X[:1]))
     weights = torch.softmax(reward(clean + z) / beta, 0)
     error = STANDARD_ERRORS * float(weights.square().sum()) ** 0.5 * 3
     assert torch.allclose(found, 0.6 * differences(log_mean, X[:1]), atol=error)
 
 
 GUIDANCES: dict[str, Guidance] = {
-    "naive": Naive(Response(G, 0.7), Isotropic(0.5)),
-    "look-ahead": LookAhead(Response(G, 0.7), Published(0.5)),
-    "universal": Universal(Linear(G), 0.4),
-    "nothing": Unguided(),
+    "naive": NaiveGuidance(Response(G, 0.7), IsotropicStrength(0.5)),
+    "look-ahead": LookAheadGuidance(Response(G, 0.7), PublishedStrength(0.5)),
+    "universal": UniversalGuidance(Linear(G), 0.4),
+    "nothing": NoGuidance(),
 }
 
 
@@ -277,9 +284,12 @@ def test_a_policy_that_is_not_affine_is_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Published(0.0), r"noise = 0\.0; a standard deviation must be positive"),
-        (lambda: Posterior(0.1, scale=math.inf), r"scale = inf; it must be a finite number"),
-        (lambda: Constant(math.nan), r"strength = nan; it must be a finite number"),
+        (lambda: PublishedStrength(0.0), r"noise = 0\.0; a standard deviation must be positive"),
+        (
+            lambda: PosteriorStrength(0.1, scale=math.inf),
+            r"scale = inf; it must be a finite number",
+        ),
+        (lambda: ConstantStrength(math.nan), r"strength = nan; it must be a finite number"),
         (
             lambda: Response(torch.full((2,), math.nan), 0.0),
             r"gradient\[0\] = nan; query the objective where it is differentiable",
@@ -293,7 +303,7 @@ def test_a_policy_that_is_not_affine_is_refused():
             r"a level is 1; there is nothing to predict at level 1",
         ),
         (
-            lambda: GuidancePolicy(SCHEDULE, GaussianDenoiser(LAW, LEVELS[:-2]), Unguided()),
+            lambda: GuidancePolicy(SCHEDULE, GaussianDenoiser(LAW, LEVELS[:-2]), NoGuidance()),
             r"the score model has 4 levels; this schedule has 5 steps",
         ),
         (

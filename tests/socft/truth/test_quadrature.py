@@ -35,7 +35,7 @@ from socft.truth.base import simulate
 from socft.truth.bellman import BellmanStep
 from socft.truth.grid import Grid
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
-from socft.truth.quadrature import LOST_MASS, Quadrature, flow, measured_beta
+from socft.truth.quadrature import LOST_MASS, Quadrature, chain_law, measured_beta
 from tests.support.tensors import F64, generator, t
 from toy.problems import fine_tuning
 from toy.studies.convergence import linear_quadratic_problem
@@ -161,7 +161,7 @@ def test_objective_and_moments_of_the_optimal_law_equal_the_closed_form(name: st
     assert abs(found.reward - best.reward) < tolerance
     assert (found.kl - best.kl).abs().max() < tolerance
     assert found.stderr == 0
-    for k, (grid, mass) in enumerate(zip(truth.grids, truth.flow.masses, strict=True)):
+    for k, (grid, mass) in enumerate(zip(truth.grids, truth.law.masses, strict=True)):
         mean = mass @ grid.nodes
         covariance = (grid.nodes.T * mass) @ grid.nodes - torch.outer(mean, mean)
         assert (mean - best.mean[k]).abs().max() < tolerance
@@ -314,7 +314,7 @@ def test_any_policy_is_evaluated_as_by_simulation_and_none_beats_the_optimum(
 def test_a_policy_that_leaves_the_grids_is_simulated():
     truth = sine()
     policy = FunctionPolicy(lambda k, x: torch.full_like(x, 5.0))
-    assert flow(truth.problem, policy, truth.grids).lost > 0.9
+    assert chain_law(truth.problem, policy, truth.grids).lost > 0.9
     found = truth.evaluate(policy)
     paths = rollout(truth.problem.reference, policy, truth.probe.noise)
     assert found.stderr > 0
@@ -545,7 +545,7 @@ def test_a_pull_towards_far_away_is_followed_by_the_grids():
     + sigma^2 slope / beta.
     """
     truth = Quadrature(ControlProblem(line(0.0, [1.0]), Linear(t(1.0)), 0.1))
-    assert abs(truth.flow.expect(1, truth.grids[1].nodes[:, 0]) - 10.1) < LINE
+    assert abs(truth.law.expect(1, truth.grids[1].nodes[:, 0]) - 10.1) < LINE
     assert abs(truth.objective - (0.1 + 1.0 / 0.1 / 2)) < LINE
 
 
