@@ -1,0 +1,157 @@
+"""Imports run one way, between the packages, between the rooms of socft and between modules; what
+is found by its name has the name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support.imports import Graph, cycle, graph, read
+
+ROOT = Path(__file__).resolve().parents[1]
+ABOVE = ("sd_experiments", "toy", "verify")
+SOURCES = read(ROOT, "socft", *ABOVE)
+ARROWS = graph(SOURCES)
+
+ALLOWED = {"socft.cli": ABOVE, "toy.studies.tightness": ("verify",)}
+"""Modules that may import another package than socft: the command line puts all together, and the
+tightness study searches the instances of the claims.
+"""
+
+LAYERS = (
+    "checks",
+    "schedule records regression",
+    "reference study",
+    "policy reward sde report",
+    "problem density theory",
+    "path metrics",
+    "path_measure guidance truth",
+    "costates",
+    "estimators",
+    "train",
+    "measurement pi_ft",
+    "cli",
+)
+"""The rooms of socft, its modules and folders, from the ground up: each imports from lower ones."""
+
+FULLEST = 25
+"""Modules in a folder; verify/ alone, with a file per claim, has more."""
+
+
+def between_packages(arrows: Graph) -> list[str]:
+    """Imports from one package to another that is not socft, except those allowed."""
+    found = []
+    for module, imported in arrows.items():
+        own = module.partition(".")[0]
+        fine = {own, "socft", *ALLOWED.get(module, ())}
+        found += [f"{module} -> {each}" for each in imported if each.partition(".")[0] not in fine]
+    return sorted(found)
+
+
+def up(arrows: Graph) -> list[str]:
+    """Imports inside socft from a room to one that is not below it."""
+    floor = {f"socft.{room}": k for k, layer in enumerate(LAYERS) for room in layer.split()}
+    rooms = {module: ".".join(module.split(".")[:2]) for module in arrows}
+    return sorted(
+        f"{module} -> {each}"
+        for module, imported in arrows.items()
+        for each in imported
+        if rooms[module] in floor and rooms[each] in floor and rooms[each] != rooms[module]
+        if floor[rooms[each]] >= floor[rooms[module]]
+    )
+
+
+def with_import(module: str, imported: str) -> Graph:
+    """The imports that there are, and one more."""
+    assert {module, imported} <= set(ARROWS)
+    return ARROWS | {module: ARROWS[module] | {imported}}
+
+
+def test_packages_import_socft_alone_and_socft_none_of_them():
+    assert between_packages(ARROWS) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "imported"),
+    [
+        ("socft.reward", "toy.bench"),
+        ("socft.report.base", "sd_experiments.config"),
+        ("sd_experiments.config", "toy.bench"),
+        ("sd_experiments.config", "verify.support.claims"),
+        ("toy.bench", "verify.support.claims"),
+        ("verify.contraction", "toy.problems.base"),
+    ],
+)
+def test_an_import_between_packages_is_found(module: str, imported: str):
+    assert between_packages(with_import(module, imported)) == [f"{module} -> {imported}"]
+
+
+def test_every_room_of_socft_has_a_floor():
+    rooms = {module.split(".")[1] for module in ARROWS if module.startswith("socft.")}
+    named = Counter(" ".join(LAYERS).split())
+    assert rooms == set(named)
+    assert max(named.values()) == 1
+
+
+def test_rooms_import_from_lower_floors():
+    assert up(ARROWS) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "imported"),
+    [
+        ("socft.problem", "socft.truth.quadrature"),
+        ("socft.costates.adjoint", "socft.estimators.base"),
+        ("socft.theory.beta", "socft.density.mixture"),
+        ("socft.study.runner", "socft.report.base"),
+    ],
+)
+def test_an_import_from_a_higher_floor_is_found(module: str, imported: str):
+    assert up(with_import(module, imported)) == [f"{module} -> {imported}"]
+
+
+def test_no_ring_of_modules():
+    assert cycle(ARROWS) == []
+
+
+def test_a_ring_of_modules_is_found():
+    ring = cycle(with_import("socft.density.base", "socft.density.mixture"))
+    assert {"socft.density.base", "socft.density.mixture"} <= set(ring)
+
+
+def test_imports_are_read_where_they_stand(tmp_path: Path):
+    (tmp_path / "house" / "room").mkdir(parents=True)
+    for name, text in {
+        "__init__": "",
+        "door": "import house.room.table\n",
+        "room/__init__": "",
+        "room/table": "def top():\n    from house import door\n    from .. import door\n",
+        "room/chair": "from .table import top\nimport torch\n",
+    }.items():
+        (tmp_path / "house" / f"{name}.py").write_text(text)
+    arrows = graph(read(tmp_path, "house"))
+    assert arrows["house.door"] == {"house.room.table"}
+    assert arrows["house.room.table"] == {"house.door"}
+    assert arrows["house.room.chair"] == {"house.room.table"}
+    assert set(cycle(arrows)) == {"house.door", "house.room.table"}
+
+
+def test_no_folder_is_crowded():
+    modules = Counter(each.folder for each in SOURCES if each.file.stem != "__init__")
+    assert {folder for folder, count in modules.items() if count > FULLEST} <= {"verify"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "attribute", "others"),
+    [("toy.studies", "STUDY", set()), ("verify", "CLAIM", {"verify.conftest"})],
+)
+def test_what_is_found_by_name_has_it(folder: str, attribute: str, others: set[str]):
+    missing = {
+        each.name
+        for each in SOURCES
+        if each.folder == folder and each.file.stem != "__init__" and attribute not in each.assigned
+    }
+    assert missing == others
