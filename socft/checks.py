@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
 import torch
 from torch import Tensor
+
+Numbers: TypeAlias = "Tensor | np.ndarray | float | Sequence[Numbers]"
+"""What `numbers` makes a float64 tensor of."""
 
 
 class InvalidProblem(ValueError):
@@ -24,9 +31,27 @@ def require_finite(values: Tensor, what: str, remedy: str) -> None:
         raise InvalidProblem(f"{what}{index} = {values[tuple(index)].item()}; {remedy}")
 
 
-def per_step(values: float | Tensor, steps: int, what: str) -> Tensor:
+def numbers(values: Numbers, what: str) -> Tensor:
+    """A float64 tensor of a number, a tensor or array of any precision, or nested lists.
+
+    Raises:
+        InvalidProblem: not real numbers, or lists of unequal length.
+    """
+    require(
+        not (isinstance(values, Tensor | np.ndarray) and "complex" in str(values.dtype)),
+        f"{what} is complex; give real numbers.",
+    )
+    try:
+        return torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidProblem(
+            f"{what} = {values!s:.60}; give a number, an array, or lists of equal length."
+        ) from error
+
+
+def per_step(values: Numbers, steps: int, what: str) -> Tensor:
     """Broadcast a scalar to one float64 value per step; a tensor must have shape (steps,)."""
-    tensor = torch.as_tensor(values, dtype=torch.float64)
+    tensor = numbers(values, what)
     tensor = (tensor.expand(steps) if tensor.ndim == 0 else tensor).clone()
     require(
         tensor.shape == (steps,),

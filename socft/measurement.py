@@ -10,12 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
+from socft.readable import Readable
 from socft.train import Iteration
 from socft.truth.base import Evaluation, Truth
 
 
 @dataclasses.dataclass(frozen=True)
-class Measurement:
+class Measurement(Readable):
     """One iterate beside the truth.
 
     Attributes:

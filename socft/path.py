@@ -13,12 +13,13 @@ from torch import Tensor
 from socft.checks import require
 from socft.policy import Policy
 from socft.problem import ControlProblem
+from socft.readable import Readable
 from socft.reference import Reference
 from socft.reward import PerSample
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise:
+class Noise(Readable):
     """Standard normal noise of a batch of paths.
 
     Attributes:
@@ -59,7 +60,7 @@ class Noise:
 
 
 @dataclasses.dataclass(frozen=True)
-class Path:
+class Path(Readable):
     """A batch of paths.
 
     Attributes:

@@ -36,6 +36,7 @@ from socft.estimators.base import Estimator
 from socft.path import Noise, rollout
 from socft.policy import Policy, StepwisePolicy, Uncontrolled
 from socft.problem import ControlProblem
+from socft.readable import Readable
 from socft.reference import by_step
 from socft.regression.functions import Field, Regression
 from socft.train import Iteration, Method, fit
@@ -50,7 +51,7 @@ larger ones are good to 1e-4.
 
 
 @dataclasses.dataclass(frozen=True)
-class BackwardInduction:
+class BackwardInduction(Readable):
     """One backward pass of exact PI-FT.
 
     Attributes:

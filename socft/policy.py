@@ -9,19 +9,20 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from socft.checks import require
+from socft.readable import Readable
 from socft.reference import Noises, Reference, States, Step, at_step, by_step
 
 PolicyT = TypeVar("PolicyT", bound="Policy")
 
 
-class Policy(abc.ABC):
+class Policy(Readable, abc.ABC):
     """``(k, x) -> v_k(x)`` with k one step or one step per sample.
 
     A policy is trained by the parameters it holds: those among its attributes, and those of the
@@ -46,6 +47,10 @@ class Policy(abc.ABC):
     def parameters(self) -> list[nn.Parameter]:
         """What an optimiser takes."""
         return [parameter for _, parameter in self.named_parameters()]
+
+    def shown(self) -> dict[str, Any]:
+        held = {k: v for k, v in vars(self).items() if isinstance(v, nn.Module | nn.Parameter)}
+        return super().shown() | held
 
     def to(self: PolicyT, target: torch.dtype | torch.device | str) -> PolicyT:
         """The same policy with its parameters in another dtype or on another device."""

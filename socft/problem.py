@@ -12,31 +12,36 @@ the divergence between path laws (Remark 2.4). A cost minimisation is the same p
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, per_step, require, require_finite
+from socft.checks import InvalidProblem, Numbers, per_step, require, require_finite
+from socft.readable import Readable
 from socft.reference import Reference, States, Step
-from socft.reward import PerSample, Reward
+from socft.reward import PerSample, Reward, as_reward
 
 RunningCost = Callable[[Step, States], PerSample]
 
 
-@dataclasses.dataclass(frozen=True, init=False, eq=False)
-class ControlProblem:
+@dataclasses.dataclass(frozen=True, eq=False)
+class ControlProblem(Readable):
     """Reference, reward and KL weight, validated when made.
 
     Attributes:
         reference: the pre-trained chain.
-        reward: the terminal reward; its values are probed on two initial states.
+        reward: the terminal reward, or a function of the states ``batch *dims -> batch`` that
+            automatic differentiation can follow; its values are probed on two initial states.
         beta: KL weight, one positive number or one per step; stored with shape (T,).
         running_cost: optional ``f_k(x)``, subtracted from the objective at every step k < T.
 
     Raises:
-        InvalidProblem: beta not positive and finite or of the wrong length, a reward that is not
-            one finite number per sample.
+        InvalidProblem: beta not positive and finite or of the wrong length, a reward or a running
+            cost that is not one finite number per sample.
     """
 
     reference: Reference
@@ -44,28 +49,31 @@ class ControlProblem:
     beta: Tensor
     running_cost: RunningCost | None = None
 
-    def __init__(
-        self,
-        reference: Reference,
-        reward: Reward,
-        beta: float | Tensor,
-        running_cost: RunningCost | None = None,
-    ):
-        weights = per_step(beta, reference.steps, "beta")
-        require_finite(weights, "beta", "every KL weight must be a positive finite number.")
-        low = (weights <= 0).nonzero().flatten().tolist()
-        if low:
-            raise InvalidProblem(
-                f"beta[{low[0]}] = {weights[low[0]]:g}; every KL weight must be positive."
-            )
-        for name, value in (
-            ("reference", reference),
-            ("reward", reward),
-            ("beta", weights),
-            ("running_cost", running_cost),
-        ):
-            object.__setattr__(self, name, value)
-        self._probe_reward()
+    if TYPE_CHECKING:  # what is given, beside what is kept
+
+        def __init__(
+            self,
+            reference: Reference,
+            reward: Reward | Callable[[States], PerSample],
+            beta: Numbers,
+            running_cost: RunningCost | None = None,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.reference, Reference),
+            f"the reference is a {type(self.reference).__name__}; give a Reference, such as"
+            " score_reference(density, schedule).",
+        )
+        object.__setattr__(self, "reward", as_reward(self.reward))
+        object.__setattr__(self, "beta", _kl_weights(self.beta, self.reference.steps))
+        z = torch.linspace(-0.5, 0.5, 2, dtype=torch.float64)
+        z = z.reshape(2, *[1] * len(self.reference.dims)).expand(2, *self.reference.dims)
+        with torch.no_grad():
+            x = self.reference.initial(z)
+            _probe(self.reward, x, "reward")
+            if self.running_cost is not None:
+                _probe(functools.partial(self.running_cost, 0), x, "running cost")
 
     @property
     def steps(self) -> int:
@@ -76,26 +84,34 @@ class ControlProblem:
         """The running cost ``f_k(x)``, zero where there is none."""
         return x.new_zeros(len(x)) if self.running_cost is None else self.running_cost(k, x)
 
-    def _probe_reward(self) -> None:
-        z = (
-            torch.linspace(-0.5, 0.5, 2, dtype=torch.float64)
-            .reshape(2, *[1] * len(self.reference.dims))
-            .expand(2, *self.reference.dims)
+
+def _kl_weights(beta: Numbers, steps: int) -> Float[Tensor, " steps"]:
+    weights = per_step(beta, steps, "beta")
+    require_finite(weights, "beta", "every KL weight must be a positive finite number.")
+    low = (weights <= 0).nonzero().flatten().tolist()
+    if low:
+        raise InvalidProblem(
+            f"beta[{low[0]}] = {weights[low[0]]:g}; every KL weight must be positive."
         )
-        with torch.no_grad():
-            value = self.reward(self.reference.initial(z))
-        found = (
-            f"shape {tuple(value.shape)}"
-            if isinstance(value, Tensor)
-            else f"a {type(value).__name__}"
-        )
-        require(
-            isinstance(value, Tensor) and value.shape == (2,),
-            f"the reward returned {found} for 2 samples; it must return one number per sample,"
+    return weights
+
+
+def _probe(function: Callable[[States], object], x: States, what: str) -> None:
+    """Refuse what does not return one finite number for each of two samples."""
+    try:
+        value = function(x)
+    except (InvalidProblem, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise InvalidProblem(
+            f"the {what} fails on states of shape {tuple(x.shape)}: {error}"
+        ) from error
+    if not isinstance(value, Tensor) or value.shape != (2,):
+        kind = type(value).__name__
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {kind}"
+        raise InvalidProblem(
+            f"the {what} returned {found} for 2 samples; it must return one number per sample,"
             " shape (2,).",
         )
-        require_finite(
-            value,
-            "reward",
-            "the reward must be finite on every sample; check its domain and its weights.",
-        )
+    remedy = f"the {what} must be finite on every sample; check its domain and its weights."
+    require_finite(value, what, remedy)

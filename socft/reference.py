@@ -11,13 +11,14 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require, require_finite
+from socft.checks import InvalidProblem, Numbers, numbers, require, require_finite
+from socft.readable import Readable
 from socft.schedule import Schedule
 
 Step: TypeAlias = "int | Int[Tensor, ' batch']"
@@ -64,7 +65,7 @@ def affine_coefficients(
     return (values[:, 1:] - values[:, :1]).mT.contiguous(), values[:, 0].contiguous()
 
 
-class Diffusion(abc.ABC):
+class Diffusion(Readable, abc.ABC):
     """The noise map ``B_k(x)`` of a kernel."""
 
     @abc.abstractmethod
@@ -95,8 +96,12 @@ class Diffusion(abc.ABC):
 class ScalarDiffusion(Diffusion):
     """``B_k = sigma_k I`` with ``sigma`` of shape (T,), strictly positive."""
 
-    def __init__(self, sigma: Float[Tensor, " steps"]):
-        self.sigma = torch.as_tensor(sigma, dtype=torch.float64)
+    def __init__(self, sigma: Numbers):
+        self.sigma = numbers(sigma, "sigma")
+        require(
+            self.sigma.ndim == 1,
+            f"sigma has shape {tuple(self.sigma.shape)}; give (steps,), one scale per step.",
+        )
         require_finite(self.sigma, "sigma", "every noise scale must be a finite number.")
         zero = (self.sigma <= 0).nonzero().flatten().tolist()
         if zero:
@@ -124,8 +129,8 @@ class ScalarDiffusion(Diffusion):
 class MatrixDiffusion(Diffusion):
     """Constant ``B_k`` of shape (T, n, m), possibly degenerate; states are vectors of length n."""
 
-    def __init__(self, matrices: Float[Tensor, "steps n m"]):
-        self.matrices = torch.as_tensor(matrices, dtype=torch.float64)
+    def __init__(self, matrices: Numbers):
+        self.matrices = numbers(matrices, "B")
         require(
             self.matrices.ndim == 3,
             f"B has shape {tuple(self.matrices.shape)}; give (steps, n, m).",
@@ -164,7 +169,7 @@ def _matvec(matrices: Tensor, k: Step, x: Tensor) -> Tensor:
     return x @ matrices[k].to(x).mT
 
 
-class Reference(abc.ABC):
+class Reference(Readable, abc.ABC):
     """A pre-trained chain of ``steps`` kernels on states of shape ``dims``."""
 
     def __init__(self, steps: int, dims: tuple[int, ...], diffusion: Diffusion):
@@ -172,6 +177,9 @@ class Reference(abc.ABC):
         self.dims = tuple(dims)
         self.diffusion = diffusion
         self.noise_dims = diffusion.noise_dims(self.dims)
+
+    def shown(self) -> dict[str, Any]:
+        return {"steps": self.steps, "dims": self.dims} | super().shown()
 
     @abc.abstractmethod
     def mean(self, k: Step, x: States) -> States:
@@ -225,7 +233,7 @@ class ScoreReference(Reference):
         return at_step(s.alpha.sqrt() * s.sigma / s.score_weight, k, x)
 
 
-class LinearMaps(abc.ABC):
+class LinearMaps(Readable, abc.ABC):
     """Linear maps ``A_k`` of vectors of length ``n``, k = 0..steps-1."""
 
     steps: int
@@ -243,8 +251,8 @@ class LinearMaps(abc.ABC):
 class DenseMaps(LinearMaps):
     """``A_k`` given as matrices of shape (T, n, n)."""
 
-    def __init__(self, matrices: Float[Tensor, "steps n n"]):
-        self.matrices = torch.as_tensor(matrices, dtype=torch.float64)
+    def __init__(self, matrices: Numbers):
+        self.matrices = numbers(matrices, "A")
         shape = tuple(self.matrices.shape)
         require(
             len(shape) == 3 and shape[1] == shape[2], f"A has shape {shape}; give (steps, n, n)."
@@ -270,10 +278,8 @@ class SpectralMaps(LinearMaps):
         InvalidProblem: an eigenvalue is not finite, or the basis is not orthonormal.
     """
 
-    def __init__(
-        self, eigenvalues: Float[Tensor, "steps n"], basis: Float[Tensor, "n n"] | None = None
-    ):
-        self.eigenvalues = torch.as_tensor(eigenvalues, dtype=torch.float64)
+    def __init__(self, eigenvalues: Numbers, basis: Numbers | None = None):
+        self.eigenvalues = numbers(eigenvalues, "eigenvalues of A")
         require(
             self.eigenvalues.ndim == 2,
             f"the eigenvalues of A have shape {tuple(self.eigenvalues.shape)}; give (steps, n).",
@@ -283,9 +289,7 @@ class SpectralMaps(LinearMaps):
         )
         self.steps, self.n = self.eigenvalues.shape
         self.basis = (
-            torch.eye(self.n, dtype=torch.float64)
-            if basis is None
-            else torch.as_tensor(basis, dtype=torch.float64)
+            torch.eye(self.n, dtype=torch.float64) if basis is None else numbers(basis, "basis")
         )
         require(
             self.basis.shape == (self.n, self.n),
@@ -329,11 +333,11 @@ class AffineReference(Reference):
 
     def __init__(
         self,
-        transition: Float[Tensor, "steps n n"] | LinearMaps,
+        transition: Numbers | LinearMaps,
         diffusion: ScalarDiffusion | MatrixDiffusion,
-        offset: Float[Tensor, "steps n"] | None = None,
-        initial_mean: Float[Tensor, " n"] | None = None,
-        initial_factor: Float[Tensor, "n n"] | None = None,
+        offset: Numbers | None = None,
+        initial_mean: Numbers | None = None,
+        initial_factor: Numbers | None = None,
     ):
         self.maps = transition if isinstance(transition, LinearMaps) else DenseMaps(transition)
         steps, n = self.maps.steps, self.maps.n
@@ -347,9 +351,7 @@ class AffineReference(Reference):
             f"A has {steps} steps and the diffusion {noisy}; give both the same number.",
         )
         self.offset = (
-            torch.zeros(steps, n, dtype=torch.float64)
-            if offset is None
-            else torch.as_tensor(offset, dtype=torch.float64)
+            torch.zeros(steps, n, dtype=torch.float64) if offset is None else numbers(offset, "b")
         )
         require(
             self.offset.shape == (steps, n),
@@ -357,17 +359,18 @@ class AffineReference(Reference):
         )
         require_finite(self.offset, "b", "every entry must be a finite number.")
         zero, eye = torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
-        self.initial_mean = (
-            zero if initial_mean is None else torch.as_tensor(initial_mean, dtype=torch.float64)
-        )
+        self.initial_mean = zero if initial_mean is None else numbers(initial_mean, "initial mean")
         self.initial_factor = (
-            eye if initial_factor is None else torch.as_tensor(initial_factor, dtype=torch.float64)
+            eye if initial_factor is None else numbers(initial_factor, "initial factor")
         )
         require(
             self.initial_mean.shape == (n,) and self.initial_factor.shape == (n, n),
             f"the initial mean has shape {tuple(self.initial_mean.shape)} and its factor"
             f" {tuple(self.initial_factor.shape)}; give ({n},) and ({n}, {n}).",
         )
+
+    def shown(self) -> dict[str, Any]:
+        return super().shown() | {"transition": self.maps}
 
     @functools.cached_property
     def transition(self) -> Float[Tensor, "steps n n"]:

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require, require_finite
+from socft.checks import InvalidProblem, Numbers, numbers, require, require_finite
+from socft.readable import Readable
 from socft.reference import States
 
 PerSample = Float[Tensor, " batch"]
@@ -31,7 +32,7 @@ _SYMMETRY_TOLERANCE = 1e-10
 _ORTHONORMAL_TOLERANCE = 1e-8
 
 
-class Reward(abc.ABC):
+class Reward(Readable, abc.ABC):
     """A reward to maximise at the end of the chain."""
 
     @property
@@ -52,7 +53,16 @@ class Reward(abc.ABC):
         """``grad r``, detached; by automatic differentiation unless a subclass knows better."""
         with torch.enable_grad():
             y = x.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self(y).sum(), y)
+            value = self(y).sum()
+            gradient = (
+                torch.autograd.grad(value, y, allow_unused=True)[0] if value.requires_grad else None
+            )
+        if gradient is None:
+            raise InvalidProblem(
+                "the reward has no gradient: its value does not depend on the states through"
+                " differentiable operations; compute it by torch, or give a Reward with a gradient"
+                " of its own."
+            )
         return gradient
 
 
@@ -451,6 +461,19 @@ class FunctionReward(Reward):
         return self.function(x)
 
 
+def as_reward(reward: Reward | Callable[[States], PerSample]) -> Reward:
+    """A reward as it is, or a function of the states as a `FunctionReward`.
+
+    Raises:
+        InvalidProblem: neither.
+    """
+    require(
+        callable(reward),
+        f"the reward is a {type(reward).__name__}; give a Reward or a function of the states.",
+    )
+    return reward if isinstance(reward, Reward) else FunctionReward(reward)
+
+
 def as_quadratic(reward: Reward) -> Quadratic:
     """A linear, quadratic or sum of such rewards on vectors as one `Quadratic`; closed forms start
     here.
@@ -473,7 +496,7 @@ def as_quadratic(reward: Reward) -> Quadratic:
     )
 
 
-def orthonormal(matrix: Tensor, what: str) -> Float[Tensor, "n m"]:
+def orthonormal(matrix: Numbers, what: str) -> Float[Tensor, "n m"]:
     """A float64 matrix with orthonormal columns, checked.
 
     Raises:
@@ -493,8 +516,8 @@ def orthonormal(matrix: Tensor, what: str) -> Float[Tensor, "n m"]:
     return q
 
 
-def _tensor(values: Tensor, what: str) -> Tensor:
-    tensor = torch.as_tensor(values, dtype=torch.float64)
+def _tensor(values: Numbers, what: str) -> Tensor:
+    tensor = numbers(values, what)
     require(tensor.ndim >= 1, f"{what} is a single number; give a tensor.")
     require_finite(tensor, what, "every entry must be a finite number.")
     return tensor
@@ -509,11 +532,16 @@ def _scalar(x: Scalars) -> PerSample:
 
 
 def _require_number(value: float, what: str) -> None:
-    require(math.isfinite(value), f"{what} = {value}; it must be a finite number.")
+    number = numbers(value, what)
+    require(
+        number.ndim == 0 and bool(number.isfinite()),
+        f"{what} = {value}; it must be a finite number.",
+    )
 
 
 def _require_positive(value: float, what: str) -> None:
+    number = numbers(value, what)
     require(
-        math.isfinite(value) and value > 0,
+        number.ndim == 0 and bool(number.isfinite()) and bool(number > 0),
         f"{what} = {value}; it must be a positive finite number.",
     )

@@ -25,11 +25,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require, require_finite
+from socft.checks import InvalidProblem, Numbers, numbers, require, require_finite
+from socft.readable import Readable
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class Schedule(Readable):
     """Coefficients of a ``T``-step denoising chain.
 
     Attributes:
@@ -46,7 +47,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("abar", "score_weight", "sigma"):
-            values = torch.as_tensor(getattr(self, name), dtype=torch.float64)
+            values = numbers(getattr(self, name), name)
             object.__setattr__(self, name, values)
             require_finite(values, name, "every coefficient must be a finite number.")
         _require_monotone(self.abar)
@@ -93,16 +94,16 @@ class Schedule:
         return abs(self.memory()) <= tolerance
 
 
-def ddpm(abar: Float[Tensor, " steps_plus_1"]) -> Schedule:
+def ddpm(abar: Numbers) -> Schedule:
     """Ancestral sampling with the forward variance, ``sigma_t^2 = 1 - a_t`` (Ho et al. 2020, first
     choice).
     """
-    _require_monotone(abar)
+    abar = _levels(abar)
     beta = 1 - abar[:-1] / abar[1:]
     return Schedule(abar=abar, score_weight=beta, sigma=beta.sqrt())
 
 
-def ddim(abar: Float[Tensor, " steps_plus_1"], eta: float = 1.0) -> Schedule:
+def ddim(abar: Numbers, eta: float = 1.0) -> Schedule:
     """DDIM(eta) kernels (Song et al. 2021, equation 16); eta = 1 is DDPM with the posterior
     variance.
 
@@ -111,7 +112,7 @@ def ddim(abar: Float[Tensor, " steps_plus_1"], eta: float = 1.0) -> Schedule:
             eta = 0.
     """
     require(0 <= eta <= 1, f"eta = {eta}; it must lie in [0, 1].")
-    _require_monotone(abar)
+    abar = _levels(abar)
     noise, clean_noise, a = 1 - abar[:-1], 1 - abar[1:], abar[:-1] / abar[1:]
     variance = eta**2 * clean_noise / noise * (1 - a)
     score_weight = noise - (a * noise * (clean_noise - variance).clamp(min=0)).sqrt()
@@ -125,7 +126,7 @@ def variance_preserving(steps: int, rate: float = 1.0) -> Schedule:
     ``a_t = 1 - q dt`` and ``sigma_t^2 = q dt`` with ``dt = 1 / steps`` (section 4.2 of arXiv
     2412.18164v4); data at level 1.
     """
-    require(steps >= 1, f"steps = {steps}; give at least 1.")
+    _require_steps(steps)
     require(
         0 < rate < steps,
         f"rate / steps = {rate / steps:g}; it must lie in (0, 1), so use more than {rate:g} steps.",
@@ -139,7 +140,10 @@ def linear_levels(
     """Levels of the DDPM schedule whose forward variances grow linearly, rescaled from
     ``train_steps`` to ``steps``.
     """
-    return _levels(torch.linspace(first, last, steps, dtype=torch.float64) * (train_steps / steps))
+    _require_steps(steps)
+    return _cumulative(
+        torch.linspace(first, last, steps, dtype=torch.float64) * (train_steps / steps)
+    )
 
 
 def scaled_linear_levels(
@@ -148,7 +152,8 @@ def scaled_linear_levels(
     """Levels of Stable Diffusion's schedule, linear in the square root of the forward variance,
     rescaled to ``steps``.
     """
-    return _levels(
+    _require_steps(steps)
+    return _cumulative(
         torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
         * (train_steps / steps)
     )
@@ -160,15 +165,17 @@ def cosine_levels(
     """Levels of the cosine schedule (Nichol and Dhariwal 2021, equation 17), forward variances
     capped at ``largest``.
     """
+    _require_steps(steps)
     time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     level = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
-    return _levels((1 - level[1:] / level[:-1]).clamp(max=largest))
+    return _cumulative((1 - level[1:] / level[:-1]).clamp(max=largest))
 
 
-def subsample(abar: Float[Tensor, " steps_plus_1"], steps: int) -> Float[Tensor, " fewer_plus_1"]:
+def subsample(abar: Numbers, steps: int) -> Float[Tensor, " fewer_plus_1"]:
     """Every ``(T / steps)``-th level counted from the noisy end ("trailing" spacing), both ends
     kept.
     """
+    abar = _levels(abar)
     full = len(abar) - 1
     require(
         1 <= steps <= full,
@@ -178,14 +185,22 @@ def subsample(abar: Float[Tensor, " steps_plus_1"], steps: int) -> Float[Tensor,
     return abar[index]
 
 
-def soften_last(abar: Float[Tensor, " steps_plus_1"]) -> Float[Tensor, " steps_plus_1"]:
+def soften_last(abar: Numbers) -> Float[Tensor, " steps_plus_1"]:
     """Replace the last level by ``(abar[-1] + abar[-2]) / 2`` so that the posterior variance of the
     last step is positive.
     """
+    abar = _levels(abar)
     return torch.cat([abar[:-1], (abar[-1:] + abar[-2:-1]) / 2])
 
 
-def _levels(forward_variance: Tensor) -> Tensor:
+def _require_steps(steps: int) -> None:
+    require(
+        isinstance(steps, int) and steps >= 1,
+        f"steps = {steps}; give a whole number that is at least 1.",
+    )
+
+
+def _cumulative(forward_variance: Tensor) -> Tensor:
     """Signal levels in denoising order from forward variances in noising order."""
     worst = float(forward_variance.max())
     require(
@@ -197,10 +212,18 @@ def _levels(forward_variance: Tensor) -> Tensor:
     return torch.cat([levels, torch.ones(1, dtype=torch.float64)])
 
 
+def _levels(abar: Numbers) -> Tensor:
+    """Signal levels in denoising order, checked."""
+    levels = numbers(abar, "abar")
+    _require_monotone(levels)
+    return levels
+
+
 def _require_monotone(abar: Tensor) -> None:
     require(
         abar.ndim == 1 and len(abar) >= 2,
-        f"abar has shape {tuple(abar.shape)}; give a vector of at least two levels.",
+        f"abar has shape {tuple(abar.shape)}; give a vector of at least two levels, such as"
+        " linear_levels(50).",
     )
     require_finite(abar, "abar", "every level must be a finite number.")
     require(

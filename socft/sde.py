@@ -45,7 +45,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require, require_finite
+from socft.checks import InvalidProblem, Numbers, numbers, require, require_finite
+from socft.readable import Readable
 from socft.reference import (
     AffineReference,
     Diffusion,
@@ -63,7 +64,7 @@ Drift: TypeAlias = "Callable[[Tensor, States], States]"
 """``(t, x) -> b(t, x)``; t broadcasts against x."""
 
 
-class SDE(abc.ABC):
+class SDE(Readable, abc.ABC):
     """``dX = b(t, X) dt + B dW`` on vectors.
 
     Attributes:
@@ -71,8 +72,8 @@ class SDE(abc.ABC):
         horizon: the final time.
     """
 
-    def __init__(self, noise: Float[Tensor, "n m"], horizon: float):
-        self.noise = torch.as_tensor(noise, dtype=torch.float64)
+    def __init__(self, noise: Numbers, horizon: float):
+        self.noise = numbers(noise, "B")
         require(self.noise.ndim == 2, f"B has shape {tuple(self.noise.shape)}; give (n, m).")
         require_finite(self.noise, "B", "every entry must be a finite number.")
         require(
@@ -102,7 +103,7 @@ class DriftSDE(SDE):
     def __init__(
         self,
         drift: Drift,
-        noise: Float[Tensor, "n m"],
+        noise: Numbers,
         horizon: float,
         initial: Callable[[States], States] | None = None,
     ):
@@ -128,25 +129,23 @@ class LinearSDE(SDE):
 
     def __init__(
         self,
-        A: Float[Tensor, "n n"],
-        noise: Float[Tensor, "n m"],
+        A: Numbers,
+        noise: Numbers,
         horizon: float,
-        offset: Float[Tensor, " n"] | None = None,
-        initial_mean: Float[Tensor, " n"] | None = None,
-        initial_factor: Float[Tensor, "n n"] | None = None,
+        offset: Numbers | None = None,
+        initial_mean: Numbers | None = None,
+        initial_factor: Numbers | None = None,
     ):
         super().__init__(noise, horizon)
         n = len(self.noise)
         self.A = _matrix(A, n)
         zero = torch.zeros(n, dtype=torch.float64)
-        self.offset = zero if offset is None else torch.as_tensor(offset, dtype=torch.float64)
+        self.offset = zero if offset is None else numbers(offset, "c")
         require(self.offset.shape == (n,), f"c has shape {tuple(self.offset.shape)}; give ({n},).")
-        self.initial_mean = (
-            zero if initial_mean is None else torch.as_tensor(initial_mean, dtype=torch.float64)
-        )
+        self.initial_mean = zero if initial_mean is None else numbers(initial_mean, "initial mean")
         eye = torch.eye(n, dtype=torch.float64)
         self.initial_factor = (
-            eye if initial_factor is None else torch.as_tensor(initial_factor, dtype=torch.float64)
+            eye if initial_factor is None else numbers(initial_factor, "initial factor")
         )
 
     def drift(self, t: Tensor, x: States) -> States:
@@ -163,9 +162,9 @@ class SemilinearSDE(SDE):
 
     def __init__(
         self,
-        A: Float[Tensor, "n n"],
+        A: Numbers,
         remainder: Drift,
-        noise: Float[Tensor, "n m"],
+        noise: Numbers,
         horizon: float,
         initial: Callable[[States], States] | None = None,
     ):
@@ -180,7 +179,7 @@ class SemilinearSDE(SDE):
         return z if self._initial is None else self._initial(z)
 
 
-class Integrator(abc.ABC):
+class Integrator(Readable, abc.ABC):
     """A way to make a chain of an SDE."""
 
     @overload
@@ -407,8 +406,8 @@ def _constant(noise: Tensor, steps: int) -> MatrixDiffusion:
     return MatrixDiffusion(noise.expand(steps, *noise.shape))
 
 
-def _matrix(A: Tensor, n: int) -> Tensor:
-    A = torch.as_tensor(A, dtype=torch.float64)
+def _matrix(matrix: Numbers, n: int) -> Tensor:
+    A = numbers(matrix, "A")
     require(A.shape == (n, n), f"A has shape {tuple(A.shape)}; with this B give ({n}, {n}).")
     require_finite(A, "A", "every entry must be a finite number.")
     return A

@@ -15,11 +15,12 @@ from socft.estimators.base import Estimator
 from socft.path import Noise, rollout
 from socft.policy import Policy
 from socft.problem import ControlProblem
+from socft.readable import Readable
 from socft.reference import States, Step
 
 
 @dataclasses.dataclass(frozen=True)
-class Iteration:
+class Iteration(Readable):
     """What a method has reached.
 
     Attributes:
@@ -39,7 +40,7 @@ class Iteration:
     value_gradient: Callable[[Step, States], States] | None = None
 
 
-class Method(abc.ABC):
+class Method(Readable, abc.ABC):
     """A way to solve a control problem."""
 
     @abc.abstractmethod

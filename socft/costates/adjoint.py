@@ -32,13 +32,14 @@ from socft.costates.base import Cost, CostateStep
 from socft.path import Path
 from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
+from socft.readable import Readable
 from socft.reference import Noises, States
 
 Following: TypeAlias = Callable[[int, Tensor], Tensor]
 """``(k, a_{k+1}) -> `` what step k pulls back in its place, shape (batch, *dims)."""
 
 
-class Adjoint(abc.ABC):
+class Adjoint(Readable, abc.ABC):
     """Which state dependence a costate differentiates.
 
     Attributes:

@@ -8,6 +8,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from socft.readable import Readable
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -51,7 +53,7 @@ class CostateStep:
 
 
 @dataclasses.dataclass(frozen=True)
-class Costates:
+class Costates(Readable):
     """Samples of the costate at their states, k = 0..T.
 
     Attributes:

@@ -22,6 +22,7 @@ from socft.costates.base import Cost
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
+from socft.readable import Readable
 from socft.reference import States, Step, at_step
 
 CostateField: TypeAlias = Callable[[Step, States], States]
@@ -31,7 +32,7 @@ FREE = Cost(memory=0)
 """The cost of a field that evaluates neither the reference nor the policy."""
 
 
-class CostateSource(abc.ABC):
+class CostateSource(Readable, abc.ABC):
     """Where a costate field comes from."""
 
     @property
@@ -112,7 +113,7 @@ def zero_field(k: Step, x: States) -> States:
     return torch.zeros_like(x)
 
 
-class Correction(abc.ABC):
+class Correction(Readable, abc.ABC):
     """A martingale increment from a costate field."""
 
     @property

@@ -28,10 +28,11 @@ from socft.costates.base import Cost
 from socft.costates.directional import VectorField, derivative, trace
 from socft.costates.fields import differentiated, times, total
 from socft.problem import ControlProblem
+from socft.readable import Readable
 from socft.reference import States
 
 
-class Move(abc.ABC):
+class Move(Readable, abc.ABC):
     """A way to compute what a costate gains."""
 
     @abc.abstractmethod

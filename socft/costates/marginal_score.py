@@ -28,6 +28,7 @@ from socft.costates.fields import FREE
 from socft.path import Path
 from socft.policy import AffinePolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
+from socft.readable import Readable
 from socft.reference import Noises, ScoreReference, States, Step
 from socft.regression.features import Features
 from socft.regression.functions import Regression
@@ -42,7 +43,7 @@ CHUNK = 256
 """States at once in a kernel mixture."""
 
 
-class MarginalScore(abc.ABC):
+class MarginalScore(Readable, abc.ABC):
     """A way to know the score of the marginal laws.
 
     Attributes:

@@ -24,6 +24,7 @@ from socft.costates.fields import CostateField, CostateSource, Given, zero_field
 from socft.path import Noise, Path, rollout
 from socft.policy import Policy
 from socft.problem import ControlProblem
+from socft.readable import Readable
 from socft.reference import States, Step, by_step
 from socft.regression.functions import Field, Regression
 
@@ -44,7 +45,7 @@ class Values:
     values: Float[Tensor, "steps_plus_1 batch"]
 
 
-class FieldRegression(abc.ABC):
+class FieldRegression(Readable, abc.ABC):
     """A least-squares fit ``a ~ phi(k, x)`` over all steps."""
 
     @abc.abstractmethod
@@ -102,7 +103,7 @@ class Potential:
         )
 
 
-class Sampling(abc.ABC):
+class Sampling(Readable, abc.ABC):
     """Which paths the rounds of a refinement use, in folds.
 
     Attributes:

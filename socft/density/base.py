@@ -6,28 +6,23 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
 from socft.density.constants import ScoreConstants
+from socft.readable import Readable
 from socft.reference import States
 from socft.reward import PerSample, Quadratic, Reward, as_quadratic
-
-Numbers: TypeAlias = (
-    "Tensor | np.ndarray | Sequence[float] | Sequence[Sequence[float]] | float | int"
-)
 
 DensityT = TypeVar("DensityT", bound="Density")
 DensityT_co = TypeVar("DensityT_co", bound="Density", covariant=True)
 
 
-class Density(abc.ABC):
+class Density(Readable, abc.ABC):
     """A law on vectors of shape ``dims`` that can be noised exactly. A signal level is one number
     or one per sample.
     """
@@ -107,7 +102,7 @@ class Density(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tilt(Generic[DensityT_co]):
+class Tilt(Readable, Generic[DensityT_co]):
     """The law ``p exp(r / beta) / Z`` and its ``log Z``, with ``Z = E_p exp(r / beta)``."""
 
     density: DensityT_co

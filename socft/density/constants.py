@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from socft.readable import Readable
+
 SEARCH_TOLERANCE = 1e-10  # relative gap left between a certified maximum and the value found
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreConstants:
+class ScoreConstants(Readable):
     """Lipschitz constants of a score and of its Jacobian, one per noise level (or scalars for one
     law).
 

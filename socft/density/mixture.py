@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require, require_finite
+from socft.checks import Numbers, numbers, require, require_finite
 from socft.density.base import (
     Density,
-    Numbers,
     Tilt,
     broadcast_level,
     quadratic_form,
@@ -34,6 +33,7 @@ from socft.reward import PerSample, Reward
 SYMMETRY_TOLERANCE = (
     1e-10  # relative: covariances built from float64 products are symmetric to about n eps
 )
+WEIGHT_TOLERANCE = 1e-6  # of their sum: float32 weights are normalised to about K eps
 _SAME = 1e-14  # relative: covariances closer than this are one covariance, written twice
 _BORDERLINE = (
     1e-12  # relative: a beta this close to the smallest integrable one is round-off away from it
@@ -48,7 +48,7 @@ class GaussianMixture(Density):
     once.
 
     Args:
-        weights: positive, shape (K,); normalised to sum to 1.
+        weights: positive, shape (K,), with sum 1.
         means: shape (K, n), or (K,) in one dimension.
         covs: positive semi-definite: one number (isotropic, common), (K,) isotropic, (n, n) common,
             or (K, n, n).
@@ -66,7 +66,7 @@ class GaussianMixture(Density):
     bases: Float[Tensor, "k n n"]
 
     def __init__(self, weights: Numbers, means: Numbers, covs: Numbers):
-        w, m = (torch.as_tensor(values, dtype=torch.float64) for values in (weights, means))
+        w, m = numbers(weights, "weights"), numbers(means, "means")
         m = m.unsqueeze(1) if m.ndim == 1 else m
         require(
             w.ndim == 1 and m.ndim == 2 and len(w) == len(m) > 0,
@@ -78,6 +78,11 @@ class GaussianMixture(Density):
             bool((w > 0).all()),
             f"the smallest weight is {float(w.min()):g}; weights must be positive, drop the"
             " component.",
+        )
+        total = float(w.sum())
+        require(
+            abs(total - 1) <= WEIGHT_TOLERANCE,
+            f"the weights sum to {total:.6g}; a mixture's weights sum to 1, divide by their sum.",
         )
         self._set(w / w.sum(), m, *_diagonalise(_covariances(covs, *m.shape)))
 
@@ -92,6 +97,9 @@ class GaussianMixture(Density):
         other = object.__new__(type(self))
         other._set(weights, means, spectra, bases)
         return other
+
+    def shown(self) -> dict[str, Any]:
+        return {"weights": self.weights, "means": self.means, "covs": self.covariances}
 
     @property
     def regular(self) -> bool:
@@ -253,13 +261,20 @@ class Gaussian(GaussianMixture):
     """
 
     def __init__(self, mean: Numbers, cov: Numbers):
-        mean, cov = (torch.as_tensor(values, dtype=torch.float64) for values in (mean, cov))
-        super().__init__([1.0], mean.reshape(1, -1), torch.diag(cov) if cov.ndim == 1 else cov)
+        covariance = numbers(cov, "cov")
+        super().__init__(
+            [1.0],
+            numbers(mean, "mean").reshape(1, -1),
+            torch.diag(covariance) if covariance.ndim == 1 else covariance,
+        )
+
+    def shown(self) -> dict[str, Any]:
+        return {"mean": self.mean, "cov": self.covariance}
 
 
 def _covariances(covs: Numbers, components: int, n: int) -> Float[Tensor, "k n n"]:
     """Covariances as (K, n, n), or (1, n, n) if they are all the same."""
-    cov = torch.as_tensor(covs, dtype=torch.float64)
+    cov = numbers(covs, "covs")
     require_finite(cov, "covs", "every entry must be a finite number.")
     if cov.ndim == 0 or cov.shape == (components,):
         cov = cov.reshape(-1, 1, 1) * torch.eye(n, dtype=torch.float64)

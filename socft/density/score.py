@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from socft.checks import require, require_finite
+from socft.checks import Numbers, numbers, require, require_finite
 from socft.density.base import Density, require_level
 from socft.density.constants import ScoreConstants
 from socft.density.mixture import Gaussian
+from socft.readable import Readable
 from socft.reference import (
     AffineReference,
     ScalarDiffusion,
@@ -24,7 +21,7 @@ from socft.reference import (
 from socft.schedule import Schedule
 
 
-class NoisedScore:
+class NoisedScore(Readable):
     """``(k, x) -> score of the density noised to abar[k]``, k one level or one per sample.
 
     Twice differentiable in ``x``; keeps its dtype and device. Nothing is stored per level.
@@ -34,9 +31,9 @@ class NoisedScore:
         abar: signal levels in [0, 1], shape (T,); below 1 if the law is singular.
     """
 
-    def __init__(self, density: Density, abar: Float[Tensor, " steps"]):
+    def __init__(self, density: Density, abar: Numbers):
         self.density = density
-        self.abar = torch.as_tensor(abar, dtype=torch.float64)
+        self.abar = numbers(abar, "abar")
         require(
             self.abar.ndim == 1 and len(self.abar) > 0,
             f"abar has shape {tuple(self.abar.shape)}; give a vector of levels.",

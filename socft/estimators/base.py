@@ -28,6 +28,7 @@ from socft.costates.base import Cost, Costates, CostateStep
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
+from socft.readable import Readable
 from socft.reference import Step, at_step
 from socft.reward import PerSample
 
@@ -35,7 +36,7 @@ Kind = Literal["objective gradient", "fixed-point residual", "biased"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
+class Labels(Readable):
     """Labels of a batch of paths, with the states they belong to; every tensor has the shape (T,
     batch, ...).
 
@@ -73,7 +74,7 @@ class Labels:
         )
 
 
-class Estimator(abc.ABC):
+class Estimator(Readable, abc.ABC):
     """Labels along paths and a pointwise loss whose gradient is the estimate.
 
     Attributes:

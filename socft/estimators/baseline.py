@@ -20,6 +20,7 @@ from torch import Tensor
 from socft.checks import require
 from socft.path import Path
 from socft.problem import ControlProblem
+from socft.readable import Readable
 from socft.reference import States, Step
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression, Regression
@@ -37,7 +38,7 @@ def returns_to_go(problem: ControlProblem, path: Path, kl: bool = True) -> Retur
     return problem.reward(path.final) - (paid.sum(0) - paid.cumsum(0))
 
 
-class Baseline(abc.ABC):
+class Baseline(Readable, abc.ABC):
     """What to subtract from the returns.
 
     Attributes:

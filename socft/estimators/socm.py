@@ -46,10 +46,11 @@ from socft.path import Path
 from socft.path_measure import constant_beta, kick, normalised, optimal_log_weights
 from socft.policy import Policy
 from socft.problem import ControlProblem
+from socft.readable import Readable
 from socft.reference import AffineReference, MatrixDiffusion, ScalarDiffusion, States
 
 
-class Flow(abc.ABC):
+class Flow(Readable, abc.ABC):
     """Matrices ``F_j``, the same on every path."""
 
     @abc.abstractmethod

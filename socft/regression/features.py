@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
+from socft.readable import Readable
 
 
-class Features(abc.ABC):
+class Features(Readable, abc.ABC):
     """A fixed feature map."""
 
     @abc.abstractmethod

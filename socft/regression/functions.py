@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from socft.checks import require, require_finite
+from socft.readable import Readable
 from socft.regression.features import Features
 
 _REMEDY = "the samples left the region where the fit is accurate; add paths, ridge, or centres."
@@ -20,7 +21,7 @@ _REMEDY = "the samples left the region where the fit is accurate; add paths, rid
 Field = Callable[[Tensor], Tensor]
 
 
-class Regression(abc.ABC):
+class Regression(Readable, abc.ABC):
     """A least-squares fit ``y ~ f(x)``."""
 
     @abc.abstractmethod

@@ -22,6 +22,7 @@ from socft.checks import require
 from socft.density import Gaussian
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
+from socft.readable import Readable
 from socft.reward import as_quadratic
 from socft.truth.base import Evaluation
 from socft.truth.quadratic import (
@@ -62,7 +63,7 @@ class PolicyEvaluation(PolicyMoments):
 
 
 @dataclasses.dataclass(frozen=True)
-class AffineGradient:
+class AffineGradient(Readable):
     """Gradient of the objective with respect to an affine policy: ``gain`` (T, m, n), ``offset``
     (T, m).
     """

@@ -13,6 +13,7 @@ from torch import Tensor
 from socft.path import Noise, Path, returns, rollout
 from socft.policy import FunctionPolicy, Policy
 from socft.problem import ControlProblem
+from socft.readable import Readable
 from socft.reference import Noises, States, Step
 from socft.reward import PerSample
 
@@ -20,7 +21,7 @@ PROBE_PATHS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Readable):
     """What a policy achieves.
 
     Attributes:
@@ -45,7 +46,7 @@ def simulate(problem: ControlProblem, policy: Policy, noise: Noise) -> Evaluatio
     return Evaluation(float(total.mean()), float(reward.mean()), path.kl().mean(1), stderr)
 
 
-class Truth(abc.ABC):
+class Truth(Readable, abc.ABC):
     """Exact optimum of a control problem: value, value gradient (costate), control and objective.
 
     Attributes:

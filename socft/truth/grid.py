@@ -26,6 +26,7 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.policy import Policy
+from socft.readable import Readable
 from socft.reference import Noises, Reference, States, Step, by_step
 
 DEGREE = 9
@@ -39,7 +40,7 @@ SHORTEST = 1e-100
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
+class Grid(Readable):
     """A uniform grid on a box.
 
     Attributes:

@@ -28,12 +28,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.density import Density, Tilt
+from socft.readable import Readable
 from socft.reference import States
 from socft.reward import PerSample, Reward
 
 
 @dataclasses.dataclass(frozen=True)
-class TiltedMixture:
+class TiltedMixture(Readable):
     """Closed-form value of a density with exact tilts: Gaussian mixtures and rotated separable
     laws, linear or quadratic rewards.
 

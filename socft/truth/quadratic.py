@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require, require_finite
+from socft.checks import InvalidProblem, Numbers, numbers, require, require_finite
 from socft.problem import ControlProblem
 from socft.reference import (
     AffineReference,
@@ -42,16 +42,14 @@ class QuadraticCost:
         InvalidProblem: a shape does not fit, an entry is not finite, or F is not symmetric.
     """
 
-    def __init__(self, F: Float[Tensor, "*steps n n"], h: Float[Tensor, "*steps n"] | None = None):
-        self.F = torch.as_tensor(F, dtype=torch.float64)
+    def __init__(self, F: Numbers, h: Numbers | None = None):
+        self.F = numbers(F, "F")
         shape = tuple(self.F.shape)
         require(
             len(shape) in (2, 3) and shape[-1] == shape[-2],
             f"F has shape {shape}; give (n, n) or (steps, n, n).",
         )
-        self.h = (
-            self.F.new_zeros(shape[-1]) if h is None else torch.as_tensor(h, dtype=torch.float64)
-        )
+        self.h = self.F.new_zeros(shape[-1]) if h is None else numbers(h, "h")
         fits = self.h.ndim in (1, 2) and self.h.shape[-1] == shape[-1]
         require(
             fits,

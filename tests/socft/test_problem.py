@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -24,8 +27,10 @@ from socft.reference import (
     ScalarDiffusion,
 )
 from socft.reward import FunctionReward, Linear, Quadratic
+from socft.schedule import ddpm
 from socft.train import Iteration
 from socft.truth.linear_quadratic import LinearQuadratic
+from socft.truth.quadrature import Quadrature
 from tests.support.tensors import F64, randn, t
 from toy.problems import FINE_TUNING, fine_tuning
 
@@ -101,18 +106,57 @@ def test_impossible_weights_are_refused_with_their_value(beta: float | Tensor, m
     ],
 )
 def test_rewards_that_are_not_one_finite_number_per_sample_are_refused(reward, message: str):
-    plain = type(
-        "Plain", (), {"__call__": lambda self, x: reward(x)}
-    )()  # without the annotations of socft's own rewards
     with pytest.raises(InvalidProblem, match=message):
-        _unchecked(ControlProblem)(chain(), plain, 1.0)
+        ControlProblem(chain(), unannotated(reward), 1.0)
 
 
-def _unchecked(kind: type) -> type:
-    """The class with annotations of its arguments not enforced, as outside the tests."""
-    return type(
-        "Unchecked", (kind,), {"__init__": getattr(kind.__init__, "__wrapped__", kind.__init__)}
-    )
+def unannotated(function: Callable[[Tensor], object]) -> Any:
+    """A reward without the annotations of socft's own."""
+    return type("Plain", (), {"__call__": lambda self, x: function(x)})()
+
+
+def test_a_function_of_the_states_is_a_reward_with_its_derivative():
+    problem, x = ControlProblem(chain(), lambda x: x.square().sum(1), 1.0), randn(1, 4, 2)
+    assert torch.equal(problem.reward(x), x.square().sum(1))
+    torch.testing.assert_close(problem.reward.gradient(x), 2 * x)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((chain(), 3.0, 1.0), "the reward is a float; give a Reward or a function"),
+        (("sd", REWARD, 1.0), "the reference is a str; give a Reference"),
+        (
+            (chain(), REWARD, 1.0, lambda k, x: x),
+            r"the running cost returned shape \(2, 2\) for 2 samples",
+        ),
+        ((chain(), REWARD, "b"), "beta = b; give a number, an array, or"),
+    ],
+)
+def test_what_is_no_problem_is_refused(given: tuple[Any, ...], message: str):
+    with pytest.raises(InvalidProblem, match=message):
+        ControlProblem(*given)
+
+
+@pytest.mark.parametrize("function", [lambda x: x.detach().sum(1), lambda x: torch.ones(len(x))])
+def test_a_reward_without_a_gradient_is_refused_where_one_is_needed(function):
+    """Estimators that need no gradient take it; a truth says what it lacks."""
+    problem = ControlProblem(chain(1, 1), function, 1.0)
+    with pytest.raises(InvalidProblem, match="the reward has no gradient: its value does not dep"):
+        problem.reward.gradient(randn(2, 3, 1))
+    with pytest.raises(InvalidProblem, match="the reward has no gradient: its value does not dep"):
+        Quadrature(problem)
+
+
+@pytest.mark.parametrize("convert", [list, np.array, lambda values: np.float32(values)])
+def test_numbers_come_in_any_form(convert):
+    """Lists, arrays and single precision are converted; the algebra is in double precision."""
+    levels = convert([0.5, 0.75, 1.0])
+    assert torch.equal(ddpm(levels).abar, t(0.5, 0.75, 1.0))
+    assert torch.equal(Linear(levels).w, t(0.5, 0.75, 1.0))
+    assert torch.equal(ScalarDiffusion(levels).sigma, t(0.5, 0.75, 1.0))
+    problem = ControlProblem(chain(3), REWARD, levels)
+    assert problem.beta.dtype == torch.float64
 
 
 def test_the_reward_is_probed_on_states_of_the_reference():

@@ -241,7 +241,18 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: variance_preserving(10, 10.0),
         r"rate / steps = 1; it must lie in \(0, 1\), so use more than 10 steps",
     ),
-    "no steps": (lambda: variance_preserving(0), "steps = 0; give at least 1"),
+    "a number of steps for levels": (
+        lambda: ddpm(50),
+        r"abar has shape \(\); give a vector of at least two levels, such as linear_levels\(50\)",
+    ),
+    "half a step": (
+        lambda: linear_levels(2.5),  # type: ignore[arg-type]
+        "steps = 2.5; give a whole number",
+    ),
+    "no steps": (
+        lambda: variance_preserving(0),
+        "steps = 0; give a whole number that is at least 1",
+    ),
     "too coarse": (
         lambda: linear_levels(10),
         r"a forward variance is 2; it must stay below 1: sub-sample a longer schedule",

@@ -428,7 +428,7 @@ def test_two_components_have_exact_constants(name: str):
 BOUNDED: dict[str, GaussianMixture] = {
     "three of one covariance": GaussianMixture([0.3, 0.3, 0.4], 2 * randn(3, 2), covariance(2)),
     "square": GaussianMixture(
-        [1.0] * 4, torch.tensor([[2.0, 2.0], [2.0, -2.0], [-2.0, 2.0], [-2.0, -2.0]]), 1.0
+        [0.25] * 4, torch.tensor([[2.0, 2.0], [2.0, -2.0], [-2.0, 2.0], [-2.0, -2.0]]), 1.0
     ),
     "three isotropic": GaussianMixture([0.3, 0.3, 0.4], randn(3, 2), [0.5, 1.0, 2.0]),
     "two parallel": GaussianMixture([0.3, 0.3, 0.4], 2 * randn(3, 2), [1.0, 1.0, 2.0]),
@@ -823,6 +823,14 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: GaussianMixture([1.0], [0.0, 1.0], 1.0),
         r"weights has shape \(1,\) and means \(2, 1\)",
     ),
+    "weights of another sum": (
+        lambda: GaussianMixture([0.7, 0.4], [0.0, 1.0], 1.0),
+        "weights sum to 1.1; a mixture's weights sum to 1, divide by their sum",
+    ),
+    "no numbers": (
+        lambda: GaussianMixture(["a"], [0.0], 1.0),  # type: ignore[list-item]
+        r"weights = \['a'\]; give a number, an array, or lists of equal length",
+    ),
     "nan mean": (
         lambda: Gaussian([0.0, math.nan], 1.0),
         r"means\[0, 1\] = nan; every mean must be finite",
@@ -840,7 +848,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         r"differs from its transpose by 0\.5; give a symmetric",
     ),
     "cov shape": (
-        lambda: GaussianMixture([1.0, 1.0], [0.0, 1.0], [1.0, 1.0, 1.0]),
+        lambda: GaussianMixture([0.5, 0.5], [0.0, 1.0], [1.0, 1.0, 1.0]),
         r"covs has shape \(3,\)",
     ),
     "level": (lambda: LINE.noised(1.2), r"abar = 1\.2; a signal level must lie in \[0, 1\]"),

@@ -896,8 +896,11 @@ def test_what_has_no_closed_form_is_refused():
         "the running cost is a function": lambda: LinearQuadratic(
             shallow(problem, lambda k, x: x.sum(1))
         ),
-        r"F of shape \(3, 3\)": lambda: LinearQuadratic(
-            shallow(problem, QuadraticCost(torch.eye(3)))
+        r"F of shape \(4, 2, 2\)": lambda: LinearQuadratic(
+            shallow(problem, QuadraticCost(torch.eye(2).expand(4, 2, 2)))
+        ),
+        r"the running cost fails on states of shape \(2, 2\)": lambda: shallow(
+            problem, QuadraticCost(torch.eye(3))
         ),
         r"F has shape \(2, 3\)": lambda: QuadraticCost(torch.ones(2, 3)),
         r"h has shape \(3,\)": lambda: QuadraticCost(torch.eye(2), torch.ones(3)),
