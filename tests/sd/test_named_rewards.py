@@ -15,8 +15,7 @@ from sd_experiments.training.monitor import read_metrics
 from sd_experiments.training.session import make_trainer
 from socft import cli
 from socft.path import rollout
-from tests.sd.test_train import noise_of, save_model, written
-from tests.sd.test_weights import save_clip
+from tests.support.sd import noise_of, save_clip, save_model, written
 
 
 @pytest.mark.parametrize("name", ["jpeg", "clip"])
@@ -30,7 +29,7 @@ def test_the_rewards_that_come_along_train_by_name(name: str, tmp_path: Path):
         "jpeg": 'name = "jpeg"\noptions = { quality = 50 }',
         "clip": f'name = "clip"\npath = "{tmp_path / "clip"}"',
     }[name]
-    file.write_text(file.read_text().replace('name = "tests.sd.test_train:reddish"', table))
+    file.write_text(file.read_text().replace('name = "tests.support.sd:reddish"', table))
     assert cli.main(["sd", "train", "--config", str(file), "--steps", "2"]) == 0
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     trainer = make_trainer(build(config.read_config(file)))

@@ -46,8 +46,7 @@ from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reward import FunctionReward
 from socft.train import fit
-from tests.sd.test_reference import (
-    F64,
+from tests.support.sd import (
     NEGATIVE,
     PROMPT,
     ROUNDING,
@@ -57,10 +56,10 @@ from tests.sd.test_reference import (
     network,
     pipeline,
     pipeline_latents,
-    randn,
     stable_diffusion,
     tokenizer,
 )
+from tests.support.tensors import F64, randn
 from toy.measure import Memory, peak_memory
 
 # torch compiles its forward-mode formulas with a function it has deprecated itself.

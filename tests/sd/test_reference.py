@@ -4,7 +4,6 @@ memory, refusals.
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -13,15 +12,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers.configuration_utils import FrozenDict
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
     StableDiffusionXLPipeline,
 )
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from sd_experiments.model.lora_io import save_lora
 from sd_experiments.model.policy import LoRA, LoRAPolicy
@@ -32,169 +27,28 @@ from sd_experiments.model.stable_diffusion import StableDiffusion
 from socft.checks import InvalidProblem
 from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
+from tests.support.sd import (
+    NEGATIVE,
+    PROMPT,
+    ROUNDING,
+    away,
+    drawn_by_pipeline,
+    exact_tables,
+    network,
+    pipeline,
+    pipeline_latents,
+    scheduler,
+    stable_diffusion,
+    surroundings,
+)
 from tests.support.tensors import F64, randn
 from toy.measure import Memory
 
-# relative: a few sampling steps, each a network of some ten thousand float64 operations per entry
-ROUNDING = 1e-11
 TABLE = (
     1e-5  # relative: diffusers computes its coefficients in float32, from the same float32 levels
 )
 SINGLE = 1e-4  # relative: the network in float32
 HALF = 0.1  # relative: the network in bfloat16, 8 bits
-WORDS = ("a", "red", "circle", "blue", "square", "on", "the", "left", "bad")
-PROMPT, NEGATIVE = "a red circle", "bad"
-SETTINGS: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
-
-
-def scheduler(**changes: Any) -> DDIMScheduler:
-    return DDIMScheduler(**{**SETTINGS, **changes})
-
-
-def tokenizer() -> CLIPTokenizer:
-    letters = sorted({letter for word in WORDS for letter in word})
-    tokens, merges = [*letters, *(f"{letter}</w>" for letter in letters)], []
-    for word in WORDS:
-        parts = [*word[:-1], f"{word[-1]}</w>"]
-        while len(parts) > 1:
-            merges.append((parts[0], parts[1]))
-            parts = [parts[0] + parts[1], *parts[2:]]
-            tokens.append(parts[0])
-    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        {token: i for i, token in enumerate(tokens)},
-        list(dict.fromkeys(merges)),
-        model_max_length=12,
-    )
-
-
-def network(seed: int = 0, width: int = 16, **more: Any) -> UNet2DConditionModel:
-    torch.manual_seed(seed)
-    sizes: dict[str, Any] = {
-        "cross_attention_dim": 32,
-        "attention_head_dim": 4,
-        "norm_num_groups": 8,
-    }
-    return UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(width, 2 * width),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        **(sizes | more),
-    )
-
-
-@functools.cache
-def surroundings() -> tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizer]:
-    torch.manual_seed(1)
-    decoder: dict[str, Any] = {
-        "block_out_channels": (8, 16),
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "norm_num_groups": 4,
-        "sample_size": 16,
-        "mid_block_add_attention": False,
-    }
-    vae, words = AutoencoderKL(**decoder), tokenizer()
-    sizes: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    ends: dict[str, Any] = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
-    text = CLIPTextModel(
-        CLIPTextConfig(vocab_size=len(words), max_position_embeddings=12, **sizes, **ends)
-    )
-    return vae.double(), text.double(), words
-
-
-def stable_diffusion(
-    unet: Any = None, dtype: torch.dtype = F64, settings: DDIMScheduler | None = None, **limits: Any
-) -> StableDiffusion:
-    """A random network; every call makes its own, the rest is shared."""
-    chosen = network() if unet is None else unet
-    if unet is None:
-        nn.Module.to(chosen, dtype)
-    vae, text, words = surroundings()
-    return StableDiffusion(
-        chosen,
-        vae,
-        SinglePromptEncoder(text, words),
-        scheduler() if settings is None else settings,
-        **limits,
-    )
-
-
-def pipeline(base: StableDiffusion, chain: StableDiffusionReference) -> StableDiffusionPipeline:
-    assert isinstance(base.prompt_encoder, SinglePromptEncoder)
-    parts: dict[str, Any] = {
-        "text_encoder": base.prompt_encoder.encoder,
-        "tokenizer": base.prompt_encoder.tokenizer,
-    }
-    parts |= {"vae": base.vae, "unet": base.unet}
-    parts |= {
-        "scheduler": chain.sampling.scheduler,
-        "safety_checker": None,
-        "feature_extractor": None,
-    }
-    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def exact_tables(chain: StableDiffusionReference) -> DDIMScheduler:
-    """The chain's scheduler, computing its coefficients in float64 from the same levels."""
-    theirs = chain.sampling.scheduler
-    assert isinstance(theirs, DDIMScheduler)
-    theirs.alphas_cumprod, theirs.final_alpha_cumprod = (
-        theirs.alphas_cumprod.double(),
-        theirs.final_alpha_cumprod.double(),
-    )
-    return theirs
-
-
-def pipeline_latents(
-    pipe: Any, chain: StableDiffusionReference, initial: Tensor, seed: int, **options: Any
-) -> Tensor:
-    found = pipe(
-        [chain.prompt] * len(initial),
-        negative_prompt=[chain.negative_prompt] * len(initial),
-        num_inference_steps=chain.steps,
-        guidance_scale=chain.guidance,
-        eta=chain.eta,
-        latents=initial.clone(),
-        generator=torch.Generator().manual_seed(seed),
-        output_type="latent",
-        **options,
-    )
-    return found.images
-
-
-def drawn_by_pipeline(
-    chain: StableDiffusionReference, batch: int, seed: int, dtype: torch.dtype = F64
-) -> Noise:
-    """The noise a pipeline draws step by step from a generator of this seed, with initial noise of
-    its own.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    steps = [
-        torch.randn(batch, *chain.dims, generator=generator, dtype=dtype)
-        for _ in range(chain.steps)
-    ]
-    return Noise(randn(seed + 1, batch, *chain.dims).to(dtype), torch.stack(steps))
-
-
-def away(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -30,7 +30,7 @@ from socft.report.rows import Rows
 from socft.report.stable_diffusion.report import report
 from socft.report.stable_diffusion.tables import ahead_at_the_best_rate, ahead_in_trainings
 from socft.study.comparison import PI_FT, PRETRAINED, picture_of
-from tests.sd.test_train import written
+from tests.support.sd import written
 
 STILL = 1e-30
 """A learning rate that moves nothing."""

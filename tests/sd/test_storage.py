@@ -28,7 +28,7 @@ from socft.estimators.baseline import LeaveOneOut
 from socft.estimators.ddpo import DDPO
 from socft.estimators.dpok import DPOK
 from socft.estimators.truncated_backprop import TruncatedBackprop
-from tests.sd.test_train import trainer_with
+from tests.support.sd import trainer_with
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 TABLES: dict[str, dict[str, Any]] = {

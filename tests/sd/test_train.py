@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +27,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from sd_experiments import CONFIGS, config
-from sd_experiments.model.reference import StableDiffusionReference
 from sd_experiments.training.build import ESTIMATORS, Experiment, build, instantiate, load_model
 from sd_experiments.training.gradient import draw_steps
 from sd_experiments.training.monitor import (
@@ -42,22 +40,28 @@ from sd_experiments.training.prompt_task import PromptTask
 from sd_experiments.training.replay_buffer import (
     effective_share,
     log_likelihood_ratios,
-    seeded_generator,
 )
 from sd_experiments.training.session import make_trainer
-from sd_experiments.training.train import StepMetrics, Trainer
+from sd_experiments.training.train import Trainer
 from socft import cli
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
-from socft.estimators.base import Estimator, Kind, Labels, MatchingEstimator
+from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.path import Noise, returns, rollout
 from socft.path import Path as States
 from socft.policy import AffinePolicy, Policy
 from socft.problem import ControlProblem
-from socft.reference import AffineReference, ScalarDiffusion
-from socft.reward import FunctionReward
-from tests.sd.test_reference import NEGATIVE, PROMPT, pipeline, stable_diffusion
+from socft.reference import ScalarDiffusion
+from tests.support.sd import (
+    STEPS,
+    away,
+    chain_problem,
+    gradients_of,
+    noise_of,
+    trainer_with,
+    written,
+)
 from tests.support.tensors import F64, randn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,80 +70,6 @@ EXACT = 1e-11  # relative: sums of float64 gradients in another order, through a
 SAME_RUN = 1e-8
 SPREAD = 4.0  # standard errors of a Monte-Carlo mean
 PATIENCE_SECONDS = 120  # two processes that import torch and diffusers on a busy machine
-STEPS = 4
-
-
-def chain_problem(number: int, reward: Any = None) -> ControlProblem:
-    reference = AffineReference(
-        0.8 * torch.eye(2, dtype=F64) + 0.2 * randn(number, STEPS, 2, 2),
-        ScalarDiffusion(torch.linspace(0.5, 0.8, STEPS)),
-        0.3 * randn(10 + number, STEPS, 2),
-    )
-    return ControlProblem(
-        reference, FunctionReward(reward or (lambda x: (2 * x).sin().sum(1))), 0.7
-    )
-
-
-def settings_with(prompts: int = 1, **tables: dict[str, Any]) -> config.ExperimentConfig:
-    return config.parse_config(
-        {
-            "problem": {"prompts": [f"prompt {i}" for i in range(prompts)]},
-            "sampler": {"steps": STEPS},
-        }
-        | {"run": {"steps": 4}}
-        | tables
-    )
-
-
-def trainer_with(
-    estimator: Estimator | None = None,
-    prompts: int = 1,
-    rewards: Sequence[Any] | None = None,
-    **tables: dict[str, Any],
-) -> Trainer:
-    """A trainer of one affine policy on the chains of some prompts."""
-    policy = AffinePolicy(0.2 * randn(20, STEPS, 2, 2), 0.2 * randn(21, STEPS, 2))
-    tasks = [
-        PromptTask(str(i), chain_problem(i, rewards[i] if rewards else None), policy)
-        for i in range(prompts)
-    ]
-    settings = settings_with(prompts, **tables)
-    return Trainer(
-        tasks, estimator or AdjointMatching(), dict(policy.named_parameters()), settings, dtype=F64
-    )
-
-
-class Recorder(torch.optim.SGD):
-    """Keeps the gradients it is given and moves nothing."""
-
-    def __init__(self, parameters: Any):
-        super().__init__(parameters, lr=1.0)
-        self.gradients: list[Tensor] = []
-
-    def step(self, closure: Any = None) -> None:
-        self.gradients.append(
-            torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]])
-        )
-
-
-def gradients_of(trainer: Trainer) -> tuple[list[Tensor], list[StepMetrics]]:
-    """The gradients at the policy the trainer starts with."""
-    recorder = Recorder(trainer.parameters.values())
-    trainer.optimiser = recorder  # type: ignore[assignment]
-    measured = [step.metrics for step in trainer.iterations()]
-    return recorder.gradients, measured
-
-
-def noise_of(trainer: Trainer, round_number: int, count: int) -> Noise:
-    """The noise that the paths of a round must have."""
-    reference = trainer.tasks[0].problem.reference
-    parts = [
-        Noise.sample(
-            reference, 1, seeded_generator(trainer.settings.run.seed, "path", round_number, i), F64
-        )
-        for i in range(count)
-    ]
-    return Noise(torch.cat([p.initial for p in parts]), torch.cat([p.steps for p in parts], 1))
 
 
 def minus_returns(trainer: Trainer, task: PromptTask, noise: Noise) -> Tensor:
@@ -148,10 +78,6 @@ def minus_returns(trainer: Trainer, task: PromptTask, noise: Noise) -> Tensor:
     return torch.cat(
         [g.flatten() for g in torch.autograd.grad(mean, list(trainer.parameters.values()))]
     )
-
-
-def away(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 # Gradient
@@ -545,86 +471,6 @@ def test_diversity_is_the_mean_distance_of_pictures():
 # A random Stable Diffusion
 
 
-def reddish() -> Any:
-    """A smooth score of images, for the tests' configurations; kills its process at the call the
-    environment names.
-    """
-    calls = []
-
-    def score(images: Tensor, prompt: str) -> Tensor:
-        calls.append(prompt)
-        if len(calls) == int(os.environ.get("SOCFT_TEST_KILL_AT", "0")):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return (images[:, 0] - images[:, 1].square()).mean((1, 2)) * 20
-
-    return score
-
-
-def dark(images: Tensor, prompt: str) -> Tensor:
-    """A checker for the tests' configurations."""
-    return (images.mean((1, 2, 3)) < 0.5).float()
-
-
-def save_model(folder: Path) -> None:
-    """Save a random pipeline."""
-    base = stable_diffusion(dtype=torch.float32)
-    parts = (base.vae, *base.prompt_encoder.encoders)
-    for part in parts:
-        part.float()
-    pipeline(base, StableDiffusionReference(base, PROMPT, NEGATIVE, steps=STEPS)).save_pretrained(
-        folder
-    )
-    for part in parts:
-        part.double()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved random pipeline."""
-    folder = tmp_path_factory.mktemp("model")
-    save_model(folder)
-    return folder
-
-
-TEMPLATE = """
-[model]
-path = "{model}"
-dtype = "float64"
-[sampler]
-steps = 3
-[reward]
-name = "tests.sd.test_train:reddish"
-[problem]
-prompts = ["a red circle", "a blue square"]
-beta = 0.1
-[estimator]
-name = "{estimator}"
-[lora]
-rank = 2
-[optimiser]
-rate = 1e-2
-[batch]
-trajectories = 4
-micro_batch = 2
-loss_steps = 2
-passes = 2
-ess = 0.0
-[run]
-steps = 5
-ema = 0.5
-out = "{out}"
-checkpoint_every = 3
-[monitor]
-checker = "tests.sd.test_train:dark"
-"""
-
-
-def written(model: Path, out: Path, estimator: str = "adjoint_matching") -> Path:
-    file = out.with_suffix(".toml")
-    file.write_text(TEMPLATE.format(model=model, out=out, estimator=estimator))
-    return file
-
-
 def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -654,8 +500,8 @@ def test_names_that_lead_nowhere_are_refused():
             "the estimator 'ddpo' refuses its options {'clap': 1}: ",
         ),
         (
-            lambda: instantiate("reward", {}, "tests.sd.test_train:STEPS", {}),
-            "tests.sd.test_train:STEPS is a int; it must be a function",
+            lambda: instantiate("reward", {}, "tests.support.sd:STEPS", {}),
+            "tests.support.sd:STEPS is a int; it must be a function",
         ),
         (
             lambda: load_model(config.ModelConfig(device="tpu9x")),
@@ -707,7 +553,7 @@ def test_reproduction_begins_with_what_is_missing(tmp_path: Path, capsys):
 
 CHANGED = {
     "reward": (
-        'name = "tests.sd.test_train:reddish"',
+        'name = "tests.support.sd:reddish"',
         'name = "jpeg"',
         "estimator: jpeg has no gradient, and adjoint_matching asks",
     ),
@@ -722,13 +568,13 @@ CHANGED = {
         "estimator: last = 9; give 1 to 3, the number of steps.",
     ),
     "checker": (
-        "tests.sd.test_train:dark",
-        "tests.sd.test_train:light",
-        "checker: module 'tests.sd.test_train' has no 'light'",
+        "tests.support.sd:dark",
+        "tests.support.sd:light",
+        "checker: module 'tests.support.sd' has no 'light'",
     ),
     "judgement": (
-        "tests.sd.test_train:dark",
-        "tests.sd.test_train:reddish",
+        "tests.support.sd:dark",
+        "tests.support.sd:reddish",
         "trial: TypeError: reddish() takes 0 positional arguments",
     ),
     "layers": (
@@ -758,7 +604,7 @@ def test_check_refuses_nothing_that_runs(model: Path, tmp_path: Path, capsys):
     """
     file = written(model, tmp_path / "run", "dpok")
     content = file.read_text().replace(
-        "tests.sd.test_train:reddish", "sd_experiments.reward.rewards:JPEGCompressibility"
+        "tests.support.sd:reddish", "sd_experiments.reward.rewards:JPEGCompressibility"
     )
     file.write_text(content.replace('dtype = "float64"', 'dtype = "float64"\nmicro_batch = 4000'))
     assert cli.main(["sd", "check", "--config", str(file)]) == 0
@@ -938,7 +784,7 @@ from sd_experiments import config
 from sd_experiments.training.session import make_trainer
 from sd_experiments.training.build import build
 from sd_experiments.training.process_group import ProcessGroup
-from tests.sd.test_train import gradients_of
+from tests.support.sd import gradients_of
 usable, torch.cuda.is_available = torch.cuda.is_available, lambda: True
 group = ProcessGroup.join(torch.device("cpu"))
 torch.cuda.is_available = usable

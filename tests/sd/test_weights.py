@@ -16,7 +16,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from sd_experiments import config
 from sd_experiments.model.weights import MODELS, load_tokenizer, load_whole, unreachable_tokens
@@ -24,16 +24,7 @@ from sd_experiments.reward.rewards import CLIPScore
 from sd_experiments.training.build import build, load_model
 from socft import cli
 from socft.checks import InvalidProblem
-from tests.sd.test_reference import WORDS, tokenizer
-from tests.sd.test_train import save_model, written
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved random pipeline."""
-    folder = tmp_path_factory.mktemp("model")
-    save_model(folder)
-    return folder
+from tests.support.sd import WORDS, save_clip, tokenizer, written
 
 
 def weights(folder: Path, part: str) -> Path:
@@ -283,13 +274,9 @@ def test_check_names_what_is_damaged(model: Path, tmp_path: Path, capsys, part: 
 
 def test_check_loads_the_reward(model: Path, tmp_path: Path, capsys):
     file = written(model, tmp_path / "run")
-    file.write_text(
-        file.read_text().replace("tests.sd.test_train:reddish", "tests.sd.test_train:absent")
-    )
+    file.write_text(file.read_text().replace("tests.support.sd:reddish", "tests.support.sd:absent"))
     assert cli.main(["sd", "check", "--config", str(file)]) == cli.INVALID
-    assert (
-        "missing  reward: module 'tests.sd.test_train' has no 'absent'" in capsys.readouterr().out
-    )
+    assert "missing  reward: module 'tests.support.sd' has no 'absent'" in capsys.readouterr().out
 
 
 def test_published_names_of_weights_are_read(tmp_path: Path):
@@ -335,39 +322,6 @@ def test_published_names_of_weights_are_read(tmp_path: Path):
         found = load_whole(kind, tmp_path / part, stem).state_dict()
         assert found.keys() == expected.state_dict().keys()
         assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
-
-
-def save_clip(folder: Path) -> CLIPModel:
-    """Save a random CLIP."""
-    words: Any = tokenizer()
-    text = {
-        "vocab_size": len(words),
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    text |= {
-        "max_position_embeddings": 12,
-        "bos_token_id": words.bos_token_id,
-        "eos_token_id": words.eos_token_id,
-    }
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    model = CLIPModel(
-        CLIPConfig(
-            text_config=text,
-            vision_config=vision | {"image_size": 12, "patch_size": 4},
-            projection_dim=8,
-        )
-    )
-    model.save_pretrained(folder)
-    words.save_pretrained(folder)
-    return model
 
 
 def test_a_clip_that_is_not_whole_is_refused(tmp_path: Path):
