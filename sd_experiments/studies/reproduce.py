@@ -55,7 +55,7 @@ from socft.estimators.base import CostateEstimator
 from socft.path import rollout
 from socft.policy import Policy, Uncontrolled
 from socft.records import Record, write_atomically
-from socft.study.comparison import DPOK, PI_FT, PRETRAINED, has_fallen, picture_of
+from socft.study.comparison import DPOK, GAINS, PI_FT, PRETRAINED, has_fallen, picture_of
 from socft.study.runner import Study, Task, fingerprint, processes, run
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import STABLE_DIFFUSION
@@ -84,12 +84,6 @@ CURVES = (
     Metric.DIVERSITY,
     Metric.SECONDS,
 )
-
-GAINS: Mapping[str, Metric] = {
-    Metric.REWARD: Metric.REWARD_GAIN,
-    Metric.ACCURACY: Metric.ACCURACY_GAIN,
-}
-"""What a difference from the pre-trained model is called."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from socft.records import Record, read, write_atomically
 from socft.report.claim_lines import ClaimLine, Claims, read_claims
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, compile_pdf, text
+from socft.study.vocabulary.schemas import StudySchema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +37,14 @@ class Report:
     Attributes:
         name: its own name.
         compose: the document of the studies' records and of the claims.
+        studies: the studies whose records it reads, those that were measured.
         shown: pictures that are also kept as files, for other documents to show.
-        studies: the studies whose records it reads, those that were measured; the one of its own
-            name by default.
     """
 
     name: str
     compose: Callable[[Rows, Claims], Document]
+    studies: tuple[StudySchema, ...]
     shown: tuple[str, ...] = ()
-    studies: tuple[str, ...] = ()
 
     def measured(self, records: Path) -> bool:
         """Whether there is something to report."""
@@ -52,23 +52,35 @@ class Report:
 
     def sources(self, records: Path) -> list[Path]:
         """The files of records it reads."""
-        return [records / f"{study}.jsonl" for study in self.studies or (self.name,)]
+        return [records / f"{study.name}.jsonl" for study in self.studies]
+
+    def rows(self, records: Path) -> Rows:
+        """The records that were measured, and the pictures beside them.
+
+        Raises:
+            InvalidProblem: all records are missing, some are damaged, or a study does not write
+                such.
+        """
+        sources = dict(zip(self.studies, self.sources(records), strict=True))
+        found = {study: file for study, file in sources.items() if file.is_file()}
+        measured: list[Record] = []
+        for study, file in (found or sources).items():
+            measured += (here := read(file))
+            study.check(here)
+        pictures = {
+            picture.name: picture.read_bytes()
+            for file in found.values()
+            for picture in sorted(file.with_suffix("").glob("*.png"))
+        }
+        return Rows(tuple(measured), pictures, self.studies)
 
     def write(self, records: Path, out: Path) -> list[Path]:
         """Typeset ``<out>/<name>.pdf`` and the shown pictures, each atomically; returns the files.
 
         Raises:
-            InvalidProblem: all records are missing, or some are damaged.
+            InvalidProblem: see `rows`.
         """
-        sources = self.sources(records)
-        found = [file for file in sources if file.is_file()] or sources[:1]
-        measured = tuple(record for file in found for record in read(file))
-        pictures = {
-            picture.name: picture.read_bytes()
-            for file in found
-            for picture in sorted(file.with_suffix("").glob("*.png"))
-        }
-        document = self.compose(Rows(measured, pictures), read_claims(records))
+        document = self.compose(self.rows(records), read_claims(records))
         files = {
             out / "figures" / f"{self.name}-{name}": document.pictures[name] for name in self.shown
         }

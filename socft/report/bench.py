@@ -14,9 +14,11 @@ from socft.report.base import Document, Report, provenance
 from socft.report.claim_lines import Claims
 from socft.report.figures import note, panels, svg
 from socft.report.gradient_variance.catalogue import CATALOGUE, KINDS
-from socft.report.gradient_variance.cells import NONE, only, value
+from socft.report.gradient_variance.cells import NONE, value
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, document, figure, integer, number, text
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
 
 REASON = 160  # characters of a refusal that are shown
 COLORS: dict[str, str] = dict(zip(KINDS, ("#0072B2", "#009E73", "#E69F00"), strict=True))
@@ -26,7 +28,11 @@ SMALLEST = 1e-5  # errors below are drawn there
 
 def report(study_name: str) -> Report:
     """The report on the study of one estimator, whose records are ``<study_name>.jsonl``."""
-    return Report(study_name, functools.partial(compose, study_name=study_name))
+    return Report(
+        study_name,
+        functools.partial(compose, study_name=study_name),
+        (schemas.VARIANCE.named(study_name),),
+    )
 
 
 def compose(rows: Rows, _: Claims, study_name: str = "bench") -> Document:
@@ -92,18 +98,18 @@ def standing(rows: Rows, mine: str | None, places: Sequence[str]) -> str:
 
 def _place(here: Rows, mine: str | None, place: str) -> Sequence[str]:
     own = here.where(estimator=mine) if mine is not None else Rows(())
-    refusal = own.where("refused").one()
+    refusal = own.where(Metric.REFUSED).one()
     if refusal is not None:
         reason = str(refusal.setting.get("reason", ""))
         shown = reason if len(reason) <= REASON else reason[:REASON] + "…"
         return text(place), "refused", NONE, NONE, NONE, f"#emph[{text(shown)}]", NONE
     bias, variance, error = (
-        own.where(metric).one() for metric in ("bias", "variance", "error_at_budget")
+        own.where(metric).one() for metric in (Metric.BIAS, Metric.VARIANCE, Metric.ERROR_AT_BUDGET)
     )
-    everyone = here.where("error_at_budget")
+    everyone = here.where(Metric.ERROR_AT_BUDGET)
     if error is None:
         return text(place), *(NOT_MEASURED for _ in range(3)), NONE, NONE, NONE
-    rivals = only(everyone, lambda record: record.kind == error.kind and record.estimator != mine)
+    rivals = everyone.filter(lambda record: record.kind == error.kind and record.estimator != mine)
     best = min(rivals, key=lambda record: record.value, default=None)
     rank = 1 + sum(record.value < error.value for record in everyone)
     return (
@@ -121,9 +127,9 @@ def errors(rows: Rows, mine: str | None, places: Sequence[str]) -> bytes:
     """Bars of error at equal budget of every estimator, a panel per situation."""
     columns = max(1, len(places))
     with panels(1, columns, 3.9) as (drawn, axes):
-        names = rows.where("error_at_budget").fields("estimator")
+        names = rows.where(Metric.ERROR_AT_BUDGET).fields("estimator")
         for index, (ax, place) in enumerate(zip(axes, places, strict=False)):
-            found = rows.where("error_at_budget", axis=place)
+            found = rows.where(Metric.ERROR_AT_BUDGET, axis=place)
             _bars(
                 ax,
                 found,
@@ -164,11 +170,12 @@ def _bars(ax: Axes, found: Rows, names: Sequence[str], mine: str | None) -> None
 def _abstract(rows: Rows, mine: str | None) -> str:
     found = rows.where(estimator=mine) if mine is not None else Rows(())
     claimed = ", ".join(
-        f"_{text(kind)}_" for kind in only(found, lambda r: r.metric != "refused").fields("kind")
+        f"_{text(kind)}_"
+        for kind in found.filter(lambda r: r.metric != Metric.REFUSED).fields("kind")
     )
-    cost = next(iter(found.where("bias")), None)
+    cost = next(iter(found.where(Metric.BIAS)), None)
     seconds = None if cost is None or cost.seconds is None else 1000 * cost.seconds
-    refused, places = len(found.where("refused").records), len(titles(found))
+    refused, places = len(found.where(Metric.REFUSED).records), len(titles(found))
     said = (
         f"It refused or failed in {integer(refused)} of {integer(places)} situations."
         if refused

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from socft.checks import require
 from socft.records import Record
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.schemas import STUDIES, StudySchema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +31,12 @@ class Rows:
     Attributes:
         records: the records.
         pictures: of a whole study, PNG by file name.
+        studies: those whose records these may be.
     """
 
     records: tuple[Record, ...]
     pictures: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    studies: tuple[StudySchema, ...] = STUDIES
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
@@ -40,34 +44,52 @@ class Rows:
     def __bool__(self) -> bool:
         return bool(self.records)
 
+    def of(self, study: StudySchema) -> Rows:
+        """The records of a study.
+
+        Raises:
+            InvalidProblem: these are never records of that study.
+        """
+        require(
+            study in self.studies,
+            f"no records of study {study.name} are here; they are of {_listed(self.studies)}.",
+        )
+        found = self.filter(lambda record: record.study == study.name)
+        return dataclasses.replace(found, studies=(study,))
+
     def where(
         self,
-        metric: str | None = None,
+        metric: Metric | None = None,
         problem: str | None = None,
         estimator: str | None = None,
         **setting: Any,
     ) -> Rows:
-        """The records with these values; a setting that a record lacks does not match."""
+        """The records with these values; a setting that a record lacks does not match.
+
+        Raises:
+            InvalidProblem: none of the studies measures that metric on that problem.
+        """
+        require(
+            any(study.measures(metric, problem) for study in self.studies),
+            f"metric {metric or 'any'} on problem {problem or 'any'} is measured by none of the"
+            f" studies {_listed(self.studies)}; their schemas say what is.",
+        )
         named = {"metric": metric, "problem": problem, "estimator": estimator}
-
-        def matches(record: Record) -> bool:
-            fields = all(
-                value is None or getattr(record, name) == value for name, value in named.items()
+        asked = {name: value for name, value in named.items() if value is not None}
+        return self.filter(
+            lambda record: (
+                all(getattr(record, name) == value for name, value in asked.items())
+                and setting.items() <= record.setting.items()
             )
-            return fields and all(
-                key in record.setting and record.setting[key] == value
-                for key, value in setting.items()
-            )
+        )
 
-        return Rows(tuple(record for record in self.records if matches(record)))
-
-    def of(self, study: str) -> Rows:
-        """The records of a study."""
-        return Rows(tuple(record for record in self.records if record.study == study))
+    def filter(self, keep: Callable[[Record], bool]) -> Rows:
+        """The records that satisfy a condition."""
+        return Rows(tuple(filter(keep, self.records)), studies=self.studies)
 
     def having(self, *keys: str) -> Rows:
         """The records whose settings are exactly these."""
-        return Rows(tuple(record for record in self.records if set(record.setting) == set(keys)))
+        return self.filter(lambda record: record.setting.keys() == set(keys))
 
     def one(self) -> Record | None:
         """The only record, or None where nothing was measured.
@@ -109,23 +131,18 @@ class Rows:
         self, y: Callable[[Record], float | None] = lambda record: record.value
     ) -> float | None:
         """The largest ``y``, or None where nothing was measured."""
-        values = [
-            value
-            for record in self.records
-            if (value := y(record)) is not None and not math.isnan(value)
-        ]
-        return max(values, default=None)
+        return max(self._known(y), default=None)
 
     def smallest(
         self, y: Callable[[Record], float | None] = lambda record: record.value
     ) -> float | None:
         """The smallest ``y``, or None where nothing was measured."""
-        values = [
-            value
-            for record in self.records
-            if (value := y(record)) is not None and not math.isnan(value)
-        ]
-        return min(values, default=None)
+        return min(self._known(y), default=None)
+
+    def _known(self, y: Callable[[Record], float | None]) -> list[float]:
+        """Every ``y`` that is a number."""
+        values = map(y, self.records)
+        return [value for value in values if value is not None and not math.isnan(value)]
 
 
 def ratio(record: Record) -> float | None:
@@ -133,6 +150,10 @@ def ratio(record: Record) -> float | None:
     if record.bound is None or not math.isfinite(record.bound) or record.bound <= 0:
         return None
     return record.value / record.bound
+
+
+def _listed(studies: Iterable[StudySchema]) -> str:
+    return ", ".join(study.name for study in studies)
 
 
 def _coordinate(record: Record, x: str) -> float | None:

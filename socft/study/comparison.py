@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from socft.records import Record
+from socft.study.vocabulary.metrics import Metric
 
 PRETRAINED = "pre-trained"
 PI_FT = "PI-FT"
 DPOK = "DPOK"
+GAINS: Mapping[str, Metric] = {
+    Metric.REWARD: Metric.REWARD_GAIN,
+    Metric.ACCURACY: Metric.ACCURACY_GAIN,
+}
+"""What a difference from the pre-trained model is called."""
 BELIEVED = 4.0
 """Standard errors beyond which a difference is called one."""
 
@@ -26,7 +33,7 @@ def picture_of(method: str, prompt: str, beta: float) -> str:
 def has_fallen(record: Record) -> bool:
     """Whether a record is that of a run which ended below its best by more than noise."""
     return (
-        record.metric == "drop"
+        record.metric == Metric.DROP
         and record.stderr is not None
         and record.value > BELIEVED * record.stderr
     )

@@ -11,6 +11,7 @@ from socft.records import Record
 from socft.report.convergence.tables import LICENSED, UNBOUNDED, unbounded
 from socft.report.figures import LOOKS, NOT_MEASURED, draw, finish, legend, panels, reference, svg
 from socft.report.rows import Rows, Series
+from socft.study.vocabulary.metrics import Metric
 
 RULES = {
     "paper iterates": "paper, every iterate",
@@ -37,7 +38,7 @@ def beta_required(rows: Rows, problems: Sequence[str], lam: float | None) -> byt
             for (rule, name), look in zip(
                 RULES.items(), reversed(LOOKS[: len(RULES)]), strict=True
             ):
-                line = rows.where("beta_required", problem, rule=rule, lam=lam).series("k")
+                line = rows.where(Metric.BETA_REQUIRED, problem, rule=rule, lam=lam).series("k")
                 draw(ax, line, look, name, markers=5)
             _finish(ax, problem, "step $t$", r"required $\beta_t$" if ax is axes[0] else "")
         legend(figure, axes, 3, tuple(RULES.values()))
@@ -48,7 +49,7 @@ def error_against_rate(rows: Rows, problems: Sequence[str]) -> bytes:
     """Control error against the number of inner iterations with measured weights, beside the
     guaranteed rate.
     """
-    lams = rows.where("control_error", rule="measured").distinct("lam")
+    lams = rows.where(Metric.CONTROL_ERROR, rule="measured").distinct("lam")
     with panels(1, len(problems), 2.2) as (figure, axes):
         for ax, problem in zip(axes, problems, strict=True):
             for lam, look in zip(lams, LOOKS, strict=False):
@@ -72,7 +73,7 @@ def error_against_bound(rows: Rows, problems: Sequence[str]) -> bytes:
     """Control error with weights that license Theorem 3.1, beside its bound."""
     with panels(1, len(problems), 2.2) as (figure, axes):
         for ax, problem in zip(axes, problems, strict=True):
-            found = rows.where("control_error", problem)
+            found = rows.where(Metric.CONTROL_ERROR, problem)
             looks = iter(LOOKS)
             for rule in LICENSED:
                 lams = found.where(rule=rule).distinct("lam")
@@ -105,7 +106,9 @@ def trade_off(rows: Rows, problems: Sequence[str]) -> bytes:
     """Rate, KL and reward of the optimum against a constant beta."""
     with panels(1, 3, 2.1) as (figure, axes):
         for problem, look in zip(problems, LOOKS, strict=False):
-            for ax, metric in zip(axes, ("contraction", "kl", "reward"), strict=True):
+            for ax, metric in zip(
+                axes, (Metric.CONTRACTION, Metric.KL, Metric.REWARD), strict=True
+            ):
                 draw(
                     ax,
                     rows.where(metric, problem).having("beta").series("beta"),
@@ -126,15 +129,15 @@ def tilt_gaps(rows: Rows, problems: Sequence[str]) -> bytes:
     """Kernel gap of the memoryless schedule and memory gap of both against the number of steps."""
     with panels(1, 2, 2.2) as (figure, axes):
         for problem, look in zip(problems, LOOKS, strict=False):
-            kernel = rows.where("kernel_gap", problem, schedule="memoryless").series("steps")
+            kernel = rows.where(Metric.KERNEL_GAP, problem, schedule="memoryless").series("steps")
             draw(axes[0], kernel, look, problem)
             draw(
                 axes[1],
-                rows.where("memory_gap", problem, schedule="constant rate 1").series("steps"),
+                rows.where(Metric.MEMORY_GAP, problem, schedule="constant rate 1").series("steps"),
                 look,
                 problem,
             )
-            none = rows.where("memory_gap", problem, schedule="memoryless").series("steps")
+            none = rows.where(Metric.MEMORY_GAP, problem, schedule="memoryless").series("steps")
             if none:
                 axes[1].plot(
                     none.x,
@@ -157,7 +160,7 @@ def tilt_gaps(rows: Rows, problems: Sequence[str]) -> bytes:
 
 def methods(rows: Rows, problem: str) -> bytes:
     """Objective gap of every form of PI-FT against iterations and against time."""
-    found = rows.where("objective_gap", problem).having("index")
+    found = rows.where(Metric.OBJECTIVE_GAP, problem).having("index")
     views: tuple[tuple[str, str, Callable[[Record], float | None]], ...] = (
         ("index", "iterations", lambda record: record.value),
         ("seconds", "seconds", lambda record: record.value if record.seconds else None),
@@ -176,7 +179,7 @@ def methods(rows: Rows, problem: str) -> bytes:
 
 
 def _errors(rows: Rows, problem: str, rule: str, lam: float) -> Series:
-    return rows.where("control_error", problem, rule=rule, lam=lam).series("m")
+    return rows.where(Metric.CONTROL_ERROR, problem, rule=rule, lam=lam).series("m")
 
 
 def _finish(

@@ -20,14 +20,16 @@ from socft.report.typeset import (
     number,
     text,
 )
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
 
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
 
 
 def compose(measured: Rows, claims: Claims) -> Document:
     """The document of the studies' records, and of the claims."""
-    rows = measured.of("convergence")
-    lams = rows.where("beta_required").distinct("lam")
+    rows = measured.of(schemas.CONVERGENCE)
+    lams = rows.where(Metric.BETA_REQUIRED).distinct("lam")
     lam = lams[len(lams) // 2] if lams else None
     problems = tuple(tables.CASES)
     methods_problem = next(iter(rows.having("index").fields("problem")), problems[-1])
@@ -60,19 +62,19 @@ def compose(measured: Rows, claims: Claims) -> Document:
 
 
 REPORT = Report(
-    "convergence", compose, shown=("rate.svg",), studies=("convergence", tightness.STUDY)
+    "convergence", compose, (schemas.CONVERGENCE, schemas.TIGHTNESS), shown=("rate.svg",)
 )
 
 
 def _abstract(rows: Rows, claims: Claims, lam: float | None, tight: str) -> str:
-    rates = rows.where("rate", rule="measured")
+    rates = rows.where(Metric.RATE, rule="measured")
     paper, sharp = (_overcharge(rows, rule, lam) for rule in ("paper", "sharp"))
     bounds = [
-        fraction_of_bound(rows.where("control_error", rule=rule).largest(ratio))
+        fraction_of_bound(rows.where(Metric.CONTROL_ERROR, rule=rule).largest(ratio))
         for rule in tables.LICENSED
     ]
-    kernel = rows.where("kernel_gap", schedule="memoryless")
-    memory = rows.where("memory_gap", schedule="constant rate 1")
+    kernel = rows.where(Metric.KERNEL_GAP, schedule="memoryless")
+    memory = rows.where(Metric.MEMORY_GAP, schedule="constant rate 1")
     first, last = (
         min(kernel.distinct("steps"), default=None),
         max(kernel.distinct("steps"), default=None),
@@ -82,7 +84,7 @@ def _abstract(rows: Rows, claims: Claims, lam: float | None, tight: str) -> str:
 PI-FT fine-tunes a diffusion model by policy iteration on a control problem regularised by the Kullback–Leibler divergence.
 Theorem 3.1 of {PAPER} promises linear convergence at rate $1 - lambda$ once the KL weight $beta$ exceeds a threshold made of
 Lipschitz constants. We measure the rate and the threshold on three one-dimensional problems, whose solutions are known to an
-error of {number(rows.where("truth_error").largest())} in the control. With the weights that the instances need, the worst
+error of {number(rows.where(Metric.TRUTH_ERROR).largest())} in the control. With the weights that the instances need, the worst
 measured factor per inner iteration is {number(rates.largest(ratio))} times the guaranteed one, over {len(rates.records)} runs.
 At $lambda = {tables.design(lam)}$ the published constants ask for {paper} times the largest KL weight that the instance needs,
 and the sharpened constants for {sharp} times. Where Theorem 3.1 applies, the worst ratio of measured error to bound is
@@ -315,7 +317,7 @@ def _overcharge(rows: Rows, rule: str, lam: float | None) -> str:
     """
     pairs = [
         [
-            rows.where("beta_required", p, rule=name, lam=lam).largest()
+            rows.where(Metric.BETA_REQUIRED, p, rule=name, lam=lam).largest()
             for name in (rule, "measured")
         ]
         for p in tables.CASES

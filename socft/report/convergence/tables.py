@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from socft.records import Record
 from socft.report.rows import Rows, ratio
 from socft.report.typeset import NOT_MEASURED, Table, fraction_of_bound, integer, number, text
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 
 LICENSED = ("paper iterates", "sharp iterates")
 UNBOUNDED = "no finite constant"
@@ -31,18 +33,18 @@ class Case:
     L1: float
 
 
-CASES = {
-    "gaussian-quadratic": Case(r"$N(1\/2, 1\/2)$", r"$-x^2\/2 + 3x\/2$", math.inf, 1.0),
-    "mixture-huber": Case(
+CASES: Mapping[str, Case] = {
+    ProblemName.GAUSSIAN_QUADRATIC: Case(r"$N(1\/2, 1\/2)$", r"$-x^2\/2 + 3x\/2$", math.inf, 1.0),
+    ProblemName.MIXTURE_HUBER: Case(
         "$0.7 N(-1.5, 0.16) + 0.3 N(1.5, 0.16)$", "$1 - sqrt(1 + (x - 1.5)^2)$", 1.0, 1.0
     ),
-    "gaussian-sine": Case("$N(0, 1)$", "$sin 2 x$", 2.0, 4.0),
+    ProblemName.GAUSSIAN_SINE: Case("$N(0, 1)$", "$sin 2 x$", 2.0, 4.0),
 }
 
 
 def problems(rows: Rows) -> str:
     """The three problems."""
-    steps = rows.where("beta_required").distinct("k")
+    steps = rows.where(Metric.BETA_REQUIRED).distinct("k")
     length = integer(steps[-1] + 1 if steps else None)
     return Table(
         header=("problem", "data law", "reward $r(x)$", "$L_0 (r)$", "$L_1 (r)$"),
@@ -78,16 +80,18 @@ def _asked(rows: Rows, problem: str, rule: str, lam: float | None) -> Sequence[s
     if unbounded(rows, problem, rule):
         return RULES[rule], "", "", "", UNBOUNDED
     mine = rows.where(problem=problem, rule=rule, lam=lam)
-    asked = mine.where("beta_required").largest()
-    needed = rows.where("beta_required", problem, rule="measured", lam=lam).largest()
+    asked = mine.where(Metric.BETA_REQUIRED).largest()
+    needed = rows.where(Metric.BETA_REQUIRED, problem, rule="measured", lam=lam).largest()
     share = fraction_of_bound(needed / asked if needed is not None and asked else None)
-    first = [number(value_of(mine.where(metric, k=0))) for metric in ("L0_value", "L1_value")]
+    first = [
+        number(value_of(mine.where(metric, k=0))) for metric in (Metric.L0_VALUE, Metric.L1_VALUE)
+    ]
     return RULES[rule], *first, number(asked), share
 
 
 def rates(rows: Rows) -> str:
     """Measured, exact and guaranteed factors per inner iteration."""
-    found = rows.where("rate")
+    found = rows.where(Metric.RATE)
     pairs = [
         (rule, lam)
         for rule in ("measured", *LICENSED)
@@ -110,7 +114,7 @@ def rates(rows: Rows) -> str:
 
 
 def _rate(rows: Rows, rule: str, lam: float) -> Sequence[str]:
-    found = rows.where("rate", rule=rule, lam=lam)
+    found = rows.where(Metric.RATE, rule=rule, lam=lam)
     cells = []
     for problem in CASES:
         record = found.where(problem=problem).one()
@@ -152,7 +156,7 @@ def _worst(rows: Rows, problem: str, rule: str) -> Sequence[str]:
         return "", UNBOUNDED, UNBOUNDED
     found = [
         rows.where(metric, problem, rule=rule)
-        for metric in ("control_error", "value_gradient_error")
+        for metric in (Metric.CONTROL_ERROR, Metric.VALUE_GRADIENT_ERROR)
     ]
     last = max(found[0].distinct("m"), default=None)
     return integer(last), *(fraction_of_bound(some.largest(ratio)) for some in found)
@@ -160,14 +164,14 @@ def _worst(rows: Rows, problem: str, rule: str) -> Sequence[str]:
 
 def tilt(rows: Rows) -> str:
     """Gaps to the exponential tilt at both ends of the range of steps."""
-    lengths = rows.where("kernel_gap").distinct("steps")
+    lengths = rows.where(Metric.KERNEL_GAP).distinct("steps")
     first, last = (lengths[0], lengths[-1]) if lengths else (None, None)
     columns = (
-        ("kernel_gap", "memoryless", first),
-        ("kernel_gap", "memoryless", last),
-        ("memory_gap", "memoryless", last),
-        ("memory_gap", "constant rate 1", first),
-        ("memory_gap", "constant rate 1", last),
+        (Metric.KERNEL_GAP, "memoryless", first),
+        (Metric.KERNEL_GAP, "memoryless", last),
+        (Metric.MEMORY_GAP, "memoryless", last),
+        (Metric.MEMORY_GAP, "constant rate 1", first),
+        (Metric.MEMORY_GAP, "constant rate 1", last),
     )
     titles = (
         "kernel gap",
@@ -189,7 +193,7 @@ def tilt(rows: Rows) -> str:
                     for m, s, steps in columns
                 ),
             )
-            for problem in rows.where("kernel_gap").fields("problem")
+            for problem in rows.where(Metric.KERNEL_GAP).fields("problem")
         ]
         or [_missing(6)],
         caption="""Gaps to the exponential tilt, with the memoryless schedule and with a constant rate 1, whose chain remembers its
@@ -206,7 +210,8 @@ def methods(rows: Rows, problem: str, names: Sequence[str]) -> str:
         mine = rows.where(problem=problem, estimator=method).having("index")
         last = max(mine.distinct("index"), default=None)
         gap, error = (
-            mine.where(metric, index=last).one() for metric in ("objective_gap", "control_error")
+            mine.where(metric, index=last).one()
+            for metric in (Metric.OBJECTIVE_GAP, Metric.CONTROL_ERROR)
         )
         kind = text(gap.kind) if gap else NOT_MEASURED
         numbers = (
@@ -228,9 +233,9 @@ def methods(rows: Rows, problem: str, names: Sequence[str]) -> str:
 def accuracy(rows: Rows) -> str:
     """Errors and times of the exact solutions."""
     kinds = {
-        "truth_error": "error estimate of the exact solution, by refinement",
-        "closed_form_error": "exact solution by quadrature against the closed form",
-        "inner_error": "exact PI-FT against the closed form",
+        Metric.TRUTH_ERROR: "error estimate of the exact solution, by refinement",
+        Metric.CLOSED_FORM_ERROR: "exact solution by quadrature against the closed form",
+        Metric.INNER_ERROR: "exact PI-FT against the closed form",
     }
     body: list[Sequence[str]] = []
     for metric, title in kinds.items():
@@ -242,7 +247,7 @@ def accuracy(rows: Rows) -> str:
     body.append(("closed form by the Riccati recursion",))
     body += [
         (text(r.problem), _size(r), "", "", number(r.value, 2))
-        for r in rows.where("riccati_seconds")
+        for r in rows.where(Metric.RICCATI_SECONDS)
     ] or [_missing(5)]
     return Table(
         header=("problem", "size", "largest error of $v$", "required", "seconds"),
@@ -258,7 +263,7 @@ def accuracy(rows: Rows) -> str:
 
 def sweeps(rows: Rows) -> str:
     """Time of one sweep, in a table of steps by inner iterations."""
-    found = rows.where("sweep_seconds")
+    found = rows.where(Metric.SWEEP_SECONDS)
     inner = found.distinct("inner")
     return Table(
         header=("", *(f"$m = {m}$" for m in inner)) if inner else ("", "seconds"),
@@ -289,7 +294,9 @@ def sweeps(rows: Rows) -> str:
 def unbounded(rows: Rows, problem: str, rule: str) -> bool:
     """Whether a rule has no finite constant: Lemma 3.2 needs a Lipschitz reward."""
     lipschitz = math.isfinite(CASES[problem].L0) or rule not in LICENSED
-    return not lipschitz or rows.where("beta_required", problem, rule=rule).largest() == math.inf
+    return (
+        not lipschitz or rows.where(Metric.BETA_REQUIRED, problem, rule=rule).largest() == math.inf
+    )
 
 
 def value_of(rows: Rows) -> float | None:

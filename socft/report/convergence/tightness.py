@@ -21,8 +21,9 @@ from socft.report.convergence.tightness_figures import (
 )
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, figure, integer, number, text
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
 
-STUDY = "tightness"
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "Theorem 2.8": {
         "theorem_2_8_i_value_lipschitz": "(14), gradient of the value",
@@ -59,7 +60,7 @@ NONE = "–"
 
 def chapter(rows: Rows) -> str:
     """The chapter; its pictures are `pictures`."""
-    found = rows.of(STUDY)
+    found = rows.of(schemas.TIGHTNESS)
     if not found:
         return f"""
 = How tight is the theory?
@@ -71,7 +72,7 @@ The search for the instances that come closest to each bound: {NOT_MEASURED}. It
 
 def pictures(rows: Rows) -> Mapping[str, bytes]:
     """The pictures by file name, as the chapter names them; none where nothing was measured."""
-    found = rows.of(STUDY)
+    found = rows.of(schemas.TIGHTNESS)
     if not found:
         return {}
     return {
@@ -167,7 +168,7 @@ def headline(rows: Rows) -> str:
     """How many inequalities are attained with the paper's constants, as a sentence; nothing where
     that was not measured.
     """
-    found = rows.of(STUDY)
+    found = rows.of(schemas.TIGHTNESS)
     return (
         f"With the published constants a search attains, to 1%, {_counts(found, 'paper')}."
         if base(found)
@@ -217,7 +218,9 @@ def _summary(found: Rows, constants: str) -> str:
     titles = {name: title for each in GROUPS.values() for name, title in each.items()}
     wrong = [
         titles[name]
-        for name in found.where("ratio", constants=constants, verdict="violated").fields("problem")
+        for name in found.where(Metric.RATIO, constants=constants, verdict="violated").fields(
+            "problem"
+        )
     ]
     if rest:
         (low, last), (high, first) = rest[0], rest[-1]
@@ -321,11 +324,11 @@ $K_(t+1) = sup |nabla^2 (G_t V_(t+1))|$ gives it, by bisection with the exact so
 
 def _interpretation(found: Rows) -> str:
     """The range over the families of asked / needed at both ends of the range of steps."""
-    steps = found.where("beta").distinct("T")
+    steps = found.where(Metric.BETA).distinct("T")
     if not steps:
         return f"{NOT_MEASURED}."
     first, last = steps[0], steps[-1]
-    lam = found.where("beta").distinct("lam")[0]
+    lam = found.where(Metric.BETA).distinct("lam")[0]
     paper, sharp, exact = (
         [_range(found, rule, steps) for steps in (first, last)] for rule in RULES
     )
@@ -336,7 +339,7 @@ times, {sharp[1]} times and {exact[1]} times."""
 
 def _range(found: Rows, rule: str, steps: int) -> str:
     """Asked over needed, from the least to the largest family."""
-    here = found.where("beta", rule=rule, T=steps)
+    here = found.where(Metric.BETA, rule=rule, T=steps)
     low, high = number(here.smallest(_overcharge)), number(here.largest(_overcharge))
     return low if low == high else f"{low} to {high}"
 
@@ -356,7 +359,7 @@ def _cells(
 
 def weights(found: Rows) -> str:
     """The table of sufficient over necessary weights."""
-    here = found.where("beta")
+    here = found.where(Metric.BETA)
     lengths = here.distinct("T")
     body: list[Sequence[str]] = []
     for family in here.fields("problem"):

@@ -8,12 +8,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from socft.records import Record
 from socft.report.figures import LOOKS, draw, finish, legend, panels, svg
 from socft.report.rows import Rows, Series
+from socft.study.vocabulary.metrics import Metric
 
 CONSTANTS: Mapping[str, str] = {"paper": "the paper's constants", "sharp": "the sharper constants"}
 RULES: Mapping[str, str] = {
@@ -67,7 +69,7 @@ class Base:
 
 def base(found: Rows) -> Base | None:
     """The base setting of the records; single steps are searched there too, at T = 1."""
-    here = found.where("ratio", axis="base")
+    here = found.where(Metric.RATIO, axis="base")
     return Base(*(here.distinct(key)[-1] for key in ("d", "T", "lam"))) if here else None
 
 
@@ -80,7 +82,7 @@ def largest(found: Rows, name: str, constants: str, **elsewhere: float) -> Recor
         return None
     where: dict[str, Any] = dataclasses.asdict(place) | elsewhere
     return max(
-        found.where("ratio", name, constants=constants, **where),
+        found.where(Metric.RATIO, name, constants=constants, **where),
         key=lambda record: record.value,
         default=None,
     )
@@ -88,7 +90,7 @@ def largest(found: Rows, name: str, constants: str, **elsewhere: float) -> Recor
 
 def along(found: Rows, name: str, constants: str, axis: str) -> Series:
     """The largest ratio against an axis."""
-    places = found.where("ratio", name, constants=constants).distinct(axis)
+    places = found.where(Metric.RATIO, name, constants=constants).distinct(axis)
     best = {
         x: record.value
         for x in places
@@ -119,7 +121,7 @@ def ratios(found: Rows, constants: str) -> bytes:
 
 def weights(found: Rows) -> bytes:
     """Sufficient and necessary weights against the number of steps, one panel per family."""
-    here = found.where("beta")
+    here = found.where(Metric.BETA)
     families = here.fields("problem") or [""]
     names = {"necessary": NECESSARY, **RULES}
     with panels(1, len(families), 1.85) as (figure, axes):
@@ -151,7 +153,7 @@ def _finish(ax: Axes, axis: str, x: str, y: str) -> None:
 def _steps(ax: Axes) -> None:
     """A logarithmic abscissa of whole numbers, labelled where something was measured."""
     ax.set_xscale("log", base=2)
-    ticks = sorted({float(x) for line in ax.lines for x in line.get_xdata()})  # type: ignore[union-attr]
+    ticks = sorted({float(x) for line in ax.lines for x in np.asarray(line.get_xdata())})
     ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
 
@@ -160,8 +162,9 @@ def _share(axes: Sequence[Axes]) -> None:
     """One range of ratios in a row, a short one labelled within decades."""
     shown = [ax for ax in axes if ax.lines]
     least = min(
-        (float(y) for ax in shown for line in ax.lines for y in line.get_ydata()), default=1.0
-    )  # type: ignore[union-attr]
+        (float(y) for ax in shown for line in ax.lines for y in np.asarray(line.get_ydata())),
+        default=1.0,
+    )
     for ax in shown:
         ax.set_ylim(bottom=least / ROOM)
         if least * SHORT > 1:

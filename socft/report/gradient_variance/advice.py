@@ -11,6 +11,8 @@ from socft.report.gradient_variance.tables import ARENAS, Arena
 from socft.report.gradient_variance.text import best, listed
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
 
 ADVISED = (OBJECTIVE, FIXED_POINT)
 OWN, CHEAP = "martingale, policy's costate", "martingale, policy's costate, cheap"
@@ -88,7 +90,7 @@ def _usable(rows: Rows, kind: str, arena: Arena, scale: float) -> str:
 
 
 def ratio(
-    rows: Rows, arena: Arena, name: str, other: str, scale: float, metric: str = "variance"
+    rows: Rows, arena: Arena, name: str, other: str, scale: float, metric: Metric = Metric.VARIANCE
 ) -> str:
     """A metric of an estimator over that of another of the same kind."""
     mine, theirs = (
@@ -110,7 +112,7 @@ def _errors(rows: Rows, name: str, other: str) -> str:
     told = []
     for arena, place in ((LQ, "on the Gaussian problem"), (MIXTURE, "on the mixture")):
         shares = [
-            f"{ratio(rows, arena, name, other, scale, 'error_at_budget')} {title}"
+            f"{ratio(rows, arena, name, other, scale, Metric.ERROR_AT_BUDGET)} {title}"
             for scale, title in arena.scales.items()
         ]
         told.append(f"{', '.join(shares[:-1])} and {shares[-1]} {place}")
@@ -119,7 +121,7 @@ def _errors(rows: Rows, name: str, other: str) -> str:
 
 def _oscillator(rows: Rows, name: str, other: str) -> str:
     """Ratios of variances along the noise of the oscillator."""
-    found = rows.of("variance").where("variance", axis="noise")
+    found = rows.of(schemas.VARIANCE).where(Metric.VARIANCE, axis="noise")
     pairs = [
         (noise, *(found.where(estimator=each, noise=noise).one() for each in (name, other)))
         for noise in found.distinct("noise")
@@ -132,25 +134,27 @@ def _oscillator(rows: Rows, name: str, other: str) -> str:
 
 def _ends(rows: Rows, name: str) -> str:
     """What training falls short of the optimum by, on both problems."""
-    found = ends(rows.of("training").where("objective_gap", estimator=name), "iteration")
+    found = ends(rows.of(schemas.TRAINING).where(Metric.OBJECTIVE_GAP, estimator=name), "iteration")
     mixture, gaussian = (found.where(problem=arena.problem).one() for arena in (MIXTURE, LQ))
     return f"{value(gaussian)} on the Gaussian problem and {value(mixture)} on the mixture"
 
 
 def _controls(rows: Rows, name: str) -> str:
     """Errors of the control at the end of training on the suite of SOCM."""
-    found = ends(rows.of("socm").where("control_l2", estimator=name), "iteration")
+    found = ends(rows.of(schemas.SOCM).where(Metric.CONTROL_L2, estimator=name), "iteration")
     told = [f"{value(record)} on {text(record.problem)}" for record in found]
     return ", ".join(told) or NOT_MEASURED
 
 
 def _evaluations(rows: Rows, name: str) -> str:
-    record = next(iter(LQ.rows(rows).where("bias", estimator=name)), None)
+    record = next(iter(LQ.rows(rows).where(Metric.BIAS, estimator=name)), None)
     return integer(record.evaluations if record else None)
 
 
 def _biases(rows: Rows) -> str:
-    found = [record for record in LQ.rows(rows).where("bias", scale=1.0) if record.kind == BIASED]
+    found = [
+        record for record in LQ.rows(rows).where(Metric.BIAS, scale=1.0) if record.kind == BIASED
+    ]
     seen = [
         record
         for record in found

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from socft.records import Record
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, number, text
+from socft.study.vocabulary.metrics import Metric
 
 NONE = "–"
 NEGLIGIBLE = 1e-3  # a standard error below this share of the number is not shown
@@ -20,25 +21,23 @@ CONSTANT = ("problem", "axis", "seed", "beta")
 UNTIMED = ("rounds", "note", "rate", "iterations", "reason")
 """Settings that say how a run went, not what was asked."""
 TITLES: Mapping[str, str] = {
-    "minimum": "least cost, chain",
-    "continuous_minimum": "least cost, continuous time",
-    "kernel_gap": "kernel gap",
-    "approximation_mse": "error of the features",
-    "label_noise": "spread of a costate",
-    "mse": "mean-square error",
-    "chain_mse": "against the chain",
-    "cost": "cost",
-    "mean_cost": "mean cost",
-    "regret": "regret",
-    "wasserstein1": "$W_1$ to the target",
-    "w1": "$W_1$ to the law of the optimum",
-    "control_l2": "mean-square error of the control",
-    "cost_simulated": "simulated cost",
-    "wasserstein2": "$W_2$ to the tilt",
-    "objective_gap": "$J^* - J$",
-    "control_error": "control error",
-    "kl": "KL",
-    "mmd": "MMD",
+    Metric.MINIMUM: "least cost, chain",
+    Metric.CONTINUOUS_MINIMUM: "least cost, continuous time",
+    Metric.KERNEL_GAP: "kernel gap",
+    Metric.APPROXIMATION_MSE: "error of the features",
+    Metric.LABEL_NOISE: "spread of a costate",
+    Metric.MSE: "mean-square error",
+    Metric.CHAIN_MSE: "against the chain",
+    Metric.COST: "cost",
+    Metric.REGRET: "regret",
+    Metric.WASSERSTEIN1: "$W_1$ to the target",
+    Metric.W1: "$W_1$ to the law of the optimum",
+    Metric.CONTROL_L2: "mean-square error of the control",
+    Metric.COST_SIMULATED: "simulated cost",
+    Metric.WASSERSTEIN2: "$W_2$ to the tilt",
+    Metric.OBJECTIVE_GAP: "$J^* - J$",
+    Metric.KL: "KL",
+    Metric.MMD: "MMD",
 }
 SYMBOLS: Mapping[str, str] = {
     "d": "$d$",
@@ -110,11 +109,6 @@ def varying(rows: Rows, but: Sequence[str] = ()) -> list[str]:
     return [key for key in keys if len({repr(record.setting.get(key)) for record in rows}) > 1]
 
 
-def only(rows: Rows, keep: Callable[[Record], bool]) -> Rows:
-    """The records that satisfy a condition."""
-    return Rows(tuple(record for record in rows if keep(record)))
-
-
 def ends(rows: Rows, key: str) -> Rows:
     """The records of every problem, estimator and metric with the largest value of a setting; all
     of them where none has it.
@@ -125,11 +119,10 @@ def ends(rows: Rows, key: str) -> Rows:
             who = (record.problem, record.estimator, record.metric)
             last[who] = max(last.get(who, -math.inf), record.setting[key])
     return (
-        only(
-            rows,
+        rows.filter(
             lambda r: (
                 key not in r.setting or r.setting[key] == last[r.problem, r.estimator, r.metric]
-            ),
+            )
         )
         if last
         else rows

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from socft.report.figures import LOOKS, draw, legend, panels, reference, svg
 from socft.report.gradient_variance.catalogue import KINDS
-from socft.report.gradient_variance.cells import only
 from socft.report.gradient_variance.figures import below_column, finish_scaled
 from socft.report.gradient_variance.linear import EULER, PUBLISHED_BY_PATHS, PUBLISHED_PATHS
 from socft.report.rows import Rows
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
 
 ROUNDING = 1e-12
 COUNTED = {"evaluations": "evaluations", "iteration": "gradient steps"}
@@ -22,7 +23,7 @@ DIVERGED = 1e3  # a published error that is off every scale
 
 def samples(rows: Rows) -> bytes:
     """Errors of the linear study against N, measured and published, under both integrators."""
-    found = rows.of("linear").where("mse", noise=1.0)
+    found = rows.of(schemas.LINEAR).where(Metric.MSE, noise=1.0)
     names = (
         "lean adjoint",
         "martingale-corrected adjoint",
@@ -45,7 +46,7 @@ def samples(rows: Rows) -> bytes:
                     reference(
                         ax, x, y, look.color, f"published, {name.removesuffix(', published')}"
                     )
-            gap = rows.of("linear").where("kernel_gap", integrator=integrator).one()
+            gap = rows.of(schemas.LINEAR).where(Metric.KERNEL_GAP, integrator=integrator).one()
             finish_scaled(ax, "paths $N$", "mean-square error" if ax is axes[0] else "")
             ax.set_title(integrator)
             if gap is not None and ax.lines and gap.value > ROUNDING:
@@ -59,7 +60,7 @@ class Curves:
     """A row of panels: a metric of a problem, and how it is called."""
 
     problem: str
-    metric: str
+    metric: Metric
     label: str
 
 
@@ -72,7 +73,7 @@ def learning(found: Rows, wanted: Sequence[Curves], key: str = "evaluations") ->
             mine = found.where(each.metric, each.problem)
             for column, kind in enumerate(kinds):
                 ax = axes[row * len(kinds) + column]
-                here = only(mine, lambda record, kind=kind: record.kind == kind)
+                here = mine.filter(lambda record, kind=kind: record.kind == kind)
                 for name, look in zip(shown[kind], LOOKS, strict=False):
                     draw(ax, here.where(estimator=name).series(key), look, name)
                 last = row == len(wanted) - 1
@@ -93,6 +94,6 @@ def learning(found: Rows, wanted: Sequence[Curves], key: str = "evaluations") ->
 
 def methods(found: Rows, problems: Sequence[str], kind: str) -> list[str]:
     """The methods of a kind that are drawn, at most as many as there are looks."""
-    return only(found, lambda record: record.kind == kind and record.problem in problems).fields(
+    return found.filter(lambda record: record.kind == kind and record.problem in problems).fields(
         "estimator"
     )[: len(LOOKS)]

@@ -12,8 +12,10 @@ from matplotlib.ticker import NullFormatter
 from socft.records import Record
 from socft.report.figures import LOOKS, draw, finish, logarithmic, panels, svg
 from socft.report.gradient_variance.catalogue import KINDS
-from socft.report.gradient_variance.cells import only
 from socft.report.rows import Rows, Series
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 
 SPAN = 1e7  # curves that fall further below the largest value of their panel leave it
 SHOWN: Mapping[str, tuple[str, ...]] = {
@@ -77,33 +79,33 @@ AXES: tuple[tuple[str, str, Select, bool], ...] = (
     (
         "distance $1 - s$ from the optimum",
         "scale",
-        lambda rows: only(rows, lambda r: _near(r, "lq-fine-tuning", "distance")),
+        lambda rows: rows.filter(lambda r: _near(r, ProblemName.LQ_FINE_TUNING, "distance")),
         False,
     ),
     (
         "dimension $d$",
         "d",
-        lambda rows: only(
-            rows, lambda r: _near(r, "lq-fine-tuning", "dimension", "distance")
+        lambda rows: rows.filter(
+            lambda r: _near(r, ProblemName.LQ_FINE_TUNING, "dimension", "distance")
         ).where(scale=0.9),
         True,
     ),
     (
         "steps $T$, fixed horizon",
         "steps",
-        lambda rows: only(rows, lambda r: _near(r, "lq-sde", "steps")),
+        lambda rows: rows.filter(lambda r: _near(r, ProblemName.LQ_SDE, "steps")),
         True,
     ),
     (
         "horizon, fixed step size",
         "horizon",
-        lambda rows: only(rows, lambda r: _near(r, "lq-sde", "horizon")),
+        lambda rows: rows.filter(lambda r: _near(r, ProblemName.LQ_SDE, "horizon")),
         True,
     ),
     (
         "noise level",
         "noise",
-        lambda rows: only(rows, lambda r: _near(r, "oscillator", "noise")),
+        lambda rows: rows.filter(lambda r: _near(r, ProblemName.OSCILLATOR, "noise")),
         True,
     ),
 )
@@ -111,7 +113,7 @@ AXES: tuple[tuple[str, str, Select, bool], ...] = (
 
 def variances(rows: Rows) -> bytes:
     """Variance along every axis: a row of panels per axis, a column per kind."""
-    found = rows.of("variance").where("variance")
+    found = rows.of(schemas.VARIANCE).where(Metric.VARIANCE)
     with panels(len(AXES), len(KINDS), 7.7) as (figure, axes):
         for index, (label, key, select, logarithmic) in enumerate(AXES):
             for column, kind in enumerate(KINDS):
@@ -129,13 +131,14 @@ def costates(rows: Rows) -> bytes:
     """Mean-square error of costate samples against the step, at the optimum of two problems: a
     column per kind.
     """
-    found = only(
-        rows.of("variance").where("costate_mse", scale=1.0),
-        lambda r: r.setting.get("axis") in ("distance", "mixture"),
+    found = (
+        rows.of(schemas.VARIANCE)
+        .where(Metric.COSTATE_MSE, scale=1.0)
+        .filter(lambda r: r.setting.get("axis") in ("distance", "mixture"))
     )
     with panels(2, len(KINDS), 4.9) as (figure, axes):
         for row, (problem, name) in enumerate(
-            (("lq-fine-tuning", "Gaussian"), ("mixture", "mixture"))
+            ((ProblemName.LQ_FINE_TUNING, "Gaussian"), (ProblemName.MIXTURE, "mixture"))
         ):
             for column, kind in enumerate(KINDS):
                 ax = axes[row * len(KINDS) + column]

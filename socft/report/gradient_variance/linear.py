@@ -13,7 +13,6 @@ from socft.report.gradient_variance.cells import (
     UNTIMED,
     in_italics,
     missing,
-    only,
     optimum_row,
     pivot,
     plain,
@@ -24,6 +23,8 @@ from socft.report.gradient_variance.cells import (
 )
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, number, text
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
 
 EULER = "Euler-Maruyama"
 PUBLISHED_PATHS = (50, 100, 500, 2000, 5000, 10000)
@@ -39,7 +40,7 @@ def by(rows: Rows, key: str) -> str:
     1: of pipelines with a curve.
     """
     fixed = {"noise": ("paths", 2000), "paths": ("noise", 1.0)}[key]
-    found = rows.of("linear").where("mse", **{fixed[0]: fixed[1]})
+    found = rows.of(schemas.LINEAR).where(Metric.MSE, **{fixed[0]: fixed[1]})
     columns, symbol = found.distinct(key), {"noise": "epsilon", "paths": "N"}[key]
     body = _by_class(found.where(integrator=EULER), key, columns)
     body += _by_class(found.where(integrator="exponential"), key, columns, ", exponential scheme")
@@ -79,7 +80,7 @@ def _by_class(
 ) -> list[Sequence[str]]:
     """A pivot of pipelines, linear features first, then networks."""
     body: list[Sequence[str]] = []
-    found = only(found, lambda r: len(found.where(estimator=r.estimator).distinct(key)) > 1)
+    found = found.filter(lambda r: len(found.where(estimator=r.estimator).distinct(key)) > 1)
     for name, heading in (("linear", "linear features, exact regression"), ("network", "networks")):
         part = pivot(found.where(function_class=name), key, columns)
         body += [(heading + scheme,), *part] if part else []
@@ -88,16 +89,16 @@ def _by_class(
 
 def split(rows: Rows) -> str:
     """Where the error comes from, under both integrators."""
-    found, body = rows.of("linear"), []
+    found, body = rows.of(schemas.LINEAR), []
     gaps = {
-        name: found.where("kernel_gap", integrator=name).one()
+        name: found.where(Metric.KERNEL_GAP, integrator=name).one()
         for name in found.distinct("integrator")
     }
     here = found.where(noise=1.0, paths=2000)
     for name in here.fields("estimator"):
         for integrator in here.where(estimator=name).distinct("integrator"):
             mine = here.where(estimator=name, integrator=integrator)
-            whole, rest = mine.where("mse").one(), mine.where("chain_mse").one()
+            whole, rest = mine.where(Metric.MSE).one(), mine.where(Metric.CHAIN_MSE).one()
             seconds = whole.seconds if whole else None
             body.append(
                 (
@@ -128,21 +129,21 @@ def split(rows: Rows) -> str:
     ).markup
 
 
-REACHED = ("cost", "cost_simulated", "mse", "mse_descent")
+REACHED = (Metric.COST, Metric.COST_SIMULATED, Metric.MSE, Metric.MSE_DESCENT)
 """What the pendulum study records of every pipeline."""
 
 
 def pendulum(rows: Rows) -> str:
     """What the pipelines reach on the pendulum, and what that is made of."""
-    found = rows.of("pendulum")
-    reached = only(found, lambda record: record.metric in REACHED)
+    found = rows.of(schemas.PENDULUM)
+    reached = found.filter(lambda record: record.metric in REACHED)
     body = [_reached(reached.where(estimator=name), name) for name in reached.fields("estimator")]
     optimum = next((record.optimum for record in reached if record.optimum is not None), None)
     table = Table(
         header=(
             "pipeline",
             "$N$",
-            "cost",
+            Metric.COST,
             "published",
             r"simulated \ cost",
             r"$phi$ at \ $N(0, I)$",
@@ -159,7 +160,7 @@ def pendulum(rows: Rows) -> str:
         long=True,
     ).markup
     return (
-        table + "\n\n" + _pendulum_parts(only(found, lambda record: record.metric not in REACHED))
+        table + "\n\n" + _pendulum_parts(found.filter(lambda record: record.metric not in REACHED))
     )
 
 
@@ -202,10 +203,10 @@ def _published(cell: Record | None) -> str:
 
 def mixture(rows: Rows) -> str:
     """A table by temperature for every metric of the mixture study."""
-    found = rows.of("mixture")
+    found = rows.of(schemas.MIXTURE)
     columns = sorted(found.distinct("temp"), reverse=True)
     named, exact = (
-        only(found, lambda record, has=has: bool(record.estimator) is has) for has in (True, False)
+        found.filter(lambda record, has=has: bool(record.estimator) is has) for has in (True, False)
     )
     tables = [
         _by_temperature(named.where(metric), metric, columns) for metric in named.fields("metric")
@@ -214,7 +215,7 @@ def mixture(rows: Rows) -> str:
 
 
 def _optima(found: Rows, columns: Sequence[float]) -> str:
-    found = only(found, lambda record: "temp" in record.setting)
+    found = found.filter(lambda record: "temp" in record.setting)
     if not found:
         return ""
     return Table(
@@ -233,13 +234,13 @@ def _optima(found: Rows, columns: Sequence[float]) -> str:
     ).markup
 
 
-def _by_temperature(found: Rows, metric: str, columns: Sequence[float]) -> str:
-    found = only(found, lambda record: "temp" in record.setting)
+def _by_temperature(found: Rows, metric: Metric, columns: Sequence[float]) -> str:
+    found = found.filter(lambda record: "temp" in record.setting)
     if not found:
         return ""
-    digits = 4 if metric == "cost" else 3
+    digits = 4 if metric == Metric.COST else 3
     methods, exact = (
-        only(without(found, UNTIMED), lambda r, is_exact=is_exact: (r.kind == "exact") is is_exact)
+        without(found, UNTIMED).filter(lambda r, is_exact=is_exact: (r.kind == "exact") is is_exact)
         for is_exact in (False, True)
     )
     body, without_noise = (pivot(part, "temp", columns, digits) for part in (methods, exact))

@@ -23,10 +23,26 @@ from socft.report.gradient_variance import text as chapters
 from socft.report.gradient_variance.catalogue import OBJECTIVE
 from socft.report.rows import Rows
 from socft.report.typeset import document, figure, integer, landscape, text
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 
-STUDIES = ("variance", "linear", "pendulum", "mixture", "training", "lq_sweeps", "socm")
-SUITE = ("ou-quadratic-easy", "ou-quadratic-hard", "ou-linear", "double-well")
-LQ, MIXTURE = "lq-fine-tuning", "mixture"
+STUDIES = (
+    schemas.VARIANCE,
+    schemas.LINEAR,
+    schemas.PENDULUM,
+    schemas.MIXTURE,
+    schemas.TRAINING,
+    schemas.LQ_SWEEPS,
+    schemas.SOCM,
+)
+SUITE = (
+    ProblemName.OU_QUADRATIC_EASY,
+    ProblemName.OU_QUADRATIC_HARD,
+    ProblemName.OU_LINEAR,
+    ProblemName.DOUBLE_WELL,
+)
+LQ, MIXTURE = ProblemName.LQ_FINE_TUNING, ProblemName.MIXTURE
 
 
 def compose(rows: Rows, _: Claims) -> Document:
@@ -35,11 +51,11 @@ def compose(rows: Rows, _: Claims) -> Document:
         "variance.svg": figures.variances(rows),
         "costates.svg": figures.costates(rows),
         "samples.svg": curves.samples(rows),
-        "training-lq.svg": curves.learning(rows.of("training"), _gap_and_noise(LQ)),
-        "training-mixture.svg": curves.learning(rows.of("training"), _gap_and_noise(MIXTURE)),
+        "training-lq.svg": curves.learning(rows.of(schemas.TRAINING), _gap_and_noise(LQ)),
+        "training-mixture.svg": curves.learning(rows.of(schemas.TRAINING), _gap_and_noise(MIXTURE)),
         "socm.svg": curves.learning(
-            rows.of("socm"),
-            [curves.Curves(each, "control_l2", each) for each in SUITE],
+            rows.of(schemas.SOCM),
+            [curves.Curves(each, Metric.CONTROL_L2, each) for each in SUITE],
             "iteration",
         ),
     }
@@ -59,14 +75,12 @@ def compose(rows: Rows, _: Claims) -> Document:
     return Document(source, pictures)
 
 
-REPORT = Report(
-    "gradient_variance", compose, shown=("variance.svg", "samples.svg"), studies=STUDIES
-)
+REPORT = Report("gradient_variance", compose, STUDIES, shown=("variance.svg", "samples.svg"))
 
 
 def _abstract(rows: Rows) -> str:
-    found = rows.of("variance")
-    tried = len(found.where("error_at_budget").fields("estimator"))
+    found = rows.of(schemas.VARIANCE)
+    tried = len(found.where(Metric.ERROR_AT_BUDGET).fields("estimator"))
     start, near = (chapters.best(rows, OBJECTIVE, tables.ARENAS[0], scale) for scale in (0.0, 0.9))
     return f"""
 Fine-tuning a diffusion model as a control problem needs the gradient of an expected reward less a Kullback–Leibler divergence, and
@@ -82,8 +96,8 @@ Every number is a record; the report computes nothing but ratios and tests.
 
 def _gap_and_noise(problem: str) -> list[curves.Curves]:
     return [
-        curves.Curves(problem, "objective_gap", r"$J^* - J$"),
-        curves.Curves(problem, "gradient_noise", "gradient noise"),
+        curves.Curves(problem, Metric.OBJECTIVE_GAP, r"$J^* - J$"),
+        curves.Curves(problem, Metric.GRADIENT_NOISE, "gradient noise"),
     ]
 
 
@@ -219,9 +233,9 @@ def _suites(rows: Rows) -> str:
 
 
 def _reproduction(rows: Rows) -> str:
-    commands = "\n".join(f"socft toy {study}" for study in STUDIES)
+    commands = "\n".join(f"socft toy {study.name}" for study in STUDIES)
     counts = ", ".join(
-        f"{text(study)} {integer(len(rows.of(study).records) or None)}" for study in STUDIES
+        f"{text(study.name)} {integer(len(rows.of(study).records) or None)}" for study in STUDIES
     )
     return rf"""
 = Reproduction

@@ -15,7 +15,6 @@ from socft.report.gradient_variance.cells import (
     ends,
     in_italics,
     missing,
-    only,
     pivot,
     plain,
     settings,
@@ -27,6 +26,8 @@ from socft.report.gradient_variance.cells import (
 )
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
 
 SUITE_TEXT = """The test problems of #link("https://arxiv.org/abs/2312.02027")[2312.02027], trained with the losses of path measures
 and with adjoints: as many gradient steps for all, at one rate per problem, so not at equal cost. Tables are by kind. The _effective
@@ -42,9 +43,9 @@ against the costate of continuous time."""
 
 def training_text(rows: Rows) -> str:
     """What the chapter on training shows."""
-    found = rows.of("training")
+    found = rows.of(schemas.TRAINING)
     rates = (
-        ", ".join(f"${float(rate):g}$" for rate in found.where("pilot_gap").distinct("rate"))
+        ", ".join(f"${float(rate):g}$" for rate in found.where(Metric.PILOT_GAP).distinct("rate"))
         or NOT_MEASURED
     )
     seeds = max((record.seeds for record in found), default=None)
@@ -60,27 +61,27 @@ common, from bias and from stopping early, and _noise_ what comes from their sca
 
 def training(rows: Rows, problem: str) -> str:
     """Where training ends, one table per kind."""
-    found = ends(rows.of("training").where(problem=problem), "iteration")
+    found = ends(rows.of(schemas.TRAINING).where(problem=problem), "iteration")
     metrics = [
         metric
         for metric in (
-            "objective_gap",
-            "bias_gap",
-            "noise_gap",
-            "reward",
-            "kl",
-            "wasserstein1",
-            "wasserstein2",
-            "mmd",
-            "gradient_bias",
-            "gradient_noise",
-            "target_noise",
+            Metric.OBJECTIVE_GAP,
+            Metric.BIAS_GAP,
+            Metric.NOISE_GAP,
+            Metric.REWARD,
+            Metric.KL,
+            Metric.WASSERSTEIN1,
+            Metric.WASSERSTEIN2,
+            Metric.MMD,
+            Metric.GRADIENT_BIAS,
+            Metric.GRADIENT_NOISE,
+            Metric.TARGET_NOISE,
         )
         if found.where(metric)
     ]
     tables = []
     for kind in KINDS:
-        mine = only(found, lambda record, kind=kind: record.kind == kind)
+        mine = found.filter(lambda record, kind=kind: record.kind == kind)
         body = []
         for name in mine.fields("estimator"):
             cells = [mine.where(metric, estimator=name).one() for metric in metrics]
@@ -111,18 +112,18 @@ def training(rows: Rows, problem: str) -> str:
     return small("\n\n".join(tables))
 
 
-PARTS: Mapping[str, str] = {
-    "class_gap": "for its features",
-    "kernel_gap": "for kernels that move means only",
-    "discretisation_gap": "for discrete time, which can be a gain",
-    "memory_gap": "for what the start says of the end",
+PARTS: Mapping[Metric, str] = {
+    Metric.CLASS_GAP: "for its features",
+    Metric.KERNEL_GAP: "for kernels that move means only",
+    Metric.DISCRETISATION_GAP: "for discrete time, which can be a gain",
+    Metric.MEMORY_GAP: "for what the start says of the end",
 }
 """What each part of an error is for."""
 
 
 def split(rows: Rows, problem: str) -> str:
     """Whose error is it: the parts that no estimator can help, in a sentence."""
-    found = rows.of("training").where(problem=problem)
+    found = rows.of(schemas.TRAINING).where(problem=problem)
     gains = [(told, found.where(metric).one()) for metric, told in PARTS.items()]
     given = ", ".join(
         f"{told} {NOT_MEASURED if record is None else number(record.value)}"
@@ -133,11 +134,11 @@ pre-trained law, whatever the estimator, and in this order: {given}."""
 
 
 TRAINING: Mapping[str, str] = {
-    "bias_gap": r"of it \ bias",
-    "noise_gap": r"of it \ noise",
-    "gradient_bias": r"gradient \ bias",
-    "gradient_noise": r"gradient \ noise",
-    "target_noise": r"target \ noise",
+    Metric.BIAS_GAP: r"of it \ bias",
+    Metric.NOISE_GAP: r"of it \ noise",
+    Metric.GRADIENT_BIAS: r"gradient \ bias",
+    Metric.GRADIENT_NOISE: r"gradient \ noise",
+    Metric.TARGET_NOISE: r"target \ noise",
 }
 
 
@@ -185,21 +186,23 @@ KEYS: Mapping[str, str] = {
 
 def sweeps(rows: Rows) -> str:
     """The tables of the linear-quadratic sweeps: for infinitely many paths, and for finitely many."""
-    study = rows.of("lq_sweeps")
-    found = without(only(study, lambda record: record.metric in ("mse", "limit_mse")), UNTIMED)
+    study = rows.of(schemas.LQ_SWEEPS)
+    found = without(
+        study.filter(lambda record: record.metric in (Metric.MSE, Metric.LIMIT_MSE)), UNTIMED
+    )
     parts = (
         _integrators(study),
-        *_limits(found.where("limit_mse")),
-        offsets(study.where("limit_offset_factor")),
-        _sampled(found.where("mse")),
+        *_limits(found.where(Metric.LIMIT_MSE)),
+        offsets(study.where(Metric.LIMIT_OFFSET_FACTOR)),
+        _sampled(found.where(Metric.MSE)),
     )
     return "\n\n".join(filter(None, parts)) or NOT_MEASURED
 
 
 INTEGRATED = (
-    ("costate at time 0, running and final cost", "integrator_mse", True),
-    ("costate at time 0, final cost only", "integrator_mse", False),
-    ("mean reward without control, relative", "weak_error", False),
+    ("costate at time 0, running and final cost", Metric.INTEGRATOR_MSE, True),
+    ("costate at time 0, final cost only", Metric.INTEGRATOR_MSE, False),
+    ("mean reward without control, relative", Metric.WEAK_ERROR, False),
 )
 
 
@@ -292,7 +295,7 @@ def _limits(found: Rows) -> list[str]:
     if not found.distinct("horizon"):
         return []
     usual = _commonest(found, "horizon")
-    others = only(found, lambda record: record.setting.get("horizon") != usual)
+    others = found.filter(lambda record: record.setting.get("horizon") != usual)
     steps = others.distinct("dt")
     title = "Infinitely many paths, published policy"
     tables = [_sweep(found.where(horizon=usual), "limit", f"{title}, horizon {plain(usual)}")]
@@ -317,12 +320,12 @@ def _sweep(found: Rows, axis: str, caption: str) -> str:
 
 def socm(rows: Rows) -> str:
     """Where the estimators end on every problem of the suite, one table per kind."""
-    found = rows.of("socm")
+    found = rows.of(schemas.SOCM)
     for key in ("iteration", "index"):
         found = ends(found, key)
     tables = []
     for kind in dict.fromkeys((*KINDS, *found.fields("kind"))):
-        mine = only(found, lambda record, kind=kind: record.kind == kind)
+        mine = found.filter(lambda record, kind=kind: record.kind == kind)
         if mine:
             tables.append(_ended(mine, kind))
     return "\n\n".join(tables) or NOT_MEASURED
@@ -332,7 +335,7 @@ def suite_verdict(rows: Rows) -> str:
     """Who ends nearest to the optimal control on every problem, and who further from it than the
     pre-trained model.
     """
-    found = rows.of("socm").where("control_l2")
+    found = rows.of(schemas.SOCM).where(Metric.CONTROL_L2)
     lines = []
     for problem in found.fields("problem"):
         here = found.where(problem=problem)

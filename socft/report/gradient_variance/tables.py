@@ -11,20 +11,23 @@ from typing import Any
 
 from socft.records import Record
 from socft.report.gradient_variance.catalogue import CATALOGUE, GROUPS, KINDS, kinds, names
-from socft.report.gradient_variance.cells import NONE, only, small, value
+from socft.report.gradient_variance.cells import NONE, small, value
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 
-METRICS: Mapping[str, str] = {
-    "bias": "bias",
-    "variance": "variance",
-    "error_at_budget": "error at budget",
+METRICS: Mapping[Metric, str] = {
+    Metric.BIAS: "bias",
+    Metric.VARIANCE: "variance",
+    Metric.ERROR_AT_BUDGET: "error at budget",
 }
-FIT_METRICS: Mapping[str, str] = {
-    "bias": "bias",
-    "variance": "variance",
-    "fit_variance": "of the fit",
-    "error_at_budget": "error at budget",
+FIT_METRICS: Mapping[Metric, str] = {
+    Metric.BIAS: "bias",
+    Metric.VARIANCE: "variance",
+    Metric.FIT_VARIANCE: "of the fit",
+    Metric.ERROR_AT_BUDGET: "error at budget",
 }
 """By how they are called; the variance that a fit leaves is that of biased estimators alone."""
 THOUSAND = 1000
@@ -64,16 +67,17 @@ class Arena:
 
     def rows(self, rows: Rows) -> Rows:
         """Its records."""
-        found = only(
-            rows.of("variance").where(problem=self.problem),
-            lambda record: record.setting.get("axis") in self.axes,
+        found = (
+            rows.of(schemas.VARIANCE)
+            .where(problem=self.problem)
+            .filter(lambda record: record.setting.get("axis") in self.axes)
         )
         return found.where(**self.settings)
 
 
 ARENAS = (
     Arena(
-        "lq-fine-tuning",
+        ProblemName.LQ_FINE_TUNING,
         '#"lq-fine-tuning"; ($d = 4$)',
         "lq",
         ("distance",),
@@ -81,7 +85,7 @@ ARENAS = (
         {0.0: "at the pre-trained model", 0.9: "near the optimum", 1.0: "at the optimum"},
     ),
     Arena(
-        "mixture",
+        ProblemName.MIXTURE,
         '#"mixture"; ($d = 1$)',
         "mixture",
         ("mixture",),
@@ -94,7 +98,7 @@ ARENAS = (
 def catalogue(rows: Rows) -> str:
     """Every estimator in one line."""
     found, body = ARENAS[0].rows(rows), []
-    all_kinds = kinds(rows.of("variance"))
+    all_kinds = kinds(rows.of(schemas.VARIANCE))
     for group in GROUPS:
         body.append((f"{group}",))
         body += [
@@ -133,7 +137,7 @@ def _line(found: Rows, name: str, kind: str) -> Sequence[str]:
 
 
 def _evaluations(found: Rows, name: str) -> str:
-    record = next(iter(found.where("bias", estimator=name)), None)
+    record = next(iter(found.where(Metric.BIAS, estimator=name)), None)
     return integer(record.evaluations if record else None)
 
 
@@ -142,7 +146,8 @@ def master(rows: Rows, arena: Arena, kind: str) -> str:
     found, notes = arena.rows(rows), Notes()
     metrics = FIT_METRICS if kind == KINDS[2] else METRICS
     body = [
-        _estimator(found, arena, name, metrics, notes) for name in names(rows.of("variance"), kind)
+        _estimator(found, arena, name, metrics, notes)
+        for name in names(rows.of(schemas.VARIANCE), kind)
     ]
     columns = 1 + len(metrics) * len(arena.scales) + len(COSTS)
     cells = [f"[{cell}]" for row in body or [(NOT_MEASURED, *[""] * (columns - 1))] for cell in row]
@@ -193,12 +198,12 @@ class Notes:
 
 
 def _estimator(
-    found: Rows, arena: Arena, name: str, metrics: Iterable[str], notes: Notes
+    found: Rows, arena: Arena, name: str, metrics: Iterable[Metric], notes: Notes
 ) -> Sequence[str]:
     mine, cells = found.where(estimator=name), []
     for scale in arena.scales:
         here = mine.where(scale=scale)
-        refusal = here.where("refused").one()
+        refusal = here.where(Metric.REFUSED).one()
         if refusal is not None:
             cells += [
                 f"refused{notes.mark(str(refusal.setting.get('reason', '')))}",
@@ -210,7 +215,7 @@ def _estimator(
                 value(bias),
                 *(NOT_MEASURED if r is None else number(r.value, 2) for r in others),
             ]
-    return text(name), *cells, *_cost(next(iter(mine.where("bias")), None))
+    return text(name), *cells, *_cost(next(iter(mine.where(Metric.BIAS)), None))
 
 
 def _cost(record: Record | None) -> Sequence[str]:
@@ -224,7 +229,7 @@ def refusals(rows: Rows) -> str:
     """Every refusal outside the two problems of the tables."""
     shown = {id(record) for arena in ARENAS for record in arena.rows(rows)}
     found: dict[tuple[str, str], list[Record]] = {}
-    for record in rows.of("variance").where("refused"):
+    for record in rows.of(schemas.VARIANCE).where(Metric.REFUSED):
         if id(record) not in shown:
             found.setdefault((record.problem, str(record.setting.get("reason", ""))), []).append(
                 record

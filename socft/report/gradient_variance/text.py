@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from socft.report.gradient_variance import tables
 from socft.report.gradient_variance.catalogue import KINDS
-from socft.report.gradient_variance.cells import only
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, landscape, number, text
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
 
 ORACLES = ("exact costate", "exact score")
 
@@ -106,7 +107,7 @@ def growth(rows: Rows) -> str:
     """How variances grow along every axis, in a list."""
     lines = []
     for axis, (key, told) in AXES.items():
-        found = rows.of("variance").where("variance", axis=axis)
+        found = rows.of(schemas.VARIANCE).where(Metric.VARIANCE, axis=axis)
         places = found.distinct(key)
         shares = []
         for name in FOLLOWED:
@@ -140,9 +141,9 @@ def best(rows: Rows, kind: str, arena: tables.Arena, scale: float) -> list[tuple
     """Estimators of a kind by their error at equal budget, best first, but for those that need an
     exact costate or score.
     """
-    errors = arena.rows(rows).where("error_at_budget", scale=scale)
-    found = only(
-        errors, lambda r: r.kind == kind and not any(each in r.estimator for each in ORACLES)
+    errors = arena.rows(rows).where(Metric.ERROR_AT_BUDGET, scale=scale)
+    found = errors.filter(
+        lambda r: r.kind == kind and not any(each in r.estimator for each in ORACLES)
     )
     return sorted(((record.estimator, record.value) for record in found), key=lambda pair: pair[1])
 

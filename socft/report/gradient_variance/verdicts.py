@@ -9,10 +9,12 @@ from scipy import stats
 
 from socft.records import Record
 from socft.report.gradient_variance.catalogue import paper
-from socft.report.gradient_variance.cells import only, plain
+from socft.report.gradient_variance.cells import plain
 from socft.report.gradient_variance.linear import EULER
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, integer, number, text
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
 
 BSDE = paper("2603.20455v2")
 BACK, LEAN, CORRECTED = "time-reversed costate", "lean adjoint", "martingale-corrected adjoint"
@@ -37,16 +39,16 @@ def repetitions(found: Rows) -> str:
 
 def linear(rows: Rows) -> str:
     """Who is more accurate on the linear SDE, why, and at what price."""
-    found = rows.of("linear")
-    euler = found.where("mse", integrator=EULER, function_class="linear")
+    found = rows.of(schemas.LINEAR)
+    euler = found.where(Metric.MSE, integrator=EULER, function_class="linear")
     lean, back = (euler.where(estimator=name) for name in (LEAN, BACK))
     shares = [
         f"{_share(back.where(noise=noise, paths=2000).one(), lean.where(noise=noise, paths=2000).one())}"
         f" at $epsilon = {noise:g}$"
         for noise in lean.where(paths=2000).distinct("noise")
     ]
-    chain = found.where("chain_mse", integrator=EULER, noise=1.0, paths=2000)
-    gap = found.where("kernel_gap", integrator=EULER).one()
+    chain = found.where(Metric.CHAIN_MSE, integrator=EULER, noise=1.0, paths=2000)
+    gap = found.where(Metric.KERNEL_GAP, integrator=EULER).one()
     return f"""
 With the same linear features, the same paths and $N = 2000$, the mean-square error of the time-reversed costate over that of the
 lean
@@ -58,7 +60,7 @@ the time-reversed costate {_number(chain.where(estimator=BACK).one())}. {_withou
 In time, at $epsilon = 1$, the time-reversed costate takes {_seconds(euler, BACK)} times as long as the lean adjoint, and the
 martingale-corrected one {_seconds(euler, CORRECTED)} times.
 
-{reproduced(rows.of("linear").where("mse", paths=2000), "noise", "epsilon")}
+{reproduced(rows.of(schemas.LINEAR).where(Metric.MSE, paths=2000), "noise", "epsilon")}
 """
 
 
@@ -67,7 +69,7 @@ def _without_gap(rows: Rows) -> str:
     published pipeline.
     """
     rows = rows.where(paths=2000)
-    found = rows.where("mse")
+    found = rows.where(Metric.MSE)
     mine = found.where(estimator=CORRECTED, integrator="exponential", function_class="linear")
     theirs = found.where(estimator=f"{BACK}, published")
     least = theirs.smallest()
@@ -79,7 +81,9 @@ def _without_gap(rows: Rows) -> str:
         rows.where(estimator=f"{name}, network", integrator=EULER, noise=1.0)
         for name in (BACK, CORRECTED)
     ]
-    whole, rest = ([each.where(metric).one() for each in pair] for metric in ("mse", "chain_mse"))
+    whole, rest = (
+        [each.where(metric).one() for each in pair] for metric in (Metric.MSE, Metric.CHAIN_MSE)
+    )
     return f"""The exponential scheme has no such distance: there the corrected adjoint with linear features, which hold the exact
 costate, has {number(mine.largest())} at most, over all $epsilon$, in {number(mine.largest(lambda record: record.seconds), 2)}
 seconds at most, where the published time-reversed pipeline with its network and Euler–Maruyama has {number(least)} at least
@@ -91,7 +95,7 @@ against the chain's own costate
 
 def crossing(rows: Rows, integrator: str) -> str:
     """Between which N the lean adjoint becomes as good as the time-reversed costate, in a sentence."""
-    found = rows.of("linear").where("mse", integrator=integrator, noise=1.0)
+    found = rows.of(schemas.LINEAR).where(Metric.MSE, integrator=integrator, noise=1.0)
     pairs = [
         (paths, *(found.where(estimator=name, paths=paths).one() for name in (LEAN, BACK)))
         for paths in found.distinct("paths")
@@ -152,7 +156,7 @@ studies of the method, not of the authors' runs."""
 
 def pendulum(rows: Rows) -> str:
     """Whether the advantage of time-reversed costates is there on the pendulum."""
-    found = rows.of("pendulum").where("cost")
+    found = rows.of(schemas.PENDULUM).where(Metric.COST)
     names = [f"{name}, {how}" for how in ("published", "network") for name in (BACK, LEAN)]
     cells = {name: found.where(estimator=name).one() for name in (RECURSION, *names)}
     back, lean, fair_back, fair_lean = (cells[name] for name in names)
@@ -170,10 +174,10 @@ def mixture(rows: Rows) -> str:
     """Whether the advantage of time-reversed costates is there on the mixture, and what becomes of
     it beside a fair baseline.
     """
-    found = rows.of("mixture").where("regret")
-    costs = rows.of("mixture").where("cost")
+    found = rows.of(schemas.MIXTURE).where(Metric.REGRET)
+    costs = rows.of(schemas.MIXTURE).where(Metric.COST)
     recursion = found.where(estimator=RECURSION)
-    told = only(costs, lambda record: bool(record.published and record.optimum))
+    told = costs.filter(lambda record: bool(record.published and record.optimum))
     excess = told.largest(
         lambda record: (
             record.published / record.optimum - 1 if record.published and record.optimum else None

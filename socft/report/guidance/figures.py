@@ -9,6 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from socft.report.figures import LOOKS, draw, finish, legend, panels, reference, svg
 from socft.report.rows import Rows, Series
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 
 ALGORITHMS = (1, 2)
 GUIDES = ("G", "G_loss")
@@ -39,7 +41,7 @@ def rounds(rows: Rows, objective: str, score: str) -> bytes:
             for algorithm in ALGORITHMS:
                 mine, look = found.where(estimator=guide, algorithm=algorithm), next(looks)
                 label = f"{SHOWN[guide]}, algorithm {algorithm}"
-                for ax, metric in zip(axes, ("reward", "off_support"), strict=True):
+                for ax, metric in zip(axes, (Metric.REWARD, Metric.OFF_SUPPORT), strict=True):
                     draw(ax, mine.where(metric).series("round"), look, label)
         _level(axes[0], rows, objective)
         _finish(axes[0], "mean reward", "rounds", "")
@@ -55,10 +57,12 @@ def objectives(rows: Rows, names: Sequence[str]) -> bytes:
     with panels(1, len(names), 2.1) as (figure, axes):
         for ax, name in zip(axes, names, strict=True):
             found = rows.where(problem=name, estimator="G_loss", algorithm=1, score="exact")
-            draw(ax, found.where("reward").series("round"), LOOKS[1], "mean reward of the batch")
+            draw(
+                ax, found.where(Metric.REWARD).series("round"), LOOKS[1], "mean reward of the batch"
+            )
             draw(
                 ax,
-                found.where("value_at_mean").series("round"),
+                found.where(Metric.VALUE_AT_MEAN).series("round"),
                 LOOKS[0],
                 "value at the batch's mean",
             )
@@ -72,12 +76,12 @@ def learnt(rows: Rows, objective: str) -> bytes:
     """Reward and off-support ratio with the exact score and with the network, over the rounds that
     both have.
     """
-    last = max(rows.where("reward", objective, score="network").distinct("round"), default=0)
+    last = max(rows.where(Metric.REWARD, objective, score="network").distinct("round"), default=0)
     with panels(1, 2, 2.3) as (figure, axes):
         for index, guide in enumerate(GUIDES):
             for shift, score in enumerate(("exact", "network")):
                 found = rows.where(problem=objective, estimator=guide, algorithm=1, score=score)
-                for ax, metric in zip(axes, ("reward", "off_support"), strict=True):
+                for ax, metric in zip(axes, (Metric.REWARD, Metric.OFF_SUPPORT), strict=True):
                     line = found.where(metric).series("round")
                     kept = [(x, y) for x, y in zip(line.x, line.y, strict=True) if x <= last]
                     cut = Series(tuple(x for x, _ in kept), tuple(y for _, y in kept))
@@ -94,9 +98,11 @@ def frontier(rows: Rows, spread: str) -> bytes:
     """
     with panels(1, 2, 2.5) as (figure, axes):
         for method, look in zip(FRONTIER, LOOKS, strict=False):
-            for ax, metric in zip(axes, ("frontier_kl", "frontier_distance"), strict=True):
+            for ax, metric in zip(
+                axes, (Metric.FRONTIER_KL, Metric.FRONTIER_DISTANCE), strict=True
+            ):
                 line = _paired(
-                    rows.where(problem=spread, estimator=method), metric, "frontier_reward"
+                    rows.where(problem=spread, estimator=method), metric, Metric.FRONTIER_REWARD
                 )
                 draw(ax, line, look, SHOWN.get(method, method), 5)
         _finish(axes[0], "mean reward", "KL divergence", "", log_x=True)
@@ -116,8 +122,8 @@ def sphere(rows: Rows) -> bytes:
     every method.
     """
     found, last = (
-        rows.where(problem="sphere"),
-        max(rows.where("off_sphere", "sphere").distinct("round"), default=0),
+        rows.where(problem=ProblemName.SPHERE),
+        max(rows.where(Metric.OFF_SPHERE, ProblemName.SPHERE).distinct("round"), default=0),
     )
     with panels(1, 2, 2.4) as (figure, axes):
         for method, look in zip(SPHERE, LOOKS, strict=False):
@@ -125,16 +131,20 @@ def sphere(rows: Rows) -> bytes:
             if method in GUIDES:
                 reward, off, kl = (
                     mine.where(m, round=last).series("delta")
-                    for m in ("reward", "off_sphere", "kl")
+                    for m in (Metric.REWARD, Metric.OFF_SPHERE, Metric.KL)
                 )
             else:
                 reward, off, kl = (
-                    mine.where(f"frontier_{m}").series("knob")
-                    for m in ("reward", "off_sphere", "kl")
+                    mine.where(m).series("knob")
+                    for m in (
+                        Metric.FRONTIER_REWARD,
+                        Metric.FRONTIER_OFF_SPHERE,
+                        Metric.FRONTIER_KL,
+                    )
                 )
             draw(axes[0], Series(kl.y, reward.y), look, SHOWN.get(method, method), 8)
             draw(axes[1], Series(reward.y, off.y), look, SHOWN.get(method, method), 8)
-        start = found.where("off_sphere", round=0).largest()
+        start = found.where(Metric.OFF_SPHERE, round=0).largest()
         if start is not None:
             reference(axes[1], (0.0, 0.95), (start, start), label="pre-trained")
         _finish(axes[0], "mean reward", "KL divergence", "", log_x=True)
@@ -144,7 +154,7 @@ def sphere(rows: Rows) -> bytes:
         return svg(figure)
 
 
-def _paired(mine: Rows, x: str, y: str) -> Series:
+def _paired(mine: Rows, x: Metric, y: Metric) -> Series:
     """One metric against another along the knob."""
     left, right = mine.where(x).series("knob"), mine.where(y).series("knob")
     return Series(left.y, right.y) if left.x == right.x else Series((), ())
@@ -156,8 +166,8 @@ def _level(ax: Axes, rows: Rows, objective: str) -> None:
         return
     right = max(float(x) for line in ax.lines for x in line.get_xdata())  # type: ignore[union-attr]
     for metric, label, color in (
-        ("regularised_value", "regularised maximum", "0.35"),
-        ("maximum", "maximum", "#D55E00"),
+        (Metric.REGULARISED_VALUE, "regularised maximum", "0.35"),
+        (Metric.MAXIMUM, "maximum", "#D55E00"),
     ):
         value = rows.where(metric, objective).largest()
         if value is not None:

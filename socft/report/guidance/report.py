@@ -12,6 +12,9 @@ from socft.report.claim_lines import Claims
 from socft.report.guidance import figures, tables
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, document, figure, integer, number
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 
 GUIDES, SCORES = ("G", "G_loss"), ("network", "exact")
 PAPER = '#link("https://arxiv.org/abs/2404.14743v2")[arXiv 2404.14743v2]'
@@ -20,10 +23,12 @@ PAPER = '#link("https://arxiv.org/abs/2404.14743v2")[arXiv 2404.14743v2]'
 def compose(rows: Rows, claims: Claims) -> Document:
     """The document of the study's records."""
     pictures = {
-        "rounds.svg": figures.rounds(rows, "f1 off", "exact"),
-        "objectives.svg": figures.objectives(rows, ("f1 on", "f2 ones", "f2 random")),
-        "network.svg": figures.learnt(rows, "f1 off"),
-        "frontier.svg": figures.frontier(rows, "isotropic"),
+        "rounds.svg": figures.rounds(rows, ProblemName.F1_OFF, "exact"),
+        "objectives.svg": figures.objectives(
+            rows, (ProblemName.F1_ON, ProblemName.F2_ONES, ProblemName.F2_RANDOM)
+        ),
+        "network.svg": figures.learnt(rows, ProblemName.F1_OFF),
+        "frontier.svg": figures.frontier(rows, ProblemName.ISOTROPIC),
         "sphere.svg": figures.sphere(rows),
     }
     source = document(
@@ -44,19 +49,19 @@ def compose(rows: Rows, claims: Claims) -> Document:
 REPORT = Report(
     "guidance",
     compose,
+    (schemas.GUIDANCE, schemas.GUIDANCE_NETWORK),
     shown=("frontier.svg", "rounds.svg"),
-    studies=("guidance", "guidance_network"),
 )
 
 
 def _abstract(rows: Rows) -> str:
     cost = {
-        method: _one(rows.where("equal_kl", "isotropic", method, reward=3.0))
+        method: _one(rows.where(Metric.EQUAL_KL, ProblemName.ISOTROPIC, method, reward=3.0))
         for method in tables.METHODS
     }
     names = ("G", "G_loss, published", "fine-tuned score", "optimal control")
     naive, ahead, tuned, best = (number(cost[name]) for name in names)
-    runs = {key: _last(rows, "reward", *key) for key in (("G_loss", 1), ("G_loss", 2))}
+    runs = {key: _last(rows, Metric.REWARD, *key) for key in (("G_loss", 1), ("G_loss", 2))}
     return rf"""
 Gradient guidance steers a pre-trained diffusion model by the gradient of an objective, without training. We write it as a control
 of the denoising chain, so that its divergence from the pre-trained model is exact, and check its theory statement by statement:
@@ -142,7 +147,7 @@ def _simulations(rows: Rows) -> str:
         " maximum and the maximum dashed.",
     )
     off = {
-        (guide, alg): number(_last(rows, "off_support", guide, alg))
+        (guide, alg): number(_last(rows, Metric.OFF_SUPPORT, guide, alg))
         for guide in ("G", "G_loss")
         for alg in (1, 2)
     }
@@ -185,7 +190,7 @@ def _comparison(rows: Rows) -> str:
         "Two panels of mean reward, against divergence and against distance from the subspace, both"
         " on logarithmic scales.",
     )
-    ratio = _ratio(rows, "isotropic", 3.0)
+    ratio = _ratio(rows, ProblemName.ISOTROPIC, 3.0)
     return rf"""
 = Guidance, fine-tuning and control at equal reward
 
@@ -235,7 +240,10 @@ With the exact score the two differ little: at the largest increment the distanc
 
 
 def _network(rows: Rows) -> str:
-    error, mine = rows.where("score_error").one(), rows.where("off_support", "f1 off", algorithm=1)
+    error, mine = (
+        rows.where(Metric.SCORE_ERROR).one(),
+        rows.where(Metric.OFF_SUPPORT, ProblemName.F1_OFF, algorithm=1),
+    )
     last = max(mine.where(score="network").distinct("round"), default=None)
     off = {
         key: number(_one(mine.where(estimator=key[0], score=key[1], round=last)))
@@ -266,7 +274,7 @@ goes further off, and gains more.
 
 
 def _reproduction(rows: Rows) -> str:
-    spent = [record.value for record in rows.where("task_seconds")]
+    spent = [record.value for record in rows.where(Metric.TASK_SECONDS)]
     return rf"""
 = Reproduction
 
@@ -289,24 +297,24 @@ def _one(rows: Rows) -> float | None:
     return None if record is None else record.value
 
 
-def _last(rows: Rows, metric: str, guide: str, algorithm: int) -> float | None:
-    mine = rows.where(metric, "f1 off", guide, algorithm=algorithm, score="exact")
+def _last(rows: Rows, metric: Metric, guide: str, algorithm: int) -> float | None:
+    mine = rows.where(metric, ProblemName.F1_OFF, guide, algorithm=algorithm, score="exact")
     last = max(mine.distinct("round"), default=None)
     return _one(mine.where(round=last))
 
 
 def _furthest(rows: Rows, guide: str) -> float | None:
     """Distance from the sphere after the last round, at the largest increment."""
-    mine = rows.where("off_sphere", "sphere", guide)
+    mine = rows.where(Metric.OFF_SPHERE, ProblemName.SPHERE, guide)
     mine = mine.where(delta=max(mine.distinct("delta"), default=None))
     return _one(mine.where(round=max(mine.distinct("round"), default=None)))
 
 
 def _ratio(rows: Rows, spread: str, reward: float) -> dict[str, str]:
     """Divergence of every method over that of the optimum."""
-    best = _one(rows.where("equal_kl", spread, "optimal control", reward=reward))
+    best = _one(rows.where(Metric.EQUAL_KL, spread, "optimal control", reward=reward))
     out = {}
     for method in tables.METHODS:
-        mine = _one(rows.where("equal_kl", spread, method, reward=reward))
+        mine = _one(rows.where(Metric.EQUAL_KL, spread, method, reward=reward))
         out[method] = NOT_MEASURED if mine is None or not best else number(mine / best)
     return out

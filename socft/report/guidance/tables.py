@@ -9,6 +9,8 @@ from socft.report.claim_lines import ClaimLine, Claims
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, fraction_of_bound, integer, number, text
 from socft.report.unicode_math import markup
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 
 CLAIMS = {
     "guidance_subspace": "Theorem 1: subspace",
@@ -29,12 +31,15 @@ METHODS = (
     "fine-tuned score",
     "optimal control",
 )
-SPREADS = {"isotropic": "latent variances 1", "anisotropic": "latent variances from 0.05 to 2"}
+SPREADS = {
+    ProblemName.ISOTROPIC: "latent variances 1",
+    ProblemName.ANISOTROPIC: "latent variances from 0.05 to 2",
+}
 OBJECTIVES = {
-    "f1 off": r"$f_1$, $|theta_perp|\/|theta_parallel| = 9$",
-    "f1 on": r"$f_1$, $theta$ in the subspace",
-    "f2 ones": r"$f_2$, $b = 4$",
-    "f2 random": r"$f_2$, $b tilde N(4, 9 I)$",
+    ProblemName.F1_OFF: r"$f_1$, $|theta_perp|\/|theta_parallel| = 9$",
+    ProblemName.F1_ON: r"$f_1$, $theta$ in the subspace",
+    ProblemName.F2_ONES: r"$f_2$, $b = 4$",
+    ProblemName.F2_RANDOM: r"$f_2$, $b tilde N(4, 9 I)$",
 }
 
 
@@ -66,7 +71,7 @@ def runs(rows: Rows) -> str:
     """Where every published run ends."""
     body: list[Sequence[str]] = []
     for objective, title in OBJECTIVES.items():
-        found = rows.where("reward", objective)
+        found = rows.where(Metric.REWARD, objective)
         keys = [
             (r.estimator, r.setting["algorithm"], r.setting["score"], r.setting["delta"])
             for r in found
@@ -97,7 +102,10 @@ def _run(
 ) -> Sequence[str]:
     mine = rows.where(problem=objective, estimator=guide, algorithm=algorithm, score=score)
     last = max(mine.distinct("round"), default=None)
-    values = [_value(mine.where(metric, round=last)) for metric in ("reward", "off_support", "kl")]
+    values = [
+        _value(mine.where(metric, round=last))
+        for metric in (Metric.REWARD, Metric.OFF_SUPPORT, Metric.KL)
+    ]
     return (
         title,
         symbol(guide),
@@ -113,10 +121,11 @@ def limits(rows: Rows) -> str:
     """Where the published targets lead, predicted and measured."""
     body = []
     for objective, title in OBJECTIVES.items():
-        mine = rows.where("value_at_mean", objective, "G_loss", algorithm=1, score="exact")
+        mine = rows.where(Metric.VALUE_AT_MEAN, objective, "G_loss", algorithm=1, score="exact")
         last = max(mine.distinct("round"), default=None)
         predicted, best = (
-            _value(rows.where(metric, objective)) for metric in ("regularised_value", "maximum")
+            _value(rows.where(metric, objective))
+            for metric in (Metric.REGULARISED_VALUE, Metric.MAXIMUM)
         )
         body.append(
             (
@@ -141,7 +150,7 @@ def limits(rows: Rows) -> str:
 
 def equal_reward(rows: Rows) -> str:
     """Divergence and distance of every method at given rewards."""
-    rewards = rows.where("equal_kl").distinct("reward")
+    rewards = rows.where(Metric.EQUAL_KL).distinct("reward")
     body: list[Sequence[str]] = []
     for spread, title in SPREADS.items():
         body.append((title,))
@@ -163,9 +172,9 @@ def equal_reward(rows: Rows) -> str:
 
 def _equal(rows: Rows, spread: str, method: str, rewards: Sequence[float]) -> Sequence[str]:
     mine = rows.where(problem=spread, estimator=method)
-    kl = [_cell(mine.where("equal_kl", reward=reward)) for reward in rewards]
+    kl = [_cell(mine.where(Metric.EQUAL_KL, reward=reward)) for reward in rewards]
     far = [
-        _cell(mine.where("equal_distance", reward=reward), 4)
+        _cell(mine.where(Metric.EQUAL_DISTANCE, reward=reward), 4)
         for reward in (*rewards[1:2], *rewards[-1:])
     ]
     return symbol(method), *kl, *far
@@ -173,21 +182,26 @@ def _equal(rows: Rows, spread: str, method: str, rewards: Sequence[float]) -> Se
 
 def sphere(rows: Rows) -> str:
     """The runs on the sphere."""
-    found = rows.where(problem="sphere")
-    last = max(found.where("reward").distinct("round"), default=None)
+    found = rows.where(problem=ProblemName.SPHERE)
+    last = max(found.where(Metric.REWARD).distinct("round"), default=None)
     body = []
     for guide in ("G", "G_loss"):
-        for delta in found.where("reward", estimator=guide).distinct("delta"):
+        for delta in found.where(Metric.REWARD, estimator=guide).distinct("delta"):
             mine = found.where(estimator=guide, delta=delta, round=last)
             body.append(
                 (
                     symbol(guide),
                     number(delta, 2),
-                    *(number(_value(mine.where(m))) for m in ("reward", "off_sphere", "kl")),
+                    *(
+                        number(_value(mine.where(m)))
+                        for m in (Metric.REWARD, Metric.OFF_SPHERE, Metric.KL)
+                    ),
                 )
             )
     start = (
-        _value(Rows(tuple(found.where("off_sphere", estimator="G", round=0))[:1])) if body else None
+        _value(Rows(tuple(found.where(Metric.OFF_SPHERE, estimator="G", round=0))[:1]))
+        if body
+        else None
     )
     return Table(
         header=("guidance", r"$delta$", "reward", r"mean $abs(abs(x) - 1)$", "KL"),

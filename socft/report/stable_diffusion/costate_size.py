@@ -13,6 +13,7 @@ from socft.report.figures import LOOKS, draw, finish, legend, logarithmic, panel
 from socft.report.gradient_variance.cells import plain, value
 from socft.report.rows import Rows, Series
 from socft.report.typeset import NOT_MEASURED, Table, figure, integer, number, text
+from socft.study.vocabulary.metrics import Metric
 
 PICTURE = "adjoints.svg"
 NOISE = 2.0
@@ -53,12 +54,13 @@ def limits(rows: Rows) -> str:
     body: list[Sequence[str]] = []
     limited = rows.having("limit")
     for prompt in limited.fields("problem"):
-        found = limited.where("agreement", prompt)
+        found = limited.where(Metric.AGREEMENT, prompt)
         body.append([text(prompt)])
         for record in found:
             limit = record.setting["limit"]
             share, fidelity = (
-                rows.where(metric, prompt, limit=limit).one() for metric in ("limited", "fidelity")
+                rows.where(metric, prompt, limit=limit).one()
+                for metric in (Metric.LIMITED, Metric.FIDELITY)
             )
             cells = [
                 value(record),
@@ -91,7 +93,7 @@ def directions(rows: Rows) -> str:
     """Whether estimators point where the policy gradient does, for the section on stability;
     nothing if that was not measured.
     """
-    measured = rows.having("after").where("agreement")
+    measured = rows.having("after").where(Metric.AGREEMENT)
     if not measured:
         return ""
     stages = measured.distinct("after")
@@ -123,7 +125,7 @@ def directions(rows: Rows) -> str:
 
 def _direction(rows: Rows) -> tuple[str, str]:
     """How far a method's gradients agree, and where they point if that is more than noise."""
-    own, cosine = (rows.where(metric).one() for metric in ("agreement", "alignment"))
+    own, cosine = (rows.where(metric).one() for metric in (Metric.AGREEMENT, Metric.ALIGNMENT))
     noise = (
         own is None or cosine is None or (own.stderr is not None and own.value < NOISE * own.stderr)
     )
@@ -135,12 +137,14 @@ def _when(after: int) -> str:
 
 
 def _paths(rows: Rows) -> str:
-    return integer(max(record.seeds for record in rows.where("rank_correlation")))
+    return integer(max(record.seeds for record in rows.where(Metric.RANK_CORRELATION)))
 
 
 def _verdict(rows: Rows, prompt: str) -> str:
     """Where along the chain the two go together, and which steps add to a costate."""
-    ranks = [rows.where("rank_correlation", each).series("step") for each in rows.fields("problem")]
+    ranks = [
+        rows.where(Metric.RANK_CORRELATION, each).series("step") for each in rows.fields("problem")
+    ]
     steps = min(len(line.y) for line in ranks)
     early, late = ([line.y[k] for line in ranks] for k in (0, 3 * steps // 4))
     told = (
@@ -164,7 +168,7 @@ def _between(values: Sequence[float]) -> str:
 
 
 def _growth(rows: Rows, prompt: str, part: str) -> Series:
-    line = rows.where("log_growth", prompt, part=part).series("step")
+    line = rows.where(Metric.LOG_GROWTH, prompt, part=part).series("step")
     return Series(line.x, tuple(math.exp(y) for y in line.y))
 
 
@@ -176,10 +180,13 @@ def picture(rows: Rows) -> bytes:
             for prompt in prompts[:1]:
                 draw(axes[0], _growth(rows, prompt, part), look, title)
                 draw(
-                    axes[1], rows.where("undecided", prompt, part=part).series("step"), look, title
+                    axes[1],
+                    rows.where(Metric.UNDECIDED, prompt, part=part).series("step"),
+                    look,
+                    title,
                 )
         for look, prompt in zip(LOOKS[len(TITLES) :], prompts, strict=False):
-            draw(axes[2], rows.where("rank_correlation", prompt).series("step"), look, prompt)
+            draw(axes[2], rows.where(Metric.RANK_CORRELATION, prompt).series("step"), look, prompt)
         for ax, title in zip(
             axes, ("growth of the costate", "deviation of rewards", "rank correlation"), strict=True
         ):
@@ -207,9 +214,10 @@ def guidance(rows: Rows) -> str:
         for scale in rows.where(problem=prompt).distinct("guidance"):
             here = rows.where(problem=prompt, guidance=scale)
             cells = [
-                here.where("adjoint", at=at, quantile=quantile).one() for at, quantile in columns
+                here.where(Metric.ADJOINT, at=at, quantile=quantile).one()
+                for at, quantile in columns
             ]
-            worth = [value(here.where(metric).one()) for metric in ("reward", "accuracy")]
+            worth = [value(here.where(metric).one()) for metric in (Metric.REWARD, Metric.ACCURACY)]
             body.append(
                 [plain(scale), *worth, *(number(cell.value if cell else None) for cell in cells)]
             )

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from socft.report.figures import LOOKS, Look, draw, finish, legend, logarithmic, panels, svg
 from socft.report.rows import Rows, Series
 from socft.study.comparison import PI_FT, PRETRAINED
+from socft.study.vocabulary.metrics import Metric
 
 GREY = Look("0.6", ":", "o")
 SMOOTHED = 4
@@ -29,7 +30,7 @@ def look_of(methods: Sequence[str], method: str) -> Look:
     return GREY if method == PRETRAINED else LOOKS[tuned.index(method) % len(LOOKS)]
 
 
-def final(rows: Rows, metric: str, prompt: str, method: str, beta: float | None) -> Rows:
+def final(rows: Rows, metric: Metric, prompt: str, method: str, beta: float | None) -> Rows:
     """What a finished model reached; the pre-trained one does not depend on the KL weight."""
     found = rows.where(metric, prompt, method).having("beta")
     return found if method == PRETRAINED or beta is None else found.where(beta=beta)
@@ -39,7 +40,7 @@ def reached(rows: Rows, beta: float) -> bytes:
     """Reward and accuracy of every method on every prompt, with two standard errors."""
     prompts, methods = rows.fields("problem"), methods_of(rows)
     with panels(1, 2, 3.1) as (figure, axes):
-        for ax, metric in zip(axes, ("reward", "accuracy"), strict=True):
+        for ax, metric in zip(axes, (Metric.REWARD, Metric.ACCURACY), strict=True):
             for place, method in enumerate(methods):
                 look, shift = (
                     look_of(methods, method),
@@ -63,7 +64,7 @@ def reached(rows: Rows, beta: float) -> bytes:
                         elinewidth=0.8,
                         label=method,
                     )
-            if finish(ax, metric if metric == "reward" else "accuracy of the checker", "", ""):
+            if finish(ax, metric if metric == Metric.REWARD else "accuracy of the checker", "", ""):
                 ax.set_xticks(range(len(prompts)), [_broken(prompt) for prompt in prompts])
         legend(figure, axes, 4, methods)
         return svg(figure)
@@ -73,7 +74,7 @@ def sweep(rows: Rows, prompt: str) -> bytes:
     """Gradient norm, reward and KL of PI-FT against rounds, one curve per KL weight."""
     found = rows.where(problem=prompt, estimator=PI_FT)
     with panels(1, 3, 2.3) as (figure, axes):
-        for ax, metric in zip(axes, ("gradient_norm", "reward", "kl"), strict=True):
+        for ax, metric in zip(axes, (Metric.GRADIENT_NORM, Metric.REWARD, Metric.KL), strict=True):
             for look, beta in zip(LOOKS, found.distinct("beta"), strict=False):
                 draw(
                     ax,
@@ -81,7 +82,12 @@ def sweep(rows: Rows, prompt: str) -> bytes:
                     look,
                     rf"$\beta = {beta:g}$",
                 )
-            _finish(ax, {"gradient_norm": "gradient norm", "reward": "reward", "kl": "KL"}[metric])
+            _finish(
+                ax,
+                {Metric.GRADIENT_NORM: "gradient norm", Metric.REWARD: "reward", Metric.KL: "KL"}[
+                    metric
+                ],
+            )
         _logarithmic(axes[0])
         legend(figure, axes, 6)
         return svg(figure)
@@ -93,7 +99,7 @@ def training(rows: Rows, beta: float) -> bytes:
     with panels(2, 2, 3.8) as (figure, axes):
         for ax, prompt in zip(axes, prompts, strict=False):
             for method in methods:
-                line = smooth(rows.where("reward", prompt, method, beta=beta).series("round"))
+                line = smooth(rows.where(Metric.REWARD, prompt, method, beta=beta).series("round"))
                 draw(ax, line, look_of(methods, method), method)
             _finish(ax, prompt, "reward")
         legend(figure, axes, 3, methods)
@@ -106,9 +112,9 @@ def noise(rows: Rows, prompt: str, beta: float) -> bytes:
     """
     methods = methods_of(rows)
     names = {
-        "gradient_norm": "gradient norm",
-        "gradient_noise": "gradient noise",
-        "target_norm": "largest target control",
+        Metric.GRADIENT_NORM: "gradient norm",
+        Metric.GRADIENT_NOISE: "gradient noise",
+        Metric.TARGET_NORM: "largest target control",
     }
     with panels(1, 3, 2.4) as (figure, axes):
         for ax, (metric, title) in zip(axes, names.items(), strict=True):

@@ -14,12 +14,15 @@ from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, t
 from socft.study.comparison import (
     BELIEVED,
     DPOK,
+    GAINS,
     PI_FT,
     PRETRAINED,
     gradient_norm_study,
     picture_of,
 )
-from socft.study.vocabulary.schemas import SD_BENCHMARK, SD_COSTATE_SIZE
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.schemas import StudySchema
 
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
 CONFIGS = {"tiny": "tiny.toml", "sd15": "sd15_pift.toml"}
@@ -29,20 +32,27 @@ TITLES = {
 }
 
 
-def report(study: str) -> Report:
+def report(study: StudySchema) -> Report:
     """The report on the study of one scale."""
-    studies = (study, SD_COSTATE_SIZE.name, gradient_norm_study(study), SD_BENCHMARK.name)
     return Report(
-        study, functools.partial(compose, study=study), shown=("reached.svg",), studies=studies
+        study.name,
+        functools.partial(compose, study=study),
+        (study, schemas.SD_COSTATE_SIZE, _gradient_norms(study), schemas.SD_BENCHMARK),
+        shown=("reached.svg",),
     )
 
 
-def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
+def _gradient_norms(study: StudySchema) -> StudySchema:
+    """The study of gradients along its trainings."""
+    return schemas.SD_GRADIENT_NORM.named(gradient_norm_study(study.name))
+
+
+def compose(rows: Rows, _: Claims, study: StudySchema = schemas.STABLE_DIFFUSION) -> Document:
     """The document of the records and of their pictures."""
     runs, sizes, benchmark = (
         rows.of(study),
-        rows.of(SD_COSTATE_SIZE.name),
-        rows.of(SD_BENCHMARK.name),
+        rows.of(schemas.SD_COSTATE_SIZE),
+        rows.of(schemas.SD_BENCHMARK),
     )
     beta, prompts = _shared_beta(runs), runs.fields("problem")
     first = prompts[0] if prompts else ""
@@ -55,13 +65,13 @@ def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
     }
     source = document(
         "Fine-tuning Stable Diffusion by optimal control",
-        f"Section 5 of {PAPER} and its rivals on {TITLES.get(study, text(study))}",
+        f"Section 5 of {PAPER} and its rivals on {TITLES.get(study.name, text(study.name))}",
         _abstract(runs, beta),
         _setting(runs, beta),
         _methods(runs, beta),
         _samples(rows, beta),
         _sweep(rows, first),
-        stability.section(runs, sizes, rows.of(gradient_norm_study(study)), first, beta),
+        stability.section(runs, sizes, rows.of(_gradient_norms(study)), first, beta),
         f"= What makes costates large\n\n{costate_size.section(sizes)}",
         f"= What a gradient costs\n\n{tables.benchmark(benchmark)}",
         _reproduction(rows, study),
@@ -69,7 +79,7 @@ def compose(rows: Rows, _: Claims, study: str = "stable_diffusion") -> Document:
     return Document(source, {**pictures, **rows.pictures})
 
 
-REPORT = report("stable_diffusion")
+REPORT = report(schemas.STABLE_DIFFUSION)
 
 
 def _shared_beta(runs: Rows) -> float:
@@ -82,7 +92,7 @@ def _shared_beta(runs: Rows) -> float:
     )
 
 
-def _wins(rows: Rows, beta: float, metric: str, method: str, other: str) -> str:
+def _wins(rows: Rows, beta: float, metric: Metric, method: str, other: str) -> str:
     """On how many prompts a method gains more over the pre-trained model than another, and on how
     many beyond noise.
 
@@ -91,7 +101,7 @@ def _wins(rows: Rows, beta: float, metric: str, method: str, other: str) -> str:
     better, clear, known = 0, 0, 0
     for prompt in rows.fields("problem"):
         a, b = (
-            tables.mean_of_trainings(rows, f"{metric}_gain", prompt, name, beta)
+            tables.mean_of_trainings(rows, GAINS[metric], prompt, name, beta)
             for name in (method, other)
         )
         if a is None or b is None:
@@ -109,16 +119,16 @@ def _wins(rows: Rows, beta: float, metric: str, method: str, other: str) -> str:
 def _abstract(rows: Rows, beta: float) -> str:
     against = {
         (metric, other): _wins(rows, beta, metric, PI_FT, other)
-        for metric in ("reward", "accuracy")
+        for metric in (Metric.REWARD, Metric.ACCURACY)
         for other in (PRETRAINED, DPOK)
     }
     return f"""
 A latent diffusion model is fine-tuned by low-rank layers to maximise a learnt reward minus $beta$ times the Kullback–Leibler
 divergence of its sampling chain from the pre-trained one, by the estimators that are elsewhere measured against exact gradients,
 unchanged. At equal numbers of sampled trajectories PI-FT ends with a higher reward than the pre-trained model on
-{against["reward", PRETRAINED]} and than DPOK on {against["reward", DPOK]}; a checker that no method sees finds more of its
-pictures right than of the pre-trained model's on {against["accuracy", PRETRAINED]}, and than of DPOK's on
-{against["accuracy", DPOK]}.{_again(rows, beta)}{_tuned(rows, beta)}
+{against[Metric.REWARD, PRETRAINED]} and than DPOK on {against[Metric.REWARD, DPOK]}; a checker that no method sees finds more of its
+pictures right than of the pre-trained model's on {against[Metric.ACCURACY, PRETRAINED]}, and than of DPOK's on
+{against[Metric.ACCURACY, DPOK]}.{_again(rows, beta)}{_tuned(rows, beta)}
 """
 
 
@@ -127,7 +137,7 @@ def _again(rows: Rows, beta: float) -> str:
     if not rows.having("beta", "training"):
         return ""
     (reward, pairs), (accuracy, _) = (
-        tables.ahead_in_trainings(rows, f"{m}_gain", beta) for m in ("reward", "accuracy")
+        tables.ahead_in_trainings(rows, GAINS[m], beta) for m in (Metric.REWARD, Metric.ACCURACY)
     )
     return (
         " These are means over trainings from several seeds; PI-FT is ahead of DPOK in reward in"
@@ -138,7 +148,8 @@ def _again(rows: Rows, beta: float) -> str:
 def _tuned(rows: Rows, beta: float) -> str:
     """How DPOK compares at the best of several learning rates; nothing if it had but one."""
     (reward, prompts), (accuracy, _) = (
-        tables.ahead_at_the_best_rate(rows, f"{m}_gain", beta) for m in ("reward", "accuracy")
+        tables.ahead_at_the_best_rate(rows, GAINS[m], beta)
+        for m in (Metric.REWARD, Metric.ACCURACY)
     )
     if not prompts:
         return ""
@@ -219,7 +230,7 @@ def _methods(rows: Rows, beta: float) -> str:
 
 
 def _samples(rows: Rows, beta: float) -> str:
-    runs = [r for r in rows if r.metric == "reward" and set(r.setting) == {"beta"}]
+    runs = [r for r in rows if r.metric == Metric.REWARD and set(r.setting) == {"beta"}]
     blocks = []
     for prompt in dict.fromkeys(r.problem for r in runs):
         mine = [r for r in runs if r.problem == prompt and r.setting["beta"] == beta]
@@ -236,7 +247,7 @@ def _samples(rows: Rows, beta: float) -> str:
 
 
 def _sweep(rows: Rows, prompt: str) -> str:
-    betas = rows.where("reward", prompt, PI_FT).having("beta").distinct("beta")
+    betas = rows.where(Metric.REWARD, prompt, PI_FT).having("beta").distinct("beta")
     names = {f"$beta = {beta:g}$": picture_of(PI_FT, prompt, beta) for beta in betas}
     shown = {title: name for title, name in names.items() if name in rows.pictures}
     picture = figure(
@@ -256,8 +267,8 @@ def _sweep(rows: Rows, prompt: str) -> str:
 """
 
 
-def _reproduction(rows: Rows, study: str) -> str:
-    scale = study.removeprefix("stable_diffusion").strip("_") or "tiny"
+def _reproduction(rows: Rows, study: StudySchema) -> str:
+    scale = study.name.removeprefix("stable_diffusion").strip("_") or "tiny"
     config = f"sd_experiments/configs/{CONFIGS[scale]}"
     trainings = max(rows.of(study).distinct("training"), default=1)
     variants = any(rows.of(study).distinct(key) for key in ("rate", "limit"))

@@ -9,6 +9,7 @@ from socft.report.stable_diffusion import tables
 from socft.report.stable_diffusion.costate_size import directions
 from socft.report.typeset import NOT_MEASURED, figure, text
 from socft.study.comparison import BELIEVED, PI_FT, has_fallen
+from socft.study.vocabulary.metrics import Metric
 
 SAME = 0.9
 """Cosine above which two directions are called the same."""
@@ -63,9 +64,9 @@ def reasons(rows: Rows, beta: float) -> str:
     """Every run that ends below its best by more than noise, and why it does, as far as that was
     measured.
     """
-    if not rows.where("drop", beta=beta).having("beta"):
+    if not rows.where(Metric.DROP, beta=beta).having("beta"):
         return ""
-    fallen = [record for record in rows.where("drop") if has_fallen(record)]
+    fallen = [record for record in rows.where(Metric.DROP) if has_fallen(record)]
     if not fallen:
         return "No run ends below its best by more than noise."
     found = "\n".join(f"- {_named(record, beta)}: {_reason(rows, record)}" for record in fallen)
@@ -106,7 +107,7 @@ def _reason(rows: Rows, record: Record) -> str:
 def _contrast(rows: Rows, record: Record, key: str) -> str:
     """What the same run without the change does."""
     same = (
-        rows.where("drop", record.problem, record.estimator, beta=record.setting["beta"])
+        rows.where(Metric.DROP, record.problem, record.estimator, beta=record.setting["beta"])
         .having("beta")
         .one()
     )
@@ -124,7 +125,7 @@ def descent(rows: Rows) -> str:
     if not table:
         return ""
     ends = [
-        [rows.where("mean_gradient_squared", prompt, part=part).one() for part in (0.0, 1.0)]
+        [rows.where(Metric.MEAN_GRADIENT_SQUARED, prompt, part=part).one() for part in (0.0, 1.0)]
         for prompt in rows.fields("problem")
     ]
     known = [(first, last) for first, last in ends if first is not None and last is not None]
@@ -142,7 +143,7 @@ def unlimited(rows: Rows, beta: float) -> str:
     table = tables.unlimited(rows, beta)
     if not table:
         return ""
-    free = rows.where("drop", beta=beta).having("beta", "limit")
+    free = rows.where(Metric.DROP, beta=beta).having("beta", "limit")
     runs = {method: tuple(free.where(estimator=method)) for method in free.fields("estimator")}
     counts = ", ".join(
         f"{sum(map(has_fallen, each))} of {len(each)} by {text(method)}"
@@ -160,7 +161,11 @@ def _direction(rows: Rows, method: str, prompt: str, beta: float) -> str:
     """A bias or more noise than PI-FT has, if one of them was found."""
     own, theirs, cosine = (
         rows.where(metric, prompt, title, beta=beta, policy=method).one()
-        for metric, title in (("agreement", method), ("agreement", PI_FT), ("alignment", method))
+        for metric, title in (
+            (Metric.AGREEMENT, method),
+            (Metric.AGREEMENT, PI_FT),
+            (Metric.ALIGNMENT, method),
+        )
     )
     if own is None or theirs is None:
         return f"why was {NOT_MEASURED}."

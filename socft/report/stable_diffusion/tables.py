@@ -10,6 +10,7 @@ from socft.report.rows import Rows
 from socft.report.stable_diffusion.figures import final, methods_of
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
 from socft.study.comparison import BELIEVED, DPOK, PI_FT, PRETRAINED, has_fallen
+from socft.study.vocabulary.metrics import Metric
 
 WHEN = {0.0: "before", 0.5: "halfway", 1.0: "after"}
 """Parts of a training."""
@@ -21,9 +22,16 @@ def reached(rows: Rows, beta: float) -> str:
     for prompt in rows.fields("problem"):
         body.append([text(prompt)])
         for method in methods_of(rows):
-            metrics = ("reward", "reward_gain", "kl", "accuracy", "accuracy_gain", "diversity")
+            metrics = (
+                Metric.REWARD,
+                Metric.REWARD_GAIN,
+                Metric.KL,
+                Metric.ACCURACY,
+                Metric.ACCURACY_GAIN,
+                Metric.DIVERSITY,
+            )
             found = {m: final(rows, m, prompt, method, beta).one() for m in metrics}
-            cost = found["reward"]
+            cost = found[Metric.REWARD]
             tuned = method != PRETRAINED
             body.append(
                 [
@@ -53,7 +61,7 @@ def reached(rows: Rows, beta: float) -> str:
     ).markup
 
 
-def ahead_in_trainings(rows: Rows, metric: str, beta: float) -> tuple[int, int]:
+def ahead_in_trainings(rows: Rows, metric: Metric, beta: float) -> tuple[int, int]:
     """In how many pairs of trainings, one of each method and numbered alike, PI-FT has more than
     DPOK, and of how many.
     """
@@ -67,14 +75,14 @@ def ahead_in_trainings(rows: Rows, metric: str, beta: float) -> tuple[int, int]:
     return sum(mine.value > theirs.value for mine, theirs in pairs), len(pairs)
 
 
-def _trainings(rows: Rows, metric: str, prompt: str, method: str, beta: float) -> list[Record]:
+def _trainings(rows: Rows, metric: Metric, prompt: str, method: str, beta: float) -> list[Record]:
     """What every training of a method reached, the first one before its repetitions."""
     first = final(rows, metric, prompt, method, beta)
     return [*first, *rows.where(metric, prompt, method, beta=beta).having("beta", "training")]
 
 
 def mean_of_trainings(
-    rows: Rows, metric: str, prompt: str, method: str, beta: float
+    rows: Rows, metric: Metric, prompt: str, method: str, beta: float
 ) -> tuple[float, float] | None:
     """Mean over the trainings of a method, and its error: that over pictures, which they share, and
     that over trainings.
@@ -99,7 +107,7 @@ def repeated(rows: Rows, beta: float) -> str:
         body.append([text(prompt)])
         for method in (PI_FT, DPOK):
             cells = []
-            for metric in ("reward_gain", "accuracy_gain", "kl"):
+            for metric in (Metric.REWARD_GAIN, Metric.ACCURACY_GAIN, Metric.KL):
                 mean = mean_of_trainings(rows, metric, prompt, method, beta)
                 found = ", ".join(
                     number(record.value, 2)
@@ -117,7 +125,7 @@ def repeated(rows: Rows, beta: float) -> str:
     ).markup
 
 
-def ahead_at_the_best_rate(rows: Rows, metric: str, beta: float) -> tuple[int, int]:
+def ahead_at_the_best_rate(rows: Rows, metric: Metric, beta: float) -> tuple[int, int]:
     """On how many prompts PI-FT has more than DPOK has at the best of its learning rates, and of
     how many.
     """
@@ -133,7 +141,7 @@ def ahead_at_the_best_rate(rows: Rows, metric: str, beta: float) -> tuple[int, i
     return ahead, known
 
 
-def _at_other_rates(rows: Rows, metric: str, prompt: str, beta: float) -> Rows:
+def _at_other_rates(rows: Rows, metric: Metric, prompt: str, beta: float) -> Rows:
     return rows.where(metric, prompt, DPOK, beta=beta).having("beta", "rate")
 
 
@@ -143,7 +151,7 @@ def rates(rows: Rows, beta: float) -> str:
     if not others:
         return ""
     body: list[Sequence[str]] = []
-    metrics = ("reward_gain", "accuracy_gain", "kl")
+    metrics = (Metric.REWARD_GAIN, Metric.ACCURACY_GAIN, Metric.KL)
     for prompt in rows.fields("problem"):
         body.append([text(prompt)])
         found = [
@@ -183,7 +191,7 @@ def sweep(rows: Rows, prompt: str) -> str:
     for beta in found.distinct("beta"):
         mine = [
             found.where(metric, beta=beta).one()
-            for metric in ("reward", "kl", "accuracy", "diversity")
+            for metric in (Metric.REWARD, Metric.KL, Metric.ACCURACY, Metric.DIVERSITY)
         ]
         body.append([plain(beta), *map(value, mine)])
     return Table(
@@ -199,11 +207,11 @@ def drops(rows: Rows, beta: float) -> str:
     """Runs and how far they end below their best, with what their targets did."""
     body = []
     for method in methods_of(rows):
-        found = rows.where("drop", estimator=method, beta=beta).having("beta")
+        found = rows.where(Metric.DROP, estimator=method, beta=beta).having("beta")
         if not found:
             continue
         worst = max(found, key=lambda record: record.value / (record.stderr or 1.0))
-        growth = rows.where("target_growth", worst.problem, method, beta=beta).one()
+        growth = rows.where(Metric.TARGET_GROWTH, worst.problem, method, beta=beta).one()
         body.append(
             [
                 text(method),
@@ -237,7 +245,7 @@ def unlimited(rows: Rows, beta: float) -> str:
                 mine = found.where(None, prompt, method)
                 cells = [
                     mine.where(metric).one()
-                    for metric in ("reward_gain", "accuracy_gain", "kl", "drop")
+                    for metric in (Metric.REWARD_GAIN, Metric.ACCURACY_GAIN, Metric.KL, Metric.DROP)
                 ]
                 fallen = cells[-1] is not None and has_fallen(cells[-1])
                 body.append([text(method), title, *map(value, cells), "yes" if fallen else "no"])
@@ -266,7 +274,8 @@ def descent(rows: Rows) -> str:
     parts, body = rows.distinct("part"), []
     for prompt in rows.fields("problem"):
         mean, one = (
-            rows.where(metric, prompt) for metric in ("mean_gradient_squared", "gradient_squared")
+            rows.where(metric, prompt)
+            for metric in (Metric.MEAN_GRADIENT_SQUARED, Metric.GRADIENT_SQUARED)
         )
         body.append(
             [
@@ -291,7 +300,7 @@ def targets(rows: Rows, prompt: str, beta: float) -> str:
     columns = [(at, quantile) for at in ("last", "first") for quantile in (0.5, 0.9, 1.0)]
     body = []
     for method in methods_of(rows):
-        found = rows.where("target", prompt, method, beta=beta)
+        found = rows.where(Metric.TARGET, prompt, method, beta=beta)
         cells = [found.where(at=at, quantile=quantile).one() for at, quantile in columns]
         if any(cells):
             body.append([text(method), *(number(cell.value if cell else None) for cell in cells)])
@@ -320,12 +329,12 @@ def benchmark(rows: Rows) -> str:
     body: list[Sequence[str]] = []
     for method in rows.fields("estimator"):
         body.append([text(method)])
-        mine = rows.where("seconds", estimator=method)
+        mine = rows.where(Metric.SECONDS, estimator=method)
         for record in mine:
             memory = Rows(
                 tuple(
                     r
-                    for r in rows.where("peak_mb", record.problem, method)
+                    for r in rows.where(Metric.PEAK_MB, record.problem, method)
                     if r.setting == record.setting
                 )
             ).one()

@@ -33,6 +33,12 @@ class StudySchema:
         """The same of a study with another name."""
         return dataclasses.replace(self, name=name)
 
+    def measures(self, metric: str | None, problem: str | None) -> bool:
+        """Whether its records may have this metric and this problem; None is any."""
+        return (metric is None or metric in self.metrics) and (
+            problem is None or self.problems is None or problem in self.problems
+        )
+
     def check(self, records: Iterable[Record]) -> None:
         """Refuse records with other names.
 
@@ -41,14 +47,10 @@ class StudySchema:
         """
         for record in records:
             require(
-                record.metric in self.metrics,
-                f"study {self.name} writes the metric {record.metric!r}, which its schema in"
-                " socft/study/vocabulary/schemas.py does not name; add it there.",
-            )
-            require(
-                self.problems is None or record.problem in self.problems,
-                f"study {self.name} writes the problem {record.problem!r}, which its schema in"
-                " socft/study/vocabulary/schemas.py does not name; add it there.",
+                self.measures(record.metric, record.problem),
+                f"study {self.name} does not measure {record.metric!r} on {record.problem!r}"
+                " according to its schema in socft/study/vocabulary/schemas.py; name these there,"
+                " or measure the study again.",
             )
 
 

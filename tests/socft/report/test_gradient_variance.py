@@ -25,12 +25,13 @@ from socft.report.gradient_variance import linear as gradient_variance_linear
 from socft.report.gradient_variance import studies as gradient_variance_studies
 from socft.report.gradient_variance import verdicts
 from socft.report.gradient_variance.catalogue import CATALOGUE, KINDS, names
-from socft.report.gradient_variance.cells import ends, only, value, varying, with_error
+from socft.report.gradient_variance.cells import ends, value, varying, with_error
 from socft.report.gradient_variance.report import REPORT, compose
 from socft.report.gradient_variance.tables import ARENAS, Arena, master
 from socft.report.gradient_variance.verdicts import crossing
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, compile_pdf
+from socft.study.vocabulary import schemas
 from toy.bench import SUITE
 from toy.contenders import CONTENDERS
 from toy.problems import benchmark
@@ -385,12 +386,14 @@ def test_the_suite_has_a_table_for_every_kind(rows):
 
 
 def test_curves_have_no_column_for_a_kind_that_was_not_trained(rows):
-    some = Rows(tuple(r for r in rows.of("socm") if r.kind != KINDS[2]))
+    some = Rows(tuple(r for r in rows.of(schemas.SOCM) if r.kind != KINDS[2]))
     wanted = [gradient_variance_curves.Curves("ou-linear", "control_l2", "")]
     for found, kinds in ((rows, KINDS), (some, KINDS[:2]), (Rows(()), KINDS)):
-        picture = gradient_variance_curves.learning(found.of("socm"), wanted, "iteration").decode()
+        picture = gradient_variance_curves.learning(
+            found.of(schemas.SOCM), wanted, "iteration"
+        ).decode()
         assert [kind for kind in KINDS if f"<!-- {kind} -->" in picture] == list(kinds)
-        assert ("<!-- not measured -->" in picture) is (not found.of("socm"))
+        assert ("<!-- not measured -->" in picture) is (not found.of(schemas.SOCM))
 
 
 def test_the_sweeps_show_every_setting_of_every_scheme(rows):
@@ -449,7 +452,7 @@ def test_the_kind_of_the_records_counts_not_that_of_the_catalogue(rows):
     changed = Rows(
         tuple(
             dataclasses.replace(r, kind=KINDS[2]) if r.estimator == "SOCM" else r
-            for r in rows.of("variance")
+            for r in rows.of(schemas.VARIANCE)
         )
     )
     assert "SOCM" in names(changed, KINDS[2])
@@ -477,8 +480,8 @@ def test_a_full_report_misses_nothing_and_an_empty_one_says_so(composed):
 def test_the_report_reads_what_there_is_of_its_studies(tmp_path, rows, composed):
     seen: list[Rows] = []
     assert not REPORT.measured(tmp_path)
-    for study in ("linear", "pendulum"):
-        write(rows.of(study), tmp_path / f"{study}.jsonl")
+    for study in (schemas.LINEAR, schemas.PENDULUM):
+        write(rows.of(study), tmp_path / f"{study.name}.jsonl")
     assert REPORT.measured(tmp_path)
     files = dataclasses.replace(
         REPORT, compose=lambda found, _: seen.append(found) or composed
@@ -508,7 +511,7 @@ def test_the_crossing_is_where_the_errors_cross(rows):
         in said
     )
     assert NOT_MEASURED in crossing(Rows(()), "exponential")
-    few = Rows(tuple(r for r in rows.of("linear") if r.setting.get("paths", 0) < 5000))
+    few = Rows(tuple(r for r in rows.of(schemas.LINEAR) if r.setting.get("paths", 0) < 5000))
     assert "better one at every $N$ up to $2000$" in crossing(few, "exponential")
 
 
@@ -685,7 +688,9 @@ def test_numbers_with_errors():
 
 
 def test_the_end_of_training_is_the_last_iteration_of_each(rows):
-    last = ends(only(rows.of("training"), lambda each: "iteration" in each.setting), "iteration")
+    last = ends(
+        rows.of(schemas.TRAINING).filter(lambda each: "iteration" in each.setting), "iteration"
+    )
     assert {each.setting["iteration"] for each in last} == {200}
     assert len(last.records) == 2 * 7 * len(TRAINED)
     assert varying(last) == []

@@ -21,6 +21,8 @@ from socft.report.convergence.report import REPORT
 from socft.report.convergence.tightness_figures import PANELS, along, base
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, text
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from toy.studies.tightness import AXES, INEQUALITIES, verdict
 from verify.beta_tightness import FAMILIES
 from verify.support.claims import WITHIN
@@ -345,11 +347,14 @@ def test_the_report_reads_both_studies_and_needs_one(tmp_path):
         seen.append([r.study for r in rows])
         return Document("one page", {})
 
-    report = Report("convergence", compose, studies=REPORT.studies)
+    report = Report("convergence", compose, REPORT.studies)
     mine = ratio("contraction")
     write([mine], tmp_path / "tightness.jsonl")
     assert report.measured(tmp_path)
     report.write(tmp_path, tmp_path / "out")
-    write([Record("convergence", "p", "m", 1.0)], tmp_path / "convergence.jsonl")
+    write(
+        [Record("convergence", ProblemName.MIXTURE_HUBER, Metric.RATE, 1.0)],
+        tmp_path / "convergence.jsonl",
+    )
     report.write(tmp_path, tmp_path / "out")
     assert seen == [["tightness"], ["convergence", "tightness"]]

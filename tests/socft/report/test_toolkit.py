@@ -39,6 +39,9 @@ from socft.report.typeset import (
     number,
     text,
 )
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
 from tests.socft.report.test_claims import synthetic_claims
 from tests.socft.report.test_tightness import synthetic_tightness
 from toy.problems import fine_tuning
@@ -54,7 +57,16 @@ FACTORS = {
 }
 LAMS = (0.3, 0.5, 0.7, 0.9)
 STEPS = 50
-ONE = Record("s", "p", "m", 1.0, {"k": 1}, versions={"python": "3"}, commit="", dirty=False)
+ONE = Record(
+    "s",
+    ProblemName.MIXTURE_HUBER,
+    Metric.RATE,
+    1.0,
+    {"k": 1},
+    versions={"python": "3"},
+    commit="",
+    dirty=False,
+)
 
 
 def record(problem: str, metric: str, value: float, setting: dict, **fields) -> Record:
@@ -209,8 +221,8 @@ def test_the_same_records_give_the_same_bytes(composed):
 
 
 def test_writing_leaves_the_pdf_and_the_shown_pictures(rows, composed, tmp_path):
-    report = Report("convergence", lambda *_: composed, REPORT.shown)
-    write(rows, tmp_path / "convergence.jsonl")
+    report = Report("convergence", lambda *_: composed, REPORT.studies, REPORT.shown)
+    write(rows.of(schemas.CONVERGENCE), tmp_path / "convergence.jsonl")
     files = report.write(tmp_path, tmp_path / "out")
     assert [str(f.relative_to(tmp_path / "out")) for f in files] == [
         "figures/convergence-rate.svg",
@@ -222,7 +234,7 @@ def test_writing_leaves_the_pdf_and_the_shown_pictures(rows, composed, tmp_path)
 
 
 def test_a_report_that_cannot_be_typeset_leaves_the_old_one(tmp_path):
-    report = Report("s", lambda *_: Document("#nonsense()", {}))
+    report = Report("s", lambda *_: Document("#nonsense()", {}), (schemas.CONVERGENCE.named("s"),))
     write([ONE], tmp_path / "s.jsonl")
     (tmp_path / "s.pdf").write_bytes(b"old")
     with pytest.raises(typst.TypstError, match="unknown variable: nonsense"):
@@ -490,22 +502,53 @@ def test_rows_are_selected_by_fields_and_settings():
         (
             ONE,
             dataclasses.replace(ONE, setting={"k": 2}, value=5.0),
-            dataclasses.replace(ONE, problem="q", setting={}),
+            dataclasses.replace(ONE, problem=ProblemName.OSCILLATOR, setting={}),
         )
     )
-    assert [r.value for r in made.where("m", "p", k=2)] == [5.0]
-    assert not made.where("m", "p", k=3)
-    assert [r.problem for r in made.having()] == ["q"]
+    assert [r.value for r in made.where(ONE.metric, ONE.problem, k=2)] == [5.0]
+    assert not made.where(ONE.metric, ONE.problem, k=3)
+    assert [r.problem for r in made.having()] == [ProblemName.OSCILLATOR]
     assert made.distinct("k") == [1, 2]
-    assert made.fields("problem") == ["p", "q"]
+    assert made.fields("problem") == [ONE.problem, ProblemName.OSCILLATOR]
     assert (made.largest(), made.smallest(), Rows(()).largest()) == (5.0, 1.0, None)
     assert made.where(k=1).one() is ONE
     assert Rows(()).one() is None
 
 
+def test_what_no_study_measures_cannot_be_asked_for():
+    rows = Rows((), studies=(schemas.CONVERGENCE, schemas.TIGHTNESS))
+    assert not rows.where(Metric.RATE, ProblemName.GAUSSIAN_SINE)
+    assert not rows.where(Metric.RATIO, "theorem_3_1")
+    with pytest.raises(
+        InvalidProblem, match="metric cost on problem any is measured by none of the studies conv"
+    ):
+        rows.where(Metric.COST)
+    with pytest.raises(InvalidProblem, match="metric rate on problem oscillator is measured by"):
+        rows.where(Metric.RATE, ProblemName.OSCILLATOR)
+    with pytest.raises(InvalidProblem, match="metric any on problem sphere is measured by none"):
+        rows.of(schemas.CONVERGENCE).where(problem=ProblemName.SPHERE)
+    with pytest.raises(InvalidProblem, match="metric ratio on problem any is measured by none"):
+        rows.of(schemas.CONVERGENCE).having("k").where(Metric.RATIO)
+    with pytest.raises(
+        InvalidProblem, match="no records of study linear are here; they are of convergence, tight"
+    ):
+        rows.of(schemas.LINEAR)
+
+
+def test_records_with_names_that_their_study_does_not_write_are_refused(tmp_path):
+    stale = dataclasses.replace(ONE, study="convergence", metric="rates")
+    write([stale], tmp_path / "convergence.jsonl")
+    with pytest.raises(
+        InvalidProblem,
+        match=r"study convergence does not measure 'rates' on 'mixture-huber' .* measure the study",
+    ):
+        REPORT.rows(tmp_path)
+
+
 def test_a_cell_that_could_show_either_of_two_records_is_refused():
     with pytest.raises(
-        InvalidProblem, match=r"2 records are m of p with \{'k': 1\}; measure the study afresh"
+        InvalidProblem,
+        match=r"2 records are rate of mixture-huber with \{'k': 1\}; measure the study afresh",
     ):
         Rows((ONE, ONE)).one()
 
