@@ -17,7 +17,7 @@ import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import tyro
 
@@ -77,6 +77,7 @@ REPORTS = Plugins("socft.report", "report", "reports", "REPORT", module="report"
 CLAIMS = Plugins("verify", "claim", "claims", "CLAIM")
 
 
+@runtime_checkable
 class Command(Protocol):
     """What `COMMANDS` lists."""
 

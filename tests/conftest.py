@@ -6,6 +6,11 @@ import signal
 
 import hypothesis
 import torch
+from jaxtyping import install_import_hook
+
+import tests.support.shapes
+
+install_import_hook(["socft"], "tests.support.shapes.typechecked")
 
 torch.set_num_threads(1)
 if (

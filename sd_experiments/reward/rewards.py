@@ -13,7 +13,7 @@ import io
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+@runtime_checkable
 class ImageRewardModel(Protocol):
     """Rewards images in [0, 1] for a prompt: one number per image."""
 

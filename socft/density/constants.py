@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,6 +39,7 @@ class ScoreConstants(Readable):
         return ScoreConstants(self.L0[k], self.L1[k], self.L0_exact[k], self.L1_exact[k])
 
 
+@runtime_checkable
 class Components(Protocol):
     """A Gaussian mixture as far as its constants need it; see `socft.density.GaussianMixture`."""
 

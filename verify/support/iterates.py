@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ from verify.support.instances import ProductInstance
 from verify.support.suprema import INNER
 
 
+@runtime_checkable
 class Chained(Protocol):
     """Whatever has constants: an instance, or a closed form."""
 
