@@ -1,7 +1,8 @@
 # Every target works in a fresh clone: the first one to run creates .venv, later ones need no network.
 #
 #   make install      .venv with everything
-#   make test         the tests
+#   make test         the tests but for the slow ones, about five minutes on two cores
+#   make test-all     all tests
 #   make check        lint, formatting, types
 #   make report       measure at the quick scale and check the claims into build/records, typeset into build/reports
 #   make report-full  measure at full scale, check the claims and rewrite everything under reports/
@@ -21,12 +22,15 @@ export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: install test check format report report-full report-sd clean distclean
+.PHONY: install test test-all check format report report-full report-sd clean distclean
 
 install: $(STAMP_SD)
 
 test: $(STAMP_SD)
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n $(WORKERS) -m "not slow"
+
+test-all: $(STAMP_SD)
+	$(RUN) -m pytest -n $(WORKERS)
 
 check: $(STAMP_SD)
 	$(RUN) -m ruff check .

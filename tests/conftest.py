@@ -1,16 +1,14 @@
-"""Every test runs on one thread and sees the same examples each time."""
+"""Every test runs on one thread, sees the same examples each time; tests whose mark does not fit their time are named at the end."""
 
 from __future__ import annotations
 
 import signal
 
 import hypothesis
+import pytest
 import torch
-from jaxtyping import install_import_hook
 
-import tests.support.shapes
-
-install_import_hook(["socft"], "tests.support.shapes.typechecked")
+from tests.support.durations import Timing, misplaced
 
 torch.set_num_threads(1)
 if (
@@ -19,3 +17,16 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("socft", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("socft")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that are slow without the mark, or marked without being slow."""
+    reports = terminalreporter.getreports("passed")
+    lines = misplaced(
+        Timing(each.nodeid, each.duration, "slow" in each.keywords)
+        for each in reports
+        if each.when == "call"
+    )
+    if lines:
+        terminalreporter.section("marks that do not fit the times")
+        terminalreporter.write_line("\n".join(lines))

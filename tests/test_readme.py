@@ -4,6 +4,7 @@ import itertools
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from socft.estimators.adjoint_matching import AdjointMatching
@@ -32,6 +33,7 @@ def test_the_example_estimator_vanishes_at_the_optimum_and_halves_the_step():
     assert (2 * found[0] - found[1]).abs().max() < 1e-12 * found[1].abs().max()
 
 
+@pytest.mark.slow
 def test_the_twenty_lines_run(capsys):
     code = blocks()[0]
     exec(compile(code, str(README), "exec"), {})

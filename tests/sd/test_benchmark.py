@@ -116,6 +116,7 @@ def peak(cell: BenchmarkCell) -> int:
     return memory.peak
 
 
+@pytest.mark.slow
 def test_memory_beyond_the_path_does_not_grow_with_the_steps():
     """A path keeps states, controls, noise and targets; lists and their stacks stand side by side
     while they are made.
@@ -129,6 +130,7 @@ def test_memory_beyond_the_path_does_not_grow_with_the_steps():
     assert found[2] > 2 * found[1]
 
 
+@pytest.mark.slow
 def test_cells_are_recorded_and_failures_named(tmp_path: Path):
     """A black box has no gradient for adjoint matching and suffices for DDPO."""
     file = tmp_path / "black.toml"
@@ -162,6 +164,7 @@ def test_cells_are_recorded_and_failures_named(tmp_path: Path):
     assert by_name["peak_mb"].value >= by_name["start_mb"].value > 0
 
 
+@pytest.mark.slow
 def test_nothing_measured_and_nothing_named_are_refused(tmp_path: Path):
     with pytest.raises(
         InvalidProblem, match="give a configuration or one of the random models: sd15, small"
@@ -178,6 +181,7 @@ def test_nothing_measured_and_nothing_named_are_refused(tmp_path: Path):
         run(None, "small", True, tmp_path, {"absent": {}}, BenchmarkSweep((), (), (), 1))
 
 
+@pytest.mark.slow
 def test_every_measured_cell_is_a_row_of_the_report_with_its_memory(tmp_path: Path):
     """Estimators with options have these in their settings too."""
     sweep = BenchmarkSweep((2,), (2,), (1,), repeats=1, base=BenchmarkCell(2, 2, 2))

@@ -131,6 +131,7 @@ def test_top_and_rest_are_all_paths_and_the_top_has_larger_costates():
     assert all(-1 <= record.value <= 1 for record in found.where("rank_correlation"))
 
 
+@pytest.mark.slow
 def test_the_study_can_be_repeated(tmp_path: Path):
     """The same noise gives the same numbers, and the file has them."""
     settings = tmp_path / "one.toml"
@@ -215,6 +216,7 @@ def test_alignment_is_the_cosine_of_the_means_whatever_the_noise():
     assert math.isnan(alignment(torch.eye(3), torch.eye(3)))
 
 
+@pytest.mark.slow
 def test_estimators_of_the_policy_gradient_are_the_same_at_the_pre_trained_model():
     """Without a control, lean and full adjoints are equal, and so is the corrected one where the
     policy's costate corrects it.
@@ -278,6 +280,7 @@ def square_of_mean(gradients: torch.Tensor) -> float:
     return float(gradients.mean(0).square().sum())
 
 
+@pytest.mark.slow
 def test_descent_measures_before_halfway_and_after():
     """The run's own trainer, at its own steps; a batch has as much as its mean and its noise."""
     settings = alone("four circles")

@@ -146,6 +146,7 @@ def test_likelihoods_are_clipped_alike_at_every_scale():
         )
 
 
+@pytest.mark.slow
 def test_an_untrained_model_draws_what_the_pre_trained_one_draws(
     scale: ReproductionScale, tmp_path: Path
 ):
@@ -198,6 +199,7 @@ def _look(scale: ReproductionScale, tmp_path: Path, prompts: tuple[str, ...]) ->
     assert [file.name for file in files] == ["stable_diffusion-reached.svg", "stable_diffusion.pdf"]
 
 
+@pytest.mark.slow
 def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_report(
     scale: ReproductionScale, tmp_path: Path
 ):
@@ -241,6 +243,7 @@ def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_re
         reproduce.reproduce(moving, True, tmp_path / "none", trainings=0)
 
 
+@pytest.mark.slow
 def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(
     scale: ReproductionScale, tmp_path: Path
 ):
@@ -270,6 +273,7 @@ def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(
     assert file.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_where_a_run_fell_its_gradients_are_compared_with_those_of_pi_ft(
     scale: ReproductionScale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -298,6 +302,7 @@ def test_where_a_run_fell_its_gradients_are_compared_with_those_of_pi_ft(
     assert moved != pytest.approx(still, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_an_interrupted_reproduction_ends_with_the_same_records(
     scale: ReproductionScale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -643,6 +643,7 @@ def test_a_model_of_the_hub_is_the_one_that_was_downloaded(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_continues_bit_for_bit(model: Path, tmp_path: Path, capsys):
     whole, killed = written(model, tmp_path / "whole"), written(model, tmp_path / "killed")
     assert cli.main(["sd", "train", "--config", str(whole)]) == 0
@@ -815,6 +816,7 @@ SHARED_OUT: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_two_processes_compute_the_gradient_of_one(model: Path, tmp_path: Path):
     """On the CPU, also beside a GPU that is not the configuration's."""
     plain = config.read_config(written(model, tmp_path / "run")).plain() | {"run": {"steps": 2}}
@@ -883,6 +885,7 @@ def launch_two(script: Path, *arguments: Path) -> None:
 OF_A_PROCESS = ("gradient_noise", "seconds", "peak_mb")
 
 
+@pytest.mark.slow
 def test_the_command_on_two_processes_is_that_on_one(model: Path, tmp_path: Path, capsys):
     one, two = written(model, tmp_path / "one"), written(model, tmp_path / "two")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

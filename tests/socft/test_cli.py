@@ -264,6 +264,7 @@ def _group_is_gone(group: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_processes_and_keeps_what_is_finished(tmp_path):
     partial = tmp_path / "out" / "made.partial.jsonl"
     first = _parallel(tmp_path)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-Graph = Mapping[str, frozenset[str]]
+Graph = dict[str, frozenset[str]]
 """Every module's name, with the names of the modules that it imports."""
 
 

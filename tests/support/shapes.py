@@ -19,4 +19,4 @@ def typechecked(function: Callable[..., Any]) -> Callable[..., Any]:
     function.__annotations__ = {
         name: hint for name, hint in function.__annotations__.items() if hint not in ("Self", Self)
     }
-    return beartype(function, conf=CONF)
+    return beartype(conf=CONF)(function)

@@ -175,6 +175,7 @@ def test_a_method_whose_samples_run_away_costs_infinity(monkeypatch):
     assert len({r.metric for r in records}) * 3 == len(records)
 
 
+@pytest.mark.slow
 def test_the_best_costate_leads_states_to_the_valley():
     best, lean = learnt_pendulum(pendulum.BEST), learnt_pendulum("lean adjoint")
     optimum = best["cost"].optimum

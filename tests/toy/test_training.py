@@ -470,6 +470,7 @@ def test_the_reversed_costate_inherits_the_stationary_point_of_continuous_time()
     assert ratios[0.4] > 1e-2
 
 
+@pytest.mark.slow
 def test_at_a_long_horizon_the_limit_is_that_of_the_rounds_from_zero_in_600_digits():
     where = lq_sweeps.case(json.dumps({"dt": 0.05, "horizon": 8.0}), "Euler-Maruyama", True)
     limit = lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 200).costate
@@ -531,6 +532,7 @@ def test_offsets_grow_in_every_round_where_steps_are_long(dt, grows):
     assert (limit.offset_factor > 1) is grows
 
 
+@pytest.mark.slow
 def test_a_costate_that_does_not_settle_is_a_divergence():
     """Its gains settle, its offsets do not: what is left is no number."""
     scheme, rule = lq_sweeps.SCHEMES["time-reversed costate"], lq_sweeps.published_steering

@@ -95,6 +95,7 @@ def rows(folder: Path) -> dict[str, dict]:
     return read_records(folder.parent / "verify.jsonl")
 
 
+@pytest.mark.slow
 def test_every_outcome_is_recorded_and_parallel_runs_merge(folder):
     write(folder, good=GOOD, false=FALSE, error=ERROR, empty=EMPTY, broken=BROKEN)
     shown = check(folder, "good", "false", "error", "empty", "broken", workers=2)
@@ -166,6 +167,7 @@ def test_partial_run_changes_no_record(folder):
     )
 
 
+@pytest.mark.slow
 def test_claims_whose_file_is_gone_are_forgotten(folder):
     """Other claims that did not run stay."""
     write(folder, good=GOOD, other=GOOD, gone=GOOD)
@@ -175,6 +177,7 @@ def test_claims_whose_file_is_gone_are_forgotten(folder):
     assert sorted(rows(folder)) == ["good", "other"]
 
 
+@pytest.mark.slow
 def test_claim_is_shown_once_when_all_its_tests_ran(folder):
     """Also those of a test with parameters, and from several processes."""
     many = (
@@ -187,6 +190,7 @@ def test_claim_is_shown_once_when_all_its_tests_ran(folder):
     assert "worst ratio 0.75; 4 checks" in shown
 
 
+@pytest.mark.slow
 def test_search_continues_where_it_was(folder):
     """New seeds until the time is spent, in this run or an earlier one of the same code."""
     write(folder, good=GOOD)
