@@ -215,7 +215,9 @@ class Verify:
         tuple[str, ...],
         tyro.conf.Positional,
         tyro.conf.arg(
-            metavar="[CLAIM ...]", help=f"Some of: {', '.join(CLAIMS.names)}; by default all."
+            metavar="[CLAIM ...]",
+            help="Names, beginnings of names or globs like 'lemma_*' of: "
+            f"{', '.join(CLAIMS.names)}; by default all.",
         ),
     ] = ()
     out: Path = Path("build/records")
@@ -231,29 +233,14 @@ class Verify:
 
     def run(self) -> None:
         import verify
-        from socft.checks import require
-        from verify.support.command import Run
+        from verify.support.command import Run, select
         from verify.support.command import verify as check
 
-        unknown = [name for name in self.claims if name not in CLAIMS.names]
-        require(
-            not unknown,
-            f"there is no claim named {', '.join(unknown)}; the claims are:"
-            f" {', '.join(CLAIMS.names)}.",
-        )
-        file = self.out / "verify.jsonl"
+        names = select(self.claims, CLAIMS.names)
+        file, state = self.out / "verify.jsonl", Path("build/verify")
         folder = Path(next(iter(verify.__path__)))
-        lines = check(
-            Run(
-                folder,
-                self.claims or CLAIMS.names,
-                file,
-                Path("build/verify"),
-                self.minutes,
-                self.workers,
-            ),
-            self.fresh,
-        )
+        run = Run(folder, names, file, state, self.minutes, self.workers)
+        lines = check(run, self.fresh)
         print(f"{len(lines)} claims are verified; their records are in {file}")
 
 

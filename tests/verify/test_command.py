@@ -18,7 +18,7 @@ import verify as package
 from socft.checks import InvalidProblem
 from socft.cli import CLAIMS, main
 from verify.support.claims import read_records
-from verify.support.command import Board, ClaimsFailed, Run, verify
+from verify.support.command import Board, ClaimsFailed, Run, select, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = (
@@ -237,11 +237,43 @@ def test_bad_input_is_refused(folder, capsys):
             check(folder, "good", **options)
     with pytest.raises(InvalidProblem, match="there are no claims in"):
         check(folder)
-    assert main(["verify", "lemma_0"]) == 2
+    assert main(["verify", "lema_3_3"]) == 2
     assert (
-        f"there is no claim named lemma_0; the claims are: {', '.join(CLAIMS.names)}."
+        "socft: there is no claim named 'lema_3_3', or beginning so; did you mean lemma_3_3"
         in capsys.readouterr().err
     )
+
+
+NAMES = ("contraction", "lemma_3_3", "lemma_3_4", "theorem_2_8_i_a", "theorem_2_8_ii_b")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "meant"),
+    [
+        ((), NAMES),
+        (("lemma_3_3",), ("lemma_3_3",)),
+        (("theorem_2_8_i",), ("theorem_2_8_i_a",)),
+        (("theorem_2_8_i*",), ("theorem_2_8_i_a", "theorem_2_8_ii_b")),
+        (("theorem", "lemma-3"), ("lemma_3_3", "lemma_3_4", "theorem_2_8_i_a", "theorem_2_8_ii_b")),
+        (("lem",), ("lemma_3_3", "lemma_3_4")),
+        (("*_3_4", "con"), ("contraction", "lemma_3_4")),
+    ],
+)
+def test_claims_are_named_by_their_beginning_or_a_glob(patterns, meant):
+    assert select(patterns, NAMES) == list(meant)
+
+
+@pytest.mark.parametrize("pattern", ["", "zzz", "corollary_*"])
+def test_pattern_that_means_no_claim_is_refused(pattern):
+    with pytest.raises(InvalidProblem, match=f"the claims are: {', '.join(NAMES)}"):
+        select([pattern], NAMES)
+
+
+def test_documented_selection_means_claims():
+    assert select(["theorem_2_8_i"], CLAIMS.names) == [
+        "theorem_2_8_i_value_lipschitz",
+        "theorem_2_8_i_value_smoothness",
+    ]
 
 
 def test_crash_of_the_checking_process_is_reported(folder):

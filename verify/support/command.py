@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
+import fnmatch
 import importlib.util
 import json
 import os
@@ -26,7 +28,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from socft.checks import require
+from socft.checks import InvalidProblem, require
 
 REFRESH_SECONDS = 0.3
 PATIENCE_SECONDS = 30.0
@@ -44,6 +46,29 @@ DONE = frozenset(COLOURS)
 
 class ClaimsFailed(RuntimeError):
     """Some claims were not verified."""
+
+
+def select(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names that some patterns mean, in the order of ``names``; all of them for no pattern.
+
+    A pattern is a name, or what names begin with (whole words go first: ``theorem_2_8_i`` is not
+    ``theorem_2_8_ii_bellman``), or a glob like ``lemma_*``.
+
+    Raises:
+        InvalidProblem: a pattern means no name.
+    """
+    chosen = {name for pattern in patterns for name in _meant(pattern, names)}
+    return [name for name in names if name in chosen or not patterns]
+
+
+def _meant(pattern: str, names: Sequence[str]) -> Sequence[str]:
+    begin = pattern.replace("-", "_")
+    for glob in (begin, f"{begin}_*", f"{begin}*"):
+        if begin and (found := fnmatch.filter(names, glob)):
+            return found
+    near = difflib.get_close_matches(begin, names, n=3)
+    remedy = f"did you mean {', '.join(near)}?" if near else f"the claims are: {', '.join(names)}."
+    raise InvalidProblem(f"there is no claim named {pattern!r}, or beginning so; {remedy}")
 
 
 @dataclasses.dataclass(frozen=True)

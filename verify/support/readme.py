@@ -17,7 +17,8 @@ worst case, on the instance that attains it, without the assumption it needs (an
 form in ball arithmetic. Whatever is checked is measured against an exact solution, never against the formula itself.
 
     socft verify                       # every claim; records in build/records/verify.jsonl
-    socft verify theorem_2_8_i         # one of them
+    socft verify theorem_2_8_i         # those whose names begin so
+    socft verify 'lemma_*'             # or match a pattern
     socft verify --minutes 30          # search for worse instances; an interrupted search continues
     pytest verify/ -n 2                # the same checks as tests
 
