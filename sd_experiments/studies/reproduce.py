@@ -72,7 +72,7 @@ WINDOW = 4
 """Rounds that are averaged where the end of a run is compared with its best."""
 LABELLED, QUANTILES = 48, (0.5, 0.9, 1.0)
 """Paths whose target controls are compared, and what is recorded of their norms."""
-_WORTHS: dict[str, Mapping[str, Tensor]] = {}
+_PRETRAINED_SCORES: dict[str, Mapping[str, Tensor]] = {}
 """Of this process' pictures by pre-trained models, by all that they depend on."""
 CURVES = (
     Metric.REWARD,
@@ -264,12 +264,16 @@ def tasks(scale: ReproductionScale, trainings: int = 1, variants: bool = False) 
     """Every run, those that others are compared with first."""
     settings = scale.settings
     prompts, beta = settings.problem.prompts, settings.problem.beta
-    made = [_task(scale, None, prompt, beta) for prompt in prompts]
-    made += [_task(scale, method, prompt, beta) for method in scale.methods for prompt in prompts]
-    made += [_task(scale, scale.pi_ft, prompts[0], each) for each in scale.betas if each != beta]
+    made = [_pretrained_task(scale, prompt) for prompt in prompts]
+    made += [
+        _method_task(scale, method, prompt, beta) for method in scale.methods for prompt in prompts
+    ]
+    made += [
+        _method_task(scale, scale.pi_ft, prompts[0], each) for each in scale.betas if each != beta
+    ]
     again = [method for method in scale.methods if method.title in REPEATED]
     made += [
-        _task(scale, method, prompt, beta, {"training": number})
+        _variant_task(scale, method, prompt, {"training": number})
         for number in range(2, trainings + 1)
         for method in again
         for prompt in prompts
@@ -297,54 +301,81 @@ def _variants(scale: ReproductionScale) -> list[Task]:
             for method in scale.methods
             if method.title in REGRESSING
         ]
-    prompts, beta = settings.problem.prompts, settings.problem.beta
     return [
-        _task(scale, method, prompt, beta, variant)
+        _variant_task(scale, method, prompt, variant)
         for method, variant in changed
-        for prompt in prompts
+        for prompt in settings.problem.prompts
     ]
 
 
-def _task(
-    scale: ReproductionScale,
-    method: FineTuningMethod | None,
-    prompt: str,
-    beta: float,
-    variant: Mapping[str, Any] | None = None,
+def _pretrained_task(scale: ReproductionScale, prompt: str) -> Task:
+    method, beta = FineTuningMethod(PRETRAINED, scale.pi_ft.estimator), scale.settings.problem.beta
+    settings = method_config(scale, method, prompt, beta)
+    return _task(
+        _name(PRETRAINED, prompt, beta=beta),
+        measure_pretrained,
+        settings,
+        {"study": scale.study, "pictures": scale.pictures, "shown": scale.shown},
+    )
+
+
+def _method_task(
+    scale: ReproductionScale, method: FineTuningMethod, prompt: str, beta: float
 ) -> Task:
-    """A run; a variant of it, if it is one, by what is different."""
-    settings, variant = (
-        method_config(scale, method or FineTuningMethod(PRETRAINED, "pi_ft"), prompt, beta),
-        variant or {},
-    )
-    seeded = dataclasses.replace(
-        settings.run, seed=settings.run.seed + variant.get("training", 1) - 1
-    )
     arguments = {
         "study": scale.study,
         "method": method,
-        "prompt": prompt,
-        "settings": dataclasses.replace(settings, run=seeded).plain(),
         "pictures": scale.pictures,
         "shown": scale.shown,
         "compared": scale.pi_ft,
         "batches": scale.batches,
-        "variant": variant,
     }
-    title = PRETRAINED if method is None else method.title
-    return Task(
-        ", ".join(
-            [title, prompt, *(f"{key} {value}" for key, value in {"beta": beta, **variant}.items())]
-        ),
-        run_task,
-        arguments,
+    settings = method_config(scale, method, prompt, beta)
+    return _task(_name(method.title, prompt, beta=beta), measure_method, settings, arguments)
+
+
+def _variant_task(
+    scale: ReproductionScale, method: FineTuningMethod, prompt: str, variant: Mapping[str, Any]
+) -> Task:
+    """A run of a method by what is different."""
+    beta = scale.settings.problem.beta
+    settings = method_config(scale, method, prompt, beta)
+    seed = settings.run.seed + variant.get("training", 1) - 1
+    settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, seed=seed))
+    return _task(
+        _name(method.title, prompt, beta=beta, **variant),
+        measure_variant,
+        settings,
+        {
+            "study": scale.study,
+            "method": method,
+            "pictures": scale.pictures,
+            "variant": variant,
+        },
     )
+
+
+def _name(title: str, prompt: str, **setting: Any) -> str:
+    return ", ".join([title, prompt, *(f"{key} {value}" for key, value in setting.items())])
+
+
+def _task(
+    name: str,
+    function: Callable[..., list[Record]],
+    settings: config.ExperimentConfig,
+    arguments: Mapping[str, Any],
+) -> Task:
+    """A run in its own folder, which changes with everything that the run depends on."""
+    digest = fingerprint(Task("", function, {**arguments, "settings": settings.plain()}))
+    there = dataclasses.replace(settings.run, out=str(WORK / digest))
+    placed = dataclasses.replace(settings, run=there)
+    return Task(name, function, {**arguments, "settings": placed.plain()})
 
 
 def method_config(
     scale: ReproductionScale, method: FineTuningMethod, prompt: str, beta: float
 ) -> config.ExperimentConfig:
-    """The settings of a run; its folder is chosen when it runs."""
+    """The settings of a run, without its folder."""
     s = scale.settings
     batch = dataclasses.replace(
         s.batch, prompts=1, trajectories=s.batch.prompts * s.batch.trajectories, **method.batch
@@ -360,75 +391,132 @@ def method_config(
     )
 
 
-def run_task(
+def measure_pretrained(
+    study: str, settings: Mapping[str, Any], pictures: int, shown: int
+) -> list[Record]:
+    """What the pre-trained model draws for one prompt."""
+    parsed = config.parse_config(settings)
+    reset_peak(find_device(parsed.model.device))
+    experiment = build(parsed)
+    policy = Uncontrolled(experiment.tasks[0].problem.reference)
+    images = _images(experiment, policy, pictures)
+    before = score_images(experiment, experiment.tasks[0], images)
+    record = _recorder(study, experiment, PRETRAINED, "")
+    _keep(images, shown, parsed)
+    return [
+        *_results(record, experiment, images, []),
+        *_gains(record, experiment, images, before, {"beta": parsed.problem.beta}),
+        *_target_norms(record, experiment, _spread(experiment, policy)),
+    ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _FineTuned:
+    """A finished run.
+
+    Attributes:
+        experiment: with the last layers.
+        images: by the averaged layers.
+        spread: of their target controls.
+        rows: what every gradient step measured.
+    """
+
+    experiment: Experiment
+    images: ImageSamples
+    spread: list[tuple[dict[str, Any], float]]
+    rows: list[dict[str, Any]]
+
+
+def _fine_tuned(settings: Mapping[str, Any], pictures: int) -> _FineTuned:
+    """Fine-tune in the run's folder, from its last checkpoint if there is one."""
+    parsed = config.parse_config(settings)
+    reset_peak(find_device(parsed.model.device))
+    experiment, trainer = fine_tune(parsed, True, Display(parsed.run.steps, silent=True))
+    rows = read_metrics(Path(parsed.run.out) / METRICS)
+    with trainer.using_averages():
+        policy = experiment.tasks[0].policy
+        images, spread = _images(experiment, policy, pictures), _spread(experiment, policy)
+    return _FineTuned(experiment, images, spread, rows)
+
+
+def measure_method(
     study: str,
-    method: FineTuningMethod | None,
-    prompt: str,
+    method: FineTuningMethod,
     settings: Mapping[str, Any],
     pictures: int,
     shown: int,
     compared: FineTuningMethod,
     batches: int,
+) -> list[Record]:
+    """Fine-tune for one prompt by one method, and measure the result.
+
+    Args:
+        compared: the method whose gradients are compared with this one's, over so many ``batches``,
+            if the run fell.
+    """
+    run = _fine_tuned(settings, pictures)
+    experiment, beta = run.experiment, run.experiment.settings.problem.beta
+    before = _before(experiment, pictures)
+    record = _recorder(study, experiment, method.title, experiment.estimator.estimates)
+    _keep(run.images, shown, experiment.settings)
+    results = list(_results(record, experiment, run.images, run.rows))
+    if any(map(has_fallen, results)):
+        policy = {"beta": beta, "policy": method.title}
+        results += _directions(record, experiment, (compared, method), batches, policy)
+    return [
+        *results,
+        *_gains(record, experiment, run.images, before, {"beta": beta}),
+        *_target_norms(record, experiment, run.spread),
+        *_curves(record, run.rows, beta),
+    ]
+
+
+def measure_variant(
+    study: str,
+    method: FineTuningMethod,
+    settings: Mapping[str, Any],
+    pictures: int,
     variant: Mapping[str, Any],
 ) -> list[Record]:
-    """Fine-tune for one prompt by one method, unless there is none, and measure the result.
+    """Fine-tune for one prompt by a variant of a method: its gains, divergence and drop."""
+    run = _fine_tuned(settings, pictures)
+    experiment, fresh = run.experiment, _rounds(run.rows)
+    record = _recorder(study, experiment, method.title, experiment.estimator.estimates)
+    setting = {"beta": experiment.settings.problem.beta, **variant}
+    return [
+        *_gains(record, experiment, run.images, _before(experiment, pictures), setting),
+        _mean(record, Metric.KL, run.images.kl, setting),
+        *([_drop(record, fresh, setting)] if fresh else []),
+    ]
 
-    Of a variant, the gains, the divergence and the drop are recorded.
-    """
-    folder = _folder(Task("", run_task, dict(locals())))
-    parsed = config.parse_config(settings)
-    parsed = dataclasses.replace(parsed, run=dataclasses.replace(parsed.run, out=str(folder)))
-    rows: list[dict[str, Any]] = []
-    reset_peak(find_device(parsed.model.device))
-    if method is None:
-        experiment = build(parsed)
-        policy: Policy = Uncontrolled(experiment.tasks[0].problem.reference)
-        found = _measured(experiment, policy, pictures)
-        before, spread = (
-            score_images(experiment, experiment.tasks[0], found),
-            _spread(experiment, policy),
-        )
-    else:
-        experiment, trainer = fine_tune(parsed, True, Display(parsed.run.steps, silent=True))
-        rows = read_metrics(folder / METRICS)
-        with trainer.using_averages():
-            policy = experiment.tasks[0].policy
-            found, spread = _measured(experiment, policy, pictures), _spread(experiment, policy)
-        before = _before(experiment, pictures)
-    title = PRETRAINED if method is None else method.title
-    record = functools.partial(
+
+def _recorder(study: str, experiment: Experiment, title: str, kind: str) -> Callable[..., Record]:
+    model = experiment.settings.model
+    return functools.partial(
         Record,
         study,
-        prompt,
+        experiment.tasks[0].name,
         estimator=title,
-        kind="" if method is None else experiment.estimator.estimates,
-        dtype=parsed.model.dtype,
-        device=find_device(parsed.model.device).type,
+        kind=kind,
+        dtype=model.dtype,
+        device=find_device(model.device).type,
     )
-    beta = parsed.problem.beta
-    setting = {"beta": beta, **variant}
-    gains = list(_gains(record, experiment, found, before, setting))
-    if variant:
-        fresh = _rounds(rows)
-        return [
-            *gains,
-            _mean(record, Metric.KL, found.kl, setting),
-            *([_drop(record, fresh, setting)] if fresh else []),
-        ]
-    kept = found.images[:shown]
-    save_image_grid(kept, len(kept), folder / PICTURES)
-    spreads = [record(Metric.TARGET, value, {"beta": beta, **where}) for where, value in spread]
-    results = list(_results(record, experiment, found, beta, rows))
-    if method is not None and any(map(has_fallen, results)):
-        results += _directions(
-            record, experiment, (compared, method), batches, {"beta": beta, "policy": title}
-        )
-    return [*results, *gains, *spreads, *_curves(record, rows, beta)]
 
 
-def _folder(task: Task) -> Path:
-    """A run's folder: it changes with everything the run depends on."""
-    return WORK / fingerprint(dataclasses.replace(task, name=""))
+def _keep(images: ImageSamples, shown: int, settings: config.ExperimentConfig) -> None:
+    """Write the first pictures into the run's folder."""
+    kept = images.images[:shown]
+    save_image_grid(kept, len(kept), Path(settings.run.out) / PICTURES)
+
+
+def _target_norms(
+    record: Callable[..., Record],
+    experiment: Experiment,
+    spread: Sequence[tuple[Mapping[str, Any], float]],
+) -> Iterator[Record]:
+    beta = experiment.settings.problem.beta
+    for where, value in spread:
+        yield record(Metric.TARGET, value, {"beta": beta, **where})
 
 
 def _before(experiment: Experiment, pictures: int) -> Mapping[str, Tensor]:
@@ -437,14 +525,14 @@ def _before(experiment: Experiment, pictures: int) -> Mapping[str, Tensor]:
     """
     s, task = experiment.settings, experiment.tasks[0]
     key = repr((s.model, s.sampler, s.reward, s.monitor.checker, task.name, pictures))
-    if key not in _WORTHS:
-        _WORTHS[key] = score_images(
-            experiment, task, _measured(experiment, Uncontrolled(task.problem.reference), pictures)
+    if key not in _PRETRAINED_SCORES:
+        _PRETRAINED_SCORES[key] = score_images(
+            experiment, task, _images(experiment, Uncontrolled(task.problem.reference), pictures)
         )
-    return _WORTHS[key]
+    return _PRETRAINED_SCORES[key]
 
 
-def _measured(experiment: Experiment, policy: Policy, number: int) -> ImageSamples:
+def _images(experiment: Experiment, policy: Policy, number: int) -> ImageSamples:
     return sample_images(experiment, experiment.tasks[0], policy, number, SEED)
 
 
@@ -474,10 +562,10 @@ def _results(
     record: Callable[..., Record],
     experiment: Experiment,
     found: ImageSamples,
-    beta: float,
     rows: Sequence[Mapping[str, Any]],
 ) -> Iterator[Record]:
     """What the pictures of the finished model are worth, and what the run cost."""
+    beta = experiment.settings.problem.beta
     setting = {"beta": beta}
     samples = {
         Metric.KL: found.kl,
@@ -611,10 +699,8 @@ def _curves(
 def keep_pictures(runs: Sequence[Task], folder: Path) -> None:
     """Copy the pictures of finished runs to a folder, with a name each (`picture_of`)."""
     for task in runs:
-        settings, method = task.arguments["settings"], task.arguments["method"]
-        name = picture_of(
-            PRETRAINED if method is None else method.title,
-            task.arguments["prompt"],
-            settings["problem"]["beta"],
-        )
-        write_atomically(folder / name, (_folder(task) / PICTURES).read_bytes())
+        settings = config.parse_config(task.arguments["settings"])
+        method: FineTuningMethod | None = task.arguments.get("method")
+        title = PRETRAINED if method is None else method.title
+        name = picture_of(title, settings.problem.prompts[0], settings.problem.beta)
+        write_atomically(folder / name, (Path(settings.run.out) / PICTURES).read_bytes())
