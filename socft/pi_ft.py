@@ -246,12 +246,16 @@ class PolicyGradient(Method):
         optimiser = torch.optim.Adam(policy.parameters(), lr=self.rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
         generator = torch.Generator().manual_seed(self.seed)
-        for iteration in fit(
-            problem, policy, self.estimator, optimiser, generator, self.batch, self.steps
-        ):
-            if iteration.index > 0:
-                schedule.step()
-            yield iteration
+        return fit(
+            problem,
+            policy,
+            self.estimator,
+            optimiser,
+            generator,
+            self.batch,
+            self.steps,
+            schedule,
+        )
 
 
 def _gradient_of(result: BackwardInduction):

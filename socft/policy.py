@@ -7,7 +7,6 @@ KL cost whatever the reference. Parametric policies start at zero control unless
 from __future__ import annotations
 
 import abc
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +17,13 @@ from torch import Tensor, nn
 from socft.checks import require
 from socft.readable import Readable
 from socft.reference import Noises, Reference, States, Step, at_step, by_step
+from socft.regression.networks import (
+    OCTAVES,
+    SpaceTimeNetwork,
+    TimeEmbedding,
+    multilayer_perceptron,
+    octaves,
+)
 
 PolicyT = TypeVar("PolicyT", bound="Policy")
 
@@ -129,50 +135,6 @@ class StepwisePolicy(Policy):
         return by_step(k, x, lambda i, y: self.functions[i](y))
 
 
-class TimeEmbedding(nn.Module):
-    """Sines and cosines of k / T at ``frequencies`` octaves: shape (batch,) -> (batch, 2
-    frequencies).
-    """
-
-    def __init__(self, steps: int, frequencies: int = 8):
-        super().__init__()
-        self.steps = steps
-        self.register_buffer(
-            "frequencies", torch.pi * 2.0 ** torch.arange(-1, frequencies - 1, dtype=torch.float64)
-        )
-
-    @property
-    def width(self) -> int:
-        """Number of features."""
-        return 2 * len(self.get_buffer("frequencies"))
-
-    def forward(self, k: Step, x: Tensor) -> Tensor:
-        index = k.to(x) if isinstance(k, Tensor) else x.new_full((len(x),), k)
-        angle = (index / self.steps).unsqueeze(-1) * self.get_buffer("frequencies").to(x)
-        return torch.cat([angle.sin(), angle.cos()], -1)
-
-
-def zero_network(
-    inputs: int,
-    outputs: int,
-    width: int,
-    depth: int,
-    generator: torch.Generator | None,
-    dtype: torch.dtype,
-) -> nn.Sequential:
-    """A multilayer perceptron with ``depth`` hidden layers that is zero until it is trained."""
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in itertools.pairwise([inputs, *[width] * depth]):
-        layer = nn.Linear(fan_in, fan_out, dtype=dtype)
-        nn.init.normal_(layer.weight, std=fan_in**-0.5, generator=generator)
-        nn.init.zeros_(layer.bias)
-        layers += [layer, nn.SiLU()]
-    last = nn.Linear(width, outputs, dtype=dtype)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers, last)
-
-
 class MLPPolicy(Policy):
     """A multilayer perceptron of (x, time embedding) on vectors, with a zero last layer, so it
     starts at the pre-trained model.
@@ -187,11 +149,14 @@ class MLPPolicy(Policy):
         dtype: torch.dtype = torch.float64,
     ):
         (m,), (n,) = reference.noise_dims, reference.dims
-        self.time = TimeEmbedding(reference.steps)
-        self.network = zero_network(n + self.time.width, m, width, depth, generator, dtype)
+        time = TimeEmbedding(reference.steps, octaves(OCTAVES))
+        sizes = [n + time.width, *[width] * depth, m]
+        self.network = SpaceTimeNetwork(
+            time, multilayer_perceptron(sizes, generator, dtype, zero=True)
+        )
 
     def __call__(self, k: Step, x: States) -> Noises:
-        return self.network(torch.cat([x, self.time(k, x)], -1))
+        return self.network(k, x)
 
 
 class ResidualPolicy(Policy):

@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
-from socft.checks import require
 from socft.estimators.base import Estimator
 from socft.path import Noise, rollout
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.readable import Readable
 from socft.reference import States, Step
+from socft.regression.gradient_descent import gradient_descent
+
+REMEDY = "lower the learning rate or raise beta."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,37 +59,33 @@ def fit(
     generator: torch.Generator,
     batch: int = 256,
     steps: int = 1000,
+    schedule: LRScheduler | None = None,
 ) -> Iterator[Iteration]:
     """Train a policy in place with any estimator, on fresh paths at every gradient step.
 
     The loss is the mean over paths of the sum over steps, so its gradient estimates minus the
     gradient of the objective whenever the estimator does. Yields the pre-trained model first and
-    then every step with its ``gradient_norm``.
+    then every step with its ``gradient_norm``; ``schedule``, of the learning rate, takes one step
+    after each.
 
     Raises:
         InvalidProblem: a gradient is not finite; the policy keeps its last finite parameters.
     """
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    spent, evaluations = 0.0, 0
-    yield Iteration(0, policy, spent, evaluations)
-    for index in range(1, steps + 1):
-        start = time.perf_counter()
+
+    def loss() -> Tensor:
         noise = Noise.sample(problem.reference, batch, generator)
         with torch.no_grad():
             path = rollout(problem.reference, policy, noise)
             labels = estimator.label(problem, policy, path)
         k, sample = labels.pairs()
-        optimiser.zero_grad()
-        with torch.enable_grad():
-            losses = estimator.loss(problem, policy, k, labels.rows(k, sample))
-            (losses.sum() / batch).backward()
-        norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
-        require(
-            bool(norm.isfinite()),
-            f"the gradient norm is {norm} at gradient step {index}; lower the learning rate or"
-            " raise beta.",
-        )
-        optimiser.step()
+        return estimator.loss(problem, policy, k, labels.rows(k, sample)).sum() / batch
+
+    descent = gradient_descent(loss, optimiser, steps, schedule, REMEDY)
+    spent, evaluations = 0.0, 0
+    yield Iteration(0, policy, spent, evaluations)
+    for index in range(1, steps + 1):
+        start = time.perf_counter()
+        norm = next(descent).norm
         spent += time.perf_counter() - start
         evaluations += 2 * problem.steps * batch
         yield Iteration(index, policy, spent, evaluations, {"gradient_norm": norm})

@@ -19,7 +19,7 @@ from socft.costates.adjoint import Lean
 from socft.costates.fields import CostateField, CostateSource, Given
 from socft.costates.marginal_score import MarginalScore
 from socft.costates.martingale import Antithetic, Correction, FirstOrder, mean, situation
-from socft.costates.network import SpaceTimeNetwork, published_huber
+from socft.costates.network import SpaceTimeRegression, published_huber
 from socft.costates.regression import (
     Average,
     CrossFitted,
@@ -297,14 +297,14 @@ def least_squares_value(features: Features) -> Learner:
     return Learner(run, ROLLOUT)
 
 
-def published_network(seed: int, steps: int = 2000) -> SpaceTimeNetwork:
+def published_network(seed: int, steps: int = 2000) -> SpaceTimeRegression:
     """The network, optimiser and loss of the published code."""
-    return SpaceTimeNetwork(steps=steps, loss=published_huber, seed=seed)
+    return SpaceTimeRegression(steps=steps, loss=published_huber, seed=seed)
 
 
-def network(seed: int, steps: int = 2000) -> SpaceTimeNetwork:
+def network(seed: int, steps: int = 2000) -> SpaceTimeRegression:
     """The same with the squared loss, whose minimiser is the conditional mean."""
-    return SpaceTimeNetwork(steps=steps, seed=seed)
+    return SpaceTimeRegression(steps=steps, seed=seed)
 
 
 def _last(fields) -> CostateField:

@@ -17,11 +17,18 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import StepLR
 
 from socft.checks import require, require_finite
 from socft.costates.base import Costates
 from socft.costates.regression import FieldRegression, StepField
-from socft.reference import States, Step
+from socft.regression.gradient_descent import minimise
+from socft.regression.networks import (
+    SpaceTimeNetwork,
+    TimeEmbedding,
+    harmonics,
+    residual_network,
+)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,47 +39,8 @@ median.
 """
 
 
-class ResidualNetwork(nn.Module):
-    """``(k, x) -> phi``, k = 0..steps."""
-
-    def __init__(
-        self,
-        steps: int,
-        n: int,
-        out: int,
-        width: int,
-        blocks: int,
-        frequencies: int,
-        dtype: torch.dtype,
-    ):
-        super().__init__()
-        self.steps = steps
-        self.register_buffer(
-            "frequencies", torch.pi * torch.arange(1, frequencies + 1, dtype=dtype)
-        )
-        self.enter = nn.Linear(n + 2 * frequencies, width, dtype=dtype)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.SiLU(),
-                nn.Linear(width, width, dtype=dtype),
-                nn.SiLU(),
-                nn.Linear(width, width, dtype=dtype),
-            )
-            for _ in range(blocks)
-        )
-        self.leave = nn.Sequential(nn.SiLU(), nn.Linear(width, out, dtype=dtype))
-
-    def forward(self, k: Step, x: States) -> Tensor:
-        index = k.to(x) if isinstance(k, Tensor) else x.new_full((len(x),), k)
-        angle = (index / self.steps).unsqueeze(1) * self.get_buffer("frequencies").to(x)
-        h = self.enter(torch.cat([x, angle.sin(), angle.cos()], 1))
-        for block in self.blocks:
-            h = h + block(h)
-        return self.leave(h)
-
-
 @dataclasses.dataclass(frozen=True)
-class SpaceTimeNetwork(FieldRegression):
+class SpaceTimeRegression(FieldRegression):
     """Fit of one network by AdamW with a stepwise decayed rate, on minibatches of (step, sample)
     pairs.
 
@@ -107,40 +75,34 @@ class SpaceTimeNetwork(FieldRegression):
             require(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; give at least 1.")
         require(self.rate > 0, f"rate = {self.rate}; it must be positive.")
 
-    def fit(self, samples: Costates, start: StepField | None = None) -> ResidualNetwork:
+    def fit(self, samples: Costates, start: StepField | None = None) -> SpaceTimeNetwork:
         require_finite(
             samples.values,
             "costate",
             "the samples left the region where the field is accurate; add paths.",
         )
-        kinds, count, n = samples.states.shape
+        kinds, count, _ = samples.states.shape
         generator = torch.Generator().manual_seed(self.seed)
         network = (
             copy.deepcopy(start)
-            if isinstance(start, ResidualNetwork)
-            else self._new(samples, n, generator)
+            if isinstance(start, SpaceTimeNetwork)
+            else self._network(samples, generator)
         )
+
+        def loss() -> Tensor:
+            k = torch.randint(kinds, (self.batch,), generator=generator)
+            row = torch.randint(count, (self.batch,), generator=generator)
+            return self.loss(network(k, samples.states[k, row]), samples.values[k, row])
+
         optimiser = torch.optim.AdamW(
             network.requires_grad_(True).parameters(), lr=self.rate, weight_decay=self.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.StepLR(optimiser, self.decay_every, self.decay)
-        with torch.enable_grad():
-            for _ in range(self.steps):
-                k = torch.randint(kinds, (self.batch,), generator=generator)
-                row = torch.randint(count, (self.batch,), generator=generator)
-                optimiser.zero_grad()
-                self.loss(network(k, samples.states[k, row]), samples.values[k, row]).backward()
-                optimiser.step()
-                schedule.step()
+        minimise(loss, optimiser, self.steps, StepLR(optimiser, self.decay_every, self.decay))
         return network.requires_grad_(False)
 
-    def _new(self, samples: Costates, n: int, generator: torch.Generator) -> ResidualNetwork:
-        steps, out = len(samples.states) - 1, samples.values.shape[2]
-        network = ResidualNetwork(
-            steps, n, out, self.width, self.blocks, self.frequencies, samples.states.dtype
-        )
-        for module in network.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5, generator=generator)
-                nn.init.zeros_(module.bias)
-        return network
+    def _network(self, samples: Costates, generator: torch.Generator) -> SpaceTimeNetwork:
+        steps, n, out = len(samples.states) - 1, samples.states.shape[2], samples.values.shape[2]
+        time, dtype = TimeEmbedding(steps, harmonics(self.frequencies)), samples.states.dtype
+        inputs = n + time.width
+        network = residual_network(inputs, out, self.width, self.blocks, generator, dtype)
+        return SpaceTimeNetwork(time, network)

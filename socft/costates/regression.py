@@ -200,7 +200,7 @@ def refine(
         policy: whose costates; not changed.
         sample: makes the sampler that uses a field, as in
             ``lambda source: MartingaleAdjoint(FirstOrder(source)).costates``.
-        fit: ``PerStep(...).fit``, ``SpaceTimeNetwork(...).fit`` or, for values,
+        fit: ``PerStep(...).fit``, ``SpaceTimeRegression(...).fit`` or, for values,
             ``Potential(...).fit``.
         sampling: fresh paths in each round, or the same ones cross-fitted.
         rounds: number of rounds.

@@ -17,12 +17,20 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from socft.checks import require
 from socft.guidance.iterated import ScoreFineTuning
 from socft.guidance.policy import Denoiser, ScoreDenoiser
-from socft.policy import TimeEmbedding, zero_network
 from socft.reference import States, Step, at_step
+from socft.regression.gradient_descent import minimise
+from socft.regression.networks import (
+    OCTAVES,
+    SpaceTimeNetwork,
+    TimeEmbedding,
+    multilayer_perceptron,
+    octaves,
+)
 
 
 class ScoreNetwork(nn.Module):
@@ -52,13 +60,15 @@ class ScoreNetwork(nn.Module):
             " predict.",
         )
         self.abar, self.dim, self.dtype = abar.double(), dim, dtype
-        self.time = TimeEmbedding(len(abar))
-        self.network = zero_network(dim + self.time.width, dim, width, depth, generator, dtype)
+        time = TimeEmbedding(len(abar), octaves(OCTAVES))
+        sizes = [dim + time.width, *[width] * depth, dim]
+        self.network = SpaceTimeNetwork(
+            time, multilayer_perceptron(sizes, generator, dtype, zero=True)
+        )
 
     def noise(self, k: Step, x: States) -> States:
         """The predicted noise, in the dtype of ``x``."""
-        level, y = at_step(self.abar, k, x), x.to(self.dtype)
-        found = self.network(torch.cat([y, self.time(k, y)], -1)).to(x)
+        level, found = at_step(self.abar, k, x), self.network(k, x.to(self.dtype)).to(x)
         return (1 - level).sqrt() * x + level.sqrt() * found
 
     def forward(self, k: Step, x: States) -> States:
@@ -87,17 +97,8 @@ def train_score(
     losses.
     """
     optimiser = torch.optim.Adam(network.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    losses = []
-    with torch.enable_grad():
-        for _ in range(steps):
-            optimiser.zero_grad()
-            loss = network.loss(draw(batch), generator)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            losses.append(float(loss.detach()))
-    return losses
+    schedule = CosineAnnealingLR(optimiser, steps)
+    return minimise(lambda: network.loss(draw(batch), generator), optimiser, steps, schedule)
 
 
 class FineTuneNetwork(ScoreFineTuning):
@@ -115,9 +116,5 @@ class FineTuneNetwork(ScoreFineTuning):
         self.optimiser = torch.optim.Adam(network.parameters(), lr=rate, betas=(0.9, 0.99))
 
     def update(self, denoiser: Denoiser, samples: States, generator: torch.Generator) -> Denoiser:
-        with torch.enable_grad():
-            for _ in range(self.steps):
-                self.optimiser.zero_grad()
-                self.network.loss(samples, generator).backward()
-                self.optimiser.step()
+        minimise(lambda: self.network.loss(samples, generator), self.optimiser, self.steps)
         return ScoreDenoiser(self.network, self.network.abar)

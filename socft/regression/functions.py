@@ -5,16 +5,18 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from socft.checks import require, require_finite
 from socft.readable import Readable
 from socft.regression.features import Features
+from socft.regression.gradient_descent import minimise
+from socft.regression.networks import multilayer_perceptron
 
 _REMEDY = "the samples left the region where the fit is accurate; add paths, ridge, or centres."
 
@@ -148,39 +150,30 @@ class NetworkRegression(Regression):
     ) -> Field:
         _require_finite(x, y)
         generator = torch.Generator().manual_seed(self.seed)
-        sizes = [x.shape[1], *[self.width] * self.depth, y.shape[1]]
-        network = (
-            copy.deepcopy(start)
-            if isinstance(start, Perceptron)
-            else Perceptron(sizes, x.dtype, generator)
-        )
+        if isinstance(start, StandardisedNetwork):
+            network = copy.deepcopy(start)
+        else:
+            sizes = [x.shape[1], *[self.width] * self.depth, y.shape[1]]
+            network = StandardisedNetwork(multilayer_perceptron(sizes, generator, x.dtype))
         inputs, targets = network.standardise(x, y)
+
+        def loss() -> Tensor:
+            rows = torch.randint(len(x), (min(self.batch, len(x)),), generator=generator)
+            return (network.network(inputs[rows]) - targets[rows]).square().mean()
+
         optimiser = torch.optim.Adam(network.requires_grad_(True).parameters(), lr=self.rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
-        with torch.enable_grad():
-            for _ in range(self.steps):
-                rows = torch.randint(len(x), (min(self.batch, len(x)),), generator=generator)
-                optimiser.zero_grad()
-                (network.raw(inputs[rows]) - targets[rows]).square().mean().backward()
-                optimiser.step()
-                schedule.step()
+        minimise(loss, optimiser, self.steps, CosineAnnealingLR(optimiser, self.steps))
         return network.requires_grad_(False)
 
 
-class Perceptron(nn.Module):
-    """A multilayer perceptron that standardises its inputs and outputs by the data it was last
-    fitted to.
+class StandardisedNetwork(nn.Module):
+    """A network between the inputs and the outputs in the units of the data it was last fitted to:
+    mean 0 and spread 1.
     """
 
-    def __init__(self, sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator):
+    def __init__(self, network: nn.Module):
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b, dtype=dtype) for a, b in itertools.pairwise(sizes)
-        )
-        for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
-            nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
-            nn.init.zeros_(layer.bias)
+        self.network = network
 
     def standardise(
         self, x: Float[Tensor, "batch n"], y: Float[Tensor, "batch m"]
@@ -195,14 +188,9 @@ class Perceptron(nn.Module):
         self.register_buffer("unit", unit)
         return self._standard(x), torch.where(unit > 0, (y - y.mean(0)) / unit, 0.0)
 
-    def raw(self, h: Float[Tensor, "batch n"]) -> Float[Tensor, "batch m"]:
-        """The network between standardised inputs and outputs."""
-        for layer in self.layers[:-1]:
-            h = torch.nn.functional.silu(layer(h))
-        return self.layers[-1](h)
-
     def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch m"]:
-        return self.get_buffer("level") + self.get_buffer("unit") * self.raw(self._standard(x))
+        found = self.network(self._standard(x))
+        return self.get_buffer("level") + self.get_buffer("unit") * found
 
     def _standard(self, x: Tensor) -> Tensor:
         return (x - self.get_buffer("centre")) / self.get_buffer("scale")

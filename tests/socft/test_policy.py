@@ -22,7 +22,6 @@ from socft.policy import (
     ResidualPolicy,
     ScaledPolicy,
     StepwisePolicy,
-    TimeEmbedding,
     Uncontrolled,
 )
 from socft.reference import (
@@ -36,6 +35,7 @@ from socft.reference import (
     by_step,
 )
 from socft.regression.features import Polynomial, RadialBasis, RandomFourier
+from socft.regression.networks import OCTAVES, TimeEmbedding, octaves
 from socft.schedule import ddim, ddpm, linear_levels, soften_last, subsample
 from socft.sde import DriftSDE, EulerMaruyama
 from socft.truth.grid import Grid, GridPolicy
@@ -365,7 +365,7 @@ def test_grid_policies_from_shifts_push_by_those_shifts():
 
 
 def test_time_embeddings_tell_all_steps_apart():
-    embedding = TimeEmbedding(1000)
+    embedding = TimeEmbedding(1000, octaves(OCTAVES))
     rows = embedding(torch.arange(1000), torch.zeros(1000, 1, dtype=F64))
     apart = torch.cdist(rows, rows) + 10 * torch.eye(1000, dtype=F64)
     assert float(apart.min()) > 1e-2

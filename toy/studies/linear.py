@@ -24,7 +24,7 @@ from torch import Tensor
 
 from socft.costates.fields import CostateField
 from socft.costates.marginal_score import AffineMarginals, DenoisingScore
-from socft.costates.network import SpaceTimeNetwork
+from socft.costates.network import SpaceTimeRegression
 from socft.policy import Uncontrolled
 from socft.records import Record
 from socft.regression.features import Polynomial
@@ -66,9 +66,9 @@ SHORT_STEPS, SHORT_ROUNDS = 600, 3
 """A tenth of the published gradient steps, with larger batches and a rate that decays to the end."""
 
 
-def short_network(seed: int) -> SpaceTimeNetwork:
+def short_network(seed: int) -> SpaceTimeRegression:
     """The published network, trained in a twentieth of the published steps per round."""
-    return SpaceTimeNetwork(
+    return SpaceTimeRegression(
         steps=SHORT_STEPS,
         batch=256,
         rate=1e-2,

@@ -52,7 +52,7 @@ from socft.costates.fields import (
 )
 from socft.costates.marginal_score import DenoisingScore
 from socft.costates.martingale import Antithetic, Situation, mean
-from socft.costates.network import SpaceTimeNetwork, published_huber, squared
+from socft.costates.network import SpaceTimeRegression, published_huber, squared
 from socft.costates.regression import FieldRegression, PerStep, StepField
 from socft.costates.time_reversal import Reverser
 from socft.estimators.adjoint_matching import AdjointMatching
@@ -454,7 +454,7 @@ def _bumps(_: int) -> FieldRegression:
 
 def _network(huber: bool = False) -> Callable[[int], FieldRegression]:
     loss = published_huber if huber else squared
-    return lambda seed: SpaceTimeNetwork(
+    return lambda seed: SpaceTimeRegression(
         steps=ROUND_STEPS, batch=BATCH, decay_every=ROUND_STEPS // 4, loss=loss, seed=seed
     )
 

@@ -36,7 +36,7 @@ from torch import Tensor
 from socft.costates.fields import CostateField, Given
 from socft.costates.marginal_score import DenoisingScore
 from socft.costates.martingale import Antithetic, Exact, FirstOrder
-from socft.costates.network import SpaceTimeNetwork, published_huber, squared
+from socft.costates.network import SpaceTimeRegression, published_huber, squared
 from socft.costates.regression import PerStep
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
 from socft.path import Noise, rollout
@@ -122,9 +122,9 @@ class Contender:
     published: str | None = None
 
 
-def _network(huber: bool, steps: int, batch: int = 64) -> Callable[[int], SpaceTimeNetwork]:
+def _network(huber: bool, steps: int, batch: int = 64) -> Callable[[int], SpaceTimeRegression]:
     loss = published_huber if huber else squared
-    return lambda seed: SpaceTimeNetwork(
+    return lambda seed: SpaceTimeRegression(
         steps=steps, batch=batch, decay_every=max(1, steps // 8), loss=loss, seed=seed
     )
 

@@ -270,13 +270,10 @@ def descend(
     optimiser = torch.optim.Adam([{"params": list(policy.parameters())}, *extra], lr=plan.rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, plan.iterations)
     generator = torch.Generator().manual_seed(seed)
-    for iteration in fit(
-        problem, policy, estimator, optimiser, generator, plan.batch, plan.iterations
-    ):
-        if iteration.index in plan.checkpoints:
-            yield iteration
-        if iteration.index:
-            schedule.step()
+    made = fit(
+        problem, policy, estimator, optimiser, generator, plan.batch, plan.iterations, schedule
+    )
+    return (iteration for iteration in made if iteration.index in plan.checkpoints)
 
 
 class Arena(abc.ABC):

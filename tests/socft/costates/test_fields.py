@@ -26,7 +26,7 @@ from socft.costates.marginal_score import (
     TransitionScore,
 )
 from socft.costates.martingale import Antithetic, Exact, FieldCorrection, FirstOrder, SecondOrder
-from socft.costates.network import ResidualNetwork, SpaceTimeNetwork, published_huber
+from socft.costates.network import SpaceTimeRegression, published_huber
 from socft.costates.regression import (
     CrossFitted,
     Fresh,
@@ -52,6 +52,12 @@ from socft.reference import (
 )
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
+from socft.regression.networks import (
+    SpaceTimeNetwork,
+    TimeEmbedding,
+    harmonics,
+    residual_network,
+)
 from socft.reward import FunctionReward, Quadratic
 from socft.schedule import ddpm, linear_levels, subsample
 from socft.truth.affine_policy import evaluate_affine
@@ -363,7 +369,7 @@ def test_a_potential_is_the_gradient_of_the_fitted_values():
     assert (derivative(lambda y: fitted(1, y), x, x) - (x * P + x.flip(1))).abs().max() < 1e-10
 
 
-NETWORK = SpaceTimeNetwork(width=16, steps=250, batch=64, rate=1e-2, decay_every=80, decay=0.5)
+NETWORK = SpaceTimeRegression(width=16, steps=250, batch=64, rate=1e-2, decay_every=80, decay=0.5)
 
 
 def wavy() -> Costates:
@@ -398,7 +404,9 @@ def test_one_network_fits_all_steps_and_starts_from_an_earlier_one():
 
 
 def test_the_network_takes_steps_per_sample_and_derivatives():
-    network = ResidualNetwork(4, 2, 2, 8, 2, 3, F64).requires_grad_(False)
+    time = TimeEmbedding(4, harmonics(3))
+    residual = residual_network(2 + time.width, 2, 8, 2, generator(37), F64)
+    network = SpaceTimeNetwork(time, residual).requires_grad_(False)
     k, x = torch.tensor([4, 0, 2]), randn(38, 3, 2)
     assert (
         network(k, x) - torch.cat([network(int(i), row[None]) for i, row in zip(k, x, strict=True)])
@@ -434,9 +442,9 @@ def test_the_published_loss_does_not_fit_means():
 
 def test_networks_refuse_what_makes_no_sense():
     with pytest.raises(InvalidProblem, match=r"batch = 0; give at least 1"):
-        SpaceTimeNetwork(batch=0)
+        SpaceTimeRegression(batch=0)
     with pytest.raises(InvalidProblem, match=r"rate = -1; it must be positive"):
-        SpaceTimeNetwork(rate=-1)
+        SpaceTimeRegression(rate=-1)
     bad = wavy()
     bad.values[1, 7, 0] = math.inf
     with pytest.raises(

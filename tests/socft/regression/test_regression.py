@@ -11,7 +11,12 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.regression.features import Polynomial, RadialBasis
-from socft.regression.functions import KernelRidge, LinearRegression, NetworkRegression, Perceptron
+from socft.regression.functions import (
+    KernelRidge,
+    LinearRegression,
+    NetworkRegression,
+    StandardisedNetwork,
+)
 from tests.support.tensors import F64, randn, t
 
 SOLVED = 1e-9  # least squares with condition numbers up to 1e3
@@ -114,7 +119,7 @@ def test_network_fits_are_functions_of_their_seed():
 
 def test_a_warm_start_begins_where_the_earlier_fit_ended_and_does_not_touch_it():
     start = NETWORK.fit(X, WAVE)
-    assert isinstance(start, Perceptron)
+    assert isinstance(start, StandardisedNetwork)
     before, state = start(X).clone(), {k: v.clone() for k, v in start.state_dict().items()}
     few = NetworkRegression(16, 2, steps=3, batch=64, rate=1e-3)
     warm, cold = few.fit(X, WAVE + 0.01, start), few.fit(X, WAVE + 0.01)
