@@ -23,8 +23,9 @@ tightness study searches the instances of the claims.
 
 LAYERS = (
     "checks",
-    "schedule records regression",
+    "schedule records",
     "reference study",
+    "regression",
     "policy reward sde report",
     "problem density theory",
     "path metrics",
