@@ -119,7 +119,7 @@ def affine_policy(reference: Reference) -> Policy:
 
 def network_policy(reference: Reference) -> Policy:
     policy = MLPPolicy(reference, width=8, depth=2, generator=generator(4))
-    last = list(policy.network.children())[-1]
+    last = list(policy.network.network.children())[-1]
     assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():
         last.weight.copy_(0.5 * randn(5, *last.weight.shape))

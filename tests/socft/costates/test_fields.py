@@ -101,7 +101,7 @@ def wrong_field(k: Step, x: Tensor) -> Tensor:
 
 def network_policy(reference: Reference) -> Policy:
     policy = MLPPolicy(reference, width=6, depth=2, generator=generator(5))
-    last = list(policy.network.children())[-1]
+    last = list(policy.network.network.children())[-1]
     assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():
         last.weight.copy_(0.5 * randn(6, *last.weight.shape))

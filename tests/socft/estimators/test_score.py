@@ -410,7 +410,7 @@ def test_without_kl_to_go_the_optimum_is_not_stationary() -> None:
 
 def network(problem: ControlProblem, seed: int = 6) -> MLPPolicy:
     policy = MLPPolicy(problem.reference, width=8, generator=torch.Generator().manual_seed(seed))
-    last = list(policy.network.children())[-1]
+    last = list(policy.network.network.children())[-1]
     assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():
         last.weight.copy_(0.5 * randn(seed, *last.weight.shape))
