@@ -38,6 +38,7 @@ from socft.problem import ControlProblem
 from socft.records import read
 from socft.report.rows import Rows
 from socft.reward import FunctionReward
+from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import SD_COSTATE_SIZE
 from toy.problems import benchmark
 
@@ -121,14 +122,17 @@ def test_top_and_rest_are_all_paths_and_the_top_has_larger_costates():
     found = Rows(tuple(forks(settings.plain(), 20, 2)))
     for k in range(settings.sampler.steps):
         seeds = [
-            record.seeds for part in PARTS for record in found.where("undecided", step=k, part=part)
+            record.seeds
+            for part in PARTS
+            for record in found.where(Metric.UNDECIDED, step=k, part=part)
         ]
         assert seeds == [2, 18]
     largest = {
-        part: max(record.value for record in found.where("adjoint", part=part)) for part in PARTS
+        part: max(record.value for record in found.where(Metric.ADJOINT, part=part))
+        for part in PARTS
     }
     assert largest["top"] > largest["rest"]
-    assert all(-1 <= record.value <= 1 for record in found.where("rank_correlation"))
+    assert all(-1 <= record.value <= 1 for record in found.where(Metric.RANK_CORRELATION))
 
 
 @pytest.mark.slow
@@ -156,13 +160,13 @@ def test_the_study_can_be_repeated(tmp_path: Path):
         "log_growth",
         "adjoint",
         "rank_correlation",
-        "agreement",
-        "fidelity",
-        "limited",
+        Metric.AGREEMENT,
+        Metric.FIDELITY,
+        Metric.LIMITED,
         "reward",
         "accuracy",
     }
-    assert {r.metric for r in small[0]} - {"alignment"} == metrics
+    assert {r.metric for r in small[0]} - {Metric.ALIGNMENT} == metrics
 
 
 @pytest.mark.parametrize(
@@ -223,7 +227,7 @@ def test_estimators_of_the_policy_gradient_are_the_same_at_the_pre_trained_model
     """
     found = Rows(tuple(directions(alone("a green triangle").plain(), 3, 1)))
     lean, full = (
-        found.where("agreement", estimator=name, after=0).one()
+        found.where(Metric.AGREEMENT, estimator=name, after=0).one()
         for name in ("adjoint matching", "PI-FT")
     )
     assert lean is not None
@@ -248,13 +252,13 @@ def test_a_half_precision_network_gives_nearly_the_same_gradient(dtype: str):
 
 def test_a_lower_limit_scales_more_target_controls_and_the_first_is_none():
     found = Rows(tuple(limits(alone("four circles").plain(), 3)))
-    shares = [record.value for record in found.where("limited")]
+    shares = [record.value for record in found.where(Metric.LIMITED)]
     assert shares == sorted(shares)
     assert shares[0] == 0 < shares[-1]
-    assert found.where("fidelity", limit=None).records[0].value == pytest.approx(1, abs=1e-12)
+    assert found.where(Metric.FIDELITY, limit=None).records[0].value == pytest.approx(1, abs=1e-12)
     assert all(
         record.value < 1
-        for record in found.where("fidelity")
+        for record in found.where(Metric.FIDELITY)
         if record.setting["limit"] is not None
     )
 
@@ -291,7 +295,7 @@ def test_descent_measures_before_halfway_and_after():
     )
     found = Rows(tuple(gradient_norms("s", settings.plain(), 3)))
     assert (
-        [record.setting["step"] for record in found.where("gradient_squared")]
+        [record.setting["step"] for record in found.where(Metric.GRADIENT_SQUARED)]
         == [round(part * 4) for part in HALVES]
         == [0, 2, 4]
     )
@@ -299,8 +303,8 @@ def test_descent_measures_before_halfway_and_after():
     start, _ = next(
         gradients(experiment, experiment.estimator, 3, 3, (settings.batch.target_clip,))
     )
-    first = found.where("mean_gradient_squared", part=0.0).one()
+    first = found.where(Metric.MEAN_GRADIENT_SQUARED, part=0.0).one()
     assert first is not None
     assert math.isclose(first.value, squared_mean(start), rel_tol=1e-6)
-    for metric in ("mean_gradient_squared", "gradient_squared"):
+    for metric in (Metric.MEAN_GRADIENT_SQUARED, Metric.GRADIENT_SQUARED):
         assert len({record.value for record in found.where(metric)}) == 3

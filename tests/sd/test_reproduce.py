@@ -30,6 +30,8 @@ from socft.report.rows import Rows
 from socft.report.stable_diffusion.report import report
 from socft.report.stable_diffusion.tables import ahead_at_the_best_rate, ahead_in_trainings
 from socft.study.comparison import PI_FT, PRETRAINED, picture_of
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
 from tests.support.sd import written
 
 STILL = 1e-30
@@ -162,7 +164,7 @@ def test_an_untrained_model_draws_what_the_pre_trained_one_draws(
         assert still.value == pytest.approx(before.value, rel=1e-6)
         assert moved.value != pytest.approx(before.value, rel=1e-6)
         nothing, gain = (
-            value(records, "reward_gain", method, prompt, scale.settings.problem.beta)
+            value(records, Metric.REWARD_GAIN, method, prompt, scale.settings.problem.beta)
             for method in (PI_FT, "DPOK")
         )
         assert abs(nothing.value) < 1e-6 * abs(before.value)
@@ -196,7 +198,9 @@ def _look(scale: ReproductionScale, tmp_path: Path, prompts: tuple[str, ...]) ->
     assert names[PRETRAINED].read_bytes() == names[PI_FT].read_bytes()
     with Image.open(io.BytesIO(names["DPOK"].read_bytes())) as picture:
         assert picture.width == pytest.approx(scale.shown * picture.height, abs=scale.shown)
-    files = report(scale.study).write(tmp_path / "records", tmp_path / "reports")
+    files = report(schemas.STABLE_DIFFUSION.named(scale.study)).write(
+        tmp_path / "records", tmp_path / "reports"
+    )
     assert [file.name for file in files] == ["stable_diffusion-reached.svg", "stable_diffusion.pdf"]
 
 
@@ -214,11 +218,11 @@ def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_re
     prompts, beta = moving.settings.problem.prompts, moving.settings.problem.beta
     for method in (PI_FT, "DPOK"):
         for prompt in prompts:
-            first = value(records, "reward_gain", method, prompt, beta)
+            first = value(records, Metric.REWARD_GAIN, method, prompt, beta)
             others = [
                 r
                 for r in again
-                if (r.metric, r.estimator, r.problem) == ("reward_gain", method, prompt)
+                if (r.metric, r.estimator, r.problem) == (Metric.REWARD_GAIN, method, prompt)
             ]
             assert [r.setting["training"] for r in others] == [2, 3]
             assert len({first.value, *(r.value for r in others)}) == 3
@@ -227,13 +231,13 @@ def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_re
     assert later["run"].pop("out") != earlier["run"].pop("out")
     assert later["run"].pop("seed") == earlier["run"].pop("seed") + 1
     assert later == earlier
-    ahead, pairs = ahead_in_trainings(Rows(tuple(records)), "reward_gain", beta)
+    ahead, pairs = ahead_in_trainings(Rows(tuple(records)), Metric.REWARD_GAIN, beta)
     assert pairs == 3 * len(prompts)
     assert ahead == sum(
         a.value > b.value
         for a in records
         for b in records
-        if a.metric == b.metric == "reward_gain"
+        if a.metric == b.metric == Metric.REWARD_GAIN
         and (a.estimator, b.estimator) == (PI_FT, "DPOK")
         and (a.problem, a.setting) == (b.problem, b.setting)
     )
@@ -253,21 +257,23 @@ def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(
     rows, beta = Rows(tuple(records)), scale.settings.problem.beta
     others = rows.having("beta", "rate")
     assert {(r.estimator, r.setting["rate"], r.metric) for r in others} == {
-        ("DPOK", STILL, metric) for metric in ("reward_gain", "accuracy_gain", "kl")
+        ("DPOK", STILL, metric) for metric in (Metric.REWARD_GAIN, Metric.ACCURACY_GAIN, "kl")
     }
     assert all(abs(r.value) < 1e-6 for r in others)
     shared = [
-        value(records, "reward_gain", "DPOK", prompt, beta).value
+        value(records, Metric.REWARD_GAIN, "DPOK", prompt, beta).value
         for prompt in scale.settings.problem.prompts
     ]
     still = [
-        value(records, "reward_gain", PI_FT, prompt, beta).value
+        value(records, Metric.REWARD_GAIN, PI_FT, prompt, beta).value
         for prompt in scale.settings.problem.prompts
     ]
     best = [max(gain, 0.0) for gain in shared]
-    assert ahead_at_the_best_rate(rows, "reward_gain", beta)[1] == len(best)
+    assert ahead_at_the_best_rate(rows, Metric.REWARD_GAIN, beta)[1] == len(best)
     assert min(abs(gain) for gain in shared) > 1e3 * max(map(abs, still))
-    _, file = report(scale.study).write(tmp_path / "records", tmp_path / "reports")
+    _, file = report(schemas.STABLE_DIFFUSION.named(scale.study)).write(
+        tmp_path / "records", tmp_path / "reports"
+    )
     assert file.stat().st_size > 0
 
 
@@ -287,7 +293,7 @@ def test_where_a_run_fell_its_gradients_are_compared_with_those_of_pi_ft(
     }
     assert {r.setting["beta"] for r in found} == {beta}
     still, moved = (
-        found.where("agreement", estimator=PI_FT, policy=policy).records[0].value
+        found.where(Metric.AGREEMENT, estimator=PI_FT, policy=policy).records[0].value
         for policy in (PI_FT, "DPOK")
     )
     untouched = build(method_config(scale, scale.pi_ft, prompt, beta))
@@ -295,7 +301,7 @@ def test_where_a_run_fell_its_gradients_are_compared_with_those_of_pi_ft(
         untouched, {PI_FT: FullAdjoint()}, scale.batches, reproduce.SEED
     )
     assert still == pytest.approx(
-        {metric: value for _, metric, value, _ in expected}["agreement"], rel=1e-5
+        {metric: value for _, metric, value, _ in expected}[Metric.AGREEMENT], rel=1e-5
     )
     assert moved != pytest.approx(still, rel=1e-2)
 

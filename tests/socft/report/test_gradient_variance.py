@@ -32,6 +32,7 @@ from socft.report.gradient_variance.verdicts import crossing
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, compile_pdf
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
 from toy.bench import SUITE
 from toy.contenders import CONTENDERS
 from toy.problems import benchmark
@@ -289,7 +290,7 @@ def trained(study: str, problem: str) -> Iterator[Record]:
                 "gradient_noise",
                 "target_noise",
                 "bias_gap",
-                "control_l2",
+                Metric.CONTROL_L2,
             ):
                 found = 2.0 * math.exp(-iteration / 40) + 0.001
                 yield record(
@@ -387,7 +388,7 @@ def test_the_suite_has_a_table_for_every_kind(rows):
 
 def test_curves_have_no_column_for_a_kind_that_was_not_trained(rows):
     some = Rows(tuple(r for r in rows.of(schemas.SOCM) if r.kind != KINDS[2]))
-    wanted = [gradient_variance_curves.Curves("ou-linear", "control_l2", "")]
+    wanted = [gradient_variance_curves.Curves("ou-linear", Metric.CONTROL_L2, "")]
     for found, kinds in ((rows, KINDS), (some, KINDS[:2]), (Rows(()), KINDS)):
         picture = gradient_variance_curves.learning(
             found.of(schemas.SOCM), wanted, "iteration"
@@ -636,7 +637,7 @@ def test_repetitions_are_counted_from_the_records():
 def test_the_suite_names_the_nearest_and_those_that_moved_away():
     ends = {"SOCM": (2.0, 0.5), "moment": (2.0, 3.0), "variance": (2.0, math.inf)}
     found = [
-        record("socm", "ou-linear", "control_l2", value, {"iteration": 20 * index}, name)
+        record("socm", "ou-linear", Metric.CONTROL_L2, value, {"iteration": 20 * index}, name)
         for name, values in ends.items()
         for index, value in enumerate(values)
     ]

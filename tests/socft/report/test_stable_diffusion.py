@@ -11,6 +11,7 @@ from socft.report.rows import Rows
 from socft.report.stable_diffusion.stability import reasons
 from socft.report.stable_diffusion.tables import ahead_at_the_best_rate, mean_of_trainings
 from socft.study.comparison import DPOK, PI_FT
+from socft.study.vocabulary.metrics import Metric
 
 BETA = 0.02
 
@@ -126,7 +127,7 @@ def test_a_run_that_differs_in_one_setting_is_held_against_the_one_that_does_not
 
 def gain(method: str, value: float, **changed: object) -> Record:
     return Record(
-        "s", "p", "reward_gain", value, {"beta": BETA} | changed, estimator=method, stderr=0.03
+        "s", "p", Metric.REWARD_GAIN, value, {"beta": BETA} | changed, estimator=method, stderr=0.03
     )
 
 
@@ -139,11 +140,11 @@ def test_means_over_trainings_have_the_error_of_pictures_and_that_of_trainings()
             gain(PI_FT, 9.0, limit="none"),
         )
     )
-    mean, error = mean_of_trainings(rows, "reward_gain", "p", PI_FT, BETA) or (0.0, 0.0)
+    mean, error = mean_of_trainings(rows, Metric.REWARD_GAIN, "p", PI_FT, BETA) or (0.0, 0.0)
     assert (mean, error) == pytest.approx((2.0, (0.03**2 + 1.0 / 3) ** 0.5))
-    assert mean_of_trainings(rows, "reward_gain", "p", DPOK, BETA) is None
+    assert mean_of_trainings(rows, Metric.REWARD_GAIN, "p", DPOK, BETA) is None
     assert mean_of_trainings(
-        Rows((gain(DPOK, 1.0),)), "reward_gain", "p", DPOK, BETA
+        Rows((gain(DPOK, 1.0),)), Metric.REWARD_GAIN, "p", DPOK, BETA
     ) == pytest.approx((1.0, 0.03))
 
 
@@ -158,4 +159,4 @@ def test_the_best_rate_of_the_rival_is_what_counts(best: float, ahead: int):
             gain(DPOK, 0.1, rate=0.2),
         )
     )
-    assert ahead_at_the_best_rate(rows, "reward_gain", BETA) == (ahead, 1)
+    assert ahead_at_the_best_rate(rows, Metric.REWARD_GAIN, BETA) == (ahead, 1)

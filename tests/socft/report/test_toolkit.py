@@ -505,8 +505,8 @@ def test_rows_are_selected_by_fields_and_settings():
             dataclasses.replace(ONE, problem=ProblemName.OSCILLATOR, setting={}),
         )
     )
-    assert [r.value for r in made.where(ONE.metric, ONE.problem, k=2)] == [5.0]
-    assert not made.where(ONE.metric, ONE.problem, k=3)
+    assert [r.value for r in made.where(Metric.RATE, ONE.problem, k=2)] == [5.0]
+    assert not made.where(Metric.RATE, ONE.problem, k=3)
     assert [r.problem for r in made.having()] == [ProblemName.OSCILLATOR]
     assert made.distinct("k") == [1, 2]
     assert made.fields("problem") == [ONE.problem, ProblemName.OSCILLATOR]
