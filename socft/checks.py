@@ -12,6 +12,9 @@ from torch import Tensor
 Numbers: TypeAlias = "Tensor | np.ndarray | float | Sequence[Numbers]"
 """What `numbers` makes a float64 tensor of."""
 
+SYMMETRY_TOLERANCE = 1e-10
+"""Relative skewness of a matrix that counts as symmetric: float64 products are to about n eps."""
+
 
 class InvalidProblem(ValueError):
     """The mathematics refuses these inputs; the message quotes the offending value and the remedy."""

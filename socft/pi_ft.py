@@ -69,7 +69,7 @@ class BackwardInduction(Readable):
     def policy(self, problem: ControlProblem) -> GridPolicy:
         """The policy after the induction."""
         return GridPolicy.from_shifts(
-            problem.reference, self.grids[:-1], self.shifts, self.values[0].bend
+            problem.reference, self.grids[:-1], self.shifts, self.values[0].extrapolation
         )
 
     @property

@@ -19,15 +19,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, Numbers, numbers, require, require_finite
+from socft.checks import (
+    SYMMETRY_TOLERANCE,
+    InvalidProblem,
+    Numbers,
+    numbers,
+    require,
+    require_finite,
+)
 from socft.readable import Readable
 from socft.reference import States
 
 PerSample = Float[Tensor, " batch"]
 Scalars = Float[Tensor, "batch 1"]
 
-# relative: a product of orthonormal and symmetric float64 matrices is symmetric to about d eps
-_SYMMETRY_TOLERANCE = 1e-10
 # absolute: a QR factor in float64 is orthonormal to about d eps, one rounded to float32 is not
 _ORTHONORMAL_TOLERANCE = 1e-8
 
@@ -116,7 +121,7 @@ class Quadratic(Reward):
         )
         skew = float((P - P.T).abs().max())
         require(
-            skew <= _SYMMETRY_TOLERANCE * max(1.0, float(P.abs().max())),
+            skew <= SYMMETRY_TOLERANCE * max(1.0, float(P.abs().max())),
             f"P differs from its transpose by {skew:g}; give the symmetric part (P + P') / 2, which"
             " is the same reward.",
         )

@@ -13,7 +13,11 @@ from torch import Tensor
 
 from socft.readable import Readable
 
-SEARCH_TOLERANCE = 1e-10  # relative gap left between a certified maximum and the value found
+SEARCH_TOLERANCE = 1e-10
+"""Relative distance left between a certified maximum and the value found."""
+
+THIRD_MOMENT = 1 / (6 * math.sqrt(3))
+"""Largest third central moment of a law on [0, 1]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,9 @@ class Components(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Stacked:
-    """One-dimensional mixtures side by side, shape (N, K); missing components have log weight -inf."""
+    """One-dimensional mixtures side by side, shape (N, K); missing components have log weight
+    -inf.
+    """
 
     log_weights: Float[Tensor, "N K"]
     means: Float[Tensor, "N K"]
@@ -81,10 +87,6 @@ def stack_lines(lines: Sequence[Components]) -> Stacked:
         pad([f.means[:, 0] for f in lines], 0.0),
         pad([f.spectra[:, 0].expand(f.components) for f in lines], 1.0),
     )
-
-
-# Constants of the score: one Gaussian, common covariance, unequal covariances
-# ------------------------------------------
 
 
 def join_levels(parts: Sequence[ScoreConstants]) -> ScoreConstants:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import Numbers, numbers, require, require_finite
+from socft.checks import SYMMETRY_TOLERANCE, Numbers, numbers, require, require_finite
 from socft.density.base import (
     Density,
     Tilt,
@@ -30,17 +30,24 @@ from socft.density.search import line_constants
 from socft.reference import States
 from socft.reward import PerSample, Reward
 
-SYMMETRY_TOLERANCE = (
-    1e-10  # relative: covariances built from float64 products are symmetric to about n eps
-)
-WEIGHT_TOLERANCE = 1e-6  # of their sum: float32 weights are normalised to about K eps
-_SAME = 1e-14  # relative: covariances closer than this are one covariance, written twice
-_BORDERLINE = (
-    1e-12  # relative: a beta this close to the smallest integrable one is round-off away from it
-)
+WEIGHT_TOLERANCE = 1e-6
+"""Of their sum: float32 weights are normalised to about K eps."""
+
+_SAME = 1e-14
+"""Relative: covariances closer than this are one covariance, written twice."""
+
+_BORDERLINE = 1e-12
+"""Relative: a beta this close to the smallest integrable one is round-off away from it."""
 
 
-MixtureT = TypeVar("MixtureT", bound="GaussianMixture")
+@dataclasses.dataclass(frozen=True)
+class Eigensystem:
+    """Covariances by their eigenvalues, shape (k, n), and eigenvectors as columns, shape
+    (k, n, n).
+    """
+
+    spectra: Float[Tensor, "k n"]
+    bases: Float[Tensor, "k n n"]
 
 
 class GaussianMixture(Density):
@@ -51,7 +58,7 @@ class GaussianMixture(Density):
         weights: positive, shape (K,), with sum 1.
         means: shape (K, n), or (K,) in one dimension.
         covs: positive semi-definite: one number (isotropic, common), (K,) isotropic, (n, n) common,
-            or (K, n, n).
+            (K, n, n), or an `Eigensystem` of one or K of them.
 
     Attributes:
         weights: shape (K,).
@@ -65,7 +72,7 @@ class GaussianMixture(Density):
     spectra: Float[Tensor, "k n"]
     bases: Float[Tensor, "k n n"]
 
-    def __init__(self, weights: Numbers, means: Numbers, covs: Numbers):
+    def __init__(self, weights: Numbers, means: Numbers, covs: Numbers | Eigensystem):
         w, m = numbers(weights, "weights"), numbers(means, "means")
         m = m.unsqueeze(1) if m.ndim == 1 else m
         require(
@@ -84,19 +91,19 @@ class GaussianMixture(Density):
             abs(total - 1) <= WEIGHT_TOLERANCE,
             f"the weights sum to {total:.6g}; a mixture's weights sum to 1, divide by their sum.",
         )
-        self._set(w / w.sum(), m, *_diagonalise(_covariances(covs, *m.shape)))
+        if not isinstance(covs, Eigensystem):
+            covs = _diagonalise(_covariances(covs, *m.shape))
+        self.weights, self.means, self.dims = w / w.sum(), m, (m.shape[1],)
+        self.spectra, self.bases = covs.spectra, covs.bases
 
-    def _set(self, weights: Tensor, means: Tensor, spectra: Tensor, bases: Tensor) -> None:
-        self.weights, self.means, self.spectra, self.bases = weights, means, spectra, bases
-        self.dims = (means.shape[1],)
+    def _like(self, weights: Tensor, means: Tensor, covs: Eigensystem) -> Self:
+        """A law of the same class."""
+        return type(self)(weights, means, covs)
 
-    def _like(
-        self: MixtureT, weights: Tensor, means: Tensor, spectra: Tensor, bases: Tensor
-    ) -> MixtureT:
-        """A law of the same class from its diagonalised parts."""
-        other = object.__new__(type(self))
-        other._set(weights, means, spectra, bases)
-        return other
+    @property
+    def eigensystem(self) -> Eigensystem:
+        """The covariances, diagonalised."""
+        return Eigensystem(self.spectra, self.bases)
 
     def shown(self) -> dict[str, Any]:
         return {"weights": self.weights, "means": self.means, "covs": self.covariances}
@@ -152,18 +159,17 @@ class GaussianMixture(Density):
             x[which == k] += z[which == k] @ roots[k].T
         return x
 
-    def noised(self: MixtureT, abar: float) -> MixtureT:
+    def noised(self, abar: float) -> Self:
         require_level(abar)
-        return self._like(
-            self.weights, abar**0.5 * self.means, abar * self.spectra + 1 - abar, self.bases
-        )
+        covs = Eigensystem(abar * self.spectra + 1 - abar, self.bases)
+        return self._like(self.weights, abar**0.5 * self.means, covs)
 
     def noised_log_prob(self, abar: float | Tensor, x: States) -> PerSample:
         return torch.logsumexp(self._fields(abar, x).log_joint, 1)
 
     def noised_score(self, abar: float | Tensor, x: States) -> States:
         fields = self._fields(abar, x)
-        mixed = torch.softmax(fields.log_joint, 1).unsqueeze(2) * fields.pulls
+        mixed = torch.softmax(fields.log_joint, 1).unsqueeze(2) * fields.scores
         if self.shared:
             return mixed.sum(1) @ self.bases[0].T.to(x)
         return torch.einsum("bkm,knm->bn", mixed, self.bases.to(x))
@@ -172,14 +178,14 @@ class GaussianMixture(Density):
         self._require_regular()
         fields = self._fields(1.0, x)
         weights = torch.softmax(fields.log_joint, 1)
-        scores = (self.bases.to(x) @ fields.pulls.unsqueeze(3)).squeeze(3)
-        apart = scores - (weights.unsqueeze(2) * scores).sum(1, keepdim=True)
+        scores = (self.bases.to(x) @ fields.scores.unsqueeze(3)).squeeze(3)
+        centred = scores - (weights.unsqueeze(2) * scores).sum(1, keepdim=True)
         precisions = (
             ((self.bases / self.spectra.unsqueeze(1)) @ self.bases.mT)
             .to(x)
             .expand(self.components, -1, -1)
         )
-        return torch.einsum("bk,bki,bkj->bij", weights, apart, apart) - torch.einsum(
+        return torch.einsum("bk,bki,bkj->bij", weights, centred, centred) - torch.einsum(
             "bk,kij->bij", weights, precisions
         )
 
@@ -192,26 +198,27 @@ class GaussianMixture(Density):
         bound = common_constants if self.shared else unequal
         return join_levels([bound(self, levels) for levels in abar.split(LEVEL_CHUNK)])
 
-    def tilted(self: MixtureT, reward: Reward, beta: float) -> Tilt[MixtureT]:
+    def tilted(self, reward: Reward, beta: float) -> Tilt[Self]:
         form = quadratic_form(reward, beta, self.dims)
         curvature, slope = form.P / beta, form.linear / beta
-        spectra, bases, log_volume = self._reshaped(form.P, beta)
+        covs, log_volume = self._reshaped(form.P, beta)
         force = self.means @ curvature + slope
-        pushed = (bases.mT @ force.unsqueeze(2)).squeeze(2)
-        shift = (bases @ (spectra * pushed).unsqueeze(2)).squeeze(2)
+        along = (covs.bases.mT @ force.unsqueeze(2)).squeeze(2)
+        shift = (covs.bases @ (covs.spectra * along).unsqueeze(2)).squeeze(2)
         at_means = (self.means * (self.means @ curvature / 2 + slope)).sum(1) + form.c / beta
         log_mass = self.weights.log() + at_means + (force * shift).sum(1) / 2 + log_volume
         total = torch.logsumexp(log_mass, 0)
-        return Tilt(
-            self._like((log_mass - total).exp(), self.means + shift, spectra, bases), float(total)
-        )
+        weights = (log_mass - total).exp()
+        kept = weights > 0  # the others have underflowed
+        if len(covs.spectra) > 1:
+            covs = Eigensystem(covs.spectra[kept], covs.bases[kept])
+        density = self._like(weights[kept], (self.means + shift)[kept], covs)
+        return Tilt(density, float(total))
 
-    def _reshaped(self, P: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Spectra and bases of ``(S^-1 - P/beta)^-1``, and half the log ratio of its determinant to
-        S's.
-        """
+    def _reshaped(self, P: Tensor, beta: float) -> tuple[Eigensystem, Tensor]:
+        """``(S^-1 - P/beta)^-1``, and half the log ratio of its determinant to S's."""
         if not bool((P != 0).any()):
-            return self.spectra, self.bases, torch.zeros(1, dtype=torch.float64)
+            return self.eigensystem, torch.zeros(1, dtype=torch.float64)
         root = self.bases * self.spectra.sqrt().unsqueeze(1)
         stretch = root.mT @ P @ root
         top = float(torch.linalg.eigvalsh(stretch).max())
@@ -223,7 +230,7 @@ class GaussianMixture(Density):
         )
         inner = torch.eye(*self.dims, dtype=torch.float64) - stretch / beta
         covs = root @ torch.linalg.solve(inner, root.mT)
-        return *_diagonalise((covs + covs.mT) / 2), -torch.linalg.slogdet(inner).logabsdet / 2
+        return _diagonalise((covs + covs.mT) / 2), -torch.linalg.slogdet(inner).logabsdet / 2
 
     def _fields(self, abar: float | Tensor, x: States) -> _Fields:
         require(
@@ -236,12 +243,13 @@ class GaussianMixture(Density):
             (x @ bases[0]).unsqueeze(1) if self.shared else torch.einsum("bn,knm->bkm", x, bases)
         )
         variance = level * self.spectra.to(x) + 1 - level
-        apart = rotated - level.sqrt() * centers
-        pulls = -apart / variance
+        centred = rotated - level.sqrt() * centers
+        scores = -centred / variance
         log_joint = (
-            self.weights.log().to(x) + (apart * pulls - (2 * math.pi * variance).log()).sum(2) / 2
+            self.weights.log().to(x)
+            + (centred * scores - (2 * math.pi * variance).log()).sum(2) / 2
         )
-        return _Fields(log_joint, pulls)
+        return _Fields(log_joint, scores)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +257,7 @@ class _Fields:
     """Log of weight times density, and score in its own eigenbasis, of each component."""
 
     log_joint: Float[Tensor, "batch K"]
-    pulls: Float[Tensor, "batch K n"]
+    scores: Float[Tensor, "batch K n"]
 
 
 class Gaussian(GaussianMixture):
@@ -257,16 +265,18 @@ class Gaussian(GaussianMixture):
 
     Args:
         mean: shape (n,), or a number in one dimension.
-        cov: positive semi-definite: one number (isotropic), (n,) diagonal, or (n, n).
+        cov: positive semi-definite: one number (isotropic), (n,) diagonal, (n, n), or an
+            `Eigensystem` of one covariance.
     """
 
-    def __init__(self, mean: Numbers, cov: Numbers):
-        covariance = numbers(cov, "cov")
-        super().__init__(
-            [1.0],
-            numbers(mean, "mean").reshape(1, -1),
-            torch.diag(covariance) if covariance.ndim == 1 else covariance,
-        )
+    def __init__(self, mean: Numbers, cov: Numbers | Eigensystem):
+        if not isinstance(cov, Eigensystem):
+            cov = numbers(cov, "cov")
+            cov = torch.diag(cov) if cov.ndim == 1 else cov
+        super().__init__([1.0], numbers(mean, "mean").reshape(1, -1), cov)
+
+    def _like(self, weights: Tensor, means: Tensor, covs: Eigensystem) -> Self:
+        return type(self)(means[0], covs)
 
     def shown(self) -> dict[str, Any]:
         return {"mean": self.mean, "cov": self.covariance}
@@ -288,9 +298,7 @@ def _covariances(covs: Numbers, components: int, n: int) -> Float[Tensor, "k n n
     return cov[:1] if float((cov - cov[:1]).abs().max()) <= _SAME * float(cov.abs().max()) else cov
 
 
-def _diagonalise(
-    covs: Float[Tensor, "k n n"],
-) -> tuple[Float[Tensor, "k n"], Float[Tensor, "k n n"]]:
+def _diagonalise(covs: Float[Tensor, "k n n"]) -> Eigensystem:
     """Eigenvalues and eigenvectors (columns) of covariances, checked."""
     scale = float(covs.abs().max())
     skew = float((covs - covs.mT).abs().max())
@@ -307,4 +315,4 @@ def _diagonalise(
     rank_tolerance = (
         spectra.shape[1] * torch.finfo(torch.float64).eps * spectra.amax(1, keepdim=True)
     )
-    return torch.where(spectra > rank_tolerance, spectra, 0), bases
+    return Eigensystem(torch.where(spectra > rank_tolerance, spectra, 0), bases)

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require
+from socft.checks import SYMMETRY_TOLERANCE, InvalidProblem, require
 from socft.density.base import Density, Tilt, broadcast_level, quadratic_form
 from socft.density.constants import ScoreConstants, join_levels, largest_of, stack_lines
-from socft.density.mixture import SYMMETRY_TOLERANCE, GaussianMixture
+from socft.density.mixture import GaussianMixture
 from socft.density.search import line_constants
 from socft.reference import States
 from socft.reward import PerSample, Quadratic, Reward, orthonormal
@@ -79,14 +79,14 @@ class Rotated(Density):
 
     def noised_score(self, abar: float | Tensor, x: States) -> States:
         fields = self._fields(abar, x)
-        return (torch.softmax(fields.log_joint, 2) * fields.pulls).sum(2) @ self.rotation.T.to(x)
+        return (torch.softmax(fields.log_joint, 2) * fields.scores).sum(2) @ self.rotation.T.to(x)
 
     def score_jacobian(self, x: States) -> Float[Tensor, "batch n n"]:
         self._require_regular()
         fields = self._fields(1.0, x)
         weights = torch.softmax(fields.log_joint, 2)
-        apart = fields.pulls - (weights * fields.pulls).sum(2, keepdim=True)
-        slopes = (weights * (apart.square() - 1 / self._lines.variances.to(x))).sum(2)
+        centred = fields.scores - (weights * fields.scores).sum(2, keepdim=True)
+        slopes = (weights * (centred.square() - 1 / self._lines.variances.to(x))).sum(2)
         q = self.rotation.to(x)
         return (q * slopes.unsqueeze(1)) @ q.T
 
@@ -125,11 +125,11 @@ class Rotated(Density):
         )
         level = broadcast_level(abar, x, 2)
         variance = level * self._lines.variances.to(x) + 1 - level
-        apart = (x @ self.rotation.to(x)).unsqueeze(2) - level.sqrt() * self._lines.means.to(x)
-        pulls = -apart / variance
+        centred = (x @ self.rotation.to(x)).unsqueeze(2) - level.sqrt() * self._lines.means.to(x)
+        scores = -centred / variance
         return _LineFields(
-            self._lines.log_weights.to(x) + (apart * pulls - (2 * math.pi * variance).log()) / 2,
-            pulls,
+            self._lines.log_weights.to(x) + (centred * scores - (2 * math.pi * variance).log()) / 2,
+            scores,
         )
 
 
@@ -138,4 +138,4 @@ class _LineFields:
     """Log of weight times density, and score, of each component of each rotated coordinate."""
 
     log_joint: Float[Tensor, "batch n K"]
-    pulls: Float[Tensor, "batch n K"]
+    scores: Float[Tensor, "batch n K"]

@@ -26,13 +26,7 @@ _SEARCH_CELLS = 64  # first cells of each one-dimensional problem
 _SEARCH_ROUNDS = 60  # each divides the open cells by four
 _SEARCH_LIMIT = 2_000_000  # open cells at which the search settles for the bound it has
 _SEARCH_CHUNK = 2048  # one-dimensional problems searched together
-_TAIL_LOG_RATIO = (
-    -80.0
-)  # beyond the searched interval every other component weighs less than e^-80 of the widest
-
-
-# Constants of the score in one dimension: branch and bound
-# -------------------------------------------------------------
+_TAIL_LOG_RATIO = -80.0  # of every other component to the widest, beyond the searched interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +35,17 @@ class _Lines:
     centred at the mean.
 
     Up to a function common to all components,
-    ``log(weight density)_k = height_k + slope_k x - excess_k x^2 / 2``.
+    ``log(weight density)_k = height_k + slope_k x - curvature_k x^2 / 2``.
     """
 
     height: Float[Tensor, "N K"]
     slope: Float[Tensor, "N K"]
-    excess: Float[Tensor, "N K"]
+    curvature: Float[Tensor, "N K"]
     precision: Float[Tensor, " N"]
 
     def __getitem__(self, which: Tensor) -> _Lines:
         return _Lines(
-            self.height[which], self.slope[which], self.excess[which], self.precision[which]
+            self.height[which], self.slope[which], self.curvature[which], self.precision[which]
         )
 
 
@@ -69,65 +63,70 @@ class _Cells:
     the cells.
 
     Attributes:
-        weight, apart, excess: at the centers, shape (cells, K).
-        most_weight, most_apart: bounds of weight and of |apart| over each cell, shape (cells, K).
-        precision: mean precision at the centers, shape (cells,).
+        weight, scores, precisions: of the components at the centers, the last two centred, shape
+            (cells, K).
+        weight_bound, score_bound: bounds of weight and of |scores| over each cell,
+            shape (cells, K).
+        mean_precision: at the centers, shape (cells,).
     """
 
     weight: Tensor
-    apart: Tensor
-    excess: Tensor
-    most_weight: Tensor
-    most_apart: Tensor
-    precision: Tensor
+    scores: Tensor
+    precisions: Tensor
+    weight_bound: Tensor
+    score_bound: Tensor
+    mean_precision: Tensor
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over components at the centers."""
         return (self.weight * values).sum(1)
 
-    def most(self, values: Tensor) -> Tensor:
+    def mean_bound(self, values: Tensor) -> Tensor:
         """Bound of the mean over each cell, given a bound of the values."""
-        return (self.most_weight * values).sum(1)
+        return (self.weight_bound * values).sum(1)
 
     @property
     def variance(self) -> Tensor:
-        return self.mean(self.apart.square())
+        return self.mean(self.scores.square())
 
     @property
     def third(self) -> Tensor:
-        return self.mean(self.apart * (self.apart.square() - 3 * self.excess))
+        return self.mean(self.scores * (self.scores.square() - 3 * self.precisions))
 
     @property
     def fourth(self) -> Tensor:
-        square = self.apart.square()
+        square = self.scores.square()
         return (
-            self.mean(square.square() - 6 * self.excess * square + 3 * self.excess.square())
+            self.mean(square.square() - 6 * self.precisions * square + 3 * self.precisions.square())
             - 3 * self.variance.square()
         )
 
     @property
-    def most_second(self) -> Tensor:
-        return self.most(self.most_apart.square() + self.excess.abs())
+    def second_bound(self) -> Tensor:
+        return self.mean_bound(self.score_bound.square() + self.precisions.abs())
 
     @property
-    def most_third(self) -> Tensor:
-        return self.most(self.most_apart * (self.most_apart.square() + 3 * self.excess.abs()))
+    def third_bound(self) -> Tensor:
+        return self.mean_bound(
+            self.score_bound * (self.score_bound.square() + 3 * self.precisions.abs())
+        )
 
     @property
-    def most_fourth(self) -> Tensor:
-        square, excess = self.most_apart.square(), self.excess.abs()
+    def fourth_bound(self) -> Tensor:
+        square, precisions = self.score_bound.square(), self.precisions.abs()
         return (
-            self.most(square.square() + 6 * excess * square + 3 * excess.square())
-            + 3 * self.most_second.square()
+            self.mean_bound(square.square() + 6 * precisions * square + 3 * precisions.square())
+            + 3 * self.second_bound.square()
         )
 
     @property
-    def most_fifth(self) -> Tensor:
-        square, excess = self.most_apart.square(), self.excess.abs()
-        odd = self.most(
-            self.most_apart * (square.square() + 10 * excess * square + 15 * excess.square())
+    def fifth_bound(self) -> Tensor:
+        square, precisions = self.score_bound.square(), self.precisions.abs()
+        odd = self.mean_bound(
+            self.score_bound
+            * (square.square() + 10 * precisions * square + 15 * precisions.square())
         )
-        return odd + 10 * self.most_second * self.most_third
+        return odd + 10 * self.second_bound * self.third_bound
 
 
 def _cells(lines: _Lines, x: Tensor, radius: Tensor) -> _Cells:
@@ -138,20 +137,20 @@ def _cells(lines: _Lines, x: Tensor, radius: Tensor) -> _Cells:
     """
     x, r = x.unsqueeze(1), radius.unsqueeze(1)
     log_weight = torch.log_softmax(
-        lines.height + lines.slope * x - lines.excess * x.square() / 2, 1
+        lines.height + lines.slope * x - lines.curvature * x.square() / 2, 1
     )
     weight = log_weight.exp()
-    score = lines.slope - lines.excess * x
-    apart = score - (weight * score).sum(1, keepdim=True)
-    shift = (weight * lines.excess).sum(1, keepdim=True)
-    excess = lines.excess - shift
-    up = log_weight + apart.abs() * r + (-excess).clamp(min=0) * r.square() / 2
-    down = log_weight - apart.abs() * r - excess.clamp(min=0) * r.square() / 2
-    most_weight = (up - torch.logsumexp(down, 1, keepdim=True)).clamp(max=0).exp()
-    reach = apart.abs() + r * excess.abs()
-    most_apart = reach + (most_weight * reach).sum(1, keepdim=True)
+    score = lines.slope - lines.curvature * x
+    scores = score - (weight * score).sum(1, keepdim=True)
+    shift = (weight * lines.curvature).sum(1, keepdim=True)
+    precisions = lines.curvature - shift
+    up = log_weight + scores.abs() * r + (-precisions).clamp(min=0) * r.square() / 2
+    down = log_weight - scores.abs() * r - precisions.clamp(min=0) * r.square() / 2
+    weight_bound = (up - torch.logsumexp(down, 1, keepdim=True)).clamp(max=0).exp()
+    score_range = scores.abs() + r * precisions.abs()
+    score_bound = score_range + (weight_bound * score_range).sum(1, keepdim=True)
     return _Cells(
-        weight, apart, excess, most_weight, most_apart, lines.precision + shift.squeeze(1)
+        weight, scores, precisions, weight_bound, score_bound, lines.precision + shift.squeeze(1)
     )
 
 
@@ -161,13 +160,15 @@ class _Objective:
 
     value: Callable[[_Cells], Tensor]
     slope: Callable[[_Cells], Tensor]
-    most_bend: Callable[[_Cells], Tensor]
+    second_bound: Callable[[_Cells], Tensor]
 
 
 _SECOND = _Objective(
-    lambda c: (c.variance - c.precision).abs(), lambda c: c.third.abs(), lambda c: c.most_fourth
+    lambda c: (c.variance - c.mean_precision).abs(),
+    lambda c: c.third.abs(),
+    lambda c: c.fourth_bound,
 )
-_THIRD = _Objective(lambda c: c.third.abs(), lambda c: c.fourth.abs(), lambda c: c.most_fifth)
+_THIRD = _Objective(lambda c: c.third.abs(), lambda c: c.fourth.abs(), lambda c: c.fifth_bound)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _maximise(
         upper = (
             value
             + radius * objective.slope(cells)
-            + radius.square() / 2 * objective.most_bend(cells)
+            + radius.square() / 2 * objective.second_bound(cells)
         )
         best = best.scatter_reduce(0, which, value, "amax")
         unsettled = ~(upper <= best[which] * (1 + SEARCH_TOLERANCE))
@@ -241,28 +242,33 @@ def _right_tail(lines: _Lines) -> _Tail:
     densities, ``rho_j |d_j|^q`` decreases in x once ``d_j < 0`` and ``d_j^2 >= q (P_j - P)``.
     """
     real = torch.isfinite(lines.height)
-    widest = torch.where(real, lines.excess, math.inf).amin(1, keepdim=True)
-    first = torch.where(real & (lines.excess == widest), lines.slope, -math.inf).argmax(
+    widest = torch.where(real, lines.curvature, math.inf).amin(1, keepdim=True)
+    first = torch.where(real & (lines.curvature == widest), lines.slope, -math.inf).argmax(
         1, keepdim=True
     )
-    height, slope, excess = (
-        v - v.gather(1, first) for v in (lines.height, lines.slope, lines.excess)
+    height, slope, curvature = (
+        v - v.gather(1, first) for v in (lines.height, lines.slope, lines.curvature)
     )
-    other = real & ((slope != 0) | (excess != 0))
+    other = real & ((slope != 0) | (curvature != 0))
     x = lines.precision.rsqrt()
     while True:
-        apart = slope - excess * x.unsqueeze(1)
-        log_ratio = height + slope * x.unsqueeze(1) - excess * x.square().unsqueeze(1) / 2
+        difference = slope - curvature * x.unsqueeze(1)
+        log_ratio = height + slope * x.unsqueeze(1) - curvature * x.square().unsqueeze(1) / 2
         settled = (
-            (log_ratio <= _TAIL_LOG_RATIO) & (apart < 0) & (apart.square() >= 3 * excess) | ~other
+            (log_ratio <= _TAIL_LOG_RATIO)
+            & (difference < 0)
+            & (difference.square() >= 3 * curvature)
+            | ~other
         ).all(1)
         if settled.all():
             break
         x = torch.where(settled, x, 2 * x)
     ratio = torch.where(other, log_ratio.exp(), 0)
-    reach, gap = (ratio * apart.abs()).sum(1), (ratio * excess).sum(1)
-    third = (ratio * apart.abs() * (8 * apart.square() + 3 * excess)).sum(1) + 3 * gap * reach
-    return _Tail(x, gap + (ratio * apart.square()).sum(1), third)
+    first, curved = (ratio * difference.abs()).sum(1), (ratio * curvature).sum(1)
+    third = (ratio * difference.abs() * (8 * difference.square() + 3 * curvature)).sum(
+        1
+    ) + 3 * curved * first
+    return _Tail(x, curved + (ratio * difference.square()).sum(1), third)
 
 
 def line_constants(mixtures: Sequence[Components], abar: Tensor) -> ScoreConstants:
@@ -287,10 +293,10 @@ def line_constants(mixtures: Sequence[Components], abar: Tensor) -> ScoreConstan
 def _search(lines: _Lines) -> ScoreConstants:
     right, left = (
         _right_tail(lines),
-        _right_tail(_Lines(lines.height, -lines.slope, lines.excess, lines.precision)),
+        _right_tail(_Lines(lines.height, -lines.slope, lines.curvature, lines.precision)),
     )
     limit = lines.precision + torch.where(
-        torch.isfinite(lines.height), lines.excess, math.inf
+        torch.isfinite(lines.height), lines.curvature, math.inf
     ).amin(1)
     second = _maximise(_SECOND, lines, -left.start, right.start, limit)
     third = _maximise(_THIRD, lines, -left.start, right.start, torch.zeros_like(limit))
@@ -311,7 +317,7 @@ def unit_search(peak: Float[Tensor, " L"]) -> ScoreConstants:
         torch.stack([zero, peak], 1), torch.stack([zero, zero], 1), torch.stack([zero, one], 1), one
     )
     tail = _right_tail(lines)
-    shifted = _Lines(lines.height, lines.slope, lines.excess, -one)
+    shifted = _Lines(lines.height, lines.slope, lines.curvature, -one)
     second = _maximise(_SECOND, shifted, -tail.start, tail.start, one)
     third = _maximise(_THIRD, lines, -tail.start, tail.start, zero)
     L0 = torch.maximum(second.bound, 1 + tail.second) - 1

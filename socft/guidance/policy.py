@@ -28,7 +28,6 @@ a guidance is a policy and :math:`|v|^2/2` its divergence from the pre-trained k
 from __future__ import annotations
 
 import abc
-import copy
 import dataclasses
 import functools
 import math
@@ -137,32 +136,39 @@ class GaussianDenoiser(Denoiser):
     """The exact score of Gaussian data, possibly on a subspace: ``J = alpha S (alpha^2 S + h)^-1``
     in closed form.
 
-    Attributes:
+    Args:
         law: the data law.
+        abar: levels, shape (T,).
+        jacobians: J at every level, where they are at hand: they depend on the covariance alone.
     """
 
-    def __init__(self, law: Gaussian, abar: Float[Tensor, " steps"]):
+    def __init__(
+        self,
+        law: Gaussian,
+        abar: Float[Tensor, " steps"],
+        jacobians: LinearMaps | None = None,
+    ):
         super().__init__(abar)
         self.law = law
-        level = self.abar.unsqueeze(1)
+        self._jacobians = self._tabulated() if jacobians is None else jacobians
+
+    def _tabulated(self) -> LinearMaps:
+        law, level = self.law, self.abar.unsqueeze(1)
         maps = SpectralMaps(
             level.sqrt() * law.spectra / (level * law.spectra + 1 - level), law.bases[0]
         )
         small = len(self.abar) * law.dims[0] ** 2 <= TABULATED
-        self._maps: LinearMaps = DenseMaps(maps.dense()) if small else maps
+        return DenseMaps(maps.dense()) if small else maps
 
     def recentred(self, mean: Float[Tensor, " n"]) -> GaussianDenoiser:
         """The score of the same covariance around another mean, with the same tables."""
         require_finite(mean, "mean", "every entry must be a finite number.")
-        other = copy.copy(self)
-        other.law = copy.copy(self.law)
-        other.law.means = mean.unsqueeze(0)
-        return other
+        return GaussianDenoiser(Gaussian(mean, self.law.eigensystem), self.abar, self._jacobians)
 
     def at(self, k: Step, x: States) -> Prediction:
         level, mean = at_step(self.abar, k, x), self.law.means[0].to(x)
-        clean = mean + self._maps.apply(k, x - level.sqrt() * mean)
-        return Prediction(x, clean, level, lambda g: self._maps.apply(k, g.expand_as(x)))
+        clean = mean + self._jacobians.apply(k, x - level.sqrt() * mean)
+        return Prediction(x, clean, level, lambda g: self._jacobians.apply(k, g.expand_as(x)))
 
 
 class LinearDenoiser(Denoiser):
@@ -205,12 +211,12 @@ class LinearDenoiser(Denoiser):
         level, slope = at_step(self.abar, k, x), self.slope[k]
         clean = (x + (1 - level) * self.score(k, x)) / level.sqrt()
 
-        def pull(g: States) -> States:
+        def pullback(g: States) -> States:
             rows = g.expand_as(x)
             bent = (slope.mT @ rows.unsqueeze(-1)).squeeze(-1) if slope.ndim == 3 else rows @ slope
             return (rows + (1 - level) * bent) / level.sqrt()
 
-        return Prediction(x, clean, level, pull)
+        return Prediction(x, clean, level, pullback)
 
     def score(self, k: Step, x: States) -> States:
         slope = self.slope[k]

@@ -22,18 +22,19 @@ section 9.3).
 
 from __future__ import annotations
 
-import copy
 import math
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.special import gammaln, ive
+from scipy.stats import vonmises_fisher
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from socft.checks import InvalidProblem, require, require_finite
 from socft.density import Density, ScoreConstants, Tilt
+from socft.density.constants import THIRD_MOMENT
 from socft.guidance.policy import Denoiser, Prediction
 from socft.reference import States, Step, at_step
 from socft.reward import Linear, PerSample, Reward
@@ -47,7 +48,6 @@ LARGEST_DIMENSION = 2000
 """Scaled Bessel functions of half this order underflow where the continued fraction has not
 converged.
 """
-_SKEW = 6 * math.sqrt(3)
 
 
 class Sphere(Density):
@@ -101,31 +101,27 @@ class Sphere(Density):
         return self.radius * mean_direction(self.natural.unsqueeze(0))[0]
 
     def sample(self, batch: int, generator: torch.Generator) -> States:
-        """Exact samples; the cosine with the mean direction by rejection where the law is not
-        uniform.
-        """
         require(batch >= 1, f"batch = {batch}; give at least one sample.")
-        z = torch.randn(
-            batch, *self.dims, generator=generator, dtype=torch.float64, device=generator.device
-        )
-        natural = self.natural.to(z)
-        if bool((natural != 0).any()):
-            pole = natural / natural.norm()
-            across = z - (z @ pole).unsqueeze(1) * pole
-            cosine = (
-                _cosines(float(natural.norm()), self.dims[0], batch, generator).to(z).unsqueeze(1)
-            )
-            u = cosine * pole + (1 - cosine.square()).sqrt() * across / across.norm(
-                dim=1, keepdim=True
-            )
-        else:
-            u = z / z.norm(dim=1, keepdim=True)
+        u = self._directions(batch, generator)
         if not self.regular:
             return self.radius * u
         noise = torch.randn(
             batch, *self.dims, generator=generator, dtype=torch.float64, device=generator.device
         )
         return self.radius * u + self.spread**0.5 * noise
+
+    def _directions(self, batch: int, generator: torch.Generator) -> States:
+        """Unit vectors, seeded by ``generator``."""
+        device = generator.device
+        concentration = float(self.natural.norm())
+        if concentration == 0:
+            z = torch.randn(
+                batch, *self.dims, generator=generator, dtype=torch.float64, device=device
+            )
+            return z / z.norm(dim=1, keepdim=True)
+        seed = int(torch.randint(2**62, (), generator=generator, device=device))
+        law = vonmises_fisher((self.natural / concentration).numpy(), concentration)  # type: ignore[arg-type]
+        return torch.from_numpy(law.rvs(batch, random_state=np.random.default_rng(seed))).to(device)
 
     def noised(self, abar: float) -> Sphere:
         require(
@@ -154,8 +150,8 @@ class Sphere(Density):
 
     def score_jacobian(self, x: States) -> Float[Tensor, "batch n n"]:
         self._require_regular()
-        pull = torch.func.vjp(self.score, x)[1]
-        rows = [pull(e.expand_as(x).contiguous())[0] for e in torch.eye(*self.dims).to(x)]
+        pullback = torch.func.vjp(self.score, x)[1]
+        rows = [pullback(e.expand_as(x).contiguous())[0] for e in torch.eye(*self.dims).to(x)]
         return torch.stack(rows, 1)
 
     def noised_constants(self, abar: Float[Tensor, " levels"]) -> ScoreConstants:
@@ -170,7 +166,7 @@ class Sphere(Density):
             / spread
         )
         yes = torch.ones_like(L0, dtype=torch.bool)
-        return ScoreConstants(L0, (2 * scale / spread) ** 3 / _SKEW, yes, ~yes)
+        return ScoreConstants(L0, (2 * scale / spread) ** 3 * THIRD_MOMENT, yes, ~yes)
 
     def tilted(self, reward: Reward, beta: float) -> Tilt[Sphere]:
         """The law times ``exp(w . x / beta)``; only linear rewards have one in the family, and only
@@ -214,18 +210,28 @@ class SphereDenoiser(Denoiser):
     """The exact score of data on a sphere, with ``J = (alpha R^2 / h) (B I + 2 B' zeta zeta')`` in
     closed form.
 
-    Attributes:
+    Args:
         law: the data law, without noise.
+        abar: levels, shape (T,).
+        natural: the law's natural parameter in the m orthonormal directions whose coordinates
+            states are given in; by default in all. The denoiser commutes with rotations that keep
+            the law, so it maps vectors in the span of directions among which the natural parameter
+            is to themselves.
     """
 
-    def __init__(self, law: Sphere, abar: Float[Tensor, " steps"]):
+    def __init__(
+        self,
+        law: Sphere,
+        abar: Float[Tensor, " steps"],
+        natural: Float[Tensor, " m"] | None = None,
+    ):
         super().__init__(abar)
         require(
             law.spread == 0,
             f"spread = {law.spread:g}; give the law on the sphere itself, the levels add the"
             " noise.",
         )
-        self.law, self._natural = law, law.natural
+        self.law, self._natural = law, law.natural if natural is None else natural
 
     def at(self, k: Step, x: States) -> Prediction:
         level, R, D = at_step(self.abar, k, x), self.law.radius, self.law.dims[0]
@@ -234,23 +240,12 @@ class SphereDenoiser(Denoiser):
         q = zeta.square().sum(1)
         after = bessel_slope(q, D + 2).unsqueeze(1)
         B = 1 / (D + q.unsqueeze(1) * after)
-        bend = B * (after - B)
+        curvature = B * (after - B)
 
-        def pull(g: States) -> States:
-            return R * slope * (B * g + bend * (zeta * g).sum(1, keepdim=True) * zeta)
+        def pullback(g: States) -> States:
+            return R * slope * (B * g + curvature * (zeta * g).sum(1, keepdim=True) * zeta)
 
-        return Prediction(x, R * B * zeta, level, pull)
-
-
-def zonal(denoiser: SphereDenoiser, natural: Float[Tensor, " m"]) -> SphereDenoiser:
-    """The denoiser on states that are coordinates in m orthonormal directions, the law's natural
-    parameter among them.
-
-    It commutes with rotations that keep the law, so it maps such states to themselves.
-    """
-    other = copy.copy(denoiser)
-    other._natural = natural
-    return other
+        return Prediction(x, R * B * zeta, level, pullback)
 
 
 def mean_direction(zeta: Float[Tensor, "batch D"]) -> Float[Tensor, "batch D"]:
@@ -361,27 +356,4 @@ def _log_moment(q: np.ndarray, D: int) -> np.ndarray:
     out[~slow] = np.logaddexp.reduce(terms, 0)
     k, nu = np.sqrt(q[slow]), D / 2 - 1
     out[slow] = gammaln(D / 2) + nu * np.log(2 / k) + np.log(ive(nu, k)) + k
-    return out
-
-
-def _cosines(concentration: float, D: int, batch: int, generator: torch.Generator) -> Tensor:
-    """``u_1`` with density proportional to ``(1 - c^2)^((D-3)/2) exp(k c)``: Wood's rejection
-    (1994).
-    """
-    m = D - 1
-    b = m / (2 * concentration + math.sqrt(4 * concentration**2 + m**2))
-    x0 = (1 - b) / (1 + b)
-    c = concentration * x0 + m * math.log1p(-(x0**2))
-    out, missing = torch.empty(batch, dtype=torch.float64), torch.ones(batch, dtype=torch.bool)
-    state = np.random.default_rng(
-        int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    )
-    while bool(missing.any()):
-        n = int(missing.sum())
-        beta = state.beta(m / 2, m / 2, n)
-        w = (1 - (1 + b) * beta) / (1 - (1 - b) * beta)
-        accepted = concentration * w + m * np.log(1 - x0 * w) - c >= np.log(state.random(n))
-        rows = missing.nonzero().flatten()[torch.from_numpy(accepted)]
-        out[rows] = torch.from_numpy(w[accepted])
-        missing[rows] = False
     return out

@@ -33,7 +33,7 @@ from socft.guidance.policy import (
     Response,
     UniversalGuidance,
 )
-from socft.guidance.sphere import SphereDenoiser, zonal
+from socft.guidance.sphere import SphereDenoiser
 from socft.reward import Linear
 from socft.schedule import Schedule
 
@@ -72,7 +72,7 @@ class SpherePasses(Passes):
         require(abs(length - 1) <= ALONG, f"the pole has length {length:g}; give a unit vector.")
         require(dim >= 3, f"the pole has {dim} coordinates; passes in two of them need at least 3.")
         self.pole, self.denoiser, self.schedule = pole, denoiser, schedule
-        self._pretrained = zonal(denoiser, self._project(denoiser.law.natural, "the law"))
+        self._pretrained = self._zonal(denoiser, "the law")
 
     def generate(self, policy: GuidancePolicy, batch: int, generator: torch.Generator) -> Generated:
         return self.simulate(policy, self.noise(batch, generator))
@@ -126,14 +126,20 @@ class SpherePasses(Passes):
             before is self.denoiser,
             "the policy's pre-trained score is another one than these passes'; give both the same.",
         )
-        return self._pretrained if policy.denoiser is before else self._zonal(policy.denoiser)
+        return (
+            self._pretrained
+            if policy.denoiser is before
+            else self._zonal(policy.denoiser, "the score model")
+        )
 
-    def _zonal(self, denoiser: Denoiser) -> SphereDenoiser:
+    def _zonal(self, denoiser: Denoiser, what: str) -> SphereDenoiser:
+        """The score model in the two coordinates."""
         if not isinstance(denoiser, SphereDenoiser):
             raise InvalidProblem(
                 f"the score model is a {type(denoiser).__name__}; simulate it with Rollouts."
             )
-        return zonal(denoiser, self._project(denoiser.law.natural, "the score model"))
+        natural = self._project(denoiser.law.natural, what)
+        return SphereDenoiser(denoiser.law, denoiser.abar, natural)
 
     def _guidance(self, guidance: Guidance) -> Guidance:
         """The same guidance in the two coordinates."""

@@ -147,7 +147,7 @@ class BellmanStep:
         costate = self.smooth.gradient(x)
         gradient = torch.einsum("bij,bi->bj", self.mean_jacobian, costate) - self.cost[1]
         gradient = gradient + torch.einsum("bij,bi->bj", self.grid.jacobian(shift), costate - price)
-        return ValueGrid(self.grid, value, gradient, self.smooth.bend)
+        return ValueGrid(self.grid, value, gradient, self.smooth.extrapolation)
 
     def optimal_value(self, shift: Float[Tensor, "nodes d"]) -> ValueGrid:
         """`value` at the optimum, where the envelope identity (equation 34) removes the control's
@@ -159,7 +159,7 @@ class BellmanStep:
             self.grid,
             plain.value,
             torch.einsum("bij,bi->bj", self.mean_jacobian, costate) - self.cost[1],
-            plain.bend,
+            plain.extrapolation,
         )
 
     def _interior_hessian(self) -> Float[Tensor, "interior d d"]:
@@ -182,7 +182,7 @@ def terminal_value(problem: ControlProblem, grid: Grid) -> ValueGrid:
     gradient = problem.reward.gradient(nodes)
     require_finite(gradient, "reward gradient at node ", remedy)
     bounded = math.inf > problem.reward.L0 and problem.running_cost is None
-    return ValueGrid(grid, value, gradient, bend=0.0 if bounded else 1.0)
+    return ValueGrid(grid, value, gradient, extrapolation=0.0 if bounded else 1.0)
 
 
 def mean_and_jacobian(

@@ -259,7 +259,7 @@ def _elementwise(chain: LinearChain, reach: Reach) -> Curvature:
     if bad:
         k = bad[-1]
         before = reach.Phi[k + 1] ** 2 * P / (1 if k + 1 == chain.steps else room[k + 1])
-        _refuse(chain, k, torch.diag(chain.noise[k] ** 2 * before))
+        raise _infinite(chain, k, torch.diag(chain.noise[k] ** 2 * before))
     return Stored(torch.cat([reach.Phi[1:] ** 2 * P / room, P.unsqueeze(0)]))
 
 
@@ -292,8 +292,7 @@ class Difference(Curvature):
         factor = _factor_in_place(inner)
         if factor is None:
             after = hessians(self._chain, self, range(k + 1, k + 2))[0]
-            _refuse(self._chain, k, sandwich(after, self._chain.noise[k]))
-            raise AssertionError
+            raise _infinite(self._chain, k, sandwich(after, self._chain.noise[k]))
         W = torch.cholesky_inverse(factor).mT
         W.mul_(self._scale[k]).mul_(self._scale[k].unsqueeze(1)).diagonal().sub_(self._removed[k])
         return W
@@ -336,7 +335,7 @@ def _recursion(chain: LinearChain) -> Curvature:
         inner.diagonal().add_(chain.beta[k])
         factor, failed = torch.linalg.cholesky_ex(inner)
         if failed:
-            _refuse(chain, k, E)
+            raise _infinite(chain, k, E)
         raised = torch.linalg.solve_triangular(factor, half, upper=False)
         here = torch.addmm(P, raised.mT, raised, out=W[k])
         P = times(times(here, chain.A[k]).mT, chain.A[k])
@@ -353,8 +352,8 @@ def hessians(chain: LinearChain, curvature: Curvature, steps: range) -> Float[Te
     return P if chain.F is None else P - chain.F[steps.start : steps.stop]
 
 
-def _refuse(chain: LinearChain, k: int, E: Float[Tensor, "m m"]) -> None:
-    """Name the step, the eigenvalue and the beta that would do."""
+def _infinite(chain: LinearChain, k: int, E: Float[Tensor, "m m"]) -> InvalidProblem:
+    """What names the step of an infinite optimum, the eigenvalue and the beta that would do."""
     needed = float(torch.linalg.eigvalsh((E + E.mT) / 2)[-1])
     least = float(chain.beta[k]) - needed
     remedy = f"raise beta[{k}] above {_upwards(needed)}"
@@ -362,7 +361,7 @@ def _refuse(chain: LinearChain, k: int, E: Float[Tensor, "m m"]) -> None:
         remedy = f"raise beta above {_upwards(float(chain.beta[0]) * _threshold(chain))}"
     elif chain.F is None:
         remedy = f"multiply every beta by more than {_upwards(_threshold(chain))}"
-    raise InvalidProblem(
+    return InvalidProblem(
         f"beta[{k}] = {float(chain.beta[k]):g} leaves beta I - B' P B with smallest eigenvalue"
         f" {least:.3g} at step {k}; it must be positive or the optimum is infinite, so {remedy}.",
     )

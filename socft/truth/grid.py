@@ -6,9 +6,9 @@ on the ten nearest nodes per axis. Smoothing, :math:`(G f)(x) = E f(x + \sigma W
 per axis (zero allowed), is a convolution whose weights are the sampled Gaussian where the grid
 resolves it (the trapezoidal rule then errs by :math:`2 e^{-2\pi^2\sigma^2/h^2}`) and the
 Gauss-Hermite integral of the interpolant where it does not. Outside the box gradients continue
-linearly from the nearest boundary point (``bend = 1``, so that linear-quadratic problems are exact
-everywhere) or as constants (``bend = 0``, right for value functions with a bounded gradient, where
-a continued parabola would grow without bound).
+linearly from the nearest boundary point (``extrapolation = 1``, so that linear-quadratic problems
+are exact everywhere) or as constants (``extrapolation = 0``, right for value functions with a
+bounded gradient, where a continued parabola would grow without bound).
 """
 
 from __future__ import annotations
@@ -128,20 +128,23 @@ class Grid(Readable):
         return _gather(fields, index, weight)
 
     def extend(
-        self, fields: Float[Tensor, "nodes f"], x: Float[Tensor, "batch d"], bend: float = 1.0
+        self,
+        fields: Float[Tensor, "nodes f"],
+        x: Float[Tensor, "batch d"],
+        extrapolation: float = 1.0,
     ) -> Float[Tensor, "batch f"]:
         """`interpolate` inside the box; outside, continuation from the nearest point of it with
-        ``bend`` times the slope there.
+        ``extrapolation`` times the slope there.
         """
         inside = self.clamp(x)
         excess = x - inside
         values = self.interpolate(fields, inside)
         outside = (excess != 0).any(1)
-        if bend and bool(outside.any()):
+        if extrapolation and bool(outside.any()):
             ray, base = excess[outside], inside[outside]
             back = (self.spacing / ray.abs().clamp(min=SHORTEST)).amin(1, keepdim=True)
             slope = (values[outside] - self.interpolate(fields, base - back * ray)) / back
-            values = values.index_put((outside,), values[outside] + bend * slope)
+            values = values.index_put((outside,), values[outside] + extrapolation * slope)
         return values
 
     def jacobian(self, fields: Float[Tensor, "nodes f"]) -> Float[Tensor, "nodes f d"]:
@@ -188,17 +191,17 @@ class ValueGrid:
         grid: where it is known.
         value: nodal values, shape (nodes,).
         gradient: nodal gradients, shape (nodes, d).
-        bend: how gradients continue outside the box, 1 for linearly and 0 for constant.
+        extrapolation: how gradients continue outside the box, 1 for linearly and 0 for constant.
     """
 
     grid: Grid
     value: Float[Tensor, " nodes"]
     gradient: Float[Tensor, "nodes d"]
-    bend: float = 1.0
+    extrapolation: float = 1.0
 
     def gradient_at(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The gradient anywhere."""
-        return self.grid.extend(self.gradient, x, self.bend)
+        return self.grid.extend(self.gradient, x, self.extrapolation)
 
     def at(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """The value anywhere; outside the box the integral of the continued gradient."""
@@ -215,7 +218,7 @@ class ValueGrid:
         kernels = [_kernels(float(sigma[i] / grid.spacing[i])) for i in range(d)]
         for i in range(d):
             fields = _pad_taylor(
-                fields, i, len(kernels[i][0]) // 2, float(grid.spacing[i]), self.bend
+                fields, i, len(kernels[i][0]) // 2, float(grid.spacing[i]), self.extrapolation
             )
         plain = functools.reduce(lambda f, i: _convolve(f, kernels[i][0], i), range(d), fields)
         hessian = torch.empty(*grid.shape, d, d, dtype=torch.float64)
@@ -227,7 +230,9 @@ class ValueGrid:
             hessian[..., j] = slopes
         hessian = (hessian + hessian.mT) / 2
         return SmoothValue(
-            grid, torch.cat([plain, hessian.flatten(-2)], -1).reshape(-1, 1 + d + d * d), self.bend
+            grid,
+            torch.cat([plain, hessian.flatten(-2)], -1).reshape(-1, 1 + d + d * d),
+            self.extrapolation,
         )
 
 
@@ -238,12 +243,12 @@ class SmoothValue:
     Attributes:
         grid: where the fields live.
         fields: value, gradient and flattened Hessian at the nodes, shape (nodes, 1 + d + d^2).
-        bend: how gradients continue outside the box.
+        extrapolation: how gradients continue outside the box.
     """
 
     grid: Grid
     fields: Float[Tensor, "nodes f"]
-    bend: float = 1.0
+    extrapolation: float = 1.0
 
     @property
     def hessian_at_nodes(self) -> Float[Tensor, "nodes d d"]:
@@ -262,7 +267,9 @@ class SmoothValue:
             hessian = self.grid.interpolate(self.fields[:, 1 + d :], inside[outside]).reshape(
                 -1, d, d
             )
-            picked[outside] += self.bend * torch.einsum("bij,bj->bi", hessian, excess[outside])
+            picked[outside] += self.extrapolation * torch.einsum(
+                "bij,bj->bi", hessian, excess[outside]
+            )
         return picked
 
     def derivatives(self, x: Float[Tensor, "batch d"]) -> tuple[Tensor, Tensor]:
@@ -271,7 +278,9 @@ class SmoothValue:
         inside = self.grid.clamp(x)
         picked = self.grid.interpolate(self.fields[:, 1:], inside)
         hessian = picked[:, d:].reshape(-1, d, d)
-        return picked[:, :d] + self.bend * torch.einsum("bij,bj->bi", hessian, x - inside), hessian
+        return picked[:, :d] + self.extrapolation * torch.einsum(
+            "bij,bj->bi", hessian, x - inside
+        ), hessian
 
     def value(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """``G V``."""
@@ -279,7 +288,7 @@ class SmoothValue:
         inside = self.grid.clamp(x)
         picked = self.grid.interpolate(self.fields, inside)
         excess = x - inside
-        hessian = self.bend * picked[:, 1 + d :].reshape(-1, d, d)
+        hessian = self.extrapolation * picked[:, 1 + d :].reshape(-1, d, d)
         return (
             picked[:, 0]
             + (picked[:, 1 : 1 + d] * excess).sum(1)
@@ -366,15 +375,16 @@ def _pad_linear(fields: Tensor, axis: int, width: int) -> Tensor:
     return torch.cat([before, moved, after], 0).movedim(0, axis)
 
 
-def _pad_taylor(fields: Tensor, axis: int, width: int, h: float, bend: float) -> Tensor:
-    """Continue (value, gradient) fields along an axis: gradients with ``bend`` their slope, values
+def _pad_taylor(fields: Tensor, axis: int, width: int, h: float, extrapolation: float) -> Tensor:
+    """Continue (value, gradient) fields along an axis: gradients with ``extrapolation``
+    times their slope, values
     by integrating them.
     """
     moved = fields.movedim(axis, 0)
     sides = []
     for edge, inner, sign in ((moved[0], moved[1], -1.0), (moved[-1], moved[-2], 1.0)):
         steps = torch.arange(1, width + 1, dtype=torch.float64).reshape(-1, *[1] * edge.ndim)
-        change = bend * (edge - inner)
+        change = extrapolation * (edge - inner)
         out = edge + steps * change
         reach = (sign * h * steps)[..., 0]
         out[..., 0] = (
@@ -403,11 +413,14 @@ def tensor_rule(dim: int) -> tuple[Float[Tensor, "nodes d"], Float[Tensor, " nod
 
 class GridPolicy(Policy):
     """Controls tabulated on one grid per step, interpolated inside and continued outside, linearly
-    (bend 1) or as constants (0).
+    (extrapolation 1) or as constants (0).
     """
 
     def __init__(
-        self, grids: Sequence[Grid], controls: Sequence[Float[Tensor, "nodes m"]], bend: float = 1.0
+        self,
+        grids: Sequence[Grid],
+        controls: Sequence[Float[Tensor, "nodes m"]],
+        extrapolation: float = 1.0,
     ):
         require(
             len(grids) == len(controls),
@@ -415,7 +428,7 @@ class GridPolicy(Policy):
         )
         self.grids = tuple(grids)
         self.controls = tuple(controls)
-        self.bend = bend
+        self.extrapolation = extrapolation
 
     @classmethod
     def from_shifts(
@@ -423,17 +436,17 @@ class GridPolicy(Policy):
         reference: Reference,
         grids: Sequence[Grid],
         shifts: Sequence[Float[Tensor, "nodes n"]],
-        bend: float = 1.0,
+        extrapolation: float = 1.0,
     ) -> GridPolicy:
         """From tabulated mean shifts ``B_k v_k``."""
         whiten = reference.diffusion.whiten
         return cls(
             grids,
             [whiten(k, g.nodes, s) for k, (g, s) in enumerate(zip(grids, shifts, strict=True))],
-            bend,
+            extrapolation,
         )
 
     def __call__(self, k: Step, x: States) -> Noises:
         return by_step(
-            k, x, lambda i, y: self.grids[i].extend(self.controls[i], y, self.bend).to(y)
+            k, x, lambda i, y: self.grids[i].extend(self.controls[i], y, self.extrapolation).to(y)
         )

@@ -141,7 +141,7 @@ class Quadrature(Truth):
         self.values, self.shifts = solution.values, solution.shifts
         self.curvature = torch.tensor(solution.curvature, dtype=torch.float64)
         self._policy = GridPolicy.from_shifts(
-            problem.reference, self.grids[:-1], self.shifts, self.values[0].bend
+            problem.reference, self.grids[:-1], self.shifts, self.values[0].extrapolation
         )
         lost = self.law.lost
         require(
@@ -171,7 +171,7 @@ class Quadrature(Truth):
         )
         solution = solve_backward(self.problem, coarse)
         other = GridPolicy.from_shifts(
-            self.problem.reference, coarse[:-1], solution.shifts, solution.values[0].bend
+            self.problem.reference, coarse[:-1], solution.shifts, solution.values[0].extrapolation
         )
         return float(self.control_error(other).max())
 
@@ -338,7 +338,7 @@ def choose_grids(problem: ControlProblem, nodes: tuple[int, ...] | None = None) 
         grids = tuple(Grid.box(lo, hi, COARSE[d]) for lo, hi in zip(lower, upper, strict=True))
         solution = solve_backward(problem, grids)
         pilot = GridPolicy.from_shifts(
-            reference, grids[:-1], solution.shifts, solution.values[0].bend
+            reference, grids[:-1], solution.shifts, solution.values[0].extrapolation
         )
         low, high = _spread(reference, pilot)
         leaking = chain_law(problem, pilot, grids).lost > LOST_MASS

@@ -132,5 +132,5 @@ def _gibbs_value(truth: Quadrature) -> ValueGrid:
         pushed = mean + axis_sigma(problem.reference, k) * z
         following = value.at(pushed.reshape(-1, 1)).reshape(pushed.shape)
         nodal = beta * torch.logsumexp(following / beta + log_w, 1)
-        value = ValueGrid(grid, nodal, grid.jacobian(nodal[:, None])[:, 0], value.bend)
+        value = ValueGrid(grid, nodal, grid.jacobian(nodal[:, None])[:, 0], value.extrapolation)
     return value

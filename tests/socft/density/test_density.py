@@ -548,8 +548,8 @@ def test_branch_and_bound_never_cuts_a_maximum(objective: _Objective):
         .reshape(60, 41)
         .amax(1)
     )
-    assert (largest <= objective.most_bend(cells) * NEVER_ABOVE).all()
-    tight = objective.most_bend(_cells(lines, centers - float(law.mean), 0 * radius))
+    assert (largest <= objective.second_bound(cells) * NEVER_ABOVE).all()
+    tight = objective.second_bound(_cells(lines, centers - float(law.mean), 0 * radius))
     assert (second.abs() <= tight * NEVER_ABOVE).all()
     assert float((tight / second.abs()).median()) < LOOSE
 

@@ -38,12 +38,14 @@ MIDPOINT = (
 FAR = 1e-8
 
 
-def sample(grid: Grid, function: Callable[[Tensor], Tensor], bend: float = 1.0) -> ValueGrid:
+def sample(
+    grid: Grid, function: Callable[[Tensor], Tensor], extrapolation: float = 1.0
+) -> ValueGrid:
     """A function and its gradient at the nodes."""
     x = grid.nodes.requires_grad_(True)
     value = function(x)
     (gradient,) = torch.autograd.grad(value.sum(), x)
-    return ValueGrid(grid, value.detach(), gradient, bend)
+    return ValueGrid(grid, value.detach(), gradient, extrapolation)
 
 
 def line(nodes: int, half_width: float) -> Grid:
@@ -133,8 +135,10 @@ def test_quadratic_functions_are_exact_everywhere(dim: int, ratio: float):
     assert (smooth.hessian_at_nodes - P).abs().max() < SLOPE
 
 
-def test_without_bend_gradients_are_constant_along_every_ray_that_leaves_the_box():
-    value = sample(PLANE, lambda x: torch.sin(x[:, 0]) * torch.cos(0.5 * x[:, 1]), bend=0.0)
+def test_with_constant_extrapolation_gradients_are_constant_along_every_ray_that_leaves_the_box():
+    value = sample(
+        PLANE, lambda x: torch.sin(x[:, 0]) * torch.cos(0.5 * x[:, 1]), extrapolation=0.0
+    )
     smooth = value.smooth(t(0.3, 0.2))
     x = t(7.0, 2.0, 9.0, -8.0, 0.3, 50.0).reshape(3, 2)
     edge = PLANE.clamp(x)
@@ -145,30 +149,30 @@ def test_without_bend_gradients_are_constant_along_every_ray_that_leaves_the_box
         assert (function(x) - linear).abs().max() < ROUNDING * 50
 
 
-def test_linear_functions_are_exact_everywhere_without_bend():
+def test_linear_functions_are_exact_everywhere_with_constant_extrapolation():
     w = t(0.7, -1.1)
-    value = sample(PLANE, lambda x: x @ w + 0.5, bend=0.0)
+    value = sample(PLANE, lambda x: x @ w + 0.5, extrapolation=0.0)
     smooth, x = value.smooth(t(2.0, 0.05)), 100 * randn(2, 50, 2)
     assert (value.at(x) - x @ w - 0.5).abs().max() < ROUNDING * 300
     assert (smooth.value(x) - x @ w - 0.5).abs().max() < ROUNDING * 300
     assert (smooth.gradient(x) - w).abs().max() < ROUNDING
 
 
-@pytest.mark.parametrize("bend", [0.0, 1.0])
-def test_smoothing_at_the_edge_integrates_the_continued_function(bend: float):
+@pytest.mark.parametrize("extrapolation", [0.0, 1.0])
+def test_smoothing_at_the_edge_integrates_the_continued_function(extrapolation: float):
     """r = x^3 / 6 on [-1, 1], continued by its first or second Taylor polynomial; scipy integrates
     the continuation.
     """
     grid, sigma = line(161, 1.0), 0.2
     h = float(grid.spacing[0])
-    smooth = sample(grid, lambda x: x[:, 0] ** 3 / 6, bend).smooth(t(sigma))
+    smooth = sample(grid, lambda x: x[:, 0] ** 3 / 6, extrapolation).smooth(t(sigma))
 
     def continued(x: float) -> float:
         c = min(max(x, -1.0), 1.0)
         secant = (
             (1 - h / 2) * math.copysign(1.0, c) if abs(x) > 1 else 0.0
         )  # the slope of x^2 / 2 over the last cell
-        return c**3 / 6 + c**2 / 2 * (x - c) + bend * secant * (x - c) ** 2 / 2
+        return c**3 / 6 + c**2 / 2 * (x - c) + extrapolation * secant * (x - c) ** 2 / 2
 
     for x in (1.0, 0.95, -0.9, 0.2):
 
@@ -232,18 +236,18 @@ def test_interpolation_in_the_plane_is_the_product_of_the_axes():
     assert (PLANE.interpolate(field, PLANE.nodes) - field).abs().max() < ROUNDING
 
 
-@pytest.mark.parametrize("bend", [0.0, 1.0])
-def test_continuation_is_differentiable_inside_and_outside(bend: float):
+@pytest.mark.parametrize("extrapolation", [0.0, 1.0])
+def test_continuation_is_differentiable_inside_and_outside(extrapolation: float):
     grid = line(31, 3.0)
     fields = torch.sin(grid.nodes)
     x = t(0.31, -2.2, 3.05, -3.01, 3.5, -40.0)[:, None].requires_grad_(True)
-    assert torch.autograd.gradcheck(lambda y: grid.extend(fields, y, bend), (x,))
+    assert torch.autograd.gradcheck(lambda y: grid.extend(fields, y, extrapolation), (x,))
     plane = Grid.box(t(-3.0, -2.0), t(3.0, 2.0), (31, 21))
     fields = torch.stack(
         [torch.sin(plane.nodes[:, 0]) * plane.nodes[:, 1], torch.cos(plane.nodes.sum(1))], 1
     )
     x = t(3.5, 0.3, 0.2, 0.3, 1.0, -2.4, -3.3, 2.9).reshape(4, 2).requires_grad_(True)
-    assert torch.autograd.gradcheck(lambda y: plane.extend(fields, y, bend), (x,))
+    assert torch.autograd.gradcheck(lambda y: plane.extend(fields, y, extrapolation), (x,))
 
 
 def test_the_derivative_at_nodes_and_at_the_ends_of_the_box_is_the_functions():
