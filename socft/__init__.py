@@ -1,7 +1,231 @@
+# ruff: noqa: I001 (one import statement per module, of names that are exported)
 """socft: fine-tuning diffusion models by stochastic optimal control.
 
-Seven nouns carry the package: a `Reference` (pre-trained kernels ``x' = m_k(x) + B_k xi``), a
-`ControlProblem` (reference, reward and KL weight), a `Policy` (the whitened control ``v_k(x)``), a
-`Path` (a rollout), an `Estimator` (labels along paths and a pointwise loss), a `Truth` (the exact
-control, value and objective) and a `Record` (one measured number beside its bound).
+A pre-trained chain is steered towards a reward at the price of a Kullback-Leibler divergence; what
+that does, how well it can be estimated and what theorems promise is known exactly on problems with
+closed forms, and the same code fine-tunes Stable Diffusion.
+
+Nouns, each made of those before it
+    `Reference`       the pre-trained kernels ``x' = m_k(x) + B_k xi``: `score_reference` of a
+                      `Schedule` and a `Density`, `AffineReference`, `KernelReference`, or an `SDE`
+                      through an integrator such as `EulerMaruyama`
+    `ControlProblem`  reference, `Reward` (or a plain function of the states) and KL weight beta
+    `Policy`          the whitened control ``v_k(x)``: `MLPPolicy`, `AffinePolicy`, ...
+    `Path`            a rollout, a deterministic function of its `Noise`
+    `Estimator`       labels along paths and a pointwise loss: `AdjointMatching`, `FullAdjoint`, ...
+    `Truth`           the exact control, value and objective: `LinearQuadratic`, `Quadrature`, ...
+    `Record`          one measured number beside its bound
+
+Verbs
+    `rollout`         simulates a policy, `returns` says what the paths are worth
+    `fit`             trains a policy with any estimator, a generator of iterations
+    `ExactPIFT`, `MonteCarloPIFT`, `PolicyGradient`  are methods with ``.iterations(problem)``
+    `observe`         measures iterations against a truth
+    `measured_beta`   finds the smallest beta at which policy iteration contracts
+
+Where next
+    README.md has twenty lines that use all of this; `socft.theory` the constants and bounds of the
+    paper, `socft.costates` what estimators are built from, `socft.guidance` gradient guidance as a
+    control; the packages `toy`, `verify` and `sd_experiments` the studies, the claims and Stable
+    Diffusion; ``socft --help`` runs them.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from socft.checks import InvalidProblem as InvalidProblem
+    from socft.density import (
+        Density as Density,
+        Gaussian as Gaussian,
+        GaussianMixture as GaussianMixture,
+        Rotated as Rotated,
+        affine_reference as affine_reference,
+        score_reference as score_reference,
+    )
+    from socft.estimators.adjoint_matching import (
+        AdjointMatching as AdjointMatching,
+        PublishedAdjointMatching as PublishedAdjointMatching,
+    )
+    from socft.estimators.base import Estimator as Estimator
+    from socft.estimators.cross_entropy import CrossEntropy as CrossEntropy
+    from socft.estimators.ddpo import DDPO as DDPO
+    from socft.estimators.dpok import DPOK as DPOK
+    from socft.estimators.full_adjoint import FullAdjoint as FullAdjoint
+    from socft.estimators.integration_by_parts import (
+        IntegrationByParts as IntegrationByParts,
+        ValueIntegrationByParts as ValueIntegrationByParts,
+    )
+    from socft.estimators.log_variance import LogVariance as LogVariance
+    from socft.estimators.martingale_adjoint import (
+        FullMartingaleAdjoint as FullMartingaleAdjoint,
+        MartingaleAdjoint as MartingaleAdjoint,
+    )
+    from socft.estimators.moment import Moment as Moment
+    from socft.estimators.reciprocal_adjoint import ReciprocalAdjoint as ReciprocalAdjoint
+    from socft.estimators.refl import ReFL as ReFL
+    from socft.estimators.relative_entropy import RelativeEntropy as RelativeEntropy
+    from socft.estimators.reversed_bsde import ReversedBSDE as ReversedBSDE
+    from socft.estimators.score_function import (
+        ScoreFunction as ScoreFunction,
+        ScoreFunctionWithoutKLToGo as ScoreFunctionWithoutKLToGo,
+    )
+    from socft.estimators.socm import SOCM as SOCM
+    from socft.estimators.socm_adjoint import SOCMAdjoint as SOCMAdjoint
+    from socft.estimators.td_adjoint import TDAdjoint as TDAdjoint
+    from socft.estimators.truncated_backprop import (
+        RandomTruncation as RandomTruncation,
+        TruncatedBackprop as TruncatedBackprop,
+    )
+    from socft.estimators.variance import Variance as Variance
+    from socft.measurement import Measurement as Measurement, measure as measure, observe as observe
+    from socft.path import Noise as Noise, Path as Path, returns as returns, rollout as rollout
+    from socft.pi_ft import (
+        ExactPIFT as ExactPIFT,
+        MonteCarloPIFT as MonteCarloPIFT,
+        PolicyGradient as PolicyGradient,
+    )
+    from socft.policy import (
+        AffinePolicy as AffinePolicy,
+        FeaturePolicy as FeaturePolicy,
+        FunctionPolicy as FunctionPolicy,
+        MLPPolicy as MLPPolicy,
+        Policy as Policy,
+        ResidualPolicy as ResidualPolicy,
+        ScaledPolicy as ScaledPolicy,
+        StepwisePolicy as StepwisePolicy,
+        Uncontrolled as Uncontrolled,
+    )
+    from socft.problem import ControlProblem as ControlProblem
+    from socft.records import Record as Record
+    from socft.reference import (
+        AffineReference as AffineReference,
+        KernelReference as KernelReference,
+        MatrixDiffusion as MatrixDiffusion,
+        Reference as Reference,
+        ScalarDiffusion as ScalarDiffusion,
+        ScoreReference as ScoreReference,
+    )
+    from socft.regression.features import (
+        Polynomial as Polynomial,
+        RadialBasis as RadialBasis,
+        RandomFourier as RandomFourier,
+    )
+    from socft.regression.functions import (
+        KernelRidge as KernelRidge,
+        LinearRegression as LinearRegression,
+        NetworkRegression as NetworkRegression,
+    )
+    from socft.reward import (
+        FunctionReward as FunctionReward,
+        Linear as Linear,
+        LogSumExp as LogSumExp,
+        PseudoHuber as PseudoHuber,
+        Quadratic as Quadratic,
+        Reward as Reward,
+        RidgeFunction as RidgeFunction,
+        Separable as Separable,
+        Sine as Sine,
+        Softplus as Softplus,
+        Sum as Sum,
+    )
+    from socft.schedule import (
+        Schedule as Schedule,
+        cosine_levels as cosine_levels,
+        ddim as ddim,
+        ddpm as ddpm,
+        linear_levels as linear_levels,
+        scaled_linear_levels as scaled_linear_levels,
+        soften_last as soften_last,
+        subsample as subsample,
+        variance_preserving as variance_preserving,
+    )
+    from socft.sde import (
+        DriftSDE as DriftSDE,
+        EulerMaruyama as EulerMaruyama,
+        Exponential as Exponential,
+        LinearSDE as LinearSDE,
+        SDE as SDE,
+        SemilinearSDE as SemilinearSDE,
+        Strang as Strang,
+        Taylor as Taylor,
+    )
+    from socft.train import Iteration as Iteration, Method as Method, fit as fit
+    from socft.truth.base import Evaluation as Evaluation, Truth as Truth
+    from socft.truth.linear_quadratic import LinearQuadratic as LinearQuadratic
+    from socft.truth.mixture import TiltedMixture as TiltedMixture
+    from socft.truth.quadratic import QuadraticCost as QuadraticCost
+    from socft.truth.quadrature import Quadrature as Quadrature, measured_beta as measured_beta
+    from socft.truth.separable import SeparableTruth as SeparableTruth
+
+_NAMES = {
+    "socft.checks": "InvalidProblem",
+    "socft.schedule": (
+        "Schedule ddpm ddim variance_preserving linear_levels scaled_linear_levels "
+        "cosine_levels subsample soften_last"
+    ),
+    "socft.density": "Density Gaussian GaussianMixture Rotated affine_reference score_reference",
+    "socft.reference": (
+        "AffineReference KernelReference MatrixDiffusion Reference ScalarDiffusion ScoreReference"
+    ),
+    "socft.sde": "SDE DriftSDE LinearSDE SemilinearSDE EulerMaruyama Exponential Strang Taylor",
+    "socft.reward": (
+        "FunctionReward Linear LogSumExp PseudoHuber Quadratic Reward RidgeFunction Separable "
+        "Sine Softplus Sum"
+    ),
+    "socft.problem": "ControlProblem",
+    "socft.policy": (
+        "AffinePolicy FeaturePolicy FunctionPolicy MLPPolicy Policy ResidualPolicy "
+        "ScaledPolicy StepwisePolicy Uncontrolled"
+    ),
+    "socft.path": "Noise Path returns rollout",
+    "socft.estimators.base": "Estimator",
+    "socft.estimators.adjoint_matching": "AdjointMatching PublishedAdjointMatching",
+    "socft.estimators.cross_entropy": "CrossEntropy",
+    "socft.estimators.ddpo": "DDPO",
+    "socft.estimators.dpok": "DPOK",
+    "socft.estimators.full_adjoint": "FullAdjoint",
+    "socft.estimators.integration_by_parts": "IntegrationByParts ValueIntegrationByParts",
+    "socft.estimators.log_variance": "LogVariance",
+    "socft.estimators.martingale_adjoint": "MartingaleAdjoint FullMartingaleAdjoint",
+    "socft.estimators.moment": "Moment",
+    "socft.estimators.reciprocal_adjoint": "ReciprocalAdjoint",
+    "socft.estimators.refl": "ReFL",
+    "socft.estimators.relative_entropy": "RelativeEntropy",
+    "socft.estimators.reversed_bsde": "ReversedBSDE",
+    "socft.estimators.score_function": "ScoreFunction ScoreFunctionWithoutKLToGo",
+    "socft.estimators.socm": "SOCM",
+    "socft.estimators.socm_adjoint": "SOCMAdjoint",
+    "socft.estimators.td_adjoint": "TDAdjoint",
+    "socft.estimators.truncated_backprop": "TruncatedBackprop RandomTruncation",
+    "socft.estimators.variance": "Variance",
+    "socft.train": "Iteration Method fit",
+    "socft.regression.features": "Polynomial RadialBasis RandomFourier",
+    "socft.regression.functions": "KernelRidge LinearRegression NetworkRegression",
+    "socft.pi_ft": "ExactPIFT MonteCarloPIFT PolicyGradient",
+    "socft.truth.base": "Evaluation Truth",
+    "socft.truth.linear_quadratic": "LinearQuadratic",
+    "socft.truth.mixture": "TiltedMixture",
+    "socft.truth.quadratic": "QuadraticCost",
+    "socft.truth.quadrature": "Quadrature measured_beta",
+    "socft.truth.separable": "SeparableTruth",
+    "socft.measurement": "Measurement measure observe",
+    "socft.records": "Record",
+}
+"""Public names by module, imported when they are first used: this module imports nothing slow."""
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("socft")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'socft' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

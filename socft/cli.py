@@ -264,8 +264,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> Command:
+    """Only the command that is asked for is looked into; of the others the help shows a line."""
+    first = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     named: list[Any] = [
-        Annotated[each, tyro.conf.subcommand(each.__name__.lower())] for each in COMMANDS
+        Annotated[each if name == first else _summary(each), tyro.conf.subcommand(name)]
+        for each in COMMANDS
+        for name in [each.__name__.lower()]
     ]
     return tyro.cli(
         functools.reduce(operator.or_, named),
@@ -276,6 +280,13 @@ def _parse(arguments: Sequence[str] | None) -> Command:
         ),
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _summary(command: type[Command]) -> type:
+    """A command of the same name and description without arguments."""
+    return dataclasses.make_dataclass(
+        command.__name__, [], namespace={"__doc__": command.__doc__}, frozen=True
     )
 
 

@@ -22,7 +22,7 @@ tightness study searches the instances of the claims.
 """
 
 LAYERS = (
-    "checks",
+    "checks readable",
     "schedule records",
     "reference study",
     "regression",
