@@ -117,7 +117,7 @@ class Toy:
 
         from socft.records import encode, write_atomically
         from socft.study.import_path import import_object
-        from socft.study.runner import processes, run
+        from socft.study.workers import processes, run
 
         torch.set_num_threads(1)
         with (
@@ -152,7 +152,7 @@ class Bench:
     def run(self) -> None:
         import torch
 
-        from socft.study.runner import processes
+        from socft.study.workers import processes
         from toy.bench import bench, study_name
 
         torch.set_num_threads(1)

@@ -16,7 +16,9 @@ ABOVE = ("sd_experiments", "toy", "verify")
 SOURCES = read(ROOT, "socft", *ABOVE)
 ARROWS = graph(SOURCES)
 
-ALLOWED = {"socft.cli": ABOVE, "toy.studies.tightness": ("verify",)}
+ALLOWED = {"socft.cli": ABOVE, "toy.studies.tightness": ("verify",)} | {
+    f"toy.tightness.{name}": ("verify",) for name in ("families", "measurements", "verdicts")
+}
 """Modules that may import another package than socft: the command line puts all together, and the
 tightness study searches the instances of the claims.
 """

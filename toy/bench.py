@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from socft.records import Record, write_atomically
-from socft.study.runner import Study, Task, run
+from socft.study.runner import run
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName

@@ -32,8 +32,8 @@ from sd_experiments.training.build import Experiment, build, find_device
 from sd_experiments.training.session import make_trainer
 from socft.checks import InvalidProblem, require
 from socft.records import Record
-from socft.study import runner
-from socft.study.runner import Study, Task
+from socft.study import runner, workers
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import SD_BENCHMARK
 
@@ -261,7 +261,7 @@ def cell_task(settings: Mapping[str, Any], random: str | None) -> list[Record]:
         Record, SD_BENCHMARK.name, title, estimator=parsed.estimator.name, dtype=parsed.model.dtype
     )
     try:
-        with runner.workers(1) as fresh:
+        with workers.workers(1) as fresh:
             found = fresh.submit(measure_cell, settings, random).result()
     except (InvalidProblem, torch.OutOfMemoryError, MemoryError, BrokenExecutor) as error:
         return [record(Metric.REFUSED, 1.0, about | {"reason": _reason(error)})]

@@ -27,7 +27,7 @@ from sd_experiments.training.session import make_trainer
 from socft.records import Record
 from socft.study import runner
 from socft.study.comparison import gradient_norm_study
-from socft.study.runner import Study, Task
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import SD_GRADIENT_NORM
 
@@ -42,7 +42,7 @@ def run(scale: ReproductionScale, quick: bool, out: Path, workers: int = 2) -> l
         SD_GRADIENT_NORM.named(gradient_norm_study(scale.study)),
         lambda _: tasks(scale, FEW if quick else BATCHES),
     )
-    with runner.processes(workers) as pool:
+    with workers.processes(workers) as pool:
         return runner.run(study, quick, out, pool)
 
 

@@ -56,9 +56,12 @@ from socft.path import rollout
 from socft.policy import Policy, Uncontrolled
 from socft.records import Record, write_atomically
 from socft.study.comparison import DPOK, GAINS, PI_FT, PRETRAINED, has_fallen, picture_of
-from socft.study.runner import Study, Task, fingerprint, processes, run
+from socft.study.digest import fingerprint
+from socft.study.runner import run
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import STABLE_DIFFUSION
+from socft.study.workers import processes
 
 WORK = Path("build/reproduce")
 REPEATED = (PI_FT, DPOK)

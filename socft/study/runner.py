@@ -4,83 +4,35 @@ records.
 What a task measured is appended durably to ``<study>.partial.jsonl`` as soon as it is finished, so
 a run that was interrupted, or killed, continues where it was. The final ``<study>.jsonl`` holds the
 records in the order of the tasks, whichever way they ran. A task is measured again when its
-arguments, the code of `socft` or of its own package, or a package version changed.
+arguments, the code of the packages that it imports, or a package version changed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
-import hashlib
-import importlib
-import json
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
     Executor,
     Future,
-    ProcessPoolExecutor,
     wait,
 )
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import socft
 from socft.checks import InvalidProblem, require
-from socft.records import Record, decode, encode, environment, write, write_atomically
+from socft.records import Record, decode, encode, write, write_atomically
+from socft.study.digest import fingerprint
+from socft.study.journal import Journal
 from socft.study.progress import Progress
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary.schemas import StudySchema
+from socft.study.workers import workers
 
 REFRESH_SECONDS = 0.5
-_NOT_MEASURING = ("cli.py", "study/progress.py", "report/")
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One unit of work.
-
-    Attributes:
-        name: unique within the study.
-        function: module-level pure function of ``arguments`` that returns a list of records.
-        arguments: numbers, strings, booleans, None, dataclasses, lists and mappings of these; a
-            task that repeats its measurement with independent noise has the number of repetitions
-            as ``seeds``.
-    """
-
-    name: str
-    function: Callable[..., list[Record]]
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """A named list of tasks.
-
-    Attributes:
-        schema: its name, which is that of its module in `toy` and of its files, and the names that
-            its records may hold.
-        tasks: ``quick -> tasks``, at the quick or at the full scale.
-    """
-
-    schema: StudySchema
-    tasks: Callable[[bool], list[Task]]
-
-    @property
-    def name(self) -> str:
-        """Name of the study."""
-        return self.schema.name
 
 
 class StudyFailed(RuntimeError):
@@ -88,7 +40,7 @@ class StudyFailed(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TaskOutcome:
     """What became of a task: the encoded records it returned, or the error it raised."""
 
     task: Task
@@ -128,7 +80,7 @@ def run(
             name: lines for (name, key), lines in journal.entries.items() if keys.get(name) == key
         }
         left = [task for task in tasks if task.name not in finished]
-        failed: list[Outcome] = []
+        failed: list[TaskOutcome] = []
         with Progress(study.name, len(tasks), len(finished)) as progress:
             for outcome in _outcomes(study.schema, left, executor, progress):
                 if outcome.error is None:
@@ -162,106 +114,6 @@ def _repeated(study: Study, tasks: Sequence[Task], seeds: int) -> list[Task]:
     ]
 
 
-@contextlib.contextmanager
-def processes(count: int) -> Iterator[Executor | None]:
-    """Where tasks run: that many `workers`, or this process (None) for one."""
-    if count == 1:
-        yield None
-    else:
-        with workers(count) as pool:
-            yield pool
-
-
-@contextlib.contextmanager
-def workers(count: int) -> Iterator[Executor]:
-    """A pool of freshly spawned processes with one thread each, which end with this process,
-    however it ends.
-    """
-    require(count >= 1, f"workers = {count}; give at least 1.")
-    before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        count, multiprocessing.get_context("spawn"), initializer=_prepare_worker
-    )
-    try:
-        with _interrupts_ignored():
-            for _ in range(count):
-                pool.submit(os.getpid)
-        yield pool
-    except BaseException:
-        for child in set(multiprocessing.active_children()) - before:
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-class Journal(contextlib.AbstractContextManager["Journal"]):
-    """The finished tasks of a run, one line each, appended durably and locked against a second run.
-
-    Attributes:
-        entries: encoded records by (task name, fingerprint), as found in the file.
-    """
-
-    def __init__(self, file: Path, fresh: bool):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._file = file
-        self._stream = file.open("a+b")
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._stream.close()
-            raise InvalidProblem(
-                f"another run is writing to {file}; wait for it or choose another folder with"
-                " --out."
-            ) from None
-        if fresh:
-            self._stream.truncate(0)
-        self._stream.seek(0)
-        whole, newline, _ = self._stream.read().rpartition(b"\n")
-        self._stream.truncate(len(whole) + len(newline))
-        self.entries = dict(entry for line in whole.splitlines() if (entry := _entry(line)))
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-    def append(self, name: str, key: str, lines: Sequence[str]) -> None:
-        """Add a finished task; it is on disk when this returns."""
-        row = json.dumps(
-            {"task": name, "fingerprint": key, "records": [json.loads(line) for line in lines]}
-        )
-        self._stream.write(row.encode() + b"\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-
-    def discard(self) -> None:
-        """Remove the file."""
-        self._file.unlink(missing_ok=True)
-
-
-def fingerprint(task: Task) -> str:
-    """Digest of everything a task's records depend on: function, arguments, code and versions.
-
-    Raises:
-        InvalidProblem: an argument is not plain data.
-    """
-    arguments = {
-        name: _plain(value, f"argument {name!r} of task {task.name!r}")
-        for name, value in task.arguments.items()
-    }
-    where = f"{task.function.__module__}.{task.function.__qualname__}"
-    content = json.dumps(
-        [
-            task.name,
-            where,
-            arguments,
-            _code_version(task.function.__module__.partition(".")[0]),
-            dict(environment().versions),
-        ],
-        sort_keys=True,
-    )
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
 def _measure(task: Task) -> tuple[tuple[str, ...], float]:
     start = time.perf_counter()
     records = task.function(**task.arguments)
@@ -270,17 +122,17 @@ def _measure(task: Task) -> tuple[tuple[str, ...], float]:
     return tuple(encode(record) for record in records), time.perf_counter() - start
 
 
-def _outcome(task: Task, result: Callable[[], tuple[tuple[str, ...], float]]) -> Outcome:
+def _outcome(task: Task, result: Callable[[], tuple[tuple[str, ...], float]]) -> TaskOutcome:
     try:
         lines, seconds = result()
     except Exception as error:
-        return Outcome(task, error=error)
-    return Outcome(task, lines, seconds)
+        return TaskOutcome(task, error=error)
+    return TaskOutcome(task, lines, seconds)
 
 
 def _outcomes(
     schema: StudySchema, tasks: Sequence[Task], executor: Executor | None, progress: Progress
-) -> Iterator[Outcome]:
+) -> Iterator[TaskOutcome]:
     """Outcomes as they come; records with names that the schema does not hold are an error."""
     for outcome in (
         _serially(tasks, progress) if executor is None else _concurrently(tasks, executor, progress)
@@ -293,7 +145,7 @@ def _outcomes(
             yield outcome
 
 
-def _serially(tasks: Sequence[Task], progress: Progress) -> Iterator[Outcome]:
+def _serially(tasks: Sequence[Task], progress: Progress) -> Iterator[TaskOutcome]:
     for task in tasks:
         progress.running([task.name])
         yield _outcome(task, functools.partial(_measure, task))
@@ -301,7 +153,7 @@ def _serially(tasks: Sequence[Task], progress: Progress) -> Iterator[Outcome]:
 
 def _concurrently(
     tasks: Sequence[Task], executor: Executor, progress: Progress
-) -> Iterator[Outcome]:
+) -> Iterator[TaskOutcome]:
     """Outcomes as they come; what was lost with another task's process is tried again, one task at
     a time in one process.
     """
@@ -339,34 +191,7 @@ def _submit(executor: Executor, task: Task) -> Future:
         return future
 
 
-def _prepare_worker() -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes started here ignore Ctrl-C, which a terminal sends to them too: the one that
-    started them ends them.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def _failure(study: Study, total: int, failed: Sequence[Outcome], errors: Path) -> StudyFailed:
+def _failure(study: Study, total: int, failed: Sequence[TaskOutcome], errors: Path) -> StudyFailed:
     report = "\n".join(
         f"{o.task.name}\n{''.join(traceback.format_exception(o.error))}" for o in failed
     )
@@ -396,49 +221,3 @@ def _require_distinct(study: Study, tasks: Sequence[Task]) -> None:
         f"study {study.name} has several tasks named {', '.join(map(repr, twice))}; give each its"
         " own name.",
     )
-
-
-def _entry(line: bytes) -> tuple[tuple[str, str], tuple[str, ...]] | None:
-    """A line of the journal; None where it is damaged, so that the task is measured again."""
-    try:
-        row = json.loads(line)
-        return (row["task"], row["fingerprint"]), tuple(
-            json.dumps(record) for record in row["records"]
-        )
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
-def _plain(value: Any, what: str) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, what) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, what) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            field.name: _plain(getattr(value, field.name), what)
-            for field in dataclasses.fields(value)
-        }
-        return {"type": type(value).__qualname__} | fields
-    raise InvalidProblem(
-        f"{what} is a {type(value).__name__}; give plain numbers, strings or dataclasses of these."
-    )
-
-
-@functools.cache
-def _code_version(package: str) -> str:
-    """Digest of the code that measures: `socft` and the package of a task's function."""
-    digest, roots = hashlib.sha256(), {Path(socft.__file__).parent}
-    with contextlib.suppress(ImportError):
-        roots |= {
-            Path(folder) for folder in getattr(importlib.import_module(package), "__path__", ())
-        }
-    for root in sorted(roots):
-        for file in sorted(root.rglob("*.py")):
-            relative = file.relative_to(root).as_posix()
-            if root.name == "socft" and relative.startswith(_NOT_MEASURING):
-                continue
-            digest.update(f"{root.name}/{relative}\0".encode() + file.read_bytes())
-    return digest.hexdigest()

@@ -24,7 +24,7 @@ STUDY = """
 import os
 from socft.checks import InvalidProblem
 from tests.socft.study.test_runner import SQUARES, divide, slow_square, square
-from socft.study.runner import Study, Task
+from socft.study.tasks import Study, Task
 
 def refuse(x):
     raise KeyboardInterrupt

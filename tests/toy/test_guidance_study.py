@@ -25,7 +25,7 @@ from socft.report.claim_lines import Claims
 from socft.report.guidance.report import compose
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED
-from socft.study.runner import fingerprint
+from socft.study.digest import fingerprint
 from socft.truth.affine_policy import evaluate_affine
 from toy.studies.guidance import (
     ALL_METHODS,

@@ -24,7 +24,7 @@ from socft.policy import Uncontrolled
 from socft.records import Record
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
-from socft.study.runner import fingerprint
+from socft.study.digest import fingerprint
 from tests.support.tensors import F64
 from toy.pipelines import martingale_sweep
 from toy.problems import benchmark

@@ -25,7 +25,7 @@ from socft.policy import AffinePolicy, Uncontrolled
 from socft.reference import MatrixDiffusion
 from socft.reward import Quadratic
 from socft.schedule import ddpm, linear_levels, subsample
-from socft.study.runner import fingerprint
+from socft.study.digest import fingerprint
 from socft.truth.affine_policy import evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.mixture import TiltedMixture

@@ -17,32 +17,18 @@ from socft import theory
 from socft.checks import InvalidProblem, require
 from socft.cli import STUDIES
 from socft.records import Record
-from socft.study.runner import fingerprint
-from toy.studies.tightness import (
-    AXES,
-    BASE,
-    GROUPS,
-    INEQUALITIES,
-    ONE_STEP,
-    QUADRATIC,
-    STUDY,
+from socft.study.digest import fingerprint
+from toy.studies.tightness import AXES, BASE, STUDY, beta_task, points, ratio_task
+from toy.tightness.families import GROUPS, ONE_STEP, QUADRATIC
+from toy.tightness.measurements import (
     Embedded,
-    Family,
-    Point,
-    Sample,
-    Samples,
-    Search,
-    beta_task,
     measure_bend,
     measure_line,
     measure_quadratic,
-    points,
-    ratio_task,
-    records,
-    verdict,
-    verdicts,
     weights,
 )
+from toy.tightness.search import Family, Point, Sample, Samples, Search
+from toy.tightness.verdicts import INEQUALITIES, records, verdict, verdicts
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, rebuild
 from verify.support.scores import TanhScore
@@ -334,7 +320,7 @@ def test_records_can_be_measured_again(group: str):
 def test_a_task_is_deterministic():
     place = Point(2, 2, 0.5, True, "base")
     first, second = (
-        [(r.problem, r.value, r.setting) for r in ratio_task("smoothing", place, 8, claims="")]
+        [(r.problem, r.value, r.setting) for r in ratio_task("smoothing", place, 8)]
         for _ in range(2)
     )
     assert first == second
@@ -342,7 +328,7 @@ def test_a_task_is_deterministic():
 
 
 def test_a_necessary_beta_is_below_the_sufficient_ones():
-    rows = {row.setting["rule"]: row for row in beta_task("tanh score, sine reward", 2, claims="")}
+    rows = {row.setting["rule"]: row for row in beta_task("tanh score, sine reward", 2)}
     values = {rule: row.value for rule, row in rows.items()}
     assert (
         values["necessary"] < values["sharp, exact mean maps"] <= values["sharp"] < values["paper"]

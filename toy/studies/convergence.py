@@ -34,7 +34,7 @@ from socft.regression.features import RadialBasis
 from socft.regression.functions import LinearRegression, NetworkRegression
 from socft.reward import Quadratic
 from socft.schedule import Schedule, ddpm, linear_levels, subsample, variance_preserving
-from socft.study.runner import Study, Task
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName

@@ -68,7 +68,7 @@ from socft.records import Record
 from socft.reference import AffineReference, States
 from socft.reward import FunctionReward, Linear, Quadratic, Reward
 from socft.schedule import Schedule, cosine_levels, ddpm
-from socft.study.runner import Study, Task
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName

@@ -20,7 +20,7 @@ from socft.guidance.score_network import FineTuneNetwork, ScoreNetwork, train_sc
 from socft.records import Record
 from socft.reference import ScoreReference
 from socft.schedule import Schedule
-from socft.study.runner import Study, Task
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName

@@ -30,7 +30,7 @@ from socft.records import Record
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
 from socft.sde import EulerMaruyama, Exponential, Integrator
-from socft.study.runner import Study, Task
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName

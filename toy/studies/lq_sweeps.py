@@ -82,7 +82,7 @@ from socft.sde import (
     gramian,
     propagator,
 )
-from socft.study.runner import Study, Task
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName

@@ -69,7 +69,7 @@ from socft.records import Record
 from socft.reference import States
 from socft.regression.features import RadialBasis
 from socft.regression.functions import Field, LinearRegression, Regression
-from socft.study.runner import Study, Task
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName

@@ -46,7 +46,7 @@ from socft.records import Record
 from socft.reference import States
 from socft.regression.features import Features, Polynomial
 from socft.regression.functions import LinearRegression
-from socft.study.runner import Study, Task
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName

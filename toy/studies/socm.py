@@ -48,7 +48,7 @@ from socft.policy import AffinePolicy, Policy
 from socft.problem import ControlProblem
 from socft.records import Record
 from socft.reference import Noises, States, Step
-from socft.study.runner import Study, Task
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName

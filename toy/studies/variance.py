@@ -43,7 +43,7 @@ from socft.checks import InvalidProblem
 from socft.estimators.base import CostateEstimator, Estimator
 from socft.path import Noise, rollout
 from socft.records import Record
-from socft.study.runner import Study, Task
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName

@@ -23,7 +23,8 @@ from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, text
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from toy.studies.tightness import AXES, INEQUALITIES, verdict
+from toy.studies.tightness import AXES
+from toy.tightness.verdicts import INEQUALITIES, verdict
 from verify.beta_tightness import FAMILIES
 from verify.support.claims import WITHIN
 

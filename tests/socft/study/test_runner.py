@@ -16,11 +16,14 @@ import pytest
 
 from socft.checks import InvalidProblem
 from socft.records import Record, read
-from socft.study import runner
-from socft.study.runner import Study, StudyFailed, Task, fingerprint, run, workers
+from socft.study import digest
+from socft.study.digest import fingerprint
+from socft.study.runner import StudyFailed, run
+from socft.study.tasks import Study, Task
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from socft.study.vocabulary.schemas import StudySchema
+from socft.study.workers import workers
 
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE_SECONDS = (
@@ -235,9 +238,41 @@ def test_fresh_forgets(tmp_path):
 def test_changed_code_is_measured_again(tmp_path, monkeypatch):
     log = tmp_path / "log"
     _interrupted(tmp_path, log)
-    monkeypatch.setattr(runner, "_code_version", lambda package: "another version")
+    monkeypatch.setattr(digest, "_code_version", lambda module: "another version")
     run(study(log=str(log)), False, tmp_path)
     assert len(log.read_text().split()) == COUNT
+
+
+def test_the_fingerprint_follows_the_packages_that_a_module_imports(tmp_path, monkeypatch):
+    for name, text in {
+        "house/__init__": "",
+        "house/door": "from house.hinge import turn\nimport torch\n",
+        "house/hinge": "def turn():\n    from garden.gate import open\n",
+        "house/roof": "",
+        "garden/__init__": "",
+        "garden/gate": "open = 1\n",
+    }.items():
+        file = tmp_path / f"{name}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    (tmp_path / "socft").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(digest.socft, "__file__", str(tmp_path / "socft" / "__init__.py"))
+    assert set(digest._packages("house.door")) == {"socft", "house", "garden"}
+    assert set(digest._packages("house.roof")) == {"socft", "house"}
+    versions = []
+    for text in ("open = 1\n", "open = 2\n"):
+        (tmp_path / "garden" / "gate.py").write_text(text)
+        digest._code_version.cache_clear()
+        versions.append([digest._code_version(f"house.{name}") for name in ("door", "roof")])
+    (door, roof), (other_door, other_roof) = versions
+    assert door != other_door
+    assert roof == other_roof
+
+
+def test_a_study_depends_on_the_claims_where_it_measures_them():
+    assert set(digest._packages("toy.studies.tightness")) == {"socft", "toy", "verify"}
+    assert set(digest._packages("toy.studies.linear")) == {"socft", "toy"}
 
 
 def test_the_fingerprint_tells_arguments_apart():

@@ -1,0 +1,119 @@
+"""What a task's records depend on, as a digest: function, arguments, code and versions."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import socft
+from socft.checks import InvalidProblem
+from socft.records import environment
+from socft.study.tasks import Task
+
+_NOT_MEASURING = ("cli.py", "study/progress.py", "report/")
+INSTALLED = Path(sysconfig.get_path("purelib"))
+"""Where other packages lie beside `socft` too, and all of them change with their versions alone."""
+
+
+def fingerprint(task: Task) -> str:
+    """Digest of everything a task's records depend on: function, arguments, code and versions.
+
+    Raises:
+        InvalidProblem: an argument is not plain data.
+    """
+    arguments = {
+        name: _plain(value, f"argument {name!r} of task {task.name!r}")
+        for name, value in task.arguments.items()
+    }
+    where = f"{task.function.__module__}.{task.function.__qualname__}"
+    content = json.dumps(
+        [
+            task.name,
+            where,
+            arguments,
+            _code_version(task.function.__module__),
+            dict(environment().versions),
+        ],
+        sort_keys=True,
+    )
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _plain(value: Any, what: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, what) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, what) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            field.name: _plain(getattr(value, field.name), what)
+            for field in dataclasses.fields(value)
+        }
+        return {"type": type(value).__qualname__} | fields
+    raise InvalidProblem(
+        f"{what} is a {type(value).__name__}; give plain numbers, strings or dataclasses of these."
+    )
+
+
+@functools.cache
+def _code_version(module: str) -> str:
+    """Digest of the packages that `_packages` names, but for what does not measure."""
+    digest = hashlib.sha256()
+    for name, folder in sorted(_packages(module).items()):
+        for file in sorted(folder.rglob("*.py")):
+            relative = file.relative_to(folder).as_posix()
+            if name == "socft" and relative.startswith(_NOT_MEASURING):
+                continue
+            digest.update(f"{name}/{relative}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _packages(module: str) -> dict[str, Path]:
+    """Folders of the packages whose code a task of this module runs: `socft`, the module's own, and
+    those beside `socft` that the modules of its own package that it reaches import.
+    """
+    own = module.partition(".")[0]
+    folders = {"socft": Path(socft.__file__).parent}
+    with contextlib.suppress(ImportError):
+        for folder in getattr(importlib.import_module(own), "__path__", ()):
+            folders[own] = Path(folder)
+    if own not in folders:
+        return folders
+    beside, left, seen = folders["socft"].parent, {module}, set()
+    while left:
+        seen.add(name := left.pop())
+        for imported in _imports(folders[own].parent, name):
+            top = imported.partition(".")[0]
+            if top == own:
+                left |= {imported} - seen
+            elif beside != INSTALLED and (beside / top / "__init__.py").exists():
+                folders[top] = beside / top
+    return folders
+
+
+def _imports(root: Path, module: str) -> set[str]:
+    """What a module imports, by name, wherever the statements stand; none where ``module`` is the
+    name of an object in one.
+    """
+    place = root.joinpath(*module.split("."))
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if not file.exists():
+        return set()
+    found = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module} | {f"{node.module}.{each.name}" for each in node.names}
+    return found
