@@ -92,7 +92,7 @@ class Pipeline:
 
 
 @dataclasses.dataclass(frozen=True)
-class Learnt:
+class FittedCostate:
     """A field, and the time on one thread and the evaluations it took, paths included."""
 
     field: CostateField
@@ -102,12 +102,14 @@ class Learnt:
 
 def learn(
     pipeline: Pipeline, problem: ControlProblem, policy: Policy, paths: int, seed: int
-) -> Learnt:
+) -> FittedCostate:
     """Run a pipeline on ``paths`` fresh paths."""
     start = time.perf_counter()
     noise = Noise.sample(problem.reference, paths, torch.Generator().manual_seed(seed))
     field = pipeline.learn(problem, policy, noise, seed)
-    return Learnt(field, time.perf_counter() - start, pipeline.learn.work * problem.steps * paths)
+    return FittedCostate(
+        field, time.perf_counter() - start, pipeline.learn.work * problem.steps * paths
+    )
 
 
 def linear_features(degree: int = 1) -> PerStep:
@@ -146,7 +148,7 @@ def martingale(
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
+class StepwiseFits:
     """Fields by step, while a backward sweep fits them."""
 
     by_step: dict[int, Field] = dataclasses.field(default_factory=dict)
@@ -170,7 +172,7 @@ def martingale_sweep(
         with torch.no_grad():
             paths = CrossFitted(noise, FOLDS).paths(problem, policy)
             fields, costates = (
-                [Fitted() for _ in paths],
+                [StepwiseFits() for _ in paths],
                 [problem.reward.gradient(path.final) for path in paths],
             )
             corrections = [correction(Given(fields[i - 1])) for i in range(FOLDS)]
@@ -186,7 +188,7 @@ def martingale_sweep(
 
 
 def bellman_sweep(regression: Regression, nodes: int) -> Learner:
-    """Fitted dynamic programming: each step's costate is the mean of the next fit by a
+    """StepwiseFits dynamic programming: each step's costate is the mean of the next fit by a
     Gauss-Hermite rule, pulled back.
 
     Labels have no noise; errors of the fits add up instead.
@@ -226,8 +228,8 @@ def martingale_after_bellman(
 
 def _bellman(
     problem: ControlProblem, policy: Policy, path: Path, regression: Regression, nodes: int
-) -> Fitted:
-    fitted = Fitted()
+) -> StepwiseFits:
+    fitted = StepwiseFits()
     for k in reversed(range(problem.steps)):
         following = mean(situation(Given(fitted), problem, policy, path, k), nodes)
         fitted.by_step[k] = regression.fit(

@@ -27,24 +27,17 @@ from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED
 from socft.study.digest import fingerprint
 from socft.truth.affine_policy import evaluate_affine
+from toy.guidance.frontier import ALL_METHODS, KNOBS, Frontier, guided_coordinates
+from toy.guidance.subspace import NOISE, OFF_SUPPORT, RUNS, chain, subspace
 from toy.studies.guidance import (
-    ALL_METHODS,
-    KNOBS,
-    NOISE,
-    OFF_SUPPORT,
-    RUNS,
     STUDY,
-    Frontier,
     _marks,
-    chain,
     equal_reward_task,
-    moved,
     pole,
     regularised_task,
     rounds_task,
     sphere_frontier_task,
     sphere_task,
-    subspace,
 )
 from toy.studies.guidance_network import STUDY as NETWORK
 from toy.studies.guidance_network import network_task
@@ -109,7 +102,7 @@ def test_the_optimal_control_is_the_envelope(spread: str):
         assert outcome is not None, method
         assert outcome.reward == pytest.approx(3.0, rel=REACHED)
         assert outcome.kl >= best.kl * (1 - REACHED), method
-    assert moved(spread).law.dims == (17,)
+    assert guided_coordinates(spread).law.dims == (17,)
 
 
 @pytest.mark.parametrize("method", ALL_METHODS)

@@ -26,6 +26,7 @@ from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
 from socft.study.digest import fingerprint
 from tests.support.tensors import F64
+from toy.mixture import evaluation, learning, methods
 from toy.pipelines import martingale_sweep
 from toy.problems import benchmark
 from toy.problems.pendulum import lowest
@@ -46,7 +47,7 @@ LARGEST_SHARE = 0.7  # of a mean square that a control variate must at least rem
 
 @functools.cache
 def learnt_mixture(temp: float) -> dict[str, Record]:
-    return {record.metric: record for record in mixture.contender_task(mixture.BEST, [temp], 1)}
+    return {record.metric: record for record in mixture.method_task(methods.BEST, [temp], 1)}
 
 
 @functools.cache
@@ -74,14 +75,17 @@ def test_the_best_method_meets_the_optimum_from_a_cold_start(temp: float):
 
 
 def test_the_optimum_measures_as_the_optimum():
-    judge = mixture._judge(1.0)
-    found = judge.measure(judge.truth.policy, mixture.Law(judge.start.mean, judge.start.deviation))
-    assert found["cost"] == pytest.approx(judge.start.gaussian_cost, rel=LOST)
+    evaluator = mixture._evaluator(1.0)
+    found = evaluator.measure(
+        evaluator.truth.policy,
+        evaluation.InitialDistribution(evaluator.start.mean, evaluator.start.deviation),
+    )
+    assert found["cost"] == pytest.approx(evaluator.start.gaussian_cost, rel=LOST)
     assert found["w1"] < LOST
     assert found["control_l2"] < LOST
-    untrained = mixture.untrained(1.0)
+    pretrained = learning.pretrained_model(1.0)
     reward = benchmark("bsde-mixture", temp=1.0)
-    assert judge.measure(untrained.policy, untrained.law)["cost"] == pytest.approx(
+    assert evaluator.measure(pretrained.policy, pretrained.law)["cost"] == pytest.approx(
         -reward.uncontrolled.objective, rel=LOST
     )
 
@@ -97,7 +101,7 @@ def test_what_must_come_out_worse_does():
 
 def test_a_lean_regression_solved_exactly_does_not_contract_where_the_reward_is_strong():
     (record,) = [
-        r for r in mixture.contender_task("adjoint matching", [1.0], 1) if r.metric == "regret"
+        r for r in mixture.method_task("adjoint matching", [1.0], 1) if r.metric == "regret"
     ]
     assert record.value > 10 * MUST_REGRET
 
@@ -108,18 +112,18 @@ def test_the_start_of_a_quadratic_value_takes_one_newton_step():
         :, None
     ]
     z = (z - z.mean()) / z.std(correction=0)
-    law = mixture.Law(0.7, 1.3).improved(lambda x: 2.0 - 3.0 * x, z, z)
+    law = evaluation.InitialDistribution(0.7, 1.3).improved(lambda x: 2.0 - 3.0 * x, z, z)
     assert law.mean == pytest.approx(2 / 4, abs=ROUNDING)
     assert law.deviation == pytest.approx(4**-0.5, abs=ROUNDING)
-    half = mixture.Law(0.7, 1.3).improved(lambda x: 2.0 - 3.0 * x, z, z, 0.5)
+    half = evaluation.InitialDistribution(0.7, 1.3).improved(lambda x: 2.0 - 3.0 * x, z, z, 0.5)
     assert half.deviation == pytest.approx((1.3 + law.deviation) / 2, abs=ROUNDING)
     other = torch.randn(len(z), 1, generator=torch.Generator().manual_seed(0), dtype=F64)
-    stale = mixture.Law(0.7, 1.3).improved(lambda x: 2.0 - 3.0 * x, z, other)
+    stale = evaluation.InitialDistribution(0.7, 1.3).improved(lambda x: 2.0 - 3.0 * x, z, other)
     assert abs(stale.deviation - 1) < abs(stale.deviation - law.deviation)
 
 
 def test_a_law_has_its_divergence():
-    law = mixture.Law(0.3, 0.8)
+    law = evaluation.InitialDistribution(0.3, 0.8)
     x = torch.linspace(-8, 8, 4001, dtype=F64)
     p = torch.distributions.Normal(0.3, 0.8).log_prob(x)
     q = torch.distributions.Normal(0.0, 1.0).log_prob(x)
@@ -128,28 +132,28 @@ def test_a_law_has_its_divergence():
 
 def test_a_clipped_fit_is_constant_outside_its_samples():
     x = torch.linspace(-1, 1, 1001, dtype=F64)[:, None]
-    fitted = mixture.Clipped(LinearRegression(Polynomial(1))).fit(x, 2 * x)
+    fitted = learning.ClippedRegression(LinearRegression(Polynomial(1))).fit(x, 2 * x)
     assert fitted(torch.tensor([[0.5]], dtype=F64)).item() == pytest.approx(1.0, abs=ROUNDING)
-    far, edge = fitted(torch.tensor([[9.0]], dtype=F64)).item(), 1 - 2 * mixture.OUTSIDE
+    far, edge = fitted(torch.tensor([[9.0]], dtype=F64)).item(), 1 - 2 * learning.OUTSIDE
     assert far == pytest.approx(2 * edge, abs=ROUNDING)
 
 
 def test_mended_time_reversal_is_less_noisy_than_the_published_pairing():
-    judge = mixture._judge(8.0)
+    evaluator = mixture._evaluator(8.0)
     problem, source = (
-        judge.truth.problem,
-        Given(lambda k, x: judge.truth.values[int(k)].gradient_at(x)),
+        evaluator.truth.problem,
+        Given(lambda k, x: evaluator.truth.values[int(k)].gradient_at(x)),
     )
 
     def spread(published: bool) -> float:
         generator = torch.Generator().manual_seed(1)
-        reverser = Reverser(DenoisingScore(mixture.STIFF), generator, published_pairing=published)
+        reverser = Reverser(DenoisingScore(learning.STIFF), generator, published_pairing=published)
         with torch.no_grad():
             noise = Noise.sample(problem.reference, 250, torch.Generator().manual_seed(2))
-            path = rollout(problem.reference, judge.truth.policy, noise)
-            found = ReversedBSDE(source, reverser).costates(problem, judge.truth.policy, path)
+            path = rollout(problem.reference, evaluator.truth.policy, noise)
+            found = ReversedBSDE(source, reverser).costates(problem, evaluator.truth.policy, path)
         return float(
-            (found.values[0] - judge.truth.value_gradient(0, found.states[0])).square().mean()
+            (found.values[0] - evaluator.truth.value_gradient(0, found.states[0])).square().mean()
         )
 
     assert spread(True) > 1.5 * spread(False)
@@ -158,20 +162,20 @@ def test_mended_time_reversal_is_less_noisy_than_the_published_pairing():
 def test_a_method_whose_samples_run_away_costs_infinity(monkeypatch):
     """At one temperature only: a chain of temperatures starts afresh after it."""
 
-    def learn(temp: float, seed: int, begin: mixture.Learnt) -> mixture.Learnt:
+    def learn(temp: float, seed: int, begin: learning.PolicyFit) -> learning.PolicyFit:
         require(temp != 8.0, "the samples left the region")
         return begin
 
     found = dataclasses.replace(
-        mixture.CONTENDERS["adjoint matching"], name="made up", learn=learn, chain=True
+        methods.METHODS["adjoint matching"], name="made up", learn=learn, chain=True
     )
-    monkeypatch.setitem(mixture.CONTENDERS, "made up", found)
-    records = mixture.contender_task("made up", [50.0, 8.0, 6.0], 2)
+    monkeypatch.setitem(methods.METHODS, "made up", found)
+    records = mixture.method_task("made up", [50.0, 8.0, 6.0], 2)
     costs = {r.setting["temp"]: r.value for r in records if r.metric == "cost"}
     assert costs[8.0] == math.inf
     for temp in (50.0, 6.0):
-        start = mixture.untrained(temp)
-        assert costs[temp] == mixture._judge(temp).measure(start.policy, start.law)["cost"]
+        start = learning.pretrained_model(temp)
+        assert costs[temp] == mixture._evaluator(temp).measure(start.policy, start.law)["cost"]
     assert len({r.metric for r in records}) * 3 == len(records)
 
 
@@ -193,7 +197,7 @@ def test_records_of_the_pendulum_say_how_they_were_made():
         assert record.setting == {"paths": 1800, "function_class": "bumps", "gradient_steps": 0}
         assert math.isfinite(record.value), metric
         assert record.seconds is not None
-    published = {c.published for c in pendulum.CONTENDERS.values()}
+    published = {c.published for c in pendulum.PIPELINES.values()}
     assert {"non_adapted", "tr_bsde"} <= published
 
 
@@ -207,9 +211,14 @@ def test_only_the_exact_increment_leaves_no_noise():
 def test_bumps_live_on_the_cylinder():
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
     turned = x + torch.tensor([2 * math.pi, 0.0], dtype=F64)
-    assert float((pendulum.Bumps()(turned) - pendulum.Bumps()(x)).abs().max()) < ROUNDING
-    assert float((pendulum.Bumps()(x + 0.5) - pendulum.Bumps()(x)).abs().max()) > 0.1
-    assert pendulum.Bumps(5, 7)(x).shape == (50, 36)
+    assert (
+        float((pendulum.CylinderBumps()(turned) - pendulum.CylinderBumps()(x)).abs().max())
+        < ROUNDING
+    )
+    assert (
+        float((pendulum.CylinderBumps()(x + 0.5) - pendulum.CylinderBumps()(x)).abs().max()) > 0.1
+    )
+    assert pendulum.CylinderBumps(5, 7)(x).shape == (50, 36)
 
 
 def test_a_sweep_finds_the_costate_of_a_linear_chain_without_noise():
@@ -227,10 +236,10 @@ def test_a_sweep_finds_the_costate_of_a_linear_chain_without_noise():
 def test_a_descent_with_the_exact_costate_ends_in_the_valley():
     value = pendulum._problem(tuple(COARSE)).uncontrolled
     first = pendulum._states(100)
-    descent = pendulum.descend(value.gradient, first)
+    descent = pendulum.descent_path(value.gradient, first)
     assert torch.equal(descent.way[0], first)
     assert pendulum._cost(value, descent.end) == pytest.approx(lowest(value).cost, abs=1e-3)
-    uphill = pendulum.descend(lambda k, x: -value.gradient(k, x), first)
+    uphill = pendulum.descent_path(lambda k, x: -value.gradient(k, x), first)
     assert pendulum._cost(value, uphill.end) > pendulum._cost(value, first)
 
 
@@ -246,28 +255,28 @@ def test_tasks_are_distinct_plain_and_repeat(study, quick: bool):
 
 def test_every_temperature_of_the_publication_is_measured_cold():
     chosen = [
-        task for task in mixture.tasks(False) if task.arguments.get("contender") == mixture.BEST
+        task for task in mixture.tasks(False) if task.arguments.get("contender") == methods.BEST
     ]
     assert [task.arguments["temps"] for task in chosen] == [
         [temp] for temp in MIXTURE_PUBLISHED["temp"]
     ]
-    assert all(task.arguments["seeds"] == mixture.SEEDS for task in chosen)
-    assert not mixture.CONTENDERS[mixture.BEST].chain
+    assert all(task.arguments["seeds"] == methods.SEEDS for task in chosen)
+    assert not methods.METHODS[methods.BEST].chain
 
 
 def test_a_chain_begins_where_the_last_temperature_ended():
-    seen: list[mixture.Learnt] = []
+    seen: list[learning.PolicyFit] = []
 
-    def learn(temp: float, seed: int, begin: mixture.Learnt) -> mixture.Learnt:
+    def learn(temp: float, seed: int, begin: learning.PolicyFit) -> learning.PolicyFit:
         seen.append(begin)
-        return dataclasses.replace(begin, law=mixture.Law(0.25, 1.0))
+        return dataclasses.replace(begin, law=evaluation.InitialDistribution(0.25, 1.0))
 
     chosen = dataclasses.replace(
-        mixture.CONTENDERS["adjoint matching, published"], name="probe", learn=learn
+        methods.METHODS["adjoint matching, published"], name="probe", learn=learn
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(mixture.CONTENDERS, "probe", chosen)
-        records = mixture.contender_task("probe", [8.0, 1.0], 1)
+        patch.setitem(methods.METHODS, "probe", chosen)
+        records = mixture.method_task("probe", [8.0, 1.0], 1)
     assert [begin.law.mean for begin in seen] == [0.0, 0.25]
     published = [r.published for r in records if r.metric == "cost"]
     assert published == [0.802, 2.164]
@@ -275,4 +284,4 @@ def test_a_chain_begins_where_the_last_temperature_ended():
 
 def test_a_reversed_mixture_wants_positive_deviations():
     with pytest.raises(InvalidProblem, match="start_deviation = -1"):
-        mixture.problem_at(1.0, mixture.Law(0.0, -1.0))
+        evaluation.problem_at(1.0, evaluation.InitialDistribution(0.0, -1.0))

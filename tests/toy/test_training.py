@@ -5,7 +5,6 @@ that split into their parts.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 
 import pytest
@@ -55,6 +54,7 @@ from toy.studies.training import (
     target_noise,
     training_task,
 )
+from toy.sweeps import limits, oscillator, schemes
 
 # the project's claim for an exact field: rounding squared, 1e-32, times the condition of 25 steps
 EXACT_NOISE = 1e-20
@@ -347,19 +347,19 @@ def test_control_l2_is_the_mean_square_distance_on_optimal_paths():
     assert abs(place.objective_gap(place.truth.affine_policy)) < ROUNDING
 
 
-SETTINGS = json.dumps({"dt": 0.2, "horizon": 1.0})
+SETTINGS = {"dt": 0.2, "horizon": 1.0}
 
 
-def affine_noise(where, seed: int = 0) -> lq_sweeps.Affine:
+def affine_noise(where, seed: int = 0) -> oscillator.AffineCostate:
     draw = torch.Generator().manual_seed(seed)
     G = where.chain.G + torch.randn(where.chain.G.shape, generator=draw, dtype=torch.float64)
-    return lq_sweeps.Affine(
+    return oscillator.AffineCostate(
         G, torch.randn(where.chain.g.shape, generator=draw, dtype=torch.float64)
     )
 
 
 def test_errors_split_into_sampling_and_discretisation():
-    where = lq_sweeps.case(SETTINGS, "Euler-Maruyama", False)
+    where = oscillator.oscillator_case("Euler-Maruyama", False, **SETTINGS)
     found = affine_noise(where)
     row = lq_sweeps.distances(where, found)
     assert math.isclose(
@@ -367,7 +367,7 @@ def test_errors_split_into_sampling_and_discretisation():
     )
     assert abs(row["cross"]) > 0.01 * row["mse"]  # the two parts alone would not do
     x = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    truth = benchmark("oscillator", **json.loads(SETTINGS)).continuous
+    truth = benchmark("oscillator", **SETTINGS).continuous
     sampled = (found.field(0, x) - truth.gradient(0, x)).square().sum(1)
     assert abs(float(sampled.mean()) - row["mse"]) < STDERRS * float(sampled.std()) / len(x) ** 0.5
     assert row["mse_over_time"] <= row["mse_max"]
@@ -388,7 +388,7 @@ def test_integrators_are_compared_by_their_kernel_gap_alone():
         ]
         return record.value
 
-    where = lq_sweeps.case(json.dumps({"dt": 0.1}), "Euler-Maruyama", False)
+    where = oscillator.oscillator_case("Euler-Maruyama", False, dt=0.1)
     seen = lq_sweeps.distances(where, where.chain)["kernel_gap"]
     assert of(0.1, "Euler-Maruyama", "integrator_mse", True) == pytest.approx(seen, rel=ROUNDING)
     for name, order in {"Euler-Maruyama": 1, "Strang": 2, "Taylor": 2}.items():
@@ -403,17 +403,17 @@ def test_integrators_are_compared_by_their_kernel_gap_alone():
 
 
 def test_the_optimality_condition_of_the_chain_gives_its_optimum():
-    where = lq_sweeps.case(SETTINGS, "Euler-Maruyama", False)
-    truth = benchmark("oscillator", **json.loads(SETTINGS)).truth
+    where = oscillator.oscillator_case("Euler-Maruyama", False, **SETTINGS)
+    truth = benchmark("oscillator", **SETTINGS).truth
     assert isinstance(truth, LinearQuadratic)
     best = truth.affine_policy.gain.detach()
     assert float((where.optimum.gain.detach() - best).abs().max()) < ROUNDING
-    index = lq_sweeps.published_steering(where.problem, where.chain, where.channel)
+    index = oscillator.published_steering(where.problem, where.chain, where.channel)
     assert float((index.gain.detach() - best).abs().max()) > 1e-2  # another policy
 
 
 def test_noise_that_the_control_cannot_reach_changes_no_costate():
-    where = lq_sweeps.case(SETTINGS, "Euler-Maruyama", True)
+    where = oscillator.oscillator_case("Euler-Maruyama", True, **SETTINGS)
     assert where.problem.reference.noise_dims == (2,)
     assert float(where.optimum.gain.detach()[:, 0].abs().max()) == 0
     path = path_of(where.problem, where.optimum, 20)
@@ -424,12 +424,10 @@ def test_noise_that_the_control_cannot_reach_changes_no_costate():
 
 @pytest.mark.parametrize("policy", ["given", "iterated"])
 def test_martingale_corrected_costates_are_the_chains_own(policy):
-    where = lq_sweeps.case(SETTINGS, "Euler-Maruyama", False)
+    where = oscillator.oscillator_case("Euler-Maruyama", False, **SETTINGS)
     found = {}
     for name in ("martingale-corrected adjoint", "lean adjoint"):
-        learnt = lq_sweeps.learn(
-            where, lq_sweeps.SCHEMES[name], lq_sweeps.RULES[policy], 200, 25, 0
-        )
+        learnt = schemes.learn(where, schemes.SCHEMES[name], oscillator.RULES[policy], 200, 25, 0)
         assert learnt.costate is not None
         found[name] = lq_sweeps.distances(where, learnt.costate)
     assert found["martingale-corrected adjoint"]["chain_mse"] < 1e-10
@@ -439,13 +437,13 @@ def test_martingale_corrected_costates_are_the_chains_own(policy):
 
 
 def test_the_limit_of_time_reversed_costates_is_that_of_many_paths():
-    where = lq_sweeps.case(json.dumps({"dt": 0.2, "horizon": 0.8}), "Euler-Maruyama", True)
-    limit = lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 60).costate
+    where = oscillator.oscillator_case("Euler-Maruyama", True, dt=0.2, horizon=0.8)
+    limit = limits.reversed_limit(where, oscillator.published_steering, 60).costate
     assert limit is not None
-    scheme, rule = lq_sweeps.SCHEMES["time-reversed costate"], lq_sweeps.published_steering
+    scheme, rule = schemes.SCHEMES["time-reversed costate"], oscillator.published_steering
     away = []
     for paths in (300, 6000):
-        learnt = lq_sweeps.learn(where, scheme, rule, paths, 6, 0)
+        learnt = schemes.learn(where, scheme, rule, paths, 6, 0)
         assert learnt.costate is not None
         difference = learnt.costate - limit
         away.append(float(difference.inner(difference)[0]))
@@ -459,8 +457,8 @@ def test_the_reversed_costate_inherits_the_stationary_point_of_continuous_time()
     """
     ratios = {}
     for horizon in (0.4, 6.0):
-        where = lq_sweeps.case(json.dumps({"dt": 0.1, "horizon": horizon}), "Euler-Maruyama", True)
-        limit = lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 200).costate
+        where = oscillator.oscillator_case("Euler-Maruyama", True, dt=0.1, horizon=horizon)
+        limit = limits.reversed_limit(where, oscillator.published_steering, 200).costate
         assert limit is not None
         ratios[horizon] = (
             lq_sweeps.distances(where, limit)["mse"]
@@ -472,16 +470,16 @@ def test_the_reversed_costate_inherits_the_stationary_point_of_continuous_time()
 
 @pytest.mark.slow
 def test_at_a_long_horizon_the_limit_is_that_of_the_rounds_from_zero_in_600_digits():
-    where = lq_sweeps.case(json.dumps({"dt": 0.05, "horizon": 8.0}), "Euler-Maruyama", True)
-    limit = lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 200).costate
+    where = oscillator.oscillator_case("Euler-Maruyama", True, dt=0.05, horizon=8.0)
+    limit = limits.reversed_limit(where, oscillator.published_steering, 200).costate
     assert limit is not None
     assert math.isclose(lq_sweeps.distances(where, limit)["mse"], LONG_HORIZON_MSE, rel_tol=1e-4)
     assert (
-        lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 5).costate is None
+        limits.reversed_limit(where, oscillator.published_steering, 5).costate is None
     )  # it has not settled yet
 
 
-def offset_map(where: lq_sweeps.Case, G: Tensor) -> Tensor:
+def offset_map(where: oscillator.OscillatorCase, G: Tensor) -> Tensor:
     """What a round makes of the offsets of a costate, as a matrix: from the means of the paths and
     of their reversal.
     """
@@ -492,7 +490,9 @@ def offset_map(where: lq_sweeps.Case, G: Tensor) -> Tensor:
     A, B = reference.transition, reference.diffusion.matrices
 
     def after(g: Tensor) -> Tensor:
-        policy = lq_sweeps.published_steering(problem, lq_sweeps.Affine(G, g), where.channel)
+        policy = oscillator.published_steering(
+            problem, oscillator.AffineCostate(G, g), where.channel
+        )
         closed, push = (
             A + B @ policy.gain.detach(),
             (B @ policy.offset.detach().unsqueeze(2)).squeeze(2),
@@ -524,8 +524,8 @@ def offset_map(where: lq_sweeps.Case, G: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("dt", "grows"), [(0.2, False), (0.4, True)])
 def test_offsets_grow_in_every_round_where_steps_are_long(dt, grows):
-    where = lq_sweeps.case(json.dumps({"dt": dt}), "Euler-Maruyama", True)
-    limit = lq_sweeps.reversed_limit(where, lq_sweeps.published_steering, 200)
+    where = oscillator.oscillator_case("Euler-Maruyama", True, dt=dt)
+    limit = limits.reversed_limit(where, oscillator.published_steering, 200)
     assert limit.costate is not None
     largest = float(torch.linalg.eigvals(offset_map(where, limit.costate.G)).abs().max())
     assert math.isclose(limit.offset_factor, largest, rel_tol=1e-3)
@@ -535,11 +535,11 @@ def test_offsets_grow_in_every_round_where_steps_are_long(dt, grows):
 @pytest.mark.slow
 def test_a_costate_that_does_not_settle_is_a_divergence():
     """Its gains settle, its offsets do not: what is left is no number."""
-    scheme, rule = lq_sweeps.SCHEMES["time-reversed costate"], lq_sweeps.published_steering
+    scheme, rule = schemes.SCHEMES["time-reversed costate"], oscillator.published_steering
     learnt = {}
     for dt in (0.2, 0.4):
-        where = lq_sweeps.case(json.dumps({"dt": dt}), "Euler-Maruyama", True)
-        learnt[dt] = lq_sweeps.learn(where, scheme, rule, 300, 60, 0)
+        where = oscillator.oscillator_case("Euler-Maruyama", True, dt=dt)
+        learnt[dt] = schemes.learn(where, scheme, rule, 300, 60, 0)
     assert learnt[0.2].costate is not None
     assert not learnt[0.2].note
     assert learnt[0.4].costate is None

@@ -21,7 +21,7 @@ from socft.study.digest import fingerprint
 from toy.studies.tightness import AXES, BASE, STUDY, beta_task, points, ratio_task
 from toy.tightness.families import GROUPS, ONE_STEP, QUADRATIC
 from toy.tightness.measurements import (
-    Embedded,
+    EmbeddedLine,
     measure_bend,
     measure_line,
     measure_quadratic,
@@ -179,7 +179,7 @@ def test_weights_admit_exactly_the_design_constant():
     instance = ProductInstance(
         levels=(0.4, 0.6, 0.8), lam=(0.3, 0.3), factors=(Factor(TanhScore(c=-0.2), Sine(1.0, 1.0)),)
     )
-    case, statement = Embedded.of(instance, 8), theory.Lemma32(theory.PaperBounds())
+    case, statement = EmbeddedLine.of(instance, 8), theory.Lemma32(theory.PaperBounds())
     beta = weights(case.chain, (0.3, 0.3), statement)
     assert theory.constants_at(case.chain, beta, statement).lam.tolist() == pytest.approx(
         [0.3, 0.3], abs=ROUNDING

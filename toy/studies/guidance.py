@@ -33,10 +33,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import brentq, minimize
+from scipy.optimize import minimize
 from torch import Tensor
 
-from socft.density import Gaussian, affine_reference
 from socft.guidance.gaussian_passes import GaussianPasses
 from socft.guidance.iterated import (
     GuidanceRound,
@@ -46,79 +45,30 @@ from socft.guidance.iterated import (
     SampleQuery,
 )
 from socft.guidance.policy import (
-    ClassifierGuidance,
     GaussianDenoiser,
-    Guidance,
     GuidancePolicy,
-    IsotropicStrength,
-    LookAheadGuidance,
-    NaiveGuidance,
     NoGuidance,
-    PosteriorStrength,
-    PublishedStrength,
-    Response,
     UniversalGuidance,
-    affine_policy,
 )
 from socft.guidance.sphere import Sphere, SphereDenoiser
 from socft.guidance.sphere_passes import SpherePasses
-from socft.policy import AffinePolicy
-from socft.problem import ControlProblem
 from socft.records import Record
-from socft.reference import AffineReference, States
-from socft.reward import FunctionReward, Linear, Quadratic, Reward
-from socft.schedule import Schedule, cosine_levels, ddpm
+from socft.reference import States
+from socft.reward import Linear
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from socft.truth.affine_policy import affine_moments
-from socft.truth.linear_quadratic import LinearQuadratic
+from toy.guidance.frontier import ALL_METHODS, KNOBS, VARIANCES, Frontier
+from toy.guidance.subspace import BATCH, DIM, GUIDES, LATENT, NOISE, RUNS, SHARE, chain, subspace
 
-DIM, LATENT = 64, 16
-NOISE = 0.1  # s of the published simulations
-OFF_SUPPORT = 9.0  # |theta_perp| / |theta_par| of f1
-BATCH, SPHERE_BATCH = 32, 256
-SHARE = 0.02  # of the way to the batch's mean, per round of Algorithm 2
+SPHERE_BATCH = 256
 # rounds recorded of a run, and every twentieth up to the hundredth, which shorter runs have too
 MARKS = 48
 FRONTIER_PATHS = 1024
-KNOB_ACCURACY = 1e-5
-LARGEST_KNOB = 1e5
-GUIDES: dict[str, Callable[[Response], Guidance]] = {
-    "G": lambda response: NaiveGuidance(response, IsotropicStrength(NOISE)),
-    "G_loss": lambda response: LookAheadGuidance(response, PublishedStrength(NOISE)),
-}
 
 
-@dataclasses.dataclass(frozen=True)
-class PublishedRun:
-    """One run.
-
-    Attributes:
-        delta: increment of the targets.
-        rounds: their number.
-        adapts: first round of Algorithm 2 that adapts the score.
-    """
-
-    delta: float
-    rounds: int
-    adapts: int = 0
-
-
-RUNS = {
-    (ProblemName.F1_OFF, "G", 1): PublishedRun(0.9, 1000),
-    (ProblemName.F1_OFF, "G_loss", 1): PublishedRun(0.2, 1000),
-    (ProblemName.F1_OFF, "G", 2): PublishedRun(0.9, 1200, 40),
-    (ProblemName.F1_OFF, "G_loss", 2): PublishedRun(0.2, 1200, 60),
-    (ProblemName.F1_ON, "G_loss", 1): PublishedRun(0.05, 1000),
-    (ProblemName.F2_ONES, "G_loss", 1): PublishedRun(1.0, 50),
-    (ProblemName.F2_RANDOM, "G_loss", 1): PublishedRun(1.0, 50),
-}
-"""The published settings by objective, guidance and algorithm."""
-
-
-def charged(measure: Callable[..., list[Record]]) -> Callable[..., list[Record]]:
+def with_task_seconds(measure: Callable[..., list[Record]]) -> Callable[..., list[Record]]:
     """A task that also records the processor time it took, in seconds."""
 
     @functools.wraps(measure)
@@ -140,71 +90,7 @@ def charged(measure: Callable[..., list[Record]]) -> Callable[..., list[Record]]
     return task
 
 
-@dataclasses.dataclass(frozen=True)
-class Subspace:
-    """Data ``x = A u`` with independent Gaussian coordinates, and the published objectives.
-
-    Attributes:
-        A: orthonormal columns, shape (D, d).
-        law: the data law.
-        objectives: by name.
-    """
-
-    A: Tensor
-    law: Gaussian
-    objectives: dict[str, Reward]
-
-    def off(self, x: States) -> Tensor:
-        """``|x_perp| / |x_par|`` per sample."""
-        along = x @ self.A
-        return (x - along @ self.A.mT).norm(dim=1) / along.norm(dim=1)
-
-
-@functools.cache
-def subspace() -> Subspace:
-    """The published construction, drawn anew."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    A = torch.linalg.qr(normal(DIM, LATENT)).Q
-    direction, on = normal(DIM), A @ normal(LATENT)
-    along = A @ (A.mT @ direction)
-    across = direction - along
-    theta = OFF_SUPPORT * across / across.norm() + along / along.norm()
-    objectives: dict[str, Reward] = {
-        ProblemName.F1_OFF: parabola(theta / theta.norm()),
-        ProblemName.F1_ON: parabola(on / on.norm()),
-        ProblemName.F2_ONES: cone(torch.full((DIM,), 4.0, dtype=torch.float64)),
-        ProblemName.F2_RANDOM: cone(4 + 3 * normal(DIM)),
-    }
-    projection = A @ A.mT
-    return Subspace(
-        A,
-        Gaussian(torch.zeros(DIM, dtype=torch.float64), (projection + projection.mT) / 2),
-        objectives,
-    )
-
-
-def parabola(theta: Tensor) -> Quadratic:
-    """``10 - (theta . x - 3)^2``."""
-    return Quadratic(-2 * torch.outer(theta, theta), 6 * theta, 1.0)
-
-
-def cone(b: Tensor) -> FunctionReward:
-    """``5 - |x - b| / 2``."""
-    return FunctionReward(lambda x: 5 - (x - b.to(x)).norm(dim=1) / 2, L0=0.5)
-
-
-def chain(steps: int) -> Schedule:
-    """DDPM on the cosine schedule, as published but for the variance of its kernels: the forward
-    one, so that none is zero.
-    """
-    return ddpm(cosine_levels(steps))
-
-
-@charged
+@with_task_seconds
 def rounds_task(
     objective: str,
     guidance: str,
@@ -277,7 +163,7 @@ def round_rows(
     return records
 
 
-@charged
+@with_task_seconds
 def regularised_task(objective: str, delta: float) -> list[Record]:
     """Where the published targets lead the mean: the maximum on the subspace of f less
     ``s^2 / (2 delta) |x|^2``, and of f.
@@ -304,154 +190,6 @@ def regularised_task(objective: str, delta: float) -> list[Record]:
     ]
 
 
-# One guided pass, exactly: the d + 1 coordinates that guidance moves
-# ----------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Moved:
-    """The coordinates along A and along ``theta_perp``, in which f1 guidance acts; the rest stays
-    as pre-trained.
-
-    Attributes:
-        law: shape (d + 1,), the last coordinate zero.
-        reward: f1.
-        rest: number of the other coordinates across the subspace.
-    """
-
-    law: Gaussian
-    reward: Quadratic
-    rest: int
-
-
-VARIANCES: Mapping[str, tuple[float, float]] = {
-    ProblemName.ISOTROPIC: (1.0, 1.0),
-    ProblemName.ANISOTROPIC: (0.05, 2.0),
-}
-
-
-@functools.cache
-def moved(spread: str) -> Moved:
-    """f1 with the off-support direction; the latent variances run between the two of `VARIANCES`."""
-    data = subspace()
-    form = data.objectives[ProblemName.F1_OFF]
-    assert isinstance(form, Quadratic)
-    theta = form.linear / 6
-    along = data.A.mT @ theta
-    direction = torch.cat([along, (theta - data.A @ along).norm().reshape(1)])
-    spectrum = torch.cat(
-        [
-            torch.linspace(*VARIANCES[spread], LATENT, dtype=torch.float64),
-            torch.zeros(1, dtype=torch.float64),
-        ]
-    )
-    return Moved(
-        Gaussian(torch.zeros(LATENT + 1, dtype=torch.float64), spectrum),
-        parabola(direction),
-        DIM - LATENT - 1,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a policy reaches: mean reward, divergence from the pre-trained chain, distance from the
-    data, both as means.
-    """
-
-    reward: float
-    kl: float
-    distance: float
-
-
-class Frontier:
-    """One-pass methods on `Moved`, each a family of policies with a knob that starts at 0, the
-    pre-trained model.
-    """
-
-    def __init__(self, spread: str, steps: int):
-        self.case, self.schedule = moved(spread), chain(steps)
-        self.reference: AffineReference = affine_reference(self.case.law, self.schedule)
-        self.denoiser = GaussianDenoiser(self.case.law, self.schedule.abar[:-1])
-        start = self.case.law.mean
-        self.gradient = self.case.reward.gradient(start[None])[0]
-        self._zero = ControlProblem(self.reference, self.case.reward, 1.0)
-        self._ends: dict[str, tuple[AffinePolicy, AffinePolicy]] = {}
-        self.floor = float(
-            affine_moments(self._zero, AffinePolicy.zeros(self.reference)).covariance[-1, -1, -1]
-        )
-
-    def policy(self, method: str, knob: float) -> AffinePolicy:
-        """The policy of a method; all but the optimal control are affine in the knob, so that two
-        of each are tabulated.
-        """
-        if method == "optimal control":
-            return LinearQuadratic(
-                ControlProblem(self.reference, self.case.reward, 1 / knob)
-            ).affine_policy
-        if method not in self._ends:
-            self._ends[method] = self.tabulated(method, 0.0), self.tabulated(method, 1.0)
-        zero, one = self._ends[method]
-        return AffinePolicy(zero.gain.lerp(one.gain, knob), zero.offset.lerp(one.offset, knob))
-
-    def tabulated(self, method: str, knob: float) -> AffinePolicy:
-        """The policy of a method at this very knob."""
-        if method == "fine-tuned score":
-            new = self.denoiser.recentred(
-                self.case.law.mean + knob * self.case.law.covariance @ self.gradient
-            )
-            made = GuidancePolicy(self.schedule, new, NoGuidance(), self.denoiser)
-        else:
-            made = GuidancePolicy(self.schedule, self.denoiser, METHODS[method](self, knob))
-        return affine_policy(made, self.schedule.steps, LATENT + 1)
-
-    def outcome(self, method: str, knob: float) -> Outcome:
-        """Exact moments of the controlled chain; the distance is the root of the mean square."""
-        found = affine_moments(self._zero, self.policy(method, knob))
-        across = float(found.covariance[-1, -1, -1] + found.mean[-1, -1].square())
-        return Outcome(
-            found.reward, float(found.kl.sum()), math.sqrt(across + self.case.rest * self.floor)
-        )
-
-    def reach(self, method: str, reward: float) -> Outcome | None:
-        """The outcome at the smallest knob with this reward, None where the method does not get
-        there.
-        """
-
-        def short(knob: float) -> float:
-            return self.outcome(method, knob).reward - reward
-
-        low, high, missing = 0.0, KNOBS[method][0], short(KNOBS[method][0])
-        while missing < 0:
-            low, high, before = high, 3 * high, missing
-            missing = short(high)
-            if missing < before or high > LARGEST_KNOB:
-                return None
-        knob = float(brentq(short, low, high, rtol=np.float64(KNOB_ACCURACY))) if low else high  # type: ignore[arg-type]
-        return self.outcome(method, knob)
-
-
-METHODS: dict[str, Callable[[Frontier, float], Guidance]] = {
-    "G": lambda f, delta: NaiveGuidance(Response(f.gradient, delta), IsotropicStrength(NOISE)),
-    "G_loss, published": lambda f, delta: LookAheadGuidance(
-        Response(f.gradient, delta), PublishedStrength(NOISE)
-    ),
-    "G_loss, exact": lambda f, delta: LookAheadGuidance(
-        Response(f.gradient, delta), PosteriorStrength(NOISE)
-    ),
-    "universal": lambda f, weight: UniversalGuidance(f.case.reward, weight),
-    "classifier": lambda f, weight: ClassifierGuidance(
-        f.case.law, f.case.law.tilted(f.case.reward, 1.0).density, weight
-    ),
-}
-"""Guidance by method and knob: the increment of y at the pre-trained mean, or a weight."""
-ALL_METHODS = (*METHODS, "fine-tuned score", "optimal control")
-KNOBS = dict.fromkeys(("G", "G_loss, published", "G_loss, exact"), (0.02, 100.0)) | {
-    "universal": (0.003, 10.0),
-    "classifier": (0.01, 100.0),
-    "fine-tuned score": (0.1, 30.0),
-    "optimal control": (0.003, 30.0),
-}
-
 FRONTIER: Mapping[str, Metric] = {
     "reward": Metric.FRONTIER_REWARD,
     "kl": Metric.FRONTIER_KL,
@@ -461,7 +199,7 @@ FRONTIER: Mapping[str, Metric] = {
 """What is recorded along a knob."""
 
 
-@charged
+@with_task_seconds
 def frontier_task(spread: str, method: str, points: int, steps: int) -> list[Record]:
     """Reward, divergence and distance along the knob of one method."""
     frontier, records = Frontier(spread, steps), []
@@ -474,7 +212,7 @@ def frontier_task(spread: str, method: str, points: int, steps: int) -> list[Rec
     return records
 
 
-@charged
+@with_task_seconds
 def equal_reward_task(
     spread: str, method: str, rewards: Sequence[float], steps: int
 ) -> list[Record]:
@@ -493,10 +231,6 @@ def equal_reward_task(
     return records
 
 
-# The unit sphere
-# -----------------------------------------------------------------------------------------------------
-
-
 @functools.cache
 def pole() -> Tensor:
     """A random unit vector, theta."""
@@ -511,7 +245,7 @@ def sphere_passes(steps: int) -> SpherePasses:
     return SpherePasses(pole(), SphereDenoiser(Sphere(DIM), schedule.abar[:-1]), schedule)
 
 
-@charged
+@with_task_seconds
 def sphere_task(guidance: str, deltas: Sequence[float], rounds: int, steps: int) -> list[Record]:
     """Rounds of Algorithm 1 on the sphere with the exact score, for several increments side by
     side: samples do not interact.
@@ -536,7 +270,7 @@ def sphere_task(guidance: str, deltas: Sequence[float], rounds: int, steps: int)
     return records
 
 
-@charged
+@with_task_seconds
 def sphere_frontier_task(
     method: str, knobs: Sequence[float], paths: int, steps: int
 ) -> list[Record]:
@@ -653,5 +387,4 @@ SPHERE_KNOBS = {
     "universal": [2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0],
     "optimal control": [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0],
 }
-
 STUDY = Study(schemas.GUIDANCE, tasks)

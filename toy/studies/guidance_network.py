@@ -24,7 +24,8 @@ from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from toy.studies.guidance import BATCH, DIM, GUIDES, RUNS, Subspace, chain, round_rows, subspace
+from toy.guidance.subspace import BATCH, DIM, GUIDES, RUNS, Subspace, chain, subspace
+from toy.studies.guidance import round_rows
 
 OBJECTIVE = ProblemName.F1_OFF
 RATE = 1e-4  # of Algorithm 2's Adam

@@ -30,12 +30,12 @@ from socft.records import Record
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
 from socft.sde import EulerMaruyama, Exponential, Integrator
+from socft.study.repetitions import record_repetitions
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from toy.pipelines import (
-    Learner,
     Pipeline,
     lean,
     learn,
@@ -86,54 +86,50 @@ def _exactly(_: int):
 LEARNT_SCORE = DenoisingScore(LinearRegression(Polynomial(1)))
 
 
-def _pipeline(name: str, kind: str, function_class: str, learner: Learner) -> Pipeline:
-    return Pipeline(name, kind, function_class, learner)
-
-
 LINEAR = (
-    _pipeline("lean adjoint", "unbiased", "linear", lean(_exactly)),
-    _pipeline("martingale-corrected adjoint", "unbiased", "linear", martingale(_exactly, ROUNDS)),
-    _pipeline(
+    Pipeline("lean adjoint", "unbiased", "linear", lean(_exactly)),
+    Pipeline("martingale-corrected adjoint", "unbiased", "linear", martingale(_exactly, ROUNDS)),
+    Pipeline(
         "time-reversed costate", "biased", "linear", time_reversed(_exactly, AffineMarginals())
     ),
-    _pipeline(
+    Pipeline(
         "time-reversed costate, learnt score",
         "biased",
         "linear",
         time_reversed(_exactly, LEARNT_SCORE),
     ),
-    _pipeline(
+    Pipeline(
         "time-reversed value",
         "biased",
         "linear",
         time_reversed_value(Polynomial(2), AffineMarginals()),
     ),
-    _pipeline("least-squares costate", "unbiased", "linear", least_squares_costate(Polynomial(1))),
-    _pipeline("least-squares value", "unbiased", "linear", least_squares_value(Polynomial(2))),
+    Pipeline("least-squares costate", "unbiased", "linear", least_squares_costate(Polynomial(1))),
+    Pipeline("least-squares value", "unbiased", "linear", least_squares_value(Polynomial(2))),
 )
 NETWORKS = (
-    _pipeline(
+    Pipeline(
         "lean adjoint, published",
         "biased",
         "network",
         lean(lambda seed: published_network(seed, 20_000)),
     ),
-    _pipeline(
+    Pipeline(
         "lean adjoint, network", "unbiased", "network", lean(lambda seed: network(seed, 20_000))
     ),
-    _pipeline(
+    Pipeline(
         "time-reversed costate, published",
         "biased",
         "network",
         time_reversed(published_network, AffineMarginals(), published_pairing=True),
     ),
-    _pipeline(
+    Pipeline(
         "time-reversed costate, network",
         "biased",
         "network",
         time_reversed(network, AffineMarginals()),
     ),
-    _pipeline(
+    Pipeline(
         "martingale-corrected adjoint, network",
         "unbiased",
         "network",
@@ -157,14 +153,14 @@ def pipeline_task(
     found = _problem(noise, integrator)
     chosen, policy = PIPELINES[pipeline], Uncontrolled(found.problem.reference)
     points = _points()
-    exact, own = (
-        found.continuous_uncontrolled.gradient(0, points),
-        found.uncontrolled.gradient(0, points),
-    )
+    exact = {
+        Metric.MSE: found.continuous_uncontrolled.gradient(0, points),
+        Metric.CHAIN_MSE: found.uncontrolled.gradient(0, points),
+    }
     rows, seconds, evaluations = [], [], 0
     for seed in range(seeds):
         learnt = learn(chosen, found.problem, policy, paths, seed)
-        rows.append([_distance(learnt.field, points, each) for each in (exact, own)])
+        rows.append({name: _distance(learnt.field, points, at) for name, at in exact.items()})
         seconds.append(learnt.seconds)
         evaluations = learnt.evaluations
     setting = {
@@ -173,28 +169,17 @@ def pipeline_task(
         "paths": paths,
         "function_class": chosen.function_class,
     }
-    errors, mean_seconds = torch.tensor(rows, dtype=torch.float64), sum(seconds) / seeds
-
-    def record(metric: Metric, values: Tensor, **more: Any) -> Record:
-        return Record(
-            schemas.LINEAR.name,
-            ProblemName.BSDE_LINEAR,
-            metric,
-            float(values.mean()),
-            setting,
-            pipeline,
-            chosen.kind,
-            stderr=float(values.std() / seeds**0.5) if seeds > 1 else None,
-            seeds=seeds,
-            seconds=mean_seconds,
-            evaluations=evaluations,
-            **more,
-        )
-
-    return [
-        record(Metric.MSE, errors[:, 0], published=_published(found, pipeline, setting)),
-        record(Metric.CHAIN_MSE, errors[:, 1]),
-    ]
+    return record_repetitions(
+        schemas.LINEAR,
+        ProblemName.BSDE_LINEAR,
+        rows,
+        setting=setting,
+        estimator=pipeline,
+        kind=chosen.kind,
+        seconds=sum(seconds) / seeds,
+        evaluations=evaluations,
+        published={Metric.MSE: _published(found, pipeline, setting)},
+    )
 
 
 def kernel_gap_task(integrator: str) -> list[Record]:

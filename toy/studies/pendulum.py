@@ -3,7 +3,7 @@ published and mended.
 
 Sought is :math:`\phi(0, x) = \nabla E g(X_T)` of the pendulum kicked in its velocity
 (`toy.problems`, ``bsde-pendulum``), learnt from N paths that start at N(0, I). Then 10000 initial
-states from N(0, I) descend along it, and ``cost`` is the mean of the exact :math:`E g(X_T)` where
+states from N(0, I) descent_path along it, and ``cost`` is the mean of the exact :math:`E g(X_T)` where
 they end, whose optimum is the lowest point of the value on the grid. The motion is unstable, so the
 variance of a lean adjoint is a hundred times the mean square of the costate; the noise is
 degenerate, along :math:`x_2` alone.
@@ -46,6 +46,7 @@ from socft.records import Record
 from socft.reference import States
 from socft.regression.features import Features, Polynomial
 from socft.regression.functions import LinearRegression
+from socft.study.repetitions import record_repetitions
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
@@ -87,7 +88,7 @@ IntegerField = Callable[[int, States], States]
 
 
 @dataclasses.dataclass(frozen=True)
-class Bumps(Features):
+class CylinderBumps(Features):
     """Products of bumps on the circle of the angle and Gaussian bumps of the velocity, with 1
     appended.
 
@@ -114,7 +115,7 @@ class Bumps(Features):
 
 
 @dataclasses.dataclass(frozen=True)
-class Contender:
+class PendulumPipeline:
     """A pipeline, the gradient steps of its network and its place in the publication."""
 
     pipeline: Pipeline
@@ -130,7 +131,7 @@ def _network(huber: bool, steps: int, batch: int = 64) -> Callable[[int], SpaceT
 
 
 def _bumps(_: int) -> PerStep:
-    return PerStep(LinearRegression(Bumps(), RIDGE))
+    return PerStep(LinearRegression(CylinderBumps(), RIDGE))
 
 
 def _hermite(source) -> Exact:
@@ -141,21 +142,21 @@ SCORE = DenoisingScore(LinearRegression(Polynomial(1)))
 """Affine in the state: what 10000 paths resolve of a signal a hundredth of its noise."""
 
 
-def _features(name: str, kind: str, learner: Learner) -> Contender:
-    return Contender(Pipeline(name, kind, "bumps", learner))
+def _features(name: str, kind: str, learner: Learner) -> PendulumPipeline:
+    return PendulumPipeline(Pipeline(name, kind, "bumps", learner))
 
 
 def _networks(
     name: str, kind: str, learner: Learner, steps: int, published: str | None = None
-) -> Contender:
-    return Contender(Pipeline(name, kind, "network", learner), steps, published)
+) -> PendulumPipeline:
+    return PendulumPipeline(Pipeline(name, kind, "network", learner), steps, published)
 
 
-_BUMPS = LinearRegression(Bumps(), RIDGE)
-_EXACT_BUMPS = LinearRegression(Bumps(), NOISELESS_RIDGE)
+_BUMPS = LinearRegression(CylinderBumps(), RIDGE)
+_EXACT_BUMPS = LinearRegression(CylinderBumps(), NOISELESS_RIDGE)
 _TOTAL = ROUNDS * ROUND_STEPS
 BEST = "fitted Bellman recursion"
-CONTENDERS = {
+PIPELINES = {
     each.pipeline.name: each
     for each in (
         _features(BEST, "biased", bellman_sweep(_EXACT_BUMPS, HERMITE)),
@@ -207,7 +208,7 @@ QUICK = (BEST, "lean adjoint")
 
 
 @dataclasses.dataclass(frozen=True)
-class Descent:
+class DescentPath:
     """Where states went: every tenth place on the way, shape (places, batch, 2), and the end,
     (batch, 2).
     """
@@ -217,21 +218,21 @@ class Descent:
 
 
 @torch.no_grad()
-def descend(field: IntegerField, states: States) -> Descent:
+def descent_path(field: IntegerField, states: States) -> DescentPath:
     """Gradient descent on the cost: ascent along a costate of the reward."""
     way = []
     for step in range(DESCENT_STEPS):
         if step % 10 == 0:
             way.append(states)
         states = states + DESCENT_RATE * field(0, states)
-    return Descent(torch.stack(way), states)
+    return DescentPath(torch.stack(way), states)
 
 
 def pipeline_task(
     contender: str, paths: int, states: int, nodes: list[int], seeds: int
 ) -> list[Record]:
-    """One pipeline: what is learnt, where states descend along it, and what that costs."""
-    found, chosen = _problem(tuple(nodes)), CONTENDERS[contender]
+    """One pipeline: what is learnt, where states descent_path along it, and what that costs."""
+    found, chosen = _problem(tuple(nodes)), PIPELINES[contender]
     rows, seconds, evaluations = [], [], 0
     for seed in range(seeds):
         learnt = learn(
@@ -245,31 +246,20 @@ def pipeline_task(
         "function_class": chosen.pipeline.function_class,
         "gradient_steps": chosen.gradient_steps,
     }
-    values, optimum = torch.tensor(rows, dtype=torch.float64), lowest(found.uncontrolled).cost
-    published = PUBLISHED[chosen.published] if chosen.published else None
-    extras = {
-        Metric.COST: {"optimum": optimum, "published": published},
-        Metric.COST_SIMULATED: {"optimum": optimum},
-        Metric.MSE: {},
-        Metric.MSE_DESCENT: {},
-    }
-    return [
-        Record(
-            schemas.PENDULUM.name,
-            ProblemName.BSDE_PENDULUM,
-            metric,
-            float(column.mean()),
-            setting,
-            contender,
-            chosen.pipeline.kind,
-            stderr=float(column.std() / seeds**0.5) if seeds > 1 else None,
-            seeds=seeds,
-            seconds=sum(seconds) / seeds,
-            evaluations=evaluations,
-            **extra,
-        )
-        for column, (metric, extra) in zip(values.T, extras.items(), strict=True)
-    ]
+    published = {Metric.COST: PUBLISHED[chosen.published]} if chosen.published else {}
+    lowest_cost = lowest(found.uncontrolled).cost
+    return record_repetitions(
+        schemas.PENDULUM,
+        ProblemName.BSDE_PENDULUM,
+        rows,
+        setting=setting,
+        estimator=contender,
+        kind=chosen.pipeline.kind,
+        seconds=sum(seconds) / seeds,
+        evaluations=evaluations,
+        optimum={Metric.COST: lowest_cost, Metric.COST_SIMULATED: lowest_cost},
+        published=published,
+    )
 
 
 def truth_task(states: int, nodes: list[int]) -> list[Record]:
@@ -279,7 +269,7 @@ def truth_task(states: int, nodes: list[int]) -> list[Record]:
     found = _problem(tuple(nodes))
     value, first = found.uncontrolled, _states(states)
     optimum = lowest(value).cost
-    ends = {"start": first, "exact costate": descend(value.gradient, first).end}
+    ends = {"start": first, "exact costate": descent_path(value.gradient, first).end}
     records = [_exact(Metric.MINIMUM, optimum, published=PUBLISHED["heat_map_minimum"])]
     for name, where in ends.items():
         published = PUBLISHED["start"] if name == "start" else None
@@ -348,15 +338,15 @@ class _Zero(Antithetic):
         return torch.zeros_like(at.centre)
 
 
-def _measured(found: Benchmark, field: CostateField, states: int) -> list[float]:
+def _measured(found: Benchmark, field: CostateField, states: int) -> dict[Metric, float]:
     value, first = found.uncontrolled, _states(states)
-    descent = descend(field, first)
-    return [
-        _cost(value, descent.end),
-        _simulated(found.problem, descent.end),
-        _distance(field, first, value),
-        _distance(field, descent.way.flatten(0, 1), value),
-    ]
+    descent = descent_path(field, first)
+    return {
+        Metric.COST: _cost(value, descent.end),
+        Metric.COST_SIMULATED: _simulated(found.problem, descent.end),
+        Metric.MSE: _distance(field, first, value),
+        Metric.MSE_DESCENT: _distance(field, descent.way.flatten(0, 1), value),
+    }
 
 
 @torch.no_grad()
@@ -419,7 +409,7 @@ def tasks(quick: bool) -> list[Task]:
         Task("features", approximation_task, {"paths": paths, "nodes": nodes}),
         Task("label noise", label_noise_task, {"paths": NOISE_PATHS, "nodes": nodes}),
     ]
-    for name, each in CONTENDERS.items():
+    for name, each in PIPELINES.items():
         if quick and name not in QUICK:
             continue
         few = NETWORK_SEEDS if each.gradient_steps else FEW_SEEDS

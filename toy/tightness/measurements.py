@@ -36,7 +36,7 @@ FINER = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedded:
+class EmbeddedLine:
     """A line's problem along one axis of d dimensions in which nothing else is rewarded: what the
     theory knows of it.
     """
@@ -44,7 +44,7 @@ class Embedded:
     chain: theory.ChainConstants
 
     @classmethod
-    def of(cls, line: ProductInstance | OneStep, d: int) -> Embedded:
+    def of(cls, line: ProductInstance | OneStep, d: int) -> EmbeddedLine:
         """In d dimensions."""
         return cls(dataclasses.replace(line.chain, dim=d))
 
@@ -65,7 +65,7 @@ def weights(
 
 def _count_iterate(
     samples: Samples,
-    case: Embedded,
+    case: EmbeddedLine,
     beta: Tensor,
     bounds: theory.Bounds,
     found: Iterate,
@@ -94,7 +94,7 @@ def _count_iterate(
 
 def _count_controls(
     samples: Samples,
-    case: Embedded,
+    case: EmbeddedLine,
     beta: Tensor,
     bounds: theory.Bounds,
     found: Iterate,
@@ -140,7 +140,7 @@ def _finished(truth: Quadrature) -> BackwardInduction:
 def measure_one_step(point: Point, step: OneStep, confirm: bool) -> Samples:
     """All inequalities about one step, in closed form."""
     step = dataclasses.replace(step, count=CONFIRMED if confirm else SEARCHED)
-    case, bounds, samples = Embedded.of(step, point.d), point.bounds(), Samples()
+    case, bounds, samples = EmbeddedLine.of(step, point.d), point.bounds(), Samples()
     optimum = theory.constants_at(case.chain, step.beta, theory.Theorem28(bounds))
     samples.add("theorem_2_8_iii_control_smoothness", step.bend(), optimum.L1u[0])
     rate = step.q * float(np.abs(step.curvature(step.states)).max())
@@ -155,7 +155,7 @@ def measure_one_step(point: Point, step: OneStep, confirm: bool) -> Samples:
 def measure_line(point: Point, instance: ProductInstance, confirm: bool) -> Samples:
     """The statements about PI-FT's iterates, by quadrature."""
     case, bounds, samples = (
-        Embedded.of(instance, point.d),
+        EmbeddedLine.of(instance, point.d),
         point.bounds(instance.mean_L0),
         Samples(),
     )
@@ -174,7 +174,7 @@ def measure_line(point: Point, instance: ProductInstance, confirm: bool) -> Samp
 def measure_bend(point: Point, instance: ProductInstance, confirm: bool) -> Samples:
     """(17), by quadrature, at the weights of Theorem 2.8."""
     case, bounds, samples = (
-        Embedded.of(instance, point.d),
+        EmbeddedLine.of(instance, point.d),
         point.bounds(instance.mean_L0),
         Samples(),
     )

@@ -122,7 +122,7 @@ class Family:
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
+class LargestRatio:
     """The largest ratio found, and where."""
 
     sample: Sample
@@ -137,7 +137,7 @@ class Search:
 
     def __init__(self, point: Point, families: Sequence[Family], seed: int):
         self.point, self.families = point, families
-        self.draw, self.best, self.tried = np.random.default_rng(seed), dict[str, Best](), 0
+        self.draw, self.best, self.tried = np.random.default_rng(seed), dict[str, LargestRatio](), 0
 
     def run(self, evaluations: int) -> Search:
         """Spend about so many evaluations."""
@@ -161,7 +161,7 @@ class Search:
             return Samples()
         for name, sample in samples.items():
             if name not in self.best or sample.ratio > self.best[name].sample.ratio:
-                self.best[name] = Best(sample, family, unit)
+                self.best[name] = LargestRatio(sample, family, unit)
         return samples
 
     def _refine(self, name: str, evaluations: int) -> None:

@@ -1,0 +1,1 @@
+"""Guidance on the published construction: its data and rewards, and one pass in closed form."""

@@ -1,0 +1,1 @@
+"""The reversed mixture: how a policy is judged, and the methods that learn one."""

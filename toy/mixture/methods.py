@@ -1,0 +1,171 @@
+"""The methods by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from socft.costates.fields import (
+    CostateSource,
+    FromPolicy,
+)
+from socft.costates.marginal_score import DenoisingScore
+from socft.costates.martingale import Antithetic
+from socft.costates.network import SpaceTimeRegression, published_huber, squared
+from socft.costates.regression import FieldRegression, PerStep
+from socft.costates.time_reversal import Reverser
+from socft.estimators.adjoint_matching import AdjointMatching
+from socft.estimators.base import CostateEstimator
+from socft.estimators.full_adjoint import FullAdjoint
+from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
+from socft.estimators.reversed_bsde import ReversedBSDE
+from toy.mixture.learning import (
+    DAMPED,
+    REVERSED_SEED,
+    ROUNDS,
+    STIFF,
+    EstimatorFactory,
+    PolicyFit,
+    PolicyIteration,
+    fitted_bellman,
+    sampled_pi_ft,
+)
+
+ROUND_STEPS, BATCH = 400, 256
+SEEDS, FEW_SEEDS, NETWORK_SEEDS, QUICK_SEEDS = 10, 2, 2, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureMethod:
+    """A method.
+
+    Attributes:
+        name: as reports show it.
+        kind: what its samples estimate.
+        function_class: "bumps" or "network".
+        learn: ``(temp, seed, where to begin) -> what was learnt``.
+        seeds: repetitions at full scale.
+        chain: whether every temperature begins where the last ended.
+        published: its column in the publication.
+        gradient_steps: of its network at each temperature.
+    """
+
+    name: str
+    kind: str
+    function_class: str
+    learn: Callable[[float, int, PolicyFit], PolicyFit]
+    seeds: int = SEEDS
+    chain: bool = False
+    published: str | None = None
+    gradient_steps: int = 0
+
+
+def corrected_bellman(temp: float, seed: int, begin: PolicyFit) -> PolicyFit:
+    """Policy iteration with the corrected full adjoint from where one sweep of the fitted recursion
+    ended.
+    """
+    return PolicyIteration(_corrected(FullMartingaleAdjoint), _bumps)(
+        temp, seed, fitted_bellman(temp, seed, begin, 1)
+    )
+
+
+def _corrected(adjoint: Callable[..., CostateEstimator]) -> EstimatorFactory:
+    return lambda source, seed: adjoint(Antithetic(source))
+
+
+def _implied(adjoint: Callable[..., CostateEstimator]) -> EstimatorFactory:
+    return lambda source, seed: adjoint(Antithetic(FromPolicy()))
+
+
+def _reversed(published_pairing: bool) -> EstimatorFactory:
+    def make(source: CostateSource, seed: int) -> CostateEstimator:
+        generator = torch.Generator().manual_seed(seed + REVERSED_SEED)
+        return ReversedBSDE(source, Reverser(DenoisingScore(STIFF), generator, published_pairing))
+
+    return make
+
+
+def _lean(source: CostateSource, seed: int) -> CostateEstimator:
+    return AdjointMatching()
+
+
+def _full(source: CostateSource, seed: int) -> CostateEstimator:
+    return FullAdjoint()
+
+
+def _bumps(_: int) -> FieldRegression:
+    return PerStep(STIFF)
+
+
+def _network(huber: bool = False) -> Callable[[int], FieldRegression]:
+    loss = published_huber if huber else squared
+    return lambda seed: SpaceTimeRegression(
+        steps=ROUND_STEPS, batch=BATCH, decay_every=ROUND_STEPS // 4, loss=loss, seed=seed
+    )
+
+
+def _features(
+    name: str, kind: str, estimator: EstimatorFactory, seeds: int = SEEDS
+) -> MixtureMethod:
+    return MixtureMethod(
+        name, kind, "bumps", PolicyIteration(estimator, _bumps, damped=DAMPED), seeds
+    )
+
+
+def _networks(name: str, kind: str, estimator: EstimatorFactory, **more) -> MixtureMethod:
+    learn = PolicyIteration(estimator, _network())
+    return MixtureMethod(
+        name, kind, "network", learn, NETWORK_SEEDS, gradient_steps=ROUNDS * ROUND_STEPS, **more
+    )
+
+
+def _published(name: str, estimator: EstimatorFactory, column: str, chain: bool) -> MixtureMethod:
+    learn = PolicyIteration(estimator, _network(huber=True), published_lag=True, stale_noise=True)
+    steps, shown = ROUNDS * ROUND_STEPS, column if chain else None
+    return MixtureMethod(name, "biased", "network", learn, NETWORK_SEEDS, chain, shown, steps)
+
+
+BEST = "fitted Bellman recursion"
+METHODS = {
+    each.name: each
+    for each in (
+        MixtureMethod(BEST, "fixed-point residual", "bumps", fitted_bellman),
+        MixtureMethod("PI-FT, sampled", "fixed-point residual", "bumps", sampled_pi_ft),
+        MixtureMethod(
+            "martingale-corrected full adjoint after one sweep",
+            "objective gradient",
+            "bumps",
+            corrected_bellman,
+        ),
+        _features(
+            "martingale-corrected full adjoint",
+            "objective gradient",
+            _corrected(FullMartingaleAdjoint),
+        ),
+        _features(
+            "martingale-corrected full adjoint, from the policy",
+            "objective gradient",
+            _implied(FullMartingaleAdjoint),
+            FEW_SEEDS,
+        ),
+        _features("full adjoint", "objective gradient", _full, FEW_SEEDS),
+        _features(
+            "martingale-corrected lean adjoint",
+            "fixed-point residual",
+            _corrected(MartingaleAdjoint),
+        ),
+        _features("adjoint matching", "fixed-point residual", _lean),
+        _networks(
+            "martingale-corrected full adjoint, network",
+            "objective gradient",
+            _corrected(FullMartingaleAdjoint),
+        ),
+        _networks("adjoint matching, network", "fixed-point residual", _lean),
+        _networks("time-reversed BSDE, network", "biased", _reversed(False)),
+        _published("adjoint matching, published, cold", _lean, "adjoint_matching", False),
+        _published("adjoint matching, published", _lean, "adjoint_matching", True),
+        _published("time-reversed BSDE, published", _reversed(True), "tr_bsde", True),
+    )
+}

@@ -1,0 +1,1 @@
+"""The oscillator: costates learnt from paths, and their limits for infinitely many."""
