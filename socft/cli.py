@@ -117,7 +117,8 @@ class Toy:
 
         from socft.records import encode, write_atomically
         from socft.study.import_path import import_object
-        from socft.study.workers import processes, run
+        from socft.study.runner import run
+        from socft.study.workers import processes
 
         torch.set_num_threads(1)
         with (
