@@ -32,10 +32,11 @@ from sd_experiments.training.build import Experiment, build, find_device
 from sd_experiments.training.session import make_trainer
 from socft.checks import InvalidProblem, require
 from socft.records import Record
-from socft.study import runner, workers
+from socft.study import runner
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import SD_BENCHMARK
+from socft.study.workers import workers
 
 ESTIMATORS: Mapping[str, Mapping[str, Any]] = {
     "adjoint_matching": {},
@@ -261,7 +262,7 @@ def cell_task(settings: Mapping[str, Any], random: str | None) -> list[Record]:
         Record, SD_BENCHMARK.name, title, estimator=parsed.estimator.name, dtype=parsed.model.dtype
     )
     try:
-        with workers.workers(1) as fresh:
+        with workers(1) as fresh:
             found = fresh.submit(measure_cell, settings, random).result()
     except (InvalidProblem, torch.OutOfMemoryError, MemoryError, BrokenExecutor) as error:
         return [record(Metric.REFUSED, 1.0, about | {"reason": _reason(error)})]

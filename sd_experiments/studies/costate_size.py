@@ -55,6 +55,7 @@ from socft.study import runner
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import SD_COSTATE_SIZE
+from socft.study.workers import processes
 
 SEED = 2
 TOP = 0.9
@@ -98,7 +99,7 @@ def run(file: Path, quick: bool, out: Path, workers: int = 2) -> list[Record]:
     """Measure into ``<out>/sd_costate_size.jsonl``, continuing an interrupted run."""
     made = tasks(config.read_config(file), QUICK if quick else FULL)
     study = Study(SD_COSTATE_SIZE, lambda _: made)
-    with workers.processes(workers) as pool:
+    with processes(workers) as pool:
         return runner.run(study, quick, out, pool)
 
 

@@ -30,6 +30,7 @@ from socft.study.comparison import gradient_norm_study
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import SD_GRADIENT_NORM
+from socft.study.workers import processes
 
 SEED = 3
 PARTS = (0.0, 0.5, 1.0)
@@ -42,7 +43,7 @@ def run(scale: ReproductionScale, quick: bool, out: Path, workers: int = 2) -> l
         SD_GRADIENT_NORM.named(gradient_norm_study(scale.study)),
         lambda _: tasks(scale, FEW if quick else BATCHES),
     )
-    with workers.processes(workers) as pool:
+    with processes(workers) as pool:
         return runner.run(study, quick, out, pool)
 
 
