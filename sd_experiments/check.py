@@ -24,7 +24,6 @@ from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.model.weights import folder_of
 from sd_experiments.reward.rewards import decode
 from sd_experiments.training.build import (
-    ESTIMATORS,
     Experiment,
     build,
     build_reference,
@@ -38,6 +37,7 @@ from sd_experiments.training.build import (
 from sd_experiments.training.session import check_images, load_config
 from socft.checks import InvalidProblem, require
 from socft.costates.base import Cost
+from socft.estimators.catalogue import ANYWHERE
 from socft.path import Noise, rollout
 from socft.policy import FunctionPolicy
 from socft.problem import ControlProblem
@@ -184,7 +184,7 @@ def uses_reward_gradient(
         InvalidProblem: the estimator refuses, or asks for the gradient of a black box.
     """
     estimator: Any = instantiate(
-        "estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options
+        "estimator", ANYWHERE, settings.estimator.name, settings.estimator.options
     )
     dims = (
         SMALL
@@ -337,7 +337,7 @@ def _time(settings: config.ExperimentConfig, probe: _Probe) -> Finding:
     )
     paths = rounds * batch.trajectories * batch.prompts
     cost: Cost = instantiate(
-        "estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options
+        "estimator", ANYWHERE, settings.estimator.name, settings.estimator.options
     ).cost
     label = (
         cost.reference

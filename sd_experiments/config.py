@@ -157,12 +157,12 @@ class EstimatorConfig:
     """The gradient estimator.
 
     Attributes:
-        name: see `sd_experiments.training.build.ESTIMATORS`, or ``module:factory`` that is called
+        name: see `socft.estimators.catalogue.ANYWHERE`, or ``module:factory`` that is called
             with the options.
         options: passed to the factory.
     """
 
-    name: Text = "adjoint_matching"
+    name: Text = "adjoint matching"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -22,13 +22,13 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+from socft.estimators.catalogue import COMPARED, find_estimator
 from socft.records import Record, write_atomically
 from socft.study.runner import run
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from toy.contenders import CONTENDERS, contender
 from toy.studies.variance import variance_task
 
 METRICS = (Metric.BIAS, Metric.VARIANCE, Metric.ERROR_AT_BUDGET)
@@ -119,8 +119,8 @@ def bench(
     Raises:
         InvalidProblem: the import path leads to no estimator.
     """
-    contender(estimator)
-    names = list(CONTENDERS) if against is None else list(against)
+    find_estimator(estimator)
+    names = list(COMPARED) if against is None else list(against)
     chosen = study(estimator, names)
     records = run(chosen, quick, out, executor)
     row = summary(estimator, records)

@@ -9,6 +9,7 @@ function is known in one and two dimensions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
-from socft.costates.fields import CostateField
+from socft.costates.fields import CostateField, Given
+from socft.estimators.context import EstimatorContext
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.path import Noise, rollout
 from socft.policy import AffinePolicy, Policy, Uncontrolled
@@ -65,6 +67,12 @@ class Situation:
     scale: float
     setting: Mapping[str, Any]
     repetition: int = 0
+
+    @functools.cached_property
+    def context(self) -> EstimatorContext:
+        """What estimators are made from."""
+        exact = Given(self.value_gradient)
+        return EstimatorContext(self.problem, self.policy, self.repetition, exact)
 
 
 def situation(benchmark: Benchmark, scale: float) -> Situation:

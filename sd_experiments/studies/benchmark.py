@@ -39,14 +39,14 @@ from socft.study.vocabulary.schemas import SD_BENCHMARK
 from socft.study.workers import workers
 
 ESTIMATORS: Mapping[str, Mapping[str, Any]] = {
-    "adjoint_matching": {},
-    "pi_ft": {},
-    "martingale": {},
-    "time_reversed": {},
-    "draft_k": {"last": 1},
-    "ddpo": {},
-    "dpok": {},
-    "score_function": {},
+    "adjoint matching": {},
+    "full adjoint": {},
+    "martingale, policy's costate, cheap": {"last": False},
+    "time-reversed, policy's costate, reference's score": {"last": False},
+    "truncated backpropagation": {"last": 1},
+    "DDPO": {},
+    "DPOK, leave-one-out": {},
+    "score function, leave-one-out": {},
 }
 """What is measured, with its options."""
 
@@ -106,7 +106,7 @@ class BenchmarkSweep:
 
 FULL = BenchmarkSweep((10, 25, 50, 100), (1, 2, 5, 10, 20), (1, 4, 16, None), repeats=3)
 QUICK = BenchmarkSweep((2, 4), (1, 2), (1, None), repeats=1, base=BenchmarkCell(4, 2, 4))
-QUICK_ESTIMATORS = ("adjoint_matching", "pi_ft")
+QUICK_ESTIMATORS = ("adjoint matching", "full adjoint")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,7 @@ def run(
         file: the configuration to start from; that of the random model by default.
         random: name of a model with random weights, of `RANDOM`, in place of the configuration's.
         quick: a few small cells.
-        estimators: names in `sd_experiments.training.build.ESTIMATORS` and their options; by
+        estimators: names in `socft.estimators.catalogue.ANYWHERE` and their options; by
             default `ESTIMATORS`, two of them if ``quick``.
         sweep: what is varied; by default `FULL`, or `QUICK`.
 

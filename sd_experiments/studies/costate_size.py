@@ -38,7 +38,7 @@ from sd_experiments.studies.gradient_agreement import (
     jackknife,
 )
 from sd_experiments.studies.reproduce import SCALES
-from sd_experiments.training.build import ESTIMATORS, Experiment, build, find_device, instantiate
+from sd_experiments.training.build import Experiment, build, find_device, instantiate
 from sd_experiments.training.prompt_task import PromptTask as Prompt
 from sd_experiments.training.replay_buffer import seeded_generator
 from sd_experiments.training.session import (
@@ -48,6 +48,7 @@ from sd_experiments.training.session import (
     score_images,
 )
 from socft.estimators.adjoint_matching import AdjointMatching
+from socft.estimators.catalogue import ANYWHERE
 from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
 from socft.records import Record
@@ -224,7 +225,7 @@ def directions(settings: Mapping[str, Any], batches: int, steps: int) -> list[Re
     experiment, prompt = _prompt(settings)
     record, trainer = _recorder(experiment, prompt), make_trainer(experiment)
     estimators = {
-        each.title: instantiate("estimator", ESTIMATORS, each.estimator, each.options)
+        each.title: instantiate("estimator", ANYWHERE, each.estimator, each.options)
         for each in COMPARED
     }
     found: list[Record] = []

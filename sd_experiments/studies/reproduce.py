@@ -35,7 +35,7 @@ from torch import Tensor
 from sd_experiments import CONFIGS, config
 from sd_experiments.model.memory import reset_peak
 from sd_experiments.studies import gradient_agreement
-from sd_experiments.training.build import ESTIMATORS, Experiment, build, find_device, instantiate
+from sd_experiments.training.build import Experiment, build, find_device, instantiate
 from sd_experiments.training.monitor import (
     METRICS,
     Display,
@@ -52,6 +52,7 @@ from sd_experiments.training.session import (
 )
 from socft.checks import require
 from socft.estimators.base import CostateEstimator
+from socft.estimators.catalogue import ANYWHERE
 from socft.path import rollout
 from socft.policy import Policy, Uncontrolled
 from socft.records import Record, write_atomically
@@ -95,7 +96,7 @@ class FineTuningMethod:
 
     Attributes:
         title: its name in records and reports.
-        estimator: name in `sd_experiments.training.build.ESTIMATORS`.
+        estimator: name in `socft.estimators.catalogue.ANYWHERE`.
         options: of the estimator.
         batch: settings of ``[batch]`` that differ from the configuration's.
         rate: learning rate in place of the configuration's.
@@ -175,13 +176,19 @@ def _methods(clip: float, **reuse: int) -> tuple[FineTuningMethod, ...]:
     """
     batch = {**reuse, "ess": 0.0} if reuse else {}
     return (
-        FineTuningMethod(PI_FT, "pi_ft"),
-        FineTuningMethod(DPOK, "dpok", {"clip": clip}, batch),
-        FineTuningMethod("DDPO", "ddpo", {"clip": clip, "averaged": True}, batch),
-        FineTuningMethod("DRaFT-1", "draft_k", {"last": 1}),
-        FineTuningMethod("adjoint matching", "adjoint_matching"),
-        FineTuningMethod("martingale-corrected adjoint", "martingale"),
-        FineTuningMethod("time-reversed BSDE", "time_reversed"),
+        FineTuningMethod(PI_FT, "full adjoint"),
+        FineTuningMethod(DPOK, "DPOK, leave-one-out", {"clip": clip}, batch),
+        FineTuningMethod("DDPO", "DDPO", {"clip": clip, "averaged": True}, batch),
+        FineTuningMethod("DRaFT-1", "truncated backpropagation", {"last": 1}),
+        FineTuningMethod("adjoint matching", "adjoint matching"),
+        FineTuningMethod(
+            "martingale-corrected adjoint", "martingale, policy's costate, cheap", {"last": False}
+        ),
+        FineTuningMethod(
+            "time-reversed BSDE",
+            "time-reversed, policy's costate, reference's score",
+            {"last": False},
+        ),
     )
 
 
@@ -641,7 +648,7 @@ def _directions(
     second with the first.
     """
     estimators = {
-        each.title: instantiate("estimator", ESTIMATORS, each.estimator, each.options)
+        each.title: instantiate("estimator", ANYWHERE, each.estimator, each.options)
         for each in methods
     }
     for title, metric, value, stderr in gradient_agreement.compare_estimators(

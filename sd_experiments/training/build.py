@@ -8,7 +8,7 @@ expectation is the least-squares regression of v on :math:`B^\top a_{k+1}/\beta`
 adjoint :math:`a_{k+1}` is an unbiased sample of the gradient of the current policy's value
 (equation 55), and an inner iteration is one gradient step of that regression. On fresh paths it is
 exactly the policy gradient of equation 77; ``batch.passes`` above 1 fits the same labels further
-before new paths are drawn. This is the estimator "pi_ft".
+before new paths are drawn. This is the estimator "full adjoint".
 """
 
 from __future__ import annotations
@@ -36,22 +36,8 @@ from sd_experiments.reward.rewards import (
 )
 from sd_experiments.training.prompt_task import PromptTask
 from socft.checks import InvalidProblem, require
-from socft.costates.adjoint import Lean
-from socft.costates.fields import FromPolicy
-from socft.costates.increments import ByDifferences
-from socft.costates.marginal_score import ModelScore
-from socft.costates.martingale import Antithetic
-from socft.costates.time_reversal import Reverser
-from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
 from socft.estimators.base import Estimator
-from socft.estimators.baseline import LeaveOneOut
-from socft.estimators.ddpo import DDPO
-from socft.estimators.dpok import DPOK
-from socft.estimators.full_adjoint import FullAdjoint
-from socft.estimators.martingale_adjoint import MartingaleAdjoint
-from socft.estimators.reversed_bsde import ReversedBSDE
-from socft.estimators.score_function import ScoreFunction
-from socft.estimators.truncated_backprop import TruncatedBackprop
+from socft.estimators.catalogue import ANYWHERE
 from socft.problem import ControlProblem
 from socft.study.import_path import import_object
 
@@ -59,41 +45,6 @@ Checker: TypeAlias = (
     "Callable[[Float[Tensor, 'batch 3 height width'], str], Float[Tensor, ' batch']]"
 )
 """Images in [0, 1] and their prompt -> one number in [0, 1] per image."""
-
-
-def _martingale(last: bool = False) -> Estimator:
-    """The last step's correction differentiates the gradient of the reward; it is left out by
-    default.
-    """
-    return MartingaleAdjoint(Antithetic(FromPolicy(exact=False), last))
-
-
-def _time_reversed(last: bool = False) -> Estimator:
-    """With the score that the fine-tuned model goes by; the last step takes gradients of the reward
-    at more images.
-    """
-    return ReversedBSDE(
-        FromPolicy(exact=False), Reverser(ModelScore()), Lean(), ByDifferences(), last
-    )
-
-
-def _dpok(clip: float | None = 1e-4) -> Estimator:
-    """As published, but that the value function is the mean of the other paths' rewards."""
-    return DPOK(LeaveOneOut(), clip, averaged=True)
-
-
-ESTIMATORS: Mapping[str, Callable[..., Estimator]] = {
-    "pi_ft": FullAdjoint,
-    "full_adjoint": FullAdjoint,
-    "adjoint_matching": AdjointMatching,
-    "published_adjoint_matching": PublishedAdjointMatching,
-    "martingale": _martingale,
-    "time_reversed": _time_reversed,
-    "ddpo": DDPO,
-    "dpok": _dpok,
-    "draft_k": TruncatedBackprop,
-    "score_function": ScoreFunction,
-}
 
 
 def _tiny_reward_model() -> ImageRewardModel:
@@ -165,7 +116,7 @@ def build(
             refuses the settings.
     """
     estimator = instantiate(
-        "estimator", ESTIMATORS, settings.estimator.name, settings.estimator.options
+        "estimator", ANYWHERE, settings.estimator.name, settings.estimator.options
     )
     require(
         isinstance(estimator, Estimator),

@@ -19,6 +19,7 @@ the fits of all steps.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 
@@ -39,6 +40,8 @@ class LeastSquaresCostate:
         regression: one fit per step.
         adjoint: whether the policy is differentiated.
     """
+
+    source: ClassVar[str] = "arXiv 2410.04615"
 
     regression: Regression
     adjoint: Adjoint = dataclasses.field(default_factory=Lean)
@@ -65,6 +68,8 @@ class LeastSquaresValue:
     Attributes:
         regression: one fit per step.
     """
+
+    source: ClassVar[str] = "arXiv 2410.04615"
 
     regression: Regression
 

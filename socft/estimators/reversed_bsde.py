@@ -104,6 +104,8 @@ class ReversedValues:
     value does.
     """
 
+    source: ClassVar[str] = "arXiv 2603.20455v2"
+
     field: CostateSource
     reverser: Reverser
 

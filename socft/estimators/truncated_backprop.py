@@ -28,7 +28,7 @@ from socft.problem import ControlProblem
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedBackprop(MatchingEstimator):
-    """DRaFT-K; ``last = 1`` is DRaFT-1. The cost is that of each of the last K steps; the others
+    """DRaFT-K, DRaFT-1 by default. The cost is that of each of the last K steps; the others
     cost nothing.
 
     Attributes:
@@ -36,7 +36,7 @@ class TruncatedBackprop(MatchingEstimator):
         kl: whether the return includes the KL of the last K steps.
     """
 
-    last: int
+    last: int = 1
     kl: bool = True
     estimates: ClassVar[Kind] = "biased"
     source: ClassVar[str] = "DRaFT, arXiv 2309.17400"

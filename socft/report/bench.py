@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from socft.estimators.catalogue import CATALOGUE, KINDS
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_lines import Claims
 from socft.report.figures import note, panels, svg
-from socft.report.gradient_variance.catalogue import CATALOGUE, KINDS
 from socft.report.gradient_variance.cells import NONE, value
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, document, figure, integer, number, text

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typst
 
+ARXIV = re.compile(r"arXiv (\d{4}\.\d{5}(?:v\d+)?)")
 LOOSE = 0.1
 EXCEEDED = 1.005  # rounds to 1.01
 NOT_MEASURED = '#text(fill: luma(40%), style: "italic")[not measured]'
@@ -71,6 +73,17 @@ def text(value: str) -> str:
         .replace("\t", "\\t")
     )
     return f'#"{escaped}";'
+
+
+def paper(number: str) -> str:
+    """A paper on arXiv as a link."""
+    return f'#link("https://arxiv.org/abs/{number}")[{number}]'
+
+
+def cited(source: str) -> str:
+    """A source as markup, with links to its papers on arXiv."""
+    parts = ARXIV.split(source)
+    return "".join(paper(part) if i % 2 else text(part) for i, part in enumerate(parts) if part)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -40,7 +40,7 @@ FLOAT = 4  # bytes
 COPIES = 8  # states, controls, noise and targets, twice
 
 
-def settings(cell: BenchmarkCell, estimator: str = "adjoint_matching") -> dict:
+def settings(cell: BenchmarkCell, estimator: str = "adjoint matching") -> dict:
     return cell_config(SMALL, estimator, ESTIMATORS[estimator], cell, 1).plain()
 
 
@@ -95,7 +95,7 @@ def test_the_full_size_is_the_papers():
 
 @pytest.mark.parametrize(
     ("estimator", "per_step"),
-    [("score_function", 2), ("adjoint_matching", 3), ("pi_ft", 4)],
+    [("score function, leave-one-out", 2), ("adjoint matching", 3), ("full adjoint", 4)],
 )
 def test_the_calls_of_the_network_are_those_of_the_algorithm(estimator: str, per_step: int):
     """A rollout asks for the pre-trained and the fine-tuned output at every step, and so does every
@@ -141,21 +141,21 @@ def test_cells_are_recorded_and_failures_named(tmp_path: Path):
     file.write_text('[problem]\nprompts = ["a circle"]\n' + tables)
     sweep = BenchmarkSweep((), (), (), repeats=2)
     records = run(
-        file, "small", False, tmp_path, {name: {} for name in ("adjoint_matching", "ddpo")}, sweep
+        file, "small", False, tmp_path, {name: {} for name in ("adjoint matching", "DDPO")}, sweep
     )
     assert read(tmp_path / f"{SD_BENCHMARK.name}.jsonl") == records
     refused, *found = records
-    assert (refused.metric, refused.estimator) == ("refused", "adjoint_matching")
+    assert (refused.metric, refused.estimator) == ("refused", "adjoint matching")
     assert "is a black box without a gradient" in refused.setting["reason"]
     assert [record.metric for record in found] == ["seconds", "peak_mb", "start_mb"]
     by_name = {record.metric: record for record in found}
     for record in found:
-        asked = {"steps": 3, "trajectories": 2, "loss_steps": 3, "estimator": "ddpo"}
+        asked = {"steps": 3, "trajectories": 2, "loss_steps": 3, "estimator": "DDPO"}
         assert asked.items() <= record.setting.items()
         assert (record.study, record.problem, record.estimator, record.device) == (
             SD_BENCHMARK.name,
             "small",
-            "ddpo",
+            "DDPO",
             "cpu",
         )
     assert by_name["seconds"].value > 0
@@ -185,7 +185,14 @@ def test_nothing_measured_and_nothing_named_are_refused(tmp_path: Path):
 def test_every_measured_cell_is_a_row_of_the_report_with_its_memory(tmp_path: Path):
     """Estimators with options have these in their settings too."""
     sweep = BenchmarkSweep((2,), (2,), (1,), repeats=1, base=BenchmarkCell(2, 2, 2))
-    records = run(None, "small", True, tmp_path, {"draft_k": {"last": 1}, "dpok": {}}, sweep)
+    records = run(
+        None,
+        "small",
+        True,
+        tmp_path,
+        {"truncated backpropagation": {"last": 1}, "DPOK, leave-one-out": {}},
+        sweep,
+    )
     table = benchmark(Rows(tuple(records)))
     seconds, memory = (
         [r for r in records if r.metric == metric] for metric in ("seconds", "peak_mb")

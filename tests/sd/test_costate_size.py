@@ -291,7 +291,7 @@ def test_descent_measures_before_halfway_and_after():
     settings = dataclasses.replace(
         settings,
         run=dataclasses.replace(settings.run, steps=4),
-        estimator=config.EstimatorConfig("pi_ft"),
+        estimator=config.EstimatorConfig("full adjoint"),
     )
     found = Rows(tuple(gradient_norms("s", settings.plain(), 3)))
     assert (

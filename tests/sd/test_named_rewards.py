@@ -23,7 +23,9 @@ def test_the_rewards_that_come_along_train_by_name(name: str, tmp_path: Path):
     """What is reported is the score of the pictures that were drawn."""
     model = tmp_path / "model"
     save_model(model)
-    file = written(model, tmp_path / "run", "dpok" if name == "jpeg" else "pi_ft")
+    file = written(
+        model, tmp_path / "run", "DPOK, leave-one-out" if name == "jpeg" else "full adjoint"
+    )
     save_clip(tmp_path / "clip")
     table = {
         "jpeg": 'name = "jpeg"\noptions = { quality = 50 }',

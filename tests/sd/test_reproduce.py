@@ -22,8 +22,9 @@ from sd_experiments.studies.reproduce import (
     method_config,
     tasks,
 )
-from sd_experiments.training.build import ESTIMATORS, build, instantiate
+from sd_experiments.training.build import build, instantiate
 from socft.checks import InvalidProblem
+from socft.estimators.catalogue import ANYWHERE
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.records import Record, encode, read
 from socft.report.rows import Rows
@@ -48,9 +49,9 @@ def scale(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repro
     monkeypatch.setattr(reproduce, "WORK", tmp_path / "work")
     file = written(model, tmp_path / "run")
     dpok = FineTuningMethod(
-        "DPOK", "dpok", batch={"passes": 2, "loss_steps": 1, "ess": 0.0}, rate=FAST
+        "DPOK", "DPOK, leave-one-out", batch={"passes": 2, "loss_steps": 1, "ess": 0.0}, rate=FAST
     )
-    methods = (FineTuningMethod(PI_FT, "pi_ft", rate=STILL), dpok)
+    methods = (FineTuningMethod(PI_FT, "full adjoint", rate=STILL), dpok)
     return ReproductionScale("tiny", str(file), 3, methods, (9.0,), (), 6, 3, 3, 1)
 
 
@@ -139,7 +140,7 @@ def test_likelihoods_are_clipped_alike_at_every_scale():
             next(m for m in SCALES[name].methods if m.title == title) for name in ("tiny", "sd15")
         )
         made_by = [
-            instantiate("estimator", ESTIMATORS, each.estimator, each.options)
+            instantiate("estimator", ANYWHERE, each.estimator, each.options)
             for each in (tiny, published)
         ]
         assert all(each.averaged for each in made_by)

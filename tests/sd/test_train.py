@@ -27,7 +27,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from sd_experiments import CONFIGS, config
-from sd_experiments.training.build import ESTIMATORS, Experiment, build, instantiate, load_model
+from sd_experiments.studies import benchmark
+from sd_experiments.training.build import Experiment, build, instantiate, load_model
 from sd_experiments.training.gradient import draw_steps
 from sd_experiments.training.monitor import (
     ImageStatistics,
@@ -47,6 +48,7 @@ from socft import cli
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.estimators.catalogue import ANYWHERE
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.path import Noise, returns, rollout
 from socft.path import Path as States
@@ -492,11 +494,11 @@ def layers(folder: Path) -> dict[str, Tensor]:
 def test_names_that_lead_nowhere_are_refused():
     for build_one, message in (
         (
-            lambda: instantiate("estimator", ESTIMATORS, "adjoint", {}),
-            "there is no estimator 'adjoint'; give MODULE:FACTORY or one of: pi_ft",
+            lambda: instantiate("estimator", ANYWHERE, "adjoint", {}),
+            "there is no estimator 'adjoint'; give MODULE:FACTORY or one of: full adjoint",
         ),
         (
-            lambda: instantiate("estimator", ESTIMATORS, "ddpo", {"clap": 1}),
+            lambda: instantiate("estimator", ANYWHERE, "DDPO", {"clap": 1}),
             "the estimator 'ddpo' refuses its options {'clap': 1}: ",
         ),
         (
@@ -524,7 +526,7 @@ def test_check_names_what_is_missing(capsys):
         for name in ("ImageReward.pt", "med_config.json", "bert-base-uncased")
     )
     assert f"missing  reward: {missing} not found" in said.out
-    assert "ok       estimator: pi_ft" in said.out
+    assert "ok       estimator: full adjoint" in said.out
     assert said.err == f"socft: {file} cannot run here yet: model, reward.\n"
 
 
@@ -563,8 +565,8 @@ CHANGED = {
         "estimator: batch = 1; leaving one path out needs at least 2.",
     ),
     "steps": (
-        'name = "draft_k"',
-        'name = "draft_k"\noptions = { last = 9 }',
+        'name = "truncated backpropagation"',
+        'name = "truncated backpropagation"\noptions = { last = 9 }',
         "estimator: last = 9; give 1 to 3, the number of steps.",
     ),
     "checker": (
@@ -590,7 +592,9 @@ CHANGED = {
 @pytest.mark.parametrize("what", CHANGED)
 def test_check_finds_what_would_stop_the_run(what: str, model: Path, tmp_path: Path, capsys):
     old, new, message = CHANGED[what]
-    estimator = {"paths": "dpok", "steps": "draft_k"}.get(what, "adjoint_matching")
+    estimator = {"paths": "DPOK, leave-one-out", "steps": "truncated backpropagation"}.get(
+        what, "adjoint matching"
+    )
     file = written(model, tmp_path / "run", estimator)
     assert file.read_text().count(old) == 1
     file.write_text(file.read_text().replace(old, new))
@@ -602,7 +606,7 @@ def test_check_refuses_nothing_that_runs(model: Path, tmp_path: Path, capsys):
     """A score without a gradient serves an estimator that does not ask; what a call may take is no
     more than there is.
     """
-    file = written(model, tmp_path / "run", "dpok")
+    file = written(model, tmp_path / "run", "DPOK, leave-one-out")
     content = file.read_text().replace(
         "tests.support.sd:reddish", "sd_experiments.reward.rewards:JPEGCompressibility"
     )
@@ -759,15 +763,19 @@ def experiment(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Experim
     )
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "full_adjoint"])
-def test_every_named_estimator_trains_the_layers(experiment: Experiment, name: str):
+@pytest.mark.parametrize("name", [*benchmark.ESTIMATORS, "adjoint matching, published index"])
+def test_every_benchmarked_estimator_trains_the_layers(experiment: Experiment, name: str):
     """On two prompts; those that differentiate the whole path find the gradient of the simulator."""
-    estimator = instantiate("estimator", ESTIMATORS, name, {"last": 3} if name == "draft_k" else {})
+    options = {
+        **benchmark.ESTIMATORS.get(name, {}),
+        **({"last": 3} if name == "truncated backpropagation" else {}),
+    }
+    estimator = instantiate("estimator", ANYWHERE, name, options)
     trainer = make_trainer(dataclasses.replace(experiment, estimator=estimator))
     (gradient,), (measured,) = gradients_of(trainer)
     assert measured.kl == 0
     assert 0 < measured.gradient_norm < math.inf
-    if name in ("pi_ft", "draft_k"):
+    if name in ("full adjoint", "truncated backpropagation"):
         noise = noise_of(trainer, 0, 8)
         halves = [Noise(noise.initial[s], noise.steps[:, s]) for s in (slice(0, 4), slice(4, 8))]
         expected = [
@@ -804,10 +812,12 @@ for i, each in enumerate(json.loads(Path(sys.argv[1]).read_text())):
 WEIGHED = {"name": "socft.estimators.socm_adjoint:SOCMAdjoint"}
 SHARED_OUT: dict[str, dict[str, Any]] = {
     "costates": {},
-    "rewards without that of the path itself": {"estimator": {"name": "dpok"}},
-    "rewards over their spread": {"estimator": {"name": "ddpo"}},
+    "rewards without that of the path itself": {"estimator": {"name": "DPOK, leave-one-out"}},
+    "rewards over their spread": {"estimator": {"name": "DDPO"}},
     "importance weights over their mean": {"estimator": WEIGHED},
-    "the noise of reversed paths": {"estimator": {"name": "time_reversed"}},
+    "the noise of reversed paths": {
+        "estimator": {"name": "time-reversed, policy's costate, reference's score"}
+    },
     "one process without paths of a prompt": {
         "estimator": WEIGHED,
         "batch": {"prompts": 2, "trajectories": 1},

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
+from socft.estimators.catalogue import CATALOGUE, COMPARED
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.refl import ReFL
 from socft.path import Noise, rollout
 from socft.policy import AffinePolicy
 from socft.schedule import ddpm, linear_levels, subsample
-from toy.contenders import CONTENDERS
 from toy.measure import Estimate, Memory, Repeated, estimate, peak_memory
 from toy.problems import benchmark
 from toy.situations import Situation, _size, situation
@@ -31,7 +31,7 @@ UNIT_ERROR = 0.15  # 4 standard errors of the norm from 1000 paths
 SHORT, WIDE, FEW = (6, 18), 16, 20
 NARROW = dict.fromkeys(
     [
-        "martingale, quadratic costate, second order",
+        "full martingale, quadratic costate, second order",
         *(f"time-reversed, {score} score" for score in ("exact", "implicit", "nearest-kernel")),
     ],
     4,
@@ -144,7 +144,9 @@ def test_fits_and_draws_are_others_in_another_repetition(name):
     where = situation(benchmark("lq-sde", d=2, steps=8), 0.5)
     again = dataclasses.replace(where, repetition=1)
     first, same, other = (
-        estimate(CONTENDERS[name].make(each), where.problem, where.policy, noise(where, 50)).mean
+        estimate(
+            CATALOGUE[name].make(each.context), where.problem, where.policy, noise(where, 50)
+        ).mean
         for each in (where, where, again)
     )
     assert torch.equal(first, same)
@@ -178,7 +180,7 @@ def test_a_fit_is_charged_to_the_budget():
     """Of a million evaluations, 1000 paths of 10 steps with two evaluations and two derivatives
     each are spent before the first.
     """
-    found, stderr, evaluations = measured("martingale, fitted costate", 200)
+    found, stderr, evaluations = measured("full martingale, fitted costate", 200)
     paths = (1_000_000 - 1000 * 10 * 6) // evaluations
     assert found["bias"] < STDERRS * stderr
     assert found["error_at_budget"] == pytest.approx(
@@ -231,14 +233,14 @@ def test_adjoints_need_no_memory_that_grows_with_the_steps():
     assert peaks[1] < peaks[0] + state
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("name", COMPARED)
 def test_the_declared_growth_of_memory_is_the_measured_one(name):
     """In states per step and path; at 16 dimensions a number per step is a sixteenth of one."""
     peaks, declared, d = [], None, NARROW.get(name, WIDE)
     for steps in SHORT:
         schedule = ddpm(subsample(linear_levels(1000), steps))
         where = situation(benchmark("lq-fine-tuning", d=d, schedule=schedule), 0.5)
-        estimator = CONTENDERS[name].make(where)
+        estimator = CATALOGUE[name].make(where.context)
         with torch.no_grad():
             path = rollout(where.problem.reference, where.policy, noise(where, FEW))
         peaks.append(peak_memory(estimator, where.problem, where.policy, path))
@@ -250,7 +252,7 @@ def test_the_declared_growth_of_memory_is_the_measured_one(name):
 def test_refl_predicts_the_mean_end_of_a_linear_chain():
     where = situation(benchmark("lq-sde", d=2, steps=8), 0.5)
     refl, k, x, v = (
-        CONTENDERS["ReFL"].make(where),
+        CATALOGUE["ReFL"].make(where.context),
         5,
         torch.tensor([[0.7, -0.4]]).double(),
         torch.tensor([[0.3, 0.9]]).double(),
@@ -267,11 +269,11 @@ def test_refl_predicts_the_mean_end_of_a_linear_chain():
 
 
 @pytest.mark.parametrize(
-    "name", ["moment", "relative entropy", "martingale, quadratic costate, second order"]
+    "name", ["moment", "relative entropy", "full martingale, quadratic costate, second order"]
 )
-def test_contenders_for_the_objective_have_its_gradient_as_their_mean(name):
+def test_estimators_of_the_objective_have_its_gradient_as_their_mean(name):
     where = situation(benchmark("lq-sde", d=2, steps=10), 0.5)
-    found = estimate(CONTENDERS[name].make(where), where.problem, where.policy, noise(where))
+    found = estimate(CATALOGUE[name].make(where.context), where.problem, where.policy, noise(where))
     bias, stderr = found.bias(where.gradient)
     assert bias < STDERRS * stderr
     assert float(where.gradient.norm()) > STDERRS * stderr

@@ -166,7 +166,7 @@ def test_noise_vanishes_at_the_optimum_with_the_policys_costate_and_not_without(
 
 def test_training_reduces_the_noise_of_the_corrected_estimate_only():
     place, start, end = GaussianArena(2, 10), {}, {}
-    for name in ("adjoint matching", "martingale-corrected adjoint, own costate"):
+    for name in ("adjoint matching", "martingale, exact lean costate"):
         rows = list(
             curve(place, METHODS[name], place.policy(), Plan(0.1, 60, (0, 60)), 0, 1.0, 100)
         )
@@ -186,9 +186,9 @@ def test_the_bias_of_a_residual_is_its_distance_from_the_gradient():
     )
     bias = {}
     for name in (
-        "martingale-corrected full adjoint, own value",
-        "martingale-corrected adjoint, own costate",
-        "score function",
+        "full martingale, exact costate",
+        "martingale, exact lean costate",
+        "score function, leave-one-out",
     ):
         estimator = METHODS[name].make(place.problem)
         seen = [
@@ -281,7 +281,7 @@ def test_scatter_is_told_from_what_all_policies_have_in_common():
 
 def test_equal_budgets_and_records(monkeypatch):
     monkeypatch.setitem(ARENAS, "small", lambda: GaussianArena(2, 10))
-    records = training_task("score function", "small", 4, 2, (0.01, 0.03), 16, 2)
+    records = training_task("score function, leave-one-out", "small", 4, 2, (0.01, 0.03), 16, 2)
     gaps = [r for r in records if r.metric == "objective_gap"]
     assert len([r for r in records if r.metric == "pilot_gap"]) == 2
     assert gaps[0].evaluations == 0
@@ -293,7 +293,7 @@ def test_equal_budgets_and_records(monkeypatch):
         == 8 * 64 * 10 * 2
         == 4 * 64 * METHODS["adjoint matching"].evaluations(ARENAS["small"]().problem)
     )
-    assert "martingale-corrected adjoint, exact mean" not in methods_for("lq-fine-tuning")
+    assert "martingale, policy's costate, cheap, exact mean" not in methods_for("lq-fine-tuning")
 
 
 class Divergent(CrossEntropy):

@@ -30,18 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from socft.checks import InvalidProblem
-from socft.costates.fields import FromPolicy
-from socft.costates.martingale import Antithetic
-from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator
-from socft.estimators.cross_entropy import CrossEntropy
-from socft.estimators.log_variance import LogVariance
-from socft.estimators.martingale_adjoint import MartingaleAdjoint
+from socft.estimators.catalogue import ANYWHERE, evaluations_per_path
 from socft.estimators.moment import Moment
-from socft.estimators.relative_entropy import RelativeEntropy
-from socft.estimators.socm import SOCM
-from socft.estimators.socm_adjoint import SOCMAdjoint
-from socft.estimators.variance import Variance
 from socft.path import Noise, returns, rollout
 from socft.path_measure import effective_size
 from socft.policy import AffinePolicy, Policy
@@ -55,7 +46,6 @@ from socft.study.vocabulary.problems import ProblemName
 from socft.truth.affine_policy import PolicyEvaluation, evaluate_affine
 from socft.truth.base import Truth
 from socft.truth.linear_quadratic import LinearQuadratic
-from toy.contenders import evaluations_per_path
 from toy.problems import benchmark
 from toy.studies.training import Plan, descend, evenly, label_memory
 
@@ -67,8 +57,6 @@ WEIGHT_SEED = 98
 START_RATE = 10.0
 """The initial value of the moment loss learns faster than the control: it is a sum over the steps."""
 DIVERGED = 1e6
-REPARAMETRISATION = 2
-"""Degree of the polynomial that SOCM fits to its reparametrisation matrices."""
 
 
 class Constant(nn.Module):
@@ -95,20 +83,24 @@ def _moment() -> Trained:
     return Trained(Moment(start), (start.level,))
 
 
+def _named(name: str) -> Callable[[], Trained]:
+    return lambda: Trained(ANYWHERE[name]())
+
+
 METHODS: dict[str, Callable[[], Trained]] = {
-    "adjoint matching": lambda: Trained(AdjointMatching()),
-    "relative entropy": lambda: Trained(RelativeEntropy()),
-    "martingale-corrected adjoint": lambda: Trained(
-        MartingaleAdjoint(Antithetic(FromPolicy(exact=False)))
-    ),
-    "SOCM": lambda: Trained(SOCM(degree=REPARAMETRISATION)),
-    "SOCM, M = I": lambda: Trained(SOCM()),
-    "SOCM-adjoint": lambda: Trained(SOCMAdjoint()),
-    "cross entropy": lambda: Trained(CrossEntropy()),
-    "log-variance": lambda: Trained(LogVariance()),
-    "variance": lambda: Trained(Variance()),
-    "moment": _moment,
-}
+    name: _named(name)
+    for name in (
+        "adjoint matching",
+        "relative entropy",
+        "martingale, policy's costate, cheap",
+        "SOCM, degree 2",
+        "SOCM, M = I",
+        "SOCM-adjoint",
+        "cross entropy",
+        "log-variance",
+        "variance",
+    )
+} | {"moment": _moment}
 
 
 class Arena(abc.ABC):

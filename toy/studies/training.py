@@ -50,20 +50,14 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.costates.base import Cost
-from socft.costates.fields import FREE, CostateField, CostateSource, FromPolicy
-from socft.costates.martingale import Antithetic, Exact
-from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
+from socft.costates.fields import FREE, CostateField, CostateSource
 from socft.estimators.base import CostateEstimator, Estimator
-from socft.estimators.ddpo import DDPO
-from socft.estimators.dpok import DPOK
+from socft.estimators.catalogue import CATALOGUE
+from socft.estimators.context import EstimatorContext
 from socft.estimators.full_adjoint import FullAdjoint
-from socft.estimators.log_variance import LogVariance
-from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
-from socft.estimators.score_function import ScoreFunction
-from socft.estimators.truncated_backprop import TruncatedBackprop
 from socft.metrics import gaussian_mmd, wasserstein1
 from socft.path import Noise, Path, rollout
-from socft.policy import AffinePolicy, FeaturePolicy, Policy
+from socft.policy import AffinePolicy, FeaturePolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.records import Record
 from socft.reference import States
@@ -79,7 +73,6 @@ from socft.truth.linear_quadratic import LinearQuadratic, wasserstein
 from socft.truth.quadratic import QuadraticValue, affine_of, diffusion_apply, running_of
 from socft.truth.quadrature import Quadrature, chain_law
 from socft.truth.tilt import tilt_gap, tilted_law
-from toy.contenders import evaluations_per_path
 from toy.measure import affine_features, estimate, peak_memory
 from toy.problems import Benchmark, benchmark
 
@@ -170,64 +163,51 @@ def _same(a: Any, b: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-    """An estimator by name.
+class TrainingMethod:
+    """An estimator of the catalogue in training.
 
     Attributes:
-        make: the estimator for a problem.
+        name: in the catalogue.
         mean: makes the source of the conditional mean of its costates, where the policy is affine.
-        share: of the steps, those whose labels cost anything.
         arenas: names of the problems it is measured on; all where left out.
     """
 
-    make: Callable[[ControlProblem], Estimator]
+    name: str
     mean: Callable[[], OwnCostate] | None = None
-    share: float = 1.0
     arenas: tuple[str, ...] = ()
+
+    def make(self, problem: ControlProblem) -> Estimator:
+        """The estimator, for every policy of a problem."""
+        context = EstimatorContext(
+            problem, Uncontrolled(problem.reference), value_gradient=OwnValue(), lean_mean=OwnLean()
+        )
+        return CATALOGUE[self.name].make(context)
 
     def evaluations(self, problem: ControlProblem) -> int:
         """Network evaluations of one path."""
-        least, all_steps = (
-            2 * problem.steps,
-            evaluations_per_path(self.make(problem).cost, problem.steps),
-        )
-        return round(least + self.share * (all_steps - least))
+        return CATALOGUE[self.name].evaluations(self.make(problem), problem.steps)
 
 
-LAST_SHARE = 0.2
 LINE, QUADRATIC = (ProblemName.MIXTURE,), (ProblemName.LQ_FINE_TUNING,)
-METHODS: dict[str, Method] = {
-    "full adjoint": Method(lambda _: FullAdjoint(), OwnValue),
-    "adjoint matching": Method(lambda _: AdjointMatching(), OwnLean),
-    "adjoint matching, published index": Method(
-        lambda _: PublishedAdjointMatching(), arenas=QUADRATIC
-    ),
-    "martingale-corrected adjoint": Method(
-        lambda _: MartingaleAdjoint(Antithetic(FromPolicy())), OwnLean
-    ),
-    "martingale-corrected adjoint, cheap": Method(
-        lambda _: MartingaleAdjoint(Antithetic(FromPolicy(exact=False))), OwnLean
-    ),
-    "martingale-corrected adjoint, exact mean": Method(
-        lambda _: MartingaleAdjoint(Exact(FromPolicy(exact=False), nodes=8)), OwnLean, arenas=LINE
-    ),
-    "martingale-corrected full adjoint": Method(
-        lambda _: FullMartingaleAdjoint(Antithetic(FromPolicy())), OwnValue, arenas=QUADRATIC
-    ),
-    "martingale-corrected adjoint, own costate": Method(
-        lambda _: MartingaleAdjoint(Antithetic(OwnLean())), OwnLean, arenas=QUADRATIC
-    ),
-    "martingale-corrected full adjoint, own value": Method(
-        lambda _: FullMartingaleAdjoint(Antithetic(OwnValue())), OwnValue, arenas=QUADRATIC
-    ),
-    "truncated back-propagation": Method(
-        lambda p: TruncatedBackprop(max(1, round(LAST_SHARE * p.steps))), share=LAST_SHARE
-    ),
-    "score function": Method(lambda _: ScoreFunction()),
-    "log-variance": Method(lambda _: LogVariance()),
-    "DDPO": Method(lambda _: DDPO(), arenas=QUADRATIC),
-    "DDPO, KL in the reward": Method(lambda _: DDPO(kl_in_reward=True), arenas=QUADRATIC),
-    "DPOK": Method(lambda _: DPOK(), arenas=QUADRATIC),
+METHODS: dict[str, TrainingMethod] = {
+    method.name: method
+    for method in (
+        TrainingMethod("full adjoint", OwnValue),
+        TrainingMethod("adjoint matching", OwnLean),
+        TrainingMethod("adjoint matching, published index", arenas=QUADRATIC),
+        TrainingMethod("martingale, policy's costate", OwnLean),
+        TrainingMethod("martingale, policy's costate, cheap", OwnLean),
+        TrainingMethod("martingale, policy's costate, cheap, exact mean", OwnLean, LINE),
+        TrainingMethod("full martingale, policy's costate", OwnValue, QUADRATIC),
+        TrainingMethod("martingale, exact lean costate", OwnLean, QUADRATIC),
+        TrainingMethod("full martingale, exact costate", OwnValue, QUADRATIC),
+        TrainingMethod("truncated backpropagation, last fifth"),
+        TrainingMethod("score function, leave-one-out"),
+        TrainingMethod("log-variance"),
+        TrainingMethod("DDPO", arenas=QUADRATIC),
+        TrainingMethod("DDPO, KL in the reward", arenas=QUADRATIC),
+        TrainingMethod("DPOK, no baseline", arenas=QUADRATIC),
+    )
 }
 
 
@@ -482,7 +462,7 @@ def target_noise(
 
 
 def noise_measures(
-    method: Method,
+    method: TrainingMethod,
     estimator: Estimator,
     arena: Arena,
     policy: Policy,
@@ -533,7 +513,7 @@ def unit_of(arena: Arena, paths: int) -> float:
     return found.bias(torch.zeros_like(found.mean))[0]
 
 
-def final_gap(arena: Arena, method: Method, plan: Plan, seed: int) -> float:
+def final_gap(arena: Arena, method: TrainingMethod, plan: Plan, seed: int) -> float:
     """The objective gap after training; infinite where it diverged."""
     policy = arena.policy()
     try:
@@ -560,7 +540,7 @@ class Checkpoint:
 
 def curve(
     arena: Arena,
-    method: Method,
+    method: TrainingMethod,
     policy: Policy,
     plan: Plan,
     seed: int,
@@ -732,7 +712,11 @@ def methods_for(arena: str) -> list[str]:
     return [name for name, each in METHODS.items() if not each.arenas or arena in each.arenas]
 
 
-QUICK_METHODS = ("adjoint matching", "martingale-corrected adjoint, cheap", "score function")
+QUICK_METHODS = (
+    "adjoint matching",
+    "martingale, policy's costate, cheap",
+    "score function, leave-one-out",
+)
 
 
 def tasks(quick: bool) -> list[Task]:

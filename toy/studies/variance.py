@@ -1,6 +1,6 @@
 r"""Bias, variance and cost of gradient estimators where the exact gradient is known.
 
-Every contender estimates the gradient of the objective in the coefficients of affine features of
+Every estimator estimates the gradient of the objective in the coefficients of affine features of
 every step (`toy.measure`), from single paths, at policies from the pre-trained model to the optimum
 (`toy.situations`). The line :math:`s\, v^*`, s from 0 to 1, stands for training: on it the exact
 gradient, and so the bias, is known at the optimum and on the way to it. The noise, and on the
@@ -41,14 +41,13 @@ import torch
 
 from socft.checks import InvalidProblem
 from socft.estimators.base import CostateEstimator, Estimator
+from socft.estimators.catalogue import COMPARED, NamedEstimator, find_estimator
 from socft.path import Noise, rollout
 from socft.records import Record
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from toy.contenders import CONTENDERS, Contender
-from toy.contenders import contender as find
 from toy.measure import Repeated, estimate, peak_memory
 from toy.problems import benchmark
 from toy.situations import Situation, situation
@@ -64,7 +63,7 @@ COSTATE_TIMES = 10
 
 
 def variance_task(
-    contender: str,
+    estimator: str,
     problem: str,
     settings: Mapping[str, Any],
     scale: float,
@@ -72,29 +71,29 @@ def variance_task(
     paths: int,
     seeds: int,
 ) -> list[Record]:
-    """Everything about one contender in one situation, or why it refuses."""
-    chosen = find(contender)
+    """Everything about one estimator in one situation, or why it refuses."""
+    chosen = find_estimator(estimator)
     places = [
         _situation(problem, json.dumps(settings), scale, repetition) for repetition in range(seeds)
     ]
     try:
-        made = [(where, chosen.make(where)) for where in places]
+        made = [(where, chosen.make(where.context)) for where in places]
         return [*_gradient(chosen, made, axis, paths), *_costates(chosen, made, axis, paths)]
     except InvalidProblem as refusal:
         setting = {**places[0].setting, "axis": axis, "reason": str(refusal)}
-        return [Record(schemas.VARIANCE.name, problem, Metric.REFUSED, 1.0, setting, contender)]
+        return [Record(schemas.VARIANCE.name, problem, Metric.REFUSED, 1.0, setting, estimator)]
 
 
 @functools.lru_cache(maxsize=2 * SEEDS)
 def _situation(problem: str, settings: str, scale: float, repetition: int = 0) -> Situation:
-    """Exact solutions are shared by the repetitions, and by the contenders that a process measures."""
+    """Exact solutions are shared by the repetitions, and by the estimators that a process measures."""
     if repetition:
         return dataclasses.replace(_situation(problem, settings, scale), repetition=repetition)
     return situation(benchmark(problem, **json.loads(settings)), scale)
 
 
 def _gradient(
-    contender: Contender, made: Sequence[tuple[Situation, Estimator]], axis: str, paths: int
+    named: NamedEstimator, made: Sequence[tuple[Situation, Estimator]], axis: str, paths: int
 ) -> Iterator[Record]:
     found = Repeated(
         [estimate(each, here.problem, here.policy, _noise(here, paths)) for here, each in made]
@@ -104,8 +103,8 @@ def _gradient(
     stderr = math.hypot(stderr, where.stderr)
     fits = found.fit_variance if estimator.estimates == "biased" else 0.0
     evaluations, left = (
-        contender.evaluations(estimator, steps),
-        BUDGET - contender.fit_evaluations(steps),
+        named.evaluations(estimator, steps),
+        BUDGET - named.fit_evaluations(steps),
     )
     sampling = found.variance / (left // evaluations) if left >= evaluations else math.inf
     at_budget = (bias if bias > SEEN * stderr else 0.0) ** 2 + fits + sampling
@@ -114,7 +113,7 @@ def _gradient(
     peak = peak_memory(estimator, where.problem, where.policy, path)
     common = {
         "setting": {**where.setting, "axis": axis},
-        "estimator": contender.name,
+        "estimator": named.name,
         "kind": estimator.estimates,
         "seeds": len(made),
         "evaluations": evaluations,
@@ -141,7 +140,7 @@ def _gradient(
 
 @torch.no_grad()
 def _costates(
-    contender: Contender, made: Sequence[tuple[Situation, Estimator]], axis: str, paths: int
+    named: NamedEstimator, made: Sequence[tuple[Situation, Estimator]], axis: str, paths: int
 ) -> Iterator[Record]:
     (where, estimator), steps = made[0], made[0][0].problem.steps
     if not isinstance(estimator, CostateEstimator):
@@ -169,7 +168,7 @@ def _costates(
             Metric.COSTATE_MSE,
             float(values.mean()),
             {**where.setting, "axis": axis, "k": k},
-            contender.name,
+            named.name,
             estimator.estimates,
             stderr=float(values.std() / len(made) ** 0.5),
             seeds=len(made),
@@ -249,17 +248,17 @@ AXES = (
 
 
 def tasks(quick: bool) -> list[Task]:
-    """Every contender in every situation."""
+    """Every estimator in every situation."""
     seeds = QUICK_SEEDS if quick else SEEDS
     found = []
     for axis in AXES:
         for settings, scale, paths in axis.settings(quick):
-            for name in CONTENDERS:
+            for name in COMPARED:
                 about = ", ".join(
                     f"{key} {value:g}" for key, value in {**settings, "scale": scale}.items()
                 )
                 arguments = {
-                    "contender": name,
+                    "estimator": name,
                     "problem": axis.problem,
                     "settings": settings,
                     "scale": scale,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from socft.estimators.catalogue import BIASED, FIXED_POINT, OBJECTIVE
 from socft.records import Record
-from socft.report.gradient_variance.catalogue import BIASED, FIXED_POINT, OBJECTIVE
 from socft.report.gradient_variance.cells import NONE, ends, value
 from socft.report.gradient_variance.tables import ARENAS, Arena
 from socft.report.gradient_variance.text import best, listed
@@ -16,7 +16,6 @@ from socft.study.vocabulary.metrics import Metric
 
 ADVISED = (OBJECTIVE, FIXED_POINT)
 OWN, CHEAP = "martingale, policy's costate", "martingale, policy's costate, cheap"
-TRAINED_OWN, TRAINED_CHEAP = "martingale-corrected adjoint", "martingale-corrected adjoint, cheap"
 PLAIN = "score function, no baseline"
 SEEN, ROUNDING = 4.0, 1e-12
 LQ, MIXTURE = ARENAS
@@ -43,20 +42,20 @@ one named is better.
 + *The policy is near the optimum already*, or the noise of the gradient is what limits. Correct the costate with the policy's own.
   Its error at equal budget over that of adjoint matching is {_errors(rows, OWN, "adjoint matching")}; in the cheap form, without
   the factor $nabla m$ in $phi$, {_errors(rows, CHEAP, "adjoint matching")}. Far from the optimum the policy knows nothing yet and
-  the correction is paid for in steps: trained with it from the start, a policy ends at {_ends(rows, TRAINED_OWN)} below the
-  optimum, in the cheap form at {_ends(rows, TRAINED_CHEAP)}.
+  the correction is paid for in steps: trained with it from the start, a policy ends at {_ends(rows, OWN)} below the
+  optimum, in the cheap form at {_ends(rows, CHEAP)}.
 + *The gradient of the objective itself is wanted*, for a line search or a convergence guarantee. Take the full adjoint. Corrected
   with a fitted costate, the fit charged, its error at equal budget over that without is
-  {_errors(rows, "martingale, fitted costate", "full adjoint")}: it pays as far as the features hold the costate.
+  {_errors(rows, "full martingale, fitted costate", "full adjoint")}: it pays as far as the features hold the costate.
 + *The reward is a black box.* Take a baseline: with the other paths' mean the error at equal budget over that of the score function
   alone is {_errors(rows, "score function, leave-one-out", PLAIN)}. The log-variance loss has the divergence of the path for a
   control variate: {_errors(rows, "log-variance", PLAIN)}. Trained from the start it ends at {_ends(rows, "log-variance")} below the
-  optimum, the score function with a baseline at {_ends(rows, "score function")}. It is no rule: on the oscillator its variance
+  optimum, the score function with a baseline at {_ends(rows, "score function, leave-one-out")}. It is no rule: on the oscillator its variance
   over that of the leave-one-out baseline is {_oscillator(rows, "log-variance", "score function, leave-one-out")}. The full
   adjoint, where there is one, has {ratio(rows, LQ, "full adjoint", "log-variance", 0.9)} times the variance of the log-variance
   loss near the optimum.
 + *Paths of another policy.* The losses of path measures hold on any; here they are measured on the policy's own. Trained on the
-  problems of their publication, SOCM ends at a mean-square error of the control of {_controls(rows, "SOCM")}, SOCM-adjoint at
+  problems of their publication, SOCM ends at a mean-square error of the control of {_controls(rows, "SOCM, degree 2")}, SOCM-adjoint at
   {_controls(rows, "SOCM-adjoint")}, adjoint matching at {_controls(rows, "adjoint matching")}.
 + *What biased estimators cost.* At the optimum, where the gradient is zero, the mean of these is not, by more than 4 standard
   errors: {_biases(rows)}, in units of the gradient at the start. Their stationary point is elsewhere.

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
+from socft.estimators.catalogue import KINDS
 from socft.records import Record
 from socft.report.figures import LOOKS, draw, finish, logarithmic, panels, svg
-from socft.report.gradient_variance.catalogue import KINDS
 from socft.report.rows import Rows, Series
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
@@ -21,8 +21,8 @@ SPAN = 1e7  # curves that fall further below the largest value of their panel le
 SHOWN: Mapping[str, tuple[str, ...]] = {
     KINDS[0]: (
         "full adjoint",
-        "martingale, exact costate",
-        "martingale, fitted costate",
+        "full martingale, exact costate",
+        "full martingale, fitted costate",
         "score function, leave-one-out",
         "integration by parts",
         "log-variance",
@@ -45,7 +45,7 @@ SHOWN: Mapping[str, tuple[str, ...]] = {
     ),
 }
 COSTATES: Mapping[str, tuple[str, ...]] = {
-    KINDS[0]: ("full adjoint", "martingale, exact costate", "martingale, fitted costate"),
+    KINDS[0]: ("full adjoint", "full martingale, exact costate", "full martingale, fitted costate"),
     KINDS[1]: (
         "adjoint matching",
         "martingale, policy's costate",
@@ -63,10 +63,10 @@ COSTATES: Mapping[str, tuple[str, ...]] = {
 }
 SHORTER = {
     "truncated backpropagation": "truncated",
-    "truncated back-propagation": "truncated",
     "published pairing": "published",
     "policy's": "own",
     "martingale-corrected": "corrected",
+    "full martingale": "martingale",
 }
 Select = Callable[[Rows], Rows]
 

@@ -7,6 +7,7 @@ It reads the studies ``variance``, ``linear``, ``pendulum``, ``mixture``, ``trai
 
 from __future__ import annotations
 
+from socft.estimators.catalogue import OBJECTIVE
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_lines import Claims
 from socft.report.figures import LOOKS
@@ -20,7 +21,6 @@ from socft.report.gradient_variance import (
     verdicts,
 )
 from socft.report.gradient_variance import text as chapters
-from socft.report.gradient_variance.catalogue import OBJECTIVE
 from socft.report.rows import Rows
 from socft.report.typeset import document, figure, integer, landscape, text
 from socft.study.vocabulary import schemas

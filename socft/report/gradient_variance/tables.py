@@ -9,11 +9,11 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from socft.estimators.catalogue import BIASED, CATALOGUE, COMPARED, KINDS, Group
 from socft.records import Record
-from socft.report.gradient_variance.catalogue import CATALOGUE, GROUPS, KINDS, kinds, names
 from socft.report.gradient_variance.cells import NONE, small, value
 from socft.report.rows import Rows
-from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
+from socft.report.typeset import NOT_MEASURED, Table, cited, integer, number, text
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
@@ -95,18 +95,38 @@ ARENAS = (
 )
 
 
+def kinds(rows: Rows) -> Mapping[str, str]:
+    """Kind by estimator, those of the catalogue first: that of its records, of one that was always
+    refused the catalogue's.
+    """
+    known: dict[str, str] = {name: CATALOGUE[name].kind for name in COMPARED}
+    refused = {
+        record.estimator: BIASED
+        for record in rows
+        if record.metric == "refused" and record.estimator not in known
+    }
+    return (
+        known | refused | {record.estimator: record.kind for record in rows if record.kind in KINDS}
+    )
+
+
+def names(rows: Rows, kind: str) -> list[str]:
+    """The estimators of a kind."""
+    return [name for name, found in kinds(rows).items() if found == kind]
+
+
 def catalogue(rows: Rows) -> str:
     """Every estimator in one line."""
     found, body = ARENAS[0].rows(rows), []
     all_kinds = kinds(rows.of(schemas.VARIANCE))
-    for group in GROUPS:
+    for group in Group:
         body.append((f"{group}",))
         body += [
             _line(found, name, all_kinds[name])
-            for name, line in CATALOGUE.items()
-            if line.group == group
+            for name in COMPARED
+            if CATALOGUE[name].group == group
         ]
-    others = [name for name in all_kinds if name not in CATALOGUE]
+    others = [name for name in all_kinds if name not in COMPARED]
     if others:
         body.append(("others",))
         body += [
@@ -131,7 +151,7 @@ def _line(found: Rows, name: str, kind: str) -> Sequence[str]:
         text(name),
         line.target,
         text(SHORT.get(kind, kind)),
-        line.source,
+        cited(line.source),
         _evaluations(found, name),
     )
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from socft.estimators.catalogue import CATALOGUE, KINDS
 from socft.report.gradient_variance import tables
-from socft.report.gradient_variance.catalogue import KINDS
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, landscape, number, text
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 
-ORACLES = ("exact costate", "exact score")
+ORACLES = frozenset(name for name, row in CATALOGUE.items() if row.oracle)
 
 
 def estimated(rows: Rows) -> str:
@@ -48,7 +48,7 @@ $ d M_k = 1/2 ( phi_(k+1) (macron(x)_k + B_k xi_k) - phi_(k+1) (macron(x)_k - B_
 
 Zeroth-order targets need the reward alone: $A_k = r(X_T) - sum_(j > k) (f_j + beta_j |v_j|^2\/2)$ is the return after step $k$
 and $b_k$ a baseline. Those of path measures weight paths by $w = d P^*\/d P^v$ or compare $R = sum_k beta_k (v_k dot z_k -
-|v_k|^2\/2) - r(X_T) + sum_k f_k$, with the kick $z_k = v_k + xi_k$, over paths. @catalogue lists all of them. They are of three
+|v_k|^2\/2) - r(X_T) + sum_k f_k$, with the controlled noise $z_k = v_k + xi_k$, over paths. @catalogue lists all of them. They are of three
 kinds, and *as estimates of the gradient they have tables and columns of their own, by kind*:
 
 - _{KINDS[0]}_: {tables.MEANING[KINDS[0]]};
@@ -142,9 +142,7 @@ def best(rows: Rows, kind: str, arena: tables.Arena, scale: float) -> list[tuple
     exact costate or score.
     """
     errors = arena.rows(rows).where(Metric.ERROR_AT_BUDGET, scale=scale)
-    found = errors.filter(
-        lambda r: r.kind == kind and not any(each in r.estimator for each in ORACLES)
-    )
+    found = errors.filter(lambda r: r.kind == kind and r.estimator not in ORACLES)
     return sorted(((record.estimator, record.value) for record in found), key=lambda pair: pair[1])
 
 

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from scipy import stats
 
 from socft.records import Record
-from socft.report.gradient_variance.catalogue import paper
 from socft.report.gradient_variance.cells import plain
 from socft.report.gradient_variance.linear import EULER
 from socft.report.rows import Rows
-from socft.report.typeset import NOT_MEASURED, integer, number, text
+from socft.report.typeset import NOT_MEASURED, integer, number, paper, text
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 

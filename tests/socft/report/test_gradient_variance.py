@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from socft.estimators.catalogue import CATALOGUE, COMPARED, KINDS
 from socft.records import Record, write
 from socft.report import bench
 from socft.report.base import Document
@@ -24,17 +25,15 @@ from socft.report.gradient_variance import curves as gradient_variance_curves
 from socft.report.gradient_variance import linear as gradient_variance_linear
 from socft.report.gradient_variance import studies as gradient_variance_studies
 from socft.report.gradient_variance import verdicts
-from socft.report.gradient_variance.catalogue import CATALOGUE, KINDS, names
 from socft.report.gradient_variance.cells import ends, value, varying, with_error
 from socft.report.gradient_variance.report import REPORT, compose
-from socft.report.gradient_variance.tables import ARENAS, Arena, master
+from socft.report.gradient_variance.tables import ARENAS, Arena, master, names
 from socft.report.gradient_variance.verdicts import crossing
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, compile_pdf
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from toy.bench import SUITE
-from toy.contenders import CONTENDERS
 from toy.problems import benchmark
 from toy.problems.reversed_bsde import LINEAR_PUBLISHED
 from toy.situations import situation
@@ -46,17 +45,17 @@ LQ = {"problem": "lq-fine-tuning", "steps": 50, "beta": 1.0, "seed": 0}
 TEMPS = (50.0, 20.0, 8.0, 6.0, 1.0)
 TRAINED = {
     "full adjoint": KINDS[0],
-    "score function": KINDS[0],
+    "score function, leave-one-out": KINDS[0],
     "log-variance": KINDS[0],
     "adjoint matching": KINDS[1],
-    "martingale-corrected adjoint": KINDS[1],
-    "martingale-corrected adjoint, cheap": KINDS[1],
-    "truncated back-propagation": KINDS[2],
+    "martingale, policy's costate": KINDS[1],
+    "martingale, policy's costate, cheap": KINDS[1],
+    "truncated backpropagation, last fifth": KINDS[2],
 }
 SOLVED = {
     "log-variance": KINDS[0],
     "adjoint matching": KINDS[1],
-    "SOCM": KINDS[1],
+    "SOCM, degree 2": KINDS[1],
     "SOCM-adjoint": KINDS[1],
     "DDPO": KINDS[2],
 }
@@ -66,7 +65,7 @@ PIPELINES = (
     "time-reversed costate",
     "least-squares costate",
 )
-COMPARED = [
+NETWORKS = [
     f"{name}, {how}"
     for name in ("time-reversed costate", "lean adjoint")
     for how in ("published", "network")
@@ -148,7 +147,7 @@ def situations() -> Iterator[tuple[str, dict]]:
 
 
 def variance() -> Iterator[Record]:
-    for index, name in enumerate(CATALOGUE):
+    for index, name in enumerate(COMPARED):
         for problem, setting in situations():
             yield from measured(
                 name, problem, setting, (1 + index / 3) * (1.05 - 0.9 * setting["scale"])
@@ -335,20 +334,17 @@ def lines(markup: str, arena: Arena, columns: int = 3) -> list[list[str]]:
     return [cells[index : index + width] for index in range(0, len(cells), width)]
 
 
-def test_the_catalogue_is_that_of_the_contenders_and_says_what_they_estimate():
-    assert set(CATALOGUE) == set(CONTENDERS)
+def test_the_catalogue_says_what_estimators_estimate():
     where = situation(benchmark("lq-fine-tuning", d=1), 0.9)
-    for name, line in CATALOGUE.items():
-        assert CONTENDERS[name].make(where).estimates == line.kind, name
+    for name in COMPARED:
+        assert CATALOGUE[name].make(where.context).estimates == CATALOGUE[name].kind, name
 
 
 def test_a_master_table_has_the_numbers_of_its_records(rows):
     arena = ARENAS[0]
     shown = {row[0]: row[1:] for row in lines(master(rows, arena, KINDS[0]), arena)}
-    assert set(shown) == {
-        f'#"{name}";' for name, line in CATALOGUE.items() if line.kind == KINDS[0]
-    }
-    index = list(CATALOGUE).index("full adjoint")
+    assert set(shown) == {f'#"{name}";' for name in COMPARED if CATALOGUE[name].kind == KINDS[0]}
+    index = COMPARED.index("full adjoint")
     for position, scale in enumerate(arena.scales):
         size = (1 + index / 3) * (1.05 - 0.9 * scale)
         cells = shown['#"full adjoint";'][3 * position : 3 * position + 3]
@@ -474,7 +470,7 @@ def test_refusals_show_their_reason(rows, composed):
 def test_a_full_report_misses_nothing_and_an_empty_one_says_so(composed):
     assert "not measured" not in composed.source
     empty = compose(Rows(()), Claims())
-    assert empty.source.count("not measured") > 3 * len(CATALOGUE)
+    assert empty.source.count("not measured") > 3 * len(COMPARED)
     assert compile_pdf(empty.source, empty.pictures).startswith(b"%PDF")
 
 
@@ -650,7 +646,7 @@ def test_the_suite_names_the_nearest_and_those_that_moved_away():
 
 def test_recommendations_quote_the_records(rows):
     said = gradient_variance_advice.chapter(rows)
-    sizes = {name: 1 + index / 3 for index, name in enumerate(CATALOGUE)}
+    sizes = {name: 1 + index / 3 for index, name in enumerate(COMPARED)}
     share = sizes["martingale, policy's costate"] / sizes["adjoint matching"]
     told = (
         f"${share:.1f}$ at the pre-trained model, ${share:.1f}$ near the optimum and ${share:.1f}$"
@@ -659,9 +655,7 @@ def test_recommendations_quote_the_records(rows):
     assert f"that of adjoint matching is {told} on the Gaussian problem" in " ".join(said.split())
     end = 2 * math.exp(-5) + 0.001
     assert said.count(f"{with_error(end, end / 8)} on the Gaussian problem and") == 6
-    winner = min(
-        (n for n, line in CATALOGUE.items() if line.kind == KINDS[1]), key=lambda n: sizes[n]
-    )
+    winner = min((n for n in COMPARED if CATALOGUE[n].kind == KINDS[1]), key=lambda n: sizes[n])
     assert f'#"{winner}";, ${sizes[winner] * 1.05 / 7:.3f}$' in said.split("+ *")[0]
     assert "exact costate" not in said.split("+ *")[0].split("table(")[1]
 
@@ -700,7 +694,7 @@ def test_the_end_of_training_is_the_last_iteration_of_each(rows):
 def benched(mine: str) -> Rows:
     found = []
     for place in SUITE:
-        for index, name in enumerate((*CATALOGUE, mine)):
+        for index, name in enumerate((*COMPARED, mine)):
             setting = {
                 "problem": place.problem,
                 **place.settings,
@@ -747,7 +741,7 @@ def test_a_bench_report_ranks_and_shows_refusals():
     mine = "my_module:Mine"
     made = bench.compose(benched(mine), Claims())
     assert bench.contender(benched(mine)) == mine
-    assert made.source.count(f"${1 + len(CATALOGUE)}$ of ${1 + len(CATALOGUE)}$") == len(SUITE) - 1
+    assert made.source.count(f"${1 + len(COMPARED)}$ of ${1 + len(COMPARED)}$") == len(SUITE) - 1
     assert REASON in made.source
     assert '#"full adjoint";, $0.200$' in made.source
     assert f"in $1$ of ${len(SUITE)}$ situations" in made.source

@@ -1,0 +1,605 @@
+r"""Every estimator that is compared, one row each: its name, how it is made, what it estimates, and
+where it is from.
+
+The name is the one in records, reports, configurations and on the command line. What an estimator
+estimates and its source are those of its class. Targets are Typst mathematics in the notation of
+the report: :math:`a` is a costate, :math:`z_k = v_k + \xi_k` the controlled noise, :math:`w` a path
+weight.
+
+A new estimator is a file in this folder and a row here. One of a user goes by its import path,
+``module:name``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Callable
+from typing import get_args
+
+from socft.checks import InvalidProblem, require
+from socft.costates.base import Cost
+from socft.costates.fields import FromPolicy
+from socft.costates.marginal_score import AffineMarginals, ImplicitScore, KernelScore
+from socft.costates.martingale import Antithetic, FirstOrder
+from socft.estimators import factories
+from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
+from socft.estimators.base import Estimator, Kind
+from socft.estimators.baseline import LeaveOneOut, NoBaseline, RegressionBaseline
+from socft.estimators.context import FITTED_PATHS, EstimatorContext
+from socft.estimators.cross_entropy import CrossEntropy
+from socft.estimators.ddpo import DDPO
+from socft.estimators.dpok import DPOK
+from socft.estimators.full_adjoint import FullAdjoint
+from socft.estimators.integration_by_parts import IntegrationByParts, ValueIntegrationByParts
+from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue
+from socft.estimators.log_variance import LogVariance
+from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
+from socft.estimators.moment import Moment
+from socft.estimators.reciprocal_adjoint import ReciprocalAdjoint
+from socft.estimators.refl import ReFL
+from socft.estimators.relative_entropy import RelativeEntropy
+from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
+from socft.estimators.score_function import ScoreFunction, ScoreFunctionWithoutKLToGo
+from socft.estimators.socm import SOCM
+from socft.estimators.socm_adjoint import SOCMAdjoint
+from socft.estimators.td_adjoint import TDAdjoint
+from socft.estimators.truncated_backprop import RandomTruncation, TruncatedBackprop
+from socft.estimators.variance import Variance
+from socft.regression.features import Polynomial
+from socft.study.import_path import import_object
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+OBJECTIVE, FIXED_POINT, BIASED = KINDS
+
+
+class Group(enum.StrEnum):
+    """Where an estimator's information comes from."""
+
+    PATHWISE = "pathwise"
+    CORRECTED = "corrected"
+    ZEROTH_ORDER = "zeroth order"
+    PATH_MEASURE = "path measure"
+
+
+Fits = tuple[tuple[int, Cost], ...]
+"""Numbers of paths to which something is fitted, and the cost of their labels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Anywhere:
+    """A factory that needs no context, only options.
+
+    Attributes:
+        build: ``(**options) -> estimator``; all options have defaults.
+    """
+
+    build: Callable[..., Estimator]
+
+    def __call__(self, context: EstimatorContext) -> Estimator:
+        return self.build()
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedEstimator:
+    """An estimator by name.
+
+    Attributes:
+        name: unique.
+        make: the estimator in a context.
+        labelled: ``steps -> `` those whose labels cost anything.
+        fitted: numbers of paths to which something is fitted beforehand, and the cost of their
+            labels.
+    """
+
+    name: str
+    make: Callable[[EstimatorContext], Estimator]
+    labelled: Callable[[int], float] = dataclasses.field(default=float, kw_only=True)
+    fitted: tuple[tuple[int, Cost], ...] = dataclasses.field(default=(), kw_only=True)
+
+    def evaluations(self, estimator: Estimator, steps: int) -> int:
+        """Network evaluations of one path's labels and rollout."""
+        return evaluations_per_path(estimator.cost, steps, self.labelled(steps))
+
+    def fit_evaluations(self, steps: int) -> int:
+        """Network evaluations of what is fitted beforehand."""
+        return sum(paths * evaluations_per_path(cost, steps) for paths, cost in self.fitted)
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimatorRow(NamedEstimator):
+    """An estimator of the catalogue.
+
+    Attributes:
+        estimator: its class.
+        group: where its information comes from.
+        target: what its loss matches the control with, as Typst markup.
+        fit: the class that fits its costate, where that has a source of its own.
+        oracle: whether it uses the exact solution.
+        compared: whether it is among those that are held against exact gradients; the others are
+            variants for training.
+    """
+
+    estimator: type[Estimator]
+    group: Group
+    target: str
+    fit: type[LeastSquaresCostate | LeastSquaresValue | ReversedValues] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
+    oracle: bool = dataclasses.field(default=False, kw_only=True)
+    compared: bool = dataclasses.field(default=True, kw_only=True)
+
+    @property
+    def kind(self) -> Kind:
+        """What it estimates."""
+        return self.estimator.estimates
+
+    @property
+    def source(self) -> str:
+        """Where it is from."""
+        return self.estimator.source if self.fit is None else self.fit.source
+
+
+def evaluations_per_path(cost: Cost, steps: int, labelled: float | None = None) -> int:
+    """Network evaluations of one path's labels and rollout; a derivative counts as two evaluations.
+
+    Args:
+        labelled: the number of steps whose labels cost anything; all by default.
+    """
+    labels = (
+        cost.reference + cost.policy + 2 * (cost.reference_derivatives + cost.policy_derivatives)
+    )
+    return round(2 * steps + (steps if labelled is None else labelled) * labels)
+
+
+LEAN, FULL = "$B_k^top a_(k+1)\\/beta_k$, lean", "$B_k^top a_(k+1)\\/beta_k$, full"
+CORRECTED_LEAN, CORRECTED_FULL = (
+    f"$B_k^top (a_(k+1) - d M_k)\\/beta_k$, {which}" for which in ("lean", "full")
+)
+REVERSED = "$B_k^top Y_(k+1)\\/beta_k$ at reversed states"
+BOOTSTRAPPED = "$B_k^top phi_(k+1) (x_(k+1))\\/beta_k$"
+RETURN = "(A_k - b_k) thin xi_k\\/beta_k"
+COSTATES, VALUES = ((FITTED_PATHS, FullAdjoint().cost),), ((FITTED_PATHS, Cost()),)
+"""What costates are fitted to, and what values: returns of paths cost nothing more."""
+
+_PATHWISE = (
+    EstimatorRow("full adjoint", Anywhere(FullAdjoint), FullAdjoint, Group.PATHWISE, FULL),
+    EstimatorRow(
+        "adjoint matching", Anywhere(AdjointMatching), AdjointMatching, Group.PATHWISE, LEAN
+    ),
+    EstimatorRow(
+        "adjoint matching, published index",
+        Anywhere(PublishedAdjointMatching),
+        PublishedAdjointMatching,
+        Group.PATHWISE,
+        "$B_k^top a_k\\/beta_k$, lean",
+    ),
+    EstimatorRow(
+        "reciprocal adjoint matching",
+        lambda context: ReciprocalAdjoint(context.generator()),
+        ReciprocalAdjoint,
+        Group.PATHWISE,
+        "lean, at bridges of the reference",
+    ),
+    EstimatorRow(
+        "truncated backpropagation",
+        Anywhere(TruncatedBackprop),
+        TruncatedBackprop,
+        Group.PATHWISE,
+        "full for $k >= T - K$, else $v_k$",
+        labelled=lambda _: 1,
+        compared=False,
+    ),
+    EstimatorRow(
+        "truncated backpropagation, 1 step",
+        Anywhere(lambda: TruncatedBackprop(1)),
+        TruncatedBackprop,
+        Group.PATHWISE,
+        "full for $k >= T - 1$, else $v_k$",
+        labelled=lambda _: 1,
+    ),
+    EstimatorRow(
+        "truncated backpropagation, 10 steps",
+        lambda context: TruncatedBackprop(min(10, context.problem.steps)),
+        TruncatedBackprop,
+        Group.PATHWISE,
+        "full for $k >= T - 10$, else $v_k$",
+        labelled=lambda steps: min(10, steps),
+    ),
+    EstimatorRow(
+        "truncated backpropagation, last fifth",
+        lambda context: TruncatedBackprop(factories.last_fifth(context.problem.steps)),
+        TruncatedBackprop,
+        Group.PATHWISE,
+        "full for $k >= 4 T\\/5$, else $v_k$",
+        labelled=factories.last_fifth,
+        compared=False,
+    ),
+    EstimatorRow(
+        "truncated backpropagation, random",
+        lambda context: RandomTruncation(context.generator()),
+        RandomTruncation,
+        Group.PATHWISE,
+        "full for $k >= T - K$, $K$ random",
+        labelled=lambda steps: (steps + 1) / 2,
+    ),
+    EstimatorRow(
+        "ReFL",
+        factories.refl,
+        ReFL,
+        Group.PATHWISE,
+        "$v_k + nabla_v r(hat(x))\\/beta_k$, one $k >= 3 T\\/4$",
+        labelled=lambda _: 1,
+    ),
+)
+_CORRECTED = (
+    EstimatorRow(
+        "martingale, policy's costate",
+        Anywhere(lambda: MartingaleAdjoint(Antithetic(FromPolicy()))),
+        MartingaleAdjoint,
+        Group.CORRECTED,
+        CORRECTED_LEAN + "; antithetic, $phi$ of $v$",
+    ),
+    EstimatorRow(
+        "martingale, policy's costate, first order",
+        Anywhere(lambda: MartingaleAdjoint(FirstOrder(FromPolicy()))),
+        MartingaleAdjoint,
+        Group.CORRECTED,
+        CORRECTED_LEAN + "; first order",
+    ),
+    EstimatorRow(
+        "martingale, policy's costate, cheap",
+        Anywhere(factories.cheap_martingale),
+        MartingaleAdjoint,
+        Group.CORRECTED,
+        CORRECTED_LEAN + "; $phi$ without $nabla m$",
+    ),
+    EstimatorRow(
+        "martingale, policy's costate, cheap, exact mean",
+        Anywhere(factories.exact_mean_martingale),
+        MartingaleAdjoint,
+        Group.CORRECTED,
+        CORRECTED_LEAN + "; mean of $phi$ by quadrature",
+        compared=False,
+    ),
+    EstimatorRow(
+        "martingale, exact lean costate",
+        lambda context: MartingaleAdjoint(Antithetic(context.known(context.lean_mean))),
+        MartingaleAdjoint,
+        Group.CORRECTED,
+        CORRECTED_LEAN + "; $phi$ the mean of lean adjoints",
+        oracle=True,
+        compared=False,
+    ),
+    EstimatorRow(
+        "full martingale, policy's costate",
+        Anywhere(lambda: FullMartingaleAdjoint(Antithetic(FromPolicy()))),
+        FullMartingaleAdjoint,
+        Group.CORRECTED,
+        CORRECTED_FULL + "; antithetic, $phi$ of $v$",
+        compared=False,
+    ),
+    EstimatorRow(
+        "full martingale, fitted costate",
+        lambda context: FullMartingaleAdjoint(Antithetic(context.fitted())),
+        FullMartingaleAdjoint,
+        Group.CORRECTED,
+        CORRECTED_FULL + "; $phi$ regressed",
+        fitted=COSTATES,
+    ),
+    EstimatorRow(
+        "full martingale, kernel-ridge costate",
+        factories.kernel_martingale,
+        FullMartingaleAdjoint,
+        Group.CORRECTED,
+        CORRECTED_FULL + "; $phi$ by kernel ridge",
+        fitted=((factories.CENTRES, FullAdjoint().cost),),
+    ),
+    EstimatorRow(
+        "full martingale, quadratic costate, second order",
+        factories.second_order_martingale,
+        FullMartingaleAdjoint,
+        Group.CORRECTED,
+        CORRECTED_FULL + "; $phi$ quadratic",
+        fitted=COSTATES,
+    ),
+    EstimatorRow(
+        "full martingale, exact costate",
+        lambda context: FullMartingaleAdjoint(Antithetic(context.known(context.value_gradient))),
+        FullMartingaleAdjoint,
+        Group.CORRECTED,
+        CORRECTED_FULL + "; $phi = nabla V^v$",
+        oracle=True,
+    ),
+    EstimatorRow(
+        "TD(0.9), fitted costate",
+        lambda context: TDAdjoint(context.fitted(), 0.9),
+        TDAdjoint,
+        Group.CORRECTED,
+        "$B_k^top (0.9 thin a_(k+1) + 0.1 thin phi_(k+1))\\/beta_k$",
+        fitted=COSTATES,
+    ),
+    EstimatorRow(
+        "TD(0), fitted costate",
+        lambda context: TDAdjoint(context.fitted(), 0.0),
+        TDAdjoint,
+        Group.CORRECTED,
+        BOOTSTRAPPED,
+        fitted=COSTATES,
+    ),
+    EstimatorRow(
+        "least squares, costate form",
+        factories.least_squares_costate,
+        TDAdjoint,
+        Group.CORRECTED,
+        BOOTSTRAPPED + "; one regression per step",
+        fit=LeastSquaresCostate,
+        fitted=COSTATES,
+    ),
+    EstimatorRow(
+        "least squares, value form",
+        factories.least_squares_value,
+        TDAdjoint,
+        Group.CORRECTED,
+        BOOTSTRAPPED + "; $phi = nabla V$, $V$ regressed",
+        fit=LeastSquaresValue,
+        fitted=VALUES,
+    ),
+    EstimatorRow(
+        "time-reversed, fitted costate",
+        lambda context: factories.time_reversed(context, context.fitted()),
+        ReversedBSDE,
+        Group.CORRECTED,
+        REVERSED + "; $phi$ regressed",
+        fitted=COSTATES,
+    ),
+    EstimatorRow(
+        "time-reversed, policy's costate, reference's score",
+        Anywhere(factories.time_reversed_by_reference),
+        ReversedBSDE,
+        Group.CORRECTED,
+        REVERSED + "; $phi$ of $v$, $nabla log p$ of the reference",
+        compared=False,
+    ),
+    EstimatorRow(
+        "time-reversed, exact score",
+        lambda context: factories.time_reversed_by(context, AffineMarginals()),
+        ReversedBSDE,
+        Group.CORRECTED,
+        REVERSED + "; $nabla log p$ exact",
+        fitted=COSTATES,
+        oracle=True,
+    ),
+    EstimatorRow(
+        "time-reversed, implicit score",
+        lambda context: factories.time_reversed_by(context, ImplicitScore(Polynomial(1))),
+        ReversedBSDE,
+        Group.CORRECTED,
+        REVERSED + "; score by parts, Hyvärinen 2005",
+        fitted=COSTATES,
+    ),
+    EstimatorRow(
+        "time-reversed, nearest-kernel score",
+        lambda context: factories.time_reversed_by(
+            context, factories.FewerPaths(KernelScore(), factories.CENTRES)
+        ),
+        ReversedBSDE,
+        Group.CORRECTED,
+        REVERSED + "; score of kernels",
+        fitted=COSTATES,
+    ),
+    EstimatorRow(
+        "time-reversed, value form",
+        factories.time_reversed_value,
+        TDAdjoint,
+        Group.CORRECTED,
+        BOOTSTRAPPED + "; $phi = nabla Y$, $Y$ reversed values",
+        fit=ReversedValues,
+        fitted=(*COSTATES, (FITTED_PATHS, Cost(reference=1, policy=1))),
+    ),
+    EstimatorRow(
+        "time-reversed, exact costate",
+        lambda context: factories.time_reversed(context, context.known(context.value_gradient)),
+        ReversedBSDE,
+        Group.CORRECTED,
+        REVERSED + "; $phi = nabla V^v$",
+        oracle=True,
+    ),
+    EstimatorRow(
+        "time-reversed, exact costate, published pairing",
+        lambda context: factories.time_reversed(
+            context, context.known(context.value_gradient), published=True
+        ),
+        ReversedBSDE,
+        Group.CORRECTED,
+        REVERSED + "; two noises, as its code",
+        oracle=True,
+    ),
+)
+_ZEROTH_ORDER = (
+    EstimatorRow(
+        "score function, no baseline",
+        Anywhere(lambda: ScoreFunction(NoBaseline())),
+        ScoreFunction,
+        Group.ZEROTH_ORDER,
+        f"${RETURN}$, $b = 0$",
+    ),
+    EstimatorRow(
+        "score function, leave-one-out",
+        Anywhere(lambda: ScoreFunction(LeaveOneOut())),
+        ScoreFunction,
+        Group.ZEROTH_ORDER,
+        f"${RETURN}$, $b$ of the other paths",
+    ),
+    EstimatorRow(
+        "score function, regression baseline",
+        Anywhere(lambda: ScoreFunction(RegressionBaseline())),
+        ScoreFunction,
+        Group.ZEROTH_ORDER,
+        f"${RETURN}$, $b$ regressed",
+    ),
+    EstimatorRow(
+        "score function without KL-to-go",
+        Anywhere(lambda: ScoreFunctionWithoutKLToGo(LeaveOneOut())),
+        ScoreFunctionWithoutKLToGo,
+        Group.ZEROTH_ORDER,
+        f"${RETURN}$, no KL in $A_k$",
+    ),
+    EstimatorRow(
+        "integration by parts",
+        Anywhere(lambda: IntegrationByParts(RegressionBaseline())),
+        IntegrationByParts,
+        Group.ZEROTH_ORDER,
+        f"${RETURN}$, as a costate",
+    ),
+    EstimatorRow(
+        "integration by parts, exact value",
+        lambda context: ValueIntegrationByParts(context.known(context.value)),
+        ValueIntegrationByParts,
+        Group.ZEROTH_ORDER,
+        "$(V_(k+1) (x_(k+1)) - V_(k+1) (m_k + B_k v_k)) thin xi_k\\/beta_k$",
+        oracle=True,
+        compared=False,
+    ),
+    EstimatorRow(
+        "DDPO", Anywhere(DDPO), DDPO, Group.ZEROTH_ORDER, "clipped ratio, rewards normalised"
+    ),
+    EstimatorRow(
+        "DDPO, KL in the reward",
+        Anywhere(functools.partial(DDPO, kl_in_reward=True)),
+        DDPO,
+        Group.ZEROTH_ORDER,
+        "clipped ratio, rewards and KL normalised",
+        compared=False,
+    ),
+    EstimatorRow(
+        "DPOK",
+        Anywhere(lambda: DPOK(RegressionBaseline())),
+        DPOK,
+        Group.ZEROTH_ORDER,
+        f"${RETURN}$, KL at fixed states",
+    ),
+    EstimatorRow(
+        "DPOK, no baseline",
+        Anywhere(DPOK),
+        DPOK,
+        Group.ZEROTH_ORDER,
+        f"${RETURN}$, $b = 0$, KL at fixed states",
+        compared=False,
+    ),
+    EstimatorRow(
+        "DPOK, leave-one-out",
+        Anywhere(factories.leave_one_out_dpok),
+        DPOK,
+        Group.ZEROTH_ORDER,
+        f"${RETURN}$, $b$ of the other paths, KL at fixed states",
+        compared=False,
+    ),
+)
+_PATH_MEASURE = (
+    EstimatorRow(
+        "relative entropy", Anywhere(RelativeEntropy), RelativeEntropy, Group.PATH_MEASURE, FULL
+    ),
+    EstimatorRow(
+        "log-variance",
+        Anywhere(LogVariance),
+        LogVariance,
+        Group.PATH_MEASURE,
+        "$v_k - (R - macron(R)) thin xi_k\\/beta_k$",
+    ),
+    EstimatorRow(
+        "moment",
+        factories.moment,
+        Moment,
+        Group.PATH_MEASURE,
+        "$v_k - (R + y_0) thin xi_k\\/beta_k$, $y_0$ learnt",
+        fitted=VALUES,
+    ),
+    EstimatorRow(
+        "variance",
+        Anywhere(Variance),
+        Variance,
+        Group.PATH_MEASURE,
+        "$v_k + rho thin (rho - 1) thin xi_k$, $rho prop e^(-R\\/beta)$",
+    ),
+    EstimatorRow(
+        "cross entropy",
+        Anywhere(CrossEntropy),
+        CrossEntropy,
+        Group.PATH_MEASURE,
+        "$z_k$, weight $w$",
+    ),
+    EstimatorRow(
+        "SOCM",
+        Anywhere(functools.partial(SOCM, degree=1)),
+        SOCM,
+        Group.PATH_MEASURE,
+        "$B_k^top S_k$, weight $w$",
+    ),
+    EstimatorRow(
+        "SOCM, M = I",
+        Anywhere(SOCM),
+        SOCM,
+        Group.PATH_MEASURE,
+        "$B_k^top S_k$ with $M = I$, weight $w$",
+        compared=False,
+    ),
+    EstimatorRow(
+        "SOCM, degree 2",
+        Anywhere(functools.partial(SOCM, degree=2)),
+        SOCM,
+        Group.PATH_MEASURE,
+        "$B_k^top S_k$, $M$ of degree 2, weight $w$",
+        compared=False,
+    ),
+    EstimatorRow(
+        "SOCM-adjoint",
+        Anywhere(SOCMAdjoint),
+        SOCMAdjoint,
+        Group.PATH_MEASURE,
+        LEAN + ", weight $w$",
+    ),
+)
+CATALOGUE: dict[str, EstimatorRow] = {
+    row.name: row for row in (*_PATHWISE, *_CORRECTED, *_ZEROTH_ORDER, *_PATH_MEASURE)
+}
+COMPARED: tuple[str, ...] = tuple(name for name, row in CATALOGUE.items() if row.compared)
+"""Those that are held against exact gradients."""
+ANYWHERE: dict[str, Callable[..., Estimator]] = {
+    name: row.make.build for name, row in CATALOGUE.items() if isinstance(row.make, Anywhere)
+}
+"""Those that need nothing but options, as ``(**options) -> estimator``."""
+
+
+def find_estimator(name: str) -> NamedEstimator:
+    """An estimator of the catalogue by name, or a user's by its import path ``module:name``.
+
+    What the path leads to is called without arguments and must return an `Estimator`; a class does.
+    Where that call raises, so does the `make` of what is found.
+
+    Raises:
+        InvalidProblem: there is no such estimator, or the path leads to something else.
+    """
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    require(
+        ":" in name,
+        f"there is no estimator {name!r}; give MODULE:NAME, or one of: {', '.join(CATALOGUE)}.",
+    )
+    make: Callable[[], Estimator] = import_object(name)
+    require(
+        callable(make),
+        f"{name} is a {type(make).__name__}; it must be a class or function that makes an"
+        " estimator.",
+    )
+    try:
+        made = make()
+    except Exception:  # raised again where it is measured, as that row's error
+        return NamedEstimator(name, Anywhere(make))
+    if not isinstance(made, Estimator):
+        raise InvalidProblem(
+            f"{name} makes a {type(made).__name__}; it must be a socft.estimators.base.Estimator"
+            " without arguments."
+        )
+    return NamedEstimator(name, Anywhere(make))

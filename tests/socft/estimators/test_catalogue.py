@@ -1,0 +1,60 @@
+"""The catalogue has a row for every estimator, and every row says what its estimator is."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import socft.estimators
+from socft.checks import InvalidProblem
+from socft.estimators.base import Estimator
+from socft.estimators.catalogue import ANYWHERE, CATALOGUE, KINDS, find_estimator
+from socft.estimators.context import EstimatorContext
+from socft.policy import Uncontrolled
+from toy.problems import benchmark
+
+
+def classes() -> set[type[Estimator]]:
+    """Every concrete estimator of the folder."""
+    found = set()
+    for module in pkgutil.iter_modules(socft.estimators.__path__, "socft.estimators."):
+        for _, each in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if issubclass(each, Estimator) and not inspect.isabstract(each):
+                found.add(each)
+    return found
+
+
+def test_every_estimator_has_a_row():
+    assert classes() == {row.estimator for row in CATALOGUE.values()}
+
+
+def test_a_row_says_what_it_estimates_and_where_it_is_from():
+    for row in CATALOGUE.values():
+        assert row.kind in KINDS
+        assert row.source
+        assert row.target
+
+
+@pytest.mark.parametrize("name", ANYWHERE)
+def test_a_row_that_needs_nothing_but_options_makes_its_own_class(name: str):
+    assert type(ANYWHERE[name]()) is CATALOGUE[name].estimator
+
+
+def test_an_oracle_refuses_where_nothing_exact_is_known():
+    problem = benchmark("lq-sde", d=1, steps=4).problem
+    context = EstimatorContext(problem, Uncontrolled(problem.reference))
+    oracles = [row for row in CATALOGUE.values() if row.oracle and "score" not in row.name]
+    assert len(oracles) == 5
+    for row in oracles:
+        with pytest.raises(InvalidProblem, match="no exact value is known"):
+            row.make(context)
+
+
+def test_names_that_are_not_in_the_catalogue_are_import_paths():
+    own = find_estimator("socft.estimators.full_adjoint:FullAdjoint")
+    assert own.name not in CATALOGUE
+    with pytest.raises(InvalidProblem, match="there is no estimator 'SOCK'"):
+        find_estimator("SOCK")
