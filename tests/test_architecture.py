@@ -28,14 +28,14 @@ LAYERS = (
     "schedule records",
     "reference study",
     "regression",
-    "policy reward sde report",
+    "policy reward sde",
     "problem density theory",
     "path metrics",
     "path_measure guidance truth",
     "costates",
     "estimators",
     "train",
-    "measurement pi_ft",
+    "measurement pi_ft report",
     "cli",
 )
 """The rooms of socft, its modules and folders, from the ground up: each imports from lower ones."""

@@ -336,7 +336,7 @@ def save_model(folder: Path) -> None:
         part.double()
 
 
-def written(model: Path, out: Path, estimator: str = "adjoint_matching") -> Path:
+def written(model: Path, out: Path, estimator: str = "adjoint matching") -> Path:
     file = out.with_suffix(".toml")
     file.write_text(TEMPLATE.format(model=model, out=out, estimator=estimator))
     return file
