@@ -38,8 +38,8 @@ from socft.truth.grid import tensor_rule
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from socft.truth.quadrature import Quadrature, choose_grids, measured_beta
 from tests.support.tensors import F64, generator, t
+from toy.convergence.chains import linear_quadratic_problem
 from toy.problems import fine_tuning
-from toy.studies.convergence import linear_quadratic_problem
 
 ITERATE = 1e-12  # exact iterates of affine problems: rounding, over noise scales down to 0.1
 REGRESSED = 1e-10  # least squares on 64 samples with condition numbers near 100

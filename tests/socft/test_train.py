@@ -27,8 +27,8 @@ from socft.train import fit
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from socft.truth.quadrature import Quadrature
 from tests.support.tensors import F64, generator, randn, t
+from toy.convergence.chains import linear_quadratic_problem
 from toy.problems import fine_tuning
-from toy.studies.convergence import linear_quadratic_problem
 
 EXACT = 1e-13  # relative: the gradient of a mean of returns in another order
 REACHED = (

@@ -10,79 +10,52 @@ beta sets, the gap to the exponential tilt, three forms of PI-FT, and accuracy a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from socft.density import Gaussian, affine_reference
-from socft.estimators.adjoint_matching import AdjointMatching
-from socft.estimators.full_adjoint import FullAdjoint
 from socft.measurement import Measurement, measure
 from socft.metrics import wasserstein1
 from socft.pi_ft import (
     BackwardInduction,
     ExactPIFT,
-    MonteCarloPIFT,
-    PolicyGradient,
     backward_induction,
 )
-from socft.policy import FeaturePolicy, Policy, Uncontrolled
+from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.records import Record
-from socft.regression.features import RadialBasis
-from socft.regression.functions import LinearRegression, NetworkRegression
 from socft.reward import Quadratic
-from socft.schedule import Schedule, ddpm, linear_levels, subsample, variance_preserving
+from socft.schedule import Schedule, ddpm, linear_levels
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from socft.theory import (
     Convergence,
-    Lemma32,
-    PaperBounds,
-    RegularityStatement,
-    SharpBounds,
-    Theorem28,
     constant_beta,
     constants,
     constants_at,
-    convergence,
     scheduled_beta,
-    sharp_convergence,
 )
-from socft.train import Method
 from socft.truth.bellman import mean_and_jacobian
 from socft.truth.grid import GridPolicy
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature, chain_law, choose_grids, measured_beta
 from socft.truth.tilt import tilt_gap
+from toy.convergence.chains import (
+    BOUNDS,
+    SCHEDULES,
+    STATEMENTS,
+    STEPS,
+    linear_quadratic_problem,
+    memoryless,
+)
+from toy.convergence.methods import ITERATE_STEPS, METHOD_BETA, METHODS
 from toy.problems import FINE_TUNING, FineTuning, fine_tuning
 
-STEPS = 50
-ITERATE_STEPS = 20
 FLOOR = 1e-11  # errors below are rounding and say nothing about a rate
-STATEMENTS: dict[str, Callable[[Tensor], RegularityStatement]] = {
-    "paper": lambda _: Theorem28(PaperBounds()),
-    "sharp": lambda stretch: Theorem28(SharpBounds(stretch)),
-    "paper iterates": lambda _: Lemma32(PaperBounds()),
-    "sharp iterates": lambda stretch: Lemma32(SharpBounds(stretch)),
-}
-BOUNDS = {"paper iterates": convergence, "sharp iterates": sharp_convergence}
-
-
-def memoryless(steps: int) -> Schedule:
-    """DDPM with linear variances, sub-sampled from 1000 steps: Y_0 and Y_T are independent to 0.3%."""
-    return ddpm(subsample(linear_levels(1000), steps))
-
-
-def with_memory(steps: int) -> Schedule:
-    """A constant rate 1 on [0, 1]: Y_0 and Y_T stay correlated however many steps."""
-    return variance_preserving(steps, rate=1.0)
-
-
-SCHEDULES = {"memoryless": memoryless, "constant rate 1": with_memory}
 
 
 def constants_task(problem: str, lam: float) -> list[Record]:
@@ -221,9 +194,9 @@ def method_task(problem: str, method: str, scale: int) -> list[Record]:
     """Objective gap and control error of one form of PI-FT along its iterations."""
     truth = Quadrature(fine_tuning(problem).problem(memoryless(ITERATE_STEPS), METHOD_BETA))
     records = []
-    make, every = METHODS[method]
-    for iteration in make(truth, scale).iterations(truth.problem):
-        if iteration.index % every:
+    chosen = METHODS[method]
+    for iteration in chosen.make(truth, scale).iterations(truth.problem):
+        if iteration.index % chosen.every:
             continue
         found = measure(truth, iteration)
         setting = {"index": iteration.index}
@@ -239,7 +212,7 @@ def method_task(problem: str, method: str, scale: int) -> list[Record]:
                 value,
                 setting,
                 method,
-                kind=METHOD_KINDS[method],
+                kind=chosen.kind,
                 seconds=iteration.seconds,
                 evaluations=iteration.evaluations,
                 optimum=0.0,
@@ -355,15 +328,6 @@ def sweep_task(steps: int, inner: int) -> list[Record]:
     ]
 
 
-def linear_quadratic_problem(dim: int, steps: int) -> ControlProblem:
-    """Gaussian data and a coupled concave quadratic reward in one or two dimensions."""
-    covariance = torch.tensor([[0.5, 0.2], [0.2, 0.8]], dtype=torch.float64)[:dim, :dim]
-    curvature = torch.tensor([[-1.0, 0.3], [0.3, -0.5]], dtype=torch.float64)[:dim, :dim]
-    density = Gaussian(torch.full((dim,), 0.5, dtype=torch.float64), covariance)
-    reward = Quadratic(curvature, torch.ones(dim, dtype=torch.float64))
-    return ControlProblem(affine_reference(density, memoryless(steps)), reward, 1.0)
-
-
 def tasks(quick: bool) -> list[Task]:
     """Every measurement, at the quick or the full scale."""
     lams, most = ([0.5, 0.8], 9) if quick else ([0.4, 0.5, 0.7, 0.9], 24)
@@ -433,50 +397,6 @@ def tasks(quick: bool) -> list[Task]:
 
 
 STUDY = Study(schemas.CONVERGENCE, tasks)
-
-METHOD_BETA = 2.0
-
-
-def _features() -> RadialBasis:
-    return RadialBasis(torch.linspace(-4, 4, 25, dtype=torch.float64)[:, None], 0.5)
-
-
-def _feature_policy() -> Policy:
-    features = _features()
-    return FeaturePolicy(
-        features, torch.zeros(ITERATE_STEPS, 1, len(features.centres) + 2, dtype=torch.float64)
-    )
-
-
-def _linear(_: Quadrature, scale: int) -> Method:
-    regression = LinearRegression(_features(), ridge=1e-6)
-    return MonteCarloPIFT(8, regression, regression, paths=2048 * scale, draws=16)
-
-
-def _network(_: Quadrature, scale: int) -> Method:
-    regression = NetworkRegression(steps=100 * scale)
-    return MonteCarloPIFT(3, regression, regression, paths=2048 * scale, draws=16)
-
-
-METHODS: dict[str, tuple[Callable[[Quadrature, int], Method], int]] = {
-    "exact PI-FT": (lambda truth, _: ExactPIFT(12, truth.grids), 1),
-    "Monte Carlo PI-FT, linear": (_linear, 1),
-    "Monte Carlo PI-FT, network": (_network, 1),
-    "policy gradient, full adjoint": (
-        lambda _, scale: PolicyGradient(_feature_policy, FullAdjoint(), 300 * scale, rate=0.02), 25,
-    ),
-    "policy gradient, adjoint matching": (
-        lambda _, scale: PolicyGradient(_feature_policy, AdjointMatching(), 300 * scale, rate=0.02), 25,
-    ),
-}  # fmt: skip
-
-METHOD_KINDS = {
-    "exact PI-FT": "exact",
-    "Monte Carlo PI-FT, linear": "fixed-point residual",
-    "Monte Carlo PI-FT, network": "fixed-point residual",
-    "policy gradient, full adjoint": FullAdjoint.estimates,
-    "policy gradient, adjoint matching": AdjointMatching.estimates,
-}
 
 
 def _curves(problem: str, setting: dict, columns: Mapping[Metric, Tensor]) -> list[Record]:

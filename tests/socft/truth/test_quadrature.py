@@ -37,8 +37,8 @@ from socft.truth.grid import Grid
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from socft.truth.quadrature import LOST_MASS, Quadrature, chain_law, measured_beta
 from tests.support.tensors import F64, generator, t
+from toy.convergence.chains import linear_quadratic_problem
 from toy.problems import fine_tuning
-from toy.studies.convergence import linear_quadratic_problem
 
 LINE = 1e-9  # promised accuracy of the control in one dimension
 PLANE = 1e-7  # and in two

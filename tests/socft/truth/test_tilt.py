@@ -27,7 +27,7 @@ from socft.truth.linear_quadratic import LinearQuadratic, evaluate_affine
 from socft.truth.quadrature import Quadrature
 from socft.truth.tilt import TiltGap, tilt_gap, tilted_law
 from tests.support.tensors import F64, t
-from toy.studies.convergence import linear_quadratic_problem
+from toy.convergence.chains import linear_quadratic_problem
 
 CLOSED = 1e-10  # differences of values known to 1e-13 each
 MASSES = 1e-6  # the accuracy that tilted laws promise, times derivatives of order 1

@@ -1,0 +1,1 @@
+"""The convergence study: its chains, and the forms of PI-FT."""

@@ -1,0 +1,78 @@
+"""The forms of PI-FT that are compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from socft.estimators.adjoint_matching import AdjointMatching
+from socft.estimators.base import Estimator
+from socft.estimators.full_adjoint import FullAdjoint
+from socft.pi_ft import (
+    ExactPIFT,
+    MonteCarloPIFT,
+    PolicyGradient,
+)
+from socft.policy import FeaturePolicy, Policy
+from socft.regression.features import RadialBasis
+from socft.regression.functions import LinearRegression, NetworkRegression
+from socft.train import Method
+from socft.truth.quadrature import Quadrature
+
+ITERATE_STEPS = 20
+METHOD_BETA = 2.0
+
+
+def _features() -> RadialBasis:
+    return RadialBasis(torch.linspace(-4, 4, 25, dtype=torch.float64)[:, None], 0.5)
+
+
+def _feature_policy() -> Policy:
+    features = _features()
+    return FeaturePolicy(
+        features, torch.zeros(ITERATE_STEPS, 1, len(features.centres) + 2, dtype=torch.float64)
+    )
+
+
+def _linear(_: Quadrature, scale: int) -> Method:
+    regression = LinearRegression(_features(), ridge=1e-6)
+    return MonteCarloPIFT(8, regression, regression, paths=2048 * scale, draws=16)
+
+
+def _network(_: Quadrature, scale: int) -> Method:
+    regression = NetworkRegression(steps=100 * scale)
+    return MonteCarloPIFT(3, regression, regression, paths=2048 * scale, draws=16)
+
+
+@dataclasses.dataclass(frozen=True)
+class IterativeMethod:
+    """A form of PI-FT.
+
+    Attributes:
+        make: ``(truth, scale) -> method``.
+        kind: what its iteration estimates.
+        every: iterations between two that are recorded.
+    """
+
+    make: Callable[[Quadrature, int], Method]
+    kind: str
+    every: int = 1
+
+
+def _gradient_ascent(estimator: Estimator) -> IterativeMethod:
+    return IterativeMethod(
+        lambda _, scale: PolicyGradient(_feature_policy, estimator, 300 * scale, rate=0.02),
+        estimator.estimates,
+        25,
+    )
+
+
+METHODS = {
+    "exact PI-FT": IterativeMethod(lambda truth, _: ExactPIFT(12, truth.grids), "exact"),
+    "Monte Carlo PI-FT, linear": IterativeMethod(_linear, "fixed-point residual"),
+    "Monte Carlo PI-FT, network": IterativeMethod(_network, "fixed-point residual"),
+    "policy gradient, full adjoint": _gradient_ascent(FullAdjoint()),
+    "policy gradient, adjoint matching": _gradient_ascent(AdjointMatching()),
+}
