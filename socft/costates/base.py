@@ -58,10 +58,11 @@ class Costates(Readable):
 
     Attributes:
         states: shape (T + 1, batch, *dims).
-        values: ``a_k``, shape (T + 1, batch, *dims).
+        values: ``a_k``, shape (T + 1, batch, *dims); what else is regressed on states has a shape
+            of its own.
         following: samples of ``E[a_{k+1} | x_k]``, shape (T, batch, *dims), where there are any.
     """
 
     states: Float[Tensor, "steps_plus_1 batch *dims"]
-    values: Float[Tensor, "steps_plus_1 batch *dims"]
+    values: Float[Tensor, "steps_plus_1 batch *value_dims"]
     following: Float[Tensor, "steps batch *dims"] | None = None

@@ -69,13 +69,14 @@ class Prediction:
         x: the states, shape (batch, *dims).
         clean: ``E[x_0 | x]``, shape (batch, *dims).
         abar: signal level, to broadcast against the states.
-        pullback: ``g -> J' g``, the gradient of ``g . E[x_0 | x]`` per sample.
+        pullback: ``g -> J' g``, the gradient of ``g . E[x_0 | x]`` per sample; g is broadcast
+            against the states.
     """
 
     x: States
     clean: States
     abar: Tensor
-    pullback: Callable[[States], States]
+    pullback: Callable[[Tensor], States]
 
     @property
     def signal(self) -> Tensor:
@@ -211,7 +212,7 @@ class LinearDenoiser(Denoiser):
         level, slope = at_step(self.abar, k, x), self.slope[k]
         clean = (x + (1 - level) * self.score(k, x)) / level.sqrt()
 
-        def pullback(g: States) -> States:
+        def pullback(g: Float[Tensor, "*#batch n"]) -> Float[Tensor, "batch n"]:
             rows = g.expand_as(x)
             bent = (slope.mT @ rows.unsqueeze(-1)).squeeze(-1) if slope.ndim == 3 else rows @ slope
             return (rows + (1 - level) * bent) / level.sqrt()
@@ -234,7 +235,7 @@ class Response:
     """
 
     gradient: Float[Tensor, "*batch n"]
-    value: float | Float[Tensor, " batch"]
+    value: float | Float[Tensor, ""] | Float[Tensor, "*batch"]
 
     def __post_init__(self) -> None:
         require_finite(self.gradient, "gradient", "query the objective where it is differentiable.")

@@ -242,7 +242,7 @@ class SphereDenoiser(Denoiser):
         B = 1 / (D + q.unsqueeze(1) * after)
         curvature = B * (after - B)
 
-        def pullback(g: States) -> States:
+        def pullback(g: Float[Tensor, "*#batch n"]) -> Float[Tensor, "batch n"]:
             return R * slope * (B * g + curvature * (zeta * g).sum(1, keepdim=True) * zeta)
 
         return Prediction(x, R * B * zeta, level, pullback)

@@ -570,7 +570,7 @@ def closed_objective(problem: ControlProblem, gain: Tensor, offset: Tensor) -> T
         control, moved = gain[k] @ center + offset[k], gain[k] @ image
         total = total - problem.beta[k] / 2 * (control @ control + (moved * moved).sum())
         step = torch.eye(m, dtype=F64)
-        noise = reference.diffusion.apply(k, step, step).mT
+        noise = reference.diffusion.apply(k, center.expand(m, n), step).mT
         fresh = torch.zeros(m, n + T * m, dtype=F64)
         fresh[:, n + k * m : n + (k + 1) * m] = step
         center = reference.transition[k] @ center + reference.offset[k] + noise @ control
@@ -1029,7 +1029,7 @@ def test_riccati_solves_its_differential_equation():
         t_eval=[0.0, 0.3, 1.1, 2.0],
     )
     found = riccati(**OSCILLATOR, beta=beta, horizon=horizon)
-    for s, y in zip(solved.t, solved.y.T, strict=True):
+    for s, y in zip(solved.t.tolist(), solved.y.T, strict=True):
         np.testing.assert_allclose(found.hessian(horizon - s), y[:4].reshape(2, 2), atol=ODE)
         assert found.constant(horizon - s) == pytest.approx(y[4], abs=ODE)
     x = randn(1, 3, 2)

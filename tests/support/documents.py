@@ -1,0 +1,26 @@
+"""The commands that the documents show."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+PROGRAMS = ("socft", "make", "pytest", "python", "torchrun", "source", "git", "ruff", "pyright")
+
+
+def commands(document: Path) -> list[str]:
+    """The commands of a Markdown file, in order and without comments: blocks of shell, indented
+    blocks, and code within sentences that begins with the name of a program.
+    """
+    text = document.read_text()
+    shell = re.compile(r"^```sh\n(?P<block>.*?)^```$", re.DOTALL | re.MULTILINE)
+    other = re.compile(r"^```\w+\n.*?^```$", re.DOTALL | re.MULTILINE)
+    text = other.sub("", shell.sub(lambda found: _indented(found["block"]), text))
+    pattern = re.compile(r"^ {4}(?P<line>\S.*)$|(?<!`)`(?P<code>[^`\n]+(?:\n[^`\n]+)?)`(?!`)", re.M)
+    found = [each["line"] or " ".join(each["code"].split()) for each in pattern.finditer(text)]
+    stripped = (re.sub(r"\s+# .*$", "", line).strip() for line in found)
+    return [line for line in stripped if re.match(rf"({'|'.join(PROGRAMS)}) ", line)]
+
+
+def _indented(block: str) -> str:
+    return "\n" + "".join(f"    {line}\n" for line in block.splitlines())
