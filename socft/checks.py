@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Numbers: TypeAlias = "Tensor | np.ndarray | float | Sequence[Numbers]"
-"""What `numbers` makes a float64 tensor of."""
+_Entry: TypeAlias = Tensor | np.ndarray | float
+Numbers: TypeAlias = (
+    _Entry | Sequence[_Entry] | Sequence[Sequence[_Entry]] | Sequence[Sequence[Sequence[_Entry]]]
+)
+"""What `numbers` makes a float64 tensor of: lists up to a matrix per step."""
 
 SYMMETRY_TOLERANCE = 1e-10
 """Relative skewness of a matrix that counts as symmetric: float64 products are to about n eps."""

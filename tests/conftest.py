@@ -1,10 +1,13 @@
-"""Every test runs on one thread, sees the same examples each time; tests whose mark does not fit their time are named at the end."""
+"""Every test runs on one thread and sees the same examples each time; shapes and types of what it
+calls are checked; tests whose mark does not fit their time are named at the end.
+"""
 
 from __future__ import annotations
 
 import signal
 
 import hypothesis
+import jaxtyping
 import pytest
 import torch
 
@@ -17,6 +20,13 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("socft", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("socft")
+
+
+@pytest.fixture(autouse=True)
+def checked(request: pytest.FixtureRequest) -> None:
+    """Shapes and types are checked except in tests of what is refused by a sentence."""
+    refused = request.node.get_closest_marker("refusal") is not None
+    jaxtyping.config.update("jaxtyping_disable", refused)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

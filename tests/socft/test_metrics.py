@@ -166,6 +166,7 @@ def test_mmd_does_not_depend_on_how_it_is_chunked_nor_on_rigid_motions(
     )
 
 
+@pytest.mark.refusal
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -212,6 +212,7 @@ def test_simulated_evaluations_report_their_standard_error():
     assert abs(float(spread) - 1) < STDERRS * (2 / 40) ** 0.5
 
 
+@pytest.mark.refusal
 @pytest.mark.parametrize(
     ("initial", "steps"),
     [

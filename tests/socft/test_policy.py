@@ -372,6 +372,7 @@ def test_time_embeddings_tell_all_steps_apart():
     assert torch.equal(embedding(7, torch.zeros(2, 1, dtype=F64))[0], rows[7])
 
 
+@pytest.mark.refusal
 def test_policies_that_do_not_fit_together_are_refused():
     with pytest.raises(
         InvalidProblem,

@@ -286,6 +286,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.refusal
 @pytest.mark.parametrize("name", list(REFUSALS))
 def test_refusals_say_what_and_how(name: str):
     make, message = REFUSALS[name]

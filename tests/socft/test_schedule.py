@@ -264,6 +264,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
+@pytest.mark.refusal
 @pytest.mark.parametrize("name", list(REFUSALS))
 def test_refusals_say_what_and_how(name: str):
     make, message = REFUSALS[name]

@@ -379,6 +379,7 @@ def _plain(diffusion: StateDiffusion, start: float) -> Reference:
     return KernelReference(lambda k, x: x, diffusion, 1, (1,), lambda z: start + 0 * z)
 
 
+@pytest.mark.refusal
 @pytest.mark.parametrize(
     ("call", "message"),
     [

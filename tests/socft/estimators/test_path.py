@@ -700,6 +700,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
+@pytest.mark.refusal
 @pytest.mark.parametrize(("attempt", "message"), REFUSED.values(), ids=REFUSED)
 def test_inputs_that_make_no_sense_are_refused(attempt: Callable[[], object], message: str) -> None:
     with pytest.raises(InvalidProblem, match=message):

@@ -862,6 +862,7 @@ def labels_of(estimator: Estimator, count: int) -> Labels:
     return estimator.label(problem, policy, paths(problem, policy, count=count))
 
 
+@pytest.mark.refusal
 @pytest.mark.parametrize(("attempt", "message"), REFUSED.values(), ids=REFUSED)
 def test_inputs_that_make_no_sense_are_refused(attempt: Callable[[], object], message: str) -> None:
     with pytest.raises(InvalidProblem, match=message):

@@ -281,6 +281,7 @@ def test_a_policy_that_is_not_affine_is_refused():
         affine_policy(FunctionPolicy(lambda k, x: x.square()), 2, 3)
 
 
+@pytest.mark.refusal
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -883,6 +883,7 @@ def shallow(problem: ControlProblem, cost: RunningCost | None) -> ControlProblem
     return dataclasses.replace(problem, running_cost=cost)
 
 
+@pytest.mark.refusal
 def test_what_has_no_closed_form_is_refused():
     problem = denoising(2, 3, 1)
     kernel = KernelReference(lambda k, x: x, ScalarDiffusion(torch.ones(3)), 3, (2,))
@@ -974,6 +975,7 @@ def test_spectral_maps_are_the_matrices_they_abbreviate():
     torch.testing.assert_close(spectral.dense().mT, spectral.dense())
 
 
+@pytest.mark.refusal
 def test_malformed_references_are_refused():
     scalar = ScalarDiffusion(torch.ones(4))
     refusals: dict[str, Callable[[], object]] = {
@@ -1100,6 +1102,7 @@ def test_riccati_refuses_horizons_at_which_a_running_reward_escapes():
             riccati(zero, one, zero, -one, horizon=horizon)
 
 
+@pytest.mark.refusal
 def test_malformed_continuous_problems_are_refused():
     eye = torch.eye(2)
     refusals: dict[str, Callable[[], object]] = {
