@@ -435,7 +435,7 @@ class GridPolicy(Policy):
         cls,
         reference: Reference,
         grids: Sequence[Grid],
-        shifts: Sequence[Float[Tensor, "nodes n"]],
+        shifts: Sequence[Float[Tensor, "_ n"]],
         extrapolation: float = 1.0,
     ) -> GridPolicy:
         """From tabulated mean shifts ``B_k v_k``."""

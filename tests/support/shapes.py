@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -19,4 +21,25 @@ def typechecked(function: Callable[..., Any]) -> Callable[..., Any]:
     function.__annotations__ = {
         name: hint for name, hint in function.__annotations__.items() if hint not in ("Self", Self)
     }
-    return beartype(conf=CONF)(function)
+    checked = beartype(conf=CONF)(function)
+    return _fields(function, checked) if function.__name__ == "__init__" else checked
+
+
+def _fields(function: Callable[..., Any], checked: Callable[..., Any]) -> Callable[..., Any]:
+    """The check of a dataclass: its annotations say what it keeps, which is what its
+    ``__post_init__`` makes of what it is given.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def init(*args: Any, **kwargs: Any) -> Any:
+        if not hasattr(type(args[0]), "__post_init__"):
+            return checked(*args, **kwargs)
+        kept = vars(args[0])
+        if not kept:
+            return function(*args, **kwargs)
+        given = signature.bind(*args, **kwargs)
+        given.arguments |= {name: kept[name] for name in given.arguments if name in kept}
+        return checked(*given.args, **given.kwargs)
+
+    return init
