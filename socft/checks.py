@@ -20,7 +20,14 @@ SYMMETRY_TOLERANCE = 1e-10
 
 
 class InvalidProblem(ValueError):
-    """The mathematics refuses these inputs; the message quotes the offending value and the remedy."""
+    """The mathematics refuses these inputs; the message quotes the offending value and the remedy.
+
+    >>> try:
+    ...     ddpm(50)
+    ... except InvalidProblem as error:
+    ...     print(error)
+    abar has shape (); give a vector of at least two levels, such as linear_levels(50).
+    """
 
 
 def require(condition: bool, message: str) -> None:

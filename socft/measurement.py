@@ -26,6 +26,12 @@ class Measurement(Readable):
         control_error: ``sup |v_k - v*_k|`` per step over the truth's points, shape (T,).
         value_gradient_error: ``sup |grad V_k - grad V*_k|`` per step, shape (T + 1,), where the
             method knows its value gradient.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> (only,) = observe(Quadrature(problem), ExactPIFT(inner=0).iterations(problem))
+    >>> only.control_error.shape
+    torch.Size([3])
     """
 
     iteration: Iteration
@@ -40,6 +46,12 @@ def observe(truth: Truth, iterations: Iterable[Iteration], every: int = 1) -> It
 
     Raises:
         InvalidProblem: ``every`` is not positive; raised by the call, before anything is measured.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> rows = observe(Quadrature(problem), ExactPIFT(inner=4).iterations(problem), every=2)
+    >>> [row.iteration.index for row in rows]
+    [0, 2, 4]
     """
     require(
         every >= 1,
@@ -49,7 +61,14 @@ def observe(truth: Truth, iterations: Iterable[Iteration], every: int = 1) -> It
 
 
 def measure(truth: Truth, iteration: Iteration) -> Measurement:
-    """Measure one iterate; its policy is evaluated now, so call it before the next training step."""
+    """Measure one iterate; its policy is evaluated now, so call it before the next training step.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> first = next(ExactPIFT(inner=0).iterations(problem))
+    >>> measure(Quadrature(problem), first).iteration.index
+    0
+    """
     evaluation = truth.evaluate(iteration.policy)
     return Measurement(
         iteration,

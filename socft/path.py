@@ -25,6 +25,10 @@ class Noise(Readable):
     Attributes:
         initial: shape (batch, *dims), turned into the initial state by the reference.
         steps: shape (T, batch, *noise_dims).
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> Noise.sample(reference, batch=100, generator=torch.Generator().manual_seed(0)).steps.shape
+    torch.Size([3, 100, 1])
     """
 
     initial: Float[Tensor, "batch *dims"]
@@ -67,6 +71,12 @@ class Path(Readable):
         states: shape (T + 1, batch, *dims).
         controls: whitened controls along the path, shape (T, batch, *noise_dims).
         noise: the noise that produced it.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> noise = Noise.sample(reference, batch=4, generator=torch.Generator().manual_seed(0))
+    >>> path = rollout(reference, Uncontrolled(reference), noise)
+    >>> path.states.shape, path.kl().sum()
+    (torch.Size([4, 4, 1]), tensor(0., dtype=torch.float64))
     """
 
     states: Float[Tensor, "steps_plus_1 batch *dims"]
@@ -86,6 +96,12 @@ class Path(Readable):
 def rollout(reference: Reference, policy: Policy, noise: Noise) -> Path:
     """Simulate ``x_{k+1} = m_k(x_k) + B_k (v_k(x_k) + xi_k)``; differentiable when gradients are
     enabled.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> noise = Noise.sample(reference, batch=4, generator=torch.Generator().manual_seed(0))
+    >>> path = rollout(reference, FunctionPolicy(lambda k, x: -x), noise)
+    >>> path.final.shape
+    torch.Size([4, 1])
     """
     expected = (reference.steps, len(noise.initial), *reference.noise_dims)
     require(
@@ -104,6 +120,12 @@ def rollout(reference: Reference, policy: Policy, noise: Noise) -> Path:
 def returns(problem: ControlProblem, path: Path) -> PerSample:
     """Reward minus running costs minus weighted KL of each path; its mean estimates the objective
     J.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> noise = Noise.sample(reference, batch=4, generator=torch.Generator().manual_seed(0))
+    >>> returns(problem, rollout(reference, Uncontrolled(reference), noise)).shape
+    torch.Size([4])
     """
     total = problem.reward(path.final) - (problem.beta.to(path.controls)[:, None] * path.kl()).sum(
         0

@@ -123,6 +123,11 @@ class ExactPIFT(Method):
     Attributes:
         inner: largest number of inner iterations m.
         grids: one grid per step; chosen as for the quadrature truth when left out.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> [iteration.index for iteration in ExactPIFT(inner=2).iterations(problem)]
+    [0, 1, 2]
     """
 
     inner: int
@@ -160,6 +165,13 @@ class MonteCarloPIFT(Method):
         paths: number of states per step.
         draws: samples of each inner expectation, drawn in antithetic pairs.
         seed: seed of all noise.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> linear = LinearRegression(Polynomial(1))
+    >>> method = MonteCarloPIFT(inner=1, control=linear, costate=linear, paths=64)
+    >>> [iteration.index for iteration in method.iterations(problem)]
+    [0, 1]
     """
 
     inner: int
@@ -232,6 +244,12 @@ class PolicyGradient(Method):
         batch: paths per gradient step.
         rate: learning rate of Adam, decayed to zero by a cosine.
         seed: seed of all noise.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> method = PolicyGradient(lambda: AffinePolicy.zeros(reference), FullAdjoint(), steps=2)
+    >>> [iteration.index for iteration in method.iterations(problem)]
+    [0, 1, 2]
     """
 
     policy: Callable[[], Policy]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from socft.checks import require
+from socft.checks import Numbers, numbers, require
 from socft.readable import Readable
 from socft.reference import Noises, Reference, States, Step, at_step, by_step
 from socft.regression.networks import (
@@ -33,6 +33,10 @@ class Policy(Readable, abc.ABC):
 
     A policy is trained by the parameters it holds: those among its attributes, and those of the
     modules and policies among them.
+
+    >>> policy = FunctionPolicy(lambda k, x: torch.zeros_like(x))
+    >>> isinstance(policy, Policy), policy.parameters()
+    (True, [])
     """
 
     @abc.abstractmethod
@@ -66,7 +70,13 @@ class Policy(Readable, abc.ABC):
 
 
 class Uncontrolled(Policy):
-    """The pre-trained model, ``v = 0``."""
+    """The pre-trained model, ``v = 0``.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> Uncontrolled(reference)(0, torch.ones(2, 1))
+    tensor([[0.],
+            [0.]])
+    """
 
     def __init__(self, reference: Reference):
         self.noise_dims = reference.noise_dims
@@ -76,7 +86,12 @@ class Uncontrolled(Policy):
 
 
 class FunctionPolicy(Policy):
-    """Any function ``(k, x) -> v`` as a policy without parameters."""
+    """Any function ``(k, x) -> v`` as a policy without parameters.
+
+    >>> FunctionPolicy(lambda k, x: -x)(0, torch.ones(2, 1))
+    tensor([[-1.],
+            [-1.]])
+    """
 
     def __init__(self, function: Callable[[Step, States], Noises]):
         self.function = function
@@ -86,9 +101,15 @@ class FunctionPolicy(Policy):
 
 
 class AffinePolicy(Policy):
-    """``v_k(x) = gain_k x + offset_k`` on vectors; gain (T, m, n), offset (T, m)."""
+    """``v_k(x) = gain_k x + offset_k`` on vectors; gain (T, m, n), offset (T, m).
 
-    def __init__(self, gain: Float[Tensor, "steps m n"], offset: Float[Tensor, "steps m"]):
+    >>> policy = AffinePolicy(gain=[[[-0.5]]] * 3, offset=[[1.0]] * 3)
+    >>> policy(0, torch.tensor([[2.0]], dtype=torch.float64)).detach()
+    tensor([[0.]], dtype=torch.float64)
+    """
+
+    def __init__(self, gain: Numbers, offset: Numbers):
+        gain, offset = numbers(gain, "gain"), numbers(offset, "offset")
         require(
             gain.ndim == 3 and offset.shape == gain.shape[:2],
             f"gain has shape {tuple(gain.shape)} and offset {tuple(offset.shape)}; give (steps, m,"
@@ -111,22 +132,32 @@ class AffinePolicy(Policy):
 
 
 class FeaturePolicy(Policy):
-    """``v_k(x) = weight_k phi(x)`` with ``phi: batch n -> batch p`` and weight of shape (T, m, p)."""
+    """``v_k(x) = weight_k phi(x)`` with ``phi: batch n -> batch p`` and weight of shape (T, m, p).
+
+    >>> policy = FeaturePolicy(Polynomial(2), torch.zeros(3, 1, 3))
+    >>> [name for name, _ in policy.named_parameters()]
+    ['weight']
+    """
 
     def __init__(
         self,
         features: Callable[[States], Float[Tensor, "batch p"]],
-        weight: Float[Tensor, "steps m p"],
+        weight: Numbers,
     ):
         self.features = features
-        self.weight = nn.Parameter(weight.clone())
+        self.weight = nn.Parameter(numbers(weight, "weight").clone())
 
     def __call__(self, k: Step, x: States) -> Noises:
         return (self.weight[k] @ self.features(x).unsqueeze(-1)).squeeze(-1)
 
 
 class StepwisePolicy(Policy):
-    """One function of the state per step."""
+    """One function of the state per step.
+
+    >>> policy = StepwisePolicy([torch.sin, torch.cos])
+    >>> policy(1, torch.zeros(1, 1))
+    tensor([[1.]])
+    """
 
     def __init__(self, functions: Sequence[Callable[[States], Noises]]):
         self.functions = tuple(functions)
@@ -138,6 +169,12 @@ class StepwisePolicy(Policy):
 class MLPPolicy(Policy):
     """A multilayer perceptron of (x, time embedding) on vectors, with a zero last layer, so it
     starts at the pre-trained model.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> MLPPolicy(reference, width=8)
+    MLPPolicy(network=<SpaceTimeNetwork, 225 parameters>)
+    >>> MLPPolicy(reference)(0, torch.ones(1, 1, dtype=torch.float64)).detach()
+    tensor([[0.]], dtype=torch.float64)
     """
 
     def __init__(
@@ -162,6 +199,11 @@ class MLPPolicy(Policy):
 class ResidualPolicy(Policy):
     """A fine-tuned mean map minus the reference, ``v = B^+ (m^theta_k(x) - m_k(x))``; gradients
     flow through both branches.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> policy = ResidualPolicy(reference, lambda k, x: reference.mean(k, x) + 1)
+    >>> policy(0, torch.zeros(1, 1))
+    tensor([[2.]])
     """
 
     def __init__(self, reference: Reference, fine_tuned: Callable[[Step, States], States]):
@@ -176,11 +218,15 @@ class ResidualPolicy(Policy):
 class ScaledPolicy(Policy):
     """``scale_k v_k(x)``: a policy at a chosen distance from the pre-trained model (0) or from
     another policy (1).
+
+    >>> half = ScaledPolicy(FunctionPolicy(lambda k, x: -x), scale=[0.5, 0.5, 0.5])
+    >>> half(0, torch.ones(1, 1))
+    tensor([[-0.5000]])
     """
 
-    def __init__(self, policy: Policy, scale: Float[Tensor, " steps"]):
+    def __init__(self, policy: Policy, scale: Numbers):
         self.policy = policy
-        self.scale = scale
+        self.scale = numbers(scale, "scale")
 
     def __call__(self, k: Step, x: States) -> Noises:
         return at_step(self.scale, k, x) * self.policy(k, x)

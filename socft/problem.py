@@ -42,6 +42,22 @@ class ControlProblem(Readable):
     Raises:
         InvalidProblem: beta not positive and finite or of the wrong length, a reward or a running
             cost that is not one finite number per sample.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> ControlProblem(reference, lambda x: -x.square().sum(1), beta=0.5)
+    ControlProblem(
+        reference=AffineReference(
+            steps=3,
+            dims=(1,),
+            diffusion=ScalarDiffusion(sigma=[0.5, 0.5, 0.5]),
+            offset=[[0], [0], [0]],
+            initial_mean=[0],
+            initial_factor=[[1]],
+            transition=DenseMaps(matrices=[[[0.9]], [[0.9]], [[0.9]]]),
+        ),
+        reward=FunctionReward(function=<lambda>, L0=inf, L1=inf),
+        beta=[0.5, 0.5, 0.5],
+    )
     """
 
     reference: Reference

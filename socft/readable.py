@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 WIDTH = 88
@@ -58,7 +59,10 @@ def summary(value: Any) -> str:
     if isinstance(value, functools.partial) or (callable(value) and hasattr(value, "__qualname__")):
         inner = value.func if isinstance(value, functools.partial) else value
         return f"<{inspect.unwrap(inner).__qualname__.rpartition('<locals>.')[2].strip('<>')}>"
-    return repr(value)
+    if isinstance(value, torch.Generator):
+        return f"<generator of seed {value.initial_seed()}>"
+    text = repr(value)
+    return f"<{type(value).__name__}>" if " object at 0x" in text else text
 
 
 def call(name: str, arguments: Mapping[str, Any]) -> str:

@@ -48,6 +48,10 @@ class Record:
         versions: interpreter and package versions.
         commit: version control commit of the code; empty outside a checkout.
         dirty: whether the checkout had uncommitted changes to the code.
+
+    >>> record = Record("study", "problem", "error", 0.5, bound=1.0)
+    >>> record.value <= record.bound
+    True
     """
 
     study: str

@@ -94,7 +94,11 @@ class Diffusion(Readable, abc.ABC):
 
 
 class ScalarDiffusion(Diffusion):
-    """``B_k = sigma_k I`` with ``sigma`` of shape (T,), strictly positive."""
+    """``B_k = sigma_k I`` with ``sigma`` of shape (T,), strictly positive.
+
+    >>> ScalarDiffusion([0.5, 0.25]).whiten(1, torch.zeros(1, 1), torch.ones(1, 1))
+    tensor([[4.]])
+    """
 
     def __init__(self, sigma: Numbers):
         self.sigma = numbers(sigma, "sigma")
@@ -127,7 +131,12 @@ class ScalarDiffusion(Diffusion):
 
 
 class MatrixDiffusion(Diffusion):
-    """Constant ``B_k`` of shape (T, n, m), possibly degenerate; states are vectors of length n."""
+    """Constant ``B_k`` of shape (T, n, m), possibly degenerate; states are vectors of length n.
+
+    >>> noise = MatrixDiffusion([[[0.0], [0.5]]])  # a force on the second coordinate, one step
+    >>> noise.apply(0, torch.zeros(1, 2), torch.ones(1, 1))
+    tensor([[0.0000, 0.5000]])
+    """
 
     def __init__(self, matrices: Numbers):
         self.matrices = numbers(matrices, "B")
@@ -170,7 +179,16 @@ def _matvec(matrices: Tensor, k: Step, x: Tensor) -> Tensor:
 
 
 class Reference(Readable, abc.ABC):
-    """A pre-trained chain of ``steps`` kernels on states of shape ``dims``."""
+    """A pre-trained chain of ``steps`` kernels on states of shape ``dims``.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> isinstance(reference, Reference)
+    True
+    >>> x = torch.zeros(2, 1)
+    >>> reference.step(0, x, controlled_noise=torch.ones(2, 1))
+    tensor([[0.5000],
+            [0.5000]])
+    """
 
     def __init__(self, steps: int, dims: tuple[int, ...], diffusion: Diffusion):
         self.steps = steps
@@ -204,6 +222,10 @@ class ScoreReference(Reference):
         score: ``(k, x) -> s_k(x)``, the score of the data noised to level ``schedule.abar[k]``; it
             may cast internally but must return the dtype of ``x``.
         dims: shape of one state.
+
+    >>> reference = ScoreReference(ddpm([0.1, 0.5, 1.0]), lambda k, x: -x, dims=(1,))
+    >>> reference.mean(0, torch.tensor([[1.0]]))
+    tensor([[0.4472]])
     """
 
     def __init__(
@@ -329,6 +351,10 @@ class AffineReference(Reference):
 
     Raises:
         InvalidProblem: a shape or a number of steps does not match, or an entry is not finite.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> reference.mean(0, torch.tensor([[2.0]]))
+    tensor([[1.8000]])
     """
 
     def __init__(
@@ -388,6 +414,10 @@ class AffineReference(Reference):
 class KernelReference(Reference):
     """Any kernel given by its mean map ``(k, x) -> m_k(x)``, a diffusion, and optionally an initial
     map of standard noise.
+
+    >>> reference = KernelReference(lambda k, x: torch.sin(x), ScalarDiffusion([0.5] * 2), 2, (1,))
+    >>> reference.mean(0, torch.zeros(1, 1))
+    tensor([[0.]])
     """
 
     def __init__(

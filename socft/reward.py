@@ -38,7 +38,13 @@ _ORTHONORMAL_TOLERANCE = 1e-8
 
 
 class Reward(Readable, abc.ABC):
-    """A reward to maximise at the end of the chain."""
+    """A reward to maximise at the end of the chain.
+
+    >>> isinstance(Sine(), Reward)
+    True
+    >>> Sine(frequency=2.0).gradient(torch.zeros(1, 1))
+    tensor([[2.]])
+    """
 
     @property
     @abc.abstractmethod
@@ -73,7 +79,11 @@ class Reward(Readable, abc.ABC):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear(Reward):
-    """``r(x) = w . x + c`` with ``w`` of the shape of one state. L0 = |w|, L1 = 0."""
+    """``r(x) = w . x + c`` with ``w`` of the shape of one state. L0 = |w|, L1 = 0.
+
+    >>> Linear([3.0, 4.0]).L0
+    5.0
+    """
 
     w: Tensor
     c: float = 0.0
@@ -107,6 +117,10 @@ class Quadratic(Reward):
         P: shape (n, n).
         q: shape (n,), zero by default.
         c: a number.
+
+    >>> reward = Quadratic([[-2.0]], q=[1.0])
+    >>> reward(torch.tensor([[3.0]])), reward.L1
+    (tensor([-6.]), 2.0)
     """
 
     P: Float[Tensor, "n n"]
@@ -159,6 +173,9 @@ class Quadratic(Reward):
 class Sine(Reward):
     """Scalar ``r(x) = amplitude sin(frequency x + phase)``. L0 = |amplitude| frequency, L1 =
     |amplitude| frequency^2.
+
+    >>> Sine(amplitude=0.5, frequency=2.0).L1
+    2.0
     """
 
     amplitude: float = 1.0
@@ -191,6 +208,9 @@ class Softplus(Reward):
     ``slope``.
 
     L0 = |slope| (in the limit x -> inf), L1 = |slope| sharpness / 4 (at the center).
+
+    >>> Softplus()(torch.zeros(1, 1))
+    tensor([0.6931])
     """
 
     slope: float = 1.0
@@ -225,6 +245,9 @@ class PseudoHuber(Reward):
 
     A negative weight rewards closeness to the center. L0 = |weight| delta (in the limit), L1 =
     |weight| (at the center).
+
+    >>> PseudoHuber(center=1.0)(torch.tensor([[1.0], [4.0]]))
+    tensor([-0.0000, -2.1623])
     """
 
     delta: float = 1.0
@@ -260,6 +283,9 @@ class RidgeFunction(Reward):
     Attributes:
         q: direction of any length, shape (n,).
         scalar: a reward of states of shape (batch, 1).
+
+    >>> RidgeFunction([3.0, 4.0], Sine()).L0
+    5.0
     """
 
     q: Float[Tensor, " n"]
@@ -298,6 +324,9 @@ class Separable(Reward):
     Attributes:
         rotation: the directions as columns, shape (n, m) with m <= n.
         scalars: m rewards of states of shape (batch, 1).
+
+    >>> Separable(torch.eye(2), [Sine(), Softplus()])(torch.zeros(1, 2))
+    tensor([0.6931])
     """
 
     rotation: Float[Tensor, "n m"]
@@ -344,6 +373,9 @@ class LogSumExp(Reward):
         directions: shape (K, n).
         offsets: shape (K,), zero by default.
         temperature: positive.
+
+    >>> LogSumExp([[1.0, 0.0], [0.0, 1.0]], temperature=0.5)(torch.zeros(1, 2))
+    tensor([0.3466])
     """
 
     directions: Float[Tensor, "K n"]
@@ -388,6 +420,9 @@ class Sum(Reward):
     Attributes:
         rewards: at least one reward.
         weights: one number each, 1 by default; rewards of weight zero are dropped.
+
+    >>> Sum([Sine(), Quadratic([[-1.0]])], weights=[1.0, 0.1])(torch.zeros(1, 1))
+    tensor([0.])
     """
 
     rewards: Sequence[Reward]
@@ -440,6 +475,10 @@ class FunctionReward(Reward):
         function: ``batch *dims -> batch``, differentiable if `gradient` is to be used.
         L0: Lipschitz constant of the function.
         L1: Lipschitz constant of its gradient.
+
+    >>> reward = FunctionReward(lambda x: x.square().sum(1), L1=2.0)
+    >>> reward.gradient(torch.tensor([[3.0]]))
+    tensor([[6.]])
     """
 
     def __init__(

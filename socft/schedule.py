@@ -39,6 +39,10 @@ class Schedule(Readable):
         score_weight: ``g_t``, the weight of the score in the mean, shape (T,); ``1 - a_t`` for
             DDPM.
         sigma: noise scale of each kernel, shape (T,), strictly positive.
+
+    >>> schedule = Schedule(abar=[0.2, 0.6, 0.9], score_weight=[0.7, 0.3], sigma=[0.8, 0.5])
+    >>> schedule.steps, schedule.alpha
+    (2, tensor([0.3333, 0.6667], dtype=torch.float64))
     """
 
     abar: Float[Tensor, " steps_plus_1"]
@@ -97,6 +101,9 @@ class Schedule(Readable):
 def ddpm(abar: Numbers) -> Schedule:
     """Ancestral sampling with the forward variance, ``sigma_t^2 = 1 - a_t`` (Ho et al. 2020, first
     choice).
+
+    >>> ddpm(linear_levels(50)).is_memoryless()
+    True
     """
     abar = _levels(abar)
     beta = 1 - abar[:-1] / abar[1:]
@@ -110,6 +117,13 @@ def ddim(abar: Numbers, eta: float = 1.0) -> Schedule:
     Raises:
         InvalidProblem: some ``sigma_t`` is zero, as at the last step when ``abar[-1] == 1`` or for
             eta = 0.
+
+    >>> ddim(soften_last(linear_levels(50)), eta=0.5)
+    Schedule(
+        abar=<51 numbers, from 7.745e-06 to 0.999>,
+        score_weight=<50 numbers, from 0.0006779 to 0.2652>,
+        sigma=<50 numbers, from 0.01119 to 0.3162>,
+    )
     """
     require(0 <= eta <= 1, f"eta = {eta}; it must lie in [0, 1].")
     abar = _levels(abar)
@@ -125,6 +139,9 @@ def variance_preserving(steps: int, rate: float = 1.0) -> Schedule:
 
     ``a_t = 1 - q dt`` and ``sigma_t^2 = q dt`` with ``dt = 1 / steps`` (section 4.2 of arXiv
     2412.18164v4); data at level 1.
+
+    >>> variance_preserving(steps=20, rate=2.0).abar[[0, -1]]
+    tensor([0.1216, 1.0000], dtype=torch.float64)
     """
     _require_steps(steps)
     require(
@@ -139,6 +156,9 @@ def linear_levels(
 ) -> Float[Tensor, " steps_plus_1"]:
     """Levels of the DDPM schedule whose forward variances grow linearly, rescaled from
     ``train_steps`` to ``steps``.
+
+    >>> linear_levels(50)[[0, -1]]
+    tensor([7.7448e-06, 1.0000e+00], dtype=torch.float64)
     """
     _require_steps(steps)
     return _cumulative(
@@ -151,6 +171,9 @@ def scaled_linear_levels(
 ) -> Float[Tensor, " steps_plus_1"]:
     """Levels of Stable Diffusion's schedule, linear in the square root of the forward variance,
     rescaled to ``steps``.
+
+    >>> scaled_linear_levels(50)[[0, -1]]
+    tensor([0.0030, 1.0000], dtype=torch.float64)
     """
     _require_steps(steps)
     return _cumulative(
@@ -164,6 +187,9 @@ def cosine_levels(
 ) -> Float[Tensor, " steps_plus_1"]:
     """Levels of the cosine schedule (Nichol and Dhariwal 2021, equation 17), forward variances
     capped at ``largest``.
+
+    >>> cosine_levels(3)
+    tensor([2.4645e-04, 2.4645e-01, 7.4288e-01, 1.0000e+00], dtype=torch.float64)
     """
     _require_steps(steps)
     time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
@@ -174,6 +200,10 @@ def cosine_levels(
 def subsample(abar: Numbers, steps: int) -> Float[Tensor, " fewer_plus_1"]:
     """Every ``(T / steps)``-th level counted from the noisy end ("trailing" spacing), both ends
     kept.
+
+    >>> levels = subsample(linear_levels(1000), 50)
+    >>> levels.shape
+    torch.Size([51])
     """
     abar = _levels(abar)
     full = len(abar) - 1
@@ -188,6 +218,9 @@ def subsample(abar: Numbers, steps: int) -> Float[Tensor, " fewer_plus_1"]:
 def soften_last(abar: Numbers) -> Float[Tensor, " steps_plus_1"]:
     """Replace the last level by ``(abar[-1] + abar[-2]) / 2`` so that the posterior variance of the
     last step is positive.
+
+    >>> soften_last([0.25, 0.5, 1.0])
+    tensor([0.2500, 0.5000, 0.7500], dtype=torch.float64)
     """
     abar = _levels(abar)
     return torch.cat([abar[:-1], (abar[-1:] + abar[-2:-1]) / 2])

@@ -70,6 +70,9 @@ class SDE(Readable, abc.ABC):
     Attributes:
         noise: ``B``, shape (n, m).
         horizon: the final time.
+
+    >>> isinstance(LinearSDE([[-1.0]], [[0.5]], horizon=1.0), SDE)
+    True
     """
 
     def __init__(self, noise: Numbers, horizon: float):
@@ -98,6 +101,10 @@ class DriftSDE(SDE):
         noise: ``B``, shape (n, m).
         horizon: the final time.
         initial: the initial state as a function of standard noise, the identity by default.
+
+    >>> well = DriftSDE(lambda t, x: x - x**3, [[0.5]], horizon=1.0)
+    >>> EulerMaruyama().chain(well, steps=10).steps
+    10
     """
 
     def __init__(
@@ -125,6 +132,10 @@ class LinearSDE(SDE):
 
     Raises:
         InvalidProblem: a shape does not fit or an entry is not finite.
+
+    >>> oscillator = LinearSDE([[0.0, 1.0], [-1.0, -0.1]], [[0.0], [0.5]], horizon=2.0)
+    >>> Exponential().chain(oscillator, steps=10).noise_dims
+    (2,)
     """
 
     def __init__(
@@ -158,6 +169,10 @@ class LinearSDE(SDE):
 class SemilinearSDE(SDE):
     """``dX = (A X + F(t, X)) dt + B dW``: a stiff linear part that `Exponential` integrates
     exactly.
+
+    >>> stiff = SemilinearSDE([[-50.0]], lambda t, x: torch.sin(x), [[0.5]], horizon=1.0)
+    >>> Exponential().chain(stiff, steps=10).steps
+    10
     """
 
     def __init__(
@@ -207,7 +222,12 @@ class Integrator(Readable, abc.ABC):
 
 
 class EulerMaruyama(Integrator):
-    """``x' = x + b dt + B sqrt(dt) xi``, weak order 1; a control is ``v = u sqrt(dt)``."""
+    """``x' = x + b dt + B sqrt(dt) xi``, weak order 1; a control is ``v = u sqrt(dt)``.
+
+    >>> decay = LinearSDE([[-1.0]], [[0.5]], horizon=1.0)
+    >>> EulerMaruyama().chain(decay, steps=2).transition.flatten()
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
 
     def _kernels(self, sde: SDE, steps: int) -> KernelReference:
         dt = sde.horizon / steps
@@ -224,6 +244,10 @@ class EulerMaruyama(Integrator):
 class Exponential(Integrator):
     """Exact in the linear part of a `LinearSDE` or `SemilinearSDE`, weak order 1 in the remainder;
     the noise has n components.
+
+    >>> decay = LinearSDE([[-1.0]], [[0.5]], horizon=1.0)
+    >>> Exponential().chain(decay, steps=2).transition.flatten()  # exp(-1/2)
+    tensor([0.6065, 0.6065], dtype=torch.float64)
     """
 
     def _kernels(self, sde: SDE, steps: int) -> KernelReference:
@@ -261,6 +285,10 @@ class Strang(Integrator):
     more than there are steps.
 
     The first and the last noise last dt/2, the others dt; a control is ``v = u sqrt(duration)``.
+
+    >>> decay = LinearSDE([[-1.0]], [[0.5]], horizon=1.0)
+    >>> Strang().chain(decay, steps=2).steps
+    3
     """
 
     def times(self, horizon: float, steps: int) -> Float[Tensor, " kernels_plus_1"]:
@@ -291,6 +319,10 @@ class Taylor(Integrator):
 
     The mean ``x + dt/2 (b(t, x) + average of b(t + dt, x + dt b +- sqrt(m dt) B_j))`` takes no
     derivatives, 2 m + 1 drifts.
+
+    >>> decay = LinearSDE([[-1.0]], [[0.5]], horizon=1.0)
+    >>> Taylor().chain(decay, steps=2).transition.flatten()
+    tensor([0.6250, 0.6250], dtype=torch.float64)
     """
 
     def _kernels(self, sde: SDE, steps: int) -> KernelReference:

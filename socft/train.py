@@ -33,6 +33,12 @@ class Iteration(Readable):
         evaluations: samples pushed through the pre-trained mean map so far.
         details: what the method itself measured, by name.
         value_gradient: ``(k, x) -> grad V_k(x)`` of the current policy, where the method knows it.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> first = next(ExactPIFT(inner=1).iterations(problem))
+    >>> first.index, first.evaluations
+    (0, 1803)
     """
 
     index: int
@@ -44,7 +50,11 @@ class Iteration(Readable):
 
 
 class Method(Readable, abc.ABC):
-    """A way to solve a control problem."""
+    """A way to solve a control problem.
+
+    >>> isinstance(ExactPIFT(inner=3), Method)
+    True
+    """
 
     @abc.abstractmethod
     def iterations(self, problem: ControlProblem) -> Iterator[Iteration]:
@@ -70,6 +80,14 @@ def fit(
 
     Raises:
         InvalidProblem: a gradient is not finite; the policy keeps its last finite parameters.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> policy = AffinePolicy.zeros(reference)
+    >>> adam = torch.optim.Adam(policy.parameters(), lr=0.01)
+    >>> run = fit(problem, policy, AdjointMatching(), adam, torch.Generator(), batch=8, steps=3)
+    >>> [iteration.index for iteration in run]
+    [0, 1, 2, 3]
     """
 
     def loss() -> Tensor:

@@ -25,6 +25,11 @@ DensityT_co = TypeVar("DensityT_co", bound="Density", covariant=True)
 class Density(Readable, abc.ABC):
     """A law on vectors of shape ``dims`` that can be noised exactly. A signal level is one number
     or one per sample.
+
+    >>> isinstance(Gaussian(0.0, 1.0), Density)
+    True
+    >>> Gaussian(0.0, 1.0).noised_score(0.5, torch.tensor([[2.0]]))
+    tensor([[-2.]])
     """
 
     dims: tuple[int, ...]

@@ -65,6 +65,12 @@ class GaussianMixture(Density):
         means: shape (K, n).
         spectra: eigenvalues of the covariances, shape (K, n), or (1, n) if they are all the same.
         bases: eigenvectors as columns, shape (K, n, n) or (1, n, n).
+
+    >>> mixture = GaussianMixture(weights=[0.7, 0.3], means=[-1.5, 1.5], covs=0.16)
+    >>> mixture.mean, mixture.covariance
+    (tensor([-0.6000], dtype=torch.float64), tensor([[2.0500]], dtype=torch.float64))
+    >>> mixture.sample(3, torch.Generator().manual_seed(0)).shape
+    torch.Size([3, 1])
     """
 
     weights: Float[Tensor, " K"]
@@ -267,6 +273,11 @@ class Gaussian(GaussianMixture):
         mean: shape (n,), or a number in one dimension.
         cov: positive semi-definite: one number (isotropic), (n,) diagonal, (n, n), or an
             `Eigensystem` of one covariance.
+
+    >>> Gaussian(mean=[0.0, 1.0], cov=[[2.0, 0.5], [0.5, 1.0]])
+    Gaussian(mean=[0, 1], cov=[[2, 0.5], [0.5, 1]])
+    >>> Gaussian(0.0, cov=4.0).L0
+    0.25
     """
 
     def __init__(self, mean: Numbers, cov: Numbers | Eigensystem):

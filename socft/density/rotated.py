@@ -28,6 +28,11 @@ class Rotated(Density):
     Args:
         rotation: the ``q_i`` as columns, shape (n, n).
         factors: the n laws of the coordinates; the same object may appear many times.
+
+    >>> turn = [[0.6, -0.8], [0.8, 0.6]]
+    >>> modes = GaussianMixture([0.5, 0.5], [-1.0, 1.0], 0.1)
+    >>> Rotated(turn, [modes, Gaussian(0.0, 2.0)]).dims
+    (2,)
     """
 
     def __init__(self, rotation: Float[Tensor, "n n"], factors: Sequence[GaussianMixture]):

@@ -59,6 +59,14 @@ class NoisedScore(Readable):
 def score_reference(density: Density, schedule: Schedule) -> ScoreReference:
     """The pre-trained chain of a schedule with the exact scores of ``density``; its score is a
     `NoisedScore`.
+
+    >>> score_reference(Gaussian(0.0, 0.5), ddpm([0.1, 0.5, 1.0]))
+    ScoreReference(
+        steps=2,
+        dims=(1,),
+        schedule=Schedule(abar=[0.1, 0.5, 1], score_weight=[0.8, 0.5], sigma=[0.894427, 0.707107]),
+        score=NoisedScore(density=Gaussian(mean=[0], cov=[[0.5]]), abar=[0.1, 0.5]),
+    )
     """
     return ScoreReference(schedule, NoisedScore(density, schedule.abar[:-1]), density.dims)
 
@@ -69,6 +77,10 @@ def affine_reference(gaussian: Gaussian, schedule: Schedule) -> AffineReference:
 
     With ``C_k = abar_k C + (1 - abar_k) I``: ``A_k = (I - g_k C_k^-1) / sqrt(a_k)`` and
     ``b_k = g_k C_k^-1 sqrt(abar_k) mean / sqrt(a_k)``.
+
+    >>> reference = affine_reference(Gaussian([0.0, 1.0], 0.5), ddpm(linear_levels(50)))
+    >>> reference.steps, reference.dims
+    (50, (2,))
     """
     level, root = schedule.abar[:-1, None], schedule.alpha.sqrt()[:, None]
     basis = gaussian.bases[0]

@@ -21,7 +21,15 @@ from socft.problem import ControlProblem
 
 
 class AdjointMatching(CostateEstimator):
-    """Zero in expectation at the optimum; one vjp of the reference per step."""
+    """Zero in expectation at the optimum; one vjp of the reference per step.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> noise = Noise.sample(reference, batch=4, generator=torch.Generator().manual_seed(0))
+    >>> path = rollout(reference, Uncontrolled(reference), noise)
+    >>> AdjointMatching().label(problem, Uncontrolled(reference), path).targets.shape
+    torch.Size([3, 4, 1])
+    """
 
     estimates: ClassVar[Kind] = "fixed-point residual"
     source: ClassVar[str] = "arXiv 2409.08861, section 5"
@@ -35,7 +43,11 @@ class AdjointMatching(CostateEstimator):
 
 
 class PublishedAdjointMatching(MatchingEstimator):
-    """Adjoint matching with the costate of step k in place of k + 1."""
+    """Adjoint matching with the costate of step k in place of k + 1.
+
+    >>> PublishedAdjointMatching().estimates
+    'biased'
+    """
 
     estimates: ClassVar[Kind] = "biased"
     source: ClassVar[str] = "arXiv 2409.08861, published code"

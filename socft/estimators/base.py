@@ -81,6 +81,9 @@ class Estimator(Readable, abc.ABC):
         estimates: what the gradient of the loss is in expectation: minus the objective's gradient
             at every policy, a field that vanishes at the optimum and nowhere else, or neither.
         source: where the method comes from.
+
+    >>> isinstance(AdjointMatching(), Estimator), AdjointMatching().estimates
+    (True, 'fixed-point residual')
     """
 
     estimates: ClassVar[Kind]

@@ -35,6 +35,9 @@ class CrossEntropy(MatchingEstimator):
 
     Raises:
         InvalidProblem: beta is not constant.
+
+    >>> CrossEntropy().estimates
+    'fixed-point residual'
     """
 
     estimates: ClassVar[Kind] = "fixed-point residual"

@@ -88,6 +88,9 @@ class DDPO(Estimator):
 
     Raises:
         InvalidProblem: clip is not positive.
+
+    >>> DDPO(clip=0.01)
+    DDPO(clip=0.01, divide=True, kl_in_reward=False, averaged=False)
     """
 
     clip: float = 1e-4

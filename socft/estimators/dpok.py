@@ -47,6 +47,9 @@ class DPOK(Estimator):
 
     Raises:
         InvalidProblem: clip is not positive.
+
+    >>> DPOK(clip=None)
+    DPOK(baseline=NoBaseline(), averaged=False)
     """
 
     baseline: Baseline = dataclasses.field(default_factory=NoBaseline)

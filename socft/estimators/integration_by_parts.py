@@ -82,6 +82,9 @@ class IntegrationByParts(ZerothOrder):
 
     Attributes:
         baseline: what to subtract from the returns.
+
+    >>> IntegrationByParts().estimates
+    'objective gradient'
     """
 
     baseline: Baseline = dataclasses.field(default_factory=LeaveOneOut)
@@ -108,6 +111,9 @@ class ValueIntegrationByParts(ZerothOrder):
 
     Attributes:
         value: ``(k, x) -> V_k(x)``, k = 1..T.
+
+    >>> ValueIntegrationByParts(lambda k, x: x.sum(1)).estimates
+    'fixed-point residual'
     """
 
     value: Callable[[Step, States], PerSample]

@@ -50,6 +50,9 @@ class LogVariance(MatchingEstimator):
     Raises:
         InvalidProblem: a group has one path only, or, on paths of another policy, paths with
             different starts.
+
+    >>> LogVariance().estimates
+    'objective gradient'
     """
 
     groups: Int[Tensor, " batch"] | None = None

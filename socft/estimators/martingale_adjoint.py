@@ -34,6 +34,11 @@ class MartingaleAdjoint(CostateEstimator):
     Attributes:
         correction: the increment and where its field comes from, such as
             ``FirstOrder(FromPolicy())``.
+
+    >>> from socft.costates.fields import FromPolicy
+    >>> from socft.costates.martingale import Antithetic
+    >>> MartingaleAdjoint(Antithetic(FromPolicy()))
+    MartingaleAdjoint(correction=Antithetic(source=FromPolicy(exact=True), last=True))
     """
 
     estimates: ClassVar[Kind] = "fixed-point residual"
@@ -55,6 +60,11 @@ class FullMartingaleAdjoint(CostateEstimator):
 
     Attributes:
         correction: the increment and where its field comes from.
+
+    >>> from socft.costates.fields import FromPolicy
+    >>> from socft.costates.martingale import Antithetic
+    >>> FullMartingaleAdjoint(Antithetic(FromPolicy())).estimates
+    'objective gradient'
     """
 
     estimates: ClassVar[Kind] = "objective gradient"

@@ -50,6 +50,9 @@ class Moment(MatchingEstimator):
     Attributes:
         start: ``x_0 -> y_0(x_0)``, one number per sample; a module whose parameters the optimiser
             also gets.
+
+    >>> Moment(start=lambda x: x.sum(1)).estimates
+    'objective gradient'
     """
 
     start: Callable[[States], PerSample]

@@ -32,6 +32,9 @@ class RelativeEntropy(CostateEstimator):
 
     Raises:
         InvalidProblem: beta is not constant.
+
+    >>> RelativeEntropy().estimates
+    'objective gradient'
     """
 
     estimates: ClassVar[Kind] = "objective gradient"

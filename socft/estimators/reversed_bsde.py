@@ -56,6 +56,12 @@ class ReversedBSDE(CostateEstimator):
         move: how the terms in :math:`\phi` are computed.
         last: whether there are any between T and T - 1, where :math:`\phi` is the gradient of the
             reward.
+
+    >>> from socft.costates.fields import FromPolicy
+    >>> from socft.costates.marginal_score import AffineMarginals
+    >>> from socft.costates.time_reversal import Reverser
+    >>> ReversedBSDE(FromPolicy(), Reverser(AffineMarginals())).estimates
+    'biased'
     """
 
     estimates: ClassVar[Kind] = "biased"

@@ -44,6 +44,9 @@ class ScoreFunction(MatchingEstimator):
 
     Attributes:
         baseline: what to subtract from the returns.
+
+    >>> ScoreFunction().estimates
+    'objective gradient'
     """
 
     baseline: Baseline = dataclasses.field(default_factory=LeaveOneOut)
@@ -69,6 +72,9 @@ class ScoreFunctionWithoutKLToGo(MatchingEstimator):
 
     Attributes:
         baseline: what to subtract from the returns.
+
+    >>> ScoreFunctionWithoutKLToGo().estimates
+    'biased'
     """
 
     baseline: Baseline = dataclasses.field(default_factory=LeaveOneOut)

@@ -101,6 +101,9 @@ class SOCM(MatchingEstimator):
     Raises:
         InvalidProblem: beta is not constant, or the noise depends on the state or does not reach
             every direction.
+
+    >>> SOCM(degree=1)
+    SOCM(flow=Identity(), degree=1, folds=2)
     """
 
     flow: Flow = dataclasses.field(default_factory=Identity)

@@ -33,6 +33,9 @@ class SOCMAdjoint(MatchingEstimator):
 
     Raises:
         InvalidProblem: beta is not constant.
+
+    >>> SOCMAdjoint().estimates
+    'fixed-point residual'
     """
 
     estimates: ClassVar[Kind] = "fixed-point residual"

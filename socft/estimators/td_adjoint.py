@@ -34,6 +34,10 @@ class TDAdjoint(CostateEstimator):
     Attributes:
         field: where the costate field comes from.
         lam: lambda, in [0, 1].
+
+    >>> from socft.costates.fields import FromPolicy
+    >>> TDAdjoint(FromPolicy(), lam=0.5)
+    TDAdjoint(field=FromPolicy(exact=True), lam=0.5)
     """
 
     estimates: ClassVar[Kind] = "biased"

@@ -34,6 +34,9 @@ class TruncatedBackprop(MatchingEstimator):
     Attributes:
         last: K.
         kl: whether the return includes the KL of the last K steps.
+
+    >>> TruncatedBackprop(last=1).estimates
+    'biased'
     """
 
     last: int = 1
@@ -61,6 +64,9 @@ class RandomTruncation(MatchingEstimator):
     Attributes:
         generator: draws K, on the CPU.
         kl: whether the return includes the KL of the last K steps.
+
+    >>> RandomTruncation(torch.Generator().manual_seed(0)).estimates
+    'biased'
     """
 
     generator: torch.Generator

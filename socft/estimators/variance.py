@@ -46,6 +46,9 @@ class Variance(MatchingEstimator):
     Raises:
         InvalidProblem: beta is not constant, a mismatch is not finite, or, on paths of another
             policy, a group has several starts.
+
+    >>> Variance().estimates
+    'fixed-point residual'
     """
 
     groups: Int[Tensor, " batch"] | None = None

@@ -25,7 +25,11 @@ class Features(Readable, abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Polynomial(Features):
-    """All monomials up to ``degree`` of the coordinates; degree 1 is (1, x)."""
+    """All monomials up to ``degree`` of the coordinates; degree 1 is (1, x).
+
+    >>> Polynomial(degree=2)(torch.tensor([[1.0, 2.0]]))
+    tensor([[1., 1., 2., 1., 2., 4.]])
+    """
 
     degree: int = 1
 
@@ -48,7 +52,11 @@ class Polynomial(Features):
 
 @dataclasses.dataclass(frozen=True)
 class RadialBasis(Features):
-    """Gaussian bumps of a width around centres (p, n), with the affine features (1, x) appended."""
+    """Gaussian bumps of a width around centres (p, n), with the affine features (1, x) appended.
+
+    >>> RadialBasis(torch.tensor([[-1.0], [1.0]]), width=1.0)(torch.zeros(3, 1)).shape
+    torch.Size([3, 4])
+    """
 
     centres: Float[Tensor, "p n"]
     width: float
@@ -67,6 +75,9 @@ class RadialBasis(Features):
 class RandomFourier(Features):
     """Cosines of random directions (p, n) with phases (p,), with the affine features (1, x)
     appended.
+
+    >>> RandomFourier(torch.ones(5, 2), torch.zeros(5))(torch.zeros(3, 2)).shape
+    torch.Size([3, 8])
     """
 
     frequencies: Float[Tensor, "p n"]

@@ -44,6 +44,11 @@ class LinearRegression(Regression):
         features: the feature map.
         ridge: penalty on the squared weights, relative to the mean energy of a feature over the
             samples; 0 for none.
+
+    >>> x = torch.linspace(-1, 1, 20, dtype=torch.float64)[:, None]
+    >>> fitted = LinearRegression(Polynomial(1)).fit(x, 3 * x + 1)
+    >>> torch.allclose(fitted(x), 3 * x + 1)
+    True
     """
 
     features: Features
@@ -81,6 +86,11 @@ class KernelRidge(Regression):
         ridge: the penalty of the squared norm of the function, relative to the number of samples;
             positive.
         width: w; by default the median distance of the samples.
+
+    >>> x = torch.linspace(-1, 1, 20, dtype=torch.float64)[:, None]
+    >>> fitted = KernelRidge(ridge=1e-6).fit(x, x.sin())
+    >>> bool((fitted(x) - x.sin()).abs().max() < 0.01)
+    True
     """
 
     ridge: float = 1e-3
@@ -136,6 +146,10 @@ class NetworkRegression(Regression):
         batch: samples per gradient step.
         rate: initial learning rate.
         seed: seed of the initialisation and of the minibatches.
+
+    >>> x = torch.linspace(-1, 1, 20, dtype=torch.float64)[:, None]
+    >>> NetworkRegression(width=8, steps=5).fit(x, x.sin())(x).shape
+    torch.Size([20, 1])
     """
 
     width: int = 64

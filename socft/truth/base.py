@@ -29,6 +29,13 @@ class Evaluation(Readable):
         reward: expected terminal reward.
         kl: expected KL from the pre-trained kernel per step, shape (T,).
         stderr: standard error of the objective; 0 where it is exact.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> truth = Quadrature(problem)
+    >>> found = truth.evaluate(truth.policy)
+    >>> f"{found.objective:.6f}", found.kl.shape
+    ('0.063124', torch.Size([3]))
     """
 
     objective: float
@@ -51,6 +58,12 @@ class Truth(Readable, abc.ABC):
 
     Attributes:
         problem: the problem it solves.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> truth = Quadrature(problem)
+    >>> isinstance(truth, Truth), truth.control(0, torch.zeros(1, 1)).shape
+    (True, torch.Size([1, 1]))
     """
 
     problem: ControlProblem

@@ -85,6 +85,11 @@ class LinearQuadratic(Truth):
         InvalidProblem: another kind of reference, reward or running cost, or a beta at which the
             supremum is infinite; the message names the step, the smallest eigenvalue of
             ``beta I - B' P B`` and the beta needed.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> truth = LinearQuadratic(ControlProblem(reference, Quadratic([[-1.0]]), beta=2.0))
+    >>> f"{truth.objective:.6f}"
+    '-0.484990'
     """
 
     def __init__(self, problem: ControlProblem):

@@ -46,6 +46,10 @@ class TiltedMixture(Readable):
     Raises:
         InvalidProblem: the reward has no closed-form tilt of this density, or ``exp(r / beta)`` is
             not integrable.
+
+    >>> tilted = TiltedMixture(Gaussian(0.0, 1.0), Linear([2.0]), beta=4.0)
+    >>> tilted.tilt.density
+    Gaussian(mean=[0.5], cov=[[1]])
     """
 
     density: Density

@@ -40,6 +40,10 @@ class QuadraticCost:
 
     Raises:
         InvalidProblem: a shape does not fit, an entry is not finite, or F is not symmetric.
+
+    >>> cost = QuadraticCost([[2.0]])
+    >>> cost(0, torch.tensor([[3.0]]))
+    tensor([9.])
     """
 
     def __init__(self, F: Numbers, h: Numbers | None = None):

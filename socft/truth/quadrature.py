@@ -126,6 +126,11 @@ class Quadrature(Truth):
     Raises:
         InvalidProblem: beta too small for a well-defined control, a reward that is not finite on
             the grid, or given grids that lose more than 1e-6 of the mass.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> f"{Quadrature(problem).objective:.6f}"
+    '0.063124'
     """
 
     def __init__(
@@ -265,6 +270,11 @@ def measured_beta(problem: ControlProblem, lam: float) -> BetaChoice:
 
     Raises:
         InvalidProblem: lam outside (0, 1), or no beta between 1e-6 and 1e6 reaches it.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> f"{measured_beta(problem, lam=0.5).beta[0]:.4f}"
+    '0.4624'
     """
     require(0 < lam < 1, f"lam = {lam}; the design constant must lie in (0, 1).")
     sigma = torch.stack([axis_sigma(problem.reference, k).max() for k in range(problem.steps)])

@@ -39,6 +39,12 @@ class SeparableTruth(Truth):
 
     Attributes:
         parts: the one-dimensional solution of every direction; equal coordinates share one.
+
+    >>> law = Rotated(torch.eye(2), [Gaussian(0.0, 0.5)] * 2)
+    >>> reward = Separable(torch.eye(2), [Sine(), Sine()])
+    >>> truth = SeparableTruth(law, reward, ddpm([0.1, 0.5, 1.0]), beta=2.0)
+    >>> truth.control(0, torch.zeros(1, 2)).shape
+    torch.Size([1, 2])
     """
 
     def __init__(
