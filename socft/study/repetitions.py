@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from socft.records import Record
+from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import StudySchema
 
 
@@ -23,10 +24,10 @@ def standard_error(values: Tensor) -> float | None:
 def record_repetitions(
     study: StudySchema,
     problem: str,
-    rows: Sequence[Mapping[str, float]],
+    rows: Sequence[Mapping[Metric, float]],
     *,
-    optimum: Mapping[str, float] = {},
-    published: Mapping[str, float | None] = {},
+    optimum: Mapping[Metric, float] = {},
+    published: Mapping[Metric, float | None] = {},
     seconds: float | None = None,
     **common: Any,
 ) -> list[Record]:

@@ -25,6 +25,7 @@ from socft.records import Record
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
 from socft.study.digest import fingerprint
+from socft.study.vocabulary.metrics import Metric
 from tests.support.tensors import F64
 from toy.mixture import evaluation, learning, methods
 from toy.pipelines import martingale_sweep
@@ -80,12 +81,12 @@ def test_the_optimum_measures_as_the_optimum():
         evaluator.truth.policy,
         evaluation.InitialDistribution(evaluator.start.mean, evaluator.start.deviation),
     )
-    assert found["cost"] == pytest.approx(evaluator.start.gaussian_cost, rel=LOST)
-    assert found["w1"] < LOST
-    assert found["control_l2"] < LOST
+    assert found[Metric.COST] == pytest.approx(evaluator.start.gaussian_cost, rel=LOST)
+    assert found[Metric.W1] < LOST
+    assert found[Metric.CONTROL_L2] < LOST
     pretrained = learning.pretrained_model(1.0)
     reward = benchmark("bsde-mixture", temp=1.0)
-    assert evaluator.measure(pretrained.policy, pretrained.law)["cost"] == pytest.approx(
+    assert evaluator.measure(pretrained.policy, pretrained.law)[Metric.COST] == pytest.approx(
         -reward.uncontrolled.objective, rel=LOST
     )
 
@@ -175,7 +176,7 @@ def test_a_method_whose_samples_run_away_costs_infinity(monkeypatch):
     assert costs[8.0] == math.inf
     for temp in (50.0, 6.0):
         start = learning.pretrained_model(temp)
-        assert costs[temp] == mixture._evaluator(temp).measure(start.policy, start.law)["cost"]
+        assert costs[temp] == mixture._evaluator(temp).measure(start.policy, start.law)[Metric.COST]
     assert len({r.metric for r in records}) * 3 == len(records)
 
 

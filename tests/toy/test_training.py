@@ -25,6 +25,7 @@ from socft.reference import MatrixDiffusion
 from socft.reward import Quadratic
 from socft.schedule import ddpm, linear_levels, subsample
 from socft.study.digest import fingerprint
+from socft.study.vocabulary.metrics import Metric
 from socft.truth.affine_policy import evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.mixture import TiltedMixture
@@ -363,14 +364,19 @@ def test_errors_split_into_sampling_and_discretisation():
     found = affine_noise(where)
     row = lq_sweeps.distances(where, found)
     assert math.isclose(
-        row["mse"], row["chain_mse"] + row["kernel_gap"] + row["cross"], rel_tol=ROUNDING
+        row[Metric.MSE],
+        row[Metric.CHAIN_MSE] + row[Metric.KERNEL_GAP] + row[Metric.CROSS],
+        rel_tol=ROUNDING,
     )
-    assert abs(row["cross"]) > 0.01 * row["mse"]  # the two parts alone would not do
+    assert abs(row[Metric.CROSS]) > 0.01 * row[Metric.MSE]  # the two parts alone would not do
     x = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     truth = benchmark("oscillator", **SETTINGS).continuous
     sampled = (found.field(0, x) - truth.gradient(0, x)).square().sum(1)
-    assert abs(float(sampled.mean()) - row["mse"]) < STDERRS * float(sampled.std()) / len(x) ** 0.5
-    assert row["mse_over_time"] <= row["mse_max"]
+    assert (
+        abs(float(sampled.mean()) - row[Metric.MSE])
+        < STDERRS * float(sampled.std()) / len(x) ** 0.5
+    )
+    assert row[Metric.MSE_OVER_TIME] <= row[Metric.MSE_MAX]
 
 
 def test_integrators_are_compared_by_their_kernel_gap_alone():
@@ -389,7 +395,7 @@ def test_integrators_are_compared_by_their_kernel_gap_alone():
         return record.value
 
     where = oscillator.oscillator_case("Euler-Maruyama", False, dt=0.1)
-    seen = lq_sweeps.distances(where, where.chain)["kernel_gap"]
+    seen = lq_sweeps.distances(where, where.chain)[Metric.KERNEL_GAP]
     assert of(0.1, "Euler-Maruyama", "integrator_mse", True) == pytest.approx(seen, rel=ROUNDING)
     for name, order in {"Euler-Maruyama": 1, "Strang": 2, "Taylor": 2}.items():
         ratio = of(0.1, name, "integrator_mse", False) / of(0.05, name, "integrator_mse", False)
@@ -461,8 +467,8 @@ def test_the_reversed_costate_inherits_the_stationary_point_of_continuous_time()
         limit = limits.reversed_limit(where, oscillator.published_steering, 200).costate
         assert limit is not None
         ratios[horizon] = (
-            lq_sweeps.distances(where, limit)["mse"]
-            / lq_sweeps.distances(where, where.chain)["mse"]
+            lq_sweeps.distances(where, limit)[Metric.MSE]
+            / lq_sweeps.distances(where, where.chain)[Metric.MSE]
         )
     assert ratios[6.0] < 1e-5
     assert ratios[0.4] > 1e-2
@@ -473,7 +479,9 @@ def test_at_a_long_horizon_the_limit_is_that_of_the_rounds_from_zero_in_600_digi
     where = oscillator.oscillator_case("Euler-Maruyama", True, dt=0.05, horizon=8.0)
     limit = limits.reversed_limit(where, oscillator.published_steering, 200).costate
     assert limit is not None
-    assert math.isclose(lq_sweeps.distances(where, limit)["mse"], LONG_HORIZON_MSE, rel_tol=1e-4)
+    assert math.isclose(
+        lq_sweeps.distances(where, limit)[Metric.MSE], LONG_HORIZON_MSE, rel_tol=1e-4
+    )
     assert (
         limits.reversed_limit(where, oscillator.published_steering, 5).costate is None
     )  # it has not settled yet

@@ -102,7 +102,7 @@ def distances(where: OscillatorCase, found: AffineCostate) -> dict[Metric, float
     }
 
 
-METRICS = (
+METRICS: tuple[Metric, ...] = (
     Metric.MSE,
     Metric.CHAIN_MSE,
     Metric.KERNEL_GAP,

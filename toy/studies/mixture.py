@@ -111,7 +111,7 @@ def _setting(chosen: MixtureMethod, temp: float) -> dict[str, Any]:
     }
 
 
-def _published_at(chosen: MixtureMethod, temp: float) -> dict[str, float]:
+def _published_at(chosen: MixtureMethod, temp: float) -> dict[Metric, float]:
     if chosen.published is None:
         return {}
     columns = {Metric.COST: chosen.published, Metric.W1: f"wasserstein1_{chosen.published}"}

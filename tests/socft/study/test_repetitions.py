@@ -42,7 +42,9 @@ def test_what_a_repetition_lacks_is_averaged_over_the_others():
 
 def test_optima_and_published_numbers_are_those_of_the_metric():
     row = {Metric.MSE: 1.0, Metric.BIAS: 2.0}
-    found = record_of(row, optimum={Metric.MSE: 0.5}, published={"bias": 3.0}, seconds=math.nan)
+    found = record_of(
+        row, optimum={Metric.MSE: 0.5}, published={Metric.BIAS: 3.0}, seconds=math.nan
+    )
     assert (found["mse"].optimum, found["bias"].optimum) == (0.5, None)
     assert (found["mse"].published, found["bias"].published) == (None, 3.0)
     assert found["mse"].seconds is None
