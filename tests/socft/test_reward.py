@@ -4,12 +4,14 @@ maximisation, refusals.
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
+from socft import reward as rewards
 from socft.checks import InvalidProblem
 from socft.reward import (
     FunctionReward,
@@ -58,6 +60,19 @@ VECTORS: dict[str, Reward] = {
     "sum": Sum([Linear(W[3]), RidgeFunction(W[2], SCALARS["softplus"])], [2.0, -0.5]),
     "function": FunctionReward(lambda x: (x[:, 0] * x[:, 1]).tanh() + x[:, 2] ** 3),
 }
+
+
+def test_every_reward_is_tested():
+    """In a table whose gradients and constants are checked."""
+    found = {
+        each
+        for each in vars(rewards).values()
+        if isinstance(each, type)
+        and issubclass(each, Reward)
+        and each.__module__ == Reward.__module__
+        and not inspect.isabstract(each)
+    }
+    assert found == {type(each) for each in (*SCALARS.values(), *VECTORS.values())}
 
 
 def differences(reward: Reward, x: Tensor) -> Tensor:

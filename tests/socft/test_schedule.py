@@ -4,6 +4,7 @@ and what is refused.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from socft import schedule as schedules
 from socft.checks import InvalidProblem
 from socft.schedule import (
     Schedule,
@@ -31,6 +33,44 @@ STANDARD_ERRORS = 4.0
 
 LEVELS = soften_last(linear_levels(1000))
 COARSE = soften_last(subsample(linear_levels(1000), 20))
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "ddpm": ddpm(LEVELS),
+    "ddim": ddim(LEVELS, 0.5),
+    "variance_preserving": variance_preserving(50, 2.0),
+}
+LEVEL_FUNCTIONS: dict[str, torch.Tensor] = {
+    "linear_levels": linear_levels(100),
+    "scaled_linear_levels": scaled_linear_levels(100),
+    "cosine_levels": cosine_levels(100),
+    "subsample": subsample(LEVELS, 20),
+    "soften_last": LEVELS,
+}
+
+
+def test_every_schedule_is_tested():
+    functions = {
+        name
+        for name, each in vars(schedules).items()
+        if inspect.isfunction(each) and each.__module__ == schedules.__name__
+        if not name.startswith("_")
+    }
+    assert functions == {*SCHEDULES, *LEVEL_FUNCTIONS}
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+def test_every_kernel_adds_noise_and_follows_the_score(name: str):
+    schedule = SCHEDULES[name]
+    assert bool((schedule.sigma > 0).all())
+    assert bool((schedule.score_weight > 0).all())
+
+
+@pytest.mark.parametrize("name", list(LEVEL_FUNCTIONS))
+def test_levels_rise_from_noise_to_data(name: str):
+    abar = LEVEL_FUNCTIONS[name]
+    assert bool((abar.diff() > 0).all())
+    assert 0 < float(abar[0]) < float(abar[-1]) <= 1
 
 
 def test_eta_one_is_the_posterior_of_the_forward_chain():
