@@ -37,7 +37,8 @@ PREAMBLE = r"""
 #show ref: it => {
   let target = it.element
   if target == none or target.func() != math.equation { return it }
-  link(target.location(), numbering(target.numbering, ..counter(math.equation).at(target.location())))
+  link(target.location(), numbering(target.numbering,
+  ..counter(math.equation).at(target.location())))
 }
 #show figure: set block(above: 1.3em, below: 1.3em)
 #show figure.caption: it => block(width: 94%, text(size: 9pt, align(left, {

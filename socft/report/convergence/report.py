@@ -81,17 +81,21 @@ def _abstract(rows: Rows, claims: Claims, lam: float | None, tight: str) -> str:
     )
     kernels = [number(kernel.where(steps=steps).largest()) for steps in (first, last)]
     return f"""
-PI-FT fine-tunes a diffusion model by policy iteration on a control problem regularised by the Kullback–Leibler divergence.
-Theorem 3.1 of {PAPER} promises linear convergence at rate $1 - lambda$ once the KL weight $beta$ exceeds a threshold made of
-Lipschitz constants. We measure the rate and the threshold on three one-dimensional problems, whose solutions are known to an
-error of {number(rows.where(Metric.TRUTH_ERROR).largest())} in the control. With the weights that the instances need, the worst
-measured factor per inner iteration is {number(rates.largest(ratio))} times the guaranteed one, over {len(rates.records)} runs.
-At $lambda = {tables.design(lam)}$ the published constants ask for {paper} times the largest KL weight that the instance needs,
-and the sharpened constants for {sharp} times. Where Theorem 3.1 applies, the worst ratio of measured error to bound is
-{bounds[0]} with the published constants and {bounds[1]} with the sharpened ones. The gap to the exponential tilt is at most
-{kernels[0]} with {integer(first)} steps and {kernels[1]} with {integer(last)}, while a schedule with memory keeps a gap of up
-to {number(memory.where(steps=last).largest())}. The statements behind these numbers are checked one by one:
-{statements.headline(claims)}. {tight} Every number is a record; the report computes nothing but ratios.
+PI-FT fine-tunes a diffusion model by policy iteration on a control problem regularised by the
+Kullback–Leibler divergence. Theorem 3.1 of {PAPER} promises linear convergence at rate $1 - lambda$
+once the KL weight $beta$ exceeds a threshold made of Lipschitz constants. We measure the rate and
+the threshold on three one-dimensional problems, whose solutions are known to an error of
+{number(rows.where(Metric.TRUTH_ERROR).largest())} in the control. With the weights that the
+instances need, the worst measured factor per inner iteration is {number(rates.largest(ratio))}
+times the guaranteed one, over {len(rates.records)} runs. At $lambda = {tables.design(lam)}$ the
+published constants ask for {paper} times the largest KL weight that the instance needs, and the
+sharpened constants for {sharp} times. Where Theorem 3.1 applies, the worst ratio of measured error
+to bound is {bounds[0]} with the published constants and {bounds[1]} with the sharpened ones. The
+gap to the exponential tilt is at most {kernels[0]} with {integer(first)} steps and {kernels[1]}
+with {integer(last)}, while a schedule with memory keeps a gap of up to
+{number(memory.where(steps=last).largest())}. The statements behind these numbers are checked one by
+one: {statements.headline(claims)}. {tight} Every number is a record; the report computes nothing
+but ratios.
 """
 
 
@@ -99,36 +103,43 @@ def _problem(rows: Rows) -> str:
     return rf"""
 = The problem
 
-A pre-trained sampler is a Markov chain with kernels $N(m_t (x), sigma_t^2 I)$, for DDPM $m_t (x) = (x + (1 - alpha_t) s_t
-(x))\/sqrt(alpha_t)$ with the score $s_t$. Fine-tuning steers the mean of every kernel by a control $v_t$, measured in units of
-the noise,
+A pre-trained sampler is a Markov chain with kernels $N(m_t (x), sigma_t^2 I)$, for DDPM $m_t (x) =
+(x + (1 - alpha_t) s_t (x))\/sqrt(alpha_t)$ with the score $s_t$. Fine-tuning steers the mean of
+every kernel by a control $v_t$, measured in units of the noise,
 
-$ X_(t+1) = m_t (X_t) + sigma_t (v_t (X_t) + W_t), quad W_t tilde N(0, I), quad t = 0, dots, T - 1, $ <chain>
+$ X_(t+1) = m_t (X_t) + sigma_t (v_t (X_t) + W_t), quad W_t tilde N(0, I), quad t = 0, dots, T - 1,
+$ <chain>
 
-so that the Kullback–Leibler divergence of the steered from the pre-trained kernel is exactly $|v_t|^2\/2$ (Lemma 2.5). The
-objective, to be maximised, and its Bellman equation, the paper's (8)–(9), are
+so that the Kullback–Leibler divergence of the steered from the pre-trained kernel is exactly
+$|v_t|^2\/2$ (Lemma 2.5). The objective, to be maximised, and its Bellman equation, the paper's
+(8)–(9), are
 
 $ J(v) = bb(E) [ r(X_T) - sum_(t < T) beta_t / 2 thin |v_t (X_t)|^2 ], $ <objective>
 
-$ V_T = r, quad V_t (x) = max_v {{ bb(E) V_(t+1) (m_t (x) + sigma_t (v + W)) - beta_t / 2 thin |v|^2 }}. $ <bellman>
+$ V_T = r, quad V_t (x) = max_v {{ bb(E) V_(t+1) (m_t (x) + sigma_t (v + W)) - beta_t / 2 thin |v|^2
+}}. $ <bellman>
 
-Write $(G_t f)(x) = bb(E) f(x + sigma_t W)$, $rho_t = sigma_t^2\/beta_t$, and $delta = sigma_t v$ for the shift of the mean. Then
-one Bellman step is a Gaussian smoothing, a Moreau envelope and a composition with the pre-trained mean (derived here),
+Write $(G_t f)(x) = bb(E) f(x + sigma_t W)$, $rho_t = sigma_t^2\/beta_t$, and $delta = sigma_t v$
+for the shift of the mean. Then one Bellman step is a Gaussian smoothing, a Moreau envelope and a
+composition with the pre-trained mean (derived here),
 
-$ V_t = [ sup_delta thin (G_t V_(t+1))(dot + delta) - (|delta|^2) / (2 rho_t) ] compose m_t, $ <operator>
+$ V_t = [ sup_delta thin (G_t V_(t+1))(dot + delta) - (|delta|^2) / (2 rho_t) ] compose m_t, $
+<operator>
 
-and PI-FT (Algorithm 1) is the proximal fixed-point iteration for the supremum: backwards in $t$, with the value function of the
-next step fixed, $m$ times
+and PI-FT (Algorithm 1) is the proximal fixed-point iteration for the supremum: backwards in $t$,
+with the value function of the next step fixed, $m$ times
 
-$ delta^((j+1)) (x) = rho_t nabla (G_t V_(t+1)) (m_t (x) + delta^((j)) (x)), quad delta^((0)) = 0, $ <inner>
+$ delta^((j+1)) (x) = rho_t nabla (G_t V_(t+1)) (m_t (x) + delta^((j)) (x)), quad delta^((0)) = 0, $
+<inner>
 
-followed by the value of the policy found. The map in @inner has the Jacobian $rho_t nabla^2 (G_t V_(t+1))$; it contracts by
-$1 - lambda_t$ as soon as
+followed by the value of the policy found. The map in @inner has the Jacobian $rho_t nabla^2 (G_t
+V_(t+1))$; it contracts by $1 - lambda_t$ as soon as
 
-$ beta_t >= (sigma_t^2 K_(t+1)) / (1 - lambda_t), quad K_(t+1) >= sup_x thin |nabla^2 (G_t V_(t+1)) (x)|. $ <condition>
+$ beta_t >= (sigma_t^2 K_(t+1)) / (1 - lambda_t), quad K_(t+1) >= sup_x thin |nabla^2 (G_t V_(t+1))
+(x)|. $ <condition>
 
-Everything that follows turns on which $K$ is known. @problems lists the problems; $L_0$ and $L_1$ are the Lipschitz constants of
-a function and of its gradient.
+Everything that follows turns on which $K$ is known. @problems lists the problems; $L_0$ and $L_1$
+are the Lipschitz constants of a function and of its gradient.
 
 {tables.problems(rows)}
 """
@@ -137,8 +148,9 @@ a function and of its gradient.
 def _constants(rows: Rows, lam: float | None) -> str:
     picture = figure(
         "beta-required.svg",
-        f"""KL weight that @condition requires at step $t$ under each rule when $beta$ is the smallest constant that the rule
-        admits, $lambda = {tables.design(lam)}$. A rule without a finite constant has no curve.""",
+        f"""KL weight that @condition requires at step $t$ under each rule when $beta$ is the
+        smallest constant that the rule admits, $lambda = {tables.design(lam)}$. A rule without a
+        finite constant has no curve.""",
         "beta-figure",
         "Required KL weight against the step for each rule, one panel per problem, logarithmic"
         " scale.",
@@ -146,22 +158,26 @@ def _constants(rows: Rows, lam: float | None) -> str:
     return rf"""
 = Constants
 
-The paper bounds $K_(t+1)$ by the Lipschitz constant $L_1 (V_(t+1))$ of the gradient and carries the constants backwards through its
-(14)–(15),
+The paper bounds $K_(t+1)$ by the Lipschitz constant $L_1 (V_(t+1))$ of the gradient and carries the
+constants backwards through its (14)–(15),
 
-$ L_0 (V_t) = M_t thin L_0 (V_(t+1)), quad L_1 (V_t) = N_t thin L_0 (V_(t+1)) + M_t^2 / lambda_t thin K_(t+1), $ <recursion>
+$ L_0 (V_t) = M_t thin L_0 (V_(t+1)), quad L_1 (V_t) = N_t thin L_0 (V_(t+1)) + M_t^2 / lambda_t
+thin K_(t+1), $ <recursion>
 
-with $M_t = (1 + (1 - alpha_t) L_0 (s_t))\/sqrt(alpha_t)$ and $N_t = (1 - alpha_t) L_1 (s_t)\/sqrt(alpha_t)$. Only the smoothed
-curvature enters @condition, and for a function with these Lipschitz constants it is at most
+with $M_t = (1 + (1 - alpha_t) L_0 (s_t))\/sqrt(alpha_t)$ and $N_t = (1 - alpha_t) L_1
+(s_t)\/sqrt(alpha_t)$. Only the smoothed curvature enters @condition, and for a function with these
+Lipschitz constants it is at most
 
 $ K_(t+1) = L_1 (V_(t+1)) thin op("erf") ( (L_0 (V_(t+1))) / (sqrt(2) thin sigma_t L_1 (V_(t+1))) )
   <= min {{ L_1 (V_(t+1)), sqrt(2\/pi) thin L_0 (V_(t+1))\/sigma_t }}, $ <sharp>
 
-which is attained (derived here). With it the recursion gives the _sharp_ constants. Both bound the optimal value functions; the
-iterates of PI-FT need the larger constants of Lemma 3.2, the paper's (38)–(39), in their published or their sharpened form.
-The sharp constants take the exact Lipschitz constant of $m_t$ for $M_t$. _Measured_ is the supremum of $|nabla^2 (G_t V_(t+1))|$
-on the instance itself: it is necessary as well as sufficient for a contraction by $1 - lambda$. @constants gives the smallest
-constant $beta$ that every rule admits, and @beta-figure what @condition then requires at each step.
+which is attained (derived here). With it the recursion gives the _sharp_ constants. Both bound the
+optimal value functions; the iterates of PI-FT need the larger constants of Lemma 3.2, the paper's
+(38)–(39), in their published or their sharpened form. The sharp constants take the exact Lipschitz
+constant of $m_t$ for $M_t$. _Measured_ is the supremum of $|nabla^2 (G_t V_(t+1))|$ on the instance
+itself: it is necessary as well as sufficient for a contraction by $1 - lambda$. @constants gives
+the smallest constant $beta$ that every rule admits, and @beta-figure what @condition then requires
+at each step.
 
 {tables.constants(rows, lam)}
 
@@ -172,16 +188,18 @@ constant $beta$ that every rule admits, and @beta-figure what @condition then re
 def _convergence(rows: Rows) -> str:
     rate = figure(
         "rate.svg",
-        """Largest error of the control over all steps and states against the number of inner iterations, with the KL weights of the
-        measured curvature. Thin dashed lines: $(1 - lambda)^m$ times the error at the start.""",
+        """Largest error of the control over all steps and states against the number of inner
+        iterations, with the KL weights of the measured curvature. Thin dashed lines: $(1 -
+        lambda)^m$ times the error at the start.""",
         "rate-figure",
         "Control error against inner iterations on a logarithmic scale, with the theoretical rate"
         " dashed, one panel per problem.",
     )
     bound = figure(
         "bound.svg",
-        """Measured error of the control and the bound of Theorem 3.1 (thin, dashed), with KL weights from Lemma 3.2, published
-        and sharpened. A reward that is not Lipschitz admits no finite weight.""",
+        """Measured error of the control and the bound of Theorem 3.1 (thin, dashed), with KL
+        weights from Lemma 3.2, published and sharpened. A reward that is not Lipschitz admits no
+        finite weight.""",
         "bound-figure",
         "Control error and the bound of Theorem 3.1 against inner iterations on a logarithmic"
         " scale, one panel per problem.",
@@ -189,25 +207,30 @@ def _convergence(rows: Rows) -> str:
     return rf"""
 = Linear convergence
 
-With $m$ inner iterations at every step the error has two parts: the unfinished iteration at step $t$, and the error of the value
-function it was given. In units of the noise, Lemmas 3.3 and 3.4 read
+With $m$ inner iterations at every step the error has two parts: the unfinished iteration at step
+$t$, and the error of the value function it was given. In units of the noise, Lemmas 3.3 and 3.4
+read
 
-$ sup |v_t^((m)) - v_t^*| <= sigma_t / beta_t [ (1 - lambda)^m L_0 (V_(t+1)^*) + epsilon_(t+1) / lambda ], $ <control-bound>
+$ sup |v_t^((m)) - v_t^*| <= sigma_t / beta_t [ (1 - lambda)^m L_0 (V_(t+1)^*) + epsilon_(t+1) /
+lambda ], $ <control-bound>
 
-$ epsilon_t <= M_t [ epsilon_(t+1) / lambda + (1 - lambda)^(m+1) ( L_0 (V_(t+1)^*) + (macron(L)_0 (V_(t+1))) / lambda ) ],
+$ epsilon_t <= M_t [ epsilon_(t+1) / lambda + (1 - lambda)^(m+1) ( L_0 (V_(t+1)^*) + (macron(L)_0
+(V_(t+1))) / lambda ) ],
   quad epsilon_T = 0, $ <value-bound>
 
-where $epsilon_t$ bounds the error of $nabla V_t^((m))$ and $macron(L)_0$ is the constant of Lemma 3.2. Unrolled, this is Theorem
-3.1: every error is $O((1 - lambda)^m)$. @rate-figure shows the error with the weights that the instance needs, @rates its factor
-per iteration. The exact factor of the slowest step is $max_t sigma_t^2 sup |nabla^2 (G_t V_(t+1)^*)|\/beta_t$.
+where $epsilon_t$ bounds the error of $nabla V_t^((m))$ and $macron(L)_0$ is the constant of
+Lemma 3.2. Unrolled, this is Theorem 3.1: every error is $O((1 - lambda)^m)$. @rate-figure shows the
+error with the weights that the instance needs, @rates its factor per iteration. The exact factor of
+the slowest step is $max_t sigma_t^2 sup |nabla^2 (G_t V_(t+1)^*)|\/beta_t$.
 
 {rate}
 
 {tables.rates(rows)}
 
-@bound-figure and @bounds have the smallest weights, one per step, that Theorem 3.1 asks for, and its bound. The bound
-@control-bound is inversely proportional to the weight, while @value-bound does not see the weight at all: sharper constants allow
-smaller weights, and the bound that they license on the control is then larger.
+@bound-figure and @bounds have the smallest weights, one per step, that Theorem 3.1 asks for, and
+its bound. The bound @control-bound is inversely proportional to the weight, while @value-bound does
+not see the weight at all: sharper constants allow smaller weights, and the bound that they license
+on the control is then larger.
 
 {bound}
 
@@ -226,10 +249,12 @@ def _trade_off() -> str:
     return rf"""
 = What the KL weight trades
 
-A larger $beta$ makes PI-FT faster, and the fine-tuned model more like the pre-trained one. @trade-figure shows both at the
-optimum for a constant $beta$: the rate of the slowest step, $max_t sigma_t^2 sup |nabla^2 (G_t V_(t+1)^*)|\/beta$, the divergence
-of the path laws, $sum_t bb(E) |v_t|^2\/2$, and the expected reward. A rate above 1 means that the inner iteration need not
-converge. Condition @condition can always be met by raising $beta$ enough, at the price of the reward.
+A larger $beta$ makes PI-FT faster, and the fine-tuned model more like the pre-trained one.
+@trade-figure shows both at the optimum for a constant $beta$: the rate of the slowest step, $max_t
+sigma_t^2 sup |nabla^2 (G_t V_(t+1)^*)|\/beta$, the divergence of the path laws, $sum_t bb(E)
+|v_t|^2\/2$, and the expected reward. A rate above 1 means that the inner iteration need not
+converge. Condition @condition can always be met by raising $beta$ enough, at the price of the
+reward.
 
 {picture}
 """
@@ -238,19 +263,21 @@ converge. Condition @condition can always be met by raising $beta$ enough, at th
 def _tilt(rows: Rows) -> str:
     picture = figure(
         "tilt.svg",
-        """Left: kernel gap against the number of steps; thin dashed lines have slope $-1$. Right: memory gap with a constant rate 1
-        (lines) and with the memoryless schedule (open markers).""",
+        """Left: kernel gap against the number of steps; thin dashed lines have slope $-1$. Right:
+        memory gap with a constant rate 1 (lines) and with the memoryless schedule (open
+        markers).""",
         "tilt-figure",
         "Two panels against the number of steps: kernel gap and memory gap.",
     )
     return rf"""
 = Against the exponential tilt
 
-With a constant $beta$, freeing the control of its form gives the tilted path law, whose density is proportional to
-$exp(r(X_T)\/beta)$. Its value, $V_t^"G" = beta log bb(E) exp(V_(t+1)^"G" (m_t + sigma_t W)\/beta)$, exceeds $V_t$ because
-controlled kernels move means only: the _kernel gap_, of order $1\/T$. Tilting the law of $X_T$ alone is worth still more, unless
-$X_0$ and $X_T$ are independent: the _memory gap_, which no number of steps removes. @tilt-figure and @tilt show both, as
-differences in the objective at $beta = 1$.
+With a constant $beta$, freeing the control of its form gives the tilted path law, whose density is
+proportional to $exp(r(X_T)\/beta)$. Its value, $V_t^"G" = beta log bb(E) exp(V_(t+1)^"G" (m_t +
+sigma_t W)\/beta)$, exceeds $V_t$ because controlled kernels move means only: the _kernel gap_, of
+order $1\/T$. Tilting the law of $X_T$ alone is worth still more, unless $X_0$ and $X_T$ are
+independent: the _memory gap_, which no number of steps removes. @tilt-figure and @tilt show both,
+as differences in the objective at $beta = 1$.
 
 {picture}
 
@@ -269,10 +296,11 @@ def _methods(rows: Rows, problem: str) -> str:
     return rf"""
 = Three ways to run it
 
-The same problem is solved with the expectation in @inner by quadrature; by Monte Carlo, with control and value gradient regressed
-on features or by a network; and by ascending the objective in the parameters of a policy (section 4.1 of the paper), with the
-full adjoint, which is unbiased for the gradient, and with adjoint matching, whose fixed point is the optimum but whose direction
-is another.
+The same problem is solved with the expectation in @inner by quadrature; by Monte Carlo, with
+control and value gradient regressed on features or by a network; and by ascending the objective in
+the parameters of a policy (section 4.1 of the paper), with the full adjoint, which is unbiased for
+the gradient, and with adjoint matching, whose fixed point is the optimum but whose direction is
+another.
 
 {picture}
 
@@ -284,8 +312,9 @@ def _accuracy(rows: Rows) -> str:
     return rf"""
 = Accuracy and cost
 
-Errors are the supremum of $|v_t - v_t^*|$ over all steps and over the states that carry all but $10^(-6)$ of the mass of the
-optimal chain. @accuracy holds the exact solutions against each other, @sweeps the time of PI-FT.
+Errors are the supremum of $|v_t - v_t^*|$ over all steps and over the states that carry all but
+$10^(-6)$ of the mass of the optimal chain. @accuracy holds the exact solutions against each other,
+@sweeps the time of PI-FT.
 
 {tables.accuracy(rows)}
 
@@ -297,9 +326,10 @@ def _reproduction(rows: Rows, claims: Claims) -> str:
     return rf"""
 = Reproduction
 
-The first command measures everything but the tightness in a fresh clone, checks the claims and typesets this report; the second
-measures at a scale of minutes; the third measures the tightness, which the first typesets from then on. A claim is a file of
-`verify/`, and its record has the instances in full.
+The first command measures everything but the tightness in a fresh clone, checks the claims and
+typesets this report; the second measures at a scale of minutes; the third measures the tightness,
+which the first typesets from then on. A claim is a file of `verify/`, and its record has the
+instances in full.
 
 ```
 make report-full

@@ -52,8 +52,8 @@ def problems(rows: Rows) -> str:
             (text(name), c.data, c.reward, number(c.L0, 1), number(c.L1, 1))
             for name, c in CASES.items()
         ],
-        caption=f"""The three problems, in one dimension, on chains of {length} DDPM steps whose variances grow linearly, so
-            that $X_0$ and $X_T$ are almost independent.""",
+        caption=f"""The three problems, in one dimension, on chains of {length} DDPM steps whose
+            variances grow linearly, so that $X_0$ and $X_T$ are almost independent.""",
         label="problems",
         align="lllrr",
     ).markup
@@ -68,9 +68,11 @@ def constants(rows: Rows, lam: float | None) -> str:
     return Table(
         header=("rule", "$L_0 (V_0)$", "$L_1 (V_0)$", "$beta$", "needed / asked"),
         rows=body,
-        caption=f"""What every rule says at $lambda = {design(lam)}$: Lipschitz constants of the first value function and of its
-            gradient, the smallest constant KL weight admitted, and the share of it that the instance needs; a share below 0.1 is
-            marked loose. A rule without a finite constant admits no weight: Lemma 3.2 needs a reward that is Lipschitz.""",
+        caption=f"""What every rule says at $lambda = {design(lam)}$: Lipschitz constants of the
+            first value function and of its gradient, the smallest constant KL weight admitted, and
+            the share of it that the instance needs; a share below 0.1 is marked loose. A rule
+            without a finite constant admits no weight: Lemma 3.2 needs a reward that is
+            Lipschitz.""",
         label="constants",
         align="lrrrr",
     ).markup
@@ -106,8 +108,8 @@ def rates(rows: Rows) -> str:
             r"worst / guaranteed",
         ),
         rows=[_rate(rows, rule, lam) for rule, lam in pairs] or [_missing(7)],
-        caption="""Factor by which the error of the control shrinks per inner iteration, measured, and in parentheses the exact
-            factor of the slowest step. Guaranteed is $1 - lambda$.""",
+        caption="""Factor by which the error of the control shrinks per inner iteration, measured,
+            and in parentheses the exact factor of the slowest step. Guaranteed is $1 - lambda$.""",
         label="rates",
         align="lrrrrrr",
     ).markup
@@ -196,8 +198,8 @@ def tilt(rows: Rows) -> str:
             for problem in rows.where(Metric.KERNEL_GAP).fields("problem")
         ]
         or [_missing(6)],
-        caption="""Gaps to the exponential tilt, with the memoryless schedule and with a constant rate 1, whose chain remembers its
-            start.""",
+        caption="""Gaps to the exponential tilt, with the memoryless schedule and with a constant
+            rate 1, whose chain remembers its start.""",
         label="tilt",
         align="lrrrrr",
     ).markup
@@ -223,8 +225,9 @@ def methods(rows: Rows, problem: str, names: Sequence[str]) -> str:
     return Table(
         header=("method", "kind", "iterations", "$J^* - J$", "$sup |v - v^*|$", "seconds"),
         rows=body,
-        caption=f"""Where every method ends, on {text(problem)}: objective gap and largest error of the control, both measured by
-            quadrature. An iteration is an inner iteration of PI-FT or one gradient step.""",
+        caption=f"""Where every method ends, on {text(problem)}: objective gap and largest error of
+            the control, both measured by quadrature. An iteration is an inner iteration of PI-FT or
+            one gradient step.""",
         label="methods",
         align="llrrrr",
     ).markup

@@ -65,7 +65,8 @@ def chapter(rows: Rows) -> str:
         return f"""
 = How tight is the theory?
 
-The search for the instances that come closest to each bound: {NOT_MEASURED}. It is a study of its own, `{COMMAND}`.
+The search for the instances that come closest to each bound: {NOT_MEASURED}. It is a study of its
+own, `{COMMAND}`.
 """
     return "\n\n".join([_introduction(), _ratios(found), _weights(found), _axes(found)])
 
@@ -86,12 +87,14 @@ def _introduction() -> str:
     return r"""
 = How tight is the theory?
 
-That a bound holds says little where it is never approached. For every inequality of the theory a numerical search looks for the
-largest ratio of what is measured to its bound, at the smallest KL weights that the constants under search admit for a design
-constant $lambda$. The instances are single steps whose next value function has a staircase as second derivative, in closed form;
-affine scores with linear or quadratic rewards in $d$ dimensions, in closed form; and lines with affine or tanh scores and Lipschitz
-rewards, by quadrature, of which each stands for itself along one axis of $d$ dimensions in which nothing else is rewarded. What a
-search finds is a lower bound on the tightness; _attained_ means within 1% of 1. @claims-table states the inequalities.
+That a bound holds says little where it is never approached. For every inequality of the theory a
+numerical search looks for the largest ratio of what is measured to its bound, at the smallest KL
+weights that the constants under search admit for a design constant $lambda$. The instances are
+single steps whose next value function has a staircase as second derivative, in closed form; affine
+scores with linear or quadratic rewards in $d$ dimensions, in closed form; and lines with affine or
+tanh scores and Lipschitz rewards, by quadrature, of which each stands for itself along one axis of
+$d$ dimensions in which nothing else is rewarded. What a search finds is a lower bound on the
+tightness; _attained_ means within 1% of 1. @claims-table states the inequalities.
 """
 
 
@@ -117,9 +120,10 @@ def ratios(found: Rows) -> str:
     return Table(
         header=("inequality", "$T$", "paper", "", "reached by", "sharper", "", "reached by"),
         rows=body,
-        caption=f"""Largest measured / bound found at {_where(found)} and with a single step, with the paper's constants and with
-            the sharper ones, and the family of instances that reaches it, with its number of inner iterations $m$ where it matters.
-            A mark: attained, to 1%.""",
+        caption=f"""Largest measured / bound found at {_where(found)} and with a single step, with
+            the paper's constants and with the sharper ones, and the family of instances that
+            reaches it, with its number of inner iterations $m$ where it matters. A mark: attained,
+            to 1%.""",
         label="tightness-table",
         align="llrclrcl",
         widths=("auto", "auto", "auto", "auto", "1fr", "auto", "auto", "1fr"),
@@ -246,15 +250,15 @@ def _known(found: Rows) -> str:
     record = largest(found, "theorem_2_8_iii_control_smoothness", "paper", T=1)
     if record is None or record.optimum is None:
         return ""
-    return f"""For (17) at one step with an affine score the supremum is known in closed form, {number(record.optimum)}; the search
-found {number(record.value)}."""
+    return f"""For (17) at one step with an affine score the supremum is known in closed form,
+{number(record.optimum)}; the search found {number(record.value)}."""
 
 
 def _axes(found: Rows) -> str:
     paper = figure(
         "tightness-paper.svg",
-        f"""Largest measured / bound with the paper's constants against dimension, number of steps and design constant; what is not
-        varied is as at {_where(found)}.""",
+        f"""Largest measured / bound with the paper's constants against dimension, number of steps
+        and design constant; what is not varied is as at {_where(found)}.""",
         "tightness-paper-figure",
         "Nine panels: largest ratios against dimension, number of steps and design constant, one"
         " row per result.",
@@ -304,8 +308,8 @@ def _ends(found: Rows, name: str, constants: str, axis: str) -> str:
 def _weights(found: Rows) -> str:
     picture = figure(
         "tightness-beta.svg",
-        """Smallest constant KL weight that suffices by the paper's constants, by the sharper ones, and by these with exact
-        Lipschitz constants of the mean maps, and the necessary one.""",
+        """Smallest constant KL weight that suffices by the paper's constants, by the sharper ones,
+        and by these with exact Lipschitz constants of the mean maps, and the necessary one.""",
         "tightness-beta-figure",
         "KL weight against the number of steps on logarithmic scales, four curves, one panel per"
         " family of problems.",
@@ -313,8 +317,9 @@ def _weights(found: Rows) -> str:
     return f"""
 == Sufficient and necessary KL weights
 
-A constant weight is _necessary_ if with less of it some inner iteration no longer contracts by $1 - lambda$; @condition with
-$K_(t+1) = sup |nabla^2 (G_t V_(t+1))|$ gives it, by bisection with the exact solver. {_interpretation(found)}
+A constant weight is _necessary_ if with less of it some inner iteration no longer contracts by $1 -
+lambda$; @condition with $K_(t+1) = sup |nabla^2 (G_t V_(t+1))|$ gives it, by bisection with the
+exact solver. {_interpretation(found)}
 
 {picture}
 
@@ -332,9 +337,10 @@ def _interpretation(found: Rows) -> str:
     paper, sharp, exact = (
         [_range(found, rule, steps) for steps in (first, last)] for rule in RULES
     )
-    return f"""At $lambda = {lam:g}$ and $T = {first}$ the paper's constants ask for {paper[0]} times the necessary weight, over the
-families; the sharper ones for {sharp[0]} times, and with the exact mean maps for {exact[0]} times. At $T = {last}$ it is {paper[1]}
-times, {sharp[1]} times and {exact[1]} times."""
+    return f"""At $lambda = {lam:g}$ and $T = {first}$ the paper's constants ask for {paper[0]}
+times the necessary weight, over the families; the sharper ones for {sharp[0]} times, and with the
+exact mean maps for {exact[0]} times. At $T = {last}$ it is {paper[1]} times, {sharp[1]} times and
+{exact[1]} times."""
 
 
 def _range(found: Rows, rule: str, steps: int) -> str:

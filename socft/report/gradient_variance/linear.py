@@ -57,8 +57,9 @@ def by(rows: Rows, key: str) -> str:
             else ("pipeline", "mean-square error")
         ),
         rows=body or [missing(2)],
-        caption=f"""Linear study: mean-square error of the costate at time 0 {where}, with standard errors;
-            Euler–Maruyama but where the exponential scheme is named; in italics what is published.""",
+        caption=f"""Linear study: mean-square error of the costate at time 0 {where}, with standard
+            errors; Euler–Maruyama but where the exponential scheme is named; in italics what is
+            published.""",
         label=f"linear-{key}",
         align="l" + "r" * max(1, len(columns)),
         long=key == "noise",
@@ -120,9 +121,10 @@ def split(rows: Rows) -> str:
             "seconds",
         ),
         rows=body or [missing(6)],
-        caption="""Linear study at $epsilon = 1$, $N = 2000$: the error against continuous time beside its two sources, the chain's
-            own distance from continuous time and the distance of what was learnt from the chain's own costate, and the time
-            of one run on one thread. The errors are squares: the sources add up but for their inner product.""",
+        caption="""Linear study at $epsilon = 1$, $N = 2000$: the error against continuous time
+            beside its two sources, the chain's own distance from continuous time and the distance
+            of what was learnt from the chain's own costate, and the time of one run on one thread.
+            The errors are squares: the sources add up but for their inner product.""",
         label="linear-split",
         align="llrrrr",
         long=True,
@@ -151,10 +153,11 @@ def pendulum(rows: Rows) -> str:
             "seconds",
         ),
         rows=body or [missing(8)],
-        caption=f"""Pendulum: mean cost of initial states after descent along the learnt costate, exactly and by fresh
-            simulation, with standard errors over seeds; the least possible cost is {number(optimum, 4)}. Beside it the
-            mean-square error of the costate, over $N(0, I)$ and over the states passed on the way down. The adjoint _after it_
-            has the costate of the fitted Bellman recursion as control variate.""",
+        caption=f"""Pendulum: mean cost of initial states after descent along the learnt costate,
+            exactly and by fresh simulation, with standard errors over seeds; the least possible
+            cost is {number(optimum, 4)}. Beside it the mean-square error of the costate, over $N(0,
+            I)$ and over the states passed on the way down. The adjoint _after it_ has the costate
+            of the fitted Bellman recursion as control variate.""",
         label="pendulum",
         align="lrrrrrrr",
         long=True,
@@ -185,9 +188,10 @@ def _pendulum_parts(found: Rows) -> str:
     return Table(
         header=("quantity", "control variate", "value", "published"),
         rows=body or [missing(4)],
-        caption="""Pendulum: least costs of the chain and in continuous time, the chain's distance from continuous time, the
-        error of the
-            features fitted to the exact costate, and the spread of one path's costate with exact control variates.""",
+        caption="""Pendulum: least costs of the chain and in continuous time, the chain's distance
+        from continuous time, the error of the
+            features fitted to the exact costate, and the spread of one path's costate with exact
+            control variates.""",
         label="pendulum-parts",
         align="llrr",
     ).markup

@@ -83,14 +83,16 @@ def _abstract(rows: Rows) -> str:
     tried = len(found.where(Metric.ERROR_AT_BUDGET).fields("estimator"))
     start, near = (chapters.best(rows, OBJECTIVE, tables.ARENAS[0], scale) for scale in (0.0, 0.9))
     return f"""
-Fine-tuning a diffusion model as a control problem needs the gradient of an expected reward less a Kullback–Leibler divergence, and
-there are many estimators of it. {integer(tried or None)} of them are held against the exact gradient, on problems where it is
-known, at policies from the pre-trained model to the optimum. Some estimate that gradient, some another vector field that vanishes
-at the optimum, some neither; as estimates of the gradient these kinds are not compared with each other. Of the first kind, with
-{chapters.budget()} network evaluations and without exact costates or scores, the smallest relative error on the Gaussian problem is
-{chapters.first(start)} at the pre-trained model, and {chapters.first(near)} near the optimum. Three published studies of
-time-reversed costates ({verdicts.BSDE}) are run again, with their published defects and without.
-Every number is a record; the report computes nothing but ratios and tests.
+Fine-tuning a diffusion model as a control problem needs the gradient of an expected reward less a
+Kullback–Leibler divergence, and there are many estimators of it. {integer(tried or None)} of them
+are held against the exact gradient, on problems where it is known, at policies from the pre-trained
+model to the optimum. Some estimate that gradient, some another vector field that vanishes at the
+optimum, some neither; as estimates of the gradient these kinds are not compared with each other. Of
+the first kind, with {chapters.budget()} network evaluations and without exact costates or scores,
+the smallest relative error on the Gaussian problem is {chapters.first(start)} at the pre-trained
+model, and {chapters.first(near)} near the optimum. Three published studies of time-reversed
+costates ({verdicts.BSDE}) are run again, with their published defects and without. Every number is
+a record; the report computes nothing but ratios and tests.
 """
 
 
@@ -104,28 +106,32 @@ def _gap_and_noise(problem: str) -> list[curves.Curves]:
 def _axes(rows: Rows) -> str:
     variance = figure(
         "variance.svg",
-        f"""Variance of the estimate from one path, in units of the exact gradient at the pre-trained model, along five axes, of a
-        selection of estimators. Columns are kinds and do not compare. The first two rows are {text(LQ)}, the next two a
-        linear-quadratic SDE in two dimensions, the last an oscillator with noise on its velocity alone; all but the first are near
-        the optimum, $s = 0.9$. Curves that leave a panel at its lower edge are smaller than $10^(-7)$ of its largest value.""",
+        f"""Variance of the estimate from one path, in units of the exact gradient at the
+        pre-trained model, along five axes, of a selection of estimators. Columns are kinds and do
+        not compare. The first two rows are {text(LQ)}, the next two a linear-quadratic SDE in two
+        dimensions, the last an oscillator with noise on its velocity alone; all but the first are
+        near the optimum, $s = 0.9$. Curves that leave a panel at its lower edge are smaller than
+        $10^(-7)$ of its largest value.""",
         "variance-figure",
         "Fifteen panels of variance: five axes by three kinds of estimators.",
         tall=True,
     )
     costates = figure(
         "costates.svg",
-        """Mean-square distance of costate samples from the exact value gradient of the policy, against the step, at the optimum,
-        where the costates of all unbiased estimators have it as their mean. Errors below $10^(-7)$ of the largest in a panel are
-        not shown. With the exact costate the lean adjoint of a linear chain has none but rounding; on the mixture an antithetic
-        correction leaves what is not odd in the noise.""",
+        """Mean-square distance of costate samples from the exact value gradient of the policy,
+        against the step, at the optimum, where the costates of all unbiased estimators have it as
+        their mean. Errors below $10^(-7)$ of the largest in a panel are not shown. With the exact
+        costate the lean adjoint of a linear chain has none but rounding; on the mixture an
+        antithetic correction leaves what is not odd in the noise.""",
         "costates-figure",
         "Six panels of costate error against the step: two problems by three kinds of estimators.",
     )
     return rf"""
 = Where the variance comes from
 
-@costates-figure looks at the costates behind the gradients of pathwise estimators, @variance-figure varies one thing at a time. The
-variance of an estimate near the optimum, whatever its kind, is multiplied by
+@costates-figure looks at the costates behind the gradients of pathwise estimators, @variance-figure
+varies one thing at a time. The variance of an estimate near the optimum, whatever its kind, is
+multiplied by
 
 {chapters.growth(rows)}
 
@@ -138,20 +144,22 @@ variance of an estimate near the optimum, whatever its kind, is multiplied by
 def _replication(rows: Rows) -> str:
     samples = figure(
         "samples.svg",
-        """Linear study, $epsilon = 1$: mean-square error of the costate at time 0 against the number of paths, with linear
-        features. Thin and dashed: published, with networks. Grey: the distance of the chain itself from continuous time. Errors
-        below $10^(-7)$ of the largest in a panel are not shown.""",
+        """Linear study, $epsilon = 1$: mean-square error of the costate at time 0 against the
+        number of paths, with linear features. Thin and dashed: published, with networks. Grey: the
+        distance of the chain itself from continuous time. Errors below $10^(-7)$ of the largest in
+        a panel are not shown.""",
         "samples-figure",
         "Two panels of mean-square error against the number of paths, one per integrator.",
     )
     return rf"""
 = Time-reversed costates, run again
 
-{verdicts.BSDE} reverses a controlled SDE in time with the score of its marginals and lets costates ride backwards on the same
-noise. It
-reports three studies, in which regressed time-reversed costates are more accurate than regressed costates of forward paths, there
-called non-adapted. Pipelines called _published_ have the network, the Huber loss and the noise pairing of the published code. The
-others see the same paths and regress with the squared loss; time-reversed they use one noise for state and costate.
+{verdicts.BSDE} reverses a controlled SDE in time with the score of its marginals and lets costates
+ride backwards on the same noise. It
+reports three studies, in which regressed time-reversed costates are more accurate than regressed
+costates of forward paths, there called non-adapted. Pipelines called _published_ have the network,
+the Huber loss and the noise pairing of the published code. The others see the same paths and
+regress with the squared loss; time-reversed they use one noise for state and costate.
 
 == A linear SDE
 
@@ -167,16 +175,17 @@ others see the same paths and regress with the squared loss; time-reversed they 
 
 == A pendulum
 
-A pendulum is kicked in its velocity. The costate of its final cost is learnt from paths, and initial states descend along it. The
-motion is unstable and the noise degenerate; the exact cost and costate are known on a grid.
+A pendulum is kicked in its velocity. The costate of its final cost is learnt from paths, and
+initial states descend along it. The motion is unstable and the noise degenerate; the exact cost and
+costate are known on a grid.
 
 {verdicts.pendulum(rows)}
 {linear.pendulum(rows)}
 
 == Fine-tuning a mixture
 
-The reverse diffusion of two modes is steered to one of them, at several temperatures of the cost; the law of the start may be
-learnt too. Cost and regret are exact, as is the optimum.
+The reverse diffusion of two modes is steered to one of them, at several temperatures of the cost;
+the law of the start may be learnt too. Cost and regret are exact, as is the optimum.
 
 {verdicts.mixture(rows)}
 {linear.mixture(rows)}
@@ -190,8 +199,8 @@ def _training(rows: Rows) -> str:
         blocks.append(
             figure(
                 f"{name}.svg",
-                f"""Training on {text(problem)}: exact objective gap and noise of the gradient against network evaluations, a
-                column per kind.""",
+                f"""Training on {text(problem)}: exact objective gap and noise of the gradient
+                against network evaluations, a column per kind.""",
                 f"{name}-figure",
                 "Objective gap and gradient noise against network evaluations, three kinds of"
                 " estimators.",
@@ -206,9 +215,10 @@ def _training(rows: Rows) -> str:
 def _suites(rows: Rows) -> str:
     suite = figure(
         "socm.svg",
-        f"""Mean-square error of the control over the paths of the optimum, along training, a row per problem and a column per kind.
-        The first point is the pre-trained model. Errors that are infinite are not drawn, nor more than {len(LOOKS)} estimators of a
-        kind: the tables have all.""",
+        f"""Mean-square error of the control over the paths of the optimum, along training, a row
+        per problem and a column per kind. The first point is the pre-trained model. Errors that are
+        infinite are not drawn, nor more than {len(LOOKS)} estimators of a kind: the tables have
+        all.""",
         "socm-figure",
         "Control error against gradient steps, four problems by kinds of estimators.",
         tall=True,
@@ -240,8 +250,9 @@ def _reproduction(rows: Rows) -> str:
     return rf"""
 = Reproduction
 
-Each study is one command, at full scale or with `--quick` in minutes; the last command typesets this report from what they
-recorded. An interrupted study continues where it was. Your own estimator is measured beside all of these with `socft bench`.
+Each study is one command, at full scale or with `--quick` in minutes; the last command typesets
+this report from what they recorded. An interrupted study continues where it was. Your own estimator
+is measured beside all of these with `socft bench`.
 
 ```
 {commands}

@@ -29,16 +29,18 @@ from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 
-SUITE_TEXT = """The test problems of #link("https://arxiv.org/abs/2312.02027")[2312.02027], trained with the losses of path measures
-and with adjoints: as many gradient steps for all, at one rate per problem, so not at equal cost. Tables are by kind. The _effective
-share_ of weighted paths is the square of the weights' sum over the number of paths times the sum of their squares. In _SOCM, M = I_
+SUITE_TEXT = """The test problems of #link("https://arxiv.org/abs/2312.02027")[2312.02027], trained
+with the losses of path measures and with adjoints: as many gradient steps for all, at one rate per
+problem, so not at equal cost. Tables are by kind. The _effective share_ of weighted paths is the
+square of the weights' sum over the number of paths times the sum of their squares. In _SOCM, M = I_
 the learnt matrices that the publication weights costates with are left at the identity."""
 
 
-SWEEPS_TEXT = """The costate of a controlled oscillator at time 0 is learnt from paths with linear features, along the axes of
+SWEEPS_TEXT = """The costate of a controlled oscillator at time 0 is learnt from paths with linear
+features, along the axes of
 #link("https://arxiv.org/abs/2410.04615")[2410.04615] and others. The policy is _given_, the chain's optimum; _iterated_, from
-the costate of the round before; or _published_, the same with a costate one step too early. All numbers are mean-square errors
-against the costate of continuous time."""
+the costate of the round before; or _published_, the same with a costate one step too early. All
+numbers are mean-square errors against the costate of continuous time."""
 
 
 def training_text(rows: Rows) -> str:
@@ -49,14 +51,16 @@ def training_text(rows: Rows) -> str:
         or NOT_MEASURED
     )
     seeds = max((record.seeds for record in found), default=None)
-    return f"""Every estimator trains the same policies with Adam, until it has spent the same number of network evaluations: one
-with a dearer gradient takes fewer steps. Its rate is the best of {rates} in a pilot run. Means and standard errors are of
-{integer(seeds)} repetitions. The objective is exact at every point of a curve. Gradient noise is the variance of the estimate from
-one path in units of the squared gradient at the start, target noise the mean-square distance of the targets from their conditional
-mean, relative to that mean. Gradient bias, on the linear-quadratic problem, is the distance of the mean estimate from the exact
-gradient of the objective at the trained policy, in units of the gradient at the start; the noise that is taken off it is its
-standard error, and a bias of less than that counts as none. Of $J^* - J$, _bias_ is what the policies of all repetitions have in
-common, from bias and from stopping early, and _noise_ what comes from their scatter."""
+    return f"""Every estimator trains the same policies with Adam, until it has spent the same
+number of network evaluations: one with a dearer gradient takes fewer steps. Its rate is the best of
+{rates} in a pilot run. Means and standard errors are of {integer(seeds)} repetitions. The objective
+is exact at every point of a curve. Gradient noise is the variance of the estimate from one path in
+units of the squared gradient at the start, target noise the mean-square distance of the targets
+from their conditional mean, relative to that mean. Gradient bias, on the linear-quadratic problem,
+is the distance of the mean estimate from the exact gradient of the objective at the trained policy,
+in units of the gradient at the start; the noise that is taken off it is its standard error, and a
+bias of less than that counts as none. Of $J^* - J$, _bias_ is what the policies of all repetitions
+have in common, from bias and from stopping early, and _noise_ what comes from their scatter."""
 
 
 def training(rows: Rows, problem: str) -> str:
@@ -129,8 +133,9 @@ def split(rows: Rows, problem: str) -> str:
         f"{told} {NOT_MEASURED if record is None else number(record.value)}"
         for told, record in gains
     )
-    return f"""On {text(problem)} the objective of the best policy that can be trained is this much below that of the tilt of the
-pre-trained law, whatever the estimator, and in this order: {given}."""
+    return f"""On {text(problem)} the objective of the best policy that can be trained is this much
+below that of the tilt of the pre-trained law, whatever the estimator, and in this order:
+{given}."""
 
 
 TRAINING: Mapping[str, str] = {
@@ -222,9 +227,10 @@ def _integrators(study: Rows) -> str:
     return Table(
         header=("integrator", *(_named("dt", dt) for dt in steps)),
         rows=body,
-        caption="""What the integrator alone is responsible for: the mean-square distance of the optimal costate of the chain from
-            that of continuous time, and the error of the mean reward. Below $10^(-20)$ it is rounding. A running cost is charged at
-            the start of a kernel, which keeps even a second-order integrator at first order.""",
+        caption="""What the integrator alone is responsible for: the mean-square distance of the
+            optimal costate of the chain from that of continuous time, and the error of the mean
+            reward. Below $10^(-20)$ it is rounding. A running cost is charged at the start of a
+            kernel, which keeps even a second-order integrator at first order.""",
         label="sweep-integrators",
         align="l" + "r" * len(steps),
         long=True,
@@ -242,9 +248,9 @@ def offsets(found: Rows) -> str:
         for dt, record in factors
         if record is not None
     )
-    return f"""With finitely many paths the offset of a costate is sampling error, and with the published index every round of the
-time-reversed costate multiplies it, in the end, by {told}; above 1 offsets grow for ever while gains settle. The published
-errors stand in both tables."""
+    return f"""With finitely many paths the offset of a costate is sampling error, and with the
+published index every round of the time-reversed costate multiplies it, in the end, by {told}; above
+1 offsets grow for ever while gains settle. The published errors stand in both tables."""
 
 
 def _sampled(found: Rows) -> str:

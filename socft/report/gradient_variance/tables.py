@@ -36,8 +36,9 @@ SHORT: Mapping[str, str] = {KINDS[0]: "objective", KINDS[1]: "fixed point"}
 MEANING: Mapping[str, str] = {
     KINDS[0]: "the mean is the gradient of the objective at every policy",
     KINDS[1]: (
-        """the mean vanishes at the optimum, up to the step size where paths are weighted and the optimum is not affine, and at
-        no other policy; elsewhere it is another vector field, whose distance from the gradient is given as the bias"""
+        """the mean vanishes at the optimum, up to the step size where paths are weighted and the
+        optimum is not affine, and at no other policy; elsewhere it is another vector field, whose
+        distance from the gradient is given as the bias"""
     ),
     KINDS[
         2
@@ -136,8 +137,9 @@ def catalogue(rows: Rows) -> str:
     return Table(
         header=("estimator", "target of step $k$", "kind", "source", r"evaluations \ per path"),
         rows=body,
-        caption="""The estimators: what their loss matches the control with, what they estimate, where they are from, and network
-            evaluations per path of the Gaussian problem, the rollout included; a derivative counts as two.""",
+        caption="""The estimators: what their loss matches the control with, what they estimate,
+            where they are from, and network evaluations per path of the Gaussian problem, the
+            rollout included; a derivative counts as two.""",
         label="catalogue",
         align="llllr",
         widths=("47mm", "1fr", "auto", "31mm", "auto"),
@@ -172,9 +174,10 @@ def master(rows: Rows, arena: Arena, kind: str) -> str:
     columns = 1 + len(metrics) * len(arena.scales) + len(COSTS)
     cells = [f"[{cell}]" for row in body or [(NOT_MEASURED, *[""] * (columns - 1))] for cell in row]
     fits = ", and of its mean from fit to fit" if kind == KINDS[2] else ""
-    caption = f"""Estimators of the kind _{kind}_ on {arena.title}: {MEANING.get(kind, "")}. In units of the exact gradient at the
-        pre-trained model; bias with its standard error, variance of the estimate from one path{fits}, root-mean-square error
-        with the same number of network evaluations for all."""
+    caption = f"""Estimators of the kind _{kind}_ on {arena.title}: {MEANING.get(kind, "")}. In
+        units of the exact gradient at the pre-trained model; bias with its standard error, variance
+        of the estimate from one path{fits}, root-mean-square error with the same number of network
+        evaluations for all."""
     made = f"""#figure(kind: table, caption: [{caption}],
 table(columns: {columns}, align: (left, {", ".join(["right"] * (columns - 1))}), rule(0.8pt),
   {_heading(list(arena.scales.values()), list(metrics.values()))}, rule(0.4pt),
@@ -267,8 +270,8 @@ def refusals(rows: Rows) -> str:
     return Table(
         header=("problem", "refused", "reason"),
         rows=body,
-        caption="""Refusals on the other problems. An estimator that does not apply raises an error; none returns a wrong number
-            instead.""",
+        caption="""Refusals on the other problems. An estimator that does not apply raises an error;
+            none returns a wrong number instead.""",
         label="refusals",
         align="lll",
         widths=("auto", "1fr", "1.4fr"),

@@ -23,33 +23,40 @@ def estimated(rows: Rows) -> str:
 
 A chain with whitened control, and its objective, are
 
-$ X_(k+1) = m_k (X_k) + B_k (v_k (X_k) + xi_k), quad xi_k tilde N(0, I), quad k = 0, dots, T - 1, $ <chain>
+$ X_(k+1) = m_k (X_k) + B_k (v_k (X_k) + xi_k), quad xi_k tilde N(0, I), quad k = 0, dots, T - 1, $
+<chain>
 
 $ J(v) = bb(E) [ r(X_T) - sum_(k < T) f_k (X_k) + beta_k / 2 thin |v_k (X_k)|^2 ]. $ <objective>
 
-With the value function $V_k$ of the policy $v$ itself, the gradient of the objective in the parameters of the policy is
+With the value function $V_k$ of the policy $v$ itself, the gradient of the objective in the
+parameters of the policy is
 
 $ nabla_theta J = bb(E) sum_(k < T) (nabla_theta v_k (X_k))^top
   ( B_k^top nabla V_(k+1) (X_(k+1)) - beta_k v_k (X_k) ). $ <gradient>
 
-An estimator proposes at every step of every path a _target_ for the control and descends $beta_k |v_k - "target"_k|^2\/2$. Its
-estimate of the gradient is the mean over paths of $(nabla_theta v_k)^top beta_k ("target"_k - v_k)$; it is exact in the mean
-if $"target"_k$ has the conditional mean $B_k^top bb(E)[nabla V_(k+1) (X_(k+1)) | X_k]\/beta_k$. Pathwise targets come from
-costates, which run backwards along a path from $a_T = nabla r(X_T)$:
+An estimator proposes at every step of every path a _target_ for the control and descends $beta_k
+|v_k - "target"_k|^2\/2$. Its estimate of the gradient is the mean over paths of $(nabla_theta
+v_k)^top beta_k ("target"_k - v_k)$; it is exact in the mean if $"target"_k$ has the conditional
+mean $B_k^top bb(E)[nabla V_(k+1) (X_(k+1)) | X_k]\/beta_k$. Pathwise targets come from costates,
+which run backwards along a path from $a_T = nabla r(X_T)$:
 
 $ "lean:" quad a_k = nabla m_k^top a_(k+1) - nabla f_k, quad quad
-  "full:" quad a_k = nabla (m_k + B_k v_k)^top a_(k+1) - nabla f_k - beta_k nabla v_k^top v_k. $ <costates>
+  "full:" quad a_k = nabla (m_k + B_k v_k)^top a_(k+1) - nabla f_k - beta_k nabla v_k^top v_k. $
+  <costates>
 
-A corrected costate subtracts from $a_(k+1)$ a martingale increment made from an approximate costate $phi$, which leaves the
-conditional mean alone and takes noise away (derived here):
+A corrected costate subtracts from $a_(k+1)$ a martingale increment made from an approximate costate
+$phi$, which leaves the conditional mean alone and takes noise away (derived here):
 
-$ d M_k = 1/2 ( phi_(k+1) (macron(x)_k + B_k xi_k) - phi_(k+1) (macron(x)_k - B_k xi_k) ) quad "or" quad
+$ d M_k = 1/2 ( phi_(k+1) (macron(x)_k + B_k xi_k) - phi_(k+1) (macron(x)_k - B_k xi_k) ) quad "or"
+quad
   nabla phi_(k+1) (macron(x)_k) thin B_k xi_k, quad macron(x)_k = m_k + B_k v_k. $ <correction>
 
-Zeroth-order targets need the reward alone: $A_k = r(X_T) - sum_(j > k) (f_j + beta_j |v_j|^2\/2)$ is the return after step $k$
-and $b_k$ a baseline. Those of path measures weight paths by $w = d P^*\/d P^v$ or compare $R = sum_k beta_k (v_k dot z_k -
-|v_k|^2\/2) - r(X_T) + sum_k f_k$, with the controlled noise $z_k = v_k + xi_k$, over paths. @catalogue lists all of them. They are of three
-kinds, and *as estimates of the gradient they have tables and columns of their own, by kind*:
+Zeroth-order targets need the reward alone: $A_k = r(X_T) - sum_(j > k) (f_j + beta_j |v_j|^2\/2)$
+is the return after step $k$ and $b_k$ a baseline. Those of path measures weight paths by $w = d
+P^*\/d P^v$ or compare $R = sum_k beta_k (v_k dot z_k -
+|v_k|^2\/2) - r(X_T) + sum_k f_k$, with the controlled noise $z_k = v_k + xi_k$, over paths.
+@catalogue lists all of them. They are of three kinds, and *as estimates of the gradient they have
+tables and columns of their own, by kind*:
 
 - _{KINDS[0]}_: {tables.MEANING[KINDS[0]]};
 - _{KINDS[1]}_: {_flat(tables.MEANING[KINDS[1]])};
@@ -67,16 +74,19 @@ def compared(rows: Rows) -> str:
     return rf"""
 = Against the exact gradient
 
-The gradient is taken in the coefficients of affine features of every step, where it is known exactly: everywhere for the
-linear-quadratic problem, at the pre-trained model and at the optimum for the mixture. A policy at scale $s$ is $s thin v^*$: the
-pre-trained model is $s = 0$, _near the optimum_ is $s = 0.9$. The line from $s = 0$ to $s = 1$ stands for training: on it the
-exact gradient is known. The noise of policies that training itself passes through, and on the linear-quadratic problem their bias,
-are in the chapter on training. The error at budget is $sqrt("bias"^2 + "variance"\/n)$ with as many
-paths $n$ as {budget()} network evaluations allow, where a bias of less than 4 standard errors counts as none. Costates, values
-and scores that an estimator regresses are fitted to paths of their own, 1000 (a kernel method 200), whose evaluations are charged
-to the budget. Everything is measured in 5 repetitions, each with a fit and with paths of its own, and the mean is over these; a
-biased estimator's error at budget includes the variance that a fit leaves in its mean. Seconds, on one thread, include the rollout
-but not the fit; memory is what labels of 64 paths take beyond path and labels.
+The gradient is taken in the coefficients of affine features of every step, where it is known
+exactly: everywhere for the linear-quadratic problem, at the pre-trained model and at the optimum
+for the mixture. A policy at scale $s$ is $s thin v^*$: the pre-trained model is $s = 0$, _near the
+optimum_ is $s = 0.9$. The line from $s = 0$ to $s = 1$ stands for training: on it the exact
+gradient is known. The noise of policies that training itself passes through, and on the
+linear-quadratic problem their bias, are in the chapter on training. The error at budget is
+$sqrt("bias"^2 + "variance"\/n)$ with as many paths $n$ as {budget()} network evaluations allow,
+where a bias of less than 4 standard errors counts as none. Costates, values and scores that an
+estimator regresses are fitted to paths of their own, 1000 (a kernel method 200), whose evaluations
+are charged to the budget. Everything is measured in 5 repetitions, each with a fit and with paths
+of its own, and the mean is over these; a biased estimator's error at budget includes the variance
+that a fit leaves in its mean. Seconds, on one thread, include the rollout but not the fit; memory
+is what labels of 64 paths take beyond path and labels.
 
 {tables.refusals(rows)}
 

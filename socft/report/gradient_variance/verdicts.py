@@ -49,14 +49,16 @@ def linear(rows: Rows) -> str:
     chain = found.where(Metric.CHAIN_MSE, integrator=EULER, noise=1.0, paths=2000)
     gap = found.where(Metric.KERNEL_GAP, integrator=EULER).one()
     return f"""
-With the same linear features, the same paths and $N = 2000$, the mean-square error of the time-reversed costate over that of the
-lean
-adjoint is {", ".join(shares) or NOT_MEASURED}. {crossing(rows, EULER)} {crossing(rows, "exponential")}
-Of the error, {_number(gap)} is the distance of the Euler–Maruyama chain from continuous time, which no
-number of paths removes; against the chain's own costate the mean-square error of the martingale-corrected adjoint is
-{_number(chain.where(estimator=CORRECTED).one())}, that of the lean adjoint {_number(chain.where(estimator=LEAN).one())} and that of
-the time-reversed costate {_number(chain.where(estimator=BACK).one())}. {_without_gap(found)}
-In time, at $epsilon = 1$, the time-reversed costate takes {_seconds(euler, BACK)} times as long as the lean adjoint, and the
+With the same linear features, the same paths and $N = 2000$, the mean-square error of the
+time-reversed costate over that of the lean
+adjoint is {", ".join(shares) or NOT_MEASURED}. {crossing(rows, EULER)}
+{crossing(rows, "exponential")} Of the error, {_number(gap)} is the distance of the Euler–Maruyama
+chain from continuous time, which no number of paths removes; against the chain's own costate the
+mean-square error of the martingale-corrected adjoint is
+{_number(chain.where(estimator=CORRECTED).one())}, that of the lean adjoint
+{_number(chain.where(estimator=LEAN).one())} and that of the time-reversed costate
+{_number(chain.where(estimator=BACK).one())}. {_without_gap(found)} In time, at $epsilon = 1$, the
+time-reversed costate takes {_seconds(euler, BACK)} times as long as the lean adjoint, and the
 martingale-corrected one {_seconds(euler, CORRECTED)} times.
 
 {reproduced(rows.of(schemas.LINEAR).where(Metric.MSE, paths=2000), "noise", "epsilon")}
@@ -83,13 +85,13 @@ def _without_gap(rows: Rows) -> str:
     whole, rest = (
         [each.where(metric).one() for each in pair] for metric in (Metric.MSE, Metric.CHAIN_MSE)
     )
-    return f"""The exponential scheme has no such distance: there the corrected adjoint with linear features, which hold the exact
-costate, has {number(mine.largest())} at most, over all $epsilon$, in {number(mine.largest(lambda record: record.seconds), 2)}
-seconds at most, where the published time-reversed pipeline with its network and Euler–Maruyama has {number(least)} at least
-(published: {number(told)}) in {number(quickest, 2)} seconds at least. With one network and Euler–Maruyama for both, at
-$epsilon = 1$, the time-reversed costate has {_number(whole[0])} and the corrected adjoint {_number(whole[1])};
-against the chain's own costate
-{_number(rest[0])} and {_number(rest[1])}."""
+    return f"""The exponential scheme has no such distance: there the corrected adjoint with linear
+features, which hold the exact costate, has {number(mine.largest())} at most, over all $epsilon$, in
+{number(mine.largest(lambda record: record.seconds), 2)} seconds at most, where the published
+time-reversed pipeline with its network and Euler–Maruyama has {number(least)} at least (published:
+{number(told)}) in {number(quickest, 2)} seconds at least. With one network and Euler–Maruyama for
+both, at $epsilon = 1$, the time-reversed costate has {_number(whole[0])} and the corrected adjoint
+{_number(whole[1])}; against the chain's own costate {_number(rest[0])} and {_number(rest[1])}."""
 
 
 def crossing(rows: Rows, integrator: str) -> str:
@@ -149,8 +151,8 @@ def reproduced(found: Rows, key: str, symbol: str) -> str:
             if record.published
         ]
         lines.append(f"{text(name.removesuffix(', published'))}: {', '.join(shares)}")
-    return f"""Our runs of the published pipelines over the published numbers: {"; ".join(lines)}. Where that is not 1 these are
-studies of the method, not of the authors' runs."""
+    return f"""Our runs of the published pipelines over the published numbers: {"; ".join(lines)}.
+Where that is not 1 these are studies of the method, not of the authors' runs."""
 
 
 def pendulum(rows: Rows) -> str:
@@ -161,11 +163,12 @@ def pendulum(rows: Rows) -> str:
     back, lean, fair_back, fair_lean = (cells[name] for name in names)
     fitted = cells[RECURSION]
     return f"""
-In the publication, time-reversed costates lead to a cost of {_told(back)} and the forward adjoint to {_told(lean)}. Our runs of the
-same pipelines lead to {_number(back, 4)} and {_number(lean, 4)}, and with the squared loss and one noise to
-{_number(fair_back, 4)} and {_number(fair_lean, 4)}: {_apart(back, lean)} in the first pair, {_apart(fair_back, fair_lean)} in the
-second (Welch's test at 5%). A fitted Bellman recursion leads to {_number(fitted, 4)}, within {_excess(fitted)} of the least
-possible. {repetitions(found)}
+In the publication, time-reversed costates lead to a cost of {_told(back)} and the forward adjoint
+to {_told(lean)}. Our runs of the same pipelines lead to {_number(back, 4)} and {_number(lean, 4)},
+and with the squared loss and one noise to {_number(fair_back, 4)} and {_number(fair_lean, 4)}:
+{_apart(back, lean)} in the first pair, {_apart(fair_back, fair_lean)} in the second (Welch's test
+at 5%). A fitted Bellman recursion leads to {_number(fitted, 4)}, within {_excess(fitted)} of the
+least possible. {repetitions(found)}
 """
 
 
@@ -183,14 +186,17 @@ def mixture(rows: Rows) -> str:
         )
     )
     return f"""
-_Regret_ is the cost in excess of the optimum, over the optimum; _better_ and _worse_ are by Welch's test at 5%. In the
-publication, time-reversed costates cost less than adjoint matching at {_cheaper(costs)} temperatures. In our runs of the published
-pipelines they are {_where(found, "time-reversed BSDE, published", "adjoint matching, published")}. With the same network, the
-squared loss and one noise they are {_where(found, "time-reversed BSDE, network", "adjoint matching, network")}. The
+_Regret_ is the cost in excess of the optimum, over the optimum; _better_ and _worse_ are by Welch's
+test at 5%. In the publication, time-reversed costates cost less than adjoint matching at
+{_cheaper(costs)} temperatures. In our runs of the published pipelines they are
+{_where(found, "time-reversed BSDE, published", "adjoint matching, published")}. With the same
+network, the squared loss and one noise they are
+{_where(found, "time-reversed BSDE, network", "adjoint matching, network")}. The
 martingale-corrected full adjoint with this network, beside the time-reversed costates, is
-{_where(found, "martingale-corrected full adjoint, network", "time-reversed BSDE, network")}. The published costs are up to
-{_percent(excess)} above the optimum of the simulated chain; a fitted Bellman recursion that starts cold is
-{_percent(recursion.largest())} above it at most. {repetitions(found)}
+{_where(found, "martingale-corrected full adjoint, network", "time-reversed BSDE, network")}. The
+published costs are up to {_percent(excess)} above the optimum of the simulated chain; a fitted
+Bellman recursion that starts cold is {_percent(recursion.largest())} above it at most.
+{repetitions(found)}
 
 {reproduced(costs, "temp", '"temp"')}
 """

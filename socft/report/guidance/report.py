@@ -63,13 +63,16 @@ def _abstract(rows: Rows) -> str:
     naive, ahead, tuned, best = (number(cost[name]) for name in names)
     runs = {key: _last(rows, Metric.REWARD, *key) for key in (("G_loss", 1), ("G_loss", 2))}
     return rf"""
-Gradient guidance steers a pre-trained diffusion model by the gradient of an objective, without training. We write it as a control
-of the denoising chain, so that its divergence from the pre-trained model is exact, and check its theory statement by statement:
-look-ahead guidance keeps the subspace of the data, is the conditional score and hence the optimal control for Gaussian data and the
-right strength, and iterated it maximises a regularised objective, whose regularisation adaptive fine-tuning removes. With exact
-scores the published simulation ends at a mean reward of {number(runs["G_loss", 1])} under Algorithm 1 and of
-{number(runs["G_loss", 2])} under Algorithm 2, where 10 is the maximum. To reach a mean reward of 3 in one pass the naive gradient
-spends a divergence of {naive}, look-ahead guidance {ahead}, a fine-tuned score {tuned}, and the optimal control {best}.
+Gradient guidance steers a pre-trained diffusion model by the gradient of an objective, without
+training. We write it as a control of the denoising chain, so that its divergence from the
+pre-trained model is exact, and check its theory statement by statement: look-ahead guidance keeps
+the subspace of the data, is the conditional score and hence the optimal control for Gaussian data
+and the right strength, and iterated it maximises a regularised objective, whose regularisation
+adaptive fine-tuning removes. With exact scores the published simulation ends at a mean reward of
+{number(runs["G_loss", 1])} under Algorithm 1 and of {number(runs["G_loss", 2])} under Algorithm 2,
+where 10 is the maximum. To reach a mean reward of 3 in one pass the naive gradient spends a
+divergence of {naive}, look-ahead guidance {ahead}, a fine-tuned score {tuned}, and the optimal
+control {best}.
 """
 
 
@@ -77,24 +80,27 @@ def _setting() -> str:
     return rf"""
 = Guidance as a control
 
-At signal level $alpha^2$ and noise level $h = 1 - alpha^2$ a score $s$ predicts the sample, and its Jacobian $J$ the posterior
-covariance,
+At signal level $alpha^2$ and noise level $h = 1 - alpha^2$ a score $s$ predicts the sample, and its
+Jacobian $J$ the posterior covariance,
 
-$ hat(x)_0 = bb(E)[x_0 | x] = (x + h thin s(x)) / alpha, quad J = nabla hat(x)_0, quad "Cov"[x_0 | x] = h / alpha J . $ <tweedie>
+$ hat(x)_0 = bb(E)[x_0 | x] = (x + h thin s(x)) / alpha, quad J = nabla hat(x)_0, quad "Cov"[x_0 |
+x] = h / alpha J . $ <tweedie>
 
-{PAPER} linearises an objective $f$ as a response $y = g^top x_0 + N(0, s^2)$, $g = nabla f$, and adds to the score
+{PAPER} linearises an objective $f$ as a response $y = g^top x_0 + N(0, s^2)$, $g = nabla f$, and
+adds to the score
 
 $ G = b' (y - g^top hat(x)_0) thin g, quad quad
   G_"loss" = - b nabla_x (y - g^top hat(x)_0)^2 = 2 b (y - g^top hat(x)_0) thin J^top g . $ <terms>
 
-A change $G_k$ of the score at step $k$ is the whitened control $v_k = g_k G_k\/(sqrt(a_k) sigma_k)$ of the chain $X_(k+1) = m_k
-(X_k) + sigma_k (v_k + W_k)$, and $|v_k|^2\/2$ is its Kullback–Leibler divergence from the pre-trained kernel: guidance is a
-policy, and whatever is known of policies applies to it. The _published_ strength is $1\/(2b) = s^2 + h |J^top g|^2\/alpha^2$, the
-_exact_ one $1\/(2b) = s^2 + g^top "Cov"[x_0|x] thin g$.
+A change $G_k$ of the score at step $k$ is the whitened control $v_k = g_k G_k\/(sqrt(a_k) sigma_k)$
+of the chain $X_(k+1) = m_k (X_k) + sigma_k (v_k + W_k)$, and $|v_k|^2\/2$ is its Kullback–Leibler
+divergence from the pre-trained kernel: guidance is a policy, and whatever is known of policies
+applies to it. The _published_ strength is $1\/(2b) = s^2 + h |J^top g|^2\/alpha^2$, the _exact_ one
+$1\/(2b) = s^2 + g^top "Cov"[x_0|x] thin g$.
 
-Algorithm 1 repeats guided generation with gradients queried at what it generated last, Algorithm 2 also adapts the score to it. Two
-further forms appear for comparison: universal guidance, $w nabla_x r(hat(x)_0)$
-(#link("https://arxiv.org/abs/2302.07121")[arXiv 2302.07121]), and classifier guidance,
+Algorithm 1 repeats guided generation with gradients queried at what it generated last, Algorithm 2
+also adapts the score to it. Two further forms appear for comparison: universal guidance, $w nabla_x
+r(hat(x)_0)$ (#link("https://arxiv.org/abs/2302.07121")[arXiv 2302.07121]), and classifier guidance,
 $w nabla_x log bb(E)[exp(r(x_0)\/beta) | x]$ with the exact classifier of noisy states
 (#link("https://arxiv.org/abs/2105.05233")[arXiv 2105.05233]).
 """
@@ -104,26 +110,30 @@ def _theory(claims: Claims) -> str:
     return rf"""
 = The theory, checked
 
-For Gaussian data $N(mu, Sigma)$ everything is exact at any number of steps, which is what the checks of @claims use: the
-means of guided chains come from their moments, never from the formula under test. Four results are worth stating in full
-(derived here unless cited).
+For Gaussian data $N(mu, Sigma)$ everything is exact at any number of steps, which is what the
+checks of @claims use: the means of guided chains come from their moments, never from the formula
+under test. Four results are worth stating in full (derived here unless cited).
 
-_Look-ahead guidance is the optimal control._ With the exact strength $G_"loss" = nabla_x log p(y|x) = nabla V\/beta$, the optimal
-control for $r(x) = -beta (y - g^top x)^2\/(2 s^2)$ in continuous time; the optimum of a chain of $T$ steps differs by $O(1\/T)$.
+_Look-ahead guidance is the optimal control._ With the exact strength $G_"loss" = nabla_x log
+p(y|x) = nabla V\/beta$, the optimal control for $r(x) = -beta (y - g^top x)^2\/(2 s^2)$ in
+continuous time; the optimum of a chain of $T$ steps differs by $O(1\/T)$.
 
-_The published strength is exact only for eigenvalues 0 and 1._ It differs from the exact one by $-h^2 sum_i g_i^2 sigma_i (1 -
-sigma_i)\/(alpha^2 sigma_i + h)^2$ in $1\/(2b)$: narrow data are pulled too hard, wide data not enough.
+_The published strength is exact only for eigenvalues 0 and 1._ It differs from the exact one by
+$-h^2 sum_i g_i^2 sigma_i (1 - sigma_i)\/(alpha^2 sigma_i + h)^2$ in $1\/(2b)$: narrow data are
+pulled too hard, wide data not enough.
 
-_Algorithm 1 is a fixed-point iteration._ With targets $y_k = g_k^top macron(mu) + (s^2 + g_k^top Sigma g_k)\/lambda$ the mean obeys
-$mu_(k+1) = macron(mu) + Sigma nabla f(mu_k)\/lambda$, contracts by $L|Sigma|\/lambda$, which is attained, and settles at the
-maximum of $f(x) - lambda\/2 thin |x - macron(mu)|^2_(Sigma^(-1))$. The targets of the published simulations,
-$y_k = delta + g_k^top z_k$, have the same fixed points with $lambda = s^2\/delta$, and settle for larger $delta$ than a fixed step
-would.
+_Algorithm 1 is a fixed-point iteration._ With targets $y_k = g_k^top macron(mu) + (s^2 + g_k^top
+Sigma g_k)\/lambda$ the mean obeys $mu_(k+1) = macron(mu) + Sigma nabla f(mu_k)\/lambda$, contracts
+by $L|Sigma|\/lambda$, which is attained, and settles at the maximum of $f(x) - lambda\/2 thin |x -
+macron(mu)|^2_(Sigma^(-1))$. The targets of the published simulations, $y_k = delta + g_k^top z_k$,
+have the same fixed points with $lambda = s^2\/delta$, and settle for larger $delta$ than a fixed
+step would.
 
-_Algorithm 2 is preconditioned ascent._ Re-centring turns the iteration into $mu_(k+1) = mu_k + Sigma nabla f(mu_k)\/lambda$; for
-concave $f$ the gap is at most $|mu_0 - x^*|^2_(Sigma^(-1)) thin lambda\/(4K + 2)$, which a Huber function attains, and it falls
-linearly if $f$ is strongly concave. If the covariance is refitted to guided samples as well, it shrinks along $g$ as $1\/k$, and
-the steps with it.
+_Algorithm 2 is preconditioned ascent._ Re-centring turns the iteration into $mu_(k+1) = mu_k +
+Sigma nabla f(mu_k)\/lambda$; for concave $f$ the gap is at most $|mu_0 - x^*|^2_(Sigma^(-1)) thin
+lambda\/(4K + 2)$, which a Huber function attains, and it falls linearly if $f$ is strongly concave.
+If the covariance is refitted to guided samples as well, it shrinks along $g$ as $1\/k$, and the
+steps with it.
 
 {tables.claims(claims)}
 """
@@ -132,16 +142,17 @@ the steps with it.
 def _simulations(rows: Rows) -> str:
     picture = figure(
         "rounds.svg",
-        r"""The published run on $f_1$ with $|theta_perp|\/|theta_parallel| = 9$, exact score. Thin dashed lines: where the
-        published targets lead the mean, and the maximum on the subspace.""",
+        r"""The published run on $f_1$ with $|theta_perp|\/|theta_parallel| = 9$, exact score. Thin
+        dashed lines: where the published targets lead the mean, and the maximum on the
+        subspace.""",
         "rounds-figure",
         "Two panels against rounds: mean reward, and off-support ratio on a logarithmic scale, for"
         " two guidances and algorithms.",
     )
     others = figure(
         "objectives.svg",
-        """Algorithm 1 with look-ahead guidance on the other objectives. The reward of a batch is below the value at its mean by
-        what the spread of the data costs.""",
+        """Algorithm 1 with look-ahead guidance on the other objectives. The reward of a batch is
+        below the value at its mean by what the spread of the data costs.""",
         "objectives-figure",
         "Three panels against rounds: mean reward and value at the mean, with the regularised"
         " maximum and the maximum dashed.",
@@ -154,19 +165,21 @@ def _simulations(rows: Rows) -> str:
     return rf"""
 = The published simulations
 
-Data $x = A u$ in 64 dimensions with $u tilde N(0, I_16)$, $f_1 = 10 - (theta^top x - 3)^2$ and $f_2 = 5 - |x - b|\/2$, a cosine
-schedule of 200 steps, batches of 32, $s = 0.1$, gradients at every sample and targets $y = delta + g^top z$, all as published; the
-kernels have the forward variance, so that none is deterministic, and the score is exact. Algorithm 2 moves the mean of the exact
-score 2% of the way to the batch's mean in every round, in place of small gradient steps on a network. Directions $A$, $theta$
-and $b$ are drawn anew.
+Data $x = A u$ in 64 dimensions with $u tilde N(0, I_16)$, $f_1 = 10 - (theta^top x - 3)^2$ and
+$f_2 = 5 - |x - b|\/2$, a cosine schedule of 200 steps, batches of 32, $s = 0.1$, gradients at every
+sample and targets $y = delta + g^top z$, all as published; the kernels have the forward variance,
+so that none is deterministic, and the score is exact. Algorithm 2 moves the mean of the exact score
+2% of the way to the batch's mean in every round, in place of small gradient steps on a network.
+Directions $A$, $theta$ and $b$ are drawn anew.
 
 {picture}
 
-@rounds-figure repeats what the paper's figures show: look-ahead guidance keeps the samples on the subspace, the naive gradient
-takes them off it; Algorithm 1 stops at a regularised value, and Algorithm 2 goes on towards the maximum. The mean off-support
-ratio ends at {off["G", 1]} for the naive gradient and {off["G_loss", 1]} for look-ahead guidance under Algorithm 1, at
-{off["G", 2]} and {off["G_loss", 2]} under Algorithm 2. For look-ahead guidance it can only fall: samples move along the subspace,
-while their distance from it is, path by path, that of the pre-trained chain.
+@rounds-figure repeats what the paper's figures show: look-ahead guidance keeps the samples on the
+subspace, the naive gradient takes them off it; Algorithm 1 stops at a regularised value, and
+Algorithm 2 goes on towards the maximum. The mean off-support ratio ends at {off["G", 1]} for the
+naive gradient and {off["G_loss", 1]} for look-ahead guidance under Algorithm 1, at {off["G", 2]}
+and {off["G_loss", 2]} under Algorithm 2. For look-ahead guidance it can only fall: samples move
+along the subspace, while their distance from it is, path by path, that of the pre-trained chain.
 
 {tables.runs(rows)}
 
@@ -174,18 +187,19 @@ while their distance from it is, path by path, that of the pre-trained chain.
 
 {tables.limits(rows)}
 
-@limits holds the fixed point of the published targets against the runs. It predicts the mean of a noiseless iteration; the runs
-query gradients at samples, whose spread remains.
+@limits holds the fixed point of the published targets against the runs. It predicts the mean of a
+noiseless iteration; the runs query gradients at samples, whose spread remains.
 """
 
 
 def _comparison(rows: Rows) -> str:
     picture = figure(
         "frontier.svg",
-        """One pass on $f_1$, latent variances 1: mean reward against the divergence spent, and against the root mean square
-        distance from the subspace, along the strength of every method. Classifier and universal guidance, the fine-tuned score and
-        the optimal control nearly coincide on the left; on the right all but the naive gradient stand on, or next to, the vertical
-        line of the pre-trained chain.""",
+        """One pass on $f_1$, latent variances 1: mean reward against the divergence spent, and
+        against the root mean square distance from the subspace, along the strength of every method.
+        Classifier and universal guidance, the fine-tuned score and the optimal control nearly
+        coincide on the left; on the right all but the naive gradient stand on, or next to, the
+        vertical line of the pre-trained chain.""",
         "frontier-figure",
         "Two panels of mean reward, against divergence and against distance from the subspace, both"
         " on logarithmic scales.",
@@ -194,28 +208,31 @@ def _comparison(rows: Rows) -> str:
     return rf"""
 = Guidance, fine-tuning and control at equal reward
 
-The optimal control maximises $bb(E) f - beta thin "KL"$ over all policies of the chain, so that along $beta$ it is the upper
-envelope of reward against divergence; it comes from the Riccati recursion. A fine-tuned score is Algorithm 2's, re-centred and
-sampled without guidance. @frontier-figure and @equal compare all methods in one pass, with exact moments.
+The optimal control maximises $bb(E) f - beta thin "KL"$ over all policies of the chain, so that
+along $beta$ it is the upper envelope of reward against divergence; it comes from the Riccati
+recursion. A fine-tuned score is Algorithm 2's, re-centred and sampled without guidance.
+@frontier-figure and @equal compare all methods in one pass, with exact moments.
 
 {picture}
 
 {tables.equal_reward(rows)}
 
-At a mean reward of 3 the naive gradient spends {ratio["G"]} times the divergence of the optimum, look-ahead guidance
-{ratio["G_loss, published"]} times, universal guidance {ratio["universal"]} times, and a fine-tuned score
-{ratio["fine-tuned score"]} times. Look-ahead guidance with $s = 0.1$ conditions on a narrow band of responses, and so pays for
-shrinking the variance along $g$, which the objective rewards little; at high rewards this fades. The optimum leaves the subspace
-slightly: where the last kernels have noise across it, moving there is cheap, and the objective rewards it. A control that acts
-through the score of data on the subspace cannot.
+At a mean reward of 3 the naive gradient spends {ratio["G"]} times the divergence of the optimum,
+look-ahead guidance {ratio["G_loss, published"]} times, universal guidance {ratio["universal"]}
+times, and a fine-tuned score {ratio["fine-tuned score"]} times. Look-ahead guidance with $s = 0.1$
+conditions on a narrow band of responses, and so pays for shrinking the variance along $g$, which
+the objective rewards little; at high rewards this fades. The optimum leaves the subspace slightly:
+where the last kernels have noise across it, moving there is cheap, and the objective rewards it. A
+control that acts through the score of data on the subspace cannot.
 """
 
 
 def _sphere(rows: Rows) -> str:
     picture = figure(
         "sphere.svg",
-        """The unit sphere in 64 dimensions, exact score. Left: reward against divergence. Right: distance from the sphere. The
-        guidances after the last round for each increment, the others for each weight, in one pass.""",
+        """The unit sphere in 64 dimensions, exact score. Left: reward against divergence. Right:
+        distance from the sphere. The guidances after the last round for each increment, the others
+        for each weight, in one pass.""",
         "sphere-figure",
         "Two panels: mean reward against divergence, and mean distance from the sphere against mean"
         " reward, for four methods.",
@@ -224,18 +241,20 @@ def _sphere(rows: Rows) -> str:
     return rf"""
 = A curved manifold
 
-The noised score of the uniform law on a sphere is exact too: given $x$, the sample has a von Mises–Fisher law of concentration
-$kappa = alpha |x|\/h$, and $hat(x)_0 = A(kappa) thin x\/|x|$ with the ratio $A = I_(D\/2)\/I_(D\/2 - 1)$ of Bessel functions.
-Tilting by $f = theta^top x$ stays in the family, which gives the optimal control in continuous time. The runs have the published
+The noised score of the uniform law on a sphere is exact too: given $x$, the sample has a von
+Mises–Fisher law of concentration $kappa = alpha |x|\/h$, and $hat(x)_0 = A(kappa) thin x\/|x|$ with
+the ratio $A = I_(D\/2)\/I_(D\/2 - 1)$ of Bessel functions. Tilting by $f = theta^top x$ stays in
+the family, which gives the optimal control in continuous time. The runs have the published
 settings: batches of 256, 25 rounds, targets $delta + g^top z$.
 
 {picture}
 
 {tables.sphere(rows)}
 
-In the paper's figure, with a learnt score, the naive gradient leaves the sphere further than look-ahead guidance at equal reward.
-With the exact score the two differ little: at the largest increment the distance from the sphere is {far["G"]} and
-{far["G_loss"]}. The score itself returns samples to the sphere, and what is left is mostly the noise of the last kernels.
+In the paper's figure, with a learnt score, the naive gradient leaves the sphere further than
+look-ahead guidance at equal reward. With the exact score the two differ little: at the largest
+increment the distance from the sphere is {far["G"]} and {far["G_loss"]}. The score itself returns
+samples to the sphere, and what is left is mostly the noise of the last kernels.
 """
 
 
@@ -260,14 +279,16 @@ def _network(rows: Rows) -> str:
     return rf"""
 = What a learnt score changes
 
-A network of two hidden layers, trained on samples for {number(error.seconds if error else None, 2)} seconds, predicts the noise
-with a mean squared error of {number(error.value if error else None, 2)} per coordinate beyond that of the exact score.
-@network-figure repeats the published run with it; Algorithm 2 takes one gradient step per round on the network (@runs).
-After {integer(last)} rounds of Algorithm 1 the off-support ratio is {off["G", "network"]} for the naive gradient and
-{off["G_loss", "network"]} for look-ahead guidance, from {start} at the start; with the exact score it is {off["G", "exact"]} and
-{off["G_loss", "exact"]} after as many rounds. The exact score pulls back what leaves the subspace with a force of order $1\/h$, and
-so holds the naive gradient, and its reward, down. The network's score was never trained there and pulls less: the naive gradient
-goes further off, and gains more.
+A network of two hidden layers, trained on samples for {number(error.seconds if error else None, 2)}
+seconds, predicts the noise with a mean squared error of {number(error.value if error else None, 2)}
+per coordinate beyond that of the exact score. @network-figure repeats the published run with it;
+Algorithm 2 takes one gradient step per round on the network (@runs). After {integer(last)} rounds
+of Algorithm 1 the off-support ratio is {off["G", "network"]} for the naive gradient and
+{off["G_loss", "network"]} for look-ahead guidance, from {start} at the start; with the exact score
+it is {off["G", "exact"]} and {off["G_loss", "exact"]} after as many rounds. The exact score pulls
+back what leaves the subspace with a force of order $1\/h$, and so holds the naive gradient, and its
+reward, down. The network's score was never trained there and pulls less: the naive gradient goes
+further off, and gains more.
 
 {picture}
 """
@@ -278,8 +299,9 @@ def _reproduction(rows: Rows) -> str:
     return rf"""
 = Reproduction
 
-Exact-score tasks: {number(math.fsum(spent) if spent else None)} seconds in total on one core, the processor time of all
-{integer(len(spent) or None)} tasks of the first study. The network is the second; then come the claims, and this report:
+Exact-score tasks: {number(math.fsum(spent) if spent else None)} seconds in total on one core, the
+processor time of all {integer(len(spent) or None)} tasks of the first study. The network is the
+second; then come the claims, and this report:
 
 ```
 socft toy guidance

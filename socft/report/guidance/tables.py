@@ -48,8 +48,9 @@ def claims(found: Claims) -> str:
     return Table(
         header=("claim", "statement", "kind", "status", "worst ratio"),
         rows=[_claim(found.get(name), title) for name, title in CLAIMS.items()],
-        caption="""The theory, checked on exact chains, $S$ the covariance of the data. The worst ratio is that of measured to
-            bound, or of a residual to its tolerance; a bound that an instance attains is marked.""",
+        caption="""The theory, checked on exact chains, $S$ the covariance of the data. The worst
+            ratio is that of measured to bound, or of a residual to its tolerance; a bound that an
+            instance attains is marked.""",
         label="claims",
         align="lllll",
         widths=("2.9cm", "1fr", "auto", "auto", "auto"),
@@ -90,8 +91,9 @@ def runs(rows: Rows) -> str:
             "KL",
         ),
         rows=body or [(NOT_MEASURED, *[""] * 8)],
-        caption="""Where the runs end: mean reward of the last batch of 32, mean ratio of its norms across and along the
-            subspace, and divergence of its paths from the pre-trained chain.""",
+        caption="""Where the runs end: mean reward of the last batch of 32, mean ratio of its norms
+            across and along the subspace, and divergence of its paths from the pre-trained
+            chain.""",
         label="runs",
         align="lllcrrrrr",
     ).markup
@@ -140,9 +142,9 @@ def limits(rows: Rows) -> str:
         header=("objective", "value at the mean", "regularised maximum", "maximum", "rounds"),
         rows=body,
         caption="""Algorithm 1 with
-    the published targets: the objective at the mean of the last batch, at the maximum of $f(x) - s^2\\/(2 delta) thin |x -
-    macron(mu)|^2$ on the subspace, where the mean would settle without sampling noise, and at the maximum of f on the
-    subspace.""",
+    the published targets: the objective at the mean of the last batch, at the maximum of $f(x) -
+    s^2\\/(2 delta) thin |x - macron(mu)|^2$ on the subspace, where the mean would settle without
+    sampling noise, and at the maximum of f on the subspace.""",
         label="limits",
         align="lrrrr",
     ).markup
@@ -163,8 +165,9 @@ def equal_reward(rows: Rows) -> str:
         header=("method", *titles) if rewards else ("method", "KL"),
         rows=body if rewards else [(NOT_MEASURED, "")],
         caption="""What a
-    mean reward costs in one pass: divergence from the pre-trained chain, and root mean square distance from the subspace. All
-    numbers are exact moments of the controlled chain; a dash means that the method does not get there.""",
+    mean reward costs in one pass: divergence from the pre-trained chain, and root mean square
+    distance from the subspace. All numbers are exact moments of the controlled chain; a dash means
+    that the method does not get there.""",
         label="equal",
         align="l" + "r" * max(1, len(titles)),
     ).markup
@@ -206,8 +209,8 @@ def sphere(rows: Rows) -> str:
     return Table(
         header=("guidance", r"$delta$", "reward", r"mean $abs(abs(x) - 1)$", "KL"),
         rows=body or [(NOT_MEASURED, "", "", "", "")],
-        caption=f"""The unit sphere after {integer(last)} rounds of Algorithm 1 with the exact score; the pre-trained chain is at
-            {number(start)} from the sphere.""",
+        caption=f"""The unit sphere after {integer(last)} rounds of Algorithm 1 with the exact
+            score; the pre-trained chain is at {number(start)} from the sphere.""",
         label="sphere-runs",
         align="lrrrr",
     ).markup

@@ -28,16 +28,19 @@ def section(rows: Rows) -> str:
     prompt = rows.fields("problem")[0]
     picture = figure(
         PICTURE,
-        f"""Costates and undecided pictures along the chain, pre-trained model: growth of a costate's norm over a step (geometric
-            mean) and standard deviation of the rewards of continuations from the same state on fresh noise, both for
-            “{text(prompt)}”; rank correlation over the paths between that deviation and the norm of the costate, every prompt.""",
+        f"""Costates and undecided pictures along the chain, pre-trained model: growth of a
+            costate's norm over a step (geometric mean) and standard deviation of the rewards of
+            continuations from the same state on fresh noise, both for “{text(prompt)}”; rank
+            correlation over the paths between that deviation and the norm of the costate, every
+            prompt.""",
         "adjoints-figure",
         "Three panels against sampling steps: growth, deviation of rewards, rank correlation.",
     )
     return rf"""
-The lean costate of a path is a sample of the gradient of $V_k (x) = bb(E)[r(X_T) | X_k = x]$, so it should be large where a little
-noise decides what the picture becomes. To test this, every state of {_paths(rows)} paths was continued on fresh noise many times.
-{_verdict(rows, prompt)} Leaving out the largest losses, as is often done, leaves such paths out altogether.
+The lean costate of a path is a sample of the gradient of $V_k (x) = bb(E)[r(X_T) | X_k = x]$, so it
+should be large where a little noise decides what the picture becomes. To test this, every state of
+{_paths(rows)} paths was continued on fresh noise many times. {_verdict(rows, prompt)} Leaving out
+the largest losses, as is often done, leaves such paths out altogether.
 
 {picture}
 
@@ -73,17 +76,19 @@ def limits(rows: Rows) -> str:
     table = Table(
         header=("limit", "cosine between batches", "cosine with no limit", "part limited"),
         rows=body,
-        caption=f"""Gradients of {batches} batches of paths at the pre-trained model, with the norm of $beta$ times a target control
-            limited, in units of the reward per unit of noise: mean cosine between two batches, cosine between the mean gradient of
-            all batches and the one without a limit, and the part of the target controls that was scaled down.""",
+        caption=f"""Gradients of {batches} batches of paths at the pre-trained model, with the norm
+            of $beta$ times a target control limited, in units of the reward per unit of noise: mean
+            cosine between two batches, cosine between the mean gradient of all batches and the one
+            without a limit, and the part of the target controls that was scaled down.""",
         label="limits",
         align="lrrr",
         long=True,
     )
     return f"""
-A single such path can decide the direction of a gradient. @limits measures it: the mean cosine between the gradients of two batches
-of paths, at the pre-trained model, which is 1 if all batches say the same. Scaling target controls down to a limit keeps their
-direction, and what it costs is a bias: how far it turns the mean gradient of the same paths, their noise included, is in the table.
+A single such path can decide the direction of a gradient. @limits measures it: the mean cosine
+between the gradients of two batches of paths, at the pre-trained model, which is 1 if all batches
+say the same. Scaling target controls down to a limit keeps their direction, and what it costs is a
+bias: how far it turns the mean gradient of the same paths, their noise included, is in the table.
 
 {table.markup}
 """
@@ -114,9 +119,10 @@ def directions(rows: Rows) -> str:
             *(f"{what}, {_when(after)}" for after in stages for what in ("own", "with PI-FT")),
         ),
         rows=body,
-        caption=f"""Cosines of gradients at the pre-trained model and after some steps of adjoint matching, {batches} batches of
-            paths for each method, target controls limited as in training. Own: mean cosine between two batches. With PI-FT: cosine
-            between what a method and PI-FT estimate, with the noise of both removed, where there is more than noise.""",
+        caption=f"""Cosines of gradients at the pre-trained model and after some steps of adjoint
+            matching, {batches} batches of paths for each method, target controls limited as in
+            training. Own: mean cosine between two batches. With PI-FT: cosine between what a method
+            and PI-FT estimate, with the noise of both removed, where there is more than noise.""",
         label="directions",
         align="l" + "r" * 2 * len(stages),
         long=True,
@@ -234,8 +240,9 @@ def guidance(rows: Rows) -> str:
             "growth, largest",
         ),
         rows=body,
-        caption="""The pre-trained model under classifier-free guidance: its pictures, and the norm of the lean costate after the
-            last step (the gradient of the reward), at the first step, and the quotient of the two.""",
+        caption="""The pre-trained model under classifier-free guidance: its pictures, and the norm
+            of the lean costate after the last step (the gradient of the reward), at the first step,
+            and the quotient of the two.""",
         label="guidance",
         align="lrrrrrrrr",
         long=True,

@@ -123,11 +123,13 @@ def _abstract(rows: Rows, beta: float) -> str:
         for other in (PRETRAINED, DPOK)
     }
     return f"""
-A latent diffusion model is fine-tuned by low-rank layers to maximise a learnt reward minus $beta$ times the Kullback–Leibler
-divergence of its sampling chain from the pre-trained one, by the estimators that are elsewhere measured against exact gradients,
-unchanged. At equal numbers of sampled trajectories PI-FT ends with a higher reward than the pre-trained model on
-{against[Metric.REWARD, PRETRAINED]} and than DPOK on {against[Metric.REWARD, DPOK]}; a checker that no method sees finds more of its
-pictures right than of the pre-trained model's on {against[Metric.ACCURACY, PRETRAINED]}, and than of DPOK's on
+A latent diffusion model is fine-tuned by low-rank layers to maximise a learnt reward minus $beta$
+times the Kullback–Leibler divergence of its sampling chain from the pre-trained one, by the
+estimators that are elsewhere measured against exact gradients, unchanged. At equal numbers of
+sampled trajectories PI-FT ends with a higher reward than the pre-trained model on
+{against[Metric.REWARD, PRETRAINED]} and than DPOK on {against[Metric.REWARD, DPOK]}; a checker that
+no method sees finds more of its pictures right than of the pre-trained model's on
+{against[Metric.ACCURACY, PRETRAINED]}, and than of DPOK's on
 {against[Metric.ACCURACY, DPOK]}.{_again(rows, beta)}{_tuned(rows, beta)}
 """
 
@@ -166,36 +168,41 @@ def _setting(rows: Rows, beta: float) -> str:
     return rf"""
 = The control problem
 
-One step of DDIM($eta$) from level $overline(a)_k$ to $overline(a)_(k+1)$ is $X_(k+1) = m_k (X_k) + sigma_k (v_k (X_k) + W_k)$
-with the pre-trained mean $m_k$, classifier-free guidance included. The low-rank layers change the predicted noise, hence the mean,
-and $v_k$ is that change over $sigma_k$. DDPO, as published, maximises the reward alone; all other methods maximise
+One step of DDIM($eta$) from level $overline(a)_k$ to $overline(a)_(k+1)$ is $X_(k+1) = m_k (X_k) +
+sigma_k (v_k (X_k) + W_k)$ with the pre-trained mean $m_k$, classifier-free guidance included. The
+low-rank layers change the predicted noise, hence the mean, and $v_k$ is that change over $sigma_k$.
+DDPO, as published, maximises the reward alone; all other methods maximise
 
 $ bb(E)[ r(X_T) - beta sum_k |v_k (X_k)|^2 \/ 2 ] , $
 
-the KL weight of the comparison being $beta =$ {text(f"{beta:g}")}. The sampler that is trained, the one that is measured and the
-one that draws the pictures are the same code. With $eta = 1$ a change $d$ of the noise predicted at step $k$ costs the divergence
+the KL weight of the comparison being $beta =$ {text(f"{beta:g}")}. The sampler that is trained, the
+one that is measured and the one that draws the pictures are the same code. With $eta = 1$ a change
+$d$ of the noise predicted at step $k$ costs the divergence
 
 $ (s_(k+1) \/ s_k - 1) |d|^2 \/ 2 , quad s = overline(a) \/ (1 - overline(a)) , $
 
-which is by far the largest at the end of few steps that are even in time. Layers that all steps share then pay nearly all of their
-divergence in the last step, whatever they change in the others. The levels of the tiny model's chain are even in $log s$, and every
-step pays alike.
+which is by far the largest at the end of few steps that are even in time. Layers that all steps
+share then pay nearly all of their divergence in the last step, whatever they change in the others.
+The levels of the tiny model's chain are even in $log s$, and every step pays alike.
 
-A target control $u$ is the gain that a unit of noise promises, over $beta$. At the tiny scale those with $beta |u| > 1$, in units
-of the standard deviation of the reward over pictures, are scaled down to that length for every method that regresses on them; the
-section on costates measures what this does.
+A target control $u$ is the gain that a unit of noise promises, over $beta$. At the tiny scale those
+with $beta |u| > 1$, in units of the standard deviation of the reward over pictures, are scaled down
+to that length for every method that regresses on them; the section on costates measures what this
+does.
 
-The learning rate, $beta$, that limit and the averaging of the tiny scale were chosen by looking at trainings from the first seed,
-most of them PI-FT's on the two composed prompts, and no method was tuned on its own: the rivals may gain from settings of their
-own. {tuned}Trainings from other seeds had no part in the choice.
+The learning rate, $beta$, that limit and the averaging of the tiny scale were chosen by looking at
+trainings from the first seed, most of them PI-FT's on the two composed prompts, and no method was
+tuned on its own: the rivals may gain from settings of their own. {tuned}Trainings from other seeds
+had no part in the choice.
 
 PI-FT regresses the control on $B_k^top a_(k+1)\/beta$ with full adjoints $a$ along
-paths of the current policy; lean adjoints leave out the derivative of the control (adjoint matching); the martingale-corrected
-adjoint subtracts noise of known mean; DPOK and DDPO weigh log-probabilities by rewards; DRaFT-1 differentiates the last step.
-The time-reversed BSDE runs the chain backwards from its images on fresh noise, with costates on the same noise. It needs the score
-of the marginal laws, for which it takes the one that the model itself goes by: in continuous time that is right for the pre-trained
-model and for the optimum, and a guess in between. Its derivatives of the control in all directions of the noise are differences
-along the noise that is there.
+paths of the current policy; lean adjoints leave out the derivative of the control (adjoint
+matching); the martingale-corrected adjoint subtracts noise of known mean; DPOK and DDPO weigh
+log-probabilities by rewards; DRaFT-1 differentiates the last step. The time-reversed BSDE runs the
+chain backwards from its images on fresh noise, with costates on the same noise. It needs the score
+of the marginal laws, for which it takes the one that the model itself goes by: in continuous time
+that is right for the pre-trained model and for the optimum, and a guess in between. Its derivatives
+of the control in all directions of the noise are differences along the noise that is there.
 """
 
 
@@ -276,9 +283,9 @@ def _reproduction(rows: Rows, study: StudySchema) -> str:
 = Reproduction
 
 ```
-socft sd reproduce --scale {scale}{f" --trainings {trainings}" if trainings > 1 else ""}{" --variants" if variants else ""}
-socft sd costate-size --config {config}
-socft sd gradient-norm --scale {scale}
+socft sd reproduce --scale
+{scale}{f" --trainings {trainings}" if trainings > 1 else ""}{" --variants" if variants else ""}
+socft sd costate-size --config {config} socft sd gradient-norm --scale {scale}
 socft sd benchmark --config {config}
 ```
 

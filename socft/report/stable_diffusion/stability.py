@@ -52,9 +52,10 @@ def section(rows: Rows, sizes: Rows, shrinking: Rows, prompt: str, beta: float) 
 
 {descent(shrinking)}
 
-A target control is $B_k^top a_(k+1)\/beta$, so its norm is that of the adjoint up to constants. In @targets, what is already spread
-at the last step is the gradient of the reward itself, and what is added towards the first step is the product of the sampler's
-Jacobians; the next section says when both are large.
+A target control is $B_k^top a_(k+1)\/beta$, so its norm is that of the adjoint up to constants. In
+@targets, what is already spread at the last step is the gradient of the reward itself, and what is
+added towards the first step is the product of the sampler's Jacobians; the next section says when
+both are large.
 
 {tables.targets(rows, prompt, beta)}
 """
@@ -71,8 +72,8 @@ def reasons(rows: Rows, beta: float) -> str:
         return "No run ends below its best by more than noise."
     found = "\n".join(f"- {_named(record, beta)}: {_reason(rows, record)}" for record in fallen)
     return f"""
-Every run ends within noise of its best, but for these. The reasons are from gradients at the policy with which the run ended, or
-from a run that differs from it in one setting alone:
+Every run ends within noise of its best, but for these. The reasons are from gradients at the policy
+with which the run ended, or from a run that differs from it in one setting alone:
 
 {found}
 """
@@ -131,8 +132,8 @@ def descent(rows: Rows) -> str:
     known = [(first, last) for first, last in ends if first is not None and last is not None]
     smaller = sum(last.value < first.value for first, last in known)
     return f"""
-The norm of a gradient falls to that of its noise and no further. Without the noise (@descent), PI-FT's is smaller after training
-than before on {smaller} of {len(known)} prompts.
+The norm of a gradient falls to that of its noise and no further. Without the noise (@descent),
+PI-FT's is smaller after training than before on {smaller} of {len(known)} prompts.
 
 {table}
 """
@@ -150,8 +151,9 @@ def unlimited(rows: Rows, beta: float) -> str:
         for method, each in runs.items()
     )
     return f"""
-Adjoint matching is known to become unstable where a few costates are very large, and a limit on target controls is one way out. Of
-the runs without it these end below their best by more than noise: {counts} (@unlimited).
+Adjoint matching is known to become unstable where a few costates are very large, and a limit on
+target controls is one way out. Of the runs without it these end below their best by more than
+noise: {counts} (@unlimited).
 
 {table}
 """

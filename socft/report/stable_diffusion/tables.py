@@ -52,9 +52,10 @@ def reached(rows: Rows, beta: float) -> str:
     return Table(
         header=("", "reward", "gain", "KL", "accuracy", "gain", "diversity", "seconds", "peak MB"),
         rows=body,
-        caption=f"""Every method after the same number of sampled trajectories, $beta =$ {text(f"{beta:g}")}; all models draw from
-            the same noise, and gains are over the pre-trained model's picture from it. Errors are those over the pictures
-            of one training. Seconds are those of the whole run, peak memory that of its process.""",
+        caption=f"""Every method after the same number of sampled trajectories, $beta =$
+            {text(f"{beta:g}")}; all models draw from the same noise, and gains are over the
+            pre-trained model's picture from it. Errors are those over the pictures of one training.
+            Seconds are those of the whole run, peak memory that of its process.""",
         label="reached",
         align="lrrrrrrrr",
         long=True,
@@ -118,8 +119,9 @@ def repeated(rows: Rows, beta: float) -> str:
     return Table(
         header=("", "gain in reward", "mean", "gain in accuracy", "mean", "KL", "mean"),
         rows=body,
-        caption=f"""PI-FT and DPOK trained again from other seeds: what every training reached, $beta =$ {text(f"{beta:g}")}; all
-            draw from the same noise. Errors of means have the pictures' part, which all trainings share, and the trainings'.""",
+        caption=f"""PI-FT and DPOK trained again from other seeds: what every training reached,
+            $beta =$ {text(f"{beta:g}")}; all draw from the same noise. Errors of means have the
+            pictures' part, which all trainings share, and the trainings'.""",
         label="repeated",
         align="lrrrrrr",
     ).markup
@@ -176,8 +178,8 @@ def rates(rows: Rows, beta: float) -> str:
     return Table(
         header=("", "rate", "gain in reward", "gain in accuracy", "KL"),
         rows=body,
-        caption=f"""DPOK at other learning rates than the one that all methods share, $beta =$ {text(f"{beta:g}")}; all draw
-            from the same noise.""",
+        caption=f"""DPOK at other learning rates than the one that all methods share, $beta =$
+            {text(f"{beta:g}")}; all draw from the same noise.""",
         label="rates",
         align="llrrr",
         long=True,
@@ -224,9 +226,9 @@ def drops(rows: Rows, beta: float) -> str:
     return Table(
         header=("method", "worst prompt", "best minus last", "beyond noise", "growth of targets"),
         rows=body,
-        caption=f"""How far the reward at the end of a run lies below the best of the same run, both averaged over a few rounds;
-            beyond noise means more than {integer(BELIEVED)} standard errors. Growth is that of the largest target control, end over
-            beginning.""",
+        caption=f"""How far the reward at the end of a run lies below the best of the same run, both
+            averaged over a few rounds; beyond noise means more than {integer(BELIEVED)} standard
+            errors. Growth is that of the largest target control, end over beginning.""",
         label="drops",
         align="llrlr",
     ).markup
@@ -288,8 +290,9 @@ def descent(rows: Rows) -> str:
     return Table(
         header=("", *(f"mean, {each}" for each in when), *(f"one batch, {each}" for each in when)),
         rows=body,
-        caption=f"""PI-FT: squared norm of the mean gradient before, halfway through and after its training, without bias by its
-            noise, and mean squared norm of the gradient of one batch of {paths} paths.""",
+        caption=f"""PI-FT: squared norm of the mean gradient before, halfway through and after its
+            training, without bias by its noise, and mean squared norm of the gradient of one batch
+            of {paths} paths.""",
         label="descent",
         align="l" + "r" * (2 * len(parts)),
     ).markup
@@ -313,9 +316,9 @@ def targets(rows: Rows, prompt: str, beta: float) -> str:
             ),
         ),
         rows=body or [[NOT_MEASURED]],
-        caption=f"""Norms of the target controls of the last and of the first step over paths of “{text(prompt)}”: quantiles. The
-            targets are those of the method itself, under the policy it ended with; the first row has those of PI-FT under no
-            control.""",
+        caption=f"""Norms of the target controls of the last and of the first step over paths of
+            “{text(prompt)}”: quantiles. The targets are those of the method itself, under the
+            policy it ended with; the first row has those of PI-FT under no control.""",
         label="targets",
         align="lrrrrrr",
     ).markup
@@ -359,8 +362,8 @@ def benchmark(rows: Rows) -> str:
             "device",
         ),
         rows=body,
-        caption="""Time and largest memory of a gradient step, sampling and labels included, by the names that configurations give
-            to estimators.""",
+        caption="""Time and largest memory of a gradient step, sampling and labels included, by the
+            names that configurations give to estimators.""",
         label="benchmark",
         align="lrrrrrl",
         long=True,
