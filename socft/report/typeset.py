@@ -19,7 +19,8 @@ EXCEEDED = 1.005  # rounds to 1.01
 NOT_MEASURED = '#text(fill: luma(40%), style: "italic")[not measured]'
 
 PREAMBLE = r"""
-#set page(paper: "a4", margin: (x: 25mm, top: 23mm, bottom: 24mm), numbering: "1", number-align: center)
+#set page(
+  paper: "a4", margin: (x: 25mm, top: 23mm, bottom: 24mm), numbering: "1", number-align: center)
 #set text(font: "New Computer Modern", size: 10pt, lang: "en")
 #set par(justify: true, leading: 0.58em, spacing: 0.58em, first-line-indent: 1.3em)
 #set heading(numbering: "1.1")

@@ -1,4 +1,6 @@
-"""How runs are compared, by a reproduction and by its report: their names, and when one has fallen."""
+"""How runs are compared, by a study and by its report: their names, what they may cost, and when
+one has fallen.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,8 @@ GAINS: Mapping[str, Metric] = {
     Metric.ACCURACY: Metric.ACCURACY_GAIN,
 }
 """What a difference from the pre-trained model is called."""
+BUDGET = 1_000_000
+"""Network evaluations per gradient: 10000 paths of 50 steps with two evaluations each."""
 BELIEVED = 4.0
 """Standard errors beyond which a difference is called one."""
 

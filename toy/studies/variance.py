@@ -44,6 +44,7 @@ from socft.estimators.base import CostateEstimator, Estimator
 from socft.estimators.catalogue import COMPARED, NamedEstimator, find_estimator
 from socft.path import Noise, rollout
 from socft.records import Record
+from socft.study.comparison import BUDGET
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
@@ -56,8 +57,6 @@ PATHS, FEW_PATHS, QUICK_PATHS = 1000, 200, 250
 """Of a repetition; `FEW_PATHS` where the exact optimum is expensive to follow."""
 SEEDS, QUICK_SEEDS = 5, 2
 SEEN = 4.0
-BUDGET = 1_000_000
-"""Network evaluations per gradient: 10000 paths of 50 steps with two evaluations each."""
 MEMORY_PATHS = 64
 COSTATE_TIMES = 10
 

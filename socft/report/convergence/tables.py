@@ -147,7 +147,8 @@ def bounds(rows: Rows) -> str:
             for problem in CASES
             for rule in LICENSED
         ],
-        caption="""Worst ratio of measured error to the bound of Theorem 3.1 over all $m$; a ratio below 0.1 is marked loose.""",
+        caption="Worst ratio of measured error to the bound of Theorem 3.1 over all $m$; a ratio"
+        " below 0.1 is marked loose.",
         label="bounds",
         align="llrrr",
     ).markup

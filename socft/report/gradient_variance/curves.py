@@ -65,7 +65,9 @@ class Curves:
 
 
 def learning(found: Rows, wanted: Sequence[Curves], key: str = "evaluations") -> bytes:
-    """Curves of training: a row for everything that is wanted, a column per kind that was trained."""
+    """Curves of training: a row for everything that is wanted, a column per kind that was
+    trained.
+    """
     shown = {kind: methods(found, [each.problem for each in wanted], kind) for kind in KINDS}
     kinds = [kind for kind in KINDS if shown[kind]] or list(KINDS)
     with panels(len(wanted), len(kinds), 1.75 * len(wanted) + 1.1) as (figure, axes):

@@ -38,9 +38,9 @@ the learnt matrices that the publication weights costates with are left at the i
 
 SWEEPS_TEXT = """The costate of a controlled oscillator at time 0 is learnt from paths with linear
 features, along the axes of
-#link("https://arxiv.org/abs/2410.04615")[2410.04615] and others. The policy is _given_, the chain's optimum; _iterated_, from
-the costate of the round before; or _published_, the same with a costate one step too early. All
-numbers are mean-square errors against the costate of continuous time."""
+#link("https://arxiv.org/abs/2410.04615")[2410.04615] and others. The policy is _given_, the chain's
+optimum; _iterated_, from the costate of the round before; or _published_, the same with a costate
+one step too early. All numbers are mean-square errors against the costate of continuous time."""
 
 
 def training_text(rows: Rows) -> str:
@@ -108,7 +108,8 @@ def training(rows: Rows, problem: str) -> str:
                     "rate",
                 ),
                 rows=body or [missing(3)],
-                caption=f"""Training on {text(problem)}, kind _{kind}_: the end of the budget, with standard errors over seeds.""",
+                caption=f"Training on {text(problem)}, kind _{kind}_: the end of the budget, with"
+                " standard errors over seeds.",
                 label=f"training-{problem}-{KINDS.index(kind)}",
                 align="l" + "r" * (len(metrics) + 2),
             ).markup
@@ -190,7 +191,9 @@ KEYS: Mapping[str, str] = {
 
 
 def sweeps(rows: Rows) -> str:
-    """The tables of the linear-quadratic sweeps: for infinitely many paths, and for finitely many."""
+    """The tables of the linear-quadratic sweeps: for infinitely many paths, and for finitely
+    many.
+    """
     study = rows.of(schemas.LQ_SWEEPS)
     found = without(
         study.filter(lambda record: record.metric in (Metric.MSE, Metric.LIMIT_MSE)), UNTIMED

@@ -4,12 +4,16 @@ replicated studies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from socft.estimators.catalogue import CATALOGUE, KINDS
+from socft.estimators.context import FITTED_PATHS
+from socft.estimators.factories import CENTRES
 from socft.report.gradient_variance import tables
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, landscape, number, text
+from socft.study.comparison import BUDGET
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 
@@ -82,11 +86,12 @@ gradient is known. The noise of policies that training itself passes through, an
 linear-quadratic problem their bias, are in the chapter on training. The error at budget is
 $sqrt("bias"^2 + "variance"\/n)$ with as many paths $n$ as {budget()} network evaluations allow,
 where a bias of less than 4 standard errors counts as none. Costates, values and scores that an
-estimator regresses are fitted to paths of their own, 1000 (a kernel method 200), whose evaluations
-are charged to the budget. Everything is measured in 5 repetitions, each with a fit and with paths
-of its own, and the mean is over these; a biased estimator's error at budget includes the variance
-that a fit leaves in its mean. Seconds, on one thread, include the rollout but not the fit; memory
-is what labels of 64 paths take beyond path and labels.
+estimator regresses are fitted to paths of their own, {FITTED_PATHS} (a kernel method {CENTRES}),
+whose evaluations are charged to the budget. Everything is measured in {repetitions(rows)}
+repetitions, each with a fit and with paths of its own, and the mean is over these; a biased
+estimator's error at budget includes the variance that a fit leaves in its mean. Seconds, on one
+thread, include the rollout but not the fit; memory is what labels of 64 paths take beyond path and
+labels.
 
 {tables.refusals(rows)}
 
@@ -94,9 +99,16 @@ is what labels of 64 paths take beyond path and labels.
 """
 
 
+def repetitions(rows: Rows) -> str:
+    """How often everything was measured."""
+    errors = rows.of(schemas.VARIANCE).where(Metric.ERROR_AT_BUDGET)
+    counts = sorted({record.seeds for record in errors})
+    return " or ".join(map(str, counts)) or NOT_MEASURED
+
+
 def budget() -> str:
     """The budget of the study."""
-    return "$10^6$"
+    return f"$10^{math.log10(BUDGET):g}$"
 
 
 AXES: Mapping[str, tuple[str, str]] = {

@@ -42,7 +42,7 @@ def linear(rows: Rows) -> str:
     euler = found.where(Metric.MSE, integrator=EULER, function_class="linear")
     lean, back = (euler.where(estimator=name) for name in (LEAN, BACK))
     shares = [
-        f"{_share(back.where(noise=noise, paths=2000).one(), lean.where(noise=noise, paths=2000).one())}"
+        f"{_share(*(each.where(noise=noise, paths=2000).one() for each in (back, lean)))}"
         f" at $epsilon = {noise:g}$"
         for noise in lean.where(paths=2000).distinct("noise")
     ]
@@ -95,7 +95,9 @@ both, at $epsilon = 1$, the time-reversed costate has {_number(whole[0])} and th
 
 
 def crossing(rows: Rows, integrator: str) -> str:
-    """Between which N the lean adjoint becomes as good as the time-reversed costate, in a sentence."""
+    """Between which N the lean adjoint becomes as good as the time-reversed costate, in a
+    sentence.
+    """
     found = rows.of(schemas.LINEAR).where(Metric.MSE, integrator=integrator, noise=1.0)
     pairs = [
         (paths, *(found.where(estimator=name, paths=paths).one() for name in (LEAN, BACK)))

@@ -271,7 +271,8 @@ def _network(rows: Rows) -> str:
     start = number(_one(mine.where(estimator="G", score="network", round=0)))
     picture = figure(
         "network.svg",
-        """Algorithm 1 on $f_1$ with the exact score and with a trained network: the difference is the score's error alone.""",
+        "Algorithm 1 on $f_1$ with the exact score and with a trained network: the difference is"
+        " the score's error alone.",
         "network-figure",
         "Two panels against rounds: mean reward and mean off-support ratio, exact score and"
         " network, two guidances.",

@@ -263,6 +263,7 @@ def _sweep(rows: Rows, prompt: str) -> str:
         "sweep-figure",
         "Three panels against rounds, one curve per KL weight.",
     )
+    caption = f"“{text(prompt)}” at several KL weights, the same noise in every column."
     return f"""
 = The KL weight
 
@@ -270,7 +271,7 @@ def _sweep(rows: Rows, prompt: str) -> str:
 
 {tables.sweep(rows, prompt)}
 
-{picture_rows(shown, f"“{text(prompt)}” at several KL weights, the same noise in every column.", "samples-beta")}
+{picture_rows(shown, caption, "samples-beta")}
 """
 
 

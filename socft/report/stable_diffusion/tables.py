@@ -262,7 +262,8 @@ def unlimited(rows: Rows, beta: float) -> str:
             "beyond noise",
         ),
         rows=body,
-        caption=f"""Methods that regress on target controls, with and without a limit on these, $beta =$ {text(f"{beta:g}")}.""",
+        caption="Methods that regress on target controls, with and without a limit on these,"
+        f" $beta =$ {text(f'{beta:g}')}.",
         label="unlimited",
         align="llrrrrl",
         long=True,

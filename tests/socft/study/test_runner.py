@@ -1,4 +1,6 @@
-"""A study gives the same records however it runs: interrupted or not, in one process or in several."""
+"""A study gives the same records however it runs: interrupted or not, in one process or in
+several.
+"""
 
 from __future__ import annotations
 
