@@ -1,12 +1,12 @@
 r"""Likelihoods and importance weights of path measures of the chain, in log space.
 
-A step of a path is :math:`x_{k+1} = m_k(x_k) + B_k z_k` with the kick :math:`z_k = u_k + \xi_k` of
-the policy u that made it. Under another control v the same step has the noise :math:`z_k - v_k`, so
-that exactly, with no limit of small steps,
+A step of a path is :math:`x_{k+1} = m_k(x_k) + B_k z_k` with the controlled noise :math:`z_k = u_k
++ \xi_k` of the policy u that made it. Under another control v the same step has the noise
+:math:`z_k - v_k`, so that exactly, with no limit of small steps,
 
 .. math:: \log \frac{dP^v}{dP} = \sum_k \big( v_k \cdot z_k - |v_k|^2/2 \big).
 
-The *mismatch* of a control is, in units of the reward,
+The *work functional* of a control is, in units of the reward,
 
 .. math:: R(v) = \sum_k \beta_k \big( v_k \cdot z_k - |v_k|^2/2 \big) - r(x_T) + \sum_k f_k(x_k) .
 
@@ -36,14 +36,14 @@ from socft.reference import Noises
 from socft.reward import PerSample
 
 
-def kick(path: Path, k: int) -> Noises:
+def controlled_noise(path: Path, k: int) -> Noises:
     """``u_k + xi_k``: the noise of the pre-trained chain that makes step k of the same path."""
     return path.controls[k] + path.noise.steps[k].to(path.controls)
 
 
-def kicks(path: Path) -> Float[Tensor, "steps batch *noise_dims"]:
-    """The kicks of all steps."""
-    return _filled(path, lambda k: kick(path, k))
+def controlled_noises(path: Path) -> Float[Tensor, "steps batch *noise_dims"]:
+    """The controlled noises of all steps."""
+    return _filled(path, lambda k: controlled_noise(path, k))
 
 
 def controls_along(policy: Policy, path: Path) -> Float[Tensor, "steps batch *noise_dims"]:
@@ -55,7 +55,7 @@ def log_likelihood(control: Noises, path: Path, k: int) -> PerSample:
     """``v_k . z_k - |v_k|^2 / 2``: the log-density of step k under a control, relative to the
     pre-trained kernel.
     """
-    return (control * (kick(path, k) - control / 2)).flatten(1).sum(1)
+    return (control * (controlled_noise(path, k) - control / 2)).flatten(1).sum(1)
 
 
 def log_likelihoods(
@@ -65,7 +65,7 @@ def log_likelihoods(
     return torch.stack([log_likelihood(control, path, k) for k, control in enumerate(controls)])
 
 
-def mismatch(
+def work_functional(
     problem: ControlProblem, controls: Float[Tensor, "steps batch *noise_dims"], path: Path
 ) -> PerSample:
     """``R(v)`` of each path in units of the reward, for controls along it."""
@@ -81,7 +81,7 @@ def optimal_log_weights(problem: ControlProblem, path: Path, what: str) -> PerSa
     Raises:
         InvalidProblem: beta is not constant, or a weight is not finite.
     """
-    log_weights = -mismatch(problem, path.controls, path) / constant_beta(problem, what)
+    log_weights = -work_functional(problem, path.controls, path) / constant_beta(problem, what)
     require_finite(
         log_weights, "log-weight", "the reward and the controls must be finite on every path."
     )

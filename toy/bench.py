@@ -36,7 +36,7 @@ PATHS, QUICK_PATHS, SEEDS = 1600, 400, 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class BenchmarkCase:
     """A situation of the suite.
 
     Attributes:
@@ -53,17 +53,17 @@ class Place:
 
 
 SUITE = (
-    Place("Gaussian, start", ProblemName.LQ_FINE_TUNING, {"d": 4}, 0.0),
-    Place("Gaussian, near", ProblemName.LQ_FINE_TUNING, {"d": 4}, 0.9),
-    Place("Gaussian, optimum", ProblemName.LQ_FINE_TUNING, {"d": 4}, 1.0),
-    Place("32 dimensions", ProblemName.LQ_FINE_TUNING, {"d": 32}, 0.9),
-    Place("degenerate noise", ProblemName.OSCILLATOR, {"dt": 0.1}, 0.9),
-    Place("mixture, start", ProblemName.MIXTURE, {"d": 1, "steps": 50}, 0.0),
-    Place("mixture, optimum", ProblemName.MIXTURE, {"d": 1, "steps": 50}, 1.0),
+    BenchmarkCase("Gaussian, start", ProblemName.LQ_FINE_TUNING, {"d": 4}, 0.0),
+    BenchmarkCase("Gaussian, near", ProblemName.LQ_FINE_TUNING, {"d": 4}, 0.9),
+    BenchmarkCase("Gaussian, optimum", ProblemName.LQ_FINE_TUNING, {"d": 4}, 1.0),
+    BenchmarkCase("32 dimensions", ProblemName.LQ_FINE_TUNING, {"d": 32}, 0.9),
+    BenchmarkCase("degenerate noise", ProblemName.OSCILLATOR, {"dt": 0.1}, 0.9),
+    BenchmarkCase("mixture, start", ProblemName.MIXTURE, {"d": 1, "steps": 50}, 0.0),
+    BenchmarkCase("mixture, optimum", ProblemName.MIXTURE, {"d": 1, "steps": 50}, 1.0),
 )
 
 
-def place_task(estimator: str, place: int, paths: int, seeds: int) -> list[Record]:
+def case_task(estimator: str, place: int, paths: int, seeds: int) -> list[Record]:
     """One estimator in one situation; what goes wrong is a record too."""
     where = SUITE[place]
     try:
@@ -93,7 +93,7 @@ def study(estimator: str, names: Sequence[str]) -> Study:
         return [
             Task(
                 f"{place.title}: {name}",
-                place_task,
+                case_task,
                 {"estimator": name, "place": index, "paths": paths, "seeds": SEEDS},
             )
             for index, place in enumerate(SUITE)

@@ -78,7 +78,7 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Repeated:
+class RepeatedEstimate:
     """Estimates from paths of their own, and with whatever the estimator fits or draws besides made
     anew for each.
 
@@ -181,7 +181,7 @@ def control_slope(
 
 def peak_memory(estimator: Estimator, problem: ControlProblem, policy: Policy, path: Path) -> float:
     """Largest memory in use while labels are made, beyond the path and the labels, in MB."""
-    with torch.no_grad(), Memory() as memory:
+    with torch.no_grad(), MemoryMeter() as memory:
         labels = estimator.label(problem, policy, path)
         kept = sum(_bytes(each) for each in (labels.targets, labels.weights) if each is not None)
         if labels.states.untyped_storage().data_ptr() != path.states.untyped_storage().data_ptr():
@@ -189,7 +189,7 @@ def peak_memory(estimator: Estimator, problem: ControlProblem, policy: Policy, p
     return (memory.peak - kept) / MB
 
 
-class Memory(TorchDispatchMode):
+class MemoryMeter(TorchDispatchMode):
     """Bytes of all tensors that are made inside and still alive, autograd's included.
 
     Attributes:

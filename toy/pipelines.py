@@ -15,17 +15,23 @@ from collections.abc import Callable
 
 import torch
 
-from socft.costates.adjoint import Lean
-from socft.costates.fields import CostateField, CostateSource, Given
+from socft.costates.adjoint import LeanRecursion
+from socft.costates.fields import CostateField, CostateSource, GivenCostate
 from socft.costates.marginal_score import MarginalScore
-from socft.costates.martingale import Antithetic, Correction, FirstOrder, mean, situation
+from socft.costates.martingale import (
+    AntitheticCorrection,
+    Correction,
+    FirstOrderCorrection,
+    correction_step,
+    mean,
+)
 from socft.costates.network import SpaceTimeRegression, published_huber
 from socft.costates.regression import (
-    Average,
-    CrossFitted,
+    AverageField,
+    CrossFittedPaths,
     FieldRegression,
-    PerStep,
-    Potential,
+    StepwiseRegression,
+    ValueRegression,
     refine,
 )
 from socft.costates.time_reversal import Reverser
@@ -75,7 +81,7 @@ class Learner:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pipeline:
+class CostateLearner:
     """A way to learn a costate field.
 
     Attributes:
@@ -101,7 +107,7 @@ class FittedCostate:
 
 
 def learn(
-    pipeline: Pipeline, problem: ControlProblem, policy: Policy, paths: int, seed: int
+    pipeline: CostateLearner, problem: ControlProblem, policy: Policy, paths: int, seed: int
 ) -> FittedCostate:
     """Run a pipeline on ``paths`` fresh paths."""
     start = time.perf_counter()
@@ -112,9 +118,9 @@ def learn(
     )
 
 
-def linear_features(degree: int = 1) -> PerStep:
+def linear_features(degree: int = 1) -> StepwiseRegression:
     """Monomials up to a degree, one exact regression per step."""
-    return PerStep(LinearRegression(Polynomial(degree)))
+    return StepwiseRegression(LinearRegression(Polynomial(degree)))
 
 
 def lean(regression: Callable[[int], FieldRegression]) -> Learner:
@@ -131,7 +137,7 @@ def lean(regression: Callable[[int], FieldRegression]) -> Learner:
 def martingale(
     regression: Callable[[int], FieldRegression],
     rounds: int,
-    correction: Callable[[CostateSource], Correction] = FirstOrder,
+    correction: Callable[[CostateSource], Correction] = FirstOrderCorrection,
 ) -> Learner:
     """Lean adjoints, corrected by the field of the round before, cross-fitted; the first round is
     lean.
@@ -142,7 +148,7 @@ def martingale(
             return MartingaleAdjoint(correction(source)).costates
 
         fit = regression(seed).fit
-        return _last(refine(problem, policy, sample, fit, CrossFitted(noise, FOLDS), rounds))
+        return _last(refine(problem, policy, sample, fit, CrossFittedPaths(noise, FOLDS), rounds))
 
     return Learner(run, rounds * (ROLLOUT + PULLED))
 
@@ -159,7 +165,7 @@ class StepwiseFits:
 
 
 def martingale_sweep(
-    regression: Regression, correction: Callable[[CostateSource], Correction] = Antithetic
+    regression: Regression, correction: Callable[[CostateSource], Correction] = AntitheticCorrection
 ) -> Learner:
     """Lean adjoints corrected in one backward pass: the field of a step is fitted before the
     adjoint is pulled through it.
@@ -170,19 +176,19 @@ def martingale_sweep(
 
     def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
         with torch.no_grad():
-            paths = CrossFitted(noise, FOLDS).paths(problem, policy)
+            paths = CrossFittedPaths(noise, FOLDS).paths(problem, policy)
             fields, costates = (
                 [StepwiseFits() for _ in paths],
                 [problem.reward.gradient(path.final) for path in paths],
             )
-            corrections = [correction(Given(fields[i - 1])) for i in range(FOLDS)]
+            corrections = [correction(GivenCostate(fields[i - 1])) for i in range(FOLDS)]
             for k in reversed(range(problem.steps)):
                 for i, path in enumerate(paths):
                     following = costates[i] - corrections[i].increment(problem, policy, path, k)
-                    costates[i] = Lean().pull(problem, policy, k, path.states[k], following)
+                    costates[i] = LeanRecursion().vjp(problem, policy, k, path.states[k], following)
                 for field, path, costate in zip(fields, paths, costates, strict=True):
                     field.by_step[k] = regression.fit(path.states[k], costate)
-        return Average(tuple(fields))
+        return AverageField(tuple(fields))
 
     return Learner(run, ROLLOUT + PULLED)
 
@@ -206,7 +212,7 @@ def bellman_sweep(regression: Regression, nodes: int) -> Learner:
 def martingale_after_bellman(
     regression: Regression,
     nodes: int,
-    correction: Callable[[CostateSource], Correction] = Antithetic,
+    correction: Callable[[CostateSource], Correction] = AntitheticCorrection,
 ) -> Learner:
     """Lean adjoints corrected by the field of a Bellman sweep on another fold, which removes its
     bias; one regression more.
@@ -214,14 +220,14 @@ def martingale_after_bellman(
 
     def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
         with torch.no_grad():
-            paths = CrossFitted(noise, FOLDS).paths(problem, policy)
+            paths = CrossFittedPaths(noise, FOLDS).paths(problem, policy)
             swept, fits = [_bellman(problem, policy, path, regression, nodes) for path in paths], []
             for i, path in enumerate(paths):
-                samples = MartingaleAdjoint(correction(Given(swept[i - 1]))).costates(
+                samples = MartingaleAdjoint(correction(GivenCostate(swept[i - 1]))).costates(
                     problem, policy, path
                 )
-                fits.append(PerStep(regression).fit(samples))
-        return Average(tuple(fits))
+                fits.append(StepwiseRegression(regression).fit(samples))
+        return AverageField(tuple(fits))
 
     return Learner(run, ROLLOUT + 2 * PULLED)
 
@@ -231,9 +237,9 @@ def _bellman(
 ) -> StepwiseFits:
     fitted = StepwiseFits()
     for k in reversed(range(problem.steps)):
-        following = mean(situation(Given(fitted), problem, policy, path, k), nodes)
+        following = mean(correction_step(GivenCostate(fitted), problem, policy, path, k), nodes)
         fitted.by_step[k] = regression.fit(
-            path.states[k], Lean().pull(problem, policy, k, path.states[k], following)
+            path.states[k], LeanRecursion().vjp(problem, policy, k, path.states[k], following)
         )
     return fitted
 
@@ -257,7 +263,7 @@ def time_reversed(
             return ReversedBSDE(source, reverser).costates
 
         fit = regression(seed).fit
-        return _last(refine(problem, policy, sample, fit, CrossFitted(noise, 1), rounds))
+        return _last(refine(problem, policy, sample, fit, CrossFittedPaths(noise, 1), rounds))
 
     return Learner(run, rounds * (ROLLOUT + REVERSED))
 
@@ -271,8 +277,8 @@ def time_reversed_value(features: Features, score: MarginalScore, rounds: int = 
         def sample(source: CostateSource):
             return ReversedValues(source, reverser).values
 
-        fit = Potential(PerStep(LinearRegression(features))).fit
-        return _last(refine(problem, policy, sample, fit, CrossFitted(noise, 1), rounds))
+        fit = ValueRegression(StepwiseRegression(LinearRegression(features))).fit
+        return _last(refine(problem, policy, sample, fit, CrossFittedPaths(noise, 1), rounds))
 
     return Learner(run, rounds * (ROLLOUT + REVERSED - PULLED))
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
-from socft.costates.fields import CostateField, Given
+from socft.costates.fields import CostateField, GivenCostate
 from socft.estimators.context import EstimatorContext
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.path import Noise, rollout
@@ -71,7 +71,7 @@ class Situation:
     @functools.cached_property
     def context(self) -> EstimatorContext:
         """What estimators are made from."""
-        exact = Given(self.value_gradient)
+        exact = GivenCostate(self.value_gradient)
         return EstimatorContext(self.problem, self.policy, self.repetition, exact)
 
 

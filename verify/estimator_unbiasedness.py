@@ -33,8 +33,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from socft.costates.fields import FromPolicy
-from socft.costates.martingale import Antithetic, FirstOrder
+from socft.costates.fields import PolicyCostate
+from socft.costates.martingale import AntitheticCorrection, FirstOrderCorrection
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator, Labels, MatchingEstimator
 from socft.estimators.cross_entropy import CrossEntropy
@@ -83,14 +83,14 @@ NOISIEST = ONE_BETA[0]
 """Its expectation is that of SOCM, which negative controls detect with a hundredth of the paths."""
 GRADIENTS: list[Estimator] = [
     FullAdjoint(),
-    FullMartingaleAdjoint(FirstOrder(FromPolicy())),
+    FullMartingaleAdjoint(FirstOrderCorrection(PolicyCostate())),
     ScoreFunction(),
     IntegrationByParts(),
     WHOLE_PATH[0],
 ]
 RESIDUALS: list[Estimator] = [
     AdjointMatching(),
-    MartingaleAdjoint(Antithetic(FromPolicy(exact=False), last=False)),
+    MartingaleAdjoint(AntitheticCorrection(PolicyCostate(exact=False), last=False)),
     *ONE_BETA,
 ]
 """The corrected residual with an inexact field: with the exact one nothing is left at the optimum

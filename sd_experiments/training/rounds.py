@@ -146,7 +146,7 @@ class RolloutCollector:
         """Labels of this process' paths; where they depend on all paths of the prompt, those of the
         others are fetched.
         """
-        joint = self.estimator.joint and self.group.size > 1
+        joint = self.estimator.couples_batch and self.group.size > 1
         if not joint and not places:
             return Labels(path.states[:-1], path.controls)
         with task.labelling():

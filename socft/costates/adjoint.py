@@ -35,7 +35,7 @@ from socft.problem import ControlProblem
 from socft.readable import Readable
 from socft.reference import Noises, States
 
-Following: TypeAlias = Callable[[int, Tensor], Tensor]
+NextCostate: TypeAlias = Callable[[int, Tensor], Tensor]
 """``(k, a_{k+1}) -> `` what step k pulls back in its place, shape (batch, *dims)."""
 
 
@@ -62,7 +62,7 @@ class Adjoint(Readable, abc.ABC):
     ) -> Tensor | float:
         """What the noise of the step adds to it."""
 
-    def pull(
+    def vjp(
         self, problem: ControlProblem, policy: Policy, k: int, x: States, costate: States
     ) -> States:
         """The costate of step k at ``x`` from a costate of step k + 1, without noise and without a
@@ -77,7 +77,7 @@ class Adjoint(Readable, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Lean(Adjoint):
+class LeanRecursion(Adjoint):
     """The pre-trained mean alone."""
 
     cost = Cost(reference_derivatives=1)
@@ -94,7 +94,7 @@ class Lean(Adjoint):
 
 
 @dataclasses.dataclass(frozen=True)
-class Full(Adjoint):
+class FullRecursion(Adjoint):
     """Everything: the derivative of the simulator."""
 
     cost = Cost(reference_derivatives=1, policy_derivatives=1)
@@ -113,36 +113,38 @@ class Full(Adjoint):
 
 
 def full_adjoint(
-    problem: ControlProblem, policy: Policy, path: Path, following: Following | None = None
+    problem: ControlProblem, policy: Policy, path: Path, next_costate: NextCostate | None = None
 ) -> Float[Tensor, "steps_plus_1 batch *dims"]:
     """``a_k = d(return from step k on) / d x_k`` along the path with the policy differentiated, k =
     0..T.
     """
-    return _stacked(sweep(Full(), problem, policy, path, following))
+    return _stacked(backward_pass(FullRecursion(), problem, policy, path, next_costate))
 
 
 def lean_adjoint(
-    problem: ControlProblem, path: Path, following: Following | None = None
+    problem: ControlProblem, path: Path, next_costate: NextCostate | None = None
 ) -> Float[Tensor, "steps_plus_1 batch *dims"]:
     """The costate of the pre-trained dynamics along the path, k = 0..T."""
-    return _stacked(sweep(Lean(), problem, Uncontrolled(problem.reference), path, following))
+    return _stacked(
+        backward_pass(LeanRecursion(), problem, Uncontrolled(problem.reference), path, next_costate)
+    )
 
 
-def sweep(
+def backward_pass(
     adjoint: Adjoint,
     problem: ControlProblem,
     policy: Policy,
     path: Path,
-    following: Following | None = None,
+    next_costate: NextCostate | None = None,
 ) -> Iterator[CostateStep]:
-    """Costates along the path, from k = T down to 0, that pull back ``following(k, a_{k+1})``, by
-    default ``a_{k+1}``.
+    """Costates along the path, from k = T down to 0, that pull back ``next_costate(k, a_{k+1})``,
+    by default ``a_{k+1}``.
     """
     costate = problem.reward.gradient(path.final)
     yield CostateStep(problem.steps, path.states[-1], costate, None)
     for k in reversed(range(problem.steps)):
         after = costate
-        pulled = after if following is None else following(k, after)
+        pulled = after if next_costate is None else next_costate(k, after)
         with torch.enable_grad():
             x = path.states[k].detach().requires_grad_(True)
             noisy = adjoint.noise_potential(problem, k, x, path.noise.steps[k].to(x), after)

@@ -42,14 +42,14 @@ class CostateStep:
         k: the step, 0..T.
         state: where, shape (batch, *dims).
         value: ``a_k``, shape (batch, *dims).
-        following: samples of ``E[a_{k+1} | x_k]``: ``a_{k+1}`` or something less noisy; None for k
-            = T.
+        next_costate: samples of ``E[a_{k+1} | x_k]``: ``a_{k+1}`` or something less noisy; None for
+            k = T.
     """
 
     k: int
     state: Float[Tensor, "batch *dims"]
     value: Float[Tensor, "batch *dims"]
-    following: Float[Tensor, "batch *dims"] | None
+    next_costate: Float[Tensor, "batch *dims"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Costates(Readable):
         states: shape (T + 1, batch, *dims).
         values: ``a_k``, shape (T + 1, batch, *dims); what else is regressed on states has a shape
             of its own.
-        following: samples of ``E[a_{k+1} | x_k]``, shape (T, batch, *dims), where there are any.
+        next_costate: samples of ``E[a_{k+1} | x_k]``, shape (T, batch, *dims), where there are any.
     """
 
     states: Float[Tensor, "steps_plus_1 batch *dims"]
     values: Float[Tensor, "steps_plus_1 batch *value_dims"]
-    following: Float[Tensor, "steps batch *dims"] | None = None
+    next_costate: Float[Tensor, "steps batch *dims"] | None = None

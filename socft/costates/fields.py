@@ -48,7 +48,7 @@ class CostateSource(Readable, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Given(CostateSource):
+class GivenCostate(CostateSource):
     """A field fixed beforehand: an earlier regression, or ``truth.value_gradient``."""
 
     function: CostateField
@@ -62,7 +62,7 @@ class Given(CostateSource):
 
 
 @dataclasses.dataclass(frozen=True)
-class FromPolicy(CostateSource):
+class PolicyCostate(CostateSource):
     r"""The costate that the policy implies, by the optimality condition
     :math:`B_k^\top E[a_{k+1} | x_k] = \beta_k v_k`.
 

@@ -1,13 +1,14 @@
 r"""How a costate changes along the noise of a reversed step, from an approximate costate field.
 
-From X = X_{k+1} a reversed step adds a drift :math:`d = D_k \nabla \log p_{k+1}(X)` and a kick
-:math:`n = B_k \xi'` (see `socft.estimators.reversed_bsde`). With a field :math:`\phi` of step k + 1
-the costate gains
+From X = X_{k+1} a reversed step adds a drift :math:`d = D_k \nabla \log p_{k+1}(X)` and a noise
+increment :math:`n = B_k \xi'` (see `socft.estimators.reversed_bsde`). With a field :math:`\phi` of
+step k + 1 the costate gains
 
 .. math:: \nabla\phi\,(d + n) + \sum_j \nabla^2 \phi[B_k e_j, B_k e_j]
 
-at X (`ByDerivatives`): two derivatives, in as many directions as the noise has. `ByDifferences` has
-no derivative, and four evaluations in any dimension: with c = X + d,
+at X (`AnalyticIncrement`): two derivatives, in as many directions as the noise has.
+`FiniteDifferenceIncrement` has no derivative, and four evaluations in any dimension: with c = X +
+d,
 
 .. math:: \tfrac12 [\phi(c + n) - \phi(c - n)] + [\phi(c + n) - 2 \phi(c) + \phi(c - n)] + \phi(c) -
     \phi(X),
@@ -32,7 +33,7 @@ from socft.readable import Readable
 from socft.reference import States
 
 
-class Move(Readable, abc.ABC):
+class CostateIncrement(Readable, abc.ABC):
     """A way to compute what a costate gains."""
 
     @abc.abstractmethod
@@ -49,13 +50,13 @@ class Move(Readable, abc.ABC):
         k: int,
         x: States,
         drift: States,
-        kick: States,
+        noise_increment: States,
     ) -> States:
-        """The gain between ``x`` and ``x + drift + kick``, shape (batch, *dims), without a graph."""
+        """The gain between ``x`` and ``x + drift + noise_increment``, shape (batch, *dims), without a graph."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ByDerivatives(Move):
+class AnalyticIncrement(CostateIncrement):
     """The formula itself; each further dimension of the noise takes one more second derivative of
     the field.
     """
@@ -71,13 +72,15 @@ class ByDerivatives(Move):
         k: int,
         x: States,
         drift: States,
-        kick: States,
+        noise_increment: States,
     ) -> States:
-        return (derivative(phi, x, drift + kick) + trace(phi, x, columns(problem, k, x))).detach()
+        return (
+            derivative(phi, x, drift + noise_increment) + trace(phi, x, columns(problem, k, x))
+        ).detach()
 
 
 @dataclasses.dataclass(frozen=True)
-class ByDifferences(Move):
+class FiniteDifferenceIncrement(CostateIncrement):
     """Four evaluations of the field, whatever the dimension."""
 
     def cost(self, field: Cost) -> Cost:
@@ -91,10 +94,10 @@ class ByDifferences(Move):
         k: int,
         x: States,
         drift: States,
-        kick: States,
+        noise_increment: States,
     ) -> States:
         centre = x + drift
-        there, opposite = phi(centre + kick), phi(centre - kick)
+        there, opposite = phi(centre + noise_increment), phi(centre - noise_increment)
         return (there - opposite) / 2 + (there - phi(centre)) + (opposite - phi(x))
 
 

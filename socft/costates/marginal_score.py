@@ -47,10 +47,10 @@ class MarginalScore(Readable, abc.ABC):
     """A way to know the score of the marginal laws.
 
     Attributes:
-        joint: whether it is learnt from all paths of a batch.
+        couples_batch: whether it is learnt from all paths of a batch.
     """
 
-    joint: ClassVar[bool] = False
+    couples_batch: ClassVar[bool] = False
 
     @property
     def cost(self) -> Cost:
@@ -75,7 +75,7 @@ class GivenScore(MarginalScore):
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelScore(MarginalScore):
+class ReferenceScore(MarginalScore):
     r"""The score that the denoising chain itself goes by, with the control's change, :math:`U_k(x)`
     of `ScoreReference.score_of`.
 
@@ -133,7 +133,7 @@ class DenoisingScore(MarginalScore):
     """Regression of minus the noise of the step on the state it led to."""
 
     regression: Regression
-    joint: ClassVar[bool] = True
+    couples_batch: ClassVar[bool] = True
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         fits = [
@@ -150,7 +150,7 @@ class ImplicitScore(MarginalScore):
     """
 
     features: Features
-    joint: ClassVar[bool] = True
+    couples_batch: ClassVar[bool] = True
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         weights = [self._solve(problem, k, path.states[k + 1]) for k in range(problem.steps)]
@@ -160,7 +160,9 @@ class ImplicitScore(MarginalScore):
         (m,), design = problem.reference.noise_dims, self.features(x)
         units = torch.eye(m, dtype=x.dtype, device=x.device)
         pushes = [problem.reference.diffusion.apply(k, x, e.expand(len(x), m)) for e in units]
-        slopes = torch.stack([derivative(self.features, x, push).mean(0) for push in pushes], 1)
+        slopes = torch.stack(
+            [derivative(self.features, x, diffuse).mean(0) for diffuse in pushes], 1
+        )
         return -torch.linalg.lstsq(design.T @ design / len(x), slopes, driver="gelsd").solution
 
 
@@ -168,7 +170,7 @@ class ImplicitScore(MarginalScore):
 class TransitionScore(MarginalScore):
     """The mixture of the paths' own transition kernels, for noise that reaches every direction."""
 
-    joint: ClassVar[bool] = True
+    couples_batch: ClassVar[bool] = True
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         diffusion, (n,) = problem.reference.diffusion, problem.reference.dims
@@ -203,7 +205,7 @@ class KernelScore(MarginalScore):
     """
 
     width: float | None = None
-    joint: ClassVar[bool] = True
+    couples_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(

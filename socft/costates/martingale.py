@@ -4,12 +4,12 @@ With :math:`x_{k+1} = \bar x_k + B_k \xi_k`, :math:`\bar x_k = m_k + B_k v_k`, a
 :math:`\phi` that does not depend on the noise of the path, each of these has mean zero given
 :math:`x_k`:
 
-* `FirstOrder`: :math:`dM_k = \nabla \phi_{k+1}(\bar x_k)\, B_k \xi_k`;
-* `Antithetic`: :math:`dM_k = \tfrac12 \big(\phi_{k+1}(\bar x_k + B_k \xi_k) - \phi_{k+1}(\bar x_k -
-  B_k \xi_k)\big)`;
-* `SecondOrder`: the first plus :math:`\tfrac12 (\nabla^2 \phi_{k+1}[B_k \xi_k, B_k \xi_k] - \sum_i
-  \nabla^2 \phi_{k+1}[B_k e_i, B_k e_i])` at :math:`\bar x_k`;
-* `Exact`: :math:`dM_k = \phi_{k+1}(x_{k+1}) - E[\phi_{k+1}(x_{k+1}) \mid x_k]`.
+* `FirstOrderCorrection`: :math:`dM_k = \nabla \phi_{k+1}(\bar x_k)\, B_k \xi_k`;
+* `AntitheticCorrection`: :math:`dM_k = \tfrac12 \big(\phi_{k+1}(\bar x_k + B_k \xi_k) -
+  \phi_{k+1}(\bar x_k - B_k \xi_k)\big)`;
+* `SecondOrderCorrection`: the first plus :math:`\tfrac12 (\nabla^2 \phi_{k+1}[B_k \xi_k, B_k \xi_k]
+  - \sum_i \nabla^2 \phi_{k+1}[B_k e_i, B_k e_i])` at :math:`\bar x_k`;
+* `ExactCorrection`: :math:`dM_k = \phi_{k+1}(x_{k+1}) - E[\phi_{k+1}(x_{k+1}) \mid x_k]`.
 
 If :math:`\phi` is the mean of the costate itself, the last leaves no variance at all at any step
 size, and all do where :math:`\phi` is affine. With that field the antithetic form never adds
@@ -48,28 +48,28 @@ from socft.problem import ControlProblem
 from socft.reference import Noises, States
 
 CHUNK = 2**16
-"""Evaluations of the field at once in `Exact`."""
+"""Evaluations of the field at once in `ExactCorrection`."""
 COARSER = 0.7
-"""Share of the nodes that `Exact.error` compares with."""
+"""Share of the nodes that `ExactCorrection.error` compares with."""
 LARGEST_NOISE = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Situation:
+class CorrectionStep:
     """What an increment of step k is made of.
 
     Attributes:
         phi: the field of step k + 1.
         centre: ``m_k + B_k v_k``, shape (batch, *dims).
-        kick: ``B_k xi_k``, shape (batch, *dims).
-        push: ``z -> B_k(x_k) z`` for noises of shape (batch, *noise_dims).
+        noise_increment: ``B_k xi_k``, shape (batch, *dims).
+        diffuse: ``z -> B_k(x_k) z`` for noises of shape (batch, *noise_dims).
         noise: ``xi_k``, shape (batch, *noise_dims).
     """
 
     phi: VectorField
     centre: States
-    kick: States
-    push: VectorField
+    noise_increment: States
+    diffuse: VectorField
     noise: Noises
 
 
@@ -91,43 +91,49 @@ class FieldCorrection(Correction):
     ) -> Float[Tensor, "batch *dims"]:
         if k + 1 == problem.steps and not self.last:
             return torch.zeros_like(path.states[k])
-        return self.of(situation(self.source, problem, policy, path, k)).detach()
+        return self.of(correction_step(self.source, problem, policy, path, k)).detach()
 
     @abc.abstractmethod
-    def of(self, at: Situation) -> States:
+    def of(self, at: CorrectionStep) -> States:
         """The increment."""
 
 
-def situation(
+def correction_step(
     source: CostateSource, problem: ControlProblem, policy: Policy, path: Path, k: int
-) -> Situation:
+) -> CorrectionStep:
     """What the increment of step k of a path is made of; no evaluation of the reference or of the
     policy.
     """
     field, x = with_terminal(problem, source.field(problem, policy)), path.states[k]
     noise = path.noise.steps[k].to(x)
-    kick = problem.reference.diffusion.apply(k, x, noise)
+    noise_increment = problem.reference.diffusion.apply(k, x, noise)
 
-    def push(z: Tensor) -> Tensor:
+    def diffuse(z: Tensor) -> Tensor:
         return problem.reference.diffusion.apply(
             k, x.repeat(len(z) // len(x), *[1] * (x.ndim - 1)), z
         )
 
-    return Situation(lambda y: field(k + 1, y), path.states[k + 1] - kick, kick, push, noise)
+    return CorrectionStep(
+        lambda y: field(k + 1, y),
+        path.states[k + 1] - noise_increment,
+        noise_increment,
+        diffuse,
+        noise,
+    )
 
 
-class FirstOrder(FieldCorrection):
+class FirstOrderCorrection(FieldCorrection):
     """One Jacobian-vector product of the field per step."""
 
     @property
     def cost(self) -> Cost:
         return differentiated(self.source.cost)
 
-    def of(self, at: Situation) -> States:
-        return derivative(at.phi, at.centre, at.kick)
+    def of(self, at: CorrectionStep) -> States:
+        return derivative(at.phi, at.centre, at.noise_increment)
 
 
-class Antithetic(FieldCorrection):
+class AntitheticCorrection(FieldCorrection):
     """Two evaluations of the field per step and no derivative; the odd part of the field along the
     noise.
     """
@@ -136,11 +142,11 @@ class Antithetic(FieldCorrection):
     def cost(self) -> Cost:
         return times(2, self.source.cost)
 
-    def of(self, at: Situation) -> States:
-        return (at.phi(at.centre + at.kick) - at.phi(at.centre - at.kick)) / 2
+    def of(self, at: CorrectionStep) -> States:
+        return (at.phi(at.centre + at.noise_increment) - at.phi(at.centre - at.noise_increment)) / 2
 
 
-class SecondOrder(FieldCorrection):
+class SecondOrderCorrection(FieldCorrection):
     """One more second derivative than the noise has dimensions; for vectors of few dimensions."""
 
     @property
@@ -149,16 +155,16 @@ class SecondOrder(FieldCorrection):
             differentiated(self.source.cost), times(2, differentiated(self.source.cost, 2))
         )
 
-    def of(self, at: Situation) -> States:
-        along = second_derivative(at.phi, at.centre, at.kick)
+    def of(self, at: CorrectionStep) -> States:
+        along = second_derivative(at.phi, at.centre, at.noise_increment)
         return (
-            derivative(at.phi, at.centre, at.kick)
+            derivative(at.phi, at.centre, at.noise_increment)
             + (along - trace(at.phi, at.centre, columns(at))) / 2
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Exact(FieldCorrection):
+class ExactCorrection(FieldCorrection):
     """The mean of the field by a tensor Gauss-Hermite rule, for noise of at most three dimensions.
 
     Its conditional mean is zero up to the error of that rule, see `error`.
@@ -176,22 +182,22 @@ class Exact(FieldCorrection):
     def cost(self) -> Cost:
         return times(self.nodes + 1, self.source.cost)
 
-    def of(self, at: Situation) -> States:
-        return at.phi(at.centre + at.kick) - mean(at, self.nodes)
+    def of(self, at: CorrectionStep) -> States:
+        return at.phi(at.centre + at.noise_increment) - mean(at, self.nodes)
 
     @torch.no_grad()
     def error(self, problem: ControlProblem, policy: Policy, path: Path, k: int) -> float:
         """Largest change of the conditional mean of step k with 0.7 times the nodes, relative to
         the largest field value.
         """
-        at = situation(self.source, problem, policy, path, k)
+        at = correction_step(self.source, problem, policy, path, k)
         fine, coarse = mean(at, self.nodes), mean(at, max(1, int(COARSER * self.nodes)))
         return float(
             (fine - coarse).abs().max() / fine.abs().max().clamp(min=torch.finfo(fine.dtype).tiny)
         )
 
 
-def columns(at: Situation) -> list[States]:
+def columns(at: CorrectionStep) -> list[States]:
     """``B_k e_i`` for every unit noise."""
     require(
         at.noise.ndim == 2,
@@ -199,17 +205,17 @@ def columns(at: Situation) -> list[States]:
         " vector.",
     )
     return [
-        at.push(e.expand_as(at.noise))
+        at.diffuse(e.expand_as(at.noise))
         for e in torch.eye(at.noise.shape[1], dtype=at.noise.dtype, device=at.noise.device)
     ]
 
 
-def mean(at: Situation, nodes: int) -> States:
+def mean(at: CorrectionStep, nodes: int) -> States:
     """``E phi(centre + B z)``, z ~ N(0, I), by a tensor Gauss-Hermite rule."""
     require(
         at.noise.ndim == 2 and at.noise.shape[1] <= LARGEST_NOISE,
         f"noise has shape {tuple(at.noise.shape[1:])}; the exact mean is for vectors of length"
-        f" {LARGEST_NOISE} at most: use FirstOrder or Antithetic.",
+        f" {LARGEST_NOISE} at most: use FirstOrderCorrection or AntitheticCorrection.",
     )
     (batch, m), total_mean = at.noise.shape, torch.zeros_like(at.centre)
     z, w = (
@@ -226,6 +232,6 @@ def mean(at: Situation, nodes: int) -> States:
     for part, weight in zip(
         points.split(max(1, CHUNK // batch)), weights.split(max(1, CHUNK // batch)), strict=True
     ):
-        moved = at.centre.repeat(len(part), 1) + at.push(part.repeat_interleave(batch, 0))
+        moved = at.centre.repeat(len(part), 1) + at.diffuse(part.repeat_interleave(batch, 0))
         total_mean += torch.einsum("q,qbn->bn", weight, at.phi(moved).reshape(len(part), batch, -1))
     return total_mean

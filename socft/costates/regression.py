@@ -1,10 +1,11 @@
 r"""Functions of step and state fitted to samples along paths: costate fields, and value functions
 whose gradient is one.
 
-With independent samples at each step `PerStep` is the least-squares projection
-:math:`\phi_k = \arg\min E |a_k - \phi(x_k)|^2`; its target is :math:`E[a_k \mid x_k]`. `Potential`
-fits samples of a value and differentiates the fit. `refine` repeats: the costates of each round are
-made with the field of the round before (Picard iteration, as in arXiv 2603.20455v2).
+With independent samples at each step `StepwiseRegression` is the least-squares projection
+:math:`\phi_k = \arg\min E |a_k - \phi(x_k)|^2`; its target is :math:`E[a_k \mid x_k]`.
+`ValueRegression` fits samples of a value and differentiates the fit. `refine` repeats: the costates
+of each round are made with the field of the round before (Picard iteration, as in arXiv
+2603.20455v2).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.costates.base import Costates
-from socft.costates.fields import CostateField, CostateSource, Given, zero_field
+from socft.costates.fields import CostateField, CostateSource, GivenCostate, zero_field
 from socft.path import Noise, Path, rollout
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -33,7 +34,7 @@ StepField = Callable[[Step, States], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Values:
+class ValueSamples:
     """Samples of the value function at their states, k = 0..T.
 
     Attributes:
@@ -54,7 +55,7 @@ class FieldRegression(Readable, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stepwise:
+class StepwiseField:
     """One function of the state per step 0..T."""
 
     functions: Sequence[Field]
@@ -64,20 +65,22 @@ class Stepwise:
 
 
 @dataclasses.dataclass(frozen=True)
-class PerStep(FieldRegression):
+class StepwiseRegression(FieldRegression):
     """One regression per step, on vectors."""
 
     regression: Regression
 
-    def fit(self, samples: Costates, start: StepField | None = None) -> Stepwise:
+    def fit(self, samples: Costates, start: StepField | None = None) -> StepwiseField:
         require(
             samples.states.ndim == 3,
             f"states have shape {tuple(samples.states.shape[2:])}; regressions per step are for"
             " vectors.",
         )
-        earlier = start.functions if isinstance(start, Stepwise) else [None] * len(samples.states)
+        earlier = (
+            start.functions if isinstance(start, StepwiseField) else [None] * len(samples.states)
+        )
         pairs = zip(samples.states, samples.values, earlier, strict=True)
-        return Stepwise([self.regression.fit(x, y, before) for x, y, before in pairs])
+        return StepwiseField([self.regression.fit(x, y, before) for x, y, before in pairs])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,19 +94,19 @@ class GradientField:
 
 
 @dataclasses.dataclass(frozen=True)
-class Potential:
+class ValueRegression:
     """A costate field that is a gradient: fits values, differentiates the fit."""
 
     regression: FieldRegression
 
-    def fit(self, samples: Values, start: CostateField | None = None) -> GradientField:
+    def fit(self, samples: ValueSamples, start: CostateField | None = None) -> GradientField:
         earlier = start.value if isinstance(start, GradientField) else None
         return GradientField(
             self.regression.fit(Costates(samples.states, samples.values.unsqueeze(2)), earlier)
         )
 
 
-class Sampling(Readable, abc.ABC):
+class PathSampling(Readable, abc.ABC):
     """Which paths the rounds of a refinement use, in folds.
 
     Attributes:
@@ -118,7 +121,7 @@ class Sampling(Readable, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fresh(Sampling):
+class FreshPaths(PathSampling):
     """New paths in every round: a field never sees the noise it was fitted to."""
 
     batch: int
@@ -136,7 +139,7 @@ class Fresh(Sampling):
 
 
 @dataclasses.dataclass(frozen=True)
-class CrossFitted(Sampling):
+class CrossFittedPaths(PathSampling):
     """The same paths in every round, split in folds; each fold's costates use the field fitted to
     the fold before it.
 
@@ -171,11 +174,11 @@ class CrossFitted(Sampling):
         ]
 
 
-SamplesT = TypeVar("SamplesT", Costates, Values)
+SamplesT = TypeVar("SamplesT", Costates, ValueSamples)
 
 
 @dataclasses.dataclass(frozen=True)
-class Average:
+class AverageField:
     """The mean of the fields of all folds."""
 
     fields: tuple[CostateField, ...]
@@ -189,7 +192,7 @@ def refine(
     policy: Policy,
     sample: Callable[[CostateSource], Callable[[ControlProblem, Policy, Path], SamplesT]],
     fit: Callable[[SamplesT, CostateField | None], CostateField],
-    sampling: Sampling,
+    sampling: PathSampling,
     rounds: int,
     start: CostateField = zero_field,
 ) -> Iterator[CostateField]:
@@ -199,9 +202,9 @@ def refine(
         problem: the problem.
         policy: whose costates; not changed.
         sample: makes the sampler that uses a field, as in
-            ``lambda source: MartingaleAdjoint(FirstOrder(source)).costates``.
-        fit: ``PerStep(...).fit``, ``SpaceTimeRegression(...).fit`` or, for values,
-            ``Potential(...).fit``.
+            ``lambda source: MartingaleAdjoint(FirstOrderCorrection(source)).costates``.
+        fit: ``StepwiseRegression(...).fit``, ``SpaceTimeRegression(...).fit`` or, for values,
+            ``ValueRegression(...).fit``.
         sampling: fresh paths in each round, or the same ones cross-fitted.
         rounds: number of rounds.
         start: the field that the first round uses.
@@ -212,8 +215,9 @@ def refine(
         with torch.no_grad():
             paths = sampling.paths(problem, policy)
             samples = [
-                sample(Given(fields[i - 1]))(problem, policy, path) for i, path in enumerate(paths)
+                sample(GivenCostate(fields[i - 1]))(problem, policy, path)
+                for i, path in enumerate(paths)
             ]
         fitted = [fit(each, earlier) for each, earlier in zip(samples, fitted, strict=True)]
         fields = list(fitted)
-        yield fields[0] if len(fields) == 1 else Average(tuple(fields))
+        yield fields[0] if len(fields) == 1 else AverageField(tuple(fields))

@@ -28,18 +28,18 @@ from socft.reference import MatrixDiffusion, Noises, ScalarDiffusion
 
 @dataclasses.dataclass(frozen=True)
 class Reversal:
-    """States of the reversed chain and the kicks that its costates and values see.
+    """States of the reversed chain and the noise increments that its costates and values see.
 
     Attributes:
         states: shape (T + 1, batch, *dims).
         drifts: ``D_k grad log p_{k+1}`` at the state of step k + 1, shape (T, batch, *dims).
-        kicks: ``B_k xi'`` as costates and values see it, shape (T, batch, *dims).
+        noise_increments: ``B_k xi'`` as costates and values see it, shape (T, batch, *dims).
         controls: ``v_k`` at the state of step k + 1, shape (T, batch, *noise_dims).
     """
 
     states: Float[Tensor, "steps_plus_1 batch *dims"]
     drifts: Float[Tensor, "steps batch *dims"]
-    kicks: Float[Tensor, "steps batch *dims"]
+    noise_increments: Float[Tensor, "steps batch *dims"]
     controls: Float[Tensor, "steps batch *noise_dims"]
 
 
@@ -62,9 +62,9 @@ class Reverser:
     published_pairing: bool = False
 
     @property
-    def joint(self) -> bool:
+    def couples_batch(self) -> bool:
         """Whether the reversal of a path depends on the other paths of its batch."""
-        return self.generator is not None or self.score.joint
+        return self.generator is not None or self.score.couples_batch
 
     def noise(self, path: Path) -> Noises:
         """The noise of the reversed chain."""
@@ -100,7 +100,7 @@ class Reverser:
         )
         score = self.score.fit(problem, policy, path)
         noise = self.noise(path)
-        states, drifts, kicks, controls = [path.final], [], [], []
+        states, drifts, noise_increments, controls = [path.final], [], [], []
         for k in reversed(range(problem.steps)):
             x = states[-1]
             v, drift = policy(k, x), reference.diffusion.apply(k, x, score(k, x))
@@ -109,9 +109,11 @@ class Reverser:
                 2 * x - reference.step(k, x, v) + drift + reference.diffusion.apply(k, x, noise[k])
             )
             drifts.append(drift)
-            kicks.append(reference.diffusion.apply(k, x, seen))
+            noise_increments.append(reference.diffusion.apply(k, x, seen))
             controls.append(v)
-        return Reversal(*(torch.stack(each[::-1]) for each in (states, drifts, kicks, controls)))
+        return Reversal(
+            *(torch.stack(each[::-1]) for each in (states, drifts, noise_increments, controls))
+        )
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from socft.costates.adjoint import Lean, sweep
+from socft.costates.adjoint import LeanRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
 from socft.estimators.base import CostateEstimator, Kind, Labels, MatchingEstimator, matching_labels
 from socft.path import Path
@@ -38,8 +38,10 @@ class AdjointMatching(CostateEstimator):
     def cost(self) -> Cost:
         return Cost(reference_derivatives=1)
 
-    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
-        return sweep(Lean(), problem, policy, path)
+    def backward_pass(
+        self, problem: ControlProblem, policy: Policy, path: Path
+    ) -> Iterator[CostateStep]:
+        return backward_pass(LeanRecursion(), problem, policy, path)
 
 
 class PublishedAdjointMatching(MatchingEstimator):
@@ -58,5 +60,8 @@ class PublishedAdjointMatching(MatchingEstimator):
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         return matching_labels(
-            problem, path, sweep(Lean(), problem, policy, path), lambda step: step.value
+            problem,
+            path,
+            backward_pass(LeanRecursion(), problem, policy, path),
+            lambda step: step.value,
         )

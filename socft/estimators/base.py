@@ -95,7 +95,7 @@ class Estimator(Readable, abc.ABC):
         """What making labels costs."""
 
     @property
-    def joint(self) -> bool:
+    def couples_batch(self) -> bool:
         """Whether the labels of a path depend on the other paths of its batch, or on its place; all
         are then labelled together.
         """
@@ -127,33 +127,35 @@ class CostateEstimator(MatchingEstimator):
     """
 
     @abc.abstractmethod
-    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
+    def backward_pass(
+        self, problem: ControlProblem, policy: Policy, path: Path
+    ) -> Iterator[CostateStep]:
         """Samples of the costate from k = T down to 0, without a graph; nothing is kept that grows
         with the steps.
         """
 
     def costates(self, problem: ControlProblem, policy: Policy, path: Path) -> Costates:
         """All samples of the costate."""
-        steps = list(self.sweep(problem, policy, path))[::-1]
-        following = [step.following for step in steps if step.following is not None]
+        steps = list(self.backward_pass(problem, policy, path))[::-1]
+        next_costate = [step.next_costate for step in steps if step.next_costate is not None]
         states, values = ([getattr(step, name) for step in steps] for name in ("state", "value"))
-        return Costates(torch.stack(states), torch.stack(values), torch.stack(following))
+        return Costates(torch.stack(states), torch.stack(values), torch.stack(next_costate))
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
-        return matching_labels(problem, path, self.sweep(problem, policy, path))
+        return matching_labels(problem, path, self.backward_pass(problem, policy, path))
 
 
 def matching_labels(
     problem: ControlProblem,
     path: Path,
-    sweep: Iterable[CostateStep],
-    chosen: Callable[[CostateStep], Tensor | None] = lambda step: step.following,
+    backward_pass: Iterable[CostateStep],
+    chosen: Callable[[CostateStep], Tensor | None] = lambda step: step.next_costate,
 ) -> Labels:
     """Target controls ``B_k^T a / beta_k`` with a chosen costate of each step; the optimality
     condition asks for ``a_{k+1}``.
     """
     targets, states = torch.empty_like(path.controls), path.states[:-1]
-    for step in sweep:
+    for step in backward_pass:
         k, costate = step.k, chosen(step)
         if k == problem.steps or costate is None:
             continue

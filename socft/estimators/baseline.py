@@ -42,10 +42,10 @@ class Baseline(Readable, abc.ABC):
     """What to subtract from the returns.
 
     Attributes:
-        joint: whether the level of a path depends on the other paths of its batch.
+        couples_batch: whether the level of a path depends on the other paths of its batch.
     """
 
-    joint: ClassVar[bool] = False
+    couples_batch: ClassVar[bool] = False
 
     @abc.abstractmethod
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
@@ -64,7 +64,7 @@ class BatchMean(Baseline):
     1/N) of the right one.
     """
 
-    joint: ClassVar[bool] = True
+    couples_batch: ClassVar[bool] = True
 
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
         return returns.mean(1, keepdim=True).expand_as(returns)
@@ -73,7 +73,7 @@ class BatchMean(Baseline):
 class LeaveOneOut(Baseline):
     """The mean over the other paths: unbiased."""
 
-    joint: ClassVar[bool] = True
+    couples_batch: ClassVar[bool] = True
 
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
         batch = returns.shape[1]
@@ -95,7 +95,7 @@ class RegressionBaseline(Baseline):
         default_factory=lambda: LinearRegression(Polynomial(1))
     )
     folds: int = 2
-    joint: ClassVar[bool] = True
+    couples_batch: ClassVar[bool] = True
 
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
         batch = returns.shape[1]

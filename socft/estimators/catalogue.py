@@ -20,9 +20,9 @@ from typing import get_args
 
 from socft.checks import InvalidProblem, require
 from socft.costates.base import Cost
-from socft.costates.fields import FromPolicy
+from socft.costates.fields import PolicyCostate
 from socft.costates.marginal_score import AffineMarginals, ImplicitScore, KernelScore
-from socft.costates.martingale import Antithetic, FirstOrder
+from socft.costates.martingale import AntitheticCorrection, FirstOrderCorrection
 from socft.estimators import factories
 from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
 from socft.estimators.base import Estimator, Kind
@@ -236,14 +236,14 @@ _PATHWISE = (
 _CORRECTED = (
     EstimatorRow(
         "martingale, policy's costate",
-        Anywhere(lambda: MartingaleAdjoint(Antithetic(FromPolicy()))),
+        Anywhere(lambda: MartingaleAdjoint(AntitheticCorrection(PolicyCostate()))),
         MartingaleAdjoint,
         Group.CORRECTED,
         CORRECTED_LEAN + "; antithetic, $phi$ of $v$",
     ),
     EstimatorRow(
         "martingale, policy's costate, first order",
-        Anywhere(lambda: MartingaleAdjoint(FirstOrder(FromPolicy()))),
+        Anywhere(lambda: MartingaleAdjoint(FirstOrderCorrection(PolicyCostate()))),
         MartingaleAdjoint,
         Group.CORRECTED,
         CORRECTED_LEAN + "; first order",
@@ -265,7 +265,7 @@ _CORRECTED = (
     ),
     EstimatorRow(
         "martingale, exact lean costate",
-        lambda context: MartingaleAdjoint(Antithetic(context.known(context.lean_mean))),
+        lambda context: MartingaleAdjoint(AntitheticCorrection(context.known(context.lean_mean))),
         MartingaleAdjoint,
         Group.CORRECTED,
         CORRECTED_LEAN + "; $phi$ the mean of lean adjoints",
@@ -274,7 +274,7 @@ _CORRECTED = (
     ),
     EstimatorRow(
         "full martingale, policy's costate",
-        Anywhere(lambda: FullMartingaleAdjoint(Antithetic(FromPolicy()))),
+        Anywhere(lambda: FullMartingaleAdjoint(AntitheticCorrection(PolicyCostate()))),
         FullMartingaleAdjoint,
         Group.CORRECTED,
         CORRECTED_FULL + "; antithetic, $phi$ of $v$",
@@ -282,7 +282,7 @@ _CORRECTED = (
     ),
     EstimatorRow(
         "full martingale, fitted costate",
-        lambda context: FullMartingaleAdjoint(Antithetic(context.fitted())),
+        lambda context: FullMartingaleAdjoint(AntitheticCorrection(context.fitted())),
         FullMartingaleAdjoint,
         Group.CORRECTED,
         CORRECTED_FULL + "; $phi$ regressed",
@@ -306,7 +306,9 @@ _CORRECTED = (
     ),
     EstimatorRow(
         "full martingale, exact costate",
-        lambda context: FullMartingaleAdjoint(Antithetic(context.known(context.value_gradient))),
+        lambda context: FullMartingaleAdjoint(
+            AntitheticCorrection(context.known(context.value_gradient))
+        ),
         FullMartingaleAdjoint,
         Group.CORRECTED,
         CORRECTED_FULL + "; $phi = nabla V^v$",

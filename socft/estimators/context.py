@@ -12,8 +12,8 @@ from typing import TypeVar
 import torch
 
 from socft.checks import InvalidProblem, require
-from socft.costates.fields import CostateSource, Given
-from socft.costates.regression import PerStep
+from socft.costates.fields import CostateSource, GivenCostate
+from socft.costates.regression import StepwiseRegression
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.path import Noise, Path, rollout
 from socft.policy import Policy
@@ -112,4 +112,4 @@ class EstimatorContext:
 @torch.no_grad()
 def _fit(context: EstimatorContext, regression: Regression, count: int) -> CostateSource:
     costates = FullAdjoint().costates(context.problem, context.policy, context.own_paths(count))
-    return Given(PerStep(regression).fit(costates))
+    return GivenCostate(StepwiseRegression(regression).fit(costates))

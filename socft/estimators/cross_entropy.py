@@ -4,8 +4,8 @@ policy u.
 .. math:: KL(P^* \| P^v) = E_{P^u}\Big[ \frac{dP^*}{dP^u} \sum_k |v_k - z_k|^2/2 \Big] +
     \text{constant}, \qquad z_k = u_k + \xi_k ,
 
-exactly for the chain: the targets are the kicks, weighted by :math:`dP^*/dP^u`. The minimiser is
-the mean kick of the optimal path measure,
+exactly for the chain: the targets are the controlled noises, weighted by :math:`dP^*/dP^u`. The
+minimiser is the mean controlled noise of the optimal path measure,
 :math:`v_k = B_k^\top \nabla \log E\, e^{V^\circ_{k+1}(m_k + B_k \xi)/\beta}` with
 :math:`V^\circ_k = \beta \log E[e^{(r - \sum_{j \ge k} f_j)/\beta} | x_k]`. That is the optimal
 control of the chain in the linear-quadratic case, and otherwise differs from it by a relative
@@ -22,7 +22,7 @@ from typing import ClassVar
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path import Path
-from socft.path_measure import kicks, normalised, optimal_log_weights
+from socft.path_measure import controlled_noises, normalised, optimal_log_weights
 from socft.policy import Policy
 from socft.problem import ControlProblem
 
@@ -48,9 +48,9 @@ class CrossEntropy(MatchingEstimator):
         return Cost()
 
     @property
-    def joint(self) -> bool:
+    def couples_batch(self) -> bool:
         return True
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         weights = normalised(optimal_log_weights(problem, path, "cross entropy"))
-        return Labels(path.states[:-1], kicks(path), weights.expand(problem.steps, -1))
+        return Labels(path.states[:-1], controlled_noises(path), weights.expand(problem.steps, -1))

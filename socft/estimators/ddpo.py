@@ -112,7 +112,7 @@ class DDPO(Estimator):
         return Cost()
 
     @property
-    def joint(self) -> bool:
+    def couples_batch(self) -> bool:
         return True
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> RatioLabels:

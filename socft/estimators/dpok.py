@@ -69,8 +69,8 @@ class DPOK(Estimator):
         return Cost()
 
     @property
-    def joint(self) -> bool:
-        return self.baseline.joint
+    def couples_batch(self) -> bool:
+        return self.baseline.couples_batch
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> RatioLabels:
         returns = returns_to_go(problem, path, kl=False)

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import torch
 
-from socft.costates.adjoint import Full, Lean
-from socft.costates.fields import CostateField, CostateSource, FromPolicy, Given
-from socft.costates.increments import ByDifferences
-from socft.costates.marginal_score import DenoisingScore, MarginalScore, ModelScore, NoiseScore
-from socft.costates.martingale import Antithetic, Exact, SecondOrder
-from socft.costates.regression import PerStep, Potential
+from socft.costates.adjoint import FullRecursion, LeanRecursion
+from socft.costates.fields import CostateField, CostateSource, GivenCostate, PolicyCostate
+from socft.costates.increments import FiniteDifferenceIncrement
+from socft.costates.marginal_score import DenoisingScore, MarginalScore, NoiseScore, ReferenceScore
+from socft.costates.martingale import AntitheticCorrection, ExactCorrection, SecondOrderCorrection
+from socft.costates.regression import StepwiseRegression, ValueRegression
 from socft.costates.time_reversal import Reverser
 from socft.estimators.base import Estimator
 from socft.estimators.baseline import LeaveOneOut
@@ -27,7 +27,7 @@ from socft.estimators.refl import Prediction, ReFL
 from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
 from socft.estimators.td_adjoint import TDAdjoint
 from socft.path import Noise, Path
-from socft.path_measure import mismatch
+from socft.path_measure import work_functional
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference
@@ -58,29 +58,29 @@ def cheap_martingale(last: bool = True) -> Estimator:
         last: whether the last step is corrected too; that evaluates the reward's gradient at more
             states.
     """
-    return MartingaleAdjoint(Antithetic(FromPolicy(exact=False), last))
+    return MartingaleAdjoint(AntitheticCorrection(PolicyCostate(exact=False), last))
 
 
 def exact_mean_martingale() -> Estimator:
     """The same with the mean of the field by quadrature."""
-    return MartingaleAdjoint(Exact(FromPolicy(exact=False), nodes=EXACT_NODES))
+    return MartingaleAdjoint(ExactCorrection(PolicyCostate(exact=False), nodes=EXACT_NODES))
 
 
 def kernel_martingale(context: EstimatorContext) -> Estimator:
     """Corrected with a costate by kernel ridge regression."""
-    return FullMartingaleAdjoint(Antithetic(context.fitted(_KERNEL, CENTRES)))
+    return FullMartingaleAdjoint(AntitheticCorrection(context.fitted(_KERNEL, CENTRES)))
 
 
 def second_order_martingale(context: EstimatorContext) -> Estimator:
     """Corrected to second order with a quadratic costate."""
     context.require_few_noises()
-    return FullMartingaleAdjoint(SecondOrder(context.fitted(QUADRATIC)))
+    return FullMartingaleAdjoint(SecondOrderCorrection(context.fitted(QUADRATIC)))
 
 
 def least_squares_costate(context: EstimatorContext) -> Estimator:
     """The costate form of least-squares Monte Carlo."""
     return _bootstrapped(
-        LeastSquaresCostate(AFFINE, Full()).fit(
+        LeastSquaresCostate(AFFINE, FullRecursion()).fit(
             context.problem, context.policy, context.own_paths()
         )
     )
@@ -104,13 +104,13 @@ def time_reversed(
     """
     context.require_few_noises(FEW_DIMENSIONS)
     reverser = Reverser(_DENOISING, context.generator(), published)
-    return ReversedBSDE(field, reverser, Full())
+    return ReversedBSDE(field, reverser, FullRecursion())
 
 
 def time_reversed_by(context: EstimatorContext, score: MarginalScore) -> Estimator:
     """Reversed paths with a fitted costate and another score."""
     context.require_few_noises()
-    return ReversedBSDE(context.fitted(), Reverser(score, context.generator()), Full())
+    return ReversedBSDE(context.fitted(), Reverser(score, context.generator()), FullRecursion())
 
 
 def time_reversed_value(context: EstimatorContext) -> Estimator:
@@ -122,7 +122,7 @@ def time_reversed_value(context: EstimatorContext) -> Estimator:
     values = ReversedValues(context.fitted(), reverser).values(
         context.problem, context.policy, context.own_paths()
     )
-    return _bootstrapped(Potential(PerStep(QUADRATIC)).fit(values))
+    return _bootstrapped(ValueRegression(StepwiseRegression(QUADRATIC)).fit(values))
 
 
 def time_reversed_by_reference(last: bool = True) -> Estimator:
@@ -132,7 +132,11 @@ def time_reversed_by_reference(last: bool = True) -> Estimator:
         last: as in `cheap_martingale`.
     """
     return ReversedBSDE(
-        FromPolicy(exact=False), Reverser(ModelScore()), Lean(), ByDifferences(), last
+        PolicyCostate(exact=False),
+        Reverser(ReferenceScore()),
+        LeanRecursion(),
+        FiniteDifferenceIncrement(),
+        last,
     )
 
 
@@ -150,13 +154,13 @@ def refl(context: EstimatorContext) -> Estimator:
 
 
 def moment(context: EstimatorContext) -> Estimator:
-    """The loss with an initial value that has learnt: fitted to the mismatch of paths of its own,
-    affine in the start.
+    """The loss with an initial value that has learnt: fitted to the work functional of paths of its
+    own, affine in the start.
     """
     path = context.own_paths()
     with torch.no_grad():
         start = AFFINE.fit(
-            path.states[0], -mismatch(context.problem, path.controls, path).unsqueeze(1)
+            path.states[0], -work_functional(context.problem, path.controls, path).unsqueeze(1)
         )
     return Moment(lambda x: start(x)[:, 0])
 
@@ -167,7 +171,7 @@ class FewerPaths(MarginalScore):
 
     score: MarginalScore
     count: int
-    joint: ClassVar[bool] = True
+    couples_batch: ClassVar[bool] = True
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         noise = Noise(path.noise.initial[: self.count], path.noise.steps[:, : self.count])
@@ -183,7 +187,7 @@ _KERNEL, _DENOISING = KernelRidge(), DenoisingScore(AFFINE)
 
 def _bootstrapped(field: CostateField) -> Estimator:
     """The field's own value at the next state in place of a costate's sample."""
-    return TDAdjoint(Given(field), 0.0)
+    return TDAdjoint(GivenCostate(field), 0.0)
 
 
 def _mean_end(reference: AffineReference) -> Prediction:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from socft.costates.adjoint import Full, sweep
+from socft.costates.adjoint import FullRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
 from socft.estimators.base import CostateEstimator, Kind
 from socft.path import Path
@@ -33,5 +33,7 @@ class FullAdjoint(CostateEstimator):
     def cost(self) -> Cost:
         return Cost(reference_derivatives=1, policy_derivatives=1)
 
-    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
-        return sweep(Full(), problem, policy, path)
+    def backward_pass(
+        self, problem: ControlProblem, policy: Policy, path: Path
+    ) -> Iterator[CostateStep]:
+        return backward_pass(FullRecursion(), problem, policy, path)

@@ -92,8 +92,8 @@ class IntegrationByParts(ZerothOrder):
     source: ClassVar[str] = "arXiv 2412.18164v4, equation 48; derived here for returns"
 
     @property
-    def joint(self) -> bool:
-        return self.baseline.joint
+    def couples_batch(self) -> bool:
+        return self.baseline.couples_batch
 
     def differences(self, problem: ControlProblem, path: Path) -> Float[Tensor, "steps batch"]:
         returns = returns_to_go(problem, path)

@@ -1,8 +1,8 @@
 r"""The log-variance loss :math:`\mathrm{Var}_{P^u}(\log dP^v/dP^*)` (Nusken and Richter, arXiv
 2005.05409).
 
-With the mismatch :math:`R(v)` of `socft.path_measure` and kicks :math:`z_k = u_k + \xi_k`, half the
-variance of R has the gradient
+With the work functional :math:`R(v)` of `socft.path_measure` and controlled noises :math:`z_k = u_k
++ \xi_k`, half the variance of R has the gradient
 :math:`E_{P^u}[(R - E R) \sum_k \beta_k (\nabla v_k)^\top (z_k - v_k)]`. Divided by :math:`\beta_k`
 step by step it is that of the matching loss with the targets
 
@@ -32,7 +32,13 @@ from socft.checks import require
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path import Path
-from socft.path_measure import controls_along, group_mean, kick, mismatch, per_sample
+from socft.path_measure import (
+    controlled_noise,
+    controls_along,
+    group_mean,
+    per_sample,
+    work_functional,
+)
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reward import PerSample
@@ -64,7 +70,7 @@ class LogVariance(MatchingEstimator):
         return Cost(policy=1)
 
     @property
-    def joint(self) -> bool:
+    def couples_batch(self) -> bool:
         return True
 
     @torch.no_grad()
@@ -72,7 +78,7 @@ class LogVariance(MatchingEstimator):
         controls = controls_along(policy, path)
         if not on_policy(controls, path):
             require_same_starts(path, self.groups, "log-variance")
-        found = mismatch(problem, controls, path)
+        found = work_functional(problem, controls, path)
         mean, count = group_mean(found, self.groups)
         require(
             bool((count >= 2).all()), "a group has 1 path; a variance needs at least 2 in each."
@@ -89,7 +95,7 @@ def deviation_labels(
     """Targets ``v_k - deviation (z_k - v_k) / beta_k``, which take the place of the controls."""
     beta = problem.beta.to(deviation)
     for k in range(problem.steps):
-        noise = kick(path, k) - controls[k]
+        noise = controlled_noise(path, k) - controls[k]
         controls[k] -= per_sample(deviation / beta[k], noise) * noise
     return Labels(path.states[:-1], controls)
 

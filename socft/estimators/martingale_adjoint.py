@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import ClassVar
 
-from socft.costates.adjoint import Adjoint, Full, Lean, sweep
+from socft.costates.adjoint import Adjoint, FullRecursion, LeanRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
 from socft.costates.fields import Correction, total
 from socft.estimators.base import CostateEstimator, Kind
@@ -33,12 +33,14 @@ class MartingaleAdjoint(CostateEstimator):
 
     Attributes:
         correction: the increment and where its field comes from, such as
-            ``FirstOrder(FromPolicy())``.
+            ``FirstOrderCorrection(PolicyCostate())``.
 
-    >>> from socft.costates.fields import FromPolicy
-    >>> from socft.costates.martingale import Antithetic
-    >>> MartingaleAdjoint(Antithetic(FromPolicy()))
-    MartingaleAdjoint(correction=Antithetic(source=FromPolicy(exact=True), last=True))
+    >>> from socft.costates.fields import PolicyCostate
+    >>> from socft.costates.martingale import AntitheticCorrection
+    >>> MartingaleAdjoint(AntitheticCorrection(PolicyCostate()))
+    MartingaleAdjoint(
+        correction=AntitheticCorrection(source=PolicyCostate(exact=True), last=True),
+    )
     """
 
     estimates: ClassVar[Kind] = "fixed-point residual"
@@ -48,10 +50,12 @@ class MartingaleAdjoint(CostateEstimator):
 
     @property
     def cost(self) -> Cost:
-        return total(Lean().cost, self.correction.cost)
+        return total(LeanRecursion().cost, self.correction.cost)
 
-    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
-        return corrected(Lean(), self.correction, problem, policy, path)
+    def backward_pass(
+        self, problem: ControlProblem, policy: Policy, path: Path
+    ) -> Iterator[CostateStep]:
+        return corrected(LeanRecursion(), self.correction, problem, policy, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +65,9 @@ class FullMartingaleAdjoint(CostateEstimator):
     Attributes:
         correction: the increment and where its field comes from.
 
-    >>> from socft.costates.fields import FromPolicy
-    >>> from socft.costates.martingale import Antithetic
-    >>> FullMartingaleAdjoint(Antithetic(FromPolicy())).estimates
+    >>> from socft.costates.fields import PolicyCostate
+    >>> from socft.costates.martingale import AntitheticCorrection
+    >>> FullMartingaleAdjoint(AntitheticCorrection(PolicyCostate())).estimates
     'objective gradient'
     """
 
@@ -74,17 +78,19 @@ class FullMartingaleAdjoint(CostateEstimator):
 
     @property
     def cost(self) -> Cost:
-        return total(Full().cost, self.correction.cost)
+        return total(FullRecursion().cost, self.correction.cost)
 
-    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
-        return corrected(Full(), self.correction, problem, policy, path)
+    def backward_pass(
+        self, problem: ControlProblem, policy: Policy, path: Path
+    ) -> Iterator[CostateStep]:
+        return corrected(FullRecursion(), self.correction, problem, policy, path)
 
 
 def corrected(
     adjoint: Adjoint, correction: Correction, problem: ControlProblem, policy: Policy, path: Path
 ) -> Iterator[CostateStep]:
     """Costates that pull back ``a_{k+1} - dM_k``."""
-    return sweep(
+    return backward_pass(
         adjoint,
         problem,
         policy,

@@ -1,11 +1,11 @@
 r"""The moment loss :math:`E_{P^u}[(R(v) + y_0)^2]/2` with a learned :math:`y_0` (arXiv 2312.02027).
 
-R is the mismatch of `socft.path_measure`; at the optimum of the SDE it is :math:`-V_0(x_0)`, so
-:math:`y_0` learns the initial value. Divided by :math:`\beta_k` step by step, the gradient in the
-control is that of the matching loss with the targets :math:`v_k - (R + y_0)(z_k - v_k)/\beta_k`:
-the log-variance loss with a learned baseline. On paths of the policy itself it is minus the
-objective's gradient in expectation for every :math:`y_0`; on others the zero is at the optimum and
-:math:`V_0` up to O(dt), for any start and any beta per step (derived here).
+R is the work functional of `socft.path_measure`; at the optimum of the SDE it is :math:`-V_0(x_0)`,
+so :math:`y_0` learns the initial value. Divided by :math:`\beta_k` step by step, the gradient in
+the control is that of the matching loss with the targets :math:`v_k - (R + y_0)(z_k -
+v_k)/\beta_k`: the log-variance loss with a learned baseline. On paths of the policy itself it is
+minus the objective's gradient in expectation for every :math:`y_0`; on others the zero is at the
+optimum and :math:`V_0` up to O(dt), for any start and any beta per step (derived here).
 
 Noise level: as for the log-variance loss once :math:`y_0` is learned; before that as for the score
 function without a baseline.
@@ -25,7 +25,7 @@ from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.estimators.log_variance import deviation_labels
 from socft.path import Path
-from socft.path_measure import controls_along, mismatch
+from socft.path_measure import controls_along, work_functional
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import States, Step
@@ -34,9 +34,9 @@ from socft.reward import PerSample
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MomentLabels(Labels):
-    """Labels with the mismatch of the path that each belongs to, shape (T, batch)."""
+    """Labels with the work functional of the path that each belongs to, shape (T, batch)."""
 
-    mismatch: Float[Tensor, "steps batch"]
+    work_functional: Float[Tensor, "steps batch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +66,14 @@ class Moment(MatchingEstimator):
     @torch.no_grad()
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> MomentLabels:
         controls = controls_along(policy, path)
-        found = mismatch(problem, controls, path)
+        found = work_functional(problem, controls, path)
         labels = deviation_labels(problem, controls, path, found + self.start(path.states[0]))
-        return MomentLabels(labels.states, labels.targets, mismatch=found.expand(problem.steps, -1))
+        return MomentLabels(
+            labels.states, labels.targets, work_functional=found.expand(problem.steps, -1)
+        )
 
     def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: Labels) -> PerSample:
         assert isinstance(rows, MomentLabels)
-        squared = (rows.mismatch + self.start(rows.states)).square() / 2
+        squared = (rows.work_functional + self.start(rows.states)).square() / 2
         first = torch.as_tensor(k, device=squared.device) == 0
         return super().loss(problem, policy, k, rows) + torch.where(first, squared, 0.0)

@@ -52,11 +52,13 @@ class ReciprocalAdjoint(CostateEstimator):
         return Cost(memory="T")
 
     @property
-    def joint(self) -> bool:
+    def couples_batch(self) -> bool:
         """One generator serves all paths in turn."""
         return True
 
-    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
+    def backward_pass(
+        self, problem: ControlProblem, policy: Policy, path: Path
+    ) -> Iterator[CostateStep]:
         reference = affine_of(problem)
         require(
             problem.running_cost is None,
@@ -71,8 +73,8 @@ class ReciprocalAdjoint(CostateEstimator):
         )
         yield CostateStep(problem.steps, path.final, value, None)
         for k in reversed(range(problem.steps)):
-            following, value = value, value @ reference.transition[k].to(path.final)
-            yield CostateStep(k, states[k], value, following)
+            next_costate, value = value, value @ reference.transition[k].to(path.final)
+            yield CostateStep(k, states[k], value, next_costate)
 
 
 def bridge(

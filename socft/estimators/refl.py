@@ -60,7 +60,7 @@ class ReFL(MatchingEstimator):
         return Cost(reference=1)
 
     @property
-    def joint(self) -> bool:
+    def couples_batch(self) -> bool:
         """One generator serves all paths in turn."""
         return True
 

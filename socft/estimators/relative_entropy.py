@@ -8,7 +8,7 @@ With the optimal path measure :math:`dP^* = \exp((r - \sum_k f_k - V_0)/\beta)\,
 holds for the chain at any step size (derived here). Differentiated path by path its gradient is the
 simulator's derivative, the full adjoint: this class labels with that, and differs from
 `FullAdjoint` in refusing a beta that no path measure belongs to. The value of the loss is the mean
-of `socft.path_measure.mismatch` plus a constant.
+of `socft.path_measure.work_functional` plus a constant.
 
 Noise level: as for the full adjoint; targets and their spread both shrink with :math:`B_k`.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from socft.costates.adjoint import Full, sweep
+from socft.costates.adjoint import FullRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
 from socft.estimators.base import CostateEstimator, Kind
 from socft.path import Path
@@ -44,6 +44,8 @@ class RelativeEntropy(CostateEstimator):
     def cost(self) -> Cost:
         return Cost(reference_derivatives=1, policy_derivatives=1)
 
-    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
+    def backward_pass(
+        self, problem: ControlProblem, policy: Policy, path: Path
+    ) -> Iterator[CostateStep]:
         constant_beta(problem, "relative entropy")
-        return sweep(Full(), problem, policy, path)
+        return backward_pass(FullRecursion(), problem, policy, path)

@@ -12,8 +12,8 @@ with fresh noise :math:`\xi'`. From an approximate costate :math:`\phi`, all eva
 
 * costates: :math:`Y_k = \nabla m_k^\top Y_{k+1} - \nabla f_k + \nabla\phi_{k+1} K_k + \sum_j
   \nabla^2 \phi_{k+1}[B_k e_j, B_k
-  e_j]` (`Lean`; with `Full` the policy is differentiated and :math:`\beta_k \nabla v_k^\top v_k`
-  subtracted);
+  e_j]` (`LeanRecursion`; with `FullRecursion` the policy is differentiated and :math:`\beta_k
+  \nabla v_k^\top v_k` subtracted);
 * values: :math:`Y_k = Y_{k+1} - f_k - \beta_k |v_k|^2 / 2 + \phi_{k+1} \cdot K_k + \mathrm{tr}(D_k
   \nabla \phi_{k+1})`.
 
@@ -32,12 +32,12 @@ from typing import ClassVar
 
 import torch
 
-from socft.costates.adjoint import Adjoint, Lean
+from socft.costates.adjoint import Adjoint, LeanRecursion
 from socft.costates.base import Cost, CostateStep
 from socft.costates.directional import derivative
 from socft.costates.fields import CostateSource, differentiated, total, with_terminal
-from socft.costates.increments import ByDerivatives, Move, columns
-from socft.costates.regression import Values
+from socft.costates.increments import AnalyticIncrement, CostateIncrement, columns
+from socft.costates.regression import ValueSamples
 from socft.costates.time_reversal import Reverser
 from socft.estimators.base import CostateEstimator, Kind
 from socft.path import Path
@@ -57,10 +57,10 @@ class ReversedBSDE(CostateEstimator):
         last: whether there are any between T and T - 1, where :math:`\phi` is the gradient of the
             reward.
 
-    >>> from socft.costates.fields import FromPolicy
+    >>> from socft.costates.fields import PolicyCostate
     >>> from socft.costates.marginal_score import AffineMarginals
     >>> from socft.costates.time_reversal import Reverser
-    >>> ReversedBSDE(FromPolicy(), Reverser(AffineMarginals())).estimates
+    >>> ReversedBSDE(PolicyCostate(), Reverser(AffineMarginals())).estimates
     'biased'
     """
 
@@ -69,8 +69,8 @@ class ReversedBSDE(CostateEstimator):
 
     field: CostateSource
     reverser: Reverser
-    adjoint: Adjoint = dataclasses.field(default_factory=Lean)
-    move: Move = dataclasses.field(default_factory=ByDerivatives)
+    adjoint: Adjoint = dataclasses.field(default_factory=LeanRecursion)
+    move: CostateIncrement = dataclasses.field(default_factory=AnalyticIncrement)
     last: bool = True
 
     @property
@@ -82,10 +82,12 @@ class ReversedBSDE(CostateEstimator):
         )
 
     @property
-    def joint(self) -> bool:
-        return self.reverser.joint
+    def couples_batch(self) -> bool:
+        return self.reverser.couples_batch
 
-    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
+    def backward_pass(
+        self, problem: ControlProblem, policy: Policy, path: Path
+    ) -> Iterator[CostateStep]:
         phi, back = (
             with_terminal(problem, self.field.field(problem, policy)),
             self.reverser.run(problem, policy, path),
@@ -97,11 +99,16 @@ class ReversedBSDE(CostateEstimator):
             moved = torch.zeros_like(x)
             if self.last or k + 1 < problem.steps:
                 moved = self.move.along(
-                    problem, lambda y, k=k: phi(k + 1, y), k, x, back.drifts[k], back.kicks[k]
+                    problem,
+                    lambda y, k=k: phi(k + 1, y),
+                    k,
+                    x,
+                    back.drifts[k],
+                    back.noise_increments[k],
                 )
-            following = value + moved
-            value = self.adjoint.pull(problem, policy, k, x, value) + moved
-            yield CostateStep(k, back.states[k], value, following)
+            next_costate = value + moved
+            value = self.adjoint.vjp(problem, policy, k, x, value) + moved
+            yield CostateStep(k, back.states[k], value, next_costate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +129,7 @@ class ReversedValues:
         return total(Cost(reference=1, policy=1, memory="T"), self.reverser.score.cost, field)
 
     @torch.no_grad()
-    def values(self, problem: ControlProblem, policy: Policy, path: Path) -> Values:
+    def values(self, problem: ControlProblem, policy: Policy, path: Path) -> ValueSamples:
         """Samples of the policy's value at reversed states."""
         phi, back = (
             with_terminal(problem, self.field.field(problem, policy)),
@@ -141,7 +148,7 @@ class ReversedValues:
             values.append(
                 values[-1]
                 - price
-                + (phi(k + 1, x) * (back.drifts[k] + back.kicks[k])).sum(1)
+                + (phi(k + 1, x) * (back.drifts[k] + back.noise_increments[k])).sum(1)
                 + spread
             )
-        return Values(back.states, torch.stack(values[::-1]).detach())
+        return ValueSamples(back.states, torch.stack(values[::-1]).detach())

@@ -58,8 +58,8 @@ class ScoreFunction(MatchingEstimator):
         return Cost()
 
     @property
-    def joint(self) -> bool:
-        return self.baseline.joint
+    def couples_batch(self) -> bool:
+        return self.baseline.couples_batch
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         returns = returns_to_go(problem, path)
@@ -86,8 +86,8 @@ class ScoreFunctionWithoutKLToGo(MatchingEstimator):
         return Cost()
 
     @property
-    def joint(self) -> bool:
-        return self.baseline.joint
+    def couples_batch(self) -> bool:
+        return self.baseline.couples_batch
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         returns = returns_to_go(problem, path, kl=False)

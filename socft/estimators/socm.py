@@ -3,19 +3,20 @@ chain.
 
 For any matrices :math:`M_k(j)`, j > k, with :math:`M_k(k) = I`, moving the mean of step k by
 :math:`\epsilon` and path and noise along with it to :math:`x_j + M_k(j)\epsilon` gives the
-derivative of an expectation under the pre-trained chain: with the kicks :math:`z_j = u_j + \xi_j`,
-:math:`y_j = B_j^{-\top} z_j`, :math:`\nabla m_k` read as I, and W = (r - sum of f)/beta,
+derivative of an expectation under the pre-trained chain: with the controlled noises :math:`z_j =
+u_j + \xi_j`, :math:`y_j = B_j^{-\top} z_j`, :math:`\nabla m_k` read as I, and W = (r - sum of
+f)/beta,
 
 .. math:: \nabla \log E[e^W \mid m_k] = \frac{E[e^W S_k \mid x_k]}{E[e^W \mid x_k]}, \quad
    S_k = \frac{M_k(T)^\top \nabla r}{\beta} - \sum_{j>k} \frac{M_k(j)^\top \nabla f_j}{\beta}
    - \sum_{j \ge k} \big( M_k(j+1) - \nabla m_j M_k(j) \big)^\top y_j .
 
 So the targets :math:`B_k^\top S_k`, weighted by :math:`dP^*/dP^u` on paths of any policy u, have
-exactly the mean kick of the optimal path measure: the minimiser of `CrossEntropy`, which is M = 0,
-and of `SOCMAdjoint`, which follows the path, with :math:`M_k(j+1) = \nabla m_j M_k(j)`. It is the
-optimal control in the linear-quadratic case and within a relative O(dt) otherwise. The paper's
-equation is the limit of small steps; all here derived for the chain. The choice of M changes the
-spread only:
+exactly the mean controlled noise of the optimal path measure: the minimiser of `CrossEntropy`,
+which is M = 0, and of `SOCMAdjoint`, which follows the path, with :math:`M_k(j+1) = \nabla m_j
+M_k(j)`. It is the optimal control in the linear-quadratic case and within a relative O(dt)
+otherwise. The paper's equation is the limit of small steps; all here derived for the chain. The
+choice of M changes the spread only:
 
 .. math:: M_k(j) = \Big( 1 + \sum_{p=1}^{P} \theta_{k,p} \Big( \frac{j - k}{T} \Big)^p \Big)\,
     F_{j-1} \cdots F_{k+1},
@@ -43,30 +44,30 @@ from socft.checks import require
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path import Path
-from socft.path_measure import constant_beta, kick, normalised, optimal_log_weights
+from socft.path_measure import constant_beta, controlled_noise, normalised, optimal_log_weights
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.readable import Readable
 from socft.reference import AffineReference, MatrixDiffusion, ScalarDiffusion, States
 
 
-class Flow(Readable, abc.ABC):
+class CostateFlow(Readable, abc.ABC):
     """Matrices ``F_j``, the same on every path."""
 
     @abc.abstractmethod
-    def pull(self, problem: ControlProblem, j: int, costates: States) -> States:
+    def vjp(self, problem: ControlProblem, j: int, costates: States) -> States:
         """``F_j^T a`` of each row, 0 < j < T."""
 
 
-class Identity(Flow):
+class IdentityFlow(CostateFlow):
     """``F = I``: the path moves as a whole."""
 
-    def pull(self, problem: ControlProblem, j: int, costates: States) -> States:
+    def vjp(self, problem: ControlProblem, j: int, costates: States) -> States:
         return costates
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearFlow(Flow):
+class LinearFlow(CostateFlow):
     """Given matrices; those of the reference by default, where it is affine.
 
     Attributes:
@@ -75,7 +76,7 @@ class LinearFlow(Flow):
 
     matrices: Float[Tensor, "steps n n"] | None = None
 
-    def pull(self, problem: ControlProblem, j: int, costates: States) -> States:
+    def vjp(self, problem: ControlProblem, j: int, costates: States) -> States:
         matrices, reference = self.matrices, problem.reference
         if matrices is None:
             kind = type(reference).__name__
@@ -106,7 +107,7 @@ class SOCM(MatchingEstimator):
     SOCM(flow=Identity(), degree=1, folds=2)
     """
 
-    flow: Flow = dataclasses.field(default_factory=Identity)
+    flow: CostateFlow = dataclasses.field(default_factory=IdentityFlow)
     degree: int = 0
     folds: int = 2
     estimates: ClassVar[Kind] = "fixed-point residual"
@@ -120,7 +121,7 @@ class SOCM(MatchingEstimator):
         return Cost(reference_derivatives=1)
 
     @property
-    def joint(self) -> bool:
+    def couples_batch(self) -> bool:
         return True
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
@@ -128,7 +129,7 @@ class SOCM(MatchingEstimator):
         weights = normalised(optimal_log_weights(problem, path, "SOCM"))
         targets = torch.empty_like(path.controls)
         for k, moved in self._moved(problem, path):
-            targets[k] = kick(path, k) + moved[0]
+            targets[k] = controlled_noise(path, k) + moved[0]
             if self.degree:
                 targets[k] += _least_spread(
                     path.controls[k] - targets[k], moved[1:], weights, self.folds
@@ -149,7 +150,7 @@ class SOCM(MatchingEstimator):
         )
         sums = [torch.zeros_like(path.final) for _ in powers]
         for k, source in _sources(problem, path):
-            later = [self.flow.pull(problem, k + 1, s) for s in sums] if k < steps - 1 else sums
+            later = [self.flow.vjp(problem, k + 1, s) for s in sums] if k < steps - 1 else sums
             sums = [source + sum(math.comb(p, q) * later[q] for q in range(p + 1)) for p in powers]
             yield (
                 k,
@@ -169,7 +170,7 @@ def _sources(problem: ControlProblem, path: Path) -> Iterator[tuple[int, States]
     beta, diffusion = constant_beta(problem, "SOCM"), problem.reference.diffusion
     slope = problem.reward.gradient(path.final) / beta
     for k in reversed(range(problem.steps)):
-        y = diffusion.solve_transpose(k, path.states[k], kick(path, k))
+        y = diffusion.solve_transpose(k, path.states[k], controlled_noise(path, k))
         yield k, slope - y
         if k > 0:
             slope = _pulled(problem, k, path.states[k], y, beta)

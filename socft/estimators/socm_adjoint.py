@@ -4,9 +4,9 @@ The targets of adjoint matching, :math:`B_k^\top a_{k+1}/\beta` with the lean co
 `socft.costates.adjoint.lean_adjoint`, carry the weight :math:`dP^*/dP^u` on paths of any policy u.
 They are those of `SOCM` for reparametrisation matrices that follow the path,
 :math:`M_k(j+1) = \nabla m_j M_k(j)`, for which no noise term is left; so their weighted mean is
-exactly the mean kick of the optimal path measure, the minimiser of `CrossEntropy` (derived here for
-the chain). With weights of one it is adjoint matching, whose fixed point is the optimal control of
-the chain exactly, but on its own paths only.
+exactly the mean controlled noise of the optimal path measure, the minimiser of `CrossEntropy`
+(derived here for the chain). With weights of one it is adjoint matching, whose fixed point is the
+optimal control of the chain exactly, but on its own paths only.
 
 Noise level: as for adjoint matching; targets and their spread both shrink with :math:`B_k`.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from socft.costates.adjoint import Lean, sweep
+from socft.costates.adjoint import LeanRecursion, backward_pass
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator, matching_labels
 from socft.path import Path
@@ -46,10 +46,12 @@ class SOCMAdjoint(MatchingEstimator):
         return Cost(reference_derivatives=1)
 
     @property
-    def joint(self) -> bool:
+    def couples_batch(self) -> bool:
         return True
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         weights = normalised(optimal_log_weights(problem, path, "SOCM-adjoint"))
-        labels = matching_labels(problem, path, sweep(Lean(), problem, policy, path))
+        labels = matching_labels(
+            problem, path, backward_pass(LeanRecursion(), problem, policy, path)
+        )
         return dataclasses.replace(labels, weights=weights.expand(problem.steps, -1))

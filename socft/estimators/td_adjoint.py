@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from socft.checks import require
-from socft.costates.adjoint import Lean, sweep
+from socft.costates.adjoint import LeanRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
 from socft.costates.fields import CostateSource, total, with_terminal
 from socft.estimators.base import CostateEstimator, Kind
@@ -35,9 +35,9 @@ class TDAdjoint(CostateEstimator):
         field: where the costate field comes from.
         lam: lambda, in [0, 1].
 
-    >>> from socft.costates.fields import FromPolicy
-    >>> TDAdjoint(FromPolicy(), lam=0.5)
-    TDAdjoint(field=FromPolicy(exact=True), lam=0.5)
+    >>> from socft.costates.fields import PolicyCostate
+    >>> TDAdjoint(PolicyCostate(), lam=0.5)
+    TDAdjoint(field=PolicyCostate(exact=True), lam=0.5)
     """
 
     estimates: ClassVar[Kind] = "biased"
@@ -54,13 +54,15 @@ class TDAdjoint(CostateEstimator):
 
     @property
     def cost(self) -> Cost:
-        return total(Lean().cost, self.field.cost)
+        return total(LeanRecursion().cost, self.field.cost)
 
-    def sweep(self, problem: ControlProblem, policy: Policy, path: Path) -> Iterator[CostateStep]:
+    def backward_pass(
+        self, problem: ControlProblem, policy: Policy, path: Path
+    ) -> Iterator[CostateStep]:
         phi = with_terminal(problem, self.field.field(problem, policy))
 
-        def following(k: int, after: Tensor) -> Tensor:
+        def next_costate(k: int, after: Tensor) -> Tensor:
             with torch.no_grad():
                 return self.lam * after + (1 - self.lam) * phi(k + 1, path.states[k + 1]).detach()
 
-        return sweep(Lean(), problem, policy, path, following)
+        return backward_pass(LeanRecursion(), problem, policy, path, next_costate)

@@ -79,7 +79,7 @@ class RandomTruncation(MatchingEstimator):
         return Cost(reference_derivatives=1, policy_derivatives=1)
 
     @property
-    def joint(self) -> bool:
+    def couples_batch(self) -> bool:
         """One generator serves all paths in turn."""
         return True
 

@@ -1,9 +1,9 @@
 r"""The variance loss :math:`\mathrm{Var}_{P^u}(dP^*/dP^v)` (arXiv 2312.02027), in log space.
 
-With :math:`\rho \propto e^{-R(v)/\beta}`, R the mismatch of `socft.path_measure`, normalised to
-mean one over the paths, and kicks :math:`z_k = u_k + \xi_k`, half the variance in units of the
-squared mean has the gradient :math:`-E_{P^u}[\rho(\rho - 1) \sum_k (\nabla v_k)^\top (z_k - v_k)]`,
-that of the matching loss over beta with the targets
+With :math:`\rho \propto e^{-R(v)/\beta}`, R the work functional of `socft.path_measure`, normalised
+to mean one over the paths, and controlled noises :math:`z_k = u_k + \xi_k`, half the variance in
+units of the squared mean has the gradient :math:`-E_{P^u}[\rho(\rho - 1) \sum_k (\nabla v_k)^\top
+(z_k - v_k)]`, that of the matching loss over beta with the targets
 
 .. math:: v_k + \rho\,(\rho - 1)\,(z_k - v_k) .
 
@@ -12,8 +12,8 @@ policy itself it vanishes at the optimum of every linear-quadratic problem, wher
 is a sum over steps of even functions of :math:`\xi_k`; otherwise up to O(dt) (derived here). The
 means are over paths with the same start, except on the policy's own paths.
 
-Noise level: the spread of :math:`\rho^2` is exponential in that of the mismatch: usable near the
-optimum only.
+Noise level: the spread of :math:`\rho^2` is exponential in that of the work functional: usable near
+the optimum only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.estimators.log_variance import deviation_labels, on_policy, require_same_starts
 from socft.path import Path
-from socft.path_measure import constant_beta, controls_along, mismatch, normalised
+from socft.path_measure import constant_beta, controls_along, normalised, work_functional
 from socft.policy import Policy
 from socft.problem import ControlProblem
 
@@ -44,8 +44,8 @@ class Variance(MatchingEstimator):
             default.
 
     Raises:
-        InvalidProblem: beta is not constant, a mismatch is not finite, or, on paths of another
-            policy, a group has several starts.
+        InvalidProblem: beta is not constant, a work functional is not finite, or, on paths of
+            another policy, a group has several starts.
 
     >>> Variance().estimates
     'fixed-point residual'
@@ -60,7 +60,7 @@ class Variance(MatchingEstimator):
         return Cost(policy=1)
 
     @property
-    def joint(self) -> bool:
+    def couples_batch(self) -> bool:
         return True
 
     @torch.no_grad()
@@ -68,7 +68,7 @@ class Variance(MatchingEstimator):
         beta, controls = constant_beta(problem, "the variance loss"), controls_along(policy, path)
         if not on_policy(controls, path):
             require_same_starts(path, self.groups, "the variance loss")
-        log_ratio = -mismatch(problem, controls, path) / beta
+        log_ratio = -work_functional(problem, controls, path) / beta
         require_finite(
             log_ratio, "log-ratio", "the reward and the controls must be finite on every path."
         )

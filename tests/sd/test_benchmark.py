@@ -32,7 +32,7 @@ from socft.report.rows import Rows
 from socft.report.stable_diffusion.tables import benchmark
 from socft.report.typeset import number
 from socft.study.vocabulary.schemas import SD_BENCHMARK
-from toy.measure import Memory
+from toy.measure import MemoryMeter
 
 SMALL = RANDOM["small"].settings
 ENTRIES = 4 * 8 * 8  # numbers in a latent of the small model
@@ -111,7 +111,7 @@ def test_the_calls_of_the_network_are_those_of_the_algorithm(estimator: str, per
 def peak(cell: BenchmarkCell) -> int:
     """Bytes of the tensors of one gradient step, weights excluded."""
     trainer = make_trainer(build_cell(config.parse_config(settings(cell)), "small"))
-    with Memory() as memory:
+    with MemoryMeter() as memory:
         next(trainer.iterations())
     return memory.peak
 

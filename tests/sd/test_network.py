@@ -34,8 +34,8 @@ from sd_experiments.reward.rewards import (
 )
 from socft.checks import InvalidProblem
 from socft.costates.adjoint import lean_adjoint
-from socft.costates.fields import FromPolicy
-from socft.costates.martingale import Antithetic, FirstOrder
+from socft.costates.fields import PolicyCostate
+from socft.costates.martingale import AntitheticCorrection, FirstOrderCorrection
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator
 from socft.estimators.full_adjoint import FullAdjoint
@@ -60,7 +60,7 @@ from tests.support.sd import (
     tokenizer,
 )
 from tests.support.tensors import F64, randn
-from toy.measure import Memory, peak_memory
+from toy.measure import MemoryMeter, peak_memory
 
 # torch compiles its forward-mode formulas with a function it has deprecated itself.
 pytestmark = pytest.mark.filterwarnings(
@@ -363,7 +363,7 @@ def test_first_order_increments_are_differences_of_the_field():
     ahead, behind = (
         field_of(problem, policy, path.states[1] + (sign * STEP - 1) * kick) for sign in (1, -1)
     )
-    found = FirstOrder(FromPolicy()).increment(problem, policy, path, 0)
+    found = FirstOrderCorrection(PolicyCostate()).increment(problem, policy, path, 0)
     assert away(found, (ahead - behind) / (2 * STEP)) < DIFFERENCE
 
 
@@ -376,10 +376,13 @@ def test_martingale_adjoints_run_unchanged(limits: dict[str, Any]):
         field_of(problem, policy, path.states[1])
         - field_of(problem, policy, path.states[1] - 2 * kick)
     ) / 2
-    assert away(Antithetic(FromPolicy()).increment(problem, policy, path, 0), odd) < IDENTITY
+    assert (
+        away(AntitheticCorrection(PolicyCostate()).increment(problem, policy, path, 0), odd)
+        < IDENTITY
+    )
     with torch.no_grad():
         costates = (
-            MartingaleAdjoint(Antithetic(FromPolicy(exact=False)))
+            MartingaleAdjoint(AntitheticCorrection(PolicyCostate(exact=False)))
             .costates(problem, policy, path)
             .values
         )
@@ -419,7 +422,7 @@ def test_label_memory_does_not_grow_with_the_steps():
     assert peaks[1] - peaks[0] < 4 * (
         paths[1] - paths[0]
     )  # costates, as a list and stacked, and targets
-    with Memory() as memory:
+    with MemoryMeter() as memory:
         policy = tuned(steps=2)
         before = memory.alive
         _ = returns(smooth(policy), rollout(policy.reference, policy, noise_of(policy)))
@@ -593,7 +596,7 @@ def test_memory_of_decoding_is_that_of_a_chunk():
     base = stable_diffusion()
     peaks = []
     for count, chunk in ((1, 1), (4, 1), (4, 4)):
-        with Memory() as memory:
+        with MemoryMeter() as memory:
             DifferentiableImageReward(base, brightness, PROMPT, chunk).gradient(
                 randn(24, count, 4, 8, 8)
             )

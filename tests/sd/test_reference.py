@@ -42,7 +42,7 @@ from tests.support.sd import (
     surroundings,
 )
 from tests.support.tensors import F64, randn
-from toy.measure import Memory
+from toy.measure import MemoryMeter
 
 TABLE = (
     1e-5  # relative: diffusers computes its coefficients in float32, from the same float32 levels
@@ -477,7 +477,7 @@ def test_every_eta_has_the_same_marginals_to_first_order(eta: float):
     assert 0.8 < orders[0] < orders[1] < 1
 
 
-# Memory and calls
+# MemoryMeter and calls
 
 
 @pytest.mark.parametrize(
@@ -502,7 +502,7 @@ def test_limits_on_memory_change_neither_values_nor_gradients(limits: dict[str, 
 def peak_of_gradient(batch: int, **limits: Any) -> int:
     chain = StableDiffusionReference(stable_diffusion(**limits), PROMPT, steps=5)
     x = randn(10, batch, *chain.dims).requires_grad_(True)
-    with Memory() as memory:
+    with MemoryMeter() as memory:
         torch.autograd.grad(chain.mean(2, x).sum(), x)
     return memory.peak
 

@@ -10,11 +10,11 @@ from socft import cli
 from socft.checks import InvalidProblem
 from socft.records import read
 from toy import bench as module
-from toy.bench import Place, bench, study_name
+from toy.bench import BenchmarkCase, bench, study_name
 
 SUITE = (
-    Place("small, start", "lq-sde", {"d": 2, "steps": 5}, 0.0),
-    Place("small, optimum", "lq-sde", {"d": 2, "steps": 5}, 1.0),
+    BenchmarkCase("small, start", "lq-sde", {"d": 2, "steps": 5}, 0.0),
+    BenchmarkCase("small, optimum", "lq-sde", {"d": 2, "steps": 5}, 1.0),
 )
 ESTIMATORS = """
 import dataclasses

@@ -19,7 +19,7 @@ from socft.estimators.refl import ReFL
 from socft.path import Noise, rollout
 from socft.policy import AffinePolicy
 from socft.schedule import ddpm, linear_levels, subsample
-from toy.measure import Estimate, Memory, Repeated, estimate, peak_memory
+from toy.measure import Estimate, MemoryMeter, RepeatedEstimate, estimate, peak_memory
 from toy.problems import benchmark
 from toy.situations import Situation, _size, situation
 from toy.studies.variance import variance_task
@@ -98,10 +98,10 @@ def test_gradients_vanish_at_the_optimum_of_a_problem_that_is_not_quadratic():
         situation(benchmark("mixture", d=1, steps=10), 0.5)
 
 
-def parts_of(samples: Tensor, count: int, shifts: Tensor) -> Repeated:
+def parts_of(samples: Tensor, count: int, shifts: Tensor) -> RepeatedEstimate:
     """Repetitions of equally many samples, each with a shift of its own."""
     moved = [part + shift for part, shift in zip(samples.chunk(count), shifts, strict=True)]
-    return Repeated([Estimate(len(x), x.mean(0), x.square().mean(0), 1.0) for x in moved])
+    return RepeatedEstimate([Estimate(len(x), x.mean(0), x.square().mean(0), 1.0) for x in moved])
 
 
 def test_bias_leaves_out_the_noise_of_the_mean():
@@ -199,7 +199,7 @@ def test_what_a_fit_leaves_limits_a_biased_estimator_at_any_budget():
 
 
 def test_memory_counts_what_is_alive():
-    with Memory() as memory:
+    with MemoryMeter() as memory:
         first = torch.zeros(1000, dtype=torch.float64)
         second = first + 1
         view = second[:10]
@@ -215,7 +215,7 @@ def test_memory_counts_what_is_alive():
 
 def test_memory_counts_what_a_graph_keeps():
     x = torch.zeros(1000, dtype=torch.float64, requires_grad=True)
-    with Memory() as memory:
+    with MemoryMeter() as memory:
         y = x.exp().sin().sum()  # keeps exp(x) for the backward pass
         assert memory.alive >= 8_000
         del y

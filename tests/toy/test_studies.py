@@ -14,7 +14,7 @@ import torch
 
 from socft.checks import InvalidProblem, require
 from socft.cli import STUDIES
-from socft.costates.fields import Given
+from socft.costates.fields import GivenCostate
 from socft.costates.marginal_score import DenoisingScore
 from socft.costates.time_reversal import Reverser
 from socft.estimators.adjoint_matching import AdjointMatching
@@ -143,7 +143,7 @@ def test_mended_time_reversal_is_less_noisy_than_the_published_pairing():
     evaluator = mixture._evaluator(8.0)
     problem, source = (
         evaluator.truth.problem,
-        Given(lambda k, x: evaluator.truth.values[int(k)].gradient_at(x)),
+        GivenCostate(lambda k, x: evaluator.truth.values[int(k)].gradient_at(x)),
     )
 
     def spread(published: bool) -> float:

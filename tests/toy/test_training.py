@@ -13,8 +13,8 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.cli import STUDIES
-from socft.costates.fields import FromPolicy, Given
-from socft.costates.martingale import Antithetic, FirstOrder
+from socft.costates.fields import GivenCostate, PolicyCostate
+from socft.costates.martingale import AntitheticCorrection, FirstOrderCorrection
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.cross_entropy import CrossEntropy
 from socft.estimators.full_adjoint import FullAdjoint
@@ -112,7 +112,7 @@ def test_closed_form_fields_are_conditional_means(estimator, source):
     [(MartingaleAdjoint, OwnLean), (FullMartingaleAdjoint, OwnValue)],
     ids=["lean", "full"],
 )
-@pytest.mark.parametrize("correction", [Antithetic, FirstOrder])
+@pytest.mark.parametrize("correction", [AntitheticCorrection, FirstOrderCorrection])
 def test_exact_fields_leave_no_noise(make, source, correction):
     problem, policy = quadratic()
     corrected = target_noise(
@@ -128,7 +128,7 @@ def test_the_wrong_field_leaves_noise():
     problem, policy = quadratic()
     path = path_of(problem, policy, 50)
     wrong = target_noise(
-        MartingaleAdjoint(Antithetic(OwnValue())), OwnLean(), problem, policy, path
+        MartingaleAdjoint(AntitheticCorrection(OwnValue())), OwnLean(), problem, policy, path
     )
     plain = target_noise(AdjointMatching(), OwnLean(), problem, policy, path)
     assert plain > wrong > 1e10 * EXACT_NOISE
@@ -157,7 +157,7 @@ def test_noise_vanishes_at_the_optimum_with_the_policys_costate_and_not_without(
         problem, policy = quadratic(scale=scale)
         for name, estimator in {
             "plain": AdjointMatching(),
-            "corrected": MartingaleAdjoint(Antithetic(FromPolicy())),
+            "corrected": MartingaleAdjoint(AntitheticCorrection(PolicyCostate())),
         }.items():
             found[name, scale] = estimate(estimator, problem, policy, noise(problem)).variance
     assert found["corrected", 1.0] < EXACT_NOISE * found["plain", 1.0]
@@ -423,7 +423,7 @@ def test_noise_that_the_control_cannot_reach_changes_no_costate():
     assert where.problem.reference.noise_dims == (2,)
     assert float(where.optimum.gain.detach()[:, 0].abs().max()) == 0
     path = path_of(where.problem, where.optimum, 20)
-    martingale = MartingaleAdjoint(Antithetic(Given(where.chain.field)))
+    martingale = MartingaleAdjoint(AntitheticCorrection(GivenCostate(where.chain.field)))
     found = martingale.costates(where.problem, where.optimum, path)
     assert float((found.values[0] - where.chain.field(0, path.states[0])).abs().max()) < ROUNDING
 

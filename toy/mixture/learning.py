@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from socft.costates.adjoint import Lean
+from socft.costates.adjoint import LeanRecursion
 from socft.costates.base import Costates
 from socft.costates.fields import (
     CostateField,
     CostateSource,
-    Given,
+    GivenCostate,
     with_terminal,
     zero_field,
 )
-from socft.costates.martingale import Situation, mean
+from socft.costates.martingale import CorrectionStep, mean
 from socft.costates.regression import FieldRegression, StepField
 from socft.estimators.base import CostateEstimator
 from socft.path import Noise, rollout
@@ -153,7 +153,7 @@ class PolicyIteration:
         with torch.no_grad():
             noise = Noise.sample(problem.reference, self.paths, generator)
             path = rollout(problem.reference, now.policy, noise)
-            estimator = self.estimator(Given(now.costate), seed)
+            estimator = self.estimator(GivenCostate(now.costate), seed)
             costates = estimator.costates(problem, now.policy, path)
             both = _both(problem, now.policy, costates, rate)
         fitted = regression.fit(both, now.fitted)
@@ -177,7 +177,7 @@ def _both(problem: ControlProblem, policy: Policy, costates: Costates, rate: flo
     """Costates beside the samples of ``E[a_{k+1} | x_k]``, these moved from what the policy implies
     by a rate.
     """
-    following = costates.values[1:] if costates.following is None else costates.following
+    following = costates.values[1:] if costates.next_costate is None else costates.next_costate
     if rate < 1:
         lift = problem.reference.diffusion.solve_transpose
         implied = torch.stack(
@@ -220,7 +220,7 @@ def _sweep(problem: ControlProblem, states: Tensor) -> tuple[Policy, StepwiseFit
         still = x.new_zeros(len(x), *reference.noise_dims)
         v, following = still, torch.zeros_like(x)
         for _ in range(INNER):
-            situation = Situation(
+            situation = CorrectionStep(
                 phi=lambda y, k=k: phi(k + 1, y),
                 centre=reference.step(k, x, v),
                 kick=torch.zeros_like(x),
@@ -231,7 +231,7 @@ def _sweep(problem: ControlProblem, states: Tensor) -> tuple[Policy, StepwiseFit
             v = diffusion.transpose(k, x, following) / problem.beta[k]
         controls[k] = BUMPS.fit(x, v)
         field.by_step[k] = BUMPS.fit(
-            x, Lean().pull(problem, Uncontrolled(reference), k, x, following)
+            x, LeanRecursion().vjp(problem, Uncontrolled(reference), k, x, following)
         )
     return StepwisePolicy([controls[k] for k in range(problem.steps)]), field
 

@@ -9,12 +9,12 @@ import torch
 
 from socft.costates.fields import (
     CostateSource,
-    FromPolicy,
+    PolicyCostate,
 )
 from socft.costates.marginal_score import DenoisingScore
-from socft.costates.martingale import Antithetic
+from socft.costates.martingale import AntitheticCorrection
 from socft.costates.network import SpaceTimeRegression, published_huber, squared
-from socft.costates.regression import FieldRegression, PerStep
+from socft.costates.regression import FieldRegression, StepwiseRegression
 from socft.costates.time_reversal import Reverser
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import CostateEstimator
@@ -72,11 +72,11 @@ def corrected_bellman(temp: float, seed: int, begin: PolicyFit) -> PolicyFit:
 
 
 def _corrected(adjoint: Callable[..., CostateEstimator]) -> EstimatorFactory:
-    return lambda source, seed: adjoint(Antithetic(source))
+    return lambda source, seed: adjoint(AntitheticCorrection(source))
 
 
 def _implied(adjoint: Callable[..., CostateEstimator]) -> EstimatorFactory:
-    return lambda source, seed: adjoint(Antithetic(FromPolicy()))
+    return lambda source, seed: adjoint(AntitheticCorrection(PolicyCostate()))
 
 
 def _reversed(published_pairing: bool) -> EstimatorFactory:
@@ -96,7 +96,7 @@ def _full(source: CostateSource, seed: int) -> CostateEstimator:
 
 
 def _bumps(_: int) -> FieldRegression:
-    return PerStep(STIFF)
+    return StepwiseRegression(STIFF)
 
 
 def _network(huber: bool = False) -> Callable[[int], FieldRegression]:

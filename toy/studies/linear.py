@@ -36,7 +36,7 @@ from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from toy.pipelines import (
-    Pipeline,
+    CostateLearner,
     lean,
     learn,
     least_squares_costate,
@@ -87,49 +87,53 @@ LEARNT_SCORE = DenoisingScore(LinearRegression(Polynomial(1)))
 
 
 LINEAR = (
-    Pipeline("lean adjoint", "unbiased", "linear", lean(_exactly)),
-    Pipeline("martingale-corrected adjoint", "unbiased", "linear", martingale(_exactly, ROUNDS)),
-    Pipeline(
+    CostateLearner("lean adjoint", "unbiased", "linear", lean(_exactly)),
+    CostateLearner(
+        "martingale-corrected adjoint", "unbiased", "linear", martingale(_exactly, ROUNDS)
+    ),
+    CostateLearner(
         "time-reversed costate", "biased", "linear", time_reversed(_exactly, AffineMarginals())
     ),
-    Pipeline(
+    CostateLearner(
         "time-reversed costate, learnt score",
         "biased",
         "linear",
         time_reversed(_exactly, LEARNT_SCORE),
     ),
-    Pipeline(
+    CostateLearner(
         "time-reversed value",
         "biased",
         "linear",
         time_reversed_value(Polynomial(2), AffineMarginals()),
     ),
-    Pipeline("least-squares costate", "unbiased", "linear", least_squares_costate(Polynomial(1))),
-    Pipeline("least-squares value", "unbiased", "linear", least_squares_value(Polynomial(2))),
+    CostateLearner(
+        "least-squares costate", "unbiased", "linear", least_squares_costate(Polynomial(1))
+    ),
+    CostateLearner("least-squares value", "unbiased", "linear", least_squares_value(Polynomial(2))),
 )
 NETWORKS = (
-    Pipeline(
+    CostateLearner(
         "lean adjoint, published",
         "biased",
         "network",
         lean(lambda seed: published_network(seed, 20_000)),
     ),
-    Pipeline(
+    CostateLearner(
         "lean adjoint, network", "unbiased", "network", lean(lambda seed: network(seed, 20_000))
     ),
-    Pipeline(
+    CostateLearner(
         "time-reversed costate, published",
         "biased",
         "network",
         time_reversed(published_network, AffineMarginals(), published_pairing=True),
     ),
-    Pipeline(
+    CostateLearner(
         "time-reversed costate, network",
         "biased",
         "network",
         time_reversed(network, AffineMarginals()),
     ),
-    Pipeline(
+    CostateLearner(
         "martingale-corrected adjoint, network",
         "unbiased",
         "network",

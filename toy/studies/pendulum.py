@@ -3,7 +3,7 @@ published and mended.
 
 Sought is :math:`\phi(0, x) = \nabla E g(X_T)` of the pendulum kicked in its velocity
 (`toy.problems`, ``bsde-pendulum``), learnt from N paths that start at N(0, I). Then 10000 initial
-states from N(0, I) descent_path along it, and ``cost`` is the mean of the exact :math:`E g(X_T)` where
+states from N(0, I) descend along it, and ``cost`` is the mean of the exact :math:`E g(X_T)` where
 they end, whose optimum is the lowest point of the value on the grid. The motion is unstable, so the
 variance of a lean adjoint is a hundred times the mean square of the costate; the noise is
 degenerate, along :math:`x_2` alone.
@@ -33,11 +33,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.costates.fields import CostateField, Given
+from socft.costates.fields import CostateField, GivenCostate
 from socft.costates.marginal_score import DenoisingScore
-from socft.costates.martingale import Antithetic, Exact, FirstOrder
+from socft.costates.martingale import AntitheticCorrection, ExactCorrection, FirstOrderCorrection
 from socft.costates.network import SpaceTimeRegression, published_huber, squared
-from socft.costates.regression import PerStep
+from socft.costates.regression import StepwiseRegression
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
 from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
@@ -52,8 +52,8 @@ from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from toy.pipelines import (
+    CostateLearner,
     Learner,
-    Pipeline,
     bellman_sweep,
     lean,
     learn,
@@ -118,7 +118,7 @@ class CylinderBumps(Features):
 class PendulumPipeline:
     """A pipeline, the gradient steps of its network and its place in the publication."""
 
-    pipeline: Pipeline
+    pipeline: CostateLearner
     gradient_steps: int = 0
     published: str | None = None
 
@@ -130,12 +130,12 @@ def _network(huber: bool, steps: int, batch: int = 64) -> Callable[[int], SpaceT
     )
 
 
-def _bumps(_: int) -> PerStep:
-    return PerStep(LinearRegression(CylinderBumps(), RIDGE))
+def _bumps(_: int) -> StepwiseRegression:
+    return StepwiseRegression(LinearRegression(CylinderBumps(), RIDGE))
 
 
-def _hermite(source) -> Exact:
-    return Exact(source, nodes=HERMITE)
+def _hermite(source) -> ExactCorrection:
+    return ExactCorrection(source, nodes=HERMITE)
 
 
 SCORE = DenoisingScore(LinearRegression(Polynomial(1)))
@@ -143,13 +143,13 @@ SCORE = DenoisingScore(LinearRegression(Polynomial(1)))
 
 
 def _features(name: str, kind: str, learner: Learner) -> PendulumPipeline:
-    return PendulumPipeline(Pipeline(name, kind, "bumps", learner))
+    return PendulumPipeline(CostateLearner(name, kind, "bumps", learner))
 
 
 def _networks(
     name: str, kind: str, learner: Learner, steps: int, published: str | None = None
 ) -> PendulumPipeline:
-    return PendulumPipeline(Pipeline(name, kind, "network", learner), steps, published)
+    return PendulumPipeline(CostateLearner(name, kind, "network", learner), steps, published)
 
 
 _BUMPS = LinearRegression(CylinderBumps(), RIDGE)
@@ -169,12 +169,12 @@ PIPELINES = {
         _features(
             "martingale-corrected adjoint, antithetic",
             "unbiased",
-            martingale_sweep(_BUMPS, Antithetic),
+            martingale_sweep(_BUMPS, AntitheticCorrection),
         ),
         _features(
             "martingale-corrected adjoint, first order",
             "unbiased",
-            martingale_sweep(_BUMPS, FirstOrder),
+            martingale_sweep(_BUMPS, FirstOrderCorrection),
         ),
         _features(
             "martingale-corrected adjoint, exact", "unbiased", martingale_sweep(_BUMPS, _hermite)
@@ -199,7 +199,7 @@ PIPELINES = {
         _networks(
             "martingale-corrected adjoint, network",
             "unbiased",
-            martingale(_network(False, ROUND_STEPS, 256), ROUNDS, Antithetic),
+            martingale(_network(False, ROUND_STEPS, 256), ROUNDS, AntitheticCorrection),
             _TOTAL,
         ),
     )
@@ -231,7 +231,7 @@ def descent_path(field: IntegerField, states: States) -> DescentPath:
 def pipeline_task(
     contender: str, paths: int, states: int, nodes: list[int], seeds: int
 ) -> list[Record]:
-    """One pipeline: what is learnt, where states descent_path along it, and what that costs."""
+    """One pipeline: what is learnt, where states descend along it, and what that costs."""
     found, chosen = _problem(tuple(nodes)), PIPELINES[contender]
     rows, seconds, evaluations = [], [], 0
     for seed in range(seeds):
@@ -313,14 +313,14 @@ def label_noise_task(paths: int, nodes: list[int]) -> list[Record]:
     """
     found = _problem(tuple(nodes))
     problem, policy = found.problem, Uncontrolled(found.problem.reference)
-    source = Given(lambda k, x: found.uncontrolled.gradient(int(k), x))
+    source = GivenCostate(lambda k, x: found.uncontrolled.gradient(int(k), x))
     with torch.no_grad():
         path = rollout(problem.reference, policy, _noise(problem, paths, FRESH_SEED))
     exact, records = found.uncontrolled.gradient(0, path.states[0]), []
     variates = {
         "none": _Zero(source),
-        "first order": FirstOrder(source),
-        "antithetic": Antithetic(source),
+        "first order": FirstOrderCorrection(source),
+        "antithetic": AntitheticCorrection(source),
         "exact": _hermite(source),
     }
     for name, correction in variates.items():
@@ -331,7 +331,7 @@ def label_noise_task(paths: int, nodes: list[int]) -> list[Record]:
     return records
 
 
-class _Zero(Antithetic):
+class _Zero(AntitheticCorrection):
     """No control variate."""
 
     def of(self, at) -> States:

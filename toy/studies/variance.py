@@ -49,7 +49,7 @@ from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from toy.measure import Repeated, estimate, peak_memory
+from toy.measure import RepeatedEstimate, estimate, peak_memory
 from toy.problems import benchmark
 from toy.situations import Situation, situation
 
@@ -94,7 +94,7 @@ def _situation(problem: str, settings: str, scale: float, repetition: int = 0) -
 def _gradient(
     named: NamedEstimator, made: Sequence[tuple[Situation, Estimator]], axis: str, paths: int
 ) -> Iterator[Record]:
-    found = Repeated(
+    found = RepeatedEstimate(
         [estimate(each, here.problem, here.policy, _noise(here, paths)) for here, each in made]
     )
     (where, estimator), unit, steps = made[0], made[0][0].scale, made[0][0].problem.steps

@@ -11,8 +11,8 @@ import torch
 from socft.checks import InvalidProblem
 from socft.costates.fields import CostateField, CostateSource
 from socft.costates.marginal_score import AffineMarginals
-from socft.costates.martingale import Antithetic
-from socft.costates.regression import CrossFitted, PerStep, Potential, refine
+from socft.costates.martingale import AntitheticCorrection
+from socft.costates.regression import CrossFittedPaths, StepwiseRegression, ValueRegression, refine
 from socft.costates.time_reversal import Reverser
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue
@@ -54,7 +54,7 @@ class RoundInputs:
 
     def refined(self, sample, fit, folds: int = 1) -> CostateField:
         """One round of `socft.costates.regression.refine`."""
-        sampling = CrossFitted(self.noise, folds)
+        sampling = CrossFittedPaths(self.noise, folds)
         return next(
             refine(self.problem, self.policy, sample, fit, sampling, 1, self.previous.field)
         )
@@ -70,26 +70,26 @@ def _linear(degree: int = 1) -> LinearRegression:
 
 
 def _lean(at: RoundInputs) -> CostateField:
-    return at.refined(lambda _: AdjointMatching().costates, PerStep(_linear()).fit)
+    return at.refined(lambda _: AdjointMatching().costates, StepwiseRegression(_linear()).fit)
 
 
 def _martingale(at: RoundInputs) -> CostateField:
     def sample(source: CostateSource):
-        return MartingaleAdjoint(Antithetic(source)).costates
+        return MartingaleAdjoint(AntitheticCorrection(source)).costates
 
-    return at.refined(sample, PerStep(_linear()).fit, FOLDS)
+    return at.refined(sample, StepwiseRegression(_linear()).fit, FOLDS)
 
 
 def _reversed_costate(at: RoundInputs) -> CostateField:
     return at.refined(
-        lambda source: ReversedBSDE(source, at.reverser).costates, PerStep(_linear()).fit
+        lambda source: ReversedBSDE(source, at.reverser).costates, StepwiseRegression(_linear()).fit
     )
 
 
 def _reversed_value(at: RoundInputs) -> CostateField:
     return at.refined(
         lambda source: ReversedValues(source, at.reverser).values,
-        Potential(PerStep(_linear(2))).fit,
+        ValueRegression(StepwiseRegression(_linear(2))).fit,
     )
 
 

@@ -456,14 +456,14 @@ def test_the_envelope_identity_links_successive_value_gradients(name: str):
             x = y[None].clone().requires_grad_(True)
             v = truth.control(k, x.detach())
             pushed = problem.reference.step(k, x.detach().expand(len(w), 1), v + w)
-            following = (
+            next_costate = (
                 problem.reward.gradient(pushed) if k == 2 else truth.value_gradient(k + 1, pushed)
             )
             (slope,) = torch.autograd.grad(problem.reference.mean(k, x).sum(), x)
             assert (
                 abs(
                     float(
-                        slope[0, 0] * (density @ following[:, 0])
+                        slope[0, 0] * (density @ next_costate[:, 0])
                         - truth.value_gradient(k, y[None])[0, 0]
                     )
                 )

@@ -15,7 +15,13 @@ from torch import Tensor
 from socft.checks import InvalidProblem
 from socft.costates.base import Costates
 from socft.costates.directional import derivative, second_derivative
-from socft.costates.fields import CostateSource, FromPolicy, Given, with_terminal, zero_field
+from socft.costates.fields import (
+    CostateSource,
+    GivenCostate,
+    PolicyCostate,
+    with_terminal,
+    zero_field,
+)
 from socft.costates.marginal_score import (
     AffineMarginals,
     DenoisingScore,
@@ -25,16 +31,22 @@ from socft.costates.marginal_score import (
     MarginalScore,
     TransitionScore,
 )
-from socft.costates.martingale import Antithetic, Exact, FieldCorrection, FirstOrder, SecondOrder
+from socft.costates.martingale import (
+    AntitheticCorrection,
+    ExactCorrection,
+    FieldCorrection,
+    FirstOrderCorrection,
+    SecondOrderCorrection,
+)
 from socft.costates.network import SpaceTimeRegression, published_huber
 from socft.costates.regression import (
-    CrossFitted,
-    Fresh,
+    CrossFittedPaths,
+    FreshPaths,
     GradientField,
-    PerStep,
-    Potential,
-    Sampling,
-    Values,
+    PathSampling,
+    StepwiseRegression,
+    ValueRegression,
+    ValueSamples,
     refine,
 )
 from socft.density import Gaussian, GaussianMixture, NoisedScore, affine_reference, score_reference
@@ -120,17 +132,17 @@ def paths(problem: ControlProblem, policy: Policy, batch: int, seed: int) -> Pat
 
 def test_at_the_optimum_the_policys_field_is_the_value_gradient():
     truth = LinearQuadratic(quadratic_problem())
-    phi, x = FromPolicy().field(truth.problem, truth.affine_policy), randn(7, 50, 2)
+    phi, x = PolicyCostate().field(truth.problem, truth.affine_policy), randn(7, 50, 2)
     for k in range(STEPS + 1):
         assert (phi(k, x) - truth.value_gradient(k, x)).abs().max() < IDENTITY * 100
-    cheap = FromPolicy(exact=False).field(truth.problem, truth.affine_policy)
+    cheap = PolicyCostate(exact=False).field(truth.problem, truth.affine_policy)
     assert (cheap(1, x) - truth.value_gradient(1, x)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["gaussian-sine", "mixture-huber"])
 def test_at_a_nonlinear_optimum_too(name: str):
     truth = Quadrature(fine_tuning(name).problem(ddpm(subsample(linear_levels(1000), 3)), 2.0))
-    phi = FromPolicy().field(truth.problem, truth.policy)
+    phi = PolicyCostate().field(truth.problem, truth.policy)
     for k in range(4):
         x = truth.points(k)
         assert (phi(k, x) - truth.value_gradient(k, x)).abs().max() < ENVELOPE
@@ -142,7 +154,7 @@ def test_the_policys_field_is_the_derivative_of_the_mean_less_that_of_the_cost()
     policy, h = network_policy(problem.reference), 1e-5
     assert isinstance(problem.reference.diffusion, MatrixDiffusion)
     x, u = randn(8, 5, 2), randn(9, 5, 2)
-    phi = FromPolicy().field(problem, policy)
+    phi = PolicyCostate().field(problem, policy)
     with torch.no_grad():
         for k in range(STEPS):
             pushed = 1.3 * policy(k, x) @ torch.linalg.inv(problem.reference.diffusion.matrices[k])
@@ -155,7 +167,7 @@ def test_the_policys_field_is_the_derivative_of_the_mean_less_that_of_the_cost()
                 1 + float(slope.abs().max())
             )
         assert (
-            FromPolicy(exact=False).field(problem, policy)(0, x)
+            PolicyCostate(exact=False).field(problem, policy)(0, x)
             @ problem.reference.diffusion.matrices[0]
             / 1.3
             - policy(0, x)
@@ -166,13 +178,15 @@ def test_where_the_noise_does_not_reach_the_field_sees_nothing():
     problem = curved_problem(m=1)
     assert isinstance(problem.reference.diffusion, MatrixDiffusion)
     B, x = problem.reference.diffusion.matrices[1], randn(10, 5, 2)
-    found = FromPolicy(exact=False).field(problem, network_policy(problem.reference))(1, x)
+    found = PolicyCostate(exact=False).field(problem, network_policy(problem.reference))(1, x)
     across = torch.stack([-B[1], B[0]]).squeeze()
     assert (found @ across).abs().max() < IDENTITY
     assert (found @ B / 1.3 - network_policy(problem.reference)(1, x)).abs().max() < IDENTITY
 
 
-@pytest.mark.parametrize("make", [FromPolicy(), FromPolicy(exact=False)], ids=["exact", "cheap"])
+@pytest.mark.parametrize(
+    "make", [PolicyCostate(), PolicyCostate(exact=False)], ids=["exact", "cheap"]
+)
 def test_fields_take_one_step_per_sample_and_the_last(make: CostateSource):
     problem = curved_problem()
     phi = make.field(problem, network_policy(problem.reference))
@@ -185,7 +199,12 @@ def test_fields_take_one_step_per_sample_and_the_last(make: CostateSource):
 
 # --- martingale increments ---
 
-CORRECTIONS: list[type[FieldCorrection]] = [FirstOrder, Antithetic, SecondOrder, Exact]
+CORRECTIONS: list[type[FieldCorrection]] = [
+    FirstOrderCorrection,
+    AntitheticCorrection,
+    SecondOrderCorrection,
+    ExactCorrection,
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +238,7 @@ def test_increments_have_mean_zero_given_the_state(make: type[FieldCorrection], 
         torch.cartesian_prod(share, share).prod(1) / (2 * math.pi),
     )
     path = at_one_state(problem, policy, k, x, z)
-    found = increments(make(Given(wrong_field)), problem, policy, path, k)
+    found = increments(make(GivenCostate(wrong_field)), problem, policy, path, k)
     size = float((weight @ found.square()).max().sqrt())
     assert size > 0.05
     assert (weight @ found).abs().max() < HERMITE * size
@@ -239,8 +258,8 @@ def at_one_state(problem: ControlProblem, policy: Policy, k: int, x: Tensor, z: 
 
 
 def test_increments_are_the_parts_of_a_cubic_they_claim_to_be():
-    """phi(c + e) - E phi = [odd in e] + [even in e] for a cubic: Antithetic is the odd part, and
-    Exact is both exactly.
+    """phi(c + e) - E phi = [odd in e] + [even in e] for a cubic: AntitheticCorrection is the odd
+    part, and Exact is both exactly.
 
     The second-order form misses the cubic terms, the first-order one the quadratic too; E from the
     moments of a Gaussian.
@@ -258,13 +277,13 @@ def test_increments_are_the_parts_of_a_cubic_they_claim_to_be():
     linear = 3 * (c @ w) ** 2 * (e @ w) + 2 * (c @ u) * (e @ u) + e @ v
     quadratic = 3 * (c @ w) * ((e @ w) ** 2 - var_w) + (e @ u) ** 2 - var_u
     expected = {
-        FirstOrder: linear,
-        Antithetic: linear + (e @ w) ** 3,
-        SecondOrder: linear + quadratic,
-        Exact: phi(k + 1, c + e) - mean,
+        FirstOrderCorrection: linear,
+        AntitheticCorrection: linear + (e @ w) ** 3,
+        SecondOrderCorrection: linear + quadratic,
+        ExactCorrection: phi(k + 1, c + e) - mean,
     }
     for make, value in expected.items():
-        found = increments(make(Given(phi)), problem, policy, path, k)
+        found = increments(make(GivenCostate(phi)), problem, policy, path, k)
         assert (found - value).abs().max() < 1e-11 * (1 + float(value.abs().max()))
 
 
@@ -273,7 +292,7 @@ def test_the_last_step_can_be_left_alone():
     policy = network_policy(problem.reference)
     path = paths(problem, policy, 5, 21)
     for make in CORRECTIONS:
-        on, off = make(Given(wrong_field)), make(Given(wrong_field), last=False)
+        on, off = make(GivenCostate(wrong_field)), make(GivenCostate(wrong_field), last=False)
         assert bool((off.increment(problem, policy, path, STEPS - 1) == 0).all())
         assert bool((on.increment(problem, policy, path, STEPS - 1) != 0).all())
         assert torch.equal(
@@ -287,9 +306,11 @@ def test_the_last_step_uses_the_hessian_of_the_reward():
     path = paths(problem, policy, 5, 22)
     assert isinstance(problem.reference.diffusion, MatrixDiffusion)
     assert isinstance(problem.reward, Quadratic)
-    kick = path.noise.steps[-1] @ problem.reference.diffusion.matrices[-1].T
-    found = FirstOrder(Given(zero_field)).increment(problem, policy, path, STEPS - 1)
-    assert (found - kick @ problem.reward.P).abs().max() < IDENTITY * 10
+    noise_increment = path.noise.steps[-1] @ problem.reference.diffusion.matrices[-1].T
+    found = FirstOrderCorrection(GivenCostate(zero_field)).increment(
+        problem, policy, path, STEPS - 1
+    )
+    assert (found - noise_increment @ problem.reward.P).abs().max() < IDENTITY * 10
 
 
 def test_the_error_of_the_exact_form_falls_with_its_nodes_and_bounds_its_bias():
@@ -297,12 +318,14 @@ def test_the_error_of_the_exact_form_falls_with_its_nodes_and_bounds_its_bias():
     policy = network_policy(problem.reference)
     path = paths(problem, policy, 20, 23)
     errors = [
-        Exact(Given(wrong_field), nodes=n).error(problem, policy, path, 1) for n in (4, 10, 30)
+        ExactCorrection(GivenCostate(wrong_field), nodes=n).error(problem, policy, path, 1)
+        for n in (4, 10, 30)
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 1e-3
     fine, coarse = (
-        Exact(Given(wrong_field), nodes=n).increment(problem, policy, path, 1) for n in (60, 10)
+        ExactCorrection(GivenCostate(wrong_field), nodes=n).increment(problem, policy, path, 1)
+        for n in (60, 10)
     )
     level = float(wrong_field(2, path.states[2]).abs().max())
     assert (fine - coarse).abs().max() < 2 * errors[1] * level
@@ -319,29 +342,31 @@ def test_images_are_corrected_too_but_not_exactly():
     policy = Uncontrolled(reference)
     with torch.no_grad():
         path = rollout(reference, policy, noise)
-    field = Given(lambda k, x: x**2)
-    kick = 0.4 * noise.steps[1]
-    found = FirstOrder(field).increment(problem, policy, path, 1)
+    field = GivenCostate(lambda k, x: x**2)
+    noise_increment = 0.4 * noise.steps[1]
+    found = FirstOrderCorrection(field).increment(problem, policy, path, 1)
     assert found.dtype == torch.float32
-    assert (found - 2 * (path.states[2] - kick) * kick).abs().max() < 1e-5
-    assert (Antithetic(field).increment(problem, policy, path, 1) - found).abs().max() < 1e-5
+    assert (found - 2 * (path.states[2] - noise_increment) * noise_increment).abs().max() < 1e-5
+    assert (
+        AntitheticCorrection(field).increment(problem, policy, path, 1) - found
+    ).abs().max() < 1e-5
     with pytest.raises(
         InvalidProblem,
         match=r"noise has shape \(1, 2, 2\); the exact mean is for vectors of length 3 at most",
     ):
-        Exact(field).increment(problem, policy, path, 1)
+        ExactCorrection(field).increment(problem, policy, path, 1)
     with pytest.raises(
         InvalidProblem,
         match=r"noise has shape \(1, 2, 2\); traces take one derivative per entry of a vector",
     ):
-        SecondOrder(field).increment(problem, policy, path, 1)
+        SecondOrderCorrection(field).increment(problem, policy, path, 1)
     with pytest.raises(InvalidProblem, match=r"nodes = 0; a Gauss-Hermite rule needs at least 1"):
-        Exact(field, nodes=0)
+        ExactCorrection(field, nodes=0)
 
 
 # --- fits over time and state ---
 
-LINEAR = PerStep(LinearRegression(Polynomial(1)))
+LINEAR = StepwiseRegression(LinearRegression(Polynomial(1)))
 
 
 def test_one_regression_per_step_recovers_affine_costates_and_is_differentiable():
@@ -362,7 +387,9 @@ def test_one_regression_per_step_recovers_affine_costates_and_is_differentiable(
 def test_a_potential_is_the_gradient_of_the_fitted_values():
     states, P = randn(35, 3, 60, 2), t(2.0, -1.0)
     values = (states.square() * P / 2).sum(2) + states[..., 0] * states[..., 1]
-    fitted = Potential(PerStep(LinearRegression(Polynomial(2)))).fit(Values(states, values))
+    fitted = ValueRegression(StepwiseRegression(LinearRegression(Polynomial(2)))).fit(
+        ValueSamples(states, values)
+    )
     x = randn(36, 7, 2)
     assert isinstance(fitted, GradientField)
     assert (fitted(1, x) - (x * P + x.flip(1))).abs().max() < 1e-10
@@ -466,14 +493,14 @@ def linear_study(horizon_steps: int = 20) -> ControlProblem:
     return ControlProblem(reference, Quadratic(-torch.eye(2, dtype=F64)), 1.0)
 
 
-def squared_errors(problem: ControlProblem, sampling: Sampling, rounds: int) -> list[float]:
+def squared_errors(problem: ControlProblem, sampling: PathSampling, rounds: int) -> list[float]:
     """E |phi_0(X_0) - a_0(X_0)|^2 of every round, against the chain's own adjoint."""
     policy = AffinePolicy.zeros(problem.reference)
     exact, x = evaluate_affine(problem, policy).value, randn(41, 500, 2)
     fields = refine(
         problem,
         policy,
-        lambda source: MartingaleAdjoint(FirstOrder(source)).costates,
+        lambda source: MartingaleAdjoint(FirstOrderCorrection(source)).costates,
         LINEAR.fit,
         sampling,
         rounds,
@@ -483,7 +510,11 @@ def squared_errors(problem: ControlProblem, sampling: Sampling, rounds: int) -> 
 
 @pytest.mark.parametrize(
     "make",
-    [lambda n: CrossFitted(n, 2), lambda n: CrossFitted(n, 3), lambda n: Fresh(400, generator(43))],
+    [
+        lambda n: CrossFittedPaths(n, 2),
+        lambda n: CrossFittedPaths(n, 3),
+        lambda n: FreshPaths(400, generator(43)),
+    ],
 )
 def test_refinement_with_martingale_corrected_costates_converges_to_the_chains_own_adjoint(make):
     """From the error of plain adjoint matching by a factor of about the number of samples per
@@ -503,18 +534,19 @@ def test_cross_fitting_uses_the_field_of_the_other_fold():
         AffinePolicy.zeros(problem.reference),
         Noise.sample(problem.reference, 40, generator(44)),
     )
-    sample = lambda source: MartingaleAdjoint(FirstOrder(source)).costates  # noqa: E731
+    sample = lambda source: MartingaleAdjoint(FirstOrderCorrection(source)).costates  # noqa: E731
     halves = [Noise(noise.initial[s], noise.steps[:, s]) for s in (slice(0, 20), slice(20, 40))]
     with torch.no_grad():
         first, second = (rollout(problem.reference, policy, half) for half in halves)
     start = [
-        LINEAR.fit(sample(Given(zero_field))(problem, policy, path)) for path in (first, second)
+        LINEAR.fit(sample(GivenCostate(zero_field))(problem, policy, path))
+        for path in (first, second)
     ]
     by_hand = [
-        LINEAR.fit(sample(Given(start[1]))(problem, policy, first)),
-        LINEAR.fit(sample(Given(start[0]))(problem, policy, second)),
+        LINEAR.fit(sample(GivenCostate(start[1]))(problem, policy, first)),
+        LINEAR.fit(sample(GivenCostate(start[0]))(problem, policy, second)),
     ]
-    found = list(refine(problem, policy, sample, LINEAR.fit, CrossFitted(noise, 2), 2))[-1]
+    found = list(refine(problem, policy, sample, LINEAR.fit, CrossFittedPaths(noise, 2), 2))[-1]
     x = randn(45, 9, 2)
     assert (found(0, x) - (by_hand[0](0, x) + by_hand[1](0, x)) / 2).abs().max() < IDENTITY * 10
 
@@ -523,9 +555,9 @@ def test_refinement_refuses_what_makes_no_sense():
     problem = linear_study(3)
     noise = Noise.sample(problem.reference, 4, generator(46))
     with pytest.raises(InvalidProblem, match=r"folds = 5 for 4 paths; give between 1 and 4"):
-        CrossFitted(noise, 5)
+        CrossFittedPaths(noise, 5)
     with pytest.raises(InvalidProblem, match=r"rounds = 0; give at least 1"):
-        squared_errors(problem, CrossFitted(noise, 1), 0)
+        squared_errors(problem, CrossFittedPaths(noise, 1), 0)
 
 
 # --- marginal scores ---

@@ -13,13 +13,26 @@ from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from socft.checks import InvalidProblem
-from socft.costates.adjoint import Adjoint, Full, Lean, full_adjoint, lean_adjoint
+from socft.costates.adjoint import Adjoint, FullRecursion, LeanRecursion, full_adjoint, lean_adjoint
 from socft.costates.base import Cost, Costates
-from socft.costates.fields import FREE, Correction, CostateField, CostateSource, FromPolicy, Given
-from socft.costates.increments import ByDerivatives, ByDifferences, Move
-from socft.costates.marginal_score import AffineMarginals, GivenScore, ModelScore
-from socft.costates.martingale import Antithetic, Exact, FieldCorrection, FirstOrder, SecondOrder
-from socft.costates.regression import CrossFitted, PerStep, Potential, refine
+from socft.costates.fields import (
+    FREE,
+    Correction,
+    CostateField,
+    CostateSource,
+    GivenCostate,
+    PolicyCostate,
+)
+from socft.costates.increments import AnalyticIncrement, CostateIncrement, FiniteDifferenceIncrement
+from socft.costates.marginal_score import AffineMarginals, GivenScore, ReferenceScore
+from socft.costates.martingale import (
+    AntitheticCorrection,
+    ExactCorrection,
+    FieldCorrection,
+    FirstOrderCorrection,
+    SecondOrderCorrection,
+)
+from socft.costates.regression import CrossFittedPaths, StepwiseRegression, ValueRegression, refine
 from socft.costates.time_reversal import Reverser
 from socft.density import Gaussian, affine_reference, score_reference
 from socft.estimators.adjoint_matching import AdjointMatching
@@ -106,7 +119,12 @@ def scores(samples: Tensor, x: Tensor) -> Tensor:
 
 # --- martingale-corrected adjoints ---
 
-CORRECTIONS: list[type[FieldCorrection]] = [FirstOrder, Antithetic, SecondOrder, Exact]
+CORRECTIONS: list[type[FieldCorrection]] = [
+    FirstOrderCorrection,
+    AntitheticCorrection,
+    SecondOrderCorrection,
+    ExactCorrection,
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +145,7 @@ def largest_scores(
     """Over costates given their states, and over what targets use given the states before."""
     path = paths(problem, policy, 8000, 6)
     costates = estimator.costates(problem, policy, path)
-    assert costates.following is not None
+    assert costates.next_costate is not None
     found = [
         scores(costates.values[k] - field(k, path.states[k]), path.states[k]).abs().max()
         for k in range(STEPS)
@@ -137,7 +155,9 @@ def largest_scores(
             mean = problem.reference.step(k, path.states[k], policy(k, path.states[k]))
         # the field of the quadratic problem is affine: its mean over the noise is its value at the
         # mean
-        found.append(scores(costates.following[k] - field(k + 1, mean), path.states[k]).abs().max())
+        found.append(
+            scores(costates.next_costate[k] - field(k + 1, mean), path.states[k]).abs().max()
+        )
     return float(torch.stack(found).max())
 
 
@@ -146,16 +166,16 @@ def largest_scores(
 def test_full_costates_are_unbiased_whatever_the_field(make: type[FieldCorrection], last: bool):
     problem, policy = quadratic_problem(), some_policy()
     exact = evaluate_affine(problem, policy).value.gradient
-    estimator = FullMartingaleAdjoint(make(Given(wrong_field), last))
+    estimator = FullMartingaleAdjoint(make(GivenCostate(wrong_field), last))
     assert largest_scores(estimator, exact, problem, policy) < STDERRS
 
 
 @pytest.mark.parametrize("make", CORRECTIONS)
 def test_lean_costates_keep_their_means_whatever_the_field(make: type[FieldCorrection]):
     problem, policy = quadratic_problem(), some_policy()
-    estimator = MartingaleAdjoint(make(Given(wrong_field)))
+    estimator = MartingaleAdjoint(make(GivenCostate(wrong_field)))
     assert largest_scores(estimator, lean_field(problem, policy), problem, policy) < STDERRS
-    full = FullMartingaleAdjoint(make(Given(wrong_field)))
+    full = FullMartingaleAdjoint(make(GivenCostate(wrong_field)))
     assert largest_scores(full, lean_field(problem, policy), problem, policy) > 2 * STDERRS
 
 
@@ -187,7 +207,9 @@ def test_no_variance_is_left_at_the_linear_quadratic_optimum(
     make: type[FieldCorrection], source: str
 ):
     truth = LinearQuadratic(quadratic_problem())
-    field: CostateSource = FromPolicy() if source == "policy" else Given(truth.value_gradient)
+    field: CostateSource = (
+        PolicyCostate() if source == "policy" else GivenCostate(truth.value_gradient)
+    )
     path = paths(truth.problem, truth.affine_policy, 200, 7)
     exact = torch.stack([truth.control(k, path.states[k]) for k in range(STEPS)])
     for estimator, plain in (
@@ -216,11 +238,11 @@ def test_no_variance_is_left_at_any_affine_policy_with_its_own_value_gradient(
         exact = torch.stack(
             [value.gradient(k + 1, m) @ B[k] / beta[k] for k, m in enumerate(means)]
         )
-    estimator = FullMartingaleAdjoint(make(Given(value.gradient)))
+    estimator = FullMartingaleAdjoint(make(GivenCostate(value.gradient)))
     assert variance_ratio(estimator, FullAdjoint(), problem, policy, exact, path) < VANISHED
     assert (
         variance_ratio(
-            MartingaleAdjoint(make(Given(value.gradient))),
+            MartingaleAdjoint(make(GivenCostate(value.gradient))),
             FullAdjoint(),
             problem,
             policy,
@@ -245,21 +267,24 @@ def test_coarse_steps_need_the_exact_increment():
             MartingaleAdjoint(correction), AdjointMatching(), problem, truth.policy, exact, path
         )
         for make, correction in (
-            (FirstOrder, FirstOrder(Given(truth.value_gradient))),
-            (Antithetic, Antithetic(Given(truth.value_gradient))),
-            (SecondOrder, SecondOrder(Given(truth.value_gradient))),
-            (Exact, Exact(Given(truth.value_gradient), nodes=80)),
+            (FirstOrderCorrection, FirstOrderCorrection(GivenCostate(truth.value_gradient))),
+            (AntitheticCorrection, AntitheticCorrection(GivenCostate(truth.value_gradient))),
+            (SecondOrderCorrection, SecondOrderCorrection(GivenCostate(truth.value_gradient))),
+            (ExactCorrection, ExactCorrection(GivenCostate(truth.value_gradient), nodes=80)),
         )
     }
-    assert left[Exact] < QUADRATURE
-    assert left[Antithetic] < 0.6
-    assert min(left[FirstOrder], left[SecondOrder]) > 1
+    assert left[ExactCorrection] < QUADRATURE
+    assert left[AntitheticCorrection] < 0.6
+    assert min(left[FirstOrderCorrection], left[SecondOrderCorrection]) > 1
 
 
 def test_costates_made_from_the_policy_are_unbiased_away_from_the_optimum():
     problem, policy = quadratic_problem(), some_policy()
     exact = evaluate_affine(problem, policy).value.gradient
-    for correction in (FirstOrder(FromPolicy()), Antithetic(FromPolicy(exact=False))):
+    for correction in (
+        FirstOrderCorrection(PolicyCostate()),
+        AntitheticCorrection(PolicyCostate(exact=False)),
+    ):
         assert largest_scores(FullMartingaleAdjoint(correction), exact, problem, policy) < STDERRS
 
 
@@ -304,7 +329,7 @@ def test_corrections_stay_unbiased_where_the_noise_depends_on_the_state():
     policy = Uncontrolled(problem.reference)
     path = paths(problem, policy, 20000, 11)
     x, exact = path.states[0], (GROWTH**2 + BREATH**2) ** 3
-    correction = FirstOrder(Given(lambda k, y: 1.5 * y))
+    correction = FirstOrderCorrection(GivenCostate(lambda k, y: 1.5 * y))
     found = FullMartingaleAdjoint(correction).costates(problem, policy, path).values[0]
     assert scores(found - exact * x, x).abs().max() < STDERRS
     naive = path.final
@@ -320,16 +345,18 @@ def test_corrections_stay_unbiased_where_the_noise_depends_on_the_state():
 def test_lambda_one_is_adjoint_matching_and_lambda_zero_bootstraps():
     problem, policy = quadratic_problem(), some_policy()
     path = paths(problem, policy, 30, 12)
-    one = TDAdjoint(Given(wrong_field), 1.0).label(problem, policy, path).targets
+    one = TDAdjoint(GivenCostate(wrong_field), 1.0).label(problem, policy, path).targets
     assert (
         one - AdjointMatching().label(problem, policy, path).targets
     ).abs().max() < IDENTITY * 10
-    zero = TDAdjoint(Given(wrong_field), 0.0).costates(problem, policy, path)
-    assert zero.following is not None
+    zero = TDAdjoint(GivenCostate(wrong_field), 0.0).costates(problem, policy, path)
+    assert zero.next_costate is not None
     for k in range(STEPS - 1):
-        assert (zero.following[k] - wrong_field(k + 1, path.states[k + 1])).abs().max() < IDENTITY
-    half = TDAdjoint(Given(wrong_field), 0.5).costates(problem, policy, path)
-    assert half.following is not None
+        assert (
+            zero.next_costate[k] - wrong_field(k + 1, path.states[k + 1])
+        ).abs().max() < IDENTITY
+    half = TDAdjoint(GivenCostate(wrong_field), 0.5).costates(problem, policy, path)
+    assert half.next_costate is not None
     assert isinstance(problem.reference, AffineReference)
     assert isinstance(problem.running_cost, QuadraticCost)
     for k in range(STEPS):
@@ -344,7 +371,7 @@ def test_lambda_one_is_adjoint_matching_and_lambda_zero_bootstraps():
             - path.states[k] @ problem.running_cost.F
             - problem.running_cost.h
         )
-        assert (half.following[k] - mixed).abs().max() < IDENTITY * 10
+        assert (half.next_costate[k] - mixed).abs().max() < IDENTITY * 10
         assert (half.values[k] - pulled).abs().max() < IDENTITY * 10
 
 
@@ -352,8 +379,11 @@ def test_lambda_one_is_adjoint_matching_and_lambda_zero_bootstraps():
 def test_bootstrapping_is_unbiased_with_the_exact_field_and_biased_with_another(lam: float):
     problem, policy = quadratic_problem(), some_policy()
     exact = lean_field(problem, policy)
-    assert largest_scores(TDAdjoint(Given(exact), lam), exact, problem, policy) < STDERRS
-    assert largest_scores(TDAdjoint(Given(wrong_field), lam), exact, problem, policy) > 2 * STDERRS
+    assert largest_scores(TDAdjoint(GivenCostate(exact), lam), exact, problem, policy) < STDERRS
+    assert (
+        largest_scores(TDAdjoint(GivenCostate(wrong_field), lam), exact, problem, policy)
+        > 2 * STDERRS
+    )
 
 
 @pytest.mark.parametrize("lam", [-0.1, 1.5])
@@ -361,7 +391,7 @@ def test_lambda_outside_the_unit_interval_is_refused(lam: float):
     with pytest.raises(
         InvalidProblem, match=rf"lam = {lam}; it must lie in \[0, 1\], where 1 is adjoint matching"
     ):
-        TDAdjoint(FromPolicy(), lam)
+        TDAdjoint(PolicyCostate(), lam)
 
 
 # --- time reversal ---
@@ -429,9 +459,11 @@ def reverser(seed: int, published: bool = False) -> Reverser:
 
 
 @pytest.mark.parametrize(
-    "move", [ByDerivatives(), ByDifferences()], ids=["derivatives", "differences"]
+    "move", [AnalyticIncrement(), FiniteDifferenceIncrement()], ids=["derivatives", "differences"]
 )
-def test_with_exact_field_and_score_reversed_costates_are_exact_up_to_the_first_order(move: Move):
+def test_with_exact_field_and_score_reversed_costates_are_exact_up_to_the_first_order(
+    move: CostateIncrement,
+):
     """In the mean; each sample of a curved field is off by the square root of the step. The trace's
     coefficient counts.
     """
@@ -439,7 +471,7 @@ def test_with_exact_field_and_score_reversed_costates_are_exact_up_to_the_first_
     for steps in GRID:
         problem = cubic_study(steps)
         policy, field = AffinePolicy.zeros(problem.reference), cubic_field(steps)
-        found = ReversedBSDE(Given(field), reverser(14), move=move).costates(
+        found = ReversedBSDE(GivenCostate(field), reverser(14), move=move).costates(
             problem, policy, paths(problem, policy, 6000, 13)
         )
         off = found.values[0] - field(0, found.states[0])
@@ -449,20 +481,22 @@ def test_with_exact_field_and_score_reversed_costates_are_exact_up_to_the_first_
     assert abs(order(bias, GRID) - 1) < 2 * ORDER
 
 
-@pytest.mark.parametrize("adjoint", [Lean(), Full()], ids=["lean", "full"])
+@pytest.mark.parametrize("adjoint", [LeanRecursion(), FullRecursion()], ids=["lean", "full"])
 def test_reversed_costates_of_a_controlled_chain_too(adjoint: Adjoint):
     errors, crossed = [], []
     for steps in GRID:
         problem, policy = linear_study(steps)
         exact = evaluate_affine(problem, policy).value.gradient
-        field = exact if isinstance(adjoint, Full) else lean_of(problem, policy)
+        field = exact if isinstance(adjoint, FullRecursion) else lean_of(problem, policy)
         path = paths(problem, policy, 500, 15)
-        found = ReversedBSDE(Given(field), reverser(16), adjoint).costates(problem, policy, path)
+        found = ReversedBSDE(GivenCostate(field), reverser(16), adjoint).costates(
+            problem, policy, path
+        )
         errors.append(root_mean_square(found.values[0] - field(0, found.states[0])))
         crossed.append(
             root_mean_square(
                 found.values[0]
-                - (lean_of(problem, policy) if isinstance(adjoint, Full) else exact)(
+                - (lean_of(problem, policy) if isinstance(adjoint, FullRecursion) else exact)(
                     0, found.states[0]
                 )
             )
@@ -477,13 +511,15 @@ def test_differences_are_derivatives_where_the_field_is_affine():
     path = paths(problem, policy, 50, 50)
     for field, bound in ((lean_of(problem, policy), True), (wrong_field, False)):
         values = []
-        for move in (ByDerivatives(), ByDifferences()):
+        for move in (AnalyticIncrement(), FiniteDifferenceIncrement()):
             back = Reverser(AffineMarginals())
             assert torch.equal(
                 back.run(problem, policy, path).states, back.run(problem, policy, path).states
             )  # of the path alone
             values.append(
-                ReversedBSDE(Given(field), back, move=move).costates(problem, policy, path).values
+                ReversedBSDE(GivenCostate(field), back, move=move)
+                .costates(problem, policy, path)
+                .values
             )
         apart = float((values[0] - values[1]).abs().max() / values[0].abs().max())
         assert (apart < IDENTITY * 10) is bound
@@ -497,7 +533,7 @@ def test_a_move_has_mean_zero_whatever_the_field():
     path, scores = paths(problem, policy, 4000, 51), []
     for score in (AffineMarginals(), GivenScore(lambda k, x: -3 * x)):
         with_it, without = (
-            ReversedBSDE(Given(wrong_field), Reverser(score), last=last)
+            ReversedBSDE(GivenCostate(wrong_field), Reverser(score), last=last)
             .costates(problem, policy, path)
             .values[-2]
             for last in (True, False)
@@ -529,7 +565,7 @@ def test_the_models_own_score_is_that_of_its_marginals_before_training_and_after
             policy = AffinePolicy(scale * best.gain.detach(), scale * best.offset.detach())
             path = paths(affine, policy, 2, 54)
             exact = AffineMarginals().fit(affine, policy, path)(k, x)
-            apart = ModelScore().fit(problem, policy, path)(k, x) - exact
+            apart = ReferenceScore().fit(problem, policy, path)(k, x) - exact
             found.append(float((apart.norm() / exact.norm()).detach()))
     for scale in (0.0, 1.0):
         assert abs(order(errors[scale], GRID) - 1) < ORDER
@@ -542,7 +578,7 @@ def test_only_a_denoising_chain_goes_by_a_score():
         InvalidProblem,
         match="the reference is a AffineReference; only a ScoreReference goes by a score",
     ):
-        ModelScore().fit(problem, policy, paths(problem, policy, 2, 55))
+        ReferenceScore().fit(problem, policy, paths(problem, policy, 2, 55))
 
 
 def lean_of(problem: ControlProblem, policy: AffinePolicy) -> CostateField:
@@ -574,7 +610,7 @@ def test_noises_of_different_indices_do_not_cancel():
             paths(problem, policy, 500, 17),
         )
         for collected, published in ((errors, True), (paired, False)):
-            found = ReversedBSDE(Given(exact), reverser(18, published)).costates(
+            found = ReversedBSDE(GivenCostate(exact), reverser(18, published)).costates(
                 problem, policy, path
             )
             collected.append(root_mean_square(found.values[0] - exact(0, found.states[0])))
@@ -588,7 +624,7 @@ def test_reversed_values_are_exact_up_to_the_first_order():
     for steps in GRID:
         problem, policy = linear_study(steps)
         value = evaluate_affine(problem, policy).value
-        found = ReversedValues(Given(value.gradient), reverser(19)).values(
+        found = ReversedValues(GivenCostate(value.gradient), reverser(19)).values(
             problem, policy, paths(problem, policy, 10000, 20)
         )
         off = found.values[0] - value.value(0, found.states[0])
@@ -615,7 +651,9 @@ def test_reversed_targets_are_almost_functions_of_the_state():
     truth = LinearQuadratic(problem)
     policy = truth.affine_policy
     path = paths(problem, policy, 500, 23)
-    labels = ReversedBSDE(Given(truth.value_gradient), reverser(24)).label(problem, policy, path)
+    labels = ReversedBSDE(GivenCostate(truth.value_gradient), reverser(24)).label(
+        problem, policy, path
+    )
     plain = AdjointMatching().label(problem, policy, path)
     off, noise = (
         [root_mean_square(each.targets[k] - truth.control(k, each.states[k])) for k in (0, 40)]
@@ -665,7 +703,7 @@ def test_least_squares_costates_are_nested_regressions():
 @pytest.mark.parametrize(
     "make",
     [
-        LeastSquaresCostate(LinearRegression(Polynomial(1)), Full()),
+        LeastSquaresCostate(LinearRegression(Polynomial(1)), FullRecursion()),
         LeastSquaresValue(LinearRegression(Polynomial(2))),
     ],
 )
@@ -871,7 +909,11 @@ def work(estimator: Estimator | ReversedValues, steps: int) -> Cost:
     )
 
 
-SOURCES: list[CostateSource] = [Given(lambda k, x: x), FromPolicy(), FromPolicy(exact=False)]
+SOURCES: list[CostateSource] = [
+    GivenCostate(lambda k, x: x),
+    PolicyCostate(),
+    PolicyCostate(exact=False),
+]
 REVERSER = Reverser(GivenScore(lambda k, x: -x), generator(40))
 COSTED: list[Estimator | ReversedValues] = [
     AdjointMatching(),
@@ -887,7 +929,9 @@ COSTED: list[Estimator | ReversedValues] = [
     *(
         ReversedBSDE(field, REVERSER, adjoint, move)
         for field, adjoint, move in itertools.product(
-            SOURCES, (Lean(), Full()), (ByDerivatives(), ByDifferences())
+            SOURCES,
+            (LeanRecursion(), FullRecursion()),
+            (AnalyticIncrement(), FiniteDifferenceIncrement()),
         )
     ),
     *(ReversedValues(field, REVERSER) for field in SOURCES),
@@ -920,7 +964,7 @@ def test_linear_study():
     exact, x = evaluate_affine(problem, policy).value, randn(42, 500, 2)
     noise, linear = (
         Noise.sample(problem.reference, 500, generator(43)),
-        PerStep(LinearRegression(Polynomial(1))),
+        StepwiseRegression(LinearRegression(Polynomial(1))),
     )
 
     def error(field) -> float:
@@ -931,9 +975,9 @@ def test_linear_study():
         for f in refine(
             problem,
             policy,
-            lambda s: MartingaleAdjoint(FirstOrder(s)).costates,
+            lambda s: MartingaleAdjoint(FirstOrderCorrection(s)).costates,
             linear.fit,
-            CrossFitted(noise),
+            CrossFittedPaths(noise),
             6,
         )
     ]
@@ -945,7 +989,7 @@ def test_linear_study():
             policy,
             lambda s: ReversedBSDE(s, reverse).costates,
             linear.fit,
-            CrossFitted(noise, 1),
+            CrossFittedPaths(noise, 1),
             3,
         )
     ]
@@ -961,14 +1005,14 @@ def test_refined_reversed_values_give_the_costate_as_their_gradient():
     problem, policy = linear_study(40, controlled=False)
     exact, x = evaluate_affine(problem, policy).value, randn(45, 500, 2)
     noise, reverse = Noise.sample(problem.reference, 1000, generator(46)), reverser(47)
-    fit = Potential(PerStep(LinearRegression(Polynomial(2)))).fit
+    fit = ValueRegression(StepwiseRegression(LinearRegression(Polynomial(2)))).fit
     fields = list(
         refine(
             problem,
             policy,
             lambda s: ReversedValues(s, reverse).values,
             fit,
-            CrossFitted(noise, 1),
+            CrossFittedPaths(noise, 1),
             3,
         )
     )
@@ -982,8 +1026,8 @@ def test_costates_keep_their_own_states():
     """Labels of reversed states carry those, not the path's."""
     problem, policy = linear_study(10)
     path = paths(problem, policy, 6, 48)
-    found = ReversedBSDE(FromPolicy(), reverser(49))
-    again = ReversedBSDE(FromPolicy(), reverser(49))
+    found = ReversedBSDE(PolicyCostate(), reverser(49))
+    again = ReversedBSDE(PolicyCostate(), reverser(49))
     labels, costates = found.label(problem, policy, path), again.costates(problem, policy, path)
     assert isinstance(costates, Costates)
     assert torch.equal(labels.states, costates.states[:-1])

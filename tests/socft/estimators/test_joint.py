@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import socft.estimators
-from socft.costates.fields import FromPolicy, Given
+from socft.costates.fields import GivenCostate, PolicyCostate
 from socft.costates.marginal_score import (
     AffineMarginals,
     DenoisingScore,
@@ -19,7 +19,7 @@ from socft.costates.marginal_score import (
     KernelScore,
     TransitionScore,
 )
-from socft.costates.martingale import Antithetic
+from socft.costates.martingale import AntitheticCorrection
 from socft.costates.time_reversal import Reverser
 from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
 from socft.estimators.base import Estimator
@@ -87,17 +87,17 @@ DETERMINED: list[Estimator] = [
     *(IntegrationByParts(baseline) for baseline in BASELINES),
     ValueIntegrationByParts(level),
     LogVariance(),
-    MartingaleAdjoint(Antithetic(FromPolicy())),
-    FullMartingaleAdjoint(Antithetic(FromPolicy())),
+    MartingaleAdjoint(AntitheticCorrection(PolicyCostate())),
+    FullMartingaleAdjoint(AntitheticCorrection(PolicyCostate())),
     Moment(lambda x: x.sum(1)),
     RelativeEntropy(),
-    *(ReversedBSDE(Given(lambda k, x: x), Reverser(score)) for score in SCORES),
+    *(ReversedBSDE(GivenCostate(lambda k, x: x), Reverser(score)) for score in SCORES),
     *(ScoreFunction(baseline) for baseline in BASELINES),
     *(ScoreFunctionWithoutKLToGo(baseline) for baseline in BASELINES),
     SOCM(),
     SOCM(degree=1),
     SOCMAdjoint(),
-    TDAdjoint(FromPolicy(), 0.5),
+    TDAdjoint(PolicyCostate(), 0.5),
     TruncatedBackprop(2),
     Variance(),
 ]
@@ -136,7 +136,7 @@ def test_labels_depend_on_other_paths_where_the_estimator_says_so(estimator: Est
         for a, b in pairs
         if a is not None and b is not None
     )
-    assert (apart > ALONE) is estimator.joint
+    assert (apart > ALONE) is estimator.couples_batch
     assert not any(each.requires_grad for pair in pairs for each in pair if each is not None)
 
 
@@ -154,5 +154,5 @@ def test_none_is_forgotten():
     assert {kind for kind in kinds if not inspect.isabstract(kind)} == {
         type(each) for each in [*DETERMINED, *RANDOM]
     }
-    assert all(each.joint for each in RANDOM)
-    assert ReversedBSDE(FromPolicy(), Reverser(AffineMarginals(), GENERATOR)).joint
+    assert all(each.couples_batch for each in RANDOM)
+    assert ReversedBSDE(PolicyCostate(), Reverser(AffineMarginals(), GENERATOR)).couples_batch

@@ -30,20 +30,20 @@ from socft.estimators.log_variance import LogVariance
 from socft.estimators.moment import Moment
 from socft.estimators.relative_entropy import RelativeEntropy
 from socft.estimators.score_function import ScoreFunction
-from socft.estimators.socm import SOCM, Identity, LinearFlow
+from socft.estimators.socm import SOCM, IdentityFlow, LinearFlow
 from socft.estimators.socm_adjoint import SOCMAdjoint
 from socft.estimators.truncated_backprop import TruncatedBackprop
 from socft.estimators.variance import Variance
 from socft.path import Noise, Path, rollout
 from socft.path_measure import (
+    controlled_noises,
     controls_along,
     effective_size,
     group_mean,
-    kicks,
     log_likelihoods,
-    mismatch,
     normalised,
     optimal_log_weights,
+    work_functional,
 )
 from socft.policy import AffinePolicy, FunctionPolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
@@ -112,7 +112,7 @@ def test_likelihoods_have_mean_one_and_the_mismatch_minus_the_objective() -> Non
     assert distance(ratio[:, None], 1.0) < STDERRS
     path = paths(problem, policy)
     objective = LinearQuadratic(problem).evaluate(policy).objective
-    assert distance(mismatch(problem, path.controls, path)[:, None], -objective) < STDERRS
+    assert distance(work_functional(problem, path.controls, path)[:, None], -objective) < STDERRS
 
 
 def test_weights_average_to_one_in_groups_without_overflow() -> None:
@@ -241,8 +241,8 @@ def test_socm_along_the_pre_trained_flow_is_socm_adjoint() -> None:
 
 
 def test_fitted_matrices_lower_the_spread_of_targets() -> None:
-    """From cross-entropy's kicks over the identity to a fit; the linear flow is better than all
-    here.
+    """From cross-entropy's controlled noises over the identity to a fit; the linear flow is better
+    than all here.
     """
     problem = quadratic_problem(CONSTANT)
     best = LinearQuadratic(problem).affine_policy
@@ -320,7 +320,7 @@ class OneDimension(abc.ABC):
 
 
 class MeanKick(OneDimension):
-    """``E_{P*}[kick | x_k]``, with ``V_k = beta log E[exp(W_k) | x_k]``."""
+    """``E_{P*}[noise_increment | x_k]``, with ``V_k = beta log E[exp(W_k) | x_k]``."""
 
     def _before(self, k: int, x: Tensor) -> Tensor:
         return self.beta * (self._after(k, x, 0.0) / self.beta + WEIGHTS.log()).logsumexp(1)
@@ -363,12 +363,14 @@ def test_weighted_targets_have_the_mean_kick_of_the_optimal_measure(estimator: E
     """On a nonlinear chain of three coarse steps, against quadrature: an identity of the chain, not
     of a limit.
     """
-    problem, kick = bent(3), kick_of(3)
+    problem, noise_increment = bent(3), kick_of(3)
     path = paths(problem, FunctionPolicy(lambda k, x: 0.4 * torch.sin(x) - 0.2), 3, 40_000)
-    labels = estimator.label(problem, FunctionPolicy(kick), path)
+    labels = estimator.label(problem, FunctionPolicy(noise_increment), path)
     assert labels.weights is not None
     for k in range(3):
-        residual = labels.weights[k, :, None] * (labels.targets[k] - kick(k, path.states[k]))
+        residual = labels.weights[k, :, None] * (
+            labels.targets[k] - noise_increment(k, path.states[k])
+        )
         tests = torch.cat([path.states[k] ** p for p in range(4)], 1)
         assert distance(residual * tests, 0.0) < STDERRS
 
@@ -377,8 +379,8 @@ def test_the_mean_kick_is_the_optimal_control_up_to_order_dt() -> None:
     """Relative to the control; and both are the optimal control of a linear-quadratic chain."""
     gaps, x = [], torch.linspace(-2, 2, 81, dtype=F64)[:, None]
     for steps in (24, 48):
-        kick, best = MeanKick(bent(steps)), Optimum(bent(steps))
-        apart = [(kick(k, x) - best(k, x)).abs().max() for k in range(steps)]
+        noise_increment, best = MeanKick(bent(steps)), Optimum(bent(steps))
+        apart = [(noise_increment(k, x) - best(k, x)).abs().max() for k in range(steps)]
         size = [best(k, x).abs().max() for k in range(steps)]
         gaps.append(float(torch.stack(apart).max() / torch.stack(size).max()))
     assert gaps[0] / gaps[1] == pytest.approx(2, rel=HALVED)
@@ -413,8 +415,8 @@ def from_point(steps: int, beta: float | Tensor = 1.0) -> ControlProblem:
 
 
 def residual_variance(problem: ControlProblem) -> float:
-    r"""Of the mismatch at the optimum: :math:`\sum_k |B_k^\top P_{k+1} B_k|^2/2`, as R - E R is
-    minus the sum of :math:`\xi_k^\top B_k^\top P_{k+1} B_k \xi_k/2` centred.
+    r"""Of the work functional at the optimum: :math:`\sum_k |B_k^\top P_{k+1} B_k|^2/2`, as R - E R
+    is minus the sum of :math:`\xi_k^\top B_k^\top P_{k+1} B_k \xi_k/2` centred.
     """
     truth, sigma = LinearQuadratic(problem), problem.reference.diffusion.sigma  # type: ignore[attr-defined]
     return float(
@@ -432,7 +434,7 @@ def test_the_mismatch_at_the_optimum_is_constant_up_to_order_dt(varying: bool) -
         beta = 0.8 + 0.6 * torch.linspace(0, 1, steps, dtype=F64) if varying else 1.0
         problem = from_point(steps, beta)
         path = paths(problem, LinearQuadratic(problem).affine_policy, count=4000)
-        values = mismatch(problem, path.controls, path)
+        values = work_functional(problem, path.controls, path)
         spread = float(values.square().mean() - values.mean() ** 2)
         fourth = float((values - values.mean()).pow(4).mean())
         found.append(residual_variance(problem))
@@ -443,7 +445,7 @@ def test_the_mismatch_at_the_optimum_is_constant_up_to_order_dt(varying: bool) -
 
 
 def test_log_variance_targets_lose_their_noise_with_the_step() -> None:
-    """At the optimum, per step: spread of ``target - v`` relative to the kick's, of order sqrt(dt)."""
+    """At the optimum, per step: spread of ``target - v`` relative to the controlled noise's, of order sqrt(dt)."""
     spread = []
     for steps in (8, 32):
         problem = from_point(steps)
@@ -496,7 +498,7 @@ def test_off_policy_log_variance_tells_the_optimum_from_other_controls() -> None
     path = paths(problem, Uncontrolled(problem.reference), count=4000)
     with torch.no_grad():
         losses = [
-            float(mismatch(problem, controls_along(policy, path), path).var())
+            float(work_functional(problem, controls_along(policy, path), path).var())
             for policy in (
                 best,
                 AffinePolicy(0.5 * best.gain, 0.5 * best.offset),
@@ -544,7 +546,7 @@ def test_targets_are_the_derivative_of_the_loss(
     problem = from_point(STEPS)
     policy = AffinePolicy(0.3 * randn(31, STEPS, 2, 2), 0.2 * randn(32, STEPS, 2))
     path = paths(problem, policy if made == "own" else Uncontrolled(problem.reference), count=50)
-    values = mismatch(problem, controls_along(policy, path), path)
+    values = work_functional(problem, controls_along(policy, path), path)
     whole = loss(values)
     if isinstance(estimator, Moment):
         whole = (values + estimator.start(path.states[0]).detach()).square().mean() / 2
@@ -577,7 +579,7 @@ def test_the_learned_initial_value_is_the_objective() -> None:
         rows = labels.rows(zeros, torch.arange(PATHS_AT_START))
         loss = estimator.loss(problem, truth.affine_policy, zeros, rows)
         slopes = torch.autograd.grad(loss.sum(), [learned.level, learned.slope])
-        apart = mismatch(problem, path.controls, path) + truth.value(0, path.states[0])
+        apart = work_functional(problem, path.controls, path) + truth.value(0, path.states[0])
         stderr = float(apart.std()) * PATHS_AT_START**0.5
         assert abs(float(slopes[0]) - shift * PATHS_AT_START) < STDERRS * stderr
         assert (abs(float(slopes[0])) < STDERRS * stderr) == (shift == 0)
@@ -726,8 +728,8 @@ def test_labels_of_one_loss_pick_rows_of_every_field() -> None:
         whole = getattr(labels, field.name)
         if whole is not None:
             assert (getattr(rows, field.name) == whole[k, sample]).all()
-    assert isinstance(SOCM().flow, Identity)
-    assert kicks(paths(problem, policy, count=FEW)).shape == (STEPS, FEW, 2)
+    assert isinstance(SOCM().flow, IdentityFlow)
+    assert controlled_noises(paths(problem, policy, count=FEW)).shape == (STEPS, FEW, 2)
 
 
 EVERY: list[Estimator] = [
