@@ -344,7 +344,7 @@ def test_the_asymptotic_rate_of_a_sine_is_one_minus_lambda_with_a_square_root_co
 
 @pytest.mark.parametrize("name", AFFINE)
 def test_monte_carlo_with_affine_features_reproduces_the_exact_iterates(name: str):
-    """AntitheticCorrection draws make the expectation of an affine costate exact, whatever the draws."""
+    """Antithetic draws make the expectation of an affine costate exact, whatever the draws."""
     problem, _ = affine_case(name)
     affine = LinearRegression(Polynomial(1))
     found = list(MonteCarloPIFT(3, affine, affine, paths=64, draws=2).iterations(problem))
