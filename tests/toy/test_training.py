@@ -35,27 +35,20 @@ from toy.problems import benchmark
 from toy.problems.mixtures import LINE
 from toy.situations import situation
 from toy.studies import lq_sweeps, socm
-from toy.studies.training import (
-    ARENAS,
+from toy.studies.training import methods_for, training_task
+from toy.sweeps import limits, oscillator, schemes
+from toy.training.costates import OwnLean, OwnValue
+from toy.training.measurement import (
     BIAS,
     BIAS_NOISE,
-    METHODS,
-    GaussianArena,
-    MixtureArena,
-    OwnLean,
-    OwnValue,
-    Plan,
     curve,
-    descend,
     end_gaps,
-    evenly,
-    methods_for,
     noise_measures,
     over_repetitions,
     target_noise,
-    training_task,
 )
-from toy.sweeps import limits, oscillator, schemes
+from toy.training.methods import METHODS, TrainingPlan, checkpoint_iterations, train_policy
+from toy.training.problems import TRAINING_PROBLEMS, GaussianTrainingProblem, MixtureTrainingProblem
 
 # the project's claim for an exact field: rounding squared, 1e-32, times the condition of 25 steps
 EXACT_NOISE = 1e-20
@@ -166,10 +159,10 @@ def test_noise_vanishes_at_the_optimum_with_the_policys_costate_and_not_without(
 
 
 def test_training_reduces_the_noise_of_the_corrected_estimate_only():
-    place, start, end = GaussianArena(2, 10), {}, {}
+    place, start, end = GaussianTrainingProblem(2, 10), {}, {}
     for name in ("adjoint matching", "martingale, exact lean costate"):
         rows = list(
-            curve(place, METHODS[name], place.policy(), Plan(0.1, 60, (0, 60)), 0, 1.0, 100)
+            curve(place, METHODS[name], place.policy(), TrainingPlan(0.1, 60, (0, 60)), 0, 1.0, 100)
         )
         start[name], end[name] = rows[0].measures, rows[1].measures
         assert rows[0].seconds == 0.0 < rows[1].seconds
@@ -181,7 +174,7 @@ def test_training_reduces_the_noise_of_the_corrected_estimate_only():
 
 
 def test_the_bias_of_a_residual_is_its_distance_from_the_gradient():
-    place = GaussianArena(2, 10)
+    place = GaussianTrainingProblem(2, 10)
     policy = AffinePolicy(
         0.5 * place.truth.affine_policy.gain.detach(), place.truth.affine_policy.offset.detach()
     )
@@ -197,9 +190,9 @@ def test_the_bias_of_a_residual_is_its_distance_from_the_gradient():
             for seed in range(4)
         ]
         bias[name] = next(
-            (value, stderr)
-            for metric, value, stderr in over_repetitions(seen)
-            if metric == "gradient_bias"
+            (each.value, each.stderr)
+            for each in over_repetitions(seen)
+            if each.metric == Metric.GRADIENT_BIAS
         )
     (unbiased, error), (residual, small), (noisy, large) = bias.values()
     assert unbiased < 4 * error < residual
@@ -212,14 +205,16 @@ def test_repetitions_with_one_noise_would_hide_it():
     that is the noise's.
     """
     seen = [{BIAS: value, BIAS_NOISE: 1.0, "kl": value} for value in (-1.0, 2.0, -1.5, 0.5)]
-    found = {metric: (value, stderr) for metric, value, stderr in over_repetitions(seen)}
-    assert found["gradient_bias"] == (0.0, 0.5)
-    assert found["kl"] == (0.0, pytest.approx(torch.tensor([-1.0, 2.0, -1.5, 0.5]).std() / 2))
+    found = {each.metric: (each.value, each.stderr) for each in over_repetitions(seen)}
+    assert found[Metric.GRADIENT_BIAS] == (0.0, 0.5)
+    assert found[Metric.KL] == (0.0, pytest.approx(torch.tensor([-1.0, 2.0, -1.5, 0.5]).std() / 2))
     assert BIAS_NOISE not in found
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: GaussianArena(2, 10), lambda: MixtureArena(8)], ids=["Gaussian", "mixture"]
+    "make",
+    [lambda: GaussianTrainingProblem(2, 10), lambda: MixtureTrainingProblem(8)],
+    ids=["Gaussian", "mixture"],
 )
 def test_optimal_policies_have_no_gap(make):
     place = make()
@@ -235,18 +230,18 @@ def test_gaps_lead_from_the_optimum_to_the_tilt():
     """All together, to ``beta log E exp(r / beta)`` of the data's own law; without that of
     continuous time, of the chain's.
     """
-    line, plane = MixtureArena(25), GaussianArena(2, 25)
-    assert line.gaps["class_gap"] > 0 == plane.gaps["class_gap"]
+    line, plane = MixtureTrainingProblem(25), GaussianTrainingProblem(2, 25)
+    assert line.gaps[Metric.CLASS_GAP] > 0 == plane.gaps[Metric.CLASS_GAP]
     tilt = TiltedMixture(
         LINE, Quadratic(torch.tensor([[-0.5]]).double(), torch.ones(1).double()), 1.0
     )
-    total = line.truth.objective + sum(line.gaps.values()) - line.gaps["class_gap"]
-    assert total == pytest.approx(tilt.log_normaliser, abs=2 * line.gaps["memory_gap"])
-    assert line.gaps["memory_gap"] < 0.01 * min(
-        line.gaps["kernel_gap"], line.gaps["discretisation_gap"]
+    total = line.truth.objective + sum(line.gaps.values()) - line.gaps[Metric.CLASS_GAP]
+    assert total == pytest.approx(tilt.log_normaliser, abs=2 * line.gaps[Metric.MEMORY_GAP])
+    assert line.gaps[Metric.MEMORY_GAP] < 0.01 * min(
+        line.gaps[Metric.KERNEL_GAP], line.gaps[Metric.DISCRETISATION_GAP]
     )
     law = evaluate_affine(plane.problem, plane.policy()).final_law
-    total = plane.truth.objective + plane.gaps["kernel_gap"] + plane.gaps["memory_gap"]
+    total = plane.truth.objective + plane.gaps[Metric.KERNEL_GAP] + plane.gaps[Metric.MEMORY_GAP]
     assert total == pytest.approx(
         law.tilted(plane.problem.reward, 1.0).log_normaliser, abs=EXACT_GAP
     )
@@ -256,7 +251,7 @@ def test_scatter_is_told_from_what_all_policies_have_in_common():
     """Three policies at a time scatter about one that is wrong: in the mean, its error is the bias
     and the rest the noise.
     """
-    place, draw = GaussianArena(2, 10), torch.Generator().manual_seed(0)
+    place, draw = GaussianTrainingProblem(2, 10), torch.Generator().manual_seed(0)
     best, shift, scatter = place.truth.affine_policy, 0.05, 0.1
 
     def policy(size: float) -> AffinePolicy:
@@ -267,11 +262,11 @@ def test_scatter_is_told_from_what_all_policies_have_in_common():
         )
         return AffinePolicy(best.gain.detach(), offset)
 
-    wrong = place.progress(policy(0.0))["objective_gap"]
+    wrong = place.progress(policy(0.0))[Metric.OBJECTIVE_GAP]
     parts = []
     for _ in range(100):
         three = [policy(scatter) for _ in range(3)]
-        gap = sum(place.progress(each)["objective_gap"] for each in three) / 3
+        gap = sum(place.progress(each)[Metric.OBJECTIVE_GAP] for each in three) / 3
         parts.append(end_gaps(place, three, gap))
         assert parts[-1]["bias_gap"] + parts[-1]["noise_gap"] == pytest.approx(gap, rel=1e-9)
     bias = torch.tensor([each["bias_gap"] for each in parts])
@@ -281,7 +276,7 @@ def test_scatter_is_told_from_what_all_policies_have_in_common():
 
 
 def test_equal_budgets_and_records(monkeypatch):
-    monkeypatch.setitem(ARENAS, "small", lambda: GaussianArena(2, 10))
+    monkeypatch.setitem(TRAINING_PROBLEMS, "small", lambda: GaussianTrainingProblem(2, 10))
     records = training_task("score function, leave-one-out", "small", 4, 2, (0.01, 0.03), 16, 2)
     gaps = [r for r in records if r.metric == "objective_gap"]
     assert len([r for r in records if r.metric == "pilot_gap"]) == 2
@@ -292,7 +287,7 @@ def test_equal_budgets_and_records(monkeypatch):
     assert (
         gaps[-1].evaluations
         == 8 * 64 * 10 * 2
-        == 4 * 64 * METHODS["adjoint matching"].evaluations(ARENAS["small"]().problem)
+        == 4 * 64 * METHODS["adjoint matching"].evaluations(TRAINING_PROBLEMS["small"]().problem)
     )
     assert "martingale, policy's costate, cheap, exact mean" not in methods_for("lq-fine-tuning")
 
@@ -307,7 +302,7 @@ class Divergent(CrossEntropy):
 
 
 def test_divergence_is_a_measurement(monkeypatch):
-    monkeypatch.setitem(socm.METHODS, "divergent", lambda: socm.Trained(Divergent()))
+    monkeypatch.setitem(socm.METHODS, "divergent", lambda: socm.TrainableEstimator(Divergent()))
     records = socm.socm_task("ou-linear", "divergent", 4, 3, 2)
     errors = [r for r in records if r.metric == "control_l2"]
     assert [math.isinf(r.value) for r in errors] == [False, True, True]
@@ -319,16 +314,17 @@ def test_the_rate_decays_to_zero():
     """The last steps hardly move the policy."""
     problem, _ = quadratic()
     policy = AffinePolicy.zeros(problem.reference)
-    plan = Plan(0.1, 8, evenly(8, 9), batch=8)
+    plan = TrainingPlan(0.1, 8, checkpoint_iterations(8, 9), batch=8)
     seen = [
-        policy.gain.detach().clone() for _ in descend(problem, policy, AdjointMatching(), plan, 0)
+        policy.gain.detach().clone()
+        for _ in train_policy(problem, policy, AdjointMatching(), plan, 0)
     ]
     moves = [float((b - a).norm()) for a, b in itertools.pairwise(seen)]
     assert moves[-1] < 0.1 * max(moves)
 
 
 def test_control_l2_is_the_mean_square_distance_on_optimal_paths():
-    place = socm.LinearArena("ou-linear", steps=20)
+    place = socm.AffineSuiteProblem("ou-linear", steps=20)
     policy = place.policy()
     with torch.no_grad():
         policy.gain.copy_(

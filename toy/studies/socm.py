@@ -9,7 +9,7 @@ elsewhere the difference on common noise. ``effective_share`` is the effective n
 importance weights over the batch.
 
 All estimators get the same number of gradient steps, paths, rate and decay
-(`toy.studies.training.descend`); what that costs is in ``evaluations``. Affine policies for the
+(`toy.studies.training.train_policy`); what that costs is in ``evaluations``. Affine policies for the
 Ornstein-Uhlenbeck problems, whose optimum is affine; a function per coordinate for the double well,
 whose optimum is one. An estimator that diverges has infinite errors from there on, and a note.
 
@@ -39,6 +39,7 @@ from socft.policy import AffinePolicy, Policy
 from socft.problem import ControlProblem
 from socft.records import Record
 from socft.reference import Noises, States, Step
+from socft.study.repetitions import record_repetitions
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
@@ -47,7 +48,8 @@ from socft.truth.affine_policy import PolicyEvaluation, evaluate_affine
 from socft.truth.base import Truth
 from socft.truth.linear_quadratic import LinearQuadratic
 from toy.problems import benchmark
-from toy.studies.training import Plan, descend, evenly, label_memory
+from toy.training.measurement import label_memory
+from toy.training.methods import TrainingPlan, checkpoint_iterations, train_policy
 
 ITERATIONS, QUICK_ITERATIONS = 120, 8
 CHECKPOINTS, QUICK_CHECKPOINTS = 7, 3
@@ -59,7 +61,7 @@ START_RATE = 10.0
 DIVERGED = 1e6
 
 
-class Constant(nn.Module):
+class ScalarParameter(nn.Module):
     """A learned number for every state."""
 
     def __init__(self) -> None:
@@ -71,23 +73,23 @@ class Constant(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainableEstimator:
     """An estimator and what the optimiser also trains."""
 
     estimator: Estimator
     extra: tuple[nn.Parameter, ...] = ()
 
 
-def _moment() -> Trained:
-    start = Constant()
-    return Trained(Moment(start), (start.level,))
+def _moment() -> TrainableEstimator:
+    start = ScalarParameter()
+    return TrainableEstimator(Moment(start), (start.level,))
 
 
-def _named(name: str) -> Callable[[], Trained]:
-    return lambda: Trained(ANYWHERE[name]())
+def _named(name: str) -> Callable[[], TrainableEstimator]:
+    return lambda: TrainableEstimator(ANYWHERE[name]())
 
 
-METHODS: dict[str, Callable[[], Trained]] = {
+METHODS: dict[str, Callable[[], TrainableEstimator]] = {
     name: _named(name)
     for name in (
         "adjoint matching",
@@ -103,7 +105,7 @@ METHODS: dict[str, Callable[[], Trained]] = {
 } | {"moment": _moment}
 
 
-class Arena(abc.ABC):
+class SuiteProblem(abc.ABC):
     """A problem, a policy class and the distance to the optimum.
 
     Attributes:
@@ -129,7 +131,7 @@ class Arena(abc.ABC):
         """Optimum minus objective."""
 
 
-class LinearArena(Arena):
+class AffineSuiteProblem(SuiteProblem):
     """Affine policies, in closed form."""
 
     def __init__(self, name: str, **settings: Any):
@@ -183,7 +185,7 @@ class SeparablePolicy(Policy):
         return torch.einsum("bdp,dpq,bq->bd", bumps, self.weight, waning) / self.steps**0.5
 
 
-class WellArena(Arena):
+class DoubleWellSuiteProblem(SuiteProblem):
     """The double well with a function per coordinate, on paths of its exact optimum."""
 
     def __init__(self, **settings: Any):
@@ -217,18 +219,22 @@ class WellArena(Arena):
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class SuiteEntry:
     """A problem of the suite and the rate its policy class trains with."""
 
-    make: Callable[[], Arena]
+    make: Callable[[], SuiteProblem]
     rate: float
 
 
-SUITE: Mapping[str, Entry] = {
-    ProblemName.OU_QUADRATIC_EASY: Entry(lambda: LinearArena(ProblemName.OU_QUADRATIC_EASY), 0.003),
-    ProblemName.OU_QUADRATIC_HARD: Entry(lambda: LinearArena(ProblemName.OU_QUADRATIC_HARD), 0.01),
-    ProblemName.OU_LINEAR: Entry(lambda: LinearArena(ProblemName.OU_LINEAR), 0.01),
-    ProblemName.DOUBLE_WELL: Entry(lambda: WellArena(), 0.05),
+SUITE: Mapping[str, SuiteEntry] = {
+    ProblemName.OU_QUADRATIC_EASY: SuiteEntry(
+        lambda: AffineSuiteProblem(ProblemName.OU_QUADRATIC_EASY), 0.003
+    ),
+    ProblemName.OU_QUADRATIC_HARD: SuiteEntry(
+        lambda: AffineSuiteProblem(ProblemName.OU_QUADRATIC_HARD), 0.01
+    ),
+    ProblemName.OU_LINEAR: SuiteEntry(lambda: AffineSuiteProblem(ProblemName.OU_LINEAR), 0.01),
+    ProblemName.DOUBLE_WELL: SuiteEntry(lambda: DoubleWellSuiteProblem(), 0.05),
 }
 
 
@@ -243,7 +249,7 @@ def effective_share(
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class ControlError:
     """What is seen at a moment of a training.
 
     Attributes:
@@ -257,24 +263,26 @@ class Checkpoint:
     note: str = ""
 
 
-def curve(place: Arena, method: str, plan: Plan, seed: int) -> Iterator[Checkpoint]:
+def curve(
+    place: SuiteProblem, method: str, plan: TrainingPlan, seed: int
+) -> Iterator[ControlError]:
     """Every checkpoint; infinite, with a note, from a divergence on."""
-    trained, policy, left = METHODS[method](), place.policy(), len(plan.checkpoints)
-    extra = [{"params": list(trained.extra), "lr": START_RATE * plan.rate}] if trained.extra else []
+    chosen, policy, left = METHODS[method](), place.policy(), len(plan.checkpoints)
+    extra = [{"params": list(chosen.extra), "lr": START_RATE * plan.rate}] if chosen.extra else []
     try:
-        for iteration in descend(place.problem, policy, trained.estimator, plan, seed, extra):
+        for iteration in train_policy(place.problem, policy, chosen.estimator, plan, seed, extra):
             error, gap = place.control_l2(policy), place.objective_gap(policy)
             if not error < DIVERGED:
                 raise InvalidProblem(f"control_l2 = {error:.3g} at gradient step {iteration.index}")
             row = {Metric.CONTROL_L2: error, Metric.OBJECTIVE_GAP: gap}
-            share = effective_share(trained.estimator, place.problem, policy, plan.batch)
+            share = effective_share(chosen.estimator, place.problem, policy, plan.batch)
             left -= 1
-            yield Checkpoint(
+            yield ControlError(
                 row if share is None else row | {Metric.EFFECTIVE_SHARE: share}, iteration.seconds
             )
     except InvalidProblem as error:
         for _ in range(left):
-            yield Checkpoint(
+            yield ControlError(
                 {Metric.CONTROL_L2: math.inf, Metric.OBJECTIVE_GAP: math.inf},
                 note=f"diverged: {error}"[:200],
             )
@@ -285,14 +293,13 @@ def socm_task(
 ) -> list[Record]:
     """The curve of one estimator on one problem, over independent repetitions."""
     place, rate = SUITE[problem].make(), SUITE[problem].rate
-    plan = Plan(rate, iterations, evenly(iterations, checkpoints))
+    plan = TrainingPlan(rate, iterations, checkpoint_iterations(iterations, checkpoints))
     estimator = METHODS[method]().estimator
     evaluations = evaluations_per_path(estimator.cost, place.problem.steps) * plan.batch
     curves = [list(curve(place, method, plan, seed)) for seed in range(seeds)]
     peak = label_memory(place.problem, place.policy(), estimator, plan.batch)
     records = []
-    for j, index in enumerate(plan.checkpoints):
-        rows = [run[j] for run in curves]
+    for index, *points in zip(plan.checkpoints, *curves, strict=True):
         setting = {
             **place.settings,
             "rate": rate,
@@ -300,40 +307,19 @@ def socm_task(
             "iterations": iterations,
             "iteration": index,
         }
-        notes, seconds = (
-            sorted({row.note for row in rows if row.note}),
-            sum(row.seconds for row in rows) / seeds,
+        notes = sorted({point.note for point in points if point.note})
+        records += record_repetitions(
+            schemas.SOCM,
+            problem,
+            [point.measures for point in points],
+            setting=setting | ({"note": "; ".join(notes)} if notes else {}),
+            estimator=method,
+            kind=estimator.estimates,
+            seconds=sum(point.seconds for point in points) / seeds,
+            evaluations=index * evaluations,
+            peak_mb=peak,
+            optimum={Metric.CONTROL_L2: 0.0, Metric.OBJECTIVE_GAP: 0.0},
         )
-        if notes:
-            setting["note"] = "; ".join(notes)
-        for metric in (Metric.CONTROL_L2, Metric.OBJECTIVE_GAP, Metric.EFFECTIVE_SHARE):
-            values = torch.tensor(
-                [row.measures[metric] for row in rows if metric in row.measures],
-                dtype=torch.float64,
-            )
-            if len(values) == 0:
-                continue
-            records.append(
-                Record(
-                    schemas.SOCM.name,
-                    problem,
-                    metric,
-                    float(values.mean()),
-                    setting,
-                    method,
-                    estimator.estimates,
-                    stderr=(
-                        float(values.std() / len(values) ** 0.5)
-                        if len(values) > 1 and bool(values.isfinite().all())
-                        else None
-                    ),
-                    seeds=seeds,
-                    seconds=seconds if math.isfinite(seconds) else None,
-                    evaluations=index * evaluations,
-                    peak_mb=peak,
-                    optimum=0.0 if metric != Metric.EFFECTIVE_SHARE else None,
-                )
-            )
     return records
 
 

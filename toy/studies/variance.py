@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -72,9 +71,7 @@ def variance_task(
 ) -> list[Record]:
     """Everything about one estimator in one situation, or why it refuses."""
     chosen = find_estimator(estimator)
-    places = [
-        _situation(problem, json.dumps(settings), scale, repetition) for repetition in range(seeds)
-    ]
+    places = [_situation(problem, scale, repetition, **settings) for repetition in range(seeds)]
     try:
         made = [(where, chosen.make(where.context)) for where in places]
         return [*_gradient(chosen, made, axis, paths), *_costates(chosen, made, axis, paths)]
@@ -84,11 +81,11 @@ def variance_task(
 
 
 @functools.lru_cache(maxsize=2 * SEEDS)
-def _situation(problem: str, settings: str, scale: float, repetition: int = 0) -> Situation:
+def _situation(problem: str, scale: float, repetition: int, **settings: Any) -> Situation:
     """Exact solutions are shared by the repetitions, and by the estimators that a process measures."""
     if repetition:
-        return dataclasses.replace(_situation(problem, settings, scale), repetition=repetition)
-    return situation(benchmark(problem, **json.loads(settings)), scale)
+        return dataclasses.replace(_situation(problem, scale, 0, **settings), repetition=repetition)
+    return situation(benchmark(problem, **settings), scale)
 
 
 def _gradient(
@@ -181,7 +178,7 @@ def _noise(where: Situation, paths: int) -> Noise:
 
 
 @dataclasses.dataclass(frozen=True)
-class Axis:
+class SituationAxis:
     """Situations along which one thing varies.
 
     Attributes:
@@ -212,31 +209,37 @@ def _each(name: str, *values: Any) -> tuple[dict[str, Any], ...]:
 
 
 AXES = (
-    Axis("distance", ProblemName.LQ_FINE_TUNING, {"d": 4}, _each("scale", 0.0, 1.0, 0.5, 0.9)),
-    Axis("dimension", ProblemName.LQ_FINE_TUNING, {"scale": 0.9}, _each("d", 1, 16, 64), quick=0),
-    Axis("steps", ProblemName.LQ_SDE, {"d": 2, "scale": 0.9}, _each("steps", 10, 30, 100), quick=1),
-    Axis(
+    SituationAxis(
+        "distance", ProblemName.LQ_FINE_TUNING, {"d": 4}, _each("scale", 0.0, 1.0, 0.5, 0.9)
+    ),
+    SituationAxis(
+        "dimension", ProblemName.LQ_FINE_TUNING, {"scale": 0.9}, _each("d", 1, 16, 64), quick=0
+    ),
+    SituationAxis(
+        "steps", ProblemName.LQ_SDE, {"d": 2, "scale": 0.9}, _each("steps", 10, 30, 100), quick=1
+    ),
+    SituationAxis(
         "horizon",
         ProblemName.LQ_SDE,
         {"d": 2, "scale": 0.9},
         tuple({"horizon": h, "steps": round(25 * h)} for h in (0.4, 1.2, 4.0)),
         quick=0,
     ),
-    Axis(
+    SituationAxis(
         "noise",
         ProblemName.OSCILLATOR,
         {"dt": 0.1, "scale": 0.9},
         _each("noise", 1.0, 0.1, 10.0),
         quick=0,
     ),
-    Axis(
+    SituationAxis(
         ProblemName.MIXTURE,
         ProblemName.MIXTURE,
         {"steps": 50},
         ({"d": 1, "scale": 0.0}, {"d": 1, "scale": 1.0}),
         quick=0,
     ),
-    Axis(
+    SituationAxis(
         "mixture in high dimension",
         ProblemName.MIXTURE,
         {"scale": 1.0},

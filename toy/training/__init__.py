@@ -1,0 +1,1 @@
+"""Training at an equal budget: problems, methods and what is measured on the way."""
