@@ -18,7 +18,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Generic, Literal, Self, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -74,8 +74,12 @@ class Labels(Readable):
         )
 
 
-class Estimator(Readable, abc.ABC):
-    """Labels along paths and a pointwise loss whose gradient is the estimate.
+LabelsT = TypeVar("LabelsT", bound=Labels)
+
+
+class Estimator(Readable, abc.ABC, Generic[LabelsT]):
+    """Labels along paths and a pointwise loss whose gradient is the estimate; generic in the
+    labels.
 
     Attributes:
         estimates: what the gradient of the loss is in expectation: minus the objective's gradient
@@ -102,26 +106,26 @@ class Estimator(Readable, abc.ABC):
         return False
 
     @abc.abstractmethod
-    def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
+    def label(self, problem: ControlProblem, policy: Policy, path: Path) -> LabelsT:
         """Labels of every (k, sample) of a path, computed without a graph."""
 
     @abc.abstractmethod
-    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: Labels) -> PerSample:
+    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: LabelsT) -> PerSample:
         """The loss of some rows of labels, differentiable in the policy's parameters; ``k`` is one
         step or one per row.
         """
 
 
-class MatchingEstimator(Estimator):
+class MatchingEstimator(Estimator[LabelsT]):
     """An estimator whose labels are target controls."""
 
-    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: Labels) -> PerSample:
+    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: LabelsT) -> PerSample:
         squared = (policy(k, rows.states) - rows.targets).flatten(1).square().sum(1)
         loss = at_step(problem.beta, k, squared) * squared / 2
         return loss if rows.weights is None else loss * rows.weights
 
 
-class CostateEstimator(MatchingEstimator):
+class CostateEstimator(MatchingEstimator[Labels]):
     """A matching estimator whose targets are ``B_k^T a_{k+1} / beta_k`` for samples ``a`` of the
     costate.
     """

@@ -73,7 +73,7 @@ def ratio_labels(
 
 
 @dataclasses.dataclass(frozen=True)
-class DDPO(Estimator):
+class DDPO(Estimator[RatioLabels]):
     """Clipped likelihood ratios of normalised rewards, without a KL term; no derivative of reward
     or reference.
 
@@ -126,8 +126,9 @@ class DDPO(Estimator):
         advantages = torch.where(spread > 0, centred / spread, 0.0) if self.divide else centred
         return ratio_labels(problem, path, advantages.expand(problem.steps, -1))
 
-    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: Labels) -> PerSample:
-        assert isinstance(rows, RatioLabels)
+    def loss(
+        self, problem: ControlProblem, policy: Policy, k: Step, rows: RatioLabels
+    ) -> PerSample:
         log_ratio = rows.log_ratio(policy(k, rows.states))
         ratio = (log_ratio / rows.noise[0].numel() if self.averaged else log_ratio).exp()
         return -torch.minimum(

@@ -25,7 +25,7 @@ from typing import ClassVar
 
 from socft.checks import require
 from socft.costates.base import Cost
-from socft.estimators.base import Estimator, Kind, Labels
+from socft.estimators.base import Estimator, Kind
 from socft.estimators.baseline import Baseline, NoBaseline, returns_to_go
 from socft.estimators.ddpo import RatioLabels, ratio_labels
 from socft.path import Path
@@ -36,7 +36,7 @@ from socft.reward import PerSample
 
 
 @dataclasses.dataclass(frozen=True)
-class DPOK(Estimator):
+class DPOK(Estimator[RatioLabels]):
     """Not zero at the optimum; no derivative of reward or reference.
 
     Attributes:
@@ -76,8 +76,9 @@ class DPOK(Estimator):
         returns = returns_to_go(problem, path, kl=False)
         return ratio_labels(problem, path, returns - self.baseline.levels(problem, path, returns))
 
-    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: Labels) -> PerSample:
-        assert isinstance(rows, RatioLabels)
+    def loss(
+        self, problem: ControlProblem, policy: Policy, k: Step, rows: RatioLabels
+    ) -> PerSample:
         control = policy(k, rows.states)
         n = rows.noise[0].numel() if self.averaged else 1
         ratio = (rows.log_ratio(control) / n).exp()

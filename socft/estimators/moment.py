@@ -40,7 +40,7 @@ class MomentLabels(Labels):
 
 
 @dataclasses.dataclass(frozen=True)
-class Moment(MatchingEstimator):
+class Moment(MatchingEstimator[MomentLabels]):
     """Unbiased for the objective's gradient on paths of the policy; zero at the optimum, up to
     O(dt), on others.
 
@@ -72,8 +72,9 @@ class Moment(MatchingEstimator):
             labels.states, labels.targets, work_functional=found.expand(problem.steps, -1)
         )
 
-    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: Labels) -> PerSample:
-        assert isinstance(rows, MomentLabels)
+    def loss(
+        self, problem: ControlProblem, policy: Policy, k: Step, rows: MomentLabels
+    ) -> PerSample:
         squared = (rows.work_functional + self.start(rows.states)).square() / 2
         first = torch.as_tensor(k, device=squared.device) == 0
         return super().loss(problem, policy, k, rows) + torch.where(first, squared, 0.0)
