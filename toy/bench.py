@@ -129,7 +129,9 @@ def bench(
 
 
 def summary(estimator: str, records: Sequence[Record]) -> dict[str, Any]:
-    """What a user's estimator achieved in every situation, and its rank by error at equal budget."""
+    """What a user's estimator achieved in every situation, and its rank by error at equal
+    budget.
+    """
     mine = [record for record in records if record.estimator == estimator]
     places = {}
     for place in SUITE:

@@ -1,4 +1,6 @@
-"""A user's estimator against built-in ones: right ones are ranked, broken ones lose their own rows."""
+"""A user's estimator against built-in ones: right ones are ranked, broken ones lose their own
+rows.
+"""
 
 from __future__ import annotations
 

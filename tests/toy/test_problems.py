@@ -199,7 +199,9 @@ def riccati_by_scipy(
     beta: float,
     left: float,
 ) -> Tensor:
-    """The cost's Hessian with ``left`` to go, ``P' = A'P + PA - PBB'P/beta + Q`` in the time left."""
+    """The cost's Hessian with ``left`` to go, ``P' = A'P + PA - PBB'P/beta + Q`` in the time
+    left.
+    """
     n = len(A)
 
     def rate(_: float, state: np.ndarray) -> np.ndarray:

@@ -93,7 +93,9 @@ def test_slopes_of_a_staircase_are_those_it_reaches():
 
 
 def smoothed_value(step: OneStep, x: np.ndarray) -> np.ndarray:
-    """``(G V)(x)`` up to a constant, by integrating its slope with Gauss-Legendre on short pieces."""
+    """``(G V)(x)`` up to a constant, by integrating its slope with Gauss-Legendre on short
+    pieces.
+    """
     nodes, weights_ = np.polynomial.legendre.leggauss(12)
     ends = np.linspace(-4.0, x, 81)
     half = (ends[1:] - ends[:-1]) / 2
@@ -162,7 +164,9 @@ def test_a_sine_fades(frequency: float):
 
 
 def test_dimension_enters_the_bounds_alone():
-    """(17) at one step with an affine score is proportional to C_d, here from the gamma function."""
+    """(17) at one step with an affine score is proportional to C_d, here from the gamma
+    function.
+    """
     instance = ProductInstance(
         levels=(0.4, 0.8), lam=(0.5,), factors=(Factor(TanhScore(c=-0.2), Sine(1.0, 1.0)),)
     )

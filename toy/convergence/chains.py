@@ -32,7 +32,9 @@ BOUNDS = {"paper iterates": convergence, "sharp iterates": sharp_convergence}
 
 
 def memoryless(steps: int) -> Schedule:
-    """DDPM with linear variances, sub-sampled from 1000 steps: Y_0 and Y_T are independent to 0.3%."""
+    """DDPM with linear variances, sub-sampled from 1000 steps: Y_0 and Y_T are independent to
+    0.3%.
+    """
     return ddpm(subsample(linear_levels(1000), steps))
 
 

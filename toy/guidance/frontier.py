@@ -64,7 +64,9 @@ VARIANCES: Mapping[str, tuple[float, float]] = {
 
 @functools.cache
 def guided_coordinates(spread: str) -> GuidedCoordinates:
-    """f1 with the off-support direction; the latent variances run between the two of `VARIANCES`."""
+    """f1 with the off-support direction; the latent variances run between the two of
+    `VARIANCES`.
+    """
     data = subspace()
     form = data.objectives[ProblemName.F1_OFF]
     assert isinstance(form, Quadratic)
@@ -96,8 +98,8 @@ class PolicyOutcome:
 
 
 class Frontier:
-    """One-pass methods on `GuidedCoordinates`, each a family of policies with a knob that starts at 0, the
-    pre-trained model.
+    """One-pass methods on `GuidedCoordinates`, each a family of policies with a knob that starts at
+    0, the pre-trained model.
     """
 
     def __init__(self, spread: str, steps: int):

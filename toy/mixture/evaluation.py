@@ -1,4 +1,6 @@
-"""The chain that is fine-tuned, and what a policy and a law of X_0 achieve beside the exact optimum."""
+"""The chain that is fine-tuned, and what a policy and a law of X_0 achieve beside the exact
+optimum.
+"""
 
 from __future__ import annotations
 

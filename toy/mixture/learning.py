@@ -1,5 +1,5 @@
-"""Policies from regressions: policy iteration on fresh paths, the fitted Bellman recursion, and PI-FT
-with sampled means.
+"""Policies from regressions: policy iteration on fresh paths, the fitted Bellman recursion, and PI-
+FT with sampled means.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ from toy.pipelines import StepwiseFits
 
 CENTRES, WIDTH = torch.linspace(-7, 7, 29, dtype=torch.float64)[:, None], 0.5
 RIDGE, STIFF_RIDGE = 1e-8, 1e-4
-"""For samples with little noise, and for costates of single paths, whose fits are differentiated."""
+"""For samples with little noise, and for costates of single paths, whose fits are
+differentiated.
+"""
 OUTSIDE = 0.002
 """Share of the samples beyond either end of a clipped fit."""
 PATHS, ROUNDS = 2000, 8
 DAMPED, DAMPING = 2, 0.5
-"""The first rounds of a regression solved exactly go half the way: the first policy wants too much."""
+"""The first rounds of a regression solved exactly go half the way: the first policy wants too
+much.
+"""
 SWEEPS, SWEEP_PATHS, DRAWS = 2, 2048, 8
 INNER, HERMITE = 4, 8
 REVERSED_SEED, START_SEED = 10_000, 20_000

@@ -1,4 +1,6 @@
-"""Fine-tuning in one dimension: a data law and a reward, completed by a schedule and a KL weight."""
+"""Fine-tuning in one dimension: a data law and a reward, completed by a schedule and a KL
+weight.
+"""
 
 from __future__ import annotations
 

@@ -117,7 +117,9 @@ class Valley:
 
 
 def lowest(value: ValueFunction) -> Valley:
-    """The best initial state: the lowest node of a fine grid, then Newton's method on the gradient."""
+    """The best initial state: the lowest node of a fine grid, then Newton's method on the
+    gradient.
+    """
     x1, x2 = (
         torch.linspace(-math.pi, math.pi, 121, dtype=torch.float64),
         torch.linspace(-REACH, REACH, 201, dtype=torch.float64),
@@ -214,7 +216,9 @@ class PeriodicSweep:
             yield k, fields
 
     def smooth(self, fields: Float[Tensor, "nodes 3"], sigma: float) -> Float[Tensor, "nodes 3"]:
-        """``E f(x + sigma xi e_2)`` at the nodes, by Gauss-Hermite quadrature of the interpolant."""
+        """``E f(x + sigma xi e_2)`` at the nodes, by Gauss-Hermite quadrature of the
+        interpolant.
+        """
         if sigma not in self._smoothings:
             line = Grid(self.wrapped.lower[1:], self.wrapped.spacing[1:], self.wrapped.shape[1:])
             node, mass = np.polynomial.hermite_e.hermegauss(HERMITE_NODES)

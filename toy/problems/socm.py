@@ -106,7 +106,9 @@ def _ou_quadratic(
 def ou_linear(
     d: int = 10, steps: int = 100, seed: int = 0, integrator: Integrator | None = None
 ) -> Benchmark:
-    """Linear Ornstein-Uhlenbeck: a random stable drift, a random noise and a linear terminal cost."""
+    """Linear Ornstein-Uhlenbeck: a random stable drift, a random noise and a linear terminal
+    cost.
+    """
     require(d >= 1, f"d = {d}; give at least 1.")
     generator, eye = torch.Generator().manual_seed(seed), torch.eye(d, dtype=torch.float64)
     A, sigma = (sign * eye + PERTURBATION * normal(d, d, generator=generator) for sign in (-1, 1))
@@ -223,7 +225,9 @@ class _Well:
         return -self.weight * (x[:, 0].square() - 1).square()
 
     def flow(self, dt: float, x: Tensor) -> Tensor:
-        """The solution of ``x' = -4 height x (x^2 - 1)``: y = 1 / x^2 - 1 decays at rate 8 height."""
+        """The solution of ``x' = -4 height x (x^2 - 1)``: y = 1 / x^2 - 1 decays at rate 8
+        height.
+        """
         decay = math.exp(-8 * self.height * dt)
         return x / (x.square() + (1 - x.square()) * decay).sqrt()
 

@@ -308,7 +308,9 @@ def riccati_task(dim: int, steps: int) -> list[Record]:
 
 
 def sweep_task(steps: int, inner: int) -> list[Record]:
-    """Seconds of one backward induction, for its growth in the steps and in the inner iterations."""
+    """Seconds of one backward induction, for its growth in the steps and in the inner
+    iterations.
+    """
     problem = linear_quadratic_problem(1, steps)
     grids = choose_grids(problem, (801,))
     start = time.perf_counter()

@@ -63,7 +63,9 @@ INTEGRATORS: dict[str, Integrator] = {
     "exponential": Exponential(),
 }
 SHORT_STEPS, SHORT_ROUNDS = 600, 3
-"""A tenth of the published gradient steps, with larger batches and a rate that decays to the end."""
+"""A tenth of the published gradient steps, with larger batches and a rate that decays to the
+end.
+"""
 
 
 def short_network(seed: int) -> SpaceTimeRegression:

@@ -9,8 +9,8 @@ elsewhere the difference on common noise. ``effective_share`` is the effective n
 importance weights over the batch.
 
 All estimators get the same number of gradient steps, paths, rate and decay
-(`toy.studies.training.train_policy`); what that costs is in ``evaluations``. Affine policies for the
-Ornstein-Uhlenbeck problems, whose optimum is affine; a function per coordinate for the double well,
+(`toy.studies.training.train_policy`); what that costs is in ``evaluations``. Affine policies for
+the Ornstein-Uhlenbeck problems, whose optimum is affine; a function per coordinate for the double well,
 whose optimum is one. An estimator that diverges has infinite errors from there on, and a note.
 
 Fixed points differ by O(dt): adjoint matching, relative entropy, log-variance and moment losses
@@ -57,7 +57,9 @@ SEEDS, QUICK_SEEDS = 3, 1
 TEST_PATHS, TEST_SEED = 512, 99
 WEIGHT_SEED = 98
 START_RATE = 10.0
-"""The initial value of the moment loss learns faster than the control: it is a sum over the steps."""
+"""The initial value of the moment loss learns faster than the control: it is a sum over the
+steps.
+"""
 DIVERGED = 1e6
 
 

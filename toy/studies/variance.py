@@ -82,7 +82,9 @@ def variance_task(
 
 @functools.lru_cache(maxsize=2 * SEEDS)
 def _situation(problem: str, scale: float, repetition: int, **settings: Any) -> Situation:
-    """Exact solutions are shared by the repetitions, and by the estimators that a process measures."""
+    """Exact solutions are shared by the repetitions, and by the estimators that a process
+    measures.
+    """
     if repetition:
         return dataclasses.replace(_situation(problem, scale, 0, **settings), repetition=repetition)
     return situation(benchmark(problem, **settings), scale)

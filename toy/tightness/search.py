@@ -1,5 +1,6 @@
-"""The search for the largest ratio of a measurement to its bound: points, families of instances with
-a few parameters, and a local search in them for every inequality."""
+"""The search for the largest ratio of a measurement to its bound: points, families of instances
+with a few parameters, and a local search in them for every inequality.
+"""
 
 from __future__ import annotations
 
