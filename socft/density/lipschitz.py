@@ -68,12 +68,12 @@ def _rank_one_eigenvalue(
     It is the root of ``sum_i z_i^2 / (p_i + mu) = 1``, whose left side decreases in mu.
     """
     level, pair = ((z.square() / (p + floor.reshape(-1, 1, 1))).sum(2) > 1).nonzero().unbind(1)
-    p, square = p[level, 0].numpy(), z[level, pair].square().numpy()
+    precision, square = p[level, 0].numpy(), z[level, pair].square().numpy()
 
     def excess(mu: np.ndarray, i: np.ndarray) -> np.ndarray:
-        return (square[i] / (p[i] + mu[:, None])).sum(1) - 1
+        return (square[i] / (precision[i] + mu[:, None])).sum(1) - 1
 
-    root = _root(excess, floor[level].numpy(), square.sum(1), np.arange(len(p)))
+    root = _root(excess, floor[level].numpy(), square.sum(1), np.arange(len(square)))
     return torch.zeros_like(floor).scatter_reduce(0, level, root * (1 + _ROUNDING), "amax")
 
 

@@ -12,12 +12,12 @@ the score is that of :math:`N(\bar\mu, \bar\Sigma)` one exactly guided round mov
 so that the target :math:`y_k = g_k^\top\bar\mu + (s^2 + g_k^\top\bar\Sigma g_k)/\lambda`,
 `StepSizeTarget`, makes Algorithm 1 the iteration
 :math:`\mu_{k+1} = \bar\mu + \bar\Sigma\nabla f(\mu_k)/\lambda` for the maximum of
-:math:`f(x) - \tfrac\lambda2 |x - \bar\mu|^2_{\bar\Sigma^{-1}}`, and Algorithm 2 with `RecentredScore` the
-ascent :math:`\mu_{k+1} = \mu_k + \bar\Sigma\nabla f(\mu_k)/\lambda`. The published simulations set
-:math:`y_k = \delta + g_k^\top z_k` instead, `IncrementTarget`. Its fixed point is that of
-:math:`\lambda = s^2/\delta`, and along a line of curvature :math:`f''` the iteration multiplies the
-distance from it by :math:`(\bar\Sigma g^2 + \delta\bar\Sigma f'')/(\bar\Sigma g^2 + s^2)` (both
-derived here).
+:math:`f(x) - \tfrac\lambda2 |x - \bar\mu|^2_{\bar\Sigma^{-1}}`, and Algorithm 2 with
+`RecentredScore` the ascent :math:`\mu_{k+1} = \mu_k + \bar\Sigma\nabla f(\mu_k)/\lambda`. The
+published simulations set :math:`y_k = \delta + g_k^\top z_k` instead, `IncrementTarget`. Its fixed
+point is that of :math:`\lambda = s^2/\delta`, and along a line of curvature :math:`f''` the
+iteration multiplies the distance from it by :math:`(\bar\Sigma g^2 + \delta\bar\Sigma
+f'')/(\bar\Sigma g^2 + s^2)` (both derived here).
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ Guo, Yuan, Yang, Chen and Wang (arXiv 2404.14743v2) model the objective by a lin
    1)}.
 
 Where the data are Gaussian, :math:`\nabla_x \log p(y | x)` is the look-ahead term of strength
-:math:`b = 1 / (2 (s^2 + g^\top \mathrm{Cov}[x_0|x]\, g))`, `PosteriorStrength` (derived here). The strength
-of the published simulations, `PublishedStrength`, has :math:`h |J^\top g|^2 / \alpha^2` in place of
-:math:`g^\top \mathrm{Cov}\, g = h\, g^\top J g / \alpha`: the same where the covariance of the data
-has eigenvalues 0 and 1 only.
+:math:`b = 1 / (2 (s^2 + g^\top \mathrm{Cov}[x_0|x]\, g))`, `PosteriorStrength` (derived here). The
+strength of the published simulations, `PublishedStrength`, has :math:`h |J^\top g|^2 / \alpha^2` in
+place of :math:`g^\top \mathrm{Cov}\, g = h\, g^\top J g / \alpha`: the same where the covariance of
+the data has eigenvalues 0 and 1 only.
 
 A change G of the score is the whitened control :math:`v = g_k\,G / (\sqrt{a_k}\,\sigma_k)`, so that
 a guidance is a policy and :math:`|v|^2/2` its divergence from the pre-trained kernel. The paper's
@@ -278,7 +278,9 @@ class ConstantStrength(GuidanceStrength):
 
 @dataclasses.dataclass(frozen=True)
 class _ResponseStrength(GuidanceStrength):
-    """A strength for a response whose noise has the standard deviation ``noise``, times ``scale``."""
+    """A strength for a response whose noise has the standard deviation ``noise``, times
+    ``scale``.
+    """
 
     noise: float
     scale: float = 1.0

@@ -120,8 +120,10 @@ class Sphere(Density):
             )
             return z / z.norm(dim=1, keepdim=True)
         seed = int(torch.randint(2**62, (), generator=generator, device=device))
-        law = vonmises_fisher((self.natural / concentration).numpy(), concentration)  # type: ignore[arg-type]
-        return torch.from_numpy(law.rvs(batch, random_state=np.random.default_rng(seed))).to(device)
+        mean = (self.natural / concentration).numpy()
+        law = vonmises_fisher(mean, concentration)  # type: ignore[arg-type]
+        u = law.rvs(batch, random_state=np.random.default_rng(seed))
+        return torch.from_numpy(u).to(device)
 
     def noised(self, abar: float) -> Sphere:
         require(

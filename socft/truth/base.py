@@ -99,7 +99,9 @@ class Truth(Readable, abc.ABC):
 
     @functools.cached_property
     def probe(self) -> Path:
-        """Paths of the optimal chain with fixed noise, for sup errors and Monte-Carlo evaluations."""
+        """Paths of the optimal chain with fixed noise, for sup errors and Monte-Carlo
+        evaluations.
+        """
         noise = Noise.sample(self.problem.reference, PROBE_PATHS, torch.Generator().manual_seed(0))
         with torch.no_grad():
             return rollout(self.problem.reference, self.policy, noise)

@@ -163,7 +163,9 @@ class BellmanStep:
         )
 
     def _interior_hessian(self) -> Float[Tensor, "interior d d"]:
-        """``rho^(1/2) Hess(G V) rho^(1/2)`` at the nodes whose smoothing does not reach the edges."""
+        """``rho^(1/2) Hess(G V) rho^(1/2)`` at the nodes whose smoothing does not reach
+        the edges.
+        """
         grid, root = self.smooth.grid, self.rho.sqrt()
         width, sigma = grid.upper - grid.lower, root * self.beta**0.5
         margin = torch.minimum(torch.maximum(EDGE * width, TAINTED * sigma), 0.4 * width)

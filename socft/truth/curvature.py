@@ -301,7 +301,9 @@ class Difference(Curvature):
         return by_step(k, x, lambda i, rows: rows @ self.at(i).to(rows))
 
     def stored(self) -> Stored:
-        """All of them, from the last step to the first, the order in which an ill-posed step shows."""
+        """All of them, from the last step to the first, the order in which an ill-posed
+        step shows.
+        """
         return Stored(
             torch.stack([self.at(k) for k in reversed(range(self._chain.steps + 1))]).flip(0)
         )

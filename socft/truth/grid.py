@@ -123,7 +123,9 @@ class Grid(Readable):
     def interpolate(
         self, fields: Float[Tensor, "nodes f"], x: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "batch f"]:
-        """Lagrange interpolation of nodal fields at points inside the box; differentiable in ``x``."""
+        """Lagrange interpolation of nodal fields at points inside the box;
+        differentiable in ``x``.
+        """
         index, weight = self.stencil(x)
         return _gather(fields, index, weight)
 

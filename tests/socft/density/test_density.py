@@ -69,7 +69,9 @@ LAWS: dict[str, Density] = {
 
 
 def independent_log_prob(law: Density, x: Tensor, abar: float = 1.0) -> Tensor:
-    """The same law through torch.distributions, from its own means and covariances, noised by hand."""
+    """The same law through torch.distributions, from its own means and covariances,
+    noised by hand.
+    """
     if isinstance(law, Rotated):
         z = x @ law.rotation
         return torch.stack(
@@ -92,7 +94,7 @@ def gradient(function: Function, x: Tensor) -> Tensor:
 
 
 # Laws, scores, samples
-# -------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(LAWS))
@@ -241,7 +243,7 @@ def test_stable_fifty_deviations_away(direction: float):
 
 
 # Lipschitz constants
-# ---------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 
 
 def steepest(law: Density, x: Tensor) -> Tensor:
@@ -625,7 +627,7 @@ def test_constants_of_a_whole_schedule():
 
 
 # Noised scores and references
-# ------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(LAWS))
@@ -693,7 +695,7 @@ def test_exact_scores_carry_noise_to_data():
 
 
 # Tilts
-# -----------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 
 CURVED = Quadratic(0.4 * (COVS[0] - COVS[1]), randn(3), 0.7)
 ALIGNED = Quadratic(
@@ -812,7 +814,7 @@ def test_singular_laws_are_tilted_inside_their_support():
 
 
 # Refusals
-# --------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 
 REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     "weight zero": (

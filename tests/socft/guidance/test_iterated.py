@@ -100,7 +100,9 @@ def test_rounds_repeat_bit_by_bit():
 
 
 def test_step_size_moves_the_mean_by_the_step():
-    """One round from a large batch: the mean moves to ``m + S g / lam`` within its standard error."""
+    """One round from a large batch: the mean moves to ``m + S g / lam`` within its
+    standard error.
+    """
     lam = 2.0
     found = run(IteratedGuidance(guide, StepSizeTarget(lam, NOISE)), batch=20_000, count=1)
     g = REWARD.gradient(found[0].samples.mean(0)[None])[0]
@@ -153,7 +155,9 @@ def test_adaptation_starts_when_told():
 
 
 def test_least_squares_finds_the_moments():
-    """Slope and offset of the learnt score against those of the Gaussian with the samples' moments."""
+    """Slope and offset of the learnt score against those of the Gaussian with the
+    samples' moments.
+    """
     x = LAW.sample(400, torch.Generator().manual_seed(0))
     abar = torch.tensor([0.3, 0.8], dtype=torch.float64)
     fit = fit_linear(x.repeat(200, 1), abar, torch.Generator().manual_seed(1))

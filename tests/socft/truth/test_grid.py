@@ -323,7 +323,7 @@ def test_what_diffuses_out_of_the_box_is_lost():
     assert abs(float(kept.sum()) - below) < MIDPOINT
 
 
-def test_jacobian_of_fields_is_exact_to_the_order_of_the_stencil_and_for_linear_fields_at_the_edges():
+def test_jacobian_of_fields_is_exact_to_the_order_of_the_stencil_and_for_lines_at_the_edges():
     grid = line(61, 3.0)
     x = grid.nodes[:, 0]
     fields = torch.stack([x**STENCIL, torch.sin(x), 2 * x - 1], 1)

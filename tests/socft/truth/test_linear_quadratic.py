@@ -264,7 +264,7 @@ def test_no_affine_policy_does_better(case: Case):
 
 
 # Long chains in 50-digit arithmetic
-# -------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -478,7 +478,7 @@ def test_rotating_states_rotates_the_solution(Q: Tensor):
 
 
 # Policies
-# ---------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 
 
 def some_policy(problem: ControlProblem, seed: int = 0) -> AffinePolicy:
@@ -650,7 +650,7 @@ def test_the_costate_of_the_uncontrolled_oscillator():
 
 
 # Tilts
-# ------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 
 
 def line(
@@ -830,7 +830,7 @@ def test_the_wasserstein_distance_of_gaussians():
 
 
 # Refusals
-# ---------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -844,7 +844,9 @@ def test_the_wasserstein_distance_of_gaussians():
     ids=["elementwise", "difference", "commuting", "recursion"],
 )
 def test_the_beta_it_asks_for_is_the_smallest(problem: ControlProblem):
-    """Just above it the problem is solved, just below it is refused at step 0, the last to break."""
+    """Just above it the problem is solved, just below it is refused at step 0, the
+    last to break.
+    """
     problem = dataclasses.replace(
         problem, reward=Quadratic(torch.eye(*problem.reference.dims, dtype=F64))
     )
@@ -957,7 +959,7 @@ def test_a_quadratic_cost_is_the_quadratic_it_names(cost: QuadraticCost):
 
 
 # Structured references
-# --------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 
 
 def test_spectral_maps_are_the_matrices_they_abbreviate():
@@ -1000,7 +1002,7 @@ def test_malformed_references_are_refused():
 
 
 # Continuous time
-# --------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 
 OSCILLATOR = {
     "A": torch.tensor([[0.0, 1.0], [-1.0, -0.5]], dtype=F64),

@@ -92,20 +92,42 @@ VARYING = torch.linspace(1.0, 3.0, 5, dtype=F64)
 LINEAR_QUADRATIC: dict[str, tuple[Callable[[], ControlProblem], tuple[int, ...] | None, float]] = {
     "50 denoising steps": (lambda: linear_quadratic_problem(1, 50), None, LINE),
     "running cost, beta per step, start elsewhere": (
-        lambda: ControlProblem(line(0.9, [0.5, 0.4, 0.35, 0.3, 0.2], (1.5, 0.3)), parabola(0.5, 0.3), VARYING,
-                               QuadraticCost(t(0.3)[:, None], t(-0.2))), None, LINE,
+        lambda: ControlProblem(
+            line(0.9, [0.5, 0.4, 0.35, 0.3, 0.2], (1.5, 0.3)),
+            parabola(0.5, 0.3),
+            VARYING,
+            QuadraticCost(t(0.3)[:, None], t(-0.2)),
+        ),
+        None,
+        LINE,
     ),
-    "linear reward": (lambda: ControlProblem(line(1.1, [0.5] * 3), Linear(t(-0.7)), 0.2), None, LINE),
-    "start at a point": (lambda: ControlProblem(line(0.9, [0.5] * 3, (1.0, 0.0)), parabola(-1.0, 0.5), 1.0), None, LINE),
+    "linear reward": (
+        lambda: ControlProblem(line(1.1, [0.5] * 3), Linear(t(-0.7)), 0.2),
+        None,
+        LINE,
+    ),
+    "start at a point": (
+        lambda: ControlProblem(line(0.9, [0.5] * 3, (1.0, 0.0)), parabola(-1.0, 0.5), 1.0),
+        None,
+        LINE,
+    ),
     "plane, coupled": (lambda: linear_quadratic_problem(2, 4), (33, 33), PLANE),
     "plane, degenerate noise, running cost": (
-        lambda: ControlProblem(oscillator(5, t(0.7, 0.0, 0.3, 0.5).reshape(2, 2)), BOWL, VARYING / 2,
-                               QuadraticCost(t(0.2, 0.05, 0.05, 0.1).reshape(2, 2))), (33, 33), PLANE,
+        lambda: ControlProblem(
+            oscillator(5, t(0.7, 0.0, 0.3, 0.5).reshape(2, 2)),
+            BOWL,
+            VARYING / 2,
+            QuadraticCost(t(0.2, 0.05, 0.05, 0.1).reshape(2, 2)),
+        ),
+        (33, 33),
+        PLANE,
     ),
     "plane, degenerate noise, start at a point": (
-        lambda: ControlProblem(oscillator(4, torch.zeros(2, 2, dtype=F64)), BOWL, 1.0), (33, 33), PLANE,
+        lambda: ControlProblem(oscillator(4, torch.zeros(2, 2, dtype=F64)), BOWL, 1.0),
+        (33, 33),
+        PLANE,
     ),
-}  # fmt: skip
+}
 each_linear_quadratic = pytest.mark.parametrize("name", LINEAR_QUADRATIC)
 
 
@@ -493,8 +515,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         r"reward at node \[0\] = nan; the reward must be finite",
     ),
     "infinite slope": (
-        lambda: Quadrature(bad(FunctionReward(lambda x: -x[:, 0].abs().sqrt(), L0=1.0)),
-                           tuple(Grid.box(t(-8.0), t(8.0), (65,)) for _ in range(3))),
+        lambda: Quadrature(
+            bad(FunctionReward(lambda x: -x[:, 0].abs().sqrt(), L0=1.0)),
+            tuple(Grid.box(t(-8.0), t(8.0), (65,)) for _ in range(3)),
+        ),
         r"reward gradient at node \[32, 0\] = ",
     ),
     "three dimensions": (
@@ -509,15 +533,23 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: Quadrature(bad(Linear(t(1.0, 1.0)), matrices(t(1.0, 0.5, 0.0, 1.0).reshape(2, 2)))),
         r"B\[1\] B\[1\]\^T has an off-diagonal entry 0.5; rotate the state",
     ),
-    "too few grids": (lambda: Quadrature(bad(parabola(-1.0)), NARROW[:2]), "2 grids for 2 steps; give one per step 0..T, 3"),
-    "grids of another dimension": (lambda: Quadrature(bad(parabola(-1.0)), SQUARE), r"grids of shape \(20, 20\) for states of"),
+    "too few grids": (
+        lambda: Quadrature(bad(parabola(-1.0)), NARROW[:2]),
+        "2 grids for 2 steps; give one per step 0..T, 3",
+    ),
+    "grids of another dimension": (
+        lambda: Quadrature(bad(parabola(-1.0)), SQUARE),
+        r"grids of shape \(20, 20\) for states of",
+    ),
     "grids that lose mass": (
-        lambda: Quadrature(bad(parabola(-1.0)), NARROW), r"the grids lose [\d.e+-]+ of the optimal chain's mass, more than 1e-06"
+        lambda: Quadrature(bad(parabola(-1.0)), NARROW),
+        r"the grids lose [\d.e+-]+ of the optimal chain's mass, more than 1e-06",
     ),
     "beta too small": (
-        lambda: Quadrature(bad(parabola(5.0))), r"beta\[1\] = 1 gives sigma\^2 sup Hess\(G V\) / beta = 1.25; it must be < 1"
+        lambda: Quadrature(bad(parabola(5.0))),
+        r"beta\[1\] = 1 gives sigma\^2 sup Hess\(G V\) / beta = 1.25; it must be < 1",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -148,7 +148,9 @@ def test_the_envelope_identity_links_value_gradient_and_control():
 
 
 def test_the_control_is_the_expected_costate_of_the_next_step():
-    """``v = B' E grad V_{k+1}(m + B (v + xi)) / beta`` at single states, by simulation of one step."""
+    """``v = B' E grad V_{k+1}(m + B (v + xi)) / beta`` at single states, by simulation
+    of one step.
+    """
     truth = wide()
     reference, k = truth.problem.reference, 1
     x = truth.points(k)[:1].expand(4000, -1)
