@@ -41,14 +41,18 @@ from socft.reference import AffineReference, ScalarDiffusion
 from socft.reward import Quadratic, as_quadratic
 from socft.schedule import variance_preserving
 from socft.truth.linear_quadratic import LinearQuadratic
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
 from verify.support.strategies import quadratic_instances
 
 CLAIM = Claim(
     name="adjoint_index",
+    title="Index of the costate",
+    topic=topics.ADJOINTS,
     statement=(
-        "fixed point of B_kᵀa_{k+1}/β_k = v*; of B_kᵀa_k/β_k: relative error C dt, J* − J = C' dt²"
+        "the fixed point of $B_k^⊤ a_(k+1)/β_k$ is $v^*$; that of $B_k^⊤ a_k/β_k$ has the "
+        "relative error $C d t$, and $J^* − J = C' d t^2$"
     ),
     source="derived here; arXiv 2409.08861, section 4",
     kind="limit",

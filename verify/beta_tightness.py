@@ -34,6 +34,7 @@ from scipy.optimize import root_scalar
 from socft import theory
 from socft.checks import InvalidProblem
 from socft.truth.quadrature import measured_beta, solve_backward
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
@@ -43,13 +44,15 @@ from verify.support.suprema import grids_for
 
 CLAIM = Claim(
     name="beta_tightness",
+    title="Condition on the KL weight",
+    topic=topics.WEIGHT,
     statement=(
-        "least constant β with β ≥ σ_t²L1V_{t+1}/(1−λ) for all t ≥ least constant β with max_t σ_t²"
-        " sup|∇²G V_{t+1}|/β ≤ 1−λ"
+        "the least constant $β$ with $β ≥ σ_t^2 L_1 (V_(t+1))/(1 − λ)$ for all $t$ is at "
+        "least the least constant $β$ with $max_t σ_t^2 sup |∇^2 G V_(t+1)|/β ≤ 1 − λ$"
     ),
     source=(
-        "arXiv 2412.18164v4, condition on β of Theorem 2.8; necessary weight and sharper constants"
-        " derived here"
+        "arXiv 2412.18164v4, condition on β of Theorem 2.8; necessary weight and sharper "
+        "constants derived here"
     ),
     kind="tight",
 )

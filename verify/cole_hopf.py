@@ -37,13 +37,19 @@ from socft.reward import Quadratic
 from socft.schedule import variance_preserving
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.mixture import TiltedMixture
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.scores import MixtureScore
 from verify.support.strategies import mixture_scores, numbers
 
 CLAIM = Claim(
     name="cole_hopf",
-    statement="V = β log E[exp(r(Y₁)/β) | Y_τ]; memoryless ⇒ law of Y₁ = p exp(r/β)/Z",
+    title="Cole-Hopf",
+    topic=topics.SECTION_4_2,
+    statement=(
+        "$V = β log bb(E) [exp(r(Y_1)/β) | Y_τ]$, and if the chain is memoryless, the law of "
+        "$Y_1$ is $p exp(r/β)/Z$"
+    ),
     source="arXiv 2412.18164v4, section 4.2; arXiv 2403.06279",
     kind="limit",
 )

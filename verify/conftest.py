@@ -33,6 +33,7 @@ from hypothesis.internal.constants_ast import Constants
 
 import socft
 from socft.records import write_atomically
+from verify.support import topics
 from verify.support.claims import Claim, Tally, record_of, summary, update_records
 
 collect_ignore = ["support"]
@@ -175,8 +176,14 @@ class _Session:
                 tally.errors.append(
                     f"{item.name}: {call.excinfo.exconly() if call.excinfo else 'failed'}"
                 )
-            about = claim.record(Tally()) | {"test": item.name, "tests": self._tests(claim, item)}
-            report.user_properties.append((_TALLY, json.dumps(about | {"tally": tally.encode()})))
+            about = {
+                "claim": claim.name,
+                "heading": claim.heading,
+                "test": item.name,
+                "tests": self._tests(claim, item),
+                "tally": tally.encode(),
+            }
+            report.user_properties.append((_TALLY, json.dumps(about)))
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -227,9 +234,7 @@ class _Ledger:
     def add(self, row: dict[str, Any]) -> dict[str, Any]:
         """Merge what one test recorded; returns the claim's line so far."""
         name = row["claim"]
-        self.headings[name] = {
-            key: row[key] for key in ("claim", "file", "source", "kind", "statement")
-        }
+        self.headings[name] = row["heading"]
         self.missing.setdefault(name, set(row["tests"])).discard(row["test"])
         self.tallies.setdefault(name, Tally()).merge(Tally.decode(row["tally"]))
         self.lines[name] = record_of(self.headings[name], self.tallies[name])
@@ -237,15 +242,9 @@ class _Ledger:
 
     def fail(self, name: str, error: str) -> dict[str, Any]:
         """A file that could not be loaded: its claim is not measured."""
-        heading = {
-            "claim": name,
-            "file": f"verify/{name}.py",
-            "source": "",
-            "kind": "",
-            "statement": "",
-        }
+        claim = Claim(name, name.replace("_", " "), topics.OTHER, "", "", "limit")
         self.missing[name] = set()
-        self.lines[name] = record_of(heading, Tally(errors=[error]))
+        self.lines[name] = claim.record(Tally(errors=[error]))
         return self.lines[name]
 
     @property

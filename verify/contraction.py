@@ -51,6 +51,7 @@ from socft.pi_ft import BackwardInduction, backward_induction
 from socft.problem import ControlProblem
 from socft.truth.bellman import BellmanStep
 from socft.truth.quadrature import Quadrature
+from verify.support import topics
 from verify.support.balls import ball
 from verify.support.claims import Claim
 from verify.support.factors import Factor
@@ -63,7 +64,12 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="contraction",
-    statement="|δ⁽ʲ⁺¹⁾ − δ⁽ʲ⁾| ≤ (σ²Lb1_{t+1}/β_t) |δ⁽ʲ⁾ − δ⁽ʲ⁻¹⁾| with σ²Lb1_{t+1}/β_t ≤ 1 − λ_t",
+    title="Contraction (67)",
+    topic=topics.CONTRACTION,
+    statement=(
+        "$|δ^((j+1)) − δ^((j))| ≤ (σ^2 macron(L)_1 (V_(t+1))/β_t) |δ^((j)) − δ^((j−1))|$ with "
+        "$σ^2 macron(L)_1 (V_(t+1))/β_t ≤ 1 − λ_t$"
+    ),
     source="arXiv 2412.18164v4, equation 67 with Lemma 3.2; sharper constant derived here",
     kind="tight",
 )

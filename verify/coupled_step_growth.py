@@ -37,6 +37,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from socft import theory
+from verify.support import topics
 from verify.support.claims import Claim, steer
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance
@@ -48,9 +49,11 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="coupled_step_growth",
+    title="One more update of all steps",
+    topic=topics.THEOREM_3_1,
     statement=(
-        "sup over problems of sup|U_t⁽ᵐ⁺¹⁾ − u*_t| / sup|U_t⁽ᵐ⁾ − u*_t| = ∞ although every inner"
-        " map contracts by 1 − λ_t"
+        "the supremum over problems of $sup |U_t^((m+1)) − u^*_t|/sup |U_t^((m)) − u^*_t|$ is "
+        "$∞$, although every inner map contracts by $1 − λ_t$"
     ),
     source="derived here, on arXiv 2412.18164v4, Theorem 3.1",
     kind="limit",

@@ -33,12 +33,15 @@ from socft.truth.base import Truth
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.mixture import TiltedMixture
 from socft.truth.quadrature import Quadrature
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="discrete_to_continuous",
-    statement="sup_{|y|≤R} |V^{(T)}_{τT}(y) − V(τ, y)| = C/T + o(1/T)",
+    title="Discrete to continuous",
+    topic=topics.SECTION_4_2,
+    statement="$sup_(|y| ≤ R) |V^((T))_(τ T) (y) − V(τ, y)| = C/T + o(1/T)$",
     source="arXiv 2412.18164v4, section 4.2; order derived here",
     kind="limit",
 )

@@ -30,6 +30,7 @@ from torch import Tensor
 from socft.pi_ft import backward_induction
 from socft.truth.grid import ValueGrid
 from socft.truth.quadrature import Quadrature
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.strategies import line_instances, quadratic_instances
@@ -46,7 +47,9 @@ from verify.support.value_gradients import (
 
 CLAIM = Claim(
     name="envelope_identity",
-    statement="∇V_t(y) = Jac m_t(y)ᵀ E ∇V_{t+1}(m_t(y) + σ_t(v*_t(y) + W))",
+    title="Envelope identity (34)",
+    topic=topics.ADJOINTS,
+    statement='$∇V_t (y) = op("Jac") m_t (y)^⊤ bb(E) ∇V_(t+1) (m_t (y) + σ_t (v^*_t (y) + W))$',
     source="arXiv 2412.18164v4, equation 34",
     kind="equality",
 )

@@ -51,14 +51,17 @@ from socft.policy import AffinePolicy, Policy
 from socft.problem import ControlProblem
 from socft.reference import KernelReference, ScalarDiffusion, Step
 from socft.truth.affine_policy import affine_gradient, evaluate_affine
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
 
 CLAIM = Claim(
     name="estimator_unbiasedness",
+    title="What estimators estimate",
+    topic=topics.ADJOINTS,
     statement=(
-        "E[∇_θ loss] = −∇J for objective gradients, 0 at v* for residuals; labels of step k see x_k"
-        " and later noise only"
+        "$bb(E) [∇_θ ℓ] = −∇J$ for the losses $ℓ$ of objective gradients, and $0$ at $v^*$ "
+        "for those of residuals; labels of step $k$ see $x_k$ and later noise only"
     ),
     source="arXiv 2412.18164v4, equation 77; arXiv 2409.08861, section 4; derived here",
     kind="equality",

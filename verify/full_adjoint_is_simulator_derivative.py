@@ -47,13 +47,16 @@ from socft.reference import (
 )
 from socft.regression.features import Polynomial
 from socft.reward import FunctionReward
+from verify.support import topics
 from verify.support.claims import Claim
 
 CLAIM = Claim(
     name="full_adjoint_is_simulator_derivative",
+    title="Full adjoint",
+    topic=topics.ADJOINTS,
     statement=(
-        "∇_θ Σ_k β_k |v_k(x_k) − B_kᵀa_{k+1}/β_k|²/2 = −∇_θ [r(x_T) − Σ_k (f_k(x_k) + β_k|v_k|²/2)]"
-        " on every path"
+        "$∇_θ sum_k β_k |v_k (x_k) − B_k^⊤ a_(k+1)/β_k|^2/2 = −∇_θ [r(x_T) − sum_k (f_k (x_k) "
+        "+ β_k |v_k|^2/2)]$ on every path"
     ),
     source="derived here; arXiv 2409.08861, section 4",
     kind="equality",

@@ -42,6 +42,7 @@ from torch import Tensor
 from socft.guidance.iterated import StepSizeTarget
 from socft.guidance.policy import LookAheadGuidance, PublishedStrength, Response
 from socft.reward import LogSumExp, PseudoHuber, Quadratic, Reward, RidgeFunction, Sine, Sum
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.guidance_cases import (
     GuidedGaussian,
@@ -53,9 +54,11 @@ from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_algorithm_1",
+    title="Algorithm 1",
+    topic=topics.GUIDANCE,
     statement=(
-        "Φ(μ) = μ̄ + S∇f(μ)/λ contracts by L|S|/λ in the norm of S⁻¹, to argmax f(x) − (λ/2)(x −"
-        " μ̄)ᵀS⁻¹(x − μ̄)"
+        "$Φ(μ) = macron(μ) + S ∇f(μ)/λ$ contracts by $L |S|/λ$ in the norm of $S^(−1)$, to "
+        "the maximiser of $f(x) − (λ/2) (x − macron(μ))^⊤ S^(−1) (x − macron(μ))$"
     ),
     source="arXiv 2404.14743v2, Theorem 2; constant and tightness derived here",
     kind="tight",

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from socft.reward import FunctionReward, Quadratic, Reward
 from verify.guidance_algorithm_1 import whitened
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.guidance_cases import (
     GuidedGaussian,
@@ -49,9 +50,11 @@ from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_algorithm_2",
+    title="Algorithm 2",
+    topic=topics.GUIDANCE,
     statement=(
-        "f* − f(μ_K) ≤ |μ₀ − x*|²/(2ηK), sharp |μ₀ − x*|²/(η(4K + 2)); ≤ (1 − ηm)^{2K} (f* − f(μ₀))"
-        " if strongly concave"
+        "$f^* − f(μ_K) ≤ |μ_0 − x^*|^2/(2 η K)$, sharp $|μ_0 − x^*|^2/(η (4 K + 2))$, and "
+        "$f^* − f(μ_K) ≤ (1 − η m)^(2 K) (f^* − f(μ_0))$ if $f$ is strongly concave"
     ),
     source="arXiv 2404.14743v2, Theorem 3; Drori and Teboulle 2014; recursion derived here",
     kind="tight",

@@ -41,15 +41,18 @@ from socft.reward import Quadratic
 from socft.schedule import variance_preserving
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.mixture import TiltedMixture
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.guidance_cases import GuidedGaussian, guided_gaussians, vector
 from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_conditional_score",
+    title="Conditional score",
+    topic=topics.GUIDANCE,
     statement=(
-        "G_loss = ∇log p(y|x) = ∇V/β for data N(μ, S), r = −β(y − gᵀx)²/(2s²); the optimum of T"
-        " steps tends to it as 1/T"
+        '$G_"loss" = ∇ log p(y | x) = ∇V/β$ for data $N(μ, S)$ and $r = −β (y − g^⊤ x)^2/(2 '
+        "s^2)$; the optimum of $T$ steps tends to it as $1/T$"
     ),
     source="derived here; conditional score of arXiv 2404.14743v2, Lemma 1; Doob's h-transform",
     kind="equality",

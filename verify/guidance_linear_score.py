@@ -52,15 +52,18 @@ from socft.guidance.policy import (
 from socft.problem import ControlProblem
 from socft.reward import Linear
 from socft.truth.affine_policy import evaluate_affine
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.guidance_cases import GuidedGaussian, vector
 from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_linear_score",
+    title="Learnt linear score",
+    topic=topics.GUIDANCE,
     statement=(
-        "min over C, b of E|C x + b + ε/√h|² at C = −(α²S + h)⁻¹, b = −αC m for samples of any law,"
-        " mean m and covariance S"
+        "the minimum over $C$ and $b$ of $bb(E) |C x + b + ε/sqrt(h)|^2$ is at $C = −(α^2 S + "
+        "h)^(−1)$, $b = −α C m$ for samples of any law with mean $m$ and covariance $S$"
     ),
     source="linear class of arXiv 2404.14743v2; derived here",
     kind="equality",

@@ -32,14 +32,17 @@ from torch import Tensor
 from socft.density import affine_reference
 from socft.guidance.policy import LookAheadGuidance, PosteriorStrength, PublishedStrength
 from socft.schedule import variance_preserving
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.guidance_cases import GuidedGaussian, guided_gaussians
 
 CLAIM = Claim(
     name="guidance_pass_mean",
+    title="Mean of a guided pass",
+    topic=topics.GUIDANCE,
     statement=(
-        "E Y_T = √ā_T m + Π_t A_t (E Y₀ − √ā₀ m) at any number of steps, m = μ + S g (y − gᵀμ)/(s²"
-        " + gᵀS g)"
+        "$bb(E) Y_T = sqrt(macron(a)_T) m + Π_t A_t (bb(E) Y_0 − sqrt(macron(a)_0) m)$ at any "
+        "number of steps, with $m = μ + S g (y − g^⊤ μ)/(s^2 + g^⊤ S g)$"
     ),
     source="arXiv 2404.14743v2, Theorem 2; exactness on coarse chains derived here",
     kind="equality",

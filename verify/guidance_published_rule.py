@@ -35,6 +35,7 @@ from torch import Tensor
 
 from socft.guidance.iterated import IncrementTarget
 from socft.reward import Quadratic, Reward
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.guidance_cases import (
     GuidedGaussian,
@@ -46,9 +47,11 @@ from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_published_rule",
+    title="Published strength",
+    topic=topics.GUIDANCE,
     statement=(
-        "y_k = δ + g_kᵀμ_k has the fixed points ∇f(μ) = (s²/δ) S⁻¹(μ − μ̄), with Jacobian (δ/s²)"
-        " S_y H + S g gᵀ/(s² + gᵀS g)"
+        "$y_k = δ + g_k^⊤ μ_k$ has the fixed points $∇f(μ) = (s^2/δ) S^(−1) (μ − macron(μ))$, "
+        "with Jacobian $(δ/s^2) S_y H + S g g^⊤/(s^2 + g^⊤ S g)$"
     ),
     source="targets of arXiv 2404.14743v2, appendix E.1; fixed point and Jacobian derived here",
     kind="equality",

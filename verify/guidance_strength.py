@@ -35,14 +35,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft.guidance.policy import GuidanceStrength, PosteriorStrength, PublishedStrength
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.guidance_cases import GuidedGaussian, guided_gaussians, vector
 
 CLAIM = Claim(
     name="guidance_strength",
+    title="Strength of look-ahead",
+    topic=topics.GUIDANCE,
     statement=(
-        "1/(2b) − 1/(2b*) = −h² Σ_i g_i² σ_i(1 − σ_i)/(α²σ_i + h)², zero at every level ⇔ g_i σ_i(1"
-        " − σ_i) = 0 for all i"
+        "$1/(2 b) − 1/(2 b^*) = −h^2 sum_i g_i^2 σ_i (1 − σ_i)/(α^2 σ_i + h)^2$, zero at "
+        "every level $⇔$ $g_i σ_i (1 − σ_i) = 0$ for all $i$"
     ),
     source="strengths of arXiv 2404.14743v2, Lemma 1; the difference derived here",
     kind="equality",

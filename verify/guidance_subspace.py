@@ -42,6 +42,7 @@ from socft.guidance.policy import (
 from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
 from socft.schedule import ddpm
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.guidance_cases import vector
 from verify.support.instances import random_rotation
@@ -49,8 +50,11 @@ from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="guidance_subspace",
+    title="Subspace kept by look-ahead",
+    topic=topics.GUIDANCE,
     statement=(
-        "x₀ ∈ μ + span(A) ⇒ |P⊥ G_loss| = 0 at every level, and |P⊥ G| = |b'(y − gᵀE[x₀|x])| |P⊥ g|"
+        'if $x_0 ∈ μ + op("span")(A)$, then $|P_⊥ G_"loss"| = 0$ at every level, and $|P_⊥ G| '
+        "= |b' (y − g^⊤ bb(E) [x_0 | x])| |P_⊥ g|$"
     ),
     source="arXiv 2404.14743v2, Theorem 1; along the path derived here",
     kind="equality",

@@ -40,12 +40,15 @@ from torch import Tensor
 from socft.density import GaussianMixture
 from socft.reward import Quadratic
 from socft.truth.mixture import TiltedMixture
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="hjb_equation",
-    statement="V_τ + q(y/2 + s)·∇V + (q/2)ΔV + (q/2β)|∇V|² = 0 and u* = s + ∇V/β",
+    title="Equations (78), (79)",
+    topic=topics.SECTION_4_2,
+    statement="$V_τ + q (y/2 + s) · ∇V + (q/2) Δ V + (q/(2 β)) |∇V|^2 = 0$ and $u^* = s + ∇V/β$",
     source="arXiv 2412.18164v4, equations 78-79",
     kind="limit",
 )

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from socft.reward import LogSumExp, Reward, Separable
 from socft.truth.grid import tensor_rule
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import random_rotation
 from verify.support.rewards import ScalarReward, build_reward
@@ -46,9 +47,11 @@ from verify.support.strategies import curved_rewards, numbers
 
 CLAIM = Claim(
     name="integration_by_parts",
+    title="Integration by parts (26), (48)",
+    topic=topics.DERIVATIVES,
     statement=(
-        "∇²E V(x + σW) = E[∇V(x + σW) Wᵀ]/σ, which is E ∇²V(x + σW) for Lipschitz ∇V, and E ∇V(x +"
-        " σW) = E[V(x + σW) W]/σ"
+        "$∇^2 bb(E) V(x + σ W) = bb(E) [∇V(x + σ W) W^⊤]/σ$, which is $bb(E) ∇^2 V(x + σ W)$ "
+        "for Lipschitz $∇V$, and $bb(E) ∇V(x + σ W) = bb(E) [V(x + σ W) W]/σ$"
     ),
     source="arXiv 2412.18164v4, equations 26 and 48; the classes of functions made explicit here",
     kind="equality",

@@ -34,6 +34,7 @@ from socft.pi_ft import BackwardInduction, backward_induction
 from socft.truth.bellman import BellmanStep
 from socft.truth.grid import ValueGrid
 from socft.truth.quadrature import Quadrature
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.iterates import differentiate, thin
@@ -51,7 +52,12 @@ from verify.support.value_gradients import (
 
 CLAIM = Claim(
     name="iterate_gradient",
-    statement="∇V⁽ᵐ⁾ = Jac m_tᵀ G_m + Jac δ_mᵀ (G_m − G_{m−1}), G_j = E ∇V_{t+1}(m_t + δ_j + σW)",
+    title="Gradient of an iterate (55)",
+    topic=topics.LEMMA_3_2,
+    statement=(
+        '$∇V^((m)) = op("Jac") m_t^⊤ G_m + op("Jac") δ_m^⊤ (G_m − G_(m−1))$ with $G_j = bb(E) '
+        "∇V_(t+1) (m_t + δ_j + σ W)$"
+    ),
     source="arXiv 2412.18164v4, equation 55",
     kind="equality",
 )

@@ -47,6 +47,7 @@ from socft.reward import as_quadratic
 from socft.truth.affine_policy import affine_gradient, evaluate_affine
 from socft.truth.bellman import mean_and_jacobian
 from socft.truth.quadrature import Quadrature
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.strategies import line_instances, numbers, quadratic_instances
@@ -54,7 +55,12 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="lean_adjoint_fixed_point",
-    statement="B_kᵀ E[a_{k+1}|x_k] − β_k v_k = 0 for all k, x ⇔ v = v*, with lean costates a",
+    title="Lean adjoint",
+    topic=topics.ADJOINTS,
+    statement=(
+        "$B_k^⊤ bb(E) [a_(k+1) | x_k] − β_k v_k = 0$ for all $k$ and $x$ $⇔$ $v = v^*$, with "
+        "lean costates $a$"
+    ),
     source="arXiv 2409.08861, proposition 7; discrete statement derived here",
     kind="equality",
 )

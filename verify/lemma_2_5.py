@@ -34,15 +34,18 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from socft import theory
 from socft.reference import MatrixDiffusion, ScoreReference
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
 from verify.support.strategies import instances, numbers
 
 CLAIM = Claim(
     name="lemma_2_5",
+    title="Lemma 2.5",
+    topic=topics.KL_DIVERGENCE,
     statement=(
-        "KL(N(m + Bv, BBᵀ) ‖ N(m, BBᵀ)) = |v|²/2 for v ⊥ ker B, which for B = σI is g²|U −"
-        " s|²/(2aσ²)"
+        '$op("KL")(N(m + B v, B B^⊤) ∥ N(m, B B^⊤)) = |v|^2/2$ for $v ⊥ ker B$, which for $B '
+        "= σ I$ is $g^2 |U − s|^2/(2 a σ^2)$"
     ),
     source="arXiv 2412.18164v4, Lemma 2.5, equations 5-6; degenerate B derived here",
     kind="equality",

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from socft import theory
 from socft.pi_ft import backward_induction
+from verify.support import topics
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.factors import Factor
@@ -53,11 +54,15 @@ from verify.support.suprema import DIFFERENCED, TWICE
 
 CLAIM = Claim(
     name="lemma_3_2_control",
+    title="Lemma 3.2, control",
+    topic=topics.LEMMA_3_2,
     statement=(
-        "sup |Jac U_t⁽ᵐ⁾| ≤ L0u_t = (L0s + (1−λ_t)/(1−a_t))/λ_t and sup |D²U_t⁽ᵐ⁾| ≤ L1u_t for"
-        " every m"
+        '$sup |op("Jac") U_t^((m))| ≤ L_0 (u_t) = (L_0 (s) + (1 − λ_t)/(1 − a_t))/λ_t$ and '
+        "$sup |D^2 U_t^((m))| ≤ L_1 (u_t)$ for every $m$"
     ),
-    source="arXiv 2412.18164v4, Lemma 3.2 with equations 16 and 17; sharper constant derived here",
+    source=(
+        "arXiv 2412.18164v4, Lemma 3.2 with equations 16 and 17; sharper constant derived here"
+    ),
     kind="tight",
 )
 CELLS = 200

@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
 from verify.support.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
@@ -41,10 +42,15 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="lemma_3_2_increments",
-    statement="|G_j − G_{j−1}| ≤ (1−λ_t)ʲ Lb0_{t+1} for j ≥ 1, and |G_0| ≤ Lb0_{t+1}",
+    title="Lemma 3.2, increments",
+    topic=topics.LEMMA_3_2,
+    statement=(
+        "$|G_j − G_(j−1)| ≤ (1 − λ_t)^j macron(L)_0 (V_(t+1))$ for $j ≥ 1$, and $|G_0| ≤ "
+        "macron(L)_0 (V_(t+1))$"
+    ),
     source=(
-        "arXiv 2412.18164v4, proof of Lemma 3.2; sharper constant and extremal instance derived"
-        " here"
+        "arXiv 2412.18164v4, proof of Lemma 3.2; sharper constant and extremal instance "
+        "derived here"
     ),
     kind="tight",
 )

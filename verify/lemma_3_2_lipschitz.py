@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
+from verify.support import topics
 from verify.support.claims import WITHIN, Claim
 from verify.support.instances import ProductInstance
 from verify.support.iterates import PAPER, Chained, Iterate, constant, passes
@@ -38,9 +39,11 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="lemma_3_2_lipschitz",
+    title="Lemma 3.2, (38)",
+    topic=topics.LEMMA_3_2,
     statement=(
-        "sup |∇V_t⁽ᵐ⁾| ≤ Lb0_t for every m, Lb0_t = (1 + (1−a_t)L0s)/√a_t · (1 + (1−λ_t)²/λ_t) ·"
-        " Lb0_{t+1}"
+        "$sup |∇V_t^((m))| ≤ macron(L)_0 (V_t)$ for every $m$, with $macron(L)_0 (V_t) = (1 + "
+        "(1 − a_t) L_0 (s))/sqrt(a_t) · (1 + (1 − λ_t)^2/λ_t) · macron(L)_0 (V_(t+1))$"
     ),
     source="arXiv 2412.18164v4, Lemma 3.2, equation 38; sharper constant derived here",
     kind="upper bound",

@@ -35,6 +35,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
+from verify.support import topics
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
@@ -44,13 +45,16 @@ from verify.support.suprema import DIFFERENCED
 
 CLAIM = Claim(
     name="lemma_3_2_smoothness",
+    title="Lemma 3.2, (39)",
+    topic=topics.LEMMA_3_2,
     statement=(
-        "sup |∇²V_t⁽ᵐ⁾| ≤ Lb1_t for every m, Lb1_t = (15) with Lb + max_{m≥1} R_t(m), attained at m"
-        " ≤ 1 + (1−λ_t)/λ_t"
+        "$sup |∇^2 V_t^((m))| ≤ macron(L)_1 (V_t)$ for every $m$, with $macron(L)_1 (V_t)$ as "
+        "in (15) with $macron(L)$ and with $max_(m ≥ 1) R_t (m)$ added, which is attained at "
+        "an $m ≤ 1 + (1 − λ_t)/λ_t$"
     ),
     source=(
-        "arXiv 2412.18164v4, Lemma 3.2, equation 39; place of the maximum and sharper constants"
-        " derived here"
+        "arXiv 2412.18164v4, Lemma 3.2, equation 39; place of the maximum and sharper "
+        "constants derived here"
     ),
     kind="upper bound",
 )

@@ -38,6 +38,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
+from verify.support import topics
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
@@ -48,9 +49,11 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="lemma_3_3",
+    title="Lemma 3.3",
+    topic=topics.LEMMAS_3_3_AND_3_4,
     statement=(
-        "sup |U_t⁽ᵐ⁾ − u*_t| ≤ (1−λ_t)ᵐ κ_t L0V_{t+1} + κ_t ε_{t+1}/λ_t, ε_{t+1} = sup |∇V⁽ᵐ⁾_{t+1}"
-        " − ∇V*_{t+1}|"
+        "$sup |U_t^((m)) − u^*_t| ≤ (1 − λ_t)^m κ_t L_0 (V_(t+1)) + κ_t ε_(t+1)/λ_t$ with "
+        "$ε_(t+1) = sup |∇V^((m))_(t+1) − ∇V^*_(t+1)|$"
     ),
     source="arXiv 2412.18164v4, Lemma 3.3; extremal instances derived here",
     kind="tight",

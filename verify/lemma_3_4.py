@@ -38,6 +38,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
+from verify.support import topics
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
@@ -48,9 +49,11 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="lemma_3_4",
+    title="Lemma 3.4",
+    topic=topics.LEMMAS_3_3_AND_3_4,
     statement=(
-        "ε_t ≤ M_t (ε_{t+1}/λ_t + (1−λ_t)ᵐ⁺¹ (L0V_{t+1} + Lb0_{t+1}/λ_t)), ε_t = sup |∇V_t⁽ᵐ⁾ −"
-        " ∇V*_t|"
+        "$ε_t ≤ M_t (ε_(t+1)/λ_t + (1 − λ_t)^(m+1) (L_0 (V_(t+1)) + macron(L)_0 "
+        "(V_(t+1))/λ_t))$ with $ε_t = sup |∇V_t^((m)) − ∇V^*_t|$"
     ),
     source="arXiv 2412.18164v4, Lemma 3.4; sharper order derived here",
     kind="upper bound",

@@ -40,6 +40,7 @@ from socft.truth.affine_policy import evaluate_affine
 from socft.truth.grid import tensor_rule
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.mixture import TiltedMixture
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
 from verify.support.strategies import numbers, quadratic_instances
@@ -47,9 +48,11 @@ from verify.tilt_gap import gibbs_value, log_moment
 
 CLAIM = Claim(
     name="memory_bias",
+    title="Memory gap",
+    topic=topics.SECTION_4_2,
     statement=(
-        "β log E exp(r(Y_T)/β) − E β log E[exp(r(Y_T)/β)|Y₀] ≥ 0, = 0 if memoryless, ↛ 0 as T → ∞"
-        " otherwise"
+        "$β log bb(E) exp(r(Y_T)/β) − bb(E) β log bb(E) [exp(r(Y_T)/β) | Y_0] ≥ 0$, which is "
+        "$0$ if the chain is memoryless, and otherwise does not vanish as $T → ∞$"
     ),
     source="derived here; arXiv 2409.08861, section 4",
     kind="equality",

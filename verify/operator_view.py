@@ -45,6 +45,7 @@ from socft import theory
 from socft.reference import ScoreReference
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
@@ -55,7 +56,9 @@ from verify.support.suprema import INNER
 
 CLAIM = Claim(
     name="operator_view",
-    statement="V_t = [sup_δ (G V_{t+1})(· + δ) − |δ|²/(2ρ_t)] ∘ m_t,  ρ_t = σ_t²/β_t",
+    title="Operator view of (9)",
+    topic=topics.THEOREM_2_8_II,
+    statement="$V_t = [sup_δ (G V_(t+1)) (· + δ) − |δ|^2/(2 ρ_t)] ∘ m_t$ with $ρ_t = σ_t^2/β_t$",
     source="derived here from arXiv 2412.18164v4, equations 8-9",
     kind="equality",
 )

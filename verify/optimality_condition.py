@@ -37,6 +37,7 @@ from socft.problem import ControlProblem
 from socft.reference import ScoreReference
 from socft.truth.base import Truth
 from verify.operator_view import Bracket, maximise, maximise_quadratic, states
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
@@ -46,9 +47,11 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="optimality_condition",
+    title="Condition (18), (20)",
+    topic=topics.THEOREM_2_8_II,
     statement=(
-        "u*_t(y) = s_t(y) + κ_t E∇V_{t+1}((y + g_t u*_t(y))/√a_t + σ_t W), and no other u solves"
-        " this"
+        "$u^*_t (y) = s_t (y) + κ_t bb(E) ∇V_(t+1) ((y + g_t u^*_t (y))/sqrt(a_t) + σ_t W)$, "
+        "and no other $u$ solves this"
     ),
     source="arXiv 2412.18164v4, equations 18 and 20",
     kind="equality",

@@ -47,6 +47,7 @@ from torch import Tensor
 from socft.policy import AffinePolicy
 from socft.reference import AffineReference, ScalarDiffusion
 from socft.truth.affine_policy import evaluate_affine
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
 from verify.support.policy_gradients import SEEDS
@@ -54,7 +55,12 @@ from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim(
     name="policy_gradient_concavity",
-    statement="affine K, quadratic r: β_t − σ_t² λmax(P^K_{t+1}) ≥ β_t − σ_t² λmax(P*_{t+1})",
+    title="Concavity away from the optimum",
+    topic=topics.SECTION_4_1,
+    statement=(
+        "for affine $K$ and quadratic $r$, $β_t − σ_t^2 λ_max (P^K_(t+1)) ≥ β_t − σ_t^2 λ_max "
+        "(P^*_(t+1))$"
+    ),
     source="arXiv 2412.18164v4, section 4.1; derived here",
     kind="tight",
 )

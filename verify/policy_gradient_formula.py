@@ -35,6 +35,7 @@ from torch import Tensor
 
 from socft.policy import AffinePolicy
 from socft.truth.affine_policy import affine_gradient
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
@@ -44,7 +45,9 @@ from verify.support.strategies import Sine, line_instances, numbers, quadratic_i
 
 CLAIM = Claim(
     name="policy_gradient_formula",
-    statement="∇_{K_t} J = E[∂_u Q^K_t(Y_t, K_t φ_t(Y_t)) φ_t(Y_t)ᵀ]",
+    title="Gradient (77)",
+    topic=topics.SECTION_4_1,
+    statement="$∇_(K_t) J = bb(E) [∂_u Q^K_t (Y_t, K_t φ_t (Y_t)) φ_t (Y_t)^⊤]$",
     source="arXiv 2412.18164v4, equation 77",
     kind="equality",
 )

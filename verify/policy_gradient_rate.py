@@ -31,6 +31,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
 from verify.support.policy_gradients import (
@@ -44,7 +45,9 @@ from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim(
     name="policy_gradient_rate",
-    statement="|Kⁿ⁺¹ − K*| ≤ max_i |1 − η h_i(−∇²J(K*))| |Kⁿ − K*| as Kⁿ → K*",
+    title="Linear rate",
+    topic=topics.SECTION_4_1,
+    statement="$|K^(n+1) − K^*| ≤ max_i |1 − η h_i (−∇^2 J(K^*))| |K^n − K^*|$ as $K^n → K^*$",
     source="arXiv 2412.18164v4, section 4.1 (conjecture); factor derived here",
     kind="tight",
 )

@@ -39,6 +39,7 @@ from hypothesis import given, settings
 from scipy.optimize import root
 from torch import Tensor
 
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
@@ -48,7 +49,9 @@ from verify.support.strategies import Sine, numbers, quadratic_instances
 
 CLAIM = Claim(
     name="policy_gradient_stationary_point",
-    statement="u* realisable, E φφᵀ ≻ 0: ∇J(K) = 0 ⇒ K = K*",
+    title="Stationary point",
+    topic=topics.SECTION_4_1,
+    statement="if $u^*$ is realisable and $bb(E) φ φ^⊤ ≻ 0$, then $∇J(K) = 0 ⇒ K = K^*$",
     source="arXiv 2412.18164v4, section 4.1; proof derived here",
     kind="equality",
 )

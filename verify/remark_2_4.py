@@ -37,6 +37,7 @@ from socft.policy import AffinePolicy, FunctionPolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, Reference
 from socft.truth.affine_policy import evaluate_affine
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
@@ -45,9 +46,11 @@ from verify.support.strategies import Sine, numbers, quadratic_instances
 
 CLAIM = Claim(
     name="remark_2_4",
+    title="Remark 2.4",
+    topic=topics.KL_DIVERGENCE,
     statement=(
-        "β_t = β for all t ⇒ E Σ_t β_t |v_t|²/2 = β KL(law of the controlled path ‖ law of the"
-        " pre-trained path)"
+        'if $β_t = β$ for all $t$, then $bb(E) sum_t β_t |v_t|^2/2 = β op("KL")(P_v ∥ P)$, '
+        "with the laws $P_v$ and $P$ of the controlled and of the pre-trained path"
     ),
     source="arXiv 2412.18164v4, Remark 2.4",
     kind="equality",

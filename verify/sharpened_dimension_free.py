@@ -32,14 +32,17 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from socft import theory
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="sharpened_dimension_free",
+    title="No dimension in (17)",
+    topic=topics.DERIVATIVES,
     statement=(
-        "sup_{|b|=1} E|b·W| = √(2/π) in every dimension: |E[H(W)(c·W)]| ≤ √(2/π) sup|H| ≤ C_d"
-        " sup|H|"
+        "$sup_(|b|=1) bb(E) |b · W| = sqrt(2/π)$ in every dimension: $|bb(E) [H(W) (c · W)]| "
+        "≤ sqrt(2/π) sup |H| ≤ C_d sup |H|$"
     ),
     source="arXiv 2412.18164v4, equation 17; sharper constant derived here",
     kind="tight",

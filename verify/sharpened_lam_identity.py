@@ -28,14 +28,18 @@ import torch
 from hypothesis import given, settings
 
 from socft import theory
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.strategies import instances, numbers, quadratic_instances
 
 CLAIM = Claim(
     name="sharpened_lam_identity",
+    title="Identity for (15), (16)",
+    topic=topics.THEOREM_2_8_III,
     statement=(
-        "1 + g L0u = (1 + g L0s)/λ and L1V_t = g L1s L0V_{t+1}/√a + (1 + g L0s)² L1V_{t+1}/(aλ)"
+        "$1 + g L_0 (u) = (1 + g L_0 (s))/λ$ and $L_1 (V_t) = g L_1 (s) L_0 (V_(t+1))/sqrt(a) "
+        "+ (1 + g L_0 (s))^2 L_1 (V_(t+1))/(a λ)$"
     ),
     source="arXiv 2412.18164v4, equations 15-16; identity derived here",
     kind="equality",

@@ -43,6 +43,7 @@ from hypothesis import strategies as st
 
 from socft import theory
 from socft.truth.quadrature import measured_beta
+from verify.support import topics
 from verify.support.balls import below_one
 from verify.support.claims import Claim
 from verify.support.factors import Factor
@@ -54,7 +55,9 @@ from verify.support.suprema import ACCURACY, DIFFERENCED
 
 CLAIM = Claim(
     name="smoothed_curvature",
-    statement="|Hess GV| ≤ L1 erf(L0/(√2 σ L1)) ≤ min{L1, √(2/π) L0/σ}",
+    title="Smoothed curvature",
+    topic=topics.WEIGHT,
+    statement='$|op("Hess") G V| ≤ L_1 op("erf")(L_0/(sqrt(2) σ L_1)) ≤ min {L_1, sqrt(2/π) L_0/σ}$',
     source="derived here",
     kind="tight",
 )

@@ -35,6 +35,7 @@ from socft import theory
 from socft.truth.bellman import BellmanStep
 from socft.truth.quadrature import Quadrature
 from verify.operator_view import Bracket, states
+from verify.support import topics
 from verify.support.balls import ball, below_one, cells
 from verify.support.claims import Claim
 from verify.support.factors import Factor
@@ -46,7 +47,9 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="strong_concavity",
-    statement="−Hess_u Q_t(y, ·) ≥ (g_t²/a_t)(β_t/σ_t² − L1V_{t+1}) I > 0",
+    title="Strong concavity (19)",
+    topic=topics.THEOREM_2_8_II,
+    statement='$−op("Hess")_u Q_t (y, ·) ≥ (g_t^2/a_t) (β_t/σ_t^2 − L_1 (V_(t+1))) I > 0$',
     source="arXiv 2412.18164v4, equation 19; sharper constant derived here",
     kind="tight",
 )

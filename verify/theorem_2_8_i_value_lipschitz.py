@@ -32,6 +32,7 @@ from torch import Tensor
 
 from socft import theory
 from verify.operator_view import Bracket, maximise
+from verify.support import topics
 from verify.support.balls import ball, below_one, cells
 from verify.support.claims import Claim
 from verify.support.factors import Factor
@@ -46,9 +47,11 @@ CELLS = 12
 
 CLAIM = Claim(
     name="theorem_2_8_i_value_lipschitz",
+    title="Theorem 2.8 (i), (14)",
+    topic=topics.THEOREM_2_8_I,
     statement=(
-        "|V_t(y) − V_t(y')| ≤ L0V_t |y − y'|,  L0V_t = (1 + g_t L0s_t)/√a_t · L0V_{t+1},  L0V_T"
-        " = L0r"
+        "$|V_t (y) − V_t (y')| ≤ L_0 (V_t) |y − y'|$ with $L_0 (V_t) = (1 + g_t L_0 "
+        "(s_t))/sqrt(a_t) · L_0 (V_(t+1))$, $L_0 (V_T) = L_0 (r)$"
     ),
     source="arXiv 2412.18164v4, Theorem 2.8 (i), equation 14; sharper constant derived here",
     kind="tight",

@@ -37,6 +37,7 @@ from torch import Tensor
 from socft import theory
 from socft.truth.quadrature import Quadrature
 from verify.strong_concavity import rounding
+from verify.support import topics
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.factors import Factor
@@ -49,9 +50,11 @@ from verify.support.suprema import measure as suprema
 
 CLAIM = Claim(
     name="theorem_2_8_i_value_smoothness",
+    title="Theorem 2.8 (i), (15)",
+    topic=topics.THEOREM_2_8_I,
     statement=(
-        "|∇V_t(y) − ∇V_t(y')| ≤ L1V_t |y − y'|,  L1V_t = g L1s L0V_{t+1}/√a + (1 + g L0s)²"
-        " L1V_{t+1}/(aλ)"
+        "$|∇V_t (y) − ∇V_t (y')| ≤ L_1 (V_t) |y − y'|$ with $L_1 (V_t) = g L_1 (s) L_0 "
+        "(V_(t+1))/sqrt(a) + (1 + g L_0 (s))^2 L_1 (V_(t+1))/(a λ)$"
     ),
     source="arXiv 2412.18164v4, Theorem 2.8 (i), equation 15; sharper constants derived here",
     kind="tight",

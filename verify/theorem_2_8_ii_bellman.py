@@ -38,6 +38,7 @@ from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature, chain_law
 from verify.operator_view import Bracket
 from verify.strong_concavity import rounding
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
@@ -46,9 +47,11 @@ from verify.support.strategies import PseudoHuber, line_instances, numbers, quad
 
 CLAIM = Claim(
     name="theorem_2_8_ii_bellman",
+    title="Theorem 2.8 (ii)",
+    topic=topics.THEOREM_2_8_II,
     statement=(
-        "E V_0(Y_0) = J(u*), and J(u*) − J(U) ≥ ½ Σ_t λ_t β_t E_U|v_t − v*_t|² for every U: u* is"
-        " the only optimum"
+        "$bb(E) V_0 (Y_0) = J(u^*)$, and $J(u^*) − J(U) ≥ 1/2 sum_t λ_t β_t bb(E)_U |v_t − "
+        "v^*_t|^2$ for every $U$: $u^*$ is the only optimum"
     ),
     source=(
         "arXiv 2412.18164v4, Theorem 2.8 (ii), equations 8-9; quantified uniqueness derived here"

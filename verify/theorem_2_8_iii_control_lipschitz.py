@@ -37,6 +37,7 @@ from socft.reference import ScoreReference
 from socft.truth.grid import Grid
 from socft.truth.quadrature import Quadrature
 from verify.strong_concavity import rounding
+from verify.support import topics
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.factors import Factor
@@ -48,7 +49,12 @@ from verify.support.suprema import DIFFERENCED, INNER
 
 CLAIM = Claim(
     name="theorem_2_8_iii_control_lipschitz",
-    statement="|u*_t(y) − u*_t(y')| ≤ L0u_t |y − y'|,  L0u_t = (L0s_t + (1 − λ_t)/g_t)/λ_t",
+    title="Theorem 2.8 (iii), (16)",
+    topic=topics.THEOREM_2_8_III,
+    statement=(
+        "$|u^*_t (y) − u^*_t (y')| ≤ L_0 (u_t) |y − y'|$ with $L_0 (u_t) = (L_0 (s_t) + (1 − "
+        "λ_t)/g_t)/λ_t$"
+    ),
     source="arXiv 2412.18164v4, Theorem 2.8 (iii), equation 16; sharper constants derived here",
     kind="tight",
 )

@@ -55,6 +55,7 @@ from torch import Tensor
 from socft import theory
 from socft.truth.quadrature import Quadrature
 from verify.smoothed_curvature import GRID, Pair, pairs, staircases
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance
@@ -67,9 +68,11 @@ from verify.theorem_2_8_iii_control_lipschitz import controls, inner
 
 CLAIM = Claim(
     name="theorem_2_8_iii_control_smoothness",
+    title="Theorem 2.8 (iii), (17)",
+    topic=topics.THEOREM_2_8_III,
     statement=(
-        "|∇u*_t(y) − ∇u*_t(y')| ≤ L1u_t |y − y'|,  L1u_t = (L1s_t + (1 − λ_t)/g_t · C_d (1 + g_t"
-        " L0u_t)²/(σ_t √a_t))/λ_t"
+        "$|∇u^*_t (y) − ∇u^*_t (y')| ≤ L_1 (u_t) |y − y'|$ with $L_1 (u_t) = (L_1 (s_t) + (1 "
+        "− λ_t)/g_t · C_d (1 + g_t L_0 (u_t))^2/(σ_t sqrt(a_t)))/λ_t$ and $C_d = bb(E) |W|$"
     ),
     source="arXiv 2412.18164v4, Theorem 2.8 (iii), equation 17; sharper constants derived here",
     kind="tight",

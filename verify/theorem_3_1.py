@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
+from verify.support import topics
 from verify.support.claims import WITHIN, Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
@@ -45,8 +46,11 @@ from verify.support.suprema import ACCURACY
 
 CLAIM = Claim(
     name="theorem_3_1",
+    title="Theorem 3.1",
+    topic=topics.THEOREM_3_1,
     statement=(
-        "sup |U_t⁽ᵐ⁾ − u*_t| ≤ Lemmas 3.3 and 3.4 unrolled = O(max_{s≥t} (1−λ_s)ᵐ) for all m, t"
+        "$sup |U_t^((m)) − u^*_t|$ is at most what Lemmas 3.3 and 3.4 give unrolled, which is "
+        "$O(max_(s ≥ t) (1 − λ_s)^m)$, for all $m$ and $t$"
     ),
     source="arXiv 2412.18164v4, Theorem 3.1; rates of a single step derived here",
     kind="tight",

@@ -32,6 +32,7 @@ from hypothesis import given, settings
 
 from socft import theory
 from verify.smoothed_curvature import GRID, Pair, pairs
+from verify.support import topics
 from verify.support.balls import below_one
 from verify.support.claims import Claim
 from verify.support.staircase import Staircase
@@ -39,7 +40,11 @@ from verify.support.strategies import numbers
 
 CLAIM = Claim(
     name="third_derivative_lemma",
-    statement="|D³ GV| ≤ √(2/π) L1/σ in every dimension, and ≤ √(8/(πe)) L0/σ²",
+    title="Third derivative",
+    topic=topics.DERIVATIVES,
+    statement=(
+        "$|D^3 G V| ≤ sqrt(2/π) L_1/σ$ in every dimension, and $|D^3 G V| ≤ sqrt(8/(π e)) L_0/σ^2$"
+    ),
     source="derived here, in place of C_d L1/σ in the proof of equation 17 of arXiv 2412.18164v4",
     kind="tight",
 )

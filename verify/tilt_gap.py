@@ -38,15 +38,18 @@ from socft.reference import AffineReference, ScalarDiffusion
 from socft.reward import Quadratic, as_quadratic
 from socft.schedule import variance_preserving
 from socft.truth.linear_quadratic import LinearQuadratic
+from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
 from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim(
     name="tilt_gap",
+    title="Kernel gap",
+    topic=topics.SECTION_4_2,
     statement=(
-        "β log E[exp(r(Y_T)/β)|Y₀] − V₀(Y₀) = Σ_t (−(β/2) log det D_t − (σ_t²/2) tr P_{t+1}) ≥ 0,"
-        " O(1/T)"
+        "$β log bb(E) [exp(r(Y_T)/β) | Y_0] − V_0 (Y_0) = sum_t (−(β/2) log det D_t − "
+        "(σ_t^2/2) tr P_(t+1)) ≥ 0$ with $D_t = I − σ_t^2 P_(t+1)/β$, of order $1/T$"
     ),
     source="derived here, from arXiv 2412.18164v4, equations 8-9",
     kind="equality",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,17 +17,32 @@ BOUNDS = ("tight", "upper bound")
 
 
 @dataclasses.dataclass(frozen=True)
+class TopicLine:
+    """What some claims are about.
+
+    Attributes:
+        place: its place among the topics.
+        title: in words.
+        measured: what is measured, as markup.
+    """
+
+    place: int
+    title: str
+    measured: str
+
+
+@dataclasses.dataclass(frozen=True)
 class PartLine:
     """The checks of one kind on one part of a statement.
 
     Attributes:
         how: inequality, sharper inequality, equality, attained, negative control or certificate.
-        part: which part of the statement; empty for the whole.
+        part: which part of the statement, as markup; empty for the whole.
         checked: their number.
         measured: of the check with the largest ratio; of negative controls that with the smallest.
         bound: what it is held against.
         ratio: measured over bound.
-        instance: where.
+        words: where, as markup.
     """
 
     how: str
@@ -35,13 +51,13 @@ class PartLine:
     measured: float
     bound: float
     ratio: float
-    instance: Mapping[str, Any]
+    words: str
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
         """From the record."""
         numbers = {name: _number(row[name]) for name in ("measured", "bound", "ratio")}
-        return cls(row["how"], row["part"], row["checked"], instance=row["instance"], **numbers)
+        return cls(row["how"], row["part"], row["checked"], words=row["words"], **numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,25 +66,31 @@ class ClaimLine:
 
     Attributes:
         name: the stem of its file.
-        statement: in one line of unicode mathematics.
+        title: what it is called, in plain words.
+        topic: what it is about.
+        place: where it stands among the claims.
+        statement: in one line of markup.
         source: paper and number.
         kind: tight, upper bound, equality or limit.
         status: verified, refuted or not measured.
         checked: number of checks.
         check: what the worst check compared; of a refuted claim, the failed one.
         ratio: its measured over its bound.
-        instance: where.
+        words: where, as markup.
         ratio_sharp: largest ratio to the sharper constant.
         attained: largest ratio of an extremal instance.
         control: whether the conclusion failed without its assumptions, as it must.
         certified: whether there is a certificate in interval arithmetic.
-        findings: results worth a line.
+        findings: results worth a line, as markup.
         parts: the checks by kind and part.
         histogram: number of checks by where their bin of the ratio begins.
         errors: tests that ended in an error.
     """
 
     name: str
+    title: str
+    topic: TopicLine
+    place: tuple[int, bool, str]
     statement: str
     source: str
     kind: str
@@ -76,7 +98,7 @@ class ClaimLine:
     checked: int
     check: str
     ratio: float | None
-    instance: Mapping[str, Any]
+    words: str
     ratio_sharp: float | None
     attained: float | None
     control: bool
@@ -94,6 +116,7 @@ class ClaimLine:
     def of(cls, row: Mapping[str, Any]) -> Self:
         """From the record."""
         same = (
+            "title",
             "statement",
             "source",
             "kind",
@@ -113,7 +136,9 @@ class ClaimLine:
         return cls(
             name=row["claim"],
             check=row["check"] or "",
-            instance=row["instance"] or {},
+            topic=TopicLine(**row["topic"]),
+            place=tuple(row["place"]),
+            words=row["words"] or "",
             findings=tuple(finding["text"] for finding in row["finding"]),
             parts=tuple(PartLine.of(part) for part in row["parts"]),
             histogram=dict(zip(row["histogram"]["ratio"], row["histogram"]["checks"], strict=True)),
@@ -134,7 +159,7 @@ class ClaimLine:
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """The lines of a record file, by claim."""
+    """The lines of a record file by claim, in the order of their places."""
 
     lines: Mapping[str, ClaimLine] = dataclasses.field(default_factory=dict)
 
@@ -147,6 +172,13 @@ class Claims:
     def get(self, name: str) -> ClaimLine | None:
         """The line of a claim, None where it was not measured."""
         return self.lines.get(name)
+
+    def topics(self) -> Mapping[TopicLine, Sequence[ClaimLine]]:
+        """The claims by topic."""
+        return {
+            topic: list(group)
+            for topic, group in itertools.groupby(self, key=lambda line: line.topic)
+        }
 
     def count(self, status: str) -> int:
         """The number of claims of a status."""
@@ -165,7 +197,7 @@ def read_claims(records: Path) -> Claims:
     lines = [
         _parse(text, number, file) for number, text in enumerate(file.read_text().splitlines(), 1)
     ]
-    return Claims({line.name: line for line in lines})
+    return Claims({line.name: line for line in sorted(lines, key=lambda line: line.place)})
 
 
 def _parse(text: str, number: int, file: Path) -> ClaimLine:

@@ -33,6 +33,7 @@ PREAMBLE = r"""
   counter(heading).display() + h(0.7em) + it.body,
 ))
 #set math.equation(numbering: "(1)")
+#show math.equation.where(block: false): set math.frac(style: "horizontal")
 #show math.equation.where(block: true): set block(above: 0.95em, below: 0.95em)
 #set figure(placement: none, gap: 0.8em)
 #show ref: it => {

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import verify
 from socft.checks import InvalidProblem
+from verify.support import topics
 from verify.support.claims import (
     BINS_PER_DECADE,
     FLOOR,
@@ -44,7 +45,7 @@ RESOLUTION = 10 ** (1 / BINS_PER_DECADE)
 
 
 def claim(kind: Kind = "tight") -> Claim:
-    return Claim("made", "a ≤ b", "derived here", kind)
+    return Claim("made", "Made", topics.OTHER, "$a ≤ b$", "derived here", kind)
 
 
 def line(made: Claim) -> dict:
@@ -210,7 +211,7 @@ def test_bad_input_is_refused():
         InvalidProblem,
         match=re.escape("kind = 'sharp'; it must be one of tight, upper bound, equality, limit."),
     ):
-        Claim("made", "a", "b", "sharp")  # type: ignore[arg-type]
+        Claim("made", "Made", topics.OTHER, "a", "b", "sharp")  # type: ignore[arg-type]
     with pytest.raises(
         InvalidProblem,
         match=re.escape("inequality has the bound -1; a bound must not be negative."),

@@ -28,7 +28,8 @@ HEAD = """
 import time
 from hypothesis import given, strategies as st
 from verify.support.claims import Claim
-CLAIM = Claim(__name__.split(".")[-1], "x ≤ 1", "derived here", "tight")
+from verify.support.topics import OTHER
+CLAIM = Claim(__name__.split(".")[-1], "Made", OTHER, "$x ≤ 1$", "derived here", "tight")
 """
 GOOD = """
 @given(st.integers(0, 1000))

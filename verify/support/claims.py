@@ -26,6 +26,8 @@ from numpy.typing import ArrayLike
 
 from socft.checks import InvalidProblem, require
 from socft.records import environment, write_atomically
+from verify.support.topics import Topic
+from verify.support.words import words
 
 Kind = Literal["tight", "upper bound", "equality", "limit"]
 Status = Literal["verified", "refuted", "not measured"]
@@ -47,6 +49,8 @@ BINS_PER_DECADE = 100
 LEAST_RATIO = 1e-12
 """Ratios below this one share a bin."""
 QUANTILES = (0.1, 0.5, 0.9, 0.99, 1.0)
+NUMBERED = ("lemma", "remark", "theorem")
+"""Files of statements with a number, which come first in their topic."""
 _TOOLS = ("hypothesis", "python-flint", "sympy", "mpmath")
 
 
@@ -248,7 +252,10 @@ class Claim:
 
     Args:
         name: the stem of the file that states it.
-        statement: the statement in one line of unicode mathematics.
+        title: what reports call it, in plain words.
+        topic: what it is about, which places it in reports.
+        statement: the statement in one line of Typst markup, whose symbols may be unicode; names of
+            parts and findings are markup too.
         source: paper with version and number, or "derived here".
         kind: ``tight`` (an instance attains it), ``upper bound`` (none does), ``equality`` or
             ``limit``.
@@ -257,10 +264,13 @@ class Claim:
     that returns one.
     """
 
-    def __init__(self, name: str, statement: str, source: str, kind: Kind):
+    def __init__(
+        self, name: str, title: str, topic: Topic, statement: str, source: str, kind: Kind
+    ):
         require(kind in KINDS, f"kind = {kind!r}; it must be one of {', '.join(KINDS)}.")
         require("\n" not in statement, f"the statement of {name} has several lines; say it in one.")
-        self.name, self.statement, self.source, self.kind = name, statement, source, kind
+        self.name, self.title, self.topic = name, title, topic
+        self.statement, self.source, self.kind = statement, source, kind
         self.tally = Tally()
 
     @property
@@ -269,10 +279,18 @@ class Claim:
         return f"verify/{self.name}.py"
 
     @property
-    def heading(self) -> dict[str, str]:
+    def place(self) -> tuple[int, bool, str]:
+        """Where it stands among the claims."""
+        return self.topic.place, self.name.partition("_")[0] not in NUMBERED, self.title
+
+    @property
+    def heading(self) -> dict[str, Any]:
         """What a line of the record says whatever was measured."""
         return {
             "claim": self.name,
+            "title": self.title,
+            "topic": dataclasses.asdict(self.topic),
+            "place": self.place,
             "file": self.file,
             "source": self.source,
             "kind": self.kind,
@@ -429,7 +447,7 @@ def steer(ratio: float, label: str) -> None:
 
 
 def record_of(heading: Mapping[str, Any], tally: Tally) -> dict[str, Any]:
-    """A line of the record; ``heading`` has the claim, file, source, kind and statement."""
+    """A line of the record; ``heading`` is what it says whatever was measured."""
     here, shown = environment(), tally.failure or tally.worst
     tools = {name: version for name in _TOOLS if (version := _version(name))}
     line = {
@@ -442,11 +460,16 @@ def record_of(heading: Mapping[str, Any], tally: Tally) -> dict[str, Any]:
         "ratio": shown.ratio if shown else None,
         "ratio_sharp": tally.sharp,
         "instance": shown.instance if shown else None,
+        "words": words(shown.instance) if shown else None,
         "attained": tally.attained,
         "control": tally.control,
         "certified": tally.certified,
         "parts": [
-            {"checked": part.checked, **dataclasses.asdict(part.extreme)}
+            {
+                "checked": part.checked,
+                **dataclasses.asdict(part.extreme),
+                "words": words(part.extreme.instance),
+            }
             for part in tally.parts.values()
         ],
         "finding": [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from verify.support.rewards import ScalarReward
+from verify.support.scores import MixtureScore, TanhScore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,4 +21,5 @@ class Factor:
 
 
 def vector(values: Sequence[float]) -> Tensor:
+    """Numbers as a tensor in double precision."""
     return torch.tensor(values, dtype=torch.float64)

@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -110,7 +110,7 @@ class Instance(abc.ABC):
 
     def describe(self) -> dict[str, Any]:
         """As plain JSON; `rebuild` inverts it."""
-        return _describe(self)
+        return describe(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,26 +266,34 @@ class QuadraticInstance(Instance):
         return _solve_quadratic(self, tuple(weights.tolist()))
 
 
-_TYPES: tuple[type, ...] = (
-    ProductInstance,
-    QuadraticInstance,
-    Factor,
-    MixtureScore,
-    TanhScore,
-    SmoothMaximum,
-    Slope,
-    Parabola,
-    Sine,
-    Softplus,
-    PseudoHuber,
-)
+Recorded = TypeVar("Recorded", bound=type)
+_KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        ProductInstance,
+        QuadraticInstance,
+        Factor,
+        MixtureScore,
+        TanhScore,
+        SmoothMaximum,
+        Slope,
+        Parabola,
+        Sine,
+        Softplus,
+        PseudoHuber,
+    )
+}
+
+
+def recorded(kind: Recorded) -> Recorded:
+    """Decorates a further dataclass that `rebuild` knows by its name."""
+    _KINDS[kind.__name__] = kind
+    return kind
 
 
 def rebuild(row: Mapping[str, Any]) -> Any:
-    """The instance of a record, from what `Instance.describe` wrote; further keys of the record are
-    ignored.
-    """
-    known = {kind.__name__: kind for kind in _TYPES}[row["type"]]
+    """The instance of a record, from what `describe` wrote; further keys of the record are ignored."""
+    known = _KINDS[row["type"]]
     names = {field.name for field in dataclasses.fields(known)}
     return known(**{name: _revive(value) for name, value in row.items() if name in names})
 
@@ -311,11 +319,12 @@ def _largest(each: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(each)).amax(0)
 
 
-def _describe(value: Any) -> Any:
+def describe(value: Any) -> Any:
+    """A dataclass of plain numbers as plain JSON, with the names of classes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__} | fields
-    return [_describe(item) for item in value] if isinstance(value, tuple) else value
+    return [describe(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _revive(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 from pathlib import Path
 
@@ -24,19 +25,8 @@ form in ball arithmetic. Whatever is checked is measured against an exact soluti
 
 A *tight* bound is attained, or approached, by an instance; an *upper bound* is not; a *limit* holds as a parameter grows.
 
-| Claim | Kind | File | Source |
-| --- | --- | --- | --- |
+Statements are in the notation of [Typst](https://typst.app/docs/reference/math/), from which the reports typeset them.
 """
-ORDER = (
-    "lemma",
-    "remark",
-    "proposition",
-    "operator",
-    "theorem",
-    "corollary",
-    "contraction",
-    "convergence",
-)
 
 
 def claims(folder: Path = FOLDER) -> list[Claim]:
@@ -47,25 +37,26 @@ def claims(folder: Path = FOLDER) -> list[Claim]:
         if re.search(r"^CLAIM\b.*=", file.read_text(), re.MULTILINE)
     ]
     found = [importlib.import_module(f"{folder.name}.{name}").CLAIM for name in names]
-    return sorted(found, key=_position)
+    return sorted(found, key=lambda claim: claim.place)
 
 
 def text(found: list[Claim]) -> str:
-    """The content of README.md."""
+    """The content of README.md: one table per topic."""
+    topics = itertools.groupby(found, key=lambda claim: claim.topic)
+    return HEADING + "".join(map(_table, (list(group) for _, group in topics)))
+
+
+def _table(group: list[Claim]) -> str:
     rows = [
-        f"| {_cell(c.statement)} | {c.kind} | [{c.name}]({c.name}.py) | {_cell(c.source)} |"
-        for c in found
+        f"| [{_cell(c.title)}]({c.name}.py) | `{_cell(c.statement)}` | {c.kind} | {_cell(c.source)} |"
+        for c in group
     ]
-    return HEADING + "\n".join(rows) + "\n"
-
-
-def _position(claim: Claim) -> tuple[int, str]:
-    head = claim.name.split("_")[0]
-    return ORDER.index(head) if head in ORDER else len(ORDER), claim.name
+    header = ["| Claim | Statement | Kind | Source |", "| --- | --- | --- | --- |"]
+    return f"\n## {group[0].topic.title}\n\n" + "\n".join([*header, *rows]) + "\n"
 
 
 def _cell(words: str) -> str:
-    return words.replace("|", "\\|").replace("*", "\\*")
+    return words.replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from socft import theory
+from verify.support.instances import describe, recorded
 from verify.support.iterates import Iterate
 
 POINTS = 2001
@@ -36,6 +37,7 @@ APART = 1e-4
 """Distance for differences, in units of sigma: relative error 1e-7."""
 
 
+@recorded
 @dataclasses.dataclass(frozen=True)
 class Staircase:
     """A function on the line with V'' = levels[i] between knots[i] and knots[i + 1], zero outside,
@@ -91,6 +93,7 @@ class Reached:
     value_slope: np.ndarray
 
 
+@recorded
 @dataclasses.dataclass(frozen=True)
 class OneStep:
     """One step with ``m(y) = y``, a next value function with curvature at most 1, and ``rho = q``:
@@ -221,7 +224,7 @@ class OneStep:
 
     def describe(self) -> dict[str, Any]:
         """As plain JSON."""
-        return {"type": "OneStep"} | dataclasses.asdict(self)
+        return describe(self)
 
 
 def clipped(q: float, corner: float, sigma: float = 1.0, sign: int = 1) -> OneStep:

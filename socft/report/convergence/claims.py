@@ -6,9 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from socft.report.claim_lines import ClaimLine, Claims, PartLine
-from socft.report.convergence.claims_text import GROUPS, OTHERS, TOPICS, Topic
-from socft.report.convergence.instances import words
+from socft.report.claim_lines import ClaimLine, Claims, PartLine, TopicLine
 from socft.report.typeset import (
     NOT_MEASURED,
     Table,
@@ -18,7 +16,6 @@ from socft.report.typeset import (
     number,
     text,
 )
-from socft.report.unicode_math import markup
 
 HOW: Mapping[str, str] = {
     "inequality": "holds",
@@ -48,32 +45,19 @@ def chapter(claims: Claims) -> str:
             _introduction(claims),
             overview(claims),
             picture,
-            *(section(claims, topic) for topic in TOPICS),
+            *(section(topic, lines) for topic, lines in claims.topics().items()),
         ]
     )
-
-
-def grouped(claims: Claims) -> Mapping[str, Mapping[str, str]]:
-    """Titles by group; claims without a title come last, under their own names."""
-    named = {name for group in GROUPS.values() for name in group}
-    others = {line.name: line.name.replace("_", " ") for line in claims if line.name not in named}
-    return {**GROUPS, **({OTHERS: others} if others else {})}
 
 
 def headline(claims: Claims) -> str:
     """How many claims are verified, in a few words."""
     if not claims:
         return NOT_MEASURED
-    refuted, missing = claims.count("refuted"), missing_names(claims)
+    refuted, missing = claims.count("refuted"), claims.count("not measured")
     rest = [f"*{integer(refuted)} refuted*"] if refuted else []
     rest += [f"{integer(missing)} not measured"] if missing else []
     return f"{integer(claims.count('verified'))} verified" + "".join(f", {text}" for text in rest)
-
-
-def missing_names(claims: Claims) -> int:
-    """The number of claims that were not measured, those without a record included."""
-    lines = [claims.get(name) for group in grouped(claims).values() for name in group]
-    return sum(line is None or line.status == "not measured" for line in lines)
 
 
 def _introduction(claims: Claims) -> str:
@@ -101,9 +85,9 @@ signal level $macron(alpha)$ from start to end, design constant $lambda$, score 
 def overview(claims: Claims) -> str:
     """The table of all claims."""
     body: list[Sequence[str]] = []
-    for group, titles in grouped(claims).items():
-        body.append((group,))
-        body += [_row(title, claims.get(name)) for name, title in titles.items()]
+    for topic, lines in claims.topics().items():
+        body.append((text(topic.title),))
+        body += map(_row, lines)
     return Table(
         header=(
             "statement",
@@ -126,14 +110,12 @@ def overview(claims: Claims) -> str:
     ).markup
 
 
-def _row(title: str, line: ClaimLine | None) -> Sequence[str]:
-    if line is None:
-        return f"*{text(title)}*", NOT_MEASURED, *[""] * 6
+def _row(line: ClaimLine) -> Sequence[str]:
     marks = [r"$checkmark$" if found else NONE for found in (line.control, line.certified)]
     attained = NONE if line.attained is None else number(line.attained)
     sharp = NONE if line.ratio_sharp is None else _stacked(fraction_of_bound(line.ratio_sharp))
     return (
-        rf"*{text(title)}* \ {markup(line.statement)}",
+        rf"*{text(line.title)}* \ {line.statement}",
         rf"{status(line)}, \ {line.kind}",
         integer(line.checked),
         _stacked(worst(line)),
@@ -143,9 +125,9 @@ def _row(title: str, line: ClaimLine | None) -> Sequence[str]:
     )
 
 
-def status(line: ClaimLine | None) -> str:
+def status(line: ClaimLine) -> str:
     """Verified, refuted or not measured."""
-    if line is None or line.status not in ("verified", "refuted"):
+    if line.status not in ("verified", "refuted"):
         return NOT_MEASURED
     return "*refuted*" if line.status == "refuted" else "verified"
 
@@ -161,42 +143,34 @@ def _stacked(ratio: str) -> str:
     return ratio.replace(" (", r" \ (")
 
 
-def section(claims: Claims, topic: Topic) -> str:
-    """A result: its statement, the table of its checks, and what is worth telling of them."""
-    titles = {name: title for group in grouped(claims).values() for name, title in group.items()}
+def section(topic: TopicLine, lines: Sequence[ClaimLine]) -> str:
+    """A topic: its statements, what is measured, the table of the checks, and what is worth telling
+    of them.
+    """
     body: list[Sequence[str]] = []
-    for name in topic.claims:
-        line = claims.get(name)
-        body.append((f"{text(titles[name])}: {_summary(line)}",))
-        body += [_part(part) for part in _ordered(line)]
-    label = f"checks-{topic.claims[0].replace('_', '-')}"
+    for line in lines:
+        body.append((f"{text(line.title)}: {_summary(line)}",))
+        body += [_part(part) for how in HOW for part in line.of_kind(how)]
     table = Table(
         header=("check", "checks", "measured", "bound", "ratio"),
         rows=body,
-        caption=f"Checks: {topic.subject}.",
-        label=label,
+        caption=f"Checks: {text(topic.title)}.",
+        label=f"checks-{lines[0].name.replace('_', '-')}",
         align="lrrrr",
         long=True,
     ).markup
-    told = [_told(titles[name], claims.get(name)) for name in topic.claims]
-    return "\n\n".join(
-        [f"== {topic.title}", topic.text, table, *(paragraph for paragraph in told if paragraph)]
-    )
+    stated = "\n".join(f"- *{text(line.title)}.* {line.statement}." for line in lines)
+    told = [_told(line) for line in lines]
+    return "\n\n".join([f"== {text(topic.title)}", stated, topic.measured, table, *told])
 
 
-def _summary(line: ClaimLine | None) -> str:
-    if line is None:
-        return NOT_MEASURED
+def _summary(line: ClaimLine) -> str:
     errors = f" ({text('; '.join(line.errors))})" if line.errors else ""
     return f"{status(line)}{errors}, {line.kind}"
 
 
-def _ordered(line: ClaimLine | None) -> Sequence[PartLine]:
-    return [] if line is None else [part for how in HOW for part in line.of_kind(how)]
-
-
 def _part(part: PartLine) -> Sequence[str]:
-    what = HOW[part.how] + (f": {markup(part.part)}" if part.part else "")
+    what = HOW[part.how] + (f": {part.part}" if part.part else "")
     return what, integer(part.checked), number(part.measured), number(part.bound), _ratio(part)
 
 
@@ -213,32 +187,27 @@ def _ratio(part: PartLine) -> str:
     )
 
 
-def _told(title: str, line: ClaimLine | None) -> str:
+def _told(line: ClaimLine) -> str:
     """Where the extremes are, and what was found, as a paragraph."""
-    if line is None:
-        return ""
     sentences = []
-    if line.instance and line.status == "refuted":
-        sentences.append(f"*Refuted*, {markup(line.check)}, at {words(line.instance)}.")
-    elif line.instance:
-        sentences.append(f"_Worst:_ {words(line.instance)}.")
+    if line.status == "refuted":
+        sentences.append(f"*Refuted*, {line.check}, at {line.words}.")
+    elif line.words:
+        sentences.append(f"_Worst:_ {line.words}.")
     sharper = max(line.of_kind("sharper inequality"), key=lambda part: part.ratio, default=None)
-    if sharper and sharper.instance != line.instance:
-        sentences.append(f"_Worst for the sharper constant:_ {words(sharper.instance)}.")
-    sentences += [
-        f"_Attained_{_of(part)}: {words(part.instance)}." for part in line.of_kind("attained")
-    ]
-    sentences += [
-        f"_Fails without_{_of(part)}: {words(part.instance)}."
-        for part in line.of_kind("negative control")
-    ]
-    sentences += [f"_Found:_ {markup(found)}." for found in line.findings]
-    body = " ".join(sentences)
+    if sharper and sharper.words != line.words:
+        sentences.append(f"_Worst for the sharper constant:_ {sharper.words}.")
+    for how, what in (("attained", "Attained"), ("negative control", "Fails without")):
+        sentences += [_where(what, part) for part in line.of_kind(how)]
+    sentences += [f"_Found:_ {found}." for found in line.findings]
+    if not sentences:
+        return ""
     return (
         "#block(above: 0.7em, below: 0.7em)[#set text(size: 9pt); #set par(first-line-indent:"
-        f" 0pt)\n*{text(title)}.* {body}]"
+        f" 0pt)\n*{text(line.title)}.* {' '.join(sentences)}]"
     )
 
 
-def _of(part: PartLine) -> str:
-    return f" ({markup(part.part)})" if part.part else ""
+def _where(what: str, part: PartLine) -> str:
+    of = f" ({part.part})" if part.part else ""
+    return f"_{what}_{of}: {part.words}." if part.words else f"_{what}_{of}."

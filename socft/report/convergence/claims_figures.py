@@ -25,22 +25,20 @@ FILLED, TOLERANCE = "#9bbfd9", "0.8"
 NOT_MEASURED = "not measured"
 
 
-def ratios(claims: Claims, groups: Mapping[str, Mapping[str, str]]) -> bytes:
+def ratios(claims: Claims) -> bytes:
     """One row per claim: the distribution of the ratio, the worst ones marked, and the bound at 1."""
-    named = [(name, title) for group in groups.values() for name, title in group.items()]
-    with panels(1, 1, MARGIN + ROW_HEIGHT * len(named)) as (figure, (ax,)):
-        for height, (name, _) in enumerate(named):
-            line = claims.get(name)
-            if line is None or line.ratio is None:
+    with panels(1, 1, MARGIN + ROW_HEIGHT * len(claims)) as (figure, (ax,)):
+        for height, line in enumerate(claims):
+            if line.ratio is None:
                 ax.text(LEAST * 1.2, height, NOT_MEASURED, va="center", fontsize=7, color="0.35")
             else:
                 _row(ax, height, line)
-        _separate(ax, [len(group) for group in groups.values()])
+        _separate(ax, [len(lines) for lines in claims.topics().values()])
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set_xscale("log")
         ax.set_xlim(LEAST, LARGEST)
-        ax.set_ylim(len(named) - 0.4, -0.7)
-        ax.set_yticks(range(len(named)), [title for _, title in named])
+        ax.set_ylim(len(claims) - 0.4, -0.7)
+        ax.set_yticks(range(len(claims)), [line.title for line in claims])
         ax.tick_params(axis="y", length=0)
         ax.set_xlabel("measured / bound")
         figure.legend(handles=_legend(), loc="outside lower center", ncols=3)
@@ -102,7 +100,7 @@ def bars(histogram: Mapping[float, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _separate(ax: Axes, sizes: list[int]) -> None:
-    """Thin lines between the groups."""
+    """Thin lines between the topics."""
     for end in np.cumsum(sizes)[:-1]:
         ax.axhline(float(end) - 0.5, color="0.6", linewidth=0.4)
 

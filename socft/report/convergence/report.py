@@ -41,7 +41,7 @@ def compose(measured: Rows, claims: Claims) -> Document:
         "tilt.svg": figures.tilt_gaps(rows, problems),
         "methods.svg": figures.methods(rows, methods_problem),
         **tightness.pictures(measured),
-        "claims.svg": claims_figures.ratios(claims, statements.grouped(claims)),
+        "claims.svg": claims_figures.ratios(claims),
     }
     source = document(
         "The convergence of PI-FT, measured",

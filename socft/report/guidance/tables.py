@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from socft.report.claim_lines import ClaimLine, Claims
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, fraction_of_bound, integer, number, text
-from socft.report.unicode_math import markup
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 
@@ -65,7 +64,7 @@ def _claim(line: ClaimLine | None, title: str) -> Sequence[str]:
         worst = fraction_of_bound(line.ratio)
     if line.attained is not None and line.compares_with_bound:
         worst += ", attained"
-    return text(title), markup(line.statement), text(line.kind), text(line.status), worst
+    return text(title), line.statement, text(line.kind), text(line.status), worst
 
 
 def runs(rows: Rows) -> str:
