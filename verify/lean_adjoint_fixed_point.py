@@ -227,7 +227,7 @@ def test_needs_the_optimum() -> None:
     }
     CLAIM.breaks(min(small), 1.0, where, "angle to the gradient in degrees")
     CLAIM.finding(
-        f"away from v* the lean field is {min(small):.0f} to {max(small):.0f} degrees off the"
+        f"away from $v^*$ the lean field is {min(small):.0f} to {max(small):.0f} degrees off the"
         f" gradient at beta = 0.5, but only {min(large):.2f} to {max(large):.1f} at the larger"
         " weights of Theorem 2.8",
         where,

@@ -77,7 +77,11 @@ def test_stretch_bounds_the_controlled_mean(instance: QuadraticInstance) -> None
         (1 / instance.lams).prod()
     )  # each step divides the relative error of its curvature by lambda
     CLAIM.holds(
-        _stretch(instance), _limit(instance), instance, slack=amplified, part="slope of y + g u*(y)"
+        _stretch(instance),
+        _limit(instance),
+        instance,
+        slack=amplified,
+        part="slope of $y + g u^* (y)$",
     )
 
 
@@ -92,7 +96,7 @@ def test_is_attained() -> None:
         slope=(0.3,),
     )
     for measured, limit in zip(_stretch(instance).tolist(), _limit(instance).tolist(), strict=True):
-        CLAIM.attained(measured, limit, instance, part="slope of y + g u*(y)")
+        CLAIM.attained(measured, limit, instance, part="slope of $y + g u^* (y)$")
 
 
 def test_holds_symbolically() -> None:

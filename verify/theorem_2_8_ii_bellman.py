@@ -94,7 +94,7 @@ def test_holds(instance: ProductInstance, size: float, frequency: float, phase: 
     reached, promised = truth.evaluate(truth.policy).objective, truth.objective
     where = {
         "instance": instance.describe(),
-        "U - u*": "size sin(frequency y + phase)",
+        "$U - u^*$": "size sin(frequency y + phase)",
         "wave": [size, frequency, phase],
     }
     CLAIM.equals(reached, promised, where, OBJECTIVE * (1 + abs(promised)), "verification")
