@@ -9,9 +9,10 @@ elsewhere the difference on common noise. ``effective_share`` is the effective n
 importance weights over the batch.
 
 All estimators get the same number of gradient steps, paths, rate and decay
-(`toy.studies.training.train_policy`); what that costs is in ``evaluations``. Affine policies for
-the Ornstein-Uhlenbeck problems, whose optimum is affine; a function per coordinate for the double well,
-whose optimum is one. An estimator that diverges has infinite errors from there on, and a note.
+(`toy.training.methods.train_policy`); what that costs is in ``evaluations``. Affine policies for
+the Ornstein-Uhlenbeck problems, whose optimum is affine; a function per coordinate for the double
+well, whose optimum is one. An estimator that diverges has infinite errors from there on, and a
+note.
 
 Fixed points differ by O(dt): adjoint matching, relative entropy, log-variance and moment losses
 have the chain's optimum as theirs, those weighted to the optimal path measure the control of least
