@@ -1,5 +1,5 @@
-"""Every test runs on one thread and sees the same examples each time; shapes and types of what it
-calls are checked; tests whose mark does not fit their time are named at the end.
+"""Every test runs on one thread and sees the same examples each time; with ``--shapes``, shapes and
+types of what it calls are checked; tests whose mark does not fit their time are named at the end.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import jaxtyping
 import pytest
 import torch
 
+from tests.support import shapes
 from tests.support.durations import Timing, misplaced
 
 torch.set_num_threads(1)
@@ -20,6 +21,17 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("socft", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("socft")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--shapes`` checks shapes and types."""
+    parser.addoption("--shapes", action="store_true", help="check shapes and types of socft")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check what socft is called with, before it is imported."""
+    if config.getoption("--shapes"):
+        jaxtyping.install_import_hook(["socft"], f"{shapes.__name__}.typechecked")
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ LIMIT = 100
 
 SMALLER = {
     "source .venv/bin/activate": "grep -q '^VENV := .venv$' {root}/Makefile",
+    "pytest --shapes": "pytest --shapes {root}/tests/test_durations.py",
     "pytest verify/": "pytest {root}/verify --collect-only",
     "pytest verify/ -n 2": "pytest {root}/verify -n 2 --collect-only",
     "socft bench damped:Damped": (
@@ -98,7 +99,7 @@ def test_smaller_forms_are_of_documented_commands():
 def test_smaller_forms_are_of_the_same_command():
     for command, form in SMALLER.items():
         if command.startswith(("socft", "pytest")):
-            words = command.replace("verify/", "{root}/verify").split()
+            words = command.replace(" verify/", " {root}/verify").split()
             assert (
                 form.split()[: 3 if words[1] == "sd" else 2]
                 == (words[: 3 if words[1] == "sd" else 2])
