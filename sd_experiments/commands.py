@@ -146,7 +146,7 @@ class ReproduceCommand:
         records = reproduce(
             scale, self.quick, self.out, self.workers, self.trainings, self.variants
         )
-        print(f"{len(records)} records in {self.out / scale.study}.jsonl")
+        print(f"{len(records)} records in {self.out / scale.study.name}.jsonl")
         for file in report(scale.study).write(self.out, self.reports):
             print(f"wrote {file}")
 
@@ -200,7 +200,7 @@ class GradientNormCommand:
 
         scale = dataclasses.replace(SCALES[self.scale], model=self.model, reward=self.reward)
         records = run(scale, self.quick, self.out, self.workers)
-        print(f"{len(records)} records in {self.out / gradient_norm_study(scale.study)}.jsonl")
+        print(f"{len(records)} records in {self.out / gradient_norm_study(scale.study.name)}.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)

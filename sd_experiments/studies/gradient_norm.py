@@ -40,7 +40,7 @@ BATCHES, FEW = 48, 3
 def run(scale: ReproductionScale, quick: bool, out: Path, workers: int = 2) -> list[Record]:
     """Measure into ``<out>/<study>.jsonl``, continuing an interrupted run."""
     study = Study(
-        SD_GRADIENT_NORM.named(gradient_norm_study(scale.study)),
+        SD_GRADIENT_NORM.named(gradient_norm_study(scale.study.name)),
         lambda _: tasks(scale, FEW if quick else BATCHES),
     )
     with processes(workers) as pool:
@@ -54,7 +54,7 @@ def tasks(scale: ReproductionScale, batches: int) -> list[Task]:
         prompt: method_config(scale, scale.pi_ft, prompt, settings.problem.beta).plain()
         for prompt in settings.problem.prompts
     }
-    shared = {"study": gradient_norm_study(scale.study), "batches": batches}
+    shared = {"study": gradient_norm_study(scale.study.name), "batches": batches}
     return [
         Task(f"descent: {prompt}", gradient_norms, {**shared, "settings": each})
         for prompt, each in runs.items()

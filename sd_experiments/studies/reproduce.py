@@ -61,7 +61,7 @@ from socft.study.digest import fingerprint
 from socft.study.runner import run
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary.metrics import Metric
-from socft.study.vocabulary.schemas import STABLE_DIFFUSION
+from socft.study.vocabulary.schemas import STABLE_DIFFUSION, StudySchema
 from socft.study.workers import processes
 
 WORK = Path("build/reproduce")
@@ -143,9 +143,10 @@ class ReproductionScale:
     reward: str | None = None
 
     @property
-    def study(self) -> str:
-        """Name of the study and of its records."""
-        return "stable_diffusion" if self.name == "tiny" else f"stable_diffusion_{self.name}"
+    def study(self) -> StudySchema:
+        """The study, whose name its records and its report have too."""
+        study = STABLE_DIFFUSION
+        return study if self.name == "tiny" else study.named(f"{study.name}_{self.name}")
 
     @functools.cached_property
     def settings(self) -> config.ExperimentConfig:
@@ -250,10 +251,10 @@ def reproduce(
     """
     require(trainings >= 1, f"trainings = {trainings}; give at least 1.")
     scale = _quick(scale) if quick else scale
-    study = Study(STABLE_DIFFUSION.named(scale.study), lambda _: tasks(scale, trainings, variants))
+    study = Study(scale.study, lambda _: tasks(scale, trainings, variants))
     with processes(count or scale.workers) as pool:
         records = run(study, quick, out, pool)
-    keep_pictures(tasks(scale), out / scale.study)
+    keep_pictures(tasks(scale), out / scale.study.name)
     return records
 
 
@@ -325,7 +326,7 @@ def _pretrained_task(scale: ReproductionScale, prompt: str) -> Task:
         _name(PRETRAINED, prompt, beta=beta),
         measure_pretrained,
         settings,
-        {"study": scale.study, "pictures": scale.pictures, "shown": scale.shown},
+        {"study": scale.study.name, "pictures": scale.pictures, "shown": scale.shown},
     )
 
 
@@ -333,7 +334,7 @@ def _method_task(
     scale: ReproductionScale, method: FineTuningMethod, prompt: str, beta: float
 ) -> Task:
     arguments = {
-        "study": scale.study,
+        "study": scale.study.name,
         "method": method,
         "pictures": scale.pictures,
         "shown": scale.shown,
@@ -357,7 +358,7 @@ def _variant_task(
         measure_variant,
         settings,
         {
-            "study": scale.study,
+            "study": scale.study.name,
             "method": method,
             "pictures": scale.pictures,
             "variant": variant,

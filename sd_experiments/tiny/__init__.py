@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sd_experiments.tiny.captions import PROMPTS
 from sd_experiments.tiny.files import verify
@@ -43,19 +43,12 @@ def pipeline(folder: Path = MODEL, dtype: torch.dtype | None = None) -> StableDi
         "restore it from version control, or train it again: python -m"
         " sd_experiments.tiny.train_model",
     )
-    import torch
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
-        StableDiffusionPipeline,  # takes seconds to import
-    )
+    import torch  # takes seconds to import, with what follows
+
+    from sd_experiments.model.weights import load_pipeline
 
     with _quiet():
-        loaded = StableDiffusionPipeline.from_pretrained(
-            folder,
-            dtype=dtype or torch.float32,
-            local_files_only=True,
-            safety_checker=None,
-            requires_safety_checker=False,
-        )
+        loaded: Any = load_pipeline(folder, dtype or torch.float32)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 

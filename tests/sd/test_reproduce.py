@@ -31,7 +31,6 @@ from socft.report.rows import Rows
 from socft.report.stable_diffusion.report import report
 from socft.report.stable_diffusion.tables import ahead_at_the_best_rate, ahead_in_trainings
 from socft.study.comparison import PI_FT, PRETRAINED, picture_of
-from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from tests.support.sd import written
 
@@ -47,6 +46,7 @@ less than half their number.
 def scale(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReproductionScale:
     """Two prompts, two methods and an extra KL weight."""
     monkeypatch.setattr(reproduce, "WORK", tmp_path / "work")
+    monkeypatch.setattr(reproduce, "LABELLED", 4)
     file = written(model, tmp_path / "run")
     dpok = FineTuningMethod(
         "DPOK", "DPOK, leave-one-out", batch={"passes": 2, "loss_steps": 1, "ess": 0.0}, rate=FAST
@@ -199,9 +199,7 @@ def _look(scale: ReproductionScale, tmp_path: Path, prompts: tuple[str, ...]) ->
     assert names[PRETRAINED].read_bytes() == names[PI_FT].read_bytes()
     with Image.open(io.BytesIO(names["DPOK"].read_bytes())) as picture:
         assert picture.width == pytest.approx(scale.shown * picture.height, abs=scale.shown)
-    files = report(schemas.STABLE_DIFFUSION.named(scale.study)).write(
-        tmp_path / "records", tmp_path / "reports"
-    )
+    files = report(scale.study).write(tmp_path / "records", tmp_path / "reports")
     assert [file.name for file in files] == ["stable_diffusion-reached.svg", "stable_diffusion.pdf"]
 
 
@@ -272,9 +270,7 @@ def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(
     best = [max(gain, 0.0) for gain in shared]
     assert ahead_at_the_best_rate(rows, Metric.REWARD_GAIN, beta)[1] == len(best)
     assert min(abs(gain) for gain in shared) > 1e3 * max(map(abs, still))
-    _, file = report(schemas.STABLE_DIFFUSION.named(scale.study)).write(
-        tmp_path / "records", tmp_path / "reports"
-    )
+    _, file = report(scale.study).write(tmp_path / "records", tmp_path / "reports")
     assert file.stat().st_size > 0
 
 
