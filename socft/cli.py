@@ -181,7 +181,7 @@ def _standing(row: dict[str, Any]) -> Iterator[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class Typeset:
     """Typeset reports from records that were measured before."""
 
     report: Annotated[
@@ -245,7 +245,13 @@ class Verify:
         print(f"{len(lines)} claims are verified; their records are in {file}")
 
 
-COMMANDS: tuple[type[Command], ...] = (Toy, Bench, Verify, Report, Sd)
+COMMANDS: dict[str, type[Command]] = {
+    "toy": Toy,
+    "bench": Bench,
+    "verify": Verify,
+    "report": Typeset,
+    "sd": Sd,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -269,8 +275,7 @@ def _parse(arguments: Sequence[str] | None) -> Command:
     first = next(iter(sys.argv[1:] if arguments is None else arguments), "")
     named: list[Any] = [
         Annotated[each if name == first else _summary(each), tyro.conf.subcommand(name)]
-        for each in COMMANDS
-        for name in [each.__name__.lower()]
+        for name, each in COMMANDS.items()
     ]
     return tyro.cli(
         functools.reduce(operator.or_, named),

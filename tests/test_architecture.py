@@ -1,15 +1,17 @@
 """Imports run one way, between the packages, between the rooms of socft and between modules; what
-is found by its name has the name.
+is found by its name has the name, and no two classes have one.
 """
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.support.imports import Graph, cycle, graph, read
+from tests.support.imports import Graph, Source, cycle, graph, read
 
 ROOT = Path(__file__).resolve().parents[1]
 ABOVE = ("sd_experiments", "toy", "verify")
@@ -114,6 +116,23 @@ def test_rooms_import_from_lower_floors():
 )
 def test_an_import_from_a_higher_floor_is_found(module: str, imported: str):
     assert up(with_import(module, imported)) == [f"{module} -> {imported}"]
+
+
+def defined_twice(sources: Sequence[Source]) -> dict[str, list[str]]:
+    """Public classes of one name in several modules, or twice in one."""
+    modules = [(name, each.name) for each in sources for name in each.classes]
+    twice = {name for name, count in Counter(name for name, _ in modules).items() if count > 1}
+    return {name: [module for each, module in modules if each == name] for name in sorted(twice)}
+
+
+def test_every_public_class_has_a_name_of_its_own():
+    assert defined_twice(SOURCES) == {}
+
+
+def test_a_second_class_of_a_name_is_found():
+    tree = ast.parse("class Report: ...\nclass _Report: ...\nclass Unseen: ...")
+    second = Source("toy.report", ROOT / "toy" / "report.py", tree)
+    assert defined_twice([*SOURCES, second]) == {"Report": ["socft.report.base", "toy.report"]}
 
 
 def test_no_ring_of_modules():

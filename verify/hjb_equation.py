@@ -58,7 +58,7 @@ SEEDS = st.integers(0, 10**6)
 
 
 @dataclasses.dataclass(frozen=True)
-class Terms:
+class HJBTerms:
     """The terms of (79) at states of shape (batch, d), each of shape (batch,), without their
     coefficients.
     """
@@ -82,7 +82,7 @@ class Terms:
         return torch.stack(each).sum(0) / largest
 
 
-def terms(truth: TiltedMixture, q: float, tau: float, x: Tensor) -> Terms:
+def terms(truth: TiltedMixture, q: float, tau: float, x: Tensor) -> HJBTerms:
     """By automatic differentiation of the value alone; the level at time tau is
     ``exp(-q (1 - tau))``.
     """
@@ -96,7 +96,7 @@ def terms(truth: TiltedMixture, q: float, tau: float, x: Tensor) -> Terms:
     ]
     score = truth.density.noised_score(math.exp(-q * (1 - tau)), x)
     drift = ((x / 2 + score) * gradient).sum(1)
-    return Terms(
+    return HJBTerms(
         slope.detach(),
         drift.detach(),
         torch.stack(curved).sum(0),

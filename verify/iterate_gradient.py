@@ -66,7 +66,7 @@ ROUNDING = 5e-14
 
 
 @dataclasses.dataclass(frozen=True)
-class Terms:
+class GradientTerms:
     """The two terms of (55) at the inner nodes."""
 
     envelope: Tensor
@@ -83,7 +83,7 @@ def measure(value: ValueGrid) -> Tensor:
     return slope(value)
 
 
-def bound(truth: Quadrature, found: BackwardInduction, t: int, updates: int) -> Terms:
+def bound(truth: Quadrature, found: BackwardInduction, t: int, updates: int) -> GradientTerms:
     """(55) with each G integrated anew at the shifts of the updates."""
     means, following = Means.of(truth, t), found.values[t + 1]
     step = BellmanStep.build(truth.problem, t, truth.grids[t], following)
@@ -93,7 +93,7 @@ def bound(truth: Quadrature, found: BackwardInduction, t: int, updates: int) -> 
         shift = step.improve(shift)
     after = means.costate(following, shift)
     unfinished = thin(differentiate(truth.grids[t], shift)) * (after - before)
-    return Terms(means.slope * after, unfinished)
+    return GradientTerms(means.slope * after, unfinished)
 
 
 @settings(max_examples=15)

@@ -74,7 +74,7 @@ mean is nearly normal.
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class SampleMean:
     """A Monte-Carlo mean with its standard error."""
 
     mean: float
@@ -236,13 +236,13 @@ def _by_quadrature(reference: Reference, policy: Policy) -> _PathLaw:
     return _PathLaw(float(divergence), float(penalty), float(mass.sum()))
 
 
-def _under_control(reference: Reference, policy: Policy) -> Estimate:
+def _under_control(reference: Reference, policy: Policy) -> SampleMean:
     """Mean of ``log(dP^v / dP) - sum_t |v_t|^2 / 2`` over controlled paths."""
     states = _states(reference, policy, 20_241_218)
     return _mean(_log_ratio(reference, policy, states) - _penalty(policy, states))
 
 
-def _weighted(reference: Reference, policy: Policy) -> Estimate:
+def _weighted(reference: Reference, policy: Policy) -> SampleMean:
     """Mean of ``L log L - L + 1 - L sum_t |v_t|^2 / 2`` over pre-trained paths."""
     states = _states(reference, Uncontrolled(reference), 20_241_219)
     log = _log_ratio(reference, policy, states)
@@ -276,8 +276,8 @@ def _penalty(policy: Policy, states: Tensor) -> Tensor:
     return torch.stack([policy(t, x).square().sum(1) / 2 for t, x in enumerate(states[:-1])]).sum(0)
 
 
-def _mean(samples: Tensor) -> Estimate:
-    return Estimate(float(samples.mean()), float(samples.std() / len(samples) ** 0.5))
+def _mean(samples: Tensor) -> SampleMean:
+    return SampleMean(float(samples.mean()), float(samples.std() / len(samples) ** 0.5))
 
 
 def _wave(k: int | Tensor, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
 from verify.support.factors import Factor, vector
 from verify.support.rewards import Parabola, Slope, SmoothMaximum, build_reward
-from verify.support.scores import MixtureScore, Score, ScoreConstants, TanhScore
+from verify.support.scores import MixtureScore, Score, ScoreAndMeanConstants, TanhScore
 from verify.support.suprema import (
     Product,
     Suprema,
@@ -133,10 +133,10 @@ class ProductInstance(Instance):
         return self.size
 
     @functools.cached_property
-    def constants(self) -> ScoreConstants:
+    def constants(self) -> ScoreAndMeanConstants:
         """Of the score in d dimensions: the largest over the coordinates, exact."""
         found = [_score_constants(f.score, self.levels, self.posterior) for f in self.factors]
-        return ScoreConstants(
+        return ScoreAndMeanConstants(
             *(
                 torch.stack([getattr(c, name) for c in found]).amax(0)
                 for name in ("L0", "L1", "mean_L0")
@@ -306,7 +306,9 @@ def random_rotation(dim: int, seed: int) -> Float[Tensor, "d d"]:
 
 
 @functools.lru_cache(maxsize=256)
-def _score_constants(score: Score, levels: tuple[float, ...], posterior: bool) -> ScoreConstants:
+def _score_constants(
+    score: Score, levels: tuple[float, ...], posterior: bool
+) -> ScoreAndMeanConstants:
     abar = torch.tensor(levels, dtype=torch.float64)
     return score.constants(ddim(abar) if posterior else ddpm(abar))
 

@@ -20,7 +20,7 @@ SECH_SLOPE = 4 / (3 * math.sqrt(3))
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreConstants:
+class ScoreAndMeanConstants:
     """Per step: Lipschitz constants of the score, of its Jacobian, and of the mean map (exact where
     L0 is signed), shape (T,).
     """
@@ -38,7 +38,7 @@ class Score(abc.ABC):
         """``(k, x) -> s_k(x)`` on states of shape (batch, 1)."""
 
     @abc.abstractmethod
-    def constants(self, schedule: Schedule) -> ScoreConstants:
+    def constants(self, schedule: Schedule) -> ScoreAndMeanConstants:
         """Its Lipschitz constants."""
 
 
@@ -55,12 +55,12 @@ class MixtureScore(Score):
             GaussianMixture(self.weights, self.means, self.variances), schedule.abar[:-1]
         )
 
-    def constants(self, schedule: Schedule) -> ScoreConstants:
+    def constants(self, schedule: Schedule) -> ScoreAndMeanConstants:
         found = self.function(schedule).constants
         stretch = 1 + schedule.score_weight * found.L0
         if len(self.weights) == 1:
             stretch = (1 - schedule.score_weight * found.L0).abs()
-        return ScoreConstants(found.L0, found.L1, stretch / schedule.alpha.sqrt())
+        return ScoreAndMeanConstants(found.L0, found.L1, stretch / schedule.alpha.sqrt())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TanhScore(Score):
     def __call__(self, k: Step, x: Tensor) -> Tensor:
         return -self.c * x + self.b * torch.tanh(self.w * x) + self.e
 
-    def constants(self, schedule: Schedule) -> ScoreConstants:
+    def constants(self, schedule: Schedule) -> ScoreAndMeanConstants:
         slopes = (-self.c, self.b * self.w - self.c)
         L0 = torch.full_like(schedule.score_weight, max(abs(s) for s in slopes))
         L1 = torch.full_like(schedule.score_weight, abs(self.b) * self.w**2 * SECH_SLOPE)
@@ -88,4 +88,4 @@ class TanhScore(Score):
             torch.stack([(1 + schedule.score_weight * s).abs() for s in slopes]).amax(0)
             / schedule.alpha.sqrt()
         )
-        return ScoreConstants(L0, L1, mean)
+        return ScoreAndMeanConstants(L0, L1, mean)
