@@ -87,7 +87,9 @@ class Command(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """Measure a study on problems with exact solutions; an interrupted run continues where it was."""
+    """Measure a study on problems with exact solutions; an interrupted run continues where it
+    was.
+    """
 
     study: Annotated[
         str,

@@ -20,6 +20,8 @@ from torch import Tensor
 from socft.checks import require, require_finite
 from socft.density import Gaussian
 
+NEGATIVE = 1e-6
+"""Share of negative mass that counts as an interpolation error of a grid, and as zero."""
 CELL_NODES = 8
 CHUNK = 2**22
 """Kernel values held at once (32 MB)."""
@@ -156,9 +158,14 @@ def _masses(weights: Tensor | None, x: Tensor, what: str) -> Tensor:
         weights.shape == x.shape,
         f"there are {len(weights)} weights for {len(x)} atoms of {what}; give one each.",
     )
-    total = float(weights.sum())
+    masses = weights.double().clamp(min=0)
+    total, missing = float(masses.sum()), float(masses.sum() - weights.double().sum())
     require(
         0 < total < math.inf,
         f"the weights of {what} sum to {total:g}; they must have a positive finite sum.",
     )
-    return weights.double() / total
+    require(
+        missing <= NEGATIVE * total,
+        f"the negative weights of {what} sum to {-missing:g}; every mass must be at least 0.",
+    )
+    return masses / total

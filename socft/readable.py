@@ -1,4 +1,6 @@
-"""Representations that a person can read: constructor arguments by name, tensors by shape and range."""
+"""Representations that a person can read: constructor arguments by name, tensors by shape and
+range.
+"""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ chain; how the control u enters depends on the integrator.
 * `Strang`, order 2 with noise that acts linearly: half of the noise, the flow of :math:`\dot x = b`
   by the midpoint rule, the other half of the noise. Halves of neighbouring steps merge, so N steps
   are the N + 1 kernels "noise", "flow and noise", ..., "flow and noise", whose noises last
-  dt/2, dt, ..., dt, dt/2; :math:`v = u\sqrt{\text{duration}}`. The value of the *controlled* chain is of
-  order 1, since a kernel decides v before it sees its noise, though the optimal costate of a
+  dt/2, dt, ..., dt, dt/2; :math:`v = u\sqrt{\text{duration}}`. The value of the *controlled* chain
+  is of order 1, since a kernel decides v before it sees its noise, though the optimal costate of a
   linear-quadratic problem with a terminal cost, which does not feel the noise, keeps order 2 (and
   is exact by `Exponential`).
 * `Taylor`, order 2 in one kernel per step, at the price of a state-dependent noise factor
@@ -409,7 +409,9 @@ def propagator(A: Float[Tensor, "n n"], t: float) -> Float[Tensor, "n n"]:
 def gramian(
     A: Float[Tensor, "n n"], noise: Float[Tensor, "n m"], dt: float
 ) -> Float[Tensor, "n n"]:
-    """``int_0^dt e^{As} B B' e^{A's} ds``, from one matrix exponential (Van Loan 1978, theorem 1)."""
+    """``int_0^dt e^{As} B B' e^{A's} ds``, from one matrix exponential (Van Loan 1978, theorem
+    1).
+    """
     n = len(A)
     block = torch.cat(
         [torch.cat([-A, noise @ noise.mT], 1), torch.cat([torch.zeros_like(A), A.mT], 1)]

@@ -3,8 +3,10 @@ for as long as asked.
 
 Options of ``pytest verify/``:
 
-    --records FILE   write one line per claim whose whole file ran; other claims' lines stay as they are
-    --minutes M      repeat the searches with new seeds until M minutes are spent, and continue there when run again
+    --records FILE   write one line per claim whose whole file ran; other claims' lines stay
+                     as they are
+    --minutes M      repeat the searches with new seeds until M minutes are spent, and continue
+                     there when run again
     --state DIR      where a search keeps what it has found so far (build/verify)
     --events FILE    append a line whenever a claim has news
 

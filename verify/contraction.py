@@ -27,8 +27,8 @@ How it is measured: PI-FT by quadrature; per step the supremum of
 :math:`\rho |\mathrm{Hess}\, G V^{(m)}_{t+1}|`, which is the Lipschitz constant of the update, and
 the largest ratio of successive increments. Rotated products have the largest of their coordinates'
 constants. The sharper constant is :math:`\rho` times the smoothed curvature of Lemma 3.2 with the
-constants of `socft.theory.SharpBounds`. The certificate proves the last implication in ball arithmetic,
-for all curvatures and all lambda in an interval.
+constants of `socft.theory.SharpBounds`. The certificate proves the last implication in ball
+arithmetic, for all curvatures and all lambda in an interval.
 
 What would refute it: a ratio above :math:`1 - \lambda_t` beyond quadrature error.
 """

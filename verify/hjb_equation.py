@@ -53,7 +53,9 @@ CLAIM = Claim(
     kind="limit",
 )
 ROUNDING = 1e-10
-"""Relative to the largest term: second derivatives of log densities by automatic differentiation."""
+"""Relative to the largest term: second derivatives of log densities by automatic
+differentiation.
+"""
 SEEDS = st.integers(0, 10**6)
 
 

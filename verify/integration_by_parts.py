@@ -103,7 +103,7 @@ def test_holds_in_two_dimensions(
     first: ScalarReward, second: ScalarReward, sigma: float, seed: int
 ) -> None:
     """A rotated sum, whose Hessian has off-diagonal entries, and a smooth maximum, which does not
-    separate.
+    separate and is as steep in units of the noise as the rule resolves.
     """
     x = torch.randn(2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     where = {"rewards": [repr(first), repr(second)], "sigma": sigma, "seed": seed}
@@ -116,12 +116,15 @@ def test_holds_in_two_dimensions(
     slopes = torch.randn(
         3, 2, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64
     )
+    slopes = slopes / max(1.0, sigma)
     smooth = LogSumExp(slopes, torch.zeros(3, dtype=torch.float64), 1.0)
     _check(smooth, x, sigma, {"slopes": slopes, "sigma": sigma, "seed": seed})
 
 
 def test_holds_symbolically() -> None:
-    """Every monomial up to degree `DEGREE` in two variables, at a symbolic point and noise scale."""
+    """Every monomial up to degree `DEGREE` in two variables, at a symbolic point and noise
+    scale.
+    """
     x, z, w = (sympy.symbols(f"{name}1:3", real=True) for name in "xzw")
     sigma, left = sympy.symbols("sigma", positive=True), []
     moved = {a: b + sigma * c for a, b, c in zip(z, x, w, strict=True)}
@@ -216,7 +219,9 @@ def _derivatives(reward: Reward, points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _expect(expression: sympy.Expr, w: tuple[sympy.Symbol, ...]) -> sympy.Expr:
-    """The expectation over independent standard normal w of a polynomial in them, by its moments."""
+    """The expectation over independent standard normal w of a polynomial in them, by its
+    moments.
+    """
     total = sympy.Integer(0)
     for powers, coefficient in sympy.Poly(sympy.expand(expression), *w).terms():
         moment = sympy.prod(sympy.factorial2(n - 1) if n % 2 == 0 else 0 for n in powers)

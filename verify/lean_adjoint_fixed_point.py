@@ -205,7 +205,9 @@ def test_is_the_only_fixed_point(instance: QuadraticInstance, seed: int, size: f
 
 
 def test_needs_the_optimum() -> None:
-    """Away from it the field, weighted by the policy's law, is not the gradient of the objective."""
+    """Away from it the field, weighted by the policy's law, is not the gradient of the
+    objective.
+    """
     instance = QuadraticInstance(
         levels=(0.1, 0.3, 0.6, 0.9),
         lam=(0.2,) * 3,

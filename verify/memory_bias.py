@@ -92,7 +92,9 @@ def measure(problem: ControlProblem) -> float:
 @settings(max_examples=40)
 @given(quadratic_instances(), numbers(1, 3))
 def test_holds(instance: QuadraticInstance, more: float) -> None:
-    """Equality with the closed form, and the sign, where the tilt of the final law is integrable."""
+    """Equality with the closed form, and the sign, where the tilt of the final law is
+    integrable.
+    """
     truth = instance.solve(float(instance.beta().max()) * more)
     gap = truth.memory_gap()
     room = _room(truth.problem)
@@ -121,7 +123,9 @@ def test_vanishes_without_memory() -> None:
 
 
 def test_does_not_vanish_with_T() -> None:
-    """At q = 1 it tends to the continuous one, which is positive; the kernel gap halves meanwhile."""
+    """At q = 1 it tends to the continuous one, which is positive; the kernel gap halves
+    meanwhile.
+    """
     limit, gaps = _continuous(), [_problem(T, REMEMBERING).memory_gap() for T in (256, 512)]
     kernel = [float(_problem(T, REMEMBERING).kernel_gap().sum()) for T in (256, 512)]
     where = {"q": REMEMBERING, "T": [256, 512], "gaps": gaps, "kernel gaps": kernel, "limit": limit}

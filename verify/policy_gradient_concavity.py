@@ -132,7 +132,8 @@ def test_needs_affine_features() -> None:
     )
     CLAIM.breaks(curvature, 0.0, where, "affine features: curvature of Q in the control")
     text = (
-        "for nonlinear features $Q^K_t (y, ·)$ need not be concave although $Q^(K^*)_t (y, ·)$ is, even"
+        "for nonlinear features $Q^K_t (y, ·)$ need not be concave although $Q^(K^*)_t (y, ·)$ is,"
+        " even"
         " for a linear reward: k > √(2e)"
     )
     CLAIM.finding(text, where)

@@ -165,7 +165,10 @@ def test_holds_from_far() -> None:
     CLAIM.holds(distances[-1], REACHED, where, part="reached from far")
     CLAIM.holds(rate, bound(h, step), where, floor=10 * LOCAL, part="tail from far")
     worst = min(domination)
-    text = f"on the way from far |∇J|² stays above {2 * worst:.2g} $h_1 (J^* − J)$: gradient domination"
+    text = (
+        f"on the way from far |∇J|² stays above {2 * worst:.2g} $h_1 (J^* − J)$:"
+        " gradient domination"
+    )
     CLAIM.finding(text, where)
 
 

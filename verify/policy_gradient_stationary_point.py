@@ -62,7 +62,9 @@ SAME = 1e-6
 condition number of the Jacobian.
 """
 FLAT = 1e-8
-"""Gradient, relative to its size at the start, above which a stop of the root finder is not a root."""
+"""Gradient, relative to its size at the start, above which a stop of the root finder is not a
+root.
+"""
 STARTS, EVALUATIONS = 2, 400
 PRECISION = 200
 
@@ -189,7 +191,9 @@ def test_needs_the_condition_on_beta() -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Steps:
-    """`Line` with the optimal control and a sine as features of every step, shape (nodes, 2) each."""
+    """`Line` with the optimal control and a sine as features of every step, shape (nodes, 2)
+    each.
+    """
 
     line: Line
     bases: tuple[Tensor, ...]

@@ -138,7 +138,9 @@ def test_needs_the_least_weight() -> None:
 
 
 def _stretch(instance: QuadraticInstance, beta: torch.Tensor | None = None) -> torch.Tensor:
-    """``|I + g Jac u*_t|``, from the whitened gain: ``g u* = g s + sqrt(a) sigma v*``; shape (T,)."""
+    """``|I + g Jac u*_t|``, from the whitened gain: ``g u* = g s + sqrt(a) sigma v*``; shape
+    (T,).
+    """
     s, d = instance.schedule, instance.dim
     score = torch.diag(torch.tensor(instance.score, dtype=torch.float64))
     gain = instance.solve(beta).affine_policy.gain.detach()

@@ -57,7 +57,9 @@ CLAIM = Claim(
     name="smoothed_curvature",
     title="Smoothed curvature",
     topic=topics.WEIGHT,
-    statement='$|op("Hess") G V| ≤ L_1 op("erf")(L_0/(sqrt(2) σ L_1)) ≤ min {L_1, sqrt(2/π) L_0/σ}$',
+    statement=(
+        '$|op("Hess") G V| ≤ L_1 op("erf")(L_0/(sqrt(2) σ L_1)) ≤ min {L_1, sqrt(2/π) L_0/σ}$'
+    ),
     source="derived here",
     kind="tight",
 )
@@ -206,7 +208,9 @@ def test_required_beta() -> None:
 
 
 def test_needs_a_lipschitz_function() -> None:
-    """A parabola keeps its curvature under smoothing, whatever its slope on the scale of the noise."""
+    """A parabola keeps its curvature under smoothing, whatever its slope on the scale of the
+    noise.
+    """
     L1, sigma = 1.0, 1.0
     CLAIM.breaks(
         L1,
@@ -231,7 +235,9 @@ def test_needs_a_lipschitz_gradient() -> None:
 
 
 def test_certified() -> None:
-    """Sine rewards, with z = sigma frequency, and the second inequality, with x = L0 / (sigma L1)."""
+    """Sine rewards, with z = sigma frequency, and the second inequality, with x = L0 / (sigma
+    L1).
+    """
     root = flint.arb(2).sqrt()
     sine = below_one(
         lambda z: (-z * z / 2).exp() / (1 / (root * z)).erf(), Fraction(1, 16), Fraction(16)

@@ -205,7 +205,9 @@ def test_paper_constant_grows_with_the_dimension() -> None:
 
 
 def test_needs_the_condition_on_beta() -> None:
-    """With a weight for a fifth of lambda a jump bends the control more than the bound for lambda."""
+    """With a weight for a fifth of lambda a jump bends the control more than the bound for
+    lambda.
+    """
     weak = Ramp(0.1, -1.0, NARROWEST)
     CLAIM.breaks(
         weak.bend(),

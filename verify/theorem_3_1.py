@@ -115,7 +115,8 @@ def test_is_attained() -> None:
         )
     CLAIM.equals([float(r) for r in ratios], each, where, WITHIN, "rate of one step")
     CLAIM.finding(
-        "the rate of a single step t is $max(q_t, max_(s>t) q_s^2)$, not $max_(s≥t) q_s$: later values'"
+        "the rate of a single step t is $max(q_t, max_(s>t) q_s^2)$, not $max_(s≥t) q_s$: later"
+        " values'"
         " errors count with their squares",
         where | {"rates": [float(r) for r in ratios], "max q_s": theory.guaranteed_rates(lam)},
     )

@@ -62,7 +62,9 @@ PRECISION = 300
 
 
 def gibbs_value(problem: ControlProblem, y: Tensor) -> Tensor:
-    """``beta log E[exp(r(Y_T) / beta) | Y_0 = y]`` from the law of Y_T given Y_0, shape (batch,)."""
+    """``beta log E[exp(r(Y_T) / beta) | Y_0 = y]`` from the law of Y_T given Y_0, shape
+    (batch,).
+    """
     reference, form, beta = problem.reference, as_quadratic(problem.reward), problem.beta[0]
     assert isinstance(reference, AffineReference)
     assert isinstance(reference.diffusion, ScalarDiffusion)

@@ -499,7 +499,9 @@ def _filled(
 
 
 def _tokenizer(directory: Path) -> BertTokenizer:
-    """A tokenizer from a directory; a missing one would silently become a tokenizer of five tokens."""
+    """A tokenizer from a directory; a missing one would silently become a tokenizer of five
+    tokens.
+    """
     files = [directory / "vocab.txt", directory / "tokenizer.json"]
     require(
         any(file.is_file() for file in files),

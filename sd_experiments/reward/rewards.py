@@ -55,7 +55,9 @@ def decode(base: StableDiffusion, latents: States) -> Images:
 
 
 class _LatentReward(Reward):
-    """What both kinds share: decoding and evaluating in chunks. No Lipschitz constants are known."""
+    """What both kinds share: decoding and evaluating in chunks. No Lipschitz constants are
+    known.
+    """
 
     def __init__(self, base: StableDiffusion, model: ImageRewardModel, prompt: str, chunk: int = 4):
         require(chunk >= 1, f"chunk = {chunk}; decode at least 1 image at a time.")
@@ -116,8 +118,8 @@ class DifferentiableImageReward(_LatentReward):
 
 
 class BlackBoxImageReward(_LatentReward):
-    """A reward model on decoded images that cannot be differentiated; for estimators that use reward
-    values only.
+    """A reward model on decoded images that cannot be differentiated; for estimators that use
+    reward values only.
 
     Args:
         base: supplies the decoder.

@@ -284,7 +284,9 @@ def _rows(
 
 
 def measure_cell(settings: Mapping[str, Any], random: str | None) -> StepCost:
-    """Time and memory of the gradient steps of a run, the first one not counted, in this process."""
+    """Time and memory of the gradient steps of a run, the first one not counted, in this
+    process.
+    """
     experiment = build_cell(config.parse_config(settings), random)
     device = find_device(experiment.settings.model.device)
     reset_peak(device)

@@ -197,7 +197,9 @@ def guidance(settings: Mapping[str, Any], paths: int, pictures: int) -> list[Rec
 
 
 def limits(settings: Mapping[str, Any], batches: int) -> list[Record]:
-    """How far gradients at the pre-trained model agree under several limits of the target controls."""
+    """How far gradients at the pre-trained model agree under several limits of the target
+    controls.
+    """
     experiment, prompt = _prompt(settings)
     record, found = _recorder(experiment, prompt), []
     measured = gradient_agreement.gradients(experiment, AdjointMatching(), batches, SEED, LIMITS)

@@ -127,7 +127,9 @@ def alignment(mine: Gradients, others: Gradients) -> float:
 
 
 def jackknife(measure: Callable[..., float], *gradients: Gradients) -> tuple[float, float]:
-    """A measure of at least three batches, and its standard error by leaving out each batch once."""
+    """A measure of at least three batches, and its standard error by leaving out each batch
+    once.
+    """
     n = len(gradients[0])
     kept = [[j for j in range(n) if j != i] for i in range(n)]
     without = torch.tensor(

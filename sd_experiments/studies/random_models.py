@@ -69,7 +69,9 @@ def image_reward() -> ImageReward:
 
 
 def stable_diffusion_15() -> StableDiffusionPipeline:
-    """All sizes of Stable Diffusion 1.5, for 512 x 512 pixels: 860, 84 and 123 million parameters."""
+    """All sizes of Stable Diffusion 1.5, for 512 x 512 pixels: 860, 84 and 123 million
+    parameters.
+    """
     tokenizer = _clip_tokenizer()
     parts: dict[str, Any] = {
         "unet": UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),

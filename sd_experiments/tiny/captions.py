@@ -165,7 +165,9 @@ def facts(caption: Caption, seen: Sequence[VisibleShape]) -> dict[str, bool]:
 
 
 def _coloured(named: NamedShape, seen: Sequence[VisibleShape], alone: bool) -> bool:
-    """Whether the things a name refers to have its colour: all of them, and there is at least one."""
+    """Whether the things a name refers to have its colour: all of them, and there is at least
+    one.
+    """
     meant = [thing for thing in seen if alone or thing.shape == named.shape]
     return bool(meant) and all(thing.colour == named.colour for thing in meant)
 

@@ -2,9 +2,9 @@
 together on its latents.
 
 The captions are wrong now and then (`sd_experiments.tiny.captions.CaptionErrors`), as those of a
-real training set are: a picture then lies anywhere between what its caption says and something else. So
-the model draws what it is asked for only part of the time, and fine-tuning has something to
-improve.
+real training set are: a picture then lies anywhere between what its caption says and something
+else. So the model draws what it is asked for only part of the time, and fine-tuning has something
+to improve.
 
     python -m sd_experiments.tiny.train_model
 

@@ -477,7 +477,9 @@ def _bend(
 
 
 def _see(model: ImageReward, settings: RewardTraining) -> None:
-    """Teach the vision transformer what covers each patch: nothing, or some shape of some colour."""
+    """Teach the vision transformer what covers each patch: nothing, or some shape of some
+    colour.
+    """
     sizes = [1 + len(SHAPES), 1 + len(COLOURS)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -151,7 +151,9 @@ class GradientAccumulator:
     def _micro_batches(
         self, buffer: ReplayBuffer, index: Tensor
     ) -> Iterator[tuple[RolloutBatch, Tensor, Tensor]]:
-        """This process' paths of one prompt at a time: rollouts, places in it, rows of ``index``."""
+        """This process' paths of one prompt at a time: rollouts, places in it, rows of
+        ``index``.
+        """
         for rollouts in buffer.batches:
             place = {number: i for i, number in enumerate(rollouts.index)}
             rows = torch.tensor(

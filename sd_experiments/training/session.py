@@ -147,7 +147,9 @@ def _run(
     checkpoints: CheckpointStore,
     observe: Callable[[TrainingStep], None] = lambda step: None,
 ) -> None:
-    """Train with checkpoints; when a number is refused, the state before that step is written too."""
+    """Train with checkpoints; when a number is refused, the state before that step is written
+    too.
+    """
     saved = trainer.step
     try:
         for step in trainer.iterations():
@@ -271,7 +273,9 @@ def check_images(checker: Checker | None, images: Images, prompt: str) -> Tensor
 def load_trained(
     file: Path, out: Path | None, step: int | None = None
 ) -> tuple[Experiment, Trainer]:
-    """A run's experiment with the averaged layers of a checkpoint in place, the newest by default."""
+    """A run's experiment with the averaged layers of a checkpoint in place, the newest by
+    default.
+    """
     settings = load_config(file, out)
     folder, where = Path(settings.run.out), "" if out is None else f" --out {out}"
     require(not folder.is_file(), f"run.out = {str(folder)!r} is a file; give the folder of a run.")

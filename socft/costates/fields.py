@@ -44,7 +44,9 @@ class CostateSource(Readable, abc.ABC):
 
     @abc.abstractmethod
     def field(self, problem: ControlProblem, policy: Policy) -> CostateField:
-        """The field to use for paths of a policy; it must not depend on the noise of those paths."""
+        """The field to use for paths of a policy; it must not depend on the noise of those
+        paths.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,9 @@ class CostateIncrement(Readable, abc.ABC):
         drift: States,
         noise_increment: States,
     ) -> States:
-        """The gain between ``x`` and ``x + drift + noise_increment``, shape (batch, *dims), without a graph."""
+        """The gain between ``x`` and ``x + drift + noise_increment``, shape (batch, *dims), without
+        a graph.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

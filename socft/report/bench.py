@@ -41,9 +41,10 @@ def compose(rows: Rows, _: Claims, study_name: str = "bench") -> Document:
     places = titles(rows)
     picture = figure(
         "errors.svg",
-        """Error at equal budget of all estimators that do not refuse, one panel per situation; black: yours. Colours are kinds:
-        blue objective gradient, green fixed-point residual, orange biased; they do not compare away from the optimum. Bars that
-        reach the left edge are smaller.""",
+        """Error at equal budget of all estimators that do not refuse, one panel per situation;
+        black: yours. Colours are kinds: blue objective gradient, green fixed-point residual, orange
+        biased; they do not compare away from the optimum. Bars that reach the left edge are
+        smaller.""",
         "errors",
         "Horizontal bars of error at equal budget for every estimator, one panel per situation.",
     )
@@ -86,9 +87,9 @@ def standing(rows: Rows, mine: str | None, places: Sequence[str]) -> str:
         ),
         rows=[_place(rows.where(axis=place), mine, place) for place in places]
         or [(NOT_MEASURED, *[""] * 6)],
-        caption="""Bias with its standard error, variance of the estimate from one path, and root-mean-square error at equal budget,
-            in units of the exact gradient at the pre-trained model. The rank is among all estimators; rivals are built in and of
-            the same
+        caption="""Bias with its standard error, variance of the estimate from one path, and
+            root-mean-square error at equal budget, in units of the exact gradient at the
+            pre-trained model. The rank is among all estimators; rivals are built in and of the same
             kind.""",
         label="standing",
         align="lrrrrll",
@@ -182,8 +183,9 @@ def _abstract(rows: Rows, mine: str | None) -> str:
         else "It refused nowhere."
     )
     return f"""
-The estimator claims to estimate: {claimed or NOT_MEASURED}. Its bias, variance and cost are measured where the exact gradient is
-known,
-beside the built-in estimators. It takes {number(seconds, 2)} seconds per 1000 paths, on one thread and with the rollout, and
-{integer(cost.evaluations if cost else None)} network evaluations per path. {said if mine is not None else NOT_MEASURED}
+The estimator claims to estimate: {claimed or NOT_MEASURED}. Its bias, variance and cost are
+measured where the exact gradient is known, beside the built-in estimators. It takes
+{number(seconds, 2)} seconds per 1000 paths, on one thread and with the rollout, and
+{integer(cost.evaluations if cost else None)} network evaluations per path.
+{said if mine is not None else NOT_MEASURED}
 """

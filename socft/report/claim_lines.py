@@ -1,4 +1,6 @@
-"""The records of claims: what `verify` found about each statement, a line of ``verify.jsonl`` each."""
+"""The records of claims: what `verify` found about each statement, a line of ``verify.jsonl``
+each.
+"""
 
 from __future__ import annotations
 

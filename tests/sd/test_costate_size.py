@@ -264,7 +264,9 @@ def test_a_lower_limit_scales_more_target_controls_and_the_first_is_none():
 
 
 def test_the_squared_mean_has_no_bias_by_noise():
-    """Unlike the square of the mean of the batches, whose bias is the variance over their number."""
+    """Unlike the square of the mean of the batches, whose bias is the variance over their
+    number.
+    """
     generator, mean = (
         torch.Generator().manual_seed(0),
         torch.tensor([0.3, -0.4], dtype=torch.float64),

@@ -349,7 +349,9 @@ def test_forward_mode_passes_through_the_derivative_of_the_mean():
 
 
 def field_of(problem: ControlProblem, policy: LoRAPolicy, x: Tensor) -> Tensor:
-    """The costate the policy implies at step 1, by plain reverse mode through diffusers' own step."""
+    """The costate the policy implies at step 1, by plain reverse mode through diffusers' own
+    step.
+    """
     y = x.detach().requires_grad_(True)
     mean = by_diffusers(policy, 1, y, adapted=False)[0]
     costate = problem.beta[1] / policy.reference.schedule.sigma[1] * policy(1, x).detach()

@@ -288,7 +288,7 @@ def test_levels_are_as_even_as_the_trained_ones_allow(steps: int):
     assert float((gaps - gaps.mean()).abs().max()) <= finest
 
 
-def test_the_divergence_of_a_change_of_the_predicted_noise_is_the_jump_of_the_signal_to_noise_ratio():
+def test_a_change_of_the_predicted_noise_diverges_by_the_jump_of_the_signal_to_noise_ratio():
     """What the choice of levels rests on, at the sampler's own kernels."""
     base = stable_diffusion()
     jumps = {}

@@ -278,7 +278,9 @@ def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(
 def test_where_a_run_fell_its_gradients_are_compared_with_those_of_pi_ft(
     scale: ReproductionScale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The run that learnt nothing ends at the pre-trained model, where they are known without it."""
+    """The run that learnt nothing ends at the pre-trained model, where they are known without
+    it.
+    """
     monkeypatch.setattr(reproduce, "has_fallen", lambda record: record.metric == "reward")
     records = reproduce.reproduce(dataclasses.replace(scale, betas=()), False, tmp_path / "records")
     prompt, beta = scale.settings.problem.prompts[0], scale.settings.problem.beta

@@ -1195,7 +1195,9 @@ def test_sizes_that_do_not_fit_are_refused(change, says):
 
 
 def test_relations_are_antisymmetric():
-    """A picture of one relation confirms its opposite with the names exchanged, and nothing else."""
+    """A picture of one relation confirms its opposite with the names exchanged, and nothing
+    else.
+    """
     captions = [c for c in every_caption("location") if c.first.colour is None]
     pictures = find_shapes(draw(arrange(captions, torch.Generator().manual_seed(4))))
     opposite: dict[str | None, str] = {

@@ -202,7 +202,9 @@ def test_the_noise_of_the_gradient_is_its_standard_deviation():
 
 
 def test_training_raises_the_objective():
-    """Of every prompt, on noise it was not trained on, by ten standard errors of the differences."""
+    """Of every prompt, on noise it was not trained on, by ten standard errors of the
+    differences.
+    """
     trainer = trainer_with(
         AdjointMatching(),
         2,
@@ -765,7 +767,9 @@ def experiment(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Experim
 
 @pytest.mark.parametrize("name", [*benchmark.ESTIMATORS, "adjoint matching, published index"])
 def test_every_benchmarked_estimator_trains_the_layers(experiment: Experiment, name: str):
-    """On two prompts; those that differentiate the whole path find the gradient of the simulator."""
+    """On two prompts; those that differentiate the whole path find the gradient of the
+    simulator.
+    """
     options = {
         **benchmark.ESTIMATORS.get(name, {}),
         **({"last": 3} if name == "truncated backpropagation" else {}),

@@ -59,7 +59,8 @@ from socft.cli import main
 try:
     main(sys.argv[1:])
 finally:
-    print(*sorted({"torch", "numpy", "scipy", "matplotlib", "typst"} & set(sys.modules)), file=sys.stderr)
+    heavy = {"torch", "numpy", "scipy", "matplotlib", "typst"}
+    print(*sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
     for arguments in (["--help"], ["toy", "--help"], ["report", "--help"]):
         done = subprocess.run(
@@ -230,7 +231,8 @@ def _parallel(tmp_path: Path) -> subprocess.Popen:
     """Two processes at work on a study whose tasks from the third on wait for a gate."""
     folder, gate = tmp_path / "studies", tmp_path / "gate"
     folder.mkdir(exist_ok=True)
-    tasks = f"""[Task(f"square {{i}}", slow_square, {{"x": float(i), "gate": {str(gate)!r}}}) for i in range(6)]"""
+    task = f"""Task(f"square {{i}}", slow_square, {{"x": float(i), "gate": {str(gate)!r}}})"""
+    tasks = f"[{task} for i in range(6)]"
     (folder / "made.py").write_text(STUDY.replace("{tasks}", tasks))
     code = f"""
 import sys

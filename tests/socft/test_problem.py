@@ -219,7 +219,9 @@ def test_the_divergence_of_a_controlled_kernel_is_half_the_squared_control(name:
 
 
 def test_the_divergence_of_a_degenerate_kernel_lives_on_its_range():
-    """One noise in two dimensions: along the unit vector of B the kernels are N(. + |B| v, |B|^2)."""
+    """One noise in two dimensions: along the unit vector of B the kernels are N(. + |B| v,
+    |B|^2).
+    """
     B = randn(5, 1, 2, 1)
     reference, v = chain(1, 2, MatrixDiffusion(B)), t(0.7)[:, None]
     x, length = randn(6, 1, 2), B.norm()

@@ -32,7 +32,8 @@ class Same(FullAdjoint):
 class Double(FullAdjoint):
     def label(self, problem, policy, path):
         labels = super().label(problem, policy, path)
-        return dataclasses.replace(labels, weights=torch.full(labels.targets.shape[:2], 2.0, dtype=torch.float64))
+        weights = torch.full(labels.targets.shape[:2], 2.0, dtype=torch.float64)
+        return dataclasses.replace(labels, weights=weights)
 
 
 class Broken(MatchingEstimator):

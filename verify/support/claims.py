@@ -382,7 +382,9 @@ class Claim:
         )
 
     def breaks(self, measured: float, bound: float, instance: Any, part: str = "") -> None:
-        """Negative control: without the assumption the conclusion must fail, ``measured > bound``."""
+        """Negative control: without the assumption the conclusion must fail, ``measured >
+        bound``.
+        """
         check = _inequality("negative control", part, measured, bound, instance, 0.0)
         violated = float(measured) > float(bound)
         if violated:
@@ -603,7 +605,9 @@ def _mapping(instance: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What strict JSON can say; infinities become the strings "inf" and "-inf", NaN becomes null."""
+    """What strict JSON can say; infinities become the strings "inf" and "-inf", NaN becomes
+    null.
+    """
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

@@ -175,7 +175,9 @@ def guided_gaussians(
     spectrum: st.SearchStrategy[float] | None = None,
     levels: bool = False,
 ) -> GuidedGaussian:
-    """Up to ``dims`` dimensions; chains that forget their start unless ``levels`` asks for others."""
+    """Up to ``dims`` dimensions; chains that forget their start unless ``levels`` asks for
+    others.
+    """
     n = draw(st.integers(1, dims))
 
     def entries(each: st.SearchStrategy[float]) -> tuple[float, ...]:

@@ -292,7 +292,9 @@ def recorded(kind: Recorded) -> Recorded:
 
 
 def rebuild(row: Mapping[str, Any]) -> Any:
-    """The instance of a record, from what `describe` wrote; further keys of the record are ignored."""
+    """The instance of a record, from what `describe` wrote; further keys of the record are
+    ignored.
+    """
     known = _KINDS[row["type"]]
     names = {field.name for field in dataclasses.fields(known)}
     return known(**{name: _revive(value) for name, value in row.items() if name in names})

@@ -13,9 +13,10 @@ from verify.support.claims import Claim
 FOLDER = Path(__file__).parents[1]
 HEADING = """# Claims
 
-Each file states one result about controlled diffusion chains and checks it: on instances drawn at random and steered towards the
-worst case, on the instance that attains it, without the assumption it needs (and must then see it fail), and where it has a closed
-form in ball arithmetic. Whatever is checked is measured against an exact solution, never against the formula itself.
+Each file states one result about controlled diffusion chains and checks it: on instances drawn at
+random and steered towards the worst case, on the instance that attains it, without the assumption
+it needs (and must then see it fail), and where it has a closed form in ball arithmetic. Whatever is
+checked is measured against an exact solution, never against the formula itself.
 
     socft verify                       # every claim; records in build/records/verify.jsonl
     socft verify theorem_2_8_i         # those whose names begin so
@@ -23,9 +24,11 @@ form in ball arithmetic. Whatever is checked is measured against an exact soluti
     socft verify --minutes 30          # search for worse instances; an interrupted search continues
     pytest verify/ -n 2                # the same checks as tests
 
-A *tight* bound is attained, or approached, by an instance; an *upper bound* is not; a *limit* holds as a parameter grows.
+A *tight* bound is attained, or approached, by an instance; an *upper bound* is not; a *limit* holds
+as a parameter grows.
 
-Statements are in the notation of [Typst](https://typst.app/docs/reference/math/), from which the reports typeset them.
+Statements are in the notation of [Typst](https://typst.app/docs/reference/math/), from which the
+reports typeset them.
 """
 
 
@@ -48,7 +51,8 @@ def text(found: list[Claim]) -> str:
 
 def _table(group: list[Claim]) -> str:
     rows = [
-        f"| [{_cell(c.title)}]({c.name}.py) | `{_cell(c.statement)}` | {c.kind} | {_cell(c.source)} |"
+        f"| [{_cell(c.title)}]({c.name}.py) | `{_cell(c.statement)}` | {c.kind}"
+        f" | {_cell(c.source)} |"
         for c in group
     ]
     header = ["| Claim | Statement | Kind | Source |", "| --- | --- | --- | --- |"]

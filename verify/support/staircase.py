@@ -30,7 +30,9 @@ POINTS = 2001
 STATES = 8001
 """States of one step over which suprema are taken."""
 TAIL = 9.0
-"""Standard deviations beyond the outermost knots, where a step sees a constant slope to rounding."""
+"""Standard deviations beyond the outermost knots, where a step sees a constant slope to
+rounding.
+"""
 HALVINGS = 54
 """Of the interval that holds a shift: its width ends below rounding."""
 APART = 1e-4
@@ -228,7 +230,9 @@ class OneStep:
 
 
 def clipped(q: float, corner: float, sigma: float = 1.0, sign: int = 1) -> OneStep:
-    """The step with ``V'(x) = sign clip(x, -corner, corner)``, which attains what can be attained."""
+    """The step with ``V'(x) = sign clip(x, -corner, corner)``, which attains what can be
+    attained.
+    """
     return OneStep(q, Staircase((-corner, corner), (float(sign),)), sigma)
 
 

@@ -70,7 +70,8 @@ def _(instance: QuadraticInstance) -> str:
 def _(instance: OneStep) -> str:
     V = instance.value
     return (
-        f"one step with $m(y) = y$, $rho = {number(instance.q)}$, $sigma = {number(instance.sigma)}$,"
+        f"one step with $m(y) = y$, $rho = {number(instance.q)}$, "
+        f"$sigma = {number(instance.sigma)}$,"
         f" $V'' =$ {_value(V.levels)} between knots {_value(V.knots)}"
     )
 

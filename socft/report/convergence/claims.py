@@ -33,8 +33,9 @@ def chapter(claims: Claims) -> str:
     """The chapter; its picture is ``claims.svg``."""
     picture = figure(
         "claims.svg",
-        """Every claim: distribution of measured / bound over its checks, each row scaled to its fullest bin, and the bound at 1.
-        Equalities compare a residual with its tolerance. Ratios below $10^(-6)$ are drawn there.""",
+        """Every claim: distribution of measured / bound over its checks, each row scaled to its
+        fullest bin, and the bound at 1. Equalities compare a residual with its tolerance. Ratios
+        below $10^(-6)$ are drawn there.""",
         "claims-figure",
         "One row per claim on a logarithmic axis: histogram of ratios, worst ratios marked,"
         " vertical line at the bound.",
@@ -65,19 +66,22 @@ def _introduction(claims: Claims) -> str:
     return rf"""
 = Statement by statement
 
-Every statement of the theory that the results above rest on is checked for itself: {headline(claims)}, in {checks} checks. Each
-is held against exact solutions on instances drawn at random and steered towards the largest ratio of measured to bound, on the
-instance that attains the bound where it is called _tight_, and without the assumption it needs, where it must fail. A
-_certificate_ is a proof in interval arithmetic for all parameters of a range. @claims-table and @claims-figure show all of
-them; the sections that follow take the main ones in turn.
+Every statement of the theory that the results above rest on is checked for itself:
+{headline(claims)}, in {checks} checks. Each is held against exact solutions on instances drawn at
+random and steered towards the largest ratio of measured to bound, on the instance that attains the
+bound where it is called _tight_, and without the assumption it needs, where it must fail. A
+_certificate_ is a proof in interval arithmetic for all parameters of a range. @claims-table and
+@claims-figure show all of them; the sections that follow take the main ones in turn.
 
-Their tables have one row for every part of a statement and kind of check, with its worst check; of a negative control, which must
-exceed its bound, the one that exceeds it least. An equality is a residual beside its tolerance.
+Their tables have one row for every part of a statement and kind of check, with its worst check; of
+a negative control, which must exceed its bound, the one that exceeds it least. An equality is a
+residual beside its tolerance.
 
-Statements are in the paper's notation: $Y$ is the chain, $a_t = alpha_t$, $g_t = 1 - a_t$, $W tilde N(0, I)$, and the control
-$U_t = s_t + (sqrt(a_t) sigma_t\/g_t) v_t$ is in units of the score, $u^*$ the optimal one. $L_0$ and $L_1$ are Lipschitz
-constants of a function and of its gradient, with a bar those of Lemma 3.2; $kappa_t = sqrt(a_t) sigma_t^2\/(beta_t g_t)$; and
-$B$, $a_k$ and $f_k$ are a general noise map, a costate and a running cost. Instances are told by their number of steps $T$,
+Statements are in the paper's notation: $Y$ is the chain, $a_t = alpha_t$, $g_t = 1 - a_t$, $W tilde
+N(0, I)$, and the control $U_t = s_t + (sqrt(a_t) sigma_t\/g_t) v_t$ is in units of the score, $u^*$
+the optimal one. $L_0$ and $L_1$ are Lipschitz constants of a function and of its gradient, with a
+bar those of Lemma 3.2; $kappa_t = sqrt(a_t) sigma_t^2\/(beta_t g_t)$; and $B$, $a_k$ and $f_k$ are
+a general noise map, a costate and a running cost. Instances are told by their number of steps $T$,
 signal level $macron(alpha)$ from start to end, design constant $lambda$, score $s$ and reward $r$.
 """
 
@@ -100,9 +104,10 @@ def overview(claims: Claims) -> str:
             r"certi- \ fied",
         ),
         rows=body,
-        caption="""All claims. The worst ratio is the largest measured / bound over the drawn instances, to the stated constant
-            and to the sharper one; below 0.1 it is marked loose. For an equality it is the residual over its tolerance.
-            _Attained_ is the ratio of the extremal instance.""",
+        caption="""All claims. The worst ratio is the largest measured / bound over the drawn
+            instances, to the stated constant and to the sharper one; below 0.1 it is marked loose.
+            For an equality it is the residual over its tolerance. _Attained_ is the ratio of the
+            extremal instance.""",
         label="claims-table",
         align="llrrrrcc",
         widths=("1fr", *["auto"] * 7),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,7 +27,9 @@ NOT_MEASURED = "not measured"
 
 
 def ratios(claims: Claims) -> bytes:
-    """One row per claim: the distribution of the ratio, the worst ones marked, and the bound at 1."""
+    """One row per claim: the distribution of the ratio, the worst ones marked, and the bound at
+    1.
+    """
     with panels(1, 1, MARGIN + ROW_HEIGHT * len(claims)) as (figure, (ax,)):
         for height, line in enumerate(claims):
             if line.ratio is None:
@@ -106,7 +109,7 @@ def _separate(ax: Axes, sizes: list[int]) -> None:
 
 
 def _legend() -> list[Patch | Line2D]:
-    def mark(index: int, marker: str, fill: str, label: str) -> Line2D:
+    def mark(index: int, marker: str, fill: Literal["full", "none", "top"], label: str) -> Line2D:
         return Line2D(
             [],
             [],
@@ -115,7 +118,7 @@ def _legend() -> list[Patch | Line2D]:
             fillstyle=fill,
             linestyle="none",
             label=label,
-        )  # type: ignore[arg-type]
+        )
 
     return [
         Patch(color=FILLED, label="checks against a bound"),

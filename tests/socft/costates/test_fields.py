@@ -484,7 +484,9 @@ def test_networks_refuse_what_makes_no_sense():
 
 
 def linear_study(horizon_steps: int = 20) -> ControlProblem:
-    """dX = A X dt + dW, cost |x|^2/2 at T = 2 (arXiv 2603.20455v2, linear study), by Euler steps."""
+    """dX = A X dt + dW, cost |x|^2/2 at T = 2 (arXiv 2603.20455v2, linear study), by Euler
+    steps.
+    """
     dt = 2.0 / horizon_steps
     A = torch.eye(2, dtype=F64) + dt * torch.tensor([[0.0, 1.0], [-1.0, -0.5]], dtype=F64)
     reference = AffineReference(
@@ -600,7 +602,9 @@ def test_implicit_matching_with_affine_features_is_the_score_of_the_sample_gauss
 
 
 def test_regressing_the_noise_estimates_the_score_also_where_it_is_degenerate():
-    """Within 4 standard errors of the exact score's coefficients, from residuals of the regression."""
+    """Within 4 standard errors of the exact score's coefficients, from residuals of the
+    regression.
+    """
     A = torch.tensor([[1.0, 0.3], [-0.2, 0.9]], dtype=F64).expand(3, 2, 2)
     reference = AffineReference(
         A, MatrixDiffusion(t(0.0, 0.5)[None, :, None].expand(3, 2, 1)), 0.1 * randn(56, 3, 2)

@@ -677,7 +677,9 @@ def test_time_reversal_needs_noise_that_does_not_move():
 
 
 def test_least_squares_costates_are_nested_regressions():
-    """The last two steps by numpy-like normal equations, and convergence to the exact lean field."""
+    """The last two steps by numpy-like normal equations, and convergence to the exact lean
+    field.
+    """
     problem, policy = quadratic_problem(), some_policy()
     path = paths(problem, policy, 20000, 27)
     fitted = LeastSquaresCostate(LinearRegression(Polynomial(1))).fit(problem, policy, path)

@@ -230,7 +230,9 @@ def test_unweighted_targets_need_their_own_paths() -> None:
 
 
 def test_socm_along_the_pre_trained_flow_is_socm_adjoint() -> None:
-    """No noise term is left, path by path; on nonlinear chains only the adjoint follows the path."""
+    """No noise term is left, path by path; on nonlinear chains only the adjoint follows the
+    path.
+    """
     problem = quadratic_problem(CONSTANT)
     policy = away(problem)
     path = paths(problem, policy, count=FEW)
@@ -398,7 +400,9 @@ def test_the_mean_kick_is_the_optimal_control_up_to_order_dt() -> None:
 
 
 def from_point(steps: int, beta: float | Tensor = 1.0) -> ControlProblem:
-    """A linear-quadratic chain of ``steps`` Euler steps over one unit of time, started at a point."""
+    """A linear-quadratic chain of ``steps`` Euler steps over one unit of time, started at a
+    point.
+    """
     dt, eye = 1 / steps, torch.eye(2, dtype=F64)
     drift = torch.tensor([[-0.5, 1.0], [-1.0, -0.3]], dtype=F64)
     chain = AffineReference(
@@ -445,7 +449,9 @@ def test_the_mismatch_at_the_optimum_is_constant_up_to_order_dt(varying: bool) -
 
 
 def test_log_variance_targets_lose_their_noise_with_the_step() -> None:
-    """At the optimum, per step: spread of ``target - v`` relative to the controlled noise's, of order sqrt(dt)."""
+    """At the optimum, per step: spread of ``target - v`` relative to the controlled noise's, of
+    order sqrt(dt).
+    """
     spread = []
     for steps in (8, 32):
         problem = from_point(steps)

@@ -280,7 +280,9 @@ def test_every_statement_and_section_compiles():
     ],
 )
 def test_rewards_are_told_by_their_formula(plain):
-    """The formula shown, evaluated, is the reward up to a constant-free rounding to three digits."""
+    """The formula shown, evaluated, is the reward up to a constant-free rounding to three
+    digits.
+    """
     instance = ProductInstance(
         levels=(0.3, 0.9), lam=(0.5,), factors=(Factor(TanhScore(0.5), plain),)
     )
