@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from socft.records import Record, read, write_atomically
-from socft.report.claim_lines import ClaimLine, Claims, read_claims
+from socft.report.claim_records import ClaimLine, Claims, read_claims
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, compile_pdf, text
 from socft.study.vocabulary.schemas import StudySchema

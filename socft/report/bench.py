@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from socft.estimators.catalogue import CATALOGUE, KINDS
 from socft.report.base import Document, Report, provenance
-from socft.report.claim_lines import Claims
+from socft.report.claim_records import Claims
 from socft.report.figures import note, panels, svg
 from socft.report.gradient_variance.cells import NONE, value
 from socft.report.rows import Rows

@@ -21,7 +21,7 @@ from socft.guidance.policy import (
 from socft.path import Noise, rollout
 from socft.problem import ControlProblem
 from socft.records import Record
-from socft.report.claim_lines import Claims
+from socft.report.claim_records import Claims
 from socft.report.guidance.report import compose
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from socft.report.claim_lines import ClaimLine, Claims
+from socft.report.claim_records import ClaimLine, Claims
 from socft.report.figures import LOOKS, panels, svg
 
 PER_DECADE = 10

@@ -7,9 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from socft.report.base import Document, Report, claims_provenance, provenance
-from socft.report.claim_lines import Claims
-from socft.report.convergence import claims as statements
-from socft.report.convergence import claims_figures, figures, tables, tightness
+from socft.report.claim_records import Claims
+from socft.report.convergence import claims_chapter, claims_figures, figures, tables, tightness
 from socft.report.rows import Rows, ratio
 from socft.report.typeset import (
     NOT_MEASURED,
@@ -55,7 +54,7 @@ def compose(measured: Rows, claims: Claims) -> Document:
         _methods(rows, methods_problem),
         _accuracy(rows),
         tightness.chapter(measured),
-        statements.chapter(claims),
+        claims_chapter.chapter(claims),
         _reproduction(measured, claims),
     )
     return Document(source, pictures)
@@ -94,7 +93,7 @@ to bound is {bounds[0]} with the published constants and {bounds[1]} with the sh
 gap to the exponential tilt is at most {kernels[0]} with {integer(first)} steps and {kernels[1]}
 with {integer(last)}, while a schedule with memory keeps a gap of up to
 {number(memory.where(steps=last).largest())}. The statements behind these numbers are checked one by
-one: {statements.headline(claims)}. {tight} Every number is a record; the report computes nothing
+one: {claims_chapter.headline(claims)}. {tight} Every number is a record; the report computes nothing
 but ratios.
 """
 

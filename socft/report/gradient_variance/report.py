@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from socft.estimators.catalogue import OBJECTIVE
 from socft.report.base import Document, Report, provenance
-from socft.report.claim_lines import Claims
+from socft.report.claim_records import Claims
 from socft.report.figures import LOOKS
 from socft.report.gradient_variance import (
     advice,

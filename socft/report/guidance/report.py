@@ -8,7 +8,7 @@ import itertools
 import math
 
 from socft.report.base import Document, Report, provenance
-from socft.report.claim_lines import Claims
+from socft.report.claim_records import Claims
 from socft.report.guidance import figures, tables
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, document, figure, integer, number

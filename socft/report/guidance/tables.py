@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from socft.report.claim_lines import ClaimLine, Claims
+from socft.report.claim_records import ClaimLine, Claims
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, fraction_of_bound, integer, number, text
 from socft.study.vocabulary.metrics import Metric

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 
 from socft.report.base import Document, Report, provenance
-from socft.report.claim_lines import Claims
+from socft.report.claim_records import Claims
 from socft.report.rows import Rows
 from socft.report.stable_diffusion import costate_size, figures, stability, tables
 from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, text

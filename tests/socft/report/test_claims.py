@@ -15,8 +15,8 @@ import torch
 
 from socft.checks import InvalidProblem
 from socft.report.base import claims_provenance
-from socft.report.claim_lines import FILE, ClaimLine, Claims, read_claims
-from socft.report.convergence import claims as chapter
+from socft.report.claim_records import FILE, ClaimLine, Claims, read_claims
+from socft.report.convergence import claims_chapter as chapter
 from socft.report.convergence import claims_figures
 from socft.report.typeset import NOT_MEASURED, PREAMBLE, compile_pdf
 from verify.support import readme, topics

@@ -19,7 +19,7 @@ from socft.estimators.catalogue import CATALOGUE, COMPARED, KINDS
 from socft.records import Record, write
 from socft.report import bench
 from socft.report.base import Document
-from socft.report.claim_lines import Claims
+from socft.report.claim_records import Claims
 from socft.report.gradient_variance import advice as gradient_variance_advice
 from socft.report.gradient_variance import curves as gradient_variance_curves
 from socft.report.gradient_variance import linear as gradient_variance_linear

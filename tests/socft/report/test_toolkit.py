@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from socft.checks import InvalidProblem
 from socft.records import Record, write
 from socft.report.base import Document, Report, provenance
-from socft.report.claim_lines import Claims
+from socft.report.claim_records import Claims
 from socft.report.convergence import figures as convergence_figures
 from socft.report.convergence import tables as convergence_tables
 from socft.report.convergence.report import REPORT, compose

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from socft.report.claim_lines import ClaimLine, Claims, PartLine, TopicLine
+from socft.report.claim_records import ClaimLine, Claims, PartLine, TopicLine
 from socft.report.typeset import (
     NOT_MEASURED,
     Table,
