@@ -93,8 +93,8 @@ to bound is {bounds[0]} with the published constants and {bounds[1]} with the sh
 gap to the exponential tilt is at most {kernels[0]} with {integer(first)} steps and {kernels[1]}
 with {integer(last)}, while a schedule with memory keeps a gap of up to
 {number(memory.where(steps=last).largest())}. The statements behind these numbers are checked one by
-one: {claims_chapter.headline(claims)}. {tight} Every number is a record; the report computes nothing
-but ratios.
+one: {claims_chapter.headline(claims)}. {tight} Every number is a record; the report computes
+nothing but ratios.
 """
 
 
