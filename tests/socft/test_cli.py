@@ -23,7 +23,7 @@ PATIENCE_SECONDS = (
 STUDY = """
 import os
 from socft.checks import InvalidProblem
-from tests.socft.study.test_runner import SQUARES, divide, slow_square, square
+from tests.support.squares import SQUARES, divide, slow_square, square
 from socft.study.tasks import Study, Task
 
 def refuse(x):

@@ -52,7 +52,7 @@ from socft.estimators.variance import Variance
 from socft.path import Noise, Path
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
-from tests.socft.estimators.test_score import CONSTANT, away, paths, quadratic_problem
+from tests.support.estimator_cases import CONSTANT, away, paths, quadratic_problem
 
 GENERATOR = torch.Generator()
 ALONE = 1e-9  # relative: the same sums in other shapes

@@ -50,10 +50,9 @@ from socft.problem import ControlProblem
 from socft.reference import AffineReference, KernelReference, MatrixDiffusion, ScalarDiffusion, Step
 from socft.reward import FunctionReward, Quadratic, Sine
 from socft.truth.linear_quadratic import LinearQuadratic
-from tests.socft.estimators.test_score import (
+from tests.support.estimator_cases import (
     CONSTANT,
     DETECTED,
-    F64,
     FEW,
     IDENTITY,
     STDERRS,
@@ -65,8 +64,8 @@ from tests.socft.estimators.test_score import (
     minus_gradient,
     paths,
     quadratic_problem,
-    randn,
 )
+from tests.support.tensors import F64, randn
 
 QUADRATURE = 1e-6  # of splines through values at 401 nodes, and 24-point Gauss-Hermite sums
 ROUNDS = 25  # of a fixed point that contracts by 0.5 or better

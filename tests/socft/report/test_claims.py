@@ -4,23 +4,21 @@ was not measured.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
-from collections.abc import Callable
 
 import pytest
 import torch
 
 from socft.checks import InvalidProblem
 from socft.report.base import claims_provenance
-from socft.report.claim_records import FILE, ClaimLine, Claims, read_claims
+from socft.report.claim_records import FILE, Claims, read_claims
 from socft.report.convergence import claims_chapter as chapter
 from socft.report.convergence import claims_figures
 from socft.report.typeset import NOT_MEASURED, PREAMBLE, compile_pdf
-from verify.support import readme, topics
-from verify.support.claims import BINS_PER_DECADE, Claim, Kind, update_records
+from tests.support.claim_lines import NAMES, STATED, everything, line, record, synthetic_claims
+from verify.support.claims import BINS_PER_DECADE, Claim, update_records
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.rewards import Parabola, Slope, SmoothMaximum, build_reward
@@ -28,41 +26,8 @@ from verify.support.scores import MixtureScore, TanhScore
 from verify.support.strategies import PseudoHuber, Sine, Softplus
 from verify.support.words import words
 
-STATED = {claim.name: claim for claim in readme.claims()}
-NAMES = list(STATED)
 BETWEEN = 10 ** (1 / BINS_PER_DECADE)
 """A bin of a record."""
-
-
-def record(name: str, check: Callable[[Claim], object], kind: Kind = "tight") -> dict:
-    """What is recorded of a claim that was checked this way."""
-    stated = STATED.get(name)
-    title, topic = (stated.title, stated.topic) if stated else ("Brand new", topics.OTHER)
-    made = Claim(name, title, topic, stated.statement if stated else "$1 = 1$", "here", kind)
-    try:
-        check(made)
-    except AssertionError:
-        assert made.tally.failure is not None
-    return made.record(made.take())
-
-
-def line(name: str, check: Callable[[Claim], object], kind: Kind = "tight") -> ClaimLine:
-    return ClaimLine.of(json.loads(json.dumps(record(name, check, kind))))
-
-
-def everything(made: Claim) -> None:
-    """Checks of every kind."""
-    made.holds(0.05, 1.0, {"n": 1}, sharp=0.25)
-    made.holds(0.04, 1.0, {"n": 2}, sharp=0.125, part="(15)")
-    made.attained(0.995, 1.0, {"n": 3})
-    made.breaks(3.0, 2.0, {"n": 4}, part="condition on $beta$")
-    made.finding("$K = sqrt(2/π)$ is not enough", {"n": 5})
-
-
-@functools.cache
-def synthetic_claims() -> Claims:
-    """All claims, verified."""
-    return Claims({name: line(name, everything) for name in NAMES})
 
 
 def rows(markup: str) -> list[list[str]]:

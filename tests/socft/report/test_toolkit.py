@@ -42,8 +42,8 @@ from socft.report.typeset import (
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from tests.socft.report.test_claims import synthetic_claims
-from tests.socft.report.test_tightness import synthetic_tightness
+from tests.support.claim_lines import synthetic_claims
+from tests.support.tightness_rows import synthetic_tightness
 from toy.problems import fine_tuning
 
 PAGES = range(15, 22)

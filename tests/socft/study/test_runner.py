@@ -26,55 +26,21 @@ from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from socft.study.vocabulary.schemas import StudySchema
 from socft.study.workers import workers
+from tests.support.squares import (
+    COUNT,
+    SQUARES,
+    die,
+    divide,
+    not_records,
+    slow_square,
+    square,
+    study,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE_SECONDS = (
     60  # a process that imports torch starts within a few seconds, more on a busy machine
 )
-COUNT = 6
-SQUARES = StudySchema("squares", frozenset({Metric.BIAS, Metric.MSE, Metric.RATIO}))
-
-
-def square(x: float, log: str = "") -> list[Record]:
-    """Two records; the call is noted in a file, so that a test can count how often a task ran."""
-    if log:
-        with open(log, "a") as stream:
-            stream.write(f"{x:g}\n")
-    return [
-        Record("squares", "p", name, x**power, {"x": x}, seconds=time.perf_counter())
-        for name, power in ((Metric.BIAS, 1), (Metric.MSE, 2))
-    ]
-
-
-def slow_square(x: float, gate: str) -> list[Record]:
-    """As `square`; from 3 on it waits for a file that only the test creates."""
-    while x >= 3 and not Path(gate).exists():
-        time.sleep(0.02)
-    return square(x)
-
-
-def divide(x: float) -> list[Record]:
-    return [Record("squares", "p", Metric.RATIO, 1 / x, {"x": x})]
-
-
-def die(x: float) -> list[Record]:
-    if x == 2:
-        os._exit(3)
-    return square(x)
-
-
-def not_records(x: float) -> list[Record]:
-    return [x]  # type: ignore[list-item]
-
-
-def study(function=square, **arguments) -> Study:
-    def tasks(quick: bool) -> list[Task]:
-        return [
-            Task(f"square {i}", function, {"x": float(i)} | arguments)
-            for i in range(COUNT - 2 * quick)
-        ]
-
-    return Study(SQUARES, tasks)
 
 
 def timeless(records: list[Record]) -> list[Record]:
@@ -174,7 +140,7 @@ def test_what_a_task_returns_is_checked(tmp_path):
 def _script(folder: Path, gate: Path) -> subprocess.Popen:
     code = f"""
 from pathlib import Path
-from tests.socft.study.test_runner import slow_square, study
+from tests.support.squares import slow_square, study
 from socft.study.runner import run
 run(study(slow_square, gate={str(gate)!r}), False, Path({str(folder)!r}))
 """
