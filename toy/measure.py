@@ -14,14 +14,13 @@ import contextlib
 import dataclasses
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from socft.checks import require, require_finite
 from socft.estimators.base import Estimator, Labels
@@ -192,6 +191,9 @@ def peak_memory(estimator: Estimator, problem: ControlProblem, policy: Policy, p
 class MemoryMeter(TorchDispatchMode):
     """Bytes of all tensors that are made inside and still alive, autograd's included.
 
+    Torch's public modes see what Python calls, and not what a backward pass makes: hence the
+    dispatch mode, whose module has a private name.
+
     Attributes:
         alive: now.
         peak: at most.
@@ -241,12 +243,21 @@ def _storages(values: Any) -> list[tuple[int, torch.UntypedStorage]]:
     of their own.
     """
     found = []
-    for each in tree_leaves(values):
+    for each in _tensors(values):
         with contextlib.suppress(RuntimeError):
-            if isinstance(each, Tensor):
-                storage = each.untyped_storage()
-                found.append((storage.data_ptr(), storage))
+            storage = each.untyped_storage()
+            found.append((storage.data_ptr(), storage))
     return found
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Mapping):
+        yield from _tensors(tuple(values.values()))
+    elif isinstance(values, Sequence) and not isinstance(values, str):
+        for each in values:
+            yield from _tensors(each)
 
 
 class _Held(Policy):

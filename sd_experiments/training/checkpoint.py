@@ -16,6 +16,7 @@ from sd_experiments.training.replay_buffer import ReplayBuffer, decode_batches, 
 from sd_experiments.training.rounds import RoundMetrics
 from sd_experiments.training.storage import StoredCheckpoint
 from socft.checks import require
+from socft.estimators.base import Labels
 
 SHARED = "shared.safetensors"
 VALUES = "state.json"
@@ -107,11 +108,13 @@ class TrainingState:
         like: Mapping[str, Tensor],
         settings: config.ExperimentConfig,
         group: ProcessGroup,
+        label_type: type[Labels],
     ) -> Self:
         """The state in a checkpoint.
 
         Args:
             like: the parameters it is for.
+            label_type: what the estimator's labels are.
 
         Raises:
             InvalidProblem: it belongs to a run with other settings, layers or processes.
@@ -134,7 +137,7 @@ class TrainingState:
             paths=values["paths"],
             quantile=values["quantile"],
             round=RoundMetrics(**values["round"]),
-            buffer=_buffer_of(values["buffer"], tensors, checkpoint, group),
+            buffer=_buffer_of(values["buffer"], tensors, checkpoint, group, label_type),
         )
 
 
@@ -170,11 +173,12 @@ def _buffer_of(
     tensors: Mapping[str, Tensor],
     checkpoint: StoredCheckpoint,
     group: ProcessGroup,
+    label_type: type[Labels],
 ) -> ReplayBuffer | None:
     if about is None:
         return None
     stored, header = checkpoint.tensors(_buffer(group.rank))
-    batches = tuple(decode_batches(stored, json.loads(header["batches"])))
+    batches = tuple(decode_batches(stored, json.loads(header["batches"]), label_type))
     return ReplayBuffer(
         about["round"],
         about["size"],

@@ -33,9 +33,8 @@ from sd_experiments.training.replay_buffer import (
     ReplayBuffer,
     RolloutBatch,
     seeded_generator,
-    to_device,
 )
-from socft.estimators.base import Estimator, Labels, MatchingEstimator
+from socft.estimators.base import Estimator, LabelRows, MatchingEstimator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,9 +171,7 @@ class GradientAccumulator:
         """
         task = self.tasks[rollouts.task]
         flat = k.flatten()
-        rows = to_device(
-            rollouts.labels.rows(flat, local.repeat_interleave(k.shape[1])), self.device
-        )
+        rows = rollouts.labels.rows(flat, local.repeat_interleave(k.shape[1])).to(self.device)
         limited = 0
         if self.batch.target_clip is not None and isinstance(self.estimator, MatchingEstimator):
             rows, limited = clip_targets(rows, self.batch.target_clip / task.problem.beta[flat])
@@ -207,7 +204,7 @@ class GradientAccumulator:
         )
 
 
-def clip_targets(rows: Labels, limit: Float[Tensor, " rows"]) -> tuple[Labels, int]:
+def clip_targets(rows: LabelRows, limit: Float[Tensor, " rows"]) -> tuple[LabelRows, int]:
     """Labels whose target controls are scaled down to the limit of their norms where they exceed
     it, and how many did.
     """

@@ -62,19 +62,18 @@ class RolloutBatch:
             "rewards": self.rewards,
         }
         named |= {"initial": self.path.noise.initial, "noise": self.path.noise.steps}
-        fields = {
-            field.name: getattr(self.labels, field.name)
-            for field in dataclasses.fields(self.labels)
-        }
+        labels = self.labels.tensors()
         if torch.equal(self.labels.states, self.path.states[:-1]):
-            del fields["states"]
-        return named | {
-            f"label.{name}": value for name, value in fields.items() if value is not None
-        }
+            del labels["states"]
+        return named | {f"label.{name}": value for name, value in labels.items()}
 
     @classmethod
-    def of(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> RolloutBatch:
-        """A batch from what `tensors` gave."""
+    def of(
+        cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor], label_type: type[Labels]
+    ) -> RolloutBatch:
+        """A batch from what `tensors` gave, with the labels of an estimator; where there are no
+        paths, these are plain.
+        """
         path = Path(
             tensors["states"], tensors["controls"], Noise(tensors["initial"], tensors["noise"])
         )
@@ -84,18 +83,17 @@ class RolloutBatch:
             for name, value in tensors.items()
             if name.startswith("label.")
         }
-        kind = {_name(each): each for each in (Labels, *_subclasses(Labels))}.get(about["labels"])
+        kind = label_type if about["index"] else Labels
         require(
-            kind is not None,
+            about["labels"] == kind.__name__,
             f"the checkpoint has labels of the kind {about['labels']!r}; run with the estimator"
             " that made them.",
         )
-        assert kind is not None
         return cls(about["task"], tuple(about["index"]), path, kind(**fields), tensors["rewards"])
 
     def about(self) -> dict[str, Any]:
         """What is not a tensor."""
-        return {"task": self.task, "index": list(self.index), "labels": _name(type(self.labels))}
+        return {"task": self.task, "index": list(self.index), "labels": type(self.labels).__name__}
 
 
 @dataclasses.dataclass
@@ -141,15 +139,6 @@ class ReplayBuffer:
         )
 
 
-def to_device(labels: Labels, device: torch.device) -> Labels:
-    """Labels on a device."""
-    fields = {field.name: getattr(labels, field.name) for field in dataclasses.fields(labels)}
-    tensors = {
-        name: value.to(device) for name, value in fields.items() if isinstance(value, Tensor)
-    }
-    return dataclasses.replace(labels, **tensors)
-
-
 def log_likelihood_ratios(policy: Policy, path: Path) -> PerSample:
     """``log dP^v / dP^u`` of each path under a policy, zero for the one that made it."""
     with torch.no_grad():
@@ -175,23 +164,15 @@ def encode_batches(batches: Sequence[RolloutBatch]) -> bytes:
 
 
 def decode_batches(
-    tensors: Mapping[str, Tensor], about: Sequence[Mapping[str, Any]]
+    tensors: Mapping[str, Tensor], about: Sequence[Mapping[str, Any]], label_type: type[Labels]
 ) -> Iterator[RolloutBatch]:
-    """Entries from the tensors and the header of a file of `encode_batches`."""
+    """Entries from the tensors and the header of a file of `encode_batches`, with the labels of an
+    estimator.
+    """
     for i, each in enumerate(about):
         own = {
             name.removeprefix(f"{i}."): value
             for name, value in tensors.items()
             if name.startswith(f"{i}.")
         }
-        yield RolloutBatch.of(each, own)
-
-
-def _name(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _subclasses(kind: type[Labels]) -> Iterator[type[Labels]]:
-    for each in kind.__subclasses__():
-        yield each
-        yield from _subclasses(each)
+        yield RolloutBatch.of(each, own, label_type)

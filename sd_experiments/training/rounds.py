@@ -22,7 +22,6 @@ from sd_experiments.training.replay_buffer import (
     effective_share,
     log_likelihood_ratios,
     seeded_generator,
-    to_device,
 )
 from socft.checks import require
 from socft.estimators.base import Estimator, Labels
@@ -127,9 +126,7 @@ class RolloutCollector:
         labels = self._labels(task, path, [i - slot * count for i in own])
         noise = Noise(path.noise.initial.cpu(), path.noise.steps.cpu())
         stored = Path(path.states.cpu(), path.controls.cpu(), noise)
-        return RolloutBatch(
-            prompt, own, stored, to_device(labels, torch.device("cpu")), rewards.cpu()
-        )
+        return RolloutBatch(prompt, own, stored, labels.to(torch.device("cpu")), rewards.cpu())
 
     def _rolled(self, task: PromptTask, number: int, own: Sequence[int]) -> Path:
         """Paths of the task's policy; the network is not asked about none."""

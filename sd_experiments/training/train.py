@@ -269,7 +269,9 @@ class Trainer:
         Raises:
             InvalidProblem: it belongs to a run with other settings, layers or processes.
         """
-        state = TrainingState.read(stored, self.parameters, self.settings, self.group)
+        state = TrainingState.read(
+            stored, self.parameters, self.settings, self.group, self.estimator.label_type
+        )
         self._set(state.layers)
         for name, p in self.parameters.items():
             self.ema[name] = state.averages[name].to(p)

@@ -33,7 +33,7 @@ from socft.path import Path
 from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.readable import Readable
-from socft.reference import Noises, States
+from socft.reference import Noises, States, Step, at_step
 
 NextCostate: TypeAlias = Callable[[int, Tensor], Tensor]
 """``(k, a_{k+1}) -> `` what step k pulls back in its place, shape (batch, *dims)."""
@@ -50,10 +50,10 @@ class Adjoint(Readable, abc.ABC):
 
     @abc.abstractmethod
     def potential(
-        self, problem: ControlProblem, policy: Policy, k: int, x: States, costate: States
+        self, problem: ControlProblem, policy: Policy, k: Step, x: States, costate: States
     ) -> Tensor:
         """The number whose gradient in ``x`` is the costate of step k without noise, summed over
-        the batch.
+        the batch; the running cost is part of it.
         """
 
     @abc.abstractmethod
@@ -70,22 +70,20 @@ class Adjoint(Readable, abc.ABC):
         """
         with torch.enable_grad():
             y = x.detach().requires_grad_(True)
-            (pulled,) = torch.autograd.grad(
-                self.potential(problem, policy, k, y, costate) - _running(problem, k, y), y
-            )
+            (pulled,) = torch.autograd.grad(self.potential(problem, policy, k, y, costate), y)
         return pulled
 
 
 @dataclasses.dataclass(frozen=True)
 class LeanRecursion(Adjoint):
-    """The pre-trained mean alone."""
+    """The pre-trained mean alone: the gradient is ``Jac m_k(x)^T a - grad f_k(x)``."""
 
     cost = Cost(reference_derivatives=1)
 
     def potential(
-        self, problem: ControlProblem, policy: Policy, k: int, x: States, costate: States
+        self, problem: ControlProblem, policy: Policy, k: Step, x: States, costate: States
     ) -> Tensor:
-        return (problem.reference.mean(k, x) * costate).sum()
+        return (problem.reference.mean(k, x) * costate).sum() - problem.cost(k, x).sum()
 
     def noise_potential(
         self, problem: ControlProblem, k: int, x: States, noise: Noises, costate: States
@@ -100,11 +98,12 @@ class FullRecursion(Adjoint):
     cost = Cost(reference_derivatives=1, policy_derivatives=1)
 
     def potential(
-        self, problem: ControlProblem, policy: Policy, k: int, x: States, costate: States
+        self, problem: ControlProblem, policy: Policy, k: Step, x: States, costate: States
     ) -> Tensor:
         v = policy(k, x)
-        moved = problem.reference.step(k, x, v)
-        return (moved * costate).sum() - problem.beta[k].to(x) * v.square().sum() / 2
+        moved = (problem.reference.step(k, x, v) * costate).sum()
+        price = at_step(problem.beta, k, v) * v.square() / 2
+        return moved - price.sum() - problem.cost(k, x).sum()
 
     def noise_potential(
         self, problem: ControlProblem, k: int, x: States, noise: Noises, costate: States
@@ -148,16 +147,10 @@ def backward_pass(
         with torch.enable_grad():
             x = path.states[k].detach().requires_grad_(True)
             noisy = adjoint.noise_potential(problem, k, x, path.noise.steps[k].to(x), after)
-            scalar = (
-                adjoint.potential(problem, policy, k, x, pulled) + noisy - _running(problem, k, x)
-            )
+            scalar = adjoint.potential(problem, policy, k, x, pulled) + noisy
             (costate,) = torch.autograd.grad(scalar, x)
         yield CostateStep(k, path.states[k], costate, pulled)
 
 
 def _stacked(steps: Iterable[CostateStep]) -> Tensor:
     return torch.stack([step.value for step in steps][::-1])
-
-
-def _running(problem: ControlProblem, k: int, x: Tensor) -> Tensor | float:
-    return 0.0 if problem.running_cost is None else problem.running_cost(k, x).sum()

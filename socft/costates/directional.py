@@ -5,13 +5,14 @@ nesting.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
-from socft.reference import States
+from socft.reference import Reference, States
 
 VectorField = Callable[[Tensor], Tensor]
 
@@ -33,6 +34,13 @@ def second_derivative(phi: VectorField, x: States, direction: States) -> Tensor:
 def trace(phi: VectorField, x: States, directions: Iterable[States]) -> Tensor:
     """``sum_i`` of the second derivatives along each direction."""
     return torch.stack([second_derivative(phi, x, u) for u in directions]).sum(0)
+
+
+def columns(reference: Reference, k: int, x: States) -> list[States]:
+    """``B_k(x) e_i`` for every unit noise ``e_i``."""
+    dims = reference.noise_dims
+    units = torch.eye(math.prod(dims), dtype=x.dtype, device=x.device).unflatten(1, dims)
+    return [reference.diffusion.apply(k, x, e.expand(len(x), *dims)) for e in units]
 
 
 @functools.cache

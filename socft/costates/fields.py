@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from socft.costates.adjoint import LeanRecursion
 from socft.costates.base import Cost
 from socft.path import Path
 from socft.policy import Policy
@@ -91,7 +92,10 @@ class PolicyCostate(CostateSource):
             pushed = at_step(problem.beta, k, v) * problem.reference.diffusion.solve_transpose(
                 k, x, v
             )
-            return _pulled(problem, k, x, pushed) if self.exact else pushed
+            if not self.exact:
+                return pushed
+            lean = LeanRecursion()
+            return torch.func.grad(lambda y: lean.potential(problem, policy, k, y, pushed))(x)
 
         return with_terminal(problem, before_the_end)
 
@@ -159,16 +163,6 @@ def differentiated(cost: Cost, order: int = 1) -> Cost:
     reference = order * cost.reference + (1 + order) * cost.reference_derivatives
     policy = order * cost.policy + (1 + order) * cost.policy_derivatives
     return Cost(0, reference, 0, policy, cost.memory)
-
-
-def _pulled(problem: ControlProblem, k: Step, x: States, costate: States) -> States:
-    """``Jac m_k(x)^T a - grad f_k(x)``, differentiable in x and a."""
-
-    def potential(y: Tensor) -> Tensor:
-        moved = (problem.reference.mean(k, y) * costate).sum()
-        return moved if problem.running_cost is None else moved - problem.running_cost(k, y).sum()
-
-    return torch.func.grad(potential)(x)
 
 
 def _reward_gradient(problem: ControlProblem, x: States) -> States:

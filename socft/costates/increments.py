@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 
 import torch
 
 from socft.costates.base import Cost
-from socft.costates.directional import VectorField, derivative, trace
+from socft.costates.directional import VectorField, columns, derivative, trace
 from socft.costates.fields import differentiated, times, total
 from socft.problem import ControlProblem
 from socft.readable import Readable
@@ -77,7 +76,8 @@ class AnalyticIncrement(CostateIncrement):
         noise_increment: States,
     ) -> States:
         return (
-            derivative(phi, x, drift + noise_increment) + trace(phi, x, columns(problem, k, x))
+            derivative(phi, x, drift + noise_increment)
+            + trace(phi, x, columns(problem.reference, k, x))
         ).detach()
 
 
@@ -101,10 +101,3 @@ class FiniteDifferenceIncrement(CostateIncrement):
         centre = x + drift
         there, opposite = phi(centre + noise_increment), phi(centre - noise_increment)
         return (there - opposite) / 2 + (there - phi(centre)) + (opposite - phi(x))
-
-
-def columns(problem: ControlProblem, k: int, x: States) -> list[States]:
-    """``B_k e_j`` for every direction e_j of the noise."""
-    dims = problem.reference.noise_dims
-    units = torch.eye(math.prod(dims), dtype=x.dtype, device=x.device).unflatten(1, dims)
-    return [problem.reference.diffusion.apply(k, x, each.expand(len(x), *dims)) for each in units]

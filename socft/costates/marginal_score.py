@@ -23,7 +23,7 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem, require
 from socft.costates.base import Cost
-from socft.costates.directional import derivative
+from socft.costates.directional import columns, derivative
 from socft.costates.fields import FREE
 from socft.path import Path
 from socft.policy import AffinePolicy, Policy, Uncontrolled
@@ -157,12 +157,8 @@ class ImplicitScore(MarginalScore):
         return lambda k, x: self.features(x) @ weights[k]
 
     def _solve(self, problem: ControlProblem, k: int, x: Tensor) -> Tensor:
-        (m,), design = problem.reference.noise_dims, self.features(x)
-        units = torch.eye(m, dtype=x.dtype, device=x.device)
-        pushes = [problem.reference.diffusion.apply(k, x, e.expand(len(x), m)) for e in units]
-        slopes = torch.stack(
-            [derivative(self.features, x, diffuse).mean(0) for diffuse in pushes], 1
-        )
+        design, along = self.features(x), columns(problem.reference, k, x)
+        slopes = torch.stack([derivative(self.features, x, each).mean(0) for each in along], 1)
         return -torch.linalg.lstsq(design.T @ design / len(x), slopes, driver="gelsd").solution
 
 

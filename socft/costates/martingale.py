@@ -33,7 +33,7 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.costates.base import Cost
-from socft.costates.directional import VectorField, derivative, second_derivative, trace
+from socft.costates.directional import VectorField, columns, derivative, second_derivative, trace
 from socft.costates.fields import (
     Correction,
     CostateSource,
@@ -45,7 +45,7 @@ from socft.costates.fields import (
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.reference import Noises, States
+from socft.reference import Noises, Reference, States
 
 CHUNK = 2**16
 """Evaluations of the field at once in `ExactCorrection`."""
@@ -59,18 +59,30 @@ class CorrectionStep:
     """What an increment of step k is made of.
 
     Attributes:
-        phi: the field of step k + 1.
+        reference: the pre-trained chain.
+        k: the step.
+        state: ``x_k``, shape (batch, *dims).
         centre: ``m_k + B_k v_k``, shape (batch, *dims).
-        noise_increment: ``B_k xi_k``, shape (batch, *dims).
-        diffuse: ``z -> B_k(x_k) z`` for noises of shape (batch, *noise_dims).
         noise: ``xi_k``, shape (batch, *noise_dims).
+        phi: the field of step k + 1.
     """
 
-    phi: VectorField
+    reference: Reference
+    k: int
+    state: States
     centre: States
-    noise_increment: States
-    diffuse: VectorField
     noise: Noises
+    phi: VectorField
+
+    @property
+    def noise_increment(self) -> States:
+        """``B_k xi_k``."""
+        return self.diffuse(self.noise)
+
+    def diffuse(self, noise: Noises) -> States:
+        """``B_k(x_k) z`` for some multiple of the batch of noises, whose states repeat."""
+        state = self.state.repeat(len(noise) // len(self.state), *[1] * (self.state.ndim - 1))
+        return self.reference.diffusion.apply(self.k, state, noise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,20 +118,8 @@ def correction_step(
     """
     field, x = with_terminal(problem, source.field(problem, policy)), path.states[k]
     noise = path.noise.steps[k].to(x)
-    noise_increment = problem.reference.diffusion.apply(k, x, noise)
-
-    def diffuse(z: Tensor) -> Tensor:
-        return problem.reference.diffusion.apply(
-            k, x.repeat(len(z) // len(x), *[1] * (x.ndim - 1)), z
-        )
-
-    return CorrectionStep(
-        lambda y: field(k + 1, y),
-        path.states[k + 1] - noise_increment,
-        noise_increment,
-        diffuse,
-        noise,
-    )
+    centre = path.states[k + 1] - problem.reference.diffusion.apply(k, x, noise)
+    return CorrectionStep(problem.reference, k, x, centre, noise, lambda y: field(k + 1, y))
 
 
 class FirstOrderCorrection(FieldCorrection):
@@ -147,7 +147,7 @@ class AntitheticCorrection(FieldCorrection):
 
 
 class SecondOrderCorrection(FieldCorrection):
-    """One more second derivative than the noise has dimensions; for vectors of few dimensions."""
+    """One more second derivative than the noise has entries; for noise of few."""
 
     @property
     def cost(self) -> Cost:
@@ -157,10 +157,8 @@ class SecondOrderCorrection(FieldCorrection):
 
     def of(self, at: CorrectionStep) -> States:
         along = second_derivative(at.phi, at.centre, at.noise_increment)
-        return (
-            derivative(at.phi, at.centre, at.noise_increment)
-            + (along - trace(at.phi, at.centre, columns(at))) / 2
-        )
+        around = trace(at.phi, at.centre, columns(at.reference, at.k, at.state))
+        return derivative(at.phi, at.centre, at.noise_increment) + (along - around) / 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,19 +193,6 @@ class ExactCorrection(FieldCorrection):
         return float(
             (fine - coarse).abs().max() / fine.abs().max().clamp(min=torch.finfo(fine.dtype).tiny)
         )
-
-
-def columns(at: CorrectionStep) -> list[States]:
-    """``B_k e_i`` for every unit noise."""
-    require(
-        at.noise.ndim == 2,
-        f"noise has shape {tuple(at.noise.shape[1:])}; traces take one derivative per entry of a"
-        " vector.",
-    )
-    return [
-        at.diffuse(e.expand_as(at.noise))
-        for e in torch.eye(at.noise.shape[1], dtype=at.noise.dtype, device=at.noise.device)
-    ]
 
 
 def mean(at: CorrectionStep, nodes: int) -> States:

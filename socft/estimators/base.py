@@ -18,7 +18,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -36,7 +36,29 @@ Kind = Literal["objective gradient", "fixed-point residual", "biased"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels(Readable):
+class LabelRows(Readable):
+    """Labels of some (step, sample) pairs; every tensor has the shape (rows, ...).
+
+    Attributes:
+        states: shape (rows, *dims).
+        targets: target controls, shape (rows, *noise_dims).
+        weights: shape (rows,); one each where left out.
+    """
+
+    states: Float[Tensor, "rows *dims"]
+    targets: Float[Tensor, "rows *noise_dims"]
+    weights: Float[Tensor, " rows"] | None = None
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        return dataclasses.replace(self, **_mapped(self, lambda each: each.to(device)))
+
+
+RowsT = TypeVar("RowsT", bound=LabelRows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels(Readable, Generic[RowsT]):
     """Labels of a batch of paths, with the states they belong to; every tensor has the shape (T,
     batch, ...).
 
@@ -44,47 +66,56 @@ class Labels(Readable):
         states: shape (T, batch, *dims).
         targets: target controls, shape (T, batch, *noise_dims).
         weights: weights of the samples, shape (T, batch); one each where left out.
+        row_type: what some rows of them are; it has the same fields.
     """
+
+    row_type: ClassVar[type[Any]] = LabelRows
 
     states: Float[Tensor, "steps batch *dims"]
     targets: Float[Tensor, "steps batch *noise_dims"]
     weights: Float[Tensor, "steps batch"] | None = None
 
-    def rows(self, k: Int[Tensor, " rows"], sample: Int[Tensor, " rows"]) -> Self:
-        """The labels of some (step, sample) pairs; every tensor has the shape (rows, ...)."""
-        return self._map(lambda each: each[k, sample])
+    def rows(self, k: Int[Tensor, " rows"], sample: Int[Tensor, " rows"]) -> RowsT:
+        """The labels of some (step, sample) pairs."""
+        return self.row_type(**_mapped(self, lambda each: each[k, sample]))
 
-    def samples(self, sample: Int[Tensor, " rows"]) -> Self:
-        """The labels of some samples; every tensor has the shape (T, rows, ...)."""
-        return self._map(lambda each: each[:, sample])
+    def step(self, k: int) -> RowsT:
+        """The labels of one step, a row per sample."""
+        return self.row_type(**_mapped(self, lambda each: each[k]))
 
-    def step(self, k: int) -> Self:
-        """The labels of one step; every tensor has the shape (batch, ...)."""
-        return self._map(lambda each: each[k])
+    def samples(self, sample: Int[Tensor, " samples"]) -> Self:
+        """The labels of some samples at every step."""
+        return dataclasses.replace(self, **_mapped(self, lambda each: each[:, sample]))
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        return dataclasses.replace(self, **_mapped(self, lambda each: each.to(device)))
 
     def pairs(self) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
         """Steps and samples of every label, step by step."""
         steps, batch = self.states.shape[:2]
         return torch.arange(steps).repeat_interleave(batch), torch.arange(batch).repeat(steps)
 
-    def _map(self, pick: Callable[[Tensor], Tensor]) -> Self:
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return dataclasses.replace(
-            self, **{name: pick(each) for name, each in fields.items() if each is not None}
-        )
+    def tensors(self) -> dict[str, Tensor]:
+        """What is not left out, by name."""
+        return _mapped(self, lambda each: each)
 
 
-LabelsT = TypeVar("LabelsT", bound=Labels)
+def _mapped(labels: Labels[Any] | LabelRows, pick: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """What is picked of each tensor, by name."""
+    fields = {field.name: getattr(labels, field.name) for field in dataclasses.fields(labels)}
+    return {name: pick(each) for name, each in fields.items() if each is not None}
 
 
-class Estimator(Readable, abc.ABC, Generic[LabelsT]):
-    """Labels along paths and a pointwise loss whose gradient is the estimate; generic in the
-    labels.
+class Estimator(Readable, abc.ABC, Generic[RowsT]):
+    """Labels along paths and a pointwise loss whose gradient is the estimate; generic in the rows
+    of its labels.
 
     Attributes:
         estimates: what the gradient of the loss is in expectation: minus the objective's gradient
             at every policy, a field that vanishes at the optimum and nowhere else, or neither.
         source: where the method comes from.
+        label_type: what `label` makes.
 
     >>> isinstance(AdjointMatching(), Estimator), AdjointMatching().estimates
     (True, 'fixed-point residual')
@@ -92,6 +123,7 @@ class Estimator(Readable, abc.ABC, Generic[LabelsT]):
 
     estimates: ClassVar[Kind]
     source: ClassVar[str]
+    label_type: ClassVar[type[Labels[Any]]] = Labels
 
     @property
     @abc.abstractmethod
@@ -106,26 +138,26 @@ class Estimator(Readable, abc.ABC, Generic[LabelsT]):
         return False
 
     @abc.abstractmethod
-    def label(self, problem: ControlProblem, policy: Policy, path: Path) -> LabelsT:
+    def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels[RowsT]:
         """Labels of every (k, sample) of a path, computed without a graph."""
 
     @abc.abstractmethod
-    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: LabelsT) -> PerSample:
+    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: RowsT) -> PerSample:
         """The loss of some rows of labels, differentiable in the policy's parameters; ``k`` is one
         step or one per row.
         """
 
 
-class MatchingEstimator(Estimator[LabelsT]):
+class MatchingEstimator(Estimator[RowsT]):
     """An estimator whose labels are target controls."""
 
-    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: LabelsT) -> PerSample:
+    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: RowsT) -> PerSample:
         squared = (policy(k, rows.states) - rows.targets).flatten(1).square().sum(1)
         loss = at_step(problem.beta, k, squared) * squared / 2
         return loss if rows.weights is None else loss * rows.weights
 
 
-class CostateEstimator(MatchingEstimator[Labels]):
+class CostateEstimator(MatchingEstimator[LabelRows]):
     """A matching estimator whose targets are ``B_k^T a_{k+1} / beta_k`` for samples ``a`` of the
     costate.
     """
@@ -145,7 +177,7 @@ class CostateEstimator(MatchingEstimator[Labels]):
         states, values = ([getattr(step, name) for step in steps] for name in ("state", "value"))
         return Costates(torch.stack(states), torch.stack(values), torch.stack(next_costate))
 
-    def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
+    def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels[LabelRows]:
         return matching_labels(problem, path, self.backward_pass(problem, policy, path))
 
 
@@ -154,7 +186,7 @@ def matching_labels(
     path: Path,
     backward_pass: Iterable[CostateStep],
     chosen: Callable[[CostateStep], Tensor | None] = lambda step: step.next_costate,
-) -> Labels:
+) -> Labels[LabelRows]:
     """Target controls ``B_k^T a / beta_k`` with a chosen costate of each step; the optimality
     condition asks for ``a_{k+1}``.
     """

@@ -21,7 +21,7 @@ whatever :math:`B_k`.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.costates.base import Cost
-from socft.estimators.base import Estimator, Kind, Labels
+from socft.estimators.base import Estimator, Kind, LabelRows, Labels
 from socft.estimators.baseline import returns_to_go
 from socft.estimators.score_function import score_labels
 from socft.path import Path
@@ -41,7 +41,21 @@ from socft.reward import PerSample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RatioLabels(Labels):
+class RatioRows(LabelRows):
+    """Rows of `RatioLabels`."""
+
+    controls: Float[Tensor, "rows *noise_dims"]
+    noise: Float[Tensor, "rows *noise_dims"]
+    advantages: Float[Tensor, " rows"]
+
+    def log_ratio(self, control: Noises) -> PerSample:
+        """``log rho`` of each row under a control, zero for the one that made it."""
+        change = control - self.controls
+        return (change * (self.noise - change / 2)).flatten(1).sum(1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RatioLabels(Labels[RatioRows]):
     """Labels with what a likelihood ratio needs; the targets are those of the same estimator before
     an update.
 
@@ -51,14 +65,11 @@ class RatioLabels(Labels):
         advantages: shape (T, batch).
     """
 
+    row_type: ClassVar[type[Any]] = RatioRows
+
     controls: Float[Tensor, "steps batch *noise_dims"]
     noise: Float[Tensor, "steps batch *noise_dims"]
     advantages: Float[Tensor, "steps batch"]
-
-    def log_ratio(self, control: Noises) -> PerSample:
-        """``log rho`` of each row under a control, zero for the one that made it."""
-        change = control - self.controls
-        return (change * (self.noise - change / 2)).flatten(1).sum(1)
 
 
 def ratio_labels(
@@ -73,7 +84,7 @@ def ratio_labels(
 
 
 @dataclasses.dataclass(frozen=True)
-class DDPO(Estimator[RatioLabels]):
+class DDPO(Estimator[RatioRows]):
     """Clipped likelihood ratios of normalised rewards, without a KL term; no derivative of reward
     or reference.
 
@@ -100,6 +111,7 @@ class DDPO(Estimator[RatioLabels]):
     averaged: bool = False
     estimates: ClassVar[Kind] = "biased"
     source: ClassVar[str] = "arXiv 2305.13301 and published code; KL in the reward derived here"
+    label_type: ClassVar[type[Labels[Any]]] = RatioLabels
 
     def __post_init__(self) -> None:
         require(
@@ -126,9 +138,7 @@ class DDPO(Estimator[RatioLabels]):
         advantages = torch.where(spread > 0, centred / spread, 0.0) if self.divide else centred
         return ratio_labels(problem, path, advantages.expand(problem.steps, -1))
 
-    def loss(
-        self, problem: ControlProblem, policy: Policy, k: Step, rows: RatioLabels
-    ) -> PerSample:
+    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: RatioRows) -> PerSample:
         log_ratio = rows.log_ratio(policy(k, rows.states))
         ratio = (log_ratio / rows.noise[0].numel() if self.averaged else log_ratio).exp()
         return -torch.minimum(

@@ -21,13 +21,13 @@ Noise level: as for the score function.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from socft.checks import require
 from socft.costates.base import Cost
-from socft.estimators.base import Estimator, Kind
+from socft.estimators.base import Estimator, Kind, Labels
 from socft.estimators.baseline import Baseline, NoBaseline, returns_to_go
-from socft.estimators.ddpo import RatioLabels, ratio_labels
+from socft.estimators.ddpo import RatioLabels, RatioRows, ratio_labels
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -36,7 +36,7 @@ from socft.reward import PerSample
 
 
 @dataclasses.dataclass(frozen=True)
-class DPOK(Estimator[RatioLabels]):
+class DPOK(Estimator[RatioRows]):
     """Not zero at the optimum; no derivative of reward or reference.
 
     Attributes:
@@ -57,6 +57,7 @@ class DPOK(Estimator[RatioLabels]):
     averaged: bool = False
     estimates: ClassVar[Kind] = "biased"
     source: ClassVar[str] = "arXiv 2305.16381 and published code"
+    label_type: ClassVar[type[Labels[Any]]] = RatioLabels
 
     def __post_init__(self) -> None:
         require(
@@ -76,9 +77,7 @@ class DPOK(Estimator[RatioLabels]):
         returns = returns_to_go(problem, path, kl=False)
         return ratio_labels(problem, path, returns - self.baseline.levels(problem, path, returns))
 
-    def loss(
-        self, problem: ControlProblem, policy: Policy, k: Step, rows: RatioLabels
-    ) -> PerSample:
+    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: RatioRows) -> PerSample:
         control = policy(k, rows.states)
         n = rows.noise[0].numel() if self.averaged else 1
         ratio = (rows.log_ratio(control) / n).exp()

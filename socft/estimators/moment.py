@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from socft.costates.base import Cost
-from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.estimators.base import Kind, LabelRows, Labels, MatchingEstimator
 from socft.estimators.log_variance import deviation_labels
 from socft.path import Path
 from socft.path_measure import controls_along, work_functional
@@ -33,14 +33,23 @@ from socft.reward import PerSample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MomentLabels(Labels):
+class MomentRows(LabelRows):
+    """Rows of `MomentLabels`."""
+
+    work_functional: Float[Tensor, " rows"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MomentLabels(Labels[MomentRows]):
     """Labels with the work functional of the path that each belongs to, shape (T, batch)."""
+
+    row_type: ClassVar[type[Any]] = MomentRows
 
     work_functional: Float[Tensor, "steps batch"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Moment(MatchingEstimator[MomentLabels]):
+class Moment(MatchingEstimator[MomentRows]):
     """Unbiased for the objective's gradient on paths of the policy; zero at the optimum, up to
     O(dt), on others.
 
@@ -58,6 +67,7 @@ class Moment(MatchingEstimator[MomentLabels]):
     start: Callable[[States], PerSample]
     estimates: ClassVar[Kind] = "objective gradient"
     source: ClassVar[str] = "arXiv 2312.02027; arXiv 2005.05409; varying beta derived here"
+    label_type: ClassVar[type[Labels[Any]]] = MomentLabels
 
     @property
     def cost(self) -> Cost:
@@ -72,9 +82,7 @@ class Moment(MatchingEstimator[MomentLabels]):
             labels.states, labels.targets, work_functional=found.expand(problem.steps, -1)
         )
 
-    def loss(
-        self, problem: ControlProblem, policy: Policy, k: Step, rows: MomentLabels
-    ) -> PerSample:
+    def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: MomentRows) -> PerSample:
         squared = (rows.work_functional + self.start(rows.states)).square() / 2
         first = torch.as_tensor(k, device=squared.device) == 0
         return super().loss(problem, policy, k, rows) + torch.where(first, squared, 0.0)

@@ -34,9 +34,9 @@ import torch
 
 from socft.costates.adjoint import Adjoint, LeanRecursion
 from socft.costates.base import Cost, CostateStep
-from socft.costates.directional import derivative
+from socft.costates.directional import columns, derivative
 from socft.costates.fields import CostateSource, differentiated, total, with_terminal
-from socft.costates.increments import AnalyticIncrement, CostateIncrement, columns
+from socft.costates.increments import AnalyticIncrement, CostateIncrement
 from socft.costates.regression import ValueSamples
 from socft.costates.time_reversal import Reverser
 from socft.estimators.base import CostateEstimator, Kind
@@ -140,7 +140,7 @@ class ReversedValues:
             x = back.states[k + 1]
             spread = sum(
                 (derivative(lambda y, k=k: phi(k + 1, y), x, u) * u).sum(1)
-                for u in columns(problem, k, x)
+                for u in columns(problem.reference, k, x)
             )
             price = (
                 problem.cost(k, x) + problem.beta[k].to(x) * back.controls[k].square().sum(1) / 2

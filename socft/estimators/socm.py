@@ -41,11 +41,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
+from socft.costates.adjoint import LeanRecursion
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path import Path
 from socft.path_measure import constant_beta, controlled_noise, normalised, optimal_log_weights
-from socft.policy import Policy
+from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.readable import Readable
 from socft.reference import AffineReference, MatrixDiffusion, ScalarDiffusion, States
@@ -168,20 +169,13 @@ def _sources(problem: ControlProblem, path: Path) -> Iterator[tuple[int, States]
     it ``c_j = Jac m_j^T y_j - grad f_j / beta - y_{j-1}``.
     """
     beta, diffusion = constant_beta(problem, "SOCM"), problem.reference.diffusion
+    free = Uncontrolled(problem.reference)
     slope = problem.reward.gradient(path.final) / beta
     for k in reversed(range(problem.steps)):
         y = diffusion.solve_transpose(k, path.states[k], controlled_noise(path, k))
         yield k, slope - y
         if k > 0:
-            slope = _pulled(problem, k, path.states[k], y, beta)
-
-
-def _pulled(problem: ControlProblem, k: int, state: States, y: States, beta: float) -> States:
-    """``Jac m_k^T y - grad f_k / beta``."""
-    with torch.enable_grad():
-        x = state.detach().requires_grad_(True)
-        scalar = (problem.reference.mean(k, x) * y).sum() - problem.cost(k, x).sum() / beta
-        return torch.autograd.grad(scalar, x)[0]
+            slope = LeanRecursion().vjp(problem, free, k, path.states[k], beta * y) / beta
 
 
 def _least_spread(

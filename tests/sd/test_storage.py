@@ -25,7 +25,7 @@ from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator
 from socft.estimators.baseline import LeaveOneOut
-from socft.estimators.ddpo import DDPO
+from socft.estimators.ddpo import DDPO, RatioLabels
 from socft.estimators.dpok import DPOK
 from socft.estimators.truncated_backprop import TruncatedBackprop
 from tests.support.sd import trainer_with
@@ -261,7 +261,9 @@ def test_labels_of_an_unknown_kind_are_refused():
         InvalidProblem,
         match="labels of the kind 'os:system'; run with the estimator that made them",
     ):
-        type(rollouts).of(rollouts.about() | {"labels": "os:system"}, rollouts.tensors())
+        type(rollouts).of(
+            rollouts.about() | {"labels": "os:system"}, rollouts.tensors(), RatioLabels
+        )
 
 
 def test_metrics_after_the_checkpoint_are_dropped_and_a_cut_line_too(tmp_path: Path):

@@ -47,7 +47,7 @@ from sd_experiments.training.train import Trainer
 from socft import cli
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
-from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.estimators.base import Kind, LabelRows, Labels, MatchingEstimator
 from socft.estimators.catalogue import ANYWHERE
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.path import Noise, returns, rollout
@@ -423,7 +423,7 @@ class Broken(MatchingEstimator):
         made = AdjointMatching().label(problem, policy, path)
         return dataclasses.replace(made, targets=made.targets * math.inf) if self.labels else made
 
-    def loss(self, problem: ControlProblem, policy: Policy, k: Any, rows: Labels) -> Tensor:
+    def loss(self, problem: ControlProblem, policy: Policy, k: Any, rows: LabelRows) -> Tensor:
         return super().loss(problem, policy, k, rows) * 1e308 * 1e308
 
 

@@ -224,14 +224,9 @@ def _sweep(problem: ControlProblem, states: Tensor) -> tuple[Policy, StepwiseFit
         still = x.new_zeros(len(x), *reference.noise_dims)
         v, following = still, torch.zeros_like(x)
         for _ in range(INNER):
-            step = CorrectionStep(
-                phi=lambda y, k=k: phi(k + 1, y),
-                centre=reference.step(k, x, v),
-                noise_increment=torch.zeros_like(x),
-                diffuse=lambda z, k=k, x=x: diffusion.apply(k, x.repeat(len(z) // len(x), 1), z),
-                noise=still,
-            )
-            following = mean(step, HERMITE)
+            moved = reference.step(k, x, v)
+            at = CorrectionStep(reference, k, x, moved, still, lambda y, k=k: phi(k + 1, y))
+            following = mean(at, HERMITE)
             v = diffusion.transpose(k, x, following) / problem.beta[k]
         controls[k] = BUMPS.fit(x, v)
         field.by_step[k] = BUMPS.fit(

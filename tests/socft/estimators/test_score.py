@@ -27,7 +27,7 @@ from socft.estimators.baseline import (
     ValueBaseline,
     returns_to_go,
 )
-from socft.estimators.ddpo import DDPO, RatioLabels
+from socft.estimators.ddpo import DDPO, RatioRows
 from socft.estimators.dpok import DPOK
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.integration_by_parts import IntegrationByParts, ValueIntegrationByParts
@@ -396,7 +396,7 @@ def test_clipped_ratios_have_no_gradient(estimator: Estimator, both: bool) -> No
     change = torch.tensor([0.3, 0.3, -0.3, -0.3, 0.05, 0.05], dtype=F64)
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0], dtype=F64)
     zeros = torch.zeros_like(noise)
-    rows = RatioLabels(zeros, zeros, controls=zeros, noise=noise, advantages=advantages)
+    rows = RatioRows(zeros, zeros, controls=zeros, noise=noise, advantages=advantages)
     v = torch.stack([change, torch.zeros(6, dtype=F64)], 1).requires_grad_(True)
     (slope,) = torch.autograd.grad(estimator.loss(problem, GivenControl(v), 0, rows).sum(), v)
     kl = problem.beta[0] * v.detach() if both else zeros
@@ -410,7 +410,7 @@ def test_averaged_likelihoods_leave_the_log_likelihood_of_a_step_n_times_as_much
     for averaged in (False, True):
         estimator = DPOK(clip=epsilon, averaged=averaged)
         zero = torch.zeros(1, 2, dtype=F64)
-        rows = RatioLabels(
+        rows = RatioRows(
             zero,
             zero,
             controls=zero,
