@@ -100,7 +100,7 @@ def study(estimator: str, names: Sequence[str]) -> Study:
             for name in (estimator, *names)
         ]
 
-    return Study(schemas.VARIANCE.named(study_name(estimator)), tasks)
+    return Study(schemas.VARIANCE.of_anything(study_name(estimator)), tasks)
 
 
 def bench(

@@ -34,19 +34,20 @@ from socft.checks import InvalidProblem, require
 from socft.records import Record
 from socft.study import runner
 from socft.study.tasks import Study, Task
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import SD_BENCHMARK
 from socft.study.workers import workers
 
 ESTIMATORS: Mapping[str, Mapping[str, Any]] = {
-    "adjoint matching": {},
-    "full adjoint": {},
-    "martingale, policy's costate, cheap": {"last": False},
-    "time-reversed, policy's costate, reference's score": {"last": False},
-    "truncated backpropagation": {"last": 1},
-    "DDPO": {},
-    "DPOK, leave-one-out": {},
-    "score function, leave-one-out": {},
+    MethodName.ADJOINT_MATCHING: {},
+    MethodName.FULL_ADJOINT: {},
+    MethodName.MARTINGALE_POLICY_COSTATE_CHEAP: {"last": False},
+    MethodName.TIME_REVERSED_POLICY_COSTATE_REFERENCE_SCORE: {"last": False},
+    MethodName.TRUNCATED: {"last": 1},
+    MethodName.DDPO: {},
+    MethodName.DPOK_LEAVE_ONE_OUT: {},
+    MethodName.SCORE_FUNCTION_LEAVE_ONE_OUT: {},
 }
 """What is measured, with its options."""
 
@@ -106,7 +107,7 @@ class BenchmarkSweep:
 
 FULL = BenchmarkSweep((10, 25, 50, 100), (1, 2, 5, 10, 20), (1, 4, 16, None), repeats=3)
 QUICK = BenchmarkSweep((2, 4), (1, 2), (1, None), repeats=1, base=BenchmarkCell(4, 2, 4))
-QUICK_ESTIMATORS = ("adjoint matching", "full adjoint")
+QUICK_ESTIMATORS = (MethodName.ADJOINT_MATCHING, MethodName.FULL_ADJOINT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,18 +56,19 @@ from socft.estimators.catalogue import ANYWHERE
 from socft.path import rollout
 from socft.policy import Policy, Uncontrolled
 from socft.records import Record, write_atomically
-from socft.study.comparison import DPOK, GAINS, PI_FT, PRETRAINED, has_fallen, picture_of
+from socft.study.comparison import GAINS, has_fallen, picture_of
 from socft.study.digest import fingerprint
 from socft.study.runner import run
 from socft.study.tasks import Study, Task
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import STABLE_DIFFUSION, StudySchema
 from socft.study.workers import processes
 
 WORK = Path("build/reproduce")
-REPEATED = (PI_FT, DPOK)
+REPEATED = (MethodName.PI_FT, MethodName.DPOK)
 """Methods that are trained several times."""
-REGRESSING = (PI_FT, "adjoint matching", "martingale-corrected adjoint")
+REGRESSING = (MethodName.PI_FT, MethodName.ADJOINT_MATCHING, MethodName.CORRECTED_ADJOINT)
 """Methods that also run without a limit on their target controls."""
 PICTURES = "pictures.png"
 SEED = 1
@@ -160,11 +161,11 @@ class ReproductionScale:
     @property
     def pi_ft(self) -> FineTuningMethod:
         """The method that others are compared with."""
-        return next(method for method in self.methods if method.title == PI_FT)
+        return next(method for method in self.methods if method.title == MethodName.PI_FT)
 
 
 def _methods(clip: float, **reuse: int) -> tuple[FineTuningMethod, ...]:
-    """PI-FT, DPOK, and the others.
+    """PI-FT, MethodName.DPOK, and the others.
 
     Likelihoods are averaged over the entries of the latent, as in the published code of DPOK and
     DDPO, and a round is used up however far the policy moves away from it; so all methods sample as
@@ -177,17 +178,19 @@ def _methods(clip: float, **reuse: int) -> tuple[FineTuningMethod, ...]:
     """
     batch = {**reuse, "ess": 0.0} if reuse else {}
     return (
-        FineTuningMethod(PI_FT, "full adjoint"),
-        FineTuningMethod(DPOK, "DPOK, leave-one-out", {"clip": clip}, batch),
-        FineTuningMethod("DDPO", "DDPO", {"clip": clip, "averaged": True}, batch),
-        FineTuningMethod("DRaFT-1", "truncated backpropagation", {"last": 1}),
-        FineTuningMethod("adjoint matching", "adjoint matching"),
+        FineTuningMethod(MethodName.PI_FT, MethodName.FULL_ADJOINT),
+        FineTuningMethod(MethodName.DPOK, MethodName.DPOK_LEAVE_ONE_OUT, {"clip": clip}, batch),
+        FineTuningMethod(MethodName.DDPO, MethodName.DDPO, {"clip": clip, "averaged": True}, batch),
+        FineTuningMethod(MethodName.DRAFT_1, MethodName.TRUNCATED, {"last": 1}),
+        FineTuningMethod(MethodName.ADJOINT_MATCHING, MethodName.ADJOINT_MATCHING),
         FineTuningMethod(
-            "martingale-corrected adjoint", "martingale, policy's costate, cheap", {"last": False}
+            MethodName.CORRECTED_ADJOINT,
+            MethodName.MARTINGALE_POLICY_COSTATE_CHEAP,
+            {"last": False},
         ),
         FineTuningMethod(
-            "time-reversed BSDE",
-            "time-reversed, policy's costate, reference's score",
+            MethodName.TIME_REVERSED_BSDE,
+            MethodName.TIME_REVERSED_POLICY_COSTATE_REFERENCE_SCORE,
             {"last": False},
         ),
     )
@@ -301,7 +304,7 @@ def _variants(scale: ReproductionScale) -> list[Task]:
         (dataclasses.replace(method, rate=rate), {"rate": rate})
         for rate in scale.rates
         for method in scale.methods
-        if method.title == DPOK
+        if method.title == MethodName.DPOK
     ]
     if settings.batch.target_clip is not None:
         changed += [
@@ -320,10 +323,13 @@ def _variants(scale: ReproductionScale) -> list[Task]:
 
 
 def _pretrained_task(scale: ReproductionScale, prompt: str) -> Task:
-    method, beta = FineTuningMethod(PRETRAINED, scale.pi_ft.estimator), scale.settings.problem.beta
+    method, beta = (
+        FineTuningMethod(MethodName.PRE_TRAINED, scale.pi_ft.estimator),
+        scale.settings.problem.beta,
+    )
     settings = method_config(scale, method, prompt, beta)
     return _task(
-        _name(PRETRAINED, prompt, beta=beta),
+        _name(MethodName.PRE_TRAINED, prompt, beta=beta),
         measure_pretrained,
         settings,
         {"study": scale.study.name, "pictures": scale.pictures, "shown": scale.shown},
@@ -412,7 +418,7 @@ def measure_pretrained(
     policy = Uncontrolled(experiment.tasks[0].problem.reference)
     images = _images(experiment, policy, pictures)
     before = score_images(experiment, experiment.tasks[0], images)
-    record = _recorder(study, experiment, PRETRAINED, "")
+    record = _recorder(study, experiment, MethodName.PRE_TRAINED, "")
     _keep(images, shown, parsed)
     return [
         *_results(record, experiment, images, []),
@@ -712,6 +718,6 @@ def keep_pictures(runs: Sequence[Task], folder: Path) -> None:
     for task in runs:
         settings = config.parse_config(task.arguments["settings"])
         method: FineTuningMethod | None = task.arguments.get("method")
-        title = PRETRAINED if method is None else method.title
+        title = MethodName.PRE_TRAINED if method is None else method.title
         name = picture_of(title, settings.problem.prompts[0], settings.problem.beta)
         write_atomically(folder / name, (Path(settings.run.out) / PICTURES).read_bytes())

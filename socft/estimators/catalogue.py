@@ -49,6 +49,7 @@ from socft.estimators.truncated_backprop import RandomTruncation, TruncatedBackp
 from socft.estimators.variance import Variance
 from socft.regression.features import Polynomial
 from socft.study.import_path import import_object
+from socft.study.vocabulary.methods import MethodName
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 OBJECTIVE, FIXED_POINT, BIASED = KINDS
@@ -164,26 +165,30 @@ COSTATES, VALUES = ((FITTED_PATHS, FullAdjoint().cost),), ((FITTED_PATHS, Cost()
 """What costates are fitted to, and what values: returns of paths cost nothing more."""
 
 _PATHWISE = (
-    EstimatorRow("full adjoint", Anywhere(FullAdjoint), FullAdjoint, Group.PATHWISE, FULL),
+    EstimatorRow(MethodName.FULL_ADJOINT, Anywhere(FullAdjoint), FullAdjoint, Group.PATHWISE, FULL),
     EstimatorRow(
-        "adjoint matching", Anywhere(AdjointMatching), AdjointMatching, Group.PATHWISE, LEAN
+        MethodName.ADJOINT_MATCHING,
+        Anywhere(AdjointMatching),
+        AdjointMatching,
+        Group.PATHWISE,
+        LEAN,
     ),
     EstimatorRow(
-        "adjoint matching, published index",
+        MethodName.ADJOINT_MATCHING_PUBLISHED_INDEX,
         Anywhere(PublishedAdjointMatching),
         PublishedAdjointMatching,
         Group.PATHWISE,
         "$B_k^top a_k\\/beta_k$, lean",
     ),
     EstimatorRow(
-        "reciprocal adjoint matching",
+        MethodName.RECIPROCAL_ADJOINT_MATCHING,
         lambda context: ReciprocalAdjoint(context.generator()),
         ReciprocalAdjoint,
         Group.PATHWISE,
         "lean, at bridges of the reference",
     ),
     EstimatorRow(
-        "truncated backpropagation",
+        MethodName.TRUNCATED,
         Anywhere(TruncatedBackprop),
         TruncatedBackprop,
         Group.PATHWISE,
@@ -192,7 +197,7 @@ _PATHWISE = (
         compared=False,
     ),
     EstimatorRow(
-        "truncated backpropagation, 1 step",
+        MethodName.TRUNCATED_1_STEP,
         Anywhere(lambda: TruncatedBackprop(1)),
         TruncatedBackprop,
         Group.PATHWISE,
@@ -200,7 +205,7 @@ _PATHWISE = (
         labelled=lambda _: 1,
     ),
     EstimatorRow(
-        "truncated backpropagation, 10 steps",
+        MethodName.TRUNCATED_10_STEPS,
         lambda context: TruncatedBackprop(min(10, context.problem.steps)),
         TruncatedBackprop,
         Group.PATHWISE,
@@ -208,7 +213,7 @@ _PATHWISE = (
         labelled=lambda steps: min(10, steps),
     ),
     EstimatorRow(
-        "truncated backpropagation, last fifth",
+        MethodName.TRUNCATED_LAST_FIFTH,
         lambda context: TruncatedBackprop(factories.last_fifth(context.problem.steps)),
         TruncatedBackprop,
         Group.PATHWISE,
@@ -217,7 +222,7 @@ _PATHWISE = (
         compared=False,
     ),
     EstimatorRow(
-        "truncated backpropagation, random",
+        MethodName.TRUNCATED_RANDOM,
         lambda context: RandomTruncation(context.generator()),
         RandomTruncation,
         Group.PATHWISE,
@@ -225,7 +230,7 @@ _PATHWISE = (
         labelled=lambda steps: (steps + 1) / 2,
     ),
     EstimatorRow(
-        "ReFL",
+        MethodName.REFL,
         factories.refl,
         ReFL,
         Group.PATHWISE,
@@ -235,28 +240,28 @@ _PATHWISE = (
 )
 _CORRECTED = (
     EstimatorRow(
-        "martingale, policy's costate",
+        MethodName.MARTINGALE_POLICY_COSTATE,
         Anywhere(lambda: MartingaleAdjoint(AntitheticCorrection(PolicyCostate()))),
         MartingaleAdjoint,
         Group.CORRECTED,
         CORRECTED_LEAN + "; antithetic, $phi$ of $v$",
     ),
     EstimatorRow(
-        "martingale, policy's costate, first order",
+        MethodName.MARTINGALE_POLICY_COSTATE_FIRST_ORDER,
         Anywhere(lambda: MartingaleAdjoint(FirstOrderCorrection(PolicyCostate()))),
         MartingaleAdjoint,
         Group.CORRECTED,
         CORRECTED_LEAN + "; first order",
     ),
     EstimatorRow(
-        "martingale, policy's costate, cheap",
+        MethodName.MARTINGALE_POLICY_COSTATE_CHEAP,
         Anywhere(factories.cheap_martingale),
         MartingaleAdjoint,
         Group.CORRECTED,
         CORRECTED_LEAN + "; $phi$ without $nabla m$",
     ),
     EstimatorRow(
-        "martingale, policy's costate, cheap, exact mean",
+        MethodName.MARTINGALE_POLICY_COSTATE_CHEAP_EXACT_MEAN,
         Anywhere(factories.exact_mean_martingale),
         MartingaleAdjoint,
         Group.CORRECTED,
@@ -264,7 +269,7 @@ _CORRECTED = (
         compared=False,
     ),
     EstimatorRow(
-        "martingale, exact lean costate",
+        MethodName.MARTINGALE_EXACT_LEAN_COSTATE,
         lambda context: MartingaleAdjoint(AntitheticCorrection(context.known(context.lean_mean))),
         MartingaleAdjoint,
         Group.CORRECTED,
@@ -273,7 +278,7 @@ _CORRECTED = (
         compared=False,
     ),
     EstimatorRow(
-        "full martingale, policy's costate",
+        MethodName.FULL_MARTINGALE_POLICY_COSTATE,
         Anywhere(lambda: FullMartingaleAdjoint(AntitheticCorrection(PolicyCostate()))),
         FullMartingaleAdjoint,
         Group.CORRECTED,
@@ -281,7 +286,7 @@ _CORRECTED = (
         compared=False,
     ),
     EstimatorRow(
-        "full martingale, fitted costate",
+        MethodName.FULL_MARTINGALE_FITTED_COSTATE,
         lambda context: FullMartingaleAdjoint(AntitheticCorrection(context.fitted())),
         FullMartingaleAdjoint,
         Group.CORRECTED,
@@ -289,7 +294,7 @@ _CORRECTED = (
         fitted=COSTATES,
     ),
     EstimatorRow(
-        "full martingale, kernel-ridge costate",
+        MethodName.FULL_MARTINGALE_KERNEL_RIDGE_COSTATE,
         factories.kernel_martingale,
         FullMartingaleAdjoint,
         Group.CORRECTED,
@@ -297,7 +302,7 @@ _CORRECTED = (
         fitted=((factories.CENTRES, FullAdjoint().cost),),
     ),
     EstimatorRow(
-        "full martingale, quadratic costate, second order",
+        MethodName.FULL_MARTINGALE_QUADRATIC_COSTATE_SECOND_ORDER,
         factories.second_order_martingale,
         FullMartingaleAdjoint,
         Group.CORRECTED,
@@ -305,7 +310,7 @@ _CORRECTED = (
         fitted=COSTATES,
     ),
     EstimatorRow(
-        "full martingale, exact costate",
+        MethodName.FULL_MARTINGALE_EXACT_COSTATE,
         lambda context: FullMartingaleAdjoint(
             AntitheticCorrection(context.known(context.value_gradient))
         ),
@@ -315,7 +320,7 @@ _CORRECTED = (
         oracle=True,
     ),
     EstimatorRow(
-        "TD(0.9), fitted costate",
+        MethodName.TD_09_FITTED_COSTATE,
         lambda context: TDAdjoint(context.fitted(), 0.9),
         TDAdjoint,
         Group.CORRECTED,
@@ -323,7 +328,7 @@ _CORRECTED = (
         fitted=COSTATES,
     ),
     EstimatorRow(
-        "TD(0), fitted costate",
+        MethodName.TD_0_FITTED_COSTATE,
         lambda context: TDAdjoint(context.fitted(), 0.0),
         TDAdjoint,
         Group.CORRECTED,
@@ -331,7 +336,7 @@ _CORRECTED = (
         fitted=COSTATES,
     ),
     EstimatorRow(
-        "least squares, costate form",
+        MethodName.LEAST_SQUARES_COSTATE_FORM,
         factories.least_squares_costate,
         TDAdjoint,
         Group.CORRECTED,
@@ -340,7 +345,7 @@ _CORRECTED = (
         fitted=COSTATES,
     ),
     EstimatorRow(
-        "least squares, value form",
+        MethodName.LEAST_SQUARES_VALUE_FORM,
         factories.least_squares_value,
         TDAdjoint,
         Group.CORRECTED,
@@ -349,7 +354,7 @@ _CORRECTED = (
         fitted=VALUES,
     ),
     EstimatorRow(
-        "time-reversed, fitted costate",
+        MethodName.TIME_REVERSED_FITTED_COSTATE,
         lambda context: factories.time_reversed(context, context.fitted()),
         ReversedBSDE,
         Group.CORRECTED,
@@ -357,7 +362,7 @@ _CORRECTED = (
         fitted=COSTATES,
     ),
     EstimatorRow(
-        "time-reversed, policy's costate, reference's score",
+        MethodName.TIME_REVERSED_POLICY_COSTATE_REFERENCE_SCORE,
         Anywhere(factories.time_reversed_by_reference),
         ReversedBSDE,
         Group.CORRECTED,
@@ -365,7 +370,7 @@ _CORRECTED = (
         compared=False,
     ),
     EstimatorRow(
-        "time-reversed, exact score",
+        MethodName.TIME_REVERSED_EXACT_SCORE,
         lambda context: factories.time_reversed_by(context, AffineMarginals()),
         ReversedBSDE,
         Group.CORRECTED,
@@ -374,7 +379,7 @@ _CORRECTED = (
         oracle=True,
     ),
     EstimatorRow(
-        "time-reversed, implicit score",
+        MethodName.TIME_REVERSED_IMPLICIT_SCORE,
         lambda context: factories.time_reversed_by(context, ImplicitScore(Polynomial(1))),
         ReversedBSDE,
         Group.CORRECTED,
@@ -382,7 +387,7 @@ _CORRECTED = (
         fitted=COSTATES,
     ),
     EstimatorRow(
-        "time-reversed, nearest-kernel score",
+        MethodName.TIME_REVERSED_NEAREST_KERNEL_SCORE,
         lambda context: factories.time_reversed_by(
             context, factories.FewerPaths(KernelScore(), factories.CENTRES)
         ),
@@ -392,7 +397,7 @@ _CORRECTED = (
         fitted=COSTATES,
     ),
     EstimatorRow(
-        "time-reversed, value form",
+        MethodName.TIME_REVERSED_VALUE_FORM,
         factories.time_reversed_value,
         TDAdjoint,
         Group.CORRECTED,
@@ -401,7 +406,7 @@ _CORRECTED = (
         fitted=(*COSTATES, (FITTED_PATHS, Cost(reference=1, policy=1))),
     ),
     EstimatorRow(
-        "time-reversed, exact costate",
+        MethodName.TIME_REVERSED_EXACT_COSTATE,
         lambda context: factories.time_reversed(context, context.known(context.value_gradient)),
         ReversedBSDE,
         Group.CORRECTED,
@@ -409,7 +414,7 @@ _CORRECTED = (
         oracle=True,
     ),
     EstimatorRow(
-        "time-reversed, exact costate, published pairing",
+        MethodName.TIME_REVERSED_EXACT_COSTATE_PUBLISHED_PAIRING,
         lambda context: factories.time_reversed(
             context, context.known(context.value_gradient), published=True
         ),
@@ -421,42 +426,42 @@ _CORRECTED = (
 )
 _ZEROTH_ORDER = (
     EstimatorRow(
-        "score function, no baseline",
+        MethodName.SCORE_FUNCTION_NO_BASELINE,
         Anywhere(lambda: ScoreFunction(NoBaseline())),
         ScoreFunction,
         Group.ZEROTH_ORDER,
         f"${RETURN}$, $b = 0$",
     ),
     EstimatorRow(
-        "score function, leave-one-out",
+        MethodName.SCORE_FUNCTION_LEAVE_ONE_OUT,
         Anywhere(lambda: ScoreFunction(LeaveOneOut())),
         ScoreFunction,
         Group.ZEROTH_ORDER,
         f"${RETURN}$, $b$ of the other paths",
     ),
     EstimatorRow(
-        "score function, regression baseline",
+        MethodName.SCORE_FUNCTION_REGRESSION_BASELINE,
         Anywhere(lambda: ScoreFunction(RegressionBaseline())),
         ScoreFunction,
         Group.ZEROTH_ORDER,
         f"${RETURN}$, $b$ regressed",
     ),
     EstimatorRow(
-        "score function without KL-to-go",
+        MethodName.SCORE_FUNCTION_WITHOUT_KL_TO_GO,
         Anywhere(lambda: ScoreFunctionWithoutKLToGo(LeaveOneOut())),
         ScoreFunctionWithoutKLToGo,
         Group.ZEROTH_ORDER,
         f"${RETURN}$, no KL in $A_k$",
     ),
     EstimatorRow(
-        "integration by parts",
+        MethodName.INTEGRATION_BY_PARTS,
         Anywhere(lambda: IntegrationByParts(RegressionBaseline())),
         IntegrationByParts,
         Group.ZEROTH_ORDER,
         f"${RETURN}$, as a costate",
     ),
     EstimatorRow(
-        "integration by parts, exact value",
+        MethodName.INTEGRATION_BY_PARTS_EXACT_VALUE,
         lambda context: ValueIntegrationByParts(context.known(context.value)),
         ValueIntegrationByParts,
         Group.ZEROTH_ORDER,
@@ -465,10 +470,14 @@ _ZEROTH_ORDER = (
         compared=False,
     ),
     EstimatorRow(
-        "DDPO", Anywhere(DDPO), DDPO, Group.ZEROTH_ORDER, "clipped ratio, rewards normalised"
+        MethodName.DDPO,
+        Anywhere(DDPO),
+        DDPO,
+        Group.ZEROTH_ORDER,
+        "clipped ratio, rewards normalised",
     ),
     EstimatorRow(
-        "DDPO, KL in the reward",
+        MethodName.DDPO_KL_IN_THE_REWARD,
         Anywhere(functools.partial(DDPO, kl_in_reward=True)),
         DDPO,
         Group.ZEROTH_ORDER,
@@ -476,14 +485,14 @@ _ZEROTH_ORDER = (
         compared=False,
     ),
     EstimatorRow(
-        "DPOK",
+        MethodName.DPOK,
         Anywhere(lambda: DPOK(RegressionBaseline())),
         DPOK,
         Group.ZEROTH_ORDER,
         f"${RETURN}$, KL at fixed states",
     ),
     EstimatorRow(
-        "DPOK, no baseline",
+        MethodName.DPOK_NO_BASELINE,
         Anywhere(DPOK),
         DPOK,
         Group.ZEROTH_ORDER,
@@ -491,7 +500,7 @@ _ZEROTH_ORDER = (
         compared=False,
     ),
     EstimatorRow(
-        "DPOK, leave-one-out",
+        MethodName.DPOK_LEAVE_ONE_OUT,
         Anywhere(factories.leave_one_out_dpok),
         DPOK,
         Group.ZEROTH_ORDER,
@@ -501,17 +510,21 @@ _ZEROTH_ORDER = (
 )
 _PATH_MEASURE = (
     EstimatorRow(
-        "relative entropy", Anywhere(RelativeEntropy), RelativeEntropy, Group.PATH_MEASURE, FULL
+        MethodName.RELATIVE_ENTROPY,
+        Anywhere(RelativeEntropy),
+        RelativeEntropy,
+        Group.PATH_MEASURE,
+        FULL,
     ),
     EstimatorRow(
-        "log-variance",
+        MethodName.LOG_VARIANCE,
         Anywhere(LogVariance),
         LogVariance,
         Group.PATH_MEASURE,
         "$v_k - (R - macron(R)) thin xi_k\\/beta_k$",
     ),
     EstimatorRow(
-        "moment",
+        MethodName.MOMENT,
         factories.moment,
         Moment,
         Group.PATH_MEASURE,
@@ -519,28 +532,28 @@ _PATH_MEASURE = (
         fitted=VALUES,
     ),
     EstimatorRow(
-        "variance",
+        MethodName.VARIANCE,
         Anywhere(Variance),
         Variance,
         Group.PATH_MEASURE,
         "$v_k + rho thin (rho - 1) thin xi_k$, $rho prop e^(-R\\/beta)$",
     ),
     EstimatorRow(
-        "cross entropy",
+        MethodName.CROSS_ENTROPY,
         Anywhere(CrossEntropy),
         CrossEntropy,
         Group.PATH_MEASURE,
         "$z_k$, weight $w$",
     ),
     EstimatorRow(
-        "SOCM",
+        MethodName.SOCM,
         Anywhere(functools.partial(SOCM, degree=1)),
         SOCM,
         Group.PATH_MEASURE,
         "$B_k^top S_k$, weight $w$",
     ),
     EstimatorRow(
-        "SOCM, M = I",
+        MethodName.SOCM_IDENTITY,
         Anywhere(SOCM),
         SOCM,
         Group.PATH_MEASURE,
@@ -548,7 +561,7 @@ _PATH_MEASURE = (
         compared=False,
     ),
     EstimatorRow(
-        "SOCM, degree 2",
+        MethodName.SOCM_DEGREE_2,
         Anywhere(functools.partial(SOCM, degree=2)),
         SOCM,
         Group.PATH_MEASURE,
@@ -556,7 +569,7 @@ _PATH_MEASURE = (
         compared=False,
     ),
     EstimatorRow(
-        "SOCM-adjoint",
+        MethodName.SOCM_ADJOINT,
         Anywhere(SOCMAdjoint),
         SOCMAdjoint,
         Group.PATH_MEASURE,

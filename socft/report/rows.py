@@ -67,12 +67,14 @@ class Rows:
         """The records with these values; a setting that a record lacks does not match.
 
         Raises:
-            InvalidProblem: none of the studies measures that metric on that problem.
+            InvalidProblem: none of the studies measures that metric of that estimator on that
+                problem.
         """
         require(
-            any(study.measures(metric, problem) for study in self.studies),
+            any(study.measures(metric, problem, estimator) for study in self.studies),
             f"metric {metric or 'any'} on problem {problem or 'any'} is measured by none of the"
-            f" studies {_listed(self.studies)}; their schemas say what is.",
+            f" studies {_listed(self.studies)} with estimator {estimator or 'any'}; their schemas"
+            " say what is.",
         )
         named = {"metric": metric, "problem": problem, "estimator": estimator}
         asked = {name: value for name, value in named.items() if value is not None}

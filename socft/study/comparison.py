@@ -10,9 +10,6 @@ from collections.abc import Mapping
 from socft.records import Record
 from socft.study.vocabulary.metrics import Metric
 
-PRETRAINED = "pre-trained"
-PI_FT = "PI-FT"
-DPOK = "DPOK"
 GAINS: Mapping[str, Metric] = {
     Metric.REWARD: Metric.REWARD_GAIN,
     Metric.ACCURACY: Metric.ACCURACY_GAIN,

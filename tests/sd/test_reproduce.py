@@ -30,7 +30,8 @@ from socft.records import Record, encode, read
 from socft.report.rows import Rows
 from socft.report.stable_diffusion.report import report
 from socft.report.stable_diffusion.tables import ahead_at_the_best_rate, ahead_in_trainings
-from socft.study.comparison import PI_FT, PRETRAINED, picture_of
+from socft.study.comparison import picture_of
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from tests.support.sd import written
 
@@ -51,7 +52,7 @@ def scale(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repro
     dpok = FineTuningMethod(
         "DPOK", "DPOK, leave-one-out", batch={"passes": 2, "loss_steps": 1, "ess": 0.0}, rate=FAST
     )
-    methods = (FineTuningMethod(PI_FT, "full adjoint", rate=STILL), dpok)
+    methods = (FineTuningMethod(MethodName.PI_FT, "full adjoint", rate=STILL), dpok)
     return ReproductionScale("tiny", str(file), 3, methods, (9.0,), (), 6, 3, 3, 1)
 
 
@@ -157,16 +158,16 @@ def test_an_untrained_model_draws_what_the_pre_trained_one_draws(
     records = reproduce.reproduce(scale, False, tmp_path / "records")
     prompts = scale.settings.problem.prompts
     for prompt in prompts:
-        before = value(records, "reward", PRETRAINED, prompt)
+        before = value(records, "reward", MethodName.PRE_TRAINED, prompt)
         still, moved = (
             value(records, "reward", method, prompt, scale.settings.problem.beta)
-            for method in (PI_FT, "DPOK")
+            for method in (MethodName.PI_FT, "DPOK")
         )
         assert still.value == pytest.approx(before.value, rel=1e-6)
         assert moved.value != pytest.approx(before.value, rel=1e-6)
         nothing, gain = (
             value(records, Metric.REWARD_GAIN, method, prompt, scale.settings.problem.beta)
-            for method in (PI_FT, "DPOK")
+            for method in (MethodName.PI_FT, "DPOK")
         )
         assert abs(nothing.value) < 1e-6 * abs(before.value)
         assert gain.value == pytest.approx(moved.value - before.value, rel=1e-6)
@@ -174,7 +175,7 @@ def test_an_untrained_model_draws_what_the_pre_trained_one_draws(
         assert moved.stderr is not None
         assert before.stderr is not None
         assert 0 < gain.stderr < moved.stderr + before.stderr
-        assert value(records, "kl", PI_FT, prompt).value == pytest.approx(0, abs=1e-12)
+        assert value(records, "kl", MethodName.PI_FT, prompt).value == pytest.approx(0, abs=1e-12)
         assert value(records, "kl", "DPOK", prompt).value > 0
     curve = [
         r
@@ -194,9 +195,9 @@ def _look(scale: ReproductionScale, tmp_path: Path, prompts: tuple[str, ...]) ->
     beta = scale.settings.problem.beta
     names = {
         method: folder / picture_of(method, prompts[0], beta)
-        for method in (PRETRAINED, PI_FT, "DPOK")
+        for method in (MethodName.PRE_TRAINED, MethodName.PI_FT, "DPOK")
     }
-    assert names[PRETRAINED].read_bytes() == names[PI_FT].read_bytes()
+    assert names[MethodName.PRE_TRAINED].read_bytes() == names[MethodName.PI_FT].read_bytes()
     with Image.open(io.BytesIO(names["DPOK"].read_bytes())) as picture:
         assert picture.width == pytest.approx(scale.shown * picture.height, abs=scale.shown)
     files = report(scale.study).write(tmp_path / "records", tmp_path / "reports")
@@ -215,7 +216,7 @@ def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_re
     again = [r for r in records if "training" in r.setting]
     assert [_timeless(r) for r in records if r not in again] == [_timeless(r) for r in once]
     prompts, beta = moving.settings.problem.prompts, moving.settings.problem.beta
-    for method in (PI_FT, "DPOK"):
+    for method in (MethodName.PI_FT, "DPOK"):
         for prompt in prompts:
             first = value(records, Metric.REWARD_GAIN, method, prompt, beta)
             others = [
@@ -237,7 +238,7 @@ def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_re
         for a in records
         for b in records
         if a.metric == b.metric == Metric.REWARD_GAIN
-        and (a.estimator, b.estimator) == (PI_FT, "DPOK")
+        and (a.estimator, b.estimator) == (MethodName.PI_FT, "DPOK")
         and (a.problem, a.setting) == (b.problem, b.setting)
     )
     with pytest.raises(InvalidProblem, match="trainings = 0; give at least 1"):
@@ -264,7 +265,7 @@ def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(
         for prompt in scale.settings.problem.prompts
     ]
     still = [
-        value(records, Metric.REWARD_GAIN, PI_FT, prompt, beta).value
+        value(records, Metric.REWARD_GAIN, MethodName.PI_FT, prompt, beta).value
         for prompt in scale.settings.problem.prompts
     ]
     best = [max(gain, 0.0) for gain in shared]
@@ -286,18 +287,18 @@ def test_where_a_run_fell_its_gradients_are_compared_with_those_of_pi_ft(
     prompt, beta = scale.settings.problem.prompts[0], scale.settings.problem.beta
     found = Rows(tuple(r for r in records if r.problem == prompt and "policy" in r.setting))
     assert {(r.estimator, r.setting["policy"]) for r in found} == {
-        (PI_FT, PI_FT),
-        (PI_FT, "DPOK"),
+        (MethodName.PI_FT, MethodName.PI_FT),
+        (MethodName.PI_FT, "DPOK"),
         ("DPOK", "DPOK"),
     }
     assert {r.setting["beta"] for r in found} == {beta}
     still, moved = (
-        found.where(Metric.AGREEMENT, estimator=PI_FT, policy=policy).records[0].value
-        for policy in (PI_FT, "DPOK")
+        found.where(Metric.AGREEMENT, estimator=MethodName.PI_FT, policy=policy).records[0].value
+        for policy in (MethodName.PI_FT, "DPOK")
     )
     untouched = build(method_config(scale, scale.pi_ft, prompt, beta))
     expected = gradient_agreement.compare_estimators(
-        untouched, {PI_FT: FullAdjoint()}, scale.batches, reproduce.SEED
+        untouched, {MethodName.PI_FT: FullAdjoint()}, scale.batches, reproduce.SEED
     )
     assert still == pytest.approx(
         {metric: value for _, metric, value, _ in expected}[Metric.AGREEMENT], rel=1e-5

@@ -18,6 +18,7 @@ from socft.pi_ft import (
 from socft.policy import FeaturePolicy, Policy
 from socft.regression.features import RadialBasis
 from socft.regression.functions import LinearRegression, NetworkRegression
+from socft.study.vocabulary.methods import MethodName
 from socft.train import Method
 from socft.truth.quadrature import Quadrature
 
@@ -70,9 +71,9 @@ def _gradient_ascent(estimator: Estimator) -> IterativeMethod:
 
 
 METHODS = {
-    "exact PI-FT": IterativeMethod(lambda truth, _: ExactPIFT(12, truth.grids), "exact"),
-    "Monte Carlo PI-FT, linear": IterativeMethod(_linear, "fixed-point residual"),
-    "Monte Carlo PI-FT, network": IterativeMethod(_network, "fixed-point residual"),
-    "policy gradient, full adjoint": _gradient_ascent(FullAdjoint()),
-    "policy gradient, adjoint matching": _gradient_ascent(AdjointMatching()),
+    MethodName.EXACT_PI_FT: IterativeMethod(lambda truth, _: ExactPIFT(12, truth.grids), "exact"),
+    MethodName.MONTE_CARLO_PI_FT_LINEAR: IterativeMethod(_linear, "fixed-point residual"),
+    MethodName.MONTE_CARLO_PI_FT_NETWORK: IterativeMethod(_network, "fixed-point residual"),
+    MethodName.POLICY_GRADIENT_FULL_ADJOINT: _gradient_ascent(FullAdjoint()),
+    MethodName.POLICY_GRADIENT_ADJOINT_MATCHING: _gradient_ascent(AdjointMatching()),
 }

@@ -31,6 +31,7 @@ from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
 from socft.reference import AffineReference
 from socft.reward import Quadratic
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.problems import ProblemName
 from socft.truth.affine_policy import affine_moments
 from socft.truth.linear_quadratic import LinearQuadratic
@@ -118,7 +119,7 @@ class Frontier:
         """The policy of a method; all but the optimal control are affine in the knob, so that two
         of each are tabulated.
         """
-        if method == "optimal control":
+        if method == MethodName.OPTIMAL_CONTROL:
             return LinearQuadratic(
                 ControlProblem(self.reference, self.case.reward, 1 / knob)
             ).affine_policy
@@ -129,7 +130,7 @@ class Frontier:
 
     def tabulated(self, method: str, knob: float) -> AffinePolicy:
         """The policy of a method at this very knob."""
-        if method == "fine-tuned score":
+        if method == MethodName.FINE_TUNED_SCORE:
             new = self.denoiser.recentred(
                 self.case.law.mean + knob * self.case.law.covariance @ self.gradient
             )
@@ -165,23 +166,27 @@ class Frontier:
 
 
 METHODS: dict[str, Callable[[Frontier, float], Guidance]] = {
-    "G": lambda f, delta: NaiveGuidance(Response(f.gradient, delta), IsotropicStrength(NOISE)),
-    "G_loss, published": lambda f, delta: LookAheadGuidance(
+    MethodName.NAIVE: lambda f, delta: NaiveGuidance(
+        Response(f.gradient, delta), IsotropicStrength(NOISE)
+    ),
+    MethodName.LOOK_AHEAD_PUBLISHED: lambda f, delta: LookAheadGuidance(
         Response(f.gradient, delta), PublishedStrength(NOISE)
     ),
-    "G_loss, exact": lambda f, delta: LookAheadGuidance(
+    MethodName.LOOK_AHEAD_EXACT: lambda f, delta: LookAheadGuidance(
         Response(f.gradient, delta), PosteriorStrength(NOISE)
     ),
-    "universal": lambda f, weight: UniversalGuidance(f.case.reward, weight),
-    "classifier": lambda f, weight: ClassifierGuidance(
+    MethodName.UNIVERSAL: lambda f, weight: UniversalGuidance(f.case.reward, weight),
+    MethodName.CLASSIFIER: lambda f, weight: ClassifierGuidance(
         f.case.law, f.case.law.tilted(f.case.reward, 1.0).density, weight
     ),
 }
 """Guidance by method and knob: the increment of y at the pre-trained mean, or a weight."""
-ALL_METHODS = (*METHODS, "fine-tuned score", "optimal control")
-KNOBS = dict.fromkeys(("G", "G_loss, published", "G_loss, exact"), (0.02, 100.0)) | {
-    "universal": (0.003, 10.0),
-    "classifier": (0.01, 100.0),
-    "fine-tuned score": (0.1, 30.0),
-    "optimal control": (0.003, 30.0),
+ALL_METHODS = (*METHODS, MethodName.FINE_TUNED_SCORE, MethodName.OPTIMAL_CONTROL)
+KNOBS = dict.fromkeys(
+    (MethodName.NAIVE, MethodName.LOOK_AHEAD_PUBLISHED, MethodName.LOOK_AHEAD_EXACT), (0.02, 100.0)
+) | {
+    MethodName.UNIVERSAL: (0.003, 10.0),
+    MethodName.CLASSIFIER: (0.01, 100.0),
+    MethodName.FINE_TUNED_SCORE: (0.1, 30.0),
+    MethodName.OPTIMAL_CONTROL: (0.003, 30.0),
 }

@@ -21,6 +21,7 @@ from socft.guidance.policy import (
 from socft.reference import States
 from socft.reward import FunctionReward, Quadratic, Reward
 from socft.schedule import Schedule, cosine_levels, ddpm
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.problems import ProblemName
 
 DIM, LATENT = 64, 16
@@ -29,8 +30,8 @@ OFF_SUPPORT = 9.0  # |theta_perp| / |theta_par| of f1
 BATCH = 32
 SHARE = 0.02  # of the way to the batch's mean, per round of Algorithm 2
 GUIDES: dict[str, Callable[[Response], Guidance]] = {
-    "G": lambda response: NaiveGuidance(response, IsotropicStrength(NOISE)),
-    "G_loss": lambda response: LookAheadGuidance(response, PublishedStrength(NOISE)),
+    MethodName.NAIVE: lambda response: NaiveGuidance(response, IsotropicStrength(NOISE)),
+    MethodName.LOOK_AHEAD: lambda response: LookAheadGuidance(response, PublishedStrength(NOISE)),
 }
 
 
@@ -50,13 +51,13 @@ class PublishedRun:
 
 
 RUNS = {
-    (ProblemName.F1_OFF, "G", 1): PublishedRun(0.9, 1000),
-    (ProblemName.F1_OFF, "G_loss", 1): PublishedRun(0.2, 1000),
-    (ProblemName.F1_OFF, "G", 2): PublishedRun(0.9, 1200, 40),
-    (ProblemName.F1_OFF, "G_loss", 2): PublishedRun(0.2, 1200, 60),
-    (ProblemName.F1_ON, "G_loss", 1): PublishedRun(0.05, 1000),
-    (ProblemName.F2_ONES, "G_loss", 1): PublishedRun(1.0, 50),
-    (ProblemName.F2_RANDOM, "G_loss", 1): PublishedRun(1.0, 50),
+    (ProblemName.F1_OFF, MethodName.NAIVE, 1): PublishedRun(0.9, 1000),
+    (ProblemName.F1_OFF, MethodName.LOOK_AHEAD, 1): PublishedRun(0.2, 1000),
+    (ProblemName.F1_OFF, MethodName.NAIVE, 2): PublishedRun(0.9, 1200, 40),
+    (ProblemName.F1_OFF, MethodName.LOOK_AHEAD, 2): PublishedRun(0.2, 1200, 60),
+    (ProblemName.F1_ON, MethodName.LOOK_AHEAD, 1): PublishedRun(0.05, 1000),
+    (ProblemName.F2_ONES, MethodName.LOOK_AHEAD, 1): PublishedRun(1.0, 50),
+    (ProblemName.F2_RANDOM, MethodName.LOOK_AHEAD, 1): PublishedRun(1.0, 50),
 }
 """The published settings by objective, guidance and algorithm."""
 

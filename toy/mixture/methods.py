@@ -21,6 +21,7 @@ from socft.estimators.base import CostateEstimator
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
 from socft.estimators.reversed_bsde import ReversedBSDE
+from socft.study.vocabulary.methods import MethodName
 from toy.mixture.learning import (
     DAMPED,
     REVERSED_SEED,
@@ -127,45 +128,45 @@ def _published(name: str, estimator: EstimatorFactory, column: str, chain: bool)
     return MixtureMethod(name, "biased", "network", learn, NETWORK_SEEDS, chain, shown, steps)
 
 
-BEST = "fitted Bellman recursion"
+BEST = MethodName.FITTED_BELLMAN_RECURSION
 METHODS = {
     each.name: each
     for each in (
         MixtureMethod(BEST, "fixed-point residual", "bumps", fitted_bellman),
-        MixtureMethod("PI-FT, sampled", "fixed-point residual", "bumps", sampled_pi_ft),
+        MixtureMethod(MethodName.PI_FT_SAMPLED, "fixed-point residual", "bumps", sampled_pi_ft),
         MixtureMethod(
-            "martingale-corrected full adjoint after one sweep",
+            MethodName.CORRECTED_FULL_ADJOINT_AFTER_ONE_SWEEP,
             "objective gradient",
             "bumps",
             corrected_bellman,
         ),
         _features(
-            "martingale-corrected full adjoint",
+            MethodName.CORRECTED_FULL_ADJOINT,
             "objective gradient",
             _corrected(FullMartingaleAdjoint),
         ),
         _features(
-            "martingale-corrected full adjoint, from the policy",
+            MethodName.CORRECTED_FULL_ADJOINT_FROM_THE_POLICY,
             "objective gradient",
             _implied(FullMartingaleAdjoint),
             FEW_SEEDS,
         ),
-        _features("full adjoint", "objective gradient", _full, FEW_SEEDS),
+        _features(MethodName.FULL_ADJOINT, "objective gradient", _full, FEW_SEEDS),
         _features(
-            "martingale-corrected lean adjoint",
+            MethodName.CORRECTED_LEAN_ADJOINT,
             "fixed-point residual",
             _corrected(MartingaleAdjoint),
         ),
-        _features("adjoint matching", "fixed-point residual", _lean),
+        _features(MethodName.ADJOINT_MATCHING, "fixed-point residual", _lean),
         _networks(
-            "martingale-corrected full adjoint, network",
+            MethodName.CORRECTED_FULL_ADJOINT_NETWORK,
             "objective gradient",
             _corrected(FullMartingaleAdjoint),
         ),
-        _networks("adjoint matching, network", "fixed-point residual", _lean),
-        _networks("time-reversed BSDE, network", "biased", _reversed(False)),
-        _published("adjoint matching, published, cold", _lean, "adjoint_matching", False),
-        _published("adjoint matching, published", _lean, "adjoint_matching", True),
-        _published("time-reversed BSDE, published", _reversed(True), "tr_bsde", True),
+        _networks(MethodName.ADJOINT_MATCHING_NETWORK, "fixed-point residual", _lean),
+        _networks(MethodName.TIME_REVERSED_BSDE_NETWORK, "biased", _reversed(False)),
+        _published(MethodName.ADJOINT_MATCHING_PUBLISHED_COLD, _lean, "adjoint_matching", False),
+        _published(MethodName.ADJOINT_MATCHING_PUBLISHED, _lean, "adjoint_matching", True),
+        _published(MethodName.TIME_REVERSED_BSDE_PUBLISHED, _reversed(True), "tr_bsde", True),
     )
 }

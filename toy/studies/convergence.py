@@ -30,6 +30,7 @@ from socft.reward import Quadratic
 from socft.schedule import Schedule, ddpm, linear_levels
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from socft.theory import (
@@ -153,7 +154,7 @@ def _error_rows(
             metric,
             value,
             setting,
-            "exact PI-FT",
+            MethodName.EXACT_PI_FT,
             bound=limit,
             seconds=seconds,
         )
@@ -174,7 +175,7 @@ def trade_off_task(problem: str, beta: float) -> list[Record]:
         Metric.W1: wasserstein1(nodes, nodes, truth.law.masses[-1], plain.masses[-1]),
     }
     return [
-        Record(schemas.CONVERGENCE.name, problem, metric, value, {"beta": beta}, "optimum")
+        Record(schemas.CONVERGENCE.name, problem, metric, value, {"beta": beta}, MethodName.OPTIMUM)
         for metric, value in values.items()
     ]
 
@@ -235,7 +236,7 @@ def truth_error_task(problem: str) -> list[Record]:
             Metric.TRUTH_ERROR,
             truth.error,
             setting,
-            "quadrature",
+            MethodName.QUADRATURE,
             seconds=seconds,
         )
     ]
@@ -263,7 +264,7 @@ def closed_form_task(dim: int, steps: int, inner: int, limit: float) -> list[Rec
             Metric.CLOSED_FORM_ERROR,
             error,
             setting,
-            "quadrature",
+            MethodName.QUADRATURE,
             bound=limit,
             seconds=built,
         ),
@@ -273,7 +274,7 @@ def closed_form_task(dim: int, steps: int, inner: int, limit: float) -> list[Rec
             Metric.INNER_ERROR,
             inner_error,
             setting | {"inner": inner},
-            "exact PI-FT",
+            MethodName.EXACT_PI_FT,
             bound=limit,
             seconds=swept,
         ),
@@ -301,7 +302,7 @@ def riccati_task(dim: int, steps: int) -> list[Record]:
             Metric.RICCATI_SECONDS,
             seconds,
             setting,
-            "Riccati",
+            MethodName.RICCATI,
             seconds=seconds,
         )
     ]
@@ -324,7 +325,7 @@ def sweep_task(steps: int, inner: int) -> list[Record]:
             Metric.SWEEP_SECONDS,
             seconds,
             setting,
-            "exact PI-FT",
+            MethodName.EXACT_PI_FT,
             seconds=seconds,
         )
     ]
@@ -431,7 +432,7 @@ def _rate(problem: str, rule: str, lam: float, errors: list[float], truth: Quadr
         Metric.RATE,
         rate,
         setting,
-        "exact PI-FT",
+        MethodName.EXACT_PI_FT,
         bound=1 - lam,
         optimum=_exact_rate(truth),
     )

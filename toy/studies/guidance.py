@@ -57,6 +57,7 @@ from socft.reference import States
 from socft.reward import Linear
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from toy.guidance.frontier import ALL_METHODS, KNOBS, VARIANCES, Frontier
@@ -185,7 +186,9 @@ def regularised_task(objective: str, delta: float) -> list[Record]:
     setting = {"delta": delta}
     names = {Metric.REGULARISED_VALUE: NOISE**2 / delta, Metric.MAXIMUM: 0.0}
     return [
-        Record(schemas.GUIDANCE.name, objective, metric, best(weight), setting, "G_loss")
+        Record(
+            schemas.GUIDANCE.name, objective, metric, best(weight), setting, MethodName.LOOK_AHEAD
+        )
         for metric, weight in names.items()
     ]
 
@@ -282,7 +285,7 @@ def sphere_frontier_task(
     noise = passes.noise(paths, torch.Generator().manual_seed(3))
     records = []
     for knob in knobs:
-        if method == "universal":
+        if method == MethodName.UNIVERSAL:
             policy = GuidancePolicy(schedule, denoiser, UniversalGuidance(reward, knob))
         else:
             tilted = denoiser.law.tilted(reward, 1 / knob).density
@@ -339,7 +342,7 @@ def tasks(quick: bool) -> list[Task]:
     settled = {
         (objective, run.delta)
         for (objective, guidance, _), run in RUNS.items()
-        if guidance == "G_loss"
+        if guidance == MethodName.LOOK_AHEAD
     }
     for objective, delta in sorted(settled):
         out.append(
@@ -384,7 +387,7 @@ def tasks(quick: bool) -> list[Task]:
 
 
 SPHERE_KNOBS = {
-    "universal": [2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0],
-    "optimal control": [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0],
+    MethodName.UNIVERSAL: [2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0],
+    MethodName.OPTIMAL_CONTROL: [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0],
 }
 STUDY = Study(schemas.GUIDANCE, tasks)

@@ -22,6 +22,7 @@ from socft.reference import ScoreReference
 from socft.schedule import Schedule
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from toy.guidance.subspace import BATCH, DIM, GUIDES, RUNS, Subspace, chain, subspace
@@ -87,7 +88,7 @@ def _score_error(
         Metric.SCORE_ERROR,
         float(np.mean(errors)),
         {"train": train},
-        "network",
+        MethodName.SCORE_NETWORK,
         seconds=seconds,
     )
 

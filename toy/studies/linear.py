@@ -33,6 +33,7 @@ from socft.sde import EulerMaruyama, Exponential, Integrator
 from socft.study.repetitions import record_repetitions
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from toy.pipelines import (
@@ -89,54 +90,62 @@ LEARNT_SCORE = DenoisingScore(LinearRegression(Polynomial(1)))
 
 
 LINEAR = (
-    CostateLearner("lean adjoint", "unbiased", "linear", lean(_exactly)),
+    CostateLearner(MethodName.LEAN_ADJOINT, "unbiased", "linear", lean(_exactly)),
     CostateLearner(
-        "martingale-corrected adjoint", "unbiased", "linear", martingale(_exactly, ROUNDS)
+        MethodName.CORRECTED_ADJOINT, "unbiased", "linear", martingale(_exactly, ROUNDS)
     ),
     CostateLearner(
-        "time-reversed costate", "biased", "linear", time_reversed(_exactly, AffineMarginals())
+        MethodName.TIME_REVERSED_COSTATE,
+        "biased",
+        "linear",
+        time_reversed(_exactly, AffineMarginals()),
     ),
     CostateLearner(
-        "time-reversed costate, learnt score",
+        MethodName.TIME_REVERSED_COSTATE_LEARNT_SCORE,
         "biased",
         "linear",
         time_reversed(_exactly, LEARNT_SCORE),
     ),
     CostateLearner(
-        "time-reversed value",
+        MethodName.TIME_REVERSED_VALUE,
         "biased",
         "linear",
         time_reversed_value(Polynomial(2), AffineMarginals()),
     ),
     CostateLearner(
-        "least-squares costate", "unbiased", "linear", least_squares_costate(Polynomial(1))
+        MethodName.LEAST_SQUARES_COSTATE, "unbiased", "linear", least_squares_costate(Polynomial(1))
     ),
-    CostateLearner("least-squares value", "unbiased", "linear", least_squares_value(Polynomial(2))),
+    CostateLearner(
+        MethodName.LEAST_SQUARES_VALUE, "unbiased", "linear", least_squares_value(Polynomial(2))
+    ),
 )
 NETWORKS = (
     CostateLearner(
-        "lean adjoint, published",
+        MethodName.LEAN_ADJOINT_PUBLISHED,
         "biased",
         "network",
         lean(lambda seed: published_network(seed, 20_000)),
     ),
     CostateLearner(
-        "lean adjoint, network", "unbiased", "network", lean(lambda seed: network(seed, 20_000))
+        MethodName.LEAN_ADJOINT_NETWORK,
+        "unbiased",
+        "network",
+        lean(lambda seed: network(seed, 20_000)),
     ),
     CostateLearner(
-        "time-reversed costate, published",
+        MethodName.TIME_REVERSED_COSTATE_PUBLISHED,
         "biased",
         "network",
         time_reversed(published_network, AffineMarginals(), published_pairing=True),
     ),
     CostateLearner(
-        "time-reversed costate, network",
+        MethodName.TIME_REVERSED_COSTATE_NETWORK,
         "biased",
         "network",
         time_reversed(network, AffineMarginals()),
     ),
     CostateLearner(
-        "martingale-corrected adjoint, network",
+        MethodName.CORRECTED_ADJOINT_NETWORK,
         "unbiased",
         "network",
         martingale(short_network, SHORT_ROUNDS),
@@ -144,11 +153,13 @@ NETWORKS = (
 )
 PIPELINES = {each.name: each for each in (*LINEAR, *NETWORKS)}
 SLOW = {
-    each.name for each in NETWORKS if each.kind == "biased" or each.name == "lean adjoint, network"
-} | {"time-reversed value"}
+    each.name
+    for each in NETWORKS
+    if each.kind == "biased" or each.name == MethodName.LEAN_ADJOINT_NETWORK
+} | {MethodName.TIME_REVERSED_VALUE}
 PUBLISHED = {
-    "lean adjoint, published": "non_adapted",
-    "time-reversed costate, published": "tr_bsde",
+    MethodName.LEAN_ADJOINT_PUBLISHED: "non_adapted",
+    MethodName.TIME_REVERSED_COSTATE_PUBLISHED: "tr_bsde",
 }
 
 

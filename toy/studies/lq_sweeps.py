@@ -61,6 +61,7 @@ from socft.sde import (
 from socft.study.repetitions import record_repetitions
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from socft.truth.affine_policy import evaluate_affine
@@ -178,8 +179,8 @@ def published(found: Benchmark, scheme: Scheme, axis: str, policy: str) -> float
 
 LIMIT_ROUNDS = 200
 LIMIT_NAMES = {
-    "forward, published index": "least-squares costate",
-    "time-reversed costate": "time-reversed costate",
+    MethodName.FORWARD_PUBLISHED_INDEX: MethodName.LEAST_SQUARES_COSTATE,
+    MethodName.TIME_REVERSED_COSTATE: MethodName.TIME_REVERSED_COSTATE,
 }
 LIMIT_METRICS = {
     Metric.MSE: Metric.LIMIT_MSE,
@@ -204,10 +205,10 @@ def limit_task(settings: Mapping[str, Any]) -> list[Record]:
     }
     reversed_costate = reversed_limit(where, published_steering, LIMIT_ROUNDS)
     limits = {
-        "chain's optimum": where.chain,
-        "forward, published index": forward_limit(where),
-        "time-reversed costate": reversed_costate.costate,
-        "explicit Euler for Riccati": explicit_riccati(where),
+        MethodName.OPTIMUM_OF_THE_CHAIN: where.chain,
+        MethodName.FORWARD_PUBLISHED_INDEX: forward_limit(where),
+        MethodName.TIME_REVERSED_COSTATE: reversed_costate.costate,
+        MethodName.EXPLICIT_EULER_FOR_RICCATI: explicit_riccati(where),
     }
     factor = reversed_costate.offset_factor
     records = [
@@ -217,7 +218,7 @@ def limit_task(settings: Mapping[str, Any]) -> list[Record]:
             Metric.LIMIT_OFFSET_FACTOR,
             factor,
             setting,
-            "time-reversed costate",
+            MethodName.TIME_REVERSED_COSTATE,
         )
     ]
     for name, limit in limits.items():

@@ -46,6 +46,7 @@ from socft.reference import States
 from socft.study.repetitions import record_repetitions
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from toy.mixture.evaluation import DIVERGED, Evaluator, InitialDistribution, problem_at
@@ -163,9 +164,9 @@ def split_task(temp: float) -> list[Record]:
         path = rollout(problem_at(temp, best).reference, truth.policy, noise)
     fits = [BUMPS.fit(path.states[k], path.controls[k]) for k in range(reference.steps)]
     variants = {
-        "costate of the own step": (FunctionPolicy(own_step), best),
-        "start not learned": (truth.policy, InitialDistribution()),
-        "exact control on bumps": (FunctionPolicy(lambda k, x: fits[k](x)), best),
+        MethodName.COSTATE_OF_THE_OWN_STEP: (FunctionPolicy(own_step), best),
+        MethodName.START_NOT_LEARNED: (truth.policy, InitialDistribution()),
+        MethodName.EXACT_CONTROL_ON_BUMPS: (FunctionPolicy(lambda k, x: fits[k](x)), best),
     }
     return [
         _exact(temp, metric, value, name)
@@ -202,7 +203,7 @@ def tasks(quick: bool) -> list[Task]:
         Task(f"errors without noise at {temp:g}", split_task, {"temp": temp}) for temp in temps
     ]
     for name, each in METHODS.items():
-        if quick and name not in (BEST, "adjoint matching"):
+        if quick and name not in (BEST, MethodName.ADJOINT_MATCHING):
             continue
         groups = [list(temps)] if each.chain else [[temp] for temp in temps]
         for group in groups:

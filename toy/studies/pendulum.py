@@ -49,6 +49,7 @@ from socft.regression.functions import LinearRegression
 from socft.study.repetitions import record_repetitions
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from toy.pipelines import (
@@ -155,56 +156,62 @@ def _networks(
 _BUMPS = LinearRegression(CylinderBumps(), RIDGE)
 _EXACT_BUMPS = LinearRegression(CylinderBumps(), NOISELESS_RIDGE)
 _TOTAL = ROUNDS * ROUND_STEPS
-BEST = "fitted Bellman recursion"
+BEST = MethodName.FITTED_BELLMAN_RECURSION
 PIPELINES = {
     each.pipeline.name: each
     for each in (
         _features(BEST, "biased", bellman_sweep(_EXACT_BUMPS, HERMITE)),
         _features(
-            "martingale-corrected adjoint after it",
+            MethodName.CORRECTED_ADJOINT_AFTER_RECURSION,
             "unbiased",
             martingale_after_bellman(_EXACT_BUMPS, HERMITE, _hermite),
         ),
-        _features("lean adjoint", "unbiased", lean(_bumps)),
+        _features(MethodName.LEAN_ADJOINT, "unbiased", lean(_bumps)),
         _features(
-            "martingale-corrected adjoint, antithetic",
+            MethodName.CORRECTED_ADJOINT_ANTITHETIC,
             "unbiased",
             martingale_sweep(_BUMPS, AntitheticCorrection),
         ),
         _features(
-            "martingale-corrected adjoint, first order",
+            MethodName.CORRECTED_ADJOINT_FIRST_ORDER,
             "unbiased",
             martingale_sweep(_BUMPS, FirstOrderCorrection),
         ),
         _features(
-            "martingale-corrected adjoint, exact", "unbiased", martingale_sweep(_BUMPS, _hermite)
+            MethodName.CORRECTED_ADJOINT_EXACT, "unbiased", martingale_sweep(_BUMPS, _hermite)
         ),
         _networks(
-            "lean adjoint, published", "biased", lean(_network(True, _TOTAL)), _TOTAL, "non_adapted"
+            MethodName.LEAN_ADJOINT_PUBLISHED,
+            "biased",
+            lean(_network(True, _TOTAL)),
+            _TOTAL,
+            "non_adapted",
         ),
-        _networks("lean adjoint, network", "unbiased", lean(_network(False, _TOTAL)), _TOTAL),
         _networks(
-            "time-reversed costate, published",
+            MethodName.LEAN_ADJOINT_NETWORK, "unbiased", lean(_network(False, _TOTAL)), _TOTAL
+        ),
+        _networks(
+            MethodName.TIME_REVERSED_COSTATE_PUBLISHED,
             "biased",
             time_reversed(_network(True, ROUND_STEPS), SCORE, ROUNDS, published_pairing=True),
             _TOTAL,
             "tr_bsde",
         ),
         _networks(
-            "time-reversed costate, network",
+            MethodName.TIME_REVERSED_COSTATE_NETWORK,
             "biased",
             time_reversed(_network(False, ROUND_STEPS), SCORE, ROUNDS),
             _TOTAL,
         ),
         _networks(
-            "martingale-corrected adjoint, network",
+            MethodName.CORRECTED_ADJOINT_NETWORK,
             "unbiased",
             martingale(_network(False, ROUND_STEPS, 256), ROUNDS, AntitheticCorrection),
             _TOTAL,
         ),
     )
 }
-QUICK = (BEST, "lean adjoint")
+QUICK = (BEST, MethodName.LEAN_ADJOINT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,10 +276,13 @@ def truth_task(states: int, nodes: list[int]) -> list[Record]:
     found = _problem(tuple(nodes))
     value, first = found.uncontrolled, _states(states)
     optimum = lowest(value).cost
-    ends = {"start": first, "exact costate": descent_path(value.gradient, first).end}
+    ends = {
+        MethodName.NO_DESCENT: first,
+        MethodName.EXACT_COSTATE: descent_path(value.gradient, first).end,
+    }
     records = [_exact(Metric.MINIMUM, optimum, published=PUBLISHED["heat_map_minimum"])]
     for name, where in ends.items():
-        published = PUBLISHED["start"] if name == "start" else None
+        published = PUBLISHED["start"] if name == MethodName.NO_DESCENT else None
         records.append(
             _exact(Metric.COST, _cost(value, where), name, optimum=optimum, published=published)
         )
@@ -318,10 +328,10 @@ def label_noise_task(paths: int, nodes: list[int]) -> list[Record]:
         path = rollout(problem.reference, policy, _noise(problem, paths, FRESH_SEED))
     exact, records = found.uncontrolled.gradient(0, path.states[0]), []
     variates = {
-        "none": _Zero(source),
-        "first order": FirstOrderCorrection(source),
-        "antithetic": AntitheticCorrection(source),
-        "exact": _hermite(source),
+        MethodName.NO_CORRECTION: _Zero(source),
+        MethodName.FIRST_ORDER: FirstOrderCorrection(source),
+        MethodName.ANTITHETIC: AntitheticCorrection(source),
+        MethodName.EXACT_MEAN: _hermite(source),
     }
     for name, correction in variates.items():
         samples = MartingaleAdjoint(correction).costates(problem, policy, path).values[0]

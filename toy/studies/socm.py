@@ -43,6 +43,7 @@ from socft.reference import Noises, States, Step
 from socft.study.repetitions import record_repetitions
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from socft.truth.affine_policy import PolicyEvaluation, evaluate_affine
@@ -95,17 +96,17 @@ def _named(name: str) -> Callable[[], TrainableEstimator]:
 METHODS: dict[str, Callable[[], TrainableEstimator]] = {
     name: _named(name)
     for name in (
-        "adjoint matching",
-        "relative entropy",
-        "martingale, policy's costate, cheap",
-        "SOCM, degree 2",
-        "SOCM, M = I",
-        "SOCM-adjoint",
-        "cross entropy",
-        "log-variance",
-        "variance",
+        MethodName.ADJOINT_MATCHING,
+        MethodName.RELATIVE_ENTROPY,
+        MethodName.MARTINGALE_POLICY_COSTATE_CHEAP,
+        MethodName.SOCM_DEGREE_2,
+        MethodName.SOCM_IDENTITY,
+        MethodName.SOCM_ADJOINT,
+        MethodName.CROSS_ENTROPY,
+        MethodName.LOG_VARIANCE,
+        MethodName.VARIANCE,
     )
-} | {"moment": _moment}
+} | {MethodName.MOMENT: _moment}
 
 
 class SuiteProblem(abc.ABC):
@@ -327,8 +328,13 @@ def socm_task(
 
 
 QUICK_SUITE = {
-    ProblemName.OU_QUADRATIC_HARD: ("adjoint matching", "SOCM-adjoint", "variance", "moment"),
-    ProblemName.OU_LINEAR: ("cross entropy",),
+    ProblemName.OU_QUADRATIC_HARD: (
+        MethodName.ADJOINT_MATCHING,
+        MethodName.SOCM_ADJOINT,
+        MethodName.VARIANCE,
+        MethodName.MOMENT,
+    ),
+    ProblemName.OU_LINEAR: (MethodName.CROSS_ENTROPY,),
 }
 
 

@@ -47,6 +47,7 @@ from socft.records import Record
 from socft.study.repetitions import MeanOverRepetitions, record_means
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from toy.training.measurement import (
@@ -84,7 +85,7 @@ def training_task(
     """The curve of one method on one problem at its best rate, over independent repetitions."""
     place, chosen = TRAINING_PROBLEMS[problem](), METHODS[method]
     evaluations = chosen.evaluations(place.problem)
-    budget = budget_steps * METHODS["adjoint matching"].evaluations(place.problem)
+    budget = budget_steps * METHODS[MethodName.ADJOINT_MATCHING].evaluations(place.problem)
     iterations = max(1, budget // evaluations)
     moments = checkpoint_iterations(iterations, checkpoints)
     plans = [TrainingPlan(rate, iterations, moments) for rate in rates]
@@ -197,9 +198,9 @@ def methods_for(problem: str) -> list[str]:
 
 
 QUICK_METHODS = (
-    "adjoint matching",
-    "martingale, policy's costate, cheap",
-    "score function, leave-one-out",
+    MethodName.ADJOINT_MATCHING,
+    MethodName.MARTINGALE_POLICY_COSTATE_CHEAP,
+    MethodName.SCORE_FUNCTION_LEAVE_ONE_OUT,
 )
 
 

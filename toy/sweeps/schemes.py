@@ -23,6 +23,7 @@ from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
+from socft.study.vocabulary.methods import MethodName
 from toy.pipelines import PULLED, REVERSED, ROLLOUT
 from toy.sweeps.oscillator import AffineCostate, OscillatorCase, Rule
 
@@ -123,23 +124,23 @@ class Scheme:
 
 
 SCHEMES = {
-    "least-squares costate": Scheme(
+    MethodName.LEAST_SQUARES_COSTATE: Scheme(
         "unbiased",
         _least_squares(LeastSquaresCostate(_linear())),
         ROLLOUT + PULLED,
         "least_squares_costate",
     ),
-    "least-squares value": Scheme(
+    MethodName.LEAST_SQUARES_VALUE: Scheme(
         "unbiased", _least_squares(LeastSquaresValue(_linear(2))), ROLLOUT
     ),
-    "time-reversed value": Scheme(
+    MethodName.TIME_REVERSED_VALUE: Scheme(
         "biased", _reversed_value, ROLLOUT + REVERSED - PULLED, "time_reversed_value"
     ),
-    "time-reversed costate": Scheme(
+    MethodName.TIME_REVERSED_COSTATE: Scheme(
         "biased", _reversed_costate, ROLLOUT + REVERSED, "time_reversed_costate"
     ),
-    "martingale-corrected adjoint": Scheme("unbiased", _martingale, ROLLOUT + PULLED),
-    "lean adjoint": Scheme("unbiased", _lean, ROLLOUT + PULLED),
+    MethodName.CORRECTED_ADJOINT: Scheme("unbiased", _martingale, ROLLOUT + PULLED),
+    MethodName.LEAN_ADJOINT: Scheme("unbiased", _lean, ROLLOUT + PULLED),
 }
 
 

@@ -12,6 +12,7 @@ from socft.estimators.catalogue import CATALOGUE
 from socft.estimators.context import EstimatorContext
 from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.problems import ProblemName
 from socft.train import Iteration, fit
 from toy.training.costates import OwnCostate, OwnLean, OwnValue
@@ -49,21 +50,21 @@ LINE, QUADRATIC = (ProblemName.MIXTURE,), (ProblemName.LQ_FINE_TUNING,)
 METHODS: dict[str, TrainingMethod] = {
     method.name: method
     for method in (
-        TrainingMethod("full adjoint", OwnValue),
-        TrainingMethod("adjoint matching", OwnLean),
-        TrainingMethod("adjoint matching, published index", problems=QUADRATIC),
-        TrainingMethod("martingale, policy's costate", OwnLean),
-        TrainingMethod("martingale, policy's costate, cheap", OwnLean),
-        TrainingMethod("martingale, policy's costate, cheap, exact mean", OwnLean, LINE),
-        TrainingMethod("full martingale, policy's costate", OwnValue, QUADRATIC),
-        TrainingMethod("martingale, exact lean costate", OwnLean, QUADRATIC),
-        TrainingMethod("full martingale, exact costate", OwnValue, QUADRATIC),
-        TrainingMethod("truncated backpropagation, last fifth"),
-        TrainingMethod("score function, leave-one-out"),
-        TrainingMethod("log-variance"),
-        TrainingMethod("DDPO", problems=QUADRATIC),
-        TrainingMethod("DDPO, KL in the reward", problems=QUADRATIC),
-        TrainingMethod("DPOK, no baseline", problems=QUADRATIC),
+        TrainingMethod(MethodName.FULL_ADJOINT, OwnValue),
+        TrainingMethod(MethodName.ADJOINT_MATCHING, OwnLean),
+        TrainingMethod(MethodName.ADJOINT_MATCHING_PUBLISHED_INDEX, problems=QUADRATIC),
+        TrainingMethod(MethodName.MARTINGALE_POLICY_COSTATE, OwnLean),
+        TrainingMethod(MethodName.MARTINGALE_POLICY_COSTATE_CHEAP, OwnLean),
+        TrainingMethod(MethodName.MARTINGALE_POLICY_COSTATE_CHEAP_EXACT_MEAN, OwnLean, LINE),
+        TrainingMethod(MethodName.FULL_MARTINGALE_POLICY_COSTATE, OwnValue, QUADRATIC),
+        TrainingMethod(MethodName.MARTINGALE_EXACT_LEAN_COSTATE, OwnLean, QUADRATIC),
+        TrainingMethod(MethodName.FULL_MARTINGALE_EXACT_COSTATE, OwnValue, QUADRATIC),
+        TrainingMethod(MethodName.TRUNCATED_LAST_FIFTH),
+        TrainingMethod(MethodName.SCORE_FUNCTION_LEAVE_ONE_OUT),
+        TrainingMethod(MethodName.LOG_VARIANCE),
+        TrainingMethod(MethodName.DDPO, problems=QUADRATIC),
+        TrainingMethod(MethodName.DDPO_KL_IN_THE_REWARD, problems=QUADRATIC),
+        TrainingMethod(MethodName.DPOK_NO_BASELINE, problems=QUADRATIC),
     )
 }
 

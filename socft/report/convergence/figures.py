@@ -11,6 +11,7 @@ from socft.records import Record
 from socft.report.convergence.tables import LICENSED, UNBOUNDED, unbounded
 from socft.report.figures import LOOKS, NOT_MEASURED, draw, finish, legend, panels, reference, svg
 from socft.report.rows import Rows, Series
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 
 RULES = {
@@ -21,11 +22,11 @@ RULES = {
     "measured": "measured",
 }
 METHODS = (
-    "exact PI-FT",
-    "Monte Carlo PI-FT, linear",
-    "Monte Carlo PI-FT, network",
-    "policy gradient, full adjoint",
-    "policy gradient, adjoint matching",
+    MethodName.EXACT_PI_FT,
+    MethodName.MONTE_CARLO_PI_FT_LINEAR,
+    MethodName.MONTE_CARLO_PI_FT_NETWORK,
+    MethodName.POLICY_GRADIENT_FULL_ADJOINT,
+    MethodName.POLICY_GRADIENT_ADJOINT_MATCHING,
 )
 ROUNDING = 1e-14  # errors below are exact to rounding and have no place on a logarithmic axis
 DECADES = 2.5  # a shorter axis needs labels between powers of ten

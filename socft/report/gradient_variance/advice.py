@@ -12,11 +12,12 @@ from socft.report.gradient_variance.text import best, listed
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 
 ADVISED = (OBJECTIVE, FIXED_POINT)
-OWN, CHEAP = "martingale, policy's costate", "martingale, policy's costate, cheap"
-PLAIN = "score function, no baseline"
+OWN, CHEAP = MethodName.MARTINGALE_POLICY_COSTATE, MethodName.MARTINGALE_POLICY_COSTATE_CHEAP
+PLAIN = MethodName.SCORE_FUNCTION_NO_BASELINE
 SEEN, ROUNDING = 4.0, 1e-12
 LQ, MIXTURE = ARENAS
 
@@ -36,34 +37,43 @@ between estimators of one kind, and below 1 where the first one named is better.
 {winners(rows)}
 
 + *The reward is differentiable and memory allows a derivative of the network per step.* Begin with
-  adjoint matching: {_evaluations(rows, "adjoint matching")} evaluations per path against
-  {_evaluations(rows, "full adjoint")} of the full adjoint. Trained with equal budgets it ends at
-  {_ends(rows, "adjoint matching")} below the optimum, the full adjoint at
-  {_ends(rows, "full adjoint")}.
+  adjoint matching: {_evaluations(rows, MethodName.ADJOINT_MATCHING)} evaluations per path against
+  {_evaluations(rows, MethodName.FULL_ADJOINT)} of the full adjoint. Trained with equal budgets it
+  ends at
+  {_ends(rows, MethodName.ADJOINT_MATCHING)} below the optimum, the full adjoint at
+  {_ends(rows, MethodName.FULL_ADJOINT)}.
 + *The policy is near the optimum already*, or the noise of the gradient is what limits. Correct the
   costate with the policy's own. Its error at equal budget over that of adjoint matching is
-  {_errors(rows, OWN, "adjoint matching")}; in the cheap form, without the factor $nabla m$ in
-  $phi$, {_errors(rows, CHEAP, "adjoint matching")}. Far from the optimum the policy knows nothing
+  {_errors(rows, OWN, MethodName.ADJOINT_MATCHING)}; in the cheap form, without the factor $nabla m$
+  in
+  $phi$, {_errors(rows, CHEAP, MethodName.ADJOINT_MATCHING)}. Far from the optimum the policy knows
+  nothing
   yet and the correction is paid for in steps: trained with it from the start, a policy ends at
   {_ends(rows, OWN)} below the optimum, in the cheap form at {_ends(rows, CHEAP)}.
 + *The gradient of the objective itself is wanted*, for a line search or a convergence guarantee.
   Take the full adjoint. Corrected with a fitted costate, the fit charged, its error at equal budget
-  over that without is {_errors(rows, "full martingale, fitted costate", "full adjoint")}: it pays
+  over that without is
+  {_errors(rows, MethodName.FULL_MARTINGALE_FITTED_COSTATE, MethodName.FULL_ADJOINT)}: it pays
   as far as the features hold the costate.
 + *The reward is a black box.* Take a baseline: with the other paths' mean the error at equal budget
-  over that of the score function alone is {_errors(rows, "score function, leave-one-out", PLAIN)}.
+  over that of the score function alone is
+  {_errors(rows, MethodName.SCORE_FUNCTION_LEAVE_ONE_OUT, PLAIN)}.
   The log-variance loss has the divergence of the path for a control variate:
-  {_errors(rows, "log-variance", PLAIN)}. Trained from the start it ends at
-  {_ends(rows, "log-variance")} below the optimum, the score function with a baseline at
-  {_ends(rows, "score function, leave-one-out")}. It is no rule: on the oscillator its variance over
+  {_errors(rows, MethodName.LOG_VARIANCE, PLAIN)}. Trained from the start it ends at
+  {_ends(rows, MethodName.LOG_VARIANCE)} below the optimum, the score function with a baseline at
+  {_ends(rows, MethodName.SCORE_FUNCTION_LEAVE_ONE_OUT)}. It is no rule: on the oscillator its
+  variance over
   that of the leave-one-out baseline is
-  {_oscillator(rows, "log-variance", "score function, leave-one-out")}. The full adjoint, where
-  there is one, has {ratio(rows, LQ, "full adjoint", "log-variance", 0.9)} times the variance of the
+  {_oscillator(rows, MethodName.LOG_VARIANCE, MethodName.SCORE_FUNCTION_LEAVE_ONE_OUT)}. The full
+  adjoint, where
+  there is one, has {ratio(rows, LQ, MethodName.FULL_ADJOINT, MethodName.LOG_VARIANCE, 0.9)} times
+  the variance of the
   log-variance loss near the optimum.
 + *Paths of another policy.* The losses of path measures hold on any; here they are measured on the
   policy's own. Trained on the problems of their publication, SOCM ends at a mean-square error of
-  the control of {_controls(rows, "SOCM, degree 2")}, SOCM-adjoint at
-  {_controls(rows, "SOCM-adjoint")}, adjoint matching at {_controls(rows, "adjoint matching")}.
+  the control of {_controls(rows, MethodName.SOCM_DEGREE_2)}, SOCM-adjoint at
+  {_controls(rows, MethodName.SOCM_ADJOINT)}, adjoint matching at
+  {_controls(rows, MethodName.ADJOINT_MATCHING)}.
 + *What biased estimators cost.* At the optimum, where the gradient is zero, the mean of these is
   not, by more than 4 standard errors: {_biases(rows)}, in units of the gradient at the start. Their
   stationary point is elsewhere.

@@ -13,6 +13,7 @@ from socft.report.gradient_variance.figures import below_column, finish_scaled
 from socft.report.gradient_variance.linear import EULER, PUBLISHED_BY_PATHS, PUBLISHED_PATHS
 from socft.report.rows import Rows
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 
 ROUNDING = 1e-12
@@ -25,10 +26,10 @@ def samples(rows: Rows) -> bytes:
     """Errors of the linear study against N, measured and published, under both integrators."""
     found = rows.of(schemas.LINEAR).where(Metric.MSE, noise=1.0)
     names = (
-        "lean adjoint",
-        "martingale-corrected adjoint",
-        "time-reversed costate",
-        "time-reversed costate, learnt score",
+        MethodName.LEAN_ADJOINT,
+        MethodName.CORRECTED_ADJOINT,
+        MethodName.TIME_REVERSED_COSTATE,
+        MethodName.TIME_REVERSED_COSTATE_LEARNT_SCORE,
     )
     with panels(1, 2, 2.7) as (figure, axes):
         for ax, integrator in zip(axes, ("Euler-Maruyama", "exponential"), strict=True):

@@ -14,51 +14,56 @@ from socft.records import Record
 from socft.report.figures import LOOKS, draw, finish, logarithmic, panels, svg
 from socft.report.rows import Rows, Series
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 
 SPAN = 1e7  # curves that fall further below the largest value of their panel leave it
 SHOWN: Mapping[str, tuple[str, ...]] = {
     KINDS[0]: (
-        "full adjoint",
-        "full martingale, exact costate",
-        "full martingale, fitted costate",
-        "score function, leave-one-out",
-        "integration by parts",
-        "log-variance",
+        MethodName.FULL_ADJOINT,
+        MethodName.FULL_MARTINGALE_EXACT_COSTATE,
+        MethodName.FULL_MARTINGALE_FITTED_COSTATE,
+        MethodName.SCORE_FUNCTION_LEAVE_ONE_OUT,
+        MethodName.INTEGRATION_BY_PARTS,
+        MethodName.LOG_VARIANCE,
     ),
     KINDS[1]: (
-        "adjoint matching",
-        "martingale, policy's costate",
-        "martingale, policy's costate, cheap",
-        "SOCM",
-        "SOCM-adjoint",
-        "cross entropy",
+        MethodName.ADJOINT_MATCHING,
+        MethodName.MARTINGALE_POLICY_COSTATE,
+        MethodName.MARTINGALE_POLICY_COSTATE_CHEAP,
+        MethodName.SOCM,
+        MethodName.SOCM_ADJOINT,
+        MethodName.CROSS_ENTROPY,
     ),
     KINDS[2]: (
-        "reciprocal adjoint matching",
-        "truncated backpropagation, 10 steps",
-        "TD(0.9), fitted costate",
-        "time-reversed, fitted costate",
-        "DDPO",
-        "DPOK",
+        MethodName.RECIPROCAL_ADJOINT_MATCHING,
+        MethodName.TRUNCATED_10_STEPS,
+        MethodName.TD_09_FITTED_COSTATE,
+        MethodName.TIME_REVERSED_FITTED_COSTATE,
+        MethodName.DDPO,
+        MethodName.DPOK,
     ),
 }
 COSTATES: Mapping[str, tuple[str, ...]] = {
-    KINDS[0]: ("full adjoint", "full martingale, exact costate", "full martingale, fitted costate"),
+    KINDS[0]: (
+        MethodName.FULL_ADJOINT,
+        MethodName.FULL_MARTINGALE_EXACT_COSTATE,
+        MethodName.FULL_MARTINGALE_FITTED_COSTATE,
+    ),
     KINDS[1]: (
-        "adjoint matching",
-        "martingale, policy's costate",
-        "martingale, policy's costate, first order",
-        "martingale, policy's costate, cheap",
+        MethodName.ADJOINT_MATCHING,
+        MethodName.MARTINGALE_POLICY_COSTATE,
+        MethodName.MARTINGALE_POLICY_COSTATE_FIRST_ORDER,
+        MethodName.MARTINGALE_POLICY_COSTATE_CHEAP,
     ),
     KINDS[2]: (
-        "reciprocal adjoint matching",
-        "TD(0.9), fitted costate",
-        "TD(0), fitted costate",
-        "time-reversed, fitted costate",
-        "time-reversed, exact costate",
-        "time-reversed, exact costate, published pairing",
+        MethodName.RECIPROCAL_ADJOINT_MATCHING,
+        MethodName.TD_09_FITTED_COSTATE,
+        MethodName.TD_0_FITTED_COSTATE,
+        MethodName.TIME_REVERSED_FITTED_COSTATE,
+        MethodName.TIME_REVERSED_EXACT_COSTATE,
+        MethodName.TIME_REVERSED_EXACT_COSTATE_PUBLISHED_PAIRING,
     ),
 }
 SHORTER = {

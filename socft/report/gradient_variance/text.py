@@ -15,6 +15,7 @@ from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, landscape, number, text
 from socft.study.comparison import BUDGET
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 
 ORACLES = frozenset(name for name, row in CATALOGUE.items() if row.oracle)
@@ -118,10 +119,10 @@ AXES: Mapping[str, tuple[str, str]] = {
     "noise": ("noise", "the noise of the oscillator"),
 }
 FOLLOWED = (
-    "adjoint matching",
-    "martingale, policy's costate",
-    "score function, leave-one-out",
-    "log-variance",
+    MethodName.ADJOINT_MATCHING,
+    MethodName.MARTINGALE_POLICY_COSTATE,
+    MethodName.SCORE_FUNCTION_LEAVE_ONE_OUT,
+    MethodName.LOG_VARIANCE,
 )
 
 

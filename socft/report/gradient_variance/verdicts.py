@@ -13,11 +13,16 @@ from socft.report.gradient_variance.linear import EULER
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, integer, number, paper, text
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 
 BSDE = paper("2603.20455v2")
-BACK, LEAN, CORRECTED = "time-reversed costate", "lean adjoint", "martingale-corrected adjoint"
-RECURSION = "fitted Bellman recursion"
+BACK, LEAN, CORRECTED = (
+    MethodName.TIME_REVERSED_COSTATE,
+    MethodName.LEAN_ADJOINT,
+    MethodName.CORRECTED_ADJOINT,
+)
+RECURSION = MethodName.FITTED_BELLMAN_RECURSION
 LEVEL = 0.05
 
 
@@ -72,15 +77,18 @@ def _without_gap(rows: Rows) -> str:
     rows = rows.where(paths=2000)
     found = rows.where(Metric.MSE)
     mine = found.where(estimator=CORRECTED, integrator="exponential", function_class="linear")
-    theirs = found.where(estimator=f"{BACK}, published")
+    theirs = found.where(estimator=MethodName.TIME_REVERSED_COSTATE_PUBLISHED)
     least = theirs.smallest()
     told = theirs.smallest(lambda record: record.published)
     if not mine or least is None:
         return f"With the exponential scheme: {NOT_MEASURED}."
     quickest = theirs.smallest(lambda record: record.seconds)
     pair = [
-        rows.where(estimator=f"{name}, network", integrator=EULER, noise=1.0)
-        for name in (BACK, CORRECTED)
+        rows.where(estimator=name, integrator=EULER, noise=1.0)
+        for name in (
+            MethodName.TIME_REVERSED_COSTATE_NETWORK,
+            MethodName.CORRECTED_ADJOINT_NETWORK,
+        )
     ]
     whole, rest = (
         [each.where(metric).one() for each in pair] for metric in (Metric.MSE, Metric.CHAIN_MSE)
@@ -160,7 +168,12 @@ Where that is not 1 these are studies of the method, not of the authors' runs.""
 def pendulum(rows: Rows) -> str:
     """Whether the advantage of time-reversed costates is there on the pendulum."""
     found = rows.of(schemas.PENDULUM).where(Metric.COST)
-    names = [f"{name}, {how}" for how in ("published", "network") for name in (BACK, LEAN)]
+    names = (
+        MethodName.TIME_REVERSED_COSTATE_PUBLISHED,
+        MethodName.LEAN_ADJOINT_PUBLISHED,
+        MethodName.TIME_REVERSED_COSTATE_NETWORK,
+        MethodName.LEAN_ADJOINT_NETWORK,
+    )
     cells = {name: found.where(estimator=name).one() for name in (RECURSION, *names)}
     back, lean, fair_back, fair_lean = (cells[name] for name in names)
     fitted = cells[RECURSION]
@@ -191,11 +204,13 @@ def mixture(rows: Rows) -> str:
 _Regret_ is the cost in excess of the optimum, over the optimum; _better_ and _worse_ are by Welch's
 test at 5%. In the publication, time-reversed costates cost less than adjoint matching at
 {_cheaper(costs)} temperatures. In our runs of the published pipelines they are
-{_where(found, "time-reversed BSDE, published", "adjoint matching, published")}. With the same
+{_where(found, MethodName.TIME_REVERSED_BSDE_PUBLISHED, MethodName.ADJOINT_MATCHING_PUBLISHED)}.
+With the same
 network, the squared loss and one noise they are
-{_where(found, "time-reversed BSDE, network", "adjoint matching, network")}. The
+{_where(found, MethodName.TIME_REVERSED_BSDE_NETWORK, MethodName.ADJOINT_MATCHING_NETWORK)}. The
 martingale-corrected full adjoint with this network, beside the time-reversed costates, is
-{_where(found, "martingale-corrected full adjoint, network", "time-reversed BSDE, network")}. The
+{_where(found, MethodName.CORRECTED_FULL_ADJOINT_NETWORK, MethodName.TIME_REVERSED_BSDE_NETWORK)}.
+The
 published costs are up to {_percent(excess)} above the optimum of the simulated chain; a fitted
 Bellman recursion that starts cold is {_percent(recursion.largest())} above it at most.
 {repetitions(found)}
@@ -210,7 +225,7 @@ def _cheaper(costs: Rows) -> str:
     """
     pairs = []
     for temp in costs.distinct("temp"):
-        names = ("time-reversed BSDE, published", "adjoint matching, published")
+        names = (MethodName.TIME_REVERSED_BSDE_PUBLISHED, MethodName.ADJOINT_MATCHING_PUBLISHED)
         both = [costs.where(estimator=name, temp=temp).one() for name in names]
         numbers = [
             record.published

@@ -9,27 +9,28 @@ from matplotlib.ticker import MaxNLocator
 
 from socft.report.figures import LOOKS, draw, finish, legend, panels, reference, svg
 from socft.report.rows import Rows, Series
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 
 ALGORITHMS = (1, 2)
-GUIDES = ("G", "G_loss")
+GUIDES = (MethodName.NAIVE, MethodName.LOOK_AHEAD)
 FRONTIER = (
-    "G",
-    "G_loss, published",
-    "universal",
-    "classifier",
-    "fine-tuned score",
-    "optimal control",
+    MethodName.NAIVE,
+    MethodName.LOOK_AHEAD_PUBLISHED,
+    MethodName.UNIVERSAL,
+    MethodName.CLASSIFIER,
+    MethodName.FINE_TUNED_SCORE,
+    MethodName.OPTIMAL_CONTROL,
 )
 SHOWN = {
-    "G_loss": r"$G_{loss}$",
-    "G": r"$G$",
-    "G_loss, published": r"$G_{loss}$",
-    "G_loss, exact": r"$G_{loss}$, exact strength",
+    MethodName.LOOK_AHEAD: r"$G_{loss}$",
+    MethodName.NAIVE: r"$G$",
+    MethodName.LOOK_AHEAD_PUBLISHED: r"$G_{loss}$",
+    MethodName.LOOK_AHEAD_EXACT: r"$G_{loss}$, exact strength",
 }
 DISTANCES = (0.1, 0.2, 0.5, 1.0, 2.0)
-SPHERE = ("G", "G_loss", "universal", "optimal control")
+SPHERE = (MethodName.NAIVE, MethodName.LOOK_AHEAD, MethodName.UNIVERSAL, MethodName.OPTIMAL_CONTROL)
 
 
 def rounds(rows: Rows, objective: str, score: str) -> bytes:
@@ -56,7 +57,9 @@ def objectives(rows: Rows, names: Sequence[str]) -> bytes:
     """
     with panels(1, len(names), 2.1) as (figure, axes):
         for ax, name in zip(axes, names, strict=True):
-            found = rows.where(problem=name, estimator="G_loss", algorithm=1, score="exact")
+            found = rows.where(
+                problem=name, estimator=MethodName.LOOK_AHEAD, algorithm=1, score="exact"
+            )
             draw(
                 ax, found.where(Metric.REWARD).series("round"), LOOKS[1], "mean reward of the batch"
             )

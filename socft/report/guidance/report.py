@@ -13,10 +13,11 @@ from socft.report.guidance import figures, tables
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, document, figure, integer, number
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 
-GUIDES, SCORES = ("G", "G_loss"), ("network", "exact")
+GUIDES, SCORES = (MethodName.NAIVE, MethodName.LOOK_AHEAD), ("network", "exact")
 PAPER = '#link("https://arxiv.org/abs/2404.14743v2")[arXiv 2404.14743v2]'
 
 
@@ -59,9 +60,17 @@ def _abstract(rows: Rows) -> str:
         method: _one(rows.where(Metric.EQUAL_KL, ProblemName.ISOTROPIC, method, reward=3.0))
         for method in tables.METHODS
     }
-    names = ("G", "G_loss, published", "fine-tuned score", "optimal control")
+    names = (
+        MethodName.NAIVE,
+        MethodName.LOOK_AHEAD_PUBLISHED,
+        MethodName.FINE_TUNED_SCORE,
+        MethodName.OPTIMAL_CONTROL,
+    )
     naive, ahead, tuned, best = (number(cost[name]) for name in names)
-    runs = {key: _last(rows, Metric.REWARD, *key) for key in (("G_loss", 1), ("G_loss", 2))}
+    runs = {
+        key: _last(rows, Metric.REWARD, *key)
+        for key in ((MethodName.LOOK_AHEAD, 1), (MethodName.LOOK_AHEAD, 2))
+    }
     return rf"""
 Gradient guidance steers a pre-trained diffusion model by the gradient of an objective, without
 training. We write it as a control of the denoising chain, so that its divergence from the
@@ -69,7 +78,8 @@ pre-trained model is exact, and check its theory statement by statement: look-ah
 the subspace of the data, is the conditional score and hence the optimal control for Gaussian data
 and the right strength, and iterated it maximises a regularised objective, whose regularisation
 adaptive fine-tuning removes. With exact scores the published simulation ends at a mean reward of
-{number(runs["G_loss", 1])} under Algorithm 1 and of {number(runs["G_loss", 2])} under Algorithm 2,
+{number(runs[MethodName.LOOK_AHEAD, 1])} under Algorithm 1 and of
+{number(runs[MethodName.LOOK_AHEAD, 2])} under Algorithm 2,
 where 10 is the maximum. To reach a mean reward of 3 in one pass the naive gradient spends a
 divergence of {naive}, look-ahead guidance {ahead}, a fine-tuned score {tuned}, and the optimal
 control {best}.
@@ -159,7 +169,7 @@ def _simulations(rows: Rows) -> str:
     )
     off = {
         (guide, alg): number(_last(rows, Metric.OFF_SUPPORT, guide, alg))
-        for guide in ("G", "G_loss")
+        for guide in (MethodName.NAIVE, MethodName.LOOK_AHEAD)
         for alg in (1, 2)
     }
     return rf"""
@@ -176,9 +186,12 @@ Directions $A$, $theta$ and $b$ are drawn anew.
 
 @rounds-figure repeats what the paper's figures show: look-ahead guidance keeps the samples on the
 subspace, the naive gradient takes them off it; Algorithm 1 stops at a regularised value, and
-Algorithm 2 goes on towards the maximum. The mean off-support ratio ends at {off["G", 1]} for the
-naive gradient and {off["G_loss", 1]} for look-ahead guidance under Algorithm 1, at {off["G", 2]}
-and {off["G_loss", 2]} under Algorithm 2. For look-ahead guidance it can only fall: samples move
+Algorithm 2 goes on towards the maximum. The mean off-support ratio ends at
+{off[MethodName.NAIVE, 1]} for the
+naive gradient and {off[MethodName.LOOK_AHEAD, 1]} for look-ahead guidance under Algorithm 1, at
+{off[MethodName.NAIVE, 2]}
+and {off[MethodName.LOOK_AHEAD, 2]} under Algorithm 2. For look-ahead guidance it can only fall:
+samples move
 along the subspace, while their distance from it is, path by path, that of the pre-trained chain.
 
 {tables.runs(rows)}
@@ -217,9 +230,12 @@ recursion. A fine-tuned score is Algorithm 2's, re-centred and sampled without g
 
 {tables.equal_reward(rows)}
 
-At a mean reward of 3 the naive gradient spends {ratio["G"]} times the divergence of the optimum,
-look-ahead guidance {ratio["G_loss, published"]} times, universal guidance {ratio["universal"]}
-times, and a fine-tuned score {ratio["fine-tuned score"]} times. Look-ahead guidance with $s = 0.1$
+At a mean reward of 3 the naive gradient spends {ratio[MethodName.NAIVE]} times the divergence of
+the optimum,
+look-ahead guidance {ratio[MethodName.LOOK_AHEAD_PUBLISHED]} times, universal guidance
+{ratio[MethodName.UNIVERSAL]}
+times, and a fine-tuned score {ratio[MethodName.FINE_TUNED_SCORE]} times. Look-ahead guidance with
+$s = 0.1$
 conditions on a narrow band of responses, and so pays for shrinking the variance along $g$, which
 the objective rewards little; at high rewards this fades. The optimum leaves the subspace slightly:
 where the last kernels have noise across it, moving there is cheap, and the objective rewards it. A
@@ -237,7 +253,9 @@ def _sphere(rows: Rows) -> str:
         "Two panels: mean reward against divergence, and mean distance from the sphere against mean"
         " reward, for four methods.",
     )
-    far = {guide: number(_furthest(rows, guide)) for guide in ("G", "G_loss")}
+    far = {
+        guide: number(_furthest(rows, guide)) for guide in (MethodName.NAIVE, MethodName.LOOK_AHEAD)
+    }
     return rf"""
 = A curved manifold
 
@@ -253,7 +271,8 @@ settings: batches of 256, 25 rounds, targets $delta + g^top z$.
 
 In the paper's figure, with a learnt score, the naive gradient leaves the sphere further than
 look-ahead guidance at equal reward. With the exact score the two differ little: at the largest
-increment the distance from the sphere is {far["G"]} and {far["G_loss"]}. The score itself returns
+increment the distance from the sphere is {far[MethodName.NAIVE]} and {far[MethodName.LOOK_AHEAD]}.
+The score itself returns
 samples to the sphere, and what is left is mostly the noise of the last kernels.
 """
 
@@ -268,7 +287,7 @@ def _network(rows: Rows) -> str:
         key: number(_one(mine.where(estimator=key[0], score=key[1], round=last)))
         for key in itertools.product(GUIDES, SCORES)
     }
-    start = number(_one(mine.where(estimator="G", score="network", round=0)))
+    start = number(_one(mine.where(estimator=MethodName.NAIVE, score="network", round=0)))
     picture = figure(
         "network.svg",
         "Algorithm 1 on $f_1$ with the exact score and with a trained network: the difference is"
@@ -284,9 +303,12 @@ A network of two hidden layers, trained on samples for {number(error.seconds if 
 seconds, predicts the noise with a mean squared error of {number(error.value if error else None, 2)}
 per coordinate beyond that of the exact score. @network-figure repeats the published run with it;
 Algorithm 2 takes one gradient step per round on the network (@runs). After {integer(last)} rounds
-of Algorithm 1 the off-support ratio is {off["G", "network"]} for the naive gradient and
-{off["G_loss", "network"]} for look-ahead guidance, from {start} at the start; with the exact score
-it is {off["G", "exact"]} and {off["G_loss", "exact"]} after as many rounds. The exact score pulls
+of Algorithm 1 the off-support ratio is {off[MethodName.NAIVE, "network"]} for the naive gradient
+and
+{off[MethodName.LOOK_AHEAD, "network"]} for look-ahead guidance, from {start} at the start; with the
+exact score
+it is {off[MethodName.NAIVE, "exact"]} and {off[MethodName.LOOK_AHEAD, "exact"]} after as many
+rounds. The exact score pulls
 back what leaves the subspace with a force of order $1\/h$, and so holds the naive gradient, and its
 reward, down. The network's score was never trained there and pulls less: the naive gradient goes
 further off, and gains more.
@@ -335,7 +357,7 @@ def _furthest(rows: Rows, guide: str) -> float | None:
 
 def _ratio(rows: Rows, spread: str, reward: float) -> dict[str, str]:
     """Divergence of every method over that of the optimum."""
-    best = _one(rows.where(Metric.EQUAL_KL, spread, "optimal control", reward=reward))
+    best = _one(rows.where(Metric.EQUAL_KL, spread, MethodName.OPTIMAL_CONTROL, reward=reward))
     out = {}
     for method in tables.METHODS:
         mine = _one(rows.where(Metric.EQUAL_KL, spread, method, reward=reward))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from socft.report.claim_records import ClaimLine, Claims
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, fraction_of_bound, integer, number, text
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 
@@ -22,13 +23,13 @@ CLAIMS = {
     "guidance_linear_score": "linear score class",
 }
 METHODS = (
-    "G",
-    "G_loss, published",
-    "G_loss, exact",
-    "universal",
-    "classifier",
-    "fine-tuned score",
-    "optimal control",
+    MethodName.NAIVE,
+    MethodName.LOOK_AHEAD_PUBLISHED,
+    MethodName.LOOK_AHEAD_EXACT,
+    MethodName.UNIVERSAL,
+    MethodName.CLASSIFIER,
+    MethodName.FINE_TUNED_SCORE,
+    MethodName.OPTIMAL_CONTROL,
 )
 SPREADS = {
     ProblemName.ISOTROPIC: "latent variances 1",
@@ -122,7 +123,9 @@ def limits(rows: Rows) -> str:
     """Where the published targets lead, predicted and measured."""
     body = []
     for objective, title in OBJECTIVES.items():
-        mine = rows.where(Metric.VALUE_AT_MEAN, objective, "G_loss", algorithm=1, score="exact")
+        mine = rows.where(
+            Metric.VALUE_AT_MEAN, objective, MethodName.LOOK_AHEAD, algorithm=1, score="exact"
+        )
         last = max(mine.distinct("round"), default=None)
         predicted, best = (
             _value(rows.where(metric, objective))
@@ -187,7 +190,7 @@ def sphere(rows: Rows) -> str:
     found = rows.where(problem=ProblemName.SPHERE)
     last = max(found.where(Metric.REWARD).distinct("round"), default=None)
     body = []
-    for guide in ("G", "G_loss"):
+    for guide in (MethodName.NAIVE, MethodName.LOOK_AHEAD):
         for delta in found.where(Metric.REWARD, estimator=guide).distinct("delta"):
             mine = found.where(estimator=guide, delta=delta, round=last)
             body.append(
@@ -201,7 +204,7 @@ def sphere(rows: Rows) -> str:
                 )
             )
     start = (
-        _value(Rows(tuple(found.where(Metric.OFF_SPHERE, estimator="G", round=0))[:1]))
+        _value(Rows(tuple(found.where(Metric.OFF_SPHERE, estimator=MethodName.NAIVE, round=0))[:1]))
         if body
         else None
     )
@@ -218,10 +221,10 @@ def sphere(rows: Rows) -> str:
 def symbol(method: str) -> str:
     """A method's name in markup."""
     names = {
-        "G": "$G$",
-        "G_loss": '$G_"loss"$',
-        "G_loss, published": '$G_"loss"$, published',
-        "G_loss, exact": '$G_"loss"$, exact',
+        MethodName.NAIVE: "$G$",
+        MethodName.LOOK_AHEAD: '$G_"loss"$',
+        MethodName.LOOK_AHEAD_PUBLISHED: '$G_"loss"$, published',
+        MethodName.LOOK_AHEAD_EXACT: '$G_"loss"$, exact',
     }
     return names.get(method, text(method))
 

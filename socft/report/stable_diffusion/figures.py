@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from socft.report.figures import LOOKS, Look, draw, finish, legend, logarithmic, panels, svg
 from socft.report.rows import Rows, Series
-from socft.study.comparison import PI_FT, PRETRAINED
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 
 GREY = Look("0.6", ":", "o")
@@ -21,19 +21,26 @@ SMOOTHED = 4
 def methods_of(rows: Rows) -> list[str]:
     """The methods in the order of the study, the pre-trained model first."""
     found = rows.fields("estimator")
-    return sorted(found, key=lambda name: (name != PRETRAINED, name != PI_FT, found.index(name)))
+    return sorted(
+        found,
+        key=lambda name: (
+            name != MethodName.PRE_TRAINED,
+            name != MethodName.PI_FT,
+            found.index(name),
+        ),
+    )
 
 
 def look_of(methods: Sequence[str], method: str) -> Look:
     """How a method is drawn everywhere."""
-    tuned = [name for name in methods if name != PRETRAINED]
-    return GREY if method == PRETRAINED else LOOKS[tuned.index(method) % len(LOOKS)]
+    tuned = [name for name in methods if name != MethodName.PRE_TRAINED]
+    return GREY if method == MethodName.PRE_TRAINED else LOOKS[tuned.index(method) % len(LOOKS)]
 
 
 def final(rows: Rows, metric: Metric, prompt: str, method: str, beta: float | None) -> Rows:
     """What a finished model reached; the pre-trained one does not depend on the KL weight."""
     found = rows.where(metric, prompt, method).having("beta")
-    return found if method == PRETRAINED or beta is None else found.where(beta=beta)
+    return found if method == MethodName.PRE_TRAINED or beta is None else found.where(beta=beta)
 
 
 def reached(rows: Rows, beta: float) -> bytes:
@@ -72,7 +79,7 @@ def reached(rows: Rows, beta: float) -> bytes:
 
 def sweep(rows: Rows, prompt: str) -> bytes:
     """Gradient norm, reward and KL of PI-FT against rounds, one curve per KL weight."""
-    found = rows.where(problem=prompt, estimator=PI_FT)
+    found = rows.where(problem=prompt, estimator=MethodName.PI_FT)
     with panels(1, 3, 2.3) as (figure, axes):
         for ax, metric in zip(axes, (Metric.GRADIENT_NORM, Metric.REWARD, Metric.KL), strict=True):
             for look, beta in zip(LOOKS, found.distinct("beta"), strict=False):

@@ -11,16 +11,9 @@ from socft.report.claim_records import Claims
 from socft.report.rows import Rows
 from socft.report.stable_diffusion import costate_size, figures, stability, tables
 from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, text
-from socft.study.comparison import (
-    BELIEVED,
-    DPOK,
-    GAINS,
-    PI_FT,
-    PRETRAINED,
-    gradient_norm_study,
-    picture_of,
-)
+from socft.study.comparison import BELIEVED, GAINS, gradient_norm_study, picture_of
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import StudySchema
 
@@ -84,7 +77,7 @@ REPORT = report(schemas.STABLE_DIFFUSION)
 
 def _shared_beta(runs: Rows) -> float:
     """The KL weight at which every method ran."""
-    rivals = [r for r in runs if r.estimator not in (PRETRAINED, PI_FT)]
+    rivals = [r for r in runs if r.estimator not in (MethodName.PRE_TRAINED, MethodName.PI_FT)]
     return (
         rivals[0].setting["beta"]
         if rivals
@@ -118,19 +111,20 @@ def _wins(rows: Rows, beta: float, metric: Metric, method: str, other: str) -> s
 
 def _abstract(rows: Rows, beta: float) -> str:
     against = {
-        (metric, other): _wins(rows, beta, metric, PI_FT, other)
+        (metric, other): _wins(rows, beta, metric, MethodName.PI_FT, other)
         for metric in (Metric.REWARD, Metric.ACCURACY)
-        for other in (PRETRAINED, DPOK)
+        for other in (MethodName.PRE_TRAINED, MethodName.DPOK)
     }
     return f"""
 A latent diffusion model is fine-tuned by low-rank layers to maximise a learnt reward minus $beta$
 times the Kullback–Leibler divergence of its sampling chain from the pre-trained one, by the
 estimators that are elsewhere measured against exact gradients, unchanged. At equal numbers of
 sampled trajectories PI-FT ends with a higher reward than the pre-trained model on
-{against[Metric.REWARD, PRETRAINED]} and than DPOK on {against[Metric.REWARD, DPOK]}; a checker that
+{against[Metric.REWARD, MethodName.PRE_TRAINED]} and than DPOK on
+{against[Metric.REWARD, MethodName.DPOK]}; a checker that
 no method sees finds more of its pictures right than of the pre-trained model's on
-{against[Metric.ACCURACY, PRETRAINED]}, and than of DPOK's on
-{against[Metric.ACCURACY, DPOK]}.{_again(rows, beta)}{_tuned(rows, beta)}
+{against[Metric.ACCURACY, MethodName.PRE_TRAINED]}, and than of DPOK's on
+{against[Metric.ACCURACY, MethodName.DPOK]}.{_again(rows, beta)}{_tuned(rows, beta)}
 """
 
 
@@ -163,7 +157,7 @@ def _tuned(rows: Rows, beta: float) -> str:
 
 
 def _setting(rows: Rows, beta: float) -> str:
-    rates = rows.where(estimator=DPOK, beta=beta).having("beta", "rate")
+    rates = rows.where(estimator=MethodName.DPOK, beta=beta).having("beta", "rate")
     tuned = "DPOK is therefore given other learning rates besides. " if rates else ""
     return rf"""
 = The control problem
@@ -254,8 +248,8 @@ def _samples(rows: Rows, beta: float) -> str:
 
 
 def _sweep(rows: Rows, prompt: str) -> str:
-    betas = rows.where(Metric.REWARD, prompt, PI_FT).having("beta").distinct("beta")
-    names = {f"$beta = {beta:g}$": picture_of(PI_FT, prompt, beta) for beta in betas}
+    betas = rows.where(Metric.REWARD, prompt, MethodName.PI_FT).having("beta").distinct("beta")
+    names = {f"$beta = {beta:g}$": picture_of(MethodName.PI_FT, prompt, beta) for beta in betas}
     shown = {title: name for title, name in names.items() if name in rows.pictures}
     picture = figure(
         "sweep.svg",

@@ -8,7 +8,8 @@ from socft.report.rows import Rows
 from socft.report.stable_diffusion import tables
 from socft.report.stable_diffusion.costate_size import directions
 from socft.report.typeset import NOT_MEASURED, figure, text
-from socft.study.comparison import BELIEVED, PI_FT, has_fallen
+from socft.study.comparison import BELIEVED, has_fallen
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 
 SAME = 0.9
@@ -165,7 +166,7 @@ def _direction(rows: Rows, method: str, prompt: str, beta: float) -> str:
         rows.where(metric, prompt, title, beta=beta, policy=method).one()
         for metric, title in (
             (Metric.AGREEMENT, method),
-            (Metric.AGREEMENT, PI_FT),
+            (Metric.AGREEMENT, MethodName.PI_FT),
             (Metric.ALIGNMENT, method),
         )
     )

@@ -9,7 +9,8 @@ from socft.report.gradient_variance.cells import plain, value, with_error
 from socft.report.rows import Rows
 from socft.report.stable_diffusion.figures import final, methods_of
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
-from socft.study.comparison import BELIEVED, DPOK, PI_FT, PRETRAINED, has_fallen
+from socft.study.comparison import BELIEVED, has_fallen
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 
 WHEN = {0.0: "before", 0.5: "halfway", 1.0: "after"}
@@ -32,7 +33,7 @@ def reached(rows: Rows, beta: float) -> str:
             )
             found = {m: final(rows, m, prompt, method, beta).one() for m in metrics}
             cost = found[Metric.REWARD]
-            tuned = method != PRETRAINED
+            tuned = method != MethodName.PRE_TRAINED
             body.append(
                 [
                     text(method),
@@ -70,7 +71,11 @@ def ahead_in_trainings(rows: Rows, metric: Metric, beta: float) -> tuple[int, in
         (mine, theirs)
         for prompt in rows.fields("problem")
         for mine, theirs in zip(
-            *(_trainings(rows, metric, prompt, name, beta) for name in (PI_FT, DPOK)), strict=True
+            *(
+                _trainings(rows, metric, prompt, name, beta)
+                for name in (MethodName.PI_FT, MethodName.DPOK)
+            ),
+            strict=True,
         )
     ]
     return sum(mine.value > theirs.value for mine, theirs in pairs), len(pairs)
@@ -106,7 +111,7 @@ def repeated(rows: Rows, beta: float) -> str:
     body: list[Sequence[str]] = []
     for prompt in rows.fields("problem"):
         body.append([text(prompt)])
-        for method in (PI_FT, DPOK):
+        for method in (MethodName.PI_FT, MethodName.DPOK):
             cells = []
             for metric in (Metric.REWARD_GAIN, Metric.ACCURACY_GAIN, Metric.KL):
                 mean = mean_of_trainings(rows, metric, prompt, method, beta)
@@ -134,7 +139,8 @@ def ahead_at_the_best_rate(rows: Rows, metric: Metric, beta: float) -> tuple[int
     ahead, known = 0, 0
     for prompt in rows.fields("problem"):
         mine, theirs = (
-            mean_of_trainings(rows, metric, prompt, method, beta) for method in (PI_FT, DPOK)
+            mean_of_trainings(rows, metric, prompt, method, beta)
+            for method in (MethodName.PI_FT, MethodName.DPOK)
         )
         others = _at_other_rates(rows, metric, prompt, beta)
         if mine and theirs and others:
@@ -144,12 +150,14 @@ def ahead_at_the_best_rate(rows: Rows, metric: Metric, beta: float) -> tuple[int
 
 
 def _at_other_rates(rows: Rows, metric: Metric, prompt: str, beta: float) -> Rows:
-    return rows.where(metric, prompt, DPOK, beta=beta).having("beta", "rate")
+    return rows.where(metric, prompt, MethodName.DPOK, beta=beta).having("beta", "rate")
 
 
 def rates(rows: Rows, beta: float) -> str:
     """DPOK at other learning rates than the shared one; nothing if there were none."""
-    others = rows.where(estimator=DPOK, beta=beta).having("beta", "rate").distinct("rate")
+    others = (
+        rows.where(estimator=MethodName.DPOK, beta=beta).having("beta", "rate").distinct("rate")
+    )
     if not others:
         return ""
     body: list[Sequence[str]] = []
@@ -158,11 +166,11 @@ def rates(rows: Rows, beta: float) -> str:
         body.append([text(prompt)])
         found = [
             (method, "shared", [final(rows, metric, prompt, method, beta) for metric in metrics])
-            for method in (PI_FT, DPOK)
+            for method in (MethodName.PI_FT, MethodName.DPOK)
         ]
         found += [
             (
-                DPOK,
+                MethodName.DPOK,
                 plain(rate),
                 [
                     _at_other_rates(rows, metric, prompt, beta).where(rate=rate)
@@ -188,7 +196,7 @@ def rates(rows: Rows, beta: float) -> str:
 
 def sweep(rows: Rows, prompt: str) -> str:
     """PI-FT at every KL weight."""
-    found = rows.where(problem=prompt, estimator=PI_FT).having("beta")
+    found = rows.where(problem=prompt, estimator=MethodName.PI_FT).having("beta")
     body = []
     for beta in found.distinct("beta"):
         mine = [

@@ -57,7 +57,7 @@ SOLVED = {
     "adjoint matching": KINDS[1],
     "SOCM, degree 2": KINDS[1],
     "SOCM-adjoint": KINDS[1],
-    "DDPO": KINDS[2],
+    "cross entropy": KINDS[2],
 }
 PIPELINES = (
     "lean adjoint",
@@ -734,7 +734,7 @@ def benched(mine: str) -> Rows:
                         **more,
                     )
                 )
-    return Rows(tuple(found))
+    return Rows(tuple(found), studies=(schemas.VARIANCE.of_anything("variance"),))
 
 
 def test_a_bench_report_ranks_and_shows_refusals():

@@ -10,7 +10,7 @@ from socft.records import Record
 from socft.report.rows import Rows
 from socft.report.stable_diffusion.stability import reasons
 from socft.report.stable_diffusion.tables import ahead_at_the_best_rate, mean_of_trainings
-from socft.study.comparison import DPOK, PI_FT
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 
 BETA = 0.02
@@ -23,7 +23,7 @@ def drop(method: str, value: float, prompt: str = "p", **changed: object) -> Rec
 
 
 def gradients(agreement: float, alignment: float, stderr: float, prompt: str = "p") -> list[Record]:
-    """At the policy that method A ended with, and quite different ones at another."""
+    """At the policy that DDPO ended with, and quite different ones at another."""
 
     def at(policy: str, method: str, metric: str, value: float, error: float) -> Record:
         return Record(
@@ -37,14 +37,14 @@ def gradients(agreement: float, alignment: float, stderr: float, prompt: str = "
         )
 
     return [
-        at("B", method, metric, -0.77, 0.01)
-        for method in (PI_FT, "A")
+        at("DRaFT-1", method, metric, -0.77, 0.01)
+        for method in (MethodName.PI_FT, "DDPO")
         for metric in ("agreement", "alignment")
     ] + [
-        at("A", PI_FT, "agreement", 0.8, 0.01),
-        at("A", PI_FT, "alignment", 1.0, 0.0),
-        at("A", "A", "agreement", agreement, stderr),
-        at("A", "A", "alignment", alignment, stderr),
+        at("DDPO", MethodName.PI_FT, "agreement", 0.8, 0.01),
+        at("DDPO", MethodName.PI_FT, "alignment", 1.0, 0.0),
+        at("DDPO", "DDPO", "agreement", agreement, stderr),
+        at("DDPO", "DDPO", "alignment", alignment, stderr),
     ]
 
 
@@ -57,15 +57,15 @@ def told(records: list[Record]) -> str:
 def test_nothing_is_said_where_nothing_falls():
     assert told([]) == ""
     assert (
-        told([drop(PI_FT, 0.3), drop("DPOK", 0.39)])
+        told([drop(MethodName.PI_FT, 0.3), drop("DPOK", 0.39)])
         == "No run ends below its best by more than noise."
     )
 
 
 def test_what_was_not_measured_is_not_explained():
-    found = told([drop(PI_FT, 0.0), drop("DPOK", 0.5)])
+    found = told([drop(MethodName.PI_FT, 0.0), drop("DPOK", 0.5)])
     assert "DPOK on “p”: why was not measured." in found
-    assert PI_FT not in found
+    assert MethodName.PI_FT not in found
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_what_was_not_measured_is_not_explained():
 def test_a_reason_is_given_beyond_four_standard_errors(
     own: float, alignment: float, stderr: float, reason: str
 ):
-    assert f"A on “p”: {reason}" in told([drop("A", 5.0), *gradients(own, alignment, stderr)])
+    assert f"DDPO on “p”: {reason}" in told([drop("DDPO", 5.0), *gradients(own, alignment, stderr)])
 
 
 def test_every_prompt_has_its_own_reason():
@@ -90,9 +90,9 @@ def test_every_prompt_has_its_own_reason():
         + gradients(0.8, 0.7, 0.1, "q")
         + gradients(0.8, -1.0, 0.01, "r")
     )
-    found = told([drop("A", 5.0, "p"), drop("A", 5.0, "q"), drop("A", 0.0, "r"), *records])
+    found = told([drop("DDPO", 5.0, "p"), drop("DDPO", 5.0, "q"), drop("DDPO", 0.0, "r"), *records])
     lines = [line for line in found.splitlines() if line.startswith("- ")]
-    assert [line.split(":")[0] for line in lines] == ["- A on “p”", "- A on “q”"]
+    assert [line.split(":")[0] for line in lines] == ["- DDPO on “p”", "- DDPO on “q”"]
     assert "climbs something else" in lines[0]
     assert "not decided" in lines[1]
 
@@ -100,24 +100,24 @@ def test_every_prompt_has_its_own_reason():
 def test_a_run_that_differs_in_one_setting_is_held_against_the_one_that_does_not():
     """Another KL weight has a comparison of gradients of its own."""
     changed = [
-        drop("A", 5.0, limit="none"),
-        drop("B", 5.0, rate=0.5),
-        drop("B", 5.0, training=2),
-        drop("B", 0.0, training=3),
+        drop("DDPO", 5.0, limit="none"),
+        drop("DRaFT-1", 5.0, rate=0.5),
+        drop("DRaFT-1", 5.0, training=2),
+        drop("DRaFT-1", 0.0, training=3),
     ]
     lines = [
         line
         for line in told(
-            [drop("A", 0.0), drop("B", 6.0), *changed, drop("A", 5.0, beta=0.5)]
+            [drop("DDPO", 0.0), drop("DRaFT-1", 6.0), *changed, drop("DDPO", 5.0, beta=0.5)]
         ).splitlines()
         if line[:1] == "-"
     ]
     assert [line.split(":")[0] for line in lines] == [
-        "- B on “p”",
-        "- A on “p”, without the limit on target controls",
-        "- B on “p”, at the learning rate 0.5",
-        "- B on “p”, training 2",
-        "- A on “p”, beta = 0.5",
+        "- DRaFT-1 on “p”",
+        "- DDPO on “p”, without the limit on target controls",
+        "- DRaFT-1 on “p”, at the learning rate 0.5",
+        "- DRaFT-1 on “p”, training 2",
+        "- DDPO on “p”, beta = 0.5",
     ]
     assert "with the limit it does not; it falls by " in lines[1]
     assert "at the shared learning rate it does too; it falls by " in lines[2]
@@ -134,17 +134,20 @@ def gain(method: str, value: float, **changed: object) -> Record:
 def test_means_over_trainings_have_the_error_of_pictures_and_that_of_trainings():
     rows = Rows(
         (
-            gain(PI_FT, 1.0),
-            gain(PI_FT, 2.0, training=2),
-            gain(PI_FT, 3.0, training=3),
-            gain(PI_FT, 9.0, limit="none"),
+            gain(MethodName.PI_FT, 1.0),
+            gain(MethodName.PI_FT, 2.0, training=2),
+            gain(MethodName.PI_FT, 3.0, training=3),
+            gain(MethodName.PI_FT, 9.0, limit="none"),
         )
     )
-    mean, error = mean_of_trainings(rows, Metric.REWARD_GAIN, "p", PI_FT, BETA) or (0.0, 0.0)
+    mean, error = mean_of_trainings(rows, Metric.REWARD_GAIN, "p", MethodName.PI_FT, BETA) or (
+        0.0,
+        0.0,
+    )
     assert (mean, error) == pytest.approx((2.0, (0.03**2 + 1.0 / 3) ** 0.5))
-    assert mean_of_trainings(rows, Metric.REWARD_GAIN, "p", DPOK, BETA) is None
+    assert mean_of_trainings(rows, Metric.REWARD_GAIN, "p", MethodName.DPOK, BETA) is None
     assert mean_of_trainings(
-        Rows((gain(DPOK, 1.0),)), Metric.REWARD_GAIN, "p", DPOK, BETA
+        Rows((gain(MethodName.DPOK, 1.0),)), Metric.REWARD_GAIN, "p", MethodName.DPOK, BETA
     ) == pytest.approx((1.0, 0.03))
 
 
@@ -152,11 +155,11 @@ def test_means_over_trainings_have_the_error_of_pictures_and_that_of_trainings()
 def test_the_best_rate_of_the_rival_is_what_counts(best: float, ahead: int):
     rows = Rows(
         (
-            gain(PI_FT, 1.0),
-            gain(PI_FT, 3.0, training=2),
-            gain(DPOK, 0.0),
-            gain(DPOK, best, rate=0.1),
-            gain(DPOK, 0.1, rate=0.2),
+            gain(MethodName.PI_FT, 1.0),
+            gain(MethodName.PI_FT, 3.0, training=2),
+            gain(MethodName.DPOK, 0.0),
+            gain(MethodName.DPOK, best, rate=0.1),
+            gain(MethodName.DPOK, 0.1, rate=0.2),
         )
     )
     assert ahead_at_the_best_rate(rows, Metric.REWARD_GAIN, BETA) == (ahead, 1)

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from socft.checks import InvalidProblem
 from socft.cli import REPORTS, STUDIES
+from socft.estimators.catalogue import CATALOGUE, COMPARED
+from socft.report.rows import Rows
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 
@@ -23,7 +27,9 @@ def sources(*folders: str) -> Iterator[Path]:
         yield from sorted((ROOT / folder).rglob("*.py")) or [ROOT / folder]
 
 
-def members(kind: type[Metric] | type[ProblemName], files: Iterator[Path]) -> set[str]:
+def members(
+    kind: type[Metric] | type[ProblemName] | type[MethodName], files: Iterator[Path]
+) -> set[str]:
     """The members of a vocabulary that some sources name."""
     return {
         getattr(kind, node.attr)
@@ -43,6 +49,46 @@ def test_a_report_asks_for_what_its_studies_write(name):
     assert members(Metric, sources(folder)) <= written
     problems = set().union(*(study.problems or () for study in report.studies))
     assert members(ProblemName, sources(folder)) <= problems
+    estimators = set().union(*(study.estimators or () for study in report.studies))
+    assert members(MethodName, sources(folder)) <= estimators
+
+
+def test_estimators_of_the_catalogue_are_named_once():
+    assert set(CATALOGUE) <= set(MethodName)
+    assert schemas.VARIANCE.estimators == set(COMPARED)
+
+
+def test_every_method_is_written_by_a_study_or_in_the_catalogue():
+    declared = {name for schema in schemas.STUDIES for name in schema.estimators or ()}
+    assert set(MethodName) == declared | set(CATALOGUE)
+
+
+@pytest.mark.parametrize(
+    "folder", ["socft/report", "toy", "sd_experiments/studies", "socft/estimators/catalogue.py"]
+)
+def test_names_of_the_catalogue_are_never_spelt_out(folder):
+    """But for those that are words of other things as well."""
+    words = {MethodName.VARIANCE, MethodName.MOMENT, MethodName.TRUNCATED}
+    spelt = {
+        f"{file}: {node.value}"
+        for file in sources(folder)
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and node.value in CATALOGUE.keys() - words
+    }
+    assert spelt == set()
+
+
+def test_a_report_cannot_ask_for_an_estimator_that_its_studies_do_not_write():
+    rows = Rows((), studies=(schemas.SOCM, schemas.TRAINING))
+    assert not rows.where(estimator=MethodName.SOCM_ADJOINT)
+    with pytest.raises(InvalidProblem, match="studies socm, training with estimator SOCM;"):
+        rows.where(estimator="SOCM")
+    with pytest.raises(InvalidProblem, match="studies training with estimator SOCM-adjoint;"):
+        rows.of(schemas.TRAINING).where(estimator=MethodName.SOCM_ADJOINT)
+    anything = Rows((), studies=(schemas.VARIANCE.of_anything("bench"),))
+    assert not anything.where(estimator="module:Mine")
 
 
 @pytest.mark.parametrize("kind", [Metric, ProblemName])
@@ -72,3 +118,5 @@ def test_a_study_names_what_it_declares(name):
             files.add(Path(str(importlib.import_module(str(node.module)).__file__)))
     assert SCHEMAS[name].metrics <= members(Metric, iter(files))
     assert (SCHEMAS[name].problems or set()) <= members(ProblemName, iter(files))
+    if name != "variance":  # those of the catalogue that are compared
+        assert SCHEMAS[name].estimators <= members(MethodName, iter(files))
