@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def code(text: str) -> set[str]:
     return {each for each in found if re.fullmatch(r"[@\w./]+", each)}
 
 
-def defined() -> set[str]:
+@functools.cache
+def defined() -> frozenset[str]:
     """Names of classes, functions, arguments and what is assigned, of modules and of packages."""
     names = {"pytest", "mark"}
     for file in (file for package in PACKAGES for file in (ROOT / package).rglob("*.py")):
@@ -36,7 +38,7 @@ def defined() -> set[str]:
                     names.add(node.id)
                 case ast.arg():
                     names.add(node.arg)
-    return names
+    return frozenset(names)
 
 
 def missing(text: str) -> set[str]:
