@@ -501,7 +501,7 @@ def test_names_that_lead_nowhere_are_refused():
         ),
         (
             lambda: instantiate("estimator", ANYWHERE, "DDPO", {"clap": 1}),
-            "the estimator 'ddpo' refuses its options {'clap': 1}: ",
+            "the estimator 'DDPO' refuses its options {'clap': 1}: ",
         ),
         (
             lambda: instantiate("reward", {}, "tests.support.sd:STEPS", {}),

@@ -30,7 +30,7 @@ def ratios(claims: Claims) -> bytes:
     """One row per claim: the distribution of the ratio, the worst ones marked, and the bound at
     1.
     """
-    with panels(1, 1, MARGIN + ROW_HEIGHT * len(claims)) as (figure, (ax,)):
+    with panels(1, 1, MARGIN + ROW_HEIGHT * max(1, len(claims))) as (figure, (ax,)):
         for height, line in enumerate(claims):
             if line.ratio is None:
                 ax.text(LEAST * 1.2, height, NOT_MEASURED, va="center", fontsize=7, color="0.35")

@@ -200,7 +200,7 @@ def linear() -> Iterator[Record]:
 
 
 def others() -> Iterator[Record]:
-    for name in (*PIPELINES, *COMPARED, RECURSION):
+    for name in sorted(schemas.PENDULUM.estimators or ()):
         for metric in ("cost", "cost_simulated", "mse", "mse_descent"):
             setting = {"paths": 10000, "function_class": "bumps"}
             more = {

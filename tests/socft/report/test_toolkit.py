@@ -46,7 +46,7 @@ from tests.support.claim_lines import synthetic_claims
 from tests.support.tightness_rows import synthetic_tightness
 from toy.problems import fine_tuning
 
-PAGES = range(15, 22)
+PAGES = range(15, 25)
 PROBLEMS = ("gaussian-quadratic", "mixture-huber", "gaussian-sine")
 FACTORS = {
     "paper": 50.0,
