@@ -82,7 +82,7 @@ def law(
         0.7 * basis[:, -1]
         + torch.randn(components, rank, generator=generator, dtype=torch.float64) @ A.mT
     )
-    return GaussianMixture(torch.ones(components), means, covs), A
+    return GaussianMixture(torch.ones(components) / components, means, covs), A
 
 
 def across(A: Tensor, x: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class SOCM(MatchingEstimator):
             every direction.
 
     >>> SOCM(degree=1)
-    SOCM(flow=Identity(), degree=1, folds=2)
+    SOCM(flow=IdentityFlow(), degree=1, folds=2)
     """
 
     flow: CostateFlow = dataclasses.field(default_factory=IdentityFlow)

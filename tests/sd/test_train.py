@@ -559,7 +559,7 @@ CHANGED = {
     "reward": (
         'name = "tests.support.sd:reddish"',
         'name = "jpeg"',
-        "estimator: jpeg has no gradient, and adjoint_matching asks",
+        "estimator: jpeg has no gradient, and adjoint matching asks",
     ),
     "paths": (
         "trajectories = 4",
