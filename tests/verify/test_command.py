@@ -209,6 +209,7 @@ def test_search_continues_where_it_was(folder):
     )
 
 
+@pytest.mark.slow
 def test_interruption_keeps_what_is_finished(folder):
     write(folder, a=GOOD, b=SLOW)
     code = f"""
