@@ -155,7 +155,7 @@ def run(
     """
     settings, small = (
         benchmark_config(file, random),
-        {name: ESTIMATORS[name] for name in QUICK_ESTIMATORS},
+        {str(name): ESTIMATORS[name] for name in QUICK_ESTIMATORS},
     )
     chosen = estimators or (small if quick else ESTIMATORS)
     made = tasks(settings, random, chosen, sweep or (QUICK if quick else FULL))
