@@ -190,3 +190,11 @@ def test_mmd_does_not_depend_on_how_it_is_chunked_nor_on_rigid_motions(
 def test_bad_input_is_refused(call, message: str):
     with pytest.raises(InvalidProblem, match=message):
         call()
+
+
+def test_a_negative_mass_is_refused_beyond_rounding():
+    atoms = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    rounded = wasserstein1(atoms, atoms, torch.tensor([1.0, -1e-17]), torch.tensor([0.5, 0.5]))
+    assert rounded == 0.5
+    with pytest.raises(InvalidProblem, match=r"the negative weights of x sum to -1e-06"):
+        wasserstein1(atoms, atoms, torch.tensor([1.0, -1e-6]), torch.tensor([0.5, 0.5]))

@@ -70,7 +70,7 @@ def _gradient_ascent(estimator: Estimator) -> IterativeMethod:
     )
 
 
-METHODS = {
+METHODS: dict[str, IterativeMethod] = {
     MethodName.EXACT_PI_FT: IterativeMethod(lambda truth, _: ExactPIFT(12, truth.grids), "exact"),
     MethodName.MONTE_CARLO_PI_FT_LINEAR: IterativeMethod(_linear, "fixed-point residual"),
     MethodName.MONTE_CARLO_PI_FT_NETWORK: IterativeMethod(_network, "fixed-point residual"),

@@ -182,9 +182,10 @@ METHODS: dict[str, Callable[[Frontier, float], Guidance]] = {
 }
 """Guidance by method and knob: the increment of y at the pre-trained mean, or a weight."""
 ALL_METHODS = (*METHODS, MethodName.FINE_TUNED_SCORE, MethodName.OPTIMAL_CONTROL)
-KNOBS = dict.fromkeys(
-    (MethodName.NAIVE, MethodName.LOOK_AHEAD_PUBLISHED, MethodName.LOOK_AHEAD_EXACT), (0.02, 100.0)
-) | {
+KNOBS: dict[str, tuple[float, float]] = {
+    MethodName.NAIVE: (0.02, 100.0),
+    MethodName.LOOK_AHEAD_PUBLISHED: (0.02, 100.0),
+    MethodName.LOOK_AHEAD_EXACT: (0.02, 100.0),
     MethodName.UNIVERSAL: (0.003, 10.0),
     MethodName.CLASSIFIER: (0.01, 100.0),
     MethodName.FINE_TUNED_SCORE: (0.1, 30.0),

@@ -50,7 +50,7 @@ class PublishedRun:
     adapts: int = 0
 
 
-RUNS = {
+RUNS: dict[tuple[str, str, int], PublishedRun] = {
     (ProblemName.F1_OFF, MethodName.NAIVE, 1): PublishedRun(0.9, 1000),
     (ProblemName.F1_OFF, MethodName.LOOK_AHEAD, 1): PublishedRun(0.2, 1000),
     (ProblemName.F1_OFF, MethodName.NAIVE, 2): PublishedRun(0.9, 1200, 40),

@@ -9,6 +9,7 @@ beta sets, the gap to the exponential tilt, three forms of PI-FT, and accuracy a
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -333,35 +334,29 @@ def sweep_task(steps: int, inner: int) -> list[Record]:
 
 def tasks(quick: bool) -> list[Task]:
     """Every measurement, at the quick or the full scale."""
+    problems = [task for name in FINE_TUNING for task in _problem_tasks(name, quick)]
+    return problems + _method_tasks(1 if quick else 2) + _closed_form_tasks() + _time_tasks()
+
+
+def _problem_tasks(name: str, quick: bool) -> list[Task]:
+    """What is measured of one problem of fine-tuning."""
     lams, most = ([0.5, 0.8], 9) if quick else ([0.4, 0.5, 0.7, 0.9], 24)
     betas = [2.0**e for e in (range(-1, 5) if quick else torch.linspace(-1, 5, 13).tolist())]
     lengths = [10, 20, 40] if quick else [10, 20, 40, 80, 160]
-    out = []
-    for name in FINE_TUNING:
-        out.append(Task(f"constants {name}", constants_task, {"problem": name, "lam": 0.5}))
-        out += [
-            Task(
-                f"error {name} {lam}",
-                error_task,
-                {"problem": name, "rule": "measured", "lam": lam, "most": most},
-            )
-            for lam in lams
-        ]
-        if float("inf") > fine_tuning(name).reward.L0:
-            rules = ("paper iterates", "sharp iterates")
-            out += [
-                Task(
-                    f"error {name} {rule}",
-                    error_task,
-                    {"problem": name, "rule": rule, "lam": 0.5, "most": 8},
-                )
-                for rule in rules
-            ]
-        out += [
+    bounded = math.isfinite(fine_tuning(name).reward.L0)
+    return [
+        Task(f"constants {name}", constants_task, {"problem": name, "lam": 0.5}),
+        *(_error_task(name, str(lam), "measured", lam, most) for lam in lams),
+        *(
+            _error_task(name, rule, rule, 0.5, 8)
+            for rule in ("paper iterates", "sharp iterates")
+            if bounded
+        ),
+        *(
             Task(f"trade-off {name} {beta:g}", trade_off_task, {"problem": name, "beta": beta})
             for beta in betas
-        ]
-        out += [
+        ),
+        *(
             Task(
                 f"tilt {name} {schedule} {steps}",
                 tilt_task,
@@ -369,34 +364,43 @@ def tasks(quick: bool) -> list[Task]:
             )
             for schedule in SCHEDULES
             for steps in lengths
-        ]
-        out.append(Task(f"truth {name}", truth_error_task, {"problem": name}))
-    scale = 1 if quick else 2
-    out += [
-        Task(
-            name,
-            method_task,
-            {"problem": ProblemName.GAUSSIAN_SINE, "method": name, "scale": scale},
-        )
+        ),
+        Task(f"truth {name}", truth_error_task, {"problem": name}),
+    ]
+
+
+def _error_task(name: str, label: str, rule: str, lam: float, most: int) -> Task:
+    arguments = {"problem": name, "rule": rule, "lam": lam, "most": most}
+    return Task(f"error {name} {label}", error_task, arguments)
+
+
+def _method_tasks(scale: int) -> list[Task]:
+    """The ways to run PI-FT, on one problem."""
+    problem = ProblemName.GAUSSIAN_SINE
+    return [
+        Task(name, method_task, {"problem": problem, "method": name, "scale": scale})
         for name in METHODS
     ]
-    out.append(
-        Task(
-            "closed form 1-D", closed_form_task, {"dim": 1, "steps": 50, "inner": 20, "limit": 1e-9}
-        )
-    )
-    out.append(
-        Task(
-            "closed form 2-D", closed_form_task, {"dim": 2, "steps": 20, "inner": 20, "limit": 1e-7}
-        )
-    )
-    out.append(Task("Riccati", riccati_task, {"dim": 256, "steps": 1000}))
+
+
+def _closed_form_tasks() -> list[Task]:
+    """Quadrature against closed forms, and the recursion of Riccati."""
+    line = {"dim": 1, "steps": 50, "inner": 20, "limit": 1e-9}
+    plane = {"dim": 2, "steps": 20, "inner": 20, "limit": 1e-7}
+    return [
+        Task("closed form 1-D", closed_form_task, line),
+        Task("closed form 2-D", closed_form_task, plane),
+        Task("Riccati", riccati_task, {"dim": 256, "steps": 1000}),
+    ]
+
+
+def _time_tasks() -> list[Task]:
+    """Seconds of a backward induction, by steps and by inner iterations."""
     sizes = [(25, 20), (50, 20), (100, 20), (200, 20), (50, 5), (50, 10), (50, 40)]
-    out += [
+    return [
         Task(f"backward induction {steps} x {inner}", sweep_task, {"steps": steps, "inner": inner})
         for steps, inner in sizes
     ]
-    return out
 
 
 STUDY = Study(schemas.CONVERGENCE, tasks)

@@ -323,66 +323,71 @@ def _marks(rounds: int) -> frozenset[int]:
 
 def tasks(quick: bool) -> list[Task]:
     """Every measurement, at the quick or the full scale."""
-    steps, most = (25, 12) if quick else (200, 2000)
+    steps = 25 if quick else 200
+    return [
+        *_rounds_tasks(steps, 12 if quick else 2000),
+        *_regularised_tasks(),
+        *_frontier_tasks(steps, quick),
+        *_sphere_tasks(steps, quick),
+    ]
+
+
+def _rounds_tasks(steps: int, most: int) -> list[Task]:
+    """The published runs of both algorithms, of at most ``most`` rounds."""
     out = []
     for (objective, guidance, algorithm), run in RUNS.items():
-        name = f"rounds {objective} {guidance} algorithm {algorithm}"
         arguments = {
             "objective": objective,
             "guidance": guidance,
             "algorithm": algorithm,
             "delta": run.delta,
-        }
-        length = {
             "rounds": min(run.rounds, most),
             "adapts": min(run.adapts, most // 4),
             "steps": steps,
         }
-        out.append(Task(name, rounds_task, arguments | length))
+        name = f"rounds {objective} {guidance} algorithm {algorithm}"
+        out.append(Task(name, rounds_task, arguments))
+    return out
+
+
+def _regularised_tasks() -> list[Task]:
+    """Where the rounds of look-ahead guidance settle."""
     settled = {
         (objective, run.delta)
         for (objective, guidance, _), run in RUNS.items()
         if guidance == MethodName.LOOK_AHEAD
     }
-    for objective, delta in sorted(settled):
-        out.append(
-            Task(
-                f"regularised {objective}",
-                regularised_task,
-                {"objective": objective, "delta": delta},
-            )
-        )
+    return [
+        Task(f"regularised {objective}", regularised_task, {"objective": objective, "delta": delta})
+        for objective, delta in sorted(settled)
+    ]
+
+
+def _frontier_tasks(steps: int, quick: bool) -> list[Task]:
+    """Reward against KL of every method, and all of them at equal reward."""
     points, rewards = (4, [3.0]) if quick else (16, [2.0, 3.0, 5.0, 8.0])
+    out = []
     for spread in VARIANCES:
         for method in ALL_METHODS:
             where = {"spread": spread, "method": method, "steps": steps}
-            out.append(
-                Task(f"frontier {spread} {method}", frontier_task, where | {"points": points})
-            )
-            out.append(
-                Task(
-                    f"equal reward {spread} {method}",
-                    equal_reward_task,
-                    where | {"rewards": rewards},
-                )
-            )
+            name = f"{spread} {method}"
+            out += [
+                Task(f"frontier {name}", frontier_task, where | {"points": points}),
+                Task(f"equal reward {name}", equal_reward_task, where | {"rewards": rewards}),
+            ]
+    return out
+
+
+def _sphere_tasks(steps: int, quick: bool) -> list[Task]:
+    """The same on a sphere."""
     deltas = [0.2] if quick else [0.05, 0.2, 0.52]
-    for guidance in GUIDES:
-        length = {"rounds": 4 if quick else 25, "steps": steps}
-        out.append(
-            Task(
-                f"sphere {guidance}", sphere_task, {"guidance": guidance, "deltas": deltas} | length
-            )
-        )
+    length = {"deltas": deltas, "rounds": 4 if quick else 25, "steps": steps}
+    out = [Task(f"sphere {name}", sphere_task, {"guidance": name} | length) for name in GUIDES]
     for method, knobs in SPHERE_KNOBS.items():
-        where = {"knobs": knobs[::4] if quick else knobs, "paths": 128 if quick else FRONTIER_PATHS}
-        out.append(
-            Task(
-                f"sphere frontier {method}",
-                sphere_frontier_task,
-                where | {"method": method, "steps": steps},
-            )
-        )
+        chosen = knobs[::4] if quick else knobs
+        paths = 128 if quick else FRONTIER_PATHS
+        where = {"knobs": chosen, "paths": paths, "method": method, "steps": steps}
+        out.append(Task(f"sphere frontier {method}", sphere_frontier_task, where))
     return out
 
 

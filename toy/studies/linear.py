@@ -157,7 +157,7 @@ SLOW = {
     for each in NETWORKS
     if each.kind == "biased" or each.name == MethodName.LEAN_ADJOINT_NETWORK
 } | {MethodName.TIME_REVERSED_VALUE}
-PUBLISHED = {
+PUBLISHED: dict[str, str] = {
     MethodName.LEAN_ADJOINT_PUBLISHED: "non_adapted",
     MethodName.TIME_REVERSED_COSTATE_PUBLISHED: "tr_bsde",
 }

@@ -178,7 +178,7 @@ def published(found: Benchmark, scheme: Scheme, axis: str, policy: str) -> float
 
 
 LIMIT_ROUNDS = 200
-LIMIT_NAMES = {
+LIMIT_NAMES: dict[str, MethodName] = {
     MethodName.FORWARD_PUBLISHED_INDEX: MethodName.LEAST_SQUARES_COSTATE,
     MethodName.TIME_REVERSED_COSTATE: MethodName.TIME_REVERSED_COSTATE,
 }

@@ -94,7 +94,7 @@ def _named(name: str) -> Callable[[], TrainableEstimator]:
 
 
 METHODS: dict[str, Callable[[], TrainableEstimator]] = {
-    name: _named(name)
+    str(name): _named(name)
     for name in (
         MethodName.ADJOINT_MATCHING,
         MethodName.RELATIVE_ENTROPY,

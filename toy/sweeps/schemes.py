@@ -123,7 +123,7 @@ class Scheme:
     published: str | None = None
 
 
-SCHEMES = {
+SCHEMES: dict[str, Scheme] = {
     MethodName.LEAST_SQUARES_COSTATE: Scheme(
         "unbiased",
         _least_squares(LeastSquaresCostate(_linear())),

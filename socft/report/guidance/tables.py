@@ -220,7 +220,7 @@ def sphere(rows: Rows) -> str:
 
 def symbol(method: str) -> str:
     """A method's name in markup."""
-    names = {
+    names: dict[str, str] = {
         MethodName.NAIVE: "$G$",
         MethodName.LOOK_AHEAD: '$G_"loss"$',
         MethodName.LOOK_AHEAD_PUBLISHED: '$G_"loss"$, published',
