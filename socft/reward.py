@@ -366,8 +366,9 @@ class LogSumExp(Reward):
     """``r(x) = temperature log sum_k exp((w_k . x + b_k) / temperature)``, a smooth maximum of
     affine functions.
 
-    L0 = max_k |w_k|: exact, as the longest ``w_k`` wins along its own direction. L1 <= (max_jk |w_j
-    - w_k| / 2)^2 / temperature by Popoviciu's inequality: an upper bound, exact for two directions.
+    L0 = max_k |w_k|: exact, as the longest ``w_k`` wins along its own direction.
+    L1 <= (max_jk |w_j - w_k| / 2)^2 / temperature by Popoviciu's inequality: an upper bound, exact
+    for two directions.
 
     Attributes:
         directions: shape (K, n).

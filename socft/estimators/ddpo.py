@@ -3,8 +3,8 @@ that clip a likelihood ratio.
 
 On a path of the control u, step k has under the control v the likelihood ratio
 
-.. math:: \rho_k = \frac{p^v(x_{k+1} | x_k)}{p^u(x_{k+1} | x_k)} = \exp\big( (v_k - u_k) \cdot \xi_k
-    - |v_k - u_k|^2/2 \big),
+.. math:: \rho_k = \frac{p^v(x_{k+1} | x_k)}{p^u(x_{k+1} | x_k)}
+    = \exp\big( (v_k - u_k) \cdot \xi_k - |v_k - u_k|^2/2 \big),
 
 exactly 1 before an update. DDPO maximises
 :math:`E \sum_k \min(\rho_k A, \mathrm{clip}(\rho_k, 1 \pm \epsilon) A)` with normalised rewards

@@ -78,9 +78,10 @@ def envelope_error_bound(
     Derived here: Lemma 3.4 with the square of its rate, because the two terms of (55) cancel to
     first order, as an envelope's must. With e the distance of delta_m from the fixed point delta of
     the update map, H the Hessian of G V there and H' its mean over the segment between, the
-    envelope's gradient is off by ``((Jac delta - Jac delta_m)(I - rho H) + (I + Jac delta_m) rho (H
-    - H')) e`` over rho, up to transposition, where ``|e| <= q^m rho Lb0``, ``rho |H - H'| <= q
-    tau |e| / 2`` and, by induction over m, ``|Jac delta - Jac delta_m| <= q^m (q + m c) / lam``.
+    envelope's gradient is off by
+    ``((Jac delta - Jac delta_m)(I - rho H) + (I + Jac delta_m) rho (H - H')) e`` over rho, up to
+    transposition, where ``|e| <= q^m rho Lb0``, ``rho |H - H'| <= q tau |e| / 2`` and, by
+    induction over m, ``|Jac delta - Jac delta_m| <= q^m (q + m c) / lam``.
     And changing V_{t+1} by eps changes the finished envelope's gradient, delta / rho, by at most
     ``eps / lam``.
 

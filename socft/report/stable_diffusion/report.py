@@ -274,13 +274,15 @@ def _reproduction(rows: Rows, study: StudySchema) -> str:
     config = f"sd_experiments/configs/{CONFIGS[scale]}"
     trainings = max(rows.of(study).distinct("training"), default=1)
     variants = any(rows.of(study).distinct(key) for key in ("rate", "limit"))
+    repeated = f" --trainings {trainings}" if trainings > 1 else ""
+    reproduce = f"socft sd reproduce --scale {scale}{repeated}{' --variants' if variants else ''}"
     return f"""
 = Reproduction
 
 ```
-socft sd reproduce --scale
-{scale}{f" --trainings {trainings}" if trainings > 1 else ""}{" --variants" if variants else ""}
-socft sd costate-size --config {config} socft sd gradient-norm --scale {scale}
+{reproduce}
+socft sd costate-size --config {config}
+socft sd gradient-norm --scale {scale}
 socft sd benchmark --config {config}
 ```
 
