@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from socft.estimators.catalogue import CATALOGUE, KINDS
+from socft.estimators.catalogue import CATALOGUE
+from socft.estimators.catalogue.rows import KINDS
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_records import Claims
 from socft.report.figures import note, panels, svg

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from socft.checks import InvalidProblem
 from socft.estimators.base import Estimator
-from socft.estimators.catalogue import ANYWHERE, evaluations_per_path
+from socft.estimators.catalogue import ANYWHERE
+from socft.estimators.catalogue.rows import evaluations_per_path
 from socft.estimators.moment import Moment
 from socft.path import Noise, returns, rollout
 from socft.path_measure import effective_size

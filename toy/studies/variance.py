@@ -40,7 +40,8 @@ import torch
 
 from socft.checks import InvalidProblem
 from socft.estimators.base import CostateEstimator, Estimator
-from socft.estimators.catalogue import COMPARED, NamedEstimator, find_estimator
+from socft.estimators.catalogue import COMPARED, find_estimator
+from socft.estimators.catalogue.rows import NamedEstimator
 from socft.path import Noise, rollout
 from socft.records import Record
 from socft.study.comparison import BUDGET

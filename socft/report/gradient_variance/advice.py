@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from socft.estimators.catalogue import BIASED, FIXED_POINT, OBJECTIVE
+from socft.estimators.catalogue.rows import BIASED, FIXED_POINT, OBJECTIVE
 from socft.records import Record
 from socft.report.gradient_variance.cells import NONE, ends, value
 from socft.report.gradient_variance.tables import ARENAS, Arena

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from socft.estimators.catalogue import KINDS
+from socft.estimators.catalogue.rows import KINDS
 from socft.report.figures import LOOKS, draw, legend, panels, reference, svg
 from socft.report.gradient_variance.figures import below_column, finish_scaled
 from socft.report.gradient_variance.linear import EULER, PUBLISHED_BY_PATHS, PUBLISHED_PATHS

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from socft.estimators.catalogue import KINDS
+from socft.estimators.catalogue.rows import KINDS
 from socft.records import Record
 from socft.report.figures import LOOKS, draw, finish, logarithmic, panels, svg
 from socft.report.rows import Rows, Series

@@ -7,7 +7,7 @@ It reads the studies ``variance``, ``linear``, ``pendulum``, ``mixture``, ``trai
 
 from __future__ import annotations
 
-from socft.estimators.catalogue import OBJECTIVE
+from socft.estimators.catalogue.rows import OBJECTIVE
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_records import Claims
 from socft.report.figures import LOOKS

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from socft.estimators.catalogue import KINDS
+from socft.estimators.catalogue.rows import KINDS
 from socft.records import Record
 from socft.report.gradient_variance.cells import (
     NONE,

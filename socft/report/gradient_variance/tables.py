@@ -9,7 +9,8 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from socft.estimators.catalogue import BIASED, CATALOGUE, COMPARED, KINDS, Group
+from socft.estimators.catalogue import CATALOGUE, COMPARED
+from socft.estimators.catalogue.rows import BIASED, KINDS, Group
 from socft.records import Record
 from socft.report.gradient_variance.cells import NONE, small, value
 from socft.report.rows import Rows

@@ -7,7 +7,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from socft.estimators.catalogue import CATALOGUE, KINDS
+from socft.estimators.catalogue import CATALOGUE
+from socft.estimators.catalogue.rows import KINDS
 from socft.estimators.context import FITTED_PATHS
 from socft.estimators.factories import CENTRES
 from socft.report.gradient_variance import tables

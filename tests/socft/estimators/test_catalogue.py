@@ -11,7 +11,8 @@ import pytest
 import socft.estimators
 from socft.checks import InvalidProblem
 from socft.estimators.base import Estimator
-from socft.estimators.catalogue import ANYWHERE, CATALOGUE, KINDS, find_estimator
+from socft.estimators.catalogue import ANYWHERE, CATALOGUE, find_estimator
+from socft.estimators.catalogue.rows import KINDS
 from socft.estimators.context import EstimatorContext
 from socft.policy import Uncontrolled
 from toy.problems import benchmark

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from socft.estimators.catalogue import CATALOGUE, COMPARED, KINDS
+from socft.estimators.catalogue import CATALOGUE, COMPARED
+from socft.estimators.catalogue.rows import KINDS
 from socft.records import Record, write
 from socft.report import bench
 from socft.report.base import Document
