@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 import re
 from pathlib import Path
 
 import torch
 
-from socft import reward
+from socft.reward import scalar
 from tests.support.tensors import F64
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,13 +65,13 @@ def test_recipes_name_what_is_there():
 
 
 def test_a_name_that_is_not_there_is_found():
-    text = "`socft/gone.py`, `gone.py`, `Trainer.gone`, `test_gone`; `socft/reward.py`, `Reward`"
+    text = "`socft/gone.py`, `gone.py`, `Trainer.gone`, `test_gone`; `socft/problem.py`, `Reward`"
     assert missing(text) == {"socft/gone.py", "gone.py", "Trainer.gone", "test_gone"}
 
 
 def test_the_example_of_a_reward_has_its_constants():
     """``L0`` at 0, and ``L1`` at ``1/sqrt(3)``, where the second derivative is largest."""
-    namespace = vars(reward).copy()
+    namespace = {"math": math} | vars(scalar)
     block = re.search(r"```python\n(@dataclasses.*?)```", DOCUMENT, re.DOTALL)
     assert block is not None
     exec(compile(block[1], "CONTRIBUTING.md", "exec"), namespace)

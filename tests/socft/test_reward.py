@@ -4,14 +4,16 @@ maximisation, refusals.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
+import pkgutil
 
 import pytest
 import torch
 from torch import Tensor
 
-from socft import reward as rewards
+import socft.reward
 from socft.checks import InvalidProblem
 from socft.reward import (
     FunctionReward,
@@ -66,11 +68,9 @@ def test_every_reward_is_tested():
     """In a table whose gradients and constants are checked."""
     found = {
         each
-        for each in vars(rewards).values()
-        if isinstance(each, type)
-        and issubclass(each, Reward)
-        and each.__module__ == Reward.__module__
-        and not inspect.isabstract(each)
+        for module in pkgutil.iter_modules(socft.reward.__path__, "socft.reward.")
+        for _, each in inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
+        if issubclass(each, Reward) and not inspect.isabstract(each)
     }
     assert found == {type(each) for each in (*SCALARS.values(), *VECTORS.values())}
 

@@ -1,0 +1,159 @@
+"""Rewards made of others."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from socft.checks import (
+    require,
+    require_finite,
+)
+from socft.reference import States
+from socft.reward.arguments import finite_tensor, orthonormal
+from socft.reward.base import PerSample, Reward
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RidgeFunction(Reward):
+    """``r(x) = scalar(q . x)`` on vectors. L0 = |q| L0(scalar), L1 = |q|^2 L1(scalar).
+
+    Attributes:
+        q: direction of any length, shape (n,).
+        scalar: a reward of states of shape (batch, 1).
+
+    >>> RidgeFunction([3.0, 4.0], Sine()).L0
+    5.0
+    """
+
+    q: Float[Tensor, " n"]
+    scalar: Reward
+
+    def __post_init__(self) -> None:
+        q = finite_tensor(self.q, "q")
+        require(
+            q.ndim == 1 and bool((q != 0).any()),
+            f"q has shape {tuple(q.shape)}; give a non-zero vector.",
+        )
+        object.__setattr__(self, "q", q)
+
+    @property
+    def L0(self) -> float:
+        return float(self.q.norm()) * self.scalar.L0
+
+    @property
+    def L1(self) -> float:
+        return float(self.q.square().sum()) * self.scalar.L1
+
+    def __call__(self, x: States) -> PerSample:
+        return self.scalar((x @ self.q.to(x)).unsqueeze(1))
+
+    def gradient(self, x: States) -> States:
+        return self.scalar.gradient((x @ self.q.to(x)).unsqueeze(1)) * self.q.to(x)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Separable(Reward):
+    """``r(x) = sum_i scalars_i(q_i . x)`` with orthonormal ``q_i``.
+
+    The coordinates ``q_i . x`` vary independently, so the suprema add up: L0 = sqrt(sum_i L0_i^2)
+    and L1 = max_i L1_i, both exact whenever the scalar constants are.
+
+    Attributes:
+        rotation: the directions as columns, shape (n, m) with m <= n.
+        scalars: m rewards of states of shape (batch, 1).
+
+    >>> Separable(torch.eye(2), [Sine(), Softplus()])(torch.zeros(1, 2))
+    tensor([0.6931])
+    """
+
+    rotation: Float[Tensor, "n m"]
+    scalars: Sequence[Reward]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rotation", orthonormal(self.rotation, "rotation"))
+        object.__setattr__(self, "scalars", tuple(self.scalars))
+        columns = self.rotation.shape[1]
+        require(
+            len(self.scalars) == columns,
+            f"there are {len(self.scalars)} scalar rewards for {columns} directions; give one"
+            " each.",
+        )
+
+    @property
+    def L0(self) -> float:
+        return math.hypot(*(r.L0 for r in self.scalars))
+
+    @property
+    def L1(self) -> float:
+        return max(r.L1 for r in self.scalars)
+
+    def __call__(self, x: States) -> PerSample:
+        z = x @ self.rotation.to(x)
+        return torch.stack([r(z[:, i : i + 1]) for i, r in enumerate(self.scalars)]).sum(0)
+
+    def gradient(self, x: States) -> States:
+        z = x @ self.rotation.to(x)
+        return torch.cat(
+            [r.gradient(z[:, i : i + 1]) for i, r in enumerate(self.scalars)], 1
+        ) @ self.rotation.T.to(x)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sum(Reward):
+    """``r(x) = sum_i weights_i rewards_i(x)``; the constants add, so they are upper bounds.
+
+    Attributes:
+        rewards: at least one reward.
+        weights: one number each, 1 by default; rewards of weight zero are dropped.
+
+    >>> Sum([Sine(), Quadratic([[-1.0]])], weights=[1.0, 0.1])(torch.zeros(1, 1))
+    tensor([0.])
+    """
+
+    rewards: Sequence[Reward]
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        weights = (
+            [1.0] * len(self.rewards) if self.weights is None else [float(w) for w in self.weights]
+        )
+        require(len(self.rewards) > 0, "there are 0 rewards; give at least one.")
+        require(
+            len(weights) == len(self.rewards),
+            f"there are {len(weights)} weights for {len(self.rewards)} rewards.",
+        )
+        require_finite(
+            torch.tensor(weights, dtype=torch.float64),
+            "weights",
+            "every weight must be a finite number.",
+        )
+        kept = [(r, w) for r, w in zip(self.rewards, weights, strict=True) if w != 0]
+        require(bool(kept), "every weight is 0; give at least one that is not.")
+        object.__setattr__(self, "rewards", tuple(r for r, _ in kept))
+        object.__setattr__(self, "weights", tuple(w for _, w in kept))
+
+    @property
+    def terms(self) -> tuple[tuple[float, Reward], ...]:
+        """The weighted rewards."""
+        assert self.weights is not None
+        return tuple(zip(self.weights, self.rewards, strict=True))
+
+    @property
+    def L0(self) -> float:
+        return sum(abs(w) * r.L0 for w, r in self.terms)
+
+    @property
+    def L1(self) -> float:
+        return sum(abs(w) * r.L1 for w, r in self.terms)
+
+    def __call__(self, x: States) -> PerSample:
+        return torch.stack([w * r(x) for w, r in self.terms]).sum(0)
+
+    def gradient(self, x: States) -> States:
+        return torch.stack([w * r.gradient(x) for w, r in self.terms]).sum(0)
