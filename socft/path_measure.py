@@ -28,7 +28,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from socft.checks import require, require_finite
+from socft.checks import require
+from socft.finite import require_finite_paths
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -82,10 +83,23 @@ def optimal_log_weights(problem: ControlProblem, path: Path, what: str) -> PerSa
         InvalidProblem: beta is not constant, or a weight is not finite.
     """
     log_weights = -work_functional(problem, path.controls, path) / constant_beta(problem, what)
-    require_finite(
-        log_weights, "log-weight", "the reward and the controls must be finite on every path."
-    )
+    require_finite_paths(problem, path, log_weights, f"the log-weights of {what}")
     return log_weights
+
+
+def optimal_weights(problem: ControlProblem, path: Path, what: str) -> Float[Tensor, " batch"]:
+    """``dP*/dP^u`` of each path, of mean one over the batch.
+
+    Raises:
+        InvalidProblem: as `optimal_log_weights`, or there is one path, whose weight is one whatever
+            its reward.
+    """
+    batch = len(path.final)
+    require(
+        batch >= 2,
+        f"batch = {batch}; {what} weighs paths against each other and needs at least 2.",
+    )
+    return normalised(optimal_log_weights(problem, path, what))
 
 
 def normalised(log_weights: PerSample, groups: Int[Tensor, " batch"] | None = None) -> PerSample:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from socft.estimators.base import Estimator
+from socft.finite import require_finite_paths
 from socft.path import Noise, rollout
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -79,7 +80,8 @@ def fit(
     after each.
 
     Raises:
-        InvalidProblem: a gradient is not finite; the policy keeps its last finite parameters.
+        InvalidProblem: labels or a gradient are not finite; says where that comes from, and the
+            policy keeps its last finite parameters.
 
     >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
     >>> problem = ControlProblem(reference, Sine(), beta=2.0)
@@ -95,6 +97,11 @@ def fit(
         with torch.no_grad():
             path = rollout(problem.reference, policy, noise)
             labels = estimator.label(problem, policy, path)
+        for name, each in labels.tensors().items():
+            values = each.flatten(2).sum(2) if each.ndim > 2 else each
+            require_finite_paths(
+                problem, path, values, f"the {name.replace('_', ' ')} of the labels"
+            )
         k, sample = labels.pairs()
         return estimator.loss(problem, policy, k, labels.rows(k, sample)).sum() / batch
 

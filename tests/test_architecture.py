@@ -33,6 +33,7 @@ LAYERS = (
     "policy reward sde",
     "problem density theory",
     "path metrics",
+    "finite",
     "path_measure guidance truth",
     "costates",
     "estimators",

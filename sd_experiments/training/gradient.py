@@ -34,6 +34,8 @@ from sd_experiments.training.replay_buffer import (
     RolloutBatch,
     seeded_generator,
 )
+from sd_experiments.training.rounds import REMEDY
+from socft.checks import require
 from socft.estimators.base import Estimator, LabelRows, MatchingEstimator
 
 
@@ -126,6 +128,10 @@ class GradientAccumulator:
         Args:
             step: number of the gradient step, which decides the steps that are drawn.
             limit: pairs with a larger loss are left out; None where no quantile is known yet.
+
+        Raises:
+            InvalidProblem: a loss is not finite; none is larger than that, and none would be kept
+                from then on.
         """
         steps = self.tasks[0].problem.steps
         chosen, weights = draw_steps(
@@ -191,8 +197,10 @@ class GradientAccumulator:
         squares, passes, loss, masked, limited = self.group.sum_numbers(numbers, self.device)
         own = torch.cat([torch.zeros(0, draws, dtype=torch.float64), *sums.losses]).to(self.device)
         losses = self.group.gather(own, [int(i) for rows in sums.rows for i in rows], n).cpu()
+        bad = int((~losses.isfinite()).sum())
+        require(bad == 0, f"{bad} of {losses.numel()} losses are not finite; {REMEDY}")
         norm = float(flat.double().norm())
-        noise = (max(0.0, n * squares - norm**2) / (passes - 1)) ** 0.5 if passes > 1 else None
+        noise = (max(n * squares - norm**2, 0.0) / (passes - 1)) ** 0.5 if passes > 1 else None
         sizes = [part.numel() for part in sums.parts]
         parts = tuple(
             part.reshape(like.shape)

@@ -57,6 +57,10 @@ class MarginalScore(Readable, abc.ABC):
         """What one evaluation of the score costs; networks of its own are not counted."""
         return FREE
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        """The fewest paths that determine it; fewer are refused."""
+        return 1
+
     @abc.abstractmethod
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         """The score along the noise for paths of a policy."""
@@ -135,6 +139,9 @@ class DenoisingScore(MarginalScore):
     regression: Regression
     couples_batch: ClassVar[bool] = True
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return self.regression.smallest_sample(problem.reference.dims[0])
+
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         fits = [
             self.regression.fit(x, -xi)
@@ -152,6 +159,9 @@ class ImplicitScore(MarginalScore):
     features: Features
     couples_batch: ClassVar[bool] = True
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return self.features.count(problem.reference.dims[0])
+
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         weights = [self._solve(problem, k, path.states[k + 1]) for k in range(problem.steps)]
         return lambda k, x: self.features(x) @ weights[k]
@@ -167,6 +177,9 @@ class TransitionScore(MarginalScore):
     """The mixture of the paths' own transition kernels, for noise that reaches every direction."""
 
     couples_batch: ClassVar[bool] = True
+
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return 2
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         diffusion, (n,) = problem.reference.diffusion, problem.reference.dims
@@ -208,6 +221,10 @@ class KernelScore(MarginalScore):
             self.width is None or self.width > 0,
             f"width = {self.width}; it must be positive, or None for Scott's rule.",
         )
+
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        """One more than the dimensions, or the samples have no covariance of full rank."""
+        return problem.reference.dims[0] + 1
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         _, batch, n = path.states.shape

@@ -98,6 +98,12 @@ class Reverser:
             f"the diffusion is a {kind}; reversing time this way needs a constant B_k, as in"
             " MatrixDiffusion.",
         )
+        batch, smallest = len(path.final), self.score.smallest_batch(problem)
+        require(
+            batch >= smallest,
+            f"batch = {batch}; {type(self.score).__name__} is fitted to the paths and needs at"
+            f" least {smallest}.",
+        )
         score = self.score.fit(problem, policy, path)
         noise = self.noise(path)
         states, drifts, noise_increments, controls = [path.final], [], [], []

@@ -137,6 +137,12 @@ class Estimator(Readable, abc.ABC, Generic[RowsT]):
         """
         return False
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        """The fewest paths, of each group where there are any, of which labels can be made; fewer
+        are refused.
+        """
+        return 1
+
     @abc.abstractmethod
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels[RowsT]:
         """Labels of every (k, sample) of a path, computed without a graph."""

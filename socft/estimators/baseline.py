@@ -47,6 +47,11 @@ class Baseline(Readable, abc.ABC):
 
     couples_batch: ClassVar[bool] = False
 
+    @property
+    def smallest_batch(self) -> int:
+        """The fewest paths that it compares; fewer are refused."""
+        return 2 if self.couples_batch else 1
+
     @abc.abstractmethod
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
         """``b_k`` of every step and path."""
@@ -67,6 +72,8 @@ class BatchMean(Baseline):
     couples_batch: ClassVar[bool] = True
 
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
+        batch = returns.shape[1]
+        require(batch >= 2, f"batch = {batch}; the mean of one path is its own return: take 2.")
         return returns.mean(1, keepdim=True).expand_as(returns)
 
 
@@ -96,6 +103,10 @@ class RegressionBaseline(Baseline):
     )
     folds: int = 2
     couples_batch: ClassVar[bool] = True
+
+    @property
+    def smallest_batch(self) -> int:
+        return self.folds
 
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
         batch = returns.shape[1]

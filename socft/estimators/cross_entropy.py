@@ -22,7 +22,7 @@ from typing import ClassVar
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path import Path
-from socft.path_measure import controlled_noises, normalised, optimal_log_weights
+from socft.path_measure import controlled_noises, optimal_weights
 from socft.policy import Policy
 from socft.problem import ControlProblem
 
@@ -34,7 +34,7 @@ class CrossEntropy(MatchingEstimator):
     `socft.path_measure.effective_size` of the labels' weights tells how many paths they are worth.
 
     Raises:
-        InvalidProblem: beta is not constant.
+        InvalidProblem: beta is not constant, there is one path only, a weight is not finite.
 
     >>> CrossEntropy().estimates
     'fixed-point residual'
@@ -51,6 +51,9 @@ class CrossEntropy(MatchingEstimator):
     def couples_batch(self) -> bool:
         return True
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return 2
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
-        weights = normalised(optimal_log_weights(problem, path, "cross entropy"))
+        weights = optimal_weights(problem, path, "cross entropy")
         return Labels(path.states[:-1], controlled_noises(path), weights.expand(problem.steps, -1))

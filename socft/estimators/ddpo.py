@@ -32,12 +32,16 @@ from socft.costates.base import Cost
 from socft.estimators.base import Estimator, Kind, LabelRows, Labels
 from socft.estimators.baseline import returns_to_go
 from socft.estimators.score_function import score_labels
+from socft.finite import require_finite_paths
 from socft.path import Path
 from socft.path_measure import group_mean, log_likelihoods
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import Noises, Step
 from socft.reward import PerSample
+
+EQUAL = 8.0
+"""Roundings, relative to the size of the rewards, up to which the rewards of a group are equal."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,30 @@ def ratio_labels(
     )
 
 
+def centred_rewards(
+    rewards: PerSample, groups: Int[Tensor, " batch"] | None, divide: bool
+) -> PerSample:
+    """Rewards less the mean of their group, over its standard deviation where asked.
+
+    A group whose rewards are equal up to rounding says nothing of what is better: zero.
+
+    Raises:
+        InvalidProblem: a group has one path only.
+    """
+    mean, count = group_mean(rewards, groups)
+    require(
+        bool((count >= 2).all()),
+        "a group has 1 path; rewards are compared within a group: give at least 2 in each.",
+    )
+    centred = rewards - mean
+    centred = centred - group_mean(centred, groups)[0]  # what the first mean lost to rounding
+    size = group_mean(rewards.square(), groups)[0].sqrt()
+    spread = group_mean(centred.square(), groups)[0].sqrt()
+    differ = spread > EQUAL * torch.finfo(rewards.dtype).eps * size
+    centred = torch.where(differ, centred, 0.0)
+    return centred / torch.where(differ, spread, 1.0) if divide else centred
+
+
 @dataclasses.dataclass(frozen=True)
 class DDPO(Estimator[RatioRows]):
     """Clipped likelihood ratios of normalised rewards, without a KL term; no derivative of reward
@@ -98,7 +126,7 @@ class DDPO(Estimator[RatioRows]):
             as in the published code.
 
     Raises:
-        InvalidProblem: clip is not positive.
+        InvalidProblem: clip is not positive, a group has one path only, or a reward is not finite.
 
     >>> DDPO(clip=0.01)
     DDPO(clip=0.01, divide=True, kl_in_reward=False, averaged=False)
@@ -127,15 +155,17 @@ class DDPO(Estimator[RatioRows]):
     def couples_batch(self) -> bool:
         return True
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return 2
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> RatioLabels:
         total = returns_to_go(problem, path, kl=False)[0] - problem.cost(0, path.states[0])
         if self.kl_in_reward:
             total = total - (
                 problem.beta.to(total)[:, None] * log_likelihoods(path.controls, path)
             ).sum(0)
-        centred = total - group_mean(total, self.groups)[0]
-        spread = group_mean(centred.square(), self.groups)[0].sqrt()
-        advantages = torch.where(spread > 0, centred / spread, 0.0) if self.divide else centred
+        require_finite_paths(problem, path, total, "the rewards that DDPO compares")
+        advantages = centred_rewards(total, self.groups, self.divide)
         return ratio_labels(problem, path, advantages.expand(problem.steps, -1))
 
     def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: RatioRows) -> PerSample:

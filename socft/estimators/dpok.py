@@ -73,6 +73,9 @@ class DPOK(Estimator[RatioRows]):
     def couples_batch(self) -> bool:
         return self.baseline.couples_batch
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return self.baseline.smallest_batch
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> RatioLabels:
         returns = returns_to_go(problem, path, kl=False)
         return ratio_labels(problem, path, returns - self.baseline.levels(problem, path, returns))

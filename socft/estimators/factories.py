@@ -173,6 +173,9 @@ class FewerPaths(MarginalScore):
     count: int
     couples_batch: ClassVar[bool] = True
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return self.score.smallest_batch(problem)
+
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         noise = Noise(path.noise.initial[: self.count], path.noise.steps[:, : self.count])
         return self.score.fit(

@@ -95,6 +95,9 @@ class IntegrationByParts(ZerothOrder):
     def couples_batch(self) -> bool:
         return self.baseline.couples_batch
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return self.baseline.smallest_batch
+
     def differences(self, problem: ControlProblem, path: Path) -> Float[Tensor, "steps batch"]:
         returns = returns_to_go(problem, path)
         return returns - self.baseline.levels(problem, path, returns)

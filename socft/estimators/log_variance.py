@@ -31,6 +31,7 @@ from torch import Tensor
 from socft.checks import require
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.finite import require_finite_paths
 from socft.path import Path
 from socft.path_measure import (
     controlled_noise,
@@ -55,7 +56,7 @@ class LogVariance(MatchingEstimator):
 
     Raises:
         InvalidProblem: a group has one path only, or, on paths of another policy, paths with
-            different starts.
+            different starts, or a work functional is not finite.
 
     >>> LogVariance().estimates
     'objective gradient'
@@ -73,17 +74,38 @@ class LogVariance(MatchingEstimator):
     def couples_batch(self) -> bool:
         return True
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return 2
+
     @torch.no_grad()
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
-        controls = controls_along(policy, path)
-        if not on_policy(controls, path):
-            require_same_starts(path, self.groups, "log-variance")
+        controls = comparable_controls(problem, policy, path, self.groups, "log-variance")
         found = work_functional(problem, controls, path)
+        require_finite_paths(problem, path, found, "the work functionals of log-variance")
         mean, count = group_mean(found, self.groups)
-        require(
-            bool((count >= 2).all()), "a group has 1 path; a variance needs at least 2 in each."
-        )
         return deviation_labels(problem, controls, path, (found - mean) * count / (count - 1))
+
+
+def comparable_controls(
+    problem: ControlProblem,
+    policy: Policy,
+    path: Path,
+    groups: Int[Tensor, " batch"] | None,
+    what: str,
+) -> Float[Tensor, "steps batch *noise_dims"]:
+    """The controls of a policy along paths whose work functionals have a variance in each group.
+
+    Raises:
+        InvalidProblem: a group has one path only, a control is not finite, or, on paths of another
+            policy, a group has several starts.
+    """
+    counts = group_mean(path.states.new_zeros(len(path.final)), groups)[1]
+    require(bool((counts >= 2).all()), "a group has 1 path; a variance needs at least 2 in each.")
+    controls = controls_along(policy, path)
+    require_finite_paths(problem, path, controls.flatten(2).sum(2), "the policy's controls")
+    if not on_policy(controls, path):
+        require_same_starts(path, groups, what)
+    return controls
 
 
 def deviation_labels(

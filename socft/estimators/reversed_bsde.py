@@ -85,6 +85,9 @@ class ReversedBSDE(CostateEstimator):
     def couples_batch(self) -> bool:
         return self.reverser.couples_batch
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return self.reverser.score.smallest_batch(problem)
+
     def backward_pass(
         self, problem: ControlProblem, policy: Policy, path: Path
     ) -> Iterator[CostateStep]:

@@ -61,6 +61,9 @@ class ScoreFunction(MatchingEstimator):
     def couples_batch(self) -> bool:
         return self.baseline.couples_batch
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return self.baseline.smallest_batch
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         returns = returns_to_go(problem, path)
         return score_labels(problem, path, returns - self.baseline.levels(problem, path, returns))
@@ -88,6 +91,9 @@ class ScoreFunctionWithoutKLToGo(MatchingEstimator):
     @property
     def couples_batch(self) -> bool:
         return self.baseline.couples_batch
+
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return self.baseline.smallest_batch
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         returns = returns_to_go(problem, path, kl=False)

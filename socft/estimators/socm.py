@@ -45,7 +45,7 @@ from socft.costates.adjoint import LeanRecursion
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path import Path
-from socft.path_measure import constant_beta, controlled_noise, normalised, optimal_log_weights
+from socft.path_measure import constant_beta, controlled_noise, optimal_weights
 from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.readable import Readable
@@ -101,8 +101,8 @@ class SOCM(MatchingEstimator):
         folds: the paths of each fold use the ``theta`` of the others.
 
     Raises:
-        InvalidProblem: beta is not constant, or the noise depends on the state or does not reach
-            every direction.
+        InvalidProblem: beta is not constant, there is one path only, a weight is not finite, or the
+            noise depends on the state or does not reach every direction.
 
     >>> SOCM(degree=1)
     SOCM(flow=IdentityFlow(), degree=1, folds=2)
@@ -125,9 +125,12 @@ class SOCM(MatchingEstimator):
     def couples_batch(self) -> bool:
         return True
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return self.folds if self.degree else 2
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         _require_full_noise(problem)
-        weights = normalised(optimal_log_weights(problem, path, "SOCM"))
+        weights = optimal_weights(problem, path, "SOCM")
         targets = torch.empty_like(path.controls)
         for k, moved in self._moved(problem, path):
             targets[k] = controlled_noise(path, k) + moved[0]

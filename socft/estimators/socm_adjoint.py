@@ -20,7 +20,7 @@ from socft.costates.adjoint import LeanRecursion, backward_pass
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator, matching_labels
 from socft.path import Path
-from socft.path_measure import normalised, optimal_log_weights
+from socft.path_measure import optimal_weights
 from socft.policy import Policy
 from socft.problem import ControlProblem
 
@@ -32,7 +32,7 @@ class SOCMAdjoint(MatchingEstimator):
     Weights are normalised over the batch, which biases a batch of N by O(1/N).
 
     Raises:
-        InvalidProblem: beta is not constant.
+        InvalidProblem: beta is not constant, there is one path only, a weight is not finite.
 
     >>> SOCMAdjoint().estimates
     'fixed-point residual'
@@ -49,8 +49,11 @@ class SOCMAdjoint(MatchingEstimator):
     def couples_batch(self) -> bool:
         return True
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return 2
+
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
-        weights = normalised(optimal_log_weights(problem, path, "SOCM-adjoint"))
+        weights = optimal_weights(problem, path, "SOCM-adjoint")
         labels = matching_labels(
             problem, path, backward_pass(LeanRecursion(), problem, policy, path)
         )

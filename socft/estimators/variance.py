@@ -25,12 +25,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from socft.checks import require_finite
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
-from socft.estimators.log_variance import deviation_labels, on_policy, require_same_starts
+from socft.estimators.log_variance import comparable_controls, deviation_labels
+from socft.finite import require_finite_paths
 from socft.path import Path
-from socft.path_measure import constant_beta, controls_along, normalised, work_functional
+from socft.path_measure import constant_beta, normalised, work_functional
 from socft.policy import Policy
 from socft.problem import ControlProblem
 
@@ -44,8 +44,8 @@ class Variance(MatchingEstimator):
             default.
 
     Raises:
-        InvalidProblem: beta is not constant, a work functional is not finite, or, on paths of
-            another policy, a group has several starts.
+        InvalidProblem: beta is not constant, a group has one path only, a work functional is not
+            finite, or, on paths of another policy, a group has several starts.
 
     >>> Variance().estimates
     'fixed-point residual'
@@ -63,14 +63,14 @@ class Variance(MatchingEstimator):
     def couples_batch(self) -> bool:
         return True
 
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return 2
+
     @torch.no_grad()
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
-        beta, controls = constant_beta(problem, "the variance loss"), controls_along(policy, path)
-        if not on_policy(controls, path):
-            require_same_starts(path, self.groups, "the variance loss")
+        beta = constant_beta(problem, "the variance loss")
+        controls = comparable_controls(problem, policy, path, self.groups, "the variance loss")
         log_ratio = -work_functional(problem, controls, path) / beta
-        require_finite(
-            log_ratio, "log-ratio", "the reward and the controls must be finite on every path."
-        )
+        require_finite_paths(problem, path, log_ratio, "the log-ratios of the variance loss")
         ratio = normalised(log_ratio, self.groups)
         return deviation_labels(problem, controls, path, -beta * ratio * (ratio - 1))

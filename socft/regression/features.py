@@ -22,6 +22,10 @@ class Features(Readable, abc.ABC):
     def __call__(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch p"]:
         """The features of each sample."""
 
+    def count(self, n: int) -> int:
+        """Their number p for samples of n entries."""
+        return self(torch.zeros(1, n, dtype=torch.float64)).shape[1]
+
 
 @dataclasses.dataclass(frozen=True)
 class Polynomial(Features):

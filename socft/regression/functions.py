@@ -26,6 +26,10 @@ Field = Callable[[Tensor], Tensor]
 class Regression(Readable, abc.ABC):
     """A least-squares fit ``y ~ f(x)``."""
 
+    def smallest_sample(self, n: int) -> int:
+        """The fewest samples of n entries that determine it."""
+        return 1
+
     @abc.abstractmethod
     def fit(
         self, x: Float[Tensor, "batch n"], y: Float[Tensor, "batch m"], start: Field | None = None
@@ -56,6 +60,9 @@ class LinearRegression(Regression):
 
     def __post_init__(self) -> None:
         require(self.ridge >= 0, f"ridge = {self.ridge}; it must not be negative.")
+
+    def smallest_sample(self, n: int) -> int:
+        return self.features.count(n) if self.ridge == 0 else 1
 
     def fit(
         self, x: Float[Tensor, "batch n"], y: Float[Tensor, "batch m"], start: Field | None = None

@@ -57,6 +57,9 @@ class ClippedRegression(Regression):
 
     regression: Regression
 
+    def smallest_sample(self, n: int) -> int:
+        return self.regression.smallest_sample(n)
+
     def fit(self, x: Tensor, y: Tensor, start: Field | None = None) -> Field:
         lower, upper = torch.quantile(
             x, torch.tensor([OUTSIDE, 1 - OUTSIDE], dtype=torch.float64).to(x), 0

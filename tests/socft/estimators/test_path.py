@@ -702,7 +702,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "infinite": (
         lambda: labels_of(CrossEntropy(), cliff(), count=500),
-        r"log-weight\[\d+\] = -inf; the reward and the controls",
+        r"the reward is -inf on \d+ of 500 paths; it must be a finite number",
     ),
 }
 
