@@ -4,14 +4,14 @@ step.
 Setting: the lean costate :math:`a_k = \nabla m_k(x_k)^\top a_{k+1}`; adjoint matching's target for
 the control at step k.
 
-Statement: with :math:`B_k^\top a_{k+1}/\beta_k` the fixed point is the optimal control of the
-discrete chain, exactly. With :math:`B_k^\top a_k/\beta_k`, as published code has it, the fixed
-point differs from it by O(dt) relatively, and its objective falls short by O(dt^2).
+Statement: the fixed point of $B_k^⊤ a_(k+1)/β_k$ is $v^*$; that of $B_k^⊤ a_k/β_k$ has the relative
+error $C d t$, and $J^* − J = C' d t^2$
 
 Kind: limit; the orders are exactly one and two.
 
-Source: derived here; arXiv 2409.08861, section 4, states the continuous target, where the two
-agree.
+Source: derived here; arXiv 2409.08861, section 4.
+
+That section states the continuous target, where the two agree.
 
 How it is measured: in the linear-quadratic problem in one dimension. With costate mean
 :math:`p_k x + c_k` under the fixed point, :math:`p_k = A_k\, \bar p_{k+1}` and
@@ -46,17 +46,7 @@ from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
 from verify.support.strategies import quadratic_instances
 
-CLAIM = Claim(
-    name="adjoint_index",
-    title="Index of the costate",
-    topic=topics.ADJOINTS,
-    statement=(
-        "the fixed point of $B_k^⊤ a_(k+1)/β_k$ is $v^*$; that of $B_k^⊤ a_k/β_k$ has the "
-        "relative error $C d t$, and $J^* − J = C' d t^2$"
-    ),
-    source="derived here; arXiv 2409.08861, section 4",
-    kind="limit",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Index of the costate", topics.ADJOINTS)
 ROUNDING = 1e-12
 """Relative, per step; each step divides the relative error of its curvature by lambda."""
 NEXT = 0.05

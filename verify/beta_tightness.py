@@ -3,17 +3,20 @@ r"""How much larger than necessary the KL weight is that the theory asks for.
 Setting: one constant weight beta for all T steps, under which the inner loop of PI-FT contracts by
 :math:`1 - \lambda` at every step.
 
-Statement: *necessary* is :math:`\beta = \max_t \sigma_t^2 \sup|\nabla^2 (G V_{t+1})|/(1-\lambda)`,
-with the exact value functions, which depend on beta; *sufficient* are the smallest weights that
-satisfy :math:`\beta \ge \sigma_t^2 L^{(1)}_{V,t+1}/(1-\lambda)` with the paper's constants or the
-sharper ones. Sufficient is at least necessary.
+Statement: the least constant $β$ with $β ≥ σ_t^2 L_1 (V_(t+1))/(1 − λ)$ for all $t$ is at least the
+least constant $β$ with $max_t σ_t^2 sup |∇^2 G V_(t+1)|/β ≤ 1 − λ$
+
+The first is *sufficient*, with the paper's constants or the sharper ones. The second is
+*necessary*, with the exact value functions, which depend on beta.
 
 Kind: tight. For a convex quadratic reward and scores :math:`s(y) = +L^{(0)}_s y` the paper's
 condition is necessary for every T. Otherwise the gap grows with T: the recursion (15) adds up worst
 cases that do not meet.
 
-Source: arXiv 2412.18164v4, Theorem 2.8 and its condition on beta; necessary weight, sharper
-constants and gap derived here.
+Source: arXiv 2412.18164v4, condition on β of Theorem 2.8; necessary weight and sharper constants
+derived here.
+
+The gap is derived here too.
 
 How it is measured: by dynamic programming, with beta found by bisection, for fixed families of
 problems and T = 1 to 12. The certificate brackets the necessary weight of the quadratic family in
@@ -42,20 +45,7 @@ from verify.support.scores import MixtureScore, TanhScore
 from verify.support.strategies import Sine, Softplus
 from verify.support.suprema import grids_for
 
-CLAIM = Claim(
-    name="beta_tightness",
-    title="Condition on the KL weight",
-    topic=topics.WEIGHT,
-    statement=(
-        "the least constant $β$ with $β ≥ σ_t^2 L_1 (V_(t+1))/(1 − λ)$ for all $t$ is at "
-        "least the least constant $β$ with $max_t σ_t^2 sup |∇^2 G V_(t+1)|/β ≤ 1 − λ$"
-    ),
-    source=(
-        "arXiv 2412.18164v4, condition on β of Theorem 2.8; necessary weight and sharper "
-        "constants derived here"
-    ),
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Condition on the KL weight", topics.WEIGHT)
 LAM = 1e-3
 """Design constant: nearly where the map stops contracting."""
 SEARCHED = 1e-4

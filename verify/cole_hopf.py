@@ -3,13 +3,17 @@ the exponential tilt.
 
 Setting: the continuous problem of section 4.2 with the exact scores of a law p and constant beta.
 
-Statement: :math:`V(\tau, y) = \beta \log E[\exp(r(Y_1)/\beta) \mid Y_\tau = y]` under the
-pre-trained process; and where Y_0 and Y_1 are independent, the optimally controlled Y_1 has the law
-:math:`p\, e^{r/\beta} / E_p\, e^{r/\beta}`.
+Statement: $V = β log bb(E) [exp(r(Y_1)/β) | Y_τ]$, and if the chain is memoryless, the law of $Y_1$
+is $p exp(r/β)/Z$
 
-Kind: equality for the value, limit (T to infinity) for the law.
+The expectation is under the pre-trained process; memoryless means that :math:`Y_0` and :math:`Y_1`
+are independent.
 
-Source: arXiv 2412.18164v4, section 4.2; Tang, arXiv 2403.06279; Uehara et al., arXiv 2402.15194.
+Kind: limit (T to infinity) for the law, equality for the value.
+
+Source: arXiv 2412.18164v4, section 4.2; arXiv 2403.06279.
+
+Also Uehara et al., arXiv 2402.15194.
 
 How it is measured: symbolically, :math:`V = \beta \log \phi` turns (79) into the linear backward
 equation of :math:`\phi`. Numerically, `TiltedMixture.value` against the conditional expectation by
@@ -42,17 +46,7 @@ from verify.support.claims import Claim
 from verify.support.scores import MixtureScore
 from verify.support.strategies import mixture_scores, numbers
 
-CLAIM = Claim(
-    name="cole_hopf",
-    title="Cole-Hopf",
-    topic=topics.SECTION_4_2,
-    statement=(
-        "$V = β log bb(E) [exp(r(Y_1)/β) | Y_τ]$, and if the chain is memoryless, the law of "
-        "$Y_1$ is $p exp(r/β)/Z$"
-    ),
-    source="arXiv 2412.18164v4, section 4.2; arXiv 2403.06279",
-    kind="limit",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Cole-Hopf", topics.SECTION_4_2)
 QUADRATURE = 1e-11
 """Relative to 1 + |V|: the trapezoidal rule with `NODES` nodes errs by less than rounding for
 Gaussians of width 0.1 or more.

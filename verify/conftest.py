@@ -36,7 +36,9 @@ from hypothesis.internal.constants_ast import Constants
 import socft
 from socft.records import write_atomically
 from verify.support import topics
-from verify.support.claims import Claim, Tally, record_of, summary, update_records
+from verify.support.claims import Claim
+from verify.support.records import record_of, summary, update_records
+from verify.support.tally import Tally
 
 collect_ignore = ["support"]
 

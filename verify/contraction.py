@@ -8,8 +8,8 @@ of its gradient from Lemma 3.2 (39), and
 :math:`\delta \leftarrow \rho_t \nabla (G V^{(m)}_{t+1})(x + \delta)` with
 :math:`\rho_t = \sigma_t^2/\beta_t`.
 
-Statement: the update map is Lipschitz with :math:`\rho_t L^{(1)}_{b,t+1} \le 1 - \lambda_t`, so
-successive increments shrink by it.
+Statement: $|δ^((j+1)) − δ^((j))| ≤ (σ^2 macron(L)_1 (V_(t+1))/β_t) |δ^((j)) − δ^((j−1))|$ with $σ^2
+macron(L)_1 (V_(t+1))/β_t ≤ 1 − λ_t$
 
 Kind: tight. The last step of a problem with a quadratic reward attains it. So do all steps as m
 grows, if Theorem 2.8's constant stands for the iterates', which is infinite because that reward has
@@ -20,8 +20,9 @@ here): with mean maps of slope A,
    that} \quad |P^{(m)}_{t+1}| \le L^{(1)}_{V,t+1} \;\Rightarrow\; |P^{(m)}_t| \le \big(1 -
    (1-\lambda_t)^{2m+1}\big) L^{(1)}_{V,t} .
 
-Source: arXiv 2412.18164v4, equation 67, with Lemma 3.2; the partial sum, the sharper constant and
-the certificate derived here.
+Source: arXiv 2412.18164v4, equation 67 with Lemma 3.2; sharper constant derived here.
+
+The partial sum and the certificate are derived here too.
 
 How it is measured: PI-FT by quadrature; per step the supremum of
 :math:`\rho |\mathrm{Hess}\, G V^{(m)}_{t+1}|`, which is the Lipschitz constant of the update, and
@@ -62,17 +63,7 @@ from verify.support.scores import TanhScore
 from verify.support.strategies import instances
 from verify.support.suprema import ACCURACY
 
-CLAIM = Claim(
-    name="contraction",
-    title="Contraction (67)",
-    topic=topics.CONTRACTION,
-    statement=(
-        "$|δ^((j+1)) − δ^((j))| ≤ (σ^2 macron(L)_1 (V_(t+1))/β_t) |δ^((j)) − δ^((j−1))|$ with "
-        "$σ^2 macron(L)_1 (V_(t+1))/β_t ≤ 1 − λ_t$"
-    ),
-    source="arXiv 2412.18164v4, equation 67 with Lemma 3.2; sharper constant derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Contraction (67)", topics.CONTRACTION)
 PAPER = theory.Lemma32(theory.PaperBounds())
 VISIBLE = 1e-6
 """Increments below this share of the first are left out: their ratio has the quadrature error over

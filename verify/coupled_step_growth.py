@@ -5,9 +5,10 @@ Setting: Algorithm 1 with m updates at every step, each inner map contracting by
 :math:`1 - \lambda_t`, and the control's error :math:`e_t(m) = \sup|U_t^{(m)} - u_t^*|`. Theorem 3.1
 bounds :math:`e_t(m)` by :math:`C (1-\lambda)^m`.
 
-Statement: :math:`e_t(m+1) \le (1-\lambda)\, e_t(m)` does not follow: the supremum of
-:math:`e_t(m+1)/e_t(m)` over problems is infinite. At the last step it is at most
-:math:`1 - \lambda`.
+Statement: the supremum over problems of $sup |U_t^((m+1)) − u^*_t|/sup |U_t^((m)) − u^*_t|$ is $∞$,
+although every inner map contracts by $1 − λ_t$
+
+At the last step the ratio is at most :math:`1 - \lambda`.
 
 Kind: limit. Two steps with a concave quadratic reward (derived here): the last step contracts by p,
 the first one's map has the slope :math:`r = -w (1 + p^{2m+1})`, where the optimum has -w. The m-th
@@ -47,17 +48,7 @@ from verify.support.scores import TanhScore
 from verify.support.strategies import PseudoHuber, curved_rewards, line_instances
 from verify.support.suprema import ACCURACY
 
-CLAIM = Claim(
-    name="coupled_step_growth",
-    title="One more update of all steps",
-    topic=topics.THEOREM_3_1,
-    statement=(
-        "the supremum over problems of $sup |U_t^((m+1)) − u^*_t|/sup |U_t^((m)) − u^*_t|$ is "
-        "$∞$, although every inner map contracts by $1 − λ_t$"
-    ),
-    source="derived here, on arXiv 2412.18164v4, Theorem 3.1",
-    kind="limit",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "One more update of all steps", topics.THEOREM_3_1)
 P = 0.9
 """Contraction of the last step."""
 BITS = 200

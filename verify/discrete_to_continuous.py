@@ -4,11 +4,11 @@ Setting: the chain `variance_preserving(T, q)` of section 4.2, dt = 1/T, with th
 law, a constant beta; the continuous value at signal level :math:`e^{-q (1 - \tau)}` is
 `TiltedMixture`'s.
 
-Statement: :math:`V^{(T)}_{\tau T}(y) \to V(\tau, y)`, with an error :math:`C(y) / T + o(1/T)`.
+Statement: $sup_(|y| ≤ R) |V^((T))_(τ T) (y) − V(τ, y)| = C/T + o(1/T)$
 
 Kind: limit; the order is exactly one.
 
-Source: arXiv 2412.18164v4, section 4.2; the order derived here.
+Source: arXiv 2412.18164v4, section 4.2; order derived here.
 
 How it is measured: sup errors over |y| <= `REACH` at tau = 0 and 1/2: for Gaussians and quadratic
 rewards in closed form with T = 256 and 512, for mixtures by quadrature with T = 16 and 32. The
@@ -37,14 +37,7 @@ from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.strategies import numbers
 
-CLAIM = Claim(
-    name="discrete_to_continuous",
-    title="Discrete to continuous",
-    topic=topics.SECTION_4_2,
-    statement="$sup_(|y| ≤ R) |V^((T))_(τ T) (y) − V(τ, y)| = C/T + o(1/T)$",
-    source="arXiv 2412.18164v4, section 4.2; order derived here",
-    kind="limit",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Discrete to continuous", topics.SECTION_4_2)
 REACH = 2.0
 NEXT = 0.1
 """Share of the next order in the error, at dt = 1/256 in closed form and at dt = 1/16 by

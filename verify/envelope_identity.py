@@ -4,9 +4,10 @@ next one, carried back.
 Setting: the optimal control of a problem whose Bellman bracket is strongly concave, mean maps
 :math:`m_t` with Jacobian :math:`J_t = (I + (1 - a_t)\, \mathrm{Jac}\, s_t)/\sqrt{a_t}`.
 
-Statement: :math:`\nabla V_t(y) = J_t(y)^\top E\, \nabla V_{t+1}(Y^*_{t+1})`,
-:math:`Y^*_{t+1} = m_t(y) + \sigma_t (v^*_t(y) + W)`: the costate of the discrete lean adjoint. The
-control's own Jacobian does not enter.
+Statement: $∇V_t (y) = op("Jac") m_t (y)^⊤ bb(E) ∇V_(t+1) (m_t (y) + σ_t (v^*_t (y) + W))$
+
+The right side is the costate of the discrete lean adjoint. The control's own Jacobian does not
+enter.
 
 Kind: equality.
 
@@ -45,14 +46,7 @@ from verify.support.value_gradients import (
     tolerance,
 )
 
-CLAIM = Claim(
-    name="envelope_identity",
-    title="Envelope identity (34)",
-    topic=topics.ADJOINTS,
-    statement='$∇V_t (y) = op("Jac") m_t (y)^⊤ bb(E) ∇V_(t+1) (m_t (y) + σ_t (v^*_t (y) + W))$',
-    source="arXiv 2412.18164v4, equation 34",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Envelope identity (34)", topics.ADJOINTS)
 ROUNDING = 1e-13
 """Relative to the value's coefficients: differences of quadratics in five dimensions at points of
 size 3, after up to 12 steps.

@@ -3,20 +3,19 @@ r"""Every estimator estimates what it says it does, from the noise it may use.
 Setting: an estimator's estimate is the gradient of its loss on its own labels, over paths of the
 policy.
 
-Statement: by `Estimator.estimates`,
+Statement: $bb(E) [∇_θ ℓ] = −∇J$ for the losses $ℓ$ of objective gradients, and $0$ at $v^*$ for
+those of residuals; labels of step $k$ see $x_k$ and later noise only
 
-* "objective gradient": the expectation is :math:`-\nabla J` at every policy, and for a matching
-  estimator the conditional mean of the target is
-  :math:`B_k^\top E[\nabla V^{policy}_{k+1} \mid x_k]/\beta_k`, an adapted control;
-* "fixed-point residual": the expectation vanishes at the optimum, and not elsewhere.
-
-Targets of step k are functions of the state at step k and of the noise from then on, but for losses
-of whole paths.
+What a loss estimates is `Estimator.estimates`. For a matching estimator of an objective gradient
+the conditional mean of the target is :math:`B_k^\top E[\nabla V^{policy}_{k+1} \mid x_k]/\beta_k`,
+an adapted control; a fixed-point residual vanishes at the optimum and nowhere else. Losses of whole
+paths see all of the noise.
 
 Kind: equality, by Monte Carlo within `STDERRS` standard errors.
 
-Source: arXiv 2412.18164v4, equation 77; arXiv 2409.08861, section 4; the statement about
-conditional means is derived here.
+Source: arXiv 2412.18164v4, equation 77; arXiv 2409.08861, section 4; derived here.
+
+The statement about conditional means is derived here.
 
 How it is measured: linear-quadratic problems with affine policies, whose exact gradient is
 `affine_gradient`; means over `PATHS` paths with fixed seeds. Conditional means by least squares of
@@ -55,17 +54,7 @@ from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
 
-CLAIM = Claim(
-    name="estimator_unbiasedness",
-    title="What estimators estimate",
-    topic=topics.ADJOINTS,
-    statement=(
-        "$bb(E) [∇_θ ℓ] = −∇J$ for the losses $ℓ$ of objective gradients, and $0$ at $v^*$ "
-        "for those of residuals; labels of step $k$ see $x_k$ and later noise only"
-    ),
-    source="arXiv 2412.18164v4, equation 77; arXiv 2409.08861, section 4; derived here",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "What estimators estimate", topics.ADJOINTS)
 PATHS = 20_000
 STDERRS = 4.0
 """A normal variable exceeds it with chance 6e-5, the largest of the 24 entries of an estimator with

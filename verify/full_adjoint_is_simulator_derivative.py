@@ -4,15 +4,18 @@ Setting: any differentiable reference, reward, running cost and policy; targets
 :math:`B_k^\top a_{k+1}/\beta_k` with the costates a of `full_adjoint`, held constant in the loss
 :math:`\sum_k \beta_k |v_k(x_k) - \mathrm{target}_k|^2/2`.
 
-Statement: for every single path, :math:`\nabla_\theta` of the loss is minus :math:`\nabla_\theta`
-of the return of the simulator. (By the chain rule: :math:`\partial_\theta` return is
-:math:`\sum_k (\partial_\theta v_k)^\top (B_k^\top a_{k+1} - \beta_k v_k)`, since :math:`a_{k+1}` is
-the derivative of the return after step k with respect to :math:`x_{k+1}`.)
+Statement: $∇_θ sum_k β_k |v_k (x_k) − B_k^⊤ a_(k+1)/β_k|^2/2 = −∇_θ [r(x_T) − sum_k (f_k (x_k) +
+β_k |v_k|^2/2)]$ on every path
+
+By the chain rule: :math:`\partial_\theta` of the return is :math:`\sum_k (\partial_\theta v_k)^\top
+(B_k^\top a_{k+1} - \beta_k v_k)`, since :math:`a_{k+1}` is the derivative of the return after step
+k with respect to :math:`x_{k+1}`.
 
 Kind: equality.
 
-Source: derived here; the discrete adjoint of arXiv 2409.08861, section 4, with the policy
-differentiated.
+Source: derived here; arXiv 2409.08861, section 4.
+
+The adjoint is the one of that section, with the policy differentiated.
 
 How it is measured: both gradients of a batch of eight paths, the right side by automatic
 differentiation through the whole rollout, for a table of problems (scalar, degenerate and
@@ -50,17 +53,7 @@ from socft.reward import FunctionReward
 from verify.support import topics
 from verify.support.claims import Claim
 
-CLAIM = Claim(
-    name="full_adjoint_is_simulator_derivative",
-    title="Full adjoint",
-    topic=topics.ADJOINTS,
-    statement=(
-        "$∇_θ sum_k β_k |v_k (x_k) − B_k^⊤ a_(k+1)/β_k|^2/2 = −∇_θ [r(x_T) − sum_k (f_k (x_k) "
-        "+ β_k |v_k|^2/2)]$ on every path"
-    ),
-    source="derived here; arXiv 2409.08861, section 4",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Full adjoint", topics.ADJOINTS)
 ROUNDING = 1e-12
 """Relative to the largest entry of the gradient: a few thousand operations in float64."""
 STEPS, DIM, BATCH = 6, 3, 8

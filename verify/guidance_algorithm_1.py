@@ -6,20 +6,17 @@ Setting: data :math:`N(\bar\mu, \bar\Sigma)`, look-ahead guidance of exact stren
 :math:`y_k = g_k^\top\bar\mu + (s^2 + g_k^\top\bar\Sigma g_k)/\lambda`; f with an L-Lipschitz
 gradient.
 
-Statement: the means of the rounds obey
-:math:`\mu_{k+1} = \Phi(\mu_k) = \bar\mu + \bar\Sigma\nabla f(\mu_k)/\lambda`. In the norm
-:math:`|u|_{\bar\Sigma^{-1}}` on :math:`\bar\mu + \mathrm{range}\,\bar\Sigma`,
+Statement: $Φ(μ) = macron(μ) + S ∇f(μ)/λ$ contracts by $L |S|/λ$ in the norm of $S^(−1)$, to the
+maximiser of $f(x) − (λ/2) (x − macron(μ))^⊤ S^(−1) (x − macron(μ))$
 
-.. math:: |\Phi(a) - \Phi(b)| \le \frac{L |\bar\Sigma|}{\lambda}\, |a - b| ,
-
-so that for :math:`\lambda > L|\bar\Sigma|` it converges, to the maximum of
-:math:`f(x) - \frac\lambda2 |x - \bar\mu|^2_{\bar\Sigma^{-1}}` if f is concave. For quadratics
-:math:`L|\bar\Sigma|` sharpens to :math:`|\bar\Sigma^{1/2} H \bar\Sigma^{1/2}|`. Below the threshold
-it may diverge although the maximum exists.
+Here :math:`S = \bar\Sigma`, on :math:`\bar\mu + \mathrm{range}\,S`. It converges for :math:`\lambda
+> L|S|`, and what it converges to is the maximiser if f is concave. For quadratics :math:`L|S|`
+sharpens to :math:`|S^{1/2} H S^{1/2}|`. Below the threshold it may diverge although the maximum
+exists.
 
 Kind: tight. A quadratic that is steepest along the widest direction of the data attains it.
 
-Source: arXiv 2404.14743v2, Theorem 2; the constant and its tightness derived here.
+Source: arXiv 2404.14743v2, Theorem 2; constant and tightness derived here.
 
 How it is measured: means of the guided chain by exact moments, not by the formula for :math:`\Phi`;
 the maximum by a general-purpose optimiser.
@@ -52,17 +49,7 @@ from verify.support.guidance_cases import (
 )
 from verify.support.strategies import numbers
 
-CLAIM = Claim(
-    name="guidance_algorithm_1",
-    title="Algorithm 1",
-    topic=topics.GUIDANCE,
-    statement=(
-        "$Φ(μ) = macron(μ) + S ∇f(μ)/λ$ contracts by $L |S|/λ$ in the norm of $S^(−1)$, to "
-        "the maximiser of $f(x) − (λ/2) (x − macron(μ))^⊤ S^(−1) (x − macron(μ))$"
-    ),
-    source="arXiv 2404.14743v2, Theorem 2; constant and tightness derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Algorithm 1", topics.GUIDANCE)
 ROUNDING = 1e-9
 """Relative: moments of chains with variances down to s^2 = 0.01 and one dimension, times the
 condition of the covariance.

@@ -6,23 +6,21 @@ last round, its covariance :math:`\bar\Sigma` kept; :math:`\eta = 1/\lambda`. f 
 L-Lipschitz gradient; :math:`|\cdot|` is the norm of :math:`\bar\Sigma^{-1}` and :math:`x^*` a
 maximum of f on :math:`\bar\mu + \mathrm{range}\,\bar\Sigma`, of value :math:`f^*`.
 
-Statement: :math:`\mu_{k+1} = \mu_k + \eta\bar\Sigma\nabla f(\mu_k)`, gradient ascent in the
-coordinates :math:`\bar\Sigma^{-1/2}(x - \bar\mu)`, so that for :math:`\eta L|\bar\Sigma| \le 1`
+Statement: $f^* − f(μ_K) ≤ |μ_0 − x^*|^2/(2 η K)$, sharp $|μ_0 − x^*|^2/(η (4 K + 2))$, and $f^* −
+f(μ_K) ≤ (1 − η m)^(2 K) (f^* − f(μ_0))$ if $f$ is strongly concave
 
-.. math:: f^* - f(\mu_K) \le \frac{|\mu_0 - x^*|^2}{2 \eta K}, \qquad \text{sharpened to} \qquad
-   \frac{|\mu_0 - x^*|^2}{\eta (4K + 2)},
-
-and where :math:`-\bar\Sigma^{1/2}\nabla^2 f\,\bar\Sigma^{1/2} \ge m`,
-:math:`f^* - f(\mu_K) \le (1 - \eta m)^{2K} (f^* - f(\mu_0))`. Algorithm 1 with the same
-:math:`\lambda` stops short of :math:`f^*`: in one dimension and for curvature -L by :math:`f^* - f
-= \frac L2 |x^* - \bar\mu|^2 (\lambda/(\lambda + L\bar\Sigma))^2`, the regularisation that
-re-centring removes.
+The means obey :math:`\mu_{k+1} = \mu_k + \eta\bar\Sigma\nabla f(\mu_k)`, gradient ascent in the
+coordinates :math:`\bar\Sigma^{-1/2}(x - \bar\mu)`, with :math:`\eta L|\bar\Sigma| \le 1` and
+:math:`-\bar\Sigma^{1/2}\nabla^2 f\,\bar\Sigma^{1/2} \ge m`. Algorithm 1 with the same
+:math:`\lambda` stops short of :math:`f^*`: in one dimension and for curvature -L by :math:`\frac L2
+|x^* - \bar\mu|^2 (\lambda/(\lambda + L\bar\Sigma))^2`, the regularisation that re-centring removes.
 
 Kind: tight. A Huber function attains the sharpened bound for its K, a quadratic the linear rate.
 
-Source: arXiv 2404.14743v2, Theorem 3, whose rate is O(1/K) up to logarithms with sampled batches;
-this form from Drori and Teboulle (2014, theorem 3.1) and Taylor, Hendrickx and Glineur (2018),
-applied to the recursion derived here.
+Source: arXiv 2404.14743v2, Theorem 3; Drori and Teboulle 2014; recursion derived here.
+
+Theorem 3 has the rate O(1/K) up to logarithms with sampled batches. The form is that of Drori and
+Teboulle (2014, theorem 3.1) and Taylor, Hendrickx and Glineur (2018).
 
 How it is measured: means of the guided, re-centred chains by exact moments; values of f at them.
 
@@ -48,17 +46,7 @@ from verify.support.guidance_cases import (
 )
 from verify.support.strategies import numbers
 
-CLAIM = Claim(
-    name="guidance_algorithm_2",
-    title="Algorithm 2",
-    topic=topics.GUIDANCE,
-    statement=(
-        "$f^* − f(μ_K) ≤ |μ_0 − x^*|^2/(2 η K)$, sharp $|μ_0 − x^*|^2/(η (4 K + 2))$, and "
-        "$f^* − f(μ_K) ≤ (1 − η m)^(2 K) (f^* − f(μ_0))$ if $f$ is strongly concave"
-    ),
-    source="arXiv 2404.14743v2, Theorem 3; Drori and Teboulle 2014; recursion derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Algorithm 2", topics.GUIDANCE)
 ROUNDING = 1e-9
 """Relative: moments of a chain of four steps, K times."""
 VISIBLE = 1e-3

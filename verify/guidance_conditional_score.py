@@ -5,14 +5,16 @@ Setting: data :math:`N(\mu, \Sigma)`, response :math:`y = g^\top x_0 + N(0, s^2)
 problem of the same chain with the reward :math:`r(x) = -\beta (y - g^\top x)^2 / (2 s^2)` and the
 constant KL weight :math:`\beta`, of value V.
 
-Statement: :math:`G_{loss} = \nabla_x \log p(y|x) = \nabla V / \beta` at every level, with the V of
-continuous time; the optimal control of a chain of T steps, in units of the score, tends to it at
-the rate 1/T.
+Statement: $G_"loss" = ∇ log p(y | x) = ∇V/β$ for data $N(μ, S)$ and $r = −β (y − g^⊤ x)^2/(2 s^2)$;
+the optimum of $T$ steps tends to it as $1/T$
+
+V is that of continuous time, and the optimum of T steps is meant in units of the score.
 
 Kind: equality, and a limit.
 
-Source: derived here; conditioning as a control is Doob's h-transform. Lemma 1 of arXiv 2404.14743v2
-has the conditional score.
+Source: derived here; conditional score of arXiv 2404.14743v2, Lemma 1; Doob's h-transform.
+
+Conditioning as a control is Doob's transform.
 
 How it is measured: the conditional score by automatic differentiation of the joint Gaussian density
 of (x, y); V from `socft.truth.mixture`; the chain's optimum from the Riccati recursion, with T and
@@ -46,17 +48,7 @@ from verify.support.claims import Claim
 from verify.support.guidance_cases import GuidedGaussian, guided_gaussians, vector
 from verify.support.strategies import numbers
 
-CLAIM = Claim(
-    name="guidance_conditional_score",
-    title="Conditional score",
-    topic=topics.GUIDANCE,
-    statement=(
-        '$G_"loss" = ∇ log p(y | x) = ∇V/β$ for data $N(μ, S)$ and $r = −β (y − g^⊤ x)^2/(2 '
-        "s^2)$; the optimum of $T$ steps tends to it as $1/T$"
-    ),
-    source="derived here; conditional score of arXiv 2404.14743v2, Lemma 1; Doob's h-transform",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Conditional score", topics.GUIDANCE)
 ROUNDING = 1e-9
 """Relative to the term: log densities of nearly singular laws (h >= 0.03) are differentiated twice
 over.

@@ -5,20 +5,23 @@ Setting: samples :math:`x_0` of any law with mean m and covariance S,
 :math:`x = \alpha x_0 + \sqrt h\,\epsilon`; the class :math:`s(x) = C x + b`, fitted by least
 squares to :math:`-\epsilon/\sqrt h` (denoising score matching).
 
-Statement: the minimiser is :math:`C = -(\alpha^2 S + h I)^{-1}`, :math:`b = -\alpha C m`, the score
-of N(m, S) noised; so one guided pass with it moves the mean as one with the exact score of N(m, S)
-does. With C frozen the minimiser is the offset :math:`b = -\alpha C m`, the exact re-centring of
-Algorithm 2. With n pairs of sample and noise the offset has the standard error
+Statement: the minimum over $C$ and $b$ of $bb(E) |C x + b + ε/sqrt(h)|^2$ is at $C = −(α^2 S +
+h)^(−1)$, $b = −α C m$ for samples of any law with mean $m$ and covariance $S$
+
+So one guided pass with the minimiser moves the mean as one with the exact score of N(m, S) does.
+With C frozen the minimiser is the offset b alone, the exact re-centring of Algorithm 2. With n
+pairs of sample and noise the offset has the standard error
 :math:`\sqrt{\mathrm{tr}\,\mathrm{Var}(-\epsilon/\sqrt h - C x)/n}`.
 
 If the slope is learnt too, from what a guided round generated, the covariance shrinks by the guided
-direction every round: after k rounds along one g its variance there is
-:math:`1/(1/\sigma + k g^2/s^2)`, and the steps of Algorithm 2 shrink as 1/k.
+direction every round: after k rounds along one g its variance there is :math:`1/(1/\sigma + k
+g^2/s^2)`, and the steps of Algorithm 2 shrink as 1/k.
 
 Kind: equality; the standard error is a limit.
 
-Source: the linear class of arXiv 2404.14743v2; minimiser, standard error and shrinking derived
-here.
+Source: linear class of arXiv 2404.14743v2; derived here.
+
+Minimiser, standard error and shrinking are derived here.
 
 How it is measured: least squares on samples of a mixture, each with the 2n noises
 :math:`\pm\sqrt n\,e_i`, whose first two moments are exact; random noises by
@@ -57,17 +60,7 @@ from verify.support.claims import Claim
 from verify.support.guidance_cases import GuidedGaussian, vector
 from verify.support.strategies import numbers
 
-CLAIM = Claim(
-    name="guidance_linear_score",
-    title="Learnt linear score",
-    topic=topics.GUIDANCE,
-    statement=(
-        "the minimum over $C$ and $b$ of $bb(E) |C x + b + ε/sqrt(h)|^2$ is at $C = −(α^2 S + "
-        "h)^(−1)$, $b = −α C m$ for samples of any law with mean $m$ and covariance $S$"
-    ),
-    source="linear class of arXiv 2404.14743v2; derived here",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Learnt linear score", topics.GUIDANCE)
 ROUNDING = 1e-8
 """Relative: least squares of designs with condition up to 1e4, at levels up to 0.9."""
 STANDARD_ERRORS = 4.0

@@ -7,15 +7,16 @@ The conditional law is :math:`N(m, C)`,
 .. math:: m = \mu + \frac{\Sigma g\,(y - g^\top\mu)}{s^2 + g^\top\Sigma g}, \qquad
    C = \Sigma - \frac{\Sigma g g^\top \Sigma}{s^2 + g^\top \Sigma g} .
 
-Statement: at any number of steps, :math:`E\,Y_T = \sqrt{\bar a_T}\, m + \prod_t A_t\,(E\,Y_0 -
-\sqrt{\bar a_0}\, m)`, :math:`A_t` the slopes of the mean maps for N(m, C): the mean is that of the
-conditional law but for what the chain remembers of its start. The covariance tends to C as the
-chain's steps are refined.
+Statement: $bb(E) Y_T = sqrt(macron(a)_T) m + Π_t A_t (bb(E) Y_0 − sqrt(macron(a)_0) m)$ at any
+number of steps, with $m = μ + S g (y − g^⊤ μ)/(s^2 + g^⊤ S g)$
+
+:math:`A_t` are the slopes of the mean maps for N(m, C): the mean is that of the conditional law but
+for what the chain remembers of its start. The covariance tends to C as the chain's steps are
+refined.
 
 Kind: equality; the covariance is a limit.
 
-Source: the formula for m after arXiv 2404.14743v2, Theorem 2; exactness on coarse chains derived
-here.
+Source: arXiv 2404.14743v2, Theorem 2; exactness on coarse chains derived here.
 
 How it is measured: exact moments of the guided chain (`socft.truth.affine_policy`) against the
 conditional law from the joint covariance of (x, y).
@@ -36,17 +37,7 @@ from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.guidance_cases import GuidedGaussian, guided_gaussians
 
-CLAIM = Claim(
-    name="guidance_pass_mean",
-    title="Mean of a guided pass",
-    topic=topics.GUIDANCE,
-    statement=(
-        "$bb(E) Y_T = sqrt(macron(a)_T) m + Π_t A_t (bb(E) Y_0 − sqrt(macron(a)_0) m)$ at any "
-        "number of steps, with $m = μ + S g (y − g^⊤ μ)/(s^2 + g^⊤ S g)$"
-    ),
-    source="arXiv 2404.14743v2, Theorem 2; exactness on coarse chains derived here",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Mean of a guided pass", topics.GUIDANCE)
 ROUNDING = 1e-9
 """Relative to the largest of y, the means and their gradients: variances down to s^2 = 0.01 are
 divided by.

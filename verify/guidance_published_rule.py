@@ -4,17 +4,13 @@ r"""The published targets, a fixed increment over the linearised objective, regu
 Setting: Algorithm 1 on data :math:`N(\bar\mu, \bar\Sigma)` with exact strength and the targets of
 the published simulations, :math:`y_k = \delta + g_k^\top \mu_k`, :math:`g_k = \nabla f(\mu_k)`.
 
-Statement: a fixed point is a stationary point of
-:math:`f(x) - \frac{s^2}{2\delta} |x - \bar\mu|^2_{\bar\Sigma^{-1}}`, and there the iteration has
-the Jacobian
+Statement: $y_k = δ + g_k^⊤ μ_k$ has the fixed points $∇f(μ) = (s^2/δ) S^(−1) (μ − macron(μ))$, with
+Jacobian $(δ/s^2) S_y H + S g g^⊤/(s^2 + g^⊤ S g)$
 
-.. math:: \frac{\delta}{s^2}\, \bar\Sigma_y H + \frac{\bar\Sigma g g^\top}{s^2 + g^\top\bar\Sigma
-   g}, \qquad \bar\Sigma_y = \bar\Sigma - \frac{\bar\Sigma g g^\top \bar\Sigma}{s^2 +
-   g^\top\bar\Sigma g}, \quad H = \nabla^2 f .
-
-In one dimension this is :math:`(\bar\Sigma g^2 + \delta\bar\Sigma H)/(\bar\Sigma g^2 + s^2)`: for
-concave f it is stable where :math:`\delta \bar\Sigma |H| < 2 \bar\Sigma g^2 + s^2`, beyond the
-threshold :math:`\delta \bar\Sigma |H| < s^2` of the fixed step :math:`1/\lambda`.
+Here :math:`S = \bar\Sigma`, :math:`H = \nabla^2 f` and :math:`S_y = S - S g g^\top S/(s^2 + g^\top
+S g)`. In one dimension the Jacobian is :math:`(S g^2 + \delta S H)/(S g^2 + s^2)`: for concave f it
+is stable where :math:`\delta S |H| < 2 S g^2 + s^2`, beyond the threshold :math:`\delta S |H| <
+s^2` of the fixed step :math:`1/\lambda`.
 
 Kind: equality.
 
@@ -45,17 +41,7 @@ from verify.support.guidance_cases import (
 )
 from verify.support.strategies import numbers
 
-CLAIM = Claim(
-    name="guidance_published_rule",
-    title="Published strength",
-    topic=topics.GUIDANCE,
-    statement=(
-        "$y_k = δ + g_k^⊤ μ_k$ has the fixed points $∇f(μ) = (s^2/δ) S^(−1) (μ − macron(μ))$, "
-        "with Jacobian $(δ/s^2) S_y H + S g g^⊤/(s^2 + g^⊤ S g)$"
-    ),
-    source="targets of arXiv 2404.14743v2, appendix E.1; fixed point and Jacobian derived here",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Published strength", topics.GUIDANCE)
 SETTLED = 1e-9
 """Relative movement of a round at which the iteration has arrived."""
 STATIONARY = 1e-6

@@ -5,20 +5,19 @@ Setting: data :math:`N(\mu, \Sigma)`, response :math:`y = g^\top x_0 + N(0, s^2)
 :math:`\alpha^2 + h = 1`, :math:`g_i` the components of g in an eigenbasis of :math:`\Sigma` with
 eigenvalues :math:`\sigma_i`.
 
-Statement: with :math:`b` the published strength and :math:`b^*` the exact one,
+Statement: $1/(2 b) − 1/(2 b^*) = −h^2 sum_i g_i^2 σ_i (1 − σ_i)/(α^2 σ_i + h)^2$, zero at every
+level $⇔$ $g_i σ_i (1 − σ_i) = 0$ for all $i$
 
-.. math:: \frac1{2 b} - \frac1{2 b^*} = - h^2 \sum_i \frac{g_i^2\, \sigma_i (1 -
-    \sigma_i)}{(\alpha^2 \sigma_i + h)^2} .
-
-It vanishes at every level if and only if :math:`g_i \sigma_i (1 - \sigma_i) = 0` for all i, as the
-functions of the level on the right are linearly independent for different :math:`\sigma_i`; at one
-level it can vanish by chance. Data narrower than N(0, I) are pulled too strongly, wider ones too
-weakly.
+Here :math:`b` is the published strength and :math:`b^*` the exact one. Every level is needed, as
+the functions of the level on the right are linearly independent for different :math:`\sigma_i`; at
+one level the difference can vanish by chance. Data narrower than N(0, I) are pulled too strongly,
+wider ones too weakly.
 
 Kind: equality.
 
-Source: strengths of arXiv 2404.14743v2, Lemma 1, in the form of the published simulations; the
-difference derived here.
+Source: strengths of arXiv 2404.14743v2, Lemma 1; the difference derived here.
+
+In the form of the published simulations.
 
 How it is measured: both strengths from a denoiser, the variance of y given x from the joint
 Gaussian law of (x, y); the identity also symbolically.
@@ -39,17 +38,7 @@ from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.guidance_cases import GuidedGaussian, guided_gaussians, vector
 
-CLAIM = Claim(
-    name="guidance_strength",
-    title="Strength of look-ahead",
-    topic=topics.GUIDANCE,
-    statement=(
-        "$1/(2 b) − 1/(2 b^*) = −h^2 sum_i g_i^2 σ_i (1 − σ_i)/(α^2 σ_i + h)^2$, zero at "
-        "every level $⇔$ $g_i σ_i (1 − σ_i) = 0$ for all $i$"
-    ),
-    source="strengths of arXiv 2404.14743v2, Lemma 1; the difference derived here",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Strength of look-ahead", topics.GUIDANCE)
 ROUNDING = 1e-11
 """Relative to the larger denominator."""
 

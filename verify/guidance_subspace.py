@@ -4,14 +4,16 @@ Setting: data on :math:`\mu + \mathrm{span}(A)`, A with orthonormal columns, of 
 scores; a response :math:`y = g^\top x_0 + N(0, s^2)`. :math:`\hat x_0 = E[x_0|x]`,
 :math:`P_\perp = I - AA^\top`.
 
-Statement: :math:`J = \mathrm{Jac}\,\hat x_0 = A (\cdot) A^\top`, so that
-:math:`G_{loss} \in \mathrm{span}(A)` at every state and level, and the guided chain, driven by the
-same noise, has path by path the component across the subspace that the pre-trained chain has. The
-naive term has :math:`P_\perp G = b'(y - g^\top\hat x_0) P_\perp g`.
+Statement: if $x_0 ∈ μ + op("span")(A)$, then $|P_⊥ G_"loss"| = 0$ at every level, and $|P_⊥ G| =
+|b' (y − g^⊤ bb(E) [x_0 | x])| |P_⊥ g|$
+
+The reason is :math:`J = \mathrm{Jac}\,\hat x_0 = A (\cdot) A^\top`. Hence the guided chain, driven
+by the same noise, has path by path the component across the subspace that the pre-trained chain
+has.
 
 Kind: equality.
 
-Source: arXiv 2404.14743v2, Theorem 1; for the whole path derived here.
+Source: arXiv 2404.14743v2, Theorem 1; along the path derived here.
 
 How it is measured: Gaussians and Gaussian mixtures with singular covariances, scores from
 `socft.density`, J by automatic differentiation; projections of the terms over their norms, and of
@@ -48,17 +50,7 @@ from verify.support.guidance_cases import vector
 from verify.support.instances import random_rotation
 from verify.support.strategies import numbers
 
-CLAIM = Claim(
-    name="guidance_subspace",
-    title="Subspace kept by look-ahead",
-    topic=topics.GUIDANCE,
-    statement=(
-        'if $x_0 ∈ μ + op("span")(A)$, then $|P_⊥ G_"loss"| = 0$ at every level, and $|P_⊥ G| '
-        "= |b' (y − g^⊤ bb(E) [x_0 | x])| |P_⊥ g|$"
-    ),
-    source="arXiv 2404.14743v2, Theorem 1; along the path derived here",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Subspace kept by look-ahead", topics.GUIDANCE)
 ROUNDING = 1e-10
 """Relative: pulled-back gradients are differences of terms 1 / h times larger, h down to 0.02, over
 an alpha down to 0.1.

@@ -4,17 +4,16 @@ control (78).
 Setting: kernels of section 4.2, :math:`a = 1 - q\,dt`, :math:`\sigma^2 = q\,dt`, gain
 :math:`1 - a`; a value function with bounded derivatives.
 
-Statement: to first order in dt, Bellman's equation (8)-(9) is
+Statement: $V_τ + q (y/2 + s) · ∇V + (q/2) Δ V + (q/(2 β)) |∇V|^2 = 0$ and $u^* = s + ∇V/β$
 
-.. math:: V_\tau + q (y/2 + s) \cdot \nabla V + \tfrac q2 \Delta V + \tfrac{q}{2 \beta} |\nabla V|^2
-   = 0 , \qquad u^* = s + \nabla V / \beta ,
-
-and the logarithm of the ratio of the noised tilted and the noised pre-trained law, times beta,
-solves it.
+This is Bellman's equation (8)-(9) to first order in dt. The logarithm of the ratio of the noised
+tilted and the noised pre-trained law, times beta, solves it.
 
 Kind: limit.
 
-Source: arXiv 2412.18164v4, equations 78 and 79; coefficients and solution derived here.
+Source: arXiv 2412.18164v4, equations 78-79.
+
+Coefficients and solution are derived here.
 
 How it is measured: symbolically in one and two dimensions: the right side of Bellman's equation is
 expanded in dt to first order with the moments of the noise, and maximised over u. Numerically:
@@ -44,14 +43,7 @@ from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.strategies import numbers
 
-CLAIM = Claim(
-    name="hjb_equation",
-    title="Equations (78), (79)",
-    topic=topics.SECTION_4_2,
-    statement="$V_τ + q (y/2 + s) · ∇V + (q/2) Δ V + (q/(2 β)) |∇V|^2 = 0$ and $u^* = s + ∇V/β$",
-    source="arXiv 2412.18164v4, equations 78-79",
-    kind="limit",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Equations (78), (79)", topics.SECTION_4_2)
 ROUNDING = 1e-10
 """Relative to the largest term: second derivatives of log densities by automatic
 differentiation.

@@ -4,17 +4,14 @@ differentiating it.
 Setting: :math:`(G V)(x) = E V(x + \sigma W)`, :math:`W \sim N(0, I_d)`, V of at most exponential
 growth.
 
-Statement: for Lipschitz V, differentiable almost everywhere, kinks allowed,
+Statement: $∇^2 bb(E) V(x + σ W) = bb(E) [∇V(x + σ W) W^⊤]/σ$, which is $bb(E) ∇^2 V(x + σ W)$ for
+Lipschitz $∇V$, and $bb(E) ∇V(x + σ W) = bb(E) [V(x + σ W) W]/σ$
 
-.. math:: \nabla (G V)(x) = E \nabla V(x + \sigma W) = E[V(x + \sigma W)\, W]/\sigma, \qquad
-   \nabla^2 (G V)(x) = E[\nabla V(x + \sigma W)\, W^\top]/\sigma ,
-
-and where the gradient too is Lipschitz both sides of the second equal
-:math:`E\, \nabla^2 V(x + \sigma W)`.
+V is Lipschitz, differentiable almost everywhere: kinks are allowed.
 
 Kind: equality.
 
-Source: arXiv 2412.18164v4, equations 26 and 48; the classes of functions are made explicit here.
+Source: arXiv 2412.18164v4, equations 26 and 48; the classes of functions made explicit here.
 
 How it is measured: symbolically for every monomial of degree up to 4 in two dimensions, and so for
 polynomials of that degree (a further coordinate is a common factor); by the trapezoidal rule for
@@ -45,17 +42,7 @@ from verify.support.instances import random_rotation
 from verify.support.rewards import ScalarReward, build_reward
 from verify.support.strategies import curved_rewards, numbers
 
-CLAIM = Claim(
-    name="integration_by_parts",
-    title="Integration by parts (26), (48)",
-    topic=topics.DERIVATIVES,
-    statement=(
-        "$∇^2 bb(E) V(x + σ W) = bb(E) [∇V(x + σ W) W^⊤]/σ$, which is $bb(E) ∇^2 V(x + σ W)$ "
-        "for Lipschitz $∇V$, and $bb(E) ∇V(x + σ W) = bb(E) [V(x + σ W) W]/σ$"
-    ),
-    source="arXiv 2412.18164v4, equations 26 and 48; the classes of functions made explicit here",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Integration by parts (26), (48)", topics.DERIVATIVES)
 ONE = sympy.Integer(1)
 DEGREE = 4
 ROUNDING = 5e-14

@@ -5,8 +5,10 @@ of the mean :math:`\delta_j = g\,(U^{(j)} - s)/\sqrt a`, with
 :math:`G_j(y) = E\, \nabla V_{t+1}(m_t(y) + \delta_j(y) + \sigma W)`, the update is
 :math:`\delta_{j+1} = \rho\, G_j`, and the iterate's value is (36) at :math:`\delta_m`.
 
-Statement: :math:`\nabla V^{(m)} = (\mathrm{Jac}\, m_t)^\top G_m + (\mathrm{Jac}\, \delta_m)^\top
-(G_m - G_{m-1})` for :math:`m \ge 1`; for m = 0 the first term alone.
+Statement: $∇V^((m)) = op("Jac") m_t^⊤ G_m + op("Jac") δ_m^⊤ (G_m − G_(m−1))$ with $G_j = bb(E)
+∇V_(t+1) (m_t + δ_j + σ W)$
+
+This is for :math:`m \ge 1`; for m = 0 the first term alone.
 
 Kind: equality.
 
@@ -50,17 +52,7 @@ from verify.support.value_gradients import (
     tolerance,
 )
 
-CLAIM = Claim(
-    name="iterate_gradient",
-    title="Gradient of an iterate (55)",
-    topic=topics.LEMMA_3_2,
-    statement=(
-        '$∇V^((m)) = op("Jac") m_t^⊤ G_m + op("Jac") δ_m^⊤ (G_m − G_(m−1))$ with $G_j = bb(E) '
-        "∇V_(t+1) (m_t + δ_j + σ W)$"
-    ),
-    source="arXiv 2412.18164v4, equation 55",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Gradient of an iterate (55)", topics.LEMMA_3_2)
 ROUNDING = 5e-14
 """Relative to the value's coefficients: a few products of matrices of size 5."""
 

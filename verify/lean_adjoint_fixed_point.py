@@ -5,9 +5,11 @@ Setting: lean costates, :math:`a_T = \nabla r(x_T)`, :math:`a_k = \nabla m_k(x_k
 along paths of a policy v; the mean residual of the target,
 :math:`R_k(x) = B_k^\top E[a_{k+1} \mid x_k = x] - \beta_k v_k(x)`.
 
-Statement: :math:`R_k(x) = 0` for all k and x if v is the optimal control, and only then. Away from
-it R is a vector field other than :math:`\partial_v Q^v_k(x, v_k(x))`, whose projection on features
-is the gradient of the objective (77).
+Statement: $B_k^⊤ bb(E) [a_(k+1) | x_k] − β_k v_k = 0$ for all $k$ and $x$ $⇔$ $v = v^*$, with lean
+costates $a$
+
+Away from it the left side, R, is a vector field other than :math:`\partial_v Q^v_k(x, v_k(x))`,
+whose projection on features is the gradient of the objective (77).
 
 Kind: equality.
 
@@ -16,8 +18,9 @@ Proof (derived here). Under v*, :math:`E[a_k \mid x_k]` obeys the envelope ident
 :math:`v_{T-1}` where Bellman's bracket is strongly concave; then
 :math:`E[a_{T-1} \mid x_{T-1}] = \nabla V_{T-1}`, and so on backwards.
 
-Source: arXiv 2409.08861, proposition 7 (continuous time); the discrete statement is derived here,
-with arXiv 2412.18164v4, equation 34.
+Source: arXiv 2409.08861, proposition 7; discrete statement derived here.
+
+Proposition 7 is in continuous time. The proof is with arXiv 2412.18164v4, equation 34.
 
 How it is measured: in one dimension, conditional means of lean costates under the solved optimal
 control by the trapezoidal rule; in up to 5 dimensions with quadratic rewards in closed form, where
@@ -53,17 +56,7 @@ from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.strategies import line_instances, numbers, quadratic_instances
 from verify.support.suprema import ACCURACY
 
-CLAIM = Claim(
-    name="lean_adjoint_fixed_point",
-    title="Lean adjoint",
-    topic=topics.ADJOINTS,
-    statement=(
-        "$B_k^⊤ bb(E) [a_(k+1) | x_k] − β_k v_k = 0$ for all $k$ and $x$ $⇔$ $v = v^*$, with "
-        "lean costates $a$"
-    ),
-    source="arXiv 2409.08861, proposition 7; discrete statement derived here",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Lean adjoint", topics.ADJOINTS)
 QUADRATURE = ACCURACY
 """Relative to 1 + |beta v|: the optimal control is accurate to `ACCURACY`, and enters every step's
 conditional mean.

@@ -5,14 +5,15 @@ matrix B, possibly degenerate. The paper's kernels have :math:`B = \sigma I` and
 :math:`m + \sigma v = (y + g U)/\sqrt a`, so that :math:`v = g (U - s)/(\sqrt a\,\sigma)`, with
 :math:`g = 1 - a` for DDPM.
 
-Statement: for v orthogonal to the kernel of B,
-:math:`\mathrm{KL}\big(N(m + Bv, BB^\top) \,\|\, N(m, BB^\top)\big) = |v|^2/2`; for the paper's
-kernels this is :math:`g^2 |U - s|^2 / (2 a \sigma^2)`. A component of v in the kernel of B moves
-nothing and costs nothing; `Diffusion.whiten` returns the control without it.
+Statement: $op("KL")(N(m + B v, B B^⊤) ∥ N(m, B B^⊤)) = |v|^2/2$ for $v ⊥ ker B$, which for $B = σ
+I$ is $g^2 |U − s|^2/(2 a σ^2)$
+
+A component of v in the kernel of B moves nothing and costs nothing; `Diffusion.whiten` returns the
+control without it.
 
 Kind: equality.
 
-Source: arXiv 2412.18164v4, Lemma 2.5, equations 5-6; the degenerate case is derived here.
+Source: arXiv 2412.18164v4, Lemma 2.5, equations 5-6; degenerate B derived here.
 
 How it is measured: symbolically, as the integral of the log ratio of two normal densities in one
 dimension, which suffices because divergences of independent coordinates add; numerically in up to
@@ -39,17 +40,7 @@ from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
 from verify.support.strategies import instances, numbers
 
-CLAIM = Claim(
-    name="lemma_2_5",
-    title="Lemma 2.5",
-    topic=topics.KL_DIVERGENCE,
-    statement=(
-        '$op("KL")(N(m + B v, B B^⊤) ∥ N(m, B B^⊤)) = |v|^2/2$ for $v ⊥ ker B$, which for $B '
-        "= σ I$ is $g^2 |U − s|^2/(2 a σ^2)$"
-    ),
-    source="arXiv 2412.18164v4, Lemma 2.5, equations 5-6; degenerate B derived here",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Lemma 2.5", topics.KL_DIVERGENCE)
 
 ROUNDING = 1e-13
 """Relative to the divergence: 450 eps, for sums of 64 terms and a B B' whose condition number is at

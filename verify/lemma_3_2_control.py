@@ -3,16 +3,16 @@ r"""Lemma 3.2, controls: every iterate of PI-FT is as Lipschitz as the optimal c
 Setting: Algorithm 1 with m updates at every step,
 :math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`.
 
-Statement: for every m, :math:`U_t^{(m)}` is Lipschitz with
-:math:`L^{(0)}_{u,t} = \big(L^{(0)}_s + (1-\lambda_t)/(1-a_t)\big)/\lambda_t`, and its Jacobian with
-:math:`L^{(1)}_{u,t}` of (17).
+Statement: $sup |op("Jac") U_t^((m))| ≤ L_0 (u_t) = (L_0 (s) + (1 − λ_t)/(1 − a_t))/λ_t$ and $sup
+|D^2 U_t^((m))| ≤ L_1 (u_t)$ for every $m$
 
 Kind: tight, for the control; the bound on its Jacobian adds maxima that occur at different points.
 A convex quadratic reward and the score :math:`s(y) = +L^{(0)}_s y` attain it at the last step as m
 grows: the slope of :math:`\delta_m` is :math:`M (q + \dots + q^m)`, :math:`q = 1 - \lambda`.
 
-Source: arXiv 2412.18164v4, Lemma 3.2 with equations 16 and 17; sharper constant and extremal
-instance derived here.
+Source: arXiv 2412.18164v4, Lemma 3.2 with equations 16 and 17; sharper constant derived here.
+
+The extremal instance is derived here too.
 
 How it is measured: PI-FT by quadrature, in up to 64 dimensions as rotated products. The certificate
 is in ball arithmetic, for all convex and concave quadratic steps with :math:`q \in [0.1, 0.9]`.
@@ -52,19 +52,7 @@ from verify.support.scores import TanhScore
 from verify.support.strategies import curved_rewards, instances
 from verify.support.suprema import DIFFERENCED, TWICE
 
-CLAIM = Claim(
-    name="lemma_3_2_control",
-    title="Lemma 3.2, control",
-    topic=topics.LEMMA_3_2,
-    statement=(
-        '$sup |op("Jac") U_t^((m))| ≤ L_0 (u_t) = (L_0 (s) + (1 − λ_t)/(1 − a_t))/λ_t$ and '
-        "$sup |D^2 U_t^((m))| ≤ L_1 (u_t)$ for every $m$"
-    ),
-    source=(
-        "arXiv 2412.18164v4, Lemma 3.2 with equations 16 and 17; sharper constant derived here"
-    ),
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Lemma 3.2, control", topics.LEMMA_3_2)
 CELLS = 200
 """Cells of q in the certificate."""
 

@@ -6,15 +6,14 @@ Setting: Algorithm 1 with m updates at every step,
 :math:`G_j(y) = E\, \nabla V^{(m)}_{t+1}(x_j + \sigma_t W)` at the mean :math:`x_j` that the j-th
 iterate steers to.
 
-Statement: :math:`|G_j - G_{j-1}| \le (1-\lambda_t)^j L^{(0)}_{b,t+1}` for :math:`j \ge 1`, and
-:math:`|G_0| \le L^{(0)}_{b,t+1}`.
+Statement: $|G_j − G_(j−1)| ≤ (1 − λ_t)^j macron(L)_0 (V_(t+1))$ for $j ≥ 1$, and $|G_0| ≤
+macron(L)_0 (V_(t+1))$
 
 Kind: tight, for all j at once: approached by the concave clipped slope as the clip becomes sharp,
 at its corner, where the costate is as large as it can be and the following updates move through the
 steep part, back and forth.
 
-Source: arXiv 2412.18164v4, Lemma 3.2 (in its proof); sharper constant and extremal instance derived
-here.
+Source: arXiv 2412.18164v4, proof of Lemma 3.2; sharper constant and extremal instance derived here.
 
 How it is measured: PI-FT by quadrature, whose increments are :math:`\rho_t (G_j - G_{j-1})`, in up
 to 64 dimensions as rotated products; the clipped slope in closed form.
@@ -40,20 +39,7 @@ from verify.support.staircase import clipped
 from verify.support.strategies import curved_rewards, instances
 from verify.support.suprema import ACCURACY
 
-CLAIM = Claim(
-    name="lemma_3_2_increments",
-    title="Lemma 3.2, increments",
-    topic=topics.LEMMA_3_2,
-    statement=(
-        "$|G_j − G_(j−1)| ≤ (1 − λ_t)^j macron(L)_0 (V_(t+1))$ for $j ≥ 1$, and $|G_0| ≤ "
-        "macron(L)_0 (V_(t+1))$"
-    ),
-    source=(
-        "arXiv 2412.18164v4, proof of Lemma 3.2; sharper constant and extremal instance "
-        "derived here"
-    ),
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Lemma 3.2, increments", topics.LEMMA_3_2)
 SHARP_CLIP = 1000.0
 """Corner of the clip over sigma at which its rounding costs less than 1%."""
 

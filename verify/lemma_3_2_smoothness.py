@@ -4,15 +4,16 @@ r"""Lemma 3.2, value functions: every iterate of PI-FT has a value function with
 Setting: Algorithm 1 with m updates at every step,
 :math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`.
 
-Statement: for every m, :math:`\nabla V_t^{(m)}` is :math:`L^{(1)}_{b,t}`-Lipschitz, where
-:math:`L^{(1)}_{b,t}` is the right-hand side of (15) with the constants of iterates, plus
-:math:`\max_{m \ge 1} R_t(m)`, :math:`R_t(m) = (1-\lambda_t)^m (c_t + d_t m)`. The maximum is
-attained at a finite m, at most :math:`1 + (1-\lambda_t)/\lambda_t`.
+Statement: $sup |∇^2 V_t^((m))| ≤ macron(L)_1 (V_t)$ for every $m$, with $macron(L)_1 (V_t)$ as in
+(15) with $macron(L)$ and with $max_(m ≥ 1) R_t (m)$ added, which is attained at an $m ≤ 1 + (1 −
+λ_t)/λ_t$
+
+There :math:`R_t(m) = (1-\lambda_t)^m (c_t + d_t m)`.
 
 Kind: upper bound: it adds maxima that occur at different points.
 
-Source: arXiv 2412.18164v4, Lemma 3.2, equation 39; the place of the maximum and the sharper
-constants derived here.
+Source: arXiv 2412.18164v4, Lemma 3.2, equation 39; place of the maximum and sharper constants
+derived here.
 
 How it is measured: Hessians of PI-FT's values by quadrature, in up to 64 dimensions as rotated
 products; the maximum over m against all terms one by one, and for whole intervals of coefficients
@@ -43,21 +44,7 @@ from verify.support.iterates import PAPER, Chained, Iterate, constant, passes
 from verify.support.strategies import curved_rewards, instances, numbers
 from verify.support.suprema import DIFFERENCED
 
-CLAIM = Claim(
-    name="lemma_3_2_smoothness",
-    title="Lemma 3.2, (39)",
-    topic=topics.LEMMA_3_2,
-    statement=(
-        "$sup |∇^2 V_t^((m))| ≤ macron(L)_1 (V_t)$ for every $m$, with $macron(L)_1 (V_t)$ as "
-        "in (15) with $macron(L)$ and with $max_(m ≥ 1) R_t (m)$ added, which is attained at "
-        "an $m ≤ 1 + (1 − λ_t)/λ_t$"
-    ),
-    source=(
-        "arXiv 2412.18164v4, Lemma 3.2, equation 39; place of the maximum and sharper "
-        "constants derived here"
-    ),
-    kind="upper bound",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Lemma 3.2, (39)", topics.LEMMA_3_2)
 ROUNDING = 1e-11
 """Relative error of powers up to 2000."""
 TERMS = 2000

@@ -6,8 +6,8 @@ Setting: Algorithm 1 with m updates at every step,
 :math:`\varepsilon_{t+1} = \sup |\nabla V^{(m)}_{t+1} - \nabla V^*_{t+1}|` of the value function
 that step t has in front of it.
 
-Statement: :math:`|U_t^{(m)} - u_t^*| \le (1-\lambda_t)^m \kappa_t L^{(0)}_{V,t+1} + \kappa_t
-\varepsilon_{t+1}/\lambda_t`.
+Statement: $sup |U_t^((m)) − u^*_t| ≤ (1 − λ_t)^m κ_t L_0 (V_(t+1)) + κ_t ε_(t+1)/λ_t$ with $ε_(t+1)
+= sup |∇V^((m))_(t+1) − ∇V^*_(t+1)|$
 
 Kind: tight. The first term, where :math:`\varepsilon_{t+1} = 0`, is approached for all m at once by
 the convex clipped slope as the clip becomes sharp, from the state that the optimal control carries
@@ -47,17 +47,7 @@ from verify.support.staircase import clipped
 from verify.support.strategies import curved_rewards, instances
 from verify.support.suprema import ACCURACY
 
-CLAIM = Claim(
-    name="lemma_3_3",
-    title="Lemma 3.3",
-    topic=topics.LEMMAS_3_3_AND_3_4,
-    statement=(
-        "$sup |U_t^((m)) − u^*_t| ≤ (1 − λ_t)^m κ_t L_0 (V_(t+1)) + κ_t ε_(t+1)/λ_t$ with "
-        "$ε_(t+1) = sup |∇V^((m))_(t+1) − ∇V^*_(t+1)|$"
-    ),
-    source="arXiv 2412.18164v4, Lemma 3.3; extremal instances derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Lemma 3.3", topics.LEMMAS_3_3_AND_3_4)
 SHARP_CLIP = 2000.0
 """Corner of the clip over sigma at which its rounding costs less than 1%."""
 CELLS = 60

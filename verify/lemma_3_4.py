@@ -6,15 +6,15 @@ Setting: Algorithm 1 with m updates at every step,
 :math:`\varepsilon_t = \sup |\nabla V^{(m)}_t - \nabla V^*_t|`,
 :math:`M_t = (1 + (1-a_t) L^{(0)}_s)/\sqrt{a_t}`, :math:`q = 1 - \lambda`.
 
-Statement: :math:`\varepsilon_t \le M_t \big( \varepsilon_{t+1}/\lambda_t + q_t^{m+1}
-(L^{(0)}_{V,t+1} + L^{(0)}_{b,t+1}/\lambda_t) \big)`.
+Statement: $ε_t ≤ M_t (ε_(t+1)/λ_t + (1 − λ_t)^(m+1) (L_0 (V_(t+1)) + macron(L)_0 (V_(t+1))/λ_t))$
+with $ε_t = sup |∇V_t^((m)) − ∇V^*_t|$
 
 Kind: upper bound, and not of the right order in m: the value is an envelope, so that its gradient
 is off only to second order in what the control is off. The sharper bound has :math:`q^{2m}` in
 place of :math:`q^{m+1}`, with a factor that grows like m (derived here), and that is the order of
 the error.
 
-Source: arXiv 2412.18164v4, Lemma 3.4; the sharper order derived here.
+Source: arXiv 2412.18164v4, Lemma 3.4; sharper order derived here.
 
 How it is measured: PI-FT by quadrature against the exact optimum, with the measured
 :math:`\varepsilon_{t+1}`, in up to 64 dimensions as rotated products; the order on one step with a
@@ -47,17 +47,7 @@ from verify.support.staircase import OneStep, clipped
 from verify.support.strategies import curved_rewards, instances
 from verify.support.suprema import ACCURACY
 
-CLAIM = Claim(
-    name="lemma_3_4",
-    title="Lemma 3.4",
-    topic=topics.LEMMAS_3_3_AND_3_4,
-    statement=(
-        "$ε_t ≤ M_t (ε_(t+1)/λ_t + (1 − λ_t)^(m+1) (L_0 (V_(t+1)) + macron(L)_0 "
-        "(V_(t+1))/λ_t))$ with $ε_t = sup |∇V_t^((m)) − ∇V^*_t|$"
-    ),
-    source="arXiv 2412.18164v4, Lemma 3.4; sharper order derived here",
-    kind="upper bound",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Lemma 3.4", topics.LEMMAS_3_3_AND_3_4)
 CLOSED_FORM = 1e-12
 """Error of a slope of a clipped step over its corner: a few error functions."""
 CELLS = 60

@@ -3,14 +3,17 @@ r"""What the optimum misses of the tilted law because it cannot choose where it 
 Setting: a linear-quadratic problem, constant beta; the Gibbs value of a start,
 :math:`G(y) = \beta \log E[e^{r(Y_T)/\beta} \mid Y_0 = y]`, which ``tilt_gap`` compares with V_0.
 
-Statement: :math:`\beta \log E\, e^{r(Y_T)/\beta} - E\, G(Y_0) \ge 0`, with equality if Y_0 and Y_T
-are independent; on a schedule with memory it tends to a positive limit as T grows,
-:math:`\beta \log E e^{V(0, Y_0)/\beta} - E V(0, Y_0)` with the continuous V.
+Statement: $β log bb(E) exp(r(Y_T)/β) − bb(E) β log bb(E) [exp(r(Y_T)/β) | Y_0] ≥ 0$, which is $0$
+if the chain is memoryless, and otherwise does not vanish as $T → ∞$
+
+On a schedule with memory it tends to :math:`\beta \log E e^{V(0, Y_0)/\beta} - E V(0, Y_0) > 0`
+with the continuous V.
 
 Kind: equality (with the closed form), and a limit.
 
-Source: derived here; the inequality is Jensen's. The schedule's bias is described in arXiv
-2409.08861, section 4.
+Source: derived here; arXiv 2409.08861, section 4.
+
+The inequality is Jensen's; that section describes the schedule's bias.
 
 How it is measured: `LinearQuadratic.memory_gap` against the same difference from the Gaussian laws
 of Y_T, given Y_0 and not; the mean of the quadratic G from three of its values per direction,
@@ -46,17 +49,7 @@ from verify.support.instances import QuadraticInstance
 from verify.support.strategies import numbers, quadratic_instances
 from verify.tilt_gap import gibbs_value, log_moment
 
-CLAIM = Claim(
-    name="memory_bias",
-    title="Memory gap",
-    topic=topics.SECTION_4_2,
-    statement=(
-        "$β log bb(E) exp(r(Y_T)/β) − bb(E) β log bb(E) [exp(r(Y_T)/β) | Y_0] ≥ 0$, which is "
-        "$0$ if the chain is memoryless, and otherwise does not vanish as $T → ∞$"
-    ),
-    source="derived here; arXiv 2409.08861, section 4",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Memory gap", topics.SECTION_4_2)
 ROUNDING = 1e-11
 """Relative to beta and the values that are subtracted, over the squared distance of the tilt from
 one not integrable.

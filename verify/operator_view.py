@@ -7,13 +7,10 @@ equation (8)-(9) maximises over u the bracket
 .. math:: Q_t(y, u) = E V_{t+1}\Big(\frac{y + g u}{\sqrt a} + \sigma W\Big) - \frac{\beta g^2}{2 a
     \sigma^2} |u - s(y)|^2 .
 
-Statement: with :math:`m_t(y) = (y + g s(y))/\sqrt a`, :math:`\rho = \sigma^2/\beta` and
-:math:`(G f)(x) = E f(x + \sigma W)`,
+Statement: $V_t = [sup_δ (G V_(t+1)) (· + δ) − |δ|^2/(2 ρ_t)] ∘ m_t$ with $ρ_t = σ_t^2/β_t$
 
-.. math:: V_t = \Big[ \sup_\delta\, (G V_{t+1})(\cdot + \delta) - |\delta|^2/(2\rho) \Big] \circ m_t
-    ,
-
-the supremum being attained at :math:`\delta = g (u^* - s)/\sqrt a`.
+Here :math:`m_t(y) = (y + g s(y))/\sqrt a` and :math:`(G f)(x) = E f(x + \sigma W)`; the supremum is
+attained at :math:`\delta = g (u^* - s)/\sqrt a`.
 
 Kind: equality.
 
@@ -54,14 +51,7 @@ from verify.support.scores import TanhScore
 from verify.support.strategies import line_instances, numbers, quadratic_instances
 from verify.support.suprema import INNER
 
-CLAIM = Claim(
-    name="operator_view",
-    title="Operator view of (9)",
-    topic=topics.THEOREM_2_8_II,
-    statement="$V_t = [sup_δ (G V_(t+1)) (· + δ) − |δ|^2/(2 ρ_t)] ∘ m_t$ with $ρ_t = σ_t^2/β_t$",
-    source="derived here from arXiv 2412.18164v4, equations 8-9",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Operator view of (9)", topics.THEOREM_2_8_II)
 
 REACH, SPACING = 9.0, 0.075
 """Quadrature for W: the trapezoidal rule errs by exp(-2 pi c / 0.075) for integrands analytic in a

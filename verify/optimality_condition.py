@@ -3,16 +3,17 @@ r"""The optimal control solves (18), equally (20), and nothing else does.
 Setting: the chain of Theorem 2.8 with :math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`,
 :math:`\kappa_t = \sqrt{a_t} \sigma_t^2/(\beta_t g_t)`.
 
-Statement: Bellman's bracket has exactly one stationary point, its maximum, and
+Statement: $u^*_t (y) = s_t (y) + κ_t bb(E) ∇V_(t+1) ((y + g_t u^*_t (y))/sqrt(a_t) + σ_t W)$, and
+no other $u$ solves this
 
-.. math:: u^*_t(y) = s_t(y) + \kappa_t E \nabla V_{t+1}\Big( \frac{y + g_t u^*_t(y)}{\sqrt{a_t}} +
-    \sigma_t W \Big) .
+It is the only stationary point of Bellman's bracket, its maximum.
 
 Kind: equality.
 
-Source: arXiv 2412.18164v4, equations 18 and 20. That every stationary point lies within
-:math:`\kappa_t L^0_{V,t+1}` of the score, so that a search there finds all of them, follows from
-the equation.
+Source: arXiv 2412.18164v4, equations 18 and 20.
+
+That every stationary point lies within :math:`\kappa_t L^0_{V,t+1}` of the score, so that a search
+there finds all of them, follows from the equation.
 
 How it is measured: maximisers of the bracket by a search on nested grids, and in several dimensions
 by a general-purpose optimiser from several starts, against the control of the exact solver; the
@@ -45,17 +46,7 @@ from verify.support.scores import TanhScore
 from verify.support.strategies import Sine, line_instances, numbers, quadratic_instances
 from verify.support.suprema import ACCURACY
 
-CLAIM = Claim(
-    name="optimality_condition",
-    title="Condition (18), (20)",
-    topic=topics.THEOREM_2_8_II,
-    statement=(
-        "$u^*_t (y) = s_t (y) + κ_t bb(E) ∇V_(t+1) ((y + g_t u^*_t (y))/sqrt(a_t) + σ_t W)$, "
-        "and no other $u$ solves this"
-    ),
-    source="arXiv 2412.18164v4, equations 18 and 20",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Condition (18), (20)", topics.THEOREM_2_8_II)
 
 VALUES = 1e-12
 """Relative error of a value of the bracket; two points whose values differ by less are equal to a

@@ -4,11 +4,11 @@ Setting: :math:`Q^K_t(y, u)` of ``policy_gradient_formula``, whose curvature in 
 :math:`\sigma_t^2\, \mathrm{Hess}\, G V^K_{t+1} - \beta_t`. At the optimum it is negative under the
 condition on beta (19).
 
-Statement: for affine policies of a linear-quadratic problem, :math:`P^K_{t+1} \preceq P^*_{t+1}`,
-so at every K the modulus of strong concavity,
-:math:`\beta_t - \sigma_t^2 \lambda_{\max}(P^K_{t+1})`, is at least the optimal one.
-(:math:`V^K \le V^*` everywhere, and a quadratic function that nowhere exceeds another one has no
-larger Hessian.)
+Statement: for affine $K$ and quadratic $r$, $β_t − σ_t^2 λ_max (P^K_(t+1)) ≥ β_t − σ_t^2 λ_max
+(P^*_(t+1))$
+
+So at every K the modulus of strong concavity is at least the optimal one. (:math:`V^K \le V^*`
+everywhere, and a quadratic function that nowhere exceeds another one has no larger Hessian.)
 
 Kind: tight, attained by K = K*.
 
@@ -23,8 +23,9 @@ positive for some x if and only if :math:`k^2 (\sigma\omega)^2 e^{-2(\sigma\omeg
 smallest such k is :math:`\sqrt{2e} = 2.33`, at :math:`(\sigma\omega)^2 = 1/2`. At k = 0 the modulus
 is beta.
 
-Source: arXiv 2412.18164v4, section 4.1, which has strong concavity at K* only; statement and
-counter-example derived here.
+Source: arXiv 2412.18164v4, section 4.1; derived here.
+
+Section 4.1 has strong concavity at K* only.
 
 How it is measured: the moduli from `evaluate_affine` and `LinearQuadratic` at random policies, near
 and far; the counter-example by Gauss-Hermite quadrature of the second derivative, and in ball
@@ -53,17 +54,7 @@ from verify.support.instances import QuadraticInstance
 from verify.support.policy_gradients import SEEDS
 from verify.support.strategies import numbers, quadratic_instances
 
-CLAIM = Claim(
-    name="policy_gradient_concavity",
-    title="Concavity away from the optimum",
-    topic=topics.SECTION_4_1,
-    statement=(
-        "for affine $K$ and quadratic $r$, $β_t − σ_t^2 λ_max (P^K_(t+1)) ≥ β_t − σ_t^2 λ_max "
-        "(P^*_(t+1))$"
-    ),
-    source="arXiv 2412.18164v4, section 4.1; derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Concavity away from the optimum", topics.SECTION_4_1)
 ROUNDING = 1e-10
 """Relative to the largest curvature on either side."""
 QUADRATURE = 1e-10

@@ -4,10 +4,11 @@ Setting: :math:`U_t(y) = K_t \varphi_t(y)` with any features and any weights, on
 :math:`V^K` is the value of that policy, not the optimal one, and :math:`Q^K_t(y, u) = -\beta_t g^2
 |u - s_t(y)|^2 / (2 a \sigma^2) + E V^K_{t+1}((y + g u)/\sqrt a + \sigma W)`.
 
-Statement: :math:`\nabla_{K_t} J = E\big[ \partial_u Q^K_t(Y_t, K_t \varphi_t(Y_t))\,
-\varphi_t(Y_t)^\top \big]`, with :math:`Y_t` distributed under the policy itself. In whitened
-control, :math:`\partial_v Q^K_t = \sigma E \nabla V^K_{t+1} - \beta_t v`, and a costate
-:math:`\nabla V^K` that contains the policy's own derivative.
+Statement: $∇_(K_t) J = bb(E) [∂_u Q^K_t (Y_t, K_t φ_t (Y_t)) φ_t (Y_t)^⊤]$
+
+:math:`Y_t` is distributed under the policy itself. In whitened control, :math:`\partial_v Q^K_t =
+\sigma E \nabla V^K_{t+1} - \beta_t v`, with a costate :math:`\nabla V^K` that contains the policy's
+own derivative.
 
 Kind: equality.
 
@@ -43,14 +44,7 @@ from verify.support.policy_gradients import SEEDS, Line, moments_objective
 from verify.support.scores import MixtureScore
 from verify.support.strategies import Sine, line_instances, numbers, quadratic_instances
 
-CLAIM = Claim(
-    name="policy_gradient_formula",
-    title="Gradient (77)",
-    topic=topics.SECTION_4_1,
-    statement="$∇_(K_t) J = bb(E) [∂_u Q^K_t (Y_t, K_t φ_t (Y_t)) φ_t (Y_t)^⊤]$",
-    source="arXiv 2412.18164v4, equation 77",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Gradient (77)", topics.SECTION_4_1)
 ROUNDING = 1e-10
 """Relative to the largest entry: products of 2 T matrices of norm up to 10 lose six digits of
 float64.

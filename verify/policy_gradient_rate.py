@@ -4,15 +4,16 @@ Setting: a linear-quadratic problem, affine policies with their gains and offset
 the exact gradient (77), ascent :math:`K \leftarrow K + \eta \nabla J(K)`; h are the eigenvalues of
 :math:`-\nabla^2 J(K^*)`, all positive under the condition on beta.
 
-Statement: near K*, :math:`|K^{n+1} - K^*| \le \max_i |1 - \eta h_i|\, |K^n - K^*|`; with the best
-step, :math:`\eta = 2/(h_1 + h_n)`, the factor is :math:`(\kappa - 1)/(\kappa + 1)`,
+Statement: $|K^(n+1) − K^*| ≤ max_i |1 − η h_i (−∇^2 J(K^*))| |K^n − K^*|$ as $K^n → K^*$
+
+With the best step, :math:`\eta = 2/(h_1 + h_n)`, the factor is :math:`(\kappa - 1)/(\kappa + 1)`,
 :math:`\kappa = h_n/h_1`.
 
 Kind: tight, as K tends to K*: the eigenvector of the extreme eigenvalue attains it.
 
-Source: the linear rate is conjectured in arXiv 2412.18164v4, section 4.1; the factor is derived
-here (the gradient is smooth and vanishes at K*, so the iteration has the Jacobian
-:math:`I - \eta h`).
+Source: arXiv 2412.18164v4, section 4.1 (conjecture); factor derived here.
+
+The gradient is smooth and vanishes at K*, so the iteration has the Jacobian :math:`I - \eta h`.
 
 How it is measured: the Hessian by automatic differentiation of the objective from moments, the
 iteration with the closed-form gradient, from starts at distance `NEAR` of K*; a far start with
@@ -43,14 +44,7 @@ from verify.support.policy_gradients import (
 )
 from verify.support.strategies import numbers, quadratic_instances
 
-CLAIM = Claim(
-    name="policy_gradient_rate",
-    title="Linear rate",
-    topic=topics.SECTION_4_1,
-    statement="$|K^(n+1) − K^*| ≤ max_i |1 − η h_i (−∇^2 J(K^*))| |K^n − K^*|$ as $K^n → K^*$",
-    source="arXiv 2412.18164v4, section 4.1 (conjecture); factor derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Linear rate", topics.SECTION_4_1)
 NEAR = 1e-6
 """Distance of the starts relative to 1 + |K*|."""
 LOCAL = 1e-3

@@ -4,7 +4,7 @@ Setting: :math:`U_t = K_t \varphi_t(y)`, one weight matrix per step, features th
 optimal control, :math:`u^*_t = K^*_t \varphi_t`; beta at which Bellman's bracket is strongly
 concave at the optimum; :math:`E[\varphi_t(Y_t) \varphi_t(Y_t)^\top] \succ 0` under every policy.
 
-Statement: :math:`\nabla J(K) = 0` only at :math:`K = K^*`.
+Statement: if $u^*$ is realisable and $bb(E) φ φ^⊤ ≻ 0$, then $∇J(K) = 0 ⇒ K = K^*$
 
 Kind: equality (of every stationary point with K*).
 
@@ -15,7 +15,9 @@ strongly concave in :math:`K_t`; the maximiser of :math:`Q^*_t(y, \cdot)` at eve
 changes that law. Concavity away from K* is not needed, and fails (see
 ``policy_gradient_concavity``).
 
-Source: arXiv 2412.18164v4, section 4.1; the proof and the counter-examples are derived here.
+Source: arXiv 2412.18164v4, section 4.1; proof derived here.
+
+The counter-examples are derived here too.
 
 How it is measured: roots of the exact gradient from random starts by Powell's hybrid method, which
 finds saddles and minima as well as maxima, for affine policies of linear-quadratic problems and for
@@ -47,14 +49,7 @@ from verify.support.policy_gradients import SEEDS, Line, optimum, small_problem
 from verify.support.scores import MixtureScore
 from verify.support.strategies import Sine, numbers, quadratic_instances
 
-CLAIM = Claim(
-    name="policy_gradient_stationary_point",
-    title="Stationary point",
-    topic=topics.SECTION_4_1,
-    statement="if $u^*$ is realisable and $bb(E) φ φ^⊤ ≻ 0$, then $∇J(K) = 0 ⇒ K = K^*$",
-    source="arXiv 2412.18164v4, section 4.1; proof derived here",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Stationary point", topics.SECTION_4_1)
 RELATIVE_STEP = 1e-12
 """Relative step at which the root finder stops."""
 SAME = 1e-6

@@ -4,8 +4,8 @@ Setting: a pre-trained chain :math:`X_{t+1} = m_t(X_t) + \sigma_t W_t`, and the 
 control v and the same initial law; :math:`\mathbb P^v` and :math:`\mathbb P` are the laws of
 :math:`(X_0, \dots, X_T)`.
 
-Statement: if :math:`\beta_t = \beta` for all t, then :math:`E \sum_t \beta_t |v_t(X_t)|^2/2 =
-\beta\,\mathrm{KL}(\mathbb P^v \| \mathbb P)`.
+Statement: if $β_t = β$ for all $t$, then $bb(E) sum_t β_t |v_t|^2/2 = β op("KL")(P_v ∥ P)$, with
+the laws $P_v$ and $P$ of the controlled and of the pre-trained path
 
 Kind: equality.
 
@@ -44,17 +44,7 @@ from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.scores import MixtureScore
 from verify.support.strategies import Sine, numbers, quadratic_instances
 
-CLAIM = Claim(
-    name="remark_2_4",
-    title="Remark 2.4",
-    topic=topics.KL_DIVERGENCE,
-    statement=(
-        'if $β_t = β$ for all $t$, then $bb(E) sum_t β_t |v_t|^2/2 = β op("KL")(P_v ∥ P)$, '
-        "with the laws $P_v$ and $P$ of the controlled and of the pre-trained path"
-    ),
-    source="arXiv 2412.18164v4, Remark 2.4",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Remark 2.4", topics.KL_DIVERGENCE)
 
 ROUNDING = 1e-10
 """Relative error of the divergence: covariances of up to 35 rows with condition numbers up to 1e4,

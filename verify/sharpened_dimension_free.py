@@ -4,13 +4,12 @@ Setting: W standard normal in d dimensions, symmetric matrices H(w) with :math:`
 Hessians of a function with 1-Lipschitz gradient are; the third derivative of the smoothed function
 is :math:`E[H(W)\,(c \cdot W)]/\sigma` (26).
 
-Statement: :math:`\sup_{|b|=1} E|b \cdot W| = \sqrt{2/\pi}` in every dimension, so
-:math:`|E[H(W)\,(c \cdot W)]| \le \sqrt{2/\pi}` for unit vectors c, in place of
-:math:`C_d \sim \sqrt d`.
+Statement: $sup_(|b|=1) bb(E) |b · W| = sqrt(2/π)$ in every dimension: $|bb(E) [H(W) (c · W)]| ≤
+sqrt(2/π) sup |H| ≤ C_d sup |H|$
 
 Kind: tight: :math:`H(w) = a a^\top \mathrm{sign}(c \cdot w)` attains it.
 
-Source: arXiv 2412.18164v4, equation 17, has C_d; the sharper constant is derived here.
+Source: arXiv 2412.18164v4, equation 17; sharper constant derived here.
 
 How it is measured: :math:`E|b \cdot W|` as C_d times the mean of :math:`|\cos|` over the sphere, by
 adaptive quadrature for d = 2 .. 16384 and in ball arithmetic; the matrix inequality in two
@@ -36,17 +35,7 @@ from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.strategies import numbers
 
-CLAIM = Claim(
-    name="sharpened_dimension_free",
-    title="No dimension in (17)",
-    topic=topics.DERIVATIVES,
-    statement=(
-        "$sup_(|b|=1) bb(E) |b · W| = sqrt(2/π)$ in every dimension: $|bb(E) [H(W) (c · W)]| "
-        "≤ sqrt(2/π) sup |H| ≤ C_d sup |H|$"
-    ),
-    source="arXiv 2412.18164v4, equation 17; sharper constant derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "No dimension in (17)", topics.DERIVATIVES)
 QUADRATURE = 1e-9
 """Relative error of adaptive quadrature, and of C_d from log gammas at d = 16384."""
 ANGLES = 4000

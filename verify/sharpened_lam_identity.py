@@ -2,16 +2,17 @@ r"""One fraction for the controlled mean map: (16) and (15) without nested const
 
 Setting: the constants (14)-(17) of Theorem 2.8 with design constants :math:`\lambda_t \in (0, 1)`.
 
-Statement: :math:`L^{(0)}_u = (L^{(0)}_s + (1-\lambda)/g)/\lambda` implies
+Statement: $1 + g L_0 (u) = (1 + g L_0 (s))/λ$ and $L_1 (V_t) = g L_1 (s) L_0 (V_(t+1))/sqrt(a) + (1
++ g L_0 (s))^2 L_1 (V_(t+1))/(a λ)$
 
-.. math:: 1 + g L^{(0)}_u = \frac{1 + g L^{(0)}_s}{\lambda}, \qquad L^{(1)}_{V_t} = \frac{g
-   L^{(1)}_s}{\sqrt a} L^{(0)}_{V_{t+1}} + \frac{(1 + g L^{(0)}_s)^2}{a \lambda} L^{(1)}_{V_{t+1}} .
+The assumption is (16), :math:`L^{(0)}_u = (L^{(0)}_s + (1-\lambda)/g)/\lambda`.
 
 Kind: equality.
 
-Source: arXiv 2412.18164v4, equations 15-16; the identity is derived here. It is also the largest
-slope of the map :math:`y \mapsto y + g u^*(y)`, since :math:`x \mapsto x + \delta^*(x)` has the
-Jacobian :math:`(I - \rho H)^{-1}` with norm at most :math:`1/\lambda`.
+Source: arXiv 2412.18164v4, equations 15-16; identity derived here.
+
+It is also the largest slope of the map :math:`y \mapsto y + g u^*(y)`, since :math:`x \mapsto x +
+\delta^*(x)` has the Jacobian :math:`(I - \rho H)^{-1}` with norm at most :math:`1/\lambda`.
 
 How it is measured: symbolically; numerically `socft.theory` against the paper's nested form at
 random chains; in ball arithmetic. The slope of the map is measured on exact solutions and attained
@@ -33,17 +34,7 @@ from verify.support.claims import Claim
 from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.strategies import instances, numbers, quadratic_instances
 
-CLAIM = Claim(
-    name="sharpened_lam_identity",
-    title="Identity for (15), (16)",
-    topic=topics.THEOREM_2_8_III,
-    statement=(
-        "$1 + g L_0 (u) = (1 + g L_0 (s))/λ$ and $L_1 (V_t) = g L_1 (s) L_0 (V_(t+1))/sqrt(a) "
-        "+ (1 + g L_0 (s))^2 L_1 (V_(t+1))/(a λ)$"
-    ),
-    source="arXiv 2412.18164v4, equations 15-16; identity derived here",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Identity for (15), (16)", topics.THEOREM_2_8_III)
 ROUNDING = 1e-13
 """Relative: ten operations."""
 PRECISION = 200

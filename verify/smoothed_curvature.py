@@ -3,19 +3,17 @@ r"""Noise flattens: the curvature of a smoothed value function is bounded by its
 Setting: V is :math:`L^0`-Lipschitz with :math:`L^1`-Lipschitz gradient,
 :math:`(G V)(x) = E V(x + \sigma W)`.
 
-Statement:
+Statement: $|op("Hess") G V| ≤ L_1 op("erf")(L_0/(sqrt(2) σ L_1)) ≤ min {L_1, sqrt(2/π) L_0/σ}$
 
-.. math:: |\mathrm{Hess}\, G V| \le L^1\,\mathrm{erf}\Big( \frac{L^0}{\sqrt 2\,\sigma L^1} \Big)
-    \le \min\Big\{ L^1, \sqrt{2/\pi}\, \frac{L^0}{\sigma} \Big\},
-
-and as only Hess G V enters the proofs of Theorem 2.8 and of the contraction, this K may stand for
+As only Hess G V enters the proofs of Theorem 2.8 and of the contraction, this K may stand for
 :math:`L^1_{V,t+1}` in the condition on beta and in (15)-(16).
 
 Kind: tight. The slope :math:`\mathrm{clip}(L^1 x, -L^0, L^0)` along one axis attains the first
 inequality in every dimension.
 
-Source: derived here. Bare numbers are those of arXiv 2412.18164v4, whose condition on beta has
-:math:`L^1_{V,t+1}`.
+Source: derived here.
+
+Bare numbers are those of arXiv 2412.18164v4, whose condition on beta has :math:`L^1_{V,t+1}`.
 
 How it is measured: sums of two functions along directions at any angle whose second derivatives are
 staircases, for which all numbers are closed forms; Theorem 2.8 at the smaller weights, by the exact
@@ -53,16 +51,7 @@ from verify.support.staircase import POINTS, Staircase
 from verify.support.strategies import Sine, instances, numbers
 from verify.support.suprema import ACCURACY, DIFFERENCED
 
-CLAIM = Claim(
-    name="smoothed_curvature",
-    title="Smoothed curvature",
-    topic=topics.WEIGHT,
-    statement=(
-        '$|op("Hess") G V| ≤ L_1 op("erf")(L_0/(sqrt(2) σ L_1)) ≤ min {L_1, sqrt(2/π) L_0/σ}$'
-    ),
-    source="derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Smoothed curvature", topics.WEIGHT)
 
 GRID = 2e-6
 """Relative error of L0 and L1 over that grid of directions: about the square of its spacing of

@@ -3,14 +3,14 @@ r"""Bellman's bracket is strongly concave in the control (19).
 Setting: :math:`Q_t(y, u) = E V_{t+1}((y + g u)/\sqrt a + \sigma W) - \beta g^2 |u - s(y)|^2/(2 a
 \sigma^2)` with :math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`.
 
-Statement: :math:`-\mathrm{Hess}_u Q_t \ge \mu_t I` with
-:math:`\mu_t = (g_t^2/a_t)(\beta_t/\sigma_t^2 - L^1_{V,t+1}) > 0`.
+Statement: $−op("Hess")_u Q_t (y, ·) ≥ (g_t^2/a_t) (β_t/σ_t^2 − L_1 (V_(t+1))) I > 0$
 
 Kind: tight. A convex quadratic reward attains it, and with an expanding affine score does so at
 every step.
 
-Source: arXiv 2412.18164v4, equation 19; the sharper constant, with the smoothed curvature K in
-place of L1V, derived here.
+Source: arXiv 2412.18164v4, equation 19; sharper constant derived here.
+
+The sharper constant has the smoothed curvature K in place of L1V.
 
 How it is measured: the largest eigenvalue of :math:`\mathrm{Hess}\, G V_{t+1}` over the states,
 from the exact solver; and by the definition, with values only, from an own quadrature:
@@ -45,14 +45,7 @@ from verify.support.scores import TanhScore
 from verify.support.strategies import instances, line_instances, numbers, quadratic_instances
 from verify.support.suprema import ACCURACY
 
-CLAIM = Claim(
-    name="strong_concavity",
-    title="Strong concavity (19)",
-    topic=topics.THEOREM_2_8_II,
-    statement='$−op("Hess")_u Q_t (y, ·) ≥ (g_t^2/a_t) (β_t/σ_t^2 − L_1 (V_(t+1))) I > 0$',
-    source="arXiv 2412.18164v4, equation 19; sharper constant derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Strong concavity (19)", topics.THEOREM_2_8_II)
 
 CELLS = 24
 """Cells per axis of the certificate."""

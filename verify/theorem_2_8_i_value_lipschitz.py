@@ -3,15 +3,16 @@ r"""The value functions are Lipschitz (14).
 Setting: scores with Lipschitz constants :math:`L^0_{s,t}`, an :math:`L^0_r`-Lipschitz reward, and
 :math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`.
 
-Statement: :math:`V_t` is :math:`L^0_{V,t}`-Lipschitz, with :math:`L^0_{V,T} = L^0_r` and
-:math:`L^0_{V,t} = \frac{1 + g_t L^0_{s,t}}{\sqrt{a_t}} L^0_{V,t+1}`.
+Statement: $|V_t (y) − V_t (y')| ≤ L_0 (V_t) |y − y'|$ with $L_0 (V_t) = (1 + g_t L_0
+(s_t))/sqrt(a_t) · L_0 (V_(t+1))$, $L_0 (V_T) = L_0 (r)$
 
 Kind: tight. A linear reward with the score :math:`+L^0_s y` attains it at every step.
 
-Source: arXiv 2412.18164v4, Theorem 2.8 (i), equation 14. Derived here: the sharper constant, with
-the exact Lipschitz constant of the mean map in place of :math:`(1 + g L^0_s)/\sqrt a`; and that no
-condition on beta is needed, because a supremum of translates of an L-Lipschitz function is
-L-Lipschitz.
+Source: arXiv 2412.18164v4, Theorem 2.8 (i), equation 14; sharper constant derived here.
+
+The sharper constant has the exact Lipschitz constant of the mean map in place of :math:`(1 + g
+L^0_s)/\sqrt a`. No condition on beta is needed, because a supremum of translates of an L-Lipschitz
+function is L-Lipschitz.
 
 How it is measured: the supremum of the gradient of the exact value function; for beta below its
 condition the largest slope of brute-force maxima, as the value function then has kinks.
@@ -45,17 +46,7 @@ from verify.support.suprema import ACCURACY
 CELLS = 12
 """Cells per axis of the certificate."""
 
-CLAIM = Claim(
-    name="theorem_2_8_i_value_lipschitz",
-    title="Theorem 2.8 (i), (14)",
-    topic=topics.THEOREM_2_8_I,
-    statement=(
-        "$|V_t (y) − V_t (y')| ≤ L_0 (V_t) |y − y'|$ with $L_0 (V_t) = (1 + g_t L_0 "
-        "(s_t))/sqrt(a_t) · L_0 (V_(t+1))$, $L_0 (V_T) = L_0 (r)$"
-    ),
-    source="arXiv 2412.18164v4, Theorem 2.8 (i), equation 14; sharper constant derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Theorem 2.8 (i), (14)", topics.THEOREM_2_8_I)
 
 
 def measure(instance: ProductInstance) -> Tensor:

@@ -3,17 +3,17 @@ r"""The gradients of the value functions are Lipschitz (15).
 Setting: scores with constants :math:`L^0_{s,t}, L^1_{s,t}`, a reward with :math:`L^0_r, L^1_r`, and
 :math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`.
 
-Statement: :math:`\nabla V_t` is :math:`L^1_{V,t}`-Lipschitz, with :math:`L^1_{V,T} = L^1_r` and, as
-:math:`1 + g L^0_u = (1 + g L^0_s)/\lambda`,
+Statement: $|∇V_t (y) − ∇V_t (y')| ≤ L_1 (V_t) |y − y'|$ with $L_1 (V_t) = g L_1 (s) L_0
+(V_(t+1))/sqrt(a) + (1 + g L_0 (s))^2 L_1 (V_(t+1))/(a λ)$
 
-.. math:: L^1_{V,t} = \frac{g_t L^1_{s,t}}{\sqrt{a_t}} L^0_{V,t+1}
-    + \frac{(1 + g_t L^0_{s,t})^2}{a_t \lambda_t} L^1_{V,t+1} .
+At the end :math:`L^1_{V,T} = L^1_r`; and :math:`1 + g L^0_u = (1 + g L^0_s)/\lambda`.
 
 Kind: tight. A convex quadratic reward with an expanding affine score attains the second term at
 every step, a linear reward at the last step of a nonlinear score the first.
 
-Source: arXiv 2412.18164v4, Theorem 2.8 (i), equation 15; the sharper constants (exact mean map,
-smoothed curvature) and the certificate derived here.
+Source: arXiv 2412.18164v4, Theorem 2.8 (i), equation 15; sharper constants derived here.
+
+They have the exact mean map and the smoothed curvature. The certificate is derived here too.
 
 How it is measured: the supremum of the second derivative of the exact value function, at the
 weights the paper's condition asks; closed forms in several dimensions. The certificate proves in
@@ -48,17 +48,7 @@ from verify.support.strategies import instances, quadratic_instances
 from verify.support.suprema import DIFFERENCED
 from verify.support.suprema import measure as suprema
 
-CLAIM = Claim(
-    name="theorem_2_8_i_value_smoothness",
-    title="Theorem 2.8 (i), (15)",
-    topic=topics.THEOREM_2_8_I,
-    statement=(
-        "$|∇V_t (y) − ∇V_t (y')| ≤ L_1 (V_t) |y − y'|$ with $L_1 (V_t) = g L_1 (s) L_0 "
-        "(V_(t+1))/sqrt(a) + (1 + g L_0 (s))^2 L_1 (V_(t+1))/(a λ)$"
-    ),
-    source="arXiv 2412.18164v4, Theorem 2.8 (i), equation 15; sharper constants derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Theorem 2.8 (i), (15)", topics.THEOREM_2_8_I)
 PAPER = theory.Theorem28(theory.PaperBounds())
 CELLS = 24
 """Cells per axis of the certificate; the last ends at 1 - 2^-20 times the bound, because at 1 the

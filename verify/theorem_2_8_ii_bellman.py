@@ -3,18 +3,19 @@ r"""The solution of Bellman's equation is optimal, and its control is the only o
 Setting: the control problem with :math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`; V solves
 (8)-(9), u* attains the maximum there, J is the objective, v and v* are U and u* in whitened units.
 
-Statement: :math:`E V_0(Y_0) = J(u^*)`, and every control U has
+Statement: $bb(E) V_0 (Y_0) = J(u^*)$, and $J(u^*) − J(U) ≥ 1/2 sum_t λ_t β_t bb(E)_U |v_t −
+v^*_t|^2$ for every $U$: $u^*$ is the only optimum
 
-.. math:: J(u^*) - J(U) \ge \tfrac12 \sum_t \lambda_t \beta_t\, E_U |v_t(Y_t) - v^*_t(Y_t)|^2 ,
-
-so that it is optimal only if it equals u* wherever its own chain goes.
+So U is optimal only if it equals u* wherever its own chain goes.
 
 Kind: tight. A convex quadratic reward with an expanding affine score attains it: there the
 difference is :math:`\frac12 \sum_t E_U\, (v - v^*)^\top (\beta_t I - \sigma_t^2 P_{t+1}) (v - v^*)`
 exactly.
 
-Source: arXiv 2412.18164v4, Theorem 2.8 (ii), equations 8-9; the quantified uniqueness is derived
-here from (19), by summing :math:`Q_t(Y_t, u^*) - Q_t(Y_t, U)` along the chain of U.
+Source: arXiv 2412.18164v4, Theorem 2.8 (ii), equations 8-9; quantified uniqueness derived here.
+
+The uniqueness follows from (19), by summing :math:`Q_t(Y_t, u^*) - Q_t(Y_t, U)` along the chain of
+U.
 
 How it is measured: the objective of u* by pushing the law of its chain forward, against V_0;
 differences of objectives for controls that differ from u* by waves of any size. In several
@@ -45,19 +46,7 @@ from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.scores import TanhScore
 from verify.support.strategies import PseudoHuber, line_instances, numbers, quadratic_instances
 
-CLAIM = Claim(
-    name="theorem_2_8_ii_bellman",
-    title="Theorem 2.8 (ii)",
-    topic=topics.THEOREM_2_8_II,
-    statement=(
-        "$bb(E) V_0 (Y_0) = J(u^*)$, and $J(u^*) − J(U) ≥ 1/2 sum_t λ_t β_t bb(E)_U |v_t − "
-        "v^*_t|^2$ for every $U$: $u^*$ is the only optimum"
-    ),
-    source=(
-        "arXiv 2412.18164v4, Theorem 2.8 (ii), equations 8-9; quantified uniqueness derived here"
-    ),
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Theorem 2.8 (ii)", topics.THEOREM_2_8_II)
 
 OBJECTIVE = 1e-7
 """Relative error of an objective by quadrature along a whole chain."""

@@ -3,14 +3,14 @@ r"""The optimal control is Lipschitz (16).
 Setting: scores with Lipschitz constants :math:`L^0_{s,t}` and
 :math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`.
 
-Statement: :math:`u^*_t` is :math:`L^0_{u,t}`-Lipschitz with
-
-.. math:: L^0_{u,t} = \frac{1}{\lambda_t} \Big( L^0_{s,t} + \frac{1 - \lambda_t}{g_t} \Big) .
+Statement: $|u^*_t (y) − u^*_t (y')| ≤ L_0 (u_t) |y − y'|$ with $L_0 (u_t) = (L_0 (s_t) + (1 −
+λ_t)/g_t)/λ_t$
 
 Kind: tight. A convex quadratic reward with an expanding affine score attains it at every step.
 
-Source: arXiv 2412.18164v4, Theorem 2.8 (iii), equation 16; the sharper constants (exact mean map,
-smoothed curvature) derived here.
+Source: arXiv 2412.18164v4, Theorem 2.8 (iii), equation 16; sharper constants derived here.
+
+They have the exact mean map and the smoothed curvature.
 
 How it is measured: the supremum of the derivative of the exact control in score units, at the
 weights the paper's condition asks; closed forms in several dimensions. The certificate proves in
@@ -47,17 +47,7 @@ from verify.support.scores import TanhScore
 from verify.support.strategies import instances, quadratic_instances
 from verify.support.suprema import DIFFERENCED, INNER
 
-CLAIM = Claim(
-    name="theorem_2_8_iii_control_lipschitz",
-    title="Theorem 2.8 (iii), (16)",
-    topic=topics.THEOREM_2_8_III,
-    statement=(
-        "$|u^*_t (y) − u^*_t (y')| ≤ L_0 (u_t) |y − y'|$ with $L_0 (u_t) = (L_0 (s_t) + (1 − "
-        "λ_t)/g_t)/λ_t$"
-    ),
-    source="arXiv 2412.18164v4, Theorem 2.8 (iii), equation 16; sharper constants derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Theorem 2.8 (iii), (16)", topics.THEOREM_2_8_III)
 PAPER = theory.Theorem28(theory.PaperBounds())
 CELLS = 12
 """Cells per axis of the certificate."""

@@ -3,10 +3,8 @@ r"""The Jacobian of the optimal control is Lipschitz (17).
 Setting: scores with constants :math:`L^0_{s,t}, L^1_{s,t}` and
 :math:`\beta_t \ge \sigma_t^2 L^1_{V,t+1}/(1-\lambda_t)`.
 
-Statement: :math:`\nabla u^*_t` is :math:`L^1_{u,t}`-Lipschitz with, :math:`C_d = E|W|`,
-
-.. math:: L^1_{u,t} = \frac{1}{\lambda_t} \Big( L^1_{s,t}
-    + \frac{1 - \lambda_t}{g_t}\, \frac{C_d (1 + g_t L^0_{u,t})^2}{\sigma_t \sqrt{a_t}} \Big) .
+Statement: $|∇u^*_t (y) − ∇u^*_t (y')| ≤ L_1 (u_t) |y − y'|$ with $L_1 (u_t) = (L_1 (s_t) + (1 −
+λ_t)/g_t · C_d (1 + g_t L_0 (u_t))^2/(σ_t sqrt(a_t)))/λ_t$ and $C_d = bb(E) |W|$
 
 Kind: tight, but only at the ends. A linear reward attains it at the last step, where every lambda
 below 1 is admitted and u* - s is constant; and it is approached as lambda tends to 1. In between
@@ -28,8 +26,9 @@ is attained on the diagonal; and for the unit vector u along :math:`P c` there i
 :math:`|P c| \le (1 - \rho\, u^\top \mathrm{Hess}\, G r\, u)^{-1}`, so that along u the problem is
 that of one dimension.
 
-Source: arXiv 2412.18164v4, Theorem 2.8 (iii), equation 17; the sharper constants (exact mean map,
-smoothed curvature, no dimension) derived here.
+Source: arXiv 2412.18164v4, Theorem 2.8 (iii), equation 17; sharper constants derived here.
+
+They have the exact mean map, the smoothed curvature and no dimension.
 
 How it is measured: the supremum of the second derivative of the exact control in score units, at
 the weights the paper's condition asks; the largest ratio of a family of one-step problems by
@@ -66,17 +65,7 @@ from verify.support.strategies import Sine, instances, numbers
 from verify.support.suprema import TWICE
 from verify.theorem_2_8_iii_control_lipschitz import controls, inner
 
-CLAIM = Claim(
-    name="theorem_2_8_iii_control_smoothness",
-    title="Theorem 2.8 (iii), (17)",
-    topic=topics.THEOREM_2_8_III,
-    statement=(
-        "$|∇u^*_t (y) − ∇u^*_t (y')| ≤ L_1 (u_t) |y − y'|$ with $L_1 (u_t) = (L_1 (s_t) + (1 "
-        "− λ_t)/g_t · C_d (1 + g_t L_0 (u_t))^2/(σ_t sqrt(a_t)))/λ_t$ and $C_d = bb(E) |W|$"
-    ),
-    source="arXiv 2412.18164v4, Theorem 2.8 (iii), equation 17; sharper constants derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Theorem 2.8 (iii), (17)", topics.THEOREM_2_8_III)
 PAPER = theory.Theorem28(theory.PaperBounds())
 DIFFERENCES = 1e-4
 """Relative error of a ramp's second derivative by differences over 0.003."""

@@ -3,8 +3,8 @@ r"""Theorem 3.1: PI-FT converges linearly.
 Setting: Algorithm 1 with m updates at every step,
 :math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`.
 
-Statement: :math:`\sup|U_t^{(m)} - u_t^*|` is at most Lemmas 3.3 and 3.4 unrolled from T to t, for
-every m and t; with :math:`q_t = 1 - \lambda_t` it is :math:`O(\max_{s \ge t} q_s^m)`.
+Statement: $sup |U_t^((m)) − u^*_t|$ is at most what Lemmas 3.3 and 3.4 give unrolled, which is
+$O(max_(s ≥ t) (1 − λ_s)^m)$, for all $m$ and $t$
 
 Kind: tight, in its asymptotic rate over all steps: on a linear-quadratic problem the largest error
 shrinks by exactly :math:`\max_t \sigma_t^2 |P_{t+1}|/\beta_t` per update of all steps, which is
@@ -12,7 +12,9 @@ shrinks by exactly :math:`\max_t \sigma_t^2 |P_{t+1}|/\beta_t` per update of all
 is smaller than the theorem says, because later steps count with their squares (derived here):
 :math:`\max(q_t, \max_{s > t} q_s^2)`, attained by the same problem.
 
-Source: arXiv 2412.18164v4, Theorem 3.1; rates of a single step and extremal instances derived here.
+Source: arXiv 2412.18164v4, Theorem 3.1; rates of a single step derived here.
+
+The extremal instances are derived here too.
 
 How it is measured: PI-FT by quadrature against the exact optimum, in up to 64 dimensions as rotated
 products. The asymptotic rates are those of the iterates' slopes on a linear-quadratic problem, in
@@ -44,17 +46,7 @@ from verify.support.scores import TanhScore
 from verify.support.strategies import curved_rewards, instances
 from verify.support.suprema import ACCURACY
 
-CLAIM = Claim(
-    name="theorem_3_1",
-    title="Theorem 3.1",
-    topic=topics.THEOREM_3_1,
-    statement=(
-        "$sup |U_t^((m)) − u^*_t|$ is at most what Lemmas 3.3 and 3.4 give unrolled, which is "
-        "$O(max_(s ≥ t) (1 − λ_s)^m)$, for all $m$ and $t$"
-    ),
-    source="arXiv 2412.18164v4, Theorem 3.1; rates of a single step derived here",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Theorem 3.1", topics.THEOREM_3_1)
 BITS = 400
 ROUNDS = 60
 """Updates after which the second-largest rate, to the power m, is below 1% of the largest."""

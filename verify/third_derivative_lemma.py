@@ -3,14 +3,17 @@ r"""Third derivatives of a smoothed function are bounded by its curvature, whate
 Setting: V has an :math:`L^1`-Lipschitz gradient, :math:`(G V)(x) = E V(x + \sigma W)`,
 :math:`W \sim N(0, I_d)`.
 
-Statement: :math:`|D^3 G V| \le \sqrt{2/\pi}\, L^1/\sigma`. If V is also :math:`L^0`-Lipschitz,
-:math:`|D^3 G V| \le \sqrt{8/(\pi e)}\, L^0/\sigma^2`.
+Statement: $|D^3 G V| ≤ sqrt(2/π) L_1/σ$ in every dimension, and $|D^3 G V| ≤ sqrt(8/(π e)) L_0/σ^2$
+
+The second holds if V is :math:`L^0`-Lipschitz.
 
 Kind: tight. In every dimension :math:`V'' = L^1 \mathrm{sign}(x_1)` attains the first; the slope
 :math:`L^0 \mathrm{sign}(x_1^2 - \sigma^2)` the second, in the limit of steep steps.
 
-Source: derived here. The proof of (17) in arXiv 2412.18164v4 has :math:`C_d = E|W| \sim \sqrt d` in
-place of :math:`\sqrt{2/\pi} = \sup_{|b|=1} E|b \cdot W|`.
+Source: derived here, in place of C_d L1/σ in the proof of equation 17 of arXiv 2412.18164v4.
+
+There :math:`C_d = E|W| \sim \sqrt d` stands in place of :math:`\sqrt{2/\pi} = \sup_{|b|=1} E|b
+\cdot W|`.
 
 How it is measured: sums of two functions along directions at any angle whose second derivatives are
 staircases, for which all numbers are closed forms, at the corners of what the derivatives reach.
@@ -38,16 +41,7 @@ from verify.support.claims import Claim
 from verify.support.staircase import Staircase
 from verify.support.strategies import numbers
 
-CLAIM = Claim(
-    name="third_derivative_lemma",
-    title="Third derivative",
-    topic=topics.DERIVATIVES,
-    statement=(
-        "$|D^3 G V| ≤ sqrt(2/π) L_1/σ$ in every dimension, and $|D^3 G V| ≤ sqrt(8/(π e)) L_0/σ^2$"
-    ),
-    source="derived here, in place of C_d L1/σ in the proof of equation 17 of arXiv 2412.18164v4",
-    kind="tight",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Third derivative", topics.DERIVATIVES)
 
 FAR = 40.0
 """Half-width of a staircase in units of sigma, beyond which it is not seen: exp(-40^2 / 2) is 0 in

@@ -2,15 +2,11 @@ r"""What the discrete optimum misses of the exponential tilt because its kernels
 
 Setting: a linear-quadratic problem, constant beta, :math:`D_t = I - \sigma_t^2 P_{t+1}/\beta`.
 
-Statement: for every start y,
+Statement: $β log bb(E) [exp(r(Y_T)/β) | Y_0] − V_0 (Y_0) = sum_t (−(β/2) log det D_t − (σ_t^2/2) tr
+P_(t+1)) ≥ 0$ with $D_t = I − σ_t^2 P_(t+1)/β$, of order $1/T$
 
-.. math:: \beta \log E[ e^{r(Y_T)/\beta} \mid Y_0 = y ] - V_0(y) = \sum_t \Big( -\tfrac\beta2
-    \log\det D_t
-   - \tfrac{\sigma_t^2}{2} \mathrm{tr}\, P_{t+1} \Big) ;
-
-every term is non-negative and at most :math:`\tfrac\beta4 \sum_i e_i^2 / \min(1, 1 - \max_i e_i)`
-with :math:`e = \sigma_t^2\, \mathrm{eig}(P_{t+1})/\beta`, so that the sum is O(1/T) where
-:math:`\sigma_t^2` is.
+Every term is at most :math:`\tfrac\beta4 \sum_i e_i^2 / \min(1, 1 - \max_i e_i)` with :math:`e =
+\sigma_t^2\, \mathrm{eig}(P_{t+1})/\beta`, so that the sum is O(1/T) where :math:`\sigma_t^2` is.
 
 Kind: equality; the bound is tight as e tends to zero.
 
@@ -43,17 +39,7 @@ from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
 from verify.support.strategies import numbers, quadratic_instances
 
-CLAIM = Claim(
-    name="tilt_gap",
-    title="Kernel gap",
-    topic=topics.SECTION_4_2,
-    statement=(
-        "$β log bb(E) [exp(r(Y_T)/β) | Y_0] − V_0 (Y_0) = sum_t (−(β/2) log det D_t − "
-        "(σ_t^2/2) tr P_(t+1)) ≥ 0$ with $D_t = I − σ_t^2 P_(t+1)/β$, of order $1/T$"
-    ),
-    source="derived here, from arXiv 2412.18164v4, equations 8-9",
-    kind="equality",
-)
+CLAIM = Claim.of_module(__name__, __doc__, "Kernel gap", topics.SECTION_4_2)
 ROUNDING = 1e-11
 """Relative to the largest of beta and the two values that are subtracted."""
 NEXT = 0.05

@@ -21,19 +21,10 @@ from hypothesis import strategies as st
 import verify
 from socft.checks import InvalidProblem
 from verify.support import topics
-from verify.support.claims import (
-    BINS_PER_DECADE,
-    FLOOR,
-    KINDS,
-    SLACK,
-    Claim,
-    Kind,
-    Tally,
-    read_records,
-    summary,
-    update_records,
-)
+from verify.support.claims import FLOOR, KINDS, SLACK, Claim, Kind
 from verify.support.readme import FOLDER, claims, text
+from verify.support.records import read_records, summary, update_records
+from verify.support.tally import BINS_PER_DECADE, Tally
 
 SECTIONS = ("setting", "statement", "kind", "source", "how it is measured", "what would refute it")
 FILES = sorted(
@@ -331,6 +322,41 @@ def test_summary_is_one_line():
     )
 
 
+MODULE = """A result.
+
+Statement: $a
+≤ b$
+
+This follows from $b ≥ a$.
+
+Kind: upper bound, of everything.
+
+Source: derived
+here.
+"""
+
+
+def test_a_claim_is_what_its_file_says():
+    made = Claim.of_module("verify.made", MODULE, "Made", topics.OTHER)
+    assert (
+        made.heading
+        == Claim("made", "Made", topics.OTHER, "$a ≤ b$", "derived here", "upper bound").heading
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (None, "the docstring of verify/made.py has no section 'Kind'; begin a paragraph with"),
+        (MODULE.replace("Statement", "Theorem"), "verify/made.py has no section 'Statement';"),
+        (MODULE.replace("upper bound", "sharp"), "kind = 'sharp, of everything.'; it must be one"),
+    ],
+)
+def test_a_file_that_does_not_say_its_claim_is_refused(module: str | None, message: str):
+    with pytest.raises(InvalidProblem, match=re.escape(message)):
+        Claim.of_module("verify.made", module, "Made", topics.OTHER)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_claims_have_the_agreed_form(file):
     """Named as their file, documented in order, with a positive check, a failing twin, and an
@@ -355,6 +381,7 @@ def test_claims_have_the_agreed_form(file):
     assert "breaks" in calls
     stated = {c.name: c for c in claims()}[file.stem]
     assert stated.kind in KINDS
+    assert ":math:" not in stated.statement + stated.source
     assert stated.kind != "tight" or (
         "attained" in calls and any("attained" in name for name in tests)
     )

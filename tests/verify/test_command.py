@@ -17,8 +17,8 @@ from rich.console import Console
 import verify as package
 from socft.checks import InvalidProblem
 from socft.cli import CLAIMS, main
-from verify.support.claims import read_records
 from verify.support.command import Board, ClaimsFailed, Run, select, verify
+from verify.support.records import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = (

@@ -1,9 +1,9 @@
 """What a file of this folder claims, and the record of every check it ran.
 
-A file states one result as its module-level `CLAIM` and checks it through the claim's methods. A
-method first records the check, also when it then fails, and then asserts it. What one test recorded
-is a `Tally`; tallies of the tests, processes and seeds of a claim merge into one line of
-``verify.jsonl``:
+A file states one result in its docstring, from which its module-level `CLAIM` is read, and checks
+it through the claim's methods. A method first records the check, also when it then fails, and then
+asserts it. What one test recorded is a `Tally`; tallies of the tests, processes and seeds of a
+claim merge into one line of ``verify.jsonl``:
 
 * *verified*: every check passed, and there was one;
 * *refuted*: a check failed; the line shows that check and the instance it failed on;
@@ -13,29 +13,23 @@ is a `Tally`; tallies of the tests, processes and seeds of a claim merge into on
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import re
 import sys
-from collections.abc import Iterable, Mapping
-from importlib import metadata
-from pathlib import Path
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from socft.checks import InvalidProblem, require
-from socft.records import environment, write_atomically
+from verify.support.records import record_of
+from verify.support.tally import Check, How, Tally, plain
 from verify.support.topics import Topic
-from verify.support.words import words
 
 Kind = Literal["tight", "upper bound", "equality", "limit"]
-Status = Literal["verified", "refuted", "not measured"]
-How = Literal[
-    "inequality", "sharper inequality", "equality", "attained", "negative control", "certificate"
-]
 
-KINDS: tuple[Kind, ...] = ("tight", "upper bound", "equality", "limit")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 SLACK = 1e-9
 """Relative slack of an inequality: two sides equal in exact arithmetic differ by thousands of
 float64 roundings.
@@ -44,207 +38,8 @@ FLOOR = 1e-12
 """Absolute slack of an inequality, for bounds that are zero."""
 WITHIN = 0.01
 """How close to its bound an extremal instance must come, relatively."""
-BINS_PER_DECADE = 100
-"""Resolution of the quantiles of the ratio, 2.3%."""
-LEAST_RATIO = 1e-12
-"""Ratios below this one share a bin."""
-QUANTILES = (0.1, 0.5, 0.9, 0.99, 1.0)
 NUMBERED = ("lemma", "remark", "theorem")
 """Files of statements with a number, which come first in their topic."""
-_TOOLS = ("hypothesis", "python-flint", "sympy", "mpmath")
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One comparison.
-
-    Attributes:
-        how: the kind of check.
-        part: which part of the statement; empty for the whole.
-        measured: the measured number; for an equality its distance from the expected one.
-        bound: what it is held against; for an equality the tolerance.
-        ratio: measured over bound.
-        instance: where, in plain JSON, enough to build it again.
-    """
-
-    how: How
-    part: str
-    measured: float
-    bound: float
-    ratio: float
-    instance: Mapping[str, Any]
-
-    @property
-    def what(self) -> str:
-        """The kind of check and the part of the statement, in words."""
-        return f"{self.how} {self.part}".strip()
-
-    def __str__(self) -> str:
-        where = json.dumps(_plain(self.instance))
-        return (
-            f"{self.what}: measured {self.measured:.12g}, bound {self.bound:.12g}, ratio"
-            f" {self.ratio:.12g} at {where}"
-        )
-
-
-@dataclasses.dataclass
-class Part:
-    """The checks of one kind on one part of a statement.
-
-    Attributes:
-        checked: their number.
-        extreme: the one with the largest ratio; of negative controls that with the smallest, which
-            fails least.
-    """
-
-    checked: int
-    extreme: Check
-
-    def merge(self, other: Part) -> None:
-        """Add the checks of another tally."""
-        self.checked += other.checked
-        key = (
-            (lambda check: (-check.ratio, str(check)))
-            if self.extreme.how == "negative control"
-            else _rank
-        )
-        self.extreme = max(self.extreme, other.extreme, key=key)
-
-
-@dataclasses.dataclass
-class Tally:
-    """What some checks of one claim amount to; `merge` adds another tally of the same claim.
-
-    Attributes:
-        checked: number of inequalities, equalities and extremal instances checked; controls and
-            certificates do not count.
-        worst: the ranked check with the largest ratio.
-        failure: the last check that failed.
-        parts: what was checked, by kind and part; of controls and certificates, what came out as it
-            must.
-        findings: results worth a line, by text, with their instance.
-        bins: number of ranked checks by logarithm of the ratio.
-        errors: tests that ended in an error that is no failed check.
-        seconds: time spent in the tests.
-        seeds: number of random seeds tried after the fixed one.
-    """
-
-    checked: int = 0
-    worst: Check | None = None
-    failure: Check | None = None
-    parts: dict[str, Part] = dataclasses.field(default_factory=dict)
-    findings: dict[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    bins: dict[int, int] = dataclasses.field(default_factory=dict)
-    errors: list[str] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-    seeds: int = 0
-
-    def count(self, check: Check, ranked: bool = True) -> None:
-        """Add a check, passed or failed; only ranked ones enter the largest ratio and its
-        quantiles.
-        """
-        self.checked += 1
-        self.note(check)
-        if not ranked:
-            return
-        self.worst = _larger(self.worst, check)
-        index = _bin(check.ratio)
-        self.bins[index] = self.bins.get(index, 0) + 1
-
-    def note(self, check: Check) -> None:
-        """Add a check to its part only."""
-        part = Part(1, check)
-        if check.what in self.parts:
-            part.merge(self.parts[check.what])
-        self.parts[check.what] = part
-
-    def merge(self, other: Tally) -> None:
-        """Add what another tally of the same claim has; the order does not matter."""
-        self.checked += other.checked
-        self.worst = _larger(self.worst, other.worst)
-        self.failure = _larger(self.failure, other.failure)
-        for name, part in other.parts.items():
-            mine = dataclasses.replace(part)
-            if name in self.parts:
-                mine.merge(self.parts[name])
-            self.parts[name] = mine
-        self.parts = dict(sorted(self.parts.items()))
-        self.findings = dict(sorted((other.findings | self.findings).items()))
-        self.bins = {
-            i: self.bins.get(i, 0) + other.bins.get(i, 0)
-            for i in sorted(self.bins.keys() | other.bins.keys())
-        }
-        self.errors = sorted({*self.errors, *other.errors})
-        self.seconds += other.seconds
-        self.seeds += other.seeds
-
-    @property
-    def status(self) -> Status:
-        """What the checks say of the claim."""
-        if self.failure is not None:
-            return "refuted"
-        return "verified" if self.checked and not self.errors else "not measured"
-
-    @property
-    def sharp(self) -> float | None:
-        """Largest ratio to the sharper constant."""
-        return max((part.extreme.ratio for part in self._of("sharper inequality")), default=None)
-
-    @property
-    def attained(self) -> float | None:
-        """Largest ratio of an extremal instance."""
-        return max((part.extreme.ratio for part in self._of("attained")), default=None)
-
-    @property
-    def control(self) -> bool:
-        """Whether a negative control ran, and failed to hold as it must."""
-        return bool(self._of("negative control"))
-
-    @property
-    def certified(self) -> bool:
-        """Whether a certificate in interval arithmetic was checked."""
-        return bool(self._of("certificate"))
-
-    def _of(self, how: How) -> list[Part]:
-        return [part for part in self.parts.values() if part.extreme.how == how]
-
-    @property
-    def histogram(self) -> dict[str, list[float]]:
-        """Numbers of ranked checks in logarithmic bins of the ratio, and where the bins begin."""
-        ordered = sorted(self.bins.items())
-        return {
-            "ratio": [float(f"{10 ** (i / BINS_PER_DECADE):.4g}") for i, _ in ordered],
-            "checks": [n for _, n in ordered],
-        }
-
-    @property
-    def quantiles(self) -> dict[str, float]:
-        """Quantiles of the ratio, to the resolution of the bins and never above the largest."""
-        if self.worst is None:
-            return {}
-        ordered, total = sorted(self.bins.items()), sum(self.bins.values())
-        counts = np.cumsum([n for _, n in ordered])
-        found = {}
-        for level in QUANTILES[:-1]:
-            index = ordered[int(np.searchsorted(counts, level * total))][0]
-            found[str(level)] = min(10 ** (index / BINS_PER_DECADE), self.worst.ratio)
-        return found | {str(QUANTILES[-1]): self.worst.ratio}
-
-    def encode(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return dataclasses.asdict(self) | {"bins": {str(i): n for i, n in self.bins.items()}}
-
-    @classmethod
-    def decode(cls, row: Mapping[str, Any]) -> Self:
-        """The inverse of `encode`."""
-        checks = {name: Check(**row[name]) if row[name] else None for name in ("worst", "failure")}
-        parts = {
-            name: Part(part["checked"], Check(**part["extreme"]))
-            for name, part in row["parts"].items()
-        }
-        return cls(
-            **{**row, **checks, "parts": parts, "bins": {int(i): n for i, n in row["bins"].items()}}
-        )
 
 
 class Claim:
@@ -272,6 +67,31 @@ class Claim:
         self.name, self.title, self.topic = name, title, topic
         self.statement, self.source, self.kind = statement, source, kind
         self.tally = Tally()
+
+    @classmethod
+    def of_module(cls, module: str, docstring: str | None, title: str, topic: Topic) -> Self:
+        """The claim that a file states in its docstring.
+
+        Its statement and its source are the first paragraphs of the sections of that name, its kind
+        is how that section begins; what follows in a section explains.
+
+        Args:
+            module: ``__name__`` of the file.
+            docstring: ``__doc__`` of the file.
+
+        Raises:
+            InvalidProblem: a section is missing, or its kind is none.
+        """
+        name, text = module.rpartition(".")[2], docstring or ""
+        kind = _section(name, text, "Kind")
+        return cls(
+            name,
+            title,
+            topic,
+            _section(name, text, "Statement"),
+            _section(name, text, "Source").removesuffix("."),
+            next((each for each in KINDS if kind.startswith(each)), kind),  # type: ignore[arg-type]
+        )
 
     @property
     def file(self) -> str:
@@ -435,6 +255,17 @@ class Claim:
         assert passed, f"{self.name} {check}"
 
 
+def _section(name: str, docstring: str, section: str) -> str:
+    """The first paragraph of a section of a docstring, in one line."""
+    found = re.search(rf"^{section}: (.+?)(?:\n\n|\Z)", docstring, re.DOTALL | re.MULTILINE)
+    if found is None:
+        raise InvalidProblem(
+            f"the docstring of verify/{name}.py has no section {section!r}; begin a paragraph with"
+            f" '{section}: '."
+        )
+    return " ".join(found[1].split())
+
+
 def steer(ratio: float, label: str) -> None:
     """Inside a property-based test, tell the search that larger ratios are more interesting; once
     per example and label.
@@ -446,94 +277,6 @@ def steer(ratio: float, label: str) -> None:
         hypothesis.target(min(ratio, 1e9) if ratio == ratio else 1e9, label=label)
     except hypothesis.errors.InvalidArgument:
         return  # the label was used in this example before
-
-
-def record_of(heading: Mapping[str, Any], tally: Tally) -> dict[str, Any]:
-    """A line of the record; ``heading`` is what it says whatever was measured."""
-    here, shown = environment(), tally.failure or tally.worst
-    tools = {name: version for name in _TOOLS if (version := _version(name))}
-    line = {
-        **heading,
-        "status": tally.status,
-        "checked": tally.checked,
-        "check": shown.what if shown else None,
-        "measured": shown.measured if shown else None,
-        "bound": shown.bound if shown else None,
-        "ratio": shown.ratio if shown else None,
-        "ratio_sharp": tally.sharp,
-        "instance": shown.instance if shown else None,
-        "words": words(shown.instance) if shown else None,
-        "attained": tally.attained,
-        "control": tally.control,
-        "certified": tally.certified,
-        "parts": [
-            {
-                "checked": part.checked,
-                **dataclasses.asdict(part.extreme),
-                "words": words(part.extreme.instance),
-            }
-            for part in tally.parts.values()
-        ],
-        "finding": [
-            {"text": text, "instance": instance} for text, instance in tally.findings.items()
-        ],
-        "quantiles": tally.quantiles,
-        "histogram": tally.histogram,
-        "errors": tally.errors,
-        "seconds": round(tally.seconds, 2),
-        "seed": tally.seeds,
-        "versions": {**here.versions, **tools},
-        "commit": here.commit,
-        "dirty": here.dirty,
-    }
-    return _plain(line)
-
-
-def summary(line: Mapping[str, Any]) -> str:
-    """A line of the record in one line of text."""
-    shown = (("worst ratio", "ratio"), ("sharp", "ratio_sharp"), ("attained", "attained"))
-    ratios = ", ".join(
-        f"{name} {float(line[key]):.4g}" for name, key in shown if line[key] is not None
-    )
-    flags = [name for name in ("control", "certified") if line[name]]
-    about = [
-        text
-        for text in (
-            ratios,
-            f"{line['checked']} checks",
-            *flags,
-            *line["errors"],
-            f"{line['seconds']:.1f} s",
-        )
-        if text
-    ]
-    return f"{line['claim']}: {line['status']} ({'; '.join(about)})"
-
-
-def read_records(file: Path) -> dict[str, dict[str, Any]]:
-    """The lines of a record file by claim, none where there is no file."""
-    if not file.is_file():
-        return {}
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return {row["claim"]: row for row in rows}
-
-
-def update_records(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Replace the lines of some claims, atomically; the lines of other claims stay as they are."""
-    rows = read_records(file) | {line["claim"]: dict(line) for line in lines}
-    write_atomically(file, "".join(_encoded(rows[name]) for name in sorted(rows)).encode())
-
-
-def forget_records(file: Path, keep: Iterable[str]) -> None:
-    """Drop the lines of all claims but some, atomically."""
-    rows, kept = read_records(file), set(keep)
-    if rows.keys() - kept:
-        text = "".join(_encoded(rows[name]) for name in sorted(rows) if name in kept)
-        write_atomically(file, text.encode())
-
-
-def _encoded(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _inequality(
@@ -580,20 +323,6 @@ def _end(value: Any, side: int) -> float:
     return float(value.upper() if side > 0 else value.lower())
 
 
-def _bin(ratio: float) -> int:
-    return math.floor(BINS_PER_DECADE * math.log10(min(max(ratio, LEAST_RATIO), 1 / LEAST_RATIO)))
-
-
-def _larger(first: Check | None, second: Check | None) -> Check | None:
-    """The check of the larger ratio."""
-    return max((check for check in (first, second) if check is not None), key=_rank, default=None)
-
-
-def _rank(check: Check) -> tuple[float, str]:
-    """By ratio; equal ones are ordered by their text, so that merging is commutative."""
-    return check.ratio, str(check)
-
-
 def _mapping(instance: Any) -> dict[str, Any]:
     described = instance.describe() if hasattr(instance, "describe") else instance
     require(
@@ -601,31 +330,4 @@ def _mapping(instance: Any) -> dict[str, Any]:
         f"the instance is a {type(instance).__name__}; give a mapping, or an object that describes"
         " itself.",
     )
-    return _plain(described)
-
-
-def _plain(value: Any) -> Any:
-    """What strict JSON can say; infinities become the strings "inf" and "-inf", NaN becomes
-    null.
-    """
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None if math.isnan(value) else str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    raise InvalidProblem(
-        f"an instance contains a {type(value).__name__}; give plain numbers, strings, lists and"
-        " mappings.",
-    )
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
+    return plain(described)

@@ -162,7 +162,7 @@ def verify(run: Run, fresh: bool = False, console: Console | None = None) -> lis
     if code not in (PASSED, FAILED_TESTS) or not board.lines:
         tail = "\n".join(run.log.read_text(errors="replace").splitlines()[-20:])
         raise ClaimsFailed(f"pytest ended with code {code}; its output is in {run.log}:\n{tail}")
-    from verify.support.claims import forget_records
+    from verify.support.records import forget_records
 
     forget_records(run.records, keep=[file.stem for file in run.folder.glob("*.py")])
     _require_verified(board, run.log)
@@ -205,7 +205,7 @@ class Board(contextlib.AbstractContextManager["Board"]):
         self.lines[name] = {key: value for key, value in event.items() if key != "pending"}
         self._states[name] = "running" if event["pending"] else event["status"]
         if not event["pending"] and not self._console.is_terminal:
-            from verify.support.claims import summary
+            from verify.support.records import summary
 
             self._console.print(summary(event), markup=False, highlight=False, soft_wrap=True)
 

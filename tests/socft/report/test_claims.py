@@ -18,12 +18,14 @@ from socft.report.convergence import claims_chapter as chapter
 from socft.report.convergence import claims_figures
 from socft.report.typeset import NOT_MEASURED, PREAMBLE, compile_pdf
 from tests.support.claim_lines import NAMES, STATED, everything, line, record, synthetic_claims
-from verify.support.claims import BINS_PER_DECADE, Claim, update_records
+from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
+from verify.support.records import update_records
 from verify.support.rewards import Parabola, Slope, SmoothMaximum, build_reward
 from verify.support.scores import MixtureScore, TanhScore
 from verify.support.strategies import PseudoHuber, Sine, Softplus
+from verify.support.tally import BINS_PER_DECADE
 from verify.support.words import words
 
 BETWEEN = 10 ** (1 / BINS_PER_DECADE)
