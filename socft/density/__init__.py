@@ -9,15 +9,16 @@ Noising to signal level :math:`\bar a` turns :math:`x_0 \sim p` into
 .. math:: s = E\,s_k, \qquad \mathrm{Jac}\, s = E[c c^\top] - E P, \qquad
    D^3 \log p\,[u,u,u] = E[(u^\top c)^3] - 3 E[u^\top P u\; u^\top c].
 
-Their suprema are assumption 2.7 of arXiv 2412.18164v4, L0 and L1 of the score. How each is obtained
-(derived here):
+Their suprema are assumption 2.7 of arXiv 2412.18164v4, L0 and L1 of the score. L0 is the larger of
+two one-sided constants, *up* and *down*: the suprema of the largest and of minus the smallest
+eigenvalue of the Jacobian. How each is obtained (derived here):
 
-* one Gaussian: L0 = 1 / (least variance), L1 = 0;
+* one Gaussian: up = -1 / (largest variance), down = 1 / (least variance), L1 = 0;
 * a common covariance S, with :math:`D = S^{-1}(m_j - m_k)`: a variance is at most a quarter of the
-  squared range and a third central moment at most range^3 / (6 sqrt 3), so L0 = max(1 / least
-  variance, largest eigenvalue of :math:`-S^{-1} + D D^\top/4`) and L1 = :math:`|D|^3/(6\sqrt 3)`,
-  maxima over pairs; exact for two components, attained at weights 1/2 and
-  :math:`(1 \pm 1/\sqrt 3)/2`;
+  squared range and a third central moment at most range^3 / (6 sqrt 3), so down = 1 / least
+  variance, up = largest eigenvalue of :math:`-S^{-1} + D D^\top/4` and L1 = :math:`|D|^3/(6\sqrt
+  3)`, maxima over pairs; down is exact, the others are for two components, attained at weights 1/2
+  and :math:`(1 \pm 1/\sqrt 3)/2`;
 * one dimension: branch and bound with second-order bounds on every cell and a bound on the tails,
   exact to 1e-10;
 * unequal covariances in more dimensions: with :math:`E = P_i - P_j \succeq 0` and a point where

@@ -22,25 +22,44 @@ THIRD_MOMENT = 1 / (6 * math.sqrt(3))
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConstants(Readable):
-    """Lipschitz constants of a score and of its Jacobian, one per noise level (or scalars for one
-    law).
+    """One-sided and two-sided Lipschitz constants of a score and of its Jacobian, one per noise
+    level (or scalars for one law).
+
+    The one-sided ones bound the spectrum of the Jacobian, the Hessian of the log density, from
+    above and from below: ``-down I <= Jac s <= up I``. They have a sign: ``up < 0`` says that the
+    law is strongly log-concave.
 
     Attributes:
-        L0: supremum of the operator norm of the score's Jacobian, or a certified upper bound.
+        up: supremum of the largest eigenvalue of the score's Jacobian, or a certified upper bound.
+        down: the same of minus the smallest eigenvalue.
         L1: supremum of the norm of the third derivative of the log density, or a certified upper
             bound.
-        L0_exact: where L0 is the supremum itself (to 1e-10 where it was searched for).
+        up_exact: where ``up`` is the supremum itself (where it was searched for, to 1e-10 of the
+            largest precision).
+        down_exact: where ``down`` is.
         L1_exact: where L1 is the supremum itself.
     """
 
-    L0: Float[Tensor, " *levels"]
+    up: Float[Tensor, " *levels"]
+    down: Float[Tensor, " *levels"]
     L1: Float[Tensor, " *levels"]
-    L0_exact: Bool[Tensor, " *levels"]
+    up_exact: Bool[Tensor, " *levels"]
+    down_exact: Bool[Tensor, " *levels"]
     L1_exact: Bool[Tensor, " *levels"]
+
+    @property
+    def L0(self) -> Float[Tensor, " *levels"]:
+        """Supremum of the operator norm of the score's Jacobian, or a certified upper bound."""
+        return torch.maximum(self.up, self.down)
+
+    @property
+    def L0_exact(self) -> Bool[Tensor, " *levels"]:
+        """Where L0 is the supremum itself."""
+        return torch.where(self.up >= self.down, self.up_exact, self.down_exact)
 
     def at(self, k: int) -> ScoreConstants:
         """The constants of one level."""
-        return ScoreConstants(self.L0[k], self.L1[k], self.L0_exact[k], self.L1_exact[k])
+        return ScoreConstants(*(getattr(self, f.name)[k] for f in dataclasses.fields(self)))
 
 
 @runtime_checkable
@@ -97,10 +116,14 @@ def join_levels(parts: Sequence[ScoreConstants]) -> ScoreConstants:
 
 def largest_of(c: ScoreConstants) -> ScoreConstants:
     """The largest constants over the first axis; exact where an exact one is the largest."""
-    L0, L1 = c.L0.amax(0), c.L1.amax(0)
-    return ScoreConstants(
-        L0, L1, ((c.L0 == L0) & c.L0_exact).any(0), ((c.L1 == L1) & c.L1_exact).any(0)
-    )
+    largest = [values.amax(0) for values in (c.up, c.down, c.L1)]
+    exact = [
+        ((values == top) & flags).any(0)
+        for values, top, flags in zip(
+            (c.up, c.down, c.L1), largest, (c.up_exact, c.down_exact, c.L1_exact), strict=True
+        )
+    ]
+    return ScoreConstants(*largest, *exact)
 
 
 def largest_eigenvalue(matrices: Tensor) -> Tensor:

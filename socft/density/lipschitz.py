@@ -32,49 +32,61 @@ _ACCURACY = {"xatol": 0.0, "xrtol": 1e-15, "fatol": 0.0, "frtol": 0.0}
 _ROUNDING = 8 * torch.finfo(torch.float64).eps
 """Relative error of a root, at most."""
 
+_TINY = torch.finfo(torch.float64).tiny
+
 LEVEL_CHUNK = 32
 """Levels at which components are compared together."""
 
 
 def gaussian_constants(law: Components, abar: Tensor) -> ScoreConstants:
-    L0 = 1 / (abar * law.spectra.min() + 1 - abar)
-    yes = torch.ones_like(L0, dtype=torch.bool)
-    return ScoreConstants(L0, torch.zeros_like(L0), yes, yes)
+    """One Gaussian: the Jacobian is minus the precision everywhere."""
+    up, down = (1 / (abar * end + 1 - abar) for end in (law.spectra.max(), law.spectra.min()))
+    yes = torch.ones_like(up, dtype=torch.bool)
+    return ScoreConstants(-up, down, torch.zeros_like(up), yes, yes, yes)
 
 
 def common_constants(law: Components, abar: Tensor) -> ScoreConstants:
-    """Common covariance: the extreme pairs of components."""
+    """Common covariance: the extreme pairs of components.
+
+    The Jacobian is a covariance of scores minus the precision, and tends to minus the precision
+    where one component is alone, so that ``down`` is the largest precision.
+    """
     level, (j, k) = abar.unsqueeze(1), torch.triu_indices(law.components, law.components, 1)
     precision = 1 / (level * law.spectra + 1 - level)
     centers = law.means @ law.bases[0]
     difference = (precision * level.sqrt()).unsqueeze(1) * (centers[j] - centers[k])
     top = precision.amax(1)
-    rank_one_bound = _rank_one_eigenvalue(precision.unsqueeze(1), difference / 2, top)
     pair = torch.full_like(top, law.components == 2, dtype=torch.bool)
     return ScoreConstants(
-        torch.maximum(top, rank_one_bound),
+        _rank_one_eigenvalue(precision.unsqueeze(1), difference / 2),
+        top,
         difference.norm(dim=2).amax(1) ** 3 * THIRD_MOMENT,
-        pair | (rank_one_bound <= top),
+        pair,
+        torch.ones_like(pair),
         pair,
     )
 
 
 def _rank_one_eigenvalue(
-    p: Float[Tensor, "L 1 n"], z: Float[Tensor, "L pairs n"], floor: Float[Tensor, " L"]
+    p: Float[Tensor, "L 1 n"], z: Float[Tensor, "L pairs n"]
 ) -> Float[Tensor, " L"]:
-    """Largest eigenvalue of ``-diag(p) + z z'`` over pairs, from above where it exceeds ``floor``,
-    else 0.
+    """Largest eigenvalue of ``-diag(p) + z z'`` over pairs, from above.
 
-    It is the root of ``sum_i z_i^2 / (p_i + mu) = 1``, whose left side decreases in mu.
+    It is at least ``-min p`` and at least the quadratic form along z, and where it exceeds both it
+    is the root of ``sum_i z_i^2 / (p_i + mu) = 1``, whose left side decreases in mu.
     """
-    level, pair = ((z.square() / (p + floor.reshape(-1, 1, 1))).sum(2) > 1).nonzero().unbind(1)
-    precision, square = p[level, 0].numpy(), z[level, pair].square().numpy()
+    square = z.square()
+    along = square.sum(2) - (p * square).sum(2) / square.sum(2).clamp(min=_TINY)
+    floor = torch.maximum(along.amax(1), -p[:, 0].amin(1))
+    room = (p + floor.reshape(-1, 1, 1)).clamp(min=_TINY)
+    level, pair = ((square / room).sum(2) > 1).nonzero().unbind(1)
+    precision, square = p[level, 0].numpy(), square[level, pair].numpy()
 
     def excess(mu: np.ndarray, i: np.ndarray) -> np.ndarray:
         return (square[i] / (precision[i] + mu[:, None])).sum(1) - 1
 
     root = _root(excess, floor[level].numpy(), square.sum(1), np.arange(len(square)))
-    return torch.zeros_like(floor).scatter_reduce(0, level, root * (1 + _ROUNDING), "amax")
+    return floor.scatter_reduce(0, level, root, "amax") + _ROUNDING * p.amax((1, 2))
 
 
 def _root(
@@ -163,14 +175,15 @@ def two_constants(law: Components, abar: Tensor) -> ScoreConstants:
     known = c.bounded[:, 0, 1] | c.bounded[:, 1, 0]
     spread = unit_search(torch.where(known, peak, 0))
     weight = torch.sigmoid(peak).reshape(-1, 1, 1)
-    top = largest_eigenvalue(spread.L0.reshape(-1, 1, 1) * E - base)
-    L0 = torch.maximum(top, largest_eigenvalue(base + weight * E))
+    up = largest_eigenvalue(spread.up.reshape(-1, 1, 1) * E - base)
+    down = largest_eigenvalue(base + weight * E)
     L1 = spread.L1 * largest_eigenvalue(E).clamp(min=0) ** 1.5
-    inf = torch.full_like(L0, math.inf)
     return ScoreConstants(
-        torch.where(known, L0, inf),
-        torch.where(known, L1, inf),
-        ~known | spread.L0_exact,
+        torch.where(known, up, math.inf),
+        torch.where(known, down, _sharpest(c)),
+        torch.where(known, L1, math.inf),
+        ~known | spread.up_exact,
+        known,
         ~known | spread.L1_exact,
     )
 
@@ -184,10 +197,14 @@ def many_constants(law: Components, abar: Tensor) -> ScoreConstants:
     for k in range(law.components):
         spreads.append(_by_anchor(c, k))
         thirds.append(_third_by_anchor(c, k))
-    sharpest = torch.linalg.eigvalsh(c.precisions).amax((1, 2))
-    L0, L1 = torch.maximum(sharpest, torch.stack(spreads).amin(0)), torch.stack(thirds).amin(0)
-    no = torch.zeros_like(L0, dtype=torch.bool)
-    return ScoreConstants(L0, L1, no, no)
+    up, L1 = torch.stack(spreads).amin(0), torch.stack(thirds).amin(0)
+    no = torch.zeros_like(up, dtype=torch.bool)
+    return ScoreConstants(up, _sharpest(c), L1, no, no, no)
+
+
+def _sharpest(c: _Comparison) -> Float[Tensor, " L"]:
+    """The largest precision of all components: the Jacobian is at least minus their mean."""
+    return largest_eigenvalue(c.precisions).amax(1)
 
 
 def _by_pairs(c: _Comparison) -> Float[Tensor, " L"]:

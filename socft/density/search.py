@@ -156,17 +156,18 @@ def _cells(lines: _Lines, x: Tensor, radius: Tensor) -> _Cells:
 
 @dataclasses.dataclass(frozen=True)
 class _Objective:
-    """|f| at cell centers, |f'| there, and a bound of |f''| over the cells."""
+    """What is maximised, f, at cell centers, |f'| there, and a bound of |f''| over the cells."""
 
     value: Callable[[_Cells], Tensor]
     slope: Callable[[_Cells], Tensor]
     second_bound: Callable[[_Cells], Tensor]
 
 
-_SECOND = _Objective(
-    lambda c: (c.variance - c.mean_precision).abs(),
-    lambda c: c.third.abs(),
-    lambda c: c.fourth_bound,
+_UP = _Objective(
+    lambda c: c.variance - c.mean_precision, lambda c: c.third.abs(), lambda c: c.fourth_bound
+)
+_DOWN = _Objective(
+    lambda c: c.mean_precision - c.variance, lambda c: c.third.abs(), lambda c: c.fourth_bound
 )
 _THIRD = _Objective(lambda c: c.third.abs(), lambda c: c.fourth.abs(), lambda c: c.fifth_bound)
 
@@ -180,7 +181,7 @@ class _Maximum:
 def _maximise(
     objective: _Objective, lines: _Lines, left: Tensor, right: Tensor, start: Tensor
 ) -> _Maximum:
-    """Certified maximum of |f| on ``[left, right]`` and of ``start``, a value known to be
+    """Certified maximum of f on ``[left, right]`` and of ``start``, a value >= 0 known to be
     approached, for each line.
     """
     best, which = start.clone(), torch.arange(len(start)).repeat_interleave(_SEARCH_CELLS)
@@ -295,30 +296,34 @@ def _search(lines: _Lines) -> ScoreConstants:
         _right_tail(lines),
         _right_tail(_Lines(lines.height, -lines.slope, lines.curvature, lines.precision)),
     )
-    limit = lines.precision + torch.where(
-        torch.isfinite(lines.height), lines.curvature, math.inf
-    ).amin(1)
-    second = _maximise(_SECOND, lines, -left.start, right.start, limit)
-    third = _maximise(_THIRD, lines, -left.start, right.start, torch.zeros_like(limit))
-    L0 = torch.maximum(second.bound, limit + torch.maximum(left.second, right.second))
-    L1 = torch.maximum(third.bound, torch.maximum(left.third, right.third))
-    return ScoreConstants(L0, L1, second.exact, third.exact)
+    ends, real = (-left.start, right.start), torch.isfinite(lines.height)
+    limit = lines.precision + torch.where(real, lines.curvature, math.inf).amin(1)
+    sharpest = lines.precision + torch.where(real, lines.curvature, -math.inf).amax(1)
+    shift = 2 * sharpest  # lifts the largest eigenvalue to at least the sharpest precision
+    shifted = dataclasses.replace(lines, precision=lines.precision - shift)
+    up = _maximise(_UP, shifted, *ends, shift - limit)
+    down = _maximise(_DOWN, lines, *ends, limit)
+    third = _maximise(_THIRD, lines, *ends, torch.zeros_like(limit))
+    tail = torch.maximum(left.second, right.second)
+    return ScoreConstants(
+        torch.maximum(up.bound, shift - limit + tail) - shift,
+        torch.maximum(down.bound, limit + tail),
+        torch.maximum(third.bound, torch.maximum(left.third, right.third)),
+        up.exact,
+        down.exact,
+        third.exact,
+    )
 
 
 def unit_search(peak: Float[Tensor, " L"]) -> ScoreConstants:
-    """For precisions 0 and 1, means 0 and log ratio ``peak`` at 0: the largest second (signed) and
-    third log derivatives.
+    """For precisions 0 and 1, means 0 and log ratio ``peak`` at 0: the extreme second and third
+    log derivatives.
 
-    Shifting both precisions by -1 makes the second derivative positive, so that its modulus can be
-    searched.
+    Searched at precisions 1 and 2, which lowers the second derivative by 1.
     """
     zero, one = torch.zeros_like(peak), torch.ones_like(peak)
     lines = _Lines(
         torch.stack([zero, peak], 1), torch.stack([zero, zero], 1), torch.stack([zero, one], 1), one
     )
-    tail = _right_tail(lines)
-    shifted = _Lines(lines.height, lines.slope, lines.curvature, -one)
-    second = _maximise(_SECOND, shifted, -tail.start, tail.start, one)
-    third = _maximise(_THIRD, lines, -tail.start, tail.start, zero)
-    L0 = torch.maximum(second.bound, 1 + tail.second) - 1
-    return ScoreConstants(L0, torch.maximum(third.bound, tail.third), second.exact, third.exact)
+    found = _search(lines)
+    return dataclasses.replace(found, up=found.up + 1, down=found.down - 1)

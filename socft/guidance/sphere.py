@@ -157,18 +157,16 @@ class Sphere(Density):
         return torch.stack(rows, 1)
 
     def noised_constants(self, abar: Float[Tensor, " levels"]) -> ScoreConstants:
-        """L0 exactly, from ``0 <= Cov[u | x] <= I / D`` with both ends attained or approached; L1
-        an upper bound.
+        """``up`` and ``down`` exactly, from ``0 <= Cov[u | x] <= I / D`` with both ends attained or
+        approached; L1 an upper bound.
 
         A third central moment of a coordinate, whose range is 2, is at most ``8 / (6 sqrt 3)``.
         """
         scale, spread = abar.sqrt() * self.radius, abar * self.spread + 1 - abar
-        L0 = (
-            torch.maximum(torch.ones_like(spread), scale.square() / (spread * self.dims[0]) - 1)
-            / spread
-        )
-        yes = torch.ones_like(L0, dtype=torch.bool)
-        return ScoreConstants(L0, (2 * scale / spread) ** 3 * THIRD_MOMENT, yes, ~yes)
+        up = (scale.square() / (spread * self.dims[0]) - 1) / spread
+        yes = torch.ones_like(up, dtype=torch.bool)
+        L1 = (2 * scale / spread) ** 3 * THIRD_MOMENT
+        return ScoreConstants(up, 1 / spread, L1, yes, yes, ~yes)
 
     def tilted(self, reward: Reward, beta: float) -> Tilt[Sphere]:
         """The law times ``exp(w . x / beta)``; only linear rewards have one in the family, and only

@@ -40,6 +40,20 @@ class Reward(Readable, abc.ABC):
     def L1(self) -> float:
         """Lipschitz constant of the gradient; ``inf`` where there is none."""
 
+    @property
+    def semiconcavity(self) -> float:
+        """Least c >= 0 for which ``r - c |x|^2 / 2`` is concave, so that ``Hess r <= c I``: zero
+        for concave rewards; L1 unless a subclass knows better.
+        """
+        return self.L1
+
+    @property
+    def semiconvexity(self) -> float:
+        """Least c >= 0 for which ``r + c |x|^2 / 2`` is convex, so that ``Hess r >= -c I``: zero
+        for convex rewards; L1 unless a subclass knows better.
+        """
+        return self.L1
+
     @abc.abstractmethod
     def __call__(self, x: States) -> PerSample:
         """The reward of each sample."""
@@ -68,6 +82,9 @@ class FunctionReward(Reward):
         function: ``batch *dims -> batch``, differentiable if `gradient` is to be used.
         L0: Lipschitz constant of the function.
         L1: Lipschitz constant of its gradient.
+        semiconcavity: bound of the largest eigenvalue of its Hessian, zero if it is concave; L1 by
+            default.
+        semiconvexity: bound of minus the smallest eigenvalue, zero if it is convex; L1 by default.
 
     >>> reward = FunctionReward(lambda x: x.square().sum(1), L1=2.0)
     >>> reward.gradient(torch.tensor([[3.0]]))
@@ -75,9 +92,19 @@ class FunctionReward(Reward):
     """
 
     def __init__(
-        self, function: Callable[[States], PerSample], L0: float = math.inf, L1: float = math.inf
+        self,
+        function: Callable[[States], PerSample],
+        L0: float = math.inf,
+        L1: float = math.inf,
+        semiconcavity: float = math.inf,
+        semiconvexity: float = math.inf,
     ):
-        for name, value in (("L0", L0), ("L1", L1)):
+        for name, value in (
+            ("L0", L0),
+            ("L1", L1),
+            ("semiconcavity", semiconcavity),
+            ("semiconvexity", semiconvexity),
+        ):
             require(
                 value >= 0,
                 f"{name} = {value}; give a number that is at least 0, or leave it out if there is"
@@ -85,6 +112,7 @@ class FunctionReward(Reward):
             )
         self.function = function
         self._L0, self._L1 = float(L0), float(L1)
+        self._semiconcavity, self._semiconvexity = float(semiconcavity), float(semiconvexity)
 
     @property
     def L0(self) -> float:
@@ -93,6 +121,14 @@ class FunctionReward(Reward):
     @property
     def L1(self) -> float:
         return self._L1
+
+    @property
+    def semiconcavity(self) -> float:
+        return min(self._semiconcavity, self._L1)
+
+    @property
+    def semiconvexity(self) -> float:
+        return min(self._semiconvexity, self._L1)
 
     def __call__(self, x: States) -> PerSample:
         return self.function(x)

@@ -50,6 +50,14 @@ class RidgeFunction(Reward):
     def L1(self) -> float:
         return float(self.q.square().sum()) * self.scalar.L1
 
+    @property
+    def semiconcavity(self) -> float:
+        return float(self.q.square().sum()) * self.scalar.semiconcavity
+
+    @property
+    def semiconvexity(self) -> float:
+        return float(self.q.square().sum()) * self.scalar.semiconvexity
+
     def __call__(self, x: States) -> PerSample:
         return self.scalar((x @ self.q.to(x)).unsqueeze(1))
 
@@ -92,6 +100,14 @@ class Separable(Reward):
     @property
     def L1(self) -> float:
         return max(r.L1 for r in self.scalars)
+
+    @property
+    def semiconcavity(self) -> float:
+        return max(r.semiconcavity for r in self.scalars)
+
+    @property
+    def semiconvexity(self) -> float:
+        return max(r.semiconvexity for r in self.scalars)
 
     def __call__(self, x: States) -> PerSample:
         z = x @ self.rotation.to(x)
@@ -151,6 +167,14 @@ class Sum(Reward):
     @property
     def L1(self) -> float:
         return sum(abs(w) * r.L1 for w, r in self.terms)
+
+    @property
+    def semiconcavity(self) -> float:
+        return sum(abs(w) * (r.semiconcavity if w > 0 else r.semiconvexity) for w, r in self.terms)
+
+    @property
+    def semiconvexity(self) -> float:
+        return sum(abs(w) * (r.semiconvexity if w > 0 else r.semiconcavity) for w, r in self.terms)
 
     def __call__(self, x: States) -> PerSample:
         return torch.stack([w * r(x) for w, r in self.terms]).sum(0)

@@ -74,6 +74,14 @@ class Softplus(Reward):
     def L1(self) -> float:
         return abs(self.slope) * self.sharpness / 4
 
+    @property
+    def semiconcavity(self) -> float:
+        return max(self.slope, 0.0) * self.sharpness / 4
+
+    @property
+    def semiconvexity(self) -> float:
+        return max(-self.slope, 0.0) * self.sharpness / 4
+
     def __call__(self, x: Scalars) -> PerSample:
         rise = self.sharpness * (_scalar(x) - self.center)
         return -self.slope / self.sharpness * torch.nn.functional.logsigmoid(-rise)
@@ -110,6 +118,14 @@ class PseudoHuber(Reward):
     @property
     def L1(self) -> float:
         return abs(self.weight)
+
+    @property
+    def semiconcavity(self) -> float:
+        return max(self.weight, 0.0)
+
+    @property
+    def semiconvexity(self) -> float:
+        return max(-self.weight, 0.0)
 
     def __call__(self, x: Scalars) -> PerSample:
         square = ((_scalar(x) - self.center) / self.delta).square()

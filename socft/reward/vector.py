@@ -104,6 +104,14 @@ class Quadratic(Reward):
         return float(torch.linalg.matrix_norm(self.P, 2))
 
     @property
+    def semiconcavity(self) -> float:
+        return max(float(torch.linalg.eigvalsh(self.P)[-1]), 0.0)
+
+    @property
+    def semiconvexity(self) -> float:
+        return max(-float(torch.linalg.eigvalsh(self.P)[0]), 0.0)
+
+    @property
     def linear(self) -> Float[Tensor, " n"]:
         """The coefficient ``q``, never None."""
         assert self.q is not None
@@ -184,6 +192,10 @@ class LogSumExp(Reward):
     def L1(self) -> float:
         spread = self.directions.unsqueeze(0) - self.directions.unsqueeze(1)
         return float(spread.norm(dim=2).max()) ** 2 / 4 / self.temperature
+
+    @property
+    def semiconvexity(self) -> float:
+        return 0.0
 
     def __call__(self, x: States) -> PerSample:
         assert self.offsets is not None

@@ -34,6 +34,7 @@ ATTAINED = 1e-6  # relative: the grids below miss a maximum by less
 NEVER_ABOVE = 1 + 1e-9  # round-off of the brute-force derivatives
 DIFFERENCE_STEP = 1e-5  # central differences err by about step^2 and eps / step
 DIFFERENCE_TOLERANCE = 1e-8
+ROUNDED = 1e-11  # eigenvalues of a Hessian of rank one, up to about 50 in norm
 ALGEBRA = 1e-12  # a few operations in float64
 
 N = 4
@@ -85,17 +86,21 @@ def differences(reward: Reward, x: Tensor) -> Tensor:
     return torch.stack(columns, 1)
 
 
-def curvature(reward: Reward, x: Tensor) -> Tensor:
-    """Operator norms of the Hessians, by automatic differentiation of the value."""
-
+def hessians(reward: Reward, x: Tensor) -> Tensor:
+    """Hessians by automatic differentiation of the value."""
     y = x.clone().requires_grad_(True)
     (slope,) = torch.autograd.grad(reward(y).sum(), y, create_graph=True)
     if not slope.requires_grad:
-        return torch.zeros(len(x), dtype=x.dtype)
+        return x.new_zeros(len(x), x.shape[1], x.shape[1])
     rows = [
         torch.autograd.grad(slope[:, i].sum(), y, retain_graph=True)[0] for i in range(x.shape[1])
     ]
-    return torch.linalg.matrix_norm(torch.stack(rows, 1), 2)
+    return torch.stack(rows, 1).detach()
+
+
+def curvature(reward: Reward, x: Tensor) -> Tensor:
+    """Operator norms of the Hessians."""
+    return torch.linalg.matrix_norm(hessians(reward, x), 2)
 
 
 @pytest.mark.parametrize("name", [*SCALARS, *VECTORS])
@@ -121,6 +126,8 @@ def test_scalar_constants_are_suprema(name: str):
     for measured, claimed in (
         (float(slope.detach().abs().max()), reward.L0),
         (float(bend.abs().max()), reward.L1),
+        (float(bend.max().clamp(min=0)), reward.semiconcavity),
+        (float((-bend).max().clamp(min=0)), reward.semiconvexity),
     ):
         assert claimed * (1 - ATTAINED) <= measured <= claimed * NEVER_ABOVE
 
@@ -130,6 +137,33 @@ def test_vector_constants_are_never_exceeded(name: str):
     reward = VECTORS[name]
     assert float(reward.gradient(POINTS).norm(dim=1).max()) <= reward.L0 * NEVER_ABOVE
     assert float(curvature(reward, POINTS).max()) <= reward.L1 * NEVER_ABOVE + ALGEBRA
+    spectrum = torch.linalg.eigvalsh(hessians(reward, POINTS))
+    assert float(spectrum.max()) <= reward.semiconcavity * NEVER_ABOVE + ROUNDED
+    assert float(-spectrum.min()) <= reward.semiconvexity * NEVER_ABOVE + ROUNDED
+    assert max(reward.semiconcavity, reward.semiconvexity) <= reward.L1 * NEVER_ABOVE
+
+
+def test_semiconcavity_tells_concave_rewards_from_convex_ones():
+    """The signs of weights and slopes decide which of the two constants vanishes."""
+    well, hill, rising = PseudoHuber(weight=-2.0), PseudoHuber(weight=2.0), Softplus(3.0, 2.0)
+    falling = Softplus(-3.0, 2.0)
+    assert (well.semiconcavity, well.semiconvexity) == (0, 2)
+    assert (hill.semiconcavity, hill.semiconvexity) == (2, 0)
+    assert (rising.semiconcavity, rising.semiconvexity) == (1.5, 0)
+    assert (falling.semiconcavity, falling.semiconvexity) == (0, 1.5)
+    assert VECTORS["log-sum-exp"].semiconvexity == 0
+    mixed = Quadratic(torch.diag(torch.tensor([-2.0, 0.5])))
+    assert (mixed.semiconcavity, mixed.semiconvexity) == (0.5, 2)
+    one = torch.ones(1, 1)
+    assert (Quadratic(-one).semiconcavity, Quadratic(one).semiconvexity) == (0, 0)
+    turned = Sum([mixed, Linear(torch.ones(2))], [-3.0, 1.0])
+    assert (turned.semiconcavity, turned.semiconvexity) == (6, 1.5)
+    ridge = RidgeFunction(torch.tensor([3.0, 4.0]), well)
+    assert (ridge.semiconcavity, ridge.semiconvexity) == (0, 50)
+    both = Separable(torch.eye(2), [well, rising])
+    assert (both.semiconcavity, both.semiconvexity) == (1.5, 2)
+    told = FunctionReward(lambda x: -x.square().sum(1), L1=2.0, semiconcavity=0.0)
+    assert (told.semiconcavity, told.semiconvexity) == (0, 2)
 
 
 def test_linear_and_quadratic_constants():

@@ -27,7 +27,7 @@ from socft.density import (
 )
 from socft.density.constants import stack_lines
 from socft.density.lipschitz import _BOTH, _ONE, _supremum, _Weight
-from socft.density.search import _SECOND, _THIRD, _cells, _natural, _Objective
+from socft.density.search import _DOWN, _THIRD, _UP, _cells, _natural, _Objective
 from socft.reward import Linear, Quadratic, Sine, Sum
 from socft.schedule import ddim, linear_levels, soften_last, subsample, variance_preserving
 
@@ -35,6 +35,8 @@ ALGEBRA = 1e-10  # relative: matrix algebra in float64 at these condition number
 QUADRATURE = 1e-8  # scipy's quad at its default tolerance
 ATTAINED = 1e-6  # relative: a maximum that local optimisation reaches
 NEVER_ABOVE = 1 + 1e-8  # round-off of the measured derivatives
+ABOVE = 1e-8  # of L0: round-off of an eigenvalue that may be near zero
+ON_A_GRID = 1e-4  # of L0: what 20 001 points may miss of a maximum
 SEARCHED = 1 + 2e-10  # the gap the branch and bound leaves
 LOOSE = 50.0  # an upper bound this far above the measured value would be useless
 STANDARD_ERRORS = 4.0
@@ -358,6 +360,9 @@ def test_branch_and_bound_agrees_with_the_closed_form():
     searched = GaussianMixture([0.5, 0.1, 0.4], [-2.0, 2.0, -2.0], 0.5)
     assert closed.L0 <= searched.L0 <= closed.L0 * SEARCHED
     assert closed.L1 <= searched.L1 <= closed.L1 * SEARCHED
+    for name in ("up", "down"):
+        exact, found = (float(getattr(law.constants, name)) for law in (closed, searched))
+        assert exact <= found <= exact + ABOVE
 
 
 def test_two_components_attain_the_closed_form():
@@ -427,6 +432,44 @@ def test_two_components_have_exact_constants(name: str):
     assert law.L1 * (1 - ATTAINED) <= L1 <= law.L1 * NEVER_ABOVE
 
 
+def extremes(law: Density, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest and minus the smallest eigenvalue of the score's Jacobian."""
+    spectrum = torch.linalg.eigvalsh(law.score_jacobian(x))
+    return spectrum[:, -1], -spectrum[:, 0]
+
+
+@pytest.mark.parametrize("name", [*LINES, *PLANES])
+def test_one_sided_constants_are_suprema(name: str):
+    """Both ends of the spectrum over a ball and where one component is alone, with their signs."""
+    law, reach = (LINES | PLANES)[name]
+    n = law.dims[0]
+    x = reach * torch.linspace(-1, 1, 20_001, dtype=torch.float64).unsqueeze(1)
+    if n > 1:
+        x = reach * randn(3000, n) * torch.rand(3000, 1, generator=GENERATOR, dtype=torch.float64)
+    found = law.constants
+    widest = 1 / float(law.spectra.max())  # what is left far out where the widest is alone
+    for side, sign, bound in ((0, -1, found.up), (1, 1, found.down)):
+
+        def end(y: Tensor, side: int = side) -> Tensor:
+            return extremes(law, y)[side]
+
+        seen = climb(end, x) if n > 1 else float(end(x).max())
+        assert seen <= float(bound) + ABOVE * law.L0
+        limit = sign * widest if n == 1 or law.shared else -math.inf
+        assert max(seen, limit) >= float(bound) - (ATTAINED if n > 1 else ON_A_GRID) * law.L0
+    assert bool(found.up_exact)
+    assert bool(found.down_exact)
+
+
+def test_one_sided_constants_tell_log_concave_laws():
+    """Two close modes are strongly log-concave, two distant ones are not; the norm sees neither."""
+    near, far = (GaussianMixture([0.5, 0.5], [-c, c], 0.5) for c in (0.5, 1.0))
+    assert float(near.constants.up) == pytest.approx(-2 + 4 * 0.25, rel=ALGEBRA)
+    assert float(far.constants.up) == pytest.approx(-2 + 4 * 1.0, rel=ALGEBRA)
+    assert math.isclose(near.L0, 2, rel_tol=ALGEBRA)
+    assert float(Gaussian(0.0, [[1.0]]).constants.up) == pytest.approx(-1, rel=ALGEBRA)
+
+
 BOUNDED: dict[str, GaussianMixture] = {
     "three of one covariance": GaussianMixture([0.3, 0.3, 0.4], 2 * randn(3, 2), covariance(2)),
     "square": GaussianMixture(
@@ -449,6 +492,9 @@ def test_more_components_have_upper_bounds(name: str):
     assert not law.constants.L1_exact
     assert L0 <= law.L0 * NEVER_ABOVE
     assert L1 <= law.L1 * NEVER_ABOVE
+    up, down = extremes(law, 10 * randn(3000, 2))
+    assert float(up.max()) <= float(law.constants.up) + ABOVE
+    assert float(down.max()) <= float(law.constants.down) + ABOVE
     assert law.L0 <= LOOSE * L0
     assert law.L1 <= LOOSE * L1
 
@@ -519,7 +565,7 @@ def test_a_finer_bystander_does_not_bound_crossing_components():
 
 
 @pytest.mark.parametrize(
-    "objective", [_SECOND, _THIRD], ids=["second derivative", "third derivative"]
+    "objective", [_UP, _DOWN, _THIRD], ids=["second derivative", "minus it", "third derivative"]
 )
 def test_branch_and_bound_never_cuts_a_maximum(objective: _Objective):
     """On random cells of a mixture: exact values and slopes at the centers, and a bound of |f''|
@@ -536,7 +582,8 @@ def test_branch_and_bound_never_cuts_a_maximum(objective: _Objective):
     value, slope, second = (
         d(centers.clone().requires_grad_(True)).detach() for d in derivatives[-3:]
     )
-    assert torch.allclose(objective.value(cells), value.abs(), rtol=ALGEBRA, atol=ALGEBRA)
+    expected = value.abs() if objective is _THIRD else value if objective is _UP else -value
+    assert torch.allclose(objective.value(cells), expected, rtol=ALGEBRA, atol=ALGEBRA)
     assert torch.allclose(
         objective.slope(cells), slope.abs(), rtol=ALGEBRA, atol=ALGEBRA * float(slope.abs().max())
     )
@@ -595,6 +642,9 @@ def test_constants_do_not_see_translations_and_scale(name: str):
 
 
 def test_rotated_constants_are_the_largest_factor_s():
+    for name in ("up", "down"):
+        largest = max(float(getattr(f.constants, name)) for f in ROTATED.factors)
+        assert float(getattr(ROTATED.constants, name)) == pytest.approx(largest, abs=1e-9)
     L0, L1 = (max(getattr(f, name) for f in ROTATED.factors) for name in ("L0", "L1"))
     assert math.isclose(ROTATED.L0, L0, rel_tol=SEARCHED - 1)
     assert math.isclose(ROTATED.L1, L1, rel_tol=SEARCHED - 1)

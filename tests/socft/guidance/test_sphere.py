@@ -150,6 +150,10 @@ def test_constants_bound_the_jacobian():
             / d.norm()
         )
         assert float(change.max()) <= float(constants.L1)
+        spectrum = torch.linalg.eigvalsh(noised.score_jacobian(x))
+        for seen, bound in ((spectrum.max(), constants.up), (-spectrum.min(), constants.down)):
+            scale = float(constants.L0)
+            assert float(bound) - 0.01 * scale <= float(seen) <= float(bound) + ALGEBRA * scale
         assert bool(constants.L0_exact)
         assert not bool(constants.L1_exact)
 
