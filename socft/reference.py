@@ -39,6 +39,13 @@ def at_step(coefficients: Tensor, k: Step, x: Tensor) -> Tensor:
     return picked if picked.ndim == 0 else picked.reshape(-1, *[1] * (x.ndim - 1))
 
 
+def level_at(abar: Tensor, k: Step, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`at_step` of signal and noise level, ``abar`` and ``1 - abar``, each to the precision of
+    ``x``: the difference of the rounded ones would lose the noise next to level 1.
+    """
+    return at_step(abar, k, x), at_step(1 - abar, k, x)
+
+
 def by_step(k: Step, x: Tensor, function: Callable[[int, Tensor], Tensor]) -> Tensor:
     """Apply ``function(step, rows)`` to the rows of each step, for one step or one step per sample.
 
@@ -455,4 +462,5 @@ __all__ = [
     "Step",
     "at_step",
     "by_step",
+    "level_at",
 ]

@@ -78,6 +78,19 @@ class Schedule(Readable):
         """``a_t = abar_t / abar_{t+1}``, shape (T,)."""
         return self.abar[:-1] / self.abar[1:]
 
+    def shrinkage(self, variances: Float[Tensor, "*n"]) -> Float[Tensor, "steps n"]:
+        """``1 - g_t / (abar_t v + 1 - abar_t)`` for each variance v of the data: the factor by
+        which the mean shrinks a direction, times ``sqrt(a_t)``, where v is small the difference of
+        nearly equal numbers.
+
+        Summed as ``(1 - abar_t - g_t) + abar_t v``, with what ``1 - abar_t`` was rounded by.
+        """
+        level, noise = self.abar[:-1], 1 - self.abar[:-1]
+        rounded = (1 - noise) - level
+        signal = level.unsqueeze(1) * variances
+        left = (noise - self.score_weight).unsqueeze(1) + (rounded.unsqueeze(1) + signal)
+        return left / (signal + noise.unsqueeze(1))
+
     def memory(self, variance: float = 1.0) -> float:
         """Correlation between the first and the last state of the chain that denoises N(0,
         variance).
@@ -86,8 +99,10 @@ class Schedule(Readable):
         exponential tilt of the pre-trained one. The chain for Gaussian data is linear, so the value
         is exact for that data.
         """
-        level = variance * self.abar[:-1] + 1 - self.abar[:-1]
-        transition = (1 - self.score_weight / level) / self.alpha.sqrt()
+        transition = (
+            self.shrinkage(torch.tensor(variance, dtype=torch.float64)).squeeze(1)
+            / self.alpha.sqrt()
+        )
         spread = torch.ones((), dtype=torch.float64)
         for a, s in zip(transition, self.sigma, strict=True):
             spread = a**2 * spread + s**2
@@ -106,7 +121,7 @@ def ddpm(abar: Numbers) -> Schedule:
     True
     """
     abar = _levels(abar)
-    beta = 1 - abar[:-1] / abar[1:]
+    beta = abar.diff() / abar[1:]
     return Schedule(abar=abar, score_weight=beta, sigma=beta.sqrt())
 
 
@@ -128,8 +143,10 @@ def ddim(abar: Numbers, eta: float = 1.0) -> Schedule:
     require(0 <= eta <= 1, f"eta = {eta}; it must lie in [0, 1].")
     abar = _levels(abar)
     noise, clean_noise, a = 1 - abar[:-1], 1 - abar[1:], abar[:-1] / abar[1:]
-    variance = eta**2 * clean_noise / noise * (1 - a)
-    score_weight = noise - (a * noise * (clean_noise - variance).clamp(min=0)).sqrt()
+    gained = abar.diff() / abar[1:]
+    variance = eta**2 * clean_noise / noise * gained
+    kept = clean_noise * ((1 - eta**2) * noise + eta**2 * a * clean_noise)
+    score_weight = noise * (gained + a * variance) / (noise + (a * kept).sqrt())
     return Schedule(abar=abar, score_weight=score_weight, sigma=variance.sqrt())
 
 

@@ -27,7 +27,7 @@ from sd_experiments.model.denoiser import Condition
 from sd_experiments.model.sampling import EVEN, sampling_schedule
 from sd_experiments.model.stable_diffusion import NOISE, StableDiffusion
 from socft.checks import require
-from socft.reference import ScoreReference, States, Step
+from socft.reference import ScoreReference, States, Step, level_at
 from socft.schedule import ddim
 
 
@@ -147,12 +147,9 @@ class StableDiffusionReference(ScoreReference):
         timesteps = self.sampling.timesteps[
             k.to(self.sampling.timesteps.device) if isinstance(k, Tensor) else k
         ].expand(len(x))
-        abar = self.sampling.abar[
-            k.to(self.sampling.abar.device) if isinstance(k, Tensor) else k
-        ].to(x)
-        abar = abar.reshape(-1, *[1] * (x.ndim - 1))
+        level, noise = level_at(self.sampling.abar, k, x)
         output = self.base.denoiser(timesteps, x, condition, adapted)
-        return -self._noise(x, output, abar) / (1 - abar).sqrt()
+        return -self._noise(x, output, level, noise) / noise.sqrt()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

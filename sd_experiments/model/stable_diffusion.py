@@ -22,11 +22,11 @@ from sd_experiments.model.sampling import ddim_scheduler
 from sd_experiments.model.weights import load_pipeline
 from socft.checks import require
 
-NOISE: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "epsilon": lambda x, output, abar: output,
-    "v_prediction": lambda x, output, abar: abar.sqrt() * output + (1 - abar).sqrt() * x,
+NOISE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "epsilon": lambda x, output, level, noise: output,
+    "v_prediction": lambda x, output, level, noise: level.sqrt() * output + noise.sqrt() * x,
 }
-"""(x, output, abar) -> predicted noise."""
+"""(x, output, signal level, noise level) -> predicted noise."""
 
 
 class StableDiffusion:

@@ -119,8 +119,10 @@ def require_level(abar: float) -> None:
 
 
 def broadcast_level(abar: float | Tensor, x: States, trailing: int) -> Tensor:
-    """A level as a scalar, or one per sample with ``trailing`` axes to broadcast over."""
-    level = torch.as_tensor(abar, dtype=x.dtype, device=x.device)
+    """A level as a scalar, or one per sample with ``trailing`` axes to broadcast over, in float64:
+    rounding it to the dtype of ``x`` would lose the noise next to level 1.
+    """
+    level = torch.as_tensor(abar, dtype=torch.float64, device=x.device)
     return level if level.ndim == 0 else level.reshape(-1, *[1] * trailing)
 
 

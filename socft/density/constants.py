@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from socft.readable import Readable
+
+LevelT = TypeVar("LevelT", float, Tensor)
 
 SEARCH_TOLERANCE = 1e-10
 """Relative distance left between a certified maximum and the value found."""
@@ -60,6 +62,13 @@ class ScoreConstants(Readable):
     def at(self, k: int) -> ScoreConstants:
         """The constants of one level."""
         return ScoreConstants(*(getattr(self, f.name)[k] for f in dataclasses.fields(self)))
+
+
+def noised_variance(abar: LevelT, variance: Tensor) -> Tensor:
+    """``abar variance + (1 - abar)``, to rounding: ``1 - abar`` alone is exact to half an ulp,
+    where ``abar variance + 1`` has lost a small variance.
+    """
+    return abar * variance + (1 - abar)
 
 
 @runtime_checkable

@@ -20,6 +20,7 @@ from socft.density.constants import (
     Components,
     ScoreConstants,
     largest_eigenvalue,
+    noised_variance,
 )
 from socft.density.search import unit_search
 
@@ -40,7 +41,7 @@ LEVEL_CHUNK = 32
 
 def gaussian_constants(law: Components, abar: Tensor) -> ScoreConstants:
     """One Gaussian: the Jacobian is minus the precision everywhere."""
-    up, down = (1 / (abar * end + 1 - abar) for end in (law.spectra.max(), law.spectra.min()))
+    up, down = (1 / noised_variance(abar, end) for end in (law.spectra.max(), law.spectra.min()))
     yes = torch.ones_like(up, dtype=torch.bool)
     return ScoreConstants(-up, down, torch.zeros_like(up), yes, yes, yes)
 
@@ -52,7 +53,7 @@ def common_constants(law: Components, abar: Tensor) -> ScoreConstants:
     where one component is alone, so that ``down`` is the largest precision.
     """
     level, (j, k) = abar.unsqueeze(1), torch.triu_indices(law.components, law.components, 1)
-    precision = 1 / (level * law.spectra + 1 - level)
+    precision = 1 / noised_variance(level, law.spectra)
     centers = law.means @ law.bases[0]
     difference = (precision * level.sqrt()).unsqueeze(1) * (centers[j] - centers[k])
     top = precision.amax(1)
@@ -129,7 +130,7 @@ class _Comparison:
 
 def _compare(law: Components, abar: Float[Tensor, " L"]) -> _Comparison:
     level = abar.reshape(-1, 1, 1)
-    variance, means = level * law.spectra + 1 - level, level.sqrt() * law.means
+    variance, means = noised_variance(level, law.spectra), level.sqrt() * law.means
     precisions = (law.bases / variance.unsqueeze(2)) @ law.bases.mT
     scores = (precisions @ means.unsqueeze(3)).squeeze(3)
     log_mass = law.weights.log() - variance.log().sum(2) / 2 - (means * scores).sum(2) / 2

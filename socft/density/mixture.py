@@ -18,7 +18,7 @@ from socft.density.base import (
     quadratic_form,
     require_level,
 )
-from socft.density.constants import ScoreConstants, join_levels
+from socft.density.constants import ScoreConstants, join_levels, noised_variance
 from socft.density.lipschitz import (
     LEVEL_CHUNK,
     common_constants,
@@ -34,7 +34,9 @@ WEIGHT_TOLERANCE = 1e-6
 """Of their sum: float32 weights are normalised to about K eps."""
 
 _SAME = 1e-14
-"""Relative: covariances closer than this are one covariance, written twice."""
+"""Relative to the standard deviations: covariances closer than this are one covariance, written
+twice.
+"""
 
 _BORDERLINE = 1e-12
 """Relative: a beta this close to the smallest integrable one is round-off away from it."""
@@ -167,7 +169,7 @@ class GaussianMixture(Density):
 
     def noised(self, abar: float) -> Self:
         require_level(abar)
-        covs = Eigensystem(abar * self.spectra + 1 - abar, self.bases)
+        covs = Eigensystem(noised_variance(abar, self.spectra), self.bases)
         return self._like(self.weights, abar**0.5 * self.means, covs)
 
     def noised_log_prob(self, abar: float | Tensor, x: States) -> PerSample:
@@ -205,21 +207,40 @@ class GaussianMixture(Density):
         return join_levels([bound(self, levels) for levels in abar.split(LEVEL_CHUNK)])
 
     def tilted(self, reward: Reward, beta: float) -> Tilt[Self]:
+        """As in the base class; the reward is expanded about a point where the tilted law lies, so
+        that the weights of a sharp reward are not differences of large numbers.
+        """
         form = quadratic_form(reward, beta, self.dims)
-        curvature, slope = form.P / beta, form.linear / beta
         covs, log_volume = self._reshaped(form.P, beta)
-        force = self.means @ curvature + slope
-        along = (covs.bases.mT @ force.unsqueeze(2)).squeeze(2)
-        shift = (covs.bases @ (covs.spectra * along).unsqueeze(2)).squeeze(2)
-        at_means = (self.means * (self.means @ curvature / 2 + slope)).sum(1) + form.c / beta
-        log_mass = self.weights.log() + at_means + (force * shift).sum(1) / 2 + log_volume
+        start = torch.zeros(1, *self.dims, dtype=torch.float64)
+        means = self._sharpened(form.P / beta, form.linear / beta, start).means
+        centre = means[self.weights.argmax()]
+        slope = (form.P @ centre + form.linear) / beta
+        log_mass = self._sharpened(form.P / beta, slope, centre).log_mass
+        log_mass = self.weights.log() + log_mass + log_volume
         total = torch.logsumexp(log_mass, 0)
         weights = (log_mass - total).exp()
         kept = weights > 0  # the others have underflowed
         if len(covs.spectra) > 1:
             covs = Eigensystem(covs.spectra[kept], covs.bases[kept])
-        density = self._like(weights[kept], (self.means + shift)[kept], covs)
-        return Tilt(density, float(total))
+        density = self._like(weights[kept], means[kept], covs)
+        return Tilt(density, float(total + form(centre.unsqueeze(0)) / beta))
+
+    def _sharpened(self, P: Tensor, q: Tensor, centre: Tensor) -> _Sharpened:
+        r"""Components times ``exp(y' P y / 2 + q . y)``, ``y = x - centre``, S a covariance and m
+        its mean from the centre.
+
+        With ``E = I - S P``, the mean is :math:`E^{-1} (m + S q)` and the log mass up to the
+        determinant :math:`m' P E^{-1} m / 2 + q' E^{-1} (m + S q / 2)`: nothing cancels where P is
+        very negative.
+        """
+        bases, S = self.bases, self.spectra.unsqueeze(2)
+        m = bases.mT @ (self.means - centre).unsqueeze(2)
+        P, q = bases.mT @ P @ bases, bases.mT @ q.unsqueeze(1)
+        E = torch.eye(*self.dims, dtype=torch.float64) - S * P
+        own, pushed = torch.linalg.solve(E, m), torch.linalg.solve(E, (S * q).expand_as(m))
+        log_mass = (m * (P @ own) / 2 + q * (own + pushed / 2)).sum((1, 2))
+        return _Sharpened((bases @ (own + pushed)).squeeze(2), log_mass)
 
     def _reshaped(self, P: Tensor, beta: float) -> tuple[Eigensystem, Tensor]:
         """``(S^-1 - P/beta)^-1``, and half the log ratio of its determinant to S's."""
@@ -244,18 +265,26 @@ class GaussianMixture(Density):
             f"x has shape {tuple(x.shape)}; give (batch, {self.dims[0]}).",
         )
         level = broadcast_level(abar, x, 2)
-        bases, centers = self.bases.to(x), (self.means.unsqueeze(1) @ self.bases).squeeze(1).to(x)
+        bases, centers = self.bases.to(x), (self.means.unsqueeze(1) @ self.bases).squeeze(1)
         rotated = (
             (x @ bases[0]).unsqueeze(1) if self.shared else torch.einsum("bn,knm->bkm", x, bases)
         )
-        variance = level * self.spectra.to(x) + 1 - level
-        centred = rotated - level.sqrt() * centers
+        variance = noised_variance(level, self.spectra.to(level)).to(x)
+        centred = rotated - (level.sqrt() * centers.to(level)).to(x)
         scores = -centred / variance
         log_joint = (
             self.weights.log().to(x)
             + (centred * scores - (2 * math.pi * variance).log()).sum(2) / 2
         )
         return _Fields(log_joint, scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sharpened:
+    """Means, from a centre, and log masses of tilted components."""
+
+    means: Float[Tensor, "K n"]
+    log_mass: Float[Tensor, " K"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +335,9 @@ def _covariances(covs: Numbers, components: int, n: int) -> Float[Tensor, "k n n
         f"covs has shape {tuple(cov.shape)}; give one number, ({components},), ({n}, {n}) or"
         f" ({components}, {n}, {n}).",
     )
-    return cov[:1] if float((cov - cov[:1]).abs().max()) <= _SAME * float(cov.abs().max()) else cov
+    scale = cov[:1].diagonal(dim1=1, dim2=2).abs().sqrt()
+    same = (cov - cov[:1]).abs() <= _SAME * scale.unsqueeze(1) * scale.unsqueeze(2)
+    return cov[:1] if bool(same.all()) else cov
 
 
 def _diagonalise(covs: Float[Tensor, "k n n"]) -> Eigensystem:
@@ -326,4 +357,6 @@ def _diagonalise(covs: Float[Tensor, "k n n"]) -> Eigensystem:
     rank_tolerance = (
         spectra.shape[1] * torch.finfo(torch.float64).eps * spectra.amax(1, keepdim=True)
     )
-    return Eigensystem(torch.where(spectra > rank_tolerance, spectra, 0), bases)
+    diagonal = (covs == torch.diag_embed(covs.diagonal(dim1=1, dim2=2))).all(2).all(1, keepdim=True)
+    positive = spectra > torch.where(diagonal, 0, rank_tolerance)
+    return Eigensystem(torch.where(positive, spectra, 0), bases)

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from socft.checks import SYMMETRY_TOLERANCE, InvalidProblem, require
 from socft.density.base import Density, Tilt, broadcast_level, quadratic_form
-from socft.density.constants import ScoreConstants, join_levels, largest_of, stack_lines
+from socft.density.constants import (
+    ScoreConstants,
+    join_levels,
+    largest_of,
+    noised_variance,
+    stack_lines,
+)
 from socft.density.mixture import GaussianMixture
 from socft.density.search import line_constants
 from socft.reference import States
@@ -129,8 +135,9 @@ class Rotated(Density):
             f"x has shape {tuple(x.shape)}; give (batch, {self.dims[0]}).",
         )
         level = broadcast_level(abar, x, 2)
-        variance = level * self._lines.variances.to(x) + 1 - level
-        centred = (x @ self.rotation.to(x)).unsqueeze(2) - level.sqrt() * self._lines.means.to(x)
+        variance = noised_variance(level, self._lines.variances.to(level)).to(x)
+        centers = (level.sqrt() * self._lines.means.to(level)).to(x)
+        centred = (x @ self.rotation.to(x)).unsqueeze(2) - centers
         scores = -centred / variance
         return _LineFields(
             self._lines.log_weights.to(x) + (centred * scores - (2 * math.pi * variance).log()) / 2,

@@ -6,7 +6,7 @@ import functools
 
 from socft.checks import Numbers, numbers, require, require_finite
 from socft.density.base import Density, require_level
-from socft.density.constants import ScoreConstants
+from socft.density.constants import ScoreConstants, noised_variance
 from socft.density.mixture import Gaussian
 from socft.readable import Readable
 from socft.reference import (
@@ -48,7 +48,7 @@ class NoisedScore(Readable):
         )
 
     def __call__(self, k: Step, x: States) -> States:
-        return self.density.noised_score(at_step(self.abar, k, x), x)
+        return self.density.noised_score(at_step(self.abar, k, self.abar), x)
 
     @functools.cached_property
     def constants(self) -> ScoreConstants:
@@ -84,8 +84,11 @@ def affine_reference(gaussian: Gaussian, schedule: Schedule) -> AffineReference:
     """
     level, root = schedule.abar[:-1, None], schedule.alpha.sqrt()[:, None]
     basis = gaussian.bases[0]
-    pull = schedule.score_weight[:, None] / (level * gaussian.spectra + 1 - level)
+    variance = noised_variance(level, gaussian.spectra)
+    pull = schedule.score_weight[:, None] / variance
     offset = (pull / root * level.sqrt() * (gaussian.means @ basis)) @ basis.T
     return AffineReference(
-        SpectralMaps((1 - pull) / root, basis), ScalarDiffusion(schedule.sigma), offset
+        SpectralMaps(schedule.shrinkage(gaussian.spectra) / root, basis),
+        ScalarDiffusion(schedule.sigma),
+        offset,
     )

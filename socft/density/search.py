@@ -19,6 +19,7 @@ from socft.density.constants import (
     Stacked,
     join_levels,
     largest_of,
+    noised_variance,
     stack_lines,
 )
 
@@ -278,7 +279,7 @@ def line_constants(mixtures: Sequence[Components], abar: Tensor) -> ScoreConstan
     noised = Stacked(
         stacked.log_weights.expand(len(abar), -1, -1).flatten(0, 1),
         (level.sqrt() * stacked.means).flatten(0, 1),
-        (level * stacked.variances + 1 - level).flatten(0, 1),
+        noised_variance(level, stacked.variances).flatten(0, 1),
     )
     lines = _natural(noised)
     joined = join_levels(

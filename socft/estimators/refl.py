@@ -26,7 +26,7 @@ from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.reference import Noises, ScoreReference, States, Step, at_step
+from socft.reference import Noises, ScoreReference, States, Step, at_step, level_at
 
 Prediction: TypeAlias = "Callable[[Step, States, Noises], States]"
 """``(k, x, v) -> predicted sample``, differentiable in v."""
@@ -105,7 +105,7 @@ def _tweedie(problem: ControlProblem) -> Prediction:
     assert isinstance(reference, ScoreReference)
 
     def predict(k: Step, x: States, v: Noises) -> States:
-        level = at_step(reference.schedule.abar[:-1], k, x)
-        return (x + (1 - level) * reference.score_of(k, x, v)) / level.sqrt()
+        level, noise = level_at(reference.schedule.abar[:-1], k, x)
+        return (x + noise * reference.score_of(k, x, v)) / level.sqrt()
 
     return predict

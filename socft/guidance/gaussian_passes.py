@@ -38,6 +38,7 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.density import Gaussian
+from socft.density.constants import noised_variance
 from socft.guidance.iterated import Generated, Passes
 from socft.guidance.policy import (
     ConditionalGuidance,
@@ -107,12 +108,12 @@ class GaussianPasses(Passes):
         self.law, self.schedule = law, schedule
         self.variances, self._projections = _eigenspaces(law)
         level, a = schedule.abar[:-1, None], schedule.alpha[:, None]
-        noised = level * self.variances + 1 - level
+        noised = noised_variance(level, self.variances)
         self._level, self._jacobian = level, level.sqrt() * self.variances / noised
-        self._transfer = (1 - schedule.score_weight[:, None] / noised) / a.sqrt()
+        self._transfer = schedule.shrinkage(self.variances) / a.sqrt()
         self._push = schedule.score_weight[:, None] / a.sqrt()
         self._unit = self._push / schedule.sigma[:, None]
-        self._recentring = level.sqrt() / (1 - level) * (1 - level.sqrt() * self._jacobian)
+        self._recentring = level.sqrt() / noised
         one = torch.ones(1, len(self.variances), dtype=torch.float64)
         after = torch.cat([self._transfer, one]).flip(0).cumprod(0).flip(0)
         self.weights = after * torch.cat([one[:, 0], schedule.sigma])[:, None]
@@ -212,9 +213,8 @@ class GaussianPasses(Passes):
         jacobian, level = (
             values.repeat_interleave(batch, 0) for values in (self._jacobian, self._level)
         )
-        at = Prediction(
-            torch.zeros_like(rows), torch.zeros_like(rows), level, lambda g: jacobian * g
-        )
+        zero = torch.zeros_like(rows)
+        at = Prediction(zero, zero, level, 1 - level, lambda g: jacobian * g)
         response = Response(rows, torch.zeros(len(rows), dtype=torch.float64))
         return (
             dataclasses.replace(guidance, response=response)

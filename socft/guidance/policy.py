@@ -39,6 +39,7 @@ from torch import Tensor
 
 from socft.checks import require, require_finite
 from socft.density import Density, Gaussian
+from socft.density.constants import noised_variance
 from socft.policy import AffinePolicy, Policy
 from socft.reference import (
     DenseMaps,
@@ -49,6 +50,7 @@ from socft.reference import (
     Step,
     affine_coefficients,
     at_step,
+    level_at,
 )
 from socft.reward import Reward
 from socft.schedule import Schedule
@@ -69,6 +71,7 @@ class Prediction:
         x: the states, shape (batch, *dims).
         clean: ``E[x_0 | x]``, shape (batch, *dims).
         abar: signal level, to broadcast against the states.
+        noise: noise level ``h = 1 - abar``, likewise.
         pullback: ``g -> J' g``, the gradient of ``g . E[x_0 | x]`` per sample; g is broadcast
             against the states.
     """
@@ -76,17 +79,13 @@ class Prediction:
     x: States
     clean: States
     abar: Tensor
+    noise: Tensor
     pullback: Callable[[Tensor], States]
 
     @property
     def signal(self) -> Tensor:
         """``alpha``."""
         return self.abar.sqrt()
-
-    @property
-    def noise(self) -> Tensor:
-        """``h``."""
-        return 1 - self.abar
 
     @property
     def score(self) -> States:
@@ -125,9 +124,11 @@ class ScoreDenoiser(Denoiser):
         self._score = score
 
     def at(self, k: Step, x: States) -> Prediction:
-        level = at_step(self.abar, k, x)
-        found = torch.func.vjp(lambda z: (z + (1 - level) * self._score(k, z)) / level.sqrt(), x)
-        return Prediction(x, found[0], level, lambda g: found[1](g.expand_as(x).contiguous())[0])
+        level, noise = level_at(self.abar, k, x)
+        found = torch.func.vjp(lambda z: (z + noise * self._score(k, z)) / level.sqrt(), x)
+        return Prediction(
+            x, found[0], level, noise, lambda g: found[1](g.expand_as(x).contiguous())[0]
+        )
 
     def score(self, k: Step, x: States) -> States:
         return self._score(k, x)
@@ -156,7 +157,7 @@ class GaussianDenoiser(Denoiser):
     def _tabulated(self) -> LinearMaps:
         law, level = self.law, self.abar.unsqueeze(1)
         maps = SpectralMaps(
-            level.sqrt() * law.spectra / (level * law.spectra + 1 - level), law.bases[0]
+            level.sqrt() * law.spectra / noised_variance(level, law.spectra), law.bases[0]
         )
         small = len(self.abar) * law.dims[0] ** 2 <= TABULATED
         return DenseMaps(maps.dense()) if small else maps
@@ -167,9 +168,14 @@ class GaussianDenoiser(Denoiser):
         return GaussianDenoiser(Gaussian(mean, self.law.eigensystem), self.abar, self._jacobians)
 
     def at(self, k: Step, x: States) -> Prediction:
-        level, mean = at_step(self.abar, k, x), self.law.means[0].to(x)
+        (level, noise), mean = level_at(self.abar, k, x), self.law.means[0].to(x)
         clean = mean + self._jacobians.apply(k, x - level.sqrt() * mean)
-        return Prediction(x, clean, level, lambda g: self._jacobians.apply(k, g.expand_as(x)))
+        return Prediction(
+            x, clean, level, noise, lambda g: self._jacobians.apply(k, g.expand_as(x))
+        )
+
+    def score(self, k: Step, x: States) -> States:
+        return self.law.noised_score(at_step(self.abar, k, self.abar), x)
 
 
 class LinearDenoiser(Denoiser):
@@ -209,15 +215,15 @@ class LinearDenoiser(Denoiser):
         )
 
     def at(self, k: Step, x: States) -> Prediction:
-        level, slope = at_step(self.abar, k, x), self.slope[k]
-        clean = (x + (1 - level) * self.score(k, x)) / level.sqrt()
+        (level, noise), slope = level_at(self.abar, k, x), self.slope[k]
+        clean = (x + noise * self.score(k, x)) / level.sqrt()
 
         def pullback(g: Float[Tensor, "*#batch n"]) -> Float[Tensor, "batch n"]:
             rows = g.expand_as(x)
             bent = (slope.mT @ rows.unsqueeze(-1)).squeeze(-1) if slope.ndim == 3 else rows @ slope
-            return (rows + (1 - level) * bent) / level.sqrt()
+            return (rows + noise * bent) / level.sqrt()
 
-        return Prediction(x, clean, level, pullback)
+        return Prediction(x, clean, level, noise, pullback)
 
     def score(self, k: Step, x: States) -> States:
         slope = self.slope[k]

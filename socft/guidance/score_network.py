@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from socft.checks import require
 from socft.guidance.iterated import ScoreFineTuning
 from socft.guidance.policy import Denoiser, ScoreDenoiser
-from socft.reference import States, Step, at_step
+from socft.reference import States, Step, level_at
 from socft.regression.gradient_descent import minimise
 from socft.regression.networks import (
     OCTAVES,
@@ -68,21 +68,20 @@ class ScoreNetwork(nn.Module):
 
     def noise(self, k: Step, x: States) -> States:
         """The predicted noise, in the dtype of ``x``."""
-        level, found = at_step(self.abar, k, x), self.network(k, x.to(self.dtype)).to(x)
-        return (1 - level).sqrt() * x + level.sqrt() * found
+        (level, noise), found = level_at(self.abar, k, x), self.network(k, x.to(self.dtype)).to(x)
+        return noise.sqrt() * x + level.sqrt() * found
 
     def forward(self, k: Step, x: States) -> States:
         """The score."""
-        return -self.noise(k, x) / (1 - at_step(self.abar, k, x)).sqrt()
+        return -self.noise(k, x) / level_at(self.abar, k, x)[1].sqrt()
 
     def loss(self, samples: States, generator: torch.Generator) -> Tensor:
         """Mean squared error of the predicted noise at random steps."""
         k = torch.randint(len(self.abar), (len(samples),), generator=generator)
         eps = torch.randn(samples.shape, generator=generator, dtype=samples.dtype)
-        level = at_step(self.abar, k, samples)
-        return (
-            (self.noise(k, level.sqrt() * samples + (1 - level).sqrt() * eps) - eps).square().mean()
-        )
+        level, noise = level_at(self.abar, k, samples)
+        noisy = level.sqrt() * samples + noise.sqrt() * eps
+        return (self.noise(k, noisy) - eps).square().mean()
 
 
 def train_score(

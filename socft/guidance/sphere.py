@@ -34,9 +34,10 @@ from torch.autograd.function import FunctionCtx
 
 from socft.checks import InvalidProblem, require, require_finite
 from socft.density import Density, ScoreConstants, Tilt
+from socft.density.base import broadcast_level
 from socft.density.constants import THIRD_MOMENT
 from socft.guidance.policy import Denoiser, Prediction
-from socft.reference import States, Step, at_step
+from socft.reference import States, Step, level_at
 from socft.reward import Linear, PerSample, Reward
 
 TERMS = 64
@@ -131,7 +132,7 @@ class Sphere(Density):
             f"abar = {abar}; the noised law is a sphere for a signal level in (0, 1].",
         )
         return Sphere(
-            self.dims[0], self.natural, abar**0.5 * self.radius, abar * self.spread + 1 - abar
+            self.dims[0], self.natural, abar**0.5 * self.radius, abar * self.spread + (1 - abar)
         )
 
     def noised_log_prob(self, abar: float | Tensor, x: States) -> PerSample:
@@ -162,7 +163,7 @@ class Sphere(Density):
 
         A third central moment of a coordinate, whose range is 2, is at most ``8 / (6 sqrt 3)``.
         """
-        scale, spread = abar.sqrt() * self.radius, abar * self.spread + 1 - abar
+        scale, spread = abar.sqrt() * self.radius, abar * self.spread + (1 - abar)
         up = (scale.square() / (spread * self.dims[0]) - 1) / spread
         yes = torch.ones_like(up, dtype=torch.bool)
         L1 = (2 * scale / spread) ** 3 * THIRD_MOMENT
@@ -199,11 +200,9 @@ class Sphere(Density):
             x.ndim == 2 and x.shape[1:] == self.dims,
             f"x has shape {tuple(x.shape)}; give (batch, {self.dims[0]}).",
         )
-        level = torch.as_tensor(abar, dtype=x.dtype, device=x.device)
-        level = level if level.ndim == 0 else level.reshape(-1, 1)
-        return (level.sqrt() * self.radius).expand(len(x), 1), (
-            level * self.spread + 1 - level
-        ).expand(len(x), 1)
+        level = broadcast_level(abar, x, 1)
+        scale, spread = level.sqrt() * self.radius, level * self.spread + (1 - level)
+        return scale.to(x).expand(len(x), 1), spread.to(x).expand(len(x), 1)
 
 
 class SphereDenoiser(Denoiser):
@@ -234,8 +233,8 @@ class SphereDenoiser(Denoiser):
         self.law, self._natural = law, law.natural if natural is None else natural
 
     def at(self, k: Step, x: States) -> Prediction:
-        level, R, D = at_step(self.abar, k, x), self.law.radius, self.law.dims[0]
-        slope = level.sqrt() * R / (1 - level)
+        (level, noise), R, D = level_at(self.abar, k, x), self.law.radius, self.law.dims[0]
+        slope = level.sqrt() * R / noise
         zeta = self._natural.to(x) + slope * x
         q = zeta.square().sum(1)
         after = bessel_slope(q, D + 2).unsqueeze(1)
@@ -245,7 +244,7 @@ class SphereDenoiser(Denoiser):
         def pullback(g: Float[Tensor, "*#batch n"]) -> Float[Tensor, "batch n"]:
             return R * slope * (B * g + curvature * (zeta * g).sum(1, keepdim=True) * zeta)
 
-        return Prediction(x, R * B * zeta, level, pullback)
+        return Prediction(x, R * B * zeta, level, noise, pullback)
 
 
 def mean_direction(zeta: Float[Tensor, "batch D"]) -> Float[Tensor, "batch D"]:
