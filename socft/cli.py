@@ -117,7 +117,8 @@ class Toy:
         study = STUDIES.find(self.study)
         import torch
 
-        from socft.records import encode, write_atomically
+        from socft.files import write_atomically
+        from socft.records import encode
         from socft.study.import_path import import_object
         from socft.study.runner import run
         from socft.study.workers import processes

@@ -8,19 +8,21 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path as FilePath
 from typing import Any
 
-from socft.checks import InvalidProblem, require
+from socft.checks import require
+from socft.files import parse_json, read_rows, write_rows
+from socft.schema import structured
 
 _PACKAGES = ("socft", "torch", "numpy", "scipy")
 _NUMBERS = ("value", "bound", "stderr", "seconds", "peak_mb", "published", "optimum")
+INFINITIES = ("inf", "-inf")
+AGAIN = "measure the study again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,9 @@ class Record:
     dirty: bool = dataclasses.field(default_factory=lambda: environment().dirty)
 
 
+_FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+
+
 @dataclasses.dataclass(frozen=True)
 class Environment:
     """Where a number was measured."""
@@ -108,62 +113,39 @@ def decode(line: str) -> Record:
     """The record of a line.
 
     Raises:
-        ValueError, TypeError, KeyError: the line is not a record.
+        InvalidProblem: the line is not a record.
     """
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise TypeError(f"a record is a JSON object, not {line!r}")
-    fields: dict[str, Any] = row | {"value": math.nan if row["value"] is None else row["value"]}
-    for name in _NUMBERS:
-        if fields.get(name) is not None:
-            fields[name] = float(fields[name])
-    return Record(**fields)
+    where = f"the record {line[:60]!r}"
+    return _record(parse_json(line, where, AGAIN), where)
 
 
 def write(records: Iterable[Record], file: FilePath) -> None:
-    """Write records as JSON lines, atomically: the file is either the old one or complete."""
-    write_atomically(file, "".join(encode(record) + "\n" for record in records).encode())
+    """Write records as sealed JSON lines, atomically: the old file, or the complete new one."""
+    write_rows([_strict(dataclasses.asdict(record)) for record in records], file)
 
 
 def read(file: FilePath) -> list[Record]:
     """Read the records of a file.
 
     Raises:
-        InvalidProblem: the file does not exist, or a line is not a record.
+        InvalidProblem: the file does not exist, or a line is not a record, or not the one that was
+            written there.
     """
     require(
-        file.is_file(),
+        file.exists(),
         f"no records at {file}; measure them with: socft toy {file.stem} --out {file.parent}",
     )
-    return [
-        _parse(line, number, file) for number, line in enumerate(file.read_text().splitlines(), 1)
-    ]
+    return [_record(row, where) for where, row in read_rows(file, AGAIN)]
 
 
-def _parse(line: str, number: int, file: FilePath) -> Record:
-    try:
-        return decode(line)
-    except (ValueError, TypeError, KeyError) as error:
-        message = (
-            f"line {number} of {file} is not a record: {line[:60]!r}; measure the study again."
-        )
-        raise InvalidProblem(message) from error
-
-
-def write_atomically(file: FilePath, content: bytes) -> None:
-    """Write through a temporary file in the same folder and rename it into place."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        FilePath(temporary).chmod(0o644)
-        os.replace(temporary, file)
-    except BaseException:
-        FilePath(temporary).unlink(missing_ok=True)
-        raise
+def _record(row: Any, where: str) -> Record:
+    """The record of a row, all of whose keys are there."""
+    if isinstance(row, dict):
+        missing = [name for name in _FIELDS if name not in row]
+        require(not missing, f"{where} is damaged: {', '.join(missing)} is missing; {AGAIN}.")
+        row = row | {name: float(row[name]) for name in _NUMBERS if row[name] in INFINITIES}
+        row |= {"value": math.nan if row["value"] is None else row["value"]}
+    return structured(Record, row, where, AGAIN)
 
 
 def _strict(row: Any) -> Any:
@@ -184,7 +166,7 @@ def _git(root: FilePath, *arguments: str) -> str:
         return subprocess.run(
             ["git", "-C", str(root), *arguments],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=20,
             check=True,
         ).stdout.strip()

@@ -27,6 +27,7 @@ tightness study searches the instances of the claims.
 
 LAYERS = (
     "checks readable",
+    "files schema",
     "schedule records",
     "reference study",
     "regression",

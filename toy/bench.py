@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from socft.estimators.catalogue import COMPARED, find_estimator
-from socft.records import Record, write_atomically
+from socft.files import write_atomically
+from socft.records import Record
 from socft.study.runner import run
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas

@@ -9,6 +9,7 @@ Options of ``pytest verify/``:
                      there when run again
     --state DIR      where a search keeps what it has found so far (build/verify)
     --events FILE    append a line whenever a claim has news
+    --parent FD      end with the process that holds the other end of this pipe
 
 Property-based tests are deterministic: the same code tries the same instances.
 """
@@ -20,6 +21,8 @@ import hashlib
 import json
 import os
 import re
+import signal
+import threading
 import time
 import zlib
 from collections.abc import Generator, Iterator
@@ -34,7 +37,8 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 
 import socft
-from socft.records import write_atomically
+from socft.checks import InvalidProblem
+from socft.files import encoded, read_bytes, seal, unseal, write_atomically
 from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.records import record_of, summary, update_records
@@ -82,12 +86,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder in which a search keeps what it has found",
     )
     group.addoption("--events", type=Path, help="file to which news of the claims are appended")
+    group.addoption(
+        "--parent", type=int, help="end of a pipe; when the other end is closed, the run ends"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     hypothesis.settings.load_profile("verify")
     config.pluginmanager.register(_Session(config), "verify-session")
+    pipe = config.getoption("--parent")
+    if pipe is not None and not hasattr(config, "workerinput"):
+        threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
+
+
+def _end_with_parent(pipe: int) -> None:
+    """Wait until the other end of a pipe is closed, and end with all processes of the session."""
+    os.read(pipe, 1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def claim_of(item: pytest.Item) -> Claim | None:
@@ -196,7 +212,11 @@ class _Session:
         for name, content in report.user_properties:
             if name == _TALLY:
                 line = self.ledger.add(json.loads(str(content)))
-                _say(self.config, line | {"pending": sorted(self.ledger.missing[line["claim"]])})
+                pending = sorted(self.ledger.missing[line["claim"]])
+                if not pending:
+                    with contextlib.suppress(OSError):  # said at the end
+                        self._record([line])
+                _say(self.config, line | {"pending": pending})
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         file = Path(report.nodeid)
@@ -210,9 +230,13 @@ class _Session:
             _say(self.config, line | {"pending": []})
 
     def pytest_sessionfinish(self) -> None:
+        if not self.worker:
+            self._record(self.ledger.complete())
+
+    def _record(self, lines: list[dict[str, Any]]) -> None:
         file = self.config.getoption("--records")
-        if file is not None and not self.worker:
-            update_records(file, self.ledger.complete())
+        if file is not None and lines:
+            update_records(file, lines)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.ledger.lines:
@@ -298,8 +322,9 @@ class _Search:
         tally = self.claim.take()
         tally.seeds = seeds
         self.found.merge(tally)
-        content = json.dumps({"code": self.code, "tally": self.found.encode()})
-        write_atomically(self.file, content.encode())
+        tally_of_all = json.dumps(self.found.encode())  # infinities included
+        row = seal({"code": self.code, "tally": tally_of_all})
+        write_atomically(self.file, encoded(row))
         _say(
             self.config,
             {
@@ -310,11 +335,15 @@ class _Search:
         )
 
     def _load(self) -> Tally:
-        try:
-            row = json.loads(self.file.read_text())
-            return Tally.decode(row["tally"]) if row["code"] == self.code else Tally()
-        except (OSError, ValueError, TypeError, KeyError):
+        if not self.file.exists():
             return Tally()
+        remedy = "the search begins anew"
+        try:
+            row = unseal(read_bytes(self.file, remedy), str(self.file), remedy)
+        except InvalidProblem as error:
+            _say(self.config, {"claim": self.claim.name, "damage": str(error)})
+            return Tally()
+        return Tally.decode(json.loads(row["tally"])) if row["code"] == self.code else Tally()
 
 
 def _is_search(item: pytest.Item) -> bool:

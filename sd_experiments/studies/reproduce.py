@@ -53,9 +53,10 @@ from sd_experiments.training.session import (
 from socft.checks import require
 from socft.estimators.base import CostateEstimator
 from socft.estimators.catalogue import ANYWHERE
+from socft.files import write_atomically
 from socft.path import rollout
 from socft.policy import Policy, Uncontrolled
-from socft.records import Record, write_atomically
+from socft.records import Record
 from socft.study.comparison import GAINS, has_fallen, picture_of
 from socft.study.digest import fingerprint
 from socft.study.runner import run

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from socft.checks import require
-from socft.records import write_atomically
+from socft.files import write_atomically
 
 MANIFEST = "sha256.json"
 

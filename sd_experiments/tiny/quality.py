@@ -39,7 +39,8 @@ from sd_experiments.tiny.captions import (
 from sd_experiments.tiny.checker import check_captions
 from sd_experiments.tiny.shapes import SIDE, arrange, draw
 from socft.checks import require
-from socft.records import environment, write_atomically
+from socft.files import write_atomically
+from socft.records import environment
 from socft.study.progress import Progress
 
 

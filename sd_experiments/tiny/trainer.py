@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from socft.checks import require
-from socft.records import write_atomically
+from socft.files import write_atomically
 from socft.study.progress import Progress
 
 _PARTS = ("value", "average", "exp_avg", "exp_avg_sq")

@@ -36,7 +36,7 @@ from torch import Tensor
 from sd_experiments.reward.rewards import Images
 from sd_experiments.training.train import StepMetrics
 from socft.checks import InvalidProblem
-from socft.records import write_atomically
+from socft.files import write_atomically
 
 METRICS = "metrics.jsonl"
 FRONTIER = "frontier.png"

@@ -44,9 +44,9 @@ from sd_experiments.training.rounds import PromptSamples
 from sd_experiments.training.storage import CheckpointFailed, CheckpointStore
 from sd_experiments.training.train import Trainer, TrainingStep
 from socft.checks import InvalidProblem, require
+from socft.files import write_atomically
 from socft.path import Noise, rollout
 from socft.policy import Policy, Uncontrolled
-from socft.records import write_atomically
 
 CHECKPOINTS = "checkpoints"
 LORA = "lora"

@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from socft.records import Record, read, write_atomically
+from socft.files import write_atomically
+from socft.records import Record, read
 from socft.report.claim_records import ClaimLine, Claims, read_claims
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, compile_pdf, text

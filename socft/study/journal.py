@@ -1,15 +1,17 @@
-"""What an interrupted run has measured: one line per finished task, appended durably."""
+"""What an interrupted run has measured: one sealed line per finished task, appended durably."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from socft.checks import InvalidProblem
+from socft.files import encoded, open_locked, parse_json, seal, unseal
+
+REMEDY = "it is measured again"
 
 
 class Journal(contextlib.AbstractContextManager["Journal"]):
@@ -17,36 +19,29 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
 
     Attributes:
         entries: encoded records by (task name, fingerprint), as found in the file.
+        damaged: what is wrong with lines that do not hold what was written.
     """
 
     def __init__(self, file: Path, fresh: bool):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._file = file
-        self._stream = file.open("a+b")
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._stream.close()
-            raise InvalidProblem(
-                f"another run is writing to {file}; wait for it or choose another folder with"
-                " --out."
-            ) from None
+        self._file, self._stream = file, open_locked(file)
         if fresh:
             self._stream.truncate(0)
         self._stream.seek(0)
         whole, newline, _ = self._stream.read().rpartition(b"\n")
         self._stream.truncate(len(whole) + len(newline))
-        self.entries = dict(entry for line in whole.splitlines() if (entry := _entry(line)))
+        self.entries: dict[tuple[str, str], tuple[str, ...]] = {}
+        self.damaged: list[str] = []
+        for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
+            self._take(line, f"line {number} of {file}")
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
 
     def append(self, name: str, key: str, lines: Sequence[str]) -> None:
         """Add a finished task; it is on disk when this returns."""
-        row = json.dumps(
-            {"task": name, "fingerprint": key, "records": [json.loads(line) for line in lines]}
-        )
-        self._stream.write(row.encode() + b"\n")
+        records = [parse_json(line, f"a record of {name}", REMEDY) for line in lines]
+        row = seal({"task": name, "fingerprint": key, "records": records})
+        self._stream.write(encoded(f"{row}\n"))
         self._stream.flush()
         os.fsync(self._stream.fileno())
 
@@ -54,13 +49,12 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         """Remove the file."""
         self._file.unlink(missing_ok=True)
 
-
-def _entry(line: bytes) -> tuple[tuple[str, str], tuple[str, ...]] | None:
-    """A line of the journal; None where it is damaged, so that the task is measured again."""
-    try:
-        row = json.loads(line)
-        return (row["task"], row["fingerprint"]), tuple(
-            json.dumps(record) for record in row["records"]
-        )
-    except (ValueError, TypeError, KeyError):
-        return None
+    def _take(self, line: bytes, where: str) -> None:
+        """Take in a line; of one that is damaged, the task is measured again."""
+        try:
+            row = unseal(line, where, REMEDY)
+        except InvalidProblem as error:
+            self.damaged.append(str(error))
+            return
+        records = tuple(json.dumps(record) for record in row["records"])
+        self.entries[row["task"], row["fingerprint"]] = records

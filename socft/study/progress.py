@@ -46,7 +46,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
     def __enter__(self) -> Progress:
         self._bar.start()
         if self._done:
-            self._say(f"{self._done} of {self._total} tasks were finished before and are kept")
+            self.say(f"{self._done} of {self._total} tasks were finished before and are kept")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,10 +63,11 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         self._bar.update(self._task, completed=self._done)
         if error or not self._console.is_terminal:
             width = len(str(self._total))
-            self._say(
+            self.say(
                 f"[{self._done:{width}}/{self._total}] {name}: "
                 + (f"failed, {error}" if error else f"{seconds:.1f} s")
             )
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """A line that stays."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

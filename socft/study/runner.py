@@ -24,7 +24,8 @@ from concurrent.futures import (
 from pathlib import Path
 
 from socft.checks import InvalidProblem, require
-from socft.records import Record, decode, encode, write, write_atomically
+from socft.files import write_atomically
+from socft.records import Record, decode, encode, write
 from socft.study.digest import fingerprint
 from socft.study.journal import Journal
 from socft.study.progress import Progress
@@ -82,6 +83,8 @@ def run(
         left = [task for task in tasks if task.name not in finished]
         failed: list[TaskOutcome] = []
         with Progress(study.name, len(tasks), len(finished)) as progress:
+            for line in journal.damaged:
+                progress.say(line)
             for outcome in _outcomes(study.schema, left, executor, progress):
                 if outcome.error is None:
                     journal.append(outcome.task.name, keys[outcome.task.name], outcome.lines)

@@ -4,10 +4,14 @@ or many, and how it resumes.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from io import StringIO
 from pathlib import Path
 
@@ -15,8 +19,10 @@ import pytest
 from rich.console import Console
 
 import verify as package
+from socft import files
 from socft.checks import InvalidProblem
 from socft.cli import CLAIMS, main
+from socft.files import locked
 from verify.support.command import Board, ClaimsFailed, Run, select, verify
 from verify.support.records import read_records
 
@@ -228,6 +234,99 @@ verify(Run(folder, ["a", "b"], folder.parent / "verify.jsonl", folder.parent / "
         process.wait(PATIENCE_SECONDS)
     assert process.returncode != 0
     assert {name: row["status"] for name, row in rows(folder).items()} == {"a": "verified"}
+
+
+CHECK = """
+import sys
+from pathlib import Path
+from verify.support.command import Run, verify
+if __name__ == "__main__":
+    folder, workers, *names = sys.argv[1:]
+    folder = Path(folder)
+    run = Run(folder, names, folder.parent / "verify.jsonl", folder.parent / "state",
+              workers=int(workers))
+    verify(run)
+"""
+
+
+def checking(folder: Path, workers: int, *names: str) -> subprocess.Popen[str]:
+    """A process that checks claims."""
+    return subprocess.Popen(
+        [sys.executable, "-c", CHECK, str(folder), str(workers), *names],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def mentioning(word: str) -> set[int]:
+    """Processes whose command line has a word."""
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in file.read_bytes():
+                found.add(int(file.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_the_one_that_started_them(folder, how):
+    """What was finished is on disk, and no process runs on, whichever way the command is ended."""
+    write(folder, a=GOOD, b=SLOW)
+    with checking(folder, 2, "a", "b") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("a: verified")
+        process.send_signal(how)
+        process.wait(PATIENCE_SECONDS)
+    assert process.returncode == -how
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while mentioning(str(folder)):
+        assert time.monotonic() < deadline, "processes run on"
+        time.sleep(0.1)
+    assert {name: row["status"] for name, row in rows(folder).items()} == {"a": "verified"}
+
+
+@pytest.mark.slow
+def test_records_that_cannot_be_written_are_no_success(folder, monkeypatch):
+    """The process that checks cannot write: neither can this one, and it says so."""
+    write(folder, good=GOOD)
+    (folder / "conftest.py").write_text(
+        (folder / "conftest.py").read_text()
+        + "\n\ndef update_records(*_):\n    raise OSError(28)\n"
+    )
+    monkeypatch.setattr(files.os, "fsync", _full)
+    with pytest.raises(OSError, match=r"No space left on device: .*verify\.jsonl"):
+        check(folder, "good")
+    assert not (folder.parent / "verify.jsonl").exists()
+
+
+def _full(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_second_run_beside_this_one_is_refused(folder):
+    write(folder, good=GOOD)
+    locks = Run(folder, ["good"], folder.parent / "verify.jsonl", folder.parent / "state").locks
+    for each in locks:
+        with locked(each), pytest.raises(InvalidProblem, match=f"another run is writing to {each}"):
+            check(folder, "good")
+        assert not each.exists()
+
+
+def test_damaged_records_are_refused_before_anything_runs(folder):
+    file = folder.parent / "verify.jsonl"
+    for text, said in (('{"claim": "go', "Unterminated string"), ("[]", "no JSON object")):
+        file.write_text(text + "\n")
+        with pytest.raises(InvalidProblem, match=rf"^line 1 of {file} is damaged: .*{said}"):
+            check(folder, "good")
+        assert file.read_text() == text + "\n"
+
+
+@pytest.mark.slow
+def test_a_claim_without_tests_is_no_success(folder):
+    write(folder, good=GOOD, silent="")
+    assert "nothing was heard of silent to the end" in check(folder, "good", "silent")
 
 
 def test_bad_input_is_refused(folder, capsys):

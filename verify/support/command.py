@@ -29,6 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from socft.checks import InvalidProblem, require
+from socft.files import locked
 
 REFRESH_SECONDS = 0.3
 PATIENCE_SECONDS = 30.0
@@ -96,8 +97,20 @@ class Run:
         """What pytest printed."""
         return self.state / "pytest.log"
 
-    def command(self, events: Path) -> list[str]:
-        """The process that checks the claims."""
+    @property
+    def locks(self) -> tuple[Path, Path]:
+        """What a second run may not hold meanwhile: for the records, and for searches and log."""
+        return tuple(  # type: ignore[return-value]
+            each.with_name(f".{each.name}.lock") for each in (self.records, self.state)
+        )
+
+    def command(self, events: Path, parent: int) -> list[str]:
+        """The process that checks the claims.
+
+        Args:
+            events: file to which it appends its news.
+            parent: end of a pipe whose other end closes when this process ends.
+        """
         root = self.folder.resolve().parent
         files = [str(Path(self.folder.name) / f"{name}.py") for name in self.names]
         options = [
@@ -115,6 +128,7 @@ class Run:
             f"--records={self.records.resolve()}",
             f"--state={self.state.resolve()}",
             f"--events={events}",
+            f"--parent={parent}",
         ]
         return [
             sys.executable,
@@ -137,8 +151,10 @@ def verify(run: Run, fresh: bool = False, console: Console | None = None) -> lis
         console: where to show progress; standard error by default.
 
     Raises:
-        InvalidProblem: an option makes no sense, or a package is missing.
+        InvalidProblem: an option makes no sense, a package is missing, the records are damaged, or
+            another run is writing them.
         ClaimsFailed: a claim is refuted, or was not measured.
+        OSError: the records cannot be written.
     """
     missing = [
         package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None
@@ -150,20 +166,31 @@ def verify(run: Run, fresh: bool = False, console: Console | None = None) -> lis
     require(bool(run.names), f"there are no claims in {run.folder}.")
     require(run.minutes >= 0, f"minutes = {run.minutes:g}; give a number that is not negative.")
     require(run.workers >= 1, f"workers = {run.workers}; give at least 1.")
-    if fresh:
-        shutil.rmtree(run.state, ignore_errors=True)
-    run.state.mkdir(parents=True, exist_ok=True)
-    board = Board(run.names, console or Console(stderr=True))
+    records, state = run.locks
+    with locked(records), locked(state, "wait for it"):
+        if fresh:
+            shutil.rmtree(run.state, ignore_errors=True)
+        run.state.mkdir(parents=True, exist_ok=True)
+        return _checked(run, Board(run.names, console or Console(stderr=True)))
+
+
+def _checked(run: Run, board: Board) -> list[dict[str, Any]]:
+    """Run the process, and see to it that what it found is written."""
+    from verify.support.records import forget_records, read_records, update_records
+
+    read_records(run.records)  # refused now rather than at the end
     with tempfile.TemporaryDirectory() as folder:
         events = Path(folder) / "events.jsonl"
         events.touch()
         with board, _process(run, events) as process:
             code = _follow(process, events, board)
+    written = read_records(run.records)
+    lost = [line for line in board.complete if written.get(line["claim"]) != line]
+    if lost:  # the process could not write them; nor could this one, or it does
+        update_records(run.records, lost)
     if code not in (PASSED, FAILED_TESTS) or not board.lines:
-        tail = "\n".join(run.log.read_text(errors="replace").splitlines()[-20:])
+        tail = "\n".join(run.log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
         raise ClaimsFailed(f"pytest ended with code {code}; its output is in {run.log}:\n{tail}")
-    from verify.support.records import forget_records
-
     forget_records(run.records, keep=[file.stem for file in run.folder.glob("*.py")])
     _require_verified(board, run.log)
     return list(board.lines.values())
@@ -188,6 +215,16 @@ class Board(contextlib.AbstractContextManager["Board"]):
             self._live.update(self.table(), refresh=True)
             self._live.stop()
 
+    @property
+    def complete(self) -> list[dict[str, Any]]:
+        """The lines of the claims all of whose tests ran."""
+        return [line for name, line in self.lines.items() if self._states[name] in DONE]
+
+    @property
+    def silent(self) -> list[str]:
+        """The claims of which nothing was heard, or not the end."""
+        return [name for name in self._names if self._states[name] not in DONE]
+
     def add(self, news: Sequence[Mapping[str, Any]]) -> None:
         """Take news of claims into account."""
         for event in news:
@@ -197,6 +234,9 @@ class Board(contextlib.AbstractContextManager["Board"]):
 
     def _take(self, event: Mapping[str, Any]) -> None:
         name = event["claim"]
+        if "damage" in event:
+            self._console.print(event["damage"], markup=False, highlight=False, soft_wrap=True)
+            return
         if "status" not in event:
             self._states[name] = (
                 f"searching, seed {event['searched']}" if "searched" in event else "running"
@@ -233,18 +273,21 @@ class Board(contextlib.AbstractContextManager["Board"]):
 @contextlib.contextmanager
 def _process(run: Run, events: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The process that checks, in a session of its own: an interruption reaches it through this
-    one, once.
+    one, once. It ends with this one, however this one ends.
     """
-    one_thread = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    with run.log.open("wb") as log:
+    environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUTF8": "1"}
+    theirs, ours = os.pipe()
+    with run.log.open("wb") as log, open(ours, "wb"):
         process = subprocess.Popen(
-            run.command(events),
+            run.command(events, theirs),
             cwd=run.folder.resolve().parent,
-            env=os.environ | one_thread,
+            env=os.environ | environment,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=[theirs],
         )
+        os.close(theirs)
         try:
             yield process
         finally:
@@ -257,20 +300,33 @@ def _process(run: Run, events: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _follow(process: subprocess.Popen[bytes], events: Path, board: Board) -> int:
-    with events.open() as stream:
+    with events.open(encoding="utf-8", errors="replace") as stream:
         rest = ""
         while True:
             code = process.poll()
             *complete, rest = (rest + stream.read()).split("\n")
-            board.add([json.loads(line) for line in complete])
+            board.add([news for line in complete if (news := _news(line)) is not None])
             if code is not None:
                 return code
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(REFRESH_SECONDS)
 
 
+def _news(line: str) -> dict[str, Any] | None:
+    """What a line says, None where a full disk cut it off: then the claim has no end."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
 def _require_verified(board: Board, log: Path) -> None:
     failed = [line for line in board.lines.values() if line["status"] != "verified"]
+    if board.silent and not failed:
+        raise ClaimsFailed(
+            f"nothing was heard of {', '.join(board.silent)} to the end: their files have no tests,"
+            f" or {tempfile.gettempdir()} is full; the output is in {log}"
+        )
     if failed:
         reasons = "\n".join(
             f"  {line['claim']} is {line['status']}: {_reason(line)}" for line in failed

@@ -7,7 +7,7 @@ import itertools
 import re
 from pathlib import Path
 
-from socft.records import write_atomically
+from socft.files import write_atomically
 from verify.support.claims import Claim
 
 FOLDER = Path(__file__).parents[1]

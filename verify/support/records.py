@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from socft.records import environment, write_atomically
+from socft.checks import require
+from socft.files import read_rows, write_rows
+from socft.records import environment
 from verify.support.tally import Tally, plain
 from verify.support.words import words
 
+DAMAGED = "remove the file and check all claims again, or bring it back from a copy"
 _TOOLS = ("hypothesis", "python-flint", "sympy", "mpmath")
 
 
@@ -79,29 +81,32 @@ def summary(line: Mapping[str, Any]) -> str:
 
 
 def read_records(file: Path) -> dict[str, dict[str, Any]]:
-    """The lines of a record file by claim, none where there is no file."""
-    if not file.is_file():
+    """The lines of a record file by claim, none where there is no file.
+
+    Raises:
+        InvalidProblem: a line is damaged.
+    """
+    if not file.exists():
         return {}
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return {row["claim"]: row for row in rows}
+    rows = {}
+    for where, row in read_rows(file, DAMAGED):
+        name = row.get("claim")
+        require(isinstance(name, str), f"{where} is damaged: it names no claim; {DAMAGED}.")
+        rows[name] = row
+    return rows
 
 
 def update_records(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Replace the lines of some claims, atomically; the lines of other claims stay as they are."""
     rows = read_records(file) | {line["claim"]: dict(line) for line in lines}
-    write_atomically(file, "".join(_encoded(rows[name]) for name in sorted(rows)).encode())
+    write_rows([rows[name] for name in sorted(rows)], file)
 
 
 def forget_records(file: Path, keep: Iterable[str]) -> None:
     """Drop the lines of all claims but some, atomically."""
     rows, kept = read_records(file), set(keep)
     if rows.keys() - kept:
-        text = "".join(_encoded(rows[name]) for name in sorted(rows) if name in kept)
-        write_atomically(file, text.encode())
-
-
-def _encoded(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n"
+        write_rows([rows[name] for name in sorted(rows) if name in kept], file)
 
 
 def _version(package: str) -> str:

@@ -196,6 +196,22 @@ def test_damage_costs_only_the_damaged_line(tmp_path, damage):
     assert log.read_text().split() == ["3", "4", "5"]
 
 
+def test_a_changed_line_of_the_journal_is_measured_again(tmp_path, capfd):
+    """Also where it is still a journal's line of records: a digit, or a line of another task."""
+    log, file = tmp_path / "log", tmp_path / "squares.partial.jsonl"
+    _interrupted(tmp_path, log)
+    lines = file.read_text().splitlines(keepends=True)
+    changed = lines[1].replace('"value": 1.0', '"value": 7.0')
+    assert changed != lines[1]
+    file.write_text("".join([lines[0], changed, lines[2]]))
+    capfd.readouterr()
+    records = run(study(log=str(log)), False, tmp_path)
+    assert log.read_text().split() == ["1", "3", "4", "5"]
+    assert records[2].value == 1.0
+    said = capfd.readouterr().err.splitlines()
+    assert f"line 2 of {file} is not what was written there; it is measured again." in said
+
+
 def test_fresh_forgets(tmp_path):
     log = tmp_path / "log"
     _interrupted(tmp_path, log)
