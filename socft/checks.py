@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,9 +15,19 @@ Numbers: TypeAlias = (
     _Entry | Sequence[_Entry] | Sequence[Sequence[_Entry]] | Sequence[Sequence[Sequence[_Entry]]]
 )
 """What `numbers` makes a float64 tensor of: lists up to a matrix per step."""
+Shape: TypeAlias = tuple[int | str | None, ...]
+"""Sizes; a name stands for any size, None at the end for any further ones."""
 
 SYMMETRY_TOLERANCE = 1e-10
 """Relative skewness of a matrix that counts as symmetric: float64 products are to about n eps."""
+LARGEST = 1e50
+"""Size of the largest number that is taken, and one over the smallest positive one: quotients, and
+the cubes of numbers and of their quotients, are then finite in float64.
+"""
+MOST = 10**9
+"""The largest number of anything."""
+_SHOWN = 300
+"""Characters of another error's message that are quoted."""
 
 
 class InvalidProblem(ValueError):
@@ -36,30 +47,142 @@ def require(condition: bool, message: str) -> None:
         raise InvalidProblem(message)
 
 
+def require_each(holds: Tensor, values: Tensor, what: str, remedy: str) -> None:
+    """Raise `InvalidProblem` naming the first entry of ``values`` for which ``holds`` is false."""
+    if bool(holds.all()):
+        return
+    index = (~holds).nonzero()[0].tolist()
+    where = f"{what}{index if index else ''}"
+    raise InvalidProblem(f"{where} = {values[tuple(index)].item():.6g}; {remedy}")
+
+
 def require_finite(values: Tensor, what: str, remedy: str) -> None:
     """Raise `InvalidProblem` naming the first non-finite entry of ``values``."""
-    bad = (~torch.isfinite(values)).nonzero()
-    if len(bad):
-        index = bad[0].tolist()
-        raise InvalidProblem(f"{what}{index} = {values[tuple(index)].item()}; {remedy}")
+    require_each(values.isfinite(), values, what, remedy)
 
 
-def numbers(values: Numbers, what: str) -> Tensor:
+def require_kind(value: object, kind: type | tuple[type, ...], what: str, remedy: str) -> None:
+    """Raise `InvalidProblem` unless ``value`` is of a kind."""
+    require(isinstance(value, kind), f"{what} is {described(value)}; {remedy}")
+
+
+def require_callable(value: object, what: str, call: str) -> None:
+    """Raise `InvalidProblem` unless ``value`` can be called."""
+    require(callable(value), f"{what} is {described(value)}; give a function {call}.")
+
+
+def numbers(values: Numbers, what: str, shape: Shape | None = None) -> Tensor:
     """A float64 tensor of a number, a tensor or array of any precision, or nested lists.
 
+    Args:
+        shape: that it must have; any by default.
+
     Raises:
-        InvalidProblem: not real numbers, or lists of unequal length.
+        InvalidProblem: not real numbers, lists of unequal length, another shape, or a number that
+            is not finite or exceeds `LARGEST`.
     """
-    require(
-        not (isinstance(values, Tensor | np.ndarray) and "complex" in str(values.dtype)),
-        f"{what} is complex; give real numbers.",
-    )
+    for each in _leaves(values):
+        _require_real(each, what)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iuf":
+        values = np.array(values, dtype=np.float64)  # torch takes no array that is reversed
     try:
-        return torch.as_tensor(values, dtype=torch.float64)
+        found = torch.as_tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidProblem(
-            f"{what} = {values!s:.60}; give a number, an array, or lists of equal length."
+            f"{what} = {_quoted(values)}; give a number, an array, or lists of equal length."
         ) from error
+    require_finite(found.detach(), what, "it must be a finite number.")
+    require_each(
+        found.detach().abs() <= LARGEST, found, what, f"it must be at most {LARGEST:g} in size."
+    )
+    if shape is not None:
+        require_shape(found, what, shape)
+    return found
+
+
+def tensor(value: object, what: str, shape: Shape) -> Tensor:
+    """A tensor of real floating-point numbers of a shape, as it is.
+
+    Raises:
+        InvalidProblem: no tensor, another kind of numbers, another shape, or not finite.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise InvalidProblem(
+            f"{what} is {described(value)}; give a tensor of floating-point numbers."
+        )
+    require_shape(value, what, shape)
+    require_finite(value.detach(), what, "it must be a finite number.")
+    return value
+
+
+def require_shape(value: Tensor, what: str, shape: Shape) -> None:
+    """Raise `InvalidProblem` unless a tensor has a shape; names stand for any size, None for any
+    sizes that follow.
+    """
+    found, wanted = tuple(value.shape), tuple(each for each in shape if each is not None)
+    fits = len(found) == len(wanted) or (None in shape and len(found) > len(wanted))
+    fits = fits and all(w in (str(w), f) for f, w in zip(found, wanted, strict=False))
+    require(fits, f"{what} has shape {found}; give {_written(shape)}.")
+
+
+def number(value: Numbers, what: str) -> float:
+    """One real number, finite and at most `LARGEST` in size."""
+    found = numbers(value, what)
+    require(found.ndim == 0, f"{what} has shape {tuple(found.shape)}; it must be one number.")
+    return float(found)
+
+
+def positive(value: Numbers, what: str) -> float:
+    """One number between one over `LARGEST` and `LARGEST`."""
+    found = number(value, what)
+    require(found > 0, f"{what} = {found}; it must be a positive finite number.")
+    require(found >= 1 / LARGEST, f"{what} = {found:g}; it must be at least {1 / LARGEST:g}.")
+    return found
+
+
+def within(value: Numbers, what: str, low: float, high: float) -> float:
+    """One number in a closed interval."""
+    found = number(value, what)
+    require(low <= found <= high, f"{what} = {found:g}; it must lie in [{low:g}, {high:g}].")
+    return found
+
+
+def whole(value: object, what: str, least: int = 1, most: int = MOST) -> int:
+    """A whole number in a closed interval."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    found = int(value) if is_whole else least - 1
+    allowed = f"at most {most}" if found > most == MOST else f"at least {least}"
+    allowed = allowed if most == MOST else f"between {least} and {most}"
+    require(
+        least <= found <= most,
+        f"{what} = {_quoted(value)}; give a whole number that is {allowed}.",
+    )
+    return found
+
+
+def sizes(value: object, what: str) -> tuple[int, ...]:
+    """The shape of something: at least one whole number, all positive."""
+    listed = isinstance(value, list | tuple) and len(value) > 0
+    require(listed, f"{what} = {_quoted(value)}; give a tuple of sizes, such as (2,).")
+    return tuple(whole(each, f"a size in {what}") for each in value)  # pyright: ignore
+
+
+def zeros_or(values: Numbers | None, what: str, shape: tuple[int, ...]) -> Tensor:
+    """Numbers of a shape, zero where they are left out."""
+    left_out = values is None
+    return torch.zeros(shape, dtype=torch.float64) if left_out else numbers(values, what, shape)
+
+
+def identity_or(values: Numbers | None, what: str, n: int) -> Tensor:
+    """A square matrix, the identity where it is left out."""
+    left_out = values is None
+    return torch.eye(n, dtype=torch.float64) if left_out else numbers(values, what, (n, n))
+
+
+def require_positive(values: Tensor, what: str, remedy: str) -> None:
+    """Refuse entries that are not positive, or smaller than one over `LARGEST`."""
+    require_each(values > 0, values, what, remedy)
+    require_each(values * LARGEST >= 1, values, what, f"it must be at least {1 / LARGEST:g}.")
 
 
 def per_step(values: Numbers, steps: int, what: str) -> Tensor:
@@ -71,3 +194,121 @@ def per_step(values: Numbers, steps: int, what: str) -> Tensor:
         f"{what} has shape {tuple(tensor.shape)}; give one number or {steps} values, one per step.",
     )
     return tensor
+
+
+def require_states(x: object, dims: tuple[int, ...], what: str, hint: str = "") -> None:
+    """Raise `InvalidProblem` unless ``x`` is a batch of floating-point states of shape ``dims``."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or tuple(x.shape[1:]) != dims:
+        raise InvalidProblem(
+            f"{what} got {described(x)}; give floating-point states of shape"
+            f" {_written(('batch', *dims))}{hint}."
+        )
+
+
+def keep(frozen: object, **values: object) -> None:
+    """Set fields of a frozen dataclass while it is made, to what was checked."""
+    for name, value in values.items():
+        object.__setattr__(frozen, name, value)
+
+
+def returned(value: object, shape: tuple[int, ...], what: str) -> Tensor:
+    """What a function that was supplied returned: real floating-point numbers of a shape.
+
+    Raises:
+        InvalidProblem: no tensor, another shape, or another kind of numbers.
+    """
+    if not isinstance(value, Tensor) or value.shape != shape:
+        raise InvalidProblem(
+            f"{what} returned {described(value)}; it must return a tensor of shape"
+            f" {_written(shape)}."
+        )
+    require(
+        value.is_floating_point(),
+        f"{what} returned numbers of dtype {value.dtype}; it must return real floating-point"
+        " numbers, as .double() makes them.",
+    )
+    return value
+
+
+def called(
+    function: Callable[..., object], arguments: tuple[Any, ...], shape: tuple[int, ...], what: str
+) -> Tensor:
+    """What a function that was supplied returns, refused as by `returned`.
+
+    Raises:
+        InvalidProblem: see `returned`, or the function raises an error, which is then the cause.
+    """
+    try:
+        value = function(*arguments)
+    except (InvalidProblem, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        shapes = " and ".join(str(tuple(a.shape)) for a in arguments if isinstance(a, Tensor))
+        raise InvalidProblem(
+            f"{what} fails on states of shape {shapes}: {told(error)}; correct it there."
+        ) from error
+    return returned(value, shape, what)
+
+
+def probe(
+    function: Callable[..., object], arguments: tuple[Any, ...], shape: tuple[int, ...], what: str
+) -> None:
+    """Call a function that was supplied and refuse what is not finite numbers of a shape, or fails.
+
+    Raises:
+        InvalidProblem: see `called`, or a number is not finite.
+    """
+    value = called(function, arguments, shape, what).detach()
+    require_finite(value, what, f"{what} must be finite; check its domain and its weights.")
+
+
+def told(error: BaseException) -> str:
+    """What an error says, its kind and the line that raised it, in one line without an end."""
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" (line {each.lineno} of {each.filename})" for each in place)
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."
+    return f"{type(error).__name__}: {text.rstrip('.')}{where}"
+
+
+def described(value: object) -> str:
+    """Kind, and shape of a tensor, to say what was given."""
+    if isinstance(value, Tensor):
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')}, shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def _leaves(values: object) -> Iterator[object]:
+    """What nested lists hold."""
+    left = [values]
+    while left:
+        each = left.pop()
+        if isinstance(each, list | tuple):
+            left.extend(each)
+        else:
+            yield each
+
+
+def _require_real(value: object, what: str) -> None:
+    """Refuse complex numbers, truth values, and whole numbers too large for a float."""
+    kind = str(getattr(value, "dtype", type(value).__name__))
+    for refused in ("complex", "bool"):
+        require(refused not in kind, f"{what} is {refused}; give real numbers.")
+    require(
+        not isinstance(value, int) or abs(value) <= LARGEST,
+        f"{what} = {_quoted(value)}; it must be at most {LARGEST:g} in size.",
+    )
+
+
+def _quoted(value: object) -> str:
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"a whole number of {value.bit_length()} bits"
+    try:
+        return f"{' '.join(repr(value).split()):.60}"
+    except ValueError:  # a whole number of more digits than are written
+        return f"a {type(value).__name__}"
+
+
+def _written(shape: Shape) -> str:
+    sizes = ["..." if each is None else str(each) for each in shape]
+    return f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import called, described, require, require_finite, require_kind, whole
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.readable import Readable
@@ -34,6 +34,16 @@ class Noise(Readable):
     initial: Float[Tensor, "batch *dims"]
     steps: Float[Tensor, "steps batch *noise_dims"]
 
+    def __post_init__(self) -> None:
+        for name, least in (("initial", 2), ("steps", 3)):
+            value = getattr(self, name)
+            fits = isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= least
+            require(
+                fits,
+                f"{name} is {described(value)}; give floating-point noise of shape (batch, *dims)"
+                " and (steps, batch, *noise_dims).",
+            )
+
     @classmethod
     def sample(
         cls,
@@ -43,7 +53,13 @@ class Noise(Readable):
         dtype: torch.dtype = torch.float64,
     ) -> Noise:
         """Draw the noise of ``batch`` paths on the generator's device."""
-        require(batch >= 1, f"batch = {batch}; give at least one path.")
+        batch = whole(batch, "batch")
+        require_kind(reference, Reference, "the reference", "give a Reference.")
+        require_kind(
+            generator, torch.Generator, "the generator", "give torch.Generator().manual_seed(0)."
+        )
+        floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        require(floating, f"dtype = {dtype}; give torch.float64 or torch.float32.")
         device = generator.device
         initial = torch.randn(
             batch, *reference.dims, generator=generator, dtype=dtype, device=device
@@ -103,6 +119,9 @@ def rollout(reference: Reference, policy: Policy, noise: Noise) -> Path:
     >>> path.final.shape
     torch.Size([4, 1])
     """
+    require_kind(reference, Reference, "the reference", "give a Reference.")
+    require_kind(policy, Policy, "the policy", "give a Policy, such as FunctionPolicy(function).")
+    require_kind(noise, Noise, "the noise", "give Noise.sample(reference, batch, generator).")
     expected = (reference.steps, len(noise.initial), *reference.noise_dims)
     require(
         tuple(noise.steps.shape) == expected and tuple(noise.initial.shape[1:]) == reference.dims,
@@ -111,10 +130,15 @@ def rollout(reference: Reference, policy: Policy, noise: Noise) -> Path:
     )
     states, controls = [reference.initial(noise.initial)], []
     for k in range(reference.steps):
-        v = policy(k, states[-1])
+        v = called(policy, (k, states[-1]), expected[1:], "the policy")
         controls.append(v)
         states.append(reference.step(k, states[-1], v + noise.steps[k]))
-    return Path(torch.stack(states), torch.stack(controls), noise)
+    path = Path(torch.stack(states), torch.stack(controls), noise)
+    if not policy.parameters():  # those of a policy that learns are watched where it learns
+        require_finite(
+            path.controls.detach(), "the control", "a policy must return finite numbers; check it."
+        )
+    return path
 
 
 def returns(problem: ControlProblem, path: Path) -> PerSample:
@@ -127,6 +151,8 @@ def returns(problem: ControlProblem, path: Path) -> PerSample:
     >>> returns(problem, rollout(reference, Uncontrolled(reference), noise)).shape
     torch.Size([4])
     """
+    require_kind(problem, ControlProblem, "the problem", "give a ControlProblem.")
+    require_kind(path, Path, "the path", "give what rollout returns.")
     total = problem.reward(path.final) - (problem.beta.to(path.controls)[:, None] * path.kl()).sum(
         0
     )

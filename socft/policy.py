@@ -14,7 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from socft.checks import Numbers, numbers, require
+from socft.checks import (
+    Numbers,
+    numbers,
+    require,
+    require_callable,
+    require_kind,
+    returned,
+    whole,
+)
 from socft.readable import Readable
 from socft.reference import Noises, Reference, States, Step, at_step, by_step
 from socft.regression.networks import (
@@ -79,6 +87,7 @@ class Uncontrolled(Policy):
     """
 
     def __init__(self, reference: Reference):
+        require_kind(reference, Reference, "the reference", "give a Reference.")
         self.noise_dims = reference.noise_dims
 
     def __call__(self, k: Step, x: States) -> Noises:
@@ -94,6 +103,7 @@ class FunctionPolicy(Policy):
     """
 
     def __init__(self, function: Callable[[Step, States], Noises]):
+        require_callable(function, "the policy", "of step and states")
         self.function = function
 
     def __call__(self, k: Step, x: States) -> Noises:
@@ -109,19 +119,15 @@ class AffinePolicy(Policy):
     """
 
     def __init__(self, gain: Numbers, offset: Numbers):
-        gain, offset = numbers(gain, "gain"), numbers(offset, "offset")
-        require(
-            gain.ndim == 3 and offset.shape == gain.shape[:2],
-            f"gain has shape {tuple(gain.shape)} and offset {tuple(offset.shape)}; give (steps, m,"
-            " n) and (steps, m).",
-        )
+        gain = numbers(gain, "gain", ("steps", "m", "n"))
+        offset = numbers(offset, "offset", gain.shape[:2])
         self.gain = nn.Parameter(gain.clone())
         self.offset = nn.Parameter(offset.clone())
 
     @classmethod
     def zeros(cls, reference: Reference) -> AffinePolicy:
         """The pre-trained model as an affine policy."""
-        (m,), (n,) = reference.noise_dims, reference.dims
+        m, n = _vector_sizes(reference)
         return cls(
             torch.zeros(reference.steps, m, n, dtype=torch.float64),
             torch.zeros(reference.steps, m, dtype=torch.float64),
@@ -144,8 +150,9 @@ class FeaturePolicy(Policy):
         features: Callable[[States], Float[Tensor, "batch p"]],
         weight: Numbers,
     ):
+        require_callable(features, "the feature map", "of the states, such as Polynomial(2)")
         self.features = features
-        self.weight = nn.Parameter(numbers(weight, "weight").clone())
+        self.weight = nn.Parameter(numbers(weight, "weight", ("steps", "m", "p")).clone())
 
     def __call__(self, k: Step, x: States) -> Noises:
         return (self.weight[k] @ self.features(x).unsqueeze(-1)).squeeze(-1)
@@ -160,6 +167,9 @@ class StepwisePolicy(Policy):
     """
 
     def __init__(self, functions: Sequence[Callable[[States], Noises]]):
+        require_kind(functions, (list, tuple), "the policy", "give a list of functions.")
+        for each in functions:
+            require_callable(each, "the policy of a step", "of the states")
         self.functions = tuple(functions)
 
     def __call__(self, k: Step, x: States) -> Noises:
@@ -185,7 +195,8 @@ class MLPPolicy(Policy):
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float64,
     ):
-        (m,), (n,) = reference.noise_dims, reference.dims
+        m, n = _vector_sizes(reference)
+        width, depth = whole(width, "width"), whole(depth, "depth", 0)
         time = TimeEmbedding(reference.steps, octaves(OCTAVES))
         sizes = [n + time.width, *[width] * depth, m]
         self.network = SpaceTimeNetwork(
@@ -207,11 +218,14 @@ class ResidualPolicy(Policy):
     """
 
     def __init__(self, reference: Reference, fine_tuned: Callable[[Step, States], States]):
+        require_kind(reference, Reference, "the reference", "give a Reference.")
+        require_callable(fine_tuned, "the fine-tuned mean", "of step and states")
         self.reference = reference
         self.fine_tuned = fine_tuned
 
     def __call__(self, k: Step, x: States) -> Noises:
-        shift = self.fine_tuned(k, x) - self.reference.mean(k, x)
+        tuned = returned(self.fine_tuned(k, x), tuple(x.shape), "the fine-tuned mean")
+        shift = tuned - self.reference.mean(k, x)
         return self.reference.diffusion.whiten(k, x, shift)
 
 
@@ -225,8 +239,21 @@ class ScaledPolicy(Policy):
     """
 
     def __init__(self, policy: Policy, scale: Numbers):
+        require_kind(policy, Policy, "the policy", "give a Policy, such as FunctionPolicy.")
         self.policy = policy
-        self.scale = numbers(scale, "scale")
+        self.scale = numbers(scale, "scale", ("steps",))
 
     def __call__(self, k: Step, x: States) -> Noises:
         return at_step(self.scale, k, x) * self.policy(k, x)
+
+
+def _vector_sizes(reference: Reference) -> tuple[int, int]:
+    """Lengths of a noise and of a state of a chain of vectors."""
+    require_kind(reference, Reference, "the reference", "give a Reference.")
+    noise_dims, dims = reference.noise_dims, reference.dims
+    require(
+        len(noise_dims) == len(dims) == 1,
+        f"states have shape {dims} and noises {noise_dims}; this policy acts on vectors, flatten"
+        " them or give a FunctionPolicy.",
+    )
+    return noise_dims[0], dims[0]

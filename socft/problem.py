@@ -12,7 +12,6 @@ the divergence between path laws (Remark 2.4). A cost minimisation is the same p
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,9 +19,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, Numbers, per_step, require, require_finite
+from socft.checks import (
+    Numbers,
+    per_step,
+    probe,
+    require_callable,
+    require_kind,
+    require_positive,
+    returned,
+)
 from socft.readable import Readable
-from socft.reference import Reference, States, Step
+from socft.reference import Reference, States, Step, probe_states
 from socft.reward import PerSample, Reward, as_reward
 
 RunningCost = Callable[[Step, States], PerSample]
@@ -76,20 +83,21 @@ class ControlProblem(Readable):
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.reference, Reference),
-            f"the reference is a {type(self.reference).__name__}; give a Reference, such as"
-            " score_reference(density, schedule).",
+        require_kind(
+            self.reference,
+            Reference,
+            "the reference",
+            "give a Reference, such as score_reference(density, schedule).",
         )
         object.__setattr__(self, "reward", as_reward(self.reward))
         object.__setattr__(self, "beta", _kl_weights(self.beta, self.reference.steps))
-        z = torch.linspace(-0.5, 0.5, 2, dtype=torch.float64)
-        z = z.reshape(2, *[1] * len(self.reference.dims)).expand(2, *self.reference.dims)
         with torch.no_grad():
-            x = self.reference.initial(z)
-            _probe(self.reward, x, "reward")
+            x = self.reference.initial(probe_states(self.reference.dims))
+            probe(self.reward, (x,), (2,), "the reward")
             if self.running_cost is not None:
-                _probe(functools.partial(self.running_cost, 0), x, "running cost")
+                require_callable(self.running_cost, "the running cost", "of step and states")
+                for k in (0, self.steps - 1):
+                    probe(self.running_cost, (k, x), (2,), "the running cost")
 
     @property
     def steps(self) -> int:
@@ -98,36 +106,12 @@ class ControlProblem(Readable):
 
     def cost(self, k: Step, x: States) -> PerSample:
         """The running cost ``f_k(x)``, zero where there is none."""
-        return x.new_zeros(len(x)) if self.running_cost is None else self.running_cost(k, x)
+        if self.running_cost is None:
+            return x.new_zeros(len(x))
+        return returned(self.running_cost(k, x), (len(x),), "the running cost")
 
 
 def _kl_weights(beta: Numbers, steps: int) -> Float[Tensor, " steps"]:
     weights = per_step(beta, steps, "beta")
-    require_finite(weights, "beta", "every KL weight must be a positive finite number.")
-    low = (weights <= 0).nonzero().flatten().tolist()
-    if low:
-        raise InvalidProblem(
-            f"beta[{low[0]}] = {weights[low[0]]:g}; every KL weight must be positive."
-        )
+    require_positive(weights, "beta", "every KL weight must be positive.")
     return weights
-
-
-def _probe(function: Callable[[States], object], x: States, what: str) -> None:
-    """Refuse what does not return one finite number for each of two samples."""
-    try:
-        value = function(x)
-    except (InvalidProblem, torch.OutOfMemoryError):
-        raise
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise InvalidProblem(
-            f"the {what} fails on states of shape {tuple(x.shape)}: {error}"
-        ) from error
-    if not isinstance(value, Tensor) or value.shape != (2,):
-        kind = type(value).__name__
-        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {kind}"
-        raise InvalidProblem(
-            f"the {what} returned {found} for 2 samples; it must return one number per sample,"
-            " shape (2,).",
-        )
-    remedy = f"the {what} must be finite on every sample; check its domain and its weights."
-    require_finite(value, what, remedy)

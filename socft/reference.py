@@ -17,7 +17,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from socft.checks import InvalidProblem, Numbers, numbers, require, require_finite
+from socft.checks import (
+    InvalidProblem,
+    Numbers,
+    identity_or,
+    numbers,
+    probe,
+    require,
+    require_kind,
+    require_positive,
+    sizes,
+    whole,
+    zeros_or,
+)
 from socft.readable import Readable
 from socft.schedule import Schedule
 
@@ -113,13 +125,9 @@ class ScalarDiffusion(Diffusion):
             self.sigma.ndim == 1,
             f"sigma has shape {tuple(self.sigma.shape)}; give (steps,), one scale per step.",
         )
-        require_finite(self.sigma, "sigma", "every noise scale must be a finite number.")
-        zero = (self.sigma <= 0).nonzero().flatten().tolist()
-        if zero:
-            raise InvalidProblem(
-                f"sigma[{zero[0]}] = {self.sigma[zero[0]]:g}; a step without noise cannot be"
-                " steered at a finite KL.",
-            )
+        require_positive(
+            self.sigma, "sigma", "a step without noise cannot be steered at a finite KL."
+        )
 
     def apply(self, k: Step, x: States, z: Noises) -> States:
         return at_step(self.sigma, k, z) * z
@@ -146,12 +154,11 @@ class MatrixDiffusion(Diffusion):
     """
 
     def __init__(self, matrices: Numbers):
-        self.matrices = numbers(matrices, "B")
+        self.matrices = numbers(matrices, "B", ("steps", "n", "m"))
         require(
-            self.matrices.ndim == 3,
-            f"B has shape {tuple(self.matrices.shape)}; give (steps, n, m).",
+            self.matrices.numel() > 0,
+            f"B has shape {tuple(self.matrices.shape)}; give at least one of each.",
         )
-        require_finite(self.matrices, "B", "every entry must be a finite number.")
         dead = (self.matrices.abs().amax((1, 2)) == 0).nonzero().flatten().tolist()
         if dead:
             raise InvalidProblem(
@@ -198,8 +205,11 @@ class Reference(Readable, abc.ABC):
     """
 
     def __init__(self, steps: int, dims: tuple[int, ...], diffusion: Diffusion):
-        self.steps = steps
-        self.dims = tuple(dims)
+        require_kind(
+            diffusion, Diffusion, "the diffusion", "give a Diffusion, such as ScalarDiffusion."
+        )
+        self.steps = whole(steps, "steps")
+        self.dims = sizes(dims, "dims")
         self.diffusion = diffusion
         self.noise_dims = diffusion.noise_dims(self.dims)
 
@@ -238,9 +248,12 @@ class ScoreReference(Reference):
     def __init__(
         self, schedule: Schedule, score: Callable[[Step, States], States], dims: tuple[int, ...]
     ):
+        require_kind(schedule, Schedule, "the schedule", "give a Schedule, such as ddpm(levels).")
         super().__init__(schedule.steps, dims, ScalarDiffusion(schedule.sigma))
         self.schedule = schedule
         self.score = score
+        if type(self) is ScoreReference:  # the score of a class of its own is not a caller's
+            _probe_steps(score, self, "the score")
 
     def mean(self, k: Step, x: States) -> States:
         weight, alpha = (
@@ -286,7 +299,6 @@ class DenseMaps(LinearMaps):
         require(
             len(shape) == 3 and shape[1] == shape[2], f"A has shape {shape}; give (steps, n, n)."
         )
-        require_finite(self.matrices, "A", "every entry must be a finite number.")
         self.steps, self.n, _ = shape
 
     def apply(self, k: Step, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
@@ -308,21 +320,12 @@ class SpectralMaps(LinearMaps):
     """
 
     def __init__(self, eigenvalues: Numbers, basis: Numbers | None = None):
-        self.eigenvalues = numbers(eigenvalues, "eigenvalues of A")
-        require(
-            self.eigenvalues.ndim == 2,
-            f"the eigenvalues of A have shape {tuple(self.eigenvalues.shape)}; give (steps, n).",
-        )
-        require_finite(
-            self.eigenvalues, "eigenvalues of A", "every eigenvalue must be a finite number."
-        )
+        self.eigenvalues = numbers(eigenvalues, "eigenvalues", ("steps", "n"))
         self.steps, self.n = self.eigenvalues.shape
         self.basis = (
-            torch.eye(self.n, dtype=torch.float64) if basis is None else numbers(basis, "basis")
-        )
-        require(
-            self.basis.shape == (self.n, self.n),
-            f"the basis has shape {tuple(self.basis.shape)}; give ({self.n}, {self.n}).",
+            torch.eye(self.n, dtype=torch.float64)
+            if basis is None
+            else numbers(basis, "basis", (self.n, self.n))
         )
         defect = float(
             (self.basis.mT @ self.basis - torch.eye(self.n, dtype=torch.float64)).abs().max()
@@ -373,6 +376,12 @@ class AffineReference(Reference):
         initial_factor: Numbers | None = None,
     ):
         self.maps = transition if isinstance(transition, LinearMaps) else DenseMaps(transition)
+        require_kind(
+            diffusion,
+            (ScalarDiffusion, MatrixDiffusion),
+            "the diffusion",
+            "give a ScalarDiffusion or MatrixDiffusion.",
+        )
         steps, n = self.maps.steps, self.maps.n
         super().__init__(steps, (n,), diffusion)
         self.diffusion: ScalarDiffusion | MatrixDiffusion = diffusion
@@ -383,24 +392,9 @@ class AffineReference(Reference):
             noisy == steps,
             f"A has {steps} steps and the diffusion {noisy}; give both the same number.",
         )
-        self.offset = (
-            torch.zeros(steps, n, dtype=torch.float64) if offset is None else numbers(offset, "b")
-        )
-        require(
-            self.offset.shape == (steps, n),
-            f"b has shape {tuple(self.offset.shape)}; give ({steps}, {n}).",
-        )
-        require_finite(self.offset, "b", "every entry must be a finite number.")
-        zero, eye = torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
-        self.initial_mean = zero if initial_mean is None else numbers(initial_mean, "initial mean")
-        self.initial_factor = (
-            eye if initial_factor is None else numbers(initial_factor, "initial factor")
-        )
-        require(
-            self.initial_mean.shape == (n,) and self.initial_factor.shape == (n, n),
-            f"the initial mean has shape {tuple(self.initial_mean.shape)} and its factor"
-            f" {tuple(self.initial_factor.shape)}; give ({n},) and ({n}, {n}).",
-        )
+        self.offset = zeros_or(offset, "b", (steps, n))
+        self.initial_mean = zeros_or(initial_mean, "initial_mean", (n,))
+        self.initial_factor = identity_or(initial_factor, "initial_factor", n)
 
     def shown(self) -> dict[str, Any]:
         return super().shown() | {"transition": self.maps}
@@ -438,12 +432,39 @@ class KernelReference(Reference):
         super().__init__(steps, dims, diffusion)
         self._mean = mean
         self._initial = initial
+        probe_initial(initial, self.dims)
+        _probe_steps(mean, self, "the mean")
 
     def mean(self, k: Step, x: States) -> States:
         return self._mean(k, x)
 
     def initial(self, z: States) -> States:
         return z if self._initial is None else self._initial(z)
+
+
+def probe_states(dims: tuple[int, ...]) -> States:
+    """Two states at which functions of a state are tried."""
+    values = torch.linspace(-0.5, 0.5, 2, dtype=torch.float64)
+    return values.reshape(2, *[1] * len(dims)).expand(2, *dims).contiguous()
+
+
+def probe_initial(initial: Callable[[States], States] | None, dims: tuple[int, ...]) -> None:
+    """Refuse a map of noise to initial states that does not make finite states."""
+    if initial is not None:
+        with torch.no_grad():
+            probe(initial, (probe_states(dims),), (2, *dims), "the initial map")
+
+
+def _probe_steps(
+    function: Callable[[Step, States], States], reference: Reference, what: str
+) -> None:
+    """Refuse a function of step and state that does not make finite states at the first and the
+    last step.
+    """
+    with torch.no_grad():
+        x = reference.initial(probe_states(reference.dims))
+        for k in (0, reference.steps - 1):
+            probe(function, (k, x), (2, *reference.dims), what)
 
 
 __all__ = [
@@ -463,4 +484,6 @@ __all__ = [
     "at_step",
     "by_step",
     "level_at",
+    "probe_initial",
+    "probe_states",
 ]

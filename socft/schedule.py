@@ -25,7 +25,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, Numbers, numbers, require, require_finite
+from socft.checks import (
+    InvalidProblem,
+    Numbers,
+    number,
+    numbers,
+    positive,
+    require,
+    require_positive,
+    whole,
+    within,
+)
 from socft.readable import Readable
 
 
@@ -51,21 +61,18 @@ class Schedule(Readable):
 
     def __post_init__(self) -> None:
         for name in ("abar", "score_weight", "sigma"):
-            values = numbers(getattr(self, name), name)
-            object.__setattr__(self, name, values)
-            require_finite(values, name, "every coefficient must be a finite number.")
+            object.__setattr__(self, name, numbers(getattr(self, name), name))
         _require_monotone(self.abar)
         require(
             self.score_weight.shape == self.sigma.shape == (self.steps,),
-            f"score_weight has {len(self.score_weight)} and sigma {len(self.sigma)} values; with"
-            f" {len(self.abar)} levels both need {self.steps}.",
+            f"score_weight has shape {tuple(self.score_weight.shape)} and sigma"
+            f" {tuple(self.sigma.shape)}; with {len(self.abar)} levels give both ({self.steps},).",
         )
-        zero = (self.sigma <= 0).nonzero().flatten().tolist()
-        require(
-            not zero,
-            f"sigma[{zero[0] if zero else 0}] = 0: a deterministic step cannot be steered at a"
-            " finite KL; end the levels below 1, for instance with soften_last(abar), or use eta"
-            " > 0.",
+        require_positive(
+            self.sigma,
+            "sigma",
+            "every step needs noise, or it cannot be steered at a finite KL: end the levels below"
+            " 1, for instance with soften_last(abar), or use eta > 0.",
         )
 
     @property
@@ -99,10 +106,8 @@ class Schedule(Readable):
         exponential tilt of the pre-trained one. The chain for Gaussian data is linear, so the value
         is exact for that data.
         """
-        transition = (
-            self.shrinkage(torch.tensor(variance, dtype=torch.float64)).squeeze(1)
-            / self.alpha.sqrt()
-        )
+        level = torch.tensor(positive(variance, "variance"), dtype=torch.float64)
+        transition = self.shrinkage(level).squeeze(1) / self.alpha.sqrt()
         spread = torch.ones((), dtype=torch.float64)
         for a, s in zip(transition, self.sigma, strict=True):
             spread = a**2 * spread + s**2
@@ -140,8 +145,7 @@ def ddim(abar: Numbers, eta: float = 1.0) -> Schedule:
         sigma=<50 numbers, from 0.01119 to 0.3162>,
     )
     """
-    require(0 <= eta <= 1, f"eta = {eta}; it must lie in [0, 1].")
-    abar = _levels(abar)
+    eta, abar = within(eta, "eta", 0, 1), _levels(abar)
     noise, clean_noise, a = 1 - abar[:-1], 1 - abar[1:], abar[:-1] / abar[1:]
     gained = abar.diff() / abar[1:]
     variance = eta**2 * clean_noise / noise * gained
@@ -160,7 +164,7 @@ def variance_preserving(steps: int, rate: float = 1.0) -> Schedule:
     >>> variance_preserving(steps=20, rate=2.0).abar[[0, -1]]
     tensor([0.1216, 1.0000], dtype=torch.float64)
     """
-    _require_steps(steps)
+    steps, rate = whole(steps, "steps"), number(rate, "rate")
     require(
         0 < rate < steps,
         f"rate / steps = {rate / steps:g}; it must lie in (0, 1), so use more than {rate:g} steps.",
@@ -177,10 +181,9 @@ def linear_levels(
     >>> linear_levels(50)[[0, -1]]
     tensor([7.7448e-06, 1.0000e+00], dtype=torch.float64)
     """
-    _require_steps(steps)
-    return _cumulative(
-        torch.linspace(first, last, steps, dtype=torch.float64) * (train_steps / steps)
-    )
+    first, last = within(first, "first", 0, 1), within(last, "last", 0, 1)
+    rescaled = whole(train_steps, "train_steps") / whole(steps, "steps")
+    return _cumulative(torch.linspace(first, last, steps, dtype=torch.float64) * rescaled)
 
 
 def scaled_linear_levels(
@@ -192,11 +195,10 @@ def scaled_linear_levels(
     >>> scaled_linear_levels(50)[[0, -1]]
     tensor([0.0030, 1.0000], dtype=torch.float64)
     """
-    _require_steps(steps)
-    return _cumulative(
-        torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
-        * (train_steps / steps)
-    )
+    first, last = within(first, "first", 0, 1), within(last, "last", 0, 1)
+    rescaled = whole(train_steps, "train_steps") / whole(steps, "steps")
+    roots = torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64)
+    return _cumulative(roots**2 * rescaled)
 
 
 def cosine_levels(
@@ -208,8 +210,9 @@ def cosine_levels(
     >>> cosine_levels(3)
     tensor([2.4645e-04, 2.4645e-01, 7.4288e-01, 1.0000e+00], dtype=torch.float64)
     """
-    _require_steps(steps)
-    time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    offset, largest = number(offset, "offset"), within(largest, "largest", 0, 1)
+    require(offset >= 0, f"offset = {offset:g}; it must not be negative.")
+    time = torch.linspace(0, 1, whole(steps, "steps") + 1, dtype=torch.float64)
     level = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
     return _cumulative((1 - level[1:] / level[:-1]).clamp(max=largest))
 
@@ -224,10 +227,7 @@ def subsample(abar: Numbers, steps: int) -> Float[Tensor, " fewer_plus_1"]:
     """
     abar = _levels(abar)
     full = len(abar) - 1
-    require(
-        1 <= steps <= full,
-        f"steps = {steps}; a schedule of {full} steps can be sub-sampled to between 1 and {full}.",
-    )
+    steps = whole(steps, "steps", most=full)
     index = torch.linspace(0, full, steps + 1, dtype=torch.float64).round().long()
     return abar[index]
 
@@ -243,16 +243,10 @@ def soften_last(abar: Numbers) -> Float[Tensor, " steps_plus_1"]:
     return torch.cat([abar[:-1], (abar[-1:] + abar[-2:-1]) / 2])
 
 
-def _require_steps(steps: int) -> None:
-    require(
-        isinstance(steps, int) and steps >= 1,
-        f"steps = {steps}; give a whole number that is at least 1.",
-    )
-
-
 def _cumulative(forward_variance: Tensor) -> Tensor:
     """Signal levels in denoising order from forward variances in noising order."""
-    worst = float(forward_variance.max())
+    worst, least = float(forward_variance.max()), float(forward_variance.min())
+    require(least > 0, f"a forward variance is {least:g}; it must be positive.")
     require(
         worst < 1,
         f"a forward variance is {worst:g}; it must stay below 1: sub-sample a longer schedule, as"
@@ -275,7 +269,6 @@ def _require_monotone(abar: Tensor) -> None:
         f"abar has shape {tuple(abar.shape)}; give a vector of at least two levels, such as"
         " linear_levels(50).",
     )
-    require_finite(abar, "abar", "every level must be a finite number.")
     require(
         bool(abar[0] > 0 and abar[-1] <= 1),
         f"abar runs from {abar[0]:g} to {abar[-1]:g}; levels must lie in (0, 1].",

@@ -36,7 +36,6 @@ chain; how the control u enters depends on the integrator.
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Callable
 from typing import TypeAlias, overload
 
@@ -45,7 +44,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, Numbers, numbers, require, require_finite
+from socft.checks import (
+    InvalidProblem,
+    Numbers,
+    identity_or,
+    numbers,
+    positive,
+    probe,
+    require,
+    require_kind,
+    sizes,
+    whole,
+    zeros_or,
+)
 from socft.readable import Readable
 from socft.reference import (
     AffineReference,
@@ -58,6 +69,8 @@ from socft.reference import (
     Step,
     affine_coefficients,
     at_step,
+    probe_initial,
+    probe_states,
 )
 
 Drift: TypeAlias = "Callable[[Tensor, States], States]"
@@ -76,13 +89,9 @@ class SDE(Readable, abc.ABC):
     """
 
     def __init__(self, noise: Numbers, horizon: float):
-        self.noise = numbers(noise, "B")
-        require(self.noise.ndim == 2, f"B has shape {tuple(self.noise.shape)}; give (n, m).")
-        require_finite(self.noise, "B", "every entry must be a finite number.")
-        require(
-            0 < horizon < math.inf, f"horizon = {horizon}; it must be a positive finite number."
-        )
-        self.horizon = float(horizon)
+        self.noise = numbers(noise, "B", ("n", "m"))
+        require(bool((self.noise != 0).any()), "B = 0; without noise there is nothing to steer.")
+        self.horizon = positive(horizon, "horizon")
 
     @abc.abstractmethod
     def drift(self, t: Tensor, x: States) -> States:
@@ -116,6 +125,7 @@ class DriftSDE(SDE):
     ):
         super().__init__(noise, horizon)
         self._drift, self._initial = drift, initial
+        _probe_drift(drift, self, initial, "the drift")
 
     def drift(self, t: Tensor, x: States) -> States:
         return self._drift(t, x)
@@ -149,15 +159,10 @@ class LinearSDE(SDE):
     ):
         super().__init__(noise, horizon)
         n = len(self.noise)
-        self.A = _matrix(A, n)
-        zero = torch.zeros(n, dtype=torch.float64)
-        self.offset = zero if offset is None else numbers(offset, "c")
-        require(self.offset.shape == (n,), f"c has shape {tuple(self.offset.shape)}; give ({n},).")
-        self.initial_mean = zero if initial_mean is None else numbers(initial_mean, "initial mean")
-        eye = torch.eye(n, dtype=torch.float64)
-        self.initial_factor = (
-            eye if initial_factor is None else numbers(initial_factor, "initial factor")
-        )
+        self.A = numbers(A, "A", (n, n))
+        self.offset = zeros_or(offset, "c", (n,))
+        self.initial_mean = zeros_or(initial_mean, "initial_mean", (n,))
+        self.initial_factor = identity_or(initial_factor, "initial_factor", n)
 
     def drift(self, t: Tensor, x: States) -> States:
         return x @ self.A.mT.to(x) + self.offset.to(x)
@@ -184,8 +189,9 @@ class SemilinearSDE(SDE):
         initial: Callable[[States], States] | None = None,
     ):
         super().__init__(noise, horizon)
-        self.A = _matrix(A, len(self.noise))
+        self.A = numbers(A, "A", (len(self.noise), len(self.noise)))
         self.remainder, self._initial = remainder, initial
+        _probe_drift(remainder, self, initial, "the remainder")
 
     def drift(self, t: Tensor, x: States) -> States:
         return x @ self.A.mT.to(x) + self.remainder(t, x)
@@ -209,8 +215,8 @@ class Integrator(Readable, abc.ABC):
         Raises:
             InvalidProblem: there is no step, or the integrator does not apply to this kind of SDE.
         """
-        require(steps >= 1, f"steps = {steps}; give at least 1.")
-        kernels = self._kernels(sde, steps)
+        require_kind(sde, SDE, "the equation", "give an SDE, such as DriftSDE.")
+        kernels = self._kernels(sde, whole(steps, "steps"))
         return _tabulated(kernels, sde) if isinstance(sde, LinearSDE) else kernels
 
     def times(self, horizon: float, steps: int) -> Float[Tensor, " kernels_plus_1"]:
@@ -364,7 +370,17 @@ class StateDiffusion(Diffusion):
         dims: tuple[int],
         noise_dims: tuple[int],
     ):
-        self._apply, self._dims, self._noise_dims = apply, tuple(dims), tuple(noise_dims)
+        self._apply, self._dims, self._noise_dims = (
+            apply,
+            sizes(dims, "dims"),
+            sizes(noise_dims, "noise_dims"),
+        )
+        require(
+            len(self._dims) == len(self._noise_dims) == 1,
+            f"dims = {self._dims} and noise_dims = {self._noise_dims}; give (n,) and (m,).",
+        )
+        x, z = probe_states(self._dims), probe_states(self._noise_dims)
+        probe(apply, (0, x, z), (2, *self._dims), "the noise map")
 
     def apply(self, k: Step, x: States, z: Noises) -> States:
         return self._apply(k, x, z)
@@ -440,11 +456,16 @@ def _constant(noise: Tensor, steps: int) -> MatrixDiffusion:
     return MatrixDiffusion(noise.expand(steps, *noise.shape))
 
 
-def _matrix(matrix: Numbers, n: int) -> Tensor:
-    A = numbers(matrix, "A")
-    require(A.shape == (n, n), f"A has shape {tuple(A.shape)}; with this B give ({n}, {n}).")
-    require_finite(A, "A", "every entry must be a finite number.")
-    return A
+def _probe_drift(
+    drift: Drift, sde: SDE, initial: Callable[[States], States] | None, what: str
+) -> None:
+    """Refuse a drift that is not finite at the first and the last time."""
+    dims = (len(sde.noise),)
+    probe_initial(initial, dims)
+    with torch.no_grad():
+        x = sde.initial(probe_states(dims))
+        for t in (0.0, sde.horizon):
+            probe(drift, (torch.tensor(t, dtype=torch.float64), x), (2, *dims), what)
 
 
 def _tabulated(kernels: KernelReference, sde: LinearSDE) -> AffineReference:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import math
 from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import number, positive, require
 from socft.density.constants import ScoreConstants
 from socft.readable import Readable
 from socft.reference import States
@@ -115,6 +114,7 @@ class Tilt(Readable, Generic[DensityT_co]):
 
 
 def require_level(abar: float) -> None:
+    abar = number(abar, "abar")
     require(0 <= abar <= 1, f"abar = {abar}; a signal level must lie in [0, 1].")
 
 
@@ -122,14 +122,14 @@ def broadcast_level(abar: float | Tensor, x: States, trailing: int) -> Tensor:
     """A level as a scalar, or one per sample with ``trailing`` axes to broadcast over, in float64:
     rounding it to the dtype of ``x`` would lose the noise next to level 1.
     """
+    if not isinstance(abar, Tensor):
+        require_level(abar)
     level = torch.as_tensor(abar, dtype=torch.float64, device=x.device)
     return level if level.ndim == 0 else level.reshape(-1, *[1] * trailing)
 
 
 def quadratic_form(reward: Reward, beta: float, dims: tuple[int, ...]) -> Quadratic:
-    require(
-        math.isfinite(beta) and beta > 0, f"beta = {beta}; it must be a positive finite number."
-    )
+    positive(beta, "beta")
     form = as_quadratic(reward)
     require(
         form.linear.shape == dims,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import SYMMETRY_TOLERANCE, Numbers, numbers, require, require_finite
+from socft.checks import SYMMETRY_TOLERANCE, Numbers, numbers, require, require_states, whole
 from socft.density.base import (
     Density,
     Tilt,
@@ -84,11 +84,9 @@ class GaussianMixture(Density):
         w, m = numbers(weights, "weights"), numbers(means, "means")
         m = m.unsqueeze(1) if m.ndim == 1 else m
         require(
-            w.ndim == 1 and m.ndim == 2 and len(w) == len(m) > 0,
+            w.ndim == 1 and m.ndim == 2 and len(w) == len(m) > 0 and m.shape[1] > 0,
             f"weights has shape {tuple(w.shape)} and means {tuple(m.shape)}; give (K,) and (K, n).",
         )
-        require_finite(w, "weights", "every weight must be a positive finite number.")
-        require_finite(m, "means", "every mean must be finite.")
         require(
             bool((w > 0).all()),
             f"the smallest weight is {float(w.min()):g}; weights must be positive, drop the"
@@ -151,7 +149,7 @@ class GaussianMixture(Density):
         )
 
     def sample(self, batch: int, generator: torch.Generator) -> States:
-        require(batch >= 1, f"batch = {batch}; give at least one sample.")
+        batch = whole(batch, "batch")
         device = generator.device
         which = torch.multinomial(
             self.weights.to(device), batch, replacement=True, generator=generator
@@ -260,10 +258,7 @@ class GaussianMixture(Density):
         return _diagonalise((covs + covs.mT) / 2), -torch.linalg.slogdet(inner).logabsdet / 2
 
     def _fields(self, abar: float | Tensor, x: States) -> _Fields:
-        require(
-            x.ndim == 2 and x.shape[1:] == self.dims,
-            f"x has shape {tuple(x.shape)}; give (batch, {self.dims[0]}).",
-        )
+        require_states(x, self.dims, "the law")
         level = broadcast_level(abar, x, 2)
         bases, centers = self.bases.to(x), (self.means.unsqueeze(1) @ self.bases).squeeze(1)
         rotated = (
@@ -325,7 +320,6 @@ class Gaussian(GaussianMixture):
 def _covariances(covs: Numbers, components: int, n: int) -> Float[Tensor, "k n n"]:
     """Covariances as (K, n, n), or (1, n, n) if they are all the same."""
     cov = numbers(covs, "covs")
-    require_finite(cov, "covs", "every entry must be a finite number.")
     if cov.ndim == 0 or cov.shape == (components,):
         cov = cov.reshape(-1, 1, 1) * torch.eye(n, dtype=torch.float64)
     elif cov.shape == (n, n):

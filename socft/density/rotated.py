@@ -12,7 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import SYMMETRY_TOLERANCE, InvalidProblem, require
+from socft.checks import (
+    SYMMETRY_TOLERANCE,
+    InvalidProblem,
+    require,
+    require_kind,
+    require_states,
+    whole,
+)
 from socft.density.base import Density, Tilt, broadcast_level, quadratic_form
 from socft.density.constants import (
     ScoreConstants,
@@ -43,6 +50,9 @@ class Rotated(Density):
 
     def __init__(self, rotation: Float[Tensor, "n n"], factors: Sequence[GaussianMixture]):
         self.rotation = orthonormal(rotation, "rotation")
+        require_kind(factors, (list, tuple), "factors", "give a list of laws.")
+        for each in factors:
+            require_kind(each, GaussianMixture, "a factor", "give a GaussianMixture.")
         self.factors = tuple(factors)
         n = len(self.rotation)
         require(
@@ -70,7 +80,7 @@ class Rotated(Density):
         return tuple(dict.fromkeys(self.factors))
 
     def sample(self, batch: int, generator: torch.Generator) -> States:
-        require(batch >= 1, f"batch = {batch}; give at least one sample.")
+        batch = whole(batch, "batch")
         device, lines = generator.device, self._lines
         which = torch.multinomial(
             lines.log_weights.exp().to(device), batch, replacement=True, generator=generator
@@ -130,10 +140,7 @@ class Rotated(Density):
         return Tilt(density, math.fsum(t.log_normaliser for t in tilts) + form.c / beta)
 
     def _fields(self, abar: float | Tensor, x: States) -> _LineFields:
-        require(
-            x.ndim == 2 and x.shape[1:] == self.dims,
-            f"x has shape {tuple(x.shape)}; give (batch, {self.dims[0]}).",
-        )
+        require_states(x, self.dims, "the law")
         level = broadcast_level(abar, x, 2)
         variance = noised_variance(level, self._lines.variances.to(level)).to(x)
         centers = (level.sqrt() * self._lines.means.to(level)).to(x)

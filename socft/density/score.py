@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from socft.checks import Numbers, numbers, require, require_finite
+from socft.checks import Numbers, numbers, require, require_kind
 from socft.density.base import Density, require_level
 from socft.density.constants import ScoreConstants, noised_variance
 from socft.density.mixture import Gaussian
@@ -32,13 +32,10 @@ class NoisedScore(Readable):
     """
 
     def __init__(self, density: Density, abar: Numbers):
+        require_kind(density, Density, "the data law", "give a Density, such as Gaussian(0, 1).")
         self.density = density
-        self.abar = numbers(abar, "abar")
-        require(
-            self.abar.ndim == 1 and len(self.abar) > 0,
-            f"abar has shape {tuple(self.abar.shape)}; give a vector of levels.",
-        )
-        require_finite(self.abar, "abar", "every level must be a finite number.")
+        self.abar = numbers(abar, "abar", ("steps",))
+        require(len(self.abar) > 0, "abar has shape (0,); give at least one level.")
         for end in (float(self.abar.min()), float(self.abar.max())):
             require_level(end)
         require(
@@ -68,6 +65,7 @@ def score_reference(density: Density, schedule: Schedule) -> ScoreReference:
         score=NoisedScore(density=Gaussian(mean=[0], cov=[[0.5]]), abar=[0.1, 0.5]),
     )
     """
+    require_kind(schedule, Schedule, "the schedule", "give a Schedule, such as ddpm(levels).")
     return ScoreReference(schedule, NoisedScore(density, schedule.abar[:-1]), density.dims)
 
 
@@ -82,6 +80,8 @@ def affine_reference(gaussian: Gaussian, schedule: Schedule) -> AffineReference:
     >>> reference.steps, reference.dims
     (50, (2,))
     """
+    require_kind(gaussian, Gaussian, "the law", "give a Gaussian.")
+    require_kind(schedule, Schedule, "the schedule", "give a Schedule, such as ddpm(levels).")
     level, root = schedule.abar[:-1, None], schedule.alpha.sqrt()[:, None]
     basis = gaussian.bases[0]
     variance = noised_variance(level, gaussian.spectra)

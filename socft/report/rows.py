@@ -10,8 +10,7 @@ from typing import Any
 from socft.checks import require
 from socft.records import Record
 from socft.study.vocabulary.metrics import Metric
-from socft.study.vocabulary.schema import StudySchema
-from socft.study.vocabulary.schemas import STUDIES
+from socft.study.vocabulary.schemas import STUDIES, StudySchema
 
 
 @dataclasses.dataclass(frozen=True)

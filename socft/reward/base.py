@@ -10,10 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import (
-    InvalidProblem,
-    require,
-)
+from socft.checks import InvalidProblem, number, require, require_callable, returned
 from socft.readable import Readable
 from socft.reference import States
 
@@ -99,20 +96,11 @@ class FunctionReward(Reward):
         semiconcavity: float = math.inf,
         semiconvexity: float = math.inf,
     ):
-        for name, value in (
-            ("L0", L0),
-            ("L1", L1),
-            ("semiconcavity", semiconcavity),
-            ("semiconvexity", semiconvexity),
-        ):
-            require(
-                value >= 0,
-                f"{name} = {value}; give a number that is at least 0, or leave it out if there is"
-                " none.",
-            )
+        require_callable(function, "the reward", "of the states, or a Reward")
         self.function = function
-        self._L0, self._L1 = float(L0), float(L1)
-        self._semiconcavity, self._semiconvexity = float(semiconcavity), float(semiconvexity)
+        self._L0, self._L1 = _constant(L0, "L0"), _constant(L1, "L1")
+        self._semiconcavity = _constant(semiconcavity, "semiconcavity")
+        self._semiconvexity = _constant(semiconvexity, "semiconvexity")
 
     @property
     def L0(self) -> float:
@@ -131,7 +119,16 @@ class FunctionReward(Reward):
         return min(self._semiconvexity, self._L1)
 
     def __call__(self, x: States) -> PerSample:
-        return self.function(x)
+        return returned(self.function(x), (len(x),), "the reward")
+
+
+def _constant(value: float, what: str) -> float:
+    found = value if value == math.inf else number(value, what)
+    require(
+        found >= 0,
+        f"{what} = {found}; give a number that is at least 0, or leave it out if there is none.",
+    )
+    return found
 
 
 def as_reward(reward: Reward | Callable[[States], PerSample]) -> Reward:
@@ -140,8 +137,4 @@ def as_reward(reward: Reward | Callable[[States], PerSample]) -> Reward:
     Raises:
         InvalidProblem: neither.
     """
-    require(
-        callable(reward),
-        f"the reward is a {type(reward).__name__}; give a Reward or a function of the states.",
-    )
     return reward if isinstance(reward, Reward) else FunctionReward(reward)

@@ -10,12 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import (
-    require,
-    require_finite,
-)
+from socft.checks import keep, numbers, require, require_kind, require_states
 from socft.reference import States
-from socft.reward.arguments import finite_tensor, orthonormal
+from socft.reward.arguments import orthonormal
 from socft.reward.base import PerSample, Reward
 
 
@@ -35,12 +32,10 @@ class RidgeFunction(Reward):
     scalar: Reward
 
     def __post_init__(self) -> None:
-        q = finite_tensor(self.q, "q")
-        require(
-            q.ndim == 1 and bool((q != 0).any()),
-            f"q has shape {tuple(q.shape)}; give a non-zero vector.",
-        )
-        object.__setattr__(self, "q", q)
+        q = numbers(self.q, "q", ("n",))
+        require(bool((q != 0).any()), f"q = {q.tolist()}; give a non-zero vector.")
+        _require_rewards([self.scalar])
+        keep(self, q=q)
 
     @property
     def L0(self) -> float:
@@ -59,9 +54,11 @@ class RidgeFunction(Reward):
         return float(self.q.square().sum()) * self.scalar.semiconvexity
 
     def __call__(self, x: States) -> PerSample:
+        require_states(x, self.q.shape, "the ridge function")
         return self.scalar((x @ self.q.to(x)).unsqueeze(1))
 
     def gradient(self, x: States) -> States:
+        require_states(x, self.q.shape, "the ridge function")
         return self.scalar.gradient((x @ self.q.to(x)).unsqueeze(1)) * self.q.to(x)
 
 
@@ -84,8 +81,9 @@ class Separable(Reward):
     scalars: Sequence[Reward]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rotation", orthonormal(self.rotation, "rotation"))
-        object.__setattr__(self, "scalars", tuple(self.scalars))
+        _require_rewards(self.scalars)
+        rotation = orthonormal(self.rotation, "rotation")
+        keep(self, rotation=rotation, scalars=tuple(self.scalars))
         columns = self.rotation.shape[1]
         require(
             len(self.scalars) == columns,
@@ -110,14 +108,18 @@ class Separable(Reward):
         return max(r.semiconvexity for r in self.scalars)
 
     def __call__(self, x: States) -> PerSample:
-        z = x @ self.rotation.to(x)
+        z = self._along(x)
         return torch.stack([r(z[:, i : i + 1]) for i, r in enumerate(self.scalars)]).sum(0)
 
     def gradient(self, x: States) -> States:
-        z = x @ self.rotation.to(x)
+        z = self._along(x)
         return torch.cat(
             [r.gradient(z[:, i : i + 1]) for i, r in enumerate(self.scalars)], 1
         ) @ self.rotation.T.to(x)
+
+    def _along(self, x: States) -> Float[Tensor, "batch m"]:
+        require_states(x, self.rotation.shape[:1], "the separable reward")
+        return x @ self.rotation.to(x)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,23 +138,13 @@ class Sum(Reward):
     weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        weights = (
-            [1.0] * len(self.rewards) if self.weights is None else [float(w) for w in self.weights]
-        )
-        require(len(self.rewards) > 0, "there are 0 rewards; give at least one.")
-        require(
-            len(weights) == len(self.rewards),
-            f"there are {len(weights)} weights for {len(self.rewards)} rewards.",
-        )
-        require_finite(
-            torch.tensor(weights, dtype=torch.float64),
-            "weights",
-            "every weight must be a finite number.",
-        )
+        _require_rewards(self.rewards)
+        count = len(self.rewards)
+        weights = [1.0] * count if self.weights is None else self.weights
+        weights = numbers(weights, "weights", (count,)).tolist()
         kept = [(r, w) for r, w in zip(self.rewards, weights, strict=True) if w != 0]
         require(bool(kept), "every weight is 0; give at least one that is not.")
-        object.__setattr__(self, "rewards", tuple(r for r, _ in kept))
-        object.__setattr__(self, "weights", tuple(w for _, w in kept))
+        keep(self, rewards=tuple(r for r, _ in kept), weights=tuple(w for _, w in kept))
 
     @property
     def terms(self) -> tuple[tuple[float, Reward], ...]:
@@ -181,3 +173,10 @@ class Sum(Reward):
 
     def gradient(self, x: States) -> States:
         return torch.stack([w * r.gradient(x) for w, r in self.terms]).sum(0)
+
+
+def _require_rewards(rewards: Sequence[Reward]) -> None:
+    require_kind(rewards, (list, tuple), "what is combined", "give a list of rewards.")
+    require(len(rewards) > 0, "there are 0 rewards; give at least one.")
+    for each in rewards:
+        require_kind(each, Reward, "a part of the reward", "give a Reward, such as Sine().")

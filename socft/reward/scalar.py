@@ -6,10 +6,7 @@ import dataclasses
 
 import torch
 
-from socft.checks import (
-    require,
-)
-from socft.reward.arguments import require_number, require_positive
+from socft.checks import keep, number, positive, require_states
 from socft.reward.base import PerSample, Reward, Scalars
 
 
@@ -27,9 +24,12 @@ class Sine(Reward):
     phase: float = 0.0
 
     def __post_init__(self) -> None:
-        require_number(self.amplitude, "amplitude")
-        require_positive(self.frequency, "frequency")
-        require_number(self.phase, "phase")
+        keep(
+            self,
+            amplitude=number(self.amplitude, "amplitude"),
+            frequency=positive(self.frequency, "frequency"),
+            phase=number(self.phase, "phase"),
+        )
 
     @property
     def L0(self) -> float:
@@ -43,7 +43,8 @@ class Sine(Reward):
         return self.amplitude * torch.sin(self.frequency * _scalar(x) + self.phase)
 
     def gradient(self, x: Scalars) -> Scalars:
-        return self.amplitude * self.frequency * torch.cos(self.frequency * x.detach() + self.phase)
+        y = _scalar(x).detach().unsqueeze(1)
+        return self.amplitude * self.frequency * torch.cos(self.frequency * y + self.phase)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +63,12 @@ class Softplus(Reward):
     center: float = 0.0
 
     def __post_init__(self) -> None:
-        require_number(self.slope, "slope")
-        require_positive(self.sharpness, "sharpness")
-        require_number(self.center, "center")
+        keep(
+            self,
+            slope=number(self.slope, "slope"),
+            sharpness=positive(self.sharpness, "sharpness"),
+            center=number(self.center, "center"),
+        )
 
     @property
     def L0(self) -> float:
@@ -87,7 +91,8 @@ class Softplus(Reward):
         return -self.slope / self.sharpness * torch.nn.functional.logsigmoid(-rise)
 
     def gradient(self, x: Scalars) -> Scalars:
-        return self.slope * torch.sigmoid(self.sharpness * (x.detach() - self.center))
+        y = _scalar(x).detach().unsqueeze(1)
+        return self.slope * torch.sigmoid(self.sharpness * (y - self.center))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +112,12 @@ class PseudoHuber(Reward):
     weight: float = -1.0
 
     def __post_init__(self) -> None:
-        require_positive(self.delta, "delta")
-        require_number(self.center, "center")
-        require_number(self.weight, "weight")
+        keep(
+            self,
+            delta=positive(self.delta, "delta"),
+            center=number(self.center, "center"),
+            weight=number(self.weight, "weight"),
+        )
 
     @property
     def L0(self) -> float:
@@ -132,13 +140,10 @@ class PseudoHuber(Reward):
         return self.weight * self.delta**2 * square / (1 + (1 + square).sqrt())
 
     def gradient(self, x: Scalars) -> Scalars:
-        u = (x.detach() - self.center) / self.delta
+        u = (_scalar(x).detach().unsqueeze(1) - self.center) / self.delta
         return self.weight * self.delta * u / torch.hypot(u, torch.ones_like(u))
 
 
 def _scalar(x: Scalars) -> PerSample:
-    require(
-        x.ndim == 2 and x.shape[1] == 1,
-        f"a scalar reward got states of shape {tuple(x.shape)}; wrap it in RidgeFunction.",
-    )
+    require_states(x, (1,), "a scalar reward", ", or wrap it in RidgeFunction")
     return x[:, 0]

@@ -12,10 +12,15 @@ from torch import Tensor
 from socft.checks import (
     SYMMETRY_TOLERANCE,
     InvalidProblem,
+    keep,
+    number,
+    numbers,
+    positive,
     require,
+    require_states,
+    zeros_or,
 )
 from socft.reference import States
-from socft.reward.arguments import finite_tensor, require_number, require_positive
 from socft.reward.base import PerSample, Reward
 from socft.reward.combined import Sum
 
@@ -32,8 +37,10 @@ class Linear(Reward):
     c: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "w", finite_tensor(self.w, "w"))
-        require_number(self.c, "c")
+        w = numbers(self.w, "w")
+        require(w.numel() > 0, f"w has shape {tuple(w.shape)}; give the shape of one state.")
+        require(w.ndim >= 1, "w is a single number; give a tensor.")
+        keep(self, w=w, c=number(self.c, "c"))
 
     @property
     def L0(self) -> float:
@@ -44,9 +51,11 @@ class Linear(Reward):
         return 0.0
 
     def __call__(self, x: States) -> PerSample:
+        require_states(x, self.w.shape, "the linear reward")
         return (x * self.w.to(x)).flatten(1).sum(1) + self.c
 
     def gradient(self, x: States) -> States:
+        require_states(x, self.w.shape, "the linear reward")
         return self.w.to(x).expand_as(x).clone()
 
 
@@ -71,9 +80,9 @@ class Quadratic(Reward):
     c: float = 0.0
 
     def __post_init__(self) -> None:
-        P = finite_tensor(self.P, "P")
+        P = numbers(self.P, "P", ("n", "n"))
         require(
-            P.ndim == 2 and P.shape[0] == P.shape[1],
+            len(P) > 0 and P.shape[0] == P.shape[1],
             f"P has shape {tuple(P.shape)}; give a square matrix.",
         )
         skew = float((P - P.T).abs().max())
@@ -82,18 +91,8 @@ class Quadratic(Reward):
             f"P differs from its transpose by {skew:g}; give the symmetric part (P + P') / 2, which"
             " is the same reward.",
         )
-        q = (
-            torch.zeros(len(P), dtype=torch.float64)
-            if self.q is None
-            else finite_tensor(self.q, "q")
-        )
-        require(
-            q.shape == P.shape[:1],
-            f"q has shape {tuple(q.shape)}; with this P it must be ({len(P)},).",
-        )
-        require_number(self.c, "c")
-        object.__setattr__(self, "P", (P + P.T) / 2)
-        object.__setattr__(self, "q", q)
+        q = zeros_or(self.q, "q", (len(P),))
+        keep(self, P=(P + P.T) / 2, q=q, c=number(self.c, "c"))
 
     @property
     def L0(self) -> float:
@@ -118,9 +117,11 @@ class Quadratic(Reward):
         return self.q
 
     def __call__(self, x: States) -> PerSample:
+        require_states(x, self.linear.shape, "the quadratic reward")
         return (x * (x @ self.P.to(x) / 2 + self.linear.to(x))).sum(1) + self.c
 
     def gradient(self, x: States) -> States:
+        require_states(x, self.linear.shape, "the quadratic reward")
         return (x @ self.P.to(x) + self.linear.to(x)).detach()
 
 
@@ -169,20 +170,10 @@ class LogSumExp(Reward):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        w = finite_tensor(self.directions, "directions")
-        require(w.ndim == 2, f"directions has shape {tuple(w.shape)}; give (K, n).")
-        b = (
-            torch.zeros(len(w), dtype=torch.float64)
-            if self.offsets is None
-            else finite_tensor(self.offsets, "offsets")
-        )
-        require(
-            b.shape == w.shape[:1],
-            f"offsets has shape {tuple(b.shape)}; with these directions it must be ({len(w)},).",
-        )
-        require_positive(self.temperature, "temperature")
-        object.__setattr__(self, "directions", w)
-        object.__setattr__(self, "offsets", b)
+        w = numbers(self.directions, "directions", ("K", "n"))
+        require(w.numel() > 0, f"directions has shape {tuple(w.shape)}; give at least one.")
+        b = zeros_or(self.offsets, "offsets", (len(w),))
+        keep(self, directions=w, offsets=b, temperature=positive(self.temperature, "temperature"))
 
     @property
     def L0(self) -> float:
@@ -199,5 +190,6 @@ class LogSumExp(Reward):
 
     def __call__(self, x: States) -> PerSample:
         assert self.offsets is not None
+        require_states(x, self.directions.shape[1:], "the log-sum-exp reward")
         levels = x @ self.directions.T.to(x) + self.offsets.to(x)
         return self.temperature * torch.logsumexp(levels / self.temperature, 1)

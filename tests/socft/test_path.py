@@ -233,7 +233,7 @@ def test_noise_of_another_shape_is_refused_with_the_right_one(initial: tuple, st
 
 
 def test_no_paths_are_refused():
-    with pytest.raises(InvalidProblem, match="batch = 0; give at least one path"):
+    with pytest.raises(InvalidProblem, match="batch = 0; give a whole number that is at least 1"):
         Noise.sample(OSCILLATOR, 0, generator(0))
 
 

@@ -69,11 +69,10 @@ def test_changing_the_weights_afterwards_does_not_change_the_problem():
         (0.0, r"beta\[0\] = 0; every KL weight must be positive"),
         (-1.0, r"beta\[0\] = -1; every KL weight must be positive"),
         (t(1.0, 0.5, -0.25), r"beta\[2\] = -0.25; every KL weight must be positive"),
-        (math.nan, r"beta\[0\] = nan; every KL weight must be a positive finite number"),
-        (
-            t(1.0, math.inf, 1.0),
-            r"beta\[1\] = inf; every KL weight must be a positive finite number",
-        ),
+        (math.nan, "beta = nan; it must be a finite number"),
+        (t(1.0, math.inf, 1.0), r"beta\[1\] = inf; it must be a finite number"),
+        (1e-60, r"beta\[0\] = 1e-60; it must be at least 1e-50"),
+        (1e60, r"beta = 1e\+60; it must be at most 1e\+50 in size"),
         (t(1.0, 2.0), r"beta has shape \(2,\); give one number or 3 values, one per step"),
         (torch.ones(3, 1), r"beta has shape \(3, 1\); give one number or 3 values"),
         (t(1.0), r"beta has shape \(1,\); give one number or 3 values"),
@@ -90,18 +89,18 @@ def test_impossible_weights_are_refused_with_their_value(beta: float | Tensor, m
         (
             lambda x: x.sum(),
             (
-                r"the reward returned shape \(\) for 2 samples; it must return one number per"
-                r" sample, shape \(2,\)"
+                r"the reward returned a tensor of float64, shape \(\); it must return a tensor of"
+                r" shape \(2,\)"
             ),
         ),
-        (lambda x: x, r"the reward returned shape \(2, 2\) for 2 samples"),
-        (lambda x: x.sum(1, keepdim=True), r"the reward returned shape \(2, 1\) for 2 samples"),
-        (lambda x: 1.0, r"the reward returned a float for 2 samples"),
-        (lambda x: None, r"the reward returned a NoneType for 2 samples"),
-        (lambda x: x[:, 0].log(), r"reward\[0\] = nan; the reward must be finite on every sample"),
+        (lambda x: x, r"the reward returned a tensor of float64, shape \(2, 2\)"),
+        (lambda x: x.sum(1, keepdim=True), r"the reward returned a tensor of .* \(2, 1\)"),
+        (lambda x: 1.0, "the reward returned a float; it must return"),
+        (lambda x: None, "the reward returned a NoneType; it must"),
+        (lambda x: x[:, 0].log(), r"the reward\[0\] = nan; the reward must be finite"),
         (
             lambda x: 1 / (x[:, 0] - 0.5),
-            r"reward\[1\] = inf; the reward must be finite on every sample",
+            r"the reward\[1\] = inf; the reward must be finite",
         ),
     ],
 )
@@ -124,13 +123,13 @@ def test_a_function_of_the_states_is_a_reward_with_its_derivative():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((chain(), 3.0, 1.0), "the reward is a float; give a Reward or a function"),
+        ((chain(), 3.0, 1.0), "the reward is a float; give a function of the states, or a Reward"),
         (("sd", REWARD, 1.0), "the reference is a str; give a Reference"),
         (
             (chain(), REWARD, 1.0, lambda k, x: x),
-            r"the running cost returned shape \(2, 2\) for 2 samples",
+            r"the running cost returned a tensor of float64, shape \(2, 2\)",
         ),
-        ((chain(), REWARD, "b"), "beta = b; give a number, an array, or"),
+        ((chain(), REWARD, "b"), "beta = 'b'; give a number, an array, or"),
     ],
 )
 def test_what_is_no_problem_is_refused(given: tuple[Any, ...], message: str):

@@ -275,7 +275,7 @@ def test_single_precision_stays_single():
 REFUSALS = {
     "nan": (
         lambda: Linear(torch.tensor([0.0, math.nan])),
-        r"w\[1\] = nan; every entry must be a finite number",
+        r"w\[1\] = nan; it must be a finite number",
     ),
     "infinite c": (lambda: Linear(torch.ones(2), math.inf), "c = inf; it must be a finite number"),
     "rectangular": (
@@ -288,18 +288,18 @@ REFUSALS = {
     ),
     "wrong q": (
         lambda: Quadratic(torch.eye(2), torch.ones(3)),
-        r"q has shape \(3,\); with this P it must be \(2,\)",
+        r"q has shape \(3,\); give \(2,\)",
     ),
     "frequency": (lambda: Sine(1.0, 0.0), "frequency = 0.0; it must be a positive finite number"),
     "sharpness": (
         lambda: Softplus(1.0, -1.0),
         "sharpness = -1.0; it must be a positive finite number",
     ),
-    "delta": (lambda: PseudoHuber(math.nan), "delta = nan; it must be a positive finite number"),
+    "delta": (lambda: PseudoHuber(math.nan), "delta = nan; it must be a finite number"),
     "weight": (lambda: PseudoHuber(1.0, 0.0, math.inf), "weight = inf; it must be a finite number"),
     "no direction": (
         lambda: RidgeFunction(torch.zeros(3), Sine()),
-        r"q has shape \(3,\); give a non-zero vector",
+        r"q = \[0.0, 0.0, 0.0\]; give a non-zero vector",
     ),
     "skewed": (
         lambda: Separable(torch.ones(2, 2), [Sine(), Sine()]),
@@ -315,18 +315,18 @@ REFUSALS = {
     ),
     "offsets": (
         lambda: LogSumExp(torch.ones(2, 3), torch.ones(3)),
-        r"offsets has shape \(3,\); .* it must be \(2,\)",
+        r"offsets has shape \(3,\); give \(2,\)",
     ),
     "empty sum": (lambda: Sum([]), "there are 0 rewards; give at least one"),
     "zero sum": (lambda: Sum([Sine()], [0.0]), "every weight is 0; give at least one that is not"),
-    "weights": (lambda: Sum([Sine()], [1.0, 2.0]), "there are 2 weights for 1 rewards"),
+    "weights": (lambda: Sum([Sine()], [1.0, 2.0]), r"weights has shape \(2,\); give \(1,\)"),
     "negative constant": (
         lambda: FunctionReward(torch.ones_like, L0=-1.0),
         "L0 = -1.0; give a number that is at least 0",
     ),
     "scalar on vectors": (
         lambda: Sine()(torch.ones(2, 3)),
-        r"states of shape \(2, 3\); wrap it in RidgeFunction",
+        r"shape \(2, 3\); give floating-point states of .* or wrap it in RidgeFunction",
     ),
     "no closed form": (
         lambda: as_quadratic(Sine()),

@@ -252,7 +252,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "nan": (
         lambda: ddpm(levels(0.1, math.nan, 0.5)),
-        r"abar\[1\] = nan; every level must be a finite number",
+        r"abar\[1\] = nan; it must be a finite number",
     ),
     "one level": (
         lambda: ddpm(levels(0.5)),
@@ -260,22 +260,22 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "clean end": (
         lambda: ddim(levels(0.1, 0.5, 1.0)),
-        r"sigma\[1\] = 0: .* soften_last\(abar\), or use eta > 0",
+        r"sigma\[1\] = 0; .* soften_last\(abar\), or use eta > 0",
     ),
     "no noise": (
         lambda: ddim(levels(0.1, 0.5), 0.0),
-        r"sigma\[0\] = 0: a deterministic step cannot be steered at a finite KL",
+        r"sigma\[0\] = 0; every step needs noise, or it cannot be steered at a finite KL",
     ),
     "eta above": (lambda: ddim(levels(0.1, 0.5), 1.5), r"eta = 1\.5; it must lie in \[0, 1\]"),
     "eta below": (lambda: ddim(levels(0.1, 0.5), -0.1), r"eta = -0\.1; it must lie in \[0, 1\]"),
-    "eta nan": (lambda: ddim(levels(0.1, 0.5), math.nan), r"eta = nan; it must lie in \[0, 1\]"),
+    "eta nan": (lambda: ddim(levels(0.1, 0.5), math.nan), "eta = nan; it must be a finite number"),
     "score_weight": (
         lambda: Schedule(levels(0.1, 0.5), levels(math.inf), levels(0.1)),
-        r"score_weight\[0\] = inf; every coefficient must be finite|finite number",
+        r"score_weight\[0\] = inf; it must be a finite number",
     ),
     "lengths": (
         lambda: Schedule(levels(0.1, 0.5), levels(0.1, 0.2), levels(0.1)),
-        "score_weight has 2 and sigma 1 values; with 2 levels both need 1",
+        r"score_weight has shape \(2,\) and sigma \(1,\); with 2 levels give both \(1,\)",
     ),
     "too fast": (
         lambda: variance_preserving(10, 10.0),
@@ -299,7 +299,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "too many": (
         lambda: subsample(linear_levels(100), 101),
-        "steps = 101; a schedule of 100 steps can be sub-sampled to between 1 and 100",
+        "steps = 101; give a whole number that is between 1 and 100",
     ),
 }
 

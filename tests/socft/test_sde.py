@@ -392,7 +392,7 @@ def _plain(diffusion: StateDiffusion, start: float) -> Reference:
         (lambda: EulerMaruyama().chain(LINEAR, 0), "steps = 0"),
         (lambda: Exponential().chain(WELL, 4), "a DriftSDE; Exponential needs"),
         (
-            lambda: StateDiffusion(lambda k, x, z: z, (2,), (1,)).noise_dims((3,)),
+            lambda: StateDiffusion(lambda k, x, z: z, (2,), (2,)).noise_dims((3,)),
             r"states have shape \(3,\)",
         ),
     ],

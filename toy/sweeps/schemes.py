@@ -124,23 +124,23 @@ class Scheme:
 
 
 SCHEMES: dict[str, Scheme] = {
-    MethodName.LEAST_SQUARES_COSTATE_FORM: Scheme(
+    MethodName.LEAST_SQUARES_COSTATE: Scheme(
         "unbiased",
         _least_squares(LeastSquaresCostate(_linear())),
         ROLLOUT + PULLED,
         "least_squares_costate",
     ),
-    MethodName.LEAST_SQUARES_VALUE_FORM: Scheme(
+    MethodName.LEAST_SQUARES_VALUE: Scheme(
         "unbiased", _least_squares(LeastSquaresValue(_linear(2))), ROLLOUT
     ),
-    MethodName.TIME_REVERSED_VALUE_FORM: Scheme(
+    MethodName.TIME_REVERSED_VALUE: Scheme(
         "biased", _reversed_value, ROLLOUT + REVERSED - PULLED, "time_reversed_value"
     ),
-    MethodName.TIME_REVERSED_EXACT_SCORE: Scheme(
+    MethodName.TIME_REVERSED_COSTATE: Scheme(
         "biased", _reversed_costate, ROLLOUT + REVERSED, "time_reversed_costate"
     ),
-    MethodName.MARTINGALE_FITTED_COSTATE: Scheme("unbiased", _martingale, ROLLOUT + PULLED),
-    MethodName.ADJOINT_MATCHING: Scheme("unbiased", _lean, ROLLOUT + PULLED),
+    MethodName.CORRECTED_ADJOINT: Scheme("unbiased", _martingale, ROLLOUT + PULLED),
+    MethodName.LEAN_ADJOINT: Scheme("unbiased", _lean, ROLLOUT + PULLED),
 }
 
 

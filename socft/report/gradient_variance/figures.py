@@ -70,6 +70,7 @@ SHORTER = {
     "truncated backpropagation": "truncated",
     "published pairing": "published",
     "policy's": "own",
+    "martingale-corrected": "corrected",
     "full martingale": "martingale",
 }
 Select = Callable[[Rows], Rows]
