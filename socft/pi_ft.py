@@ -17,7 +17,10 @@ gradient (equation 55).
   estimator.
 
 Iteration m of the first two is Algorithm 1 with :math:`m_t = m` at every step, the quantity Theorem
-3.1 bounds.
+3.1 bounds. Both can relax an update, :math:`(1 - \theta_k) v^{(j)} + \theta_k (\ldots)`: the
+paper's :math:`\theta = 1` needs beta to dominate positive and negative curvature of the smoothed
+value function, a smaller theta converges wherever the maximum is well posed (see
+`socft.theory.Relaxation`; a `socft.theory.Regularity` has the best factors as ``theta``).
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require, require_finite
+from socft.checks import per_step, require, require_finite
 from socft.estimators.base import Estimator
 from socft.path import Noise, rollout
 from socft.policy import Policy, StepwisePolicy, Uncontrolled
@@ -74,7 +77,8 @@ class BackwardInduction(Readable):
 
     @property
     def contraction(self) -> Float[Tensor, "steps inner_minus_1"]:
-        """Ratios of successive increments, at most ``sigma^2 sup|Hess G V| / beta`` (equation 67).
+        """Ratios of successive increments; undamped at most ``sigma^2 sup|Hess G V| / beta``
+        (equation 67).
 
         NaN once the earlier increment is at most `CONVERGED` times the step's first: the ratio
         would be one of roundings.
@@ -84,11 +88,18 @@ class BackwardInduction(Readable):
 
 
 def backward_induction(
-    problem: ControlProblem, grids: tuple[Grid, ...], inner: int
+    problem: ControlProblem,
+    grids: tuple[Grid, ...],
+    inner: int,
+    relaxation: float | Tensor = 1.0,
 ) -> BackwardInduction:
     """Algorithm 1 with ``m_t = inner`` at every step, by quadrature; inner = 0 evaluates the
     pre-trained model.
+
+    Args:
+        relaxation: how far an update goes, in (0, 2), one number or shape (T,); 1 is the paper's.
     """
+    factors = _relaxation_factors(relaxation, problem.steps)
     require(inner >= 0, f"inner = {inner}; the number of inner iterations must not be negative.")
     require(
         len(grids) == problem.steps + 1,
@@ -99,13 +110,14 @@ def backward_induction(
         step = BellmanStep.build(problem, k, grids[k], values[-1])
         shift, moves = torch.zeros_like(step.mean), []
         for _ in range(inner):
-            new = step.improve(shift)
+            new = (1 - factors[k]) * shift + factors[k] * step.improve(shift)
             moves.append(
                 problem.reference.diffusion.whiten(k, step.mean, new - shift).norm(dim=1).max()
             )
             shift = new
         remedy = (
-            f"the inner iteration diverges at beta[{k}] = {float(problem.beta[k]):g}; raise it."
+            f"the inner iteration diverges at beta[{k}] = {float(problem.beta[k]):g}; raise it, or"
+            " relax it."
         )
         require_finite(shift, "shift at node ", remedy)
         values.append(step.value(shift))
@@ -123,6 +135,7 @@ class ExactPIFT(Method):
     Attributes:
         inner: largest number of inner iterations m.
         grids: one grid per step; chosen as for the quadrature truth when left out.
+        relaxation: how far an update goes, in (0, 2), one number or shape (T,).
 
     >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
     >>> problem = ControlProblem(reference, Sine(), beta=2.0)
@@ -132,13 +145,14 @@ class ExactPIFT(Method):
 
     inner: int
     grids: tuple[Grid, ...] | None = None
+    relaxation: float | Tensor = 1.0
 
     def iterations(self, problem: ControlProblem) -> Iterator[Iteration]:
         grids = self.grids or choose_grids(problem)
         spent, evaluations = 0.0, 0
         for m in range(self.inner + 1):
             start = time.perf_counter()
-            result = backward_induction(problem, grids, m)
+            result = backward_induction(problem, grids, m, self.relaxation)
             spent += time.perf_counter() - start
             evaluations += sum(len(s) for s in result.shifts)
             yield Iteration(
@@ -165,6 +179,7 @@ class MonteCarloPIFT(Method):
         paths: number of states per step.
         draws: samples of each inner expectation, drawn in antithetic pairs.
         seed: seed of all noise.
+        relaxation: how far an update goes, in (0, 2), one number or shape (T,).
 
     >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
     >>> problem = ControlProblem(reference, Sine(), beta=2.0)
@@ -180,6 +195,7 @@ class MonteCarloPIFT(Method):
     paths: int = 2048
     draws: int = 16
     seed: int = 0
+    relaxation: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
         require(
@@ -209,6 +225,7 @@ class MonteCarloPIFT(Method):
         ).states
         controls: list[Field] = []
         costates: list[Field] = [problem.reward.gradient]
+        factors = _relaxation_factors(self.relaxation, problem.steps)
         for k in reversed(range(problem.steps)):
             x = states[k]
             half = torch.randn(
@@ -221,7 +238,9 @@ class MonteCarloPIFT(Method):
             expect = _expected_costate(problem, k, x, costates[-1], torch.cat([half, -half]))
             field: Field = partial(Uncontrolled(reference), k)
             for _ in range(inner):
-                target = reference.diffusion.transpose(k, x, expect(field(x))) / problem.beta[k]
+                now = field(x)
+                new = reference.diffusion.transpose(k, x, expect(now)) / problem.beta[k]
+                target = (1 - factors[k]) * now + factors[k] * new
                 field = self.control.fit(x, target, controls[-1] if controls else None)
             label = _value_gradient_label(problem, k, x, field, expect(field(x)))
             costates.append(self.costate.fit(x, label, costates[-1] if len(costates) > 1 else None))
@@ -274,6 +293,15 @@ class PolicyGradient(Method):
             self.steps,
             schedule,
         )
+
+
+def _relaxation_factors(relaxation: float | Tensor, steps: int) -> list[float]:
+    factors = per_step(relaxation, steps, "relaxation").tolist()
+    for k, factor in enumerate(factors):
+        require(
+            0 < factor < 2, f"relaxation[{k}] = {factor:g}; a relaxation factor must lie in (0, 2)."
+        )
+    return factors
 
 
 def _gradient_of(result: BackwardInduction):

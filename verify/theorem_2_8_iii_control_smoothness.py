@@ -290,7 +290,7 @@ def second_term(lam: float) -> float:
     units of sigma.
     """
     return theory.shift_smoothness(
-        1.0, 0.0, PAPER.bounds.third_derivative_ratio(1.0, 1.0, 1.0, 1), lam
+        1.0, 0.0, theory.PaperBounds().third_derivative_ratio(1.0, 1.0, 1.0, 1), lam
     )
 
 

@@ -63,7 +63,8 @@ from socft.study.runner import run
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
-from socft.study.vocabulary.schemas import STABLE_DIFFUSION, StudySchema
+from socft.study.vocabulary.schema import StudySchema
+from socft.study.vocabulary.schemas import STABLE_DIFFUSION
 from socft.study.workers import processes
 
 WORK = Path("build/reproduce")

@@ -15,7 +15,7 @@ from socft.records import Record, read
 from socft.report.claim_records import ClaimLine, Claims, read_claims
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, compile_pdf, text
-from socft.study.vocabulary.schemas import StudySchema
+from socft.study.vocabulary.schema import StudySchema
 
 
 @dataclasses.dataclass(frozen=True)

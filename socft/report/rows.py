@@ -10,7 +10,8 @@ from typing import Any
 from socft.checks import require
 from socft.records import Record
 from socft.study.vocabulary.metrics import Metric
-from socft.study.vocabulary.schemas import STUDIES, StudySchema
+from socft.study.vocabulary.schema import StudySchema
+from socft.study.vocabulary.schemas import STUDIES
 
 
 @dataclasses.dataclass(frozen=True)

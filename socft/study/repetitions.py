@@ -12,7 +12,7 @@ from torch import Tensor
 
 from socft.records import Record
 from socft.study.vocabulary.metrics import Metric
-from socft.study.vocabulary.schemas import StudySchema
+from socft.study.vocabulary.schema import StudySchema
 
 
 def standard_error(values: Tensor) -> float | None:

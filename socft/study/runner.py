@@ -30,7 +30,7 @@ from socft.study.digest import fingerprint
 from socft.study.journal import Journal
 from socft.study.progress import Progress
 from socft.study.tasks import Study, Task
-from socft.study.vocabulary.schemas import StudySchema
+from socft.study.vocabulary.schema import StudySchema
 from socft.study.workers import workers
 
 REFRESH_SECONDS = 0.5

@@ -31,18 +31,36 @@ not a transcription of its displays)
     (39) Lb1_t = N Lb0 + M D K + max_{m >= 1} q^m ( Z Lb0 + q D^2 (K + m tau Lb0) ).
 
 `PaperBounds` evaluates them so. `SharpBounds` evaluates them with the constants derived here: M may
-be the exact Lipschitz constant of the mean map, K is the smoothed curvature, tau is free of
-the dimension. It stands beside the paper's, never instead. `convergence` unrolls Theorem 3.1;
+be the exact Lipschitz constant of the mean map, K is the smoothed curvature, tau is free of the
+dimension. It stands beside the paper's, never instead. `OneSidedBounds` is the third set (derived
+here, with proofs in `socft.theory.one_sided`): it bounds the spectrum of curvatures from above and
+from below, and the Jacobian of the mean map by the one-sided Lipschitz constants of the score, so
+that its constants need not grow with the number of steps. `convergence` unrolls Theorem 3.1;
 `sharp_convergence` uses that the gradient of an unfinished value function is off only to second
-order in what its control is off. A product of zero and infinity is zero: a quadratic reward has L0r
-= inf, which an affine score (L1s = 0) never multiplies. An infinite constant means "no bound".
+order in what its control is off, and `one_sided_convergence` that errors of values add up. A
+product of zero and infinity is zero: a quadratic reward has L0r = inf, which an affine score (L1s =
+0) never multiplies. An infinite constant means "no bound".
 
 Each function says of what kind it is. *Equality*: an identity or an exact extremum. *Tight*: a
 bound attained, or approached, by an instance the docstring names. *Upper bound*: not attained in
 general.
 """
 
-from socft.theory.beta import BetaChoice, beta_from_curvature, constant_beta, scheduled_beta
+from socft.theory.beta import (
+    ONE_SIDED,
+    BetaChoice,
+    beta_from_curvature,
+    constant_beta,
+    scheduled_beta,
+)
+from socft.theory.bounds import (
+    Bounds,
+    OneSidedBounds,
+    PaperBounds,
+    SharpBounds,
+    StepConstants,
+    TwoSidedBounds,
+)
 from socft.theory.chain import (
     ChainConstants,
     kl_weight,
@@ -57,14 +75,18 @@ from socft.theory.convergence import (
     convergence,
     envelope_error_bound,
     guaranteed_rates,
+    one_sided_convergence,
     quadratic_rate,
     sharp_convergence,
     sharp_rates,
+    value_gap_bound,
     value_gradient_error_bound,
 )
+from socft.theory.one_sided import InnerLoop, MeanMap, iterate_step, optimal_step
 from socft.theory.one_step import (
     SHARP,
     SHARP_SECOND,
+    SHARP_THIRD,
     concavity_modulus,
     control_size,
     expected_norm,
@@ -72,6 +94,7 @@ from socft.theory.one_step import (
     iterate_excess,
     mean_lipschitz,
     mean_smoothness,
+    one_sided_mean_lipschitz,
     shift_lipschitz,
     shift_smoothness,
     smoothed_curvature,
@@ -80,35 +103,47 @@ from socft.theory.one_step import (
     value_smoothness,
 )
 from socft.theory.regularity import (
-    Bounds,
     Lemma32,
-    PaperBounds,
     Regularity,
     RegularityStatement,
-    SharpBounds,
-    StepConstants,
     Theorem28,
     constants,
     constants_at,
     iterate_constants,
+    one_sided_constants,
     paper_constants,
     sharp_constants,
 )
+from socft.theory.relaxation import UNDAMPED, BestRelaxation, FixedRelaxation, Relaxation
+from socft.theory.smoothness import Approximation, Smoothed, Smoothness
 
 __all__ = [
+    "ONE_SIDED",
     "SHARP",
     "SHARP_SECOND",
+    "SHARP_THIRD",
+    "UNDAMPED",
+    "Approximation",
+    "BestRelaxation",
     "BetaChoice",
     "Bounds",
     "ChainConstants",
     "Convergence",
+    "FixedRelaxation",
+    "InnerLoop",
     "Lemma32",
+    "MeanMap",
+    "OneSidedBounds",
     "PaperBounds",
     "Regularity",
     "RegularityStatement",
+    "Relaxation",
     "SharpBounds",
+    "Smoothed",
+    "Smoothness",
     "StepConstants",
     "Theorem28",
+    "TwoSidedBounds",
     "beta_from_curvature",
     "concavity_modulus",
     "constant_beta",
@@ -123,9 +158,14 @@ __all__ = [
     "guaranteed_rates",
     "iterate_constants",
     "iterate_excess",
+    "iterate_step",
     "kl_weight",
     "mean_lipschitz",
     "mean_smoothness",
+    "one_sided_constants",
+    "one_sided_convergence",
+    "one_sided_mean_lipschitz",
+    "optimal_step",
     "paper_constants",
     "proximal_step",
     "quadratic_rate",
@@ -140,6 +180,7 @@ __all__ = [
     "shift_unit",
     "smoothed_curvature",
     "smoothed_third",
+    "value_gap_bound",
     "value_gradient_error_bound",
     "value_lipschitz",
     "value_smoothness",

@@ -10,9 +10,21 @@ import torch
 from torch import Tensor
 
 from socft.checks import InvalidProblem, per_step, require
+from socft.theory.bounds import OneSidedBounds
 from socft.theory.chain import ChainConstants
-from socft.theory.numbers import StepValues, require_each
-from socft.theory.regularity import RegularityStatement, constants, constants_at
+from socft.theory.numbers import StepValues, require_each, vector
+from socft.theory.regularity import (
+    Lemma32,
+    Regularity,
+    RegularityStatement,
+    constants,
+    constants_at,
+)
+
+ONE_SIDED = Lemma32(OneSidedBounds())
+"""The statement by which beta is chosen unless another is given: all iterates of PI-FT are regular
+and every inner update contracts, with the constants that grow least with the number of steps.
+"""
 
 _BISECTION = 1e-12
 """Relative width at which a bisection on beta stops."""
@@ -40,7 +52,7 @@ class BetaChoice:
 
 
 def scheduled_beta(
-    chain: ChainConstants, lam: float | Tensor, statement: RegularityStatement
+    chain: ChainConstants, lam: float | Tensor, statement: RegularityStatement = ONE_SIDED
 ) -> BetaChoice:
     """``beta_t = sigma_t^2 K_t / (1 - lam_t)``, the smallest weights with exactly the design
     constants ``lam``.
@@ -74,12 +86,15 @@ def beta_from_curvature(
     return _equality(sigma.square() * measured / (1 - rates), rates, "measured curvature")
 
 
-def constant_beta(chain: ChainConstants, lam: float, statement: RegularityStatement) -> BetaChoice:
+def constant_beta(
+    chain: ChainConstants, lam: float, statement: RegularityStatement = ONE_SIDED
+) -> BetaChoice:
     """The smallest constant beta under which a statement guarantees ``lam_t >= lam`` at every step,
     by bisection.
 
-    A larger beta has larger design constants, which give smaller Lipschitz constants, so the
-    admissible weights form a half-line.
+    A larger beta has larger design constants, so the admissible weights form a half-line: two-sided
+    Lipschitz constants fall with it, and of the one-sided ones every K- / beta does, though K- does
+    not.
 
     Args:
         lam: the least design constant wanted, in [0, 1); 0 gives the infimum of the admissible
@@ -98,10 +113,17 @@ def constant_beta(chain: ChainConstants, lam: float, statement: RegularityStatem
 
     beta = _least(admissible, statement.name)
     found = constants_at(chain, beta, statement)
-    margin = beta * (1 - lam) / (chain.sigma.square() * found.curvature)
+    needed = chain.sigma.square() * _binding(found, statement)
+    margin = beta * (1 - lam) / needed
     return BetaChoice(
         torch.full_like(chain.sigma, beta), f"constant ({statement.name})", margin, found.lam
     )
+
+
+def _binding(found: Regularity, statement: RegularityStatement) -> StepValues:
+    """The curvature of the condition on beta, shape (T,)."""
+    sides = zip(found.smoothed_up.tolist(), found.smoothed_down.tolist(), strict=True)
+    return vector(statement.bounds.relaxation.binding(*side) for side in sides)
 
 
 def _least(admissible: Callable[[float], bool], name: str) -> float:
@@ -119,8 +141,8 @@ def _least(admissible: Callable[[float], bool], name: str) -> float:
         low /= 16
         require(
             low > 1 / _LARGEST,
-            f"every beta > 0 satisfies {name}, whose value functions are affine; choose it by the"
-            " reward.",
+            f"every beta > 0 satisfies {name}, whose value functions are affine or concave; choose"
+            " it by the reward.",
         )
     while high - low > _BISECTION * high:
         middle = math.sqrt(low) * math.sqrt(high)

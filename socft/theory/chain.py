@@ -27,10 +27,14 @@ class ChainConstants:
         reward_L0: Lipschitz constant of the reward, possibly infinite.
         reward_L1: Lipschitz constant of the reward's gradient, possibly infinite.
         dim: dimension d of a state; only the paper's constant (17) depends on it.
+        score_sides: one-sided Lipschitz constants, bounds of the largest and of minus the smallest
+            eigenvalue of the score's Jacobian, shape (T,) or one number each, where they are known;
+            only `OneSidedBounds` looks at them.
+        reward_sides: the same of the reward's Hessian, at least 0.
 
     Raises:
         InvalidProblem: a coefficient that is not positive, a Lipschitz constant that is negative or
-            not a number.
+            not a number, one-sided constants that no symmetric matrix satisfies.
     """
 
     alpha: StepValues
@@ -41,6 +45,8 @@ class ChainConstants:
     reward_L0: float
     reward_L1: float
     dim: int = 1
+    score_sides: tuple[StepValues, StepValues] | None = None
+    reward_sides: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         steps = len(torch.as_tensor(self.alpha))
@@ -67,6 +73,49 @@ class ChainConstants:
                 f"{name} = {value}; a Lipschitz constant is >= 0, or inf where there is none.",
             )
         require(self.dim >= 1, f"dim = {self.dim}; give at least 1.")
+        self._check_sides(steps)
+
+    def _check_sides(self, steps: int) -> None:
+        if self.score_sides is not None:
+            up, down = (per_step(side, steps, "score_sides") for side in self.score_sides)
+            require_each(
+                up + down,
+                lambda x: x >= 0,
+                "score_sides",
+                "the largest eigenvalue of a matrix is not below its smallest: the two constants"
+                " add up to at least 0.",
+            )
+            object.__setattr__(self, "score_sides", (up, down))
+        for value in self.reward_sides or ():
+            require(
+                value >= 0,
+                f"reward_sides has {value}; a bound of one side of the curvature is >= 0, or inf"
+                " where there is none.",
+            )
+
+    @property
+    def score_up(self) -> StepValues:
+        """Bound of the largest eigenvalue of the score's Jacobian, shape (T,)."""
+        return self.score_L0 if self.score_sides is None else self._side(0)
+
+    @property
+    def score_down(self) -> StepValues:
+        """Bound of minus the smallest, shape (T,)."""
+        return self.score_L0 if self.score_sides is None else self._side(1)
+
+    def _side(self, which: int) -> StepValues:
+        assert self.score_sides is not None
+        return torch.minimum(self.score_sides[which], self.score_L0)
+
+    @property
+    def reward_up(self) -> float:
+        """Bound of the largest eigenvalue of the reward's Hessian, at least 0."""
+        return min((self.reward_sides or (self.reward_L1,))[0], self.reward_L1)
+
+    @property
+    def reward_down(self) -> float:
+        """Bound of minus the smallest, at least 0."""
+        return min((self.reward_sides or (self.reward_L1,))[-1], self.reward_L1)
 
     @classmethod
     def of(
@@ -76,6 +125,7 @@ class ChainConstants:
         score_L1: float | Tensor,
         reward: Reward,
         dim: int = 1,
+        score_sides: tuple[Tensor, Tensor] | None = None,
     ) -> ChainConstants:
         """The chain of a schedule, a score with known Lipschitz constants and a reward."""
         L0s, L1s = (
@@ -91,6 +141,8 @@ class ChainConstants:
             reward.L0,
             reward.L1,
             dim,
+            score_sides,
+            (reward.semiconcavity, reward.semiconvexity),
         )
 
     @property

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from socft.checks import InvalidProblem, per_step
+from socft.theory.bounds import OneSidedBounds
 from socft.theory.chain import ChainConstants, proximal_step, shift_unit
 from socft.theory.numbers import (
     ROUNDING,
@@ -15,11 +16,12 @@ from socft.theory.numbers import (
     StepValues,
     positive_beta,
     product,
-    require_each,
     vector,
+    whole_rounds,
 )
 from socft.theory.one_step import value_lipschitz
-from socft.theory.regularity import Regularity
+from socft.theory.regularity import Lemma32, Regularity, collect, run_at
+from socft.theory.smoothness import Approximation
 
 
 def control_error_bound(
@@ -97,6 +99,20 @@ def envelope_error_bound(
     return product(mean_L0, gradient_error + unfinished) / lam
 
 
+def value_gap_bound(steepest: float, rho: float, b: float, q: float, rounds: int) -> float:
+    """``v_t - v_{t+1} <= min(1, (1 + b) q^{2m}) rho Lb0^2 / 2`` with ``v = sup (V* - V^(m))``;
+    upper bound (derived here).
+
+    Smoothing and envelope carry ``v_{t+1}`` over unchanged; m updates from 0 leave
+    ``|delta_m - delta| <= q^m rho Lb0`` of the maximiser, at which the gradient vanishes and the
+    curvature is at most ``(1 + b) / rho``, ``b = rho K-``. Updates never lower the value.
+
+    Args:
+        steepest: ``Lb0_{t+1}``, of the iterate's value function.
+    """
+    return min(1.0, (1 + b) * q ** (2 * rounds)) * product(rho, steepest, steepest) / 2
+
+
 @dataclasses.dataclass(frozen=True)
 class Convergence:
     """Theorem 3.1 unrolled: how far PI-FT is from the optimum after m_t updates at every step.
@@ -106,6 +122,8 @@ class Convergence:
         shift: the same for shifts of the mean, ``g (U - s) / sqrt(a)``, shape (T,).
         whitened: the same for whitened controls, shape (T,).
         value_gradient: bound on ``sup |grad V_t^(m_t) - grad V*_t|``, shape (T + 1,), zero at T.
+        value: bound on ``sup (V*_t - V_t^(m_t))``, shape (T + 1,), zero at T: errors of values are
+            added up, not multiplied.
         rates: factor by which the bound on step t shrinks per additional update of all steps as m
             grows, shape (T,).
     """
@@ -114,7 +132,13 @@ class Convergence:
     shift: StepValues
     whitened: StepValues
     value_gradient: StateValues
+    value: StateValues
     rates: StepValues
+
+    @property
+    def objective_gap(self) -> float:
+        """Bound on ``J(u*) - J(U^(m))``."""
+        return float(self.value[0])
 
 
 def convergence(
@@ -160,9 +184,9 @@ def _unroll(
     ``sharp``, of the smaller bound.
     """
     rho = proximal_step(chain, _admitted(beta, iterates)).tolist()
-    m, M, lam = _whole(rounds, chain.steps), iterates.mean_L0.tolist(), iterates.lam.tolist()
+    m, M, lam = whole_rounds(rounds, chain.steps), iterates.mean_L0.tolist(), iterates.lam.tolist()
     iterates_L0, ratio = iterates.L0V.tolist(), iterates.third_derivative_ratio.tolist()
-    value_L0, errors, shifts = chain.reward_L0, [0.0], []
+    value_L0, errors, gaps, shifts = chain.reward_L0, [0.0], [0.0], []
     for t in reversed(range(chain.steps)):
         shifts.append(control_error_bound(value_L0, errors[-1], rho[t], lam[t], m[t]))
         steepest = iterates_L0[t + 1]
@@ -173,10 +197,56 @@ def _unroll(
             )
             error = min(error, envelope)
         errors.append(error)
+        gaps.append(gaps[-1] + value_gap_bound(steepest, rho[t], 1 - lam[t], 1 - lam[t], m[t]))
         value_L0 = value_lipschitz(value_L0, M[t])
     shift = vector(shifts[::-1])
     return Convergence(
-        shift_unit(chain) * shift, shift, shift / chain.sigma, vector(errors[::-1]), rates
+        score=shift_unit(chain) * shift,
+        shift=shift,
+        whitened=shift / chain.sigma,
+        value_gradient=vector(errors[::-1]),
+        value=vector(gaps[::-1]),
+        rates=rates,
+    )
+
+
+def one_sided_convergence(
+    chain: ChainConstants,
+    beta: float | Tensor,
+    rounds: int | Tensor,
+    bounds: OneSidedBounds | None = None,
+) -> Convergence:
+    """Theorem 3.1 with one-sided constants, proved in `socft.theory.one_sided`; upper bounds
+    (derived here).
+
+    The constants of the iterates are those of exactly these numbers of updates. The error in front
+    of a step is bounded by the errors of gradients or of values, whichever is less, so that no
+    product over steps is left in it.
+
+    Args:
+        beta: KL weights, one number or shape (T,).
+        rounds: updates m_t, one number or shape (T,).
+        bounds: the relaxation of the inner iteration; undamped by default.
+
+    Raises:
+        InvalidProblem: beta is too small for these iterates, or a number of updates is negative.
+    """
+    bounds = bounds or OneSidedBounds()
+    statement = Lemma32(bounds, rounds)
+    steps, states = run_at(chain, beta, statement)
+    fronts = [x for x in states if isinstance(x, Approximation)]
+    shift = vector(
+        bounds.loop(step).control_error(front.optimum.L0, front.smoothed_error(step.sigma))
+        for step, front in zip(steps, fronts[1:], strict=True)
+    )
+    found = collect(chain, statement, steps, states)
+    return Convergence(
+        score=shift_unit(chain) * shift,
+        shift=shift,
+        whitened=shift / chain.sigma,
+        value_gradient=vector(x.gradient_error for x in fronts),
+        value=vector(x.gap for x in fronts),
+        rates=sharp_rates(1 - found.rate),
     )
 
 
@@ -191,17 +261,6 @@ def _admitted(beta: float | Tensor, iterates: Regularity) -> StepValues:
             " raise it.",
         )
     return weights
-
-
-def _whole(rounds: int | Tensor, steps: int) -> list[int]:
-    counts = per_step(rounds, steps, "rounds")
-    require_each(
-        counts,
-        lambda x: (x >= 0) & (x == x.round()),
-        "rounds",
-        "give a whole number of updates >= 0.",
-    )
-    return [int(x) for x in counts.tolist()]
 
 
 def guaranteed_rates(lam: StepValues) -> StepValues:

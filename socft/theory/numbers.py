@@ -44,3 +44,15 @@ def require_each(values: Tensor, holds: Callable[[Tensor], Tensor], what: str, r
     bad = (~holds(values)).nonzero().flatten().tolist()
     if bad:
         raise InvalidProblem(f"{what}[{bad[0]}] = {values[bad[0]]:g}; {remedy}")
+
+
+def whole_rounds(rounds: int | Tensor, steps: int) -> list[int]:
+    """Numbers of inner updates m_t, one for all steps or T of them, checked."""
+    counts = per_step(rounds, steps, "rounds")
+    require_each(
+        counts,
+        lambda x: (x >= 0) & (x == x.round()),
+        "rounds",
+        "give a whole number of updates >= 0.",
+    )
+    return [int(x) for x in counts.tolist()]

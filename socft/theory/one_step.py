@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from socft.checks import per_step, require
@@ -23,6 +24,14 @@ SHARP_SECOND = math.sqrt(8 / (math.pi * math.e))
 
 The expectation is convex in the angle's cosine c = b.c, because the quadratic form has eigenvalues
 (c + 1) / 2 and (c - 1) / 2, and the two ends c = 1, -1 agree.
+"""
+
+SHARP_THIRD = math.sqrt(2 / math.pi) * (1 + 4 * math.exp(-1.5))
+"""``E|W^3 - 3 W|`` in one dimension: third derivatives of ``G f`` are at most this times
+``sup |f| / sigma^3`` (equality, derived here).
+
+A symmetric form of order three is largest on the diagonal, and ``W^3 - 3 W`` has the antiderivative
+``-(W^2 - 1)`` against the normal density.
 """
 
 
@@ -65,6 +74,22 @@ def mean_lipschitz(chain: ChainConstants) -> StepValues:
     ``s(y) = +L0s y``, (T,).
     """
     return (1 + chain.score_weight * chain.score_L0) / chain.alpha.sqrt()
+
+
+def one_sided_mean_lipschitz(chain: ChainConstants) -> StepValues:
+    """``M_t = max(1 + g up, g down - 1) / sqrt(a)`` with ``-down I <= Jac s <= up I``; equality
+    where these are exact, (T,).
+
+    The Jacobian of the mean map, ``(I + g Jac s) / sqrt(a)``, has its spectrum between
+    ``(1 - g down) / sqrt(a)`` and ``(1 + g up) / sqrt(a)``. For the score of noised data,
+    ``Jac s = abar Cov(x_0 | x_t) / (1 - abar)^2 - I / (1 - abar)``, and DDPM's weight
+    ``g = 1 - a <= 1 - abar`` makes it positive: ``up`` alone decides, and M < 1 wherever
+    ``up < (sqrt(a) - 1) / g``, about -1/2: the chain contracts, while ``(1 + g L0s) / sqrt(a)``
+    always exceeds 1.
+    """
+    g = chain.score_weight
+    stretch = torch.maximum(1 + g * chain.score_up, g * chain.score_down - 1)
+    return stretch / chain.alpha.sqrt()
 
 
 def mean_smoothness(chain: ChainConstants) -> StepValues:
@@ -154,8 +179,8 @@ def shift_smoothness(
 
 
 def geometric_peak(lam: float, constant: float, slope: float) -> float:
-    """``max_{m >= 1} q^m (constant + slope m)`` with ``q = 1 - lam``, 0 < lam <= 1, and
-    non-negative coefficients; equality.
+    """``max_{m >= 1} q^m (constant + slope m)`` with ``q = 1 - lam``, 0 <= lam <= 1, and
+    non-negative coefficients; equality (a supremum at lam = 0).
 
     The ratio of successive terms, ``q (1 + slope / (constant + slope m))``, decreases to ``q < 1``:
     the terms rise, then fall. So the maximum is attained, at the first m whose ratio is at most 1,
@@ -165,6 +190,8 @@ def geometric_peak(lam: float, constant: float, slope: float) -> float:
         return 0.0
     if math.isinf(constant) or math.isinf(slope):
         return math.inf
+    if lam == 0:
+        return math.inf if slope > 0 else constant
     turn = (1 - lam) / lam - constant / slope if slope > 0 else 1.0
     first = math.floor(max(1.0, turn))
     return max(math.exp(m * math.log1p(-lam)) * (constant + slope * m) for m in (first, first + 1))

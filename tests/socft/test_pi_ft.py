@@ -33,6 +33,7 @@ from socft.regression.features import Polynomial, RadialBasis
 from socft.regression.functions import LinearRegression, NetworkRegression
 from socft.reward import FunctionReward, Quadratic, Sine
 from socft.schedule import ddpm, linear_levels, subsample, variance_preserving
+from socft.theory import BestRelaxation, FixedRelaxation
 from socft.truth.bellman import BellmanStep
 from socft.truth.grid import tensor_rule
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
@@ -99,10 +100,13 @@ class Iterate:
     slope: list[Tensor]
 
 
-def affine_iterate(problem: ControlProblem, inner: int) -> Iterate:
+def affine_iterate(
+    problem: ControlProblem, inner: int, relaxation: Tensor | None = None
+) -> Iterate:
     """Algorithm 1 by hand: ``inner`` Picard steps of ``v <- B' (P (A x + b + B v) + q) / beta`` at
-    every step, then its value.
+    every step, relaxed where asked, then its value.
     """
+    theta = torch.ones(problem.steps, dtype=F64) if relaxation is None else relaxation
     reference, reward, cost = problem.reference, problem.reward, problem.running_cost
     assert isinstance(reference, AffineReference)
     assert isinstance(reward, Quadratic)
@@ -114,7 +118,8 @@ def affine_iterate(problem: ControlProblem, inner: int) -> Iterate:
         P, q = hessian[-1], slope[-1]
         K, o = torch.zeros(m, n, dtype=F64), torch.zeros(m, dtype=F64)
         for _ in range(inner):
-            K, o = B.T @ P @ (A + B @ K) / beta, B.T @ (P @ (b + B @ o) + q) / beta
+            K1, o1 = B.T @ P @ (A + B @ K) / beta, B.T @ (P @ (b + B @ o) + q) / beta
+            K, o = K + theta[k] * (K1 - K), o + theta[k] * (o1 - o)
         L, c = A + B @ K, b + B @ o
         F, h = (
             (cost.F, cost.h)
@@ -128,11 +133,14 @@ def affine_iterate(problem: ControlProblem, inner: int) -> Iterate:
     return Iterate(gains[::-1], offsets[::-1], hessian[::-1], slope[::-1])
 
 
+@pytest.mark.parametrize("relaxed", [False, True])
 @pytest.mark.parametrize("inner", [0, 1, 2, 5])
 @pytest.mark.parametrize("name", AFFINE)
-def test_every_iterate_equals_the_hand_written_recursion(name: str, inner: int):
+def test_every_iterate_equals_the_hand_written_recursion(name: str, inner: int, relaxed: bool):
     problem, grids = affine_case(name)
-    found, expected = backward_induction(problem, grids, inner), affine_iterate(problem, inner)
+    theta = torch.linspace(0.5, 1.2, problem.steps, dtype=F64) if relaxed else None
+    found = backward_induction(problem, grids, inner, 1.0 if theta is None else theta)
+    expected = affine_iterate(problem, inner, theta)
     policy = found.policy(problem)
     for k, grid in enumerate(grids):
         x = grid.nodes[:: max(1, len(grid.nodes) // 50)]
@@ -347,11 +355,13 @@ def test_monte_carlo_with_affine_features_reproduces_the_exact_iterates(name: st
     """Antithetic draws make the expectation of an affine costate exact, whatever the draws."""
     problem, _ = affine_case(name)
     affine = LinearRegression(Polynomial(1))
-    found = list(MonteCarloPIFT(3, affine, affine, paths=64, draws=2).iterations(problem))
+    theta = torch.linspace(0.6, 1.1, problem.steps, dtype=F64)
+    method = MonteCarloPIFT(3, affine, affine, paths=64, draws=2, relaxation=theta)
+    found = list(method.iterations(problem))
     x = torch.randn(20, problem.reference.dims[0], generator=generator(2), dtype=F64)
     assert isinstance(found[0].policy, Uncontrolled)
     for iteration in found[1:]:
-        expected = affine_iterate(problem, iteration.index)
+        expected = affine_iterate(problem, iteration.index, theta)
         assert iteration.value_gradient is not None
         for k in range(problem.steps):
             assert (
@@ -408,6 +418,31 @@ def test_the_policy_gradient_reaches_the_linear_quadratic_optimum():
     assert 0 <= gaps[2] < CLIMBED
 
 
+def test_relaxation_converges_where_the_undamped_iteration_diverges():
+    """A concave reward with sigma^2 |P| / beta = 4: the best factor is 1 / 3, with the rate 2 / 3,
+    exactly, and the undamped iteration multiplies its error by 4.
+    """
+    reference = AffineReference(t(0.9).reshape(1, 1, 1), ScalarDiffusion(t(0.5)))
+    problem = ControlProblem(reference, Quadratic(t(-8.0)[:, None], t(1.0)), 0.5)
+    grids = choose_grids(problem, (301,))
+    truth = Quadrature(problem, grids)
+    loop = FixedRelaxation(1.0), BestRelaxation()
+    assert [each.rate(0.0, 4.0) for each in loop] == pytest.approx([4.0, 2 / 3])
+    errors = [
+        [
+            float(
+                (backward_induction(problem, grids, m, theta).shifts[0] - truth.shifts[0])
+                .abs()
+                .max()
+            )
+            for m in (4, 5)
+        ]
+        for theta in (1.0, loop[1].factor(0.0, 4.0))
+    ]
+    assert errors[0][1] / errors[0][0] == pytest.approx(4, rel=RATE)
+    assert errors[1][1] / errors[1][0] == pytest.approx(2 / 3, rel=RATE)
+
+
 def test_an_inner_iteration_that_diverges_is_refused_with_the_step():
     """One step with sigma^2 |P| / beta = 50: the shift overflows within 400 iterations although the
     optimum exists.
@@ -432,6 +467,9 @@ def test_impossible_numbers_are_refused():
         InvalidProblem, match="inner = -1; the number of inner iterations must not be negative"
     ):
         backward_induction(truth.problem, truth.grids, -1)
+    for factor in (0.0, 2.0):
+        with pytest.raises(InvalidProblem, match=rf"relaxation\[0\] = {factor:g}; .* in \(0, 2\)"):
+            backward_induction(truth.problem, truth.grids, 1, factor)
     with pytest.raises(InvalidProblem, match=r"6 grids for 6 steps; give one per step 0\.\.T"):
         backward_induction(truth.problem, truth.grids[1:], 1)
     bumps = LinearRegression(Polynomial(1))

@@ -9,7 +9,7 @@ from pathlib import Path
 from socft.records import Record
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary.metrics import Metric
-from socft.study.vocabulary.schemas import StudySchema
+from socft.study.vocabulary.schema import StudySchema
 
 COUNT = 6
 SQUARES = StudySchema("squares", frozenset({Metric.BIAS, Metric.MSE, Metric.RATIO}))

@@ -182,7 +182,7 @@ def test_a_method_whose_samples_run_away_costs_infinity(monkeypatch):
 
 @pytest.mark.slow
 def test_the_best_costate_leads_states_to_the_valley():
-    best, lean = learnt_pendulum(pendulum.BEST), learnt_pendulum("lean adjoint")
+    best, lean = learnt_pendulum(pendulum.BEST), learnt_pendulum("adjoint matching")
     optimum = best["cost"].optimum
     assert optimum == pytest.approx(HEAT_MAP, abs=GRID)
     assert optimum is not None

@@ -428,21 +428,21 @@ def test_noise_that_the_control_cannot_reach_changes_no_costate():
 def test_martingale_corrected_costates_are_the_chains_own(policy):
     where = oscillator.oscillator_case("Euler-Maruyama", False, **SETTINGS)
     found = {}
-    for name in ("martingale-corrected adjoint", "lean adjoint"):
+    for name in ("martingale, fitted costate", "adjoint matching"):
         learnt = schemes.learn(where, schemes.SCHEMES[name], oscillator.RULES[policy], 200, 25, 0)
         assert learnt.costate is not None
         found[name] = lq_sweeps.distances(where, learnt.costate)
-    assert found["martingale-corrected adjoint"]["chain_mse"] < 1e-10
-    assert found["lean adjoint"]["chain_mse"] > 1e-6
-    gap = found["martingale-corrected adjoint"]["kernel_gap"]
-    assert abs(found["martingale-corrected adjoint"]["mse"] - gap) < 1e-4 * gap
+    assert found["martingale, fitted costate"]["chain_mse"] < 1e-10
+    assert found["adjoint matching"]["chain_mse"] > 1e-6
+    gap = found["martingale, fitted costate"]["kernel_gap"]
+    assert abs(found["martingale, fitted costate"]["mse"] - gap) < 1e-4 * gap
 
 
 def test_the_limit_of_time_reversed_costates_is_that_of_many_paths():
     where = oscillator.oscillator_case("Euler-Maruyama", True, dt=0.2, horizon=0.8)
     limit = limits.reversed_limit(where, oscillator.published_steering, 60).costate
     assert limit is not None
-    scheme, rule = schemes.SCHEMES["time-reversed costate"], oscillator.published_steering
+    scheme, rule = schemes.SCHEMES["time-reversed, exact score"], oscillator.published_steering
     away = []
     for paths in (300, 6000):
         learnt = schemes.learn(where, scheme, rule, paths, 6, 0)
@@ -539,7 +539,7 @@ def test_offsets_grow_in_every_round_where_steps_are_long(dt, grows):
 @pytest.mark.slow
 def test_a_costate_that_does_not_settle_is_a_divergence():
     """Its gains settle, its offsets do not: what is left is no number."""
-    scheme, rule = schemes.SCHEMES["time-reversed costate"], oscillator.published_steering
+    scheme, rule = schemes.SCHEMES["time-reversed, exact score"], oscillator.published_steering
     learnt = {}
     for dt in (0.2, 0.4):
         where = oscillator.oscillator_case("Euler-Maruyama", True, dt=dt)

@@ -42,7 +42,12 @@ class FineTuning:
         """What the theory needs to know of it: coefficients and Lipschitz constants."""
         constants = self.density.noised_constants(schedule.abar[:-1])
         return ChainConstants.of(
-            schedule, constants.L0, constants.L1, self.reward, self.density.dims[0]
+            schedule,
+            constants.L0,
+            constants.L1,
+            self.reward,
+            self.density.dims[0],
+            (constants.up, constants.down),
         )
 
 

@@ -90,62 +90,68 @@ LEARNT_SCORE = DenoisingScore(LinearRegression(Polynomial(1)))
 
 
 LINEAR = (
-    CostateLearner(MethodName.LEAN_ADJOINT, "unbiased", "linear", lean(_exactly)),
+    CostateLearner(MethodName.ADJOINT_MATCHING, "unbiased", "linear", lean(_exactly)),
     CostateLearner(
-        MethodName.CORRECTED_ADJOINT, "unbiased", "linear", martingale(_exactly, ROUNDS)
+        MethodName.MARTINGALE_FITTED_COSTATE, "unbiased", "linear", martingale(_exactly, ROUNDS)
     ),
     CostateLearner(
-        MethodName.TIME_REVERSED_COSTATE,
+        MethodName.TIME_REVERSED_EXACT_SCORE,
         "biased",
         "linear",
         time_reversed(_exactly, AffineMarginals()),
     ),
     CostateLearner(
-        MethodName.TIME_REVERSED_COSTATE_LEARNT_SCORE,
+        MethodName.TIME_REVERSED_FITTED_COSTATE,
         "biased",
         "linear",
         time_reversed(_exactly, LEARNT_SCORE),
     ),
     CostateLearner(
-        MethodName.TIME_REVERSED_VALUE,
+        MethodName.TIME_REVERSED_VALUE_FORM,
         "biased",
         "linear",
         time_reversed_value(Polynomial(2), AffineMarginals()),
     ),
     CostateLearner(
-        MethodName.LEAST_SQUARES_COSTATE, "unbiased", "linear", least_squares_costate(Polynomial(1))
+        MethodName.LEAST_SQUARES_COSTATE_FORM,
+        "unbiased",
+        "linear",
+        least_squares_costate(Polynomial(1)),
     ),
     CostateLearner(
-        MethodName.LEAST_SQUARES_VALUE, "unbiased", "linear", least_squares_value(Polynomial(2))
+        MethodName.LEAST_SQUARES_VALUE_FORM,
+        "unbiased",
+        "linear",
+        least_squares_value(Polynomial(2)),
     ),
 )
 NETWORKS = (
     CostateLearner(
-        MethodName.LEAN_ADJOINT_PUBLISHED,
+        MethodName.ADJOINT_MATCHING_PUBLISHED,
         "biased",
         "network",
         lean(lambda seed: published_network(seed, 20_000)),
     ),
     CostateLearner(
-        MethodName.LEAN_ADJOINT_NETWORK,
+        MethodName.ADJOINT_MATCHING_NETWORK,
         "unbiased",
         "network",
         lean(lambda seed: network(seed, 20_000)),
     ),
     CostateLearner(
-        MethodName.TIME_REVERSED_COSTATE_PUBLISHED,
+        MethodName.TIME_REVERSED_PUBLISHED,
         "biased",
         "network",
         time_reversed(published_network, AffineMarginals(), published_pairing=True),
     ),
     CostateLearner(
-        MethodName.TIME_REVERSED_COSTATE_NETWORK,
+        MethodName.TIME_REVERSED_NETWORK,
         "biased",
         "network",
         time_reversed(network, AffineMarginals()),
     ),
     CostateLearner(
-        MethodName.CORRECTED_ADJOINT_NETWORK,
+        MethodName.MARTINGALE_FITTED_COSTATE_FIRST_ORDER_NETWORK,
         "unbiased",
         "network",
         martingale(short_network, SHORT_ROUNDS),
@@ -155,11 +161,11 @@ PIPELINES = {each.name: each for each in (*LINEAR, *NETWORKS)}
 SLOW = {
     each.name
     for each in NETWORKS
-    if each.kind == "biased" or each.name == MethodName.LEAN_ADJOINT_NETWORK
-} | {MethodName.TIME_REVERSED_VALUE}
+    if each.kind == "biased" or each.name == MethodName.ADJOINT_MATCHING_NETWORK
+} | {MethodName.TIME_REVERSED_VALUE_FORM}
 PUBLISHED: dict[str, str] = {
-    MethodName.LEAN_ADJOINT_PUBLISHED: "non_adapted",
-    MethodName.TIME_REVERSED_COSTATE_PUBLISHED: "tr_bsde",
+    MethodName.ADJOINT_MATCHING_PUBLISHED: "non_adapted",
+    MethodName.TIME_REVERSED_PUBLISHED: "tr_bsde",
 }
 
 

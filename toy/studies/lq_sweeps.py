@@ -179,8 +179,8 @@ def published(found: Benchmark, scheme: Scheme, axis: str, policy: str) -> float
 
 LIMIT_ROUNDS = 200
 LIMIT_NAMES: dict[str, MethodName] = {
-    MethodName.FORWARD_PUBLISHED_INDEX: MethodName.LEAST_SQUARES_COSTATE,
-    MethodName.TIME_REVERSED_COSTATE: MethodName.TIME_REVERSED_COSTATE,
+    MethodName.FORWARD_PUBLISHED_INDEX: MethodName.LEAST_SQUARES_COSTATE_FORM,
+    MethodName.TIME_REVERSED_EXACT_SCORE: MethodName.TIME_REVERSED_EXACT_SCORE,
 }
 LIMIT_METRICS = {
     Metric.MSE: Metric.LIMIT_MSE,
@@ -207,7 +207,7 @@ def limit_task(settings: Mapping[str, Any]) -> list[Record]:
     limits = {
         MethodName.OPTIMUM_OF_THE_CHAIN: where.chain,
         MethodName.FORWARD_PUBLISHED_INDEX: forward_limit(where),
-        MethodName.TIME_REVERSED_COSTATE: reversed_costate.costate,
+        MethodName.TIME_REVERSED_EXACT_SCORE: reversed_costate.costate,
         MethodName.EXPLICIT_EULER_FOR_RICCATI: explicit_riccati(where),
     }
     factor = reversed_costate.offset_factor
@@ -218,7 +218,7 @@ def limit_task(settings: Mapping[str, Any]) -> list[Record]:
             Metric.LIMIT_OFFSET_FACTOR,
             factor,
             setting,
-            MethodName.TIME_REVERSED_COSTATE,
+            MethodName.TIME_REVERSED_EXACT_SCORE,
         )
     ]
     for name, limit in limits.items():

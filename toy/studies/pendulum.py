@@ -162,56 +162,58 @@ PIPELINES = {
     for each in (
         _features(BEST, "biased", bellman_sweep(_EXACT_BUMPS, HERMITE)),
         _features(
-            MethodName.CORRECTED_ADJOINT_AFTER_RECURSION,
+            MethodName.MARTINGALE_FITTED_COSTATE_AFTER_RECURSION,
             "unbiased",
             martingale_after_bellman(_EXACT_BUMPS, HERMITE, _hermite),
         ),
-        _features(MethodName.LEAN_ADJOINT, "unbiased", lean(_bumps)),
+        _features(MethodName.ADJOINT_MATCHING, "unbiased", lean(_bumps)),
         _features(
-            MethodName.CORRECTED_ADJOINT_ANTITHETIC,
+            MethodName.MARTINGALE_FITTED_COSTATE,
             "unbiased",
             martingale_sweep(_BUMPS, AntitheticCorrection),
         ),
         _features(
-            MethodName.CORRECTED_ADJOINT_FIRST_ORDER,
+            MethodName.MARTINGALE_FITTED_COSTATE_FIRST_ORDER,
             "unbiased",
             martingale_sweep(_BUMPS, FirstOrderCorrection),
         ),
         _features(
-            MethodName.CORRECTED_ADJOINT_EXACT, "unbiased", martingale_sweep(_BUMPS, _hermite)
+            MethodName.MARTINGALE_FITTED_COSTATE_EXACT_MEAN,
+            "unbiased",
+            martingale_sweep(_BUMPS, _hermite),
         ),
         _networks(
-            MethodName.LEAN_ADJOINT_PUBLISHED,
+            MethodName.ADJOINT_MATCHING_PUBLISHED,
             "biased",
             lean(_network(True, _TOTAL)),
             _TOTAL,
             "non_adapted",
         ),
         _networks(
-            MethodName.LEAN_ADJOINT_NETWORK, "unbiased", lean(_network(False, _TOTAL)), _TOTAL
+            MethodName.ADJOINT_MATCHING_NETWORK, "unbiased", lean(_network(False, _TOTAL)), _TOTAL
         ),
         _networks(
-            MethodName.TIME_REVERSED_COSTATE_PUBLISHED,
+            MethodName.TIME_REVERSED_PUBLISHED,
             "biased",
             time_reversed(_network(True, ROUND_STEPS), SCORE, ROUNDS, published_pairing=True),
             _TOTAL,
             "tr_bsde",
         ),
         _networks(
-            MethodName.TIME_REVERSED_COSTATE_NETWORK,
+            MethodName.TIME_REVERSED_NETWORK,
             "biased",
             time_reversed(_network(False, ROUND_STEPS), SCORE, ROUNDS),
             _TOTAL,
         ),
         _networks(
-            MethodName.CORRECTED_ADJOINT_NETWORK,
+            MethodName.MARTINGALE_FITTED_COSTATE_NETWORK,
             "unbiased",
             martingale(_network(False, ROUND_STEPS, 256), ROUNDS, AntitheticCorrection),
             _TOTAL,
         ),
     )
 }
-QUICK = (BEST, MethodName.LEAN_ADJOINT)
+QUICK = (BEST, MethodName.ADJOINT_MATCHING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,9 +331,9 @@ def label_noise_task(paths: int, nodes: list[int]) -> list[Record]:
     exact, records = found.uncontrolled.gradient(0, path.states[0]), []
     variates = {
         MethodName.NO_CORRECTION: _Zero(source),
-        MethodName.FIRST_ORDER: FirstOrderCorrection(source),
-        MethodName.ANTITHETIC: AntitheticCorrection(source),
-        MethodName.EXACT_MEAN: _hermite(source),
+        MethodName.FIRST_ORDER_CORRECTION: FirstOrderCorrection(source),
+        MethodName.ANTITHETIC_CORRECTION: AntitheticCorrection(source),
+        MethodName.EXACT_CORRECTION: _hermite(source),
     }
     for name, correction in variates.items():
         samples = MartingaleAdjoint(correction).costates(problem, policy, path).values[0]

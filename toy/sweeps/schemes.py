@@ -124,23 +124,23 @@ class Scheme:
 
 
 SCHEMES: dict[str, Scheme] = {
-    MethodName.LEAST_SQUARES_COSTATE: Scheme(
+    MethodName.LEAST_SQUARES_COSTATE_FORM: Scheme(
         "unbiased",
         _least_squares(LeastSquaresCostate(_linear())),
         ROLLOUT + PULLED,
         "least_squares_costate",
     ),
-    MethodName.LEAST_SQUARES_VALUE: Scheme(
+    MethodName.LEAST_SQUARES_VALUE_FORM: Scheme(
         "unbiased", _least_squares(LeastSquaresValue(_linear(2))), ROLLOUT
     ),
-    MethodName.TIME_REVERSED_VALUE: Scheme(
+    MethodName.TIME_REVERSED_VALUE_FORM: Scheme(
         "biased", _reversed_value, ROLLOUT + REVERSED - PULLED, "time_reversed_value"
     ),
-    MethodName.TIME_REVERSED_COSTATE: Scheme(
+    MethodName.TIME_REVERSED_EXACT_SCORE: Scheme(
         "biased", _reversed_costate, ROLLOUT + REVERSED, "time_reversed_costate"
     ),
-    MethodName.CORRECTED_ADJOINT: Scheme("unbiased", _martingale, ROLLOUT + PULLED),
-    MethodName.LEAN_ADJOINT: Scheme("unbiased", _lean, ROLLOUT + PULLED),
+    MethodName.MARTINGALE_FITTED_COSTATE: Scheme("unbiased", _martingale, ROLLOUT + PULLED),
+    MethodName.ADJOINT_MATCHING: Scheme("unbiased", _lean, ROLLOUT + PULLED),
 }
 
 

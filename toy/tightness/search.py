@@ -47,7 +47,7 @@ class Point:
         """One design constant per step."""
         return (self.lam,) * self.T
 
-    def bounds(self, mean_L0: Tensor | None = None) -> theory.Bounds:
+    def bounds(self, mean_L0: Tensor | None = None) -> theory.TwoSidedBounds:
         """The constants under search."""
         return theory.SharpBounds(mean_L0) if self.sharp else theory.PaperBounds()
 

@@ -26,10 +26,10 @@ def samples(rows: Rows) -> bytes:
     """Errors of the linear study against N, measured and published, under both integrators."""
     found = rows.of(schemas.LINEAR).where(Metric.MSE, noise=1.0)
     names = (
-        MethodName.LEAN_ADJOINT,
-        MethodName.CORRECTED_ADJOINT,
-        MethodName.TIME_REVERSED_COSTATE,
-        MethodName.TIME_REVERSED_COSTATE_LEARNT_SCORE,
+        MethodName.ADJOINT_MATCHING,
+        MethodName.MARTINGALE_FITTED_COSTATE,
+        MethodName.TIME_REVERSED_EXACT_SCORE,
+        MethodName.TIME_REVERSED_FITTED_COSTATE,
     )
     with panels(1, 2, 2.7) as (figure, axes):
         for ax, integrator in zip(axes, ("Euler-Maruyama", "exponential"), strict=True):

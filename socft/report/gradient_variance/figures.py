@@ -70,7 +70,6 @@ SHORTER = {
     "truncated backpropagation": "truncated",
     "published pairing": "published",
     "policy's": "own",
-    "martingale-corrected": "corrected",
     "full martingale": "martingale",
 }
 Select = Callable[[Rows], Rows]

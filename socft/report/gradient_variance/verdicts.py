@@ -18,9 +18,9 @@ from socft.study.vocabulary.metrics import Metric
 
 BSDE = paper("2603.20455v2")
 BACK, LEAN, CORRECTED = (
-    MethodName.TIME_REVERSED_COSTATE,
-    MethodName.LEAN_ADJOINT,
-    MethodName.CORRECTED_ADJOINT,
+    MethodName.TIME_REVERSED_EXACT_SCORE,
+    MethodName.ADJOINT_MATCHING,
+    MethodName.MARTINGALE_FITTED_COSTATE,
 )
 RECURSION = MethodName.FITTED_BELLMAN_RECURSION
 LEVEL = 0.05
@@ -55,16 +55,16 @@ def linear(rows: Rows) -> str:
     gap = found.where(Metric.KERNEL_GAP, integrator=EULER).one()
     return f"""
 With the same linear features, the same paths and $N = 2000$, the mean-square error of the
-time-reversed costate over that of the lean
-adjoint is {", ".join(shares) or NOT_MEASURED}. {crossing(rows, EULER)}
+time-reversed costate over that of
+adjoint matching is {", ".join(shares) or NOT_MEASURED}. {crossing(rows, EULER)}
 {crossing(rows, "exponential")} Of the error, {_number(gap)} is the distance of the Euler–Maruyama
 chain from continuous time, which no number of paths removes; against the chain's own costate the
-mean-square error of the martingale-corrected adjoint is
-{_number(chain.where(estimator=CORRECTED).one())}, that of the lean adjoint
+mean-square error of the martingale with a fitted costate is
+{_number(chain.where(estimator=CORRECTED).one())}, that of adjoint matching
 {_number(chain.where(estimator=LEAN).one())} and that of the time-reversed costate
 {_number(chain.where(estimator=BACK).one())}. {_without_gap(found)} In time, at $epsilon = 1$, the
-time-reversed costate takes {_seconds(euler, BACK)} times as long as the lean adjoint, and the
-martingale-corrected one {_seconds(euler, CORRECTED)} times.
+time-reversed costate takes {_seconds(euler, BACK)} times as long as adjoint matching, and the
+martingale {_seconds(euler, CORRECTED)} times.
 
 {reproduced(rows.of(schemas.LINEAR).where(Metric.MSE, paths=2000), "noise", "epsilon")}
 """
@@ -77,7 +77,7 @@ def _without_gap(rows: Rows) -> str:
     rows = rows.where(paths=2000)
     found = rows.where(Metric.MSE)
     mine = found.where(estimator=CORRECTED, integrator="exponential", function_class="linear")
-    theirs = found.where(estimator=MethodName.TIME_REVERSED_COSTATE_PUBLISHED)
+    theirs = found.where(estimator=MethodName.TIME_REVERSED_PUBLISHED)
     least = theirs.smallest()
     told = theirs.smallest(lambda record: record.published)
     if not mine or least is None:
@@ -86,8 +86,8 @@ def _without_gap(rows: Rows) -> str:
     pair = [
         rows.where(estimator=name, integrator=EULER, noise=1.0)
         for name in (
-            MethodName.TIME_REVERSED_COSTATE_NETWORK,
-            MethodName.CORRECTED_ADJOINT_NETWORK,
+            MethodName.TIME_REVERSED_NETWORK,
+            MethodName.MARTINGALE_FITTED_COSTATE_FIRST_ORDER_NETWORK,
         )
     ]
     whole, rest = (
@@ -103,7 +103,7 @@ both, at $epsilon = 1$, the time-reversed costate has {_number(whole[0])} and th
 
 
 def crossing(rows: Rows, integrator: str) -> str:
-    """Between which N the lean adjoint becomes as good as the time-reversed costate, in a
+    """Between which N adjoint matching becomes as good as the time-reversed costate, in a
     sentence.
     """
     found = rows.of(schemas.LINEAR).where(Metric.MSE, integrator=integrator, noise=1.0)
@@ -128,18 +128,18 @@ def crossing(rows: Rows, integrator: str) -> str:
         )
     if not before:
         return (
-            f"{scheme} the lean adjoint is at least as good at every $N$ from"
+            f"{scheme} adjoint matching is at least as good at every $N$ from"
             f" {integer(known[0][0])} on."
         )
     if max(before) < min(after):
         crossed = f"between $N$ of {integer(max(before))} and {integer(min(after))}"
         return (
-            f"{scheme} the errors cross {crossed}; the lean adjoint is the worse one below and at"
+            f"{scheme} the errors cross {crossed}; adjoint matching is the worse one below and at"
             " least as good above."
         )
     here, there = (", ".join(map(integer, each)) for each in (after, before))
     return (
-        f"{scheme} the errors cross more than once: the lean adjoint is at least as good at $N$ of"
+        f"{scheme} the errors cross more than once: adjoint matching is at least as good at $N$ of"
         f" {here}, worse at {there}."
     )
 
@@ -169,10 +169,10 @@ def pendulum(rows: Rows) -> str:
     """Whether the advantage of time-reversed costates is there on the pendulum."""
     found = rows.of(schemas.PENDULUM).where(Metric.COST)
     names = (
-        MethodName.TIME_REVERSED_COSTATE_PUBLISHED,
-        MethodName.LEAN_ADJOINT_PUBLISHED,
-        MethodName.TIME_REVERSED_COSTATE_NETWORK,
-        MethodName.LEAN_ADJOINT_NETWORK,
+        MethodName.TIME_REVERSED_PUBLISHED,
+        MethodName.ADJOINT_MATCHING_PUBLISHED,
+        MethodName.TIME_REVERSED_NETWORK,
+        MethodName.ADJOINT_MATCHING_NETWORK,
     )
     cells = {name: found.where(estimator=name).one() for name in (RECURSION, *names)}
     back, lean, fair_back, fair_lean = (cells[name] for name in names)
@@ -194,6 +194,7 @@ def mixture(rows: Rows) -> str:
     found = rows.of(schemas.MIXTURE).where(Metric.REGRET)
     costs = rows.of(schemas.MIXTURE).where(Metric.COST)
     recursion = found.where(estimator=RECURSION)
+    corrected = MethodName.FULL_MARTINGALE_FITTED_COSTATE_NETWORK
     told = costs.filter(lambda record: bool(record.published and record.optimum))
     excess = told.largest(
         lambda record: (
@@ -204,13 +205,11 @@ def mixture(rows: Rows) -> str:
 _Regret_ is the cost in excess of the optimum, over the optimum; _better_ and _worse_ are by Welch's
 test at 5%. In the publication, time-reversed costates cost less than adjoint matching at
 {_cheaper(costs)} temperatures. In our runs of the published pipelines they are
-{_where(found, MethodName.TIME_REVERSED_BSDE_PUBLISHED, MethodName.ADJOINT_MATCHING_PUBLISHED)}.
-With the same
-network, the squared loss and one noise they are
-{_where(found, MethodName.TIME_REVERSED_BSDE_NETWORK, MethodName.ADJOINT_MATCHING_NETWORK)}. The
-martingale-corrected full adjoint with this network, beside the time-reversed costates, is
-{_where(found, MethodName.CORRECTED_FULL_ADJOINT_NETWORK, MethodName.TIME_REVERSED_BSDE_NETWORK)}.
-The
+{_where(found, MethodName.TIME_REVERSED_PUBLISHED, MethodName.ADJOINT_MATCHING_PUBLISHED)}. With
+the same network, the squared loss and one noise they are
+{_where(found, MethodName.TIME_REVERSED_NETWORK, MethodName.ADJOINT_MATCHING_NETWORK)}. The
+full martingale with a costate fitted by this network, beside the time-reversed costates, is
+{_where(found, corrected, MethodName.TIME_REVERSED_NETWORK)}. The
 published costs are up to {_percent(excess)} above the optimum of the simulated chain; a fitted
 Bellman recursion that starts cold is {_percent(recursion.largest())} above it at most.
 {repetitions(found)}
@@ -225,7 +224,7 @@ def _cheaper(costs: Rows) -> str:
     """
     pairs = []
     for temp in costs.distinct("temp"):
-        names = (MethodName.TIME_REVERSED_BSDE_PUBLISHED, MethodName.ADJOINT_MATCHING_PUBLISHED)
+        names = (MethodName.TIME_REVERSED_PUBLISHED, MethodName.ADJOINT_MATCHING_PUBLISHED)
         both = [costs.where(estimator=name, temp=temp).one() for name in names]
         numbers = [
             record.published

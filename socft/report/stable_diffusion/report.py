@@ -15,7 +15,7 @@ from socft.study.comparison import BELIEVED, GAINS, gradient_norm_study, picture
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
-from socft.study.vocabulary.schemas import StudySchema
+from socft.study.vocabulary.schema import StudySchema
 
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
 CONFIGS = {"tiny": "tiny.toml", "sd15": "sd15_pift.toml"}

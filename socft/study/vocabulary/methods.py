@@ -68,19 +68,24 @@ class MethodName(enum.StrEnum):
     SOCM_DEGREE_2 = "SOCM, degree 2"
     SOCM_ADJOINT = "SOCM-adjoint"
 
-    # ways to learn a costate field
-    LEAN_ADJOINT = "lean adjoint"
-    CORRECTED_ADJOINT = "martingale-corrected adjoint"
-    TIME_REVERSED_COSTATE = "time-reversed costate"
-    TIME_REVERSED_VALUE = "time-reversed value"
-    LEAST_SQUARES_COSTATE = "least-squares costate"
-    LEAST_SQUARES_VALUE = "least-squares value"
-    LEAN_ADJOINT_NETWORK = "lean adjoint, network"
-    LEAN_ADJOINT_PUBLISHED = "lean adjoint, published"
-    CORRECTED_ADJOINT_NETWORK = "martingale-corrected adjoint, network"
-    TIME_REVERSED_COSTATE_LEARNT_SCORE = "time-reversed costate, learnt score"
-    TIME_REVERSED_COSTATE_NETWORK = "time-reversed costate, network"
-    TIME_REVERSED_COSTATE_PUBLISHED = "time-reversed costate, published"
+    # the catalogue's costates in another class of functions, or learnt in another way
+    ADJOINT_MATCHING_NETWORK = "adjoint matching, network"
+    ADJOINT_MATCHING_PUBLISHED = "adjoint matching, published"
+    ADJOINT_MATCHING_PUBLISHED_COLD = "adjoint matching, published, cold"
+    MARTINGALE_FITTED_COSTATE = "martingale, fitted costate"
+    MARTINGALE_FITTED_COSTATE_AFTER_RECURSION = "martingale, fitted costate, after recursion"
+    MARTINGALE_FITTED_COSTATE_EXACT_MEAN = "martingale, fitted costate, exact mean"
+    MARTINGALE_FITTED_COSTATE_FIRST_ORDER = "martingale, fitted costate, first order"
+    MARTINGALE_FITTED_COSTATE_FIRST_ORDER_NETWORK = (
+        "martingale, fitted costate, first order, network"
+    )
+    MARTINGALE_FITTED_COSTATE_NETWORK = "martingale, fitted costate, network"
+    FULL_MARTINGALE_FITTED_COSTATE_AFTER_ONE_SWEEP = (
+        "full martingale, fitted costate, after one sweep"
+    )
+    FULL_MARTINGALE_FITTED_COSTATE_NETWORK = "full martingale, fitted costate, network"
+    TIME_REVERSED_NETWORK = "time-reversed, network"
+    TIME_REVERSED_PUBLISHED = "time-reversed, published"
 
     # fixed points of the oscillator
     OPTIMUM_OF_THE_CHAIN = "chain's optimum"
@@ -90,31 +95,17 @@ class MethodName(enum.StrEnum):
     # the pendulum
     NO_DESCENT = "start"
     EXACT_COSTATE = "exact costate"
-    ANTITHETIC = "antithetic"
-    EXACT_MEAN = "exact"
-    FIRST_ORDER = "first order"
-    NO_CORRECTION = "none"
-    CORRECTED_ADJOINT_AFTER_RECURSION = "martingale-corrected adjoint after it"
-    CORRECTED_ADJOINT_ANTITHETIC = "martingale-corrected adjoint, antithetic"
-    CORRECTED_ADJOINT_EXACT = "martingale-corrected adjoint, exact"
-    CORRECTED_ADJOINT_FIRST_ORDER = "martingale-corrected adjoint, first order"
+    ANTITHETIC_CORRECTION = "antithetic correction"
+    EXACT_CORRECTION = "exact correction"
+    FIRST_ORDER_CORRECTION = "first-order correction"
+    NO_CORRECTION = "no correction"
 
     # the mixture
     FITTED_BELLMAN_RECURSION = "fitted Bellman recursion"
     PI_FT_SAMPLED = "PI-FT, sampled"
-    ADJOINT_MATCHING_NETWORK = "adjoint matching, network"
-    ADJOINT_MATCHING_PUBLISHED = "adjoint matching, published"
-    ADJOINT_MATCHING_PUBLISHED_COLD = "adjoint matching, published, cold"
     COSTATE_OF_THE_OWN_STEP = "costate of the own step"
     EXACT_CONTROL_ON_BUMPS = "exact control on bumps"
     START_NOT_LEARNED = "start not learned"
-    CORRECTED_FULL_ADJOINT = "martingale-corrected full adjoint"
-    CORRECTED_FULL_ADJOINT_AFTER_ONE_SWEEP = "martingale-corrected full adjoint after one sweep"
-    CORRECTED_FULL_ADJOINT_FROM_THE_POLICY = "martingale-corrected full adjoint, from the policy"
-    CORRECTED_FULL_ADJOINT_NETWORK = "martingale-corrected full adjoint, network"
-    CORRECTED_LEAN_ADJOINT = "martingale-corrected lean adjoint"
-    TIME_REVERSED_BSDE_NETWORK = "time-reversed BSDE, network"
-    TIME_REVERSED_BSDE_PUBLISHED = "time-reversed BSDE, published"
 
     # convergence of PI-FT
     EXACT_PI_FT = "exact PI-FT"
@@ -141,4 +132,5 @@ class MethodName(enum.StrEnum):
     PRE_TRAINED = "pre-trained"
     PI_FT = "PI-FT"
     DRAFT_1 = "DRaFT-1"
+    CORRECTED_ADJOINT = "martingale-corrected adjoint"
     TIME_REVERSED_BSDE = "time-reversed BSDE"

@@ -61,19 +61,14 @@ SOLVED = {
     "cross entropy": KINDS[2],
 }
 PIPELINES = (
-    "lean adjoint",
-    "martingale-corrected adjoint",
-    "time-reversed costate",
-    "least-squares costate",
+    "adjoint matching",
+    "martingale, fitted costate",
+    "time-reversed, exact score",
+    "least squares, costate form",
 )
 NETWORKS = [
     f"{name}, {how}"
-    for name in ("time-reversed costate", "lean adjoint")
-    for how in ("published", "network")
-]
-STEERED = [
-    f"{name}, {how}"
-    for name in ("time-reversed BSDE", "adjoint matching")
+    for name in ("time-reversed", "adjoint matching")
     for how in ("published", "network")
 ]
 RECURSION = "fitted Bellman recursion"
@@ -193,9 +188,9 @@ def linear() -> Iterator[Record]:
             "seeds": 3,
         }
         for name in (
-            "time-reversed costate, published",
-            "time-reversed costate, network",
-            "martingale-corrected adjoint, network",
+            "time-reversed, published",
+            "time-reversed, network",
+            "martingale, fitted costate, first order, network",
         ):
             yield record("linear", "bsde-linear", metric, 0.06, setting, name, "biased", **more)
 
@@ -214,7 +209,7 @@ def others() -> Iterator[Record]:
             yield record(
                 "pendulum", "bsde-pendulum", metric, 1.4667, setting, name, "unbiased", **more
             )
-    for name in (*PIPELINES, *STEERED, "martingale-corrected full adjoint, network", RECURSION):
+    for name in (*PIPELINES, *NETWORKS, "full martingale, fitted costate, network", RECURSION):
         for metric in ("cost", "regret", "w1"):
             for temp in TEMPS:
                 more = {
@@ -258,10 +253,10 @@ def others() -> Iterator[Record]:
                 stderr=0.001,
                 published=0.037,
             )
-    yield record("pendulum", "bsde-pendulum", "label_noise", 41.5, {}, "antithetic")
+    yield record("pendulum", "bsde-pendulum", "label_noise", 41.5, {}, "antithetic correction")
     for temp in TEMPS:
         yield record("mixture", "bsde-mixture", "optimum", 1 / temp, {"temp": temp})
-    for name in ("chain's optimum", "time-reversed costate"):
+    for name in ("chain's optimum", "time-reversed, exact score"):
         for dt, horizon in ((0.02, 4.0), (0.1, 4.0), (0.4, 4.0), (0.02, 0.5), (0.02, 8.0)):
             setting = {"dt": dt, "horizon": horizon, "axis": "limit"}
             yield record(
@@ -492,8 +487,8 @@ def test_the_report_reads_what_there_is_of_its_studies(tmp_path, rows, composed)
 def test_published_numbers_are_those_of_the_problem():
     assert LINEAR_PUBLISHED["samples"] == gradient_variance_linear.PUBLISHED_PATHS
     found = gradient_variance_linear.PUBLISHED_BY_PATHS
-    assert found["lean adjoint, published"] == LINEAR_PUBLISHED["non_adapted_by_samples"]
-    assert found["time-reversed costate, published"] == LINEAR_PUBLISHED["tr_bsde_by_samples"]
+    assert found["adjoint matching, published"] == LINEAR_PUBLISHED["non_adapted_by_samples"]
+    assert found["time-reversed, published"] == LINEAR_PUBLISHED["tr_bsde_by_samples"]
 
 
 def test_published_numbers_stand_beneath_the_measured(rows):
@@ -505,7 +500,7 @@ def test_published_numbers_stand_beneath_the_measured(rows):
 def test_the_crossing_is_where_the_errors_cross(rows):
     said = crossing(rows, "Euler-Maruyama")
     assert (
-        "the errors cross between $N$ of $2000$ and $5000$; the lean adjoint is the worse one below"
+        "the errors cross between $N$ of $2000$ and $5000$; adjoint matching is the worse one below"
         in said
     )
     assert NOT_MEASURED in crossing(Rows(()), "exponential")
@@ -518,12 +513,11 @@ def planted(
 ) -> Rows:
     """Records by estimator: a value, its standard error, a published number."""
     names = {
-        "back": "time-reversed costate",
-        "lean": "lean adjoint",
-        "am": "adjoint matching",
-        "tr": "time-reversed BSDE",
+        "lean": "adjoint matching",
+        "back": "time-reversed",
+        "full": "full martingale, fitted costate",
+        "fitted": "fitted Bellman recursion",
     }
-    names |= {"mc": "martingale-corrected full adjoint", "fitted": "fitted Bellman recursion"}
     rows = []
     for key, (size, stderr, published) in found.items():
         name, _, how = key.partition("_")
@@ -580,29 +574,29 @@ def test_verdicts_count_temperatures_and_take_infinity_for_the_worst():
         "mixture",
         "regret",
         {"temp": 50.0},
-        tr_network=(0.1, 0.01, None),
-        am_network=(0.2, 0.01, None),
-        mc_network=(0.09, 0.01, None),
+        back_network=(0.1, 0.01, None),
+        lean_network=(0.2, 0.01, None),
+        full_network=(0.09, 0.01, None),
     )
     cold = planted(
         "mixture",
         "regret",
         {"temp": 1.0},
-        tr_network=(math.inf, math.nan, None),
-        am_network=(1.0, 0.1, None),
-        mc_network=(0.5, 0.1, None),
+        back_network=(math.inf, math.nan, None),
+        lean_network=(1.0, 0.1, None),
+        full_network=(0.5, 0.1, None),
     )
     cost = planted(
         "mixture",
         "cost",
         {"temp": 1.0},
-        am_published=(2.0, 0.1, 2.5),
-        tr_published=(2.2, 0.1, 2.2),
+        lean_published=(2.0, 0.1, 2.5),
+        back_published=(2.2, 0.1, 2.2),
         fitted=(1.3, 0.1, None),
     )
     said = " ".join(verdicts.mixture(Rows((*hot, *cold, *cost))).split())
     assert "cost less than adjoint matching at $1$ of $1$ temperatures" in said
-    diverged = '(where #"time-reversed BSDE, network"; diverged)'
+    diverged = '(where #"time-reversed, network"; diverged)'
     assert f"one noise they are better at $50$ and worse at $1$ {diverged}." in said
     assert (
         f"beside the time-reversed costates, is better at $1$ {diverged} and not told apart at"

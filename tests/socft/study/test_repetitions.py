@@ -9,7 +9,7 @@ import pytest
 
 from socft.study.repetitions import record_repetitions
 from socft.study.vocabulary.metrics import Metric
-from socft.study.vocabulary.schemas import StudySchema
+from socft.study.vocabulary.schema import StudySchema
 
 SCHEMA = StudySchema("squares", frozenset({Metric.MSE, Metric.BIAS}))
 

@@ -24,7 +24,7 @@ from socft.study.runner import StudyFailed, run
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from socft.study.vocabulary.schemas import StudySchema
+from socft.study.vocabulary.schema import StudySchema
 from socft.study.workers import workers
 from tests.support.squares import (
     COUNT,

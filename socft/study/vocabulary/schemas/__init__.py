@@ -1,0 +1,49 @@
+"""What every study writes: the metrics, the problems and the estimators of its records."""
+
+from socft.study.vocabulary.schemas.convergence import CONVERGENCE, TIGHTNESS
+from socft.study.vocabulary.schemas.costates import LINEAR, LQ_SWEEPS, MIXTURE, PENDULUM
+from socft.study.vocabulary.schemas.gradient_variance import SOCM, TRAINING, VARIANCE
+from socft.study.vocabulary.schemas.guidance import GUIDANCE, GUIDANCE_NETWORK
+from socft.study.vocabulary.schemas.stable_diffusion import (
+    SD_BENCHMARK,
+    SD_COSTATE_SIZE,
+    SD_GRADIENT_NORM,
+    STABLE_DIFFUSION,
+)
+
+STUDIES = (
+    CONVERGENCE,
+    TIGHTNESS,
+    VARIANCE,
+    TRAINING,
+    LINEAR,
+    LQ_SWEEPS,
+    PENDULUM,
+    MIXTURE,
+    SOCM,
+    GUIDANCE,
+    GUIDANCE_NETWORK,
+    STABLE_DIFFUSION,
+    SD_GRADIENT_NORM,
+    SD_COSTATE_SIZE,
+    SD_BENCHMARK,
+)
+
+__all__ = [
+    "CONVERGENCE",
+    "GUIDANCE",
+    "GUIDANCE_NETWORK",
+    "LINEAR",
+    "LQ_SWEEPS",
+    "MIXTURE",
+    "PENDULUM",
+    "SD_BENCHMARK",
+    "SD_COSTATE_SIZE",
+    "SD_GRADIENT_NORM",
+    "SOCM",
+    "STABLE_DIFFUSION",
+    "STUDIES",
+    "TIGHTNESS",
+    "TRAINING",
+    "VARIANCE",
+]
