@@ -98,6 +98,30 @@ if TYPE_CHECKING:
     )
     from socft.problem import ControlProblem as ControlProblem
     from socft.records import Record as Record
+    from socft.flow import (
+        FlowReference as FlowReference,
+        FlowSchedule as FlowSchedule,
+        Interpolant as Interpolant,
+        LastStepReward as LastStepReward,
+        NoiseLevel as NoiseLevel,
+        NoisedVelocity as NoisedVelocity,
+        Rectified as Rectified,
+        Trigonometric as Trigonometric,
+        absorb_last_step as absorb_last_step,
+        affine_flow_reference as affine_flow_reference,
+        cps as cps,
+        dance_precise as dance_precise,
+        dance_sde as dance_sde,
+        euler_maruyama as euler_maruyama,
+        flow_ddim as flow_ddim,
+        flow_reference as flow_reference,
+        flow_sde as flow_sde,
+        free_last_step as free_last_step,
+        memoryless as memoryless,
+        precise as precise,
+        shift_times as shift_times,
+        uniform_times as uniform_times,
+    )
     from socft.reference import (
         AffineReference as AffineReference,
         KernelReference as KernelReference,
@@ -165,6 +189,12 @@ _NAMES = {
         "cosine_levels subsample soften_last"
     ),
     "socft.density": "Density Gaussian GaussianMixture Rotated affine_reference score_reference",
+    "socft.flow": (
+        "FlowReference FlowSchedule Interpolant LastStepReward NoiseLevel NoisedVelocity Rectified "
+        "Trigonometric absorb_last_step affine_flow_reference cps dance_precise dance_sde "
+        "euler_maruyama flow_ddim flow_reference flow_sde free_last_step memoryless precise "
+        "shift_times uniform_times"
+    ),
     "socft.reference": (
         "AffineReference KernelReference MatrixDiffusion Reference ScalarDiffusion ScoreReference"
     ),

@@ -33,7 +33,7 @@ LAYERS = (
     "regression",
     "policy reward sde",
     "problem density theory",
-    "path metrics",
+    "path metrics flow",
     "finite",
     "path_measure guidance truth",
     "costates",

@@ -55,6 +55,17 @@ class Density(Readable, abc.ABC):
         """Score of the law noised to ``abar``, differentiable in ``abar`` and ``x``."""
 
     @abc.abstractmethod
+    def posterior_means(
+        self, signal: float | Tensor, noise: float | Tensor, x: States
+    ) -> tuple[States, States]:
+        """``E[x_0 | x]`` and ``E[eps | x]`` for ``x = signal x_0 + noise eps``, one pair of levels
+        or one per sample.
+
+        Right at both ends: they are ``E[x_0]`` and ``x / noise`` at signal 0, ``x / signal`` and 0
+        at noise 0 of a regular law.
+        """
+
+    @abc.abstractmethod
     def score_jacobian(self, x: States) -> Float[Tensor, "batch n n"]:
         """Jacobian of the score, the Hessian of the log density."""
 

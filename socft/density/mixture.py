@@ -175,10 +175,23 @@ class GaussianMixture(Density):
 
     def noised_score(self, abar: float | Tensor, x: States) -> States:
         fields = self._fields(abar, x)
-        mixed = torch.softmax(fields.log_joint, 1).unsqueeze(2) * fields.scores
+        return self._unrotated(torch.softmax(fields.log_joint, 1).unsqueeze(2) * fields.scores)
+
+    def posterior_means(
+        self, signal: float | Tensor, noise: float | Tensor, x: States
+    ) -> tuple[States, States]:
+        a, s = (broadcast_level(value, x, 2) for value in (signal, noise))
+        fields = self._moved(a, s.square(), x)
+        mixing = torch.softmax(fields.log_joint, 1).unsqueeze(2)
+        centers = (self.means.unsqueeze(1) @ self.bases).squeeze(1).to(x)
+        endpoints = mixing * (centers - (a * self.spectra.to(a)).to(x) * fields.scores)
+        return self._unrotated(endpoints), self._unrotated(-s.to(x) * mixing * fields.scores)
+
+    def _unrotated(self, parts: Float[Tensor, "batch K n"]) -> States:
+        """Sum over components of vectors in their own eigenbases."""
         if self.shared:
-            return mixed.sum(1) @ self.bases[0].T.to(x)
-        return torch.einsum("bkm,knm->bn", mixed, self.bases.to(x))
+            return parts.sum(1) @ self.bases[0].T.to(parts)
+        return torch.einsum("bkm,knm->bn", parts, self.bases.to(parts))
 
     def score_jacobian(self, x: States) -> Float[Tensor, "batch n n"]:
         self._require_regular()
@@ -258,14 +271,18 @@ class GaussianMixture(Density):
         return _diagonalise((covs + covs.mT) / 2), -torch.linalg.slogdet(inner).logabsdet / 2
 
     def _fields(self, abar: float | Tensor, x: States) -> _Fields:
-        require_states(x, self.dims, "the law")
         level = broadcast_level(abar, x, 2)
+        return self._moved(level.sqrt(), 1 - level, x)
+
+    def _moved(self, signal: Tensor, noise_variance: Tensor, x: States) -> _Fields:
+        """The components of the law of ``signal x_0 + noise eps``, levels in float64."""
+        require_states(x, self.dims, "the law")
         bases, centers = self.bases.to(x), (self.means.unsqueeze(1) @ self.bases).squeeze(1)
         rotated = (
             (x @ bases[0]).unsqueeze(1) if self.shared else torch.einsum("bn,knm->bkm", x, bases)
         )
-        variance = noised_variance(level, self.spectra.to(level)).to(x)
-        centred = rotated - (level.sqrt() * centers.to(level)).to(x)
+        variance = (signal.square() * self.spectra.to(signal) + noise_variance).to(x)
+        centred = rotated - (signal * centers.to(signal)).to(x)
         scores = -centred / variance
         log_joint = (
             self.weights.log().to(x)

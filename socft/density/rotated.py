@@ -102,6 +102,17 @@ class Rotated(Density):
         fields = self._fields(abar, x)
         return (torch.softmax(fields.log_joint, 2) * fields.scores).sum(2) @ self.rotation.T.to(x)
 
+    def posterior_means(
+        self, signal: float | Tensor, noise: float | Tensor, x: States
+    ) -> tuple[States, States]:
+        a, s = (broadcast_level(value, x, 2) for value in (signal, noise))
+        fields = self._moved(a, s.square(), x)
+        mixing, lines = torch.softmax(fields.log_joint, 2), self._lines
+        pull = (a * lines.variances.to(a)).to(x) * fields.scores
+        turned = self.rotation.T.to(x)
+        endpoints = (mixing * (lines.means.to(x) - pull)).sum(2) @ turned
+        return endpoints, (-s.to(x) * mixing * fields.scores).sum(2) @ turned
+
     def score_jacobian(self, x: States) -> Float[Tensor, "batch n n"]:
         self._require_regular()
         fields = self._fields(1.0, x)
@@ -140,10 +151,14 @@ class Rotated(Density):
         return Tilt(density, math.fsum(t.log_normaliser for t in tilts) + form.c / beta)
 
     def _fields(self, abar: float | Tensor, x: States) -> _LineFields:
-        require_states(x, self.dims, "the law")
         level = broadcast_level(abar, x, 2)
-        variance = noised_variance(level, self._lines.variances.to(level)).to(x)
-        centers = (level.sqrt() * self._lines.means.to(level)).to(x)
+        return self._moved(level.sqrt(), 1 - level, x)
+
+    def _moved(self, signal: Tensor, noise_variance: Tensor, x: States) -> _LineFields:
+        """The components of each coordinate of ``signal x_0 + noise eps``, levels in float64."""
+        require_states(x, self.dims, "the law")
+        variance = (signal.square() * self._lines.variances.to(signal) + noise_variance).to(x)
+        centers = (signal * self._lines.means.to(signal)).to(x)
         centred = (x @ self.rotation.to(x)).unsqueeze(2) - centers
         scores = -centred / variance
         return _LineFields(
