@@ -128,6 +128,7 @@ if TYPE_CHECKING:
         MatrixDiffusion as MatrixDiffusion,
         Reference as Reference,
         ScalarDiffusion as ScalarDiffusion,
+        DenoisingReference as DenoisingReference,
         ScoreReference as ScoreReference,
     )
     from socft.regression.features import (
@@ -196,7 +197,8 @@ _NAMES = {
         "shift_times uniform_times"
     ),
     "socft.reference": (
-        "AffineReference KernelReference MatrixDiffusion Reference ScalarDiffusion ScoreReference"
+        "AffineReference DenoisingReference KernelReference MatrixDiffusion Reference "
+        "ScalarDiffusion ScoreReference"
     ),
     "socft.sde": "SDE DriftSDE LinearSDE SemilinearSDE EulerMaruyama Exponential Strang Taylor",
     "socft.reward": (

@@ -231,7 +231,25 @@ class Reference(Readable, abc.ABC):
         return self.mean(k, x) + self.diffusion.apply(k, x, controlled_noise)
 
 
-class ScoreReference(Reference):
+class DenoisingReference(Reference):
+    """A chain that removes noise from data: every state is ``a x_0 + s eps`` under the pre-trained
+    law, so that a controlled kernel is a controlled score and endpoint.
+
+    >>> reference = score_reference(Gaussian(0.0, 0.5), ddpm([0.1, 0.5, 1.0]))
+    >>> isinstance(reference, DenoisingReference)
+    True
+    """
+
+    @abc.abstractmethod
+    def score_of(self, k: Step, x: States, v: Noises) -> States:
+        """The score of the noised law that the controlled kernel goes by."""
+
+    @abc.abstractmethod
+    def endpoint_of(self, k: Step, x: States, v: Noises) -> States:
+        """The endpoint ``E[x_0 | x]`` that the controlled kernel goes by (Tweedie's formula)."""
+
+
+class ScoreReference(DenoisingReference):
     """The DDPM/DDIM chain of a schedule and a score, ``m_k(y) = (y + g_k s_k(y)) / sqrt(a_k)``.
 
     Args:
@@ -265,6 +283,11 @@ class ScoreReference(Reference):
     def score_of(self, k: Step, x: States, v: Noises) -> States:
         """The paper's control ``U_k(x) = s_k(x) + sqrt(a_k) sigma_k v / g_k``."""
         return self.score(k, x) + v * self._score_unit(k, x)
+
+    def endpoint_of(self, k: Step, x: States, v: Noises) -> States:
+        """``(x + (1 - abar_k) U_k(x)) / sqrt(abar_k)``."""
+        level, noise = level_at(self.schedule.abar[:-1], k, x)
+        return (x + noise * self.score_of(k, x, v)) / level.sqrt()
 
     def control_of(self, k: Step, x: States, score: States) -> Noises:
         """The whitened control of a fine-tuned score, the inverse of `score_of`."""
@@ -469,6 +492,7 @@ def _probe_steps(
 
 __all__ = [
     "AffineReference",
+    "DenoisingReference",
     "DenseMaps",
     "Diffusion",
     "KernelReference",

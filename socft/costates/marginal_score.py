@@ -29,7 +29,7 @@ from socft.path import Path
 from socft.policy import AffinePolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.readable import Readable
-from socft.reference import Noises, ScoreReference, States, Step
+from socft.reference import DenoisingReference, Noises, States, Step
 from socft.regression.features import Features
 from socft.regression.functions import Regression
 from socft.reward import Linear
@@ -81,7 +81,7 @@ class GivenScore(MarginalScore):
 @dataclasses.dataclass(frozen=True)
 class ReferenceScore(MarginalScore):
     r"""The score that the denoising chain itself goes by, with the control's change, :math:`U_k(x)`
-    of `ScoreReference.score_of`.
+    of `DenoisingReference.score_of`.
 
     A denoising chain of which it is the score of the noised law of its own samples has these as its
     marginals. That is so, up to O(dt) on a memoryless schedule, of the pre-trained model without
@@ -96,10 +96,10 @@ class ReferenceScore(MarginalScore):
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
         reference, last = problem.reference, problem.steps - 1
-        if not isinstance(reference, ScoreReference):
+        if not isinstance(reference, DenoisingReference):
             raise InvalidProblem(
-                f"the reference is a {type(reference).__name__}; only a ScoreReference goes by a"
-                " score.",
+                f"the reference is a {type(reference).__name__}; only a DenoisingReference goes by"
+                " a score.",
             )
 
         def score(k: int, x: States) -> Noises:

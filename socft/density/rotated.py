@@ -25,7 +25,6 @@ from socft.density.constants import (
     ScoreConstants,
     join_levels,
     largest_of,
-    noised_variance,
     stack_lines,
 )
 from socft.density.mixture import GaussianMixture

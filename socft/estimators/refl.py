@@ -2,7 +2,7 @@ r"""ReFL (arXiv 2304.05977): the reward of a one-step prediction of the sample, 
 one step's control.
 
 At a random step k of each path the objective is :math:`r(\hat x(k, x_k, v_k))`, at the fixed state
-:math:`x_k`. For a `ScoreReference` with the controlled score :math:`U_k`, Tweedie's formula
+:math:`x_k`. For a `DenoisingReference` with the controlled score :math:`U_k`, Tweedie's formula
 predicts :math:`\hat x = (x_k + (1 - \bar a_k) U_k(x_k))/\sqrt{\bar a_k}`. The targets are
 :math:`v_k + \nabla_v r(\hat x)/\beta_k`; no network is differentiated for them (derived here). The
 published loss maps rewards through a ReLU and adds a pre-training loss, which are left to the
@@ -20,13 +20,13 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import InvalidProblem, require
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
-from socft.reference import Noises, ScoreReference, States, Step, at_step, level_at
+from socft.reference import DenoisingReference, Noises, States, Step, at_step
 
 Prediction: TypeAlias = "Callable[[Step, States, Noises], States]"
 """``(k, x, v) -> predicted sample``, differentiable in v."""
@@ -97,15 +97,9 @@ class ReFL(MatchingEstimator):
 
 def _tweedie(problem: ControlProblem) -> Prediction:
     reference = problem.reference
-    kind = type(reference).__name__
-    require(
-        isinstance(reference, ScoreReference),
-        f"the reference is a {kind}; Tweedie's formula needs a ScoreReference: give a prediction.",
-    )
-    assert isinstance(reference, ScoreReference)
-
-    def predict(k: Step, x: States, v: Noises) -> States:
-        level, noise = level_at(reference.schedule.abar[:-1], k, x)
-        return (x + noise * reference.score_of(k, x, v)) / level.sqrt()
-
-    return predict
+    if not isinstance(reference, DenoisingReference):
+        raise InvalidProblem(
+            f"the reference is a {type(reference).__name__}; Tweedie's formula needs a"
+            " DenoisingReference, such as a ScoreReference: give a prediction.",
+        )
+    return reference.endpoint_of

@@ -4,21 +4,23 @@ noise.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 from torch import Tensor
 
 from socft.checks import require
+from socft.flow.interpolant import NoiseLevel
 from socft.flow.schedule import REMEDIES, FlowSchedule
-from socft.reference import Noises, Reference, ScalarDiffusion, States, Step, at_step
+from socft.reference import DenoisingReference, Noises, ScalarDiffusion, States, Step, at_step
 from socft.reward import PerSample, Reward
 
 VelocityModel = Callable[[Step, States], States]
 """``(k, x) -> E[a' x_0 + s' eps | x]`` at the time that step k starts from."""
 
 
-class FlowReference(Reference):
+class FlowReference(DenoisingReference):
     """The chain of a flow schedule and a velocity: ``x' = w_k x + J_k u_k(x) + sigma_k xi``.
 
     It starts at ``N(0, (a_0^2 + s_0^2) I)``, which is pure noise where the first time is 1.
@@ -62,6 +64,12 @@ class FlowReference(Reference):
         """The fine-tuned velocity of a whitened control, ``u + sigma v / J``."""
         return self.velocity(k, x) + v * self._velocity_unit(k, x)
 
+    def score_of(self, k: Step, x: States, v: Noises) -> States:
+        return self._start(k).score(x, self.velocity_of(k, x, v))
+
+    def endpoint_of(self, k: Step, x: States, v: Noises) -> States:
+        return self._start(k).endpoint(x, self.velocity_of(k, x, v))
+
     def control_of(self, k: Step, x: States, velocity: States) -> Noises:
         """The whitened control of a fine-tuned velocity, ``J (u_theta - u) / sigma``; half its
         square is the KL divergence of the kernels.
@@ -76,6 +84,12 @@ class FlowReference(Reference):
         noise = ((x_next - self.mean_of(k, x, velocity)) / sigma).flatten(1)
         normaliser = noise.shape[1] * (sigma.log() + math.log(2 * math.pi) / 2)
         return -noise.square().sum(1) / 2 - normaliser.flatten()
+
+    def _start(self, k: Step) -> NoiseLevel:
+        """The level that a step, or each sample's step, starts from."""
+        c = self.schedule.starts
+        index = k.to(c.noise.device) if isinstance(k, Tensor) else k
+        return NoiseLevel(*(v[index] for v in dataclasses.astuple(c)))
 
     def _velocity_unit(self, k: Step, x: States) -> Tensor:
         return at_step(self.schedule.sigma / self.schedule.velocity_weight, k, x)

@@ -151,6 +151,16 @@ class Sphere(Density):
         scale, spread = self._level(abar, x)
         return (scale * mean_direction(self.natural.to(x) + scale / spread * x) - x) / spread
 
+    def posterior_means(
+        self, signal: float | Tensor, noise: float | Tensor, x: States
+    ) -> tuple[States, States]:
+        a, s = (broadcast_level(value, x, 1) for value in (signal, noise))
+        total = a.square() * self.spread + s.square()
+        own, spread, scale = (v.to(x) for v in (a * self.spread / total, total, a * self.radius))
+        direction = mean_direction(self.natural.to(x) + scale / spread * x)
+        rest = x - scale * direction
+        return self.radius * direction + own.to(x) * rest, s.to(x) / spread * rest
+
     def score_jacobian(self, x: States) -> Float[Tensor, "batch n n"]:
         self._require_regular()
         pullback = torch.func.vjp(self.score, x)[1]

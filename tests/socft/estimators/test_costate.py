@@ -576,7 +576,7 @@ def test_only_a_denoising_chain_goes_by_a_score():
     problem, policy = linear_study(20)
     with pytest.raises(
         InvalidProblem,
-        match="the reference is a AffineReference; only a ScoreReference goes by a score",
+        match="the reference is a AffineReference; only a DenoisingReference goes by a score",
     ):
         ReferenceScore().fit(problem, policy, paths(problem, policy, 2, 55))
 

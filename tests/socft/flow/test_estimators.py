@@ -1,0 +1,87 @@
+"""Every estimator of the catalogue runs on flow chains, and sees there what it sees on the same
+chain in the core's units.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from socft.checks import InvalidProblem
+from socft.costates.fields import GivenCostate
+from socft.density import GaussianMixture, score_reference
+from socft.estimators.catalogue import CATALOGUE
+from socft.estimators.context import EstimatorContext
+from socft.flow import Rectified, flow_ddim, flow_reference
+from socft.path import Noise, rollout
+from socft.policy import FunctionPolicy
+from socft.problem import ControlProblem
+from socft.reward import FunctionReward
+from socft.schedule import ddim
+from tests.support.tensors import F64
+
+LAW = GaussianMixture([0.7, 0.3], [-1.5, 1.5], [0.16, 0.4])
+TIMES = torch.tensor([0.97, 0.7, 0.45, 0.2, 0.05], dtype=F64)
+LEVEL = Rectified().level(TIMES)
+SCALE = (LEVEL.signal.square() + LEVEL.noise.square()).sqrt()
+ROUNDING = 1e-8
+"""Of fits to paths, whose features are scaled; what is not fitted agrees to 1e-12."""
+
+
+def context(units: Tensor) -> EstimatorContext:
+    """A problem, a policy and fields that know nothing of the optimum, in states of given units."""
+
+    def in_units(k: int | Tensor, x: Tensor) -> Tensor:
+        unit = units[k]
+        return x / (unit if unit.ndim == 0 else unit[:, None])
+
+    def gradient(k: int | Tensor, x: Tensor) -> Tensor:
+        return in_units(k, -torch.sin(in_units(k, x) + 0.3))
+
+    flow = bool((units != 1).any())
+    reference = (
+        flow_reference(LAW, flow_ddim(TIMES, 0.8))
+        if flow
+        else score_reference(LAW, ddim((LEVEL.signal / SCALE).square(), 0.8))
+    )
+    reward = FunctionReward(lambda x: torch.tanh(in_units(4, x)).sum(1))
+    problem = ControlProblem(
+        reference, reward, 0.7, lambda k, x: 0.1 * in_units(k, x).square().sum(1)
+    )
+    return EstimatorContext(
+        problem,
+        FunctionPolicy(lambda k, x: 0.3 * torch.sin(in_units(k, x) + 1.0)),
+        value_gradient=GivenCostate(gradient),
+        lean_mean=GivenCostate(gradient),
+        value=lambda k, x: torch.cos(in_units(k, x) + 0.3).sum(1),
+    )
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_estimators_do_not_depend_on_the_units_of_the_states(name: str):
+    """The chains of a flow and of a score are one in two units; whitened controls have none."""
+    row, found = CATALOGUE[name], []
+    for units in (SCALE, torch.ones_like(SCALE)):
+        torch.manual_seed(0)
+        made = context(units)
+        try:
+            estimator = row.make(made)
+        except InvalidProblem as error:
+            pytest.skip(str(error))
+        noise = Noise.sample(made.problem.reference, 64, torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            path = rollout(made.problem.reference, made.policy, noise)
+        found.append((estimator.label(made.problem, made.policy, path), made, estimator))
+    losses = [
+        torch.stack(
+            [
+                estimator.loss(made.problem, made.policy, k, labels.step(k))
+                for k in range(made.problem.steps)
+            ]
+        )
+        for labels, made, estimator in found
+    ]
+    assert bool(losses[0].isfinite().all())
+    scale = float(losses[1].abs().max())
+    assert float((losses[0] - losses[1]).abs().max()) <= ROUNDING * max(scale, 1.0)
