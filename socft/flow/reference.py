@@ -109,10 +109,16 @@ class LastStepReward(Reward):
     tensor([0.9093])
     """
 
-    L0 = L1 = math.inf
-
     def __init__(self, reward: Reward, schedule: FlowSchedule, velocity: VelocityModel):
         self.reward, self.schedule, self.velocity = reward, schedule, velocity
+
+    @property
+    def L0(self) -> float:
+        return math.inf
+
+    @property
+    def L1(self) -> float:
+        return math.inf
 
     def __call__(self, x: States) -> PerSample:
         s, last = self.schedule, self.schedule.steps - 1
