@@ -6,9 +6,10 @@ Setting: Algorithm 1 with m updates at every step,
 Statement: $sup |op("Jac") U_t^((m))| ≤ L_0 (u_t) = (L_0 (s) + (1 − λ_t)/(1 − a_t))/λ_t$ and $sup
 |D^2 U_t^((m))| ≤ L_1 (u_t)$ for every $m$
 
-Kind: tight, for the control; the bound on its Jacobian adds maxima that occur at different points.
-A convex quadratic reward and the score :math:`s(y) = +L^{(0)}_s y` attain it at the last step as m
-grows: the slope of :math:`\delta_m` is :math:`M (q + \dots + q^m)`, :math:`q = 1 - \lambda`.
+Kind: tight. A convex quadratic reward and the score :math:`s(y) = +L^{(0)}_s y` attain the first
+bound at the last step as m grows: the slope of :math:`\delta_m` is :math:`M (q + \dots + q^m)`,
+:math:`q = 1 - \lambda`. The same reward and a score that bends within an ever shorter distance
+approach the second, in which :math:`L^{(1)}_s` is then all that counts.
 
 Source: arXiv 2412.18164v4, Lemma 3.2 with equations 16 and 17; sharper constant derived here.
 
@@ -48,8 +49,10 @@ from verify.support.iterates import (
     supremum,
 )
 from verify.support.rewards import Parabola
+from verify.support.score_units import ROUNDING, deviation
 from verify.support.scores import TanhScore
-from verify.support.strategies import curved_rewards, instances
+from verify.support.steep import BETWEEN, SteepScore
+from verify.support.strategies import curved_rewards, instances, numbers
 from verify.support.suprema import DIFFERENCED, TWICE
 
 CLAIM = Claim.of_module(__name__, __doc__, "Lemma 3.2, control", topics.LEMMA_3_2)
@@ -95,6 +98,39 @@ def test_holds(instance: ProductInstance, rounds: int) -> None:
             floor=floor,
             part=f"Jacobian, {each.constants}",
         )
+
+
+@settings(max_examples=60)
+@given(
+    numbers(0.01, 0.5),
+    numbers(2, 300),
+    numbers(0.1, 2),
+    st.sampled_from([1, -1]),
+    numbers(0.1, 0.95),
+    st.integers(0, 9),
+)
+def test_holds_for_steep_scores(
+    b: float, w: float, p: float, sign: int, lam: float, updates: int
+) -> None:
+    step = SteepScore(b, w, sign * p, lam)
+    limit = bend_bound(step.instance, step.instance.beta(PAPER), PAPER.bounds)
+    where = {"instance": step.instance.describe(), "updates": updates}
+    CLAIM.holds(step.bend(updates), float(limit[0]), where, part="Jacobian, steep score")
+
+
+@pytest.mark.parametrize("lam", [0.2, 0.5, 0.9])
+def test_smoothness_is_attained_by_a_steep_score(lam: float) -> None:
+    step, updates = SteepScore(b=1e-5, w=1e5, p=1.0, lam=lam), 30
+    limit = bend_bound(step.instance, step.instance.beta(PAPER), PAPER.bounds)
+    where = {"instance": step.instance.describe(), "updates": updates}
+    CLAIM.attained(step.bend(updates), float(limit[0]), where, slack=BETWEEN, part="steep score")
+
+
+@pytest.mark.parametrize("name", ["L0u", "L1u"])
+@pytest.mark.parametrize("seed", range(2))
+def test_formula(name: str, seed: int) -> None:
+    difference, where = deviation(name, seed, iterates=True)
+    CLAIM.equals(difference, 0.0, where, ROUNDING, "formula")
 
 
 def test_is_attained() -> None:

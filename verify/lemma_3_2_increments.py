@@ -4,19 +4,22 @@ geometrically.
 Setting: Algorithm 1 with m updates at every step,
 :math:`\beta_t \ge \sigma_t^2 L^{(1)}_{b,t+1}/(1-\lambda_t)`,
 :math:`G_j(y) = E\, \nabla V^{(m)}_{t+1}(x_j + \sigma_t W)` at the mean :math:`x_j` that the j-th
-iterate steers to.
+iterate steers to; :math:`D_t = (1 + (1-a_t) L^{(0)}_u)/\sqrt{a_t}`, and :math:`\tau_t` bounds
+:math:`|D^3 G V^{(m)}_{t+1}| / L^{(1)}_{b,t+1}`.
 
 Statement: $|G_j − G_(j−1)| ≤ (1 − λ_t)^j macron(L)_0 (V_(t+1))$ for $j ≥ 1$, and $|G_0| ≤
-macron(L)_0 (V_(t+1))$
+macron(L)_0 (V_(t+1))$; $|op("Jac") (G_j − G_(j−1))| ≤ (1 − λ_t)^j D_t (macron(L)_1 (V_(t+1)) +
+j τ_t macron(L)_0 (V_(t+1)))$ for $j ≥ 1$
 
 Kind: tight, for all j at once: approached by the concave clipped slope as the clip becomes sharp,
 at its corner, where the costate is as large as it can be and the following updates move through the
-steep part, back and forth.
+steep part, back and forth. The bound on the Jacobian is an upper bound, whose growth with j is
+needed.
 
 Source: arXiv 2412.18164v4, proof of Lemma 3.2; sharper constant and extremal instance derived here.
 
 How it is measured: PI-FT by quadrature, whose increments are :math:`\rho_t (G_j - G_{j-1})`, in up
-to 64 dimensions as rotated products; the clipped slope in closed form.
+to 64 dimensions as rotated products; the clipped slope, and other staircases, in closed form.
 
 What would refute it: an increment above its bound beyond quadrature error.
 """
@@ -26,17 +29,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
+from verify.smoothed_curvature import staircases
 from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
 from verify.support.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
-from verify.support.staircase import clipped
-from verify.support.strategies import curved_rewards, instances
+from verify.support.staircase import OneStep, Staircase, clipped
+from verify.support.strategies import curved_rewards, instances, numbers
 from verify.support.suprema import ACCURACY
 
 CLAIM = Claim.of_module(__name__, __doc__, "Lemma 3.2, increments", topics.LEMMA_3_2)
@@ -77,6 +81,26 @@ def test_holds_for_clipped_slopes(q: float, corner: float, sign: int) -> None:
     CLAIM.holds(step.increments(6), q ** np.arange(7) * corner, step, part="clipped")
 
 
+@settings(max_examples=40)
+@given(numbers(0.05, 0.95), staircases(), numbers(0.2, 2))
+def test_jacobians_hold(q: float, value: Staircase, sigma: float) -> None:
+    assume(max(abs(x) for x in value.levels) > 0)
+    step = OneStep(q / max(abs(x) for x in value.levels), value, sigma)
+    for j, jacobian in enumerate(step.increment_jacobians(6), 1):
+        CLAIM.holds(jacobian, _jacobian_bound(step, j), step.describe() | {"j": j}, part="Jacobian")
+
+
+def test_needs_the_growth_with_j() -> None:
+    """With K alone an increment's Jacobian is not bounded where updates move far: the curvature
+    changes from one end of its range to the other.
+    """
+    step = OneStep(0.1, Staircase((-40.0, -20.0, 20.0), (-1.0, 1.0)))
+    jacobian, where = step.increment_jacobians(1)[0], step.describe() | {"j": 1}
+    CLAIM.holds(jacobian, _jacobian_bound(step, 1), where, part="Jacobian")
+    constant, _ = theory.increment_smoothness(step.L0, 1.0, 1.0, theory.SHARP, 1 - step.q)
+    CLAIM.breaks(jacobian, step.q * constant, where, "growth with j")
+
+
 @pytest.mark.parametrize("q", [0.5, 0.9])
 def test_is_attained(q: float) -> None:
     step = clipped(q, SHARP_CLIP, sign=-1)
@@ -90,3 +114,11 @@ def test_needs_the_condition_on_beta() -> None:
     """
     step = clipped(1.25, SHARP_CLIP, sign=-1)
     CLAIM.breaks(float(step.increments(20)[-1]), 0.99**20 * step.L0, step, "condition on beta")
+
+
+def _jacobian_bound(step: OneStep, j: int) -> float:
+    """For ``m(y) = y``, with the design constant of the step."""
+    local, lam = step.chain, 1 - step.q * step.chain.reward_L1
+    third = theory.SHARP / step.sigma
+    constant, slope = theory.increment_smoothness(step.L0, local.reward_L1, 1.0, third, lam)
+    return (1 - lam) ** j * (constant + j * slope)

@@ -17,8 +17,9 @@ Source: arXiv 2412.18164v4, Lemma 3.2, equation 38; sharper constant derived her
 
 The lower bound is derived here too.
 
-How it is measured: PI-FT by quadrature, in up to 64 dimensions as rotated products; also at the
-smaller weights that the sharper constants admit.
+How it is measured: the formula in the paper's variables on random chains; PI-FT by quadrature,
+in up to 64 dimensions as rotated products; also at the smaller weights that the sharper constants
+admit.
 
 What would refute it: an iterate's gradient longer than its bound beyond quadrature error.
 """
@@ -35,6 +36,7 @@ from verify.support import topics
 from verify.support.claims import WITHIN, Claim
 from verify.support.instances import ProductInstance
 from verify.support.iterates import PAPER, Chained, Iterate, constant, passes
+from verify.support.score_units import ROUNDING, deviation
 from verify.support.staircase import clipped
 from verify.support.strategies import curved_rewards, instances
 from verify.support.suprema import ACCURACY
@@ -63,6 +65,12 @@ def test_holds(instance: ProductInstance, rounds: int) -> None:
         CLAIM.holds(
             measure(each.found), paper, each.where, sharp=sharp, floor=floor, part=each.constants
         )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_formula(seed: int) -> None:
+    difference, where = deviation("L0V", seed, iterates=True)
+    CLAIM.equals(difference, 0.0, where, ROUNDING, "formula")
 
 
 @settings(max_examples=15)

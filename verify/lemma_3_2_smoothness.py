@@ -31,6 +31,7 @@ from fractions import Fraction
 import flint
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -41,12 +42,11 @@ from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
 from verify.support.iterates import PAPER, Chained, Iterate, constant, passes
+from verify.support.score_units import ROUNDING, deviation
 from verify.support.strategies import curved_rewards, instances, numbers
 from verify.support.suprema import DIFFERENCED
 
 CLAIM = Claim.of_module(__name__, __doc__, "Lemma 3.2, (39)", topics.LEMMA_3_2)
-ROUNDING = 1e-11
-"""Relative error of powers up to 2000."""
 TERMS = 2000
 CELLS = 40
 SIGMA = 0.1
@@ -76,6 +76,12 @@ def test_holds(instance: ProductInstance, rounds: int) -> None:
             floor=DIFFERENCED,
             part=each.constants,
         )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_formula(seed: int) -> None:
+    difference, where = deviation("L1V", seed, iterates=True)
+    CLAIM.equals(difference, 0.0, where, ROUNDING, "formula")
 
 
 @settings(max_examples=100)
@@ -125,9 +131,11 @@ def test_needs_the_excess(q: float, slope: float) -> None:
     move = slope + fade * np.cos(here) - shift / q
     hessian = curvature * (1 + jacobian) ** 2 + bend * move - jacobian**2 / q
     measured, optimum = float(np.abs(hessian).max()), 1 / (1 - q)
-    excess = theory.iterate_excess(slope + 1, 1.0, 1.0, 0.0, theory.SHARP / SIGMA, 1 - q)
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    chain = theory.ChainConstants(one, one, SIGMA * one, zero, zero, slope + 1, 1.0)
+    limit = float(theory.iterate_constants(chain, 1 - q, PAPER.bounds).L1V[0])
     where = {"q": q, "slope": slope, "sigma": SIGMA, "updates": 1}
-    CLAIM.holds(measured, optimum + excess, where, part="sine")
+    CLAIM.holds(measured, limit, where, part="sine")
     CLAIM.breaks(measured, optimum, where, "excess")
     CLAIM.finding(
         f"at λ = {1 - q:.2g} an iterate's Hessian is {measured / optimum:.3f} times what (15)"

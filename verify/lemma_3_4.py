@@ -9,18 +9,20 @@ Setting: Algorithm 1 with m updates at every step,
 Statement: $ε_t ≤ M_t (ε_(t+1)/λ_t + (1 − λ_t)^(m+1) (L_0 (V_(t+1)) + macron(L)_0 (V_(t+1))/λ_t))$
 with $ε_t = sup |∇V_t^((m)) − ∇V^*_t|$
 
-Kind: upper bound, and not of the right order in m: the value is an envelope, so that its gradient
-is off only to second order in what the control is off. The sharper bound has :math:`q^{2m}` in
-place of :math:`q^{m+1}`, with a factor that grows like m (derived here), and that is the order of
-the error.
+Kind: upper bound, whose first term is attained (derived here): by finished steps behind an
+unfinished last one, whose errors they pass on as they are. Its second term is not of the right
+order in m: the value is an envelope, so that its gradient is off only to second order in what the
+control is off. The sharper bound is :math:`M_t (\varepsilon_{t+1}/\lambda_t + q^{2m}
+L^{(0)}_{b,t+1} (q + (m + q (1 - q^{2m})/(2\lambda)) c/\lambda))`, where c is the share by which the
+curvature changes over a shift (derived here); quadratic steps attain it, with c = 0.
 
 Source: arXiv 2412.18164v4, Lemma 3.4; sharper order derived here.
 
-How it is measured: PI-FT by quadrature against the exact optimum, with the measured
-:math:`\varepsilon_{t+1}`, in up to 64 dimensions as rotated products; the order on one step with a
-smoothed value function in closed form. The certificate covers all quadratic steps, whose slopes
-stand for Lipschitz constants: there the error of the curvature is :math:`|q|^{2m+1}` of the optimal
-one.
+How it is measured: the formulas in the paper's variables; PI-FT by quadrature against the exact
+optimum, with the measured :math:`\varepsilon_{t+1}`, in up to 64 dimensions as rotated products;
+the order on one step with a smoothed value function in closed form; chains of clipped slopes with
+updates of their own at every step. The certificate covers all quadratic steps, whose slopes stand
+for Lipschitz constants: there the error of the curvature is :math:`|q|^{2m+1}` of the optimal one.
 
 What would refute it: an error above its bound beyond quadrature error.
 """
@@ -29,7 +31,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import flint
 import numpy as np
 import pytest
 import torch
@@ -38,16 +39,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
-from verify.support import topics
+from verify.support import chained, topics
 from verify.support.balls import ball, cells
+from verify.support.chained import Unequal, unequal
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
 from verify.support.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
+from verify.support.score_units import ROUNDING
 from verify.support.staircase import OneStep, clipped
-from verify.support.strategies import curved_rewards, instances
+from verify.support.strategies import curved_rewards, instances, numbers
 from verify.support.suprema import ACCURACY
 
 CLAIM = Claim.of_module(__name__, __doc__, "Lemma 3.4", topics.LEMMAS_3_3_AND_3_4)
+SPLINE = chained.ACCURACY
+SHARP_CLIP = 2000.0
+"""Corner of the clip over sigma at which its rounding costs less than 1%."""
 CLOSED_FORM = 1e-12
 """Error of a slope of a clipped step over its corner: a few error functions."""
 CELLS = 60
@@ -134,6 +140,55 @@ def test_holds_for_clipped_slopes(q: float, corner: float, sign: int) -> None:
         )
 
 
+@settings(max_examples=12)
+@given(unequal())
+def test_holds_for_unequal_updates(chain: Unequal) -> None:
+    measured, limit = _unequal(chain)
+    seen = chain.visible(measured, limit)
+    CLAIM.holds(seen, limit, chain, floor=SPLINE * chain.corner, part="unequal updates")
+
+
+def test_first_term_is_attained() -> None:
+    """By a finished step behind a last one without updates, in whose clipped slope the error is
+    largest where the curvature is.
+    """
+    chain = Unequal(1000.0, (0.5, 0.998), (60, 0))
+    measured, limit = _unequal(chain)
+    CLAIM.attained(measured[0], limit[0], chain, slack=SPLINE, part="first term")
+
+
+def test_sharper_bound_is_attained() -> None:
+    """By a clipped slope without updates, and by the slopes of quadratic steps after any number."""
+    step = clipped(0.5, SHARP_CLIP)
+    CLAIM.attained(step.gradient_error(0), _bounds(step, 0)[1], step, part="sharper bound")
+    for m in range(6):
+        shift = 0.0
+        for _ in range(m):
+            shift = 0.6 * (1 + shift)
+        slope = (1 + shift) ** 2 - shift**2 / 0.6
+        CLAIM.attained(
+            1 / 0.4 - slope,
+            theory.envelope_error_bound(1 / 0.4, 0.0, 1.0, 0.4, 0.6, 0.0, m),
+            {"q": 0.6, "updates": m},
+            part="sharper bound, quadratic",
+        )
+
+
+@settings(max_examples=20)
+@given(*[numbers(0.1, 3)] * 6, numbers(0.05, 0.95), st.integers(0, 9))
+def test_formula(
+    L0: float, Lb0: float, eps: float, M: float, rho: float, tau: float, lam: float, m: int
+) -> None:
+    q, c, where = 1 - lam, tau * rho * Lb0, {"lam": lam, "updates": m}
+    shown = M * (eps / lam + q ** (m + 1) * (L0 + Lb0 / lam))
+    found = theory.value_gradient_error_bound(L0, Lb0, eps, M, lam, m)
+    CLAIM.equals(found / shown - 1, 0.0, where, ROUNDING, "formula")
+    bend = sum(q ** (2 * k) for k in range(m, 2 * m)) * (1 + q) / 2 + m * q ** (2 * m - 1)
+    shown = M * (eps / lam + Lb0 * q ** (2 * m + 1) + Lb0 * q * c * bend / lam)
+    found = theory.envelope_error_bound(Lb0, eps, M, lam, rho, tau, m)
+    CLAIM.equals(found / shown - 1, 0.0, where, ROUNDING, "sharper bound, formula")
+
+
 def test_is_off_by_an_order() -> None:
     """The lemma overstates the error by a factor that grows like ``q^-m / m``; the sharper bound's
     at most like m.
@@ -192,15 +247,23 @@ def test_certified(rounds: int) -> None:
     """Quadratic steps of either sign: the error is ``q^{2m+1}`` of the optimal slope, which stands
     for L0V and Lb0.
 
-    The lemma allows ``q^{m+1} (1 + 1/lam)`` of it, the sharper bound, without third derivatives,
-    ``q^{2m+1} (1 + q) / lam``.
+    The lemma allows ``q^{m+1} (1 + 1/lam)`` of it; the sharper bound, without third derivatives, is
+    the error.
     """
     for ends in cells(Fraction(1, 10), Fraction(9, 10), CELLS):
         q, where = ball(*ends), {"q": [float(x) for x in ends], "updates": rounds}
         CLAIM.certified(q**rounds, 1 + 1 / (1 - q), where, "quadratic step, lemma over q^{m+1}")
-        CLAIM.certified(
-            flint.arb(1), (1 + q) / (1 - q), where, "quadratic step, sharper bound over q^{2m+1}"
-        )
+
+
+def _unequal(chain: Unequal) -> tuple[list[float], list[float]]:
+    """``eps_t`` and the lemma with the measured ``eps_{t+1}``, t < T."""
+    _, eps = chain.errors
+    steepest, M = chain.constants.L0V.tolist(), chain.constants.mean_L0.tolist()
+    limits = [
+        theory.value_gradient_error_bound(chain.corner, steepest[t + 1], eps[t + 1], M[t], lam, m)
+        for t, (lam, m) in enumerate(zip(chain.lam, chain.rounds, strict=True))
+    ]
+    return eps[:-1], limits
 
 
 def _bounds(step: OneStep, rounds: int) -> tuple[float, float]:

@@ -39,6 +39,7 @@ from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance
 from verify.support.rewards import Slope
+from verify.support.score_units import ROUNDING, deviation
 from verify.support.scores import MixtureScore, TanhScore
 from verify.support.strategies import Sine, instances
 from verify.support.suprema import ACCURACY
@@ -57,6 +58,12 @@ def measure(instance: ProductInstance) -> Tensor:
 def bound(instance: ProductInstance, statement: theory.RegularityStatement) -> Tensor:
     """(14), shape (T,)."""
     return instance.regularity(statement).L0V[:-1]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_formula(seed: int) -> None:
+    difference, where = deviation("L0V", seed)
+    CLAIM.equals(difference, 0.0, where, ROUNDING, "formula")
 
 
 @given(instances())

@@ -43,6 +43,7 @@ from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.rewards import Parabola, Slope
+from verify.support.score_units import ROUNDING, deviation
 from verify.support.scores import TanhScore
 from verify.support.strategies import instances, quadratic_instances
 from verify.support.suprema import DIFFERENCED
@@ -71,6 +72,12 @@ def bound(
 ) -> Tensor:
     """(15) at the weights of the paper's condition, shape (T,)."""
     return theory.constants_at(instance.chain, instance.beta(), statement).L1V[:-1]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_formula(seed: int) -> None:
+    difference, where = deviation("L1V", seed)
+    CLAIM.equals(difference, 0.0, where, ROUNDING, "formula")
 
 
 @given(instances())

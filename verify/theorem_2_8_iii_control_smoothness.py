@@ -6,10 +6,13 @@ Setting: scores with constants :math:`L^0_{s,t}, L^1_{s,t}` and
 Statement: $|∇u^*_t (y) − ∇u^*_t (y')| ≤ L_1 (u_t) |y − y'|$ with $L_1 (u_t) = (L_1 (s_t) + (1 −
 λ_t)/g_t · C_d (1 + g_t L_0 (u_t))^2/(σ_t sqrt(a_t)))/λ_t$ and $C_d = bb(E) |W|$
 
-Kind: tight, but only at the ends. A linear reward attains it at the last step, where every lambda
-below 1 is admitted and u* - s is constant; and it is approached as lambda tends to 1. In between
-the proof adds maxima that occur at different states: for one step, one dimension and an affine
-expanding score the largest possible ratio is (derived here)
+Kind: tight, at every lambda: a convex quadratic reward approaches it as the score bends within an
+ever shorter distance, because :math:`u^*` is then the score and a multiple of the mean map, and the
+term with :math:`L^1_s` is all that counts (derived here). Without it an affine score leaves the
+other term, which is attained only at the ends. A linear reward attains it at the last step, where
+every lambda below 1 is admitted and u* - s is constant; and it is approached as lambda tends to 1.
+In between the proof adds maxima that occur at different states: for one step, one dimension and an
+affine expanding score the largest possible ratio is (derived here)
 
 .. math:: \max_h\, e^{-h^2/2} \Big( \frac{\lambda}{1 - (1-\lambda)\,\mathrm{erf}(h/\sqrt 2)} \Big)^3
     ,
@@ -30,8 +33,9 @@ Source: arXiv 2412.18164v4, Theorem 2.8 (iii), equation 17; sharper constants de
 
 They have the exact mean map, the smoothed curvature and no dimension.
 
-How it is measured: the supremum of the second derivative of the exact control in score units, at
-the weights the paper's condition asks; the largest ratio of a family of one-step problems by
+How it is measured: the formula in the paper's variables on random chains; the supremum of the
+second derivative of the exact control in score units, at the weights the paper's condition asks,
+also in closed form where the score is steep; the largest ratio of a family of one-step problems by
 differential evolution, with a solver of its own; in two dimensions sums of two functions along
 directions at any angle, over their arguments and over directions.
 
@@ -47,6 +51,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import differential_evolution, minimize_scalar
 from scipy.special import erf
 from torch import Tensor
@@ -59,8 +64,10 @@ from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance
 from verify.support.rewards import Slope
+from verify.support.score_units import ROUNDING, deviation
 from verify.support.scores import TanhScore
 from verify.support.staircase import Staircase
+from verify.support.steep import BETWEEN, SteepScore
 from verify.support.strategies import Sine, instances, numbers
 from verify.support.suprema import TWICE
 from verify.theorem_2_8_iii_control_lipschitz import controls, inner
@@ -95,6 +102,27 @@ def test_holds(instance: ProductInstance) -> None:
     sharp = bound(instance, theory.Theorem28(instance.sharp))
     floor = TWICE * (1 + float(theory.score_unit(instance.chain).max()))
     CLAIM.holds(measured, bound(instance, PAPER), instance, sharp=sharp, floor=floor)
+
+
+@settings(max_examples=60)
+@given(
+    numbers(0.01, 0.5),
+    numbers(2, 300),
+    numbers(0.1, 2),
+    st.sampled_from([1, -1]),
+    numbers(0.1, 0.95),
+)
+def test_holds_for_steep_scores(b: float, w: float, p: float, sign: int, lam: float) -> None:
+    step = SteepScore(b, w, sign * p, lam)
+    CLAIM.holds(
+        step.bend(), float(bound(step.instance, PAPER)[0]), step.instance, part="steep score"
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_formula(seed: int) -> None:
+    difference, where = deviation("L1u", seed)
+    CLAIM.equals(difference, 0.0, where, ROUNDING, "formula")
 
 
 @settings(max_examples=200)
@@ -157,6 +185,13 @@ def test_best_ratio_found(lam: float) -> None:
         text + f"by a jump of r'' from −L1 to L1; {largest_ratio(lam):.4f} is the largest possible",
         dataclasses.asdict(best),
     )
+
+
+@pytest.mark.parametrize("lam", [0.2, 0.5, 0.9])
+def test_is_attained_by_a_steep_score(lam: float) -> None:
+    step = SteepScore(b=1e-5, w=1e5, p=1.0, lam=lam)
+    limit = float(bound(step.instance, PAPER)[0])
+    CLAIM.attained(step.bend(), limit, step.instance, slack=BETWEEN, part="steep score")
 
 
 def test_is_attained() -> None:

@@ -8,8 +8,10 @@ $O(max_(s ≥ t) (1 − λ_s)^m)$, for all $m$ and $t$
 
 Kind: tight, in its asymptotic rate over all steps: on a linear-quadratic problem the largest error
 shrinks by exactly :math:`\max_t \sigma_t^2 |P_{t+1}|/\beta_t` per update of all steps, which is
-:math:`\max_t q_t` for a convex reward and the score :math:`+L^{(0)}_s y`. The rate of a single step
-is smaller than the theorem says, because later steps count with their squares (derived here):
+:math:`\max_t q_t` for a convex reward and the score :math:`+L^{(0)}_s y`. The unrolled
+bounds are approached too, where steps have numbers of updates of their own: finished steps pass the
+errors of an unfinished last one on as they are. The rate of a single step is smaller than the
+theorem says, because later steps count with their squares (derived here):
 :math:`\max(q_t, \max_{s > t} q_s^2)`, attained by the same problem.
 
 Source: arXiv 2412.18164v4, Theorem 3.1; rates of a single step derived here.
@@ -36,17 +38,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
-from verify.support import topics
+from verify.support import chained, topics
+from verify.support.chained import Unequal, unequal
 from verify.support.claims import WITHIN, Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.iterates import PAPER, Chained, Iterate, constants_for, iterate, passes, visible
 from verify.support.rewards import Parabola
+from verify.support.score_units import ROUNDING, random_chain
 from verify.support.scores import TanhScore
 from verify.support.strategies import curved_rewards, instances
 from verify.support.suprema import ACCURACY
 
 CLAIM = Claim.of_module(__name__, __doc__, "Theorem 3.1", topics.THEOREM_3_1)
+SPLINE = chained.ACCURACY
+PASSED_ON = 0.05
+"""How close a chain of three steps comes, whose clip is rounded by noise."""
 BITS = 400
 ROUNDS = 60
 """Updates after which the second-largest rate, to the power m, is below 1% of the largest."""
@@ -85,6 +92,42 @@ def test_holds(instance: ProductInstance, rounds: int) -> None:
             ACCURACY * instance.dim**0.5 * float(unit.max()),
         )
         CLAIM.holds(measured, paper, each.where, sharp=sharp, floor=floor, part=each.constants)
+
+
+@settings(max_examples=12)
+@given(unequal())
+def test_holds_for_unequal_updates(chain: Unequal) -> None:
+    _check_unequal(chain)
+
+
+def test_finished_steps_pass_errors_on() -> None:
+    """Two finished steps behind a last one without updates: the error of the last value's gradient
+    grows by 1 / lam on its way to the first control.
+    """
+    chain = Unequal(1000.0, (0.995, 0.25, 0.999), (60, 60, 0))
+    measured, limit = _check_unequal(chain)
+    CLAIM.attained(measured, limit, chain, within=PASSED_ON, slack=SPLINE, part="errors passed on")
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 20), st.lists(st.integers(0, 6), min_size=4, max_size=4))
+def test_formula(seed: int, updates: list[int]) -> None:
+    """Lemmas 3.3 and 3.4 in the paper's units, unrolled by hand."""
+    chain, lam = random_chain(seed, steps=4)
+    found = theory.iterate_constants(chain, lam, PAPER.bounds)
+    beta, steep, flat = 1.3 * found.beta_required, found.L0V, theory.paper_constants(chain, lam).L0V
+    kappa = chain.alpha.sqrt() * chain.sigma**2 / (beta * chain.score_weight)
+    eps, controls = torch.zeros((), dtype=torch.float64), []
+    for t in reversed(range(4)):
+        q, m, M = 1 - lam[t], updates[t], found.mean_L0[t]
+        controls.append(q**m * kappa[t] * flat[t + 1] + kappa[t] * eps / lam[t])
+        eps = M * (eps / lam[t] + q ** (m + 1) * (flat[t + 1] + steep[t + 1] / lam[t]))
+    rounds = torch.tensor(updates, dtype=torch.float64)
+    shown = theory.convergence(chain, found, beta, rounds)
+    difference = shown.score.flip(0) / torch.stack(controls) - 1
+    where = {"seed of the chain": seed, "updates": updates}
+    CLAIM.equals(difference.abs().max(), 0.0, where, ROUNDING, "formula")
+    CLAIM.equals(shown.value_gradient[0] / eps - 1, 0.0, where, ROUNDING, "formula")
 
 
 def test_is_attained() -> None:
@@ -153,6 +196,19 @@ def test_needs_the_condition_on_beta(shortfall: float) -> None:
         {"instance": instance.describe(), "beta over the least": shortfall},
         "condition on beta",
     )
+
+
+def _check_unequal(chain: Unequal) -> tuple[float, float]:
+    """Errors of all controls; that of the first, and its sharper bound."""
+    rounds = torch.tensor(chain.rounds, dtype=torch.float64)
+    paper, sharp = (
+        unroll(chain.chain, chain.constants, chain.beta, rounds).score
+        for unroll in (theory.convergence, theory.sharp_convergence)
+    )
+    errors, _ = chain.errors
+    seen, floor = chain.visible(errors, sharp.tolist()), SPLINE * chain.corner
+    CLAIM.holds(seen, paper, chain, sharp=sharp, floor=floor, part="unequal updates")
+    return errors[0], float(sharp[0])
 
 
 def _quadratic() -> QuadraticInstance:

@@ -74,17 +74,23 @@ def envelope_error_bound(
     third_derivative_ratio: float,
     rounds: int,
 ) -> float:
-    """``eps_t <= M ( eps_{t+1} + q^{2m} Lb0 ((1 + q)(q + m c) + q c / 2) ) / lam`` with ``c = tau
-    rho Lb0``; upper bound.
+    """``eps_t <= M ( eps_{t+1} / lam + q^{2m} Lb0 (q + c (m + q (1 - q^{2m}) / (2 lam)) / lam) )``
+    with ``c = tau rho Lb0``; upper bound, tight for c = 0: attained by quadratic rewards.
 
     Derived here: Lemma 3.4 with the square of its rate, because the two terms of (55) cancel to
-    first order, as an envelope's must. With e the distance of delta_m from the fixed point delta of
-    the update map, H the Hessian of G V there and H' its mean over the segment between, the
-    envelope's gradient is off by
-    ``((Jac delta - Jac delta_m)(I - rho H) + (I + Jac delta_m) rho (H - H')) e`` over rho, up to
-    transposition, where ``|e| <= q^m rho Lb0``, ``rho |H - H'| <= q tau |e| / 2`` and, by
-    induction over m, ``|Jac delta - Jac delta_m| <= q^m (q + m c) / lam``.
-    And changing V_{t+1} by eps changes the finished envelope's gradient, delta / rho, by at most
+    first order, as an envelope's must. Let ``e_j = delta_j - delta`` be the distance of the updates
+    from their fixed point, H_j the Hessian of G V at the j-th, and ``N_j = I + Jac delta_j^T``,
+    which is at most 1 / lam and obeys ``N_j = I + N_{j-1} rho H_{j-1}``. Since a gradient is a
+    shift over rho, rho times the error of (55) is
+
+        e_{m+1} - Jac delta_m^T (e_m - e_{m+1}) = e_{2m+1} - sum_{j<m} N_j rho (H_j - H'_k) d_k,
+
+    where ``d_k = e_k - e_{k+1}``, ``j + k = 2m - 1`` and H'_k is the mean Hessian from delta_k to
+    delta_{k+1}: exchanging H_j for H'_k turns ``rho H_j d_k`` into ``d_{k+1}``. Here
+    ``|e_j|`` and ``|d_j|`` are at most ``q^j rho Lb0``, so that
+    ``rho |H_j - H'_k| <= q c (q^j + q^k (1 + q) / 2)``. So the m-th iterate's gradient is as close
+    to the optimal one as iterate 2m + 1 is to its limit, up to the change of the curvature. And
+    changing V_{t+1} by eps changes the finished envelope's gradient, delta / rho, by at most
     ``eps / lam``.
 
     Args:
@@ -93,10 +99,9 @@ def envelope_error_bound(
         third_derivative_ratio: tau, bound on ``|D^3 G V_{t+1}| / K``, of every iterate.
     """
     q, c = 1 - lam, product(third_derivative_ratio, rho, iterates_L0)
-    unfinished = product(
-        q ** (2 * rounds), iterates_L0, (1 + q) * (q + product(rounds, c)) + product(q, c) / 2
-    )
-    return product(mean_L0, gradient_error + unfinished) / lam
+    bend = product(c, rounds + q * (1 - q ** (2 * rounds)) / (2 * lam)) / lam
+    unfinished = product(q ** (2 * rounds), iterates_L0, q + bend)
+    return product(mean_L0, gradient_error / lam + unfinished)
 
 
 def value_gap_bound(steepest: float, rho: float, b: float, q: float, rounds: int) -> float:

@@ -197,6 +197,20 @@ def geometric_peak(lam: float, constant: float, slope: float) -> float:
     return max(math.exp(m * math.log1p(-lam)) * (constant + slope * m) for m in (first, first + 1))
 
 
+def increment_smoothness(
+    L0: float, curvature: float, mean_L0: float, third_derivative_ratio: float, lam: float
+) -> tuple[float, float]:
+    """c and d of ``|Jac(G_m - G_{m-1})| <= q^m (c + d m)``, ``c = D K`` and ``d = D tau Lb0``,
+    m >= 1, for the costates G_m that successive updates see; upper bound.
+
+    By induction: ``Jac delta_{m+1} = rho Jac G_m``, so that the difference is that of H_m and
+    H_{m-1}, at most ``K tau rho q^{m-1} Lb0``, times ``I + Jac delta_{m-1}``, at most D, and H_m
+    times rho times the difference before it.
+    """
+    D = mean_L0 / lam
+    return product(D, curvature), product(D, third_derivative_ratio, L0)
+
+
 def iterate_excess(
     L0: float,
     curvature: float,
@@ -211,13 +225,9 @@ def iterate_excess(
     It is what (55) adds to the envelope identity,
     ``grad V^(m) = Jac m^T G_m + Jac delta_m^T (G_m - G_{m-1})`` with ``G_m`` the gradient of G V at
     ``m_t + delta_m``: there ``|Jac delta_m| <= q D``, its Lipschitz constant is at most Z,
-    ``|G_m - G_{m-1}| <= q^m Lb0`` and, by induction over m,
-    ``|Jac(G_m - G_{m-1})| <= q^m D (K + m tau Lb0)``.
+    ``|G_m - G_{m-1}| <= q^m Lb0`` and `increment_smoothness`.
     """
-    q, D = 1 - lam, mean_L0 / lam
     Z = shift_smoothness(mean_L0, mean_L1, third_derivative_ratio, lam)
-    return geometric_peak(
-        lam,
-        product(Z, L0) + product(q, D, D, curvature),
-        product(q, D, D, third_derivative_ratio, L0),
-    )
+    turn = shift_lipschitz(mean_L0, lam)
+    constant, slope = increment_smoothness(L0, curvature, mean_L0, third_derivative_ratio, lam)
+    return geometric_peak(lam, product(Z, L0) + product(turn, constant), product(turn, slope))

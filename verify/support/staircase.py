@@ -184,6 +184,18 @@ class OneStep:
             [np.abs(b - a).max() / self.q for a, b in itertools.pairwise(self.shifts(rounds + 1))]
         )
 
+    def increment_jacobians(self, rounds: int) -> list[float]:
+        """``sup |d(G_j - G_{j-1})/dy|``, j = 1..rounds."""
+        shift = jacobian = np.zeros_like(self.states)
+        found, before = [], None
+        for _ in range(rounds + 1):
+            costate = self.curvature(self.states + shift) * (1 + jacobian)
+            if before is not None:
+                found.append(float(np.abs(costate - before).max()))
+            shift, jacobian = self.q * self.slope(self.states + shift), self.q * costate
+            before = costate
+        return found
+
     def control_errors(self, rounds: int) -> list[float]:
         """``sup |delta_m - delta*|``, m = 0..rounds."""
         return [float(np.abs(shift - self.best).max()) for shift in self.shifts(rounds)]

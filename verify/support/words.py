@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from socft.reward import PseudoHuber, Sine, Softplus
+from verify.support.chained import Unequal
 from verify.support.instances import Instance, ProductInstance, QuadraticInstance, rebuild
 from verify.support.rewards import Parabola, Slope, SmoothMaximum
 from verify.support.scores import MixtureScore, TanhScore
@@ -73,6 +74,15 @@ def _(instance: OneStep) -> str:
         f"one step with $m(y) = y$, $rho = {number(instance.q)}$, "
         f"$sigma = {number(instance.sigma)}$,"
         f" $V'' =$ {_value(V.levels)} between knots {_value(V.knots)}"
+    )
+
+
+@tell.register
+def _(instance: Unequal) -> str:
+    return (
+        f"{len(instance.lam)} steps with $m(y) = y$, $sigma = 1$, a reward of slope"
+        f" $clip(x, -{number(instance.corner)}, {number(instance.corner)})$,"
+        f" λ = {_value(instance.lam)}, updates {_value(instance.rounds)}"
     )
 
 

@@ -24,6 +24,7 @@ from socft.checks import InvalidProblem
 from socft.reward import Reward
 from socft.schedule import Schedule, ddim, ddpm, linear_levels, variance_preserving
 from socft.theory import ChainConstants, Lemma32, PaperBounds, Regularity, SharpBounds, Theorem28
+from verify.support.score_units import in_score_units, random_chain
 
 EXACT = 1e-11
 """Relative rounding of a few hundred float64 operations."""
@@ -216,65 +217,6 @@ def _tensor(values: list[float]) -> Tensor:
     return torch.tensor([float(x) for x in values], dtype=torch.float64)
 
 
-def in_score_units(
-    chain: ChainConstants, lam: Tensor, first: float, iterates: bool = False
-) -> dict[str, list[float]]:
-    """(14)-(17) and (38)-(39) in the paper's variables, ``first`` in place of C_d, the maximum over
-    m by enumeration.
-    """
-    L0, L1 = [chain.reward_L0], [chain.reward_L1]
-    L0u, L1u, required = [], [], []
-    for t in reversed(range(chain.steps)):
-        a, g, sigma, L0s, L1s, lm = (
-            float(x[t])
-            for x in (
-                chain.alpha,
-                chain.score_weight,
-                chain.sigma,
-                chain.score_L0,
-                chain.score_L1,
-                lam,
-            )
-        )
-        q, root, V0, V1 = 1 - lm, math.sqrt(a), L0[0], L1[0]
-        u0 = (L0s + q / g) / lm
-        c = q / g * first * (1 + g * u0) ** 2 / (sigma * root)
-        u1 = (L1s + c) / lm
-        M = (1 + g * L0s) / root
-        L0.insert(0, M * V0 * (1 + q**2 / lm if iterates else 1))
-        L1.insert(0, (g * L1s * V0 + (1 + g * L0s) * V1 * (1 + g * u0) / root) / root)
-        if iterates:
-            m = np.arange(1, 4000)
-            h = (
-                m * (first / sigma) * q * V0 * (1 + g * u0) / root * q ** (m - 1)
-                + q**m * V1 * (1 + g * u0) / root
-            )
-            L1[0] += np.max(g / root * ((q * u1 + c) * q**m * V0 + q / g * (1 + g * u0) * h))
-        required.insert(0, sigma**2 * V1 / q)
-        L0u.insert(0, u0)
-        L1u.insert(0, u1)
-    return {"L0V": L0, "L1V": L1, "L0u": L0u, "L1u": L1u, "beta_required": required}
-
-
-def random_chain(seed: int, steps: int = 5, dim: int = 7) -> tuple[ChainConstants, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(steps, generator=generator, dtype=torch.float64)
-
-    chain = ChainConstants(
-        uniform(0.5, 1),
-        uniform(0.1, 0.5),
-        uniform(0.2, 0.9),
-        uniform(0, 2),
-        uniform(0, 2),
-        1.3,
-        0.8,
-        dim,
-    )
-    return chain, uniform(0.1, 0.95)
-
-
 # Identities with the paper's form
 
 
@@ -288,7 +230,7 @@ def test_whitened_recursions_are_the_ones_in_score_units(seed: int, iterates: bo
         else theory.paper_constants(chain, lam)
     )
     for name, values in in_score_units(chain, lam, theory.expected_norm(7), iterates).items():
-        torch.testing.assert_close(getattr(found, name), _tensor(values), rtol=EXACT, atol=0)
+        torch.testing.assert_close(getattr(found, name), values, rtol=EXACT, atol=0)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -853,9 +795,8 @@ def test_envelope_error_bound_by_hand():
         rounds=2,
     )
     c = 3.0 * 0.25 * 2.0
-    assert value == pytest.approx(
-        1.5 / 0.4 * (0.3 + 0.6**4 * 2.0 * (1.6 * (0.6 + 2 * c) + 0.3 * c)), rel=EXACT
-    )
+    bend = c / 0.4 * (2 + 0.6 * (1 - 0.6**4) / 0.8)
+    assert value == pytest.approx(1.5 * (0.3 / 0.4 + 0.6**4 * 2.0 * (0.6 + bend)), rel=EXACT)
 
 
 def test_sharp_bounds_unrolled_by_hand_for_two_steps():
@@ -948,7 +889,7 @@ def least_lam(chain: ChainConstants, beta: float, dim_constant: float) -> float:
     """The smallest lam_t of the paper's recursion at a constant beta, -1 where it breaks down."""
     lam = torch.full((chain.steps,), 0.5, dtype=torch.float64)
     for t in reversed(range(chain.steps)):
-        L1 = in_score_units(chain, lam, dim_constant)["L1V"][t + 1]
+        L1 = float(in_score_units(chain, lam, dim_constant)["L1V"][t + 1])
         lam[t] = 1 - float(chain.sigma[t]) ** 2 * L1 / beta
         if lam[t] <= 0:
             return -1.0

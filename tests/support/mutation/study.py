@@ -1,0 +1,58 @@
+"""Which tests are to notice mistakes in which modules."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Tests, and the modules whose mutants they are tried on.
+
+    Attributes:
+        name: of the suite.
+        modules: patterns of files.
+        tests: files and folders of tests.
+        profile: of hypothesis, by name.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    tests: tuple[str, ...]
+    profile: str = "socft"
+
+
+_ALL = (
+    Suite("theory", ("socft/theory/*.py",), ("tests/socft/theory",)),
+    Suite("claims", ("socft/theory/*.py",), ("verify",), "verify"),
+    Suite(
+        "costates",
+        ("socft/costates/*.py",),
+        ("tests/socft/costates", "tests/socft/estimators"),
+    ),
+    Suite(
+        "estimators",
+        ("socft/estimators/**/*.py",),
+        ("tests/socft/estimators", "tests/socft/costates", "tests/toy/test_measure.py"),
+    ),
+    Suite("truth", ("socft/truth/*.py",), ("tests/socft/truth", "tests/socft/test_pi_ft.py")),
+    Suite(
+        "chains",
+        (
+            "socft/schedule.py",
+            "socft/reference.py",
+            "socft/path.py",
+            "socft/path_measure.py",
+        ),
+        (
+            "tests/socft/test_schedule.py",
+            "tests/socft/test_path.py",
+            "tests/socft/test_policy.py",
+            "tests/socft/test_problem.py",
+            "tests/socft/truth/test_tilt.py",
+            "tests/socft/estimators",
+        ),
+    ),
+    Suite("density", ("socft/density/*.py",), ("tests/socft/density",)),
+)
+SUITES = {suite.name: suite for suite in _ALL}
