@@ -33,7 +33,8 @@ _ACCURACY = {"xatol": 0.0, "xrtol": 1e-15, "fatol": 0.0, "frtol": 0.0}
 _ROUNDING = 8 * torch.finfo(torch.float64).eps
 """Relative error of a root, at most."""
 
-_TINY = torch.finfo(torch.float64).tiny
+_TINY = 1e-200
+"""In place of a zero that is divided by."""
 
 LEVEL_CHUNK = 32
 """Levels at which components are compared together."""
@@ -84,7 +85,7 @@ def _rank_one_eigenvalue(
     precision, square = p[level, 0].numpy(), square[level, pair].numpy()
 
     def excess(mu: np.ndarray, i: np.ndarray) -> np.ndarray:
-        return (square[i] / (precision[i] + mu[:, None])).sum(1) - 1
+        return (square[i] / np.maximum(precision[i] + mu[:, None], _TINY)).sum(1) - 1
 
     root = _root(excess, floor[level].numpy(), square.sum(1), np.arange(len(square)))
     return floor.scatter_reduce(0, level, root, "amax") + _ROUNDING * p.amax((1, 2))

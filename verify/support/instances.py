@@ -139,7 +139,7 @@ class ProductInstance(Instance):
         return ScoreAndMeanConstants(
             *(
                 torch.stack([getattr(c, name) for c in found]).amax(0)
-                for name in ("L0", "L1", "mean_L0")
+                for name in ("L0", "L1", "mean_L0", "up", "down")
             )
         )
 
@@ -165,8 +165,9 @@ class ProductInstance(Instance):
 
     @property
     def chain(self) -> theory.ChainConstants:
+        c = self.constants
         return theory.ChainConstants.of(
-            self.schedule, self.constants.L0, self.constants.L1, self.reward, self.dim
+            self.schedule, c.L0, c.L1, self.reward, self.dim, (c.up, c.down)
         )
 
     def problem(self, beta: float | Tensor) -> ControlProblem:
@@ -233,8 +234,14 @@ class QuadraticInstance(Instance):
 
     @property
     def chain(self) -> theory.ChainConstants:
+        one = torch.ones_like(self.schedule.alpha)
         return theory.ChainConstants.of(
-            self.schedule, max(abs(s) for s in self.score), 0.0, self.reward, self.dim
+            self.schedule,
+            max(abs(s) for s in self.score),
+            0.0,
+            self.reward,
+            self.dim,
+            (max(self.score) * one, -min(self.score) * one),
         )
 
     @property

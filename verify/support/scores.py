@@ -22,12 +22,14 @@ SECH_SLOPE = 4 / (3 * math.sqrt(3))
 @dataclasses.dataclass(frozen=True)
 class ScoreAndMeanConstants:
     """Per step: Lipschitz constants of the score, of its Jacobian, and of the mean map (exact where
-    L0 is signed), shape (T,).
+    L0 is signed), and the exact one-sided constants of the score, shape (T,).
     """
 
     L0: Float[Tensor, " steps"]
     L1: Float[Tensor, " steps"]
     mean_L0: Float[Tensor, " steps"]
+    up: Float[Tensor, " steps"]
+    down: Float[Tensor, " steps"]
 
 
 class Score(abc.ABC):
@@ -60,7 +62,8 @@ class MixtureScore(Score):
         stretch = 1 + schedule.score_weight * found.L0
         if len(self.weights) == 1:
             stretch = (1 - schedule.score_weight * found.L0).abs()
-        return ScoreAndMeanConstants(found.L0, found.L1, stretch / schedule.alpha.sqrt())
+        mean = stretch / schedule.alpha.sqrt()
+        return ScoreAndMeanConstants(found.L0, found.L1, mean, found.up, found.down)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,4 +91,5 @@ class TanhScore(Score):
             torch.stack([(1 + schedule.score_weight * s).abs() for s in slopes]).amax(0)
             / schedule.alpha.sqrt()
         )
-        return ScoreAndMeanConstants(L0, L1, mean)
+        up, down = (torch.full_like(L0, x) for x in (max(slopes), -min(slopes)))
+        return ScoreAndMeanConstants(L0, L1, mean, up, down)

@@ -97,8 +97,17 @@ THEOREM_3_1 = Topic(
     " the errors, not their ratios: one more update of every step may increase the error of a"
     " control, because the value function in front of it changes too.",
 )
-SECTION_4_1 = Topic(
+ONE_SIDED = Topic(
     11,
+    "One-sided constants: a condition that does not compound",
+    "Derived here. $h^±$ bound the largest and minus the smallest eigenvalue of $∇^2 V$, $K^±$"
+    " those of $∇^2 G V$, $M$ and $N$ are the Lipschitz constants of the mean map and of its"
+    " Jacobian, $a = ρ K^+$ and $b = ρ K^(−)$; updates are relaxed by $θ$. Measured are suprema of"
+    " the exact solution and of PI-FT by quadrature, at the smallest weights that these constants"
+    " admit, in up to 64 dimensions as rotated products; and closed forms.",
+)
+SECTION_4_1 = Topic(
+    12,
     "Section 4.1: parametric policy gradient",
     "Policies are $U_t = K_t φ_t (y)$. The paper proves strong concavity of $Q^K_t$ at the optimum"
     " only, and conjectures a linear rate. Measured are the formula against derivatives of the"
@@ -107,7 +116,7 @@ SECTION_4_1 = Topic(
     " optimum and from afar.",
 )
 SECTION_4_2 = Topic(
-    12,
+    13,
     "Section 4.2: continuous time, and the exponential tilt",
     "Here $a = 1 − q thin d t$ and $σ^2 = q thin d t$. The discrete optimum misses two things of"
     " the exponential tilt: its kernels move means only, the kernel gap, and it cannot choose where"
@@ -115,7 +124,7 @@ SECTION_4_2 = Topic(
     " $2 T$ steps; the equations symbolically and by automatic differentiation.",
 )
 ADJOINTS = Topic(
-    13,
+    14,
     "Adjoints: what matching methods regress on",
     "The envelope identity, the paper's (34), is the lean adjoint of adjoint matching"
     ' (#link("https://arxiv.org/abs/2409.08861")[arXiv 2409.08861]) in expectation. Its fixed'
@@ -123,11 +132,11 @@ ADJOINTS = Topic(
     " the policy's derivative, is the gradient of the simulated objective on every path.",
 )
 GUIDANCE = Topic(
-    14,
+    15,
     "Gradient guidance",
     "For Gaussian data everything is exact at any number of steps"
     ' (#link("https://arxiv.org/abs/2404.14743")[arXiv 2404.14743]). Measured are guided chains,'
     " fixed points and rates of the two algorithms, and fitted linear scores against these"
     " formulas.",
 )
-OTHER = Topic(15, "Other results", "")
+OTHER = Topic(16, "Other results", "")

@@ -25,7 +25,7 @@ SHOWN = 4
 EXACT = 1e5
 """Whole numbers below this one are shown as such."""
 SYMBOLS = {
-    **{name: name for name in ("beta", "delta", "eta", "sigma", "tau")},
+    **{name: name for name in ("beta", "delta", "eta", "sigma", "tau", "theta")},
     **{"lam": "lambda", "updates": "m", "step": "t", "dim": "d", "steps": "T", "eps": "epsilon"},
 }
 HIDDEN = ("count", "entry", "seed", "type")

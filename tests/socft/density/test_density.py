@@ -472,6 +472,7 @@ def test_one_sided_constants_tell_log_concave_laws():
 
 BOUNDED: dict[str, GaussianMixture] = {
     "three of one covariance": GaussianMixture([0.3, 0.3, 0.4], 2 * randn(3, 2), covariance(2)),
+    "three close ones": GaussianMixture([0.3, 0.3, 0.4], 0.3 * randn(3, 2), covariance(2)),
     "square": GaussianMixture(
         [0.25] * 4, torch.tensor([[2.0, 2.0], [2.0, -2.0], [-2.0, 2.0], [-2.0, -2.0]]), 1.0
     ),
