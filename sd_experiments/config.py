@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from sd_experiments import CONFIGS
 from socft.checks import InvalidProblem, require
+from socft.files import one_line, read_text
 
 _T = TypeVar("_T")
 Text = Annotated[str, Field(strict=True)]
@@ -357,14 +358,14 @@ def read_config(file: Path, run: Mapping[str, Any] | None = None) -> ExperimentC
         InvalidProblem: no such file, a syntax error, an unknown key, a value of another type or out
             of range.
     """
-    require(
-        file.is_file(),
-        f"there is no configuration {str(file)!r}; start from one in {str(CONFIGS)!r}.",
-    )
+    remedy = f"start from a configuration in {str(CONFIGS)!r}"
+    require(file.exists(), f"there is no configuration {str(file)!r}; {remedy}.")
+    text = read_text(file, f"correct it there, or {remedy}")
     try:
-        content = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidProblem(f"{file} is not a TOML file ({error}); correct it there.") from error
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        said = "nested too deeply" if isinstance(error, RecursionError) else one_line(str(error))
+        raise InvalidProblem(f"{file} is not a TOML file ({said}); correct it there.") from error
     try:
         return parse_config(content if run is None else _with_run(content, run))
     except InvalidProblem as error:

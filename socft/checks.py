@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,6 +55,22 @@ def require_each(holds: Tensor, values: Tensor, what: str, remedy: str) -> None:
     index = (~holds).nonzero()[0].tolist()
     where = f"{what}{index if index else ''}"
     raise InvalidProblem(f"{where} = {values[tuple(index)].item():.6g}; {remedy}")
+
+
+def require_known(name: str, known: Iterable[str], what: str, also: str = "") -> None:
+    """Raise `InvalidProblem` with the nearest names unless ``name`` is one of those that are known.
+
+    Args:
+        what: what has such names.
+        also: what else can be given.
+    """
+    names = list(known)
+    if name in names:
+        return
+    nearest = difflib.get_close_matches(name, names, n=3) or names
+    raise InvalidProblem(
+        f"there is no {what} {name!r}; give {also and f'{also}, or '}one of: {', '.join(nearest)}."
+    )
 
 
 def require_finite(values: Tensor, what: str, remedy: str) -> None:

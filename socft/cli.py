@@ -9,12 +9,17 @@ in `COMMANDS`. Heavy imports belong in ``run``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
+import io
 import operator
+import os
 import pkgutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
@@ -23,7 +28,15 @@ import tyro
 
 from sd_experiments.commands import Sd
 
-FAILED, INVALID, INTERRUPTED = 1, 2, 130
+FAILED, INVALID, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+STATUS = {
+    0: "all is done",
+    FAILED: "tasks failed, or claims are not verified",
+    INVALID: "an argument, or a file that is missing, damaged or cannot be written",
+    INTERRUPTED: "interrupted",
+    TERMINATED: "terminated",
+}
+"""What the exit status of every command means."""
 EXTRAS = {
     "report": ("matplotlib", "typst"),
     "sd": ("accelerate", "diffusers", "peft", "safetensors", "tensorboard", "transformers"),
@@ -38,7 +51,6 @@ class Plugins:
 
     package: str
     what: str
-    plural: str
     attribute: str
     module: str = ""
 
@@ -61,20 +73,17 @@ class Plugins:
         Raises:
             InvalidProblem: there is no such module.
         """
-        from socft.checks import require
+        from socft.checks import require_known
 
-        known, module = ", ".join(self.names), name.replace("-", "_")
-        require(
-            module in self.names,
-            f"there is no {self.what} named {name!r}; the {self.plural} are: {known or 'none'}.",
-        )
+        module = name.replace("-", "_")
+        require_known(module, self.names, self.what)
         path = ".".join(filter(None, [self.package, module, self.module]))
         return getattr(importlib.import_module(path), self.attribute)
 
 
-STUDIES = Plugins("toy.studies", "study", "studies", "STUDY")
-REPORTS = Plugins("socft.report", "report", "reports", "REPORT", module="report")
-CLAIMS = Plugins("verify", "claim", "claims", "CLAIM")
+STUDIES = Plugins("toy.studies", "study", "STUDY")
+REPORTS = Plugins("socft.report", "report", "REPORT", module="report")
+CLAIMS = Plugins("verify", "claim", "CLAIM")
 
 
 @runtime_checkable
@@ -258,19 +267,58 @@ COMMANDS: dict[str, type[Command]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 1 (tasks failed), 2 (bad input) or 130 (interrupted)."""
-    try:
-        _parse(arguments).run()
-    except KeyboardInterrupt as error:
-        return _say(
-            str(error) or "interrupted; run the same command again to continue", INTERRUPTED
-        )
-    except Exception as error:
-        explained = _explain(error)
-        if explained is None:
-            raise
-        return _say(*explained)
+    """Run one command; the exit status is one of `STATUS`."""
+    with _speaking(), _stopping() as stopped:
+        try:
+            try:
+                _parse(arguments).run()
+            finally:
+                sys.stdout.flush()
+        except KeyboardInterrupt as error:
+            said = str(error) or "interrupted; run the same command again to continue"
+            return _say(said, *stopped or [INTERRUPTED])
+        except Exception as error:
+            explained = _explain(error)
+            if explained is None:
+                raise
+            return _say(*explained)
     return 0
+
+
+@contextlib.contextmanager
+def _speaking() -> Iterator[None]:
+    """What is said is written whatever the locale, where it has no letter as an escape; output that
+    nobody takes is not tried again when the process ends.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """SIGTERM stops a command as Ctrl-C does; yields its exit status once it came."""
+    stopped: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(*_: object) -> None:
+        stopped.append(TERMINATED)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parse(arguments: Sequence[str] | None) -> Command:
@@ -285,7 +333,7 @@ def _parse(arguments: Sequence[str] | None) -> Command:
         prog="socft",
         description=(
             "Fine-tuning diffusion models by stochastic optimal control: measure, and typeset what"
-            " was measured."
+            f" was measured. Exit status: {'; '.join(f'{k} {v}' for k, v in STATUS.items())}."
         ),
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
@@ -323,7 +371,8 @@ def _explain(error: Exception) -> tuple[str, int] | None:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"socft: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody listens, and the status says it
+        print(f"socft: {message}", file=sys.stderr)
     return code
 
 

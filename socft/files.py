@@ -157,23 +157,35 @@ def write_atomically(file: Path, content: bytes) -> None:
     Raises:
         OSError: the disk does not take it; the error names the file.
     """
-    temporary: Path | None = None
-    try:
+    with naming(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, file)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            raise type(error)(error.errno, error.strerror, str(file)) from error
-        raise
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                write_durably(stream, content)
+            Path(temporary).chmod(0o644)
+            os.replace(temporary, file)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_durably(stream: BinaryIO, content: bytes) -> None:
+    """Write to an open file; the content is on disk when this returns."""
+    stream.write(content)
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Errors of the disk name the file that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(file)) from error
 
 
 @contextlib.contextmanager
@@ -186,11 +198,15 @@ def locked(file: Path, remedy: str = ELSEWHERE) -> Iterator[None]:
     Raises:
         InvalidProblem: another run holds it.
     """
+    made = not file.parent.exists()
     with open_locked(file, remedy):
         try:
             yield
         finally:
             file.unlink(missing_ok=True)
+            if made:
+                with contextlib.suppress(OSError):  # it holds something by now
+                    file.parent.rmdir()
 
 
 def open_locked(file: Path, remedy: str = ELSEWHERE) -> BinaryIO:

@@ -78,9 +78,6 @@ class Record:
     dirty: bool = dataclasses.field(default_factory=lambda: environment().dirty)
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Record))
-
-
 @dataclasses.dataclass(frozen=True)
 class Environment:
     """Where a number was measured."""
@@ -141,11 +138,10 @@ def read(file: FilePath) -> list[Record]:
 def _record(row: Any, where: str) -> Record:
     """The record of a row, all of whose keys are there."""
     if isinstance(row, dict):
-        missing = [name for name in _FIELDS if name not in row]
-        require(not missing, f"{where} is damaged: {', '.join(missing)} is missing; {AGAIN}.")
-        row = row | {name: float(row[name]) for name in _NUMBERS if row[name] in INFINITIES}
-        row |= {"value": math.nan if row["value"] is None else row["value"]}
-    return structured(Record, row, where, AGAIN)
+        known = {name: row[name] for name in _NUMBERS if name in row}
+        row = row | {name: float(each) for name, each in known.items() if each in INFINITIES}
+        row |= {"value": math.nan} if known.get("value", 0.0) is None else {}
+    return structured(Record, row, where, AGAIN, complete=True)
 
 
 def _strict(row: Any) -> Any:

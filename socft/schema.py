@@ -10,8 +10,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Mapping
+from typing import (
+    Any,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from socft.checks import InvalidProblem
 
@@ -28,18 +38,21 @@ NAMES: Mapping[Any, str] = {
 }
 
 
-def structured(kind: type[_T], value: Any, where: str, remedy: str) -> _T:
+def structured(kind: type[_T], value: Any, where: str, remedy: str, complete: bool = False) -> _T:
     """The dataclass ``kind`` of a value of JSON.
 
     Args:
         where: the place of the value, for the message.
         remedy: what to do about damage, for the message.
+        complete: whether every key must be there, also those with a default.
 
     Raises:
         InvalidProblem: a key is missing or unknown, a value is of another type, or the dataclass
             refuses it.
     """
     try:
+        if complete and isinstance(value, dict):
+            _require_keys([field.name for field in dataclasses.fields(cast(Any, kind))], value)
         return _fit(kind)(value)
     except _Misfit as error:
         raise InvalidProblem(f"{where} is damaged: {error}; {remedy}.") from error
@@ -159,12 +172,16 @@ def _table(kind: Any) -> _Fit:
         for name in value:
             if name not in fits:
                 raise _Misfit("no key of it").inside(f".{name}")
-        for name in needed:
-            if name not in value:
-                raise _Misfit("missing").inside(f".{name}")
+        _require_keys(needed, value)
         return kind(**{name: _inside(fits[name], value[name], f".{name}") for name in value})
 
     return fit
+
+
+def _require_keys(names: Iterable[str], value: Mapping[str, Any]) -> None:
+    missing = [name for name in names if name not in value]
+    if missing:
+        raise _Misfit(f"without {', '.join(missing)}")
 
 
 def _inside(fit: Any, value: Any, place: str) -> Any:

@@ -182,3 +182,65 @@ def test_what_is_found_by_name_has_it(folder: str, attribute: str, others: set[s
         if each.folder == folder and each.file.stem != "__init__" and attribute not in each.assigned
     }
     assert missing == others
+
+
+MODE = {"open": 1, "os.fdopen": 1, "io.open": 1, ".open": 0}
+"""Where calls that open a file say how."""
+ELSE = ("os.open", "Image.open")
+"""Calls of that name that open nothing as text."""
+
+
+def depending_on_locale(tree: ast.AST) -> list[int]:
+    """Lines that read or write text in whatever encoding the locale says."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call.lineno for call in calls if _depends_on_locale(call)]
+
+
+def _depends_on_locale(call: ast.Call) -> bool:
+    named = {each.arg: each.value for each in call.keywords}
+    whole = ast.unparse(call.func)
+    method = "." + whole.rpartition(".")[2] if "." in whole else whole
+    if "encoding" in named or whole in ELSE:
+        return False
+    if method in (".read_text", ".write_text"):
+        return True
+    if whole.startswith("subprocess."):
+        return "text" in named
+    place = MODE.get(whole, MODE.get(method))
+    if place is None:
+        return False
+    mode = named.get("mode", call.args[place] if len(call.args) > place else None)
+    return not (isinstance(mode, ast.Constant) and "b" in str(mode.value))
+
+
+def test_text_is_utf_8_whatever_the_locale():
+    found = {each.name: depending_on_locale(each.tree) for each in SOURCES}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "depends"),
+    [
+        ("file.read_text()", True),
+        ("file.read_text(errors='replace')", True),
+        ("file.read_text(encoding='utf-8')", False),
+        ("file.write_text(content)", True),
+        ("file.open()", True),
+        ("file.open('a')", True),
+        ("file.open('ab')", False),
+        ("open(file)", True),
+        ("open(file, 'w')", True),
+        ("open(file, 'rb')", False),
+        ("open(file, mode='rb')", False),
+        ("open(file, 'w', encoding='utf-8')", False),
+        ("os.fdopen(handle, 'w')", True),
+        ("os.fdopen(handle, 'wb')", False),
+        ("os.open(file, os.O_RDONLY)", False),
+        ("subprocess.run(command, text=True)", True),
+        ("subprocess.run(command, text=True, encoding='utf-8')", False),
+        ("subprocess.run(command)", False),
+        ("study.run()", False),
+    ],
+)
+def test_text_in_the_encoding_of_the_locale_is_found(code: str, depends: bool):
+    assert bool(depending_on_locale(ast.parse(code))) == depends

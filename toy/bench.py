@@ -22,7 +22,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from socft.estimators.catalogue import COMPARED, find_estimator
+from socft.checks import require_known
+from socft.estimators.catalogue import CATALOGUE, COMPARED, find_estimator
 from socft.files import write_atomically
 from socft.records import Record
 from socft.study.runner import run
@@ -118,10 +119,12 @@ def bench(
         against: names of built-in estimators; all of them by default.
 
     Raises:
-        InvalidProblem: the import path leads to no estimator.
+        InvalidProblem: the import path leads to no estimator, or no built-in one has a name.
     """
     find_estimator(estimator)
-    names = list(COMPARED) if against is None else list(against)
+    names = list(COMPARED) if against is None else list(dict.fromkeys(against))
+    for name in names:
+        require_known(name, CATALOGUE, "built-in estimator")
     chosen = study(estimator, names)
     records = run(chosen, quick, out, executor)
     row = summary(estimator, records)

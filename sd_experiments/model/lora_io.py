@@ -15,11 +15,12 @@ import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from peft.utils.save_and_load import get_peft_model_state_dict
-from safetensors import safe_open
 
 from sd_experiments.model.policy import ADAPTER, LoRA
 from sd_experiments.model.stable_diffusion import StableDiffusion
+from sd_experiments.tensor_file import encode_tensors, read_sealed_tensors
 from socft.checks import require
+from socft.files import write_atomically
 
 PART = "unet."
 
@@ -27,12 +28,17 @@ PART = "unet."
 def save_lora(lora: LoRA, directory: str | Path) -> Path:
     """Write the low-rank layers; returns the file."""
     settings = {
-        name: sorted(value) if isinstance(value, set) else value
+        PART + name: sorted(value) if isinstance(value, set) else value
         for name, value in lora.config.to_dict().items()
     }
+    header = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True)}
     layers: dict[str, Any] = get_peft_model_state_dict(lora.base.unet, adapter_name=ADAPTER)
+
+    def write(tensors: dict[str, torch.Tensor], file: str) -> None:
+        write_atomically(Path(file), encode_tensors(tensors, header))
+
     StableDiffusionPipeline.save_lora_weights(
-        directory, unet_lora_layers=layers, unet_lora_adapter_metadata=settings
+        directory, unet_lora_layers=layers, save_function=write
     )
     return Path(directory) / LORA_WEIGHT_NAME_SAFE
 
@@ -41,20 +47,14 @@ def load_lora(base: StableDiffusion, directory: str | Path) -> LoRA:
     """Add low-rank layers from a file of `save_lora` to a network that has none.
 
     Raises:
-        InvalidProblem: no such file, a file without its settings, or layers that are not exactly
-            the network's.
+        InvalidProblem: no such file, a file that does not hold what was written, or layers that are
+            not exactly the network's.
     """
     file = Path(directory) / LORA_WEIGHT_NAME_SAFE
-    require(file.is_file(), f"{str(file)!r} does not exist; give a directory that save_lora wrote.")
-    with safe_open(file, framework="pt") as stored:
-        header: dict[str, Any] = json.loads(
-            (stored.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}")
-        )
-        tensors = {name.removeprefix(PART): stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    settings = {name.removeprefix(PART): value for name, value in header.items()}
-    require(
-        "r" in settings, f"{str(file)!r} does not say its rank and alpha; write it with save_lora."
-    )
+    tensors, header = read_sealed_tensors(file, "give a directory that save_lora wrote")
+    tensors = {name.removeprefix(PART): value for name, value in tensors.items()}
+    stored: dict[str, Any] = json.loads(header[LORA_ADAPTER_METADATA_KEY])
+    settings = {name.removeprefix(PART): value for name, value in stored.items()}
     lora = LoRA(base, settings["r"], settings["lora_alpha"], settings["target_modules"])
     _copy(lora, tensors, file)
     return lora

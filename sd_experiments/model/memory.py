@@ -34,7 +34,7 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     with contextlib.suppress(OSError):
-        _RESET.write_text("5")
+        _RESET.write_bytes(b"5")
 
 
 def free_bytes(device: torch.device) -> float:
@@ -43,7 +43,7 @@ def free_bytes(device: torch.device) -> float:
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     with contextlib.suppress(OSError):
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMORY.read_text(), re.MULTILINE)
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", _content(_MEMORY), re.MULTILINE)
         if found:
             return int(found[1]) * 1024
     return math.inf
@@ -54,9 +54,13 @@ def _resident() -> int:
     program; that of getrusage also has the peak of the program it was started from.
     """
     with contextlib.suppress(OSError):
-        found = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+        found = re.search(r"^VmHWM:\s+(\d+) kB", _content(_STATUS), re.MULTILINE)
         if found:
             return int(found[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )
+
+
+def _content(file: Path) -> str:
+    return file.read_text(encoding="ascii")

@@ -19,7 +19,7 @@ from sd_experiments.model.prompts import (
     prompt_encoder,
 )
 from sd_experiments.model.sampling import ddim_scheduler
-from sd_experiments.model.weights import load_pipeline
+from sd_experiments.model.weights import load_pipeline, refusing
 from socft.checks import require
 
 NOISE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
@@ -92,7 +92,9 @@ class StableDiffusion:
         Raises:
             InvalidProblem: a part of the pipeline is missing, damaged or another network's.
         """
-        return cls.from_pipeline(load_pipeline(directory, dtype, device), micro_batch, **options)
+        pipeline = load_pipeline(directory, dtype, device)
+        with refusing(f"the model in {str(directory)!r}"):
+            return cls.from_pipeline(pipeline, micro_batch, **options)
 
     @property
     def unet(self) -> UNet2DConditionModel:

@@ -7,9 +7,10 @@ on for days. Only safetensors are read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
     StableDiffusionXLPipeline,
 )
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from sd_experiments.manifest import MANIFEST, verify
 from socft.checks import InvalidProblem, require
+from socft.files import one_line, read_json
 
 MODELS: dict[str, tuple[Any, str]] = {
     "unet": (UNet2DConditionModel, "diffusion_pytorch_model"),
@@ -42,6 +46,7 @@ DOWNLOAD = (
     "hf download --include '*/*.safetensors' --include '*.json' --include '*.txt' --exclude"
     " '*.fp16.*'"
 )
+COPY = "copy it again"
 END = "</w>"
 """Ends the last piece of a word in CLIP's vocabulary."""
 
@@ -55,6 +60,8 @@ def load_pipeline(
         InvalidProblem: a part is missing, damaged or another network's.
     """
     folder = folder_of(directory)
+    if (folder / MANIFEST).is_file():
+        verify(folder, COPY)
     index = (folder / "model_index.json").is_file()
     require(
         index,
@@ -83,9 +90,28 @@ def load_pipeline(
     )
     options: dict[str, Any] = {} if extra_large else {"requires_safety_checker": False}
     parts |= dict.fromkeys(unused)
-    return kind.from_pretrained(
-        str(folder), dtype=dtype, local_files_only=True, **options, **parts
-    ).to(device)
+    with refusing(f"the pipeline in {folder}"):
+        loaded = kind.from_pretrained(
+            str(folder), dtype=dtype, local_files_only=True, **options, **parts
+        )
+        return loaded.to(device)
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Files of others are read inside: whatever that raises is a sentence about ``what``, and the
+    network is not asked, whatever a configuration says.
+    """
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    except InvalidProblem:
+        raise
+    except Exception as error:
+        said = one_line(f"{type(error).__name__}: {error}")
+        raise InvalidProblem(f"{what} cannot be loaded ({said}); {COPY}.") from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def folder_of(name: str | Path) -> Path:
@@ -124,7 +150,7 @@ def is_extra_large(folder: Path) -> bool:
     """Whether a saved pipeline says that it is an XL."""
     require_json(folder)
     index = folder / "model_index.json"
-    return index.is_file() and json.loads(index.read_text()).get("_class_name") == XL
+    return index.is_file() and _object(index).get("_class_name") == XL
 
 
 def load_whole(kind: Any, folder: Path, stem: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -150,17 +176,14 @@ def load_whole(kind: Any, folder: Path, stem: str, dtype: torch.dtype = torch.fl
         "output_loading_info": True,
     }
     options["ignore_mismatched_sizes"] = True  # refused below, with their names
-    try:
+    with refusing(f"{file} with its config.json"):
         model, found = kind.from_pretrained(str(folder), **options)
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise InvalidProblem(
-            f"{file} cannot be loaded: {one_line(error)}; copy it again with its config.json."
-        ) from error
     _require_none(found["missing_keys"], f"{file} lacks", "weights of the network")
     _require_none(found["unexpected_keys"], f"{file} has", "weights the network lacks")
     _require_none(
         [key for key, *_ in found["mismatched_keys"]], f"{file} has", "weights of another shape"
     )
+    _require_none(_not_finite(model), f"{file} has", "weights that are not finite")
     return model
 
 
@@ -177,8 +200,11 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         f"{folder} holds neither tokenizer.json nor vocab.json with merges.txt; copy the tokenizer"
         " there.",
     )
-    tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    lost = unreachable_tokens(tokenizer)
+    require_json(folder)
+    with refusing(f"the tokenizer in {folder}"):
+        tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        lost = unreachable_tokens(tokenizer)
+        tokenizer(["a"], padding=True, truncation=True)
     require(
         not lost,
         f"the tokenizer in {folder} has {len(lost)} tokens that no merge makes, such as {lost[:1]},"
@@ -210,15 +236,19 @@ def require_json(folder: Path) -> None:
         InvalidProblem: one is not JSON.
     """
     for file in sorted(folder.glob("*.json")):
-        try:
-            json.loads(file.read_text())
-        except ValueError as error:
-            raise InvalidProblem(f"{file} is not JSON ({error}); copy it again.") from error
+        read_json(file, COPY, strict=False)
 
 
-def one_line(error: Exception) -> str:
-    """The message of an error on one line."""
-    return " ".join(str(error).split())[:300]
+def _object(file: Path) -> Mapping[str, Any]:
+    """What a JSON file says by name."""
+    found = read_json(file, COPY, strict=False)
+    require(isinstance(found, dict), f"{file} is damaged: it is no JSON object; {COPY}.")
+    return found
+
+
+def _not_finite(model: nn.Module) -> list[str]:
+    """Names of the weights with an entry that is no finite number."""
+    return [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
 
 
 def _require_uncut(folder: Path, stem: str) -> Path:
@@ -226,21 +256,22 @@ def _require_uncut(folder: Path, stem: str) -> Path:
     index = folder / f"{stem}.safetensors.index.json"
     single = folder / f"{stem}.safetensors"
     several = index.is_file() and not single.is_file()
-    files = (
-        sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-        if several
-        else [single]
-    )
-    for file in files:
+    for file in _parts(index) if several else [single]:
         require(file.is_file(), f"{file} does not exist; copy the weights there, as safetensors.")
         try:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise InvalidProblem(
-                f"{file} is damaged ({one_line(error)}); copy it again."
-            ) from error
+            raise InvalidProblem(f"{file} is damaged ({one_line(str(error))}); {COPY}.") from error
     return index if several else single
+
+
+def _parts(index: Path) -> list[Path]:
+    """The files of weights that an index names."""
+    names: Any = _object(index).get("weight_map")
+    whole = isinstance(names, dict) and all(isinstance(each, str) for each in names.values())
+    require(whole, f"{index} is damaged: it maps no weights to files; {COPY}.")
+    return sorted({index.parent / name for name in names.values()})
 
 
 def _require_none(keys: Iterable[str], what: str, which: str) -> None:

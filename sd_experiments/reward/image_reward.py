@@ -31,7 +31,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,20 +39,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from sd_experiments.model.weights import COPY, refusing, require_json
+from sd_experiments.tensor_file import encode_tensors, read_tensors
 from socft.checks import InvalidProblem, require
+from socft.files import read_json, write_atomically
+from socft.schema import structured
 
 BERT = "bert-base-uncased"
 REMEDY = (
     "reward.path is to hold ImageReward.pt and med_config.json of THUDM/ImageReward on the Hugging"
     f" Face hub, and a folder {BERT} with the tokenizer of that name."
 )
+SAVE = "save the model again"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
@@ -90,6 +92,8 @@ class TransformerSize:
     heads: int
 
     def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            require(value >= 1, f"{name} = {value}; it must be at least 1.")
         require(
             self.width % self.heads == 0,
             f"width = {self.width} is no multiple of heads = {self.heads}; change one of them.",
@@ -127,6 +131,16 @@ class ImageRewardConfig:
     deviation: float = 1.0333394966054072
 
     def __post_init__(self) -> None:
+        for name in ("side", "patch", "vocabulary", "positions", "tokens"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} = {value}; it must be at least 1.")
+        require(min(self.head, default=1) >= 1, f"head = {self.head}; widths are at least 1.")
+        require(
+            0 <= self.dropout <= 0.5,
+            f"dropout = {self.dropout}; give a probability up to 1/2, of which some layers take"
+            " twice.",
+        )
+        require(math.isfinite(self.mean), f"mean = {self.mean}; it must be a finite number.")
         require(
             self.side % self.patch == 0,
             f"side = {self.side} is no multiple of patch = {self.patch}; change one of them.",
@@ -140,7 +154,7 @@ class ImageRewardConfig:
             f"head = {self.head}; the last layer must give one number.",
         )
         require(
-            self.deviation > 0,
+            0 < self.deviation < math.inf,
             f"deviation = {self.deviation}; it divides the reward and must be positive.",
         )
 
@@ -151,17 +165,7 @@ class ImageRewardConfig:
         Raises:
             InvalidProblem: the file is missing or says something else.
         """
-        values = _json(file)
-        try:
-            nested: dict[str, Any] = {
-                name: TransformerSize(**values[name]) for name in ("vision", "text")
-            }
-            nested["head"] = tuple(values["head"])
-            return cls(**(values | nested))
-        except (TypeError, KeyError) as error:
-            raise InvalidProblem(
-                f"{file} does not describe an ImageReward ({error}); save the model again."
-            ) from error
+        return structured(cls, read_json(file, SAVE), str(file), SAVE, complete=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,11 +301,10 @@ class ImageReward(nn.Module):
     def save(self, directory: Path) -> None:
         """Write weights, sizes and tokenizer; read them back with `restore`."""
         directory.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, directory / "model.safetensors", {"format": "pt"})
-        (directory / "config.json").write_text(
-            json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
-        )
+        weights = encode_tensors(self.state_dict(), {"format": "pt"})
+        config = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
+        write_atomically(directory / "model.safetensors", weights)
+        write_atomically(directory / "config.json", config.encode())
         self.tokenizer.save_pretrained(directory / "tokenizer")
 
     @classmethod
@@ -314,10 +317,7 @@ class ImageReward(nn.Module):
         directory = Path(directory)
         config = ImageRewardConfig.read(directory / "config.json")
         file = _present(directory / "model.safetensors")
-        try:
-            weights = load_file(file)
-        except SafetensorError as error:
-            raise InvalidProblem(f"{file} is damaged ({error}); copy it again.") from error
+        weights, _ = read_tensors(file, COPY)
         return _filled(config, _tokenizer(directory / "tokenizer"), weights, file)
 
     @classmethod
@@ -342,15 +342,18 @@ class ImageReward(nn.Module):
         ]
         require(not absent, f"{', '.join(absent)} not found; {REMEDY}")
         file = _present(directory / "ImageReward.pt")
-        text = _json(directory / "med_config.json")
+        text = _published_text(directory / "med_config.json")
         tokenizer = _tokenizer(directory / BERT)
         tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+        again = "download ImageReward.pt again"
         try:
             published = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-            raise InvalidProblem(
-                f"{file} is not a file of plain weights; download ImageReward.pt again."
-            ) from error
+        except Exception as error:  # pickles fail in any way
+            raise InvalidProblem(f"{file} is not a file of plain weights; {again}.") from error
+        plain = isinstance(published, Mapping) and all(
+            isinstance(name, str) and isinstance(each, Tensor) for name, each in published.items()
+        )
+        require(plain, f"{file} holds no weights by name; {again}.")
         weights = rename_published_weights(published)
         return _filled(_published_config(weights, text, file), tokenizer, weights, file)
 
@@ -417,7 +420,7 @@ def _head(config: ImageRewardConfig) -> nn.Sequential:
 
 
 def _published_config(
-    weights: Mapping[str, Tensor], text: Mapping[str, Any], file: Path
+    weights: Mapping[str, Tensor], text: PublishedText, file: Path
 ) -> ImageRewardConfig:
     """Sizes of a published model: the text encoder's from its configuration, the others from the
     weights' shapes.
@@ -427,7 +430,11 @@ def _published_config(
         "vision.embeddings.position_embedding",
         "vision.encoder.layers.0.mlp.fc1.weight",
     )
-    lost = [name for name in names if name not in weights]
+    lost = [
+        name
+        for name, dims in zip(names, (4, 3, 2), strict=True)
+        if name not in weights or weights[name].ndim != dims
+    ]
     require(not lost, f"{file} lacks {_listed(lost)}; it is not an ImageReward.")
     (width, _, patch, _), places, hidden = (
         weights[names[0]].shape,
@@ -439,26 +446,43 @@ def _published_config(
         for name, value in weights.items()
         if re.match(r"head\.\d+\.weight", name)
     )
-    try:
-        return ImageRewardConfig(
-            vision=TransformerSize(width, hidden, _layers(weights), max(1, width // _HEAD_WIDTH)),
-            text=TransformerSize(
-                text["hidden_size"],
-                text["intermediate_size"],
-                text["num_hidden_layers"],
-                text["num_attention_heads"],
-            ),
-            side=patch * math.isqrt(places - 1),
-            patch=patch,
-            vocabulary=text["vocab_size"],
-            positions=text["max_position_embeddings"],
-            head=tuple(size for _, size in head),
-            dropout=text["hidden_dropout_prob"],
-        )
-    except KeyError as error:
-        raise InvalidProblem(
-            f"{file.parent / 'med_config.json'} lacks {error}; download it again."
-        ) from error
+    return ImageRewardConfig(
+        vision=TransformerSize(width, hidden, _layers(weights), max(1, width // _HEAD_WIDTH)),
+        text=TransformerSize(
+            text.hidden_size,
+            text.intermediate_size,
+            text.num_hidden_layers,
+            text.num_attention_heads,
+        ),
+        side=patch * math.isqrt(places - 1),
+        patch=patch,
+        vocabulary=text.vocab_size,
+        positions=text.max_position_embeddings,
+        head=tuple(size for _, size in head),
+        dropout=text.hidden_dropout_prob,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedText:
+    """What is read of the published configuration of the text encoder, under its names there."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    vocab_size: int
+    max_position_embeddings: int
+    hidden_dropout_prob: float
+
+
+def _published_text(file: Path) -> PublishedText:
+    again = "download it again"
+    found = read_json(_present(file), again, strict=False)
+    require(isinstance(found, dict), f"{file} is damaged: it is no JSON object; {again}.")
+    names = [field.name for field in dataclasses.fields(PublishedText)]
+    known = {name: found[name] for name in names if name in found}
+    return structured(PublishedText, known, str(file), again)
 
 
 def _layers(weights: Iterable[str]) -> int:
@@ -472,8 +496,11 @@ def _filled(
 ) -> ImageReward:
     """The model of a configuration with the weights of a file, every key accounted for."""
     _require_vocabulary(tokenizer, config.vocabulary, f"the tokenizer beside {file}")
-    model = ImageReward(config, tokenizer)
-    expected = model.state_dict()
+    sizes = f"the sizes that go with {file}"
+    deepest = max(config.vision.layers, config.text.layers)
+    require(deepest <= len(weights), f"{sizes} say {deepest} layers; {SAVE}.")
+    with refusing(sizes), torch.device("meta"):  # no memory for what does not fit
+        expected = ImageReward(config, tokenizer).state_dict()
     missing, unexpected = (
         sorted(expected.keys() - weights.keys()),
         sorted(weights.keys() - expected.keys()),
@@ -494,6 +521,9 @@ def _filled(
             f"{name} in {file} has shape {found}, not {wanted}; it is not what its configuration"
             " describes.",
         )
+    bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    require(not bad, f"{file} has numbers that are not finite under {_listed(bad)}; {COPY}.")
+    model = ImageReward(config, tokenizer)
     model.load_state_dict(dict(weights))
     return model.eval().requires_grad_(False)
 
@@ -507,7 +537,11 @@ def _tokenizer(directory: Path) -> BertTokenizer:
         any(file.is_file() for file in files),
         f"{directory} holds neither vocab.txt nor tokenizer.json; copy the tokenizer there.",
     )
-    return BertTokenizer.from_pretrained(str(directory), local_files_only=True)
+    require_json(directory)
+    with refusing(f"the tokenizer in {directory}"):
+        tokenizer = BertTokenizer.from_pretrained(str(directory), local_files_only=True)
+        tokenizer(["a"], padding=True, truncation=True)
+        return tokenizer
 
 
 def _require_vocabulary(tokenizer: BertTokenizer, size: int, what: str) -> None:
@@ -521,13 +555,6 @@ def _require_vocabulary(tokenizer: BertTokenizer, size: int, what: str) -> None:
 def _present(file: Path) -> Path:
     require(file.is_file(), f"{file} does not exist; give the directory that holds {file.name}.")
     return file
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(_present(file).read_text())
-    except json.JSONDecodeError as error:
-        raise InvalidProblem(f"{file} is not JSON ({error}); copy it again.") from error
 
 
 def _listed(keys: Sequence[str]) -> str:

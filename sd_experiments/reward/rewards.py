@@ -23,7 +23,7 @@ from transformers import CLIPModel
 
 from sd_experiments.model.denoiser import recompute_in_backward
 from sd_experiments.model.stable_diffusion import StableDiffusion
-from sd_experiments.model.weights import load_tokenizer, load_whole
+from sd_experiments.model.weights import load_tokenizer, load_whole, refusing, require_json
 from socft.checks import InvalidProblem, require
 from socft.reference import States
 from socft.reward import PerSample, Reward
@@ -207,7 +207,10 @@ class CLIPScore(nn.Module):
             InvalidProblem: a file is missing, damaged or another network's.
         """
         folder = Path(directory)
-        return cls(load_whole(CLIPModel, folder, "model"), load_tokenizer(folder), scale)
+        require_json(folder)
+        model, tokenizer = load_whole(CLIPModel, folder, "model"), load_tokenizer(folder)
+        with refusing(f"the CLIP in {folder}"):
+            return cls(model, tokenizer, scale)
 
     def forward(self, images: Images, prompt: str) -> PerSample:
         vision = self.model.get_image_features(pixel_values=self._prepared(images))

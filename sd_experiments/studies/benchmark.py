@@ -30,7 +30,7 @@ from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.studies.random_models import RANDOM
 from sd_experiments.training.build import Experiment, build, find_device
 from sd_experiments.training.session import make_trainer
-from socft.checks import InvalidProblem, require
+from socft.checks import InvalidProblem, require, require_known
 from socft.records import Record
 from socft.study import runner
 from socft.study.tasks import Study, Task
@@ -176,10 +176,8 @@ def benchmark_config(file: Path | None, random: str | None) -> config.Experiment
         file is not None or random is not None,
         f"give a configuration or one of the random models: {', '.join(RANDOM)}.",
     )
-    require(
-        random is None or random in RANDOM,
-        f"there is no random model {random!r}; give one of: {', '.join(RANDOM)}.",
-    )
+    if random is not None:
+        require_known(random, RANDOM, "random model")
     if random is None:
         assert file is not None
         return config.read_config(file)

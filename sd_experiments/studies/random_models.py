@@ -137,7 +137,8 @@ def _bert_tokenizer(vocabulary: int) -> BertTokenizer:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]
     words = [*special, *(f"unused{i}" for i in range(vocabulary - len(special)))]
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "vocab.txt").write_text("\n".join(words) + "\n")
+        content = "\n".join(words) + "\n"
+        (Path(folder) / "vocab.txt").write_text(content, encoding="utf-8")
         tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
     return tokenizer

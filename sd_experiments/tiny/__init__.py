@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sd_experiments.manifest import verify
 from sd_experiments.tiny.captions import PROMPTS
-from sd_experiments.tiny.files import verify
 
 if TYPE_CHECKING:
     import torch

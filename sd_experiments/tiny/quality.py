@@ -39,7 +39,7 @@ from sd_experiments.tiny.captions import (
 from sd_experiments.tiny.checker import check_captions
 from sd_experiments.tiny.shapes import SIDE, arrange, draw
 from socft.checks import require
-from socft.files import write_atomically
+from socft.files import read_json, write_atomically
 from socft.records import environment
 from socft.study.progress import Progress
 
@@ -217,7 +217,9 @@ def schedule(pipe: StableDiffusionPipeline, steps: int) -> dict[str, float]:
 
 def update(file: Path, section: str, content: Mapping[str, Any], command: str) -> None:
     """Replace one section of the quality file."""
-    known = json.loads(file.read_text()) if file.exists() else {}
+    remedy = "remove it, and measure again"
+    known = read_json(file, remedy) if file.exists() else {}
+    require(isinstance(known, dict), f"{file} is damaged: it is no JSON object; {remedy}.")
     known[section] = {"command": command, "versions": dict(environment().versions), **content}
     write_atomically(file, (json.dumps(known, indent=2, sort_keys=True) + "\n").encode())
 

@@ -24,10 +24,10 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sd_experiments.manifest import replace_folder
 from sd_experiments.tiny import MODEL, QUALITY
 from sd_experiments.tiny.architecture import build
 from sd_experiments.tiny.captions import CaptionErrors, draw_caption
-from sd_experiments.tiny.files import replace_folder
 from sd_experiments.tiny.quality import update
 from sd_experiments.tiny.shapes import arrange, draw_between
 from sd_experiments.tiny.trainer import TrainingSettings, TrainingSummary, minimise

@@ -45,6 +45,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import BertTokenizer
 
+from sd_experiments.manifest import replace_folder
 from sd_experiments.reward.image_reward import (
     ImageReward,
     ImageRewardConfig,
@@ -65,7 +66,6 @@ from sd_experiments.tiny.captions import (
     parse_caption,
 )
 from sd_experiments.tiny.checker import check_captions, find_shapes
-from sd_experiments.tiny.files import replace_folder
 from sd_experiments.tiny.quality import reconstruct, sample, update
 from sd_experiments.tiny.shapes import SIDE, Scenes, arrange, coverage, draw, draw_between
 from sd_experiments.tiny.trainer import TrainingSettings, TrainingSummary, minimise
@@ -234,7 +234,8 @@ def words_tokenizer() -> BertTokenizer:
     """BERT's tokenizer with the captions' words and the two tokens BLIP adds."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "[DEC]", "[ENC]"]
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "vocab.txt").write_text("\n".join(words) + "\n")
+        content = "\n".join(words) + "\n"
+        (Path(folder) / "vocab.txt").write_text(content, encoding="utf-8")
         tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
     return tokenizer

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
+from sd_experiments.tensor_file import encode_tensors, read_sealed_tensors
 from socft.checks import require
-from socft.files import write_atomically
+from socft.files import locked, write_atomically
 from socft.study.progress import Progress
 
 _PARTS = ("value", "average", "exp_avg", "exp_avg_sq")
@@ -116,7 +115,11 @@ def minimise(
         if file.exists()
         else TrainingSummary(0, 0.0, 0.0)
     )
-    with Progress(name, -(-settings.steps // every), -(-done.steps // every)) as progress:
+    remedy = "wait for it or choose another folder"
+    with (
+        locked(file.with_name(f".{file.name}.lock"), remedy),
+        Progress(name, -(-settings.steps // every), -(-done.steps // every)) as progress,
+    ):
         while done.steps < settings.steps:
             begun = time.process_time()
             for step in range(done.steps, min(done.steps + every, settings.steps)):
@@ -178,30 +181,28 @@ def _save(
         tensors |= {
             f"{i}.{part}": value.contiguous() for part, value in zip(_PARTS, values, strict=True)
         }
-    write_atomically(
-        file, save(tensors, {"stamp": stamp, "done": json.dumps(dataclasses.asdict(done))})
-    )
+    header = {"stamp": stamp, "done": json.dumps(dataclasses.asdict(done))}
+    write_atomically(file, encode_tensors(tensors, header))
 
 
 def _resume(
     file: Path, stamp: str, optimiser, parameters: Sequence[nn.Parameter], average: list[Tensor]
 ) -> TrainingSummary:
     """Put a checkpoint's state where it belongs."""
-    with safe_open(file, "pt") as checkpoint:
-        metadata = checkpoint.metadata() or {}
-        require(
-            metadata.get("stamp") == stamp,
-            f"{file} is a checkpoint of another training; remove it, or keep its folder and choose"
-            " another one.",
-        )
-        done = TrainingSummary(**json.loads(metadata["done"]))
-        for i, parameter in enumerate(parameters):
-            value, mean, first, second = (checkpoint.get_tensor(f"{i}.{part}") for part in _PARTS)
-            parameter.data.copy_(value)
-            average[i].copy_(mean)
-            moments = {
-                "exp_avg": torch.empty_like(parameter).copy_(first),
-                "exp_avg_sq": torch.empty_like(parameter).copy_(second),
-            }
-            optimiser.state[parameter] = {"step": torch.tensor(float(done.steps)), **moments}
+    tensors, header = read_sealed_tensors(file, "remove it, and train from the beginning")
+    require(
+        header.get("stamp") == stamp,
+        f"{file} is a checkpoint of another training; remove it, or keep its folder and choose"
+        " another one.",
+    )
+    done = TrainingSummary(**json.loads(header["done"]))
+    for i, parameter in enumerate(parameters):
+        value, mean, first, second = (tensors[f"{i}.{part}"] for part in _PARTS)
+        parameter.data.copy_(value)
+        average[i].copy_(mean)
+        moments = {
+            "exp_avg": torch.empty_like(parameter).copy_(first),
+            "exp_avg_sq": torch.empty_like(parameter).copy_(second),
+        }
+        optimiser.state[parameter] = {"step": torch.tensor(float(done.steps)), **moments}
     return done

@@ -19,14 +19,12 @@ from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sd_experiments import config
 from sd_experiments.model.policy import LoRA, LoRAPolicy
 from sd_experiments.model.reference import StableDiffusionReference
 from sd_experiments.model.stable_diffusion import StableDiffusion
-from sd_experiments.model.weights import one_line
 from sd_experiments.reward.rewards import (
     BlackBoxImageReward,
     CLIPScore,
@@ -35,7 +33,7 @@ from sd_experiments.reward.rewards import (
     JPEGCompressibility,
 )
 from sd_experiments.training.prompt_task import PromptTask
-from socft.checks import InvalidProblem, require
+from socft.checks import InvalidProblem, require, require_known
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue import ANYWHERE
 from socft.problem import ControlProblem
@@ -168,10 +166,8 @@ def instantiate(
     Raises:
         InvalidProblem: there is no such factory, or it refuses the options.
     """
-    known = name in table or ":" in name
-    require(
-        known, f"there is no {what} {name!r}; give MODULE:FACTORY or one of: {', '.join(table)}."
-    )
+    if ":" not in name:
+        require_known(name, table, what, "MODULE:FACTORY")
     make = table[name] if name in table else import_object(name)
     require(
         callable(make),
@@ -215,16 +211,9 @@ def load_model(settings: config.ModelConfig) -> StableDiffusion:
         return StableDiffusion.from_pipeline(
             pipeline, settings.micro_batch, checkpointing=settings.checkpointing
         )
-    try:
-        return StableDiffusion.load(
-            settings.path, dtype, device, settings.micro_batch, checkpointing=settings.checkpointing
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, InvalidProblem):
-            raise
-        raise InvalidProblem(
-            f"the model in {settings.path!r} cannot be loaded: {one_line(error)}; copy it again."
-        ) from error
+    return StableDiffusion.load(
+        settings.path, dtype, device, settings.micro_batch, checkpointing=settings.checkpointing
+    )
 
 
 def load_reward_model(settings: config.RewardConfig, device: torch.device) -> ImageRewardModel:
@@ -251,8 +240,8 @@ def load_checker(name: str | None) -> Checker | None:
     """What judges images independently of the reward."""
     if name is None:
         return None
-    known = name == "tiny" or ":" in name
-    require(known, f"there is no checker {name!r}; give MODULE:FUNCTION or tiny.")
+    if ":" not in name:
+        require_known(name, ["tiny"], "checker", "MODULE:FUNCTION")
     return _tiny_checker if name == "tiny" else import_object(name)
 
 

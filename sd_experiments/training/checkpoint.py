@@ -17,6 +17,7 @@ from sd_experiments.training.rounds import RoundMetrics
 from sd_experiments.training.storage import StoredCheckpoint
 from socft.checks import require
 from socft.estimators.base import Labels
+from socft.schema import structured
 
 SHARED = "shared.safetensors"
 VALUES = "state.json"
@@ -32,6 +33,32 @@ CHANGEABLE = (
     "monitor.",
     "model.path",
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredBuffer:
+    """What a checkpoint says of the paths that will be used again; see `ReplayBuffer`."""
+
+    round: int
+    size: int
+    uses: int
+    ess: float
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredValues:
+    """What a checkpoint says in ``state.json``: numbers of a `TrainingState`, the processes and the
+    settings of its run.
+    """
+
+    step: int
+    rounds: int
+    paths: int
+    quantile: float | None
+    round: RoundMetrics
+    processes: int
+    settings: Mapping[str, Any]
+    buffer: StoredBuffer | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,28 +104,23 @@ class TrainingState:
         tensors |= {"random": self.random} | (
             {} if buffer is None else {"importance_weights": buffer.importance_weights}
         )
-        values = {
-            "step": self.step,
-            "rounds": self.rounds,
-            "paths": self.paths,
-            "quantile": self.quantile,
-            "round": dataclasses.asdict(self.round),
-            "processes": group.size,
-            "settings": settings.plain(),
-            "buffer": (
-                buffer
-                and {
-                    "round": buffer.round,
-                    "size": buffer.size,
-                    "uses": buffer.uses,
-                    "ess": buffer.ess,
-                }
-            ),
-        }
+        values = StoredValues(
+            step=self.step,
+            rounds=self.rounds,
+            paths=self.paths,
+            quantile=self.quantile,
+            round=self.round,
+            processes=group.size,
+            settings=settings.plain(),
+            buffer=buffer and StoredBuffer(buffer.round, buffer.size, buffer.uses, buffer.ess),
+        )
         copied = {
             name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()
         }
-        shared = {SHARED: save(copied), VALUES: json.dumps(values, indent=2).encode()}
+        shared = {
+            SHARED: save(copied),
+            VALUES: json.dumps(dataclasses.asdict(values), indent=2).encode(),
+        }
         return {_buffer(group.rank): encode_batches(buffer.batches if buffer else ())}, shared
 
     @classmethod
@@ -119,25 +141,26 @@ class TrainingState:
         Raises:
             InvalidProblem: it belongs to a run with other settings, layers or processes.
         """
-        values = checkpoint.json(VALUES)
+        where, remedy = str(checkpoint.folder / VALUES), "begin again, or with the version it is of"
+        values = structured(StoredValues, checkpoint.json(VALUES), where, remedy)
         require(
-            values["processes"] == group.size,
-            f"the checkpoint is of {values['processes']} processes and there are {group.size};"
+            values.processes == group.size,
+            f"the checkpoint is of {values.processes} processes and there are {group.size};"
             " continue with as many.",
         )
-        _require_same(values["settings"], settings)
+        _require_same(values.settings, settings)
         tensors = _tensors(checkpoint, like)
         return cls(
             layers={name: tensors[f"layer.{name}"] for name in like},
             averages={name: tensors[f"average.{name}"] for name in like},
             moments={name: _moments(tensors, name) for name in like},
             random=tensors["random"],
-            step=values["step"],
-            rounds=values["rounds"],
-            paths=values["paths"],
-            quantile=values["quantile"],
-            round=RoundMetrics(**values["round"]),
-            buffer=_buffer_of(values["buffer"], tensors, checkpoint, group, label_type),
+            step=values.step,
+            rounds=values.rounds,
+            paths=values.paths,
+            quantile=values.quantile,
+            round=values.round,
+            buffer=_buffer_of(values.buffer, tensors, checkpoint, group, label_type),
         )
 
 
@@ -153,10 +176,10 @@ def read_averages(checkpoint: StoredCheckpoint, like: Mapping[str, Tensor]) -> d
 
 def _tensors(checkpoint: StoredCheckpoint, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors, _ = checkpoint.tensors(SHARED)
+    other = "it belongs to another network, or to other lora.rank or lora.targets"
     for name, p in like.items():
-        stored = tensors.get(f"layer.{name}")
-        fits = stored is not None and stored.shape == p.shape
-        other = "it belongs to another network, or to other lora.rank or lora.targets"
+        stored = [tensors.get(f"{kind}.{name}") for kind in ("layer", "average")]
+        fits = all(each is not None and each.shape == p.shape for each in stored)
         require(
             fits, f"{checkpoint.folder} has no layer {name} of shape {tuple(p.shape)}; {other}."
         )
@@ -169,7 +192,7 @@ def _moments(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _buffer_of(
-    about: Mapping[str, Any] | None,
+    about: StoredBuffer | None,
     tensors: Mapping[str, Tensor],
     checkpoint: StoredCheckpoint,
     group: ProcessGroup,
@@ -179,14 +202,8 @@ def _buffer_of(
         return None
     stored, header = checkpoint.tensors(_buffer(group.rank))
     batches = tuple(decode_batches(stored, json.loads(header["batches"]), label_type))
-    return ReplayBuffer(
-        about["round"],
-        about["size"],
-        batches,
-        about["uses"],
-        tensors["importance_weights"],
-        about["ess"],
-    )
+    weights = tensors["importance_weights"]
+    return ReplayBuffer(about.round, about.size, batches, about.uses, weights, about.ess)
 
 
 def _require_same(old: Mapping[str, Any], settings: config.ExperimentConfig) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import json
 import math
 import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from jaxtyping import Float
@@ -35,8 +36,18 @@ from torch import Tensor
 
 from sd_experiments.reward.rewards import Images
 from sd_experiments.training.train import StepMetrics
-from socft.checks import InvalidProblem
-from socft.files import write_atomically
+from socft.checks import require
+from socft.files import (
+    DIGEST,
+    naming,
+    parse_json,
+    read_text,
+    seal,
+    unseal,
+    write_atomically,
+    write_durably,
+)
+from socft.schema import structured
 
 METRICS = "metrics.jsonl"
 FRONTIER = "frontier.png"
@@ -141,9 +152,8 @@ class MetricsFile:
         self.rows = (
             [row for row in read_metrics(file) if row["step"] <= step] if file.exists() else []
         )
-        content = "".join(json.dumps(row) + "\n" for row in self.rows)
-        write_atomically(file, content.encode())
-        self._stream = file.open("a")
+        write_atomically(file, "".join(seal(row) + "\n" for row in self.rows).encode())
+        self._file, self._stream = file, file.open("ab")
 
     def append(self, metrics: StepMetrics, images: ImageStatistics | None) -> dict[str, Any]:
         """Write a step; its row."""
@@ -153,9 +163,8 @@ class MetricsFile:
             for key, value in row.items()
         }
         self.rows.append(row)
-        self._stream.write(json.dumps(row) + "\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        with naming(self._file):
+            write_durably(self._stream, (seal(row) + "\n").encode())
         return row
 
     def close(self) -> None:
@@ -169,20 +178,36 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     Raises:
         InvalidProblem: another line is damaged.
     """
-    rows, lines = [], file.read_text().splitlines()
+    remedy = "remove that line"
+    whole, _, _ = read_text(file, remedy).rpartition("\n")
+    lines = whole.split("\n") if whole else []
+    sealed = any(f'"{DIGEST}": "' in line for line in lines)
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise InvalidProblem(
-                    f"line {number} of {file} is damaged: {line[:60]!r}; remove it."
-                ) from error
+        where = f"line {number} of {file}"
+        row = unseal(line, where, remedy) if sealed else parse_json(line, where, remedy)
+        structured(ROW, row, where, remedy)
+        last = rows[-1]["step"] if rows else 0
+        require(row["step"] > last, f"{where} is of step {row['step']}, after {last}; {remedy}.")
+        rows.append(row)
     return rows
 
 
+def _row() -> type:
+    """What a line of the metrics holds: numbers that are not finite are null."""
+    numbers, pictures = get_type_hints(StepMetrics), get_type_hints(ImageStatistics)
+    whole = ("step", "round")
+    known = [(name, kind if name in whole else kind | None) for name, kind in numbers.items()]
+    more = [(name, kind, dataclasses.field(default=None)) for name, kind in pictures.items()]
+    return dataclasses.make_dataclass("MetricsRow", [*known, *more])
+
+
+ROW = _row()
+
+
 class TensorBoardWriter:
-    """TensorBoard's files.
+    """TensorBoard's files, written at once: its own writer leaves that to a thread, which prints a
+    traceback where it fails.
 
     Args:
         folder: where.
@@ -191,24 +216,59 @@ class TensorBoardWriter:
     """
 
     def __init__(self, folder: Path, step: int):
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        folder.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._file = folder / f"{name}.{time.perf_counter_ns()}"
+        events: Any = event_pb2  # made when it is imported, from a description of the format
+        self._event = events.Event
+        self._writer = RecordWriter(self._file.open("wb"))
+        self._add(file_version="brain.Event:2")
+        if step:
+            begin = events.SessionLog(status=events.SessionLog.START)
+            self._add(session_log=begin, step=step + 1)
 
     def scalars(self, row: Mapping[str, Any]) -> None:
-        """Every number of a row of the metrics."""
+        """Every number of a row of the metrics.
+
+        Raises:
+            OSError: the disk does not take them.
+            InvalidProblem: it was closed.
+        """
+        from torch.utils.tensorboard.summary import scalar
+
         for name, value in row.items():
             if isinstance(value, int | float) and name != "step":
-                self._writer.add_scalar(name, value, row["step"])
+                self._add(summary=scalar(name, value), step=row["step"])
+        self._flush()
 
     def pictures(self, name: str, images: Images, step: int) -> None:
-        """A grid of pictures."""
-        self._writer.add_image(name, image_grid(images), step)
-        self._writer.flush()
+        """A grid of pictures.
+
+        Raises:
+            OSError, InvalidProblem: as for `scalars`.
+        """
+        from torch.utils.tensorboard.summary import image
+
+        self._add(summary=image(name, image_grid(images), dataformats="CHW"), step=step)
+        self._flush()
 
     def close(self) -> None:
         """No more entries."""
-        self._writer.close()
+        with naming(self._file):
+            self._writer.close()
+
+    def _add(self, **content: Any) -> None:
+        require(not self._writer.closed, f"{self._file} was closed; make another writer.")
+        with naming(self._file):
+            self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())
+
+    def _flush(self) -> None:
+        with naming(self._file):
+            self._writer.flush()
 
 
 def image_grid(images: Images, columns: int | None = None) -> Float[Tensor, "3 height width"]:

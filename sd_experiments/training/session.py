@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
+import functools
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sd_experiments import config
+from sd_experiments.manifest import replace_folder
 from sd_experiments.model.lora_io import save_lora
-from sd_experiments.model.weights import one_line
 from sd_experiments.reward.rewards import Images, decode
 from sd_experiments.training.build import Checker, Experiment, build, find_device
 from sd_experiments.training.monitor import (
@@ -35,6 +33,7 @@ from sd_experiments.training.monitor import (
     TensorBoardWriter,
     diversity,
     plot_frontier,
+    read_metrics,
     save_image_grid,
 )
 from sd_experiments.training.process_group import ProcessGroup
@@ -44,14 +43,13 @@ from sd_experiments.training.rounds import PromptSamples
 from sd_experiments.training.storage import CheckpointFailed, CheckpointStore
 from sd_experiments.training.train import Trainer, TrainingStep
 from socft.checks import InvalidProblem, require
-from socft.files import write_atomically
+from socft.files import FULL, locked, reason, write_atomically
 from socft.path import Noise, rollout
 from socft.policy import Policy, Uncontrolled
 
 CHECKPOINTS = "checkpoints"
 LORA = "lora"
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
-"""Errors of a disk that takes no more."""
+LOCK = ".lock"
 
 
 def load_config(
@@ -109,6 +107,16 @@ def fine_tune(
         not folder.is_file(),
         f"run.out = {str(folder)!r} is a file; give a folder, or another one with --out.",
     )
+    alone = locked(folder / LOCK) if group.is_main_process else contextlib.nullcontext()
+    with alone:
+        return _fine_tuned(settings, resume, display, group)
+
+
+def _fine_tuned(
+    settings: config.ExperimentConfig, resume: bool, display: Display, group: ProcessGroup
+) -> tuple[Experiment, Trainer]:
+    """The only run in the folder."""
+    folder = Path(settings.run.out)
     checkpoints = CheckpointStore(folder / CHECKPOINTS, settings.run.keep, group, display.say)
     newest = checkpoints.newest() if resume else None
     fresh = resume or not any((folder / CHECKPOINTS).glob("step-*"))
@@ -133,12 +141,13 @@ def fine_tune(
             _run(trainer, checkpoints, observe)
         if group.is_main_process:
             _finish(trainer, experiment, folder, display)
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in FULL:
+    except OSError as error:
+        if error.errno not in FULL:
             raise
-        reason = error.strerror if isinstance(error, OSError) else one_line(error)
-        where = f"{folder} could not be written ({reason}) after gradient step {trainer.step}"
-        raise InvalidProblem(f"{where}; {checkpoints.remedy}") from error
+        where = f"{folder} could not be written ({reason(error)})"
+        raise InvalidProblem(
+            f"{where} after gradient step {trainer.step}; {checkpoints.remedy}"
+        ) from error
     return experiment, trainer
 
 
@@ -212,13 +221,9 @@ def _observed(
 
 def _finish(trainer: Trainer, experiment: Experiment, folder: Path, display: Display) -> None:
     """Write the averaged layers and the reward-KL frontier."""
-    partial = folder / f".{LORA}"
-    shutil.rmtree(partial, ignore_errors=True)
     with trainer.using_averages():
-        save_lora(experiment.lora, partial)
-    shutil.rmtree(folder / LORA, ignore_errors=True)
-    partial.rename(folder / LORA)
-    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+        replace_folder(folder / LORA, functools.partial(save_lora, experiment.lora))
+    rows = read_metrics(folder / METRICS)
     try:
         plot_frontier(rows, folder / FRONTIER, trainer.settings.monitor.window)
     except ModuleNotFoundError:

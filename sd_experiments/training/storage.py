@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
+from sd_experiments.manifest import MANIFEST, manifest, verify
+from sd_experiments.tensor_file import Header, read_tensors
 from sd_experiments.training.process_group import ProcessGroup
 from socft.checks import InvalidProblem, require
+from socft.files import read_json, write_durably
 
-MANIFEST = "sha256.json"
 PREFIX = "step-"
+REMEDY = "continue from an earlier one"
 
 
 class CheckpointFailed(InvalidProblem):
@@ -44,14 +44,13 @@ class StoredCheckpoint:
     step: int
     folder: Path
 
-    def json(self, name: str) -> dict[str, Any]:
+    def json(self, name: str) -> Any:
         """A JSON file of the checkpoint."""
-        return json.loads((self.folder / name).read_text())
+        return read_json(self.folder / name, REMEDY, strict=False)
 
-    def tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def tensors(self, name: str) -> tuple[dict[str, Tensor], Header]:
         """Tensors and header of a safetensors file of the checkpoint."""
-        with safe_open(self.folder / name, "pt") as stored:
-            return {key: stored.get_tensor(key) for key in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
+        return read_tensors(self.folder / name, REMEDY)
 
 
 class CheckpointStore:
@@ -100,7 +99,7 @@ class CheckpointStore:
                 _write(partial / name, content)
             self._group.barrier()
             if self._group.is_main_process:
-                _write(partial / MANIFEST, json.dumps(_digests(partial), indent=2).encode())
+                _write(partial / MANIFEST, manifest(partial))
                 _flush(partial)
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
@@ -191,9 +190,7 @@ class CheckpointStore:
 
 def _write(file: Path, content: bytes) -> None:
     with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+        write_durably(stream, content)
 
 
 def _flush(folder: Path) -> None:
@@ -204,26 +201,10 @@ def _flush(folder: Path) -> None:
         os.close(handle)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(each for each in folder.iterdir() if each.name != MANIFEST)
-    return {file.name: _digest(file) for file in files}
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, None where nothing is."""
     try:
-        expected = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return f"{folder / MANIFEST} is missing or damaged"
-    for name, digest in expected.items():
-        file = folder / name
-        if not file.is_file():
-            return f"{file} is missing"
-        if _digest(file) != digest:
-            return f"{file} is not what was written"
+        verify(folder, "")
+    except InvalidProblem as error:
+        return str(error).removesuffix("; .")
     return None

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias
 
-from socft.checks import InvalidProblem
+from socft.checks import require
+from socft.files import read_rows
+from socft.schema import structured
 
 FILE = "verify.jsonl"
 BOUNDS = ("tight", "upper bound")
@@ -191,25 +192,95 @@ def read_claims(records: Path) -> Claims:
     """The claims of a folder of records; none where there is no file.
 
     Raises:
-        InvalidProblem: a line is not a record of a claim.
+        InvalidProblem: a line is not a record of a claim, or not the one that was written there.
     """
     file = records / FILE
-    if not file.is_file():
+    if not file.exists():
         return Claims()
-    lines = [
-        _parse(text, number, file) for number, text in enumerate(file.read_text().splitlines(), 1)
-    ]
+    again = f"check the claims again: socft verify --out {records}"
+    lines = [_line(row, where, again) for where, row in read_rows(file, again)]
     return Claims({line.name: line for line in sorted(lines, key=lambda line: line.place)})
 
 
-def _parse(text: str, number: int, file: Path) -> ClaimLine:
-    try:
-        return ClaimLine.of(json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
-        again = f"check the claims again: socft verify --out {file.parent}"
-        raise InvalidProblem(
-            f"line {number} of {file} is not a record of a claim: {text[:60]!r}; {again}"
-        ) from error
+def _line(row: Mapping[str, Any], where: str, again: str) -> ClaimLine:
+    structured(_Row, row, where, again)
+    return ClaimLine.of(row)
+
+
+_Number: TypeAlias = float | Literal["inf", "-inf"] | None
+_Instance: TypeAlias = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """What a part of a line holds."""
+
+    checked: int
+    how: str
+    part: str
+    measured: _Number
+    bound: _Number
+    ratio: _Number
+    instance: _Instance
+    words: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finding:
+    """What a finding of a line holds."""
+
+    text: str
+    instance: _Instance
+
+
+@dataclasses.dataclass(frozen=True)
+class _Histogram:
+    """What the histogram of a line holds."""
+
+    ratio: tuple[float, ...]
+    checks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.ratio) == len(self.checks),
+            f"histogram has {len(self.ratio)} bins and {len(self.checks)} counts",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """What a line of the file holds."""
+
+    claim: str
+    title: str
+    topic: TopicLine
+    place: tuple[int, bool, str]
+    file: str
+    source: str
+    kind: str
+    statement: str
+    status: str
+    checked: int
+    check: str | None
+    measured: _Number
+    bound: _Number
+    ratio: _Number
+    ratio_sharp: _Number
+    instance: _Instance | None
+    words: str | None
+    attained: _Number
+    control: bool
+    certified: bool
+    parts: tuple[_Part, ...]
+    finding: tuple[_Finding, ...]
+    quantiles: Mapping[str, _Number]
+    histogram: _Histogram
+    errors: tuple[str, ...]
+    seconds: float
+    seed: int
+    versions: Mapping[str, str]
+    commit: str
+    dirty: bool
 
 
 def _number(value: float | str | None) -> float:

@@ -235,7 +235,7 @@ def compile_pdf(source: str, pictures: Mapping[str, bytes]) -> bytes:
         for name, content in pictures.items():
             (Path(folder) / name).write_bytes(content)
         main = Path(folder) / "main.typ"
-        main.write_text(source)
+        main.write_text(source, encoding="utf-8")
         try:
             pdf = typst.Compiler(main, root=folder, ignore_system_fonts=True).compile(
                 format="pdf", timestamp=0

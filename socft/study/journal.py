@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from socft.checks import InvalidProblem
-from socft.files import encoded, open_locked, parse_json, seal, unseal
+from socft.files import encoded, naming, open_locked, parse_json, seal, unseal, write_durably
 
 REMEDY = "it is measured again"
 
@@ -41,9 +40,8 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         """Add a finished task; it is on disk when this returns."""
         records = [parse_json(line, f"a record of {name}", REMEDY) for line in lines]
         row = seal({"task": name, "fingerprint": key, "records": records})
-        self._stream.write(encoded(f"{row}\n"))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        with naming(self._file):
+            write_durably(self._stream, encoded(f"{row}\n"))
 
     def discard(self) -> None:
         """Remove the file."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 from transformers import CLIPConfig, CLIPModel
@@ -32,6 +32,7 @@ from sd_experiments.reward.rewards import (
     JPEGCompressibility,
     decode,
 )
+from sd_experiments.tensor_file import encode_tensors, read_sealed_tensors, read_tensors
 from socft.checks import InvalidProblem
 from socft.costates.adjoint import lean_adjoint
 from socft.costates.fields import PolicyCostate
@@ -522,9 +523,7 @@ def test_incomplete_and_foreign_files_are_refused(tmp_path: Path):
         InvalidProblem, match="does not exist; give a directory that save_lora wrote"
     ):
         load_lora(stable_diffusion(wide()), tmp_path / "nowhere")
-    with safe_open(file, framework="pt") as stored:
-        metadata = stored.metadata()
-    tensors = load_file(file)
+    tensors, header = read_sealed_tensors(file, "")
     name = next(iter(tensors))
     for change, message in (
         ({name: None}, "lacks 1 layers of the network"),
@@ -534,12 +533,29 @@ def test_incomplete_and_foreign_files_are_refused(tmp_path: Path):
         ),
         ({name: torch.zeros(3, 7, dtype=F64)}, r"has shape \(3, 7\)"),
     ):
-        save_file({n: t for n, t in {**tensors, **change}.items() if t is not None}, file, metadata)
+        kept = {n: t for n, t in {**tensors, **change}.items() if t is not None}
+        file.write_bytes(encode_tensors(kept, header))
         with pytest.raises(InvalidProblem, match=message):
             load_lora(stable_diffusion(wide()), tmp_path)
-    save_file(tensors, file)
-    with pytest.raises(InvalidProblem, match="does not say its rank and alpha"):
-        load_lora(stable_diffusion(wide()), tmp_path)
+
+
+def test_layers_with_other_values_are_refused(tmp_path: Path):
+    """Of the right names and shapes, or with another rank in the header: the digest tells."""
+    file = save_lora(shared().lora, tmp_path)
+    tensors, header = read_tensors(file, "")
+    name = next(iter(tensors))
+    metadata = header[LORA_ADAPTER_METADATA_KEY].replace(
+        '"unet.lora_alpha": ', '"unet.lora_alpha": 9'
+    )
+    assert metadata != header[LORA_ADAPTER_METADATA_KEY]
+    for values, said in (
+        ({name: 2 * tensors[name]}, header),
+        ({}, header | {LORA_ADAPTER_METADATA_KEY: changed}),
+        ({}, {"format": "pt"}),
+    ):
+        save_file({**tensors, **values}, file, said)
+        with pytest.raises(InvalidProblem, match=r"is not what was written|lacks its digest"):
+            load_lora(stable_diffusion(wide()), tmp_path)
 
 
 def test_layers_of_another_network_and_second_layers_are_refused():

@@ -8,19 +8,25 @@ import contextlib
 import dataclasses
 import errno
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from sd_experiments.training import session
 from sd_experiments.training import storage as module
-from sd_experiments.training.monitor import Display, MetricsFile, read_metrics
+from sd_experiments.training.monitor import (
+    Display,
+    MetricsFile,
+    TensorBoardWriter,
+    read_metrics,
+)
 from sd_experiments.training.replay_buffer import encode_batches
 from sd_experiments.training.storage import CheckpointFailed, CheckpointStore
 from sd_experiments.training.train import Trainer
+from socft import files
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator
@@ -28,6 +34,7 @@ from socft.estimators.baseline import LeaveOneOut
 from socft.estimators.ddpo import DDPO, RatioLabels
 from socft.estimators.dpok import DPOK
 from socft.estimators.truncated_backprop import TruncatedBackprop
+from socft.files import locked
 from tests.support.sd import trainer_with
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -268,13 +275,32 @@ def test_labels_of_an_unknown_kind_are_refused():
 
 def test_metrics_after_the_checkpoint_are_dropped_and_a_cut_line_too(tmp_path: Path):
     file = tmp_path / "metrics.jsonl"
-    file.write_text("".join(json.dumps({"step": i}) + "\n" for i in (1, 2, 3)) + '{"ste')
+    steps = [step.metrics for step in trainer().iterations()][:3]
+    metrics = MetricsFile(file, 0)
+    for step in steps:
+        metrics.append(step, None)
+    metrics.close()
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines) + '{"ste')
     metrics = MetricsFile(file, 2)
     metrics.close()
-    assert read_metrics(file) == [{"step": 1}, {"step": 2}]
-    file.write_text('{"ste\n{"step": 2}\n')
-    with pytest.raises(InvalidProblem, match=r"line 1 of .* is damaged"):
+    rows = [dataclasses.asdict(step) for step in steps[:2]]
+    assert read_metrics(file) == rows
+    for damaged in (
+        ['{"ste\n', lines[1]],
+        [lines[0].replace('"round": 0', '"round": 1'), lines[1]],
+        [lines[0].replace('"step": 1', '"step": "1"'), lines[1]],
+        [json.dumps({"step": 1}) + "\n"],
+        ["[]\n", lines[1]],
+    ):
+        file.write_text("".join(damaged))
+        with pytest.raises(InvalidProblem, match=r"^line 1 of .*; remove that line\.$"):
+            read_metrics(file)
+    file.write_text("".join([lines[1], lines[0]]))
+    with pytest.raises(InvalidProblem, match=r"^line 2 of .* is of step 1, after 2; remove"):
         read_metrics(file)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_metrics(file) == rows, "written before lines had digests"
 
 
 def test_the_state_before_a_reward_that_is_not_a_number_is_kept(tmp_path: Path):
@@ -321,7 +347,7 @@ def test_a_full_disk_stops_a_run_with_what_to_do(tmp_path: Path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def run_until(error: Exception, tmp_path: Path, monkeypatch) -> None:
+def run_until(error: BaseException, tmp_path: Path, monkeypatch) -> None:
     """A run in which an observer fails after the third step."""
     settings = trainer(run={"steps": 5, "checkpoint_every": 2}).settings
     settings = dataclasses.replace(
@@ -352,11 +378,34 @@ def test_a_full_disk_under_the_metrics_does_too(tmp_path: Path, monkeypatch):
     )
     with pytest.raises(InvalidProblem, match=said):
         run_until(FULL, tmp_path, monkeypatch)
-    with pytest.raises(
-        InvalidProblem,
-        match=r"run could not be written \(Error while serializing\) after gradient step 3",
-    ):
-        run_until(SafetensorError("Error while serializing"), tmp_path / "again", monkeypatch)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch):
+    """While the first one writes there, and not when it is over."""
+    lock = tmp_path / "run" / session.LOCK
+    with locked(lock), pytest.raises(InvalidProblem, match=f"another run is writing to {lock}"):
+        run_until(KeyError(), tmp_path, monkeypatch)
+    with pytest.raises(KeyError):
+        run_until(KeyError(), tmp_path, monkeypatch)
+    assert not lock.exists()
+
+
+def test_tensorboard_that_cannot_write_says_so_and_prints_nothing(tmp_path: Path, capfd):
+    board = TensorBoardWriter(tmp_path / "board", 0)
+    board.scalars({"step": 1, "reward": 1.0})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*tfevents") as refused:
+            board.pictures("p", torch.rand(4, 3, 64, 64), 2)
+        assert refused.value.errno in files.FULL
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with contextlib.suppress(OSError):
+        board.close()
+    with pytest.raises(InvalidProblem, match=r"tfevents.* was closed; make another writer"):
+        board.scalars({"step": 3, "reward": 1.0})
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_a_reward_could_not_reach_is_no_full_disk(tmp_path: Path, monkeypatch):

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertTokenizer
 
+from sd_experiments.manifest import MANIFEST, replace_folder, verify
 from sd_experiments.reward import image_reward
 from sd_experiments.reward.image_reward import (
     ImageReward,
@@ -53,7 +54,6 @@ from sd_experiments.tiny.captions import (
     parse_caption,
 )
 from sd_experiments.tiny.checker import check_captions, find_shapes
-from sd_experiments.tiny.files import MANIFEST, replace_folder, verify
 from sd_experiments.tiny.quality import fingerprint, reconstruct
 from sd_experiments.tiny.shapes import PALETTE, SIDE, Scenes, arrange, coverage, draw, draw_between
 from sd_experiments.tiny.train_reward import (
@@ -809,16 +809,24 @@ def test_damaged_folders_are_named(tmp_path):
     replace_folder(folder, fill)
     verify(folder, "try again")
     (folder / "b.txt").write_text("c")
-    with pytest.raises(
-        InvalidProblem, match=r"b\.txt is not the file that was saved .*; try again"
-    ):
+    with pytest.raises(InvalidProblem, match=r"b\.txt is not the file that was saved; try again"):
         verify(folder, "try again")
     (folder / "b.txt").write_text("b")
     (folder / "sub" / "a.txt").unlink()
     with pytest.raises(InvalidProblem, match=r"a\.txt is missing; try again"):
         verify(folder, "try again")
+    (folder / "sub" / "a.txt").write_text("a")
+    (folder / "c.txt").write_text("c")
+    with pytest.raises(InvalidProblem, match=r"c\.txt is not among the files of .*; try again"):
+        verify(folder, "try again")
+    (folder / "c.txt").unlink()
+    verify(folder, "try again")
+    for content in ("{}", "[]", "{", '{"b.txt": 1}', "\ufeff{}"):
+        (folder / MANIFEST).write_text(content)
+        with pytest.raises(InvalidProblem, match="; try again"):
+            verify(folder, "try again")
     (folder / MANIFEST).unlink()
-    with pytest.raises(InvalidProblem, match="holds no saved model; try again"):
+    with pytest.raises(InvalidProblem, match="holds nothing that was saved; try again"):
         verify(folder, "try again")
 
 
@@ -1105,8 +1113,8 @@ def test_images_are_resized_as_the_published_model_resizes_them():
             r"ImageReward\.pt not found; reward\.path is to hold",
         ),
         (lambda d: (d / "ImageReward.pt").write_bytes(b"no"), "not a file of plain weights"),
-        (lambda d: (d / "med_config.json").write_text("{"), r"med_config\.json is not JSON"),
-        (lambda d: (d / "med_config.json").write_text("{}"), "lacks 'hidden_size'"),
+        (lambda d: (d / "med_config.json").write_text("{"), r"med_config\.json is damaged"),
+        (lambda d: (d / "med_config.json").write_text("{}"), "without hidden_size"),
         (
             lambda d: shutil.rmtree(d / "bert-base-uncased"),
             r"bert-base-uncased not found; reward\.path is to hold",
@@ -1176,7 +1184,7 @@ def test_a_saved_reward_comes_back_and_bad_files_are_named(published, tmp_path):
     with pytest.raises(InvalidProblem, match=r"model\.safetensors is damaged"):
         ImageReward.restore(saved)
     (saved / "config.json").write_text('{"vision": {}}')
-    with pytest.raises(InvalidProblem, match="does not describe an ImageReward"):
+    with pytest.raises(InvalidProblem, match="is without text, side,"):
         ImageReward.restore(saved)
 
 

@@ -92,7 +92,7 @@ def lose_sizes(folder: Path, part: str) -> str:
 def damage_sizes(folder: Path, part: str) -> str:
     file = folder / part / "config.json"
     file.write_text(file.read_text()[:-3])
-    return f"{file} is not JSON (.*); copy it again."
+    return f"{file} is damaged: .*; copy it again."
 
 
 def lose_part(folder: Path, part: str) -> str:
@@ -142,7 +142,7 @@ def lose_words(folder: Path) -> str:
 def damage_words(folder: Path) -> str:
     file = folder / "tokenizer.json"
     file.write_text(file.read_text()[:-3])
-    return f"{file} is not JSON (.*); copy it again."
+    return f"{file} is damaged: .*; copy it again."
 
 
 def lose_merges(folder: Path) -> str:

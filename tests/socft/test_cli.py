@@ -97,14 +97,11 @@ def test_toy_writes_records(made, tmp_path, capsys):
 def test_unknown_names_list_the_known_ones(capsys):
     assert cli.main(["toy", "nonsense"]) == cli.INVALID
     assert (
-        capsys.readouterr().err == "socft: there is no study named 'nonsense'; the studies are:"
+        capsys.readouterr().err == "socft: there is no study 'nonsense'; give one of:"
         f" {', '.join(cli.STUDIES.names)}.\n"
     )
     assert cli.main(["report", "nonsense"]) == cli.INVALID
-    assert (
-        "there is no report named 'nonsense'; the reports are: convergence"
-        in capsys.readouterr().err
-    )
+    assert "there is no report 'nonsense'; give one of: convergence" in capsys.readouterr().err
 
 
 def test_hyphens_and_underscores_are_one(made):

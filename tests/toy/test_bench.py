@@ -145,6 +145,16 @@ def test_what_is_no_estimator_is_refused(user, path, message):
     assert message in str(refusal.value)
 
 
+def test_a_rival_that_does_not_exist_is_refused(user):
+    """Nothing is measured, and the nearest names are said."""
+    for name, near in (("full adjiont", "full adjoint"), ("TYPO", "full adjoint, "), ("", "full")):
+        with pytest.raises(InvalidProblem) as refusal:
+            bench("bench_user:Same", user / "out", quick=True, against=["full adjoint", name])
+        said = str(refusal.value)
+        assert said.startswith(f"there is no built-in estimator {name!r}; give one of: {near}")
+        assert not (user / "out").exists()
+
+
 def test_the_command_line(user, capsys):
     arguments = [
         "bench",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from socft.checks import require
+from socft.checks import require_known
 from socft.study.vocabulary.problems import ProblemName
 from toy.problems.base import Benchmark, ValueFunction
 from toy.problems.fine_tuning import FINE_TUNING, FineTuning, fine_tuning
@@ -40,10 +40,7 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
 
 def benchmark(name: str, **settings: Any) -> Benchmark:
     """The benchmark of a name, completed by settings; its truths are built when asked for."""
-    require(
-        name in BENCHMARKS,
-        f"there is no benchmark {name!r}; the benchmarks are {', '.join(BENCHMARKS)}.",
-    )
+    require_known(name, BENCHMARKS, "benchmark")
     return BENCHMARKS[name](**settings)
 
 

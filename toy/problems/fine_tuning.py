@@ -9,7 +9,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import require_known
 from socft.density import Density, Gaussian, GaussianMixture, score_reference
 from socft.problem import ControlProblem
 from socft.reward import PseudoHuber, Quadratic, Reward, Sine
@@ -95,8 +95,5 @@ FINE_TUNING = {make().name: make for make in (gaussian_quadratic, mixture_huber,
 
 def fine_tuning(name: str) -> FineTuning:
     """The problem of a name."""
-    require(
-        name in FINE_TUNING,
-        f"there is no problem {name!r}; the problems are {', '.join(FINE_TUNING)}.",
-    )
+    require_known(name, FINE_TUNING, "problem")
     return FINE_TUNING[name]()

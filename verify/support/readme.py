@@ -37,7 +37,7 @@ def claims(folder: Path = FOLDER) -> list[Claim]:
     names = [
         file.stem
         for file in folder.glob("*.py")
-        if re.search(r"^CLAIM\b.*=", file.read_text(), re.MULTILINE)
+        if re.search(r"^CLAIM\b.*=", file.read_text(encoding="utf-8"), re.MULTILINE)
     ]
     found = [importlib.import_module(f"{folder.name}.{name}").CLAIM for name in names]
     return sorted(found, key=lambda claim: claim.place)

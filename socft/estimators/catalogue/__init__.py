@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from socft.checks import InvalidProblem, require
+from socft.checks import InvalidProblem, require, require_known
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue import corrected, path_measure, pathwise, zeroth_order
 from socft.estimators.catalogue.rows import Anywhere, EstimatorRow, NamedEstimator
@@ -43,10 +43,8 @@ def find_estimator(name: str) -> NamedEstimator:
     """
     if name in CATALOGUE:
         return CATALOGUE[name]
-    require(
-        ":" in name,
-        f"there is no estimator {name!r}; give MODULE:NAME, or one of: {', '.join(CATALOGUE)}.",
-    )
+    if ":" not in name:
+        require_known(name, CATALOGUE, "estimator", "MODULE:NAME")
     make: Callable[[], Estimator] = import_object(name)
     require(
         callable(make),

@@ -4,7 +4,6 @@ was not measured.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from socft.checks import InvalidProblem
+from socft.files import read_rows, write_rows
 from socft.report.base import claims_provenance
 from socft.report.claim_records import FILE, Claims, read_claims
 from socft.report.convergence import claims_chapter as chapter
@@ -187,10 +187,11 @@ def test_records_are_read_or_missing_or_refused(tmp_path):
         ("$K = sqrt(2/π)$ is not enough",),
     )
     file = tmp_path / FILE
-    old = json.dumps({"claim": "lemma_2_5", "status": "verified"})
-    file.write_text(file.read_text() + old + "\n")
+    write_rows(
+        [*(row for _, row in read_rows(file, "")), {"claim": "a", "status": "verified"}], file
+    )
     message = (
-        r"line 2 of .*verify\.jsonl is not a record of a claim: '\{\"claim.*; check the claims"
+        r"line 2 of .*verify\.jsonl is damaged: .*; check the claims"
         r" again: socft verify --out"
     )
     with pytest.raises(InvalidProblem, match=message):
