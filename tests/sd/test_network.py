@@ -544,10 +544,9 @@ def test_layers_with_other_values_are_refused(tmp_path: Path):
     file = save_lora(shared().lora, tmp_path)
     tensors, header = read_tensors(file, "")
     name = next(iter(tensors))
-    metadata = header[LORA_ADAPTER_METADATA_KEY].replace(
-        '"unet.lora_alpha": ', '"unet.lora_alpha": 9'
-    )
-    assert metadata != header[LORA_ADAPTER_METADATA_KEY]
+    settings = header[LORA_ADAPTER_METADATA_KEY]
+    changed = settings.replace('"unet.lora_alpha": ', '"unet.lora_alpha": 9')
+    assert changed != settings
     for values, said in (
         ({name: 2 * tensors[name]}, header),
         ({}, header | {LORA_ADAPTER_METADATA_KEY: changed}),
