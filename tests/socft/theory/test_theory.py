@@ -706,8 +706,9 @@ def test_unrolled_bounds_decay_at_their_rates():
         sharp.rates, torch.tensor([0.36, 0.36, 0.6, 0.3], dtype=torch.float64)
     )
     assert (sharp.score <= first.score).all()
-    torch.testing.assert_close(first.score * chain.score_weight / chain.alpha.sqrt(), first.shift)
-    torch.testing.assert_close(first.shift / chain.sigma, first.whitened)
+    shift = first.score * chain.score_weight / chain.alpha.sqrt()
+    torch.testing.assert_close(shift, first.shift, rtol=EXACT, atol=0)
+    torch.testing.assert_close(first.shift / chain.sigma, first.whitened, rtol=EXACT, atol=0)
 
 
 def test_unrolled_bounds_by_hand_for_two_steps():
@@ -811,6 +812,56 @@ def test_sharp_bounds_unrolled_by_hand_for_two_steps():
     assert float(bound.value_gradient[1]) == pytest.approx(eps, rel=EXACT)
     shift = 0.4**9 * float(rho[0] * found.mean_L0[1]) * 1.3 + float(rho[0]) * eps / 0.6
     assert float(bound.shift[0]) == pytest.approx(shift, rel=EXACT)
+
+
+@pytest.mark.parametrize("rounds", [(1, 9), (9, 1), (0, 2)])
+def test_sharp_bounds_take_the_smaller_one_with_the_updates_of_each_step(rounds: tuple[int, int]):
+    """In many dimensions Lemma 3.4 is the smaller bound for few updates, else the envelope's."""
+    chain, _ = random_chain(5, steps=2, dim=400)
+    lam = torch.tensor([0.6, 0.7], dtype=torch.float64)
+    found = theory.iterate_constants(chain, lam, PaperBounds())
+    counts = torch.tensor(rounds, dtype=torch.float64)
+    bound = theory.sharp_convergence(chain, found, found.beta_required, counts)
+    rho = (chain.sigma**2 / found.beta_required).tolist()
+    error, V0 = 0.0, 1.3
+    for t in (1, 0):
+        Lb0, M, tau = (
+            float(x) for x in (found.L0V[t + 1], found.mean_L0[t], found.third_derivative_ratio[t])
+        )
+        share, m = float(lam[t]), rounds[t]
+        both = (
+            theory.value_gradient_error_bound(V0, Lb0, error, M, share, m),
+            theory.envelope_error_bound(Lb0, error, M, share, rho[t], tau, m),
+        )
+        assert (both[0] < both[1]) == (m in (1, 2)), both
+        error, V0 = min(both), M * V0
+        assert float(bound.value_gradient[t]) == pytest.approx(error, rel=EXACT)
+
+
+def test_kinked_rewards_are_smoothed_in_proportion_to_their_slope():
+    assert theory.smoothed_curvature(0.3, math.inf, 0.5) == pytest.approx(
+        0.6 * theory.SHARP, rel=EXACT
+    )
+
+
+def test_chain_constants_take_numbers_and_one_dimension():
+    schedule = ddpm(LEVELS)
+    given = ChainConstants(schedule.alpha, schedule.score_weight, schedule.sigma, 1.0, 2, 3.0, 4.0)
+    assert given.score_L0.tolist() == [1.0] * 3
+    assert given.score_L1.tolist() == [2.0] * 3
+    assert given.dim == ChainConstants.of(schedule, 1.0, 2.0, Sine()).dim == 1
+
+
+def test_weights_at_the_required_ones_are_admitted_and_lower_ones_are_not():
+    chain, lam = random_chain(1)
+    found = theory.iterate_constants(chain, lam, PaperBounds())
+    required = found.beta_required
+    rounded = theory.convergence(chain, found, required * (1 - 1e-10), 3)
+    torch.testing.assert_close(
+        rounded.score, theory.convergence(chain, found, required, 3).score, rtol=1e-8, atol=0
+    )
+    with pytest.raises(InvalidProblem, match="these constants need"):
+        theory.convergence(chain, found, required * (1 - 1e-8), 3)
 
 
 def test_sharp_overshoot_is_the_largest_over_m():
@@ -1005,6 +1056,15 @@ def test_refusals_quote_the_value_and_the_remedy():
             lambda: theory.convergence(chain, found, found.beta_required, torch.full((4,), 1.5)),
         ),
         (r"beta\[0\] = -1; every KL weight", lambda: theory.score_step(chain, -1.0)),
+        (r"beta\[0\] = 0; every KL weight", lambda: theory.score_step(chain, 0.0)),
+        (
+            r"lam\[0\] = 0; every design constant",
+            lambda: theory.beta_from_curvature(chain.sigma, chain.sigma, 0.0),
+        ),
+        (
+            r"lam\[0\] = 1; every design constant",
+            lambda: theory.beta_from_curvature(chain.sigma, chain.sigma, 1.0),
+        ),
         (
             r"score_weight\[1\] = 0; it must be positive",
             lambda: dataclasses.replace(chain, score_weight=torch.tensor([0.1, 0.0, 0.1, 0.1])),

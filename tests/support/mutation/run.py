@@ -333,6 +333,7 @@ def main() -> int:
     parser.add_argument(
         "--budget", type=float, default=10.0, help="seconds of tests for every mutant"
     )
+    parser.add_argument("--every", type=int, default=1, help="one mutant in so many")
     parser.add_argument("--again", action="store_true", help="try the survivors again")
     parser.add_argument("--one", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -340,7 +341,7 @@ def main() -> int:
         return _one(options.one[0], options.one[1], options.one[2:])
     suite = SUITES[options.suite]
     FOLDER.mkdir(parents=True, exist_ok=True)
-    chosen = list(mutants(*(options.patterns or suite.modules)))
+    chosen = list(mutants(*(options.patterns or suite.modules)))[:: options.every]
     study = Study(suite, chosen, 60 * options.minutes, options.budget)
     if options.again:
         study.journal.forget_survivors()
