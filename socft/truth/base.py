@@ -44,6 +44,29 @@ class Evaluation(Readable):
     stderr: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class ErrorBounds(Readable):
+    """Largest absolute errors of a solution over all steps, in Euclidean norm, from above; infinite
+    where none is known.
+
+    Attributes:
+        control: of ``v*_k``, k = 0..T-1.
+        gradient: of ``grad V_k``, k = 0..T.
+        value: of ``V_k``, k = 0..T.
+        objective: of ``J*``.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> truth = LinearQuadratic(ControlProblem(reference, Quadratic([[-1.0]]), beta=2.0))
+    >>> 0 < truth.errors.control < 1e-14
+    True
+    """
+
+    control: float
+    gradient: float
+    value: float
+    objective: float
+
+
 def simulate(problem: ControlProblem, policy: Policy, noise: Noise) -> Evaluation:
     """Monte-Carlo evaluation of a policy on given noise."""
     with torch.no_grad():
@@ -68,12 +91,21 @@ class Truth(Readable, abc.ABC):
 
     problem: ControlProblem
 
+    @functools.cached_property
+    def errors(self) -> ErrorBounds:
+        """What the numbers of this solution are off by, at most, where the optimal chain has its
+        mass; found when asked for.
+        """
+        return self._find_errors()
+
+    @abc.abstractmethod
+    def _find_errors(self) -> ErrorBounds:
+        """`errors`."""
+
     @property
     def error(self) -> float:
-        """Estimate of the largest error of the control where the optimal chain has its mass; 0 for
-        closed forms.
-        """
-        return 0.0
+        """The largest error of the control where the optimal chain has its mass."""
+        return self.errors.control
 
     @abc.abstractmethod
     def value(self, k: Step, x: States) -> PerSample:

@@ -13,8 +13,7 @@ the noise is scalar and there is no quadratic running cost, each step has a clos
   :math:`h > -\min \mathrm{eig}(P)`, with :math:`K = (1 + h g_k)^{-1}`, :math:`W_k = \Phi_{k+1} \{ K
   [ (P + h I)^{-1} - g_k K ]^{-1} K - h K \} \Phi_{k+1}`: one Cholesky inverse per step, and no
   rounding error carried from step to step;
-* *recursion* by the definition of :math:`W_k` for everything else: a sum, which cancels nothing
-  however small the noise.
+* *recursion* step by step for everything else (`socft.truth.envelope`).
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from socft.checks import InvalidProblem
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, ScalarDiffusion, SpectralMaps, Step, by_step
 from socft.reward import as_quadratic
+from socft.truth.envelope import envelope
 from socft.truth.quadratic import accumulate, act, affine_of, running_of, sandwich, times
 
 REACH_LIMIT = 1e3
@@ -76,12 +76,7 @@ class LinearChain:
 class Curvature(abc.ABC):
     """``W_k``, k = 0..T, with ``W_T = P``, in working coordinates: matrices (n, n), or diagonals
     (n,) where all of them are.
-
-    Attributes:
-        spread: ``tr B_k' P_{k+1} B_k``, shape (T,); None where the diagonals of W give it.
     """
-
-    spread: Float[Tensor, " steps"] | None = None
 
     @property
     @abc.abstractmethod
@@ -104,9 +99,8 @@ class Curvature(abc.ABC):
 class Stored(Curvature):
     """All ``W_k`` in memory, shape (T + 1, n, n) or (T + 1, n)."""
 
-    def __init__(self, W: Tensor, spread: Float[Tensor, " steps"] | None = None):
+    def __init__(self, W: Tensor):
         self.W = W
-        self.spread = spread
 
     @property
     def diagonal(self) -> bool:
@@ -131,12 +125,22 @@ class QuadraticSolution:
         pushed: ``W_k b_k + r_k``, shape (T, n).
         slope: ``q_k``, shape (T + 1, n).
         constant: ``c_k``, shape (T + 1,).
+        steering: the control as a function of ``A_k y``, where ``B_k`` are matrices.
     """
 
     curvature: Curvature
     pushed: Float[Tensor, "steps n"]
     slope: Float[Tensor, "steps_plus_1 n"]
     constant: Float[Tensor, " steps_plus_1"]
+    steering: Steering | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Steering:
+    """``v_k = gain_k A_k y + shift_k``, k = 0..T-1."""
+
+    gain: Float[Tensor, "steps m n"]
+    shift: Float[Tensor, "steps m"]
 
 
 def working_chain(problem: ControlProblem) -> LinearChain:
@@ -196,41 +200,46 @@ def solve(chain: LinearChain) -> QuadraticSolution:
         InvalidProblem: the supremum is infinite; the message names the step, the eigenvalue and the
             beta needed.
     """
-    curvature, steps = _curvature(chain), chain.steps
+    found = _closed_form(chain) or _recursion(chain)
+    after = found.slope[1:]
     transposed = chain.noise.mT if chain.noise.ndim == 3 else chain.noise
-    slope, moved, carried = torch.empty(steps + 1, len(chain.q), dtype=torch.float64), [], []
-    slope[steps] = chain.q
-    diagonals = [chain.P.diagonal()]
-    for k in reversed(range(steps)):
-        W, after = curvature.at(k), slope[k + 1]
-        step = times(times(after, chain.noise[k]), transposed[k]) / chain.beta[k]
-        moved.append(step)
-        carried.append(times(torch.stack([step, chain.b[k]]), W))
-        slope[k] = times(carried[-1].sum(0) + after, chain.A[k]) - chain.h[k]
-        diagonals.append(W.clone() if W.ndim == 1 else W.diagonal().clone())
-    (bent, lifted), step = torch.stack(carried[::-1], 1), torch.stack(moved[::-1])
-    r = slope[1:] + bent
-    spread = curvature.spread
-    if spread is None:
-        spread = chain.noise**2 * (chain.A[1:] ** 2 * torch.stack(diagonals[-2::-1])).sum(1)
-    gained = spread / 2 + (step * r).sum(1) / 2 + (chain.b * (lifted / 2 + r)).sum(1)
-    return QuadraticSolution(curvature, lifted + r, slope, accumulate(gained, chain.c))
+    step = torch.stack(
+        [times(times(q, B), Bt) for q, B, Bt in zip(after, chain.noise, transposed, strict=True)]
+    )
+    drift = (step / chain.beta.unsqueeze(1) + chain.b) * found.pulled + chain.b * found.pushed
+    gained = (found.spread + drift.sum(1)) / 2
+    return QuadraticSolution(
+        found.curvature, found.pushed, found.slope, accumulate(gained, chain.c), found.steering
+    )
 
 
-def _curvature(chain: LinearChain) -> Curvature:
-    if chain.decoupled:
-        reach = _reach(chain)
-        if not bool(torch.isfinite(reach.g).all()):
-            return _recursion(chain)
-        if bool((chain.P - torch.diag(chain.P.diagonal())).abs().max() <= _rounding(chain.P)):
-            return _elementwise(chain, reach)
-        shift = 2 * torch.linalg.matrix_norm(chain.P, 2)
-        if float(shift * reach.g[0].max()) <= REACH_LIMIT:
-            difference = Difference(chain, reach, shift)
-            return (
-                difference if chain.P.numel() * chain.steps > STORE_LIMIT else difference.stored()
-            )
-    return _recursion(chain)
+@dataclasses.dataclass(frozen=True)
+class _Swept:
+    """What goes backward in k: ``W_k``, ``r_k``, ``W_k b_k + r_k`` and ``tr B_k' P_{k+1} B_k``,
+    k = 0..T-1, and ``q_k``, k = 0..T.
+    """
+
+    curvature: Curvature
+    pulled: Float[Tensor, "steps n"]
+    pushed: Float[Tensor, "steps n"]
+    spread: Float[Tensor, " steps"]
+    slope: Float[Tensor, "steps_plus_1 n"]
+    steering: Steering | None = None
+
+
+def _closed_form(chain: LinearChain) -> _Swept | None:
+    """Where it exists and keeps its digits."""
+    if not chain.decoupled:
+        return None
+    reach = _reach(chain)
+    if not bool(torch.isfinite(reach.g).all()):
+        return None
+    if bool((chain.P - torch.diag(chain.P.diagonal())).abs().max() <= _rounding(chain.P)):
+        return _elementwise(chain, reach)
+    shift = 2 * torch.linalg.matrix_norm(chain.P, 2)
+    if not float(shift * reach.g[0].max()) <= REACH_LIMIT:
+        return None
+    return _differences(chain, Difference(chain, reach, shift))
 
 
 def _rounding(matrix: Tensor) -> float:
@@ -252,15 +261,35 @@ def _reach(chain: LinearChain) -> Reach:
     return Reach(Phi, (weight * Phi[1:] ** 2).flip(0).cumsum(0).flip(0))
 
 
-def _elementwise(chain: LinearChain, reach: Reach) -> Curvature:
+def _elementwise(chain: LinearChain, reach: Reach) -> _Swept:
     P = chain.P.diagonal()
-    room = 1 - reach.g * P
+    room = torch.cat([1 - reach.g * P, torch.ones_like(P).unsqueeze(0)])
     bad = (room.amin(1) <= 0).nonzero().flatten().tolist()
     if bad:
         k = bad[-1]
-        before = reach.Phi[k + 1] ** 2 * P / (1 if k + 1 == chain.steps else room[k + 1])
+        before = reach.Phi[k + 1] ** 2 * P / room[k + 1]
         raise _infinite(chain, k, torch.diag(chain.noise[k] ** 2 * before))
-    return Stored(torch.cat([reach.Phi[1:] ** 2 * P / room, P.unsqueeze(0)]))
+    W = reach.Phi[[*range(1, chain.steps + 1), chain.steps]] ** 2 * P / room
+    slope, pulled, pushed = [chain.q], [], []
+    for k in reversed(range(chain.steps)):
+        pulled.append(slope[-1] * (room[k + 1] / room[k]))
+        pushed.append(W[k] * chain.b[k] + pulled[-1])
+        slope.append(chain.A[k] * pushed[-1] - chain.h[k])
+    spread = chain.noise**2 * (chain.A[1:] ** 2 * W[1:]).sum(1)
+    return _swept(Stored(W), pulled, pushed, spread, slope)
+
+
+def _swept(
+    curvature: Curvature,
+    pulled: list[Tensor],
+    pushed: list[Tensor],
+    spread: Float[Tensor, " steps"],
+    slope: list[Tensor],
+) -> _Swept:
+    """From lists that run backward."""
+    forward = (torch.stack(each[::-1]) for each in (pulled, pushed, slope))
+    r, moved, q = forward
+    return _Swept(curvature, r, moved, spread, q)
 
 
 class Difference(Curvature):
@@ -309,6 +338,20 @@ class Difference(Curvature):
         )
 
 
+def _differences(chain: LinearChain, difference: Difference) -> _Swept:
+    small = chain.P.numel() * chain.steps <= STORE_LIMIT
+    curvature = difference.stored() if small else difference
+    slope, pulled, pushed, diagonals = [chain.q], [], [], [chain.P.diagonal()]
+    for k in reversed(range(chain.steps)):
+        W, q = curvature.at(k), slope[-1]
+        pulled.append(q + W @ q * (chain.noise[k] ** 2 / chain.beta[k]))
+        pushed.append(W @ chain.b[k] + pulled[-1])
+        slope.append(chain.A[k] * pushed[-1] - chain.h[k])
+        diagonals.append(W.diagonal().clone())
+    after = chain.A[1:] ** 2 * torch.stack(diagonals[-2::-1])
+    return _swept(curvature, pulled, pushed, chain.noise**2 * after.sum(1), slope)
+
+
 def _factor_in_place(matrix: Tensor) -> Tensor | None:
     """Lower Cholesky factor of a column-major matrix, None if not positive definite; its upper
     triangle is garbage.
@@ -322,27 +365,35 @@ def _factor_in_place(matrix: Tensor) -> Tensor | None:
     return torch.from_numpy(factor)
 
 
-def _recursion(chain: LinearChain) -> Curvature:
+def _recursion(chain: LinearChain) -> _Swept:
     steps, P = chain.steps, chain.P
     W = torch.from_numpy(
         np.empty((steps + 1, *P.shape))
     )  # numpy asks for huge pages: half the time to touch 500 MB
     W[-1] = P
+    eye = torch.eye(len(P), dtype=torch.float64)
     spread = torch.empty(steps, dtype=torch.float64)
+    slope, pulled, pushed, gain, shift = [chain.q], [], [], [], []
     for k in reversed(range(steps)):
-        half = times(P, chain.noise[k]).mT
-        E = times(half, chain.noise[k])
-        spread[k] = E.diagonal().sum()
-        inner = -E
-        inner.diagonal().add_(chain.beta[k])
-        factor, failed = torch.linalg.cholesky_ex(inner)
-        if failed:
-            raise _infinite(chain, k, E)
-        raised = torch.linalg.solve_triangular(factor, half, upper=False)
-        here = torch.addmm(P, raised.mT, raised, out=W[k])
-        P = times(times(here, chain.A[k]).mT, chain.A[k])
+        B = times(eye, chain.noise[k])
+        spread[k] = (B * (P @ B)).sum()
+        step = envelope(P, slope[-1], B, chain.beta[k])
+        if step is None:
+            raise _infinite(chain, k, B.mT @ P @ B)
+        W[k] = step.W
+        P = times(times(step.W, chain.A[k]).mT, chain.A[k])
         P = (P + P.mT) / 2 if chain.F is None else (P + P.mT) / 2 - chain.F[k]
-    return Stored(W, spread)
+        pulled.append(step.r)
+        pushed.append(step.W @ chain.b[k] + step.r)
+        slope.append(times(pushed[-1], chain.A[k]) - chain.h[k])
+        if chain.noise.ndim == 3:
+            gain.append(step.gain)
+            shift.append(step.gain @ chain.b[k] + step.shift)
+    swept = _swept(Stored(W), pulled, pushed, spread, slope)
+    if not gain:
+        return swept
+    steering = Steering(torch.stack(gain[::-1]), torch.stack(shift[::-1]))
+    return dataclasses.replace(swept, steering=steering)
 
 
 def hessians(chain: LinearChain, curvature: Curvature, steps: range) -> Float[Tensor, "some n n"]:

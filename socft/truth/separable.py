@@ -21,7 +21,7 @@ from socft.problem import ControlProblem
 from socft.reference import Noises, States, Step
 from socft.reward import PerSample, Separable
 from socft.schedule import Schedule
-from socft.truth.base import Truth
+from socft.truth.base import ErrorBounds, Truth
 from socft.truth.quadrature import Quadrature
 
 SAME_ROTATION = 1e-12
@@ -91,11 +91,15 @@ class SeparableTruth(Truth):
         truth.problem, truth.rotation, truth.parts = problem, rotation, tuple(parts)
         return truth
 
-    @property
-    def error(self) -> float:
-        """Root of the summed squares of the coordinates' errors."""
-        errors = {part: part.error for part in dict.fromkeys(self.parts)}
-        return math.hypot(*(errors[part] for part in self.parts))
+    def _find_errors(self) -> ErrorBounds:
+        """Root of the summed squares of the coordinates' errors; of values the sum."""
+        each = [part.errors for part in self.parts]
+        return ErrorBounds(
+            math.hypot(*(e.control for e in each)),
+            math.hypot(*(e.gradient for e in each)),
+            math.fsum(e.value for e in each),
+            math.fsum(e.objective for e in each),
+        )
 
     def value(self, k: Step, x: States) -> PerSample:
         return torch.stack([part.value(k, z) for part, z in self._coordinates(x)]).sum(0)

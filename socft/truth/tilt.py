@@ -19,11 +19,21 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.policy import Uncontrolled
+from socft.problem import ControlProblem
 from socft.truth.bellman import axis_sigma, terminal_value
-from socft.truth.grid import ValueGrid, tensor_rule
-from socft.truth.quadrature import Quadrature, chain_law
+from socft.truth.grid import Grid, ValueGrid, tensor_rule
+from socft.truth.quadrature import (
+    REFINEMENTS,
+    ROUNDING,
+    Quadrature,
+    chain_law,
+    coarsened,
+    mean_at_start,
+    solve_backward,
+)
 
-HERMITE_NODES = 64
+HERMITE_NODES = 140
+FEWER_HERMITE_NODES = 100
 SAME_BETA = 1e-12
 TAIL = 1e-6
 """Largest relative error of ``E exp(r / beta)``; the laws of X_0 and X_T are known where they have
@@ -39,10 +49,15 @@ class TiltGap:
     Attributes:
         kernel: Gibbs value of the path law minus the optimum.
         memory: Gibbs value of the final law minus that of the path law.
+        kernel_error: what the first is off by, estimated from above by a solution with
+            fewer nodes.
+        memory_error: the same of the second.
     """
 
     kernel: float
     memory: float
+    kernel_error: float
+    memory_error: float
 
 
 def tilt_gap(truth: Quadrature) -> TiltGap:
@@ -54,8 +69,22 @@ def tilt_gap(truth: Quadrature) -> TiltGap:
         InvalidProblem: beta is not constant, the dimension is not 1, there is a running cost, or
             the tilt lies where the law of X_0 has no mass to rounding.
     """
-    path_value, final_value = _gibbs_values(truth)
-    return TiltGap(path_value - truth.objective, final_value - path_value)
+    _require_tilt(truth)
+    found = _gaps(truth, truth.grids, truth.objective, HERMITE_NODES)
+    grids = tuple(coarsened(grid, REFINEMENTS[-1]) for grid in truth.grids)
+    value = solve_backward(truth.problem, grids).values[0]
+    objective = mean_at_start(truth.problem.reference, value)
+    coarse = _gaps(truth, grids, objective, FEWER_HERMITE_NODES)
+    size = ROUNDING * (abs(truth.objective) + abs(sum(found)) + float(truth.problem.beta[0]))
+    errors = [2 * abs(a - b) + size for a, b in zip(found, coarse, strict=True)]
+    return TiltGap(*found, *errors)
+
+
+def _gaps(
+    truth: Quadrature, grids: tuple[Grid, ...], objective: float, nodes: int
+) -> tuple[float, float]:
+    path_value, final_value = _gibbs_values(truth.problem, grids, nodes)
+    return path_value - objective, final_value - path_value
 
 
 def tilted_law(truth: Quadrature) -> Float[Tensor, " nodes"]:
@@ -66,11 +95,9 @@ def tilted_law(truth: Quadrature) -> Float[Tensor, " nodes"]:
         InvalidProblem: as for `tilt_gap`, or the tilt lies where the law of X_T has no mass to
             rounding.
     """
-    problem, beta, final_value = (
-        truth.problem,
-        float(truth.problem.beta[0]),
-        _gibbs_values(truth)[1],
-    )
+    _require_tilt(truth)
+    problem, beta = truth.problem, float(truth.problem.beta[0])
+    final_value = _gibbs_values(problem, truth.grids, HERMITE_NODES)[1]
     masses = chain_law(problem, Uncontrolled(problem.reference), truth.grids).masses[-1]
     exponent = problem.reward(truth.grids[-1].nodes) / beta
     tilted = masses * torch.exp(exponent - exponent.max())
@@ -79,12 +106,13 @@ def tilted_law(truth: Quadrature) -> Float[Tensor, " nodes"]:
     return tilted / tilted.sum()
 
 
-def _gibbs_values(truth: Quadrature) -> tuple[float, float]:
+def _gibbs_values(
+    problem: ControlProblem, grids: tuple[Grid, ...], nodes: int
+) -> tuple[float, float]:
     """``E V^G_0(X_0)`` and ``beta log E exp(V^G_0(X_0) / beta)``."""
-    _require_tilt(truth)
-    beta = float(truth.problem.beta[0])
+    beta = float(problem.beta[0])
     points, weights = tensor_rule(1)
-    value = _gibbs_value(truth).at(truth.problem.reference.initial(points))
+    value = _gibbs_value(problem, grids, nodes).at(problem.reference.initial(points))
     tilted = value / beta + weights.log()
     ends = tilted.softmax(0)[[0, -1]].sum() / (points[1, 0] - points[0, 0])
     _require_mass(
@@ -119,14 +147,14 @@ def _require_mass(error: float, beta: float, state: str) -> None:
     )
 
 
-def _gibbs_value(truth: Quadrature) -> ValueGrid:
+def _gibbs_value(problem: ControlProblem, grids: tuple[Grid, ...], nodes: int) -> ValueGrid:
     """``V^G_0`` on the grid of step 0."""
-    problem, beta = truth.problem, float(truth.problem.beta[0])
-    node, mass = np.polynomial.hermite_e.hermegauss(HERMITE_NODES)
+    beta = float(problem.beta[0])
+    node, mass = np.polynomial.hermite_e.hermegauss(nodes)
     z, log_w = torch.from_numpy(node), torch.from_numpy(np.log(mass / mass.sum()))
-    value = terminal_value(problem, truth.grids[-1])
+    value = terminal_value(problem, grids[-1])
     for k in reversed(range(problem.steps)):
-        grid = truth.grids[k]
+        grid = grids[k]
         with torch.no_grad():
             mean = problem.reference.mean(k, grid.nodes)
         pushed = mean + axis_sigma(problem.reference, k) * z

@@ -367,8 +367,9 @@ def test_a_thousand_steps_lose_no_precision(
     assert calls == [method]
     with decimal.localcontext(prec=50):
         exact = solve_exactly(problem)
-    assert float((truth.hessian(0) - exact.P).norm() / exact.P.norm()) < ROUNDING
-    assert float((truth.slope[0] - exact.q).norm() / exact.q.norm()) < ROUNDING
+    carried = SUMMED if method == "_recursion" else ROUNDING
+    assert float((truth.hessian(0) - exact.P).norm() / exact.P.norm()) < carried
+    assert float((truth.slope[0] - exact.q).norm() / exact.q.norm()) < carried
     assert float(truth.constant[0]) == pytest.approx(exact.c, rel=SUMMED)
     assert float(truth.kernel_gap().sum()) == pytest.approx(exact.gap, rel=SUMMED)
 

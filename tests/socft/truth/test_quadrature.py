@@ -587,3 +587,25 @@ def test_a_bounded_gradient_stays_bounded_outside():
     assert truth.value_gradient(0, x).abs().max() <= 0.81 * (
         1 + ROUNDING
     )  # the Lipschitz constant of r times that of both means
+
+
+def test_curvature_is_that_between_the_nodes():
+    """The supremum over a hundred points per cell, which the nodes alone miss by more than the
+    margin that is added.
+    """
+    truth = sine()
+    k = truth.problem.steps - 1
+    step = BellmanStep.build(truth.problem, k, truth.grids[k], truth.values[k + 1])
+    nodes = step.smooth.hessian_at_nodes[step._interior].abs().max()
+    x = truth.grids[k + 1].nodes[step._interior]
+    fine = torch.linspace(float(x[0]), float(x[-1]), 100 * len(x), dtype=F64)[:, None]
+    highest = step.smooth.derivatives(fine)[1].abs().max()
+    assert highest > nodes
+    assert highest <= truth.curvature[k] <= highest * (1 + 1e-7)
+
+
+def test_curvature_error_bounds_the_change_on_a_finer_grid():
+    truth = Quadrature(sine().problem, nodes=(151,))
+    fine = sine()
+    apart = float((truth.curvature - fine.curvature).abs().max())
+    assert 0 < apart <= truth.curvature_error

@@ -210,3 +210,21 @@ def test_a_tilt_beyond_the_pre_trained_mass_is_refused():
         InvalidProblem, match=r"at beta = 0.05 the tilt lies where X_0 has no mass to rounding"
     ):
         tilt_gap(initial)
+
+
+@pytest.mark.parametrize("name", QUADRATIC)
+def test_the_reported_errors_bound_those_against_the_closed_forms(name: str):
+    truth = solved(name)
+    gap, exact = tilt_gap(truth), LinearQuadratic(truth.problem)
+    assert abs(gap.kernel - float(exact.kernel_gap().sum())) <= gap.kernel_error < CLOSED
+    assert abs(gap.memory - exact.memory_gap()) <= gap.memory_error < CLOSED
+
+
+def test_the_reported_errors_of_coarse_chains_know_the_quadrature():
+    """Four steps of a sine at a small weight: 64 Hermite nodes are off by 1e-8."""
+    problem = gaussian_case(variance_preserving(4, 1.0), Sine(1.0, 2.0), 0.65)
+    gap = tilt_gap(Quadrature(problem, nodes=(301,)))
+    finer = tilt_gap(Quadrature(problem, nodes=(901,)))
+    assert abs(gap.kernel - finer.kernel) <= gap.kernel_error
+    assert abs(gap.memory - finer.memory) <= gap.memory_error
+    assert gap.kernel_error < 1e-5
