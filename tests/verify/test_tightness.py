@@ -19,6 +19,7 @@ from socft.cli import STUDIES
 from socft.records import Record
 from socft.study.digest import fingerprint
 from toy.studies.tightness import AXES, BASE, STUDY, beta_task, points, ratio_task
+from toy.tightness import lengths
 from toy.tightness.families import GROUPS, ONE_STEP, QUADRATIC
 from toy.tightness.measurements import (
     EmbeddedLine,
@@ -335,7 +336,11 @@ def test_a_necessary_beta_is_below_the_sufficient_ones():
     rows = {row.setting["rule"]: row for row in beta_task("tanh score, sine reward", 2)}
     values = {rule: row.value for rule, row in rows.items()}
     assert (
-        values["necessary"] < values["sharp, exact mean maps"] <= values["sharp"] < values["paper"]
+        values["necessary"]
+        < values["one-sided"]
+        <= values["sharp, exact mean maps"]
+        <= values["sharp"]
+        < values["paper"]
     )
     assert all(row.optimum == values["necessary"] for row in rows.values())
     assert {row.metric for row in rows.values()} == {"beta"}
@@ -359,3 +364,31 @@ def test_the_study_is_found_and_its_tasks_differ():
         names = {task.name.split()[0] for task in tasks}
         assert names == {"one", "iterates", "control", "optimum", "smoothing", "beta"}
     assert len(STUDY.tasks(True)) < len(STUDY.tasks(False))
+
+
+def test_weights_against_lengths_are_in_order():
+    """Necessary below one-sided, which sharp constants with exact mean maps are not below; more
+    dimensions ask for more, of the steeper reward.
+    """
+    rows = lengths.weights_task("overlapping modes", "pseudo-Huber", 3)
+    found = {(r.setting["rule"], r.setting["d"]): r.value for r in rows}
+    one = [found[rule, 1] for rule in ("necessary", "one-sided", "sharp, exact mean maps", "paper")]
+    assert one == sorted(one)
+    assert found["one-sided, relaxed", 1] < found["one-sided", 1]
+    assert found["one-sided", 1] < found["one-sided", 2] < found["one-sided", 16]
+    assert {row.optimum for row in rows} == {found["necessary", 1]}
+
+
+def test_errors_against_their_one_sided_bounds():
+    """All below, and with one update the control within a factor of 20, although its bound adds up
+    the errors of all later steps.
+    """
+    rows = lengths.errors_task("Gaussian", True, 3)
+    assert len(rows) == 3 * len(lengths.UPDATES)
+    for row in rows:
+        assert row.bound is not None
+        assert row.value <= row.bound * (1 + ROUNDING) + 1e-7
+    for metric, limit in (("control_error", 20), ("objective_gap", 1000)):
+        first = next(row for row in rows if row.metric == metric)
+        assert first.bound is not None
+        assert first.bound < limit * first.value

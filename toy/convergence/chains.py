@@ -13,11 +13,13 @@ from socft.reward import Quadratic
 from socft.schedule import Schedule, ddpm, linear_levels, subsample, variance_preserving
 from socft.theory import (
     Lemma32,
+    OneSidedBounds,
     PaperBounds,
     RegularityStatement,
     SharpBounds,
     Theorem28,
     convergence,
+    one_sided_convergence,
     sharp_convergence,
 )
 
@@ -27,8 +29,14 @@ STATEMENTS: dict[str, Callable[[Tensor], RegularityStatement]] = {
     "sharp": lambda stretch: Theorem28(SharpBounds(stretch)),
     "paper iterates": lambda _: Lemma32(PaperBounds()),
     "sharp iterates": lambda stretch: Lemma32(SharpBounds(stretch)),
+    "one-sided": lambda _: Theorem28(OneSidedBounds()),
+    "one-sided iterates": lambda _: Lemma32(OneSidedBounds()),
 }
-BOUNDS = {"paper iterates": convergence, "sharp iterates": sharp_convergence}
+BOUNDS = {
+    "paper iterates": convergence,
+    "sharp iterates": sharp_convergence,
+    "one-sided iterates": lambda chain, _, beta, rounds: one_sided_convergence(chain, beta, rounds),
+}
 
 
 def memoryless(steps: int) -> Schedule:

@@ -347,11 +347,7 @@ def _problem_tasks(name: str, quick: bool) -> list[Task]:
     return [
         Task(f"constants {name}", constants_task, {"problem": name, "lam": 0.5}),
         *(_error_task(name, str(lam), "measured", lam, most) for lam in lams),
-        *(
-            _error_task(name, rule, rule, 0.5, 8)
-            for rule in ("paper iterates", "sharp iterates")
-            if bounded
-        ),
+        *(_error_task(name, rule, rule, 0.5, 8) for rule in BOUNDS if bounded),
         *(
             Task(f"trade-off {name} {beta:g}", trade_off_task, {"problem": name, "beta": beta})
             for beta in betas

@@ -30,6 +30,7 @@ from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from toy.tightness.families import GROUPS
+from toy.tightness.lengths import tasks as against_lengths
 from toy.tightness.search import Point, Search
 from toy.tightness.verdicts import records
 from verify import beta_tightness
@@ -61,6 +62,7 @@ def beta_task(family: str, T: int) -> list[Record]:
         "paper": beta_tightness.bound(instance, lam, theory.PaperBounds()),
         "sharp": beta_tightness.bound(instance, lam, theory.SharpBounds()),
         "sharp, exact mean maps": beta_tightness.bound(instance, lam, instance.sharp),
+        "one-sided": beta_tightness.bound(instance, lam, theory.OneSidedBounds()),
         "necessary": beta_tightness.measure(instance, lam),
     }
     seconds, setting = (
@@ -110,6 +112,7 @@ def tasks(quick: bool) -> list[Task]:
             ]
     for family in beta_tightness.FAMILIES:
         out += [Task(f"beta {family} {T}", beta_task, {"family": family, "T": T}) for T in lengths]
+    out += against_lengths(quick)
     return list({task.name: task for task in out}.values())
 
 

@@ -19,6 +19,8 @@ RULES = {
     "paper": "paper, optimum",
     "sharp iterates": "sharp, every iterate",
     "sharp": "sharp, optimum",
+    "one-sided iterates": "one-sided, every iterate",
+    "one-sided": "one-sided, optimum",
     "measured": "measured",
 }
 METHODS = (

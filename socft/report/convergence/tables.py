@@ -19,6 +19,8 @@ RULES = {
     "paper iterates": "paper, (38)–(39)",
     "sharp": "sharp, optimum",
     "sharp iterates": "sharp, every iterate",
+    "one-sided": "one-sided, optimum",
+    "one-sided iterates": "one-sided, every iterate",
     "measured": "measured",
 }
 

@@ -334,13 +334,13 @@ def _interpretation(found: Rows) -> str:
         return f"{NOT_MEASURED}."
     first, last = steps[0], steps[-1]
     lam = found.where(Metric.BETA).distinct("lam")[0]
-    paper, sharp, exact = (
+    paper, sharp, exact, one_sided = (
         [_range(found, rule, steps) for steps in (first, last)] for rule in RULES
     )
     return f"""At $lambda = {lam:g}$ and $T = {first}$ the paper's constants ask for {paper[0]}
-times the necessary weight, over the families; the sharper ones for {sharp[0]} times, and with the
-exact mean maps for {exact[0]} times. At $T = {last}$ it is {paper[1]} times, {sharp[1]} times and
-{exact[1]} times."""
+times the necessary weight, over the families; the sharper ones for {sharp[0]} times, with the exact
+mean maps for {exact[0]} times, and the one-sided ones for {one_sided[0]} times. At $T = {last}$ it
+is {paper[1]} times, {sharp[1]} times, {exact[1]} times and {one_sided[1]} times."""
 
 
 def _range(found: Rows, rule: str, steps: int) -> str:
@@ -382,7 +382,7 @@ def weights(found: Rows) -> str:
         header=("", *(f"$T = {length}$" for length in lengths)) if lengths else ("", "weight"),
         rows=body or [(NOT_MEASURED, "")],
         caption=(
-            "Necessary constant KL weight, and over it the sufficient ones by three kinds of"
+            "Necessary constant KL weight, and over it the sufficient ones by four kinds of"
             " constants."
         ),
         label="tightness-beta-table",

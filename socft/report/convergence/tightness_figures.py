@@ -22,6 +22,7 @@ RULES: Mapping[str, str] = {
     "paper": "the paper's constants",
     "sharp": "the sharper constants",
     "sharp, exact mean maps": "sharper, exact mean maps",
+    "one-sided": "one-sided constants",
 }
 NECESSARY = "necessary weight"
 PANELS: Mapping[str, Mapping[str, str]] = {

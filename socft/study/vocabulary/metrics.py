@@ -39,6 +39,7 @@ class Metric(enum.StrEnum):
     # convergence and its constants
     BETA = "beta"
     BETA_REQUIRED = "beta_required"
+    SUFFICIENT_BETA = "sufficient_beta"
     L0_VALUE = "L0_value"
     L1_VALUE = "L1_value"
     CONTRACTION = "contraction"

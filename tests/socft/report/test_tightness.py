@@ -233,18 +233,19 @@ def test_weights_are_given_over_the_necessary_one(found):
     assert cells[:4] == ["necessary weight", "$1.50$", "$1.12$", "$1.03$"]
     assert cells[4:8] == ["the paper's constants", "$4.00$", "$16.0$", "$64.0$"]
     assert cells[8:12] == ["the sharper constants", "$2.00$", "$8.00$", "$32.0$"]
-    assert cells[20:24] == ["the paper's constants", "$16.0$", "$64.0$", "$256$"]
+    assert cells[16:20] == ["one-sided constants", "$1.20$", "$4.80$", "$19.2$"]
+    assert cells[24:28] == ["the paper's constants", "$16.0$", "$64.0$", "$256$"]
     assert tightness.weights(found).count("#emph") == len((first, second, third))
     said = flat(tightness.chapter(found))
     assert r"At $lambda = 0.001$ and $T = 2$" in said
     assert "the paper's constants ask for $4.00$ to $64.0$ times the necessary weight" in said
     assert (
-        "the sharper ones for $2.00$ to $8.00$ times, and with the exact mean maps for $1.50$ to"
-        " $3.38$ times" in said
+        "the sharper ones for $2.00$ to $8.00$ times, with the exact mean maps for $1.50$ to"
+        " $3.38$ times, and the one-sided ones for $1.20$ to $1.73$ times" in said
     )
     assert (
-        "At $T = 32$ it is $64.0$ to $1024$ times, $32.0$ to $128$ times and $24.0$ to $54.0$"
-        " times." in said
+        "At $T = 32$ it is $64.0$ to $1024$ times, $32.0$ to $128$ times, $24.0$ to $54.0$ times"
+        " and $19.2$ to $27.6$ times." in said
     )
 
 

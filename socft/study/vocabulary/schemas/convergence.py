@@ -46,4 +46,15 @@ CONVERGENCE = StudySchema(
         MethodName.RICCATI,
     },
 )
-TIGHTNESS = StudySchema("tightness", {Metric.BETA, Metric.RATIO}, estimators=frozenset())
+TIGHTNESS = StudySchema(
+    "tightness",
+    {
+        Metric.BETA,
+        Metric.SUFFICIENT_BETA,
+        Metric.RATIO,
+        Metric.CONTROL_ERROR,
+        Metric.VALUE_GRADIENT_ERROR,
+        Metric.OBJECTIVE_GAP,
+    },
+    estimators=frozenset(),
+)

@@ -1,0 +1,195 @@
+"""What each set of constants asks of the KL weight against the number of steps, beside what is
+necessary, and how far its bounds of PI-FT's errors are from the errors; three data laws, three
+rewards.
+
+A rotated product of d equal coordinates has the necessary weight of one of them, because spectra of
+Hessians are those of the coordinates, and the theory sees d through the reward's Lipschitz
+constant, ``sqrt(d)`` times that of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+
+from scipy.optimize import root_scalar
+from torch import Tensor
+
+from socft import theory
+from socft.checks import InvalidProblem
+from socft.density import Gaussian, GaussianMixture, score_reference
+from socft.pi_ft import BackwardInduction, backward_induction
+from socft.problem import ControlProblem
+from socft.records import Record
+from socft.reward import PseudoHuber, Reward, Sine, Softplus
+from socft.schedule import Schedule
+from socft.study.tasks import Task
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+from socft.truth.quadrature import Quadrature, solve_backward
+from toy.convergence.chains import memoryless
+from verify.support.factors import vector
+from verify.support.suprema import grids_for
+
+LAWS: Mapping[str, GaussianMixture] = {
+    "Gaussian": Gaussian(0.0, 0.5),
+    "overlapping modes": GaussianMixture([0.5, 0.5], [-1.0, 1.0], 0.5),
+    "separated modes": GaussianMixture([0.7, 0.3], [-1.5, 1.5], 0.16),
+}
+REWARDS: Mapping[str, Reward] = {
+    "sine": Sine(1.0, 2.0),
+    "softplus": Softplus(1.0, 2.0),
+    "pseudo-Huber": PseudoHuber(1.0, 1.0, -1.0),
+}
+LENGTHS, QUICK_LENGTHS = (2, 5, 10, 20, 50, 100, 200), (5,)
+DIMENSIONS = (1, 2, 16)
+UPDATES = (1, 2, 3, 4, 5)
+LAM = 0.5
+SEARCHED = 1e-4
+"""Relative error of a necessary weight."""
+BELOW = 100.0
+"""Stands for the logarithm of infinity, where a weight is not well posed."""
+BEST = theory.BestRelaxation()
+STATEMENTS: Mapping[str, Callable[[Tensor], theory.RegularityStatement]] = {
+    "paper": lambda _: theory.Theorem28(theory.PaperBounds()),
+    "sharp": lambda _: theory.Theorem28(theory.SharpBounds()),
+    "sharp, exact mean maps": lambda mean: theory.Theorem28(theory.SharpBounds(mean)),
+    "one-sided": lambda _: theory.Theorem28(theory.OneSidedBounds()),
+    "one-sided, relaxed": lambda _: theory.Theorem28(theory.OneSidedBounds(BEST)),
+    "one-sided, m = 2": lambda _: theory.Lemma32(theory.OneSidedBounds(), 2),
+    "one-sided iterates": lambda _: theory.Lemma32(theory.OneSidedBounds()),
+}
+
+
+def chain_of(law: str, reward: str, schedule: Schedule, dim: int) -> theory.ChainConstants:
+    """What the theory knows of a product of ``dim`` equal coordinates."""
+    found, scalar = LAWS[law].noised_constants(schedule.abar[:-1]), REWARDS[reward]
+    chain = theory.ChainConstants.of(
+        schedule, found.L0, found.L1, scalar, dim, (found.up, found.down)
+    )
+    return dataclasses.replace(chain, reward_L0=dim**0.5 * scalar.L0)
+
+
+def weights_task(law: str, reward: str, T: int) -> list[Record]:
+    """The constant weight that each set of constants asks for in d dimensions, where there is a
+    finite positive one, and the one that is necessary.
+    """
+    started, schedule = time.perf_counter(), memoryless(T)
+    asked: list[tuple[str, int, float]] = []
+    for dim in DIMENSIONS:
+        chain = chain_of(law, reward, schedule, dim)
+        mean = theory.one_sided_mean_lipschitz(chain)
+        for rule, statement in STATEMENTS.items():
+            try:
+                found = theory.constant_beta(chain, LAM, statement(mean))
+            except InvalidProblem:
+                continue
+            asked.append((rule, dim, float(found.beta[0])))
+    undamped = min(beta for rule, dim, beta in asked if dim == 1 and "relaxed" not in rule)
+    necessary = necessary_weight(law, reward, schedule, undamped)
+    asked.append(("necessary", 1, necessary))
+    setting, seconds = {"reward": reward, "T": T, "lam": LAM}, time.perf_counter() - started
+    return [
+        Record(
+            schemas.TIGHTNESS.name,
+            law,
+            Metric.SUFFICIENT_BETA,
+            value,
+            setting | {"rule": rule, "d": dim},
+            optimum=necessary,
+            seconds=seconds,
+        )
+        for rule, dim, value in asked
+    ]
+
+
+def necessary_weight(law: str, reward: str, schedule: Schedule, sufficient: float) -> float:
+    """The constant weight at which the exact undamped inner map contracts by `LAM` and no more,
+    from below a sufficient one.
+    """
+    reference = score_reference(LAWS[law], schedule)
+    grids = grids_for(ControlProblem(reference, REWARDS[reward], sufficient))
+    variance = schedule.sigma.square()
+
+    def excess(log_beta: float) -> float:
+        problem = ControlProblem(reference, REWARDS[reward], math.exp(log_beta))
+        try:
+            curvature = vector(solve_backward(problem, grids).curvature)
+        except InvalidProblem:
+            return BELOW
+        return math.log(float((variance * curvature).max()) / (1 - LAM)) - log_beta
+
+    high, width = math.log(sufficient) + SEARCHED, math.log(2)
+    while excess(high - width) < 0:
+        high, width = high - width, 2 * width
+    found = root_scalar(excess, bracket=(high - width, high), method="brentq", xtol=SEARCHED)
+    return math.exp(found.root)
+
+
+def errors_task(law: str, relaxed: bool, T: int) -> list[Record]:
+    """The largest errors of PI-FT with m updates at every step, at the least constant weight that
+    the one-sided constants of these iterates admit, and their bounds.
+    """
+    schedule, relaxation = memoryless(T), BEST if relaxed else theory.UNDAMPED
+    chain, bounds = chain_of(law, "sine", schedule, 1), theory.OneSidedBounds(relaxation)
+    records = []
+    for m in UPDATES:
+        statement = theory.Lemma32(bounds, m)
+        beta = theory.constant_beta(chain, LAM, statement).beta
+        problem = ControlProblem(score_reference(LAWS[law], schedule), REWARDS["sine"], beta)
+        truth = Quadrature(problem)
+        theta = theory.constants_at(chain, beta, statement).theta
+        found = backward_induction(problem, truth.grids, m, theta)
+        limits = theory.one_sided_convergence(chain, beta, m, bounds)
+        setting = {"reward": "sine", "T": T, "lam": LAM, "m": m, "relaxed": relaxed}
+        records += [
+            Record(schemas.TIGHTNESS.name, law, metric, value, setting, bound=bound)
+            for metric, value, bound in _errors(truth, found, limits)
+        ]
+    return records
+
+
+def _errors(
+    truth: Quadrature, found: BackwardInduction, limits: theory.Convergence
+) -> list[tuple[Metric, float, float]]:
+    """What is measured where the exact chain goes, and its bound: the control in whitened units,
+    the gradient of the value, and the objective.
+    """
+    policy = found.policy(truth.problem)
+    gap = truth.evaluate(truth.policy).objective - truth.evaluate(policy).objective
+    gradients = [
+        float((a.gradient - b.gradient)[truth.region.contains(k, b.grid.nodes)].abs().max())
+        for k, (a, b) in enumerate(zip(found.values, truth.values, strict=True))
+    ]
+    return [
+        (
+            Metric.CONTROL_ERROR,
+            float(truth.control_error(policy).max()),
+            float(limits.whitened.max()),
+        ),
+        (Metric.VALUE_GRADIENT_ERROR, max(gradients), float(limits.value_gradient.max())),
+        (Metric.OBJECTIVE_GAP, gap, limits.objective_gap),
+    ]
+
+
+def tasks(quick: bool) -> list[Task]:
+    """Every measurement, at the quick or the full scale."""
+    lengths, steps = (QUICK_LENGTHS, 5) if quick else (LENGTHS, 50)
+    weights = [
+        Task(f"weights {law} {reward} {T}", weights_task, {"law": law, "reward": reward, "T": T})
+        for law in LAWS
+        for reward in REWARDS
+        for T in lengths
+    ]
+    errors = [
+        Task(
+            f"errors {law} {'relaxed' if relaxed else 'undamped'}",
+            errors_task,
+            {"law": law, "relaxed": relaxed, "T": steps},
+        )
+        for law in ("Gaussian", "overlapping modes")
+        for relaxed in (False, True)
+    ]
+    return weights + errors
