@@ -105,8 +105,8 @@ def provenance(rows: Rows) -> str:
 def claims_provenance(claims: Claims) -> str:
     """The same of the claims."""
     return (
-        f"The {len(claims)} claims were checked {_origin(claims)}."
-        if claims
+        f"The {len(claims.checked)} claims were checked {_origin(claims.checked)}."
+        if claims.checked
         else f"The claims: {NOT_MEASURED}."
     )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
@@ -15,6 +16,10 @@ from socft.files import read_rows
 from socft.schema import structured
 
 FILE = "verify.jsonl"
+STATED = Path(__file__).with_name("claims.json")
+"""What the lines of all claims say whatever was measured, as ``python -m verify.support.readme``
+writes it.
+"""
 BOUNDS = ("tight", "upper bound")
 """Kinds of claims whose ratio says how loose a bound is; others compare with a tolerance."""
 
@@ -98,22 +103,22 @@ class ClaimLine:
     source: str
     kind: str
     status: str
-    checked: int
-    check: str
-    ratio: float | None
-    words: str
-    ratio_sharp: float | None
-    attained: float | None
-    control: bool
-    certified: bool
-    findings: tuple[str, ...]
-    parts: tuple[PartLine, ...]
-    histogram: Mapping[float, int]
-    errors: tuple[str, ...]
-    seconds: float
-    versions: Mapping[str, str]
-    commit: str
-    dirty: bool
+    checked: int = 0
+    check: str = ""
+    ratio: float | None = None
+    words: str = ""
+    ratio_sharp: float | None = None
+    attained: float | None = None
+    control: bool = False
+    certified: bool = False
+    findings: tuple[str, ...] = ()
+    parts: tuple[PartLine, ...] = ()
+    histogram: Mapping[float, int] = dataclasses.field(default_factory=dict)
+    errors: tuple[str, ...] = ()
+    seconds: float = 0.0
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    commit: str = ""
+    dirty: bool = False
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
@@ -150,6 +155,24 @@ class ClaimLine:
             **{name: row[name] for name in same},
         )
 
+    @classmethod
+    def unmeasured(cls, heading: Mapping[str, Any]) -> Self:
+        """Of a claim that was never checked.
+
+        Args:
+            heading: what its line says whatever was measured.
+        """
+        return cls(
+            name=heading["claim"],
+            title=heading["title"],
+            topic=TopicLine(**heading["topic"]),
+            place=tuple(heading["place"]),
+            statement=heading["statement"],
+            source=heading["source"],
+            kind=heading["kind"],
+            status="not measured",
+        )
+
     @property
     def compares_with_bound(self) -> bool:
         """Whether the worst ratio is one to a bound, not to a tolerance."""
@@ -177,11 +200,15 @@ class Claims:
         return self.lines.get(name)
 
     def topics(self) -> Mapping[TopicLine, Sequence[ClaimLine]]:
-        """The claims by topic."""
-        return {
-            topic: list(group)
-            for topic, group in itertools.groupby(self, key=lambda line: line.topic)
-        }
+        """The claims by topic, in the words of its first claim."""
+        groups = itertools.groupby(self, key=lambda line: line.topic.place)
+        found = [list(group) for _, group in groups]
+        return {group[0].topic: group for group in found}
+
+    @property
+    def checked(self) -> Sequence[ClaimLine]:
+        """The claims that have a line."""
+        return [line for line in self if line.versions]
 
     def count(self, status: str) -> int:
         """The number of claims of a status."""
@@ -189,7 +216,8 @@ class Claims:
 
 
 def read_claims(records: Path) -> Claims:
-    """The claims of a folder of records; none where there is no file.
+    """The claims of a folder of records, those without a line as not measured; none where there is
+    no file.
 
     Raises:
         InvalidProblem: a line is not a record of a claim, or not the one that was written there.
@@ -199,7 +227,9 @@ def read_claims(records: Path) -> Claims:
         return Claims()
     again = f"check the claims again: socft verify --out {records}"
     lines = [_line(row, where, again) for where, row in read_rows(file, again)]
-    return Claims({line.name: line for line in sorted(lines, key=lambda line: line.place)})
+    stated = [ClaimLine.unmeasured(heading) for heading in json.loads(STATED.read_text())]
+    found = {line.name: line for line in (*stated, *lines)}
+    return Claims({line.name: line for line in sorted(found.values(), key=lambda line: line.place)})
 
 
 def _line(row: Mapping[str, Any], where: str, again: str) -> ClaimLine:

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -145,13 +146,18 @@ def logarithmic(axes: Axes) -> None:
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def legend(figure: Figure, axes: Sequence[Axes], columns: int, order: Sequence[str] = ()) -> None:
-    """One legend below all panels, each label once, in a given order or in that of appearance."""
-    handles = {
+def labelled(axes: Sequence[Axes]) -> dict[str, Artist]:
+    """What is drawn on some panels, by label, each label once."""
+    return {
         label: handle
         for ax in axes
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
+
+
+def legend(figure: Figure, axes: Sequence[Axes], columns: int, order: Sequence[str] = ()) -> None:
+    """One legend below all panels, each label once, in a given order or in that of appearance."""
+    handles = labelled(axes)
     labels = [label for label in order if label in handles] if order else list(handles)
     if labels:
         figure.legend(

@@ -172,14 +172,13 @@ class Table:
         return f"#[\n{LONG}\n{made}\n]" if self.long else made
 
 
-def figure(picture: str, caption: str, label: str, alt: str, tall: bool = False) -> str:
-    """A picture at its natural width; a tall one goes to the top or bottom of a page, and the text
-    runs on before it.
+def figure(picture: str, caption: str, label: str, alt: str) -> str:
+    """A picture at its natural width, at the top or bottom of a page: the text runs on before
+    it.
     """
-    place = "placement: auto, " if tall else ""
     return (
-        f"#figure(image({_string(picture)}, alt: {_string(alt)}), {place}caption: [{caption}])"
-        f" <{label}>"
+        f"#figure(image({_string(picture)}, alt: {_string(alt)}), placement: auto,"
+        f" caption: [{caption}]) <{label}>"
     )
 
 

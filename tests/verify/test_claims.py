@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 import verify
 from socft.checks import InvalidProblem
+from socft.report.claim_records import STATED
 from verify.support import topics
 from verify.support.claims import FLOOR, KINDS, SLACK, Claim, Kind
-from verify.support.readme import FOLDER, claims, text
+from verify.support.readme import FOLDER, claims, headings, text
 from verify.support.records import read_records, summary, update_records
 from verify.support.tally import BINS_PER_DECADE, Tally
 
@@ -384,6 +385,12 @@ def test_claims_have_the_agreed_form(file):
     assert ":math:" not in stated.statement + stated.source
     assert stated.kind != "tight" or (
         "attained" in calls and any("attained" in name for name in tests)
+    )
+
+
+def test_reports_know_every_claim():
+    assert STATED.read_text() == headings(claims()), (
+        "socft/report/claims.json is stale; run: python -m verify.support.readme"
     )
 
 

@@ -1,13 +1,17 @@
-"""Writes README.md of this folder from the claims: ``python -m verify.support.readme``."""
+"""Writes README.md of this folder, and the claims that reports know, from the claims:
+``python -m verify.support.readme``.
+"""
 
 from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import re
 from pathlib import Path
 
 from socft.files import write_atomically
+from socft.report.claim_records import STATED
 from verify.support.claims import Claim
 
 FOLDER = Path(__file__).parents[1]
@@ -49,6 +53,11 @@ def text(found: list[Claim]) -> str:
     return HEADING + "".join(map(_table, (list(group) for _, group in topics)))
 
 
+def headings(found: list[Claim]) -> str:
+    """The content of the file of claims that reports know."""
+    return json.dumps([claim.heading for claim in found], ensure_ascii=False, indent=1) + "\n"
+
+
 def _table(group: list[Claim]) -> str:
     rows = [
         f"| [{_cell(c.title)}]({c.name}.py) | `{_cell(c.statement)}` | {c.kind}"
@@ -65,3 +74,4 @@ def _cell(words: str) -> str:
 
 if __name__ == "__main__":
     write_atomically(FOLDER / "README.md", text(claims()).encode())
+    write_atomically(STATED, headings(claims()).encode())

@@ -39,7 +39,6 @@ def chapter(claims: Claims) -> str:
         "claims-figure",
         "One row per claim on a logarithmic axis: histogram of ratios, worst ratios marked,"
         " vertical line at the bound.",
-        tall=True,
     )
     return "\n\n".join(
         [
@@ -71,7 +70,7 @@ Every statement of the theory that the results above rest on is checked for itse
 random and steered towards the largest ratio of measured to bound, on the instance that attains the
 bound where it is called _tight_, and without the assumption it needs, where it must fail. A
 _certificate_ is a proof in interval arithmetic for all parameters of a range. @claims-table and
-@claims-figure show all of them; the sections that follow take the main ones in turn.
+@claims-figure show all of them; the sections that follow state them in turn.
 
 Their tables have one row for every part of a statement and kind of check, with its worst check; of
 a negative control, which must exceed its bound, the one that exceeds it least. An equality is a
@@ -90,12 +89,13 @@ def overview(claims: Claims) -> str:
     """The table of all claims."""
     body: list[Sequence[str]] = []
     for topic, lines in claims.topics().items():
-        body.append((text(topic.title),))
+        body.append((f"{text(topic.title)} (@{_label(topic)})",))
         body += map(_row, lines)
     return Table(
         header=(
-            "statement",
+            "claim",
             "",
+            "kind",
             "checks",
             r"worst \ ratio",
             r"to the \ sharper",
@@ -109,8 +109,8 @@ def overview(claims: Claims) -> str:
             For an equality it is the residual over its tolerance. _Attained_ is the ratio of the
             extremal instance.""",
         label="claims-table",
-        align="llrrrrcc",
-        widths=("1fr", *["auto"] * 7),
+        align="lllrrrrcc",
+        widths=("1fr", *["auto"] * 8),
         long=True,
     ).markup
 
@@ -120,8 +120,9 @@ def _row(line: ClaimLine) -> Sequence[str]:
     attained = NONE if line.attained is None else number(line.attained)
     sharp = NONE if line.ratio_sharp is None else _stacked(fraction_of_bound(line.ratio_sharp))
     return (
-        rf"*{text(line.title)}* \ {line.statement}",
-        rf"{status(line)}, \ {line.kind}",
+        text(line.title),
+        status(line),
+        line.kind,
         integer(line.checked),
         _stacked(worst(line)),
         sharp,
@@ -149,24 +150,30 @@ def _stacked(ratio: str) -> str:
 
 
 def section(topic: TopicLine, lines: Sequence[ClaimLine]) -> str:
-    """A topic: its statements, what is measured, the table of the checks, and what is worth telling
-    of them.
+    """A topic: what is measured, the table of its statements with their checks, and what is worth
+    telling of them.
     """
     body: list[Sequence[str]] = []
     for line in lines:
-        body.append((f"{text(line.title)}: {_summary(line)}",))
+        body.append((f"*{text(line.title)}* ({_summary(line)}): {line.statement}",))
         body += [_part(part) for how in HOW for part in line.of_kind(how)]
     table = Table(
         header=("check", "checks", "measured", "bound", "ratio"),
         rows=body,
-        caption=f"Checks: {text(topic.title)}.",
+        caption="Statements and their checks.",
         label=f"checks-{lines[0].name.replace('_', '-')}",
         align="lrrrr",
+        widths=("1fr", *["auto"] * 4),
         long=True,
     ).markup
-    stated = "\n".join(f"- *{text(line.title)}.* {line.statement}." for line in lines)
     told = [_told(line) for line in lines]
-    return "\n\n".join([f"== {text(topic.title)}", stated, topic.measured, table, *told])
+    title = f"== {text(topic.title)} <{_label(topic)}>"
+    return "\n\n".join([title, topic.measured, table, *told])
+
+
+def _label(topic: TopicLine) -> str:
+    """Of the section of a topic."""
+    return f"claims-{topic.place}"
 
 
 def _summary(line: ClaimLine) -> str:
@@ -208,7 +215,7 @@ def _told(line: ClaimLine) -> str:
     if not sentences:
         return ""
     return (
-        "#block(above: 0.7em, below: 0.7em)[#set text(size: 9pt); #set par(first-line-indent:"
+        "#block(above: 0.6em, below: 0.6em)[#set text(size: 8.5pt); #set par(first-line-indent:"
         f" 0pt)\n*{text(line.title)}.* {' '.join(sentences)}]"
     )
 

@@ -21,7 +21,7 @@ ROUNDING = 0.05
 LEAST = 1e-6
 """Smaller ratios are drawn here."""
 LARGEST = 3.0
-ROW_HEIGHT, MARGIN = 0.165, 0.75  # inches
+ROW_HEIGHT, MARGIN = 0.145, 0.75  # inches
 FILLED, TOLERANCE = "#9bbfd9", "0.8"
 NOT_MEASURED = "not measured"
 

@@ -94,7 +94,7 @@ single steps whose next value function has a staircase as second derivative, in 
 scores with linear or quadratic rewards in $d$ dimensions, in closed form; and lines with affine or
 tanh scores and Lipschitz rewards, by quadrature, of which each stands for itself along one axis of
 $d$ dimensions in which nothing else is rewarded. What a search finds is a lower bound on the
-tightness; _attained_ means within 1% of 1. @claims-table states the inequalities.
+tightness; _attained_ means within 1% of 1. @claims-table says where the inequalities are stated.
 """
 
 

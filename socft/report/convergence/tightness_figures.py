@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from socft.records import Record
-from socft.report.figures import LOOKS, draw, finish, legend, panels, svg
+from socft.report.figures import LOOKS, draw, finish, labelled, legend, panels, svg
 from socft.report.rows import Rows, Series
 from socft.study.vocabulary.metrics import Metric
 
@@ -175,11 +175,7 @@ def _share(axes: Sequence[Axes]) -> None:
 
 def _beside(axes: Sequence[Axes], order: Iterable[str]) -> None:
     """A legend to the right of a row of panels."""
-    handles = {
-        label: handle
-        for ax in axes
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
+    handles = labelled(axes)
     labels = [label for label in order if label in handles]
     if labels:
         axes[-1].legend(

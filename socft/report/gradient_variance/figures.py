@@ -11,7 +11,7 @@ from matplotlib.ticker import NullFormatter
 
 from socft.estimators.catalogue.rows import KINDS
 from socft.records import Record
-from socft.report.figures import LOOKS, draw, finish, logarithmic, panels, svg
+from socft.report.figures import LOOKS, draw, finish, labelled, logarithmic, panels, svg
 from socft.report.rows import Rows, Series
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
@@ -190,11 +190,7 @@ def finish_scaled(
 
 def below_column(axes: Sequence[Axes], names: Sequence[str], offset: float = -0.34) -> None:
     """A legend beneath the last panel of a column."""
-    handles = {
-        label: handle
-        for ax in axes
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
+    handles = labelled(axes)
     labels = [name for name in names if name in handles]
     if labels:
         axes[-1].legend(

@@ -114,7 +114,6 @@ def _axes(rows: Rows) -> str:
         $10^(-7)$ of its largest value.""",
         "variance-figure",
         "Fifteen panels of variance: five axes by three kinds of estimators.",
-        tall=True,
     )
     costates = figure(
         "costates.svg",
@@ -204,7 +203,6 @@ def _training(rows: Rows) -> str:
                 f"{name}-figure",
                 "Objective gap and gradient noise against network evaluations, three kinds of"
                 " estimators.",
-                tall=True,
             )
         )
         blocks.append(studies.split(rows, problem))
@@ -221,7 +219,6 @@ def _suites(rows: Rows) -> str:
         all.""",
         "socm-figure",
         "Control error against gradient steps, four problems by kinds of estimators.",
-        tall=True,
     )
     return rf"""
 = Sweeps of a linear-quadratic regulator

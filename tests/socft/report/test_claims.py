@@ -16,6 +16,7 @@ from socft.report.base import claims_provenance
 from socft.report.claim_records import FILE, Claims, read_claims
 from socft.report.convergence import claims_chapter as chapter
 from socft.report.convergence import claims_figures
+from socft.report.guidance import tables as guidance_tables
 from socft.report.typeset import NOT_MEASURED, PREAMBLE, compile_pdf
 from tests.support.claim_lines import NAMES, STATED, everything, line, record, synthetic_claims
 from verify.support.claims import Claim
@@ -33,11 +34,11 @@ BETWEEN = 10 ** (1 / BINS_PER_DECADE)
 
 
 def rows(markup: str) -> list[list[str]]:
-    """Cells of a table, cut into rows at its group titles and at cells in bold."""
+    """Cells of a table, cut into rows at its group titles and at cells of words."""
     cells = re.findall(r"^  \[(.*?)\],?$|^  (table\.cell).*$", markup, re.MULTILINE)
     found: list[list[str]] = []
     for cell, title in cells:
-        if title or cell.startswith('*#"'):
+        if title or cell.startswith('#"'):
             found.append([])
         if not title:
             found[-1].append(cell)
@@ -49,7 +50,8 @@ def test_the_table_has_the_records_numbers():
     assert len(found) == len(NAMES)
     for row in found:
         assert row[1:] == [
-            r"verified, \ tight",
+            "verified",
+            "tight",
             "$3$",
             r"$0.0500$ \ (loose)",
             "$0.320$",
@@ -57,7 +59,7 @@ def test_the_table_has_the_records_numbers():
             "$checkmark$",
             "–",
         ]
-    assert found[0][0].startswith('*#"Lemma 2.5";* ')
+    assert found[0][0] == '#"Lemma 2.5";'
 
 
 def test_refuted_claims_are_shown_as_such():
@@ -67,7 +69,7 @@ def test_refuted_claims_are_shown_as_such():
 
     claims = Claims({"lemma_2_5": line("lemma_2_5", fails)})
     row = rows(chapter.overview(claims))[0]
-    assert row[1:4] == [r"*refuted*, \ tight", "$2$", r"$1.25$ \ (*exceeded*)"]
+    assert row[1:5] == ["*refuted*", "tight", "$2$", r"$1.25$ \ (*exceeded*)"]
     assert "*$1$ refuted*" in chapter.headline(claims)
     made = synthetic_claims()
     shown = section(Claims({**made.lines, "contraction": line("contraction", fails)}))
@@ -86,17 +88,13 @@ def test_what_is_missing_is_not_measured():
         "lemma_2_5", lambda made: made.tally.errors.append("test_holds: ZeroDivisionError")
     )
     left = Claims({**synthetic_claims().lines, "lemma_2_5": error})
-    assert rows(chapter.overview(left))[0][1:4] == [
-        rf"{NOT_MEASURED}, \ tight",
-        "$0$",
-        NOT_MEASURED,
-    ]
+    assert rows(chapter.overview(left))[0][1:5] == [NOT_MEASURED, "tight", "$0$", NOT_MEASURED]
     assert chapter.headline(left) == f"${len(NAMES) - 1}$ verified, $1$ not measured"
 
 
 def test_a_new_claim_is_shown_under_its_title():
     claims = Claims({"brand_new": line("brand_new", everything)})
-    assert rows(chapter.overview(claims))[-1][0].startswith('*#"Brand new";*')
+    assert rows(chapter.overview(claims))[-1][0] == '#"Brand new";'
 
 
 def section(claims: Claims, name: str = "contraction") -> str:
@@ -182,7 +180,7 @@ def test_records_are_read_or_missing_or_refused(tmp_path):
     assert len(read_claims(tmp_path)) == 0
     update_records(tmp_path / FILE, [record("lemma_2_5", everything)])
     found = read_claims(tmp_path)
-    assert (found.count("verified"), found.lines["lemma_2_5"].findings) == (
+    assert (len(found.checked), found.lines["lemma_2_5"].findings) == (
         1,
         ("$K = sqrt(2/π)$ is not enough",),
     )
@@ -196,6 +194,41 @@ def test_records_are_read_or_missing_or_refused(tmp_path):
     )
     with pytest.raises(InvalidProblem, match=message):
         read_claims(tmp_path)
+
+
+def test_a_claim_without_a_line_is_not_measured(tmp_path):
+    """It has its row in the table, its statement in its section and its place in the picture."""
+    names = [name for name in NAMES if name != "contraction"]
+    update_records(tmp_path / FILE, [record(name, everything) for name in names])
+    found = read_claims(tmp_path)
+    assert list(found.lines) == NAMES
+    assert chapter.headline(found) == f"${len(names)}$ verified, $1$ not measured"
+    row = rows(chapter.overview(found))[NAMES.index("contraction")]
+    assert row == ['#"Contraction (67)";', NOT_MEASURED, "tight", "$0$", NOT_MEASURED, *"––––"]
+    shown = section(found)
+    assert STATED["contraction"].statement in shown
+    assert f'*#"Contraction (67)";* ({NOT_MEASURED}, tight):' in shown
+    assert claims_provenance(found).startswith(f"The {len(names)} claims were checked at commit ")
+
+
+def test_every_statement_stands_in_its_section_alone():
+    """The table refers to the sections."""
+    made = synthetic_claims()
+    table, text = chapter.overview(made), chapter.chapter(made)
+    for claim in made:
+        assert claim.statement not in table
+        assert text.count(claim.statement) == 1
+    for topic in made.topics():
+        assert f"(@claims-{topic.place})" in table
+        assert text.count(f"<claims-{topic.place}>") == 1
+
+
+def test_the_report_on_guidance_lists_its_claims():
+    cells = re.findall(r"^  \[(.*?)\],?$", guidance_tables.claims(synthetic_claims()), re.MULTILINE)
+    mine = [claim for name, claim in STATED.items() if name.startswith("guidance_")]
+    assert cells[::5] == [f'#"{claim.title}";' for claim in mine]
+    assert cells[1::5] == [claim.statement for claim in mine]
+    assert NOT_MEASURED in guidance_tables.claims(Claims())
 
 
 def test_infinite_and_missing_numbers_survive():

@@ -22,6 +22,7 @@ from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, text
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
+from tests.support.drawings import curves
 from tests.support.tightness_rows import (
     ATTAINED,
     LENGTHS,
@@ -166,20 +167,6 @@ def test_curves_have_the_largest_ratio_at_each_point(found, constants):
             assert line.y == pytest.approx(
                 [value("theorem_3_1", constants, **place | {axis: x}) for x in line.x]
             )
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures drawn during a test, instead of their SVG."""
-    figures = []
-    monkeypatch.setattr(tightness_figures, "svg", lambda figure: figures.append(figure) or b"")
-    return figures
-
-
-def curves(axes) -> dict[str, tuple[list, list]]:
-    return {
-        line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines
-    }
 
 
 def test_figures_show_the_curves_and_name_them(found, drawn):

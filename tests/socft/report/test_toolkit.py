@@ -43,10 +43,11 @@ from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from tests.support.claim_lines import synthetic_claims
+from tests.support.drawings import curves
 from tests.support.tightness_rows import synthetic_tightness
 from toy.problems import fine_tuning
 
-PAGES = range(15, 25)
+PAGES = range(15, 23)
 PROBLEMS = ("gaussian-quadratic", "mixture-huber", "gaussian-sine")
 FACTORS = {
     "paper": 50.0,
@@ -360,22 +361,6 @@ def test_a_missing_metric_is_not_measured(rows, metric):
         ]
     )
     assert NOT_MEASURED in tables
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures drawn during a test, instead of their SVG."""
-    figures = []
-    monkeypatch.setattr(convergence_figures, "svg", lambda figure: figures.append(figure) or b"")
-    return figures
-
-
-def curves(axes) -> dict[str, tuple[list, list]]:
-    return {
-        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
-        for line in axes.lines
-        if line.get_label()[0] != "_"
-    }
 
 
 def test_curves_are_the_records(rows, drawn):
