@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -135,7 +136,8 @@ class ReproduceCommand:
 
     def run(self) -> None:
         from sd_experiments import check as readiness
-        from sd_experiments.studies.reproduce import SCALES, reproduce
+        from sd_experiments.studies.reproduce.scales import SCALES
+        from sd_experiments.studies.reproduce.tasks import reproduce
         from socft.report.stable_diffusion.report import report
 
         scale = dataclasses.replace(SCALES[self.scale], model=self.model, reward=self.reward)
@@ -146,7 +148,7 @@ class ReproduceCommand:
         records = reproduce(
             scale, self.quick, self.out, self.workers, self.trainings, self.variants
         )
-        print(f"{len(records)} records in {self.out / scale.study.name}.jsonl")
+        _print_count(records, self.out, scale.study.name)
         for file in report(scale.study).write(self.out, self.reports):
             print(f"wrote {file}")
 
@@ -170,10 +172,8 @@ class CostateSizeCommand:
         from sd_experiments.studies.costate_size import run
         from socft.study.vocabulary.schemas import SD_COSTATE_SIZE
 
-        print(
-            f"{len(run(self.config, self.quick, self.out, self.workers))} records in"
-            f" {self.out / SD_COSTATE_SIZE.name}.jsonl"
-        )
+        records = run(self.config, self.quick, self.out, self.workers)
+        _print_count(records, self.out, SD_COSTATE_SIZE.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,12 +195,12 @@ class GradientNormCommand:
 
     def run(self) -> None:
         from sd_experiments.studies.gradient_norm import run
-        from sd_experiments.studies.reproduce import SCALES
+        from sd_experiments.studies.reproduce.scales import SCALES
         from socft.study.comparison import gradient_norm_study
 
         scale = dataclasses.replace(SCALES[self.scale], model=self.model, reward=self.reward)
         records = run(scale, self.quick, self.out, self.workers)
-        print(f"{len(records)} records in {self.out / gradient_norm_study(scale.study.name)}.jsonl")
+        _print_count(records, self.out, gradient_norm_study(scale.study.name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,10 +222,8 @@ class BenchmarkCommand:
         from sd_experiments.studies.benchmark import run
         from socft.study.vocabulary.schemas import SD_BENCHMARK
 
-        print(
-            f"{len(run(self.config, self.random, self.quick, self.out))} records in"
-            f" {self.out / SD_BENCHMARK.name}.jsonl"
-        )
+        records = run(self.config, self.random, self.quick, self.out)
+        _print_count(records, self.out, SD_BENCHMARK.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,3 +245,7 @@ class Sd:
     def run(self) -> None:
         """Run the chosen command."""
         self.command.run()
+
+
+def _print_count(records: Sized, folder: Path, study: str) -> None:
+    print(f"{len(records)} records in {folder / study}.jsonl")

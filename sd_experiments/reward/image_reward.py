@@ -30,9 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,127 +43,24 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from sd_experiments.model.weights import COPY, refusing, require_json
+from sd_experiments.reward.published import (
+    listed,
+    published_config,
+    published_text,
+    rename_published_weights,
+)
+from sd_experiments.reward.sizes import SAVE, ImageRewardConfig, present
 from sd_experiments.tensor_file import encode_tensors, read_tensors
 from socft.checks import InvalidProblem, require
-from socft.files import read_json, write_atomically
-from socft.schema import structured
+from socft.files import write_atomically
 
 BERT = "bert-base-uncased"
 REMEDY = (
     "reward.path is to hold ImageReward.pt and med_config.json of THUDM/ImageReward on the Hugging"
     f" Face hub, and a folder {BERT} with the tokenizer of that name."
 )
-SAVE = "save the model again"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-
-_HEAD_WIDTH = 64  # of the published vision transformers: width / 64 attention heads
-_UNUSED = re.compile(r"blip\.(vision_proj|text_proj)\.|\.position_ids$")
-_RENAMED = (
-    (r"^blip\.visual_encoder\.cls_token$", "vision.embeddings.class_embedding"),
-    (r"^blip\.visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
-    (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
-    (r"^blip\.visual_encoder\.blocks\.", "vision.encoder.layers."),
-    (r"^blip\.visual_encoder\.norm\.", "vision.post_layernorm."),
-    (r"^(vision\..*)\.attn\.qkv\.", r"\1.self_attn.qkv."),
-    (r"^(vision\..*)\.attn\.proj\.", r"\1.self_attn.projection."),
-    (r"^(vision\..*)\.norm([12])\.", r"\1.layer_norm\2."),
-    (r"^blip\.text_encoder\.", "text."),
-    (r"^mlp\.layers\.", "head."),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerSize:
-    """Size of a transformer.
-
-    Attributes:
-        width: of its states.
-        hidden: width inside the feed-forward blocks.
-        layers: number of blocks.
-        heads: attention heads per block.
-    """
-
-    width: int
-    hidden: int
-    layers: int
-    heads: int
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            require(value >= 1, f"{name} = {value}; it must be at least 1.")
-        require(
-            self.width % self.heads == 0,
-            f"width = {self.width} is no multiple of heads = {self.heads}; change one of them.",
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageRewardConfig:
-    """Sizes of an ImageReward; the defaults are the published ones.
-
-    Attributes:
-        vision: the vision transformer.
-        text: the text encoder.
-        side: pixels of the square image it sees.
-        patch: pixels of a square patch.
-        vocabulary: number of tokens.
-        positions: longest token sequence its weights allow.
-        tokens: length prompts are padded or cut to.
-        head: output widths of the linear layers, 1 at the end.
-        dropout: of the text encoder and, in training, between the first linear layers.
-        mean: mu, subtracted from the number.
-        deviation: sigma, by which it is divided.
-    """
-
-    vision: TransformerSize = TransformerSize(1024, 4096, 24, 16)
-    text: TransformerSize = TransformerSize(768, 3072, 12, 12)
-    side: int = 224
-    patch: int = 16
-    vocabulary: int = 30524
-    positions: int = 512
-    tokens: int = 35
-    head: tuple[int, ...] = (1024, 128, 64, 16, 1)
-    dropout: float = 0.1
-    mean: float = 0.16717362830052426
-    deviation: float = 1.0333394966054072
-
-    def __post_init__(self) -> None:
-        for name in ("side", "patch", "vocabulary", "positions", "tokens"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} = {value}; it must be at least 1.")
-        require(min(self.head, default=1) >= 1, f"head = {self.head}; widths are at least 1.")
-        require(
-            0 <= self.dropout <= 0.5,
-            f"dropout = {self.dropout}; give a probability up to 1/2, of which some layers take"
-            " twice.",
-        )
-        require(math.isfinite(self.mean), f"mean = {self.mean}; it must be a finite number.")
-        require(
-            self.side % self.patch == 0,
-            f"side = {self.side} is no multiple of patch = {self.patch}; change one of them.",
-        )
-        require(
-            self.tokens <= self.positions,
-            f"tokens = {self.tokens} exceed the {self.positions} positions; cut prompts earlier.",
-        )
-        require(
-            len(self.head) >= 1 and self.head[-1] == 1,
-            f"head = {self.head}; the last layer must give one number.",
-        )
-        require(
-            0 < self.deviation < math.inf,
-            f"deviation = {self.deviation}; it divides the reward and must be positive.",
-        )
-
-    @classmethod
-    def read(cls, file: Path) -> ImageRewardConfig:
-        """A configuration from a JSON file.
-
-        Raises:
-            InvalidProblem: the file is missing or says something else.
-        """
-        return structured(cls, read_json(file, SAVE), str(file), SAVE, complete=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,7 +211,7 @@ class ImageReward(nn.Module):
         """
         directory = Path(directory)
         config = ImageRewardConfig.read(directory / "config.json")
-        file = _present(directory / "model.safetensors")
+        file = present(directory / "model.safetensors")
         weights, _ = read_tensors(file, COPY)
         return _filled(config, _tokenizer(directory / "tokenizer"), weights, file)
 
@@ -341,8 +236,8 @@ class ImageReward(nn.Module):
             if not (directory / name).exists()
         ]
         require(not absent, f"{', '.join(absent)} not found; {REMEDY}")
-        file = _present(directory / "ImageReward.pt")
-        text = _published_text(directory / "med_config.json")
+        file = present(directory / "ImageReward.pt")
+        text = published_text(directory / "med_config.json")
         tokenizer = _tokenizer(directory / BERT)
         tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
         again = "download ImageReward.pt again"
@@ -355,19 +250,7 @@ class ImageReward(nn.Module):
         )
         require(plain, f"{file} holds no weights by name; {again}.")
         weights = rename_published_weights(published)
-        return _filled(_published_config(weights, text, file), tokenizer, weights, file)
-
-
-def rename_published_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights under the names used here, without those the reward does not use."""
-    weights = {}
-    for key, value in published.items():
-        if _UNUSED.search(key):
-            continue
-        for pattern, replacement in _RENAMED:
-            key = re.sub(pattern, replacement, key)
-        weights[key] = value
-    return weights
+        return _filled(published_config(weights, text, file), tokenizer, weights, file)
 
 
 def _vision_config(config: ImageRewardConfig) -> BlipVisionConfig:
@@ -419,78 +302,6 @@ def _head(config: ImageRewardConfig) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _published_config(
-    weights: Mapping[str, Tensor], text: PublishedText, file: Path
-) -> ImageRewardConfig:
-    """Sizes of a published model: the text encoder's from its configuration, the others from the
-    weights' shapes.
-    """
-    names = (
-        "vision.embeddings.patch_embedding.weight",
-        "vision.embeddings.position_embedding",
-        "vision.encoder.layers.0.mlp.fc1.weight",
-    )
-    lost = [
-        name
-        for name, dims in zip(names, (4, 3, 2), strict=True)
-        if name not in weights or weights[name].ndim != dims
-    ]
-    require(not lost, f"{file} lacks {_listed(lost)}; it is not an ImageReward.")
-    (width, _, patch, _), places, hidden = (
-        weights[names[0]].shape,
-        weights[names[1]].shape[1],
-        len(weights[names[2]]),
-    )
-    head = sorted(
-        (int(name.split(".")[1]), len(value))
-        for name, value in weights.items()
-        if re.match(r"head\.\d+\.weight", name)
-    )
-    return ImageRewardConfig(
-        vision=TransformerSize(width, hidden, _layers(weights), max(1, width // _HEAD_WIDTH)),
-        text=TransformerSize(
-            text.hidden_size,
-            text.intermediate_size,
-            text.num_hidden_layers,
-            text.num_attention_heads,
-        ),
-        side=patch * math.isqrt(places - 1),
-        patch=patch,
-        vocabulary=text.vocab_size,
-        positions=text.max_position_embeddings,
-        head=tuple(size for _, size in head),
-        dropout=text.hidden_dropout_prob,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class PublishedText:
-    """What is read of the published configuration of the text encoder, under its names there."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    vocab_size: int
-    max_position_embeddings: int
-    hidden_dropout_prob: float
-
-
-def _published_text(file: Path) -> PublishedText:
-    again = "download it again"
-    found = read_json(_present(file), again, strict=False)
-    require(isinstance(found, dict), f"{file} is damaged: it is no JSON object; {again}.")
-    names = [field.name for field in dataclasses.fields(PublishedText)]
-    known = {name: found[name] for name in names if name in found}
-    return structured(PublishedText, known, str(file), again)
-
-
-def _layers(weights: Iterable[str]) -> int:
-    return len(
-        {name.split(".")[3] for name in weights if name.startswith("vision.encoder.layers.")}
-    )
-
-
 def _filled(
     config: ImageRewardConfig, tokenizer: BertTokenizer, weights: Mapping[str, Tensor], file: Path
 ) -> ImageReward:
@@ -507,11 +318,11 @@ def _filled(
     )
     require(
         not missing,
-        f"{file} lacks {_listed(missing)}; it is not the ImageReward its configuration describes.",
+        f"{file} lacks {listed(missing)}; it is not the ImageReward its configuration describes.",
     )
     require(
         not unexpected,
-        f"{file} has the unknown {_listed(unexpected)}; it is not the ImageReward its configuration"
+        f"{file} has the unknown {listed(unexpected)}; it is not the ImageReward its configuration"
         " describes.",
     )
     for name, value in expected.items():
@@ -522,7 +333,7 @@ def _filled(
             " describes.",
         )
     bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
-    require(not bad, f"{file} has numbers that are not finite under {_listed(bad)}; {COPY}.")
+    require(not bad, f"{file} has numbers that are not finite under {listed(bad)}; {COPY}.")
     model = ImageReward(config, tokenizer)
     model.load_state_dict(dict(weights))
     return model.eval().requires_grad_(False)
@@ -550,14 +361,3 @@ def _require_vocabulary(tokenizer: BertTokenizer, size: int, what: str) -> None:
         f"{what} knows {len(tokenizer)} tokens and the model {size}; use the model's own"
         " tokenizer.",
     )
-
-
-def _present(file: Path) -> Path:
-    require(file.is_file(), f"{file} does not exist; give the directory that holds {file.name}.")
-    return file
-
-
-def _listed(keys: Sequence[str]) -> str:
-    """The first keys of a list and how many more there are."""
-    more = f" and {len(keys) - 3} more keys" if len(keys) > 3 else ""
-    return ("keys " if len(keys) > 1 else "key ") + ", ".join(keys[:3]) + more

@@ -37,7 +37,7 @@ from sd_experiments.studies.gradient_agreement import (
     compare_estimators,
     jackknife,
 )
-from sd_experiments.studies.reproduce import SCALES
+from sd_experiments.studies.reproduce.scales import SCALES
 from sd_experiments.training.build import Experiment, build, find_device, instantiate
 from sd_experiments.training.prompt_task import PromptTask as Prompt
 from sd_experiments.training.replay_buffer import seeded_generator

@@ -21,7 +21,7 @@ from typing import Any
 from sd_experiments import config
 from sd_experiments.studies import gradient_agreement
 from sd_experiments.studies.gradient_agreement import jackknife
-from sd_experiments.studies.reproduce import ReproductionScale, method_config
+from sd_experiments.studies.reproduce.scales import ReproductionScale, method_config
 from sd_experiments.training.build import build, find_device
 from sd_experiments.training.session import make_trainer
 from socft.records import Record

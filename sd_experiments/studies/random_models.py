@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sd_experiments import config
-from sd_experiments.reward.image_reward import ImageReward, ImageRewardConfig
+from sd_experiments.reward.image_reward import ImageReward
+from sd_experiments.reward.sizes import ImageRewardConfig
 from sd_experiments.tiny import architecture
 
 PROMPT = "a green rabbit"

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPModel
 
 from sd_experiments.model.lora_io import load_lora, save_lora
 from sd_experiments.model.policy import LoRA, LoRAPolicy, add_controls, adjoint_norms, sample_states
@@ -52,6 +52,7 @@ from tests.support.sd import (
     PROMPT,
     ROUNDING,
     away,
+    clip_config,
     drawn_by_pipeline,
     exact_tables,
     network,
@@ -680,26 +681,7 @@ def test_jpeg_compressibility_is_the_size_of_the_file(tmp_path: Path):
 def test_clip_score_is_the_cosine_of_the_two_embeddings():
     words = tokenizer()
     torch.manual_seed(2)
-    text = {
-        "vocab_size": len(words),
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    text |= {
-        "max_position_embeddings": 12,
-        "bos_token_id": words.bos_token_id,
-        "eos_token_id": words.eos_token_id,
-    }
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    vision |= {"image_size": 12, "patch_size": 4}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).double()
+    model = CLIPModel(clip_config()).double()
     score = CLIPScore(model, words, scale=100.0)
     images = torch.rand(
         2, 3, 12, 12, generator=torch.Generator().manual_seed(3), dtype=F64

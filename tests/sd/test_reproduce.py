@@ -13,15 +13,16 @@ import pytest
 from PIL import Image
 
 from sd_experiments import CONFIGS
-from sd_experiments.studies import gradient_agreement, reproduce
-from sd_experiments.studies.reproduce import (
-    REGRESSING,
+from sd_experiments.studies import gradient_agreement
+from sd_experiments.studies.reproduce import results, runs, scales
+from sd_experiments.studies.reproduce import tasks as reproduction
+from sd_experiments.studies.reproduce.scales import (
     SCALES,
     FineTuningMethod,
     ReproductionScale,
     method_config,
-    tasks,
 )
+from sd_experiments.studies.reproduce.tasks import REGRESSING, reproduce, tasks
 from sd_experiments.training.build import build, instantiate
 from socft.checks import InvalidProblem
 from socft.estimators.catalogue import ANYWHERE
@@ -46,8 +47,8 @@ less than half their number.
 @pytest.fixture
 def scale(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReproductionScale:
     """Two prompts, two methods and an extra KL weight."""
-    monkeypatch.setattr(reproduce, "WORK", tmp_path / "work")
-    monkeypatch.setattr(reproduce, "LABELLED", 4)
+    monkeypatch.setattr(reproduction, "WORK", tmp_path / "work")
+    monkeypatch.setattr(runs, "LABELLED", 4)
     file = written(model, tmp_path / "run")
     dpok = FineTuningMethod(
         "DPOK", "DPOK, leave-one-out", batch={"passes": 2, "loss_steps": 1, "ess": 0.0}, rate=FAST
@@ -155,7 +156,7 @@ def test_likelihoods_are_clipped_alike_at_every_scale():
 def test_an_untrained_model_draws_what_the_pre_trained_one_draws(
     scale: ReproductionScale, tmp_path: Path
 ):
-    records = reproduce.reproduce(scale, False, tmp_path / "records")
+    records = reproduce(scale, False, tmp_path / "records")
     prompts = scale.settings.problem.prompts
     for prompt in prompts:
         before = value(records, "reward", MethodName.PRE_TRAINED, prompt)
@@ -211,8 +212,8 @@ def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_re
     moving = dataclasses.replace(
         scale, methods=tuple(dataclasses.replace(m, rate=FAST) for m in scale.methods), betas=()
     )
-    records = reproduce.reproduce(moving, False, tmp_path / "records", trainings=3)
-    once = reproduce.reproduce(moving, False, tmp_path / "once")
+    records = reproduce(moving, False, tmp_path / "records", trainings=3)
+    once = reproduce(moving, False, tmp_path / "once")
     again = [r for r in records if "training" in r.setting]
     assert [_timeless(r) for r in records if r not in again] == [_timeless(r) for r in once]
     prompts, beta = moving.settings.problem.prompts, moving.settings.problem.beta
@@ -242,7 +243,7 @@ def test_further_trainings_differ_by_their_seed_alone_and_are_compared_in_the_re
         and (a.problem, a.setting) == (b.problem, b.setting)
     )
     with pytest.raises(InvalidProblem, match="trainings = 0; give at least 1"):
-        reproduce.reproduce(moving, True, tmp_path / "none", trainings=0)
+        reproduce(moving, True, tmp_path / "none", trainings=0)
 
 
 @pytest.mark.slow
@@ -253,7 +254,7 @@ def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(
     two.
     """
     rated = dataclasses.replace(scale, betas=(), rates=(STILL,))
-    records = reproduce.reproduce(rated, False, tmp_path / "records", variants=True)
+    records = reproduce(rated, False, tmp_path / "records", variants=True)
     rows, beta = Rows(tuple(records)), scale.settings.problem.beta
     others = rows.having("beta", "rate")
     assert {(r.estimator, r.setting["rate"], r.metric) for r in others} == {
@@ -282,8 +283,8 @@ def test_where_a_run_fell_its_gradients_are_compared_with_those_of_pi_ft(
     """The run that learnt nothing ends at the pre-trained model, where they are known without
     it.
     """
-    monkeypatch.setattr(reproduce, "has_fallen", lambda record: record.metric == "reward")
-    records = reproduce.reproduce(dataclasses.replace(scale, betas=()), False, tmp_path / "records")
+    monkeypatch.setattr(runs, "has_fallen", lambda record: record.metric == "reward")
+    records = reproduce(dataclasses.replace(scale, betas=()), False, tmp_path / "records")
     prompt, beta = scale.settings.problem.prompts[0], scale.settings.problem.beta
     found = Rows(tuple(r for r in records if r.problem == prompt and "policy" in r.setting))
     assert {(r.estimator, r.setting["policy"]) for r in found} == {
@@ -298,7 +299,7 @@ def test_where_a_run_fell_its_gradients_are_compared_with_those_of_pi_ft(
     )
     untouched = build(method_config(scale, scale.pi_ft, prompt, beta))
     expected = gradient_agreement.compare_estimators(
-        untouched, {MethodName.PI_FT: FullAdjoint()}, scale.batches, reproduce.SEED
+        untouched, {MethodName.PI_FT: FullAdjoint()}, scale.batches, scales.SEED
     )
     assert still == pytest.approx(
         {metric: value for _, metric, value, _ in expected}[Metric.AGREEMENT], rel=1e-5
@@ -311,18 +312,18 @@ def test_an_interrupted_reproduction_ends_with_the_same_records(
     scale: ReproductionScale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     only = dataclasses.replace(scale, methods=(dataclasses.replace(scale.methods[0], rate=None),))
-    expected = reproduce.reproduce(only, True, tmp_path / "whole")
-    monkeypatch.setattr(reproduce, "WORK", tmp_path / "other")
-    original = reproduce.read_metrics
+    expected = reproduce(only, True, tmp_path / "whole")
+    monkeypatch.setattr(reproduction, "WORK", tmp_path / "other")
+    original = runs.read_metrics
 
     def interrupted(file: Path) -> list[dict[str, object]]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(reproduce, "read_metrics", interrupted)
+    monkeypatch.setattr(runs, "read_metrics", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        reproduce.reproduce(only, True, tmp_path / "again")
-    monkeypatch.setattr(reproduce, "read_metrics", original)
-    reproduce.reproduce(only, True, tmp_path / "again")
+        reproduce(only, True, tmp_path / "again")
+    monkeypatch.setattr(runs, "read_metrics", original)
+    reproduce(only, True, tmp_path / "again")
     found = read(tmp_path / "again" / "stable_diffusion.jsonl")
     assert [_timeless(record) for record in found] == [_timeless(record) for record in expected]
 
@@ -337,7 +338,7 @@ def test_the_drop_of_a_run_is_its_best_window_minus_its_last():
     rounds = [
         {"reward": r, "reward_stderr": 0.3, "target_norm": 1.0 + i} for i, r in enumerate(rewards)
     ]
-    drop = reproduce._drop(
+    drop = results.drop_record(
         lambda metric, value, setting, **rest: Record("s", "p", metric, value, setting, **rest),
         rounds,
         {},

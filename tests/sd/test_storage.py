@@ -24,7 +24,7 @@ from sd_experiments.training.monitor import (
     read_metrics,
 )
 from sd_experiments.training.replay_buffer import encode_batches
-from sd_experiments.training.storage import CheckpointFailed, CheckpointStore
+from sd_experiments.training.storage import CheckpointFailed, CheckpointStore, StoredCheckpoint
 from sd_experiments.training.train import Trainer
 from socft import files
 from socft.checks import InvalidProblem
@@ -218,12 +218,18 @@ def test_a_run_that_was_killed_while_writing_leaves_nothing_that_counts(tmp_path
     assert (tmp_path / "step-00000002" / "own").read_bytes() == b"own"
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path):
-    one, store = trainer(), CheckpointStore(tmp_path)
-    advance(one, 2)
-    store.save(2, *one.files())
+def stored(folder: Path, steps: int) -> StoredCheckpoint:
+    """The checkpoint of a run after some steps."""
+    one, store = trainer(), CheckpointStore(folder)
+    advance(one, steps)
+    store.save(steps, *one.files())
     found = store.newest()
     assert found is not None
+    return found
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path):
+    found = stored(tmp_path, 2)
     with pytest.raises(
         InvalidProblem,
         match=(
@@ -245,12 +251,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path):
 
 
 def test_layers_of_another_network_are_refused(tmp_path: Path):
-    one, store = trainer(), CheckpointStore(tmp_path)
-    advance(one, 1)
-    store.save(1, *one.files())
-    found = store.newest()
-    assert found is not None
-    other = trainer()
+    found, other = stored(tmp_path, 1), trainer()
     other.parameters["gain"] = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     with pytest.raises(
         InvalidProblem, match=r"has no layer gain of shape \(1,\); it belongs to another network"

@@ -24,12 +24,9 @@ from transformers import BertTokenizer
 
 from sd_experiments.manifest import MANIFEST, replace_folder, verify
 from sd_experiments.reward import image_reward
-from sd_experiments.reward.image_reward import (
-    ImageReward,
-    ImageRewardConfig,
-    TransformerSize,
-    rename_published_weights,
-)
+from sd_experiments.reward.image_reward import ImageReward
+from sd_experiments.reward.published import rename_published_weights
+from sd_experiments.reward.sizes import ImageRewardConfig, TransformerSize
 from sd_experiments.tiny import (
     MODEL,
     PROMPTS,
@@ -37,8 +34,8 @@ from sd_experiments.tiny import (
     REWARD,
     pipeline,
     reward,
+    reward_stages,
     train_model,
-    train_reward,
 )
 from sd_experiments.tiny.captions import (
     COLOURS,
@@ -55,17 +52,16 @@ from sd_experiments.tiny.captions import (
 )
 from sd_experiments.tiny.checker import check_captions, find_shapes
 from sd_experiments.tiny.quality import fingerprint, reconstruct
-from sd_experiments.tiny.shapes import PALETTE, SIDE, Scenes, arrange, coverage, draw, draw_between
-from sd_experiments.tiny.train_reward import (
+from sd_experiments.tiny.ranked_pictures import (
     QUESTIONS,
     PictureContent,
-    add_noise,
     answers,
     comparison_index,
     draw_ranked_pictures,
     is_held_out,
-    patch_classes,
 )
+from sd_experiments.tiny.reward_stages import add_noise, patch_classes
+from sd_experiments.tiny.shapes import PALETTE, SIDE, Scenes, arrange, coverage, draw, draw_between
 from sd_experiments.tiny.trainer import TrainingSettings, minimise
 from socft.checks import InvalidProblem
 
@@ -596,7 +592,7 @@ def test_annotators_fix_the_reward_up_to_a_constant():
     shifted = (known + torch.tensor([[0.3], [-2.0], [1.0]], dtype=torch.float64)).requires_grad_(
         True
     )
-    least = train_reward.disagreement(shifted, known)
+    least = reward_stages.disagreement(shifted, known)
     (slope,) = torch.autograd.grad(least, shifted)
     assert slope.abs().max() < EXACT
     p = [
@@ -610,7 +606,7 @@ def test_annotators_fix_the_reward_up_to_a_constant():
         sum(-q * math.log(q) - (1 - q) * math.log(1 - q) for q in p) / len(p),
         rel_tol=EXACT,
     )
-    assert train_reward.disagreement(2 * known, known) > least
+    assert reward_stages.disagreement(2 * known, known) > least
 
 
 def test_a_caption_is_compared_with_its_own_pictures_and_others():
@@ -628,12 +624,14 @@ def test_blends_bend_a_reward_that_is_not_linear(monkeypatch, power: int, bent: 
     pictures = torch.zeros(400, 4, 3, 2, 2, dtype=torch.float64)
     pictures[:, :2] = 1.0
     monkeypatch.setattr(
-        train_reward, "_rewards", lambda model, prepared, asked: prepared.mean((2, 3, 4)) ** power
+        reward_stages,
+        "rewards_of",
+        lambda model, prepared, asked: prepared.mean((2, 3, 4)) ** power,
     )
     rewards = pictures.mean((2, 3, 4)) ** power
     nobody: Any = None
     found = float(
-        train_reward._bend(nobody, pictures, nobody, rewards, torch.Generator().manual_seed(0))
+        reward_stages.bend(nobody, pictures, nobody, rewards, torch.Generator().manual_seed(0))
     )
     expected = (
         0.5 * 1 / 30 if bent else 0.0

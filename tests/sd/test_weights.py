@@ -24,7 +24,7 @@ from sd_experiments.reward.rewards import CLIPScore
 from sd_experiments.training.build import build, load_model
 from socft import cli
 from socft.checks import InvalidProblem
-from tests.support.sd import WORDS, save_clip, tokenizer, written
+from tests.support.sd import WORDS, save_clip, text_encoder, tokenizer, written
 
 
 def weights(folder: Path, part: str) -> Path:
@@ -219,16 +219,7 @@ def test_words_that_no_merge_makes_are_those_that_are_read_in_pieces(tmp_path: P
 
 def test_parts_of_different_models_are_refused(model: Path, tmp_path: Path):
     words: Any = tokenizer()
-    sizes: dict[str, Any] = {
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-    }
-    ends: dict[str, Any] = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
-    text = CLIPTextModel(
-        CLIPTextConfig(vocab_size=len(words), max_position_embeddings=12, **sizes, **ends)
-    )
+    text = text_encoder(64, 1, words)
     decoder = AutoencoderKL(
         block_out_channels=(8,), norm_num_groups=4, latent_channels=8, sample_size=16
     )
