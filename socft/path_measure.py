@@ -82,7 +82,7 @@ def optimal_log_weights(problem: ControlProblem, path: Path, what: str) -> PerSa
     Raises:
         InvalidProblem: beta is not constant, or a weight is not finite.
     """
-    log_weights = -work_functional(problem, path.controls, path) / constant_beta(problem, what)
+    log_weights = -work_functional(problem, path.controls, path) / problem.constant_beta(what)
     require_finite_paths(problem, path, log_weights, f"the log-weights of {what}")
     return log_weights
 
@@ -119,21 +119,6 @@ def effective_size(weights: PerSample) -> float:
     to the batch.
     """
     return float(weights.sum().square() / weights.square().sum())
-
-
-def constant_beta(problem: ControlProblem, what: str) -> float:
-    """The KL weight where it is the same at every step.
-
-    Raises:
-        InvalidProblem: it is not.
-    """
-    low, high = float(problem.beta.min()), float(problem.beta.max())
-    require(
-        low == high,
-        f"beta runs from {low:g} to {high:g}; {what} compares path measures and needs a constant"
-        " beta.",
-    )
-    return low
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from socft.checks import (
     Numbers,
     per_step,
     probe,
+    require,
     require_callable,
     require_kind,
     require_positive,
@@ -103,6 +104,16 @@ class ControlProblem(Readable):
     def steps(self) -> int:
         """Number of steps T."""
         return self.reference.steps
+
+    def constant_beta(self, what: str) -> float:
+        """The KL weight, which ``what`` needs to be the same at every step.
+
+        Raises:
+            InvalidProblem: it is not.
+        """
+        low, high = float(self.beta.min()), float(self.beta.max())
+        require(low == high, f"beta runs from {low:g} to {high:g}; {what} needs a constant beta.")
+        return low
 
     def cost(self, k: Step, x: States) -> PerSample:
         """The running cost ``f_k(x)``, zero where there is none."""

@@ -114,14 +114,18 @@ def cut_gradient(problem: ControlProblem, policy: ResidualPolicy, noise: Noise) 
     return _flat(-(total + problem.reward(x)).mean(), policy)
 
 
-def scalar_noise(seed: int) -> tuple[ControlProblem, Policy]:
-    """A nonlinear mean map, ``B_k = sigma_k I``, a perceptron."""
+def _nonlinear(diffusion: Diffusion, seed: int) -> tuple[ControlProblem, Policy]:
     reference = KernelReference(
-        lambda k, x: x + 0.3 * torch.sin(x @ _mix(seed)), _scales(), STEPS, (DIM,)
+        lambda k, x: x + 0.3 * torch.sin(x @ _mix(seed)), diffusion, STEPS, (DIM,)
     )
     return _problem(reference), _randomised(
         MLPPolicy(reference, width=8, depth=1, generator=_generator(seed)), seed
     )
+
+
+def scalar_noise(seed: int) -> tuple[ControlProblem, Policy]:
+    """A nonlinear mean map, ``B_k = sigma_k I``, a perceptron."""
+    return _nonlinear(_scales(), seed)
 
 
 def running_cost(seed: int) -> tuple[ControlProblem, Policy]:
@@ -141,12 +145,7 @@ def running_cost(seed: int) -> tuple[ControlProblem, Policy]:
 
 def noise_by_state(seed: int) -> tuple[ControlProblem, Policy]:
     """A noise map that depends on the state, through which full costates pass too."""
-    reference = KernelReference(
-        lambda k, x: x + 0.3 * torch.sin(x @ _mix(seed)), Rippled(), STEPS, (DIM,)
-    )
-    return _problem(reference), _randomised(
-        MLPPolicy(reference, width=8, depth=1, generator=_generator(seed)), seed
-    )
+    return _nonlinear(Rippled(), seed)
 
 
 def degenerate_noise(seed: int) -> tuple[ControlProblem, Policy]:

@@ -38,12 +38,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
+from verify.lemma_3_3 import measure
 from verify.support import chained, topics
 from verify.support.chained import Unequal, unequal
 from verify.support.claims import WITHIN, Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
-from verify.support.iterates import PAPER, Chained, Iterate, constants_for, iterate, passes, visible
+from verify.support.iterates import PAPER, Chained, constants_for, iterate, passes, visible
 from verify.support.rewards import Parabola
 from verify.support.score_units import ROUNDING, random_chain
 from verify.support.scores import TanhScore
@@ -57,11 +58,6 @@ PASSED_ON = 0.05
 BITS = 400
 ROUNDS = 60
 """Updates after which the second-largest rate, to the power m, is below 1% of the largest."""
-
-
-def measure(found: Iterate, unit: Tensor) -> Tensor:
-    """``sup |U_t^(m) - u*_t|`` in score units, shape (T,)."""
-    return unit * found.control_error
 
 
 def bound(

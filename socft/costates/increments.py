@@ -27,6 +27,7 @@ import torch
 from socft.costates.base import Cost
 from socft.costates.directional import VectorField, columns, derivative, trace
 from socft.costates.fields import differentiated, times, total
+from socft.costates.time_reversal import Reversal
 from socft.problem import ControlProblem
 from socft.readable import Readable
 from socft.reference import States
@@ -42,17 +43,9 @@ class CostateIncrement(Readable, abc.ABC):
         """
 
     @abc.abstractmethod
-    def along(
-        self,
-        problem: ControlProblem,
-        phi: VectorField,
-        k: int,
-        x: States,
-        drift: States,
-        noise_increment: States,
-    ) -> States:
-        """The gain between ``x`` and ``x + drift + noise_increment``, shape (batch, *dims), without
-        a graph.
+    def along(self, problem: ControlProblem, phi: VectorField, back: Reversal, k: int) -> States:
+        """The gain between ``X_{k+1}`` and ``X_{k+1} + d + n`` of a reversed chain, with the field
+        of step k + 1; shape (batch, *dims), without a graph.
         """
 
 
@@ -66,17 +59,10 @@ class AnalyticIncrement(CostateIncrement):
         return total(differentiated(field), differentiated(field, 2))
 
     @torch.no_grad()
-    def along(
-        self,
-        problem: ControlProblem,
-        phi: VectorField,
-        k: int,
-        x: States,
-        drift: States,
-        noise_increment: States,
-    ) -> States:
+    def along(self, problem: ControlProblem, phi: VectorField, back: Reversal, k: int) -> States:
+        x = back.states[k + 1]
         return (
-            derivative(phi, x, drift + noise_increment)
+            derivative(phi, x, back.drifts[k] + back.noise_increments[k])
             + trace(phi, x, columns(problem.reference, k, x))
         ).detach()
 
@@ -89,15 +75,8 @@ class FiniteDifferenceIncrement(CostateIncrement):
         return times(4, field)
 
     @torch.no_grad()
-    def along(
-        self,
-        problem: ControlProblem,
-        phi: VectorField,
-        k: int,
-        x: States,
-        drift: States,
-        noise_increment: States,
-    ) -> States:
-        centre = x + drift
-        there, opposite = phi(centre + noise_increment), phi(centre - noise_increment)
+    def along(self, problem: ControlProblem, phi: VectorField, back: Reversal, k: int) -> States:
+        x, noise = back.states[k + 1], back.noise_increments[k]
+        centre = x + back.drifts[k]
+        there, opposite = phi(centre + noise), phi(centre - noise)
         return (there - opposite) / 2 + (there - phi(centre)) + (opposite - phi(x))

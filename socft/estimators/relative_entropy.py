@@ -22,7 +22,6 @@ from socft.costates.adjoint import FullRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
 from socft.estimators.base import CostateEstimator, Kind
 from socft.path import Path
-from socft.path_measure import constant_beta
 from socft.policy import Policy
 from socft.problem import ControlProblem
 
@@ -47,5 +46,5 @@ class RelativeEntropy(CostateEstimator):
     def backward_pass(
         self, problem: ControlProblem, policy: Policy, path: Path
     ) -> Iterator[CostateStep]:
-        constant_beta(problem, "relative entropy")
+        problem.constant_beta("relative entropy")
         return backward_pass(FullRecursion(), problem, policy, path)

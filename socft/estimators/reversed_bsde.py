@@ -101,14 +101,7 @@ class ReversedBSDE(CostateEstimator):
             x = back.states[k + 1]
             moved = torch.zeros_like(x)
             if self.last or k + 1 < problem.steps:
-                moved = self.move.along(
-                    problem,
-                    lambda y, k=k: phi(k + 1, y),
-                    k,
-                    x,
-                    back.drifts[k],
-                    back.noise_increments[k],
-                )
+                moved = self.move.along(problem, lambda y, k=k: phi(k + 1, y), back, k)
             next_costate = value + moved
             value = self.adjoint.vjp(problem, policy, k, x, value) + moved
             yield CostateStep(k, back.states[k], value, next_costate)

@@ -45,7 +45,7 @@ from socft.costates.adjoint import LeanRecursion
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path import Path
-from socft.path_measure import constant_beta, controlled_noise, optimal_weights
+from socft.path_measure import controlled_noise, optimal_weights
 from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.readable import Readable
@@ -171,7 +171,7 @@ def _sources(problem: ControlProblem, path: Path) -> Iterator[tuple[int, States]
     """k and ``c_{k+1}`` from the last k to the first: ``c_T = grad r / beta - y_{T-1}``, and before
     it ``c_j = Jac m_j^T y_j - grad f_j / beta - y_{j-1}``.
     """
-    beta, diffusion = constant_beta(problem, "SOCM"), problem.reference.diffusion
+    beta, diffusion = problem.constant_beta("SOCM"), problem.reference.diffusion
     free = Uncontrolled(problem.reference)
     slope = problem.reward.gradient(path.final) / beta
     for k in reversed(range(problem.steps)):

@@ -30,7 +30,7 @@ from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.estimators.log_variance import comparable_controls, deviation_labels
 from socft.finite import require_finite_paths
 from socft.path import Path
-from socft.path_measure import constant_beta, normalised, work_functional
+from socft.path_measure import normalised, work_functional
 from socft.policy import Policy
 from socft.problem import ControlProblem
 
@@ -68,7 +68,7 @@ class Variance(MatchingEstimator):
 
     @torch.no_grad()
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
-        beta = constant_beta(problem, "the variance loss")
+        beta = problem.constant_beta("the variance loss")
         controls = comparable_controls(problem, policy, path, self.groups, "the variance loss")
         log_ratio = -work_functional(problem, controls, path) / beta
         require_finite_paths(problem, path, log_ratio, "the log-ratios of the variance loss")

@@ -296,7 +296,7 @@ class LinearQuadratic(Truth):
         Raises:
             InvalidProblem: beta is not constant.
         """
-        beta, root = self._constant_beta("memory_gap"), self.reference.initial_factor
+        beta, root = self.problem.constant_beta("memory_gap"), self.reference.initial_factor
         slope = root.mT @ self.value_gradient(0, self.reference.initial_mean.unsqueeze(0))[0]
         E = root.mT @ self.hessian(0) @ root / beta
         inner = torch.eye(len(E), dtype=torch.float64) - (E + E.mT) / 2
@@ -323,21 +323,12 @@ class LinearQuadratic(Truth):
             self.problem.running_cost is None,
             "a running cost tilts paths, not final states; drop it to compare final laws.",
         )
-        beta = self._constant_beta("tilt")
+        beta = self.problem.constant_beta("tilt")
         return (
             evaluate_affine(self.problem, AffinePolicy.zeros(self.reference))
             .final_law.tilted(self.problem.reward, beta)
             .density
         )
-
-    def _constant_beta(self, what: str) -> float:
-        low, high = float(self.problem.beta.min()), float(self.problem.beta.max())
-        require(
-            low == high,
-            f"beta runs from {low:g} to {high:g}; {what} compares with exp(r / beta) and needs a"
-            " constant beta.",
-        )
-        return low
 
 
 def wasserstein(first: Gaussian, second: Gaussian) -> float:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 import socft.reward
-from socft.checks import InvalidProblem
 from socft.reward import (
     FunctionReward,
     Linear,
@@ -29,6 +28,7 @@ from socft.reward import (
     Sum,
     as_quadratic,
 )
+from tests.support.refusals import refusals
 
 ATTAINED = 1e-6  # relative: the grids below miss a maximum by less
 NEVER_ABOVE = 1 + 1e-9  # round-off of the brute-force derivatives
@@ -335,9 +335,4 @@ REFUSALS = {
 }
 
 
-@pytest.mark.refusal
-@pytest.mark.parametrize("name", list(REFUSALS))
-def test_refusals_say_what_and_how(name: str):
-    make, message = REFUSALS[name]
-    with pytest.raises(InvalidProblem, match=message):
-        make()
+test_refusals_say_what_and_how = refusals(REFUSALS)

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from socft import schedule as schedules
-from socft.checks import InvalidProblem
 from socft.schedule import (
     Schedule,
     cosine_levels,
@@ -25,6 +24,7 @@ from socft.schedule import (
     subsample,
     variance_preserving,
 )
+from tests.support.refusals import refusals
 
 ALGEBRA = 1e-12  # a few operations in float64
 CANCELLATION = 1e-9  # differences of levels that nearly cancel
@@ -304,9 +304,4 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.refusal
-@pytest.mark.parametrize("name", list(REFUSALS))
-def test_refusals_say_what_and_how(name: str):
-    make, message = REFUSALS[name]
-    with pytest.raises(InvalidProblem, match=message):
-        make()
+test_refusals_say_what_and_how = refusals(REFUSALS)

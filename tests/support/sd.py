@@ -137,16 +137,7 @@ def surroundings() -> tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizer]:
         "mid_block_add_attention": False,
     }
     vae, words = AutoencoderKL(**decoder), tokenizer()
-    sizes: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    ends: dict[str, Any] = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
-    text = CLIPTextModel(
-        CLIPTextConfig(vocab_size=len(words), max_position_embeddings=12, **sizes, **ends)
-    )
+    text = text_encoder(32, 2, words)
     return vae.double(), text.double(), words
 
 
@@ -342,34 +333,43 @@ def written(model: Path, out: Path, estimator: str = "adjoint matching") -> Path
     return file
 
 
+def clip_config() -> CLIPConfig:
+    """Of a CLIP that reads the tests' words, and pictures of 12 pixels."""
+    words: Any = tokenizer()
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text = {"vocab_size": len(words), "max_position_embeddings": 12}
+    ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    vision = {"image_size": 12, "patch_size": 4}
+    return CLIPConfig(
+        text_config=sizes | text | ends, vision_config=sizes | vision, projection_dim=8
+    )
+
+
+def text_encoder(width: int, layers: int, words: Any) -> CLIPTextModel:
+    """A random encoder of the tests' words."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            max_position_embeddings=12,
+            hidden_size=width,
+            intermediate_size=64,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+        )
+    )
+
+
 def save_clip(folder: Path) -> CLIPModel:
     """Save a random CLIP."""
     words: Any = tokenizer()
-    text = {
-        "vocab_size": len(words),
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    text |= {
-        "max_position_embeddings": 12,
-        "bos_token_id": words.bos_token_id,
-        "eos_token_id": words.eos_token_id,
-    }
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    model = CLIPModel(
-        CLIPConfig(
-            text_config=text,
-            vision_config=vision | {"image_size": 12, "patch_size": 4},
-            projection_dim=8,
-        )
-    )
+    model = CLIPModel(clip_config())
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return model

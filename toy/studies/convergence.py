@@ -9,6 +9,7 @@ beta sets, the gap to the exponential tilt, three forms of PI-FT, and accuracy a
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -148,17 +149,11 @@ def _error_rows(
         Metric.OBJECTIVE_GAP: (found.objective_gap, None),
     }
     seconds = found.iteration.seconds
+    record = functools.partial(
+        Record, schemas.CONVERGENCE.name, problem, setting=setting, seconds=seconds
+    )
     return [
-        Record(
-            schemas.CONVERGENCE.name,
-            problem,
-            metric,
-            value,
-            setting,
-            MethodName.EXACT_PI_FT,
-            bound=limit,
-            seconds=seconds,
-        )
+        record(metric, value, estimator=MethodName.EXACT_PI_FT, bound=limit)
         for metric, (value, limit) in values.items()
     ]
 

@@ -142,12 +142,8 @@ class AffineSuiteProblem(SuiteProblem):
     def __init__(self, name: str, **settings: Any):
         found = benchmark(name, **settings)
         assert isinstance(found.truth, LinearQuadratic)
-        self.name, self.settings, self.problem, self.truth = (
-            found.name,
-            found.settings,
-            found.problem,
-            found.truth,
-        )
+        self.name, self.settings = found.name, found.settings
+        self.problem, self.truth = found.problem, found.truth
         self._optimal: PolicyEvaluation = evaluate_affine(self.problem, self.truth.affine_policy)
 
     def policy(self) -> AffinePolicy:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
@@ -93,19 +95,21 @@ def _reversed_round(
     return AffineCostate(found[:, :, :n].contiguous(), found[:, :, n].contiguous())
 
 
+def _riccati_steps(where: OscillatorCase) -> Iterator[tuple[Tensor, Tensor, Tensor | float]]:
+    """Backwards over the steps: transition, what a control does over its weight, running cost."""
+    reference, (F, _) = affine_of(where.problem), running_of(where.problem)
+    B, beta = noise_and_beta(where.problem)
+    for k in reversed(range(where.problem.steps)):
+        push = B[k] @ where.channel
+        yield reference.transition[k], push @ push.mT / beta[k], 0.0 if F is None else F[k]
+
+
 def forward_limit(where: OscillatorCase) -> AffineCostate:
     """The costate of forward methods with the published index, for infinitely many paths."""
-    problem, (B, beta), eye = (
-        where.problem,
-        noise_and_beta(where.problem),
-        torch.eye(*where.problem.reference.dims).double(),
-    )
-    reference, (F, _), G = affine_of(problem), running_of(problem), [where.chain.G[-1]]
-    for k in reversed(range(problem.steps)):
-        pulled = reference.transition[k].mT @ G[-1]
-        steer = B[k] @ where.channel @ (B[k] @ where.channel).mT / beta[k]
-        cost = 0 if F is None else F[k]
-        G.append(torch.linalg.solve(eye - pulled @ steer, pulled @ reference.transition[k] - cost))
+    eye, G = torch.eye(*where.problem.reference.dims).double(), [where.chain.G[-1]]
+    for A, steer, cost in _riccati_steps(where):
+        pulled = A.mT @ G[-1]
+        G.append(torch.linalg.solve(eye - pulled @ steer, pulled @ A - cost))
     return AffineCostate(torch.stack(G[::-1]), where.chain.g)
 
 
@@ -113,15 +117,9 @@ def explicit_riccati(where: OscillatorCase) -> AffineCostate:
     """Euler's explicit method backwards on the continuous Riccati equation, with the coefficients
     of an Euler-Maruyama chain.
     """
-    problem, (B, beta), eye = (
-        where.problem,
-        noise_and_beta(where.problem),
-        torch.eye(*where.problem.reference.dims).double(),
-    )
-    reference, (F, _), P = affine_of(problem), running_of(problem), [where.chain.G[-1]]
-    for k in reversed(range(problem.steps)):
-        drift, cost = reference.transition[k] - eye, 0 if F is None else F[k]
-        steer = B[k] @ where.channel @ (B[k] @ where.channel).mT / beta[k]
+    eye, P = torch.eye(*where.problem.reference.dims).double(), [where.chain.G[-1]]
+    for A, steer, cost in _riccati_steps(where):
+        drift = A - eye
         P.append(P[-1] + drift.mT @ P[-1] + P[-1] @ drift + P[-1] @ steer @ P[-1] - cost)
     return AffineCostate(torch.stack(P[::-1]), where.chain.g)
 

@@ -154,11 +154,8 @@ def measure_one_step(point: Point, step: OneStep, confirm: bool) -> Samples:
 
 def measure_line(point: Point, instance: ProductInstance, confirm: bool) -> Samples:
     """The statements about PI-FT's iterates, by quadrature."""
-    case, bounds, samples = (
-        EmbeddedLine.of(instance, point.d),
-        point.bounds(instance.mean_L0),
-        Samples(),
-    )
+    case, bounds = EmbeddedLine.of(instance, point.d), point.bounds(instance.mean_L0)
+    samples = Samples()
     beta = weights(case.chain, point.lams, theory.Lemma32(bounds))
     truth = _solve(instance.problem(beta), confirm)
     lam = theory.constants_at(case.chain, beta, theory.Lemma32(bounds)).lam[0]
@@ -173,11 +170,8 @@ def measure_line(point: Point, instance: ProductInstance, confirm: bool) -> Samp
 
 def measure_bend(point: Point, instance: ProductInstance, confirm: bool) -> Samples:
     """(17), by quadrature, at the weights of Theorem 2.8."""
-    case, bounds, samples = (
-        EmbeddedLine.of(instance, point.d),
-        point.bounds(instance.mean_L0),
-        Samples(),
-    )
+    case, bounds = EmbeddedLine.of(instance, point.d), point.bounds(instance.mean_L0)
+    samples = Samples()
     beta = weights(case.chain, point.lams, theory.Theorem28(bounds))
     limit = theory.constants_at(case.chain, beta, theory.Theorem28(bounds)).L1u[0]
     error = TWICE * (1 + float(theory.score_unit(case.chain)[0]))

@@ -93,12 +93,8 @@ class GaussianTrainingProblem(TrainingProblem):
             ProblemName.LQ_FINE_TUNING, d=d, schedule=ddpm(subsample(linear_levels(1000), steps))
         )
         assert isinstance(found.truth, LinearQuadratic)
-        self.name, self.settings, self.problem, self.truth = (
-            found.name,
-            found.settings,
-            found.problem,
-            found.truth,
-        )
+        self.name, self.settings = found.name, found.settings
+        self.problem, self.truth = found.problem, found.truth
         self._tilt = self.truth.tilt()
         self._width = math.sqrt(
             2 * float(self._tilt.spectra.sum())
@@ -140,12 +136,8 @@ class MixtureTrainingProblem(TrainingProblem):
     def __init__(self, steps: int):
         found = benchmark(ProblemName.MIXTURE, d=1, steps=steps)
         assert isinstance(found.truth, Quadrature)
-        self.name, self.settings, self.problem, self.truth = (
-            found.name,
-            found.settings,
-            found.problem,
-            found.truth,
-        )
+        self.name, self.settings = found.name, found.settings
+        self.problem, self.truth = found.problem, found.truth
         centres = torch.linspace(-self.EDGE, self.EDGE, self.CENTRES, dtype=torch.float64)[:, None]
         self._basis = RadialBasis(centres, self.WIDTH)
         self._tilt = tilted_law(self.truth)

@@ -24,7 +24,6 @@ from socft.policy import (
     AffinePolicy,
     FeaturePolicy,
     FunctionPolicy,
-    MLPPolicy,
     Policy,
     ResidualPolicy,
     ScaledPolicy,
@@ -44,6 +43,7 @@ from socft.reward import FunctionReward, Quadratic
 from socft.schedule import ddpm, linear_levels, subsample, variance_preserving
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from socft.truth.quadrature import Quadrature
+from tests.support.costate_cases import network_policy
 from tests.support.tensors import F64, generator, randn, t
 from toy.problems import fine_tuning
 
@@ -115,15 +115,6 @@ def problem_on(reference: Reference, running: bool) -> ControlProblem:
 def affine_policy(reference: Reference) -> Policy:
     (m,), (n,) = reference.noise_dims, reference.dims
     return AffinePolicy(0.4 * randn(2, STEPS, m, n), 0.3 * randn(3, STEPS, m))
-
-
-def network_policy(reference: Reference) -> Policy:
-    policy = MLPPolicy(reference, width=8, depth=2, generator=generator(4))
-    last = list(policy.network.network.children())[-1]
-    assert isinstance(last, torch.nn.Linear)
-    with torch.no_grad():
-        last.weight.copy_(0.5 * randn(5, *last.weight.shape))
-    return policy
 
 
 def feature_policy(reference: Reference) -> Policy:
@@ -238,14 +229,17 @@ def test_the_loss_on_one_step_is_its_share_of_the_loss_on_all():
         assert (single - by_hand).abs().max() < IDENTITY * by_hand.max()
 
 
+def controlled(reference: str, seed: int) -> tuple[ControlProblem, Policy, Noise]:
+    """A problem with a running cost, an affine policy, and noise."""
+    problem = problem_on(REFERENCES[reference], running=True)
+    noise = Noise.sample(problem.reference, PATHS, generator(seed))
+    return problem, affine_policy(problem.reference), noise
+
+
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_full_costates_are_differences_of_the_remaining_return(reference: str):
     """Central differences of the return of the same noise from a moved state at each step."""
-    problem = problem_on(REFERENCES[reference], running=True)
-    policy, noise = (
-        affine_policy(problem.reference),
-        Noise.sample(problem.reference, PATHS, generator(11)),
-    )
+    problem, policy, noise = controlled(reference, 11)
     with torch.no_grad():
         path = rollout(problem.reference, policy, noise)
         costates = full_adjoint(problem, policy, path)
@@ -269,11 +263,7 @@ def test_full_costates_are_differences_of_the_remaining_return(reference: str):
 
 @pytest.mark.parametrize("reference", ["scalar", "more noise than states", "degenerate"])
 def test_lean_costates_are_full_ones_with_the_controls_frozen(reference: str):
-    problem = problem_on(REFERENCES[reference], running=True)
-    policy, noise = (
-        affine_policy(problem.reference),
-        Noise.sample(problem.reference, PATHS, generator(13)),
-    )
+    problem, policy, noise = controlled(reference, 13)
     with torch.no_grad():
         path = rollout(problem.reference, policy, noise)
     frozen = FunctionPolicy(lambda k, x: path.controls[k])

@@ -52,13 +52,12 @@ from socft.costates.regression import (
 from socft.density import Gaussian, GaussianMixture, NoisedScore, affine_reference, score_reference
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
 from socft.path import Noise, Path, rollout
-from socft.policy import AffinePolicy, MLPPolicy, Policy, Uncontrolled
+from socft.policy import AffinePolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import (
     AffineReference,
     KernelReference,
     MatrixDiffusion,
-    Reference,
     ScalarDiffusion,
     Step,
 )
@@ -75,7 +74,7 @@ from socft.schedule import ddpm, linear_levels, subsample
 from socft.truth.affine_policy import evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
-from tests.support.costate_cases import STEPS, quadratic_problem
+from tests.support.costate_cases import CORRECTIONS, STEPS, network_policy, quadratic_problem
 from tests.support.tensors import F64, generator, randn, t
 from toy.problems import fine_tuning
 
@@ -109,15 +108,6 @@ def wrong_field(k: Step, x: Tensor) -> Tensor:
     """Nothing to do with any problem."""
     step = k if isinstance(k, int) else k.to(x).unsqueeze(1)
     return torch.tanh(x @ randn(4, x.shape[1], x.shape[1]) + 0.3 * step) + 0.2 * x.roll(1, 1) ** 2
-
-
-def network_policy(reference: Reference) -> Policy:
-    policy = MLPPolicy(reference, width=6, depth=2, generator=generator(5))
-    last = list(policy.network.network.children())[-1]
-    assert isinstance(last, torch.nn.Linear)
-    with torch.no_grad():
-        last.weight.copy_(0.5 * randn(6, *last.weight.shape))
-    return policy
 
 
 def paths(problem: ControlProblem, policy: Policy, batch: int, seed: int) -> Path:
@@ -198,13 +188,6 @@ def test_fields_take_one_step_per_sample_and_the_last(make: CostateSource):
 
 
 # --- martingale increments ---
-
-CORRECTIONS: list[type[FieldCorrection]] = [
-    FirstOrderCorrection,
-    AntitheticCorrection,
-    SecondOrderCorrection,
-    ExactCorrection,
-]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ from socft.density.lipschitz import _BOTH, _ONE, _supremum, _Weight
 from socft.density.search import _DOWN, _THIRD, _UP, _cells, _natural, _Objective
 from socft.reward import Linear, Quadratic, Sine, Sum
 from socft.schedule import ddim, linear_levels, soften_last, subsample, variance_preserving
+from tests.support.refusals import refusals
 
 ALGEBRA = 1e-10  # relative: matrix algebra in float64 at these condition numbers
 QUADRATURE = 1e-8  # scipy's quad at its default tolerance
@@ -950,11 +951,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(REFUSALS))
-def test_refusals_say_what_and_how(name: str):
-    make, message = REFUSALS[name]
-    with pytest.raises(InvalidProblem, match=message):
-        make()
+test_refusals_say_what_and_how = refusals(REFUSALS)
 
 
 def test_numbers_and_arrays_are_welcome():

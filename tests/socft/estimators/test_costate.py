@@ -55,7 +55,7 @@ from socft.sde import StateDiffusion
 from socft.truth.affine_policy import evaluate_affine
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from socft.truth.quadrature import Quadrature
-from tests.support.costate_cases import STEPS, quadratic_problem
+from tests.support.costate_cases import CORRECTIONS, STEPS, quadratic_problem
 from tests.support.tensors import F64, generator, randn, t
 from toy.problems import fine_tuning
 
@@ -118,13 +118,6 @@ def scores(samples: Tensor, x: Tensor) -> Tensor:
 
 
 # --- martingale-corrected adjoints ---
-
-CORRECTIONS: list[type[FieldCorrection]] = [
-    FirstOrderCorrection,
-    AntitheticCorrection,
-    SecondOrderCorrection,
-    ExactCorrection,
-]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -659,7 +659,7 @@ VARYING_BETA += [(SOCM(), "SOCM"), (SOCMAdjoint(), "SOCM-adjoint")]
 def test_path_measures_need_a_constant_beta(estimator: Estimator, name: str) -> None:
     with pytest.raises(
         InvalidProblem,
-        match=f"beta runs from 0.7 to 1.5; {name} compares path measures and needs a constant beta",
+        match=f"beta runs from 0.7 to 1.5; {name} needs a constant beta",
     ):
         labels_of(estimator, quadratic_problem())
 
