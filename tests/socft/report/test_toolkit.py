@@ -589,13 +589,7 @@ def test_a_small_document_compiles():
 def test_text_runs_on_before_a_tall_picture(tmp_path):
     """A fifth of a page of text, a picture of most of a page, and a third of a page of text."""
     pictures = {"p.svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="300" height="800"/>'}
-    for tall, expected in ((True, 2), (False, 3)):
-        shown = figure("p.svg", "A caption.", "p", "A picture.", tall=tall)
-        assert (
-            pages(
-                f"{PREAMBLE}\nBefore.#v(5cm)\n\n{shown}\n\nBetween.#v(9cm)After.",
-                pictures,
-                tmp_path,
-            )
-            == expected
-        )
+    shown = figure("p.svg", "A caption.", "p", "A picture.")
+    for picture, expected in ((shown, 2), (shown.replace("placement: auto, ", ""), 3)):
+        source = f"{PREAMBLE}\nBefore.#v(5cm)\n\n{picture}\n\nBetween.#v(9cm)After."
+        assert pages(source, pictures, tmp_path) == expected
