@@ -257,9 +257,37 @@ class Verify:
         print(f"{len(lines)} claims are verified; their records are in {file}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Conform:
+    """Hold a sampler of another project against identities that every correct one satisfies."""
+
+    sampler: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:NAME")]
+    """A `socft.conform.Sampler`, or what makes one when called without arguments; found from the
+    working directory.
+    """
+
+    def run(self) -> None:
+        from socft.conform import conform
+        from socft.conform.find import find_sampler
+
+        verdicts = conform(find_sampler(self.sampler))
+        print(*verdicts, sep="\n")
+        failed = [each.identity for each in verdicts if each.passed is False]
+        if failed:
+            raise DoesNotConform(
+                f"{len(failed)} of {sum(v.passed is not None for v in verdicts)} identities fail:"
+                f" {', '.join(failed)}"
+            )
+
+
+class DoesNotConform(Exception):
+    """A sampler fails an identity."""
+
+
 COMMANDS: dict[str, type[Command]] = {
     "toy": Toy,
     "bench": Bench,
+    "conform": Conform,
     "verify": Verify,
     "report": Typeset,
     "sd": Sd,
@@ -365,9 +393,10 @@ def _explain(error: Exception) -> tuple[str, int] | None:
     from socft.study.runner import StudyFailed
     from verify.support.command import ClaimsFailed
 
+    failures = StudyFailed, ClaimsFailed, DoesNotConform
     if isinstance(error, InvalidProblem):
         return str(error), INVALID
-    return (str(error), FAILED) if isinstance(error, StudyFailed | ClaimsFailed) else None
+    return (str(error), FAILED) if isinstance(error, failures) else None
 
 
 def _say(message: str, code: int) -> int:

@@ -1,0 +1,175 @@
+"""The identities, each with what it needs, what it compares and which mistakes it finds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+from socft.checks import InvalidProblem
+from socft.conform import likelihoods, moments
+from socft.conform.comparison import Comparison
+from socft.conform.sampler import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What came of one identity.
+
+    Attributes:
+        identity: its name.
+        statement: what must hold.
+        passed: None where the sampler lacks a part.
+        measured: at the worst step.
+        expected: there.
+        step: the worst step.
+        advice: the likely mistake, or which parts are missing.
+    """
+
+    identity: str
+    statement: str
+    passed: bool | None
+    measured: float = math.nan
+    expected: float = math.nan
+    step: int = -1
+    advice: str = ""
+
+    def __str__(self) -> str:
+        head = {True: "holds", False: "FAILS", None: "not run"}[self.passed]
+        line = f"{head:8}{self.identity}: {self.statement}"
+        if self.passed is None:
+            return f"{line} ({self.advice})"
+        numbers = f"step {self.step}: {self.measured:.6g}, expected {self.expected:.6g}"
+        return f"{line}; {numbers}" if self.passed else f"{line}; {numbers}. {self.advice}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """One identity.
+
+    Attributes:
+        name: unique.
+        statement: what must hold.
+        needs: parts of the sampler.
+        compare: the comparisons on a sampler that has them.
+    """
+
+    name: str
+    statement: str
+    needs: tuple[str, ...]
+    compare: Callable[[Sampler], Iterator[Comparison]]
+
+    def check(self, sampler: Sampler) -> Verdict:
+        """The verdict: of the worst comparison."""
+        missing = [part for part in self.needs if getattr(sampler, part) is None]
+        if missing:
+            return Verdict(self.name, self.statement, None, advice=f"needs {', '.join(missing)}")
+        found = list(self.compare(sampler))
+        if not found:
+            return Verdict(self.name, self.statement, None, advice="no step has noise")
+        worst = max(found, key=lambda each: each.excess)
+        return Verdict(
+            self.name,
+            self.statement,
+            worst.excess <= 1,
+            worst.measured,
+            worst.expected,
+            worst.step,
+            worst.advice,
+        )
+
+
+def conform(sampler: Sampler) -> list[Verdict]:
+    """The verdict of every identity."""
+    return [identity.check(sampler) for identity in IDENTITIES]
+
+
+def assert_conforms(sampler: Sampler) -> None:
+    """Raise an AssertionError that lists the identities that fail.
+
+    Raises:
+        InvalidProblem: the sampler has parts for no identity.
+    """
+    verdicts = conform(sampler)
+    if all(each.passed is None for each in verdicts):
+        raise InvalidProblem("no identity could be run; give the sampler more parts.")
+    failed = [str(each) for each in verdicts if each.passed is False]
+    assert not failed, "\n".join(["the sampler does not conform:", *failed])
+
+
+IDENTITIES = (
+    Identity("affine mean", "the mean is affine in the output", ("mean",), moments.mean_is_affine),
+    Identity("constant std", "std depends on the step alone", ("std",), moments.std_is_constant),
+    Identity(
+        "step",
+        "step = mean + std noise",
+        ("step", "mean", "std"),
+        moments.step_has_the_moments,
+    ),
+    Identity(
+        "log density",
+        "log_prob = sum over coordinates of log N(x'; mean, std^2)",
+        ("log_prob", "mean", "std"),
+        likelihoods.log_prob_is_normal,
+    ),
+    Identity(
+        "normalisation",
+        "exp(log_prob) integrates to one",
+        ("log_prob", "mean", "std"),
+        likelihoods.log_prob_integrates,
+    ),
+    Identity(
+        "batch",
+        "log_prob of a sample does not depend on its batch",
+        ("log_prob", "mean", "std"),
+        likelihoods.log_prob_is_per_sample,
+    ),
+    Identity(
+        "score",
+        "E grad log_prob = 0 and E grad log_prob^2 = -E curvature",
+        ("log_prob", "mean", "std"),
+        likelihoods.score_identities,
+    ),
+    Identity(
+        "KL divergence",
+        "kl = |mean - mean_ref|^2 / (2 std^2), summed, with a gradient",
+        ("kl", "mean", "std"),
+        likelihoods.kl_is_the_control,
+    ),
+    Identity(
+        "ratio one",
+        "ratio = 1 at the old model",
+        ("ratio", "mean", "std"),
+        likelihoods.ratio_is_one,
+    ),
+    Identity(
+        "ratio mean",
+        "the ratio averages to one under the old model",
+        ("ratio", "mean", "std"),
+        likelihoods.ratio_averages_to_one,
+    ),
+    Identity(
+        "marginals",
+        "one step keeps the marginals of data at a point, to second order in the step",
+        ("mean", "std"),
+        moments.point_masses_keep_marginals,
+    ),
+    Identity(
+        "refinement",
+        "the final variance tends to that of the data as steps are halved",
+        ("refined",),
+        moments.refinement_converges,
+    ),
+    Identity(
+        "same levels",
+        "sampler and trainer use the same levels",
+        ("training_noise",),
+        moments.trainer_has_the_levels,
+    ),
+    Identity(
+        "Jarzynski",
+        "E exp W = Z for another model",
+        ("step", "log_prob"),
+        likelihoods.jarzynski_holds,
+    ),
+)

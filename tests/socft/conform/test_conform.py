@@ -1,0 +1,320 @@
+"""A correct sampler conforms; each of the mistakes that published code made is found and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from socft.checks import InvalidProblem
+from socft.cli import main
+from socft.conform import IDENTITIES, Sampler, assert_conforms, conform, of_tuple
+from socft.flow import FlowSchedule, cps, flow_ddim, flow_sde, precise, uniform_times
+
+TIMES = uniform_times(8)
+
+
+def sampler(schedule: FlowSchedule | None = None, **changes: Any) -> Sampler:
+    """Flow-SDE as the Flow-GRPO family writes it down, in plain arithmetic, with changes."""
+    chain = schedule or flow_sde(TIMES, 0.7)
+
+    def mean(k: int, x: Tensor, u: Tensor) -> Tensor:
+        return chain.state_weight[k] * x + chain.velocity_weight[k] * u
+
+    def log_prob(k: int, x: Tensor, there: Tensor, u: Tensor) -> Tensor:
+        std = chain.sigma[k]
+        z = (there - mean(k, x, u)) / std
+        return (-z.square() / 2 - std.log() - math.log(2 * math.pi) / 2).sum(1)
+
+    made = Sampler(
+        chain.levels.signal,
+        chain.levels.noise,
+        step=lambda k, x, u, generator: (
+            mean(k, x, u)
+            + chain.sigma[k] * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        ),
+        mean=mean,
+        std=lambda k, x, u: chain.sigma[k],
+        log_prob=log_prob,
+        kl=lambda k, x, u, v: (
+            ((mean(k, x, u) - mean(k, x, v)) / chain.sigma[k]).square().sum(1) / 2
+        ),
+        ratio=lambda k, x, there, u, v: (log_prob(k, x, there, u) - log_prob(k, x, there, v)).exp(),
+        training_noise=chain.levels.noise,
+        refined=lambda steps: sampler(flow_sde(uniform_times(steps), 0.7)),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+RIGHT = sampler()
+NAMED = {each.name: each for each in IDENTITIES}
+CHAIN = flow_sde(TIMES, 0.7)
+
+
+def squared(k: int, x: Tensor, there: Tensor, u: Tensor) -> Tensor:
+    return (there - RIGHT.mean_at(k, x, u)).square()
+
+
+def other_step(k: int) -> int:
+    return min(k + 1, RIGHT.steps - 1)
+
+
+def no_gradient(k: int, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    with torch.no_grad():
+        return RIGHT.kl_at(k, x, u, v)
+
+
+def picked_by_sample(k: int, x: Tensor, there: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """A ratio whose old half is that of the next sample in the batch."""
+    old = RIGHT.log_prob_at(k, x, there, v).roll(1)
+    return (RIGHT.log_prob_at(k, x, there, u) - old).exp()
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "KL under no_grad": ({"kl": no_gradient}, "KL divergence", "no_grad"),
+    "KL without the step length": (
+        {"kl": lambda k, x, u, v: RIGHT.kl_at(k, x, u, v) / 8},
+        "KL divergence",
+        "lacks the step length",
+    ),
+    "KL as a mean": (
+        {"kl": lambda k, x, u, v: RIGHT.kl_at(k, x, u, v) / 3},
+        "KL divergence",
+        "mean over coordinates",
+    ),
+    "log_prob without 1/(2 std^2)": (
+        {"log_prob": lambda k, x, there, u: -squared(k, x, there, u).sum(1)},
+        "log density",
+        "not divided by 2 std",
+    ),
+    "log_prob without its normaliser": (
+        {
+            "log_prob": lambda k, x, there, u: (
+                -squared(k, x, there, u).sum(1) / (2 * CHAIN.sigma[k] ** 2)
+            )
+        },
+        "log density",
+        "lacks its normaliser",
+    ),
+    "log_prob as a mean": (
+        {"log_prob": lambda k, x, there, u: RIGHT.log_prob_at(k, x, there, u) / x[0].numel()},
+        "log density",
+        "mean over coordinates",
+    ),
+    "log_prob of the next step": (
+        {"log_prob": lambda k, x, there, u: RIGHT.log_prob_at(other_step(k), x, there, u)},
+        "log density",
+        "index shifted",
+    ),
+    "log_prob over the batch": (
+        {
+            "log_prob": lambda k, x, there, u: (
+                RIGHT.log_prob_at(k, x, there, u).mean().expand(len(x))
+            )
+        },
+        "batch",
+        "depends on the others",
+    ),
+    "ratio of a mean": (
+        {
+            "ratio": lambda k, x, there, u, v: (
+                (RIGHT.log_prob_at(k, x, there, u) - RIGHT.log_prob_at(k, x, there, v)) / 3
+            ).exp()
+        },
+        "ratio mean",
+        "root of the likelihood ratio",
+    ),
+    "ratio that is one for batch one": (
+        {"ratio": picked_by_sample},
+        "ratio one",
+        "batch of 8",
+    ),
+    "sigmas of another schedule": (
+        {"training_noise": 3 * CHAIN.levels.noise / (1 + 2 * CHAIN.levels.noise)},
+        "same levels",
+        "timestep shift",
+    ),
+    "step of the next level": (
+        {"step": lambda k, x, u, g: RIGHT.step_at(other_step(k), x, u, g)},
+        "step",
+        "index shifted",
+    ),
+    "step without the root of its length": (
+        {
+            "step": lambda k, x, u, g: (
+                RIGHT.mean_at(k, x, u)
+                + CHAIN.sigma[k] * 8**-0.5 * torch.randn(x.shape, generator=g, dtype=x.dtype)
+            )
+        },
+        "step",
+        "square root",
+    ),
+    "mean of the next level": (
+        {"mean": lambda k, x, u: RIGHT.mean_at(other_step(k), x, u)},
+        "marginals",
+        "index is shifted",
+    ),
+    "clipped mean": (
+        {"mean": lambda k, x, u: RIGHT.mean_at(k, x, u.clamp(-1, 1))},
+        "affine mean",
+        "clips",
+    ),
+    "std of the state": (
+        {"std": lambda k, x, u: CHAIN.sigma[k] * (1 + x.square().mean())},
+        "constant std",
+        "depends on the state",
+    ),
+    "noise that stays": (
+        {"refined": lambda steps: sampler(cps(uniform_times(steps), 0.7))},
+        "refinement",
+        "does not vanish",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        flow_sde(TIMES, 0.7),
+        flow_ddim(uniform_times(8, 0.05), 0.8),
+        flow_ddim(TIMES, 1.0),
+        precise(TIMES, 0.7),
+    ],
+)
+def test_a_correct_sampler_conforms(schedule: FlowSchedule):
+    verdicts = conform(sampler(schedule))
+    assert [str(v) for v in verdicts if not v.passed] == []
+    assert len(verdicts) == len(IDENTITIES)
+    assert_conforms(sampler(schedule))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_found_and_named(name: str):
+    changes, identity, advice = MISTAKES[name]
+    found = NAMED[identity].check(sampler(**changes))
+    assert found.passed is False, str(found)
+    assert advice in found.advice
+
+
+def test_products_of_ratios_find_steps_that_are_left_out():
+    """A whole chain finds what single steps cannot see, here the density of another model."""
+    wrong = sampler(log_prob=lambda k, x, there, u: RIGHT.log_prob_at(k, x, there, u) * (k < 3))
+    assert NAMED["Jarzynski"].check(wrong).passed is False
+    with pytest.raises(AssertionError, match="Jarzynski"):
+        assert_conforms(wrong)
+
+
+def test_what_is_missing_is_not_run():
+    verdicts = conform(Sampler(RIGHT.signal, RIGHT.noise, mean=RIGHT.mean, std=RIGHT.std))
+    ran = {v.identity for v in verdicts if v.passed is not None}
+    assert ran == {"affine mean", "constant std", "marginals"}
+    assert all("needs" in v.advice for v in verdicts if v.passed is None)
+    with pytest.raises(InvalidProblem, match="no identity could be run"):
+        assert_conforms(Sampler(RIGHT.signal, RIGHT.noise, log_prob=RIGHT.log_prob))
+
+
+def as_tuple(
+    k: int, x: Tensor, u: Tensor, there: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The signature that the Flow-GRPO family shares."""
+    if there is None:
+        assert generator is not None
+        there = RIGHT.step_at(k, x, u, generator)
+    return there, RIGHT.log_prob_at(k, x, there, u), RIGHT.mean_at(k, x, u), RIGHT.std_at(k, x, u)
+
+
+def test_tuples_of_step_log_prob_mean_and_std():
+    verdicts = conform(of_tuple(as_tuple, TIMES))
+    assert {v.identity for v in verdicts if v.passed} >= {"step", "log density", "Jarzynski"}
+    assert not [str(v) for v in verdicts if v.passed is False]
+
+
+@pytest.mark.parametrize(
+    ("name", "fails"),
+    [
+        ("ddim", set()),
+        ("ddpm", set()),
+        ("dpm_sde", set()),
+        ("flow_match_euler", set()),
+        ("flow_match_stochastic", {"refinement"}),
+    ],
+)
+def test_schedulers_of_diffusers(name: str, fails: set[str]):
+    pytest.importorskip("diffusers")
+    from socft.conform import schedulers
+
+    verdicts = conform(getattr(schedulers, name)())
+    assert {v.identity for v in verdicts if v.passed is False} == fails, [str(v) for v in verdicts]
+    assert sum(v.passed is True for v in verdicts) >= 3
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "levels": (lambda: Sampler([1.0], [1.0, 0.0], mean=RIGHT.mean), "give both"),  # type: ignore[arg-type]
+    "prediction": (
+        lambda: dataclasses.replace(RIGHT, prediction="flow"),
+        "one of velocity, epsilon",
+    ),
+    "no part": (lambda: Sampler(RIGHT.signal, RIGHT.noise), "at least one"),
+    "precision": (lambda: dataclasses.replace(RIGHT, precision=torch.int64), "floating dtype"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_wrong_is_refused(name: str):
+    make, said = REFUSED[name]
+    with pytest.raises(InvalidProblem, match=said):
+        make()
+
+
+WRONG = sampler(**MISTAKES["log_prob as a mean"][0])
+
+
+def test_the_command_line_says_what_fails(capsys: pytest.CaptureFixture[str]):
+    assert main(["conform", f"{__name__}:RIGHT"]) == 0
+    assert capsys.readouterr().out.count("holds") == len(IDENTITIES)
+    assert main(["conform", f"{__name__}:WRONG"]) == 1
+    said = capsys.readouterr()
+    assert "must be a sum" in said.out
+    assert "identities fail: log density" in said.err
+    assert main(["conform", f"{__name__}:MISTAKES"]) == 2
+    assert "is a dict" in capsys.readouterr().err
+
+
+def test_other_projects_run_them_as_tests(tmp_path: Path):
+    """In a project of its own, with a test per identity beside its others."""
+    (tmp_path / "foreign.py").write_text(FOREIGN, encoding="utf-8")
+    (tmp_path / "test_own.py").write_text("def test_own(): pass\n", encoding="utf-8")
+    options = ("-p", "socft.conform.plugin", "--conform", "foreign:made", "-q", "--color=no")
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{Path.cwd()}{os.pathsep}{tmp_path}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert "1 failed, 3 passed" in found.stdout
+    assert "depends on the state" in found.stdout
+
+
+FOREIGN = """
+import torch
+from socft.conform import Sampler
+
+s = torch.tensor([1.0, 0.5, 0.1])
+
+def made():
+    return Sampler(
+        1 - s, s, mean=lambda k, x, u: x + (s[k + 1] - s[k]) * u, std=lambda k, x, u: 1e-9 * x.abs()
+    )
+"""
