@@ -33,7 +33,7 @@ LAYERS = (
     "regression",
     "policy reward sde",
     "problem density theory",
-    "path metrics flow",
+    "path metrics flow conform",
     "finite",
     "path_measure guidance truth",
     "costates",

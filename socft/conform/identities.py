@@ -13,7 +13,7 @@ from socft.conform.sampler import Sampler
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class IdentityVerdict:
     """What came of one identity.
 
     Attributes:
@@ -59,16 +59,18 @@ class Identity:
     needs: tuple[str, ...]
     compare: Callable[[Sampler], Iterator[Comparison]]
 
-    def check(self, sampler: Sampler) -> Verdict:
+    def check(self, sampler: Sampler) -> IdentityVerdict:
         """The verdict: of the worst comparison."""
         missing = [part for part in self.needs if getattr(sampler, part) is None]
         if missing:
-            return Verdict(self.name, self.statement, None, advice=f"needs {', '.join(missing)}")
+            return IdentityVerdict(
+                self.name, self.statement, None, advice=f"needs {', '.join(missing)}"
+            )
         found = list(self.compare(sampler))
         if not found:
-            return Verdict(self.name, self.statement, None, advice="no step has noise")
+            return IdentityVerdict(self.name, self.statement, None, advice="no step has noise")
         worst = max(found, key=lambda each: each.excess)
-        return Verdict(
+        return IdentityVerdict(
             self.name,
             self.statement,
             worst.excess <= 1,
@@ -79,7 +81,7 @@ class Identity:
         )
 
 
-def conform(sampler: Sampler) -> list[Verdict]:
+def conform(sampler: Sampler) -> list[IdentityVerdict]:
     """The verdict of every identity."""
     return [identity.check(sampler) for identity in IDENTITIES]
 
