@@ -20,7 +20,8 @@ Iteration m of the first two is Algorithm 1 with :math:`m_t = m` at every step, 
 3.1 bounds. Both can relax an update, :math:`(1 - \theta_k) v^{(j)} + \theta_k (\ldots)`: the
 paper's :math:`\theta = 1` needs beta to dominate positive and negative curvature of the smoothed
 value function, a smaller theta converges wherever the maximum is well posed (see
-`socft.theory.Relaxation`; a `socft.theory.Regularity` has the best factors as ``theta``).
+`socft.theory.Relaxation`). A `socft.theory.BetaChoice` has the factors that it supposes, as
+``theta``.
 """
 
 from __future__ import annotations

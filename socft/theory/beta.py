@@ -42,13 +42,18 @@ class BetaChoice:
         rule: the rule that chose it.
         margin: beta over the smallest the rule admits at that step, shape (T,); inf where every
             beta > 0 is admitted.
-        lam: guaranteed design constants, shape (T,); each inner update contracts by ``1 - lam``.
+        lam: guaranteed design constants, shape (T,); each undamped update contracts by ``1 - lam``.
+        theta: relaxation factors of the inner updates that the rule supposes, shape (T,); 1 is the
+            paper's iteration.
+        rate: by which these updates contract, shape (T,).
     """
 
     beta: StepValues
     rule: str
     margin: StepValues
     lam: StepValues
+    theta: StepValues
+    rate: StepValues
 
 
 def scheduled_beta(
@@ -61,7 +66,15 @@ def scheduled_beta(
         InvalidProblem: a step needs no KL weight at all (zero curvature) or an infinite one.
     """
     found = constants(chain, lam, statement)
-    return _equality(found.beta_required, found.lam, f"schedule for lam ({statement.name})")
+    _require_weights(found.beta_required)
+    return BetaChoice(
+        found.beta_required,
+        f"schedule for lam ({statement.name})",
+        torch.ones_like(found.lam),
+        found.lam,
+        found.theta,
+        found.rate,
+    )
 
 
 def beta_from_curvature(
@@ -83,7 +96,9 @@ def beta_from_curvature(
     require_each(
         rates, lambda x: (x > 0) & (x < 1), "lam", "every design constant must lie in (0, 1)."
     )
-    return _equality(sigma.square() * measured / (1 - rates), rates, "measured curvature")
+    beta, one = sigma.square() * measured / (1 - rates), torch.ones_like(rates)
+    _require_weights(beta)
+    return BetaChoice(beta, "measured curvature", one, rates, one, 1 - rates)
 
 
 def constant_beta(
@@ -116,7 +131,12 @@ def constant_beta(
     needed = chain.sigma.square() * _binding(found, statement)
     margin = beta * (1 - lam) / needed
     return BetaChoice(
-        torch.full_like(chain.sigma, beta), f"constant ({statement.name})", margin, found.lam
+        torch.full_like(chain.sigma, beta),
+        f"constant ({statement.name})",
+        margin,
+        found.lam,
+        found.theta,
+        found.rate,
     )
 
 
@@ -150,11 +170,10 @@ def _least(admissible: Callable[[float], bool], name: str) -> float:
     return high
 
 
-def _equality(beta: Tensor, lam: Tensor, rule: str) -> BetaChoice:
+def _require_weights(beta: Tensor) -> None:
     require_each(
         beta,
         lambda x: (x > 0) & x.isfinite(),
         "required beta",
         "use a constant beta or finite Lipschitz constants.",
     )
-    return BetaChoice(beta, rule, torch.ones_like(beta), lam)

@@ -363,7 +363,12 @@ def measured_beta(problem: ControlProblem, lam: float) -> BetaChoice:
     needed = beta_from_curvature(sigma, truth.curvature, lam).beta
     reached = 1 - sigma.square() * truth.curvature / beta
     return BetaChoice(
-        torch.full_like(sigma, beta), "constant (measured curvature)", beta / needed, reached
+        torch.full_like(sigma, beta),
+        "constant (measured curvature)",
+        beta / needed,
+        reached,
+        torch.ones_like(sigma),
+        1 - reached,
     )
 
 

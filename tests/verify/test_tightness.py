@@ -379,6 +379,7 @@ def test_weights_against_lengths_are_in_order():
     assert {row.optimum for row in rows} == {found["necessary", 1]}
 
 
+@pytest.mark.slow
 def test_errors_against_their_one_sided_bounds():
     """All below, and with one update the control within a factor of 20, although its bound adds up
     the errors of all later steps.

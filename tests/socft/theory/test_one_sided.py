@@ -14,10 +14,11 @@ import torch
 
 from socft import theory
 from socft.checks import InvalidProblem
-from socft.density import Gaussian, GaussianMixture
+from socft.density import Gaussian, GaussianMixture, score_reference
+from socft.pi_ft import backward_induction
 from socft.problem import ControlProblem
 from socft.reference import AffineReference, DenseMaps, ScalarDiffusion
-from socft.reward import PseudoHuber, Quadratic, Reward, Sine
+from socft.reward import PseudoHuber, Quadratic, Reward, Sine, Sum
 from socft.schedule import ddpm, linear_levels, subsample
 from socft.theory import (
     UNDAMPED,
@@ -35,6 +36,7 @@ from socft.theory import (
     Theorem28,
 )
 from socft.truth.linear_quadratic import LinearQuadratic
+from socft.truth.quadrature import Quadrature
 
 EXACT = 1e-12  # a few operations in float64
 INTEGRATED = 1e-6  # trapezoidal rules across kinks, at spacing 1e-4
@@ -318,6 +320,27 @@ def test_beta_is_chosen_by_the_one_sided_constants_of_all_iterates_unless_told_o
     choice = theory.constant_beta(chain, 0.5)
     assert float(choice.margin.min()) == pytest.approx(1, rel=BISECTED)
     assert float(choice.lam.min()) == pytest.approx(0.5, rel=BISECTED)
+
+
+def test_a_choice_of_beta_names_the_relaxation_that_it_supposes():
+    """And the iteration relaxed so contracts by its rate, which the undamped one does not: b = 2.3
+    here, measured on the optimum's own curvature.
+    """
+    law, reward, steps = UNIT, Sum([PseudoHuber(weight=-3.0), Sine(0.3, 2.0)]), 4
+    chain = chain_of(law, reward, steps)
+    choice = theory.constant_beta(chain, 0.2, Lemma32(OneSidedBounds(BEST), 6))
+    schedule = ddpm(subsample(linear_levels(1000), steps))
+    problem = ControlProblem(score_reference(law, schedule), reward, choice.beta)
+    truth = Quadrature(problem)
+    relaxed = backward_induction(problem, truth.grids, 6, choice.theta)
+    undamped = backward_induction(problem, truth.grids, 6)
+    assert float(choice.theta.min()) < 0.7
+    ratios = relaxed.increments[:, 1:] / relaxed.increments[:, :-1]
+    assert bool((ratios <= choice.rate[:, None] + 1e-6).all())
+    assert float((undamped.increments[:, 1:] / undamped.increments[:, :-1]).max()) > 1
+    plain = theory.constant_beta(chain, 0.2)
+    assert bool((plain.theta == 1).all())
+    assert plain.rate.numpy() == pytest.approx((1 - plain.lam).numpy(), rel=BISECTED)
 
 
 def test_errors_of_values_add_up():
