@@ -215,9 +215,13 @@ def open_locked(file: Path, remedy: str = ELSEWHERE) -> BinaryIO:
     Raises:
         InvalidProblem: another run has locked it.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        stream = file.open("a+b")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stream = file.open("a+b")
+        except OSError as error:
+            said = f"{file} cannot be written ({reason(error)})"
+            raise InvalidProblem(f"{said}; choose another folder with --out.") from error
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

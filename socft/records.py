@@ -132,7 +132,9 @@ def read(file: FilePath) -> list[Record]:
         file.exists(),
         f"no records at {file}; measure them with: socft toy {file.stem} --out {file.parent}",
     )
-    return [_record(row, where) for where, row in read_rows(file, AGAIN)]
+    records = [_record(row, where) for where, row in read_rows(file, AGAIN)]
+    require(bool(records), f"{file} holds no records; {AGAIN}.")
+    return records
 
 
 def _record(row: Any, where: str) -> Record:
