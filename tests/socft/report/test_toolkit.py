@@ -42,12 +42,13 @@ from socft.report.typeset import (
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from tests.support.claim_lines import synthetic_claims
+from tests.support.claim_lines import NAMES, synthetic_claims
 from tests.support.drawings import curves
 from tests.support.tightness_rows import synthetic_tightness
 from toy.problems import fine_tuning
 
-PAGES = range(15, 23)
+LEAST_PAGES, PAGES_BESIDES, PAGES_PER_CLAIM = 15, 9, 0.28
+"""The claims take 0.27 pages each, and all the rest 8."""
 PROBLEMS = ("gaussian-quadratic", "mixture-huber", "gaussian-sine")
 FACTORS = {
     "paper": 50.0,
@@ -200,7 +201,8 @@ def pages(source: str, pictures, folder) -> int:
 
 def test_the_full_report_misses_nothing_and_does_not_sprawl(composed, tmp_path):
     assert "not measured" not in composed.source
-    assert pages(composed.source, composed.pictures, tmp_path) in PAGES
+    found = pages(composed.source, composed.pictures, tmp_path)
+    assert LEAST_PAGES <= found <= PAGES_BESIDES + PAGES_PER_CLAIM * len(NAMES)
 
 
 def test_an_empty_report_says_so_everywhere(tmp_path):
