@@ -34,6 +34,9 @@ SMALLER = {
     "socft verify remark_2_4": "socft verify lemma_2_5",
     "socft verify 'lemma_*'": "socft verify 'lemma_2_*'",
     "socft verify --minutes 30": "socft verify lemma_2_5 --minutes 0.05",
+    "python -m tests.support.mutation.run theory": (
+        "python -m tests.support.mutation.run theory --help"
+    ),
     "socft sd train": "socft sd train --steps 1",
     "socft sd evaluate": "socft sd evaluate --number 2",
     "socft sd sample --grid build/samples.png": (

@@ -95,7 +95,7 @@ class Study:
         gc.freeze()
         items = session.items
         reached = baseline(items)
-        functions = _functions({str(ROOT / m.file) for m in self.chosen})
+        functions = functions_of({str(ROOT / m.file) for m in self.chosen})
         start = time.monotonic()
         for mutant in self.chosen:
             if mutant.name in self.journal.rows:
@@ -125,7 +125,7 @@ class Study:
         if not chosen:
             outcome, by = "not reached", ""
         elif local and (swap := functions.get((str(ROOT / mutant.file), mutant.where))):
-            outcome, by = _forked(mutant, swap, chosen, reached)
+            outcome, by = forked(mutant, swap, chosen, reached)
         else:
             outcome, by = _imported(mutant, chosen, PATIENCE * (self.budget + LEAST_WAIT))
         kills[by] += 1
@@ -155,7 +155,7 @@ def _reaches(row: dict[str, Any], mutant: Mutant, local: bool) -> bool:
     return any(each.startswith(f"{mutant.file}:") for each in row["functions"])
 
 
-def _functions(files: set[str]) -> dict[tuple[str, str], list[types.FunctionType]]:
+def functions_of(files: set[str]) -> dict[tuple[str, str], list[types.FunctionType]]:
     """All functions of some files, however they are wrapped."""
     gc.unfreeze()
     found: dict[tuple[str, str], list[types.FunctionType]] = {}
@@ -239,7 +239,7 @@ def _passes(
     return None
 
 
-def _forked(
+def forked(
     mutant: Mutant,
     functions: Sequence[types.FunctionType],
     items: Sequence[pytest.Item],
