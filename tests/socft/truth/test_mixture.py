@@ -5,7 +5,9 @@ boundary values.
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import mpmath
 import pytest
 import torch
 from scipy import integrate
@@ -224,3 +226,38 @@ def test_refuses_what_has_no_value():
         TiltedMixture(LINE, Sine(), 1.0)
     with pytest.raises(InvalidProblem, match=r"beta = -1\.0; it must be a positive finite number"):
         TiltedMixture(LINE, Linear(torch.ones(1)), -1.0)
+
+
+@pytest.mark.parametrize("beta", [1e-3, 1.0, 1e4, 1e12])
+@pytest.mark.parametrize("abar", [1e-9, 0.4, 1 - 1e-6])
+def test_errors_are_those_against_integrals_of_forty_digits(beta: float, abar: float):
+    """``beta log E[exp(r / beta) | x]`` and its derivative; a weak tilt is a small difference of
+    logarithms, times a large weight.
+    """
+    law, x = GaussianMixture([0.4, 0.6], [-1.0, 1.0], [0.2, 0.3]), 0.7
+    curved = Quadratic(torch.tensor([[-0.75]]), torch.tensor([0.5]))
+    tilted = TiltedMixture(law, curved, beta)
+    state = torch.tensor([[x]], dtype=torch.float64)
+    parts = [
+        [mpmath.mpf(each) for each in values.flatten().tolist()]
+        for values in (law.weights, law.means, law.spectra)
+    ]
+    with mpmath.workdps(60):
+        b, a = mpmath.mpf(beta), mpmath.mpf(abar)
+
+        def log_moment(y: Any, share: float) -> Any:
+            """Of ``exp(share r / beta)``: each component is a completed square."""
+            total = mpmath.mpf(0)
+            for w, m, v in zip(*parts, strict=True):
+                A = 1 / v + a / (1 - a) + share * mpmath.mpf(0.75) / b
+                B = m / v + mpmath.sqrt(a) * y / (1 - a) + share * mpmath.mpf(0.5) / b
+                total += w * mpmath.exp(B**2 / (2 * A) - m**2 / (2 * v)) / mpmath.sqrt(A * v)
+            return mpmath.log(total)
+
+        exact = lambda y: b * (log_moment(y, 1) - log_moment(y, 0))  # noqa: E731
+        value, slope = exact(mpmath.mpf(x)), mpmath.diff(exact, mpmath.mpf(x))
+        missed = abs(mpmath.mpf(float(tilted.value(abar, state))) - value)
+        bent = abs(mpmath.mpf(float(tilted.value_gradient(abar, state))) - slope)
+    errors = tilted.errors(abar, state)
+    assert float(missed) == pytest.approx(float(errors.value), rel=1e-6, abs=1e-30)
+    assert float(bent) == pytest.approx(float(errors.gradient), rel=1e-6, abs=1e-25)
