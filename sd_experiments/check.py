@@ -35,7 +35,7 @@ from sd_experiments.training.build import (
     load_reward_model,
 )
 from sd_experiments.training.session import check_images, load_config
-from socft.checks import InvalidProblem, require
+from socft.checks import InvalidProblem, require, told
 from socft.costates.base import Cost
 from socft.estimators.catalogue import ANYWHERE
 from socft.path import Noise, rollout
@@ -113,6 +113,9 @@ def check_parts(settings: config.ExperimentConfig) -> tuple[list[Finding], Exper
     model, base = _tried(
         "model", lambda: load_model(settings.model), lambda _: _described(settings.model)
     )
+    prompts, _ = _tried(
+        "prompts and sampler", lambda: _references(settings, base), lambda n: f"{n} prompts"
+    )
     reward, reward_model = _tried(
         "reward", lambda: load_reward_model(settings.reward, place), lambda _: settings.reward.name
     )
@@ -126,7 +129,7 @@ def check_parts(settings: config.ExperimentConfig) -> tuple[list[Finding], Exper
         lambda: load_checker(settings.monitor.checker),
         lambda _: settings.monitor.checker or "none",
     )
-    findings = [device, model, reward, estimator, checker]
+    findings = [device, model, prompts, reward, estimator, checker]
     if base is None or reward_model is None or not all(each.good for each in findings):
         return findings, None
     layers, experiment = _tried(
@@ -144,8 +147,15 @@ def _tried(
         found = make()
         return Finding(what, True, detail(found)), found
     except Exception as error:  # rewards, checkers and estimators may be anyone's
-        kind = "" if isinstance(error, InvalidProblem) else f"{type(error).__name__}: "
-        return Finding(what, False, kind + " ".join(str(error).split())), None
+        detail = " ".join(str(error).split()) if isinstance(error, InvalidProblem) else told(error)
+        return Finding(what, False, detail), None
+
+
+def _references(settings: config.ExperimentConfig, base: StableDiffusion | None) -> int:
+    """How many prompts there are; with a model, each has a sampler."""
+    for prompt in settings.problem.prompts if base is not None else ():
+        build_reference(base, settings.sampler, prompt)
+    return len(settings.problem.prompts)
 
 
 def _named(device: torch.device) -> str:
@@ -186,11 +196,7 @@ def uses_reward_gradient(
     estimator: Any = instantiate(
         "estimator", ANYWHERE, settings.estimator.name, settings.estimator.options
     )
-    dims = (
-        SMALL
-        if base is None
-        else build_reference(base, settings.sampler, settings.problem.prompts[0]).dims
-    )
+    dims = SMALL if base is None else base.latent_dims
     reference, asked = (
         ScoreReference(variance_preserving(settings.sampler.steps), lambda k, x: -x, dims),
         [],

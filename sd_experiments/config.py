@@ -21,16 +21,18 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sd_experiments import CONFIGS
-from socft.checks import InvalidProblem, require
+from socft.checks import LARGEST, MOST, InvalidProblem, quoted, require
 from socft.files import one_line, read_text
 
 _T = TypeVar("_T")
 Text = Annotated[str, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
-Count = Annotated[Whole, Field(gt=0)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Count = Annotated[Whole, Field(gt=0, le=MOST)]
+Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**63)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
 Positive = Annotated[Number, Field(gt=0)]
+Name = Annotated[Text, Field(min_length=1, pattern=r"^[^\x00]+$")]
 Part = Annotated[Number, Field(ge=0, le=1)]
 """A part of the whole, in [0, 1]."""
 Factor = Annotated[Number, Field(ge=0, lt=1)]
@@ -46,7 +48,7 @@ def _table(kind: type[_T]) -> type[_T]:
     validate = table.__init__
 
     @functools.wraps(validate)
-    def init(self: Any, *values: Any, **named: Any) -> None:
+    def init(self: Any, /, *values: Any, **named: Any) -> None:
         try:
             validate(self, *values, **named)
         except ValidationError as error:
@@ -68,13 +70,14 @@ def _refusal(table: Any, error: ErrorDetails) -> str:
         names = [field.name for field in dataclasses.fields(table)]
         nearest = difflib.get_close_matches(str(place[-1]), names, 1, 0.0)[0]
         known = where.removesuffix(str(place[-1])) + nearest
-        return f"unknown key {where!r}; the nearest known one is {known!r}."
+        return f"unknown key {quoted(where)}; the nearest known one is {quoted(known)}."
     if kind == "missing":
         return f"{where} is missing; add it."
     if kind == "dataclass_type":
-        return f"{where} = {value!r}; it is a table: write [{where}] and its keys below."
+        return f"{where} = {quoted(value)}; it is a table: write [{where}] and its keys below."
     remedy = re.sub(r"^\w+ should", "it should", error["msg"]).partition(" after validation")[0]
-    return f"{where} = {value!r}; {remedy}."
+    remedy = re.sub(r"\d{20,}", lambda digits: f"{float(digits[0]):g}", remedy)
+    return f"{where} = {quoted(value)}; {remedy}."
 
 
 @_table
@@ -90,9 +93,9 @@ class ModelConfig:
         checkpointing: keep only the inputs of the network's blocks for backward passes.
     """
 
-    path: Text = "tiny"
+    path: Name = "tiny"
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    device: Text = "auto"
+    device: Name = "auto"
     micro_batch: Count | None = None
     checkpointing: Flag = False
 
@@ -133,8 +136,8 @@ class RewardConfig:
         options: passed to the factory.
     """
 
-    name: Text = "tiny"
-    path: Text | None = None
+    name: Name = "tiny"
+    path: Name | None = None
     chunk: Count = 4
     black_box: Flag = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -163,7 +166,7 @@ class EstimatorConfig:
         options: passed to the factory.
     """
 
-    name: Text = "adjoint matching"
+    name: Name = "adjoint matching"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -179,7 +182,7 @@ class LoRAConfig:
 
     rank: Count = 4
     alpha: Number | None = None
-    targets: tuple[Text, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    targets: tuple[Name, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 @_table
@@ -201,7 +204,7 @@ class OptimiserConfig:
     betas: tuple[Factor, Factor] = (0.9, 0.999)
     weight_decay: Number = 0.0
     clip: Positive | None = None
-    warmup: Annotated[Whole, Field(ge=0)] = 0
+    warmup: Annotated[Whole, Field(ge=0, le=MOST)] = 0
     decay: Part = 0.0
 
     def rate_at(self, step: int, steps: int) -> float:
@@ -290,7 +293,8 @@ class RunConfig:
     Attributes:
         steps: gradient steps.
         seed: of everything random. Paths are a function of the seed, the round and their number,
-            not of the number of processes.
+            not of the number of processes; the global generators of Python, numpy and torch, which
+            rewards and checkers may draw from, are seeded for every round and gradient step.
         ema: averaging factor of the layers that are used for sampling; 0 is the last ones.
         out: folder of the run.
         checkpoint_every: gradient steps between checkpoints.
@@ -298,9 +302,9 @@ class RunConfig:
     """
 
     steps: Count = 1000
-    seed: Whole = 0
+    seed: Seed = 0
     ema: Factor = 0.99
-    out: Text = "build/sd"
+    out: Name = "build/sd"
     checkpoint_every: Count = 10
     keep: Count = 3
 
@@ -316,7 +320,7 @@ class MonitorConfig:
         window: rounds that are averaged for the warning about reward hacking.
     """
 
-    checker: Text | None = None
+    checker: Name | None = None
     images_every: Count = 10
     window: Count = 8
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import NoneType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -48,11 +50,12 @@ def require(condition: bool, message: str) -> None:
         raise InvalidProblem(message)
 
 
-def require_each(holds: Tensor, values: Tensor, what: str, remedy: str) -> None:
+def require_each(values: Tensor, holds: Callable[[Tensor], Tensor], what: str, remedy: str) -> None:
     """Raise `InvalidProblem` naming the first entry of ``values`` for which ``holds`` is false."""
-    if bool(holds.all()):
+    held = holds(values)
+    if bool(held.all()):
         return
-    index = (~holds).nonzero()[0].tolist()
+    index = (~held).nonzero()[0].tolist()
     where = f"{what}{index if index else ''}"
     raise InvalidProblem(f"{where} = {values[tuple(index)].item():.6g}; {remedy}")
 
@@ -75,12 +78,20 @@ def require_known(name: str, known: Iterable[str], what: str, also: str = "") ->
 
 def require_finite(values: Tensor, what: str, remedy: str) -> None:
     """Raise `InvalidProblem` naming the first non-finite entry of ``values``."""
-    require_each(values.isfinite(), values, what, remedy)
+    require_each(values, torch.isfinite, what, remedy)
 
 
 def require_kind(value: object, kind: type | tuple[type, ...], what: str, remedy: str) -> None:
     """Raise `InvalidProblem` unless ``value`` is of a kind."""
     require(isinstance(value, kind), f"{what} is {described(value)}; {remedy}")
+
+
+def require_kinds(made: object, **kinds: type | tuple[type, ...]) -> None:
+    """Raise `InvalidProblem` unless the fields of an object are of these kinds."""
+    for name, kind in kinds.items():
+        allowed = kind if isinstance(kind, tuple) else (kind,)
+        given = " or ".join("None" if k is NoneType else _a(k.__name__) for k in allowed)
+        require_kind(getattr(made, name), allowed, name, f"give {given}.")
 
 
 def require_callable(value: object, what: str, call: str) -> None:
@@ -106,12 +117,11 @@ def numbers(values: Numbers, what: str, shape: Shape | None = None) -> Tensor:
         found = torch.as_tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidProblem(
-            f"{what} = {_quoted(values)}; give a number, an array, or lists of equal length."
+            f"{what} = {quoted(values)}; give a number, an array, or lists of equal length."
         ) from error
     require_finite(found.detach(), what, "it must be a finite number.")
-    require_each(
-        found.detach().abs() <= LARGEST, found, what, f"it must be at most {LARGEST:g} in size."
-    )
+    remedy = f"it must be at most {LARGEST:g} in size."
+    require_each(found.detach(), lambda x: x.abs() <= LARGEST, what, remedy)
     if shape is not None:
         require_shape(found, what, shape)
     return found
@@ -164,7 +174,24 @@ def within(value: Numbers, what: str, low: float, high: float) -> float:
     return found
 
 
-def whole(value: object, what: str, least: int = 1, most: int = MOST) -> int:
+def at_least_zero(value: Numbers, what: str) -> float:
+    """One number that is not negative."""
+    found = number(value, what)
+    require(found >= 0, f"{what} = {found:g}; it must not be negative.")
+    return found
+
+
+def constant(value: Any, what: str) -> float:
+    """A Lipschitz constant: not negative, infinite where there is none."""
+    found = math.inf if isinstance(value, float) and value == math.inf else number(value, what)
+    require(
+        found >= 0,
+        f"{what} = {found:g}; a Lipschitz constant is at least 0, or inf where there is none.",
+    )
+    return found
+
+
+def whole(value: Any, what: str, least: int = 1, most: int = MOST) -> int:
     """A whole number in a closed interval."""
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     found = int(value) if is_whole else least - 1
@@ -172,7 +199,7 @@ def whole(value: object, what: str, least: int = 1, most: int = MOST) -> int:
     allowed = allowed if most == MOST else f"between {least} and {most}"
     require(
         least <= found <= most,
-        f"{what} = {_quoted(value)}; give a whole number that is {allowed}.",
+        f"{what} = {quoted(value)}; give a whole number that is {allowed}.",
     )
     return found
 
@@ -180,7 +207,7 @@ def whole(value: object, what: str, least: int = 1, most: int = MOST) -> int:
 def sizes(value: object, what: str) -> tuple[int, ...]:
     """The shape of something: at least one whole number, all positive."""
     listed = isinstance(value, list | tuple) and len(value) > 0
-    require(listed, f"{what} = {_quoted(value)}; give a tuple of sizes, such as (2,).")
+    require(listed, f"{what} = {quoted(value)}; give a tuple of sizes, such as (2,).")
     return tuple(whole(each, f"a size in {what}") for each in value)  # pyright: ignore
 
 
@@ -196,10 +223,23 @@ def identity_or(values: Numbers | None, what: str, n: int) -> Tensor:
     return torch.eye(n, dtype=torch.float64) if left_out else numbers(values, what, (n, n))
 
 
+def require_generator(value: object) -> None:
+    """Raise `InvalidProblem` unless ``value`` makes random numbers."""
+    remedy = "give torch.Generator().manual_seed(0)."
+    require_kind(value, torch.Generator, "the generator", remedy)
+
+
+def require_floating(dtype: object) -> None:
+    """Raise `InvalidProblem` unless this is a dtype of real floating-point numbers."""
+    floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    require(floating, f"dtype = {quoted(dtype)}; give torch.float64 or torch.float32.")
+
+
 def require_positive(values: Tensor, what: str, remedy: str) -> None:
     """Refuse entries that are not positive, or smaller than one over `LARGEST`."""
-    require_each(values > 0, values, what, remedy)
-    require_each(values * LARGEST >= 1, values, what, f"it must be at least {1 / LARGEST:g}.")
+    require_each(values, lambda x: x > 0, what, remedy)
+    remedy = f"it must be at least {1 / LARGEST:g}."
+    require_each(values, lambda x: x * LARGEST >= 1, what, remedy)
 
 
 def per_step(values: Numbers, steps: int, what: str) -> Tensor:
@@ -247,42 +287,53 @@ def returned(value: object, shape: tuple[int, ...], what: str) -> Tensor:
     return value
 
 
+def tried(function: Callable[..., Any], arguments: tuple[Any, ...], what: str) -> Any:
+    """What a function that was supplied returns.
+
+    Raises:
+        InvalidProblem: it raises an error, which is then the cause; the message says where.
+    """
+    try:
+        return function(*arguments)
+    except (InvalidProblem, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        shapes = " and ".join(str(tuple(a.shape)) for a in arguments if isinstance(a, Tensor))
+        on = f" on tensors of shape {shapes}" if shapes else ""
+        raise InvalidProblem(f"{what} fails{on}: {told(error)}; correct it there.") from error
+
+
 def called(
     function: Callable[..., object], arguments: tuple[Any, ...], shape: tuple[int, ...], what: str
 ) -> Tensor:
     """What a function that was supplied returns, refused as by `returned`.
 
     Raises:
-        InvalidProblem: see `returned`, or the function raises an error, which is then the cause.
+        InvalidProblem: see `tried` and `returned`.
     """
-    try:
-        value = function(*arguments)
-    except (InvalidProblem, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        shapes = " and ".join(str(tuple(a.shape)) for a in arguments if isinstance(a, Tensor))
-        raise InvalidProblem(
-            f"{what} fails on states of shape {shapes}: {told(error)}; correct it there."
-        ) from error
-    return returned(value, shape, what)
+    return returned(tried(function, arguments, what), shape, what)
 
 
 def probe(
     function: Callable[..., object], arguments: tuple[Any, ...], shape: tuple[int, ...], what: str
-) -> None:
-    """Call a function that was supplied and refuse what is not finite numbers of a shape, or fails.
+) -> Tensor:
+    """What a function that was supplied returns, refused unless it is finite numbers of a shape.
 
     Raises:
         InvalidProblem: see `called`, or a number is not finite.
     """
-    value = called(function, arguments, shape, what).detach()
-    require_finite(value, what, f"{what} must be finite; check its domain and its weights.")
+    value = called(function, arguments, shape, what)
+    remedy = f"{what} must be finite; check its domain and its weights."
+    require_finite(value.detach(), what, remedy)
+    return value
 
 
 def told(error: BaseException) -> str:
     """What an error says, its kind and the line that raised it, in one line without an end."""
     place = traceback.extract_tb(error.__traceback__)[-1:]
-    where = "".join(f" (line {each.lineno} of {each.filename})" for each in place)
+    where = "".join(
+        f" (line {each.lineno} of {each.filename})" for each in place if each.filename != __file__
+    )
     text = " ".join(str(error).split())
     text = text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."
     return f"{type(error).__name__}: {text.rstrip('.')}{where}"
@@ -292,7 +343,11 @@ def described(value: object) -> str:
     """Kind, and shape of a tensor, to say what was given."""
     if isinstance(value, Tensor):
         return f"a tensor of {str(value.dtype).removeprefix('torch.')}, shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
+    return "None" if value is None else _a(type(value).__name__)
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
 
 def _leaves(values: object) -> Iterator[object]:
@@ -313,11 +368,12 @@ def _require_real(value: object, what: str) -> None:
         require(refused not in kind, f"{what} is {refused}; give real numbers.")
     require(
         not isinstance(value, int) or abs(value) <= LARGEST,
-        f"{what} = {_quoted(value)}; it must be at most {LARGEST:g} in size.",
+        f"{what} = {quoted(value)}; it must be at most {LARGEST:g} in size.",
     )
 
 
-def _quoted(value: object) -> str:
+def quoted(value: object) -> str:
+    """A value in a few characters on one line."""
     if isinstance(value, int) and abs(value) > LARGEST:
         return f"a whole number of {value.bit_length()} bits"
     try:

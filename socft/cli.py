@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -128,19 +129,26 @@ class Toy:
 
         from socft.files import write_atomically
         from socft.records import encode
-        from socft.study.import_path import import_object
         from socft.study.runner import run
         from socft.study.workers import processes
 
         torch.set_num_threads(1)
         with (
-            processes(self.workers) if self.executor is None else import_object(self.executor)()
+            processes(self.workers) if self.executor is None else self._executor(self.executor)
         ) as executor:
             records = run(study, self.quick, self.out, executor, self.fresh, self.seeds)
         print(f"{len(records)} records in {self.out / study.name}.jsonl")
         if self.json is not None:
             write_atomically(self.json, f"[{','.join(map(encode, records))}]\n".encode())
             print(f"the same as one JSON array in {self.json}")
+
+    def _executor(self, path: str) -> Executor:
+        from socft.checks import require_kind
+        from socft.study.import_path import make_object
+
+        found = make_object("executor", path)
+        require_kind(found, Executor, f"what {path} makes", "make a concurrent.futures.Executor.")
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,6 +304,7 @@ COMMANDS: dict[str, type[Command]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is one of `STATUS`."""
+    os.environ["MPLBACKEND"] = "agg"  # pictures are written; that of a notebook may not be there
     with _speaking(), _stopping() as stopped:
         try:
             try:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import require_kind, whole
 from socft.readable import Readable
 from socft.train import Iteration
 from socft.truth.base import Evaluation, Truth
@@ -53,11 +53,17 @@ def observe(truth: Truth, iterations: Iterable[Iteration], every: int = 1) -> It
     >>> [row.iteration.index for row in rows]
     [0, 2, 4]
     """
-    require(
-        every >= 1,
-        f"every = {every}; give 1 to measure every iterate, 2 to measure every other one.",
-    )
-    return (measure(truth, iteration) for iteration in iterations if iteration.index % every == 0)
+    every = whole(every, "every")
+    require_kind(truth, Truth, "the truth", "give a Truth, such as Quadrature(problem).")
+    require_kind(iterations, (Iterator, list, tuple), "iterations", "give what a Method yields.")
+    return _measured(truth, iterations, every)
+
+
+def _measured(truth: Truth, iterations: Iterable[Iteration], every: int) -> Iterator[Measurement]:
+    for iteration in iterations:
+        require_kind(iteration, Iteration, "an iterate", "give what a Method yields.")
+        if iteration.index % every == 0:
+            yield measure(truth, iteration)
 
 
 def measure(truth: Truth, iteration: Iteration) -> Measurement:
@@ -69,6 +75,7 @@ def measure(truth: Truth, iteration: Iteration) -> Measurement:
     >>> measure(Quadrature(problem), first).iteration.index
     0
     """
+    require_kind(iteration, Iteration, "an iterate", "give what a Method yields.")
     evaluation = truth.evaluate(iteration.policy)
     return Measurement(
         iteration,

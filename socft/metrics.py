@@ -17,7 +17,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from socft.checks import require, require_finite
+from socft.checks import positive, probe, require, require_kind, tensor
 from socft.density import Gaussian
 
 NEGATIVE = 1e-15
@@ -70,8 +70,8 @@ def wasserstein1_to_quantiles(
     )
     n = len(ordered)
     u = (torch.arange(n, dtype=torch.float64)[:, None] + (1 + node) / 2) / n
-    far = quantile(u.flatten()).to(ordered).reshape(u.shape)
-    require_finite(far, "quantile", "the quantile function must be finite inside (0, 1).")
+    found = probe(quantile, (u.flatten(),), (u.numel(),), "the quantile function")
+    far = found.to(ordered).reshape(u.shape)
     return float(((ordered[:, None] - far).abs() @ (weight / 2)).mean())
 
 
@@ -87,13 +87,9 @@ def mmd(x: Float[Tensor, "n d"], y: Float[Tensor, "p d"], bandwidth: float) -> f
         InvalidProblem: fewer than two samples, vectors of different length, or a bandwidth that is
             not positive and finite.
     """
-    require(
-        0 < bandwidth < math.inf, f"bandwidth = {bandwidth}; it must be a positive finite number."
-    )
-    require(
-        x.ndim == y.ndim == 2 and x.shape[1] == y.shape[1],
-        f"the samples have shapes {tuple(x.shape)} and {tuple(y.shape)}; give (n, d) and (p, d).",
-    )
+    bandwidth = positive(bandwidth, "bandwidth")
+    tensor(x, "x", ("n", "d"))
+    tensor(y, "y", ("p", x.shape[1]))
     n, p = len(x), len(y)
     require(min(n, p) >= 2, f"there are {n} and {p} samples; give at least two of each law.")
     within = (_kernel_sum(x, x, bandwidth) - n) / (n * (n - 1)) + (
@@ -114,9 +110,9 @@ def gaussian_mmd(a: Gaussian, b: Gaussian, bandwidth: float) -> float:
     Raises:
         InvalidProblem: the dimensions differ, or the bandwidth is not positive and finite.
     """
-    require(
-        0 < bandwidth < math.inf, f"bandwidth = {bandwidth}; it must be a positive finite number."
-    )
+    bandwidth = positive(bandwidth, "bandwidth")
+    for law in (a, b):
+        require_kind(law, Gaussian, "a law", "give a Gaussian.")
     require(
         a.mean.shape == b.mean.shape,
         f"the laws have means of shape {tuple(a.mean.shape)} and {tuple(b.mean.shape)}.",
@@ -145,21 +141,15 @@ def _kernel_sum(x: Tensor, y: Tensor, bandwidth: float) -> float:
 
 
 def _line(x: Tensor, what: str) -> Tensor:
-    require(
-        x.ndim == 1 and len(x) > 0,
-        f"{what} has shape {tuple(x.shape)}; give a vector of at least one number.",
-    )
-    require_finite(x, what, "every sample must be a finite number.")
-    return x.double()
+    found = tensor(x, what, ("n",)).double()
+    require(len(found) > 0, f"{what} has shape (0,); give a vector of at least one number.")
+    return found
 
 
 def _masses(weights: Tensor | None, x: Tensor, what: str) -> Tensor:
     if weights is None:
         return torch.full((len(x),), 1 / len(x), dtype=torch.float64)
-    require(
-        weights.shape == x.shape,
-        f"there are {len(weights)} weights for {len(x)} atoms of {what}; give one each.",
-    )
+    tensor(weights, f"weights of {what}", x.shape)
     masses = weights.double().clamp(min=0)
     total, missing = float(masses.sum()), float(masses.sum() - weights.double().sum())
     require(

@@ -10,9 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import called, described, require, require_finite, require_kind, whole
+from socft.checks import (
+    called,
+    described,
+    require,
+    require_finite,
+    require_floating,
+    require_generator,
+    require_kind,
+    whole,
+)
 from socft.policy import Policy
-from socft.problem import ControlProblem
+from socft.problem import ControlProblem, require_problem
 from socft.readable import Readable
 from socft.reference import Reference
 from socft.reward import PerSample
@@ -55,11 +64,8 @@ class Noise(Readable):
         """Draw the noise of ``batch`` paths on the generator's device."""
         batch = whole(batch, "batch")
         require_kind(reference, Reference, "the reference", "give a Reference.")
-        require_kind(
-            generator, torch.Generator, "the generator", "give torch.Generator().manual_seed(0)."
-        )
-        floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
-        require(floating, f"dtype = {dtype}; give torch.float64 or torch.float32.")
+        require_generator(generator)
+        require_floating(dtype)
         device = generator.device
         initial = torch.randn(
             batch, *reference.dims, generator=generator, dtype=dtype, device=device
@@ -151,7 +157,7 @@ def returns(problem: ControlProblem, path: Path) -> PerSample:
     >>> returns(problem, rollout(reference, Uncontrolled(reference), noise)).shape
     torch.Size([4])
     """
-    require_kind(problem, ControlProblem, "the problem", "give a ControlProblem.")
+    require_problem(problem)
     require_kind(path, Path, "the path", "give what rollout returns.")
     total = problem.reward(path.final) - (problem.beta.to(path.controls)[:, None] * path.kl()).sum(
         0

@@ -35,7 +35,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import per_step, require, require_finite
+from socft.checks import (
+    keep,
+    per_step,
+    positive,
+    require,
+    require_callable,
+    require_finite,
+    require_kind,
+    require_kinds,
+    tried,
+    whole,
+)
 from socft.estimators.base import Estimator
 from socft.path import Noise, rollout
 from socft.policy import Policy, StepwisePolicy, Uncontrolled
@@ -101,7 +112,7 @@ def backward_induction(
         relaxation: how far an update goes, in (0, 2), one number or shape (T,); 1 is the paper's.
     """
     factors = _relaxation_factors(relaxation, problem.steps)
-    require(inner >= 0, f"inner = {inner}; the number of inner iterations must not be negative.")
+    inner = whole(inner, "inner", 0)
     require(
         len(grids) == problem.steps + 1,
         f"{len(grids)} grids for {problem.steps} steps; give one per step 0..T.",
@@ -147,6 +158,11 @@ class ExactPIFT(Method):
     inner: int
     grids: tuple[Grid, ...] | None = None
     relaxation: float | Tensor = 1.0
+
+    def __post_init__(self) -> None:
+        keep(self, inner=whole(self.inner, "inner", 0))
+        for each in self.grids or ():
+            require_kind(each, Grid, "a grid", "give a Grid, such as Grid.box.")
 
     def iterations(self, problem: ControlProblem) -> Iterator[Iteration]:
         grids = self.grids or choose_grids(problem)
@@ -199,8 +215,16 @@ class MonteCarloPIFT(Method):
     relaxation: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
+        require_kinds(self, control=Regression, costate=Regression)
+        keep(
+            self,
+            inner=whole(self.inner, "inner", 0),
+            paths=whole(self.paths, "paths"),
+            draws=whole(self.draws, "draws", 2),
+            seed=whole(self.seed, "seed", 0),
+        )
         require(
-            self.draws >= 2 and self.draws % 2 == 0,
+            self.draws % 2 == 0,
             f"draws = {self.draws}; give a positive even number (antithetic pairs).",
         )
 
@@ -279,8 +303,21 @@ class PolicyGradient(Method):
     rate: float = 1e-2
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require_callable(self.policy, "policy", "that makes a Policy")
+        require_kinds(self, estimator=Estimator)
+        keep(
+            self,
+            steps=whole(self.steps, "steps"),
+            batch=whole(self.batch, "batch"),
+            rate=positive(self.rate, "rate"),
+            seed=whole(self.seed, "seed", 0),
+        )
+
     def iterations(self, problem: ControlProblem) -> Iterator[Iteration]:
-        policy = self.policy()
+        policy = tried(self.policy, (), "what makes the policy")
+        require_kind(policy, Policy, "what policy makes", "make a Policy.")
+        require(bool(policy.parameters()), "the policy has no parameters; make one that learns.")
         optimiser = torch.optim.Adam(policy.parameters(), lr=self.rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
         generator = torch.Generator().manual_seed(self.seed)

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from socft.checks import (
     Numbers,
     numbers,
+    probe,
     require,
     require_callable,
+    require_floating,
+    require_generator,
     require_kind,
     returned,
     whole,
@@ -155,7 +158,9 @@ class FeaturePolicy(Policy):
         self.weight = nn.Parameter(numbers(weight, "weight", ("steps", "m", "p")).clone())
 
     def __call__(self, k: Step, x: States) -> Noises:
-        return (self.weight[k] @ self.features(x).unsqueeze(-1)).squeeze(-1)
+        shape = (len(x), self.weight.shape[2])
+        features = probe(self.features, (x,), shape, "the feature map")
+        return (self.weight[k] @ features.unsqueeze(-1)).squeeze(-1)
 
 
 class StepwisePolicy(Policy):
@@ -197,6 +202,9 @@ class MLPPolicy(Policy):
     ):
         m, n = _vector_sizes(reference)
         width, depth = whole(width, "width"), whole(depth, "depth", 0)
+        require_floating(dtype)
+        if generator is not None:
+            require_generator(generator)
         time = TimeEmbedding(reference.steps, octaves(OCTAVES))
         sizes = [n + time.width, *[width] * depth, m]
         self.network = SpaceTimeNetwork(

@@ -126,3 +126,9 @@ def _kl_weights(beta: Numbers, steps: int) -> Float[Tensor, " steps"]:
     weights = per_step(beta, steps, "beta")
     require_positive(weights, "beta", "every KL weight must be positive.")
     return weights
+
+
+def require_problem(problem: object) -> None:
+    """Raise `InvalidProblem` unless this is a control problem."""
+    remedy = "give a ControlProblem(reference, reward, beta)."
+    require_kind(problem, ControlProblem, "the problem", remedy)

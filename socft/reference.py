@@ -120,11 +120,8 @@ class ScalarDiffusion(Diffusion):
     """
 
     def __init__(self, sigma: Numbers):
-        self.sigma = numbers(sigma, "sigma")
-        require(
-            self.sigma.ndim == 1,
-            f"sigma has shape {tuple(self.sigma.shape)}; give (steps,), one scale per step.",
-        )
+        self.sigma = numbers(sigma, "sigma", ("steps",))
+        require(len(self.sigma) > 0, "sigma has shape (0,); give one scale per step.")
         require_positive(
             self.sigma, "sigma", "a step without noise cannot be steered at a finite KL."
         )
@@ -319,9 +316,8 @@ class DenseMaps(LinearMaps):
     def __init__(self, matrices: Numbers):
         self.matrices = numbers(matrices, "A")
         shape = tuple(self.matrices.shape)
-        require(
-            len(shape) == 3 and shape[1] == shape[2], f"A has shape {shape}; give (steps, n, n)."
-        )
+        fits = len(shape) == 3 and shape[1] == shape[2] and 0 not in shape
+        require(fits, f"A has shape {shape}; give (steps, n, n).")
         self.steps, self.n, _ = shape
 
     def apply(self, k: Step, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
@@ -345,6 +341,7 @@ class SpectralMaps(LinearMaps):
     def __init__(self, eigenvalues: Numbers, basis: Numbers | None = None):
         self.eigenvalues = numbers(eigenvalues, "eigenvalues", ("steps", "n"))
         self.steps, self.n = self.eigenvalues.shape
+        require(self.eigenvalues.numel() > 0, "there are no eigenvalues; give at least one.")
         self.basis = (
             torch.eye(self.n, dtype=torch.float64)
             if basis is None

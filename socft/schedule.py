@@ -28,6 +28,7 @@ from torch import Tensor
 from socft.checks import (
     InvalidProblem,
     Numbers,
+    at_least_zero,
     number,
     numbers,
     positive,
@@ -210,8 +211,7 @@ def cosine_levels(
     >>> cosine_levels(3)
     tensor([2.4645e-04, 2.4645e-01, 7.4288e-01, 1.0000e+00], dtype=torch.float64)
     """
-    offset, largest = number(offset, "offset"), within(largest, "largest", 0, 1)
-    require(offset >= 0, f"offset = {offset:g}; it must not be negative.")
+    offset, largest = at_least_zero(offset, "offset"), within(largest, "largest", 0, 1)
     time = torch.linspace(0, 1, whole(steps, "steps") + 1, dtype=torch.float64)
     level = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
     return _cumulative((1 - level[1:] / level[:-1]).clamp(max=largest))

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from socft.checks import require_kind, whole
 from socft.estimators.base import Estimator
 from socft.finite import require_finite_paths
 from socft.path import Noise, rollout
 from socft.policy import Policy
-from socft.problem import ControlProblem
+from socft.problem import ControlProblem, require_problem
 from socft.readable import Readable
 from socft.reference import States, Step
 from socft.regression.gradient_descent import gradient_descent
@@ -91,6 +92,12 @@ def fit(
     >>> [iteration.index for iteration in run]
     [0, 1, 2, 3]
     """
+
+    require_problem(problem)
+    require_kind(policy, Policy, "the policy", "give a Policy, such as MLPPolicy(reference).")
+    require_kind(estimator, Estimator, "the estimator", "give one, such as AdjointMatching().")
+    require_kind(optimiser, torch.optim.Optimizer, "the optimiser", "give torch.optim.Adam.")
+    batch, steps = whole(batch, "batch"), whole(steps, "steps", 0)
 
     def loss() -> Tensor:
         noise = Noise.sample(problem.reference, batch, generator)

@@ -12,6 +12,7 @@ scores come from one network, with its low-rank layers (LoRA, Hu et al. 2021:
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from torch import nn
 
 from sd_experiments.model.reference import StableDiffusionReference
 from sd_experiments.model.stable_diffusion import StableDiffusion
-from socft.checks import require
+from socft.checks import require, tried
 from socft.costates.adjoint import lean_adjoint
 from socft.path import Noise, Path, rollout
 from socft.policy import Policy, Uncontrolled
@@ -35,6 +36,8 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of every attention layer, diffusers' usual choice."""
 ADAPTER = "default"
 HALVES = (torch.float16, torch.bfloat16)
+SHOWN = 12
+"""Endings of layers' names that are listed."""
 
 
 class LoRA(nn.Module):
@@ -104,17 +107,29 @@ def _attach(base: StableDiffusion, config: LoraConfig) -> dict[str, nn.Parameter
     layers = [
         name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
     ]
-    lost = [ending for ending in endings if not any(name.endswith(ending) for name in layers)]
+    lost = [
+        ending
+        for ending in endings
+        if not any(name == ending or name.endswith(f".{ending}") for name in layers)
+    ]
+    known = ", ".join(_endings(layers)[:SHOWN])
     require(
         bool(endings) and not lost,
-        f"targets = {lost} match no layer of the network; name endings such as {ATTENTION}.",
+        f"targets = {lost} match no layer of the network, whose names end in: {known}.",
     )
-    unet.add_adapter(config, ADAPTER)
+    tried(unet.add_adapter, (config, ADAPTER), f"adding layers to {list(endings)}")
     base.denoiser.adopt([module for module in unet.modules() if isinstance(module, BaseTunerLayer)])
     weights = {name: p for name, p in unet.named_parameters() if ".lora_" in name}
     for p in weights.values():
         p.data = p.data.to(torch.float32 if frozen in HALVES else frozen)
     return weights
+
+
+def _endings(layers: Sequence[str]) -> list[str]:
+    """Endings of layers' names, with the word before a bare number, the most frequent first."""
+    words = [name.split(".") for name in layers]
+    found = [".".join(each[-2:] if each[-1].isdigit() else each[-1:]) for each in words]
+    return [ending for ending, _ in collections.Counter(found).most_common()]
 
 
 class LoRAPolicy(Policy):

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,8 +76,7 @@ class StableDiffusionReference(ScoreReference):
             f"eta = {eta} with {EVEN!r} spacing: no sampler of diffusers draws from that chain;"
             " give eta = 1 or another spacing.",
         )
-        size: Any = base.unet.config["sample_size"] if latent is None else latent
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = base.latent_dims[1:] if latent is None else latent
         self.base = base
         self.prompt = prompt
         self.negative_prompt = negative_prompt

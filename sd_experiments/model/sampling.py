@@ -85,10 +85,15 @@ def sampling_schedule(
     timesteps, stride = scheduler.timesteps, trained // steps
     how = scheduler.config["timestep_spacing"]
     require(
-        int(timesteps[0]) < trained and bool((timesteps.diff() == -stride).all()),
+        bool((timesteps.diff() == -stride).all()),
         f"{steps} steps with {how!r} spacing do not chain: diffusers steps {stride} of {trained}"
-        f" timesteps at a time; give a number of steps that divides {trained}, or"
-        " spacing='leading'.",
+        f" timesteps at a time; {_spacing_remedy(how, steps, trained)}.",
+    )
+    offset = int(timesteps[0]) - (trained - 1)
+    require(
+        offset <= 0,
+        f"{steps} steps with {how!r} spacing begin at timestep {int(timesteps[0])}, and the network"
+        f" was trained up to {trained - 1}; give fewer, or a scheduler with steps_offset = 0.",
     )
     if last_level is not None:
         scheduler.final_alpha_cumprod = torch.tensor(last_level, dtype=torch.float64)
@@ -98,8 +103,18 @@ def sampling_schedule(
             scheduler.final_alpha_cumprod.double().reshape(1),
         ]
     )
-    _require_noise(levels, how)
+    _require_noise(levels, how, last_level, float(scheduler.alphas_cumprod[0]))
     return SamplingSchedule(timesteps, levels, scheduler)
+
+
+def _spacing_remedy(how: str, steps: int, trained: int) -> str:
+    if how == "linspace":
+        return "give sampler.spacing = 'leading', whose timesteps are that far apart"
+    return (
+        f"give a number of steps that divides {trained}, or spacing = 'leading'"
+        if trained % steps
+        else "give spacing = 'leading'"
+    )
 
 
 def _even(config: Any, steps: int, last_level: float | None) -> SamplingSchedule:
@@ -115,7 +130,7 @@ def _even(config: Any, steps: int, last_level: float | None) -> SamplingSchedule
         f"steps = {steps}; {EVEN!r} spacing has a trained level for every step: give between 1 and"
         f" {most}.",
     )
-    _require_noise(abar[[-1, 1, 0]], EVEN)
+    _require_noise(abar[[-1, 1, 0]], EVEN, None, float(abar[0]))
     log_ratio = torch.logit(abar)
     wanted = torch.linspace(float(log_ratio[-1]), float(log_ratio[0]), steps + 1, dtype=abar.dtype)[
         :-1
@@ -147,7 +162,13 @@ def ddim_scheduler(config: Any, **changes: Any) -> DDIMScheduler:
     return scheduler
 
 
-def _require_noise(levels: Tensor, how: str) -> None:
+def _require_noise(levels: Tensor, how: str, given: float | None, first: float) -> None:
+    """Refuse a chain without signal at its start or without noise at its end.
+
+    Args:
+        given: the last level that was asked for, if one was.
+        first: the first trained level, at which diffusers ends with ``set_alpha_to_one = False``.
+    """
     require(
         float(levels[0]) > 0,
         f"abar[0] = 0 with {how!r} spacing: the first step has no signal and no score; give"
@@ -155,9 +176,17 @@ def _require_noise(levels: Tensor, how: str) -> None:
     )
     last, before = float(levels[-1]), float(levels[-2])
     softened = float(soften_last(torch.cat([levels[:-1], levels.new_ones(1)]))[-1])
+    named = "the last level" if given is None else f"last_level = {given:g}"
+    would_do = last == 1 and before < first and given is None
+    other = ", or a scheduler with set_alpha_to_one = False" if would_do else ""
+    reason = (
+        f"{named} is not above abar = {before:.6g}, that of the last step"
+        if last <= before
+        else f"the last step goes from abar = {before:.6g} to {last:.6g}, where its sigma is 0 and"
+        " no control has a finite KL"
+    )
     require(
         before < last < 1,
-        f"the last step goes from abar = {before:.6g} to {last:.6g}, where its sigma is 0 and no"
-        f" control has a finite KL; give last_level = {softened:.6g} (any level between"
-        f" {before:.6g} and 1), or a scheduler with set_alpha_to_one = False.",
+        f"{reason}; give last_level = {softened:.6g} (any level between {before:.6g} and 1)"
+        f"{other}.",
     )

@@ -66,6 +66,14 @@ class StableDiffusion:
         self.prompt_encoder = prompt_encoder
         self.scheduler_config = config
 
+    @property
+    def latent_dims(self) -> tuple[int, int, int]:
+        """Channels, height and width of the network's own latents."""
+        config: Any = self.unet.config
+        size = config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return config["in_channels"], height, width
+
     @classmethod
     def from_pipeline(cls, pipeline: Any, micro_batch: int | None = None, **options: bool) -> Self:
         """The parts of a diffusers pipeline, frozen in place."""

@@ -24,8 +24,8 @@ from transformers import CLIPModel
 from sd_experiments.model.denoiser import recompute_in_backward
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.model.weights import load_tokenizer, load_whole, refusing, require_json
-from socft.checks import InvalidProblem, require
-from socft.reference import States
+from socft.checks import InvalidProblem, described, require, tried
+from socft.reference import States, probe_states
 from socft.reward import PerSample, Reward
 
 Images = Float[Tensor, "batch 3 height width"]
@@ -54,6 +54,25 @@ def decode(base: StableDiffusion, latents: States) -> Images:
     return (decoded.to(latents.dtype) / 2 + 0.5).clamp(0, 1)
 
 
+@torch.no_grad()
+def require_decoder(base: StableDiffusion) -> None:
+    """Refuse a decoder whose pictures are not finite, as one that overflows in half precision.
+
+    Raises:
+        InvalidProblem: a pixel is not finite.
+    """
+    weight = next(base.vae.parameters())
+    latents = probe_states(base.latent_dims).to(weight.device, torch.float32)
+    bad = int((~decode(base, latents).isfinite()).sum())
+    kind = str(weight.dtype).removeprefix("torch.")
+    remedy = (
+        "it overflows in half precision: give model.dtype = 'float32' or 'bfloat16'"
+        if weight.dtype == torch.float16
+        else "copy its weights again"
+    )
+    require(bad == 0, f"the decoder makes {bad} pixels that are not finite in {kind}; {remedy}.")
+
+
 class _LatentReward(Reward):
     """What both kinds share: decoding and evaluating in chunks. No Lipschitz constants are
     known.
@@ -75,11 +94,12 @@ class _LatentReward(Reward):
         return math.inf
 
     def _evaluate(self, x: States) -> PerSample:
-        found = self.model(decode(self.base, x), self.prompt)
+        images = decode(self.base, x)
+        found = tried(self.model, (images, self.prompt), f"the reward model {_name(self.model)}")
         require(
-            isinstance(found, Tensor) and found.shape == (len(x),),
-            f"the reward model returned {_described(found)} for {len(x)} images; it must return one"
-            " number per image.",
+            isinstance(found, Tensor) and found.shape == (len(x),) and not found.is_complex(),
+            f"the reward model returned {described(found)} for {len(x)} images; it must return one"
+            " real number per image.",
         )
         return found.to(x)
 
@@ -236,12 +256,6 @@ class CLIPScore(nn.Module):
 
 def _features(found: Any) -> Tensor:
     return found if isinstance(found, Tensor) else found.pooler_output
-
-
-def _described(value: Any) -> str:
-    return (
-        f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-    )
 
 
 def _name(model: Callable[..., Any]) -> str:

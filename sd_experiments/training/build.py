@@ -31,13 +31,14 @@ from sd_experiments.reward.rewards import (
     DifferentiableImageReward,
     ImageRewardModel,
     JPEGCompressibility,
+    require_decoder,
 )
 from sd_experiments.training.prompt_task import PromptTask
-from socft.checks import InvalidProblem, require, require_known
+from socft.checks import InvalidProblem, require, require_callable, require_known
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue import ANYWHERE
 from socft.problem import ControlProblem
-from socft.study.import_path import import_object
+from socft.study.import_path import call_factory, import_object
 
 Checker: TypeAlias = (
     "Callable[[Float[Tensor, 'batch 3 height width'], str], Float[Tensor, ' batch']]"
@@ -126,6 +127,7 @@ def build(
     kind = BlackBoxImageReward if is_black_box(settings.reward) else DifferentiableImageReward
     generator = torch.Generator().manual_seed(settings.run.seed)
     lora = LoRA(base, settings.lora.rank, settings.lora.alpha, settings.lora.targets, generator)
+    require_decoder(base)
     tasks = []
     for prompt in settings.problem.prompts:
         reference = build_reference(base, settings.sampler, prompt)
@@ -169,16 +171,7 @@ def instantiate(
     if ":" not in name:
         require_known(name, table, what, "MODULE:FACTORY")
     make = table[name] if name in table else import_object(name)
-    require(
-        callable(make),
-        f"{name} is a {type(make).__name__}; it must be a function or class that makes the {what}.",
-    )
-    try:
-        return make(**options)
-    except TypeError as error:
-        raise InvalidProblem(
-            f"the {what} {name!r} refuses its options {dict(options)}: {error}."
-        ) from error
+    return call_factory(what, name, make, options)
 
 
 def find_device(name: str) -> torch.device:
@@ -187,7 +180,7 @@ def find_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise InvalidProblem(
             f"model.device = {name!r} is no device; give auto, cpu or cuda."
         ) from error
@@ -228,11 +221,7 @@ def load_reward_model(settings: config.RewardConfig, device: torch.device) -> Im
         else {"path": settings.path, **settings.options}
     )
     model = instantiate("reward", REWARDS, settings.name, options)
-    require(
-        callable(model),
-        f"{settings.name} makes a {type(model).__name__}; it must be callable with images and a"
-        " prompt.",
-    )
+    require_callable(model, f"what {settings.name} makes", "of images and their prompt")
     return model.to(device) if isinstance(model, torch.nn.Module) else model
 
 
@@ -242,7 +231,9 @@ def load_checker(name: str | None) -> Checker | None:
         return None
     if ":" not in name:
         require_known(name, ["tiny"], "checker", "MODULE:FUNCTION")
-    return _tiny_checker if name == "tiny" else import_object(name)
+    checker = _tiny_checker if name == "tiny" else import_object(name)
+    require_callable(checker, f"the checker {name}", "of images and their prompt")
+    return checker
 
 
 def _tiny_checker(images: Tensor, prompt: str) -> Tensor:

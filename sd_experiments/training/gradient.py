@@ -34,7 +34,7 @@ from sd_experiments.training.replay_buffer import (
     RolloutBatch,
     seeded_generator,
 )
-from sd_experiments.training.rounds import REMEDY
+from sd_experiments.training.rounds import remedy
 from socft.checks import require
 from socft.estimators.base import Estimator, LabelRows, MatchingEstimator
 
@@ -151,7 +151,7 @@ class GradientAccumulator:
             parts = torch.autograd.grad(scalar, self.parameters, allow_unused=True)
             sums.add(parts, rows, float(scalar.detach()), each, keep)
             sums.limited += limited
-        return self._combined(sums, *chosen.shape)
+        return self._combined(sums, step, *chosen.shape)
 
     def _micro_batches(
         self, buffer: ReplayBuffer, index: Tensor
@@ -190,7 +190,7 @@ class GradientAccumulator:
             return torch.ones_like(losses, dtype=torch.bool)
         return losses <= limit
 
-    def _combined(self, sums: _Sums, n: int, draws: int) -> Gradient:
+    def _combined(self, sums: _Sums, step: int, n: int, draws: int) -> Gradient:
         """The sum over the processes."""
         flat = self.group.sum(torch.cat([part.flatten() for part in sums.parts]))
         numbers = [sums.squares, sums.passes, sums.loss, sums.masked, sums.limited]
@@ -198,7 +198,7 @@ class GradientAccumulator:
         own = torch.cat([torch.zeros(0, draws, dtype=torch.float64), *sums.losses]).to(self.device)
         losses = self.group.gather(own, [int(i) for rows in sums.rows for i in rows], n).cpu()
         bad = int((~losses.isfinite()).sum())
-        require(bad == 0, f"{bad} of {losses.numel()} losses are not finite; {REMEDY}")
+        require(bad == 0, f"{bad} of {losses.numel()} losses are not finite; {remedy(step)}")
         norm = float(flat.double().norm())
         noise = (max(n * squares - norm**2, 0.0) / (passes - 1)) ** 0.5 if passes > 1 else None
         sizes = [part.numel() for part in sums.parts]

@@ -364,7 +364,7 @@ def plot_frontier(rows: Sequence[Mapping[str, Any]], file: Path, window: int) ->
     """Draw reward against KL over a run, each point the mean of ``window`` rounds, and accuracy
     beside it if it was measured.
     """
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     rounds = list({row["round"]: row for row in reversed(rows)}.values())[::-1]
     averaged = [rounds[i : i + window] for i in range(0, len(rounds), window)]
@@ -372,9 +372,8 @@ def plot_frontier(rows: Sequence[Mapping[str, Any]], file: Path, window: int) ->
         "reward",
         *(["accuracy"] if any(row.get("accuracy") is not None for row in rounds) else []),
     ]
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(5 * len(names), 4), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         points = [(_mean(part, "kl"), _mean(part, name), part[-1]["step"]) for part in averaged]
         x, y, step = zip(*points, strict=True)
@@ -384,7 +383,6 @@ def plot_frontier(rows: Sequence[Mapping[str, Any]], file: Path, window: int) ->
         figure.colorbar(dots, ax=axis, label="gradient steps")
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
-    plt.close(figure)
     write_atomically(file, content.getvalue())
 
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from safetensors.torch import save
@@ -32,8 +34,22 @@ def seeded_generator(*what: int | str) -> torch.Generator:
     """A generator on the CPU whose seed is a digest of what it is for: independent streams without
     a state to keep.
     """
+    return torch.Generator().manual_seed(_seed(what))
+
+
+def seed_globally(*what: int | str) -> None:
+    """Seed the generators that a reward, checker or estimator of the user's may draw from: of
+    Python, numpy and torch, on every device.
+    """
+    seed = _seed(what)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (the global one, which the user may draw from)
+    torch.manual_seed(seed)
+
+
+def _seed(what: tuple[int | str, ...]) -> int:
     digest = hashlib.sha256(json.dumps(what).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 @dataclasses.dataclass(frozen=True)

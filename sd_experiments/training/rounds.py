@@ -35,6 +35,17 @@ REMEDY = (
 )
 
 
+UNTRAINED = (
+    "the layers are not trained yet, so it is the reward, its decoder or the model itself: check"
+    " the reward, and with model.dtype = 'float16' try 'float32'."
+)
+
+
+def remedy(steps: int) -> str:
+    """What to do about numbers that are not finite after some gradient steps."""
+    return REMEDY if steps else UNTRAINED
+
+
 @dataclasses.dataclass(frozen=True)
 class RoundMetrics:
     """Numbers of a round's paths, over all processes.
@@ -190,7 +201,7 @@ class RolloutCollector:
         return Noise(torch.cat(initial).to(self.device), torch.cat(steps, 1).to(self.device))
 
     def summary(self, number: int, batches: Sequence[RolloutBatch]) -> RoundMetrics:
-        """Numbers of round ``number``, over all processes.
+        """Numbers of round ``number``, over all processes; in round 0 nothing is trained yet.
 
         Raises:
             InvalidProblem: a reward, a control or a label is not finite.
@@ -211,7 +222,7 @@ class RolloutCollector:
             require(
                 count == 0,
                 f"{count:.0f} of {total[3]:.0f} paths of round {number} have {what} that are not"
-                f" finite; {REMEDY}",
+                f" finite; {remedy(number)}",
             )
         mean = total[4] / total[3]
         spread = self.group.sum_numbers([float((rewards - mean).square().sum())], self.device)[0]

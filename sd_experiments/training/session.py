@@ -42,7 +42,7 @@ from sd_experiments.training.replay_buffer import seeded_generator
 from sd_experiments.training.rounds import PromptSamples
 from sd_experiments.training.storage import CheckpointFailed, CheckpointStore
 from sd_experiments.training.train import Trainer, TrainingStep
-from socft.checks import InvalidProblem, require
+from socft.checks import InvalidProblem, require, told, tried
 from socft.files import FULL, locked, reason, write_atomically
 from socft.path import Noise, rollout
 from socft.policy import Policy, Uncontrolled
@@ -228,6 +228,8 @@ def _finish(trainer: Trainer, experiment: Experiment, folder: Path, display: Dis
         plot_frontier(rows, folder / FRONTIER, trainer.settings.monitor.window)
     except ModuleNotFoundError:
         display.say("the frontier is not drawn without matplotlib; run: pip install -e '.[report]'")
+    except (ValueError, RuntimeError) as error:  # what is trained is not lost for a picture
+        display.say(f"the frontier is not drawn: {told(error)}")
     display.say(
         f"done: the averaged layers are in {folder / LORA}, the numbers in {folder / METRICS}"
     )
@@ -262,7 +264,7 @@ def _image_statistics(
 def check_images(checker: Checker | None, images: Images, prompt: str) -> Tensor | None:
     if checker is None:
         return None
-    found = checker(images, prompt)
+    found = tried(checker, (images, prompt), "the checker")
     good = isinstance(found, Tensor) and found.shape == (len(images),)
     require(
         good,

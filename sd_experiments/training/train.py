@@ -22,8 +22,8 @@ from sd_experiments.training.checkpoint import TrainingState, read_averages
 from sd_experiments.training.gradient import Gradient, GradientAccumulator
 from sd_experiments.training.process_group import ProcessGroup
 from sd_experiments.training.prompt_task import PromptTask
-from sd_experiments.training.replay_buffer import ReplayBuffer
-from sd_experiments.training.rounds import REMEDY, PromptSamples, RolloutCollector, RoundMetrics
+from sd_experiments.training.replay_buffer import ReplayBuffer, seed_globally
+from sd_experiments.training.rounds import PromptSamples, RolloutCollector, RoundMetrics, remedy
 from sd_experiments.training.storage import StoredCheckpoint
 from socft.checks import require
 from socft.estimators.base import Estimator
@@ -164,7 +164,9 @@ class Trainer:
                 last finite values, and the trainer can be saved.
         """
         while self.step < self.settings.run.steps:
-            start, fresh = time.perf_counter(), self._prepare()
+            start = time.perf_counter()
+            seed_globally(self.settings.run.seed, "step", self.step, self.group.rank)
+            fresh = self._prepare()
             assert self.buffer is not None
             index = self.buffer.take(self.settings.batch.per_step, self.settings.run.seed)
             gradient = self._accumulator.gradient(self.buffer, index, self.step, self.quantile)
@@ -206,6 +208,7 @@ class Trainer:
 
     def _collect(self) -> ReplayBuffer:
         """The paths of the next round."""
+        seed_globally(self.settings.run.seed, "round", self.rounds, self.group.rank)
         entries = self._collector.sample(self.rounds)
         self.round = self._collector.summary(self.rounds, entries)
         size = self.settings.batch.prompts * self.settings.batch.trajectories
@@ -217,7 +220,8 @@ class Trainer:
         s, finite = self.settings.optimiser, gradient.norm < float("inf")
         require(
             finite,
-            f"the gradient norm is {gradient.norm} at gradient step {self.step + 1}; {REMEDY}",
+            f"the gradient norm is {gradient.norm} at gradient step {self.step + 1};"
+            f" {remedy(self.step)}",
         )
         factor = 1.0 if s.clip is None else min(1.0, s.clip / max(gradient.norm, 1e-300))
         for p, part in zip(self.parameters.values(), gradient.parts, strict=True):

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from socft.checks import probe, require_callable, require_kinds
 from socft.costates.adjoint import LeanRecursion
 from socft.costates.base import Cost
 from socft.path import Path
@@ -56,12 +57,15 @@ class GivenCostate(CostateSource):
 
     function: CostateField
 
+    def __post_init__(self) -> None:
+        require_callable(self.function, "the costate", "of step and states")
+
     @property
     def cost(self) -> Cost:
         return FREE
 
     def field(self, problem: ControlProblem, policy: Policy) -> CostateField:
-        return self.function
+        return lambda k, x: probe(self.function, (k, x), tuple(x.shape), "the costate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +85,9 @@ class PolicyCostate(CostateSource):
     """
 
     exact: bool = True
+
+    def __post_init__(self) -> None:
+        require_kinds(self, exact=bool)
 
     @property
     def cost(self) -> Cost:

@@ -21,7 +21,15 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require
+from socft.checks import (
+    InvalidProblem,
+    keep,
+    positive,
+    probe,
+    require,
+    require_callable,
+    require_kinds,
+)
 from socft.costates.base import Cost
 from socft.costates.directional import columns, derivative
 from socft.costates.fields import FREE
@@ -74,8 +82,15 @@ class GivenScore(MarginalScore):
 
     score: Callable[[Step, States], States]
 
+    def __post_init__(self) -> None:
+        require_callable(self.score, "the score", "of step and states")
+
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
-        return lambda k, x: problem.reference.diffusion.transpose(k, x, self.score(k + 1, x))
+        def scored(k: Step, x: States) -> Noises:
+            found = probe(self.score, (k + 1, x), tuple(x.shape), "the score")
+            return problem.reference.diffusion.transpose(k, x, found)
+
+        return scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +153,9 @@ class DenoisingScore(MarginalScore):
 
     regression: Regression
     couples_batch: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_kinds(self, regression=Regression)
 
     def smallest_batch(self, problem: ControlProblem) -> int:
         return self.regression.smallest_sample(problem.reference.dims[0])
@@ -217,10 +235,7 @@ class KernelScore(MarginalScore):
     couples_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(
-            self.width is None or self.width > 0,
-            f"width = {self.width}; it must be positive, or None for Scott's rule.",
-        )
+        keep(self, width=None if self.width is None else positive(self.width, "width"))
 
     def smallest_batch(self, problem: ControlProblem) -> int:
         """One more than the dimensions, or the samples have no covariance of full rank."""

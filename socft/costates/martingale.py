@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import keep, require, require_kinds, whole
 from socft.costates.base import Cost
 from socft.costates.directional import VectorField, columns, derivative, second_derivative, trace
 from socft.costates.fields import (
@@ -96,6 +96,9 @@ class FieldCorrection(Correction):
 
     source: CostateSource
     last: bool = True
+
+    def __post_init__(self) -> None:
+        require_kinds(self, source=CostateSource, last=bool)
 
     @torch.no_grad()
     def increment(
@@ -174,7 +177,8 @@ class ExactCorrection(FieldCorrection):
     nodes: int = 20
 
     def __post_init__(self) -> None:
-        require(self.nodes >= 1, f"nodes = {self.nodes}; a Gauss-Hermite rule needs at least 1.")
+        super().__post_init__()
+        keep(self, nodes=whole(self.nodes, "nodes", most=200))
 
     @property
     def cost(self) -> Cost:

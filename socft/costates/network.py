@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 
-from socft.checks import require, require_finite
+from socft.checks import (
+    at_least_zero,
+    keep,
+    positive,
+    require_callable,
+    require_finite,
+    whole,
+    within,
+)
 from socft.costates.base import Costates
 from socft.costates.regression import FieldRegression, StepField
 from socft.regression.gradient_descent import minimise
@@ -71,9 +79,17 @@ class SpaceTimeRegression(FieldRegression):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("width", "steps", "batch", "decay_every"):
-            require(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; give at least 1.")
-        require(self.rate > 0, f"rate = {self.rate}; it must be positive.")
+        counts = ("width", "frequencies", "steps", "batch", "decay_every")
+        keep(
+            self,
+            **{name: whole(getattr(self, name), name) for name in counts},
+            blocks=whole(self.blocks, "blocks", 0),
+            rate=positive(self.rate, "rate"),
+            weight_decay=at_least_zero(self.weight_decay, "weight_decay"),
+            decay=within(self.decay, "decay", 0, 1),
+            seed=whole(self.seed, "seed", 0),
+        )
+        require_callable(self.loss, "the loss", "of predictions and targets")
 
     def fit(self, samples: Costates, start: StepField | None = None) -> SpaceTimeNetwork:
         require_finite(

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import keep, require, require_kinds, whole
 from socft.costates.base import Costates
 from socft.costates.fields import CostateField, CostateSource, GivenCostate, zero_field
 from socft.path import Noise, Path, rollout
@@ -70,6 +70,9 @@ class StepwiseRegression(FieldRegression):
 
     regression: Regression
 
+    def __post_init__(self) -> None:
+        require_kinds(self, regression=Regression)
+
     def fit(self, samples: Costates, start: StepField | None = None) -> StepwiseField:
         require(
             samples.states.ndim == 3,
@@ -99,6 +102,9 @@ class ValueRegression:
 
     regression: FieldRegression
 
+    def __post_init__(self) -> None:
+        require_kinds(self, regression=FieldRegression)
+
     def fit(self, samples: ValueSamples, start: CostateField | None = None) -> GradientField:
         earlier = start.value if isinstance(start, GradientField) else None
         return GradientField(
@@ -126,6 +132,11 @@ class FreshPaths(PathSampling):
 
     batch: int
     generator: torch.Generator
+
+    def __post_init__(self) -> None:
+        keep(self, batch=whole(self.batch, "batch"))
+        require_kinds(self, generator=torch.Generator)
+
     folds = 1
 
     def paths(self, problem: ControlProblem, policy: Policy) -> list[Path]:
@@ -157,11 +168,9 @@ class CrossFittedPaths(PathSampling):
     folds: int = 2
 
     def __post_init__(self) -> None:
+        require_kinds(self, noise=Noise)
         batch = len(self.noise.initial)
-        require(
-            1 <= self.folds <= batch,
-            f"folds = {self.folds} for {batch} paths; give between 1 and {batch}.",
-        )
+        keep(self, folds=whole(self.folds, "folds", most=batch))
 
     def paths(self, problem: ControlProblem, policy: Policy) -> list[Path]:
         parts = zip(

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from types import NoneType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import require, require_kinds
 from socft.costates.marginal_score import MarginalScore
 from socft.path import Path
 from socft.policy import Policy
@@ -60,6 +61,14 @@ class Reverser:
     score: MarginalScore
     generator: torch.Generator | None = None
     published_pairing: bool = False
+
+    def __post_init__(self) -> None:
+        require_kinds(
+            self,
+            score=MarginalScore,
+            generator=(torch.Generator, NoneType),
+            published_pairing=bool,
+        )
 
     @property
     def couples_batch(self) -> bool:

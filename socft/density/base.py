@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import number, positive, require
+from socft.checks import number, positive, require, require_kind
 from socft.density.constants import ScoreConstants
 from socft.readable import Readable
 from socft.reference import States
@@ -133,9 +133,12 @@ def broadcast_level(abar: float | Tensor, x: States, trailing: int) -> Tensor:
     """A level as a scalar, or one per sample with ``trailing`` axes to broadcast over, in float64:
     rounding it to the dtype of ``x`` would lose the noise next to level 1.
     """
+    require_kind(x, Tensor, "a state", "give a tensor of floating-point states.")
     if not isinstance(abar, Tensor):
         require_level(abar)
     level = torch.as_tensor(abar, dtype=torch.float64, device=x.device)
+    fits = level.shape in ((), x.shape[:1])
+    require(fits, f"abar has shape {tuple(level.shape)}; give one level, or one per sample.")
     return level if level.ndim == 0 else level.reshape(-1, *[1] * trailing)
 
 

@@ -10,7 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import SYMMETRY_TOLERANCE, Numbers, numbers, require, require_states, whole
+from socft.checks import (
+    SYMMETRY_TOLERANCE,
+    Numbers,
+    numbers,
+    require,
+    require_generator,
+    require_states,
+    whole,
+)
 from socft.density.base import (
     Density,
     Tilt,
@@ -150,6 +158,7 @@ class GaussianMixture(Density):
 
     def sample(self, batch: int, generator: torch.Generator) -> States:
         batch = whole(batch, "batch")
+        require_generator(generator)
         device = generator.device
         which = torch.multinomial(
             self.weights.to(device), batch, replacement=True, generator=generator

@@ -16,6 +16,7 @@ from socft.checks import (
     SYMMETRY_TOLERANCE,
     InvalidProblem,
     require,
+    require_generator,
     require_kind,
     require_states,
     whole,
@@ -80,6 +81,7 @@ class Rotated(Density):
 
     def sample(self, batch: int, generator: torch.Generator) -> States:
         batch = whole(batch, "batch")
+        require_generator(generator)
         device, lines = generator.device, self._lines
         which = torch.multinomial(
             lines.log_weights.exp().to(device), batch, replacement=True, generator=generator

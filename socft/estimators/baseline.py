@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import keep, probe, require, require_callable, require_kinds, whole
 from socft.path import Path
 from socft.problem import ControlProblem
 from socft.readable import Readable
@@ -104,6 +104,10 @@ class RegressionBaseline(Baseline):
     folds: int = 2
     couples_batch: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        require_kinds(self, regression=Regression)
+        keep(self, folds=whole(self.folds, "folds", 2))
+
     @property
     def smallest_batch(self) -> int:
         return self.folds
@@ -131,8 +135,11 @@ class GivenBaseline(Baseline):
 
     function: Callable[[Step, States], PerSample]
 
+    def __post_init__(self) -> None:
+        require_callable(self.function, "the baseline", "of step and states")
+
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
-        return torch.stack([self.function(k, x) for k, x in enumerate(path.states[:-1])])
+        return _levels(self.function, path, "the baseline")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +150,16 @@ class ValueBaseline(Baseline):
 
     value: Callable[[Step, States], PerSample]
 
+    def __post_init__(self) -> None:
+        require_callable(self.value, "the value", "of step and states")
+
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
-        values = [self.value(k, x) + problem.cost(k, x) for k, x in enumerate(path.states[:-1])]
-        return torch.stack(values) + problem.beta.to(returns)[:, None] * path.kl()
+        costs = torch.stack([problem.cost(k, x) for k, x in enumerate(path.states[:-1])])
+        values = _levels(self.value, path, "the value") + costs
+        return values + problem.beta.to(returns)[:, None] * path.kl()
+
+
+def _levels(function: Callable[[Step, States], PerSample], path: Path, what: str) -> Returns:
+    """A function of step and state along a path."""
+    found = [probe(function, (k, x), (len(x),), what) for k, x in enumerate(path.states[:-1])]
+    return torch.stack(found)

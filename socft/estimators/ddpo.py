@@ -21,13 +21,14 @@ whatever :math:`B_k`.
 from __future__ import annotations
 
 import dataclasses
+from types import NoneType
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import keep, positive, require, require_kinds
 from socft.costates.base import Cost
 from socft.estimators.base import Estimator, Kind, LabelRows, Labels
 from socft.estimators.baseline import returns_to_go
@@ -142,9 +143,9 @@ class DDPO(Estimator[RatioRows]):
     label_type: ClassVar[type[Labels[Any]]] = RatioLabels
 
     def __post_init__(self) -> None:
-        require(
-            self.clip > 0,
-            f"clip = {self.clip}; it must be positive, as no ratio but 1 is left otherwise.",
+        keep(self, clip=positive(self.clip, "clip"))
+        require_kinds(
+            self, groups=(Tensor, NoneType), divide=bool, kl_in_reward=bool, averaged=bool
         )
 
     @property

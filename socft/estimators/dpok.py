@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from socft.checks import require
+from socft.checks import keep, positive, require_kinds
 from socft.costates.base import Cost
 from socft.estimators.base import Estimator, Kind, Labels
 from socft.estimators.baseline import Baseline, NoBaseline, returns_to_go
@@ -60,10 +60,8 @@ class DPOK(Estimator[RatioRows]):
     label_type: ClassVar[type[Labels[Any]]] = RatioLabels
 
     def __post_init__(self) -> None:
-        require(
-            self.clip is None or self.clip > 0,
-            f"clip = {self.clip}; it must be positive, or None for no clipping.",
-        )
+        require_kinds(self, baseline=Baseline, averaged=bool)
+        keep(self, clip=None if self.clip is None else positive(self.clip, "clip"))
 
     @property
     def cost(self) -> Cost:

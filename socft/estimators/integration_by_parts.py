@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from socft.checks import probe, require_callable, require_kinds
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.estimators.baseline import Baseline, LeaveOneOut, returns_to_go
@@ -91,6 +92,9 @@ class IntegrationByParts(ZerothOrder):
     estimates: ClassVar[Kind] = "objective gradient"
     source: ClassVar[str] = "arXiv 2412.18164v4, equation 48; derived here for returns"
 
+    def __post_init__(self) -> None:
+        require_kinds(self, baseline=Baseline)
+
     @property
     def couples_batch(self) -> bool:
         return self.baseline.couples_batch
@@ -123,10 +127,14 @@ class ValueIntegrationByParts(ZerothOrder):
     estimates: ClassVar[Kind] = "fixed-point residual"
     source: ClassVar[str] = "arXiv 2412.18164v4, equations 18 and 48"
 
+    def __post_init__(self) -> None:
+        require_callable(self.value, "the value", "of step and states")
+
     def differences(self, problem: ControlProblem, path: Path) -> Float[Tensor, "steps batch"]:
         diffusion, noise = problem.reference.diffusion, path.noise.steps.to(path.controls)
         found = []
         for k, after in enumerate(path.states[1:]):
             still = after - diffusion.apply(k, path.states[k], noise[k])
-            found.append(self.value(k + 1, after) - self.value(k + 1, still))
+            values = [probe(self.value, (k + 1, x), (len(x),), "the value") for x in (after, still)]
+            found.append(values[0] - values[1])
         return torch.stack(found)

@@ -18,6 +18,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import ClassVar
 
+from socft.checks import require_kinds
 from socft.costates.adjoint import Adjoint, FullRecursion, LeanRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
 from socft.costates.fields import Correction, total
@@ -48,6 +49,9 @@ class MartingaleAdjoint(CostateEstimator):
 
     correction: Correction
 
+    def __post_init__(self) -> None:
+        require_kinds(self, correction=Correction)
+
     @property
     def cost(self) -> Cost:
         return total(LeanRecursion().cost, self.correction.cost)
@@ -75,6 +79,9 @@ class FullMartingaleAdjoint(CostateEstimator):
     source: ClassVar[str] = "derived here; arXiv 2412.18164v4, equation 77"
 
     correction: Correction
+
+    def __post_init__(self) -> None:
+        require_kinds(self, correction=Correction)
 
     @property
     def cost(self) -> Cost:

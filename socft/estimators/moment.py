@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from socft.checks import probe, require_callable
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, LabelRows, Labels, MatchingEstimator
 from socft.estimators.log_variance import deviation_labels
@@ -69,6 +70,9 @@ class Moment(MatchingEstimator[MomentRows]):
     source: ClassVar[str] = "arXiv 2312.02027; arXiv 2005.05409; varying beta derived here"
     label_type: ClassVar[type[Labels[Any]]] = MomentLabels
 
+    def __post_init__(self) -> None:
+        require_callable(self.start, "the value of the start", "of the states")
+
     @property
     def cost(self) -> Cost:
         return Cost(policy=1)
@@ -77,12 +81,15 @@ class Moment(MatchingEstimator[MomentRows]):
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> MomentLabels:
         controls = controls_along(policy, path)
         found = work_functional(problem, controls, path)
-        labels = deviation_labels(problem, controls, path, found + self.start(path.states[0]))
+        labels = deviation_labels(problem, controls, path, found + self._start(path.states[0]))
         return MomentLabels(
             labels.states, labels.targets, work_functional=found.expand(problem.steps, -1)
         )
 
     def loss(self, problem: ControlProblem, policy: Policy, k: Step, rows: MomentRows) -> PerSample:
-        squared = (rows.work_functional + self.start(rows.states)).square() / 2
+        squared = (rows.work_functional + self._start(rows.states)).square() / 2
         first = torch.as_tensor(k, device=squared.device) == 0
         return super().loss(problem, policy, k, rows) + torch.where(first, squared, 0.0)
+
+    def _start(self, x: States) -> PerSample:
+        return probe(self.start, (x,), (len(x),), "the value of the start")

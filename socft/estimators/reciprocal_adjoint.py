@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import require, require_kinds
 from socft.costates.base import Cost, CostateStep
 from socft.estimators.base import CostateEstimator, Kind
 from socft.path import Path
@@ -46,6 +46,9 @@ class ReciprocalAdjoint(CostateEstimator):
     source: ClassVar[str] = "arXiv 2504.11713; derived here"
 
     generator: torch.Generator
+
+    def __post_init__(self) -> None:
+        require_kinds(self, generator=torch.Generator)
 
     @property
     def cost(self) -> Cost:

@@ -20,7 +20,15 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require
+from socft.checks import (
+    InvalidProblem,
+    keep,
+    probe,
+    require,
+    require_callable,
+    require_kinds,
+    whole,
+)
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path import Path
@@ -55,6 +63,13 @@ class ReFL(MatchingEstimator):
     estimates: ClassVar[Kind] = "biased"
     source: ClassVar[str] = "ReFL, arXiv 2304.05977, algorithm 1"
 
+    def __post_init__(self) -> None:
+        first = whole(self.first, "first", 0)
+        keep(self, first=first, last=whole(self.last, "last", first))
+        require_kinds(self, generator=torch.Generator, kl=bool)
+        if self.prediction is not None:
+            require_callable(self.prediction, "the prediction", "of step, states and controls")
+
     @property
     def cost(self) -> Cost:
         return Cost(reference=1)
@@ -88,7 +103,7 @@ class ReFL(MatchingEstimator):
         predict = _tweedie(problem) if self.prediction is None else self.prediction
         with torch.enable_grad():
             v = v.detach().requires_grad_(True)
-            predicted = predict(k, x, v)
+            predicted = probe(predict, (k, x, v), tuple(x.shape), "the prediction")
             (slope,) = torch.autograd.grad(
                 (predicted * problem.reward.gradient(predicted)).sum(), v
             )

@@ -32,6 +32,7 @@ from typing import ClassVar
 
 import torch
 
+from socft.checks import require_kinds
 from socft.costates.adjoint import Adjoint, LeanRecursion
 from socft.costates.base import Cost, CostateStep
 from socft.costates.directional import columns, derivative
@@ -72,6 +73,16 @@ class ReversedBSDE(CostateEstimator):
     adjoint: Adjoint = dataclasses.field(default_factory=LeanRecursion)
     move: CostateIncrement = dataclasses.field(default_factory=AnalyticIncrement)
     last: bool = True
+
+    def __post_init__(self) -> None:
+        require_kinds(
+            self,
+            field=CostateSource,
+            reverser=Reverser,
+            adjoint=Adjoint,
+            move=CostateIncrement,
+            last=bool,
+        )
 
     @property
     def cost(self) -> Cost:
@@ -117,6 +128,9 @@ class ReversedValues:
 
     field: CostateSource
     reverser: Reverser
+
+    def __post_init__(self) -> None:
+        require_kinds(self, field=CostateSource, reverser=Reverser)
 
     @property
     def cost(self) -> Cost:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from socft.checks import require_kinds
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.estimators.baseline import Baseline, LeaveOneOut, Returns, returns_to_go
@@ -53,6 +54,9 @@ class ScoreFunction(MatchingEstimator):
     estimates: ClassVar[Kind] = "objective gradient"
     source: ClassVar[str] = "Williams 1992; arXiv 2412.18164v4, equation 77; KL-to-go derived here"
 
+    def __post_init__(self) -> None:
+        require_kinds(self, baseline=Baseline)
+
     @property
     def cost(self) -> Cost:
         return Cost()
@@ -83,6 +87,9 @@ class ScoreFunctionWithoutKLToGo(MatchingEstimator):
     baseline: Baseline = dataclasses.field(default_factory=LeaveOneOut)
     estimates: ClassVar[Kind] = "biased"
     source: ClassVar[str] = "the policy gradient of arXiv 2305.16381"
+
+    def __post_init__(self) -> None:
+        require_kinds(self, baseline=Baseline)
 
     @property
     def cost(self) -> Cost:

@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import keep, require, require_kinds, whole
 from socft.costates.adjoint import LeanRecursion
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
@@ -115,7 +115,8 @@ class SOCM(MatchingEstimator):
     source: ClassVar[str] = "arXiv 2312.02027; discrete form derived here"
 
     def __post_init__(self) -> None:
-        require(self.degree >= 0, f"degree = {self.degree}; it must not be negative.")
+        require_kinds(self, flow=CostateFlow)
+        keep(self, degree=whole(self.degree, "degree", 0, 20), folds=whole(self.folds, "folds", 2))
 
     @property
     def cost(self) -> Cost:

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import keep, require_kinds, within
 from socft.costates.adjoint import LeanRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
 from socft.costates.fields import CostateSource, total, with_terminal
@@ -47,10 +47,8 @@ class TDAdjoint(CostateEstimator):
     lam: float
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.lam <= 1,
-            f"lam = {self.lam}; it must lie in [0, 1], where 1 is adjoint matching.",
-        )
+        require_kinds(self, field=CostateSource)
+        keep(self, lam=within(self.lam, "lam", 0, 1))
 
     @property
     def cost(self) -> Cost:

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import keep, require, require_kinds, whole
 from socft.costates.base import Cost
 from socft.estimators.base import Kind, Labels, MatchingEstimator
 from socft.path import Path
@@ -43,6 +43,10 @@ class TruncatedBackprop(MatchingEstimator):
     kl: bool = True
     estimates: ClassVar[Kind] = "biased"
     source: ClassVar[str] = "DRaFT, arXiv 2309.17400"
+
+    def __post_init__(self) -> None:
+        keep(self, last=whole(self.last, "last"))
+        require_kinds(self, kl=bool)
 
     @property
     def cost(self) -> Cost:
@@ -73,6 +77,9 @@ class RandomTruncation(MatchingEstimator):
     kl: bool = True
     estimates: ClassVar[Kind] = "biased"
     source: ClassVar[str] = "AlignProp, arXiv 2310.03739"
+
+    def __post_init__(self) -> None:
+        require_kinds(self, generator=torch.Generator, kl=bool)
 
     @property
     def cost(self) -> Cost:

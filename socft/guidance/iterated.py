@@ -30,7 +30,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require
+from socft.checks import (
+    InvalidProblem,
+    at_least_zero,
+    keep,
+    numbers,
+    positive,
+    require,
+    require_callable,
+    require_kind,
+    require_kinds,
+    whole,
+)
 from socft.density import Gaussian
 from socft.guidance.policy import (
     Denoiser,
@@ -143,6 +154,10 @@ class IncrementTarget(GuidanceTarget):
 
     delta: float | Float[Tensor, " points"]
 
+    def __post_init__(self) -> None:
+        axes = numbers(self.delta, "delta").ndim
+        require(axes <= 1, f"delta has {axes} axes; give one number, or one per query point.")
+
     def __call__(self, points: Tensor, gradient: Tensor, denoiser: Denoiser) -> Tensor:
         return self.delta + (gradient * points).sum(-1)
 
@@ -161,7 +176,7 @@ class StepSizeTarget(GuidanceTarget):
     noise: float
 
     def __post_init__(self) -> None:
-        require(self.lam > 0, f"lam = {self.lam}; the step is 1 / lam, give a positive number.")
+        keep(self, lam=positive(self.lam, "lam"), noise=at_least_zero(self.noise, "noise"))
 
     def __call__(self, points: Tensor, gradient: Tensor, denoiser: Denoiser) -> Tensor:
         law = _gaussian(denoiser).law
@@ -199,7 +214,9 @@ class RecentredScore(ScoreFineTuning):
     rate: float = 1.0
 
     def __post_init__(self) -> None:
-        require(0 < self.rate <= 1, f"rate = {self.rate}; it must lie in (0, 1].")
+        rate = positive(self.rate, "rate")
+        require(rate <= 1, f"rate = {rate:g}; it must lie in (0, 1].")
+        keep(self, rate=rate)
 
     def update(self, denoiser: Denoiser, samples: States, generator: torch.Generator) -> Denoiser:
         model = _gaussian(denoiser)
@@ -224,7 +241,8 @@ class LeastSquaresScore(ScoreFineTuning):
     slope: bool = False
 
     def __post_init__(self) -> None:
-        require(self.draws >= 1, f"draws = {self.draws}; give at least one noise per sample.")
+        require_kinds(self, slope=bool)
+        keep(self, draws=whole(self.draws, "draws"))
 
     def update(self, denoiser: Denoiser, samples: States, generator: torch.Generator) -> Denoiser:
         fit = fit_linear(
@@ -256,7 +274,9 @@ class IteratedGuidance:
         fine_tuning: ScoreFineTuning | None = None,
         start: int = 1,
     ):
-        self.guide, self.target, self.start = guide, target, start
+        require_callable(guide, "the guidance", "of a Response")
+        require_kind(target, GuidanceTarget, "the target", "give a GuidanceTarget.")
+        self.guide, self.target, self.start = guide, target, whole(start, "start", 0)
         self.query, self.fine_tuning = query or MeanQuery(), fine_tuning or FrozenScore()
 
     def rounds(
@@ -278,7 +298,7 @@ class IteratedGuidance:
             denoiser: its score model.
             reward: the objective f, differentiable.
         """
-        require(count >= 0, f"count = {count}; it must not be negative.")
+        count = whole(count, "count", 0)
         passes = Rollouts(reference) if isinstance(reference, Reference) else reference
         pretrained, model = denoiser, denoiser
         policy = GuidancePolicy(schedule, pretrained, NoGuidance())

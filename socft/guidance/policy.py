@@ -30,14 +30,26 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require, require_finite
+from socft.checks import (
+    keep,
+    number,
+    numbers,
+    positive,
+    probe,
+    require,
+    require_callable,
+    require_finite,
+    require_kind,
+    require_kinds,
+    require_positive,
+    tensor,
+)
 from socft.density import Density, Gaussian
 from socft.density.constants import noised_variance
 from socft.policy import AffinePolicy, Policy
@@ -99,7 +111,9 @@ class Denoiser(abc.ABC):
     """
 
     def __init__(self, abar: Float[Tensor, " steps"]):
-        self.abar = torch.as_tensor(abar, dtype=torch.float64)
+        self.abar = numbers(abar, "abar", ("steps",))
+        require(len(self.abar) > 0, "abar has shape (0,); give at least one level.")
+        require_positive(self.abar, "abar", "levels lie in (0, 1).")
         top = float(self.abar.max())
         require(
             top < 1,
@@ -121,17 +135,18 @@ class ScoreDenoiser(Denoiser):
 
     def __init__(self, score: Callable[[Step, States], States], abar: Float[Tensor, " steps"]):
         super().__init__(abar)
+        require_callable(score, "the score", "of step and states")
         self._score = score
 
     def at(self, k: Step, x: States) -> Prediction:
         level, noise = level_at(self.abar, k, x)
-        found = torch.func.vjp(lambda z: (z + noise * self._score(k, z)) / level.sqrt(), x)
+        found = torch.func.vjp(lambda z: (z + noise * self.score(k, z)) / level.sqrt(), x)
         return Prediction(
             x, found[0], level, noise, lambda g: found[1](g.expand_as(x).contiguous())[0]
         )
 
     def score(self, k: Step, x: States) -> States:
-        return self._score(k, x)
+        return probe(self._score, (k, x), tuple(x.shape), "the score")
 
 
 class GaussianDenoiser(Denoiser):
@@ -151,6 +166,7 @@ class GaussianDenoiser(Denoiser):
         jacobians: LinearMaps | None = None,
     ):
         super().__init__(abar)
+        require_kind(law, Gaussian, "the law", "give a Gaussian.")
         self.law = law
         self._jacobians = self._tabulated() if jacobians is None else jacobians
 
@@ -164,7 +180,6 @@ class GaussianDenoiser(Denoiser):
 
     def recentred(self, mean: Float[Tensor, " n"]) -> GaussianDenoiser:
         """The score of the same covariance around another mean, with the same tables."""
-        require_finite(mean, "mean", "every entry must be a finite number.")
         return GaussianDenoiser(Gaussian(mean, self.law.eigensystem), self.abar, self._jacobians)
 
     def at(self, k: Step, x: States) -> Prediction:
@@ -193,13 +208,10 @@ class LinearDenoiser(Denoiser):
         abar: Float[Tensor, " steps"],
     ):
         super().__init__(abar)
-        steps, n = len(self.abar), slope.shape[-1]
-        require(
-            slope.shape == (steps, n, n) and offset.shape == (steps, n),
-            f"slope has shape {tuple(slope.shape)} and offset {tuple(offset.shape)}; give ({steps},"
-            f" n, n) and ({steps}, n).",
-        )
-        self.slope, self.offset = slope, offset
+        steps = len(self.abar)
+        n = numbers(slope, "slope", (steps, "n", "n")).shape[-1]
+        self.slope = numbers(slope, "slope", (steps, n, n))
+        self.offset = numbers(offset, "offset", (steps, n))
 
     @functools.cached_property
     def law(self) -> Gaussian:
@@ -215,7 +227,7 @@ class LinearDenoiser(Denoiser):
         )
 
     def at(self, k: Step, x: States) -> Prediction:
-        (level, noise), slope = level_at(self.abar, k, x), self.slope[k]
+        (level, noise), slope = level_at(self.abar, k, x), self.slope[k].to(x)
         clean = (x + noise * self.score(k, x)) / level.sqrt()
 
         def pullback(g: Float[Tensor, "*#batch n"]) -> Float[Tensor, "batch n"]:
@@ -226,9 +238,9 @@ class LinearDenoiser(Denoiser):
         return Prediction(x, clean, level, noise, pullback)
 
     def score(self, k: Step, x: States) -> States:
-        slope = self.slope[k]
+        slope = self.slope[k].to(x)
         moved = (slope @ x.unsqueeze(-1)).squeeze(-1) if slope.ndim == 3 else x @ slope.mT
-        return moved + self.offset[k]
+        return moved + self.offset[k].to(x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,17 +256,21 @@ class Response:
     value: float | Float[Tensor, ""] | Float[Tensor, "*batch"]
 
     def __post_init__(self) -> None:
+        require_kinds(self, gradient=Tensor)
         require_finite(self.gradient, "gradient", "query the objective where it is differentiable.")
-        value = torch.as_tensor(self.value, dtype=self.gradient.dtype)
+        tensor(self.gradient, "gradient", ("n", None))
+        value = numbers(self.value, "value").to(self.gradient.dtype)
         require(
             value.ndim == 0 or self.gradient.shape[:-1] == value.shape,
             f"gradient has shape {tuple(self.gradient.shape)} and value {tuple(value.shape)}; give"
             " one value, or one per gradient.",
         )
-        object.__setattr__(self, "value", value)
+        keep(self, value=value)
 
     def residual(self, clean: States) -> Float[Tensor, "batch 1"]:
         """``y - g . clean``."""
+        shape, g = tuple(clean.shape), tuple(self.gradient.shape)
+        require(g in (shape, shape[1:]), f"the gradient has shape {g}, the states have {shape}.")
         value = torch.as_tensor(self.value).to(clean)
         return (value - (clean * self.gradient.to(clean)).sum(-1)).unsqueeze(1)
 
@@ -276,7 +292,7 @@ class ConstantStrength(GuidanceStrength):
     value: float
 
     def __post_init__(self) -> None:
-        require(math.isfinite(self.value), f"strength = {self.value}; it must be a finite number.")
+        keep(self, value=number(self.value, "strength"))
 
     def __call__(self, at: Prediction, g: Tensor, pulled: States) -> Tensor:
         return torch.as_tensor(self.value).to(at.x)
@@ -292,11 +308,7 @@ class _ResponseStrength(GuidanceStrength):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        require(
-            self.noise > 0 and math.isfinite(self.noise),
-            f"noise = {self.noise}; a standard deviation must be positive.",
-        )
-        require(math.isfinite(self.scale), f"scale = {self.scale}; it must be a finite number.")
+        keep(self, noise=positive(self.noise, "noise"), scale=number(self.scale, "scale"))
 
 
 class PublishedStrength(_ResponseStrength):
@@ -350,6 +362,9 @@ class ConditionalGuidance(Guidance):
     response: Response
     strength: GuidanceStrength
 
+    def __post_init__(self) -> None:
+        require_kinds(self, response=Response, strength=GuidanceStrength)
+
     @abc.abstractmethod
     def direction(self, at: Prediction) -> States:
         """The addition per unit of ``y - g . x_0hat``, shape (batch, *dims)."""
@@ -388,6 +403,10 @@ class UniversalGuidance(Guidance):
     reward: Reward
     weight: float
 
+    def __post_init__(self) -> None:
+        require_kinds(self, reward=Reward)
+        keep(self, weight=number(self.weight, "weight"))
+
     def __call__(self, at: Prediction) -> States:
         return self.weight * at.pullback(self.reward.gradient(at.clean))
 
@@ -410,6 +429,10 @@ class ClassifierGuidance(Guidance):
     density: Density
     tilted: Density
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_kinds(self, density=Density, tilted=Density)
+        keep(self, weight=number(self.weight, "weight"))
 
     def __call__(self, at: Prediction) -> States:
         level = at.abar if at.abar.ndim == 0 else at.abar.flatten()
@@ -444,6 +467,9 @@ class GuidancePolicy(Policy):
         guidance: Guidance,
         pretrained: Denoiser | None = None,
     ):
+        require_kind(schedule, Schedule, "the schedule", "give a Schedule.")
+        require_kind(denoiser, Denoiser, "the score model", "give a Denoiser.")
+        require_kind(guidance, Guidance, "the guidance", "give a Guidance.")
         require(
             len(denoiser.abar) == schedule.steps,
             f"the score model has {len(denoiser.abar)} levels; this schedule has {schedule.steps}"

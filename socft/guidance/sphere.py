@@ -32,7 +32,14 @@ from scipy.stats import vonmises_fisher
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from socft.checks import InvalidProblem, require, require_finite
+from socft.checks import (
+    InvalidProblem,
+    at_least_zero,
+    positive,
+    require,
+    whole,
+    zeros_or,
+)
 from socft.density import Density, ScoreConstants, Tilt
 from socft.density.base import broadcast_level
 from socft.density.constants import THIRD_MOMENT
@@ -71,26 +78,10 @@ class Sphere(Density):
         radius: float = 1.0,
         spread: float = 0.0,
     ):
-        require(
-            2 <= dim <= LARGEST_DIMENSION,
-            f"dim = {dim}; a sphere needs between 2 and {LARGEST_DIMENSION} dimensions.",
-        )
-        self.natural = (
-            torch.zeros(dim, dtype=torch.float64)
-            if natural is None
-            else torch.as_tensor(natural, dtype=torch.float64)
-        )
-        require(
-            self.natural.shape == (dim,),
-            f"natural has shape {tuple(self.natural.shape)}; give ({dim},).",
-        )
-        require_finite(self.natural, "natural", "every entry must be a finite number.")
-        require(0 < radius < math.inf, f"radius = {radius}; it must be a positive finite number.")
-        require(
-            0 <= spread < math.inf,
-            f"spread = {spread}; a variance must be finite and not negative.",
-        )
-        self.dims, self.radius, self.spread = (dim,), float(radius), float(spread)
+        self.dims = (whole(dim, "dim", 2, LARGEST_DIMENSION),)
+        self.natural = zeros_or(natural, "natural", self.dims)
+        self.radius = positive(radius, "radius")
+        self.spread = at_least_zero(spread, "spread")
 
     @property
     def regular(self) -> bool:

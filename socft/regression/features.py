@@ -11,7 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import (
+    keep,
+    positive,
+    require_generator,
+    require_kind,
+    require_states,
+    tensor,
+    whole,
+)
 from socft.readable import Readable
 
 
@@ -38,9 +46,11 @@ class Polynomial(Features):
     degree: int = 1
 
     def __post_init__(self) -> None:
-        require(self.degree >= 0, f"degree = {self.degree}; it must not be negative.")
+        keep(self, degree=whole(self.degree, "degree", 0, 20))
 
     def __call__(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch p"]:
+        require_kind(x, Tensor, "what has features", "give states of shape (batch, n).")
+        require_states(x, tuple(x.shape[1:2]), "the feature map")
         blocks = [torch.ones_like(x[:, :1])]
         for order in range(1, self.degree + 1):
             places = zip(
@@ -66,9 +76,11 @@ class RadialBasis(Features):
     width: float
 
     def __post_init__(self) -> None:
-        require(self.width > 0, f"width = {self.width}; it must be positive.")
+        tensor(self.centres, "centres", ("p", "n"))
+        keep(self, width=positive(self.width, "width"))
 
     def __call__(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch q"]:
+        require_states(x, tuple(self.centres.shape[1:]), "the feature map")
         squared = (x[:, None, :] - self.centres.to(x)).square().sum(-1)
         return torch.cat(
             [torch.exp(-squared / (2 * self.width**2)), torch.ones_like(x[:, :1]), x], 1
@@ -87,17 +99,24 @@ class RandomFourier(Features):
     frequencies: Float[Tensor, "p n"]
     phases: Float[Tensor, " p"]
 
+    def __post_init__(self) -> None:
+        tensor(self.frequencies, "frequencies", ("p", "n"))
+        tensor(self.phases, "phases", self.frequencies.shape[:1])
+
     @classmethod
     def sample(
         cls, count: int, dim: int, length: float, generator: torch.Generator
     ) -> RandomFourier:
         """Features of a Gaussian kernel with a length scale."""
-        require(length > 0, f"length = {length}; it must be positive.")
-        frequencies = torch.randn(count, dim, generator=generator, dtype=torch.float64) / length
+        count, dim = whole(count, "count"), whole(dim, "dim")
+        require_generator(generator)
+        frequencies = torch.randn(count, dim, generator=generator, dtype=torch.float64)
+        frequencies = frequencies / positive(length, "length")
         return cls(
             frequencies, 2 * torch.pi * torch.rand(count, generator=generator, dtype=torch.float64)
         )
 
     def __call__(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch q"]:
+        require_states(x, tuple(self.frequencies.shape[1:]), "the feature map")
         waves = torch.cos(x @ self.frequencies.T.to(x) + self.phases.to(x))
         return torch.cat([waves, torch.ones_like(x[:, :1]), x], 1)

@@ -12,7 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from socft.checks import require, require_finite
+from socft.checks import (
+    at_least_zero,
+    keep,
+    positive,
+    require_finite,
+    require_kinds,
+    whole,
+)
 from socft.readable import Readable
 from socft.regression.features import Features
 from socft.regression.gradient_descent import minimise
@@ -59,7 +66,8 @@ class LinearRegression(Regression):
     ridge: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.ridge >= 0, f"ridge = {self.ridge}; it must not be negative.")
+        require_kinds(self, features=Features)
+        keep(self, ridge=at_least_zero(self.ridge, "ridge"))
 
     def smallest_sample(self, n: int) -> int:
         return self.features.count(n) if self.ridge == 0 else 1
@@ -104,15 +112,8 @@ class KernelRidge(Regression):
     width: float | None = None
 
     def __post_init__(self) -> None:
-        require(
-            self.ridge > 0,
-            f"ridge = {self.ridge}; it must be positive, or samples that nearly coincide have no"
-            " solution.",
-        )
-        require(
-            self.width is None or self.width > 0,
-            f"width = {self.width}; it must be positive, or None for the median distance.",
-        )
+        width = None if self.width is None else positive(self.width, "width")
+        keep(self, ridge=positive(self.ridge, "ridge"), width=width)
 
     def fit(
         self, x: Float[Tensor, "batch n"], y: Float[Tensor, "batch m"], start: Field | None = None
@@ -165,6 +166,17 @@ class NetworkRegression(Regression):
     batch: int = 512
     rate: float = 5e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        keep(
+            self,
+            width=whole(self.width, "width"),
+            depth=whole(self.depth, "depth", 0),
+            steps=whole(self.steps, "steps"),
+            batch=whole(self.batch, "batch"),
+            rate=positive(self.rate, "rate"),
+            seed=whole(self.seed, "seed", 0),
+        )
 
     def fit(
         self, x: Float[Tensor, "batch n"], y: Float[Tensor, "batch m"], start: Field | None = None

@@ -10,7 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, number, require, require_callable, returned
+from socft.checks import (
+    InvalidProblem,
+    called,
+    constant,
+    require_callable,
+    require_kind,
+    require_states,
+)
 from socft.readable import Readable
 from socft.reference import States
 
@@ -57,6 +64,8 @@ class Reward(Readable, abc.ABC):
 
     def gradient(self, x: States) -> States:
         """``grad r``, detached; by automatic differentiation unless a subclass knows better."""
+        require_kind(x, Tensor, "a state", "give a tensor of floating-point states.")
+        require_states(x, tuple(x.shape[1:]), "the reward")
         with torch.enable_grad():
             y = x.detach().requires_grad_(True)
             value = self(y).sum()
@@ -98,9 +107,9 @@ class FunctionReward(Reward):
     ):
         require_callable(function, "the reward", "of the states, or a Reward")
         self.function = function
-        self._L0, self._L1 = _constant(L0, "L0"), _constant(L1, "L1")
-        self._semiconcavity = _constant(semiconcavity, "semiconcavity")
-        self._semiconvexity = _constant(semiconvexity, "semiconvexity")
+        self._L0, self._L1 = constant(L0, "L0"), constant(L1, "L1")
+        self._semiconcavity = constant(semiconcavity, "semiconcavity")
+        self._semiconvexity = constant(semiconvexity, "semiconvexity")
 
     @property
     def L0(self) -> float:
@@ -119,16 +128,8 @@ class FunctionReward(Reward):
         return min(self._semiconvexity, self._L1)
 
     def __call__(self, x: States) -> PerSample:
-        return returned(self.function(x), (len(x),), "the reward")
-
-
-def _constant(value: float, what: str) -> float:
-    found = value if value == math.inf else number(value, what)
-    require(
-        found >= 0,
-        f"{what} = {found}; give a number that is at least 0, or leave it out if there is none.",
-    )
-    return found
+        require_kind(x, Tensor, "a state", "give a tensor of floating-point states.")
+        return called(self.function, (x,), (len(x),), "the reward")
 
 
 def as_reward(reward: Reward | Callable[[States], PerSample]) -> Reward:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from socft.checks import InvalidProblem, per_step, require
+from socft.checks import InvalidProblem, per_step, require, require_each
 from socft.theory.bounds import OneSidedBounds
 from socft.theory.chain import ChainConstants
-from socft.theory.numbers import StepValues, require_each, vector
+from socft.theory.numbers import StepValues, vector
 from socft.theory.regularity import (
     Lemma32,
     Regularity,

@@ -7,10 +7,19 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from socft.checks import per_step, require
+from socft.checks import (
+    constant,
+    keep,
+    numbers,
+    per_step,
+    require,
+    require_each,
+    require_positive,
+    whole,
+)
 from socft.reward import Reward
 from socft.schedule import Schedule
-from socft.theory.numbers import StepValues, positive_beta, require_each
+from socft.theory.numbers import StepValues, positive_beta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +58,12 @@ class ChainConstants:
     reward_sides: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        steps = len(torch.as_tensor(self.alpha))
+        steps = len(numbers(self.alpha, "alpha", ("steps",)))
         for name in ("alpha", "score_weight", "sigma", "score_L0", "score_L1"):
-            object.__setattr__(self, name, per_step(getattr(self, name), steps, name))
+            keep(self, **{name: per_step(getattr(self, name), steps, name)})
         for name in ("alpha", "score_weight", "sigma"):
-            require_each(
-                getattr(self, name),
-                lambda x: (x > 0) & x.isfinite(),
-                name,
-                "it must be positive and finite.",
-            )
+            require_positive(getattr(self, name), name, "it must be positive and finite.")
+        require_each(self.alpha, lambda x: x <= 1, "alpha", "a ratio of levels is at most 1.")
         for name in ("score_L0", "score_L1"):
             require_each(
                 getattr(self, name),
@@ -67,12 +72,8 @@ class ChainConstants:
                 "a Lipschitz constant is finite and >= 0.",
             )
         for name in ("reward_L0", "reward_L1"):
-            value = getattr(self, name)
-            require(
-                value >= 0,
-                f"{name} = {value}; a Lipschitz constant is >= 0, or inf where there is none.",
-            )
-        require(self.dim >= 1, f"dim = {self.dim}; give at least 1.")
+            keep(self, **{name: constant(getattr(self, name), name)})
+        keep(self, dim=whole(self.dim, "dim"))
         self._check_sides(steps)
 
     def _check_sides(self, steps: int) -> None:

@@ -5,13 +5,13 @@ name a step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, per_step
+from socft.checks import per_step, require_each
 
 StepValues = Float[Tensor, " steps"]
 StateValues = Float[Tensor, " steps_plus_1"]
@@ -37,13 +37,6 @@ def positive_beta(beta: float | Tensor, steps: int) -> StepValues:
     weights = per_step(beta, steps, "beta")
     require_each(weights, lambda x: x > 0, "beta", "every KL weight must be positive.")
     return weights
-
-
-def require_each(values: Tensor, holds: Callable[[Tensor], Tensor], what: str, remedy: str) -> None:
-    """Raise `InvalidProblem` naming the first entry for which ``holds`` is false."""
-    bad = (~holds(values)).nonzero().flatten().tolist()
-    if bad:
-        raise InvalidProblem(f"{what}[{bad[0]}] = {values[bad[0]]:g}; {remedy}")
 
 
 def whole_rounds(rounds: int | Tensor, steps: int) -> list[int]:

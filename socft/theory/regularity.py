@@ -13,14 +13,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from socft.checks import InvalidProblem, per_step, require
+from socft.checks import InvalidProblem, per_step, require, require_each
 from socft.theory.bounds import Bounds, OneSidedBounds, PaperBounds, SharpBounds, StepConstants
 from socft.theory.chain import ChainConstants, shift_unit
 from socft.theory.numbers import (
     StateValues,
     StepValues,
     positive_beta,
-    require_each,
     vector,
     whole_rounds,
 )

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import require, sizes, tensor
 from socft.policy import Policy
 from socft.readable import Readable
 from socft.reference import Noises, Reference, States, Step, by_step
@@ -58,6 +58,9 @@ class Grid(Readable):
         cls, lower: Float[Tensor, " d"], upper: Float[Tensor, " d"], shape: tuple[int, ...]
     ) -> Grid:
         """The grid with ``shape`` nodes between two corners, both included."""
+        shape = sizes(shape, "shape")
+        lower = tensor(lower, "lower", ("d",))
+        upper = tensor(upper, "upper", lower.shape)
         require(
             len(shape) == len(lower) in (1, 2),
             f"a grid of shape {shape} for {len(lower)} dimensions; grids have 1 or 2.",

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from socft.checks import keep, positive, require_kinds
 from socft.density import Density, Tilt
 from socft.readable import Readable
 from socft.reference import States
@@ -60,6 +61,8 @@ class TiltedMixture(Readable):
     tilt: Tilt[Density] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        require_kinds(self, density=Density, reward=Reward)
+        keep(self, beta=positive(self.beta, "beta"))
         object.__setattr__(self, "tilt", self.density.tilted(self.reward, self.beta))
 
     def value(self, abar: float | Tensor, x: States) -> PerSample:

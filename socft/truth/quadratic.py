@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import InvalidProblem, Numbers, numbers, require, require_finite
-from socft.problem import ControlProblem
+from socft.problem import ControlProblem, require_problem
 from socft.reference import (
     AffineReference,
     MatrixDiffusion,
@@ -103,6 +103,7 @@ class QuadraticValue:
 
 def affine_of(problem: ControlProblem) -> AffineReference:
     """The reference, refused unless affine."""
+    require_problem(problem)
     reference = problem.reference
     if not isinstance(reference, AffineReference):
         raise InvalidProblem(

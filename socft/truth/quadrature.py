@@ -19,10 +19,10 @@ from jaxtyping import Float
 from scipy.optimize import root_scalar
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require
+from socft.checks import InvalidProblem, number, require, sizes
 from socft.path import Noise, rollout
 from socft.policy import Policy, Uncontrolled
-from socft.problem import ControlProblem
+from socft.problem import ControlProblem, require_problem
 from socft.reference import Noises, Reference, States, Step, by_step
 from socft.reward import PerSample
 from socft.theory import BetaChoice, beta_from_curvature
@@ -142,8 +142,10 @@ class Quadrature(Truth):
         grids: tuple[Grid, ...] | None = None,
         nodes: tuple[int, ...] | None = None,
     ):
+        require_problem(problem)
         _grid_dim(problem.reference)
         self.problem = problem
+        nodes = None if nodes is None else sizes(nodes, "nodes")
         self.grids = grids or choose_grids(problem, nodes)
         solution = solve_backward(problem, self.grids)
         self.values, self.shifts = solution.values, solution.shifts
@@ -346,6 +348,8 @@ def measured_beta(problem: ControlProblem, lam: float) -> BetaChoice:
     >>> f"{measured_beta(problem, lam=0.5).beta[0]:.4f}"
     '0.4624'
     """
+    require_problem(problem)
+    lam = number(lam, "lam")
     require(0 < lam < 1, f"lam = {lam}; the design constant must lie in (0, 1).")
     sigma = torch.stack([axis_sigma(problem.reference, k).max() for k in range(problem.steps)])
 

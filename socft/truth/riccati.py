@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require, require_finite
+from socft.checks import numbers, positive, require, zeros_or
 from socft.reference import Noises, States
 
 
@@ -102,21 +102,15 @@ def riccati(
         InvalidProblem: a shape does not fit, an entry or number is not finite and positive, or the
             value is infinite.
     """
-    A, B, terminal = (torch.as_tensor(M, dtype=torch.float64) for M in (A, B, terminal))
-    running = (
-        torch.zeros_like(A) if running is None else torch.as_tensor(running, dtype=torch.float64)
-    )
-    n = len(A)
-    require(
-        A.shape == terminal.shape == running.shape == (n, n) and B.ndim == 2 and len(B) == n,
-        f"A, B, terminal and running have shapes {tuple(A.shape)}, {tuple(B.shape)},"
-        f" {tuple(terminal.shape)} and {tuple(running.shape)}; give (n, n), (n, m), (n, n) and"
-        " (n, n).",
-    )
-    for name, matrix in {"A": A, "B": B, "terminal": terminal, "running": running}.items():
-        require_finite(matrix, name, "every entry must be a finite number.")
-    require(0 < beta < math.inf, f"beta = {beta}; it must be a positive finite number.")
-    require(0 < horizon < math.inf, f"horizon = {horizon}; it must be a positive finite number.")
+    B = numbers(B, "B", ("n", "m"))
+    n = len(B)
+    A, terminal = numbers(A, "A", (n, n)), numbers(terminal, "terminal", (n, n))
+    running = zeros_or(running, "running", (n, n))
     return ContinuousValue(
-        A, B, (terminal + terminal.mT) / 2, (running + running.mT) / 2, beta, horizon
+        A,
+        B,
+        (terminal + terminal.mT) / 2,
+        (running + running.mT) / 2,
+        positive(beta, "beta"),
+        positive(horizon, "horizon"),
     )

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import require, require_kind
 from socft.density import Rotated, score_reference
 from socft.problem import ControlProblem
 from socft.reference import Noises, States, Step
@@ -50,6 +50,8 @@ class SeparableTruth(Truth):
     def __init__(
         self, density: Rotated, reward: Separable, schedule: Schedule, beta: float | Tensor
     ):
+        require_kind(density, Rotated, "the law", "give a Rotated.")
+        require_kind(reward, Separable, "the reward", "give a Separable.")
         apart = reward.rotation.shape != density.rotation.shape or float(
             (reward.rotation - density.rotation).abs().max()
         )

@@ -319,9 +319,19 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         {"steps_offset": 0},
         {"spacing": "leading"},
-        r"abar = 0.99915 to 0.99915, where its sigma is 0 .* set_alpha_to_one = False",
+        r"the last level is not above abar = 0.99915, .* \(any level between 0.99915 and 1\)\.$",
     ),
-    ({}, {"last_level": 0.5}, "to 0.5, where its sigma is 0"),
+    ({}, {"last_level": 0.5}, "last_level = 0.5 is not above abar = 0.98"),
+    (
+        {"timestep_spacing": "linspace"},
+        {"steps": 10, "spacing": None},
+        "10 steps with 'linspace' spacing do not chain: .*; give sampler.spacing = 'leading'",
+    ),
+    (
+        {"steps_offset": 1},
+        {"steps": 1000, "spacing": "leading"},
+        "1000 steps with 'leading' spacing begin at timestep 1000, .* up to 999; give fewer",
+    ),
     (
         {},
         {"steps": 30},
@@ -413,7 +423,7 @@ def test_other_predictions_vocabularies_and_limits_are_refused():
         InvalidProblem, match=r"the tokenizer knows 2 tokens and the text encoder \d+"
     ):
         SinglePromptEncoder(text, ["a", "b"])
-    with pytest.raises(InvalidProblem, match="micro_batch = 0; give at least 1"):
+    with pytest.raises(InvalidProblem, match="micro_batch = 0; give a whole number"):
         stable_diffusion(ExactNoise(0.0, 1.0), micro_batch=0)
 
 
@@ -558,3 +568,30 @@ def test_the_model_index_names_the_parts(tmp_path: Path):
         json.loads((tmp_path / "model_index.json").read_text())["_class_name"]
         == "StableDiffusionPipeline"
     )
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [1, 3, 7, 10, 30, 50, 1000])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_a_refusal_of_timesteps_names_what_helps(spacing: str, steps: int, offset: int):
+    """Whoever does what is said gets a chain."""
+    trained = scheduler(timestep_spacing=spacing, steps_offset=offset, set_alpha_to_one=False)
+    arguments: dict[str, Any] = {"steps": steps}
+    for _ in range(4):
+        try:
+            found = sampling_schedule(trained.config, **arguments)
+        except InvalidProblem as error:
+            arguments |= advice(str(error), steps)
+        else:
+            assert bool((found.abar.diff() > 0).all())
+            return
+    pytest.fail(f"{arguments} is refused still")
+
+
+def advice(said: str, steps: int) -> dict[str, Any]:
+    assert f"divides {1000}" not in said or 1000 % steps
+    if "give fewer" in said:
+        return {"steps": steps // 2}
+    if "spacing = 'leading'" in said:
+        return {"spacing": "leading"}
+    return {"last_level": float(said.split("give last_level = ")[1].split()[0])}

@@ -382,9 +382,9 @@ def test_policies_that_do_not_fit_together_are_refused():
 
 
 def test_impossible_features_are_refused():
-    with pytest.raises(InvalidProblem, match="degree = -1; it must not be negative"):
+    with pytest.raises(InvalidProblem, match="degree = -1; give a whole number"):
         Polynomial(-1)
-    with pytest.raises(InvalidProblem, match=r"width = 0.0; it must be positive"):
+    with pytest.raises(InvalidProblem, match=r"width = 0.0; it must be a positive"):
         RadialBasis(torch.zeros(1, 1, dtype=F64), 0.0)
-    with pytest.raises(InvalidProblem, match=r"length = -1.0; it must be positive"):
+    with pytest.raises(InvalidProblem, match=r"length = -1.0; it must be a positive"):
         RandomFourier.sample(3, 1, -1.0, torch.Generator())

@@ -96,7 +96,7 @@ def test_impossible_weights_are_refused_with_their_value(beta: float | Tensor, m
         (lambda x: x, r"the reward returned a tensor of float64, shape \(2, 2\)"),
         (lambda x: x.sum(1, keepdim=True), r"the reward returned a tensor of .* \(2, 1\)"),
         (lambda x: 1.0, "the reward returned a float; it must return"),
-        (lambda x: None, "the reward returned a NoneType; it must"),
+        (lambda x: None, "the reward returned None; it must"),
         (lambda x: x[:, 0].log(), r"the reward\[0\] = nan; the reward must be finite"),
         (
             lambda x: 1 / (x[:, 0] - 0.5),
@@ -276,7 +276,7 @@ def test_observing_refuses_a_stride_that_is_not_positive(every: int):
     problem = ControlProblem(chain(2, 1), Quadratic(t(-1.0)[:, None]), 1.0)
     with pytest.raises(
         InvalidProblem,
-        match=f"^every = {every}; give 1 to measure every iterate, 2 to measure every other one.$",
+        match=f"^every = {every}; give a whole number that is at least 1.$",
     ):
         observe(LinearQuadratic(problem), [], every=every)
 

@@ -322,7 +322,7 @@ REFUSALS = {
     "weights": (lambda: Sum([Sine()], [1.0, 2.0]), r"weights has shape \(2,\); give \(1,\)"),
     "negative constant": (
         lambda: FunctionReward(torch.ones_like, L0=-1.0),
-        "L0 = -1.0; give a number that is at least 0",
+        "L0 = -1; a Lipschitz constant is at least 0",
     ),
     "scalar on vectors": (
         lambda: Sine()(torch.ones(2, 3)),

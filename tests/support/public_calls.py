@@ -109,6 +109,12 @@ def nothing(made: Any) -> None:
     return None
 
 
+def of_states(made: Tensor) -> None:
+    """States that are not finite have values that are not."""
+    assert made.dtype in (torch.float32, torch.float64)
+    assert len(made) in (PATHS - 1, PATHS, PATHS + 1, 0)
+
+
 def itself(made: Any) -> Any:
     return made
 
@@ -336,9 +342,9 @@ def _densities() -> None:
     add(gaussian().noised, of_density, "noised", abar=0.5)
     add(gaussian().sample, itself, "sample", batch=3, generator=Fresh(generator))
     for name in ("log_prob", "score", "score_jacobian"):
-        add(getattr(gaussian(), name), itself, name, x=POINTS)
+        add(getattr(gaussian(), name), of_states, name, x=POINTS)
     for name in ("noised_log_prob", "noised_score"):
-        add(getattr(gaussian(), name), itself, name, abar=0.5, x=POINTS)
+        add(getattr(gaussian(), name), of_states, name, abar=0.5, x=POINTS)
 
 
 def _chains() -> None:
@@ -453,7 +459,7 @@ def _rewards() -> None:
     )
     add(
         socft.FunctionReward,
-        of_reward(POINTS),
+        lambda made: of_problem(socft.ControlProblem(reference(), made, 1.0)),
         function=Fresh(lambda: lambda x: x.sin().sum(1)),
         L0=1.0,
         L1=2.0,
@@ -468,8 +474,8 @@ def _rewards() -> None:
         (socft.RidgeFunction([1.0, 2.0], socft.Sine()), POINTS),
     ):
         kind = type(made).__name__
-        add(made.__call__, itself, f"{kind} of states", x=x)
-        add(made.gradient, itself, f"gradient of {kind}", x=x)
+        add(made.__call__, of_states, f"{kind} of states", x=x)
+        add(made.gradient, of_states, f"gradient of {kind}", x=x)
     add(
         socft.ControlProblem,
         of_problem,
@@ -717,7 +723,7 @@ def _methods() -> None:
     )
     add(
         socft.observe,
-        lambda made: next(iter(made)).objective_gap,
+        lambda made: [each.objective_gap for each in made],
         truth=truth,
         iterations=iterations,
         every=1,

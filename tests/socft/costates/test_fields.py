@@ -340,7 +340,7 @@ def test_images_are_corrected_too_but_have_no_tensor_rule():
         match=r"noise has shape \(1, 2, 2\); the exact mean is for vectors of length 3 at most",
     ):
         ExactCorrection(field).increment(problem, policy, path, 1)
-    with pytest.raises(InvalidProblem, match=r"nodes = 0; a Gauss-Hermite rule needs at least 1"):
+    with pytest.raises(InvalidProblem, match=r"nodes = 0; give a whole number"):
         ExactCorrection(field, nodes=0)
 
 
@@ -448,7 +448,7 @@ def test_the_published_loss_does_not_fit_means():
 
 
 def test_networks_refuse_what_makes_no_sense():
-    with pytest.raises(InvalidProblem, match=r"batch = 0; give at least 1"):
+    with pytest.raises(InvalidProblem, match=r"batch = 0; give a whole number"):
         SpaceTimeRegression(batch=0)
     with pytest.raises(InvalidProblem, match=r"rate = -1; it must be positive"):
         SpaceTimeRegression(rate=-1)
@@ -536,7 +536,7 @@ def test_cross_fitting_uses_the_field_of_the_other_fold():
 def test_refinement_refuses_what_makes_no_sense():
     problem = linear_study(3)
     noise = Noise.sample(problem.reference, 4, generator(46))
-    with pytest.raises(InvalidProblem, match=r"folds = 5 for 4 paths; give between 1 and 4"):
+    with pytest.raises(InvalidProblem, match=r"folds = 5; give a whole number"):
         CrossFittedPaths(noise, 5)
     with pytest.raises(InvalidProblem, match=r"rounds = 0; give at least 1"):
         squared_errors(problem, CrossFittedPaths(noise, 1), 0)
@@ -679,9 +679,7 @@ def test_scores_refuse_what_they_cannot_do():
         InvalidProblem, match=r"the reference is a KernelReference; only an AffineReference"
     ):
         AffineMarginals().fit(problem, policy, path)
-    with pytest.raises(
-        InvalidProblem, match=r"width = 0; it must be positive, or None for Scott's rule"
-    ):
+    with pytest.raises(InvalidProblem, match=r"width = 0.0; it must be a positive"):
         KernelScore(0)
 
 

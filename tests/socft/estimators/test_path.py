@@ -695,7 +695,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: labels_of(SOCM(LinearFlow()), curved()),
         "the reference is a KernelReference; a linear flow needs matrices",
     ),
-    "degree": (lambda: SOCM(degree=-1), "degree = -1; it must not be negative"),
+    "degree": (lambda: SOCM(degree=-1), "degree = -1; give a whole number"),
     "folds": (
         lambda: labels_of(SOCM(degree=1, folds=7), quadratic_problem(CONSTANT)),
         "folds = 7 for 6 paths",

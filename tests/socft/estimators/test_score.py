@@ -690,8 +690,8 @@ def test_refl_costs_one_evaluation_per_path() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
-    "ratio": (lambda: DDPO(clip=0.0), "clip = 0.0; it must be positive"),
-    "clamp": (lambda: DPOK(clip=-1.0), "clip = -1.0; it must be positive, or None"),
+    "ratio": (lambda: DDPO(clip=0.0), "clip = 0.0; it must be a positive"),
+    "clamp": (lambda: DPOK(clip=-1.0), "clip = -1.0; it must be a positive"),
     "alone": (
         lambda: labels_of(ScoreFunction(), 1),
         "batch = 1; leaving one path out needs at least 2",
@@ -708,7 +708,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: labels_of(TruncatedBackprop(5), 3),
         "last = 5; give 1 to 4, the number of steps",
     ),
-    "no step": (lambda: labels_of(TruncatedBackprop(0), 3), "last = 0; give 1 to 4"),
+    "no step": (lambda: labels_of(TruncatedBackprop(0), 3), "last = 0; give a whole number"),
     "range": (
         lambda: labels_of(ReFL(2, 4, torch.Generator()), 3),
         "steps run from 2 to 4; give 0 <= first <= last <= 3",

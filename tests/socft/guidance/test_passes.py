@@ -382,7 +382,7 @@ def other(law: Gaussian) -> Denoiser:
             lambda: sphere_case()[1].simulate(plain(), sphere_case()[1].noise(1, GENERATOR)),
             r"the policy's pre-trained score is another one than these passes'; give both the same",
         ),
-        (lambda: DENOISER.recentred(MEAN * torch.nan), r"every entry must be a finite number"),
+        (lambda: DENOISER.recentred(MEAN * torch.nan), r"it must be a finite number"),
     ],
 )
 def test_what_passes_cannot_do_is_refused(make, message: str):

@@ -285,7 +285,7 @@ def test_a_policy_that_is_not_affine_is_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PublishedStrength(0.0), r"noise = 0\.0; a standard deviation must be positive"),
+        (lambda: PublishedStrength(0.0), r"noise = 0\.0; it must be a positive"),
         (
             lambda: PosteriorStrength(0.1, scale=math.inf),
             r"scale = inf; it must be a finite number",
@@ -309,7 +309,7 @@ def test_a_policy_that_is_not_affine_is_refused():
         ),
         (
             lambda: LinearDenoiser(torch.ones(5, 3, 3), torch.ones(4, 3), LEVELS[:-1]),
-            r"slope has shape \(5, 3, 3\) and offset \(4, 3\)",
+            r"offset has shape \(4, 3\); give \(5, 3\)",
         ),
     ],
 )

@@ -177,12 +177,12 @@ def test_denoiser_is_the_score(natural: Tensor):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Sphere(1), r"dim = 1; a sphere needs between 2 and"),
+        (lambda: Sphere(1), r"dim = 1; give a whole number that is between 2 and"),
         (lambda: Sphere(3, torch.ones(2)), r"natural has shape \(2,\); give \(3,\)"),
         (lambda: Sphere(3, radius=0.0), r"radius = 0\.0; it must be a positive finite number"),
         (
             lambda: Sphere(3, spread=-1.0),
-            r"spread = -1\.0; a variance must be finite and not negative",
+            r"spread = -1; it must not be negative",
         ),
         (lambda: Sphere(3).noised(0.0), r"abar = 0\.0; the noised law is a sphere"),
         (lambda: Sphere(3).score(torch.ones(2, 3)), r"there is no density"),

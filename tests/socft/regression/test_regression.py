@@ -230,8 +230,8 @@ def test_kernel_ridge_fits_a_smooth_function_and_is_differentiable():
 
 
 REFUSED = [
-    (0.0, None, r"ridge = 0.0; it must be positive"),
-    (1.0, -2.0, r"width = -2.0; it must be positive"),
+    (0.0, None, r"ridge = 0.0; it must be a positive"),
+    (1.0, -2.0, r"width = -2.0; it must be a positive"),
 ]
 
 

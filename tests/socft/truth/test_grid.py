@@ -366,7 +366,7 @@ def test_nodes_run_over_the_last_axis_fastest_between_both_corners():
         ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (20, 20, 20), "3 dimensions; grids have 1 or 2"),
         ((0.0, 0.0), (1.0, 1.0), (20,), r"a grid of shape \(20,\) for 2 dimensions"),
         ((0.0,), (0.0,), (20,), "upper must exceed lower"),
-        ((0.0,), (math.nan,), (20,), "upper must exceed lower"),
+        ((0.0,), (math.nan,), (20,), r"upper\[0\] = nan; it must be a finite number"),
     ],
 )
 def test_grids_that_cannot_interpolate_are_refused(

@@ -903,7 +903,7 @@ def test_what_has_no_closed_form_is_refused():
         r"F of shape \(4, 2, 2\)": lambda: LinearQuadratic(
             shallow(problem, QuadraticCost(torch.eye(2).expand(4, 2, 2)))
         ),
-        r"the running cost fails on states of shape \(2, 2\)": lambda: shallow(
+        r"the running cost fails on tensors of shape \(2, 2\)": lambda: shallow(
             problem, QuadraticCost(torch.eye(3))
         ),
         r"F has shape \(2, 3\)": lambda: QuadraticCost(torch.ones(2, 3)),
