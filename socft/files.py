@@ -150,6 +150,11 @@ def read_rows(file: Path, remedy: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, row
 
 
+def is_sealed(file: Path) -> bool:
+    """Whether the lines of a file have digests."""
+    return f'"{DIGEST}": "'.encode() in file.read_bytes()
+
+
 def write_atomically(file: Path, content: bytes) -> None:
     """Write through a temporary file in the same folder and rename it into place: the file is
     either the old one or complete.

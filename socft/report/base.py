@@ -7,11 +7,13 @@ records of the claims; what was not measured may be missing.
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from socft.files import write_atomically
-from socft.records import Record, read
+from socft.checks import InvalidProblem
+from socft.files import is_sealed, one_line, read_bytes, write_atomically
+from socft.records import AGAIN, Record, read
 from socft.report.claim_records import ClaimLine, Claims, read_claims
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, compile_pdf, text
@@ -69,7 +71,7 @@ class Report:
             measured += (here := read(file))
             study.check(here)
         pictures = {
-            picture.name: picture.read_bytes()
+            picture.name: _picture(picture)
             for file in found.values()
             for picture in sorted(file.with_suffix("").glob("*.png"))
         }
@@ -79,9 +81,22 @@ class Report:
         """Typeset ``<out>/<name>.pdf`` and the shown pictures, each atomically; returns the files.
 
         Raises:
-            InvalidProblem: see `rows`.
+            InvalidProblem: see `rows`; or records without digests, which may be damaged, do not
+                make this report.
         """
-        document = self.compose(self.rows(records), read_claims(records))
+        rows, claims = self.rows(records), read_claims(records)
+        try:
+            document = self.compose(rows, claims)
+        except InvalidProblem:
+            raise
+        except Exception as error:
+            if all(is_sealed(file) for file in self.sources(records) if file.is_file()):
+                raise
+            said = one_line(f"{type(error).__name__}: {error}")
+            raise InvalidProblem(
+                f"the records in {records} do not make the report {self.name} ({said}), and have no"
+                " digests to tell damage by; measure its studies again."
+            ) from error
         files = {
             out / "figures" / f"{self.name}-{name}": document.pictures[name] for name in self.shown
         }
@@ -89,6 +104,25 @@ class Report:
         for file, content in files.items():
             write_atomically(file, content)
         return list(files)
+
+
+def _picture(file: Path) -> bytes:
+    """The content of a picture that was measured.
+
+    Raises:
+        InvalidProblem: it is damaged.
+    """
+    from PIL import Image
+
+    content = read_bytes(file, AGAIN)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()  # its checksums
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except Exception as error:  # decoders fail in any way
+        raise InvalidProblem(f"{file} is damaged ({one_line(str(error))}); {AGAIN}.") from error
+    return content
 
 
 def provenance(rows: Rows) -> str:

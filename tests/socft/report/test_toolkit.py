@@ -8,6 +8,7 @@ The records here are synthetic: simple formulas with the settings and metrics of
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import re
@@ -17,6 +18,7 @@ import pytest
 import typst
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from socft.checks import InvalidProblem
 from socft.records import Record, write
@@ -243,6 +245,40 @@ def test_a_report_that_cannot_be_typeset_leaves_the_old_one(tmp_path):
     with pytest.raises(typst.TypstError, match="unknown variable: nonsense"):
         report.write(tmp_path, tmp_path)
     assert (tmp_path / "s.pdf").read_bytes() == b"old"
+
+
+def test_records_that_make_no_report_are_refused_where_they_may_be_damaged(tmp_path):
+    """Records with digests are what was measured: then the mistake is ours, and is not hidden."""
+
+    def fail(rows, claims):
+        return {}["missing"]
+
+    report = Report("convergence", fail, REPORT.studies)
+    record = Record("convergence", "p", Metric.REWARD, 1.0)
+    file = tmp_path / "convergence.jsonl"
+    write([dataclasses.replace(record, problem=PROBLEMS[0])], file)
+    with pytest.raises(KeyError):
+        report.write(tmp_path, tmp_path)
+    file.write_text(re.sub(r', "digest": "\w+"', "", file.read_text()))
+    said = r"do not make the report convergence \(KeyError: 'missing'\), and have no digests"
+    with pytest.raises(InvalidProblem, match=said):
+        report.write(tmp_path, tmp_path)
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    record = Record("convergence", PROBLEMS[0], Metric.REWARD, 1.0)
+    write([record], tmp_path / "convergence.jsonl")
+    folder = tmp_path / "convergence"
+    folder.mkdir()
+    good = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(good, "PNG")
+    file = folder / "a.png"
+    file.write_bytes(good.getvalue())
+    assert REPORT.rows(tmp_path).pictures == {"a.png": good.getvalue()}
+    for content in (b"", b"\x89PNG", good.getvalue()[:40], good.getvalue()[:-20]):
+        file.write_bytes(content)
+        with pytest.raises(InvalidProblem, match=rf"{file} is damaged .*; measure the study again"):
+            REPORT.rows(tmp_path)
 
 
 def test_a_report_without_records_names_the_file_and_the_command(tmp_path):
