@@ -46,6 +46,9 @@ _SAME = 1e-14
 twice.
 """
 
+WEAK = 0.5
+"""Log masses of components below which the log of their sum is taken from 1."""
+
 _BORDERLINE = 1e-12
 """Relative: a beta this close to the smallest integrable one is round-off away from it."""
 
@@ -236,15 +239,18 @@ class GaussianMixture(Density):
         means = self._sharpened(form.P / beta, form.linear / beta, start).means
         centre = means[self.weights.argmax()]
         slope = (form.P @ centre + form.linear) / beta
-        log_mass = self._sharpened(form.P / beta, slope, centre).log_mass
-        log_mass = self.weights.log() + log_mass + log_volume
-        total = torch.logsumexp(log_mass, 0)
-        weights = (log_mass - total).exp()
+        gained = self._sharpened(form.P / beta, slope, centre).log_mass + log_volume
+        log_mass = self.weights.log() + gained
+        weights = torch.softmax(log_mass, 0)
+        height = form(centre.unsqueeze(0)) / beta
+        total = torch.logsumexp(log_mass, 0) + height
+        if float((gained + height).abs().max()) < WEAK:
+            total = torch.log1p(self.weights @ torch.expm1(gained + height))
         kept = weights > 0  # the others have underflowed
         if len(covs.spectra) > 1:
             covs = Eigensystem(covs.spectra[kept], covs.bases[kept])
         density = self._like(weights[kept], means[kept], covs)
-        return Tilt(density, float(total + form(centre.unsqueeze(0)) / beta))
+        return Tilt(density, float(total))
 
     def _sharpened(self, P: Tensor, q: Tensor, centre: Tensor) -> _Sharpened:
         r"""Components times ``exp(y' P y / 2 + q . y)``, ``y = x - centre``, S a covariance and m
@@ -268,7 +274,8 @@ class GaussianMixture(Density):
             return self.eigensystem, torch.zeros(1, dtype=torch.float64)
         root = self.bases * self.spectra.sqrt().unsqueeze(1)
         stretch = root.mT @ P @ root
-        top = float(torch.linalg.eigvalsh(stretch).max())
+        stretches = torch.linalg.eigvalsh(stretch)
+        top = float(stretches.max())
         require(
             top < beta * (1 - _BORDERLINE),
             f"exp(r / beta) is not integrable at beta = {beta:g}: the largest eigenvalue of S^(1/2)"
@@ -277,7 +284,7 @@ class GaussianMixture(Density):
         )
         inner = torch.eye(*self.dims, dtype=torch.float64) - stretch / beta
         covs = root @ torch.linalg.solve(inner, root.mT)
-        return _diagonalise((covs + covs.mT) / 2), -torch.linalg.slogdet(inner).logabsdet / 2
+        return _diagonalise((covs + covs.mT) / 2), -torch.log1p(-stretches / beta).sum(1) / 2
 
     def _fields(self, abar: float | Tensor, x: States) -> _Fields:
         level = broadcast_level(abar, x, 2)

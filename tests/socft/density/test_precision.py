@@ -203,6 +203,25 @@ def test_tilts_by_sharp_rewards(sharpness: float, target: float):
             assert abs(mpf(found) * (1 / mpf(v) + s) - 1) <= ROUNDING
 
 
+@pytest.mark.parametrize("beta", [1e2, 1e8, 1e16])
+def test_weak_tilts_know_how_little_they_change(beta: float):
+    """``beta log Z`` tends to the mean reward, without digits if Z is rounded to 1."""
+    parts = [0.25, 0.75], [-1.0, 0.5], [0.5, 4.0]
+    law = GaussianMixture(*parts)
+    curved, pull, height = -0.75, 0.5, 0.125
+    reward = Quadratic(torch.tensor([[curved]], dtype=F64), torch.tensor([pull], dtype=F64), height)
+    with mp.workdps(DIGITS):
+        P, q = mpf(curved) / mpf(beta), mpf(pull) / mpf(beta)
+        total = mpf(0)
+        for w, m, v in zip(*parts, strict=True):
+            A, B = 1 / mpf(v) - P, mpf(m) / mpf(v) + q
+            exponent = B**2 / (2 * A) - mpf(m) ** 2 / (2 * mpf(v))
+            total += mpf(w) * mp.exp(exponent) / mp.sqrt(A * mpf(v))
+        expected = mp.log(total) + mpf(height) / mpf(beta)
+        found = law.tilted(reward, beta).log_normaliser
+        assert abs(mpf(found) / expected - 1) <= ROUNDING
+
+
 def test_half_of_the_digits_would_not_do():
     """The naive variance misses what these tests look for."""
     level, variance = 1 - 1e-9, 1e-12
