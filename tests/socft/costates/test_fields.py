@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from socft.checks import InvalidProblem
-from socft.costates.base import Costates
+from socft.costates.base import Cost, Costates
 from socft.costates.directional import derivative, second_derivative
 from socft.costates.fields import (
     CostateSource,
@@ -29,6 +29,7 @@ from socft.costates.marginal_score import (
     ImplicitScore,
     KernelScore,
     MarginalScore,
+    ReferenceScore,
     TransitionScore,
 )
 from socft.costates.martingale import (
@@ -37,6 +38,7 @@ from socft.costates.martingale import (
     FieldCorrection,
     FirstOrderCorrection,
     SecondOrderCorrection,
+    correction_step,
 )
 from socft.costates.network import SpaceTimeRegression, published_huber
 from socft.costates.regression import (
@@ -52,7 +54,7 @@ from socft.costates.regression import (
 from socft.density import Gaussian, GaussianMixture, NoisedScore, affine_reference, score_reference
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
 from socft.path import Noise, Path, rollout
-from socft.policy import AffinePolicy, Policy, Uncontrolled
+from socft.policy import AffinePolicy, FunctionPolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import (
     AffineReference,
@@ -314,6 +316,38 @@ def test_the_error_of_the_exact_form_falls_with_its_nodes_and_bounds_its_bias():
     assert (fine - coarse).abs().max() < 2 * errors[1] * level
 
 
+def test_the_error_of_the_exact_form_is_that_of_seven_tenths_of_the_nodes():
+    """From two corrections of one path, which differ by their means alone."""
+    problem = curved_problem()
+    policy = network_policy(problem.reference)
+    path = paths(problem, policy, 20, 23)
+    source = GivenCostate(wrong_field)
+
+    def mean(nodes: int) -> Tensor:
+        at = correction_step(source, problem, policy, path, 1)
+        found = ExactCorrection(source, nodes=nodes).increment(problem, policy, path, 1)
+        return wrong_field(2, at.centre + at.noise_increment) - found
+
+    fine = mean(10)
+    expected = float((fine - mean(7)).abs().max() / fine.abs().max())
+    error = ExactCorrection(source, nodes=10).error(problem, policy, path, 1)
+    assert error == pytest.approx(expected, rel=1e-9)
+    centre = correction_step(source, problem, policy, path, 1).centre
+    assert (mean(1) - wrong_field(2, centre)).abs().max() < IDENTITY * 10
+    assert ExactCorrection(source, nodes=1).error(problem, policy, path, 1) == 0
+
+
+def test_only_the_last_step_may_be_left_alone():
+    problem = quadratic_problem()
+    policy = AffinePolicy.zeros(problem.reference)
+    path = paths(problem, policy, 5, 22)
+    left = FirstOrderCorrection(GivenCostate(wrong_field), last=False)
+    for k in range(STEPS):
+        found = left.increment(problem, policy, path, k)
+        assert bool((found == 0).all()) == (k == STEPS - 1)
+        assert found.shape == path.states[k].shape
+
+
 def test_images_are_corrected_too_but_have_no_tensor_rule():
     reference = KernelReference(
         lambda k, x: 0.9 * x, ScalarDiffusion(t(0.5, 0.4, 0.3)), 3, (1, 2, 2)
@@ -567,6 +601,37 @@ def test_affine_marginals_are_the_gaussian_scores():
         AffineMarginals().fit(
             problem, network_policy(problem.reference), paths(problem, policy, 2, 53)
         )
+
+
+def test_without_control_marginals_are_those_of_a_policy_of_zeros():
+    problem, _ = gaussian_chain()
+    none, zeros = Uncontrolled(problem.reference), AffinePolicy.zeros(problem.reference)
+    path, x = paths(problem, zeros, 2, 53), randn(52, 6, 2)
+    found, same = (AffineMarginals().fit(problem, each, path) for each in (none, zeros))
+    assert torch.equal(found(1, x), same(1, x))
+
+
+def test_the_chains_own_score_is_that_of_the_level_reached_but_for_the_last():
+    schedule = ddpm([0.1, 0.3, 0.6, 0.8, 0.97])
+    reference = score_reference(Gaussian([0.5, -0.3], 0.4), schedule)
+    problem = ControlProblem(reference, FunctionReward(lambda x: x.sum(1)), 1.0)
+    policy = FunctionPolicy(lambda k, x: 0.1 * (1 + k) * torch.cos(x))
+    path, x = paths(problem, policy, 2, 53), randn(52, 6, 2)
+    score = ReferenceScore().fit(problem, policy, path)
+    for k, level in enumerate([*range(1, STEPS), STEPS - 1]):
+        control = 0.1 * (1 + level) * torch.cos(x)
+        expected = reference.score_of(level, x, control) * schedule.sigma[k]
+        assert (score(k, x) - expected).abs().max() < IDENTITY * 100
+    assert ReferenceScore().cost == Cost(reference=1, policy=1, memory=0)
+
+
+def test_scotts_rule_is_the_width_of_kernels():
+    problem, policy = gaussian_chain()
+    path, x = paths(problem, policy, 30, 54), randn(52, 6, 2)
+    found, same = (
+        each.fit(problem, policy, path) for each in (KernelScore(), KernelScore(30 ** (-1 / 6)))
+    )
+    assert (found(1, x) - same(1, x)).abs().max() < IDENTITY * 100
 
 
 def test_implicit_matching_with_affine_features_is_the_score_of_the_sample_gaussian():

@@ -10,6 +10,7 @@ from socft.costates.adjoint import Adjoint, FullRecursion, LeanRecursion, backwa
 from socft.costates.base import Cost
 from socft.costates.fields import differentiated, times, total
 from socft.costates.increments import AnalyticIncrement, FiniteDifferenceIncrement
+from socft.costates.time_reversal import Reversal
 from socft.path import Noise, rollout
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
@@ -17,13 +18,14 @@ from socft.reference import AffineReference, DenseMaps, MatrixDiffusion
 from tests.support.tensors import F64, generator, randn
 
 ROUNDING = 1e-12
-DIM, NOISE, PATHS = 3, 2, 5
-DIFFUSION = randn(1, 4, DIM, NOISE)
-REFERENCE = AffineReference(DenseMaps(0.5 * randn(2, 4, DIM, DIM)), MatrixDiffusion(DIFFUSION))
+STEPS, DIM, NOISE, PATHS = 4, 3, 2, 5
+DIFFUSION = randn(1, STEPS, DIM, NOISE)
+REFERENCE = AffineReference(DenseMaps(0.5 * randn(2, STEPS, DIM, DIM)), MatrixDiffusion(DIFFUSION))
 PROBLEM = ControlProblem(REFERENCE, lambda x: torch.sin(x).sum(1), 0.7)
 BEND = randn(3, DIM, DIM, DIM)
 BEND = BEND + BEND.mT
 SLOPE = randn(4, DIM, DIM)
+REVERSED = ((5, STEPS + 1, DIM), (6, STEPS, DIM), (7, STEPS, DIM), (8, STEPS, NOISE))
 
 
 def field(x: Tensor) -> Tensor:
@@ -41,13 +43,14 @@ def bend(u: Tensor) -> Tensor:
 
 def test_gains_of_a_quadratic_field():
     """Both by hand; with the noise's own moments they differ by the bend along the drift."""
-    x, drift, noise = (randn(seed, PATHS, DIM) for seed in (5, 6, 7))
+    back = Reversal(*(randn(seed, n, PATHS, m) for seed, n, m in REVERSED))
     k = 2
+    x, drift, noise = back.states[k + 1], back.drifts[k], back.noise_increments[k]
     spread = sum(bend(DIFFUSION[k, :, j].expand(PATHS, DIM)) for j in range(NOISE))
-    analytic = AnalyticIncrement().along(PROBLEM, field, k, x, drift, noise)
+    analytic = AnalyticIncrement().along(PROBLEM, field, back, k)
     expected = slope(x, drift + noise) + spread
     torch.testing.assert_close(analytic, expected, rtol=ROUNDING, atol=ROUNDING)
-    differences = FiniteDifferenceIncrement().along(PROBLEM, field, k, x, drift, noise)
+    differences = FiniteDifferenceIncrement().along(PROBLEM, field, back, k)
     moved = slope(x + drift, noise) + bend(noise) + slope(x, drift) + bend(drift) / 2
     torch.testing.assert_close(differences, moved, rtol=ROUNDING, atol=ROUNDING)
 
