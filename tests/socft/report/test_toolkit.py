@@ -57,6 +57,8 @@ FACTORS = {
     "sharp": 3.0,
     "paper iterates": 5000.0,
     "sharp iterates": 40.0,
+    "one-sided": 2.0,
+    "one-sided iterates": 20.0,
     "measured": 1.0,
 }
 LAMS = (0.3, 0.5, 0.7, 0.9)
@@ -116,7 +118,11 @@ def errors(problem: str) -> Iterator[Record]:
         )
     if problem == PROBLEMS[0]:
         return
-    for rule, loose in (("paper iterates", 400.0), ("sharp iterates", 2.0)):
+    for rule, loose in (
+        ("paper iterates", 400.0),
+        ("sharp iterates", 2.0),
+        ("one-sided iterates", 1.5),
+    ):
         for m in range(9):
             for metric in ("control_error", "value_gradient_error"):
                 setting = {"rule": rule, "lam": 0.5, "m": m}
