@@ -51,6 +51,13 @@ if TYPE_CHECKING:
     from socft.estimators.cross_entropy import CrossEntropy as CrossEntropy
     from socft.estimators.ddpo import DDPO as DDPO
     from socft.estimators.dpok import DPOK as DPOK
+    from socft.estimators.estimand import ApproximateResidual as ApproximateResidual
+    from socft.estimators.estimand import Biased as Biased
+    from socft.estimators.estimand import Estimand as Estimand
+    from socft.estimators.estimand import FixedPointResidual as FixedPointResidual
+    from socft.estimators.estimand import LastStepsGradient as LastStepsGradient
+    from socft.estimators.estimand import ObjectiveGradient as ObjectiveGradient
+    from socft.estimators.estimand import ResidualZero as ResidualZero
     from socft.estimators.full_adjoint import FullAdjoint as FullAdjoint
     from socft.estimators.integration_by_parts import (
         IntegrationByParts as IntegrationByParts,
@@ -216,6 +223,8 @@ _NAMES = {
     "socft.estimators.cross_entropy": "CrossEntropy",
     "socft.estimators.ddpo": "DDPO",
     "socft.estimators.dpok": "DPOK",
+    "socft.estimators.estimand": "ApproximateResidual Biased Estimand FixedPointResidual"
+    " LastStepsGradient ObjectiveGradient ResidualZero",
     "socft.estimators.full_adjoint": "FullAdjoint",
     "socft.estimators.integration_by_parts": "IntegrationByParts ValueIntegrationByParts",
     "socft.estimators.log_variance": "LogVariance",

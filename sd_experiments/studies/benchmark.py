@@ -119,7 +119,7 @@ class StepCost:
         start_mb: memory in use before the first.
         peak_mb: largest memory in use since.
         calls: calls of the network per gradient step, each of up to ``model.micro_batch`` samples.
-        estimates: what the estimator estimates.
+        kind: what the estimator estimates.
         device: where it ran.
     """
 
@@ -127,7 +127,7 @@ class StepCost:
     start_mb: float
     peak_mb: float
     calls: int
-    estimates: str
+    kind: str
     device: str
 
 
@@ -267,7 +267,7 @@ def cell_task(settings: Mapping[str, Any], random: str | None) -> list[Record]:
     except (InvalidProblem, torch.OutOfMemoryError, MemoryError, BrokenExecutor) as error:
         return [record(Metric.REFUSED, 1.0, about | {"reason": _reason(error)})]
     return list(
-        _rows(functools.partial(record, kind=found.estimates, device=found.device), found, about)
+        _rows(functools.partial(record, kind=found.kind, device=found.device), found, about)
     )
 
 
@@ -297,7 +297,7 @@ def measure_cell(settings: Mapping[str, Any], random: str | None) -> StepCost:
     seconds = tuple(step.metrics.seconds for step in iterations)
     calls = (denoiser.calls - before) // len(seconds)
     return StepCost(
-        seconds, start, peak_mb(device), calls, experiment.estimator.estimates, _title(device)
+        seconds, start, peak_mb(device), calls, experiment.estimator.estimates.kind, _title(device)
     )
 
 

@@ -70,7 +70,7 @@ def gradient_norms(study: str, settings: Mapping[str, Any], batches: int) -> lis
         Record,
         study,
         experiment.tasks[0].name,
-        kind=experiment.estimator.estimates,
+        kind=experiment.estimator.estimates.kind,
         dtype=model.dtype,
         device=find_device(model.device).type,
         seeds=batches,

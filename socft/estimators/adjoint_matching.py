@@ -14,7 +14,13 @@ from typing import ClassVar
 
 from socft.costates.adjoint import LeanRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
-from socft.estimators.base import CostateEstimator, Kind, Labels, MatchingEstimator, matching_labels
+from socft.estimators.base import CostateEstimator, Labels, MatchingEstimator, matching_labels
+from socft.estimators.estimand import (
+    ApproximateResidual,
+    Estimand,
+    FixedPointResidual,
+    ResidualZero,
+)
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -31,7 +37,7 @@ class AdjointMatching(CostateEstimator):
     torch.Size([3, 4, 1])
     """
 
-    estimates: ClassVar[Kind] = "fixed-point residual"
+    estimates: ClassVar[Estimand] = FixedPointResidual()
     source: ClassVar[str] = "arXiv 2409.08861, section 5"
 
     @property
@@ -47,11 +53,11 @@ class AdjointMatching(CostateEstimator):
 class PublishedAdjointMatching(MatchingEstimator):
     """Adjoint matching with the costate of step k in place of k + 1.
 
-    >>> PublishedAdjointMatching().estimates
-    'biased'
+    >>> print(PublishedAdjointMatching().estimates.kind)
+    fixed-point residual up to O(dt)
     """
 
-    estimates: ClassVar[Kind] = "biased"
+    estimates: ClassVar[Estimand] = ApproximateResidual(ResidualZero.PREVIOUS_COSTATE)
     source: ClassVar[str] = "arXiv 2409.08861, published code"
 
     @property

@@ -18,21 +18,20 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from socft.costates.base import Cost, Costates, CostateStep
+from socft.estimators.estimand import Estimand
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.readable import Readable
 from socft.reference import Step, at_step
 from socft.reward import PerSample
-
-Kind = Literal["objective gradient", "fixed-point residual", "biased"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,16 +111,16 @@ class Estimator(Readable, abc.ABC, Generic[RowsT]):
     of its labels.
 
     Attributes:
-        estimates: what the gradient of the loss is in expectation: minus the objective's gradient
-            at every policy, a field that vanishes at the optimum and nowhere else, or neither.
+        estimates: what the gradient of the loss is in expectation, on paths of the policy, with the
+            default options; an instance with others has its own.
         source: where the method comes from.
         label_type: what `label` makes.
 
     >>> isinstance(AdjointMatching(), Estimator), AdjointMatching().estimates
-    (True, 'fixed-point residual')
+    (True, FixedPointResidual(any_noise=False))
     """
 
-    estimates: ClassVar[Kind]
+    estimates: ClassVar[Estimand]
     source: ClassVar[str]
     label_type: ClassVar[type[Labels[Any]]] = Labels
 

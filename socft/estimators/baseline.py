@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import keep, probe, require, require_callable, require_kinds, whole
+from socft.estimators.estimand import Biased
 from socft.path import Path
 from socft.problem import ControlProblem
 from socft.readable import Readable
@@ -38,14 +39,19 @@ def returns_to_go(problem: ControlProblem, path: Path, kl: bool = True) -> Retur
     return problem.reward(path.final) - (paid.sum(0) - paid.cumsum(0))
 
 
+SHRUNK = Biased("the gradient of the returns times 1 - 1/N, that of the KL as it is")
+
+
 class Baseline(Readable, abc.ABC):
     """What to subtract from the returns.
 
     Attributes:
         couples_batch: whether the level of a path depends on the other paths of its batch.
+        unbiased: whether the level of step k is independent of its noise, given the state.
     """
 
     couples_batch: ClassVar[bool] = False
+    unbiased: ClassVar[bool] = True
 
     @property
     def smallest_batch(self) -> int:
@@ -70,6 +76,7 @@ class BatchMean(Baseline):
     """
 
     couples_batch: ClassVar[bool] = True
+    unbiased: ClassVar[bool] = False
 
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
         batch = returns.shape[1]

@@ -20,7 +20,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from socft.costates.base import Cost
-from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.estimators.base import Labels, MatchingEstimator
+from socft.estimators.estimand import ApproximateResidual, Estimand, ResidualZero
 from socft.path import Path
 from socft.path_measure import controlled_noises, optimal_weights
 from socft.policy import Policy
@@ -36,11 +37,13 @@ class CrossEntropy(MatchingEstimator):
     Raises:
         InvalidProblem: beta is not constant, there is one path only, a weight is not finite.
 
-    >>> CrossEntropy().estimates
-    'fixed-point residual'
+    >>> print(CrossEntropy().estimates.kind)
+    fixed-point residual up to O(dt)
     """
 
-    estimates: ClassVar[Kind] = "fixed-point residual"
+    estimates: ClassVar[Estimand] = ApproximateResidual(
+        ResidualZero.LEAST_CROSS_ENTROPY, any_noise=True
+    )
     source: ClassVar[str] = "arXiv 2312.02027; Nusken and Richter, arXiv 2005.05409"
 
     @property

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from socft.checks import keep, positive, require, require_kinds
 from socft.costates.base import Cost
-from socft.estimators.base import Estimator, Kind, LabelRows, Labels
+from socft.estimators.base import Estimator, LabelRows, Labels
 from socft.estimators.baseline import returns_to_go
+from socft.estimators.estimand import Biased, Estimand
 from socft.estimators.score_function import score_labels
 from socft.finite import require_finite_paths
 from socft.path import Path
@@ -43,6 +44,11 @@ from socft.reward import PerSample
 
 EQUAL = 8.0
 """Roundings, relative to the size of the rewards, up to which the rewards of a group are equal."""
+
+SCALED = Biased(
+    "the objective's gradient over the spread of the returns, up to O(1/N)", zero_at_optimum=True
+)
+CENTRED = Biased("the objective's gradient times 1 - 1/N", zero_at_optimum=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,12 +144,14 @@ class DDPO(Estimator[RatioRows]):
     divide: bool = True
     kl_in_reward: bool = False
     averaged: bool = False
-    estimates: ClassVar[Kind] = "biased"
+    estimates: ClassVar[Estimand] = Biased("no KL, and over the spread of the rewards")
     source: ClassVar[str] = "arXiv 2305.13301 and published code; KL in the reward derived here"
     label_type: ClassVar[type[Labels[Any]]] = RatioLabels
 
     def __post_init__(self) -> None:
         keep(self, clip=positive(self.clip, "clip"))
+        if self.kl_in_reward:
+            object.__setattr__(self, "estimates", SCALED if self.divide else CENTRED)
         require_kinds(
             self, groups=(Tensor, NoneType), divide=bool, kl_in_reward=bool, averaged=bool
         )

@@ -25,9 +25,10 @@ from typing import Any, ClassVar
 
 from socft.checks import keep, positive, require_kinds
 from socft.costates.base import Cost
-from socft.estimators.base import Estimator, Kind, Labels
+from socft.estimators.base import Estimator, Labels
 from socft.estimators.baseline import Baseline, NoBaseline, returns_to_go
 from socft.estimators.ddpo import RatioLabels, RatioRows, ratio_labels
+from socft.estimators.estimand import Biased, Estimand
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -55,7 +56,9 @@ class DPOK(Estimator[RatioRows]):
     baseline: Baseline = dataclasses.field(default_factory=NoBaseline)
     clip: float | None = 1e-4
     averaged: bool = False
-    estimates: ClassVar[Kind] = "biased"
+    estimates: ClassVar[Estimand] = Biased(
+        "the KL of later steps is taken at states that do not follow the control"
+    )
     source: ClassVar[str] = "arXiv 2305.16381 and published code"
     label_type: ClassVar[type[Labels[Any]]] = RatioLabels
 

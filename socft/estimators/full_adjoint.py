@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from socft.costates.adjoint import FullRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
-from socft.estimators.base import CostateEstimator, Kind
+from socft.estimators.base import CostateEstimator
+from socft.estimators.estimand import Estimand, ObjectiveGradient
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -22,11 +23,11 @@ from socft.problem import ControlProblem
 class FullAdjoint(CostateEstimator):
     """Unbiased for the objective's gradient; one vjp of reference and policy per step.
 
-    >>> FullAdjoint().estimates
-    'objective gradient'
+    >>> print(FullAdjoint().estimates.kind)
+    objective gradient
     """
 
-    estimates: ClassVar[Kind] = "objective gradient"
+    estimates: ClassVar[Estimand] = ObjectiveGradient()
     source: ClassVar[str] = "arXiv 2412.18164v4, equation 77; arXiv 2409.08861, section 4"
 
     @property

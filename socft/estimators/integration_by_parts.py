@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+import enum
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -30,8 +31,9 @@ from torch import Tensor
 
 from socft.checks import probe, require_callable, require_kinds
 from socft.costates.base import Cost
-from socft.estimators.base import Kind, Labels, MatchingEstimator
-from socft.estimators.baseline import Baseline, LeaveOneOut, returns_to_go
+from socft.estimators.base import Labels, MatchingEstimator
+from socft.estimators.baseline import SHRUNK, Baseline, LeaveOneOut, returns_to_go
+from socft.estimators.estimand import Biased, Estimand, FixedPointResidual, ObjectiveGradient
 from socft.path import Path
 from socft.path_measure import per_sample
 from socft.policy import Policy
@@ -84,16 +86,18 @@ class IntegrationByParts(ZerothOrder):
     Attributes:
         baseline: what to subtract from the returns.
 
-    >>> IntegrationByParts().estimates
-    'objective gradient'
+    >>> print(IntegrationByParts().estimates.kind)
+    objective gradient
     """
 
     baseline: Baseline = dataclasses.field(default_factory=LeaveOneOut)
-    estimates: ClassVar[Kind] = "objective gradient"
+    estimates: ClassVar[Estimand] = ObjectiveGradient()
     source: ClassVar[str] = "arXiv 2412.18164v4, equation 48; derived here for returns"
 
     def __post_init__(self) -> None:
         require_kinds(self, baseline=Baseline)
+        if not self.baseline.unbiased:
+            object.__setattr__(self, "estimates", SHRUNK)
 
     @property
     def couples_batch(self) -> bool:
@@ -107,6 +111,21 @@ class IntegrationByParts(ZerothOrder):
         return returns - self.baseline.levels(problem, path, returns)
 
 
+class ValueOwner(enum.Enum):
+    """Of which policy a value function is the value."""
+
+    POLICY = "that of the paths"
+    OPTIMUM = "the optimal one"
+    NOBODY = "none in particular"
+
+
+OWNED: Mapping[ValueOwner, Estimand] = {
+    ValueOwner.POLICY: ObjectiveGradient(),
+    ValueOwner.OPTIMUM: FixedPointResidual(any_noise=True),
+    ValueOwner.NOBODY: Biased("vanishes at the greedy control of the value that is given"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ValueIntegrationByParts(ZerothOrder):
     """From a given value function, with its value after the step without noise as the baseline; no
@@ -118,17 +137,21 @@ class ValueIntegrationByParts(ZerothOrder):
 
     Attributes:
         value: ``(k, x) -> V_k(x)``, k = 1..T.
+        owner: whose value it is.
 
-    >>> ValueIntegrationByParts(lambda k, x: x.sum(1)).estimates
-    'fixed-point residual'
+    >>> print(ValueIntegrationByParts(lambda k, x: x.sum(1)).estimates.kind)
+    biased
     """
 
     value: Callable[[Step, States], PerSample]
-    estimates: ClassVar[Kind] = "fixed-point residual"
+    owner: ValueOwner = ValueOwner.NOBODY
+    estimates: ClassVar[Estimand] = OWNED[ValueOwner.NOBODY]
     source: ClassVar[str] = "arXiv 2412.18164v4, equations 18 and 48"
 
     def __post_init__(self) -> None:
         require_callable(self.value, "the value", "of step and states")
+        require_kinds(self, owner=ValueOwner)
+        object.__setattr__(self, "estimates", OWNED[self.owner])
 
     def differences(self, problem: ControlProblem, path: Path) -> Float[Tensor, "steps batch"]:
         diffusion, noise = problem.reference.diffusion, path.noise.steps.to(path.controls)

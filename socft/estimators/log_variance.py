@@ -30,7 +30,8 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.costates.base import Cost
-from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.estimators.base import Labels, MatchingEstimator
+from socft.estimators.estimand import Estimand, ObjectiveGradient
 from socft.finite import require_finite_paths
 from socft.path import Path
 from socft.path_measure import (
@@ -58,12 +59,12 @@ class LogVariance(MatchingEstimator):
         InvalidProblem: a group has one path only, or, on paths of another policy, paths with
             different starts, or a work functional is not finite.
 
-    >>> LogVariance().estimates
-    'objective gradient'
+    >>> print(LogVariance().estimates.kind)
+    objective gradient
     """
 
     groups: Int[Tensor, " batch"] | None = None
-    estimates: ClassVar[Kind] = "objective gradient"
+    estimates: ClassVar[Estimand] = ObjectiveGradient()
     source: ClassVar[str] = "arXiv 2005.05409; arXiv 2312.02027; varying beta derived here"
 
     @property

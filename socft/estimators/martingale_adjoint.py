@@ -22,7 +22,8 @@ from socft.checks import require_kinds
 from socft.costates.adjoint import Adjoint, FullRecursion, LeanRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
 from socft.costates.fields import Correction, total
-from socft.estimators.base import CostateEstimator, Kind
+from socft.estimators.base import CostateEstimator
+from socft.estimators.estimand import Estimand, FixedPointResidual, ObjectiveGradient
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -44,7 +45,7 @@ class MartingaleAdjoint(CostateEstimator):
     )
     """
 
-    estimates: ClassVar[Kind] = "fixed-point residual"
+    estimates: ClassVar[Estimand] = FixedPointResidual()
     source: ClassVar[str] = "derived here; arXiv 2409.08861, section 5"
 
     correction: Correction
@@ -71,11 +72,11 @@ class FullMartingaleAdjoint(CostateEstimator):
 
     >>> from socft.costates.fields import PolicyCostate
     >>> from socft.costates.martingale import AntitheticCorrection
-    >>> FullMartingaleAdjoint(AntitheticCorrection(PolicyCostate())).estimates
-    'objective gradient'
+    >>> print(FullMartingaleAdjoint(AntitheticCorrection(PolicyCostate())).estimates.kind)
+    objective gradient
     """
 
-    estimates: ClassVar[Kind] = "objective gradient"
+    estimates: ClassVar[Estimand] = ObjectiveGradient()
     source: ClassVar[str] = "derived here; arXiv 2412.18164v4, equation 77"
 
     correction: Correction

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from socft.checks import probe, require_callable
 from socft.costates.base import Cost
-from socft.estimators.base import Kind, LabelRows, Labels, MatchingEstimator
+from socft.estimators.base import LabelRows, Labels, MatchingEstimator
+from socft.estimators.estimand import Estimand, ObjectiveGradient
 from socft.estimators.log_variance import deviation_labels
 from socft.path import Path
 from socft.path_measure import controls_along, work_functional
@@ -61,12 +62,12 @@ class Moment(MatchingEstimator[MomentRows]):
         start: ``x_0 -> y_0(x_0)``, one number per sample; a module whose parameters the optimiser
             also gets.
 
-    >>> Moment(start=lambda x: x.sum(1)).estimates
-    'objective gradient'
+    >>> print(Moment(start=lambda x: x.sum(1)).estimates.kind)
+    objective gradient
     """
 
     start: Callable[[States], PerSample]
-    estimates: ClassVar[Kind] = "objective gradient"
+    estimates: ClassVar[Estimand] = ObjectiveGradient()
     source: ClassVar[str] = "arXiv 2312.02027; arXiv 2005.05409; varying beta derived here"
     label_type: ClassVar[type[Labels[Any]]] = MomentLabels
 

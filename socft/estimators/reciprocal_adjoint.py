@@ -23,7 +23,8 @@ from torch import Tensor
 
 from socft.checks import require, require_kinds
 from socft.costates.base import Cost, CostateStep
-from socft.estimators.base import CostateEstimator, Kind
+from socft.estimators.base import CostateEstimator
+from socft.estimators.estimand import ApproximateResidual, Estimand, ResidualZero
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -38,11 +39,11 @@ class ReciprocalAdjoint(CostateEstimator):
     Attributes:
         generator: makes the noise of the bridges.
 
-    >>> ReciprocalAdjoint(torch.Generator().manual_seed(0)).estimates
-    'biased'
+    >>> print(ReciprocalAdjoint(torch.Generator().manual_seed(0)).estimates.kind)
+    fixed-point residual up to O(dt)
     """
 
-    estimates: ClassVar[Kind] = "biased"
+    estimates: ClassVar[Estimand] = ApproximateResidual(ResidualZero.BRIDGES)
     source: ClassVar[str] = "arXiv 2504.11713; derived here"
 
     generator: torch.Generator

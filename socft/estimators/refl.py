@@ -30,7 +30,8 @@ from socft.checks import (
     whole,
 )
 from socft.costates.base import Cost
-from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.estimators.base import Labels, MatchingEstimator
+from socft.estimators.estimand import Biased, Estimand
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -51,8 +52,8 @@ class ReFL(MatchingEstimator):
         prediction: the one-step prediction, Tweedie's formula by default.
         kl: whether the drawn step pays its KL.
 
-    >>> ReFL(first=3, last=8, generator=torch.Generator().manual_seed(0)).estimates
-    'biased'
+    >>> print(ReFL(first=3, last=8, generator=torch.Generator().manual_seed(0)).estimates.kind)
+    biased
     """
 
     first: int
@@ -60,7 +61,7 @@ class ReFL(MatchingEstimator):
     generator: torch.Generator
     prediction: Prediction | None = None
     kl: bool = False
-    estimates: ClassVar[Kind] = "biased"
+    estimates: ClassVar[Estimand] = Biased("the reward of a one-step prediction")
     source: ClassVar[str] = "ReFL, arXiv 2304.05977, algorithm 1"
 
     def __post_init__(self) -> None:

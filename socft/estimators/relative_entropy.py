@@ -20,7 +20,8 @@ from typing import ClassVar
 
 from socft.costates.adjoint import FullRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
-from socft.estimators.base import CostateEstimator, Kind
+from socft.estimators.base import CostateEstimator
+from socft.estimators.estimand import Estimand, ObjectiveGradient
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -32,11 +33,11 @@ class RelativeEntropy(CostateEstimator):
     Raises:
         InvalidProblem: beta is not constant.
 
-    >>> RelativeEntropy().estimates
-    'objective gradient'
+    >>> print(RelativeEntropy().estimates.kind)
+    objective gradient
     """
 
-    estimates: ClassVar[Kind] = "objective gradient"
+    estimates: ClassVar[Estimand] = ObjectiveGradient()
     source: ClassVar[str] = "arXiv 2312.02027; Nusken and Richter, arXiv 2005.05409"
 
     @property

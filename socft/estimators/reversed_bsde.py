@@ -40,7 +40,8 @@ from socft.costates.fields import CostateSource, differentiated, total, with_ter
 from socft.costates.increments import AnalyticIncrement, CostateIncrement
 from socft.costates.regression import ValueSamples
 from socft.costates.time_reversal import Reverser
-from socft.estimators.base import CostateEstimator, Kind
+from socft.estimators.base import CostateEstimator
+from socft.estimators.estimand import Biased, Estimand
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -61,11 +62,13 @@ class ReversedBSDE(CostateEstimator):
     >>> from socft.costates.fields import PolicyCostate
     >>> from socft.costates.marginal_score import AffineMarginals
     >>> from socft.costates.time_reversal import Reverser
-    >>> ReversedBSDE(PolicyCostate(), Reverser(AffineMarginals())).estimates
-    'biased'
+    >>> print(ReversedBSDE(PolicyCostate(), Reverser(AffineMarginals())).estimates.kind)
+    biased
     """
 
-    estimates: ClassVar[Kind] = "biased"
+    estimates: ClassVar[Estimand] = Biased(
+        "off by O(dt) with the exact score and costate field, and by what these are wrong"
+    )
     source: ClassVar[str] = "arXiv 2603.20455v2"
 
     field: CostateSource

@@ -21,8 +21,9 @@ from typing import ClassVar
 
 from socft.checks import require_kinds
 from socft.costates.base import Cost
-from socft.estimators.base import Kind, Labels, MatchingEstimator
-from socft.estimators.baseline import Baseline, LeaveOneOut, Returns, returns_to_go
+from socft.estimators.base import Labels, MatchingEstimator
+from socft.estimators.baseline import SHRUNK, Baseline, LeaveOneOut, Returns, returns_to_go
+from socft.estimators.estimand import Biased, Estimand, ObjectiveGradient
 from socft.path import Path
 from socft.path_measure import per_sample
 from socft.policy import Policy
@@ -46,16 +47,18 @@ class ScoreFunction(MatchingEstimator):
     Attributes:
         baseline: what to subtract from the returns.
 
-    >>> ScoreFunction().estimates
-    'objective gradient'
+    >>> print(ScoreFunction().estimates.kind)
+    objective gradient
     """
 
     baseline: Baseline = dataclasses.field(default_factory=LeaveOneOut)
-    estimates: ClassVar[Kind] = "objective gradient"
+    estimates: ClassVar[Estimand] = ObjectiveGradient()
     source: ClassVar[str] = "Williams 1992; arXiv 2412.18164v4, equation 77; KL-to-go derived here"
 
     def __post_init__(self) -> None:
         require_kinds(self, baseline=Baseline)
+        if not self.baseline.unbiased:
+            object.__setattr__(self, "estimates", SHRUNK)
 
     @property
     def cost(self) -> Cost:
@@ -80,12 +83,12 @@ class ScoreFunctionWithoutKLToGo(MatchingEstimator):
     Attributes:
         baseline: what to subtract from the returns.
 
-    >>> ScoreFunctionWithoutKLToGo().estimates
-    'biased'
+    >>> print(ScoreFunctionWithoutKLToGo().estimates.kind)
+    biased
     """
 
     baseline: Baseline = dataclasses.field(default_factory=LeaveOneOut)
-    estimates: ClassVar[Kind] = "biased"
+    estimates: ClassVar[Estimand] = Biased("the KL of later steps is left out of the returns")
     source: ClassVar[str] = "the policy gradient of arXiv 2305.16381"
 
     def __post_init__(self) -> None:

@@ -43,7 +43,8 @@ from torch import Tensor
 from socft.checks import keep, require, require_kinds, whole
 from socft.costates.adjoint import LeanRecursion
 from socft.costates.base import Cost
-from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.estimators.base import Labels, MatchingEstimator
+from socft.estimators.estimand import ApproximateResidual, Estimand, ResidualZero
 from socft.path import Path
 from socft.path_measure import controlled_noise, optimal_weights
 from socft.policy import Policy, Uncontrolled
@@ -111,7 +112,7 @@ class SOCM(MatchingEstimator):
     flow: CostateFlow = dataclasses.field(default_factory=IdentityFlow)
     degree: int = 0
     folds: int = 2
-    estimates: ClassVar[Kind] = "fixed-point residual"
+    estimates: ClassVar[Estimand] = ApproximateResidual(ResidualZero.LEAST_CROSS_ENTROPY)
     source: ClassVar[str] = "arXiv 2312.02027; discrete form derived here"
 
     def __post_init__(self) -> None:

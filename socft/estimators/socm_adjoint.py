@@ -18,7 +18,8 @@ from typing import ClassVar
 
 from socft.costates.adjoint import LeanRecursion, backward_pass
 from socft.costates.base import Cost
-from socft.estimators.base import Kind, Labels, MatchingEstimator, matching_labels
+from socft.estimators.base import Labels, MatchingEstimator, matching_labels
+from socft.estimators.estimand import ApproximateResidual, Estimand, ResidualZero
 from socft.path import Path
 from socft.path_measure import optimal_weights
 from socft.policy import Policy
@@ -34,11 +35,11 @@ class SOCMAdjoint(MatchingEstimator):
     Raises:
         InvalidProblem: beta is not constant, there is one path only, a weight is not finite.
 
-    >>> SOCMAdjoint().estimates
-    'fixed-point residual'
+    >>> print(SOCMAdjoint().estimates.kind)
+    fixed-point residual up to O(dt)
     """
 
-    estimates: ClassVar[Kind] = "fixed-point residual"
+    estimates: ClassVar[Estimand] = ApproximateResidual(ResidualZero.LEAST_CROSS_ENTROPY)
     source: ClassVar[str] = "arXiv 2312.02027, SOCM-adjoint"
 
     @property

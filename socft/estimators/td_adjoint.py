@@ -21,7 +21,8 @@ from socft.checks import keep, require_kinds, within
 from socft.costates.adjoint import LeanRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
 from socft.costates.fields import CostateSource, total, with_terminal
-from socft.estimators.base import CostateEstimator, Kind
+from socft.estimators.base import CostateEstimator
+from socft.estimators.estimand import Biased, Estimand, FixedPointResidual
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -40,7 +41,7 @@ class TDAdjoint(CostateEstimator):
     TDAdjoint(field=PolicyCostate(exact=True), lam=0.5)
     """
 
-    estimates: ClassVar[Kind] = "biased"
+    estimates: ClassVar[Estimand] = Biased("wrong where the costate field is, by 1 - lambda of it")
     source: ClassVar[str] = "derived here"
 
     field: CostateSource
@@ -49,6 +50,8 @@ class TDAdjoint(CostateEstimator):
     def __post_init__(self) -> None:
         require_kinds(self, field=CostateSource)
         keep(self, lam=within(self.lam, "lam", 0, 1))
+        if self.lam == 1:
+            object.__setattr__(self, "estimates", FixedPointResidual())
 
     @property
     def cost(self) -> Cost:

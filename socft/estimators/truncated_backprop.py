@@ -20,10 +20,16 @@ from torch import Tensor
 
 from socft.checks import keep, require, require_kinds, whole
 from socft.costates.base import Cost
-from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.estimators.base import Labels, MatchingEstimator
+from socft.estimators.estimand import Biased, Estimand, LastStepsGradient
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
+
+RANDOM_STEPS = Biased(
+    "the objective's gradient of step k as often as K > T - 1 - k", zero_at_optimum=True
+)
+WITHOUT_KL = Biased("the gradient of the reward alone in the last K steps, none in earlier ones")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +41,19 @@ class TruncatedBackprop(MatchingEstimator):
         last: K.
         kl: whether the return includes the KL of the last K steps.
 
-    >>> TruncatedBackprop(last=1).estimates
-    'biased'
+    >>> print(TruncatedBackprop(last=1).estimates.kind)
+    biased
     """
 
     last: int = 1
     kl: bool = True
-    estimates: ClassVar[Kind] = "biased"
+    estimates: ClassVar[Estimand] = LastStepsGradient()
     source: ClassVar[str] = "DRaFT, arXiv 2309.17400"
 
     def __post_init__(self) -> None:
         keep(self, last=whole(self.last, "last"))
         require_kinds(self, kl=bool)
+        _without_kl(self)
 
     @property
     def cost(self) -> Cost:
@@ -69,17 +76,18 @@ class RandomTruncation(MatchingEstimator):
         generator: draws K, on the CPU.
         kl: whether the return includes the KL of the last K steps.
 
-    >>> RandomTruncation(torch.Generator().manual_seed(0)).estimates
-    'biased'
+    >>> print(RandomTruncation(torch.Generator().manual_seed(0)).estimates.kind)
+    biased
     """
 
     generator: torch.Generator
     kl: bool = True
-    estimates: ClassVar[Kind] = "biased"
+    estimates: ClassVar[Estimand] = RANDOM_STEPS
     source: ClassVar[str] = "AlignProp, arXiv 2310.03739"
 
     def __post_init__(self) -> None:
         require_kinds(self, generator=torch.Generator, kl=bool)
+        _without_kl(self)
 
     @property
     def cost(self) -> Cost:
@@ -93,6 +101,12 @@ class RandomTruncation(MatchingEstimator):
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         last = int(torch.randint(1, problem.steps + 1, (), generator=self.generator))
         return _truncated(problem, policy, path, last, self.kl)
+
+
+def _without_kl(estimator: TruncatedBackprop | RandomTruncation) -> None:
+    """State what an estimator estimates that does not pay the KL."""
+    if not estimator.kl:
+        object.__setattr__(estimator, "estimates", WITHOUT_KL)
 
 
 def _truncated(problem: ControlProblem, policy: Policy, path: Path, last: int, kl: bool) -> Labels:

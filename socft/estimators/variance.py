@@ -26,7 +26,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from socft.costates.base import Cost
-from socft.estimators.base import Kind, Labels, MatchingEstimator
+from socft.estimators.base import Labels, MatchingEstimator
+from socft.estimators.estimand import ApproximateResidual, Estimand, ResidualZero
 from socft.estimators.log_variance import comparable_controls, deviation_labels
 from socft.finite import require_finite_paths
 from socft.path import Path
@@ -47,12 +48,12 @@ class Variance(MatchingEstimator):
         InvalidProblem: beta is not constant, a group has one path only, a work functional is not
             finite, or, on paths of another policy, a group has several starts.
 
-    >>> Variance().estimates
-    'fixed-point residual'
+    >>> print(Variance().estimates.kind)
+    fixed-point residual up to O(dt)
     """
 
     groups: Int[Tensor, " batch"] | None = None
-    estimates: ClassVar[Kind] = "fixed-point residual"
+    estimates: ClassVar[Estimand] = ApproximateResidual(ResidualZero.EQUAL_WEIGHTS, any_noise=True)
     source: ClassVar[str] = "arXiv 2312.02027; arXiv 2005.05409"
 
     @property

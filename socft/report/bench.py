@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from socft.estimators.catalogue import CATALOGUE
-from socft.estimators.catalogue.rows import KINDS
+from socft.estimators.estimand import Kind
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_records import Claims
 from socft.report.figures import note, panels, svg
@@ -22,7 +22,7 @@ from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 
 REASON = 160  # characters of a refusal that are shown
-COLORS: dict[str, str] = dict(zip(KINDS, ("#0072B2", "#009E73", "#E69F00"), strict=True))
+COLORS: dict[str, str] = dict(zip(Kind, ("#0072B2", "#009E73", "#56B4E9", "#E69F00"), strict=True))
 MINE = "#000000"
 SMALLEST = 1e-5  # errors below are drawn there
 
@@ -43,9 +43,9 @@ def compose(rows: Rows, _: Claims, study_name: str = "bench") -> Document:
     picture = figure(
         "errors.svg",
         """Error at equal budget of all estimators that do not refuse, one panel per situation;
-        black: yours. Colours are kinds: blue objective gradient, green fixed-point residual, orange
-        biased; they do not compare away from the optimum. Bars that reach the left edge are
-        smaller.""",
+        black: yours. Colours are kinds: blue objective gradient, green fixed-point residual, light
+        blue the same up to O(dt), orange biased; they do not compare away from the optimum. Bars
+        that reach the left edge are smaller.""",
         "errors",
         "Horizontal bars of error at equal budget for every estimator, one panel per situation.",
     )

@@ -47,8 +47,9 @@ from sd_experiments.training.train import Trainer
 from socft import cli
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
-from socft.estimators.base import Kind, LabelRows, Labels, MatchingEstimator
+from socft.estimators.base import LabelRows, Labels, MatchingEstimator
 from socft.estimators.catalogue import ANYWHERE
+from socft.estimators.estimand import Biased, Estimand
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.path import Noise, returns, rollout
 from socft.path import Path as States
@@ -409,7 +410,7 @@ def test_a_reward_that_is_not_a_number_stops_before_anything_changes():
 class Broken(MatchingEstimator):
     """Labels or losses that overflow."""
 
-    estimates: ClassVar[Kind] = "biased"
+    estimates: ClassVar[Estimand] = Biased("overflows")
     source: ClassVar[str] = "none"
 
     def __init__(self, labels: bool):

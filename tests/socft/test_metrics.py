@@ -13,6 +13,7 @@ from socft.checks import InvalidProblem
 from socft.density import Gaussian
 from socft.metrics import gaussian_mmd, mmd, wasserstein1, wasserstein1_to_quantiles
 from tests.support.tensors import F64, randn
+from verify.support.sampling import require_mean
 
 ROUNDING = 1e-12  # sums of a few thousand numbers of order one
 # of grids; where two distribution functions cross, their distance has a kink, which costs the
@@ -21,7 +22,6 @@ SPACING = 0.01
 # the end cells of 4000 quantiles: a logarithmic singularity over 1/4000, of which Gauss-Legendre
 # misses little
 TAIL = 2e-4
-STDERRS = 4.0
 
 
 def quantiles(mean: float, deviation: float, count: int) -> Tensor:
@@ -127,12 +127,12 @@ def test_mmd_is_unbiased_for_gaussians():
         ],
         dtype=F64,
     )
-    assert abs(float(draws.mean()) - exact) < STDERRS * float(draws.std()) / len(draws) ** 0.5
+    require_mean(draws, exact, 0.0034)
     assert exact > 10 * float(draws.std()) / len(draws) ** 0.5  # so that a missing term would show
     null = torch.tensor(
         [mmd(randn(10 + i, 12, d), randn(5000 + i, 9, d), h) for i in range(800)], dtype=F64
     )
-    assert abs(float(null.mean())) < STDERRS * float(null.std()) / len(null) ** 0.5
+    require_mean(null, 0.0, 0.0022)
     assert float(null.min()) < 0
 
 
@@ -148,7 +148,7 @@ def test_the_mmd_of_gaussians_is_the_mean_of_its_estimates():
         dtype=F64,
     )
     error = float(draws.std()) / len(draws) ** 0.5
-    assert abs(float(draws.mean()) - exact) < STDERRS * error
+    require_mean(draws, exact, 0.0038)
     assert exact > 10 * error
     assert gaussian_mmd(second, second, 1.1) == 0
     assert gaussian_mmd(second, first, 1.1) == pytest.approx(exact, abs=ROUNDING)

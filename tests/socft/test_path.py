@@ -23,10 +23,10 @@ from socft.reward import FunctionReward, Quadratic
 from socft.truth.base import simulate
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from tests.support.tensors import F64, generator, randn, t
+from verify.support.sampling import STDERRS, require_mean
 
 ROUNDING = 1e-12  # relative: a few dozen operations
 SINGLE = 1e-5  # the same in float32
-STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
 STEPS = 4
 
 
@@ -112,17 +112,13 @@ def test_simulated_moments_are_the_exact_ones():
         path = rollout(OSCILLATOR, policy, Noise.sample(OSCILLATOR, 20000, generator(9)))
     for k in range(STEPS + 1):
         x = path.states[k]
-        assert ((x.mean(0) - exact.mean[k]).abs() < STDERRS * x.std(0) / 20000**0.5).all()
+        require_mean(x, exact.mean[k], 0.012)
         products = (x - exact.mean[k]).unsqueeze(2) * (x - exact.mean[k]).unsqueeze(1)
-        assert (
-            (products.mean(0) - exact.covariance[k]).abs() < STDERRS * products.std(0) / 20000**0.5
-        ).all()
-    kl = path.kl()
-    assert ((kl.mean(1) - exact.kl).abs() < STDERRS * kl.std(1) / 20000**0.5).all()
-    assert (
-        abs(simulate(problem, policy, path.noise).objective - exact.objective)
-        < STDERRS * float(returns(problem, path).std()) / 141
-    )
+        require_mean(products, exact.covariance[k], 0.026)
+    require_mean(path.kl().T, exact.kl, 0.004)
+    require_mean(returns(problem, path), exact.objective, 0.041)
+    found = simulate(problem, policy, path.noise).objective
+    assert abs(found - float(returns(problem, path).mean())) < ROUNDING
 
 
 def test_antithetic_paths_mirror_the_noise_of_the_steps_only():

@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from scipy.stats import chi2, norm
 from torch import Tensor
 
 from socft.costates.base import Cost
@@ -27,7 +26,6 @@ from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from tests.support.tensors import F64, randn
 
 IDENTITY = 1e-12  # relative: the same products in another order
-STDERRS = 4.0  # one check in 16 000 exceeds it by chance
 DETECTED = 10.0  # standard errors of a bias that is there
 PATHS, FEW, STEPS = 20_000, 6, 4
 VARYING, CONSTANT = torch.tensor([0.7, 1.5, 0.9, 1.1], dtype=F64), 1.0
@@ -106,23 +104,6 @@ def in_order(gain: Tensor, offset: Tensor) -> Tensor:
 def minus_gradient(problem: ControlProblem, policy: AffinePolicy) -> Tensor:
     exact = affine_gradient(problem, policy)
     return -in_order(exact.gain, exact.offset)
-
-
-def distance(samples: Tensor, expected: Tensor | float) -> float:
-    """How far the mean is from its expectation, all entries in one comparison, in standard errors
-    of a single number.
-
-    Squared deviations of n means in standard errors sum to n on average, with variance
-    ``2 |rho|^2`` for the correlations rho. That sum over ``|rho|^2 / n`` is a chi-squared variable
-    with ``n^2 / |rho|^2`` degrees of freedom (Satterthwaite 1946), exactly so for one entry and for
-    independent ones; returned is the deviation of a normal variable that is as improbable.
-    """
-    n, centred = samples.shape[1], samples - samples.mean(0)
-    stderr = samples.std(0) / len(samples) ** 0.5
-    unit = centred / centred.norm(dim=0)
-    spread = float((unit.T @ unit).square().sum())
-    total = float(((samples.mean(0) - expected) / stderr).square().sum())
-    return float(norm.isf(chi2.sf(total * n / spread, n**2 / spread) / 2))
 
 
 def estimates(

@@ -22,6 +22,7 @@ ESTIMATORS = """
 import dataclasses
 import torch
 from socft.estimators.base import Cost, Labels, MatchingEstimator
+from socft.estimators.estimand import Biased
 from socft.estimators.full_adjoint import FullAdjoint
 
 
@@ -37,7 +38,7 @@ class Double(FullAdjoint):
 
 
 class Broken(MatchingEstimator):
-    estimates, source, cost = "biased", "a test", Cost()
+    estimates, source, cost = Biased("a test"), "a test", Cost()
 
 
 class WrongShape(Broken):

@@ -9,6 +9,7 @@ import torch
 
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator
+from socft.estimators.estimand import Kind
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.pi_ft import (
     ExactPIFT,
@@ -65,15 +66,15 @@ class IterativeMethod:
 def _gradient_ascent(estimator: Estimator) -> IterativeMethod:
     return IterativeMethod(
         lambda _, scale: PolicyGradient(_feature_policy, estimator, 300 * scale, rate=0.02),
-        estimator.estimates,
+        estimator.estimates.kind,
         25,
     )
 
 
 METHODS: dict[str, IterativeMethod] = {
     MethodName.EXACT_PI_FT: IterativeMethod(lambda truth, _: ExactPIFT(12, truth.grids), "exact"),
-    MethodName.MONTE_CARLO_PI_FT_LINEAR: IterativeMethod(_linear, "fixed-point residual"),
-    MethodName.MONTE_CARLO_PI_FT_NETWORK: IterativeMethod(_network, "fixed-point residual"),
+    MethodName.MONTE_CARLO_PI_FT_LINEAR: IterativeMethod(_linear, Kind.FIXED_POINT_RESIDUAL),
+    MethodName.MONTE_CARLO_PI_FT_NETWORK: IterativeMethod(_network, Kind.FIXED_POINT_RESIDUAL),
     MethodName.POLICY_GRADIENT_FULL_ADJOINT: _gradient_ascent(FullAdjoint()),
     MethodName.POLICY_GRADIENT_ADJOINT_MATCHING: _gradient_ascent(AdjointMatching()),
 }

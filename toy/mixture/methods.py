@@ -18,6 +18,7 @@ from socft.costates.regression import FieldRegression, StepwiseRegression
 from socft.costates.time_reversal import Reverser
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import CostateEstimator
+from socft.estimators.estimand import Kind
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
 from socft.estimators.reversed_bsde import ReversedBSDE
@@ -125,46 +126,46 @@ def _networks(name: str, kind: str, estimator: EstimatorFactory, **more) -> Mixt
 def _published(name: str, estimator: EstimatorFactory, column: str, chain: bool) -> MixtureMethod:
     learn = PolicyIteration(estimator, _network(huber=True), published_lag=True, stale_noise=True)
     steps, shown = ROUNDS * ROUND_STEPS, column if chain else None
-    return MixtureMethod(name, "biased", "network", learn, NETWORK_SEEDS, chain, shown, steps)
+    return MixtureMethod(name, Kind.BIASED, "network", learn, NETWORK_SEEDS, chain, shown, steps)
 
 
 BEST = MethodName.FITTED_BELLMAN_RECURSION
 METHODS = {
     each.name: each
     for each in (
-        MixtureMethod(BEST, "fixed-point residual", "bumps", fitted_bellman),
-        MixtureMethod(MethodName.PI_FT_SAMPLED, "fixed-point residual", "bumps", sampled_pi_ft),
+        MixtureMethod(BEST, Kind.FIXED_POINT_RESIDUAL, "bumps", fitted_bellman),
+        MixtureMethod(MethodName.PI_FT_SAMPLED, Kind.FIXED_POINT_RESIDUAL, "bumps", sampled_pi_ft),
         MixtureMethod(
             MethodName.FULL_MARTINGALE_FITTED_COSTATE_AFTER_ONE_SWEEP,
-            "objective gradient",
+            Kind.OBJECTIVE_GRADIENT,
             "bumps",
             corrected_bellman,
         ),
         _features(
             MethodName.FULL_MARTINGALE_FITTED_COSTATE,
-            "objective gradient",
+            Kind.OBJECTIVE_GRADIENT,
             _corrected(FullMartingaleAdjoint),
         ),
         _features(
             MethodName.FULL_MARTINGALE_POLICY_COSTATE,
-            "objective gradient",
+            Kind.OBJECTIVE_GRADIENT,
             _implied(FullMartingaleAdjoint),
             FEW_SEEDS,
         ),
-        _features(MethodName.FULL_ADJOINT, "objective gradient", _full, FEW_SEEDS),
+        _features(MethodName.FULL_ADJOINT, Kind.OBJECTIVE_GRADIENT, _full, FEW_SEEDS),
         _features(
             MethodName.MARTINGALE_FITTED_COSTATE,
-            "fixed-point residual",
+            Kind.FIXED_POINT_RESIDUAL,
             _corrected(MartingaleAdjoint),
         ),
-        _features(MethodName.ADJOINT_MATCHING, "fixed-point residual", _lean),
+        _features(MethodName.ADJOINT_MATCHING, Kind.FIXED_POINT_RESIDUAL, _lean),
         _networks(
             MethodName.FULL_MARTINGALE_FITTED_COSTATE_NETWORK,
-            "objective gradient",
+            Kind.OBJECTIVE_GRADIENT,
             _corrected(FullMartingaleAdjoint),
         ),
-        _networks(MethodName.ADJOINT_MATCHING_NETWORK, "fixed-point residual", _lean),
-        _networks(MethodName.TIME_REVERSED_NETWORK, "biased", _reversed(False)),
+        _networks(MethodName.ADJOINT_MATCHING_NETWORK, Kind.FIXED_POINT_RESIDUAL, _lean),
+        _networks(MethodName.TIME_REVERSED_NETWORK, Kind.BIASED, _reversed(False)),
         _published(MethodName.ADJOINT_MATCHING_PUBLISHED_COLD, _lean, "adjoint_matching", False),
         _published(MethodName.ADJOINT_MATCHING_PUBLISHED, _lean, "adjoint_matching", True),
         _published(MethodName.TIME_REVERSED_PUBLISHED, _reversed(True), "tr_bsde", True),

@@ -315,7 +315,7 @@ def socm_task(
             [point.measures for point in points],
             setting=setting | ({"note": "; ".join(notes)} if notes else {}),
             estimator=method,
-            kind=estimator.estimates,
+            kind=estimator.estimates.kind,
             seconds=sum(point.seconds for point in points) / seeds,
             evaluations=index * evaluations,
             peak_mb=peak,

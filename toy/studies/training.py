@@ -118,7 +118,7 @@ def _pilot_records(
             gap,
             _setting(place, plan),
             method.name,
-            method.make(place.problem).estimates,
+            method.make(place.problem).estimates.kind,
             optimum=0.0,
         )
         for plan, gap in zip(plans, gaps, strict=True)
@@ -143,7 +143,7 @@ def _end_records(
         [MeanOverRepetitions(metric, part) for metric, part in parts.items()],
         setting=_setting(place, plan) | {"iteration": plan.iterations},
         estimator=method.name,
-        kind=method.make(place.problem).estimates,
+        kind=method.make(place.problem).estimates.kind,
         seeds=len(ends),
     )
 
@@ -164,7 +164,7 @@ def _curve_records(
             over_repetitions([point.measures for point in points]),
             setting=_setting(place, plan) | {"iteration": index},
             estimator=method.name,
-            kind=estimator.estimates,
+            kind=estimator.estimates.kind,
             seeds=len(points),
             seconds=sum(point.seconds for point in points) / len(points),
             evaluations=index * plan.batch * evaluations,

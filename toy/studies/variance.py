@@ -42,6 +42,7 @@ from socft.checks import InvalidProblem
 from socft.estimators.base import CostateEstimator, Estimator
 from socft.estimators.catalogue import COMPARED, find_estimator
 from socft.estimators.catalogue.rows import NamedEstimator
+from socft.estimators.estimand import Kind
 from socft.path import Noise, rollout
 from socft.records import Record
 from socft.study.comparison import BUDGET
@@ -100,7 +101,7 @@ def _gradient(
     (where, estimator), unit, steps = made[0], made[0][0].scale, made[0][0].problem.steps
     bias, stderr = found.bias(where.gradient)
     stderr = math.hypot(stderr, where.stderr)
-    fits = found.fit_variance if estimator.estimates == "biased" else 0.0
+    fits = found.fit_variance if estimator.estimates.kind == Kind.BIASED else 0.0
     evaluations, left = (
         named.evaluations(estimator, steps),
         BUDGET - named.fit_evaluations(steps),
@@ -113,7 +114,7 @@ def _gradient(
     common = {
         "setting": {**where.setting, "axis": axis},
         "estimator": named.name,
-        "kind": estimator.estimates,
+        "kind": estimator.estimates.kind,
         "seeds": len(made),
         "evaluations": evaluations,
     }
@@ -132,7 +133,7 @@ def _gradient(
 
     yield record(Metric.BIAS, bias / unit, stderr=stderr / unit)
     yield record(Metric.VARIANCE, found.variance / unit**2)
-    if estimator.estimates == "biased":
+    if estimator.estimates.kind == Kind.BIASED:
         yield record(Metric.FIT_VARIANCE, fits / unit**2)
     yield record(Metric.ERROR_AT_BUDGET, at_budget**0.5 / unit)
 
@@ -168,7 +169,7 @@ def _costates(
             float(values.mean()),
             {**where.setting, "axis": axis, "k": k},
             named.name,
-            estimator.estimates,
+            estimator.estimates.kind,
             stderr=float(values.std() / len(made) ** 0.5),
             seeds=len(made),
         )

@@ -191,7 +191,7 @@ def agreement_records(
             value,
             setting,
             estimator=title,
-            kind=estimators[title].estimates,
+            kind=estimators[title].estimates.kind,
             stderr=stderr,
             seeds=batches,
         )

@@ -114,7 +114,7 @@ def measure_method(
     run = _fine_tuned(settings, pictures)
     experiment, beta = run.experiment, run.experiment.settings.problem.beta
     before = _before(experiment, pictures)
-    record = recorder(study, experiment, method.title, experiment.estimator.estimates)
+    record = recorder(study, experiment, method.title, experiment.estimator.estimates.kind)
     _keep(run.images, shown, experiment.settings)
     results = list(final_records(record, experiment, run.images, run.rows))
     if any(map(has_fallen, results)):
@@ -138,7 +138,7 @@ def measure_variant(
     """Fine-tune for one prompt by a variant of a method: its gains, divergence and drop."""
     run = _fine_tuned(settings, pictures)
     experiment, fresh = run.experiment, sampling_rounds(run.rows)
-    record = recorder(study, experiment, method.title, experiment.estimator.estimates)
+    record = recorder(study, experiment, method.title, experiment.estimator.estimates.kind)
     setting = {"beta": experiment.settings.problem.beta, **variant}
     return [
         *gain_records(record, experiment, run.images, _before(experiment, pictures), setting),

@@ -18,6 +18,7 @@ from socft.checks import InvalidProblem, require, require_known
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue import corrected, path_measure, pathwise, zeroth_order
 from socft.estimators.catalogue.rows import Anywhere, EstimatorRow, NamedEstimator
+from socft.estimators.estimand import Estimand
 from socft.study.import_path import import_object
 
 CATALOGUE: dict[str, EstimatorRow] = {
@@ -59,5 +60,10 @@ def find_estimator(name: str) -> NamedEstimator:
         raise InvalidProblem(
             f"{name} makes a {type(made).__name__}; it must be a socft.estimators.base.Estimator"
             " without arguments."
+        )
+    if not isinstance(made.estimates, Estimand):
+        raise InvalidProblem(
+            f"{name} says that it estimates {made.estimates!r}; it must be one of"
+            " socft.estimators.estimand, such as ObjectiveGradient()."
         )
     return NamedEstimator(name, Anywhere(make))

@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import get_args
 
 from socft.costates.base import Cost
-from socft.estimators.base import Estimator, Kind
+from socft.estimators.base import Estimator
 from socft.estimators.context import FITTED_PATHS, EstimatorContext
+from socft.estimators.estimand import Estimand, Kind
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue
 from socft.estimators.reversed_bsde import ReversedValues
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
-OBJECTIVE, FIXED_POINT, BIASED = KINDS
 
 
 class Group(enum.StrEnum):
@@ -79,6 +76,7 @@ class EstimatorRow(NamedEstimator):
         estimator: its class.
         group: where its information comes from.
         target: what its loss matches the control with, as Typst markup.
+        estimand: what it estimates, where its options make that another than its class says.
         fit: the class that fits its costate, where that has a source of its own.
         oracle: whether it uses the exact solution.
         compared: whether it is among those that are held against exact gradients; the others are
@@ -88,6 +86,7 @@ class EstimatorRow(NamedEstimator):
     estimator: type[Estimator]
     group: Group
     target: str
+    estimand: Estimand | None = dataclasses.field(default=None, kw_only=True)
     fit: type[LeastSquaresCostate | LeastSquaresValue | ReversedValues] | None = dataclasses.field(
         default=None, kw_only=True
     )
@@ -95,9 +94,14 @@ class EstimatorRow(NamedEstimator):
     compared: bool = dataclasses.field(default=True, kw_only=True)
 
     @property
-    def kind(self) -> Kind:
+    def estimates(self) -> Estimand:
         """What it estimates."""
-        return self.estimator.estimates
+        return self.estimator.estimates if self.estimand is None else self.estimand
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of that."""
+        return self.estimates.kind
 
     @property
     def source(self) -> str:

@@ -7,9 +7,14 @@ import functools
 from socft.estimators import factories
 from socft.estimators.baseline import LeaveOneOut, NoBaseline, RegressionBaseline
 from socft.estimators.catalogue.rows import Anywhere, EstimatorRow, Group
-from socft.estimators.ddpo import DDPO
+from socft.estimators.ddpo import DDPO, SCALED
 from socft.estimators.dpok import DPOK
-from socft.estimators.integration_by_parts import IntegrationByParts, ValueIntegrationByParts
+from socft.estimators.estimand import ObjectiveGradient
+from socft.estimators.integration_by_parts import (
+    IntegrationByParts,
+    ValueIntegrationByParts,
+    ValueOwner,
+)
 from socft.estimators.score_function import ScoreFunction, ScoreFunctionWithoutKLToGo
 from socft.study.vocabulary.methods import MethodName
 
@@ -52,12 +57,13 @@ ROWS: tuple[EstimatorRow, ...] = (
     ),
     EstimatorRow(
         MethodName.INTEGRATION_BY_PARTS_EXACT_VALUE,
-        lambda context: ValueIntegrationByParts(context.known(context.value)),
+        lambda context: ValueIntegrationByParts(context.known(context.value), ValueOwner.POLICY),
         ValueIntegrationByParts,
         Group.ZEROTH_ORDER,
         "$(V_(k+1) (x_(k+1)) - V_(k+1) (m_k + B_k v_k)) thin xi_k\\/beta_k$",
         oracle=True,
         compared=False,
+        estimand=ObjectiveGradient(),
     ),
     EstimatorRow(
         MethodName.DDPO,
@@ -73,6 +79,7 @@ ROWS: tuple[EstimatorRow, ...] = (
         Group.ZEROTH_ORDER,
         "clipped ratio, rewards and KL normalised",
         compared=False,
+        estimand=SCALED,
     ),
     EstimatorRow(
         MethodName.DPOK,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from socft.estimators.catalogue.rows import BIASED, FIXED_POINT, OBJECTIVE
+from socft.estimators.estimand import Kind
 from socft.records import Record
 from socft.report.gradient_variance.cells import NONE, ends, value
 from socft.report.gradient_variance.tables import ARENAS, Arena
@@ -15,7 +15,7 @@ from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 
-ADVISED = (OBJECTIVE, FIXED_POINT)
+ADVISED = (Kind.OBJECTIVE_GRADIENT, Kind.FIXED_POINT_RESIDUAL)
 OWN, CHEAP = MethodName.MARTINGALE_POLICY_COSTATE, MethodName.MARTINGALE_POLICY_COSTATE_CHEAP
 PLAIN = MethodName.SCORE_FUNCTION_NO_BASELINE
 SEEN, ROUNDING = 4.0, 1e-12
@@ -87,10 +87,10 @@ def winners(rows: Rows) -> str:
     for arena in ARENAS:
         body.append((arena.title,))
         for scale, title in arena.scales.items():
-            last = NONE if scale == 1.0 else _usable(rows, BIASED, arena, scale)
+            last = NONE if scale == 1.0 else _usable(rows, Kind.BIASED, arena, scale)
             body.append((title, *(_usable(rows, kind, arena, scale) for kind in ADVISED), last))
     return Table(
-        header=("policy", *(f"{kind}" for kind in (*ADVISED, BIASED))),
+        header=("policy", *(f"{kind}" for kind in (*ADVISED, Kind.BIASED))),
         rows=body,
         caption="""The two estimators of every kind with the smallest error at equal budget, and
             that error. At the optimum biased ones are not ranked: one that always returns zero
@@ -171,7 +171,9 @@ def _evaluations(rows: Rows, name: str) -> str:
 
 def _biases(rows: Rows) -> str:
     found = [
-        record for record in LQ.rows(rows).where(Metric.BIAS, scale=1.0) if record.kind == BIASED
+        record
+        for record in LQ.rows(rows).where(Metric.BIAS, scale=1.0)
+        if record.kind == Kind.BIASED
     ]
     seen = [
         record

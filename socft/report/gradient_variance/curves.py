@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from socft.estimators.catalogue.rows import KINDS
+from socft.estimators.estimand import Kind
 from socft.report.figures import LOOKS, draw, legend, panels, reference, svg
 from socft.report.gradient_variance.figures import below_column, finish_scaled
 from socft.report.gradient_variance.linear import EULER, PUBLISHED_BY_PATHS, PUBLISHED_PATHS
@@ -69,8 +69,8 @@ def learning(found: Rows, wanted: Sequence[Curves], key: str = "evaluations") ->
     """Curves of training: a row for everything that is wanted, a column per kind that was
     trained.
     """
-    shown = {kind: methods(found, [each.problem for each in wanted], kind) for kind in KINDS}
-    kinds = [kind for kind in KINDS if shown[kind]] or list(KINDS)
+    shown = {kind: methods(found, [each.problem for each in wanted], kind) for kind in Kind}
+    kinds = [kind for kind in Kind if shown[kind]] or list(Kind)
     with panels(len(wanted), len(kinds), 1.75 * len(wanted) + 1.1) as (figure, axes):
         for row, each in enumerate(wanted):
             mine = found.where(each.metric, each.problem)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from socft.estimators.catalogue.rows import KINDS
+from socft.estimators.estimand import Kind
 from socft.records import Record
 from socft.report.figures import LOOKS, draw, finish, labelled, logarithmic, panels, svg
 from socft.report.rows import Rows, Series
@@ -20,7 +20,7 @@ from socft.study.vocabulary.problems import ProblemName
 
 SPAN = 1e7  # curves that fall further below the largest value of their panel leave it
 SHOWN: Mapping[str, tuple[str, ...]] = {
-    KINDS[0]: (
+    Kind.OBJECTIVE_GRADIENT: (
         MethodName.FULL_ADJOINT,
         MethodName.FULL_MARTINGALE_EXACT_COSTATE,
         MethodName.FULL_MARTINGALE_FITTED_COSTATE,
@@ -28,16 +28,21 @@ SHOWN: Mapping[str, tuple[str, ...]] = {
         MethodName.INTEGRATION_BY_PARTS,
         MethodName.LOG_VARIANCE,
     ),
-    KINDS[1]: (
+    Kind.FIXED_POINT_RESIDUAL: (
         MethodName.ADJOINT_MATCHING,
         MethodName.MARTINGALE_POLICY_COSTATE,
+        MethodName.MARTINGALE_POLICY_COSTATE_FIRST_ORDER,
         MethodName.MARTINGALE_POLICY_COSTATE_CHEAP,
+    ),
+    Kind.APPROXIMATE_RESIDUAL: (
+        MethodName.ADJOINT_MATCHING_PUBLISHED_INDEX,
+        MethodName.RECIPROCAL_ADJOINT_MATCHING,
         MethodName.SOCM,
         MethodName.SOCM_ADJOINT,
         MethodName.CROSS_ENTROPY,
+        MethodName.VARIANCE,
     ),
-    KINDS[2]: (
-        MethodName.RECIPROCAL_ADJOINT_MATCHING,
+    Kind.BIASED: (
         MethodName.TRUNCATED_10_STEPS,
         MethodName.TD_09_FITTED_COSTATE,
         MethodName.TIME_REVERSED_FITTED_COSTATE,
@@ -46,19 +51,19 @@ SHOWN: Mapping[str, tuple[str, ...]] = {
     ),
 }
 COSTATES: Mapping[str, tuple[str, ...]] = {
-    KINDS[0]: (
+    Kind.OBJECTIVE_GRADIENT: (
         MethodName.FULL_ADJOINT,
         MethodName.FULL_MARTINGALE_EXACT_COSTATE,
         MethodName.FULL_MARTINGALE_FITTED_COSTATE,
     ),
-    KINDS[1]: (
+    Kind.FIXED_POINT_RESIDUAL: (
         MethodName.ADJOINT_MATCHING,
         MethodName.MARTINGALE_POLICY_COSTATE,
         MethodName.MARTINGALE_POLICY_COSTATE_FIRST_ORDER,
         MethodName.MARTINGALE_POLICY_COSTATE_CHEAP,
     ),
-    KINDS[2]: (
-        MethodName.RECIPROCAL_ADJOINT_MATCHING,
+    Kind.APPROXIMATE_RESIDUAL: (MethodName.RECIPROCAL_ADJOINT_MATCHING,),
+    Kind.BIASED: (
         MethodName.TD_09_FITTED_COSTATE,
         MethodName.TD_0_FITTED_COSTATE,
         MethodName.TIME_REVERSED_FITTED_COSTATE,
@@ -118,16 +123,16 @@ AXES: tuple[tuple[str, str, Select, bool], ...] = (
 def variances(rows: Rows) -> bytes:
     """Variance along every axis: a row of panels per axis, a column per kind."""
     found = rows.of(schemas.VARIANCE).where(Metric.VARIANCE)
-    with panels(len(AXES), len(KINDS), 7.7) as (figure, axes):
+    with panels(len(AXES), len(Kind), 7.7) as (figure, axes):
         for index, (label, key, select, logarithmic) in enumerate(AXES):
-            for column, kind in enumerate(KINDS):
-                ax = axes[index * len(KINDS) + column]
+            for column, kind in enumerate(Kind):
+                ax = axes[index * len(Kind) + column]
                 _curves(ax, select(found), SHOWN[kind], key)
                 finish_scaled(ax, label, "variance" if column == 0 else "", logarithmic)
                 if index == 0:
                     ax.set_title(kind)
-        for column in range(len(KINDS)):
-            below_column(axes[column :: len(KINDS)], SHOWN[KINDS[column]], offset=-0.66)
+        for column, kind in enumerate(Kind):
+            below_column(axes[column :: len(Kind)], SHOWN[kind], offset=-0.66)
         return svg(figure)
 
 
@@ -140,12 +145,12 @@ def costates(rows: Rows) -> bytes:
         .where(Metric.COSTATE_MSE, scale=1.0)
         .filter(lambda r: r.setting.get("axis") in ("distance", "mixture"))
     )
-    with panels(2, len(KINDS), 4.9) as (figure, axes):
+    with panels(2, len(Kind), 4.9) as (figure, axes):
         for row, (problem, name) in enumerate(
             ((ProblemName.LQ_FINE_TUNING, "Gaussian"), (ProblemName.MIXTURE, "mixture"))
         ):
-            for column, kind in enumerate(KINDS):
-                ax = axes[row * len(KINDS) + column]
+            for column, kind in enumerate(Kind):
+                ax = axes[row * len(Kind) + column]
                 _curves(ax, found.where(problem=problem), COSTATES[kind], "k")
                 finish_scaled(
                     ax,
@@ -155,8 +160,8 @@ def costates(rows: Rows) -> bytes:
                 )
                 if row == 0:
                     ax.set_title(kind)
-        for column in range(len(KINDS)):
-            below_column(axes[column :: len(KINDS)], COSTATES[KINDS[column]])
+        for column, kind in enumerate(Kind):
+            below_column(axes[column :: len(Kind)], COSTATES[kind])
         return svg(figure)
 
 

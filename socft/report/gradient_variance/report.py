@@ -7,7 +7,7 @@ It reads the studies ``variance``, ``linear``, ``pendulum``, ``mixture``, ``trai
 
 from __future__ import annotations
 
-from socft.estimators.catalogue.rows import OBJECTIVE
+from socft.estimators.estimand import Kind
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_records import Claims
 from socft.report.figures import LOOKS
@@ -81,7 +81,10 @@ REPORT = Report("gradient_variance", compose, STUDIES, shown=("variance.svg", "s
 def _abstract(rows: Rows) -> str:
     found = rows.of(schemas.VARIANCE)
     tried = len(found.where(Metric.ERROR_AT_BUDGET).fields("estimator"))
-    start, near = (chapters.best(rows, OBJECTIVE, tables.ARENAS[0], scale) for scale in (0.0, 0.9))
+    start, near = (
+        chapters.best(rows, Kind.OBJECTIVE_GRADIENT, tables.ARENAS[0], scale)
+        for scale in (0.0, 0.9)
+    )
     return f"""
 Fine-tuning a diffusion model as a control problem needs the gradient of an expected reward less a
 Kullback–Leibler divergence, and there are many estimators of it. {integer(tried or None)} of them

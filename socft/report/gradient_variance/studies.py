@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from socft.estimators.catalogue.rows import KINDS
+from socft.estimators.estimand import Kind
 from socft.records import Record
 from socft.report.gradient_variance.cells import (
     NONE,
@@ -84,7 +85,7 @@ def training(rows: Rows, problem: str) -> str:
         if found.where(metric)
     ]
     tables = []
-    for kind in KINDS:
+    for kind in Kind:
         mine = found.filter(lambda record, kind=kind: record.kind == kind)
         body = []
         for name in mine.fields("estimator"):
@@ -99,6 +100,8 @@ def training(rows: Rows, problem: str) -> str:
                     *_schedule(first),
                 )
             )
+        if found and not body:
+            continue
         tables.append(
             Table(
                 header=(
@@ -110,7 +113,7 @@ def training(rows: Rows, problem: str) -> str:
                 rows=body or [missing(3)],
                 caption=f"Training on {text(problem)}, kind _{kind}_: the end of the budget, with"
                 " standard errors over seeds.",
-                label=f"training-{problem}-{KINDS.index(kind)}",
+                label=f"training-{problem}-{list(Kind).index(kind)}",
                 align="l" + "r" * (len(metrics) + 2),
             ).markup
         )
@@ -333,7 +336,7 @@ def socm(rows: Rows) -> str:
     for key in ("iteration", "index"):
         found = ends(found, key)
     tables = []
-    for kind in dict.fromkeys((*KINDS, *found.fields("kind"))):
+    for kind in dict.fromkeys((*Kind, *found.fields("kind"))):
         mine = found.filter(lambda record, kind=kind: record.kind == kind)
         if mine:
             tables.append(_ended(mine, kind))
@@ -375,7 +378,7 @@ def _ended(mine: Rows, kind: str) -> str:
         header=("estimator", *map(title, shown)),
         rows=body,
         caption=f"Suite of SOCM, kind _{text(kind)}_: the end of training.",
-        label=f"socm-{kind.replace(' ', '-')}",
+        label=f"socm-{re.sub('[^a-z]+', '-', kind.lower())}",
         align="l" + "r" * len(shown),
         long=True,
     ).markup

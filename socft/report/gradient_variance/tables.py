@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from socft.estimators.catalogue import CATALOGUE, COMPARED
-from socft.estimators.catalogue.rows import BIASED, KINDS, Group
+from socft.estimators.catalogue.rows import Group
+from socft.estimators.estimand import Kind
 from socft.records import Record
 from socft.report.gradient_variance.cells import NONE, small, value
 from socft.report.rows import Rows
@@ -33,17 +34,24 @@ FIT_METRICS: Mapping[Metric, str] = {
 """By how they are called; the variance that a fit leaves is that of biased estimators alone."""
 THOUSAND = 1000
 COSTS = (r"seconds, \ 1000 paths", r"evaluations \ per path", r"memory, \ MB")
-SHORT: Mapping[str, str] = {KINDS[0]: "objective", KINDS[1]: "fixed point"}
+SHORT: Mapping[str, str] = {
+    Kind.OBJECTIVE_GRADIENT: "objective",
+    Kind.FIXED_POINT_RESIDUAL: "fixed point",
+    Kind.APPROXIMATE_RESIDUAL: "fixed point, $O(d t)$",
+}
 MEANING: Mapping[str, str] = {
-    KINDS[0]: "the mean is the gradient of the objective at every policy",
-    KINDS[1]: (
-        """the mean vanishes at the optimum, up to the step size where paths are weighted and the
-        optimum is not affine, and at no other policy; elsewhere it is another vector field, whose
-        distance from the gradient is given as the bias"""
+    Kind.OBJECTIVE_GRADIENT: "the mean is the gradient of the objective at every policy",
+    Kind.FIXED_POINT_RESIDUAL: (
+        """the mean vanishes at the optimum and at no other policy; elsewhere it is another vector
+        field, whose distance from the gradient is given as the bias"""
     ),
-    KINDS[
-        2
-    ]: "the mean is not the gradient, and its zeros need not be the optimum, or not that alone",
+    Kind.APPROXIMATE_RESIDUAL: (
+        """the same, but that the mean vanishes at a policy that differs from the optimum by a
+        relative $O(d t)$, unless paths are weighted and the problem is linear-quadratic"""
+    ),
+    Kind.BIASED: (
+        "the mean is not the gradient, and its zeros need not be the optimum, or not that alone"
+    ),
 }
 
 
@@ -103,12 +111,14 @@ def kinds(rows: Rows) -> Mapping[str, str]:
     """
     known: dict[str, str] = {name: CATALOGUE[name].kind for name in COMPARED}
     refused = {
-        record.estimator: BIASED
+        record.estimator: Kind.BIASED
         for record in rows
         if record.metric == "refused" and record.estimator not in known
     }
     return (
-        known | refused | {record.estimator: record.kind for record in rows if record.kind in KINDS}
+        known
+        | refused
+        | {record.estimator: record.kind for record in rows if record.kind in set(Kind)}
     )
 
 
@@ -153,7 +163,7 @@ def _line(found: Rows, name: str, kind: str) -> Sequence[str]:
     return (
         text(name),
         line.target,
-        text(SHORT.get(kind, kind)),
+        SHORT.get(kind, text(kind)),
         cited(line.source),
         _evaluations(found, name),
     )
@@ -167,14 +177,14 @@ def _evaluations(found: Rows, name: str) -> str:
 def master(rows: Rows, arena: Arena, kind: str) -> str:
     """All estimators of a kind on a problem, and beneath them why some are refused."""
     found, notes = arena.rows(rows), Notes()
-    metrics = FIT_METRICS if kind == KINDS[2] else METRICS
+    metrics = FIT_METRICS if kind == Kind.BIASED else METRICS
     body = [
         _estimator(found, arena, name, metrics, notes)
         for name in names(rows.of(schemas.VARIANCE), kind)
     ]
     columns = 1 + len(metrics) * len(arena.scales) + len(COSTS)
     cells = [f"[{cell}]" for row in body or [(NOT_MEASURED, *[""] * (columns - 1))] for cell in row]
-    fits = ", and of its mean from fit to fit" if kind == KINDS[2] else ""
+    fits = ", and of its mean from fit to fit" if kind == Kind.BIASED else ""
     caption = f"""Estimators of the kind _{kind}_ on {arena.title}: {MEANING.get(kind, "")}. In
         units of the exact gradient at the pre-trained model; bias with its standard error, variance
         of the estimate from one path{fits}, root-mean-square error with the same number of network
@@ -182,9 +192,9 @@ def master(rows: Rows, arena: Arena, kind: str) -> str:
     made = f"""#figure(kind: table, caption: [{caption}],
 table(columns: {columns}, align: (left, {", ".join(["right"] * (columns - 1))}), rule(0.8pt),
   {_heading(list(arena.scales.values()), list(metrics.values()))}, rule(0.4pt),
-  {", ".join(cells)}, rule(0.8pt))) <master-{arena.label}-{KINDS.index(kind)}>
+  {", ".join(cells)}, rule(0.8pt))) <master-{arena.label}-{list(Kind).index(Kind(kind))}>
 {notes.markup}"""
-    return small(made, 7) if kind == KINDS[2] else small(made)
+    return small(made, 7) if kind == Kind.BIASED else small(made)
 
 
 def _heading(titles: Sequence[str], measured: Sequence[str]) -> str:

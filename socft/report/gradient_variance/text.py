@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from socft.estimators.catalogue import CATALOGUE
-from socft.estimators.catalogue.rows import KINDS
 from socft.estimators.context import FITTED_PATHS
+from socft.estimators.estimand import Kind
 from socft.estimators.factories import CENTRES
 from socft.report.gradient_variance import tables
 from socft.report.rows import Rows
@@ -61,12 +61,13 @@ Zeroth-order targets need the reward alone: $A_k = r(X_T) - sum_(j > k) (f_j + b
 is the return after step $k$ and $b_k$ a baseline. Those of path measures weight paths by $w = d
 P^*\/d P^v$ or compare $R = sum_k beta_k (v_k dot z_k -
 |v_k|^2\/2) - r(X_T) + sum_k f_k$, with the controlled noise $z_k = v_k + xi_k$, over paths.
-@catalogue lists all of them. They are of three kinds, and *as estimates of the gradient they have
+@catalogue lists all of them. They are of four kinds, and *as estimates of the gradient they have
 tables and columns of their own, by kind*:
 
-- _{KINDS[0]}_: {tables.MEANING[KINDS[0]]};
-- _{KINDS[1]}_: {_flat(tables.MEANING[KINDS[1]])};
-- _{KINDS[2]}_: {tables.MEANING[KINDS[2]]}.
+- _{Kind.OBJECTIVE_GRADIENT}_: {tables.MEANING[Kind.OBJECTIVE_GRADIENT]};
+- _{Kind.FIXED_POINT_RESIDUAL}_: {_flat(tables.MEANING[Kind.FIXED_POINT_RESIDUAL])};
+- _{Kind.APPROXIMATE_RESIDUAL}_: {_flat(tables.MEANING[Kind.APPROXIMATE_RESIDUAL])};
+- _{Kind.BIASED}_: {tables.MEANING[Kind.BIASED]}.
 
 {tables.catalogue(rows)}
 """
@@ -75,7 +76,7 @@ tables and columns of their own, by kind*:
 def compared(rows: Rows) -> str:
     """The master tables."""
     pages = "\n\n".join(
-        tables.master(rows, arena, kind) for arena in tables.ARENAS for kind in KINDS
+        tables.master(rows, arena, kind) for arena in tables.ARENAS for kind in Kind
     )
     return rf"""
 = Against the exact gradient

@@ -31,6 +31,7 @@ from socft.density.search import _DOWN, _THIRD, _UP, _cells, _natural, _Objectiv
 from socft.reward import Linear, Quadratic, Sine, Sum
 from socft.schedule import ddim, linear_levels, soften_last, subsample, variance_preserving
 from tests.support.refusals import refusals
+from verify.support.sampling import require_mean
 
 ALGEBRA = 1e-10  # relative: matrix algebra in float64 at these condition numbers
 QUADRATURE = 1e-8  # scipy's quad at its default tolerance
@@ -154,18 +155,16 @@ def test_samples_have_zero_mean_score(name: str):
     stein = (score.unsqueeze(2) * x.unsqueeze(1)).flatten(1)
     target = -torch.eye(3, dtype=torch.float64).flatten()
     for values, mean in ((score, torch.zeros(3, dtype=torch.float64)), (stein, target)):
-        stderr = values.std(0) / batch**0.5
-        assert ((values.mean(0) - mean).abs() <= STANDARD_ERRORS * stderr).all()
+        require_mean(values, mean, 0.021)
 
 
 @pytest.mark.parametrize("law", [MIXTURE, SHARED], ids=["mixture", "common covariance"])
 def test_sample_moments_are_the_law_s(law: GaussianMixture):
     batch = 20_000
     x = law.sample(batch, torch.Generator().manual_seed(2))
-    assert ((x.mean(0) - law.mean).abs() <= STANDARD_ERRORS * x.std(0) / batch**0.5).all()
+    require_mean(x, law.mean, 0.014)
     products = ((x - law.mean).unsqueeze(2) * (x - law.mean).unsqueeze(1)).flatten(1)
-    stderr = products.std(0) / batch**0.5
-    assert ((products.mean(0) - law.covariance.flatten()).abs() <= STANDARD_ERRORS * stderr).all()
+    require_mean(products, law.covariance, 0.033)
 
 
 def test_sampling_is_reproducible():
@@ -797,11 +796,7 @@ def test_log_normaliser_by_quadrature_and_by_sampling():
     mild = Sum([Linear(torch.tensor([0.3, -0.2, 0.1])), Quadratic(-0.1 * torch.eye(3))], [1.0, 0.5])
     for law in LAWS.values():
         weights = (mild(law.sample(20_000, torch.Generator().manual_seed(8))) / 1.3).exp()
-        stderr = float(weights.std()) / 20_000**0.5
-        assert (
-            abs(math.exp(law.tilted(mild, 1.3).log_normaliser) - float(weights.mean()))
-            < STANDARD_ERRORS * stderr
-        )
+        require_mean(weights, math.exp(law.tilted(mild, 1.3).log_normaliser), 0.0029)
 
 
 def test_tilts_compose():

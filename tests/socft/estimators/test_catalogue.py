@@ -12,8 +12,8 @@ import socft.estimators
 from socft.checks import InvalidProblem
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue import ANYWHERE, CATALOGUE, find_estimator
-from socft.estimators.catalogue.rows import KINDS
 from socft.estimators.context import EstimatorContext
+from socft.estimators.estimand import Kind
 from socft.policy import Uncontrolled
 from toy.problems import benchmark
 
@@ -34,7 +34,7 @@ def test_every_estimator_has_a_row():
 
 def test_a_row_says_what_it_estimates_and_where_it_is_from():
     for row in CATALOGUE.values():
-        assert row.kind in KINDS
+        assert row.kind in Kind
         assert row.source
         assert row.target
 

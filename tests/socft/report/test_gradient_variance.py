@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 
 from socft.estimators.catalogue import CATALOGUE, COMPARED
-from socft.estimators.catalogue.rows import KINDS
+from socft.estimators.estimand import Kind
 from socft.records import Record, write
 from socft.report import bench
 from socft.report.base import Document
@@ -45,20 +45,20 @@ REFUSED = "reciprocal adjoint matching"
 LQ = {"problem": "lq-fine-tuning", "steps": 50, "beta": 1.0, "seed": 0}
 TEMPS = (50.0, 20.0, 8.0, 6.0, 1.0)
 TRAINED = {
-    "full adjoint": KINDS[0],
-    "score function, leave-one-out": KINDS[0],
-    "log-variance": KINDS[0],
-    "adjoint matching": KINDS[1],
-    "martingale, policy's costate": KINDS[1],
-    "martingale, policy's costate, cheap": KINDS[1],
-    "truncated backpropagation, last fifth": KINDS[2],
+    "full adjoint": Kind.OBJECTIVE_GRADIENT,
+    "score function, leave-one-out": Kind.OBJECTIVE_GRADIENT,
+    "log-variance": Kind.OBJECTIVE_GRADIENT,
+    "adjoint matching": Kind.FIXED_POINT_RESIDUAL,
+    "martingale, policy's costate": Kind.FIXED_POINT_RESIDUAL,
+    "martingale, policy's costate, cheap": Kind.FIXED_POINT_RESIDUAL,
+    "truncated backpropagation, last fifth": Kind.BIASED,
 }
 SOLVED = {
-    "log-variance": KINDS[0],
-    "adjoint matching": KINDS[1],
-    "SOCM, degree 2": KINDS[1],
-    "SOCM-adjoint": KINDS[1],
-    "cross entropy": KINDS[2],
+    "log-variance": Kind.OBJECTIVE_GRADIENT,
+    "adjoint matching": Kind.FIXED_POINT_RESIDUAL,
+    "SOCM, degree 2": Kind.APPROXIMATE_RESIDUAL,
+    "SOCM-adjoint": Kind.APPROXIMATE_RESIDUAL,
+    "cross entropy": Kind.BIASED,
 }
 PIPELINES = (
     "adjoint matching",
@@ -112,7 +112,7 @@ def measured(name: str, problem: str, setting: dict, size: float) -> Iterator[Re
     yield record("variance", problem, "bias", 0.1 * size, setting, name, stderr=0.0034, **more)
     yield record("variance", problem, "variance", size**2, setting, name, **more)
     yield record("variance", problem, "error_at_budget", size / 7, setting, name, **more)
-    if CATALOGUE[name].kind == KINDS[2]:
+    if CATALOGUE[name].kind == Kind.BIASED:
         yield record("variance", problem, "fit_variance", size / 3, setting, name, **more)
     if "martingale" in name or "adjoint" in name or "time" in name:
         for k in range(0, 50, 5):
@@ -333,13 +333,15 @@ def lines(markup: str, arena: Arena, columns: int = 3) -> list[list[str]]:
 def test_the_catalogue_says_what_estimators_estimate():
     where = situation(benchmark("lq-fine-tuning", d=1), 0.9)
     for name in COMPARED:
-        assert CATALOGUE[name].make(where.context).estimates == CATALOGUE[name].kind, name
+        assert CATALOGUE[name].make(where.context).estimates == CATALOGUE[name].estimates, name
 
 
 def test_a_master_table_has_the_numbers_of_its_records(rows):
     arena = ARENAS[0]
-    shown = {row[0]: row[1:] for row in lines(master(rows, arena, KINDS[0]), arena)}
-    assert set(shown) == {f'#"{name}";' for name in COMPARED if CATALOGUE[name].kind == KINDS[0]}
+    shown = {row[0]: row[1:] for row in lines(master(rows, arena, Kind.OBJECTIVE_GRADIENT), arena)}
+    assert set(shown) == {
+        f'#"{name}";' for name in COMPARED if CATALOGUE[name].kind == Kind.OBJECTIVE_GRADIENT
+    }
     index = COMPARED.index("full adjoint")
     for position, scale in enumerate(arena.scales):
         size = (1 + index / 3) * (1.05 - 0.9 * scale)
@@ -354,16 +356,17 @@ def test_a_master_table_has_the_numbers_of_its_records(rows):
 
 def test_no_table_of_estimators_mixes_kinds(rows):
     for arena in ARENAS:
-        for kind in KINDS:
+        for kind in Kind:
             shown = {
                 row[0][2:-2]
-                for row in lines(master(rows, arena, kind), arena, 4 if kind == KINDS[2] else 3)
+                for row in lines(master(rows, arena, kind), arena, 4 if kind == Kind.BIASED else 3)
             }
             assert shown, kind
             assert {CATALOGUE[name].kind for name in shown} == {kind}
     for problem in ("lq-fine-tuning", "mixture"):
         tables = re.split(r"(?=#figure\()", gradient_variance_studies.training(rows, problem))[1:]
-        for table, kind in zip(tables, KINDS, strict=True):
+        trained = [kind for kind in Kind if kind in TRAINED.values()]
+        for table, kind in zip(tables, trained, strict=True):
             assert {name for name in TRAINED if f'#"{name}";' in table} == {
                 n for n in TRAINED if TRAINED[n] == kind
             }
@@ -371,7 +374,7 @@ def test_no_table_of_estimators_mixes_kinds(rows):
 
 def test_the_suite_has_a_table_for_every_kind(rows):
     tables = re.split(r"(?=#figure\()", gradient_variance_studies.socm(rows))[1:]
-    for table, kind in zip(tables, KINDS, strict=True):
+    for table, kind in zip(tables, Kind, strict=True):
         assert {name for name in SOLVED if f'#"{name}";' in table} == {
             n for n in SOLVED if SOLVED[n] == kind
         }
@@ -379,13 +382,13 @@ def test_the_suite_has_a_table_for_every_kind(rows):
 
 
 def test_curves_have_no_column_for_a_kind_that_was_not_trained(rows):
-    some = Rows(tuple(r for r in rows.of(schemas.SOCM) if r.kind != KINDS[2]))
+    some = Rows(tuple(r for r in rows.of(schemas.SOCM) if r.kind != Kind.BIASED))
     wanted = [gradient_variance_curves.Curves("ou-linear", Metric.CONTROL_L2, "")]
-    for found, kinds in ((rows, KINDS), (some, KINDS[:2]), (Rows(()), KINDS)):
+    for found, kinds in ((rows, Kind), (some, list(Kind)[:3]), (Rows(()), Kind)):
         picture = gradient_variance_curves.learning(
             found.of(schemas.SOCM), wanted, "iteration"
         ).decode()
-        assert [kind for kind in KINDS if f"<!-- {kind} -->" in picture] == list(kinds)
+        assert [kind for kind in Kind if f"<!-- {kind} -->" in picture] == list(kinds)
         assert ("<!-- not measured -->" in picture) is (not found.of(schemas.SOCM))
 
 
@@ -444,19 +447,19 @@ def test_a_divergence_says_by_what_factor_offsets_grow(rows):
 def test_the_kind_of_the_records_counts_not_that_of_the_catalogue(rows):
     changed = Rows(
         tuple(
-            dataclasses.replace(r, kind=KINDS[2]) if r.estimator == "SOCM" else r
+            dataclasses.replace(r, kind=Kind.BIASED) if r.estimator == "SOCM" else r
             for r in rows.of(schemas.VARIANCE)
         )
     )
-    assert "SOCM" in names(changed, KINDS[2])
-    assert "SOCM" not in names(changed, KINDS[1])
+    assert "SOCM" in names(changed, Kind.BIASED)
+    assert "SOCM" not in names(changed, Kind.APPROXIMATE_RESIDUAL)
 
 
 def test_refusals_show_their_reason(rows, composed):
-    found = master(rows, ARENAS[1], KINDS[2])
+    found = master(rows, ARENAS[1], Kind.APPROXIMATE_RESIDUAL)
     assert "refused#super[a]" in found
     assert f'#super[a] #"{REASON}";' in found
-    assert "refused" not in master(rows, ARENAS[0], KINDS[2])
+    assert "refused" not in master(rows, ARENAS[0], Kind.APPROXIMATE_RESIDUAL)
     assert (
         composed.source.count(REASON) == 2
     )  # beneath the mixture's table, and among those on the oscillator
@@ -650,7 +653,10 @@ def test_recommendations_quote_the_records(rows):
     assert f"that of adjoint matching is {told} on the Gaussian problem" in " ".join(said.split())
     end = 2 * math.exp(-5) + 0.001
     assert said.count(f"{with_error(end, end / 8)} on the Gaussian problem and") == 6
-    winner = min((n for n in COMPARED if CATALOGUE[n].kind == KINDS[1]), key=lambda n: sizes[n])
+    winner = min(
+        (n for n in COMPARED if CATALOGUE[n].kind == Kind.FIXED_POINT_RESIDUAL),
+        key=lambda n: sizes[n],
+    )
     assert f'#"{winner}";, ${sizes[winner] * 1.05 / 7:.3f}$' in said.split("+ *")[0]
     assert "exact costate" not in said.split("+ *")[0].split("table(")[1]
 
@@ -708,7 +714,7 @@ def benched(mine: str) -> Rows:
                     )
                 )
                 continue
-            kind = CATALOGUE[name].kind if name in CATALOGUE else KINDS[0]
+            kind = CATALOGUE[name].kind if name in CATALOGUE else Kind.OBJECTIVE_GRADIENT
             for metric, number in (
                 ("bias", 0.01),
                 ("variance", 4.0 + index),

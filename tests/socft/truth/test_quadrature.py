@@ -39,6 +39,7 @@ from socft.truth.quadrature import LOST_MASS, Quadrature, chain_law, measured_be
 from tests.support.tensors import F64, generator, t
 from toy.convergence.chains import linear_quadratic_problem
 from toy.problems import fine_tuning
+from verify.support.sampling import require_estimates
 
 LINE = 1e-9  # promised accuracy of the control in one dimension
 PLANE = 1e-7  # and in two
@@ -52,7 +53,6 @@ ROOT = 1e-6  # relative accuracy asked of the root in log(beta), 1e-7, with room
 NODAL = (
     1e-2  # the sup over nodes 0.03 apart misses the sup of a function of frequency 5 by (w h)^2 / 8
 )
-STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
 RESOLVED = 1e-6  # what the quadrature itself reports between two wells
 SINGLE = 1e-5  # float32 states of size 5 move a control of slope 1 by 3e-7 each
 
@@ -309,7 +309,7 @@ def test_the_objective_is_the_same_backwards_forwards_and_simulated(make: Callab
     assert abs(truth.objective - forward.objective) < FLOW
     noise = Noise.sample(truth.problem.reference, 20000, generator(5))
     simulated = simulate(truth.problem, truth.policy, noise)
-    assert abs(simulated.objective - truth.objective) < STDERRS * simulated.stderr
+    require_estimates(simulated.objective, simulated.stderr, truth.objective, 0.0069)
     assert (
         abs(forward.reward - float(truth.problem.beta @ forward.kl) - forward.objective) < ROUNDING
     )
@@ -329,7 +329,7 @@ def test_any_policy_is_evaluated_as_by_simulation_and_none_beats_the_optimum(
     for policy in policies:
         found, simulated = truth.evaluate(policy), simulate(truth.problem, policy, noise)
         assert found.stderr == 0
-        assert abs(found.objective - simulated.objective) < STDERRS * simulated.stderr
+        require_estimates(simulated.objective, simulated.stderr, found.objective, 0.0075)
         assert found.objective < truth.objective
 
 

@@ -5,7 +5,6 @@ simulation at d = 64.
 from __future__ import annotations
 
 import functools
-import math
 
 import pytest
 import torch
@@ -24,6 +23,7 @@ from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
 from socft.truth.separable import SeparableTruth
 from tests.support.tensors import F64, generator, t
+from verify.support.sampling import require_estimates, require_mean
 
 # what 61 x 61 nodes reach for the control of these mixtures; the plane's own estimate is checked to
 # cover it
@@ -33,7 +33,6 @@ OBJECTIVE = 1e-8  # second order in the control's error
 CLOSED = 1e-9
 DIFFERENCE = 1e-6  # central differences at step 1e-4: h^2 / 6 times a third derivative of order 10
 ENVELOPE = 1e-6  # the gradient and the control are interpolated on the same grid with this accuracy
-STDERRS = 4.0  # a Monte-Carlo check fails by chance less than once in 10^4
 ROUNDING = 1e-12
 SINGLE = 1e-4  # float32: sums over 64 coordinates of order 1
 
@@ -158,16 +157,14 @@ def test_the_control_is_the_expected_costate_of_the_next_step():
     v = truth.control(k, x[:1])
     costate = truth.value_gradient(k + 1, reference.step(k, x, v + xi))
     samples = reference.diffusion.transpose(k, x, costate) / truth.problem.beta[k]
-    scaled = (samples.mean(0) - v[0]) / (samples.std(0) / 4000**0.5)
-    assert scaled.abs().max() < STDERRS + 1  # the largest of 64
-    assert scaled.square().mean() < 1 + STDERRS * math.sqrt(2 / 64)
+    require_mean(samples, v[0], 0.0016)
 
 
 def test_the_objective_at_64_dimensions_is_the_simulated_return():
     truth = wide()
     noise = Noise.sample(truth.problem.reference, 2000, generator(4))
     found = simulate(truth.problem, truth.policy, noise)
-    assert abs(found.objective - truth.objective) < STDERRS * found.stderr
+    require_estimates(found.objective, found.stderr, truth.objective, 0.14)
     less = simulate(truth.problem, FunctionPolicy(lambda k, x: 0.5 * truth.control(k, x)), noise)
     assert less.objective < found.objective
 

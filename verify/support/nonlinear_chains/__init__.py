@@ -1,0 +1,1 @@
+"""Nonlinear chains with quadrature truth, on which estimators are held to their statements."""
