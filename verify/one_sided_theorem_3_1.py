@@ -34,12 +34,9 @@ from torch import Tensor
 from socft import theory
 from verify.support import topics
 from verify.support.claims import Claim
-from verify.support.factors import Factor
 from verify.support.instances import ProductInstance
 from verify.support.iterates import visible
-from verify.support.one_sided import RelaxedPass, relaxations
-from verify.support.rewards import Slope
-from verify.support.scores import TanhScore
+from verify.support.one_sided import RelaxedPass, linear_pass, relaxations
 from verify.support.staircase import clipped
 from verify.support.strategies import curved_rewards, instances
 from verify.support.suprema import ACCURACY
@@ -74,7 +71,7 @@ def test_is_attained(steps: int, rounds: int) -> None:
     """A linear reward and expanding scores: updates damped to theta = 0.6 leave ``0.4^m`` of every
     shift.
     """
-    each = _linear(steps, rounds)
+    each = linear_pass(steps, rounds)
     measured, limit = measure(each)[0], bound(each)[0]
     for t in range(steps):
         CLAIM.attained(float(measured[t]), float(limit[t]), each, within=1e-6, slack=1e-6)
@@ -82,7 +79,7 @@ def test_is_attained(steps: int, rounds: int) -> None:
 
 def test_needs_the_rate() -> None:
     """``q^2m`` in place of ``q^m``: the square belongs to values and gradients, not to controls."""
-    each = _linear(3, 2)
+    each = linear_pass(3, 2)
     q = each.constants.rate
     CLAIM.breaks(
         float((measure(each)[0] / (q**2 * bound(each)[0])).min()), 1.0, each, "q^m, not q^2m"
@@ -117,13 +114,3 @@ def test_needs_what_updates_leave_of_the_gradient(rounds: int) -> None:
     error = step.gradient_error(rounds)
     CLAIM.holds(error, loop.gradient_error, where, part="one step")
     CLAIM.breaks(error, step.q ** (3 * rounds + 2) * step.L0 * 1e-2, where, "order in q")
-
-
-def _linear(steps: int, rounds: int) -> RelaxedPass:
-    levels = tuple(0.4 * (0.95 / 0.4) ** (t / steps) for t in range(steps + 1))
-    instance = ProductInstance(
-        levels=levels,
-        lam=(0.5,) * steps,
-        factors=(Factor(TanhScore(c=-0.3), Slope(1.5)),),
-    )
-    return RelaxedPass(instance, theory.FixedRelaxation(0.6), rounds)

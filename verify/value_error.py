@@ -37,9 +37,8 @@ from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance
 from verify.support.iterates import visible
-from verify.support.one_sided import RelaxedPass, relaxations
-from verify.support.rewards import Slope
-from verify.support.scores import MixtureScore, TanhScore
+from verify.support.one_sided import RelaxedPass, linear_pass, relaxations
+from verify.support.scores import MixtureScore
 from verify.support.strategies import Sine, curved_rewards, instances
 from verify.support.suprema import ACCURACY
 
@@ -87,7 +86,7 @@ def test_is_attained(steps: int, rounds: int) -> None:
     """A linear reward and expanding scores, damped to theta = 0.6: ``0.4^2m rho L0^2 / 2`` is left
     at every step.
     """
-    each = _linear(steps, rounds)
+    each = linear_pass(steps, rounds)
     for seen, limit in zip(measure(each).tolist(), bound(each).tolist(), strict=True):
         CLAIM.attained(seen, limit, each, within=ROUNDING, slack=ROUNDING)
 
@@ -96,14 +95,14 @@ def test_needs_the_square_of_the_rate_and_no_more() -> None:
     """``q^3m`` is too little; ``q^m`` would be too much by ``q^-m``, which the attained case
     tells.
     """
-    each = _linear(6, 2)
+    each = linear_pass(6, 2)
     q = each.constants.rate
     CLAIM.breaks(float((measure(each) / (q**2 * bound(each))).min()), 1.0, each, "q^2m")
 
 
 def test_needs_the_sum_over_later_steps() -> None:
     """One step's share is less than what is missing: errors of later steps count in full."""
-    each = _linear(6, 2)
+    each = linear_pass(6, 2)
     value = each.convergence.value
     own = value[:-1] - value[1:]
     CLAIM.breaks(float(measure(each)[0]), float(own[0]) * (1 + ROUNDING), each, "sum over s ≥ t")
@@ -129,13 +128,3 @@ def test_needs_the_curvature(side: str) -> None:
     else:
         steepest = abs(c) ** (2 * m) * slope**2 / 2
         CLAIM.breaks(missing, steepest, where, "factor 1/(1 − a)")
-
-
-def _linear(steps: int, rounds: int) -> RelaxedPass:
-    levels = tuple(0.4 * (0.95 / 0.4) ** (t / steps) for t in range(steps + 1))
-    instance = ProductInstance(
-        levels=levels,
-        lam=(0.5,) * steps,
-        factors=(Factor(TanhScore(c=-0.3), Slope(1.5)),),
-    )
-    return RelaxedPass(instance, theory.FixedRelaxation(0.6), rounds)

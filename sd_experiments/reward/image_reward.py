@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -361,3 +362,13 @@ def _require_vocabulary(tokenizer: BertTokenizer, size: int, what: str) -> None:
         f"{what} knows {len(tokenizer)} tokens and the model {size}; use the model's own"
         " tokenizer.",
     )
+
+
+def tokenizer_of(words: Sequence[str]) -> BertTokenizer:
+    """BERT's tokenizer of a vocabulary, with the two tokens BLIP adds."""
+    with tempfile.TemporaryDirectory() as folder:
+        content = "\n".join(words) + "\n"
+        (Path(folder) / "vocab.txt").write_text(content, encoding="utf-8")
+        tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+    return tokenizer

@@ -5,9 +5,7 @@ weights are.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sd_experiments import config
-from sd_experiments.reward.image_reward import ImageReward
+from sd_experiments.reward.image_reward import ImageReward, tokenizer_of
 from sd_experiments.reward.sizes import ImageRewardConfig
 from sd_experiments.tiny import architecture
 
@@ -137,12 +135,7 @@ def _clip_tokenizer() -> CLIPTokenizer:
 def _bert_tokenizer(vocabulary: int) -> BertTokenizer:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]
     words = [*special, *(f"unused{i}" for i in range(vocabulary - len(special)))]
-    with tempfile.TemporaryDirectory() as folder:
-        content = "\n".join(words) + "\n"
-        (Path(folder) / "vocab.txt").write_text(content, encoding="utf-8")
-        tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
-    tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
-    return tokenizer
+    return tokenizer_of(words)
 
 
 def _settings(

@@ -29,8 +29,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +38,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer
 
 from sd_experiments.manifest import replace_folder
-from sd_experiments.reward.image_reward import ImageReward, PromptTokens
+from sd_experiments.reward.image_reward import ImageReward, PromptTokens, tokenizer_of
 from sd_experiments.reward.sizes import ImageRewardConfig, TransformerSize
 from sd_experiments.tiny import PROMPTS, pipeline
 from sd_experiments.tiny.captions import FACT_OF_SKILL, WORDS, parse_caption
@@ -64,12 +62,7 @@ _PER_PROMPT = 192  # pictures
 def words_tokenizer() -> BertTokenizer:
     """BERT's tokenizer with the captions' words and the two tokens BLIP adds."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "[DEC]", "[ENC]"]
-    with tempfile.TemporaryDirectory() as folder:
-        content = "\n".join(words) + "\n"
-        (Path(folder) / "vocab.txt").write_text(content, encoding="utf-8")
-        tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
-    tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
-    return tokenizer
+    return tokenizer_of(words)
 
 
 def build(seed: int) -> ImageReward:

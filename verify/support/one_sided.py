@@ -20,8 +20,11 @@ from socft.pi_ft import BackwardInduction, backward_induction
 from socft.theory.regularity import run_backward
 from socft.truth.grid import ValueGrid
 from socft.truth.quadrature import Quadrature
+from verify.support.factors import Factor
 from verify.support.instances import Instance, ProductInstance
 from verify.support.iterates import differentiate, inner, supremum
+from verify.support.rewards import Slope
+from verify.support.scores import TanhScore
 
 LEAST = 0.1
 """Weights below this are not tried: where nearly every one is admitted, quadrature would not
@@ -164,3 +167,14 @@ def spectrum(values: tuple[ValueGrid, ...]) -> Tensor:
     return torch.stack(
         [torch.stack([b.max() for b in bends]), torch.stack([(-b).max() for b in bends])]
     )
+
+
+def linear_pass(steps: int, rounds: int) -> RelaxedPass:
+    """Of a chain with a contracting affine score and a linear reward."""
+    levels = tuple(0.4 * (0.95 / 0.4) ** (t / steps) for t in range(steps + 1))
+    instance = ProductInstance(
+        levels=levels,
+        lam=(0.5,) * steps,
+        factors=(Factor(TanhScore(c=-0.3), Slope(1.5)),),
+    )
+    return RelaxedPass(instance, theory.FixedRelaxation(0.6), rounds)
