@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -33,8 +34,6 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase
-from hypothesis.internal.conjecture import providers
-from hypothesis.internal.constants_ast import Constants
 
 import socft
 from socft.checks import InvalidProblem
@@ -63,9 +62,6 @@ hypothesis.settings.register_profile(
         HealthCheck.large_base_example,
     ),
 )
-# Hypothesis also tries the constants in the sources of whatever is loaded, which depend on what
-# else runs; it tries none here.
-providers._get_local_constants = Constants
 _TALLY = "tally of the claim"
 _FOLDER = Path(__file__).parent
 
@@ -94,6 +90,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     hypothesis.settings.load_profile("verify")
+    _try_no_constants()
     config.pluginmanager.register(_Session(config), "verify-session")
     pipe = config.getoption("--parent")
     if pipe is not None and not hasattr(config, "workerinput"):
@@ -104,6 +101,21 @@ def _end_with_parent(pipe: int) -> None:
     """Wait until the other end of a pipe is closed, and end with all processes of the session."""
     os.read(pipe, 1)
     os.killpg(0, signal.SIGKILL)
+
+
+def _try_no_constants() -> None:
+    """Hypothesis also tries the constants in the sources of whatever is loaded, which depend on
+    what else runs; here it tries none. It has no setting for that.
+    """
+    from hypothesis.internal.conjecture import providers
+    from hypothesis.internal.constants_ast import Constants
+
+    if not hasattr(providers, "_get_local_constants"):
+        raise pytest.UsageError(
+            f"hypothesis {hypothesis.__version__} collects constants in another way; install the"
+            " version in constraints.txt."
+        )
+    providers._get_local_constants = Constants
 
 
 def claim_of(item: pytest.Item) -> Claim | None:
@@ -156,13 +168,12 @@ class _Session:
         if claim is None or not minutes or not _is_search(pyfuncitem):
             return (yield)
         search = _Search(self.config, claim, pyfuncitem, self._share(minutes))
+        asked = inspect.signature(pyfuncitem.obj).parameters
         try:
             result = yield
             for seed in search.seeds():
                 hypothesis.seed(seed)(pyfuncitem.obj)
-                pyfuncitem.obj(
-                    **{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-                )
+                pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in asked})
             return result
         finally:
             claim.tally = search.total()

@@ -15,15 +15,16 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import peft
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Int
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from sd_experiments.model.prompts import EncodedPrompt
+from sd_experiments.model.transforms import is_forward_mode, is_transforming
 from socft.checks import require
 from socft.reference import States
 
@@ -47,7 +48,7 @@ def recompute_in_backward(function: Callable[..., Any], **options: Any) -> Calla
     """The function, keeping its inputs in place of its graph; the function itself inside transforms
     of torch.func.
     """
-    if torch._C._are_functorch_transforms_active():
+    if is_transforming():
         return function
     return functools.partial(
         checkpoint, function, use_reentrant=False, preserve_rng_state=False, **options
@@ -112,9 +113,19 @@ class UNetDenoiser:
         return torch.cat([predict(t, y, condition, adapted) for t, y in parts])
 
     def adopt(self, adapters: Sequence[Any]) -> None:
-        """Take charge of the network's low-rank layers, which are off from here on."""
+        """Take charge of the network's low-rank layers, which are off from here on.
+
+        Raises:
+            InvalidProblem: this version of peft switches its layers in another way.
+        """
         self.adapters = tuple(adapters)
-        _switch(self.adapters, False)
+        for on in (True, False):
+            _switch(self.adapters, on)
+            require(
+                all(layer.disable_adapters is not on for layer in self.adapters),
+                f"peft {peft.__version__} does not switch its layers by a flag; install the"
+                " version in constraints.txt.",
+            )
 
     def _predict(self, timesteps: Tensor, x: Tensor, condition: Condition, adapted: bool) -> Tensor:
         weight, negative = condition.guidance, condition.negative
@@ -142,9 +153,7 @@ class UNetDenoiser:
 
     @contextlib.contextmanager
     def _switched(self, adapted: bool) -> Iterator[None]:
-        """Low-rank layers on or off. peft's own switch also flips ``requires_grad``, and is slow
-        beside a small network.
-        """
+        """Low-rank layers on or off."""
         before, self._adapted = self._adapted, adapted
         if adapted != before:
             _switch(self.adapters, adapted)
@@ -156,12 +165,9 @@ class UNetDenoiser:
                 _switch(self.adapters, before)
 
     def _attention(self) -> contextlib.AbstractContextManager[Any]:
-        # The level is looked at rather than the tangent, which a reverse mode inside the forward
-        # mode hides.
-        forward_mode = forward_ad._current_level >= 0
         return (
             sdpa_kernel(SDPBackend.MATH)
-            if forward_mode or self.plain_attention
+            if self.plain_attention or is_forward_mode()
             else contextlib.nullcontext()
         )
 
@@ -180,7 +186,8 @@ class UNetDenoiser:
 
 
 def _switch(adapters: Sequence[Any], adapted: bool) -> None:
+    """Set what peft's property ``disable_adapters`` reads: its public switch also flips
+    ``requires_grad``, and attributes of modules are slow beside a small network.
+    """
     for layer in adapters:
-        object.__setattr__(
-            layer, "_disable_adapters", not adapted
-        )  # a plain flag: past the slow attributes of modules
+        object.__setattr__(layer, "_disable_adapters", not adapted)

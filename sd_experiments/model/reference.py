@@ -20,11 +20,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sd_experiments.model.denoiser import Condition
 from sd_experiments.model.sampling import EVEN, sampling_schedule
 from sd_experiments.model.stable_diffusion import NOISE, StableDiffusion
+from sd_experiments.model.transforms import is_forward_mode, is_transforming
 from socft.checks import require
 from socft.reference import ScoreReference, States, Step, level_at
 from socft.schedule import ddim
@@ -134,12 +134,12 @@ class StableDiffusionReference(ScoreReference):
 
     def _may_keep(self, k: Step, x: Tensor) -> bool:
         recorded = torch.is_grad_enabled() and x.requires_grad
-        transformed = (
-            torch._C._are_functorch_transforms_active()
-            or forward_ad._current_level >= 0
-            or x.is_inference()
+        return (
+            isinstance(k, int)
+            and (self._sharing or not recorded)
+            and not (is_transforming() or is_forward_mode())
+            and not torch.is_inference_mode_enabled()
         )
-        return isinstance(k, int) and not transformed and (self._sharing or not recorded)
 
     def _predicted_score(self, k: Step, x: Tensor, adapted: bool, condition: Condition) -> Tensor:
         timesteps = self.sampling.timesteps[
@@ -158,14 +158,13 @@ class _Kept:
 
     k: int
     x: Tensor
-    version: int
-    recorded: bool
+    value: Tensor
     score: Tensor
 
     @classmethod
     def of(cls, k: Step, x: Tensor, score: Tensor) -> _Kept:
         assert isinstance(k, int)
-        return cls(k, x, x._version, score.requires_grad, score)
+        return cls(k, x, x.detach().clone(), score)
 
     def matches(self, k: Step, x: Tensor) -> bool:
         """Whether this is the value at ``(k, x)``: the same tensor, not changed since, with a graph
@@ -173,5 +172,8 @@ class _Kept:
         """
         recorded = torch.is_grad_enabled() and x.requires_grad
         return (
-            self.k == k and self.x is x and self.version == x._version and self.recorded == recorded
+            self.k == k
+            and self.x is x
+            and self.score.requires_grad == recorded
+            and torch.equal(self.value, x)
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.configuration_utils import FrozenDict
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
     StableDiffusionXLPipeline,
 )
@@ -405,7 +405,7 @@ def test_the_offered_last_level_is_accepted():
 )
 def test_other_networks_are_refused(change: dict[str, Any], message: str):
     unet = ExactNoise(0.0, 1.0)
-    unet.config = FrozenDict({**unet.config, **change})
+    unet.register_to_config(**{**unet.config, **change})
     with pytest.raises(InvalidProblem, match=message):
         stable_diffusion(unet)
 
@@ -433,22 +433,20 @@ def test_other_predictions_vocabularies_and_limits_are_refused():
 LEVELS = scheduler().alphas_cumprod.double()
 
 
-class ExactNoise(nn.Module):
-    """The noise to expect in a noised N(center, spread^2), as a network."""
+class ExactNoise(UNet2DConditionModel):
+    """The noise to expect in a noised N(center, spread^2), as a network without layers."""
 
     def __init__(self, center: float, spread: float):
-        super().__init__()
-        self.config: Any = FrozenDict(in_channels=4, out_channels=4, sample_size=1)
+        nn.Module.__init__(self)
+        self.register_to_config(in_channels=4, out_channels=4, sample_size=1)
         self.unused = nn.Parameter(torch.zeros(1, dtype=F64))
         self.center, self.spread = center, spread
 
-    def forward(
-        self, x: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, return_dict: bool
-    ) -> tuple[Tensor]:
-        abar = LEVELS[timesteps].reshape(-1, 1, 1, 1)
+    def forward(self, sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        abar = LEVELS[timestep].reshape(-1, 1, 1, 1)
         return (
             (1 - abar).sqrt()
-            * (x - abar.sqrt() * self.center)
+            * (sample - abar.sqrt() * self.center)
             / (abar * self.spread**2 + 1 - abar),
         )
 
@@ -545,6 +543,18 @@ def test_an_evaluation_at_the_same_tensor_is_not_repeated():
         assert not torch.equal(changed[0], first[0])
         assert not torch.equal(chain.score(2, x), changed)
         assert base.denoiser.calls == before + 3
+
+
+def test_what_is_evaluated_in_inference_mode_is_not_kept():
+    chain = StableDiffusionReference(stable_diffusion(), PROMPT, steps=5)
+    x = randn(13, 2, *chain.dims)
+    with torch.inference_mode():
+        inside = chain.score(1, x)
+    with torch.no_grad():
+        outside = chain.score(1, x)
+    assert torch.equal(inside, outside)
+    assert inside.is_inference()
+    assert not outside.is_inference()
 
 
 def test_graphs_are_shared_only_on_request():

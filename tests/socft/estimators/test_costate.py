@@ -10,7 +10,6 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from socft.checks import InvalidProblem
 from socft.costates.adjoint import Adjoint, FullRecursion, LeanRecursion, full_adjoint, lean_adjoint
@@ -854,8 +853,8 @@ class Tally:
 
     def record(self, x: Tensor) -> None:
         depth = 0
-        while _functorch.is_functorch_wrapped_tensor(x):
-            depth, x = depth + 1, _functorch.get_unwrapped(x)
+        while (inner := torch.func.debug_unwrap(x, recurse=False)) is not x:
+            depth, x = depth + 1, inner
         depth += int(x.requires_grad)
         if depth == 0:
             self.evaluations += len(x)
