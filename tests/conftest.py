@@ -25,13 +25,13 @@ hypothesis.settings.load_profile("socft")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--shapes`` checks shapes and types."""
-    parser.addoption("--shapes", action="store_true", help="check shapes and types of socft")
+    parser.addoption("--shapes", action="store_true", help="check shapes and types of the packages")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check what socft is called with, before it is imported."""
+    """Check shapes, before what is checked is imported."""
     if config.getoption("--shapes"):
-        jaxtyping.install_import_hook(["socft"], f"{shapes.__name__}.typechecked")
+        shapes.install()
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ LIMIT = 100
 
 SMALLER = {
     "source .venv/bin/activate": "grep -q '^VENV := .venv$' {root}/Makefile",
-    "pytest --shapes": "pytest --shapes {root}/tests/test_durations.py",
+    "pytest --shapes": "pytest --shapes {root}/tests/test_shapes.py",
     "pytest verify/": "pytest {root}/verify -n 2 --collect-only",
     "pytest verify/ -n 2": "pytest {root}/verify -n 2 --collect-only",
     "socft bench damped:Damped": (

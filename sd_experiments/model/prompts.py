@@ -25,16 +25,16 @@ Size = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt as the network reads it.
+    """A prompt as the network reads it, or those of several samples.
 
     Attributes:
-        text: states of its tokens, shape (1, tokens, width).
-        added: what else the network is told, by the names it knows, one row each; nothing but for
-            XL.
+        text: states of the tokens, shape (rows, tokens, width); a prompt has one row.
+        added: what else the network is told, by the names it knows, in as many rows; nothing but
+            for XL.
     """
 
-    text: Float[Tensor, "1 tokens width"]
-    added: Mapping[str, Float[Tensor, "1 entries"]] = dataclasses.field(default_factory=dict)
+    text: Float[Tensor, "rows tokens width"]
+    added: Mapping[str, Float[Tensor, "rows _"]] = dataclasses.field(default_factory=dict)
 
     def rows(self, count: int) -> EncodedPrompt:
         """The same for several samples."""

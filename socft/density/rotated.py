@@ -15,6 +15,7 @@ from torch import Tensor
 from socft.checks import (
     SYMMETRY_TOLERANCE,
     InvalidProblem,
+    Numbers,
     require,
     require_generator,
     require_kind,
@@ -48,7 +49,7 @@ class Rotated(Density):
     (2,)
     """
 
-    def __init__(self, rotation: Float[Tensor, "n n"], factors: Sequence[GaussianMixture]):
+    def __init__(self, rotation: Numbers, factors: Sequence[GaussianMixture]):
         self.rotation = orthonormal(rotation, "rotation")
         require_kind(factors, (list, tuple), "factors", "give a list of laws.")
         for each in factors:

@@ -118,6 +118,11 @@ class Rows:
         """The values of a field of the records, in order of appearance."""
         return list(dict.fromkeys(getattr(record, name) for record in self.records))
 
+    @property
+    def metrics(self) -> list[Metric]:
+        """What the records measure, in order of appearance."""
+        return [Metric(name) for name in self.fields("metric")]
+
     def series(
         self, x: str, y: Callable[[Record], float | None] = lambda record: record.value
     ) -> Series:

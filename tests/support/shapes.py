@@ -4,22 +4,57 @@ from __future__ import annotations
 
 import functools
 import inspect
+import pkgutil
+import random
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
+from unittest import mock
 
-from beartype import BeartypeConf, beartype
+import jaxtyping
+import pytest
+from hypothesis.strategies import DrawFn
+
+with mock.patch("random.getrandbits", random.Random(0).getrandbits):
+    # Which entry of a list is checked is drawn; from the generator that tests seed, this would
+    # change what they see.
+    from beartype import BeartypeConf, beartype
 
 CONF = BeartypeConf(is_pep484_tower=True)
 """An int is fine where a float is asked for, and a float where a complex number is."""
+UNCHECKED = (Self, "Self", DrawFn, "DrawFn")
+"""Has a meaning in its class alone, which a function does not know; a protocol of Hypothesis that
+cannot be checked while a program runs.
+"""
+
+
+PACKAGES = ("socft", "toy", "verify", "sd_experiments")
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def install() -> None:
+    """Check what is called in the packages.
+
+    Raises:
+        pytest.UsageError: one is imported already, so that nothing of it would be checked.
+    """
+    early = [package for package in PACKAGES if package in sys.modules]
+    if early:
+        raise pytest.UsageError(f"{early[0]} is imported already; check shapes before.")
+    modules = [
+        f"{package}.{module.name}"
+        for package in PACKAGES
+        for module in pkgutil.iter_modules([str(_ROOT / package)])
+        if module.name != "conftest"  # pytest looks at the functions themselves
+    ]
+    jaxtyping.install_import_hook(modules, f"{__name__}.{typechecked.__name__}")
 
 
 def typechecked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which now refuses what its annotations do not allow.
-
-    ``Self`` has a meaning in its class alone, which the function does not know: it is not checked.
-    """
+    """The function, which now refuses what its annotations do not allow."""
     function.__annotations__ = {
-        name: hint for name, hint in function.__annotations__.items() if hint not in ("Self", Self)
+        name: hint for name, hint in function.__annotations__.items() if hint not in UNCHECKED
     }
     checked = beartype(conf=CONF)(function)
     return _fields(function, checked) if function.__name__ == "__init__" else checked

@@ -197,6 +197,7 @@ def test_record_is_strict_json_with_its_origin():
     assert len(row["commit"]) in (0, 40)
 
 
+@pytest.mark.refusal
 def test_bad_input_is_refused():
     made = claim()
     with pytest.raises(
@@ -345,6 +346,7 @@ def test_a_claim_is_what_its_file_says():
     )
 
 
+@pytest.mark.refusal
 @pytest.mark.parametrize(
     ("module", "message"),
     [

@@ -213,9 +213,7 @@ def mixture(rows: Rows) -> str:
     named, exact = (
         found.filter(lambda record, has=has: bool(record.estimator) is has) for has in (True, False)
     )
-    tables = [
-        _by_temperature(named.where(metric), metric, columns) for metric in named.fields("metric")
-    ]
+    tables = [_by_temperature(named.where(metric), metric, columns) for metric in named.metrics]
     return "\n\n".join(filter(None, (*tables, _optima(exact, columns)))) or NOT_MEASURED
 
 
@@ -227,7 +225,7 @@ def _optima(found: Rows, columns: Sequence[float]) -> str:
         header=("", *(f"temp ${each:g}$" for each in columns)),
         rows=[
             row
-            for metric in found.fields("metric")
+            for metric in found.metrics
             for row in pivot(found.where(metric), "temp", columns, 4)
         ],
         caption=(

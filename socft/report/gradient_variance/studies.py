@@ -370,7 +370,7 @@ def suite_verdict(rows: Rows) -> str:
 
 
 def _ended(mine: Rows, kind: str) -> str:
-    shown, body = mine.fields("metric"), []
+    shown, body = mine.metrics, []
     for problem in mine.fields("problem"):
         body.append((text(problem),))
         body += _endings(mine.where(problem=problem), shown)
