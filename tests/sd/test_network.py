@@ -4,7 +4,6 @@ files and memory.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -182,25 +181,26 @@ def test_log_probability_ratios_are_one_before_an_update_and_not_after():
     policy = tuned()
     path = path_of(policy)
     with torch.no_grad():
-        sampled = [log_probability(policy, path, k) for k in range(STEPS)]
-    recorded = [log_probability(policy, path, k) for k in range(STEPS)]
+        sampled = [log_probability(policy, path.states, k) for k in range(STEPS)]
+    recorded = [log_probability(policy, path.states, k) for k in range(STEPS)]
     stored = [-path.noise.steps[k].flatten(1).square().sum(1) / 2 for k in range(STEPS)]
     for a, b, c in zip(sampled, recorded, stored, strict=True):
         assert torch.equal((a - b.detach()).exp(), torch.ones(BATCH, dtype=F64))
         assert away(a, c) < IDENTITY
     with torch.no_grad():
-        row = log_probability(policy, dataclasses.replace(path, states=path.states[:, :1]), 1)
+        row = log_probability(policy, path.states[:, :1], 1)
         assert away(row, sampled[1][:1]) < IDENTITY
         next(iter(policy.parameters())).add_(0.1)
         assert not torch.equal(
-            (log_probability(policy, path, 1) - sampled[1]).exp(), torch.ones(BATCH, dtype=F64)
+            (log_probability(policy, path.states, 1) - sampled[1]).exp(),
+            torch.ones(BATCH, dtype=F64),
         )
 
 
-def log_probability(policy: LoRAPolicy, path: States, k: int) -> Tensor:
-    """Of the step a path took, up to the constant of the Gaussian, from the states."""
-    x, chain = path.states[k], policy.reference
-    kick = chain.diffusion.whiten(k, x, path.states[k + 1] - chain.mean(k, x).detach())
+def log_probability(policy: LoRAPolicy, states: Tensor, k: int) -> Tensor:
+    """Of the step from ``states[k]`` to the next, up to the constant of the Gaussian."""
+    x, chain = states[k], policy.reference
+    kick = chain.diffusion.whiten(k, x, states[k + 1] - chain.mean(k, x).detach())
     return -(kick - policy(k, x)).flatten(1).square().sum(1) / 2
 
 
