@@ -1073,7 +1073,10 @@ def test_refusals_quote_the_value_and_the_remedy():
             r"score_L0\[0\] = -1; a Lipschitz",
             lambda: dataclasses.replace(chain, score_L0=-torch.ones(4)),
         ),
-        (r"reward_L1 = nan; a Lipschitz", lambda: dataclasses.replace(chain, reward_L1=math.nan)),
+        (
+            r"reward_L1 = nan; it must be a finite number",
+            lambda: dataclasses.replace(chain, reward_L1=math.nan),
+        ),
         (r"dim = 0; give at least 1", lambda: dataclasses.replace(chain, dim=0)),
         (
             r"lam = 1; the least design constant",
