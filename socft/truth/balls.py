@@ -61,6 +61,14 @@ def is_sharp(matrix: arb_mat, bits: int) -> bool:
     return bool(widest == 0 or widest * arb(2) ** bits <= top)
 
 
+def solution(matrix: arb_mat, right: arb_mat) -> arb_mat | None:
+    """``matrix^-1 right``; None unless the matrix is proven regular."""
+    try:
+        return matrix.solve(right)
+    except ZeroDivisionError:
+        return None
+
+
 def log_det(matrix: arb_mat) -> arb | None:
     """Of a symmetric matrix, by elimination; None unless it is proven positive definite."""
     rows, total = matrix.tolist(), arb(0)

@@ -23,7 +23,17 @@ from torch import Tensor
 from socft.problem import ControlProblem
 from socft.reference import ScalarDiffusion, SpectralMaps
 from socft.reward import as_quadratic
-from socft.truth.balls import above, balls, columns, identity, is_sharp, log_det, norm, stack
+from socft.truth.balls import (
+    above,
+    balls,
+    columns,
+    identity,
+    is_sharp,
+    log_det,
+    norm,
+    solution,
+    stack,
+)
 from socft.truth.base import ErrorBounds
 from socft.truth.quadratic import affine_of, running_of
 
@@ -165,7 +175,9 @@ def _optimum(numbers: _Numbers) -> _Optimum | None:
             return None
         kernel.append((B.ncols() * beta.log() - volume) * beta * half - E.trace() * half)
         G = B * B.transpose() * (1 / beta)
-        solved = (identity(n) - P[-1] * G).solve(stack(P[-1], q[-1]))
+        solved = solution(identity(n) - P[-1] * G, stack(P[-1], q[-1]))
+        if solved is None:
+            return None
         W, r = columns(solved, range(n)), columns(solved, range(n, n + 1))
         pushed = W * b + r
         pull = B.transpose() * (1 / beta)
@@ -314,7 +326,8 @@ def _memory(numbers: _Numbers, optimum: Coefficients) -> arb | None:
     slope = root.transpose() * (optimum.P[0] * numbers.mean + optimum.q[0])
     inner = identity(root.ncols()) - E
     volume = log_det(inner)
-    if volume is None:
+    solved = None if volume is None else solution(inner, slope)
+    if volume is None or solved is None:
         return None
-    lifted = (slope.transpose() * inner.solve(slope))[0, 0] / beta
+    lifted = (slope.transpose() * solved)[0, 0] / beta
     return (lifted - beta * (volume + E.trace())) * half

@@ -210,7 +210,10 @@ def exact_optimum(problem: ControlProblem, prec: int = 512) -> ExactOptimum | No
     """The optimum to 30 digits in every entry, None where it is infinite (or too close to tell)."""
     while prec <= MOST:
         with flint.ctx.workprec(prec):
-            found = _solve(ExactProblem.of(problem))
+            try:
+                found = _solve(ExactProblem.of(problem))
+            except ZeroDivisionError:  # not proven regular at this precision
+                found = None
             if found is not None and (found.bits >= ENOUGH or prec * 4 > MOST):
                 return found
         prec *= 4
