@@ -52,7 +52,8 @@ fixed point of :math:`J \mapsto B_{m-1} J + \theta\rho H_{m-1}` and :math:`J^*_m
 .. math:: |J_m - J^*_m| \le q |J_{m-1} - J^*_{m-1}| + \frac{\theta \rho^2 T q^{m-1} L_0}{(1-a)^2},
    \qquad |J_0^*| \le \max\Big(\frac{a}{1-a}, \frac{b}{1+b}\Big) .
 
-For m = 0, :math:`E_0 = G V` and :math:`S_0 = K^- - K^-/(1+b)`; and always :math:`S_m \le K^-
+For m = 0, :math:`E_0 = G V`, so that :math:`K^+` takes the place of :math:`K^+/(1-a)` and
+:math:`S_0 = K^- - K^-/(1+b)`; and always :math:`S_m \le K^-
 |I+J_m|^2 + |J_m|^2/\rho - K^-/(1+b)`. Everything that :math:`o_m`, :math:`R_m` and :math:`S_m` add
 to the optimum's constants is :math:`O(m q^m)`.
 
@@ -116,7 +117,7 @@ class MeanMap:
 @dataclasses.dataclass(frozen=True)
 class InnerLoop:
     """The inner iteration of one step; where ``rounds`` is None, bounds hold for all numbers of
-    updates.
+    updates from 1 on.
 
     Attributes:
         smooth: bounds of the smoothed value function in front.
@@ -178,7 +179,7 @@ class InnerLoop:
     @property
     def overshoot(self) -> float:
         """``o_m = q^m |J_m|``, by how much the value of an unfinished iterate may be steeper."""
-        left = self.rate ** (self.rounds or 0)
+        left = self._left
         steep = self.stretch * max(self.a, self.b) * self._unfinished
         return min(steep, (self.stretch + 1) * left)
 
@@ -188,41 +189,45 @@ class InnerLoop:
         return product(self.bend, self._unfinished, self.smooth.L0)
 
     @property
+    def finished_up(self) -> float:
+        """``K+ / (1 - a)``, the largest eigenvalue that an iterate's value tends to; K+ for m = 0,
+        where it is G V.
+        """
+        return self.smooth.up if self.rounds == 0 else self.smooth.up / (1 - self.a)
+
+    @property
     def sag(self) -> float:
         """``S_m``, by how much ``-K- / (1 + b)`` may be undercut."""
         if self.rho == 0:
             return 0.0
         finished = self.smooth.down / (1 + self.b)
-        start = self.smooth.down - finished
         if self.rounds == 0:
-            return start
+            return self.smooth.down - finished
         error = self._decaying(self.rho * self._drift / (1 - self.a) ** 2)
         crude = self.smooth.down * self.stretch**2 + self.jacobian**2 / self.rho - finished
-        later = min(product(1 / self.rho + self.smooth.down, error, error), crude)
-        return later if self.rounds else max(start, later)
+        return min(product(1 / self.rho + self.smooth.down, error, error), crude)
 
     @property
     def gradient_error(self) -> float:
         """``|F_m - g|``: what m updates leave of the error of an envelope's gradient."""
         steepest = self.smooth.L0
-        start = product(max(self.a, self.b), steepest)
         if self.rounds == 0:
-            return start
+            return product(max(self.a, self.b), steepest)
         q, drift = self.rate, self.rho * self._drift / (1 - self.a)
         fixed = product(q, drift / self.theta / 2 + (1 + self.b) * self.finished_jacobian)
         growing = (1 + self.b) * drift
         if self.rounds is None:
             peak = geometric_peak(1 - q * q, fixed + growing, growing)
-            return max(start, product(q, max(fixed + growing, peak), steepest))
+            return product(q, max(fixed + growing, peak), steepest)
         m = self.rounds
         return product(q ** (2 * m - 1), fixed + growing * m, steepest)
 
     @property
     def value_gap(self) -> float:
         """``Phi(x, delta) - Phi(x, delta_m)``, what m updates leave of the value."""
-        share = min(1 + self.b, 1 / (1 - self.a)) * self.rate ** (2 * (self.rounds or 0))
+        share = min(1 + self.b, 1 / (1 - self.a)) * self._left**2
         start = product(self.rho, self.smooth.L0, self.smooth.L0) / 2
-        return product(min(1.0, share) if self.rounds else 1.0, start)
+        return product(min(1.0, share), start)
 
     def control_error(self, value_L0: float, gradient_error: float) -> float:
         """Lemma 3.3 for shifts after the given updates, ``q^m rho L0V* + c rho error``.
@@ -234,7 +239,7 @@ class InnerLoop:
             value_L0: of the optimal value function in front.
             gradient_error: ``sup |grad G (V - V*)|`` in front.
         """
-        left = self.rate ** (self.rounds or 0)
+        left = self._left
         factor = min(self.stretch * (1 - left), (1 + left) / (1 - self.a))
         return self.rho * (product(left, value_L0) + product(factor, gradient_error))
 
@@ -244,11 +249,14 @@ class InnerLoop:
         return product(self.theta, self.rho, self.smooth.third, self.smooth.L0)
 
     @property
+    def _left(self) -> float:
+        """``q^m``, the share of the residual that is left; q where m is any."""
+        return self.rate ** (1 if self.rounds is None else self.rounds)
+
+    @property
     def _unfinished(self) -> float:
         """The largest ``x (1 - x)`` for x up to ``q^m``: it does not fall where beta does."""
-        if self.rounds is None:
-            return 0.25
-        left = self.rate**self.rounds
+        left = self._left
         return left * (1 - left) if left < 0.5 or self.rounds == 0 else 0.25
 
     def _decaying(self, drift: float) -> float:
@@ -282,7 +290,7 @@ def iterate_step(
     change = product(front.smoothed_error(sigma), 1 / (1 - loop.a)) + loop.gradient_error
     steepest = min((1 + loop.overshoot) * loop.smooth.L0, best.L0 + change)
     bend, square = product(mean.L1, steepest), mean.L0**2
-    up = loop.smooth.up / (1 - loop.a) + loop.residual_bend
+    up = loop.finished_up + loop.residual_bend
     down = loop.smooth.down / (1 + loop.b) + loop.sag + loop.residual_bend
     return Approximation(
         product(mean.L0, steepest),

@@ -105,7 +105,7 @@ class RegularityStatement(abc.ABC):
         """Lipschitz constants of the shift of the mean and of its Jacobian."""
 
     def updates(self, chain: ChainConstants) -> list[int] | list[None]:
-        """The numbers of inner updates that the statement is about; None for all."""
+        """The numbers of inner updates that the statement is about; None for all from 1 on."""
         return [None] * chain.steps
 
 
@@ -137,7 +137,7 @@ class Lemma32(RegularityStatement):
     Args:
         bounds: which constants.
         rounds: the number of updates m_t at every step, one number or shape (T,), for constants of
-            exactly these iterates; all of them by default. Two-sided constants are always of all.
+            exactly these iterates; all m_t >= 1 by default. Two-sided constants are always of all.
     """
 
     source = "Lemma 3.2"
