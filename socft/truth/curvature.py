@@ -34,7 +34,7 @@ from socft.reward import as_quadratic
 from socft.truth.envelope import envelope
 from socft.truth.quadratic import accumulate, act, affine_of, running_of, sandwich, times
 
-REACH_LIMIT = 1e3
+GRAMIAN_LIMIT = 1e3
 """Largest h g for *difference*: its relative error is about eps h g, kept below 1e-12."""
 
 STORE_LIMIT = 2**24
@@ -96,7 +96,7 @@ class Curvature(abc.ABC):
         return torch.stack([self.at(k) for k in steps])
 
 
-class Stored(Curvature):
+class StoredCurvature(Curvature):
     """All ``W_k`` in memory, shape (T + 1, n, n) or (T + 1, n)."""
 
     def __init__(self, W: Tensor):
@@ -214,7 +214,7 @@ def solve(chain: LinearChain) -> QuadraticSolution:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Swept:
+class _BackwardPass:
     """What goes backward in k: ``W_k``, ``r_k``, ``W_k b_k + r_k`` and ``tr B_k' P_{k+1} B_k``,
     k = 0..T-1, and ``q_k``, k = 0..T.
     """
@@ -227,19 +227,19 @@ class _Swept:
     steering: Steering | None = None
 
 
-def _closed_form(chain: LinearChain) -> _Swept | None:
+def _closed_form(chain: LinearChain) -> _BackwardPass | None:
     """Where it exists and keeps its digits."""
     if not chain.decoupled:
         return None
-    reach = _reach(chain)
-    if not bool(torch.isfinite(reach.g).all()):
+    propagator = _propagator(chain)
+    if not bool(torch.isfinite(propagator.g).all()):
         return None
     if bool((chain.P - torch.diag(chain.P.diagonal())).abs().max() <= _rounding(chain.P)):
-        return _elementwise(chain, reach)
+        return _elementwise(chain, propagator)
     shift = 2 * torch.linalg.matrix_norm(chain.P, 2)
-    if not float(shift * reach.g[0].max()) <= REACH_LIMIT:
+    if not float(shift * propagator.g[0].max()) <= GRAMIAN_LIMIT:
         return None
-    return _differences(chain, Difference(chain, reach, shift))
+    return _differences(chain, DifferenceCurvature(chain, propagator, shift))
 
 
 def _rounding(matrix: Tensor) -> float:
@@ -248,62 +248,62 @@ def _rounding(matrix: Tensor) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reach:
+class Propagator:
     """``Phi_k``, k = 0..T, and ``g_k``, k = 0..T-1, of the module docstring."""
 
     Phi: Float[Tensor, "steps_plus_1 n"]
     g: Float[Tensor, "steps n"]
 
 
-def _reach(chain: LinearChain) -> Reach:
+def _propagator(chain: LinearChain) -> Propagator:
     Phi = chain.A.flip(0).cumprod(0).flip(0)
     weight = (chain.noise**2 / chain.beta).unsqueeze(1)
-    return Reach(Phi, (weight * Phi[1:] ** 2).flip(0).cumsum(0).flip(0))
+    return Propagator(Phi, (weight * Phi[1:] ** 2).flip(0).cumsum(0).flip(0))
 
 
-def _elementwise(chain: LinearChain, reach: Reach) -> _Swept:
+def _elementwise(chain: LinearChain, propagator: Propagator) -> _BackwardPass:
     P = chain.P.diagonal()
-    room = torch.cat([1 - reach.g * P, torch.ones_like(P).unsqueeze(0)])
+    room = torch.cat([1 - propagator.g * P, torch.ones_like(P).unsqueeze(0)])
     bad = (room.amin(1) <= 0).nonzero().flatten().tolist()
     if bad:
         k = bad[-1]
-        before = reach.Phi[k + 1] ** 2 * P / room[k + 1]
+        before = propagator.Phi[k + 1] ** 2 * P / room[k + 1]
         raise _infinite(chain, k, torch.diag(chain.noise[k] ** 2 * before))
-    W = reach.Phi[[*range(1, chain.steps + 1), chain.steps]] ** 2 * P / room
+    W = propagator.Phi[[*range(1, chain.steps + 1), chain.steps]] ** 2 * P / room
     slope, pulled, pushed = [chain.q], [], []
     for k in reversed(range(chain.steps)):
         pulled.append(slope[-1] * (room[k + 1] / room[k]))
         pushed.append(W[k] * chain.b[k] + pulled[-1])
         slope.append(chain.A[k] * pushed[-1] - chain.h[k])
     spread = chain.noise**2 * (chain.A[1:] ** 2 * W[1:]).sum(1)
-    return _swept(Stored(W), pulled, pushed, spread, slope)
+    return _backward_pass(StoredCurvature(W), pulled, pushed, spread, slope)
 
 
-def _swept(
+def _backward_pass(
     curvature: Curvature,
     pulled: list[Tensor],
     pushed: list[Tensor],
     spread: Float[Tensor, " steps"],
     slope: list[Tensor],
-) -> _Swept:
+) -> _BackwardPass:
     """From lists that run backward."""
     forward = (torch.stack(each[::-1]) for each in (pulled, pushed, slope))
-    r, moved, q = forward
-    return _Swept(curvature, r, moved, spread, q)
+    r, pushed_forward, q = forward
+    return _BackwardPass(curvature, r, pushed_forward, spread, q)
 
 
-class Difference(Curvature):
+class DifferenceCurvature(Curvature):
     """The *difference* formula, evaluated where asked: for a thousand steps in 256 dimensions 0.5
     MB in place of 524.
     """
 
-    def __init__(self, chain: LinearChain, reach: Reach, shift: Tensor):
+    def __init__(self, chain: LinearChain, propagator: Propagator, shift: Tensor):
         self._chain = chain
         eye = torch.eye(len(chain.P), dtype=torch.float64)
-        shrink = 1 / (1 + shift * reach.g)
+        shrink = 1 / (1 + shift * propagator.g)
         self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(chain.P + shift * eye))
-        self._lowered, self._scale = reach.g * shrink, shrink * reach.Phi[1:]
-        self._removed = shift * shrink * reach.Phi[1:] ** 2
+        self._lowered, self._scale = propagator.g * shrink, shrink * propagator.Phi[1:]
+        self._removed = shift * shrink * propagator.Phi[1:] ** 2
         self._last = (chain.steps, chain.P)
 
     @property
@@ -329,16 +329,16 @@ class Difference(Curvature):
     def act(self, k: Step, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
         return by_step(k, x, lambda i, rows: rows @ self.at(i).to(rows))
 
-    def stored(self) -> Stored:
+    def stored(self) -> StoredCurvature:
         """All of them, from the last step to the first, the order in which an ill-posed
         step shows.
         """
-        return Stored(
+        return StoredCurvature(
             torch.stack([self.at(k) for k in reversed(range(self._chain.steps + 1))]).flip(0)
         )
 
 
-def _differences(chain: LinearChain, difference: Difference) -> _Swept:
+def _differences(chain: LinearChain, difference: DifferenceCurvature) -> _BackwardPass:
     small = chain.P.numel() * chain.steps <= STORE_LIMIT
     curvature = difference.stored() if small else difference
     slope, pulled, pushed, diagonals = [chain.q], [], [], [chain.P.diagonal()]
@@ -349,7 +349,7 @@ def _differences(chain: LinearChain, difference: Difference) -> _Swept:
         slope.append(chain.A[k] * pushed[-1] - chain.h[k])
         diagonals.append(W.diagonal().clone())
     after = chain.A[1:] ** 2 * torch.stack(diagonals[-2::-1])
-    return _swept(curvature, pulled, pushed, chain.noise**2 * after.sum(1), slope)
+    return _backward_pass(curvature, pulled, pushed, chain.noise**2 * after.sum(1), slope)
 
 
 def _factor_in_place(matrix: Tensor) -> Tensor | None:
@@ -365,7 +365,7 @@ def _factor_in_place(matrix: Tensor) -> Tensor | None:
     return torch.from_numpy(factor)
 
 
-def _recursion(chain: LinearChain) -> _Swept:
+def _recursion(chain: LinearChain) -> _BackwardPass:
     steps, P = chain.steps, chain.P
     W = torch.from_numpy(
         np.empty((steps + 1, *P.shape))
@@ -389,7 +389,7 @@ def _recursion(chain: LinearChain) -> _Swept:
         if chain.noise.ndim == 3:
             gain.append(step.gain)
             shift.append(step.gain @ chain.b[k] + step.shift)
-    swept = _swept(Stored(W), pulled, pushed, spread, slope)
+    swept = _backward_pass(StoredCurvature(W), pulled, pushed, spread, slope)
     if not gain:
         return swept
     steering = Steering(torch.stack(gain[::-1]), torch.stack(shift[::-1]))

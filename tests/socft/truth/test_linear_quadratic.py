@@ -351,9 +351,9 @@ def scaled(P: list[list[float]], factor: float) -> list[list[float]]:
         ("_elementwise", [[1.0]], 2.0),
         ("_elementwise", [[1.0]], 1e8),
         ("_elementwise", [[-1e6]], 1.0),
-        ("Difference", INDEFINITE, 3.0),
-        ("Difference", INDEFINITE, 1e8),
-        ("Difference", scaled(FLAT, 200.0), 1.0),
+        ("DifferenceCurvature", INDEFINITE, 3.0),
+        ("DifferenceCurvature", INDEFINITE, 1e8),
+        ("DifferenceCurvature", scaled(FLAT, 200.0), 1.0),
         ("_recursion", scaled(FLAT, 1e5), 1.0),
     ],
 )
@@ -402,8 +402,8 @@ def test_matrices_evaluated_where_asked_are_the_ones_kept(monkeypatch: pytest.Mo
     kept = LinearQuadratic(problem)
     monkeypatch.setattr(curvature, "STORE_LIMIT", 0)
     asked = LinearQuadratic(problem)
-    assert isinstance(kept._W, curvature.Stored)
-    assert isinstance(asked._W, curvature.Difference)
+    assert isinstance(kept._W, curvature.StoredCurvature)
+    assert isinstance(asked._W, curvature.DifferenceCurvature)
     assert asked.objective == pytest.approx(kept.objective, rel=ROUNDING)
     for name in ("value", "value_gradient"):
         torch.testing.assert_close(
