@@ -71,8 +71,9 @@ def require_known(name: str, known: Iterable[str], what: str, also: str = "") ->
     if name in names:
         return
     nearest = difflib.get_close_matches(name, names, n=3) or names
+    listed = ("; " if any("," in each for each in nearest) else ", ").join(nearest)
     raise InvalidProblem(
-        f"there is no {what} {name!r}; give {also and f'{also}, or '}one of: {', '.join(nearest)}."
+        f"there is no {what} {name!r}; give {also and f'{also}, or '}one of: {listed}."
     )
 
 

@@ -397,7 +397,8 @@ def _explain(error: Exception) -> tuple[str, int] | None:
             else (f"this command needs {package}; run: pip install -e '.[{extra}]'", INVALID)
         )
     if isinstance(error, OSError):
-        return (f"{error.strerror}: {error.filename}" if error.filename else str(error)), INVALID
+        said = error.strerror or str(error)
+        return (f"{said}: {error.filename}" if error.filename else said), INVALID
     from socft.checks import InvalidProblem
     from socft.study.runner import StudyFailed
     from verify.support.command import ClaimsFailed

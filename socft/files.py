@@ -16,7 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, cast
 
 from socft.checks import InvalidProblem, require
 
@@ -176,8 +176,10 @@ def write_atomically(file: Path, content: bytes) -> None:
 
 
 def write_durably(stream: BinaryIO, content: bytes) -> None:
-    """Write to an open file; the content is on disk when this returns."""
-    stream.write(content)
+    """Write to an open file, buffered or not; the content is on disk when this returns."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[stream.write(rest) :]
     stream.flush()
     os.fsync(stream.fileno())
 
@@ -223,7 +225,7 @@ def open_locked(file: Path, remedy: str = ELSEWHERE) -> BinaryIO:
     while True:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            stream = file.open("a+b")
+            stream = cast(BinaryIO, file.open("a+b", buffering=0))  # closing writes nothing more
         except OSError as error:
             said = f"{file} cannot be written ({reason(error)})"
             raise InvalidProblem(f"{said}; choose another folder with --out.") from error

@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, BinaryIO, cast, get_type_hints
 
 import torch
 from jaxtyping import Float
@@ -153,7 +153,7 @@ class MetricsFile:
             [row for row in read_metrics(file) if row["step"] <= step] if file.exists() else []
         )
         write_atomically(file, "".join(seal(row) + "\n" for row in self.rows).encode())
-        self._file, self._stream = file, file.open("ab")
+        self._file, self._stream = file, cast(BinaryIO, file.open("ab", buffering=0))
 
     def append(self, metrics: StepMetrics, images: ImageStatistics | None) -> dict[str, Any]:
         """Write a step; its row."""

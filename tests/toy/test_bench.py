@@ -148,7 +148,7 @@ def test_what_is_no_estimator_is_refused(user, path, message):
 
 def test_a_rival_that_does_not_exist_is_refused(user):
     """Nothing is measured, and the nearest names are said."""
-    for name, near in (("full adjiont", "full adjoint"), ("TYPO", "full adjoint, "), ("", "full")):
+    for name, near in (("full adjiont", "full adjoint"), ("TYPO", "full adjoint; "), ("", "full")):
         with pytest.raises(InvalidProblem) as refusal:
             bench("bench_user:Same", user / "out", quick=True, against=["full adjoint", name])
         said = str(refusal.value)

@@ -170,5 +170,5 @@ def method_config(
         estimator=config.EstimatorConfig(method.estimator, dict(method.options)),
         optimiser=dataclasses.replace(s.optimiser, rate=method.rate or s.optimiser.rate),
         batch=batch,
-        run=dataclasses.replace(s.run, steps=steps, out=""),
+        run=dataclasses.replace(s.run, steps=steps, out="."),
     )
