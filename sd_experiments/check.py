@@ -147,14 +147,15 @@ def _tried(
         found = make()
         return Finding(what, True, detail(found)), found
     except Exception as error:  # rewards, checkers and estimators may be anyone's
-        detail = " ".join(str(error).split()) if isinstance(error, InvalidProblem) else told(error)
-        return Finding(what, False, detail), None
+        said = " ".join(str(error).split()) if isinstance(error, InvalidProblem) else told(error)
+        return Finding(what, False, said), None
 
 
 def _references(settings: config.ExperimentConfig, base: StableDiffusion | None) -> int:
     """How many prompts there are; with a model, each has a sampler."""
-    for prompt in settings.problem.prompts if base is not None else ():
-        build_reference(base, settings.sampler, prompt)
+    if base is not None:
+        for prompt in settings.problem.prompts:
+            build_reference(base, settings.sampler, prompt)
     return len(settings.problem.prompts)
 
 

@@ -18,13 +18,15 @@ from concurrent.futures import (
 
 import torch
 
-from socft.checks import require
+from socft.checks import whole
+
+MOST_WORKERS = 1000
 
 
 @contextlib.contextmanager
 def processes(count: int) -> Iterator[Executor | None]:
     """Where tasks run: that many `workers`, or this process (None) for one."""
-    if count == 1:
+    if whole(count, "workers", most=MOST_WORKERS) == 1:
         yield None
     else:
         with workers(count) as pool:
@@ -36,7 +38,7 @@ def workers(count: int) -> Iterator[Executor]:
     """A pool of freshly spawned processes with one thread each, which end with this process,
     however it ends.
     """
-    require(count >= 1, f"workers = {count}; give at least 1.")
+    count = whole(count, "workers", most=MOST_WORKERS)
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         count, multiprocessing.get_context("spawn"), initializer=_prepare_worker

@@ -463,9 +463,7 @@ def test_an_inner_iteration_that_diverges_is_refused_with_the_step():
 
 def test_impossible_numbers_are_refused():
     truth = sine()
-    with pytest.raises(
-        InvalidProblem, match="inner = -1; the number of inner iterations must not be negative"
-    ):
+    with pytest.raises(InvalidProblem, match="inner = -1; give a whole number that is at least 0"):
         backward_induction(truth.problem, truth.grids, -1)
     for factor in (0.0, 2.0):
         with pytest.raises(InvalidProblem, match=rf"relaxation\[0\] = {factor:g}; .* in \(0, 2\)"):

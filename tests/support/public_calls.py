@@ -2,6 +2,8 @@
 it makes.
 """
 
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import itertools

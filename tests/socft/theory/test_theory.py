@@ -1074,10 +1074,10 @@ def test_refusals_quote_the_value_and_the_remedy():
             lambda: dataclasses.replace(chain, score_L0=-torch.ones(4)),
         ),
         (
-            r"reward_L1 = nan; it must be a finite number",
+            r"reward_L1 = nan; it must be a finite",
             lambda: dataclasses.replace(chain, reward_L1=math.nan),
         ),
-        (r"dim = 0; give at least 1", lambda: dataclasses.replace(chain, dim=0)),
+        (r"dim = 0; give a whole number", lambda: dataclasses.replace(chain, dim=0)),
         (
             r"lam = 1; the least design constant",
             lambda: theory.constant_beta(chain, 1, Theorem28(PaperBounds())),
