@@ -102,6 +102,7 @@ def test_is_attained(curvature: float, relaxation: theory.Relaxation) -> None:
     ratio = float(_one_step(curvature, rho, theta, 3)[0])
     where = {"curvature": curvature, "theta": theta, "a": a, "b": b}
     CLAIM.equals(ratio, own, where, FLOOR, "eigenvalue")
+    CLAIM.holds(ratio, q, where, floor=FLOOR, part="either end")
     if own == pytest.approx(q, rel=1e-12):
         CLAIM.attained(ratio, q, where, slack=ACCURACY)
 

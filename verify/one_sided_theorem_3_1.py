@@ -100,7 +100,7 @@ def test_needs_the_error_in_front() -> None:
     CLAIM.attained(shift, loop.control_error(1.0, eps), where, within=1e-6, part="error in front")
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 4])
+@pytest.mark.parametrize("rounds", [1, 2, 4, 12, 24])
 def test_needs_what_updates_leave_of_the_gradient(rounds: int) -> None:
     """With an exact value function in front the gradient of an unfinished one is off by more than a
     bound with ``q^3m`` allows, and by less than the statement's.
