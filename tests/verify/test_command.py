@@ -332,7 +332,7 @@ def test_a_claim_without_tests_is_no_success(folder):
 def test_bad_input_is_refused(folder, capsys):
     for options, message in (
         ({"minutes": -1.0}, "minutes = -1; give a number that is not negative."),
-        ({"workers": 0}, "workers = 0; give a whole number"),
+        ({"workers": 0}, "workers = 0; give at least 1."),
     ):
         with pytest.raises(InvalidProblem, match=message):
             check(folder, "good", **options)

@@ -310,7 +310,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
 
 
 def test_workers_must_be_some():
-    with pytest.raises(InvalidProblem, match="workers = 0; give at least 1"), workers(0):
+    with pytest.raises(InvalidProblem, match="workers = 0; give a whole number"), workers(0):
         pass
 
 
