@@ -227,7 +227,9 @@ def read_claims(records: Path) -> Claims:
         return Claims()
     again = f"check the claims again: socft verify --out {records}"
     lines = [_line(row, where, again) for where, row in read_rows(file, again)]
-    stated = [ClaimLine.unmeasured(heading) for heading in json.loads(STATED.read_text())]
+    stated = [
+        ClaimLine.unmeasured(heading) for heading in json.loads(STATED.read_text(encoding="utf-8"))
+    ]
     found = {line.name: line for line in (*stated, *lines)}
     return Claims({line.name: line for line in sorted(found.values(), key=lambda line: line.place)})
 
