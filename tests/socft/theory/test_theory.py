@@ -266,6 +266,9 @@ def test_peak_is_the_largest_term():
         assert theory.geometric_peak(lam, constant, slope) == pytest.approx(
             np.max((1 - lam) ** m * (constant + slope * m)), rel=EXACT
         )
+    for constant, slope in ((0.0, 1.0), (0.0, 2.0), (1.0, 0.0), (3.0, 0.0)):
+        largest = np.max(0.7**m * (constant + slope * m))
+        assert theory.geometric_peak(0.3, constant, slope) == pytest.approx(largest, rel=EXACT)
     assert theory.geometric_peak(0.3, 0.0, 0.0) == theory.geometric_peak(1.0, 2.0, 3.0) == 0
     assert theory.geometric_peak(0.3, 2.0, 0.0) == pytest.approx(1.4, rel=EXACT)
 
@@ -850,6 +853,17 @@ def test_chain_constants_take_numbers_and_one_dimension():
     assert given.score_L0.tolist() == [1.0] * 3
     assert given.score_L1.tolist() == [2.0] * 3
     assert given.dim == ChainConstants.of(schedule, 1.0, 2.0, Sine()).dim == 1
+
+
+def test_exact_constants_of_mean_maps_lie_between_zero_and_the_bound():
+    chain, lam = random_chain(1)
+    largest = theory.mean_lipschitz(chain)
+    for share in (0.0, 0.3, 1.0, 1 + 1e-10):
+        found = theory.sharp_constants(chain, lam, share * largest)
+        torch.testing.assert_close(found.mean_L0, share * largest, rtol=EXACT, atol=0)
+    for share in (-1e-6, 1 + 1e-6, 1.5):
+        with pytest.raises(InvalidProblem, match="it must lie between 0 and"):
+            theory.sharp_constants(chain, lam, share * largest)
 
 
 def test_weights_at_the_required_ones_are_admitted_and_lower_ones_are_not():
