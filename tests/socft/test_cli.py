@@ -198,8 +198,13 @@ def test_a_mistake_of_ours_keeps_its_traceback(made, tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(made, tmp_path, capsys):
     made(SQUARES)
     (tmp_path / "file").touch()
-    assert cli.main(["toy", "made", "--out", str(tmp_path / "file" / "out")]) == cli.INVALID
-    assert capsys.readouterr().err.startswith("socft: Not a directory: ")
+    out = tmp_path / "file" / "out"
+    assert cli.main(["toy", "made", "--out", str(out)]) == cli.INVALID
+    said = capsys.readouterr().err
+    assert said.startswith(f"socft: {out}")
+    assert said.endswith(
+        " cannot be written (Not a directory); choose another folder with --out.\n"
+    )
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):

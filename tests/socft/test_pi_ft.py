@@ -471,8 +471,8 @@ def test_impossible_numbers_are_refused():
     with pytest.raises(InvalidProblem, match=r"6 grids for 6 steps; give one per step 0\.\.T"):
         backward_induction(truth.problem, truth.grids[1:], 1)
     bumps = LinearRegression(Polynomial(1))
-    for draws in (0, 3):
-        with pytest.raises(InvalidProblem, match=f"draws = {draws}; give a positive even number"):
+    for draws, remedy in ((0, "whole number that is at least 2"), (3, "positive even number")):
+        with pytest.raises(InvalidProblem, match=f"draws = {draws}; give a {remedy}"):
             MonteCarloPIFT(1, bumps, bumps, draws=draws)
 
 

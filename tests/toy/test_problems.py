@@ -503,7 +503,7 @@ def test_linear_quadratic_family_reaches_a_hundred_dimensions():
     [
         (
             lambda: benchmark("pendulum"),
-            "no benchmark 'pendulum'; the benchmarks are lq-fine-tuning",
+            "there is no benchmark 'pendulum'; give one of: bsde-pendulum",
         ),
         (lambda: benchmark("lq-sde", d=0), "d = 0"),
         (lambda: benchmark("oscillator", d=3), "d = 3; an oscillator has two"),

@@ -362,7 +362,8 @@ def test_the_study_is_found_and_its_tasks_differ():
         assert len({task.name for task in tasks}) == len(tasks)
         assert len({fingerprint(task) for task in tasks}) == len(tasks)
         names = {task.name.split()[0] for task in tasks}
-        assert names == {"one", "iterates", "control", "optimum", "smoothing", "beta"}
+        bounds = {"one", "iterates", "control", "optimum", "smoothing", "beta"}
+        assert names == bounds | {"errors", "weights"}
     assert len(STUDY.tasks(True)) < len(STUDY.tasks(False))
 
 

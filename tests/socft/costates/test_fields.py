@@ -484,7 +484,7 @@ def test_the_published_loss_does_not_fit_means():
 def test_networks_refuse_what_makes_no_sense():
     with pytest.raises(InvalidProblem, match=r"batch = 0; give a whole number"):
         SpaceTimeRegression(batch=0)
-    with pytest.raises(InvalidProblem, match=r"rate = -1; it must be positive"):
+    with pytest.raises(InvalidProblem, match=r"rate = -1\.0; it must be a positive finite number"):
         SpaceTimeRegression(rate=-1)
     bad = wavy()
     bad.values[1, 7, 0] = math.inf

@@ -974,9 +974,11 @@ def test_malformed_references_are_refused():
     scalar = ScalarDiffusion(torch.ones(4))
     refusals: dict[str, Callable[[], object]] = {
         r"A has shape \(4, 2, 3\)": lambda: DenseMaps(torch.ones(4, 2, 3)),
-        r"eigenvalues of A have shape \(4,\)": lambda: SpectralMaps(torch.ones(4)),
-        r"eigenvalues of A\[1, 0\] = inf": lambda: SpectralMaps(torch.tensor([[1.0], [math.inf]])),
-        r"the basis has shape \(3, 3\)": lambda: SpectralMaps(torch.ones(4, 2), torch.eye(3)),
+        r"eigenvalues has shape \(4,\); give \(steps, n\)": lambda: SpectralMaps(torch.ones(4)),
+        r"eigenvalues\[1, 0\] = inf": lambda: SpectralMaps(torch.tensor([[1.0], [math.inf]])),
+        r"basis has shape \(3, 3\); give \(2, 2\)": lambda: SpectralMaps(
+            torch.ones(4, 2), torch.eye(3)
+        ),
         "off orthonormal by 3": lambda: SpectralMaps(torch.ones(4, 2), 2 * torch.eye(2)),
         "A has 3 steps and the diffusion 4": lambda: AffineReference(
             SpectralMaps(torch.ones(3, 2)), scalar
@@ -984,7 +986,7 @@ def test_malformed_references_are_refused():
         r"b has shape \(4, 3\)": lambda: AffineReference(
             SpectralMaps(torch.ones(4, 2)), scalar, torch.ones(4, 3)
         ),
-        r"initial mean has shape \(3,\)": lambda: AffineReference(
+        r"initial_mean has shape \(3,\); give \(2,\)": lambda: AffineReference(
             SpectralMaps(torch.ones(4, 2)), scalar, None, torch.ones(3)
         ),
     }
@@ -1100,7 +1102,7 @@ def test_riccati_refuses_horizons_at_which_a_running_reward_escapes():
 def test_malformed_continuous_problems_are_refused():
     eye = torch.eye(2)
     refusals: dict[str, Callable[[], object]] = {
-        "have shapes": lambda: riccati(eye, eye, torch.eye(3)),
+        r"terminal has shape \(3, 3\); give \(2, 2\)": lambda: riccati(eye, eye, torch.eye(3)),
         r"terminal\[0, 0\] = nan": lambda: riccati(eye, eye, eye * math.nan),
         "beta = 0": lambda: riccati(eye, eye, eye, beta=0.0),
         "horizon = inf": lambda: riccati(eye, eye, eye, horizon=math.inf),

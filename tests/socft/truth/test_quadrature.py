@@ -463,9 +463,15 @@ def test_measured_beta_makes_the_slowest_step_contract_at_the_wanted_rate():
     assert float(lower.beta[0]) < beta
 
 
-@pytest.mark.parametrize("lam", [0.0, 1.0, -0.2, math.nan])
-def test_measured_beta_refuses_a_constant_outside_the_unit_interval(lam: float):
-    with pytest.raises(InvalidProblem, match=r"lam = .*; the design constant must lie in \(0, 1\)"):
+@pytest.mark.parametrize(
+    ("lam", "remedy"),
+    [
+        *((lam, r"the design constant must lie in \(0, 1\)") for lam in (0.0, 1.0, -0.2)),
+        (math.nan, "it must be a finite number"),
+    ],
+)
+def test_measured_beta_refuses_a_constant_outside_the_unit_interval(lam: float, remedy: str):
+    with pytest.raises(InvalidProblem, match=f"lam = {lam}; {remedy}"):
         measured_beta(linear_quadratic_problem(1, 2), lam)
 
 

@@ -72,6 +72,7 @@ def plane() -> tuple[SeparableTruth, Quadrature]:
     return truth, Quadrature(truth.problem, nodes=(61, 61))
 
 
+@pytest.mark.slow
 def test_in_the_plane_it_equals_two_dimensional_quadrature():
     truth, direct = plane()
     assert abs(truth.objective - direct.objective) < OBJECTIVE
