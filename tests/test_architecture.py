@@ -19,7 +19,8 @@ SOURCES = read(ROOT, "socft", *ABOVE)
 ARROWS = graph(SOURCES)
 
 ALLOWED = {"socft.cli": ABOVE, "toy.studies.tightness": ("verify",)} | {
-    f"toy.tightness.{name}": ("verify",) for name in ("families", "measurements", "verdicts")
+    f"toy.tightness.{name}": ("verify",)
+    for name in ("families", "lengths", "measurements", "verdicts")
 }
 """Modules that may import another package than socft: the command line puts all together, and the
 tightness study searches the instances of the claims.

@@ -73,7 +73,7 @@ def test_holds(S: float, noise_level: float, mean: float) -> None:
     CLAIM.holds(gaps[1], gaps[0] / ORDER, where, slack=NEXT, floor=1e-9, part="limit")
 
 
-def test_does_not_vanish_with_T() -> None:
+def test_needs_noise_that_vanishes() -> None:
     """At three noise levels, N(0, 1); the order at the largest."""
     coarse, fine = (abs(end(cps(uniform_times(T), 1.0), 1.0)[1] - 0.5) for T in (3200, 6400))
     where = {"S": 1.0, "noise level": 1.0, "T": [3200, 6400], "distances": [coarse, fine]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from socft.density import Density, Gaussian
 from socft.flow.interpolant import NoiseLevel
@@ -32,8 +33,8 @@ class NoisedVelocity(Readable):
 
     def __call__(self, k: Step, x: States) -> States:
         c = self.levels
-        signal, noise = (at_step(v, k, x) for v in (c.signal, c.noise))
-        endpoint, estimate = self.density.posterior_means(signal, noise, x)
+        index = k.to(c.noise.device) if isinstance(k, Tensor) else k
+        endpoint, estimate = self.density.posterior_means(c.signal[index], c.noise[index], x)
         return at_step(c.signal_rate, k, x) * endpoint + at_step(c.noise_rate, k, x) * estimate
 
 

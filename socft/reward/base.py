@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -110,6 +111,15 @@ class FunctionReward(Reward):
         self._L0, self._L1 = constant(L0, "L0"), constant(L1, "L1")
         self._semiconcavity = constant(semiconcavity, "semiconcavity")
         self._semiconvexity = constant(semiconvexity, "semiconvexity")
+
+    def shown(self) -> dict[str, Any]:
+        own = super().shown()
+        known = {"semiconcavity", "semiconvexity"} if self._one_sided < self._L1 else set()
+        return {k: v for k, v in own.items() if not k.startswith("semi") or k in known}
+
+    @property
+    def _one_sided(self) -> float:
+        return min(self._semiconcavity, self._semiconvexity)
 
     @property
     def L0(self) -> float:

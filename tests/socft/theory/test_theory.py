@@ -9,6 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -849,7 +850,8 @@ def test_kinked_rewards_are_smoothed_in_proportion_to_their_slope():
 
 def test_chain_constants_take_numbers_and_one_dimension():
     schedule = ddpm(LEVELS)
-    given = ChainConstants(schedule.alpha, schedule.score_weight, schedule.sigma, 1.0, 2, 3.0, 4.0)
+    numbers: Any = (1.0, 2, 3.0, 4.0)
+    given = ChainConstants(schedule.alpha, schedule.score_weight, schedule.sigma, *numbers)
     assert given.score_L0.tolist() == [1.0] * 3
     assert given.score_L1.tolist() == [2.0] * 3
     assert given.dim == ChainConstants.of(schedule, 1.0, 2.0, Sine()).dim == 1
