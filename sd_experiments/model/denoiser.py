@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from sd_experiments.model.prompts import EncodedPrompt
 from sd_experiments.model.transforms import is_forward_mode, is_transforming
@@ -47,12 +46,20 @@ class Condition:
 def recompute_in_backward(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """The function, keeping its inputs in place of its graph; the function itself inside transforms
     of torch.func.
+
+    The backward pass runs the function to its end: an early stop is an exception inside it, which
+    a function that tells the errors of what it calls would take for one of them.
     """
     if is_transforming():
         return function
-    return functools.partial(
-        checkpoint, function, use_reentrant=False, preserve_rng_state=False, **options
-    )
+
+    def recomputed(*arguments: Any) -> Any:
+        with set_checkpoint_early_stop(False):
+            return checkpoint(
+                function, *arguments, use_reentrant=False, preserve_rng_state=False, **options
+            )
+
+    return recomputed
 
 
 class UNetDenoiser:

@@ -169,7 +169,17 @@ class LoRAPolicy(Policy):
         """The fine-tuned chain on its own, with mean ``m^theta``: one evaluation per step where the
         policy takes two.
         """
-        return ScoreReference(self.reference.schedule, self.tuned_score, self.reference.dims)
+        return _FineTunedReference(self)
+
+
+class _FineTunedReference(ScoreReference):
+    """The chain of a policy's fine-tuned score. It is a class of its own since its score is the
+    network that the reference is built on, and is not tried, at two evaluations, every time.
+    """
+
+    def __init__(self, policy: LoRAPolicy):
+        self.policy = policy
+        super().__init__(policy.reference.schedule, policy.tuned_score, policy.reference.dims)
 
 
 def sample_states(policy: LoRAPolicy, noise: Noise) -> Path:

@@ -36,7 +36,7 @@ def rewards(stop: int | None = None) -> tuple[list[float], Any]:
     found = []
     for step in trainer.iterations():
         found.append(step.metrics.reward)
-        random.random(), torch.rand(3), np.random.rand()  # noqa: NPY002 (somebody else draws)
+        drawing(torch.zeros(3, 1))  # somebody else draws
         if step.metrics.step == stop:
             break
     return found, trainer
@@ -133,6 +133,7 @@ def test_the_frontier_needs_no_backend(tmp_path: Path):
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_commands_draw_whatever_backend_the_environment_names(tmp_path: Path):
     code = (
         "import socft.cli, sd_experiments.training.monitor as m, pathlib, sys;"

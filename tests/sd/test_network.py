@@ -654,7 +654,9 @@ def test_black_boxes_have_no_gradient_and_say_so():
 
 def test_scores_of_the_wrong_shape_are_refused():
     base = stable_diffusion()
-    with pytest.raises(InvalidProblem, match=r"returned shape \(2, 1\) for 2 images"):
+    with pytest.raises(
+        InvalidProblem, match=r"returned a tensor of float64, shape \(2, 1\) for 2 images"
+    ):
         DifferentiableImageReward(
             base, lambda images, prompt: brightness(images, prompt)[:, None], PROMPT
         )(randn(25, 2, 4, 8, 8))

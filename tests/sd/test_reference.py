@@ -423,7 +423,9 @@ def test_other_predictions_vocabularies_and_limits_are_refused():
         InvalidProblem, match=r"the tokenizer knows 2 tokens and the text encoder \d+"
     ):
         SinglePromptEncoder(text, ["a", "b"])
-    with pytest.raises(InvalidProblem, match="micro_batch = 0; give a whole number"):
+    with pytest.raises(
+        InvalidProblem, match="micro_batch = 0; give at least 1, or None for no limit"
+    ):
         stable_diffusion(ExactNoise(0.0, 1.0), micro_batch=0)
 
 

@@ -506,7 +506,7 @@ def test_names_that_lead_nowhere_are_refused():
         ),
         (
             lambda: instantiate("reward", {}, "tests.support.sd:STEPS", {}),
-            "tests.support.sd:STEPS is a int; it must be a function",
+            "tests.support.sd:STEPS is an int; it must be a function",
         ),
         (
             lambda: load_model(config.ModelConfig(device="tpu9x")),
