@@ -324,7 +324,7 @@ def test_zeros_up_to_the_step_are_within_it_of_the_optimum(zero: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "row",
-    [MethodName.VARIANCE, MethodName.RECIPROCAL_ADJOINT_MATCHING, MethodName.CROSS_ENTROPY],
+    [MethodName.RECIPROCAL_ADJOINT_MATCHING, MethodName.CROSS_ENTROPY],
 )
 def test_residuals_at_the_optimum_shrink_with_the_step(row: str) -> None:
     """With four times the steps to a quarter, between the orders 1/2 and 3/2."""

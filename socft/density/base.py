@@ -134,7 +134,9 @@ def broadcast_level(abar: float | Tensor, x: States, trailing: int) -> Tensor:
     rounding it to the dtype of ``x`` would lose the noise next to level 1.
     """
     require_kind(x, Tensor, "a state", "give a tensor of floating-point states.")
-    if not isinstance(abar, Tensor):
+    if isinstance(abar, Tensor):
+        require(not abar.is_complex(), "abar is complex; give real numbers.")
+    else:
         require_level(abar)
     level = torch.as_tensor(abar, dtype=torch.float64, device=x.device)
     fits = level.shape in ((), x.shape[:1])

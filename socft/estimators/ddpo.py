@@ -150,11 +150,11 @@ class DDPO(Estimator[RatioRows]):
 
     def __post_init__(self) -> None:
         keep(self, clip=positive(self.clip, "clip"))
-        if self.kl_in_reward:
-            object.__setattr__(self, "estimates", SCALED if self.divide else CENTRED)
         require_kinds(
             self, groups=(Tensor, NoneType), divide=bool, kl_in_reward=bool, averaged=bool
         )
+        if self.kl_in_reward:
+            object.__setattr__(self, "estimates", SCALED if self.divide else CENTRED)
 
     @property
     def cost(self) -> Cost:

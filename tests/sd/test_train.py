@@ -829,7 +829,7 @@ SHARED_OUT: dict[str, dict[str, Any]] = {
     },
     "one process without paths of a prompt": {
         "estimator": WEIGHED,
-        "batch": {"prompts": 2, "trajectories": 1},
+        "batch": {"prompts": 2, "trajectories": 2},
     },
     "the largest losses left out": {"batch": {"mask_quantile": 0.7}},
 }

@@ -78,8 +78,11 @@ class RelaxedPass:
 
     @functools.cached_property
     def beta(self) -> Tensor:
-        """The smallest weights admitted for these iterates, shape (T,)."""
-        return weights(self.instance, theory.Lemma32(self.bounds, self.rounds))
+        """The smallest weights admitted for these iterates and for the optimum that they are held
+        against, shape (T,).
+        """
+        statements = theory.Lemma32(self.bounds, self.rounds), theory.Theorem28(self.bounds)
+        return torch.stack([weights(self.instance, each) for each in statements]).amax(0)
 
     @functools.cached_property
     def constants(self) -> theory.Regularity:
