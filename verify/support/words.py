@@ -81,7 +81,7 @@ def _(instance: OneStep) -> str:
 def _(instance: Unequal) -> str:
     return (
         f"{len(instance.lam)} steps with $m(y) = y$, $sigma = 1$, a reward of slope"
-        f" $clip(x, -{number(instance.corner)}, {number(instance.corner)})$,"
+        f' $op("clip")(x, -{number(instance.corner)}, {number(instance.corner)})$,'
         f" λ = {_value(instance.lam)}, updates {_value(instance.rounds)}"
     )
 
