@@ -23,7 +23,7 @@ SMALLER = {
     "source .venv/bin/activate": "grep -q '^VENV := .venv$' {root}/Makefile",
     "pytest --shapes": "pytest --shapes {root}/tests/test_shapes.py",
     "pytest -p socft.conform.plugin --conform MODULE:NAME": (
-        "pytest -q -p socft.conform.plugin --conform socft.conform.schedulers:flow_match_euler"
+        "pytest -p socft.conform.plugin --conform socft.conform.schedulers:flow_match_euler"
     ),
     "pytest verify/": "pytest {root}/verify -n 2 --collect-only",
     "pytest verify/ -n 2": "pytest {root}/verify -n 2 --collect-only",
