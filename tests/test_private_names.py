@@ -41,6 +41,7 @@ def source(lines: str) -> Source:
     return Source("toy.source", Path("source.py"), ast.parse(lines))
 
 
+@pytest.mark.slow
 def test_private_names_of_other_packages_are_those_that_cannot_be_avoided():
     assert foreign(read(ROOT, *PACKAGES), PACKAGES) == set(ALLOWED)
 

@@ -347,7 +347,7 @@ def test_needs_the_right_statement(
     make, estimand, wrong = twin
     found = parts(estimand, Trial(make, MIXTURE, SCRAMBLED_PATHS))
     (part,) = [part for part in found if part.name == wrong]
-    where = {"statement": str(estimand), "part": wrong, "problem": MIXTURE.describe()}
+    where = {"stated": str(estimand.kind), "part": wrong, "problem": MIXTURE.describe()}
     CLAIM.breaks(part.violation, 1.0, where, f"the right statement: {wrong}")
 
 

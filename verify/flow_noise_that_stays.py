@@ -70,7 +70,7 @@ def test_holds(S: float, noise_level: float, mean: float) -> None:
     where = {"S": S, "noise level": noise_level, "mean": mean, "T": [800, 1600]}
     gaps = [abs(v - limit) for _, v in found]
     CLAIM.equals([m - mean for m, _ in found], [0.0, 0.0], where, ROUNDING * 1600, "mean")
-    CLAIM.holds(gaps[1], gaps[0] / ORDER, where, slack=NEXT, floor=1e-9, part="limit")
+    CLAIM.holds(gaps[1], (1 + NEXT) * gaps[0] / ORDER, where, floor=1e-9, part="limit")
 
 
 def test_needs_noise_that_vanishes() -> None:

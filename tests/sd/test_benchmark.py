@@ -97,6 +97,7 @@ def test_the_full_size_is_the_papers():
     ("estimator", "per_step"),
     [("score function, leave-one-out", 2), ("adjoint matching", 3), ("full adjoint", 4)],
 )
+@pytest.mark.slow
 def test_the_calls_of_the_network_are_those_of_the_algorithm(estimator: str, per_step: int):
     """A rollout asks for the pre-trained and the fine-tuned output at every step, and so does every
     backward pass, of two trajectories each, once; a lean costate differentiates the pre-trained

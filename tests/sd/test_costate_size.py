@@ -237,6 +237,7 @@ def test_estimators_of_the_policy_gradient_are_the_same_at_the_pre_trained_model
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.slow
 def test_a_half_precision_network_gives_nearly_the_same_gradient(dtype: str):
     """With the learnt reward behind the decoder: only the network rounds, images and rewards are as
     precise as states.
@@ -250,6 +251,7 @@ def test_a_half_precision_network_gives_nearly_the_same_gradient(dtype: str):
     assert float(torch.cosine_similarity(*found, dim=0)) > 0.9
 
 
+@pytest.mark.slow
 def test_a_lower_limit_scales_more_target_controls_and_the_first_is_none():
     found = Rows(tuple(limits(alone("four circles").plain(), 3)))
     shares = [record.value for record in found.where(Metric.LIMITED)]

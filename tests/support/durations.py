@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-LIMIT = 8.0
+LIMIT = 4.0
 """Seconds, without fixtures, with two workers on two otherwise idle cores."""
 
 

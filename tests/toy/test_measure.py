@@ -233,6 +233,7 @@ def test_adjoints_need_no_memory_that_grows_with_the_steps():
 
 
 @pytest.mark.parametrize("name", COMPARED)
+@pytest.mark.slow
 def test_the_declared_growth_of_memory_is_the_measured_one(name):
     """In states per step and path; at 16 dimensions a number per step is a sixteenth of one."""
     peaks, declared, d = [], None, NARROW.get(name, WIDE)

@@ -66,6 +66,7 @@ def split(temp: float) -> dict[str, dict[str, Record]]:
 
 
 @pytest.mark.parametrize("temp", [8.0, 1.0])
+@pytest.mark.slow
 def test_the_best_method_meets_the_optimum_from_a_cold_start(temp: float):
     found = learnt_mixture(temp)
     assert found["cost"].optimum == pytest.approx(CHAIN_OPTIMA[temp], abs=PLACES)
@@ -161,6 +162,7 @@ def test_mended_time_reversal_is_less_noisy_than_the_published_pairing():
     assert spread(True) > 1.5 * spread(False)
 
 
+@pytest.mark.slow
 def test_a_method_whose_samples_run_away_costs_infinity(monkeypatch):
     """At one temperature only: a chain of temperatures starts afresh after it."""
 
@@ -193,6 +195,7 @@ def test_the_best_costate_leads_states_to_the_valley():
     assert abs(best["cost_simulated"].value - best["cost"].value) < 4 * 1.5 / 300**0.5
 
 
+@pytest.mark.slow
 def test_records_of_the_pendulum_say_how_they_were_made():
     for metric, record in learnt_pendulum(pendulum.BEST).items():
         assert (record.study, record.problem) == ("pendulum", "bsde-pendulum")

@@ -225,6 +225,7 @@ def test_optimal_policies_have_no_gap(make):
         assert start.get(distance, math.inf) > 3 * place.optimum.get(distance, 0)
 
 
+@pytest.mark.slow
 def test_gaps_lead_from_the_optimum_to_the_tilt():
     """All together, to ``beta log E exp(r / beta)`` of the data's own law; without that of
     continuous time, of the chain's.
@@ -452,6 +453,7 @@ def test_the_limit_of_time_reversed_costates_is_that_of_many_paths():
     assert away[1] < 1e-3 * float(limit.inner(limit)[0])
 
 
+@pytest.mark.slow
 def test_the_reversed_costate_inherits_the_stationary_point_of_continuous_time():
     """At a long horizon it is far closer to continuous time than its own chain is; at a short one
     it is not.

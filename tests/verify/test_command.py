@@ -150,6 +150,7 @@ def test_every_outcome_is_recorded_and_parallel_runs_merge(folder):
     }
 
 
+@pytest.mark.slow
 def test_partial_run_changes_no_record(folder):
     """Only some tests of a claim ran: its line, and every other, stays."""
     write(folder, good=GOOD)

@@ -166,6 +166,7 @@ def test_instances_survive_their_record(instance):
 
 @SOLVED
 @given(line_instances(steps=6))
+@pytest.mark.slow
 def test_solutions_have_the_stated_accuracy(instance):
     """Against the same problem on the solver's own grids with more nodes than any of these uses at
     first.

@@ -289,6 +289,7 @@ def test_the_command_line_says_what_fails(capsys: pytest.CaptureFixture[str]):
     assert "is a dict" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_projects_run_them_as_tests(tmp_path: Path):
     """In a project of its own, with a test per identity beside its others."""
     (tmp_path / "foreign.py").write_text(FOREIGN, encoding="utf-8")

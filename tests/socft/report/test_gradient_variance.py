@@ -455,6 +455,7 @@ def test_the_kind_of_the_records_counts_not_that_of_the_catalogue(rows):
     assert "SOCM" not in names(changed, Kind.APPROXIMATE_RESIDUAL)
 
 
+@pytest.mark.slow
 def test_refusals_show_their_reason(rows, composed):
     found = master(rows, ARENAS[1], Kind.APPROXIMATE_RESIDUAL)
     assert "refused#super[a]" in found

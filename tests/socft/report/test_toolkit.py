@@ -207,6 +207,7 @@ def pages(source: str, pictures, folder) -> int:
     return len(out) if isinstance(out, list) else 1
 
 
+@pytest.mark.slow
 def test_the_full_report_misses_nothing_and_does_not_sprawl(composed, tmp_path):
     assert "not measured" not in composed.source
     found = pages(composed.source, composed.pictures, tmp_path)

@@ -118,6 +118,7 @@ def test_a_failing_task_loses_only_itself(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["log", "squares.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_dying_process_loses_only_its_own_task(tmp_path):
     with (
         pytest.raises(StudyFailed, match=r"1 of 6 tasks .*'square 2' \(its process died"),
