@@ -53,7 +53,9 @@ if TYPE_CHECKING:
     from socft.estimators.dpok import DPOK as DPOK
     from socft.estimators.estimand import ApproximateResidual as ApproximateResidual
     from socft.estimators.estimand import Biased as Biased
+    from socft.estimators.estimand import EquationResidual as EquationResidual
     from socft.estimators.estimand import Estimand as Estimand
+    from socft.estimators.estimand import FixedPointEquation as FixedPointEquation
     from socft.estimators.estimand import FixedPointResidual as FixedPointResidual
     from socft.estimators.estimand import LastStepsGradient as LastStepsGradient
     from socft.estimators.estimand import ObjectiveGradient as ObjectiveGradient
@@ -223,8 +225,8 @@ _NAMES = {
     "socft.estimators.cross_entropy": "CrossEntropy",
     "socft.estimators.ddpo": "DDPO",
     "socft.estimators.dpok": "DPOK",
-    "socft.estimators.estimand": "ApproximateResidual Biased Estimand FixedPointResidual"
-    " LastStepsGradient ObjectiveGradient ResidualZero",
+    "socft.estimators.estimand": "ApproximateResidual Biased EquationResidual Estimand"
+    " FixedPointEquation FixedPointResidual LastStepsGradient ObjectiveGradient ResidualZero",
     "socft.estimators.full_adjoint": "FullAdjoint",
     "socft.estimators.integration_by_parts": "IntegrationByParts ValueIntegrationByParts",
     "socft.estimators.log_variance": "LogVariance",

@@ -245,6 +245,24 @@ class DenoisingReference(Reference):
     def endpoint_of(self, k: Step, x: States, v: Noises) -> States:
         """The endpoint ``E[x_0 | x]`` that the controlled kernel goes by (Tweedie's formula)."""
 
+    @abc.abstractmethod
+    def renoise(self, k: Step, endpoint: States, noise: States) -> States:
+        """The state ``a_k x_0 + s_k eps`` that step k starts from."""
+
+    @abc.abstractmethod
+    def control_to(self, k: Step, x: States, endpoint: States) -> Noises:
+        """The whitened control whose kernel goes by an endpoint, the inverse of `endpoint_of`."""
+
+    @abc.abstractmethod
+    def endpoint_unit(self, k: Step, x: States) -> Tensor:
+        """By what a unit of control moves the endpoint; broadcasts against ``batch *dims``."""
+
+    @abc.abstractmethod
+    def velocity_unit(self, k: Step, x: States) -> Tensor:
+        """By what a unit of control moves the velocity of the flow through the same levels, that of
+        ``eps - x_0`` where the reference is no flow.
+        """
+
 
 class ScoreReference(DenoisingReference):
     """The DDPM/DDIM chain of a schedule and a score, ``m_k(y) = (y + g_k s_k(y)) / sqrt(a_k)``.
@@ -289,6 +307,23 @@ class ScoreReference(DenoisingReference):
     def control_of(self, k: Step, x: States, score: States) -> Noises:
         """The whitened control of a fine-tuned score, the inverse of `score_of`."""
         return (score - self.score(k, x)) / self._score_unit(k, x)
+
+    def renoise(self, k: Step, endpoint: States, noise: States) -> States:
+        level, variance = level_at(self.schedule.abar[:-1], k, endpoint)
+        return level.sqrt() * endpoint + variance.sqrt() * noise
+
+    def control_to(self, k: Step, x: States, endpoint: States) -> Noises:
+        level, noise = level_at(self.schedule.abar[:-1], k, x)
+        return self.control_of(k, x, (level.sqrt() * endpoint - x) / noise)
+
+    def endpoint_unit(self, k: Step, x: States) -> Tensor:
+        level, noise = level_at(self.schedule.abar[:-1], k, x)
+        return self._score_unit(k, x) * noise / level.sqrt()
+
+    def velocity_unit(self, k: Step, x: States) -> Tensor:
+        """Where signal and noise of the flow sum to one."""
+        level, noise = level_at(self.schedule.abar[:-1], k, x)
+        return -self.endpoint_unit(k, x) * (1 + level.sqrt() / noise.sqrt())
 
     def _score_unit(self, k: Step, x: States) -> Tensor:
         s = self.schedule

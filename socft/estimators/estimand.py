@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
-from typing import ClassVar
 
 
 class Kind(enum.StrEnum):
@@ -36,17 +35,35 @@ class ResidualZero(enum.StrEnum):
     BRIDGES = "the control B_k^T E[a_{k+1} | x_k] / beta_k at bridges between its own ends"
 
 
+class FixedPointEquation(enum.StrEnum):
+    r"""Equations that the limit of a method solves in place of the optimality condition.
+
+    With the velocity u of the model, that of the pre-trained one :math:`u_0`, the law q of the
+    model's samples, :math:`y = \epsilon - x_0` and b the method's weight of the divergence.
+
+    >>> EquationResidual(FixedPointEquation.ENDPOINT_COVARIANCE).equation
+    <FixedPointEquation.ENDPOINT_COVARIANCE: 'u - u_0 = Cov_q(r, y | x) / b at every level'>
+    """
+
+    ENDPOINT_COVARIANCE = "u - u_0 = Cov_q(r, y | x) / b at every level"
+    NO_KL_TO_GO = "v_k = B_k^T E[grad W_{k+1}] / beta_k, W the mean reward without the KL to go"
+    TILT = "samples of the law p exp(r / b) / Z"
+    DETERMINISTIC = "the optimal control of the equation without noise"
+    REWARD_ALONE = "the greatest reward, whatever the divergence"
+    LOOK_AHEAD = "v_k = B_k^T E[grad r(E[x_0 | x_{k+1}])] / beta_k under the pre-trained endpoint"
+
+
 class Estimand(abc.ABC):
     """What the gradient of a loss is in expectation.
-
-    Attributes:
-        kind: what records call it.
 
     >>> isinstance(AdjointMatching().estimates, Estimand)
     True
     """
 
-    kind: ClassVar[Kind]
+    @property
+    @abc.abstractmethod
+    def kind(self) -> Kind:
+        """What records call it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +74,9 @@ class ObjectiveGradient(Estimand):
     True
     """
 
-    kind: ClassVar[Kind] = Kind.OBJECTIVE_GRADIENT
+    @property
+    def kind(self) -> Kind:
+        return Kind.OBJECTIVE_GRADIENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +90,11 @@ class FixedPointResidual(Estimand):
     True
     """
 
-    kind: ClassVar[Kind] = Kind.FIXED_POINT_RESIDUAL
-
     any_noise: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.FIXED_POINT_RESIDUAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +109,12 @@ class ApproximateResidual(Estimand):
     the mean controlled noise of the optimal path measure
     """
 
-    kind: ClassVar[Kind] = Kind.APPROXIMATE_RESIDUAL
-
     zero: ResidualZero
     any_noise: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.APPROXIMATE_RESIDUAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +126,9 @@ class LastStepsGradient(Estimand):
     True
     """
 
-    kind: ClassVar[Kind] = Kind.BIASED
+    @property
+    def kind(self) -> Kind:
+        return Kind.BIASED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +143,30 @@ class Biased(Estimand):
     False
     """
 
-    kind: ClassVar[Kind] = Kind.BIASED
-
     why: str
     zero_at_optimum: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.BIASED
+
+
+@dataclasses.dataclass(frozen=True)
+class EquationResidual(Estimand):
+    """Zero where an equation holds that is not the optimality condition, at every level or step.
+
+    Attributes:
+        equation: which.
+
+    >>> print(EquationResidual(FixedPointEquation.TILT).kind)
+    fixed-point residual up to O(dt)
+    >>> print(EquationResidual(FixedPointEquation.NO_KL_TO_GO).kind)
+    biased
+    """
+
+    equation: FixedPointEquation
+
+    @property
+    def kind(self) -> Kind:
+        tilt = self.equation is FixedPointEquation.TILT
+        return Kind.APPROXIMATE_RESIDUAL if tilt else Kind.BIASED

@@ -62,7 +62,7 @@ class FlowReference(DenoisingReference):
 
     def velocity_of(self, k: Step, x: States, v: Noises) -> States:
         """The fine-tuned velocity of a whitened control, ``u + sigma v / J``."""
-        return self.velocity(k, x) + v * self._velocity_unit(k, x)
+        return self.velocity(k, x) + v * self.velocity_unit(k, x)
 
     def score_of(self, k: Step, x: States, v: Noises) -> States:
         return self._start(k).score(x, self.velocity_of(k, x, v))
@@ -74,7 +74,21 @@ class FlowReference(DenoisingReference):
         """The whitened control of a fine-tuned velocity, ``J (u_theta - u) / sigma``; half its
         square is the KL divergence of the kernels.
         """
-        return (velocity - self.velocity(k, x)) / self._velocity_unit(k, x)
+        return (velocity - self.velocity(k, x)) / self.velocity_unit(k, x)
+
+    def renoise(self, k: Step, endpoint: States, noise: States) -> States:
+        c = self.schedule.starts
+        return at_step(c.signal, k, endpoint) * endpoint + at_step(c.noise, k, noise) * noise
+
+    def control_to(self, k: Step, x: States, endpoint: States) -> Noises:
+        return self.control_of(k, x, self._start(k).velocity_from_endpoint(x, endpoint))
+
+    def endpoint_unit(self, k: Step, x: States) -> Tensor:
+        c = self.schedule.starts
+        return -at_step(c.noise / c.wronskian, k, x) * self.velocity_unit(k, x)
+
+    def velocity_unit(self, k: Step, x: States) -> Tensor:
+        return at_step(self.schedule.sigma / self.schedule.velocity_weight, k, x)
 
     def log_prob(self, k: Step, x: States, x_next: States, velocity: States) -> PerSample:
         """Log density of a step to ``x_next`` under a velocity, summed over coordinates, shape
@@ -90,9 +104,6 @@ class FlowReference(DenoisingReference):
         c = self.schedule.starts
         index = k.to(c.noise.device) if isinstance(k, Tensor) else k
         return NoiseLevel(*(v[index] for v in dataclasses.astuple(c)))
-
-    def _velocity_unit(self, k: Step, x: States) -> Tensor:
-        return at_step(self.schedule.sigma / self.schedule.velocity_weight, k, x)
 
 
 class LastStepReward(Reward):

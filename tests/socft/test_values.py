@@ -25,7 +25,9 @@ SLOW = {"measured_beta", "Quadrature", "SeparableTruth"}
 WITHOUT_ARGUMENTS = {"EulerMaruyama", "Exponential", "Strang", "Taylor"}
 MADE_BY_SOCFT = {"Evaluation", "Iteration", "Measurement", "Path", "Record"}
 """Records of what was computed, which nobody else makes."""
-ESTIMANDS = {"ApproximateResidual", "Biased", "Estimand", "FixedPointResidual"} | {
+ESTIMANDS = {"ApproximateResidual", "Biased", "EquationResidual", "Estimand"} | {
+    "FixedPointEquation",
+    "FixedPointResidual",
     "LastStepsGradient",
     "ObjectiveGradient",
     "ResidualZero",
