@@ -81,6 +81,11 @@ if TYPE_CHECKING:
     )
     from socft.estimators.socm import SOCM as SOCM
     from socft.estimators.socm_adjoint import SOCMAdjoint as SOCMAdjoint
+    from socft.estimators.sticking_the_landing import (
+        FullStickingTheLanding as FullStickingTheLanding,
+        LeanStickingTheLanding as LeanStickingTheLanding,
+        StickingTheLanding as StickingTheLanding,
+    )
     from socft.estimators.td_adjoint import TDAdjoint as TDAdjoint
     from socft.estimators.truncated_backprop import (
         RandomTruncation as RandomTruncation,
@@ -239,6 +244,9 @@ _NAMES = {
     "socft.estimators.score_function": "ScoreFunction ScoreFunctionWithoutKLToGo",
     "socft.estimators.socm": "SOCM",
     "socft.estimators.socm_adjoint": "SOCMAdjoint",
+    "socft.estimators.sticking_the_landing": (
+        "FullStickingTheLanding LeanStickingTheLanding StickingTheLanding"
+    ),
     "socft.estimators.td_adjoint": "TDAdjoint",
     "socft.estimators.truncated_backprop": "TruncatedBackprop RandomTruncation",
     "socft.estimators.variance": "Variance",

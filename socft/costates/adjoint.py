@@ -39,6 +39,19 @@ NextCostate: TypeAlias = Callable[[int, Tensor], Tensor]
 """``(k, a_{k+1}) -> `` what step k pulls back in its place, shape (batch, *dims)."""
 
 
+@dataclasses.dataclass(frozen=True)
+class CostatePair:
+    """Costates after a step.
+
+    Attributes:
+        next: ``a_{k+1}``, shape (batch, *dims).
+        pulled: what is pulled back in its place, shape (batch, *dims).
+    """
+
+    next: States
+    pulled: States
+
+
 class Adjoint(Readable, abc.ABC):
     """Which state dependence a costate differentiates.
 
@@ -61,6 +74,21 @@ class Adjoint(Readable, abc.ABC):
         self, problem: ControlProblem, k: int, x: States, noise: Noises, costate: States
     ) -> Tensor | float:
         """What the noise of the step adds to it."""
+
+    def along(
+        self,
+        problem: ControlProblem,
+        policy: Policy,
+        k: int,
+        x: States,
+        noise: Noises,
+        costates: CostatePair,
+    ) -> Tensor:
+        """The number whose gradient in ``x`` is the costate of step k on a path with that noise,
+        summed over the batch.
+        """
+        noisy = self.noise_potential(problem, k, x, noise, costates.next)
+        return self.potential(problem, policy, k, x, costates.pulled) + noisy
 
     def vjp(
         self, problem: ControlProblem, policy: Policy, k: int, x: States, costate: States
@@ -146,8 +174,8 @@ def backward_pass(
         pulled = after if next_costate is None else next_costate(k, after)
         with torch.enable_grad():
             x = path.states[k].detach().requires_grad_(True)
-            noisy = adjoint.noise_potential(problem, k, x, path.noise.steps[k].to(x), after)
-            scalar = adjoint.potential(problem, policy, k, x, pulled) + noisy
+            noise, pair = path.noise.steps[k].to(x), CostatePair(after, pulled)
+            scalar = adjoint.along(problem, policy, k, x, noise, pair)
             (costate,) = torch.autograd.grad(scalar, x)
         yield CostateStep(k, path.states[k], costate, pulled)
 

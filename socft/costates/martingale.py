@@ -16,8 +16,12 @@ size, and all do where :math:`\phi` is affine. With that field the antithetic fo
 variance, since it removes the part that is odd in the noise, which is uncorrelated with the even
 one. The expansions can: where the noise of one step is wider than the scale on which :math:`\phi`
 varies, as at few steps of a law with two modes, they leave several times the variance of no
-correction. Derived here; related to the martingale control variates of regression solvers for
-backward SDEs.
+correction.
+
+Control variates that are martingale increments of an approximate solution are of Newton (1994) for
+diffusions and of Belomestny et al. (arXiv 1510.03141) for their discretisations; martingales in
+gradients of controlled diffusions are of Gobet and Munos (2005). Their use within the recursions of
+discrete costates, where they act on every step, is derived here.
 """
 
 from __future__ import annotations

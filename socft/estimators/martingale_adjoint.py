@@ -9,7 +9,10 @@ that is fixed independently of the path's noise, conditional means given :math:`
 the uncorrected costates, so `MartingaleAdjoint` estimates what adjoint matching does and
 `FullMartingaleAdjoint`, with the policy differentiated, what the full adjoint does. If the field is
 that conditional mean itself, the exact increment leaves targets that are functions of :math:`x_k`
-alone, at any step size; so does the first-order one in the linear-quadratic problem. Derived here.
+alone, at any step size; so does the first-order one in the linear-quadratic problem.
+
+Martingale control variates are known (see `socft.costates.martingale`); for the recursions of
+discrete lean and full costates, and with increments of other orders, derived here.
 """
 
 from __future__ import annotations
@@ -46,7 +49,9 @@ class MartingaleAdjoint(CostateEstimator):
     """
 
     estimates: ClassVar[Estimand] = FixedPointResidual()
-    source: ClassVar[str] = "derived here; arXiv 2409.08861, section 5"
+    source: ClassVar[str] = (
+        "Newton 1994; arXiv 1510.03141; arXiv 2409.08861, section 5; here for lean costates"
+    )
 
     correction: Correction
 
@@ -77,7 +82,9 @@ class FullMartingaleAdjoint(CostateEstimator):
     """
 
     estimates: ClassVar[Estimand] = ObjectiveGradient()
-    source: ClassVar[str] = "derived here; arXiv 2412.18164v4, equation 77"
+    source: ClassVar[str] = (
+        "Newton 1994; arXiv 1510.03141; arXiv 2412.18164v4, equation 77; here for full costates"
+    )
 
     correction: Correction
 

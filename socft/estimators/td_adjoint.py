@@ -3,9 +3,10 @@ r"""TD(lambda) costates: a bootstrapped adjoint,
 .. math:: \bar a_k = \lambda\, a_{k+1} + (1 - \lambda)\, \phi_{k+1}(x_{k+1}), \qquad a_k = \nabla
    m_k^\top \bar a_k - \nabla f_k, \qquad \text{target}_k = B_k^\top \bar a_k / \beta_k,
 
-with a costate field :math:`\phi` and :math:`a_T = \phi_T = \nabla r`. The analogue for costates of
-TD(lambda) for values (Sutton 1988); derived here. Biased where the field is; lambda = 1 is adjoint
-matching.
+with a costate field :math:`\phi` and :math:`a_T = \phi_T = \nabla r`. This is the value-gradient
+learning VGL(lambda) of Fairbank and Alonso (2012), TD(lambda) of Sutton (1988) for the gradient of
+the value; lambda = 0 is dual heuristic programming, lambda = 1 back-propagation through the
+pre-trained chain, adjoint matching. Biased where the field is.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class TDAdjoint(CostateEstimator):
     """
 
     estimates: ClassVar[Estimand] = Biased("wrong where the costate field is, by 1 - lambda of it")
-    source: ClassVar[str] = "derived here"
+    source: ClassVar[str] = "Fairbank and Alonso 2012, VGL(lambda)"
 
     field: CostateSource
     lam: float

@@ -17,6 +17,7 @@ import socft
 from socft import metrics, theory
 from socft.costates.adjoint import FullRecursion
 from socft.costates.fields import GivenCostate, PolicyCostate
+from socft.costates.landing import OwnStepByJvp
 from socft.costates.marginal_score import DenoisingScore, GivenScore, KernelScore
 from socft.costates.martingale import AntitheticCorrection, ExactCorrection
 from socft.costates.network import SpaceTimeRegression
@@ -625,6 +626,8 @@ def _estimators() -> None:
     )
     for made in (socft.MartingaleAdjoint, socft.FullMartingaleAdjoint):
         add(made, of_estimator, correction=Fresh(lambda: AntitheticCorrection(PolicyCostate())))
+    for made in (socft.LeanStickingTheLanding, socft.FullStickingTheLanding):
+        add(made, of_estimator, own_step=Fresh(OwnStepByJvp))
     add(AntitheticCorrection, corrected, source=field, last=True)
     add(ExactCorrection, corrected, source=field, last=True, nodes=4)
     add(GivenCostate, lambda made: of_estimator(socft.TDAdjoint(made, 0.5)), function=FIELD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from socft.costates.base import Cost
 from socft.costates.fields import PolicyCostate
+from socft.costates.landing import OwnStepByJvp
 from socft.costates.marginal_score import AffineMarginals, ImplicitScore, KernelScore
 from socft.costates.martingale import AntitheticCorrection, FirstOrderCorrection
 from socft.estimators import factories
@@ -13,6 +14,7 @@ from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue
 from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
 from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
+from socft.estimators.sticking_the_landing import FullStickingTheLanding, LeanStickingTheLanding
 from socft.estimators.td_adjoint import TDAdjoint
 from socft.regression.features import Polynomial
 from socft.study.vocabulary.methods import MethodName
@@ -20,6 +22,11 @@ from socft.study.vocabulary.methods import MethodName
 CORRECTED_LEAN, CORRECTED_FULL = (
     f"$B_k^top (a_(k+1) - d M_k)\\/beta_k$, {which}" for which in ("lean", "full")
 )
+LANDING_LEAN, LANDING_FULL = (
+    f"$B_k^top a_(k+1)\\/beta_k$, {which} with $-beta_k (nabla v_k)^top xi_k$"
+    for which in ("lean", "full")
+)
+OWN_STEP = ", less $nabla v_k B_k xi_k$"
 REVERSED = "$B_k^top Y_(k+1)\\/beta_k$ at reversed states"
 BOOTSTRAPPED = "$B_k^top phi_(k+1) (x_(k+1))\\/beta_k$"
 ROWS: tuple[EstimatorRow, ...] = (
@@ -102,6 +109,34 @@ ROWS: tuple[EstimatorRow, ...] = (
         Group.CORRECTED,
         CORRECTED_FULL + "; $phi = nabla V^v$",
         oracle=True,
+    ),
+    EstimatorRow(
+        MethodName.LEAN_STICKING_THE_LANDING,
+        Anywhere(LeanStickingTheLanding),
+        LeanStickingTheLanding,
+        Group.CORRECTED,
+        LANDING_LEAN,
+    ),
+    EstimatorRow(
+        MethodName.LEAN_STICKING_THE_LANDING_OWN_STEP,
+        Anywhere(lambda: LeanStickingTheLanding(OwnStepByJvp())),
+        LeanStickingTheLanding,
+        Group.CORRECTED,
+        LANDING_LEAN + OWN_STEP,
+    ),
+    EstimatorRow(
+        MethodName.FULL_STICKING_THE_LANDING,
+        Anywhere(FullStickingTheLanding),
+        FullStickingTheLanding,
+        Group.CORRECTED,
+        LANDING_FULL,
+    ),
+    EstimatorRow(
+        MethodName.FULL_STICKING_THE_LANDING_OWN_STEP,
+        Anywhere(lambda: FullStickingTheLanding(OwnStepByJvp())),
+        FullStickingTheLanding,
+        Group.CORRECTED,
+        LANDING_FULL + OWN_STEP,
     ),
     EstimatorRow(
         MethodName.TD_09_FITTED_COSTATE,

@@ -31,6 +31,10 @@ class MethodName(enum.StrEnum):
         "full martingale, quadratic costate, second order"
     )
     FULL_MARTINGALE_EXACT_COSTATE = "full martingale, exact costate"
+    LEAN_STICKING_THE_LANDING = "sticking the landing"
+    LEAN_STICKING_THE_LANDING_OWN_STEP = "sticking the landing, own step"
+    FULL_STICKING_THE_LANDING = "full sticking the landing"
+    FULL_STICKING_THE_LANDING_OWN_STEP = "full sticking the landing, own step"
     TD_09_FITTED_COSTATE = "TD(0.9), fitted costate"
     TD_0_FITTED_COSTATE = "TD(0), fitted costate"
     LEAST_SQUARES_COSTATE_FORM = "least squares, costate form"

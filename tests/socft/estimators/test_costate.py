@@ -23,6 +23,7 @@ from socft.costates.fields import (
     PolicyCostate,
 )
 from socft.costates.increments import AnalyticIncrement, CostateIncrement, FiniteDifferenceIncrement
+from socft.costates.landing import OwnStepAsIs, OwnStepByJvp, OwnStepExact
 from socft.costates.marginal_score import AffineMarginals, GivenScore, ReferenceScore
 from socft.costates.martingale import (
     AntitheticCorrection,
@@ -41,6 +42,7 @@ from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValu
 from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
 from socft.estimators.reciprocal_adjoint import ReciprocalAdjoint, bridge
 from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
+from socft.estimators.sticking_the_landing import FullStickingTheLanding, LeanStickingTheLanding
 from socft.estimators.td_adjoint import TDAdjoint
 from socft.path import Noise, Path, rollout
 from socft.policy import AffinePolicy, Policy, Uncontrolled
@@ -910,6 +912,13 @@ REVERSER = Reverser(GivenScore(lambda k, x: -x), generator(40))
 COSTED: list[Estimator | ReversedValues] = [
     AdjointMatching(),
     FullAdjoint(),
+    *(
+        make(own)
+        for make, own in itertools.product(
+            (LeanStickingTheLanding, FullStickingTheLanding),
+            (OwnStepAsIs(), OwnStepByJvp(), OwnStepExact()),
+        )
+    ),
     ReciprocalAdjoint(generator(41)),
     *(
         make(kind(field))

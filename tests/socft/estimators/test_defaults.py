@@ -14,6 +14,7 @@ from socft.costates.adjoint import FullRecursion, LeanRecursion
 from socft.costates.base import Cost
 from socft.costates.fields import GivenCostate, PolicyCostate
 from socft.costates.increments import AnalyticIncrement, FiniteDifferenceIncrement
+from socft.costates.landing import OwnStepAsIs
 from socft.costates.martingale import AntitheticCorrection, ExactCorrection, FirstOrderCorrection
 from socft.costates.time_reversal import Reverser
 from socft.estimators import context, factories
@@ -30,6 +31,7 @@ from socft.estimators.refl import ReFL
 from socft.estimators.reversed_bsde import ReversedBSDE
 from socft.estimators.score_function import ScoreFunction, ScoreFunctionWithoutKLToGo
 from socft.estimators.socm import SOCM, IdentityFlow, LinearFlow
+from socft.estimators.sticking_the_landing import FullStickingTheLanding, LeanStickingTheLanding
 from socft.estimators.td_adjoint import TDAdjoint
 from socft.estimators.truncated_backprop import RandomTruncation, TruncatedBackprop
 from socft.estimators.variance import Variance
@@ -51,6 +53,12 @@ UNCOUNTED: dict[str, Cost] = {
     ),
     MethodName.TIME_REVERSED_POLICY_COSTATE_REFERENCE_SCORE: Cost(
         reference=2, policy=6, reference_derivatives=1, memory="T"
+    ),
+    MethodName.LEAN_STICKING_THE_LANDING_OWN_STEP: Cost(
+        reference_derivatives=1, policy_derivatives=2
+    ),
+    MethodName.FULL_STICKING_THE_LANDING_OWN_STEP: Cost(
+        reference_derivatives=1, policy_derivatives=2
     ),
     MethodName.TIME_REVERSED_EXACT_SCORE: Cost(
         reference=1, policy=1, reference_derivatives=1, policy_derivatives=1, memory="T"
@@ -85,6 +93,8 @@ DEFAULTS: dict[type[Any], dict[str, object]] = {
     PolicyCostate: {"exact": True},
     AntitheticCorrection: {"last": True},
     FirstOrderCorrection: {"last": True},
+    LeanStickingTheLanding: {"own_step": OwnStepAsIs},
+    FullStickingTheLanding: {"own_step": OwnStepAsIs},
     EstimatorContext: {"repetition": 0, "value_gradient": None, "lean_mean": None, "value": None},
 }
 """Without an equality of its own, by class."""

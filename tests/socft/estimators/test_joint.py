@@ -12,6 +12,7 @@ from torch import Tensor
 
 import socft.estimators
 from socft.costates.fields import GivenCostate, PolicyCostate
+from socft.costates.landing import OwnStepByJvp, OwnStepExact
 from socft.costates.marginal_score import (
     AffineMarginals,
     DenoisingScore,
@@ -46,6 +47,7 @@ from socft.estimators.reversed_bsde import ReversedBSDE
 from socft.estimators.score_function import ScoreFunction, ScoreFunctionWithoutKLToGo
 from socft.estimators.socm import SOCM
 from socft.estimators.socm_adjoint import SOCMAdjoint
+from socft.estimators.sticking_the_landing import FullStickingTheLanding, LeanStickingTheLanding
 from socft.estimators.td_adjoint import TDAdjoint
 from socft.estimators.truncated_backprop import RandomTruncation, TruncatedBackprop
 from socft.estimators.variance import Variance
@@ -87,6 +89,8 @@ DETERMINED: list[Estimator] = [
     *(IntegrationByParts(baseline) for baseline in BASELINES),
     ValueIntegrationByParts(level),
     LogVariance(),
+    LeanStickingTheLanding(OwnStepByJvp()),
+    FullStickingTheLanding(OwnStepExact()),
     MartingaleAdjoint(AntitheticCorrection(PolicyCostate())),
     FullMartingaleAdjoint(AntitheticCorrection(PolicyCostate())),
     Moment(lambda x: x.sum(1)),
