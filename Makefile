@@ -4,6 +4,7 @@
 #   make test         the tests but for the slow ones, about five minutes on two cores
 #   make test-all     all tests
 #   make check        lint, formatting, types
+#   make docs         the documentation into build/site/index.html
 #   make report       measure at the quick scale and check the claims into build/records, typeset into build/reports
 #   make report-full  measure at full scale, check the claims and rewrite everything under reports/
 #   make report-sd    run section 5 of the paper on the tiny Stable Diffusion and rewrite its report under reports/
@@ -22,7 +23,7 @@ export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: install test test-all check format report report-full report-sd clean distclean
+.PHONY: install test test-all check format docs report report-full report-sd clean distclean
 
 install: $(STAMP_SD)
 
@@ -40,6 +41,11 @@ check: $(STAMP_SD)
 format: $(STAMP)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(STAMP_SD)
+	$(RUN) -m mkdocs build --strict --quiet
+	@echo 'build/site/index.html'
 
 report: $(STAMP)
 	$(call measure,$(STUDIES),--quick,build/records,build/reports)
@@ -70,8 +76,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("socft needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	@$(RUN) -c '' 2>/dev/null || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	@$(RUN) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' > $(VENV)/dev.txt
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(VENV)/dev.txt -e '.[report]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,plot,report]'
 	@echo '$(CURDIR)' > $@
 
 # Stable Diffusion is needed by its tests and by the type checker alone.

@@ -1,0 +1,37 @@
+"""What the site generator calls: pages that are made, their place in the navigation, pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from docs.generator import api, claims, estimators
+from docs.generator.pages import Page, navigation
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = {"reports": ("*.pdf", "figures/*.svg"), "reports/records": ("stable_diffusion/*.png",)}
+"""Committed files that the site shows, by folder."""
+_MADE: dict[str, list[Page]] = {}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Make the pages and place them in the navigation."""
+    _MADE.update(
+        Claims=claims.pages(ROOT), Estimators=estimators.pages(ROOT), Reference=api.pages(ROOT)
+    )
+    assert config.nav is not None
+    config.nav += [{title: navigation(found)} for title, found in _MADE.items()]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages and what is copied."""
+    for page in (page for found in _MADE.values() for page in found):
+        files.append(File.generated(config, page.path, content=page.content))
+    for folder, patterns in COPIED.items():
+        for file in sorted(each for pattern in patterns for each in (ROOT / folder).glob(pattern)):
+            place = file.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, place, abs_src_path=str(file)))
+    return files
