@@ -230,6 +230,26 @@ def require_generator(value: object) -> None:
     require_kind(value, torch.Generator, "the generator", remedy)
 
 
+def require_monotone(values: Tensor, what: str, rising: bool, remedy: str, order: str) -> None:
+    """Refuse what is no vector of at least two numbers, each above (or below) the one before.
+
+    Args:
+        remedy: ends the sentence about a shape.
+        order: ends the sentence about two numbers, such as "levels must increase".
+    """
+    require(
+        values.ndim == 1 and len(values) >= 2,
+        f"{what} has shape {tuple(values.shape)}; {remedy}",
+    )
+    steps = values.diff() if rising else -values.diff()
+    wrong = (steps <= 0).nonzero().flatten().tolist()
+    if wrong:
+        i = wrong[0]
+        raise InvalidProblem(
+            f"{what}[{i}] = {values[i]:g} and {what}[{i + 1}] = {values[i + 1]:g}; {order}"
+        )
+
+
 def require_floating(dtype: object) -> None:
     """Raise `InvalidProblem` unless this is a dtype of real floating-point numbers."""
     floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point

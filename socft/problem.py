@@ -29,8 +29,9 @@ from socft.checks import (
     require_positive,
     returned,
 )
+from socft.probing import probe_states
 from socft.readable import Readable
-from socft.reference import Reference, States, Step, probe_states
+from socft.reference import Reference, States, Step
 from socft.reward import PerSample, Reward, as_reward
 
 RunningCost = Callable[[Step, States], PerSample]

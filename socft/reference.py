@@ -22,7 +22,6 @@ from socft.checks import (
     Numbers,
     identity_or,
     numbers,
-    probe,
     require,
     require_kind,
     require_positive,
@@ -30,6 +29,7 @@ from socft.checks import (
     whole,
     zeros_or,
 )
+from socft.probing import probe_initial, probe_steps
 from socft.readable import Readable
 from socft.schedule import Schedule
 
@@ -286,7 +286,7 @@ class ScoreReference(DenoisingReference):
         self.schedule = schedule
         self.score = score
         if type(self) is ScoreReference:  # the score of a class of its own is not a caller's
-            _probe_steps(score, self, "the score")
+            probe_steps(score, self.steps, self.initial, self.dims, "the score")
 
     def mean(self, k: Step, x: States) -> States:
         weight, alpha = (
@@ -488,38 +488,13 @@ class KernelReference(Reference):
         self._mean = mean
         self._initial = initial
         probe_initial(initial, self.dims)
-        _probe_steps(mean, self, "the mean")
+        probe_steps(mean, self.steps, self.initial, self.dims, "the mean")
 
     def mean(self, k: Step, x: States) -> States:
         return self._mean(k, x)
 
     def initial(self, z: States) -> States:
         return z if self._initial is None else self._initial(z)
-
-
-def probe_states(dims: tuple[int, ...]) -> States:
-    """Two states at which functions of a state are tried."""
-    values = torch.linspace(-0.5, 0.5, 2, dtype=torch.float64)
-    return values.reshape(2, *[1] * len(dims)).expand(2, *dims).contiguous()
-
-
-def probe_initial(initial: Callable[[States], States] | None, dims: tuple[int, ...]) -> None:
-    """Refuse a map of noise to initial states that does not make finite states."""
-    if initial is not None:
-        with torch.no_grad():
-            probe(initial, (probe_states(dims),), (2, *dims), "the initial map")
-
-
-def _probe_steps(
-    function: Callable[[Step, States], States], reference: Reference, what: str
-) -> None:
-    """Refuse a function of step and state that does not make finite states at the first and the
-    last step.
-    """
-    with torch.no_grad():
-        x = reference.initial(probe_states(reference.dims))
-        for k in (0, reference.steps - 1):
-            probe(function, (k, x), (2, *reference.dims), what)
 
 
 __all__ = [
@@ -540,6 +515,4 @@ __all__ = [
     "at_step",
     "by_step",
     "level_at",
-    "probe_initial",
-    "probe_states",
 ]

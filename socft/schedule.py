@@ -26,13 +26,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import (
-    InvalidProblem,
     Numbers,
     at_least_zero,
     number,
     numbers,
     positive,
     require,
+    require_monotone,
     require_positive,
     whole,
     within,
@@ -63,7 +63,7 @@ class Schedule(Readable):
     def __post_init__(self) -> None:
         for name in ("abar", "score_weight", "sigma"):
             object.__setattr__(self, name, numbers(getattr(self, name), name))
-        _require_monotone(self.abar)
+        _require_levels(self.abar)
         require(
             self.score_weight.shape == self.sigma.shape == (self.steps,),
             f"score_weight has shape {tuple(self.score_weight.shape)} and sigma"
@@ -259,24 +259,19 @@ def _cumulative(forward_variance: Tensor) -> Tensor:
 def _levels(abar: Numbers) -> Tensor:
     """Signal levels in denoising order, checked."""
     levels = numbers(abar, "abar")
-    _require_monotone(levels)
+    _require_levels(levels)
     return levels
 
 
-def _require_monotone(abar: Tensor) -> None:
-    require(
-        abar.ndim == 1 and len(abar) >= 2,
-        f"abar has shape {tuple(abar.shape)}; give a vector of at least two levels, such as"
-        " linear_levels(50).",
+def _require_levels(abar: Tensor) -> None:
+    require_monotone(
+        abar,
+        "abar",
+        True,
+        "give a vector of at least two levels, such as linear_levels(50).",
+        "levels must increase from noise to data.",
     )
     require(
         bool(abar[0] > 0 and abar[-1] <= 1),
         f"abar runs from {abar[0]:g} to {abar[-1]:g}; levels must lie in (0, 1].",
     )
-    drop = (abar.diff() <= 0).nonzero().flatten().tolist()
-    if drop:
-        i = drop[0]
-        raise InvalidProblem(
-            f"abar[{i}] = {abar[i]:g} and abar[{i + 1}] = {abar[i + 1]:g}; levels must increase"
-            " from noise to data.",
-        )

@@ -57,6 +57,7 @@ from socft.checks import (
     whole,
     zeros_or,
 )
+from socft.probing import probe_initial, probe_states
 from socft.readable import Readable
 from socft.reference import (
     AffineReference,
@@ -69,8 +70,6 @@ from socft.reference import (
     Step,
     affine_coefficients,
     at_step,
-    probe_initial,
-    probe_states,
 )
 
 Drift: TypeAlias = "Callable[[Tensor, States], States]"

@@ -28,6 +28,7 @@ tightness study searches the instances of the claims.
 
 LAYERS = (
     "checks readable",
+    "probing",
     "files schema",
     "schedule records",
     "reference study",

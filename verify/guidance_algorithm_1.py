@@ -37,7 +37,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from socft.guidance.iterated import StepSizeTarget
-from socft.guidance.policy import LookAheadGuidance, PublishedStrength, Response
+from socft.guidance.policy import LookAheadGuidance
+from socft.guidance.strength import PublishedStrength, Response
 from socft.reward import LogSumExp, PseudoHuber, Quadratic, Reward, RidgeFunction, Sine, Sum
 from verify.support import topics
 from verify.support.claims import Claim

@@ -31,13 +31,9 @@ from torch import Tensor
 from torch import distributions as td
 
 from socft.density import GaussianMixture
-from socft.guidance.policy import (
-    GuidancePolicy,
-    LookAheadGuidance,
-    PosteriorStrength,
-    Response,
-    ScoreDenoiser,
-)
+from socft.guidance.denoiser import ScoreDenoiser
+from socft.guidance.policy import GuidancePolicy, LookAheadGuidance
+from socft.guidance.strength import PosteriorStrength, Response
 from socft.problem import ControlProblem
 from socft.reward import Quadratic
 from socft.schedule import variance_preserving

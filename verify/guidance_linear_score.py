@@ -41,17 +41,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft.density import Gaussian, GaussianMixture
+from socft.guidance.denoiser import Denoiser, GaussianDenoiser, LinearDenoiser
 from socft.guidance.iterated import RecentredScore, fit_linear, slopes
-from socft.guidance.policy import (
-    Denoiser,
-    GaussianDenoiser,
-    GuidancePolicy,
-    LinearDenoiser,
-    LookAheadGuidance,
-    NoGuidance,
-    PosteriorStrength,
-    affine_policy,
-)
+from socft.guidance.policy import GuidancePolicy, LookAheadGuidance, NoGuidance, affine_policy
+from socft.guidance.strength import PosteriorStrength
 from socft.problem import ControlProblem
 from socft.reward import Linear
 from socft.truth.affine_policy import evaluate_affine

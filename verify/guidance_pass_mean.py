@@ -31,7 +31,8 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from socft.density import affine_reference
-from socft.guidance.policy import LookAheadGuidance, PosteriorStrength, PublishedStrength
+from socft.guidance.policy import LookAheadGuidance
+from socft.guidance.strength import PosteriorStrength, PublishedStrength
 from socft.schedule import variance_preserving
 from verify.support import topics
 from verify.support.claims import Claim

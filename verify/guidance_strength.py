@@ -33,7 +33,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from socft.guidance.policy import GuidanceStrength, PosteriorStrength, PublishedStrength
+from socft.guidance.strength import GuidanceStrength, PosteriorStrength, PublishedStrength
 from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.guidance_cases import GuidedGaussian, guided_gaussians, vector

@@ -30,16 +30,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft.density import GaussianMixture, score_reference
-from socft.guidance.policy import (
-    Guidance,
-    GuidancePolicy,
+from socft.guidance.denoiser import ScoreDenoiser
+from socft.guidance.policy import Guidance, GuidancePolicy, LookAheadGuidance, NaiveGuidance
+from socft.guidance.strength import (
     IsotropicStrength,
-    LookAheadGuidance,
-    NaiveGuidance,
     PosteriorStrength,
     PublishedStrength,
     Response,
-    ScoreDenoiser,
 )
 from socft.path import Noise, rollout
 from socft.policy import Uncontrolled

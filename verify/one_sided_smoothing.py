@@ -26,32 +26,21 @@ What would refute it: a derivative beyond its bound.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from socft import theory
 from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.staircase import Staircase
-from verify.support.strategies import numbers
+from verify.support.strategies import numbers, staircases
 
 CLAIM = Claim.of_module(__name__, __doc__, "One-sided smoothing", topics.ONE_SIDED)
 FAR = 1e4
 """Length of a stretch of constant curvature, in units of sigma: a jump without ends."""
-
-
-@st.composite
-def staircases(draw: st.DrawFn) -> Staircase:
-    """Up to six steps of either sign."""
-    widths = draw(st.lists(numbers(0.05, 2), min_size=1, max_size=6))
-    levels = draw(st.lists(numbers(-3, 3), min_size=len(widths), max_size=len(widths)))
-    knots = tuple(float(x) for x in itertools.accumulate(widths, initial=0.0))
-    return Staircase(knots, tuple(levels))
 
 
 def measure(V: Staircase, sigma: float) -> tuple[float, float, float]:

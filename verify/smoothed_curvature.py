@@ -48,7 +48,7 @@ from verify.support.factors import Factor
 from verify.support.instances import ProductInstance
 from verify.support.scores import MixtureScore
 from verify.support.staircase import POINTS, Staircase
-from verify.support.strategies import Sine, instances, numbers
+from verify.support.strategies import Sine, instances, numbers, staircases
 from verify.support.suprema import ACCURACY, DIFFERENCED
 
 CLAIM = Claim.of_module(__name__, __doc__, "Smoothed curvature", topics.WEIGHT)
@@ -102,15 +102,6 @@ class Pair:
         return max(
             float(np.abs(np.array(corner) @ along).max()) for corner in itertools.product(*ranges)
         )
-
-
-@st.composite
-def staircases(draw: st.DrawFn) -> Staircase:
-    """Up to six steps."""
-    widths = draw(st.lists(numbers(0.05, 2), min_size=1, max_size=6))
-    levels = draw(st.lists(numbers(-3, 3), min_size=len(widths), max_size=len(widths)))
-    knots = tuple(float(x) for x in itertools.accumulate(widths, initial=0.0))
-    return Staircase(knots, tuple(levels))
 
 
 def pairs() -> st.SearchStrategy[Pair]:

@@ -10,7 +10,6 @@ included.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,7 +24,8 @@ from sd_experiments.model.denoiser import recompute_in_backward
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.model.weights import load_tokenizer, load_whole, refusing, require_json
 from socft.checks import InvalidProblem, described, require, tried
-from socft.reference import States, probe_states
+from socft.probing import probe_states
+from socft.reference import States
 from socft.reward import PerSample, Reward
 
 Images = Float[Tensor, "batch 3 height width"]
@@ -84,14 +84,6 @@ class _LatentReward(Reward):
         self.model = model
         self.prompt = prompt
         self.chunk = chunk
-
-    @property
-    def L0(self) -> float:
-        return math.inf
-
-    @property
-    def L1(self) -> float:
-        return math.inf
 
     def _evaluate(self, x: States) -> PerSample:
         images = decode(self.base, x)

@@ -162,6 +162,17 @@ class MatchingEstimator(Estimator[RowsT]):
         return loss if rows.weights is None else loss * rows.weights
 
 
+class BatchEstimator(Estimator[RowsT]):
+    """An estimator that holds the paths of a batch against each other: at least two."""
+
+    @property
+    def couples_batch(self) -> bool:
+        return True
+
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return 2
+
+
 class CostateEstimator(MatchingEstimator[LabelRows]):
     """A matching estimator whose targets are ``B_k^T a_{k+1} / beta_k`` for samples ``a`` of the
     costate.

@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import keep, probe, require, require_callable, require_kinds, whole
+from socft.costates.base import Cost
+from socft.estimators.base import Estimator, RowsT
 from socft.estimators.estimand import Biased
 from socft.path import Path
 from socft.problem import ControlProblem
@@ -61,6 +63,28 @@ class Baseline(Readable, abc.ABC):
     @abc.abstractmethod
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
         """``b_k`` of every step and path."""
+
+
+class BaselineEstimator(Estimator[RowsT]):
+    """An estimator from returns alone, without derivatives: a batch is as large as its baseline
+    needs.
+
+    Attributes:
+        baseline: what to subtract from the returns.
+    """
+
+    baseline: Baseline
+
+    @property
+    def cost(self) -> Cost:
+        return Cost()
+
+    @property
+    def couples_batch(self) -> bool:
+        return self.baseline.couples_batch
+
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return self.baseline.smallest_batch
 
 
 class NoBaseline(Baseline):

@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from socft.costates.base import Cost
-from socft.estimators.base import Labels, MatchingEstimator
+from socft.estimators.base import BatchEstimator, Labels, MatchingEstimator
 from socft.estimators.estimand import ApproximateResidual, Estimand, ResidualZero
 from socft.path import Path
 from socft.path_measure import controlled_noises, optimal_weights
@@ -28,7 +28,7 @@ from socft.policy import Policy
 from socft.problem import ControlProblem
 
 
-class CrossEntropy(MatchingEstimator):
+class CrossEntropy(BatchEstimator, MatchingEstimator):
     """Zero at the control of least cross-entropy, on paths of any policy; no derivatives.
 
     Weights are normalised over the batch, which biases a batch of N by O(1/N);
@@ -49,13 +49,6 @@ class CrossEntropy(MatchingEstimator):
     @property
     def cost(self) -> Cost:
         return Cost()
-
-    @property
-    def couples_batch(self) -> bool:
-        return True
-
-    def smallest_batch(self, problem: ControlProblem) -> int:
-        return 2
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         weights = optimal_weights(problem, path, "cross entropy")

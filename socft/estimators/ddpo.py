@@ -30,7 +30,7 @@ from torch import Tensor
 
 from socft.checks import keep, positive, require, require_kinds
 from socft.costates.base import Cost
-from socft.estimators.base import Estimator, LabelRows, Labels
+from socft.estimators.base import BatchEstimator, LabelRows, Labels
 from socft.estimators.baseline import returns_to_go
 from socft.estimators.estimand import Biased, Estimand
 from socft.estimators.score_function import score_labels
@@ -119,7 +119,7 @@ def centred_rewards(
 
 
 @dataclasses.dataclass(frozen=True)
-class DDPO(Estimator[RatioRows]):
+class DDPO(BatchEstimator[RatioRows]):
     """Clipped likelihood ratios of normalised rewards, without a KL term; no derivative of reward
     or reference.
 
@@ -159,13 +159,6 @@ class DDPO(Estimator[RatioRows]):
     @property
     def cost(self) -> Cost:
         return Cost()
-
-    @property
-    def couples_batch(self) -> bool:
-        return True
-
-    def smallest_batch(self, problem: ControlProblem) -> int:
-        return 2
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> RatioLabels:
         total = returns_to_go(problem, path, kl=False)[0] - problem.cost(0, path.states[0])

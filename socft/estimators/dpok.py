@@ -24,9 +24,8 @@ import dataclasses
 from typing import Any, ClassVar
 
 from socft.checks import keep, positive, require_kinds
-from socft.costates.base import Cost
-from socft.estimators.base import Estimator, Labels
-from socft.estimators.baseline import Baseline, NoBaseline, returns_to_go
+from socft.estimators.base import Labels
+from socft.estimators.baseline import Baseline, BaselineEstimator, NoBaseline, returns_to_go
 from socft.estimators.ddpo import RatioLabels, RatioRows, ratio_labels
 from socft.estimators.estimand import Biased, Estimand
 from socft.path import Path
@@ -37,7 +36,7 @@ from socft.reward import PerSample
 
 
 @dataclasses.dataclass(frozen=True)
-class DPOK(Estimator[RatioRows]):
+class DPOK(BaselineEstimator[RatioRows]):
     """Not zero at the optimum; no derivative of reward or reference.
 
     Attributes:
@@ -65,17 +64,6 @@ class DPOK(Estimator[RatioRows]):
     def __post_init__(self) -> None:
         require_kinds(self, baseline=Baseline, averaged=bool)
         keep(self, clip=None if self.clip is None else positive(self.clip, "clip"))
-
-    @property
-    def cost(self) -> Cost:
-        return Cost()
-
-    @property
-    def couples_batch(self) -> bool:
-        return self.baseline.couples_batch
-
-    def smallest_batch(self, problem: ControlProblem) -> int:
-        return self.baseline.smallest_batch
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> RatioLabels:
         returns = returns_to_go(problem, path, kl=False)

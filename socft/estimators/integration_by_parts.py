@@ -32,7 +32,13 @@ from torch import Tensor
 from socft.checks import probe, require_callable, require_kinds
 from socft.costates.base import Cost
 from socft.estimators.base import Labels, MatchingEstimator
-from socft.estimators.baseline import SHRUNK, Baseline, LeaveOneOut, returns_to_go
+from socft.estimators.baseline import (
+    SHRUNK,
+    Baseline,
+    BaselineEstimator,
+    LeaveOneOut,
+    returns_to_go,
+)
 from socft.estimators.estimand import Biased, Estimand, FixedPointResidual, ObjectiveGradient
 from socft.path import Path
 from socft.path_measure import per_sample
@@ -76,7 +82,7 @@ class ZerothOrder(MatchingEstimator, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class IntegrationByParts(ZerothOrder):
+class IntegrationByParts(ZerothOrder, BaselineEstimator):
     """From the path's own return after each step: unbiased for the objective's gradient; no
     derivatives.
 
@@ -98,13 +104,6 @@ class IntegrationByParts(ZerothOrder):
         require_kinds(self, baseline=Baseline)
         if not self.baseline.unbiased:
             object.__setattr__(self, "estimates", SHRUNK)
-
-    @property
-    def couples_batch(self) -> bool:
-        return self.baseline.couples_batch
-
-    def smallest_batch(self, problem: ControlProblem) -> int:
-        return self.baseline.smallest_batch
 
     def differences(self, problem: ControlProblem, path: Path) -> Float[Tensor, "steps batch"]:
         returns = returns_to_go(problem, path)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.costates.base import Cost
-from socft.estimators.base import Labels, MatchingEstimator
+from socft.estimators.base import BatchEstimator, Labels, MatchingEstimator
 from socft.estimators.estimand import Estimand, ObjectiveGradient
 from socft.finite import require_finite_paths
 from socft.path import Path
@@ -47,7 +47,7 @@ from socft.reward import PerSample
 
 
 @dataclasses.dataclass(frozen=True)
-class LogVariance(MatchingEstimator):
+class LogVariance(BatchEstimator, MatchingEstimator):
     """Unbiased for the objective's gradient on paths of the policy; zero at the optimum, up to
     O(dt), on others.
 
@@ -70,13 +70,6 @@ class LogVariance(MatchingEstimator):
     @property
     def cost(self) -> Cost:
         return Cost(policy=1)
-
-    @property
-    def couples_batch(self) -> bool:
-        return True
-
-    def smallest_batch(self, problem: ControlProblem) -> int:
-        return 2
 
     @torch.no_grad()
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:

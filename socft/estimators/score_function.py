@@ -20,9 +20,15 @@ import dataclasses
 from typing import ClassVar
 
 from socft.checks import require_kinds
-from socft.costates.base import Cost
 from socft.estimators.base import Labels, MatchingEstimator
-from socft.estimators.baseline import SHRUNK, Baseline, LeaveOneOut, Returns, returns_to_go
+from socft.estimators.baseline import (
+    SHRUNK,
+    Baseline,
+    BaselineEstimator,
+    LeaveOneOut,
+    Returns,
+    returns_to_go,
+)
 from socft.estimators.estimand import Biased, Estimand, ObjectiveGradient
 from socft.path import Path
 from socft.path_measure import per_sample
@@ -40,7 +46,7 @@ def score_labels(problem: ControlProblem, path: Path, advantages: Returns) -> La
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreFunction(MatchingEstimator):
+class ScoreFunction(BaselineEstimator, MatchingEstimator):
     """Unbiased for the objective's gradient with every baseline but `BatchMean`; no derivative of
     reward, reference or policy.
 
@@ -60,24 +66,13 @@ class ScoreFunction(MatchingEstimator):
         if not self.baseline.unbiased:
             object.__setattr__(self, "estimates", SHRUNK)
 
-    @property
-    def cost(self) -> Cost:
-        return Cost()
-
-    @property
-    def couples_batch(self) -> bool:
-        return self.baseline.couples_batch
-
-    def smallest_batch(self, problem: ControlProblem) -> int:
-        return self.baseline.smallest_batch
-
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         returns = returns_to_go(problem, path)
         return score_labels(problem, path, returns - self.baseline.levels(problem, path, returns))
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreFunctionWithoutKLToGo(MatchingEstimator):
+class ScoreFunctionWithoutKLToGo(BaselineEstimator, MatchingEstimator):
     """The same with the KL of later steps left out of the returns: not zero at the optimum.
 
     Attributes:
@@ -93,17 +88,6 @@ class ScoreFunctionWithoutKLToGo(MatchingEstimator):
 
     def __post_init__(self) -> None:
         require_kinds(self, baseline=Baseline)
-
-    @property
-    def cost(self) -> Cost:
-        return Cost()
-
-    @property
-    def couples_batch(self) -> bool:
-        return self.baseline.couples_batch
-
-    def smallest_batch(self, problem: ControlProblem) -> int:
-        return self.baseline.smallest_batch
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         returns = returns_to_go(problem, path, kl=False)

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from socft.costates.adjoint import LeanRecursion, backward_pass
 from socft.costates.base import Cost
-from socft.estimators.base import Labels, MatchingEstimator, matching_labels
+from socft.estimators.base import BatchEstimator, Labels, MatchingEstimator, matching_labels
 from socft.estimators.estimand import ApproximateResidual, Estimand, ResidualZero
 from socft.path import Path
 from socft.path_measure import optimal_weights
@@ -26,7 +26,7 @@ from socft.policy import Policy
 from socft.problem import ControlProblem
 
 
-class SOCMAdjoint(MatchingEstimator):
+class SOCMAdjoint(BatchEstimator, MatchingEstimator):
     """Zero at the control of least cross-entropy, on paths of any policy; one vjp of the reference
     per step.
 
@@ -45,13 +45,6 @@ class SOCMAdjoint(MatchingEstimator):
     @property
     def cost(self) -> Cost:
         return Cost(reference_derivatives=1)
-
-    @property
-    def couples_batch(self) -> bool:
-        return True
-
-    def smallest_batch(self, problem: ControlProblem) -> int:
-        return 2
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         weights = optimal_weights(problem, path, "SOCM-adjoint")

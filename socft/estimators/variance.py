@@ -26,7 +26,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from socft.costates.base import Cost
-from socft.estimators.base import Labels, MatchingEstimator
+from socft.estimators.base import BatchEstimator, Labels, MatchingEstimator
 from socft.estimators.estimand import ApproximateResidual, Estimand, ResidualZero
 from socft.estimators.log_variance import comparable_controls, deviation_labels
 from socft.finite import require_finite_paths
@@ -37,7 +37,7 @@ from socft.problem import ControlProblem
 
 
 @dataclasses.dataclass(frozen=True)
-class Variance(MatchingEstimator):
+class Variance(BatchEstimator, MatchingEstimator):
     """Zero at the optimum up to O(dt), on paths of any policy; no derivatives.
 
     Attributes:
@@ -59,13 +59,6 @@ class Variance(MatchingEstimator):
     @property
     def cost(self) -> Cost:
         return Cost(policy=1)
-
-    @property
-    def couples_batch(self) -> bool:
-        return True
-
-    def smallest_batch(self, problem: ControlProblem) -> int:
-        return 2
 
     @torch.no_grad()
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:

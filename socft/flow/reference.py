@@ -123,14 +123,6 @@ class LastStepReward(Reward):
     def __init__(self, reward: Reward, schedule: FlowSchedule, velocity: VelocityModel):
         self.reward, self.schedule, self.velocity = reward, schedule, velocity
 
-    @property
-    def L0(self) -> float:
-        return math.inf
-
-    @property
-    def L1(self) -> float:
-        return math.inf
-
     def __call__(self, x: States) -> PerSample:
         s, last = self.schedule, self.schedule.steps - 1
         mean = s.state_weight[last].to(x) * x

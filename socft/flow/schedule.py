@@ -28,7 +28,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, Numbers, numbers, require, require_finite
+from socft.checks import (
+    Numbers,
+    numbers,
+    require,
+    require_finite,
+    require_monotone,
+)
 from socft.flow.interpolant import Interpolant, NoiseLevel, Rectified
 from socft.readable import Readable
 
@@ -362,18 +368,13 @@ def _grid(times: Numbers) -> Tensor:
 
 
 def _require_decreasing(times: Tensor) -> None:
-    require(
-        times.ndim == 1 and len(times) >= 2,
-        f"times has shape {tuple(times.shape)}; give a vector of at least two, such as"
-        " uniform_times(10).",
+    require_monotone(
+        times,
+        "times",
+        False,
+        "give a vector of at least two, such as uniform_times(10).",
+        "times must decrease from 1, noise, to 0, data.",
     )
-    rise = (times.diff() >= 0).nonzero().flatten().tolist()
-    if rise:
-        i = rise[0]
-        raise InvalidProblem(
-            f"times[{i}] = {times[i]:g} and times[{i + 1}] = {times[i + 1]:g}; times must decrease"
-            " from 1, noise, to 0, data.",
-        )
 
 
 def _require_noise_level(noise_level: float) -> None:

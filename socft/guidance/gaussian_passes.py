@@ -39,16 +39,10 @@ from torch import Tensor
 from socft.checks import require
 from socft.density import Gaussian
 from socft.density.constants import noised_variance
+from socft.guidance.denoiser import Denoiser, GaussianDenoiser, Prediction
 from socft.guidance.iterated import Generated, Passes
-from socft.guidance.policy import (
-    ConditionalGuidance,
-    Denoiser,
-    GaussianDenoiser,
-    GuidancePolicy,
-    NoGuidance,
-    Prediction,
-    Response,
-)
+from socft.guidance.policy import ConditionalGuidance, GuidancePolicy, NoGuidance
+from socft.guidance.strength import Response
 from socft.reward import PerSample
 from socft.schedule import Schedule
 

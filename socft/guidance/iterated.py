@@ -43,15 +43,9 @@ from socft.checks import (
     whole,
 )
 from socft.density import Gaussian
-from socft.guidance.policy import (
-    Denoiser,
-    GaussianDenoiser,
-    Guidance,
-    GuidancePolicy,
-    LinearDenoiser,
-    NoGuidance,
-    Response,
-)
+from socft.guidance.denoiser import Denoiser, GaussianDenoiser, LinearDenoiser
+from socft.guidance.policy import Guidance, GuidancePolicy, NoGuidance
+from socft.guidance.strength import Response
 from socft.path import Noise, rollout
 from socft.policy import Policy
 from socft.reference import Reference, States, affine_coefficients

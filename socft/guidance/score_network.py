@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from socft.checks import require
+from socft.guidance.denoiser import Denoiser, ScoreDenoiser
 from socft.guidance.iterated import ScoreFineTuning
-from socft.guidance.policy import Denoiser, ScoreDenoiser
 from socft.reference import States, Step, level_at
 from socft.regression.gradient_descent import minimise
 from socft.regression.networks import (

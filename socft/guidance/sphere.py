@@ -43,7 +43,7 @@ from socft.checks import (
 from socft.density import Density, ScoreConstants, Tilt
 from socft.density.base import broadcast_level
 from socft.density.constants import THIRD_MOMENT
-from socft.guidance.policy import Denoiser, Prediction
+from socft.guidance.denoiser import Denoiser, Prediction
 from socft.reference import States, Step, level_at
 from socft.reward import Linear, PerSample, Reward
 

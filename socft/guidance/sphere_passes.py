@@ -24,17 +24,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import InvalidProblem, require
+from socft.guidance.denoiser import Denoiser
 from socft.guidance.iterated import Generated, Passes
 from socft.guidance.policy import (
     ConditionalGuidance,
-    Denoiser,
     Guidance,
     GuidancePolicy,
     NoGuidance,
-    Response,
     UniversalGuidance,
 )
 from socft.guidance.sphere import SphereDenoiser
+from socft.guidance.strength import Response
 from socft.reward import Linear
 from socft.schedule import Schedule
 

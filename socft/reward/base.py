@@ -36,14 +36,14 @@ class Reward(Readable, abc.ABC):
     """
 
     @property
-    @abc.abstractmethod
     def L0(self) -> float:
-        """Lipschitz constant of the reward; ``inf`` where there is none."""
+        """Lipschitz constant of the reward; ``inf`` where there is none, or none is known."""
+        return math.inf
 
     @property
-    @abc.abstractmethod
     def L1(self) -> float:
-        """Lipschitz constant of the gradient; ``inf`` where there is none."""
+        """Lipschitz constant of the gradient; ``inf`` where there is none, or none is known."""
+        return math.inf
 
     @property
     def semiconcavity(self) -> float:

@@ -25,6 +25,7 @@ from socft.costates.time_reversal import Reverser
 from socft.density import NoisedScore
 from socft.estimators.baseline import GivenBaseline, RegressionBaseline, ValueBaseline
 from socft.estimators.context import EstimatorContext
+from socft.guidance.denoiser import GaussianDenoiser, LinearDenoiser, ScoreDenoiser
 from socft.guidance.iterated import (
     IncrementTarget,
     LeastSquaresScore,
@@ -33,19 +34,18 @@ from socft.guidance.iterated import (
 )
 from socft.guidance.policy import (
     ClassifierGuidance,
-    ConstantStrength,
-    GaussianDenoiser,
     GuidancePolicy,
-    IsotropicStrength,
-    LinearDenoiser,
     LookAheadGuidance,
-    PosteriorStrength,
-    PublishedStrength,
-    Response,
-    ScoreDenoiser,
     UniversalGuidance,
 )
 from socft.guidance.sphere import Sphere
+from socft.guidance.strength import (
+    ConstantStrength,
+    IsotropicStrength,
+    PosteriorStrength,
+    PublishedStrength,
+    Response,
+)
 from socft.reference import DenseMaps, SpectralMaps
 from socft.sde import StateDiffusion
 from socft.truth.grid import Grid

@@ -11,13 +11,9 @@ import pytest
 import torch
 
 from socft.density import affine_reference
-from socft.guidance.policy import (
-    GaussianDenoiser,
-    GuidancePolicy,
-    LookAheadGuidance,
-    PublishedStrength,
-    Response,
-)
+from socft.guidance.denoiser import GaussianDenoiser
+from socft.guidance.policy import GuidancePolicy, LookAheadGuidance
+from socft.guidance.strength import PublishedStrength, Response
 from socft.path import Noise, rollout
 from socft.problem import ControlProblem
 from socft.records import Record

@@ -12,20 +12,22 @@ import torch
 from scipy.optimize import brentq
 
 from socft.density import Gaussian, affine_reference
+from socft.guidance.denoiser import GaussianDenoiser
 from socft.guidance.policy import (
     ClassifierGuidance,
-    GaussianDenoiser,
     Guidance,
     GuidancePolicy,
-    IsotropicStrength,
     LookAheadGuidance,
     NaiveGuidance,
     NoGuidance,
+    UniversalGuidance,
+    affine_policy,
+)
+from socft.guidance.strength import (
+    IsotropicStrength,
     PosteriorStrength,
     PublishedStrength,
     Response,
-    UniversalGuidance,
-    affine_policy,
 )
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem

@@ -10,14 +10,8 @@ import torch
 from torch import Tensor
 
 from socft.density import Gaussian
-from socft.guidance.policy import (
-    Guidance,
-    IsotropicStrength,
-    LookAheadGuidance,
-    NaiveGuidance,
-    PublishedStrength,
-    Response,
-)
+from socft.guidance.policy import Guidance, LookAheadGuidance, NaiveGuidance
+from socft.guidance.strength import IsotropicStrength, PublishedStrength, Response
 from socft.reference import States
 from socft.reward import FunctionReward, Quadratic, Reward
 from socft.schedule import Schedule, cosine_levels, ddpm

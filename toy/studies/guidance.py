@@ -36,6 +36,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from socft.guidance.denoiser import GaussianDenoiser
 from socft.guidance.gaussian_passes import GaussianPasses
 from socft.guidance.iterated import (
     GuidanceRound,
@@ -44,12 +45,7 @@ from socft.guidance.iterated import (
     RecentredScore,
     SampleQuery,
 )
-from socft.guidance.policy import (
-    GaussianDenoiser,
-    GuidancePolicy,
-    NoGuidance,
-    UniversalGuidance,
-)
+from socft.guidance.policy import GuidancePolicy, NoGuidance, UniversalGuidance
 from socft.guidance.sphere import Sphere, SphereDenoiser
 from socft.guidance.sphere_passes import SpherePasses
 from socft.records import Record

@@ -14,8 +14,8 @@ import time
 import numpy as np
 import torch
 
+from socft.guidance.denoiser import ScoreDenoiser
 from socft.guidance.iterated import IncrementTarget, IteratedGuidance, SampleQuery, ScoreFineTuning
-from socft.guidance.policy import ScoreDenoiser
 from socft.guidance.score_network import FineTuneNetwork, ScoreNetwork, train_score
 from socft.records import Record
 from socft.reference import ScoreReference

@@ -17,16 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft.density import Gaussian, affine_reference
+from socft.guidance.denoiser import GaussianDenoiser
 from socft.guidance.iterated import GuidanceTarget, StepSizeTarget
-from socft.guidance.policy import (
-    GaussianDenoiser,
-    Guidance,
-    GuidancePolicy,
-    LookAheadGuidance,
-    PosteriorStrength,
-    Response,
-    affine_policy,
-)
+from socft.guidance.policy import Guidance, GuidancePolicy, LookAheadGuidance, affine_policy
+from socft.guidance.strength import PosteriorStrength, Response
 from socft.problem import ControlProblem
 from socft.reference import AffineReference
 from socft.reward import Linear, Quadratic, Reward

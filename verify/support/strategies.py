@@ -27,6 +27,7 @@ from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.rewards import ScalarReward, Slope, SmoothMaximum
 from verify.support.scores import MixtureScore, TanhScore
+from verify.support.staircase import Staircase
 
 STEPS = 12
 """Most steps of a drawn chain."""
@@ -51,6 +52,15 @@ def levels(draw: st.DrawFn, most: int = STEPS) -> tuple[float, ...]:
     weights = draw(st.lists(numbers(0.2, 1), min_size=1, max_size=most))
     shares = itertools.accumulate(weights, initial=0.0)
     return tuple(first * (last / first) ** (share / sum(weights)) for share in shares)
+
+
+@st.composite
+def staircases(draw: st.DrawFn) -> Staircase:
+    """Up to six steps."""
+    widths = draw(st.lists(numbers(0.05, 2), min_size=1, max_size=6))
+    levels = draw(st.lists(numbers(-3, 3), min_size=len(widths), max_size=len(widths)))
+    knots = tuple(float(x) for x in itertools.accumulate(widths, initial=0.0))
+    return Staircase(knots, tuple(levels))
 
 
 def gaussian_scores() -> st.SearchStrategy[MixtureScore]:

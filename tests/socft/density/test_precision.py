@@ -13,7 +13,7 @@ from mpmath import mp, mpf
 from torch import Tensor
 
 from socft.density import Gaussian, GaussianMixture, NoisedScore, Rotated, affine_reference
-from socft.guidance.policy import GaussianDenoiser
+from socft.guidance.denoiser import GaussianDenoiser
 from socft.reward import Quadratic
 from socft.schedule import Schedule, ddim, ddpm
 from tests.support.tensors import F64

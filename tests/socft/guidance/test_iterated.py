@@ -12,6 +12,7 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.density import Gaussian, affine_reference
+from socft.guidance.denoiser import GaussianDenoiser, LinearDenoiser, ScoreDenoiser
 from socft.guidance.iterated import (
     GuidanceRound,
     IncrementTarget,
@@ -24,18 +25,9 @@ from socft.guidance.iterated import (
     fit_linear,
     slopes,
 )
-from socft.guidance.policy import (
-    GaussianDenoiser,
-    GuidancePolicy,
-    LinearDenoiser,
-    LookAheadGuidance,
-    NoGuidance,
-    PosteriorStrength,
-    PublishedStrength,
-    Response,
-    ScoreDenoiser,
-)
+from socft.guidance.policy import GuidancePolicy, LookAheadGuidance, NoGuidance
 from socft.guidance.score_network import FineTuneNetwork, ScoreNetwork, train_score
+from socft.guidance.strength import PosteriorStrength, PublishedStrength, Response
 from socft.path import Noise, rollout
 from socft.reward import Quadratic
 from socft.schedule import cosine_levels, ddpm

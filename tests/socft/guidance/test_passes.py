@@ -12,6 +12,7 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.density import Gaussian, affine_reference, score_reference
+from socft.guidance.denoiser import Denoiser, GaussianDenoiser, ScoreDenoiser
 from socft.guidance.gaussian_passes import GaussianPasses, PassNoise
 from socft.guidance.iterated import (
     Generated,
@@ -23,25 +24,24 @@ from socft.guidance.iterated import (
 from socft.guidance.policy import (
     ClassifierGuidance,
     ConditionalGuidance,
-    ConstantStrength,
-    Denoiser,
-    GaussianDenoiser,
     Guidance,
     GuidancePolicy,
-    GuidanceStrength,
-    IsotropicStrength,
     LookAheadGuidance,
     NaiveGuidance,
     NoGuidance,
-    PosteriorStrength,
-    PublishedStrength,
-    Response,
-    ScoreDenoiser,
     UniversalGuidance,
     affine_policy,
 )
 from socft.guidance.sphere import Sphere, SphereDenoiser
 from socft.guidance.sphere_passes import SpherePasses, ZonalNoise
+from socft.guidance.strength import (
+    ConstantStrength,
+    GuidanceStrength,
+    IsotropicStrength,
+    PosteriorStrength,
+    PublishedStrength,
+    Response,
+)
 from socft.path import Noise, Path, rollout
 from socft.problem import ControlProblem
 from socft.reward import Linear, Quadratic

@@ -12,24 +12,23 @@ from torch import Tensor
 
 from socft.checks import InvalidProblem
 from socft.density import Gaussian, GaussianMixture, NoisedScore, affine_reference, score_reference
+from socft.guidance.denoiser import Denoiser, GaussianDenoiser, LinearDenoiser, ScoreDenoiser
 from socft.guidance.policy import (
     ClassifierGuidance,
-    ConstantStrength,
-    Denoiser,
-    GaussianDenoiser,
     Guidance,
     GuidancePolicy,
-    IsotropicStrength,
-    LinearDenoiser,
     LookAheadGuidance,
     NaiveGuidance,
     NoGuidance,
+    UniversalGuidance,
+    affine_policy,
+)
+from socft.guidance.strength import (
+    ConstantStrength,
+    IsotropicStrength,
     PosteriorStrength,
     PublishedStrength,
     Response,
-    ScoreDenoiser,
-    UniversalGuidance,
-    affine_policy,
 )
 from socft.path import Noise, rollout
 from socft.policy import FunctionPolicy
