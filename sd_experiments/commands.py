@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sized
+import shlex
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +22,12 @@ Folder = Annotated[str | None, tyro.conf.arg(metavar="DIR")]
 
 @dataclasses.dataclass(frozen=True)
 class TrainCommand:
-    """Fine-tune by a configuration; whatever stops it, --resume continues bit for bit."""
+    """Fine-tune by a configuration; whatever stops it, --resume continues bit for bit.
+
+    For example:
+      socft sd train
+      socft sd train --steps 20 --out build/short
+    """
 
     config: Config = TINY
     """The configuration."""
@@ -42,6 +48,10 @@ class TrainCommand:
 class SampleCommand:
     """Draw pictures with the fine-tuned model, every row a prompt, beside those of the pre-trained
     one from the same noise.
+
+    For example:
+      socft sd sample --grid build/samples.png
+      socft sd sample --number 4 --seed 7
     """
 
     config: Config = TINY
@@ -71,6 +81,10 @@ class SampleCommand:
 class EvaluateCommand:
     """Reward, KL, accuracy and diversity of the fine-tuned and of the pre-trained model on the same
     fresh noise.
+
+    For example:
+      socft sd evaluate
+      socft sd evaluate --number 64
     """
 
     config: Config = TINY
@@ -92,7 +106,12 @@ class EvaluateCommand:
 
 @dataclasses.dataclass(frozen=True)
 class CheckCommand:
-    """Say what a configuration needs that is missing here, and estimate memory and time."""
+    """Say what a configuration needs that is missing here, and estimate memory and time.
+
+    For example:
+      socft sd check
+      socft sd check --config sd_experiments/configs/sd15_pift.toml
+    """
 
     config: Config = TINY
     """The configuration."""
@@ -107,6 +126,10 @@ class CheckCommand:
 class ReproduceCommand:
     """Section 5 of arXiv 2412.18164v4: every method on every prompt, PI-FT at several KL weights,
     measured and typeset.
+
+    For example:
+      socft sd reproduce --quick
+      socft sd reproduce --variants --workers 2
     """
 
     scale: Literal["tiny", "sd15"] = "tiny"
@@ -157,6 +180,9 @@ class ReproduceCommand:
 class CostateSizeCommand:
     """What makes costates large (pictures that are undecided, guidance), and how far the gradients
     of paths and methods agree.
+
+    For example:
+      socft sd costate-size --quick
     """
 
     config: Config = TINY
@@ -178,7 +204,11 @@ class CostateSizeCommand:
 
 @dataclasses.dataclass(frozen=True)
 class GradientNormCommand:
-    """How the gradient of PI-FT shrinks along its training, without its noise."""
+    """How the gradient of PI-FT shrinks along its training, without its noise.
+
+    For example:
+      socft sd gradient-norm --quick
+    """
 
     scale: Literal["tiny", "sd15"] = "tiny"
     """As for sd reproduce."""
@@ -207,6 +237,10 @@ class GradientNormCommand:
 class BenchmarkCommand:
     """Time and memory of a gradient step against steps, trajectories and loss steps, for every
     estimator.
+
+    For example:
+      socft sd benchmark --quick
+      socft sd benchmark --random small
     """
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -228,7 +262,12 @@ class BenchmarkCommand:
 
 @dataclasses.dataclass(frozen=True)
 class Sd:
-    """Fine-tune Stable Diffusion with low-rank layers under KL regularisation."""
+    """Fine-tune Stable Diffusion with low-rank layers under KL regularisation.
+
+    For example:
+      socft sd check
+      socft sd train --help
+    """
 
     command: Annotated[
         Annotated[TrainCommand, tyro.conf.subcommand("train")]
@@ -243,8 +282,26 @@ class Sd:
     ]
 
     def run(self) -> None:
-        """Run the chosen command."""
+        """Run the chosen command, and say which one to give next."""
         self.command.run()
+        config = getattr(self.command, "config", None)
+        given = "" if config in (None, TINY) else f" --config {shlex.quote(str(config))}"
+        then = NEXT[type(self.command)]
+        print(f"next: {then}{given if then in FOLLOWING else ''}")
+
+
+FOLLOWING = TRAIN, EVALUATE, SAMPLE = "socft sd train", "socft sd evaluate", "socft sd sample"
+NEXT: Mapping[type, str] = {
+    CheckCommand: TRAIN,
+    TrainCommand: EVALUATE,
+    EvaluateCommand: SAMPLE,
+    SampleCommand: "socft sd reproduce --help",
+    ReproduceCommand: "socft sd gradient-norm",
+    GradientNormCommand: "socft report stable_diffusion",
+    CostateSizeCommand: "socft report stable_diffusion",
+    BenchmarkCommand: "socft report stable_diffusion",
+}
+"""What to do after a command; those in `FOLLOWING` with its configuration."""
 
 
 def _print_count(records: Sized, folder: Path, study: str) -> None:

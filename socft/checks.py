@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import NoneType
@@ -70,11 +71,38 @@ def require_known(name: str, known: Iterable[str], what: str, also: str = "") ->
     names = list(known)
     if name in names:
         return
-    nearest = difflib.get_close_matches(name, names, n=3) or names
-    listed = ("; " if any("," in each for each in nearest) else ", ").join(nearest)
+    meant = nearest(name, names)
+    if meant:
+        raise InvalidProblem(f"there is no {what} {name!r}; did you mean {listed(meant)}?")
     raise InvalidProblem(
-        f"there is no {what} {name!r}; give {also and f'{also}, or '}one of: {listed}."
+        f"there is no {what} {name!r}; give {also and f'{also}, or '}one of: {listed(names)}."
     )
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The names, at most three, that somebody may have meant, the nearest first: the one that is
+    the same but for case and separators, or else those that begin so, those that have it in them,
+    and those with few letters changed.
+
+    >>> nearest("Adjoint-Machting", ["full adjoint", "adjoint matching"])
+    ['adjoint matching']
+    """
+    names, given = {_letters(each): each for each in known}, _letters(name)
+    if given in names:
+        return [names[given]]
+    begun = [each for each in names if given and each.startswith(given)]
+    inside = [each for each in names if given and given in each]
+    found = [*begun, *inside, *difflib.get_close_matches(given, names, n=3)]
+    return [names[each] for each in dict.fromkeys(found)][:3]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a row, parted by semicolons where there are commas in them."""
+    return ("; " if any("," in each for each in names) else ", ").join(names)
+
+
+def _letters(name: str) -> str:
+    return " ".join(re.split(r"[\W_]+", name.lower())).strip()
 
 
 def require_finite(values: Tensor, what: str, remedy: str) -> None:

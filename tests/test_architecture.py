@@ -18,7 +18,12 @@ ABOVE = ("sd_experiments", "toy", "verify")
 SOURCES = read(ROOT, "socft", *ABOVE)
 ARROWS = graph(SOURCES)
 
-ALLOWED = {"socft.cli": ABOVE, "toy.studies.tightness": ("verify",)} | {
+ALLOWED = {
+    "socft.cli": ABOVE,
+    "socft.cli.commands": ABOVE,
+    "socft.cli.plugins": ("toy",),
+    "toy.studies.tightness": ("verify",),
+} | {
     f"toy.tightness.{name}": ("verify",)
     for name in ("families", "lengths", "measurements", "verdicts")
 }

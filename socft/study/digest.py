@@ -19,7 +19,7 @@ from socft.checks import InvalidProblem
 from socft.records import environment
 from socft.study.tasks import Task
 
-_NOT_MEASURING = ("cli.py", "study/progress.py", "report/")
+_NOT_MEASURING = ("cli/", "study/progress.py", "report/")
 INSTALLED = Path(sysconfig.get_path("purelib"))
 """Where other packages lie beside `socft` too, and all of them change with their versions alone."""
 

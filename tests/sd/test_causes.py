@@ -137,7 +137,7 @@ def test_the_frontier_needs_no_backend(tmp_path: Path):
 def test_commands_draw_whatever_backend_the_environment_names(tmp_path: Path):
     code = (
         "import socft.cli, sd_experiments.training.monitor as m, pathlib, sys;"
-        "socft.cli._parse = lambda arguments: type('Draw', (), {'run': lambda self:"
+        "socft.cli.parse = lambda arguments: type('Draw', (), {'run': lambda self:"
         f" m.plot_frontier({ROWS}, pathlib.Path('frontier.png'), 2)}})();"
         "sys.exit(socft.cli.main([]))"
     )

@@ -97,7 +97,8 @@ def test_toy_writes_records(made, tmp_path, capsys):
 def test_unknown_names_list_the_known_ones(capsys):
     assert cli.main(["toy", "nonsense"]) == cli.INVALID
     assert (
-        capsys.readouterr().err == "socft: there is no study 'nonsense'; give one of:"
+        capsys.readouterr().err == "socft: there is no study 'nonsense'; give FILE.py,"
+        " or one of:"
         f" {', '.join(cli.STUDIES.names)}.\n"
     )
     assert cli.main(["report", "nonsense"]) == cli.INVALID
@@ -214,7 +215,7 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     assert cli.main(["report"]) == cli.INVALID
     assert (
         capsys.readouterr().err
-        == "socft: this command needs typst; run: pip install -e '.[report]'\n"
+        == "socft: this command needs typst; run: pip install 'socft[report]'\n"
     )
 
 

@@ -286,6 +286,6 @@ def test_named_problems_are_found_by_name(name: str):
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(
         InvalidProblem,
-        match="there is no problem 'sine'; give one of: ",
+        match="there is no problem 'sine'; did you mean ",
     ):
         fine_tuning("sine")

@@ -148,11 +148,15 @@ def test_what_is_no_estimator_is_refused(user, path, message):
 
 def test_a_rival_that_does_not_exist_is_refused(user):
     """Nothing is measured, and the nearest names are said."""
-    for name, near in (("full adjiont", "full adjoint"), ("TYPO", "full adjoint; "), ("", "full")):
+    for name, said_of_it in (
+        ("full adjiont", "did you mean full adjoint?"),
+        ("TYPO", "give one of: full adjoint; "),
+        ("", "give one of: full adjoint; "),
+    ):
         with pytest.raises(InvalidProblem) as refusal:
             bench("bench_user:Same", user / "out", quick=True, against=["full adjoint", name])
         said = str(refusal.value)
-        assert said.startswith(f"there is no built-in estimator {name!r}; give one of: {near}")
+        assert said.startswith(f"there is no built-in estimator {name!r}; {said_of_it}")
         assert not (user / "out").exists()
 
 

@@ -503,7 +503,7 @@ def test_linear_quadratic_family_reaches_a_hundred_dimensions():
     [
         (
             lambda: benchmark("pendulum"),
-            "there is no benchmark 'pendulum'; give one of: bsde-pendulum",
+            "there is no benchmark 'pendulum'; did you mean bsde-pendulum?",
         ),
         (lambda: benchmark("lq-sde", d=0), "d = 0"),
         (lambda: benchmark("oscillator", d=3), "d = 3; an oscillator has two"),

@@ -1,5 +1,5 @@
-r"""Guidance against fine-tuning and optimal control: every number of the guidance report that needs
-exact scores only.
+r"""What does guidance buy beside fine-tuning and optimal control? Every number of the guidance
+report that needs exact scores only.
 
 The simulations of Guo, Yuan, Yang, Chen and Wang (arXiv 2404.14743v2, appendix E.1) with exact
 scores:

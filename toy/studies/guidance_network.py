@@ -1,5 +1,5 @@
-r"""The published runs of guidance on :math:`f_1` with a trained network in place of the exact
-score.
+r"""What does a trained network in place of the exact score change? The published runs of guidance
+on :math:`f_1`.
 
 Everything else is that of `toy.studies.guidance`, so that the difference is the score's error
 alone. Algorithm 2 takes one step of Adam per round on the network (Guo, Yuan, Yang, Chen and Wang,

@@ -1,5 +1,5 @@
-r"""Costates of a controlled oscillator from N paths: the sweeps of arXiv 2410.04615, with
-discretisation and sampling told apart.
+r"""How well are costates of a controlled oscillator learnt from N paths? The sweeps of arXiv
+2410.04615, with discretisation and sampling told apart.
 
 Sought is the gain of the costate at time 0, :math:`\nabla V_0(x) = -G_0 x`, of the benchmark
 ``oscillator``. ``mse`` is :math:`E|\phi_0(X) - \nabla V_0(X)|^2` for X of law N(0, I) against the

@@ -1,5 +1,5 @@
-r"""The suite of *Stochastic Optimal Control Matching* (arXiv 2312.02027): control error along
-training, estimator by estimator.
+r"""Which loss brings the control nearest to the optimum? The suite of *Stochastic Optimal Control
+Matching* (arXiv 2312.02027): control error along training, estimator by estimator.
 
 ``control_l2`` is the paper's metric, :math:`E_{P^*} \int |u - u^*|^2 dt` over the paths of the
 optimum, here of the chain's: :math:`E \sum_k |v_k - v^*_k|^2`, in closed form for affine policies

@@ -1,4 +1,5 @@
-r"""Optimisation curves of gradient estimators at an equal budget of network evaluations.
+r"""Which gradient estimator trains best at an equal budget of network evaluations? Optimisation
+curves.
 
 Every method trains the same policy class with Adam and a cosine-decayed rate, the rate chosen from
 a small grid by the final objective of a pilot run; an estimator with a dearer gradient takes fewer

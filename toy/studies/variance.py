@@ -1,4 +1,4 @@
-r"""Bias, variance and cost of gradient estimators where the exact gradient is known.
+r"""What do gradient estimators return where the exact gradient is known? Bias, variance and cost.
 
 Every estimator estimates the gradient of the objective in the coefficients of affine features of
 every step (`toy.measure`), from single paths, at policies from the pre-trained model to the optimum
