@@ -60,6 +60,18 @@ if TYPE_CHECKING:
     from socft.estimators.estimand import LastStepsGradient as LastStepsGradient
     from socft.estimators.estimand import ObjectiveGradient as ObjectiveGradient
     from socft.estimators.estimand import ResidualZero as ResidualZero
+    from socft.estimators.flow.dance_grpo import DanceGRPO as DanceGRPO
+    from socft.estimators.flow.flow_grpo import FlowGRPO as FlowGRPO
+    from socft.estimators.flow.grpo import (
+        GroupAdvantages as GroupAdvantages,
+        KLTerm as KLTerm,
+        Spread as Spread,
+    )
+    from socft.estimators.flow.grpo_guard import GRPOGuard as GRPOGuard
+    from socft.estimators.flow.hamiltonian_adjoint import (
+        HamiltonianAdjointMatching as HamiltonianAdjointMatching,
+    )
+    from socft.estimators.flow.malliavin import MalliavinAdjoint as MalliavinAdjoint
     from socft.estimators.full_adjoint import FullAdjoint as FullAdjoint
     from socft.estimators.integration_by_parts import (
         IntegrationByParts as IntegrationByParts,
@@ -232,6 +244,12 @@ _NAMES = {
     "socft.estimators.dpok": "DPOK",
     "socft.estimators.estimand": "ApproximateResidual Biased EquationResidual Estimand"
     " FixedPointEquation FixedPointResidual LastStepsGradient ObjectiveGradient ResidualZero",
+    "socft.estimators.flow.dance_grpo": "DanceGRPO",
+    "socft.estimators.flow.flow_grpo": "FlowGRPO",
+    "socft.estimators.flow.grpo": "GroupAdvantages KLTerm Spread",
+    "socft.estimators.flow.grpo_guard": "GRPOGuard",
+    "socft.estimators.flow.hamiltonian_adjoint": "HamiltonianAdjointMatching",
+    "socft.estimators.flow.malliavin": "MalliavinAdjoint",
     "socft.estimators.full_adjoint": "FullAdjoint",
     "socft.estimators.integration_by_parts": "IntegrationByParts ValueIntegrationByParts",
     "socft.estimators.log_variance": "LogVariance",

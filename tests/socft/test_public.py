@@ -48,8 +48,8 @@ def test_functions_are_not_hidden_by_modules_of_their_name():
 
 
 def test_every_estimator_is_exported():
-    for each in pkgutil.iter_modules(socft.estimators.__path__):
-        module = importlib.import_module(f"socft.estimators.{each.name}")
+    for each in pkgutil.walk_packages(socft.estimators.__path__, "socft.estimators."):
+        module = importlib.import_module(each.name)
         for name, found in inspect.getmembers(module, inspect.isclass):
             if issubclass(found, Estimator) and found.__module__ == module.__name__:
                 assert (abc.ABC in found.__bases__ or inspect.isabstract(found)) or name in dir(

@@ -31,6 +31,7 @@ ESTIMANDS = {"ApproximateResidual", "Biased", "EquationResidual", "Estimand"} | 
     "LastStepsGradient",
     "ObjectiveGradient",
     "ResidualZero",
+    "Spread",
 }
 """Statements of classes of estimators, in words."""
 

@@ -181,6 +181,15 @@ def of_estimator(made: socft.Estimator) -> list[Tensor]:
     return [labels.targets, loss]
 
 
+def of_guard(made: socft.GRPOGuard) -> list[Tensor]:
+    """With one standard deviation per step."""
+    chain = socft.AffineReference([MATRIX] * STEPS, socft.ScalarDiffusion([0.5] * STEPS))
+    at = socft.ControlProblem(chain, lambda x: x.sum(1), 1.0)
+    taken = socft.rollout(chain, policy(), noise(chain))
+    rows = made.label(at, policy(), taken).step(0)
+    return [made.loss(at, policy(), 0, rows).detach()]
+
+
 def of_method(made: socft.Method) -> list[Any]:
     at = line_problem()
     kept = [each.index for each in itertools.islice(made.iterations(at), 3)]
@@ -580,6 +589,7 @@ def _estimators() -> None:
         socft.CrossEntropy,
         socft.RelativeEntropy,
         socft.SOCMAdjoint,
+        socft.HamiltonianAdjointMatching,
     ):
         add(made, of_estimator)
     field = Fresh(lambda: PolicyCostate(exact=False))
@@ -594,6 +604,27 @@ def _estimators() -> None:
         averaged=False,
     )
     add(socft.DPOK, of_estimator, clip=0.1, averaged=False)
+    advantages = {"floor": 0.1, "unbiased": True, "limit": 2.0, "leave_one_out": True}
+    add(
+        socft.GroupAdvantages,
+        lambda made: [made.of(randn(3, PATHS))],
+        groups=groups,
+        spread=Fresh(lambda: socft.Spread.GROUP),
+        **advantages,
+    )
+    add(
+        socft.KLTerm,
+        lambda made: [made.weights(problem())],
+        lam=0.5,
+        with_dt=False,
+        durations=[0.3, 0.3, 0.4],
+    )
+    compared = {"advantages": Fresh(socft.GroupAdvantages), "clip": 0.1, "averaged": False}
+    timed = Fresh(lambda: socft.KLTerm(0.5, durations=[0.3, 0.3, 0.4]))
+    add(socft.FlowGRPO, of_estimator, kl=timed, **compared)
+    add(socft.DanceGRPO, of_estimator, **compared)
+    add(socft.GRPOGuard, of_guard, kl=timed, divided_by_dt=True, **compared)
+    add(socft.MalliavinAdjoint, of_estimator, baseline=Fresh(RegressionBaseline))
     add(socft.ScoreFunction, of_estimator, baseline=Fresh(RegressionBaseline))
     add(socft.ScoreFunctionWithoutKLToGo, of_estimator, baseline=Fresh(RegressionBaseline))
     add(socft.IntegrationByParts, of_estimator, baseline=Fresh(RegressionBaseline))

@@ -16,14 +16,20 @@ from collections.abc import Callable
 
 from socft.checks import InvalidProblem, require, require_known
 from socft.estimators.base import Estimator
-from socft.estimators.catalogue import corrected, path_measure, pathwise, zeroth_order
+from socft.estimators.catalogue import corrected, flow, path_measure, pathwise, zeroth_order
 from socft.estimators.catalogue.rows import Anywhere, EstimatorRow, NamedEstimator
 from socft.estimators.estimand import Estimand
 from socft.study.import_path import import_object
 
 CATALOGUE: dict[str, EstimatorRow] = {
     row.name: row
-    for row in (*pathwise.ROWS, *corrected.ROWS, *zeroth_order.ROWS, *path_measure.ROWS)
+    for row in (
+        *pathwise.ROWS,
+        *corrected.ROWS,
+        *zeroth_order.ROWS,
+        *path_measure.ROWS,
+        *flow.ROWS,
+    )
 }
 COMPARED: tuple[str, ...] = tuple(name for name, row in CATALOGUE.items() if row.compared)
 """Those that are held against exact gradients."""

@@ -71,6 +71,11 @@ class MethodName(enum.StrEnum):
     SOCM_IDENTITY = "SOCM, M = I"
     SOCM_DEGREE_2 = "SOCM, degree 2"
     SOCM_ADJOINT = "SOCM-adjoint"
+    FLOW_GRPO = "Flow-GRPO"
+    DANCE_GRPO = "DanceGRPO"
+    GRPO_GUARD = "GRPO-Guard"
+    HAMILTONIAN_ADJOINT_MATCHING = "Hamiltonian adjoint matching"
+    MALLIAVIN_WEIGHTS = "Malliavin weights"
 
     # the catalogue's costates in another class of functions, or learnt in another way
     ADJOINT_MATCHING_NETWORK = "adjoint matching, network"

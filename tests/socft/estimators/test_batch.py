@@ -63,6 +63,10 @@ SMALLEST: dict[str, int] = {
     MethodName.SOCM_IDENTITY: 2,
     MethodName.SOCM_DEGREE_2: 2,
     MethodName.SOCM_ADJOINT: 2,
+    MethodName.FLOW_GRPO: 2,
+    MethodName.DANCE_GRPO: 2,
+    MethodName.GRPO_GUARD: 2,
+    MethodName.MALLIAVIN_WEIGHTS: 2,
 }
 """Of those that compare paths or fit something to them; the others label one path alone."""
 SCORED = MethodName.TIME_REVERSED_POLICY_COSTATE_REFERENCE_SCORE

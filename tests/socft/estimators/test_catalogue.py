@@ -21,7 +21,7 @@ from toy.problems import benchmark
 def classes() -> set[type[Estimator]]:
     """Every concrete estimator of the folder."""
     found = set()
-    for module in pkgutil.iter_modules(socft.estimators.__path__, "socft.estimators."):
+    for module in pkgutil.walk_packages(socft.estimators.__path__, "socft.estimators."):
         for _, each in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if issubclass(each, Estimator) and not inspect.isabstract(each):
                 found.add(each)

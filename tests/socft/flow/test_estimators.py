@@ -33,10 +33,10 @@ LEVEL = Rectified().level(TIMES)
 SCALE = (LEVEL.signal.square() + LEVEL.noise.square()).sqrt()
 AFFINE_ONLY = ("reciprocal adjoint matching", "time-reversed, exact score")
 """Those with closed forms of affine chains."""
-OF_UNITS = ("published index", "ReFL", "cheap", "time-reversed", "SOCM")
+OF_UNITS = ("published index", "ReFL", "cheap", "time-reversed", "SOCM", "Flow-GRPO", "GRPO-Guard")
 """Estimators with these in their names compare states, costates or noises of different levels, or
-take the prediction for the sample, so that they see the units of the states: what they estimate is
-right up to O(dt), or not at all.
+take the prediction for the sample, or the time of a step, which only a flow knows, so that they see
+the units of the states: what they estimate is right up to O(dt), or not at all.
 """
 ROUNDING = 1e-8
 """Of fits to paths, whose features are scaled; what is not fitted agrees to 1e-12."""

@@ -26,6 +26,7 @@ from socft.estimators.context import EstimatorContext
 from socft.estimators.estimand import (
     ApproximateResidual,
     Biased,
+    EquationResidual,
     Estimand,
     FixedPointResidual,
     LastStepsGradient,
@@ -249,4 +250,12 @@ def _(estimand: Biased, trial: Trial) -> list[Sentence]:
     return [
         _other("not the gradient", trial.away, trial.target),
         at(name, trial.at_optimum),
+    ]
+
+
+@parts.register
+def _(estimand: EquationResidual, trial: Trial) -> list[Sentence]:
+    return [
+        _other("not the gradient", trial.away, trial.target),
+        _other("not zero at the optimum", trial.at_optimum),
     ]
