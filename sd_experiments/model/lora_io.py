@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from peft import LoraConfig
 from peft.utils.save_and_load import get_peft_model_state_dict
 
+from sd_experiments.model.keys import LORA, require_keys
 from sd_experiments.model.policy import ADAPTER, LoRA
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.tensor_file import encode_tensors, read_sealed_tensors
@@ -47,17 +49,29 @@ def load_lora(base: StableDiffusion, directory: str | Path) -> LoRA:
     """Add low-rank layers from a file of `save_lora` to a network that has none.
 
     Raises:
-        InvalidProblem: no such file, a file that does not hold what was written, or layers that are
-            not exactly the network's.
+        InvalidProblem: no such file, a file that does not hold what was written, layers that are
+            not exactly the network's, or a kind of adapter that is more than these.
     """
     file = Path(directory) / LORA_WEIGHT_NAME_SAFE
     tensors, header = read_sealed_tensors(file, "give a directory that save_lora wrote")
     tensors = {name.removeprefix(PART): value for name, value in tensors.items()}
-    stored: dict[str, Any] = json.loads(header[LORA_ADAPTER_METADATA_KEY])
-    settings = {name.removeprefix(PART): value for name, value in stored.items()}
-    lora = LoRA(base, settings["r"], settings["lora_alpha"], settings["target_modules"])
+    config = _config(header, file)
+    lora = LoRA.of_config(base, config)
     _copy(lora, tensors, file)
     return lora
+
+
+def _config(header: dict[str, str], file: Path) -> LoraConfig:
+    """What the header says of ranks, strengths and targets."""
+    require(
+        LORA_ADAPTER_METADATA_KEY in header,
+        f"{file} does not say its alpha; save it again with the adapter's metadata.",
+    )
+    stored: dict[str, Any] = json.loads(header[LORA_ADAPTER_METADATA_KEY])
+    settings = {name.removeprefix(PART): value for name, value in stored.items()}
+    require_keys(settings, LoraConfig, LORA, f"the header of {file}")
+    honoured = {name for name, key in LORA.items() if key.verdict == "honoured"}
+    return LoraConfig(**{name: settings[name] for name in honoured if name in settings})
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,8 @@ ADAPTER = "default"
 HALVES = (torch.float16, torch.bfloat16)
 SHOWN = 12
 """Endings of layers' names that are listed."""
+NEAR = 0.3
+"""How alike names must be to be suggested: "k" for "to_k"."""
 
 
 class LoRA(nn.Module):
@@ -67,10 +70,27 @@ class LoRA(nn.Module):
         targets: Sequence[str] = ATTENTION,
         generator: torch.Generator | None = None,
     ):
-        super().__init__()
         require(rank >= 1, f"rank = {rank}; give at least 1.")
         strength: Any = rank if alpha is None else alpha
         config = LoraConfig(r=rank, lora_alpha=strength, target_modules=list(targets))
+        self._adapt(base, config, generator)
+
+    @classmethod
+    def of_config(cls, base: StableDiffusion, config: LoraConfig) -> LoRA:
+        """The layers of a configuration of peft, with ranks and strengths of their own where it has
+        patterns for them.
+
+        Raises:
+            InvalidProblem: the network carries low-rank layers already, or nothing is adapted.
+        """
+        lora = cls.__new__(cls)
+        lora._adapt(base, config, None)
+        return lora
+
+    def _adapt(
+        self, base: StableDiffusion, config: LoraConfig, generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
         self.config = config
         self._base = (base,)  # not a submodule: what is frozen is not the policy's
         self.weights = nn.ParameterDict(
@@ -103,26 +123,36 @@ def _attach(base: StableDiffusion, config: LoraConfig) -> dict[str, nn.Parameter
         "the network carries low-rank layers already; share that LoRA between the policies.",
     )
     frozen = next(unet.parameters()).dtype
-    endings = tuple(config.target_modules or ())
-    layers = [
-        name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
-    ]
-    lost = [
-        ending
-        for ending in endings
-        if not any(name == ending or name.endswith(f".{ending}") for name in layers)
-    ]
-    known = ", ".join(_endings(layers)[:SHOWN])
-    require(
-        bool(endings) and not lost,
-        f"targets = {lost} match no layer of the network, whose names end in: {known}.",
-    )
-    tried(unet.add_adapter, (config, ADAPTER), f"adding layers to {list(endings)}")
+    targets = config.target_modules
+    if not isinstance(targets, str):  # else a pattern, which peft refuses where nothing matches
+        _require_layers(unet, tuple(sorted(targets or ())))
+    tried(unet.add_adapter, (config, ADAPTER), f"adding layers to {targets}")
     base.denoiser.adopt([module for module in unet.modules() if isinstance(module, BaseTunerLayer)])
     weights = {name: p for name, p in unet.named_parameters() if ".lora_" in name}
     for p in weights.values():
         p.data = p.data.to(torch.float32 if frozen in HALVES else frozen)
     return weights
+
+
+def _require_layers(network: nn.Module, targets: tuple[str, ...]) -> None:
+    layers = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    lost = [
+        ending
+        for ending in targets
+        if not any(name == ending or name.endswith(f".{ending}") for name in layers)
+    ]
+    known = _endings(layers)
+    near = [each for ending in lost for each in difflib.get_close_matches(ending, known, 1, NEAR)]
+    nearest = f"; the nearest are {', '.join(dict.fromkeys(near))}" if near else ""
+    require(
+        bool(targets) and not lost,
+        f"targets = {lost} match no layer of the network, whose names end in:"
+        f" {', '.join(known[:SHOWN])}{nearest}.",
+    )
 
 
 def _endings(layers: Sequence[str]) -> list[str]:

@@ -2,8 +2,8 @@ r"""From a prompt to what the network is told: the text encoders of Stable Diffu
 and the pair of XL.
 
 A network of XL reads the states of two encoders side by side, each from its last layer but one, and
-is told besides the pooled state of the second one and the size of the picture, uncropped. An empty
-prompt is told as zeros where the pipeline says so (``force_zeros_for_empty_prompt``).
+is told besides the pooled state of the second one and the size of the picture, uncropped. No
+negative prompt is told as zeros where the pipeline says so (``force_zeros_for_empty_prompt``).
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import CLIPTextConfig
 
+from sd_experiments.model.keys import TEXT_ENCODER, require_keys
 from socft.checks import require
 
 Size = tuple[int, int]
@@ -72,8 +75,11 @@ class PromptEncoder(abc.ABC):
         """Width of the states of a token, where it is known."""
 
     @abc.abstractmethod
-    def encode(self, prompt: str, size: Size) -> EncodedPrompt:
+    def encode(self, prompt: str, size: Size, negative: bool = False) -> EncodedPrompt:
         """What the network is told of a picture of this size.
+
+        Args:
+            negative: whether guidance leads away from it; an empty one is none.
 
         Raises:
             InvalidProblem: the prompt does not fit into the tokens an encoder reads.
@@ -88,6 +94,7 @@ class SinglePromptEncoder(PromptEncoder):
     """
 
     def __init__(self, encoder: nn.Module, tokenizer: Any):
+        require_keys(encoder.config, CLIPTextConfig, TEXT_ENCODER, "the text encoder")
         _require_readable(tokenizer, encoder.config)
         self.encoder = encoder.requires_grad_(False).eval()
         self.tokenizer = tokenizer
@@ -98,7 +105,7 @@ class SinglePromptEncoder(PromptEncoder):
         return getattr(self.encoder.config, "hidden_size", None)
 
     @torch.no_grad()
-    def encode(self, prompt: str, size: Size) -> EncodedPrompt:
+    def encode(self, prompt: str, size: Size, negative: bool = False) -> EncodedPrompt:
         tokens = self.tokens(prompt)
         masked = getattr(self.encoder.config, "use_attention_mask", False)
         device = next(self.encoder.parameters()).device
@@ -115,14 +122,17 @@ class SinglePromptEncoder(PromptEncoder):
         return found.hidden_states[-2], found[0]
 
     def tokens(self, prompt: str) -> Any:
-        """The tokens of a prompt, padded to all that the encoder reads."""
+        """The tokens of a prompt, padded to all that the encoder reads. A word that was learnt by
+        textual inversion stands for all of its tokens.
+        """
         longest = self.tokenizer.model_max_length
-        count = len(self.tokenizer(prompt).input_ids)
+        words: Any = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, self.tokenizer)
+        count = len(self.tokenizer(words).input_ids)
         require(
             count <= longest,
             f"the prompt {prompt!r} takes {count} tokens; the network reads {longest}: shorten it.",
         )
-        return self.tokenizer(prompt, padding="max_length", max_length=longest, return_tensors="pt")
+        return self.tokenizer(words, padding="max_length", max_length=longest, return_tensors="pt")
 
 
 class DualPromptEncoder(PromptEncoder):
@@ -131,7 +141,7 @@ class DualPromptEncoder(PromptEncoder):
     Args:
         first: of 1.x's kind.
         second: one with a projection.
-        zeros: whether an empty prompt is told as zeros.
+        zeros: whether an empty negative prompt is told as zeros.
     """
 
     def __init__(self, first: SinglePromptEncoder, second: SinglePromptEncoder, zeros: bool = True):
@@ -143,10 +153,16 @@ class DualPromptEncoder(PromptEncoder):
         widths = (self.first.width, self.second.width)
         return None if None in widths else sum(width for width in widths if width is not None)
 
-    def encode(self, prompt: str, size: Size) -> EncodedPrompt:
+    @property
+    def pooled_width(self) -> int:
+        """Width of the pooled state."""
+        config: Any = self.second.encoder.config
+        return config.projection_dim
+
+    def encode(self, prompt: str, size: Size, negative: bool = False) -> EncodedPrompt:
         parts = [each.penultimate(prompt) for each in (self.first, self.second)]
         text, pooled = torch.cat([states for states, _ in parts], 2), parts[1][1]
-        if self.zeros and not prompt:
+        if self.zeros and negative and not prompt:
             text, pooled = torch.zeros_like(text), torch.zeros_like(pooled)
         height, width = size
         return EncodedPrompt(
@@ -159,7 +175,15 @@ class DualPromptEncoder(PromptEncoder):
 
 
 def prompt_encoder(pipeline: Any) -> PromptEncoder:
-    """The text encoders of a diffusers pipeline, frozen in place."""
+    """The text encoders of a diffusers pipeline, frozen in place.
+
+    Raises:
+        InvalidProblem: it lacks one, or it does not fit its tokenizer.
+    """
+    require(
+        getattr(pipeline, "text_encoder", None) is not None,
+        "the pipeline has no text_encoder; give one from text to image, not a refiner of pictures.",
+    )
     first = SinglePromptEncoder(pipeline.text_encoder, pipeline.tokenizer)
     if getattr(pipeline, "text_encoder_2", None) is None:
         return first

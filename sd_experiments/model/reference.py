@@ -83,7 +83,7 @@ class StableDiffusionReference(ScoreReference):
         self.eta = eta
         self.condition = Condition(
             base.encode(prompt, (height, width)),
-            base.encode(negative_prompt, (height, width)),
+            base.encode(negative_prompt, (height, width), negative=True),
             guidance,
         )
         self.sampling = sampling_schedule(base.scheduler_config, steps, spacing, last_level)

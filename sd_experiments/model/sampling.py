@@ -23,6 +23,14 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sd_experiments.model.keys import (
+    DISTILLED,
+    GRID,
+    SCHEDULER,
+    SCHEDULERS,
+    require_keys,
+    signature,
+)
 from socft.checks import require
 from socft.schedule import soften_last
 
@@ -31,9 +39,11 @@ EVEN = "log_snr"
 allow.
 """
 CLIPPING = {"clip_sample": False, "thresholding": False}
-"""A clipped mean map is not the kernel of the trained chain; Stable Diffusion's pipelines switch
+"""A clipped mean map is not the kernel of the trained chain; the pipelines of 1.x and 2.x switch
 clipping off too.
 """
+BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
+"""Schedules of betas that DDIM's scheduler knows by name."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,6 +80,14 @@ def sampling_schedule(
     """
     if spacing == EVEN:
         return _even(config, steps, last_level)
+    asked = [
+        f"{name} = {config[name]}" for name in GRID if config.get(name) not in (None, GRID[name])
+    ]
+    require(
+        spacing is not None or not asked,
+        f"the scheduler says {' and '.join(asked)}, so its levels lie between the trained ones;"
+        " give sampler.spacing = 'leading', 'trailing' or 'log_snr'.",
+    )
     scheduler = (
         ddim_scheduler(config, **CLIPPING)
         if spacing is None
@@ -143,23 +161,59 @@ def _even(config: Any, steps: int, last_level: float | None) -> SamplingSchedule
         chosen[0] <= most,
         f"steps = {steps}; the trained levels are too uneven for {EVEN!r} spacing: give fewer.",
     )
-    how = {
+    how: dict[str, Any] = {
         "algorithm_type": "sde-dpmsolver++",
         "solver_order": 1,
         "final_sigmas_type": "sigma_min",
-        "thresholding": False,
     }
-    scheduler = DPMSolverMultistepScheduler.from_config(config, **how)
-    assert isinstance(scheduler, DPMSolverMultistepScheduler)
+    known = signature(DPMSolverMultistepScheduler).keys() & signature(DDIMScheduler).keys()
+    levels = {name: config[name] for name in known if name in config}
+    options: dict[str, Any] = levels | how | {"thresholding": False}
+    scheduler = DPMSolverMultistepScheduler(**options)
     scheduler.set_timesteps(timesteps=chosen)
     return SamplingSchedule(torch.tensor(chosen), abar[[*chosen, 0]], scheduler)
 
 
+def trained_chain(scheduler: Any, clipped: bool = False) -> dict[str, Any]:
+    """What the configuration of a scheduler says of the chain: the keys that DDIM's scheduler has
+    too, with the defaults of the scheduler's own class, and those that ask for other levels.
+
+    Args:
+        clipped: whether its pipeline clips pictures where the configuration says so.
+
+    Raises:
+        InvalidProblem: a scheduler without trained levels, or a key that is not honoured.
+    """
+    name = type(scheduler).__name__
+    require(
+        name not in DISTILLED,
+        f"{name} samples from a network that was distilled to jump to the end of the chain and has"
+        " no score; give the checkpoint that it was distilled from.",
+    )
+    require(
+        name in SCHEDULERS,
+        f"{name} does not say at which of the trained levels of Stable Diffusion the network is"
+        f" called; give a checkpoint with one of: {', '.join(SCHEDULERS)}.",
+    )
+    require_keys(scheduler.config, type(scheduler), SCHEDULER, "the scheduler")
+    read = {*signature(DDIMScheduler), *GRID, "final_sigmas_type"}
+    config = {key: scheduler.config[key] for key in read if key in scheduler.config}
+    require(
+        not (clipped and config.get("clip_sample")),
+        "the scheduler says clip_sample = True, which this pipeline obeys, and a clipped mean is no"
+        " kernel of the trained chain: set it to false in scheduler_config.json.",
+    )
+    if config["beta_schedule"] not in BETAS:
+        return config | {"trained_betas": scheduler.betas.tolist(), "beta_schedule": "linear"}
+    return config
+
+
 def ddim_scheduler(config: Any, **changes: Any) -> DDIMScheduler:
-    """A DDIM scheduler with the configuration of any scheduler."""
-    scheduler = DDIMScheduler.from_config(config, **changes)
-    assert isinstance(scheduler, DDIMScheduler)
-    return scheduler
+    """A DDIM scheduler with what any scheduler's configuration says of the chain."""
+    ends = {"set_alpha_to_one": False} if config.get("final_sigmas_type") == "sigma_min" else {}
+    said = {key: config[key] for key in signature(DDIMScheduler) if key in config}
+    options: dict[str, Any] = ends | said | changes
+    return DDIMScheduler(**options)
 
 
 def _require_noise(levels: Tensor, how: str, given: float | None, first: float) -> None:

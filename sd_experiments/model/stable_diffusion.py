@@ -9,16 +9,18 @@ from typing import Any, Self
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 
 from sd_experiments.model.denoiser import UNetDenoiser
+from sd_experiments.model.keys import UNET, VAE, require_keys
 from sd_experiments.model.prompts import (
     DualPromptEncoder,
     EncodedPrompt,
     PromptEncoder,
     prompt_encoder,
 )
-from sd_experiments.model.sampling import ddim_scheduler
+from sd_experiments.model.sampling import trained_chain
 from sd_experiments.model.weights import load_pipeline, refusing
 from socft.checks import require
 
@@ -56,13 +58,15 @@ class StableDiffusion:
         checkpointing: bool = False,
         plain_attention: bool = False,
     ):
-        config = ddim_scheduler(scheduler.config).config
-        _require_text_to_image(
-            unet, config["prediction_type"], isinstance(prompt_encoder, DualPromptEncoder)
-        )
-        _require_fitting(unet.config, vae.config, prompt_encoder)
+        extra_large = isinstance(prompt_encoder, DualPromptEncoder)
+        config = trained_chain(scheduler, clipped=extra_large)
+        _require_text_to_image(unet, config["prediction_type"], extra_large)
+        require_keys(vae.config, AutoencoderKL, VAE, "the decoder")
+        _require_fitting(unet, vae.config, prompt_encoder)
+        require_no_adapters(unet)
         self.denoiser = UNetDenoiser(unet, micro_batch, checkpointing, plain_attention)
-        self.vae = vae.requires_grad_(False).eval()
+        upcast = extra_large and vae.config["force_upcast"] and vae.dtype == torch.float16
+        self.vae = (vae.float() if upcast else vae).requires_grad_(False).eval()
         self.prompt_encoder = prompt_encoder
         self.scheduler_config = config
 
@@ -109,33 +113,50 @@ class StableDiffusion:
         """The network."""
         return self.denoiser.unet
 
-    def encode(self, prompt: str, latent: tuple[int, int]) -> EncodedPrompt:
+    def encode(self, prompt: str, latent: tuple[int, int], negative: bool = False) -> EncodedPrompt:
         """What the network is told for pictures whose latents have this height and width.
+
+        Args:
+            negative: whether guidance leads away from it; an empty one is none.
 
         Raises:
             InvalidProblem: the prompt does not fit into the tokens the network can read.
         """
         scale = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        return self.prompt_encoder.encode(prompt, (latent[0] * scale, latent[1] * scale))
+        size = (latent[0] * scale, latent[1] * scale)
+        return self.prompt_encoder.encode(prompt, size, negative)
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the decoder reads them: over the scaling factor, and with XL, whose pipeline
+        reads them, by the statistics of each channel where the decoder has both.
+        """
+        config, channels = self.vae.config, (1, -1, 1, 1)
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        plain = not isinstance(self.prompt_encoder, DualPromptEncoder)
+        if plain or mean is None or deviation is None:
+            return latents / config["scaling_factor"]
+        scale, shift = (torch.tensor(each).view(channels).to(latents) for each in (deviation, mean))
+        return latents * scale / config["scaling_factor"] + shift
 
 
 def _require_text_to_image(unet: Any, prediction: str, pooled: bool) -> None:
     config = unet.config
-    told = {"addition_embed_type": "text_time"} if pooled else {}
-    extra = [
-        name
-        for name in ("addition_embed_type", "class_embed_type", "time_cond_proj_dim")
-        if getattr(config, name, None) != told.get(name)
-    ]
+    told = "text_time" if pooled else None
     require(
-        not extra,
-        f"what the network needs as {' and '.join(extra)} is not what these text encoders say; only"
+        config.get("addition_embed_type") == told,
+        "what the network needs as addition_embed_type is not what these text encoders say; only"
         " those of 1.x, 2.x and XL are supported, whole.",
     )
+    require_keys(config, UNet2DConditionModel, UNET, "the network")
     require(
         config.in_channels == config.out_channels,
         f"the network maps {config.in_channels} channels to {config.out_channels}; give one for"
         " text to image, not inpainting.",
+    )
+    require(
+        config.get("sample_size") is not None,
+        "the network does not say its sample_size; write the height of a latent into its"
+        " config.json.",
     )
     require(
         prediction in NOISE,
@@ -145,15 +166,51 @@ def _require_text_to_image(unet: Any, prediction: str, pooled: bool) -> None:
 
 
 def _require_fitting(unet: Any, vae: Any, prompt_encoder: PromptEncoder) -> None:
-    channels = vae["latent_channels"]
+    channels, config = vae["latent_channels"], unet.config
     require(
-        channels == unet.in_channels,
-        f"the network makes latents of {unet.in_channels} channels and the decoder reads"
+        channels == config.in_channels,
+        f"the network makes latents of {config.in_channels} channels and the decoder reads"
         f" {channels}; load both from one directory.",
     )
-    width, wanted = prompt_encoder.width, getattr(unet, "cross_attention_dim", None)
+    projected = config.get("encoder_hid_dim_type") == "text_proj"
+    width = prompt_encoder.width
+    wanted = config.get("encoder_hid_dim" if projected else "cross_attention_dim")
     require(
         not isinstance(wanted, int) or width in (None, wanted),
         f"the network reads text of width {wanted} and the text encoder writes {width}; load both"
         " from one directory.",
+    )
+    if isinstance(prompt_encoder, DualPromptEncoder):
+        _require_told(unet, prompt_encoder)
+
+
+def _require_told(unet: Any, prompt_encoder: DualPromptEncoder) -> None:
+    pooled, numbers = prompt_encoder.pooled_width, unet.config["addition_time_embed_dim"]
+    told, read = pooled + 6 * numbers, unet.add_embedding.linear_1.in_features
+    require(
+        told == read,
+        f"the network is told {read} numbers besides the text and these text encoders say {told},"
+        f" {pooled} of the prompt and {numbers} for each of six of the size; give an XL from text"
+        " to image, not its refiner.",
+    )
+
+
+def require_no_adapters(network: nn.Module) -> None:
+    """Refuse a network to which a pipeline has added low-rank or other layers.
+
+    Raises:
+        InvalidProblem: it has some.
+    """
+    found = sorted(
+        {
+            str(name)
+            for module in network.modules()
+            if isinstance(module, BaseTunerLayer)
+            for name in module.active_adapters
+        }
+    )
+    require(
+        not found,
+        f"the network carries the adapters {', '.join(found)}; merge them into its weights before:"
+        " pipeline.fuse_lora(), then pipeline.unload_lora_weights().",
     )

@@ -15,38 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
     StableDiffusionXLPipeline,
 )
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from sd_experiments.manifest import MANIFEST, verify
+from sd_experiments.model.families import PipelineFamily, family_of
+from sd_experiments.model.weight_files import COPY, find_weights
 from socft.checks import InvalidProblem, require
 from socft.files import one_line, read_json
 
-MODELS: dict[str, tuple[Any, str]] = {
-    "unet": (UNet2DConditionModel, "diffusion_pytorch_model"),
-    "vae": (AutoencoderKL, "diffusion_pytorch_model"),
-    "text_encoder": (CLIPTextModel, "model"),
-}
-"""Class and name of the file of every network of a pipeline."""
-SECOND: dict[str, tuple[Any, str]] = {"text_encoder_2": (CLIPTextModelWithProjection, "model")}
-"""The same for what XL has besides."""
-XL = "StableDiffusionXLPipeline"
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 """What a repository of the Hugging Face hub is called."""
 DOWNLOAD = (
     "hf download --include '*/*.safetensors' --include '*.json' --include '*.txt' --exclude"
     " '*.fp16.*'"
 )
-COPY = "copy it again"
 END = "</w>"
 """Ends the last piece of a word in CLIP's vocabulary."""
 
@@ -68,31 +57,22 @@ def load_pipeline(
         f"{str(folder)!r} holds no model_index.json; give the directory of a saved diffusers"
         " pipeline.",
     )
-    extra_large = is_extra_large(folder)
-    models, tokenizers = (
-        (MODELS | SECOND, ("tokenizer", "tokenizer_2")) if extra_large else (MODELS, ("tokenizer",))
-    )
-    absent = [str(folder / part) for part in parts_of(folder) if not (folder / part).is_dir()]
+    family = _family(folder)
+    absent = [str(folder / part) for part in family.parts if not (folder / part).is_dir()]
     require(
         not absent, f"{', '.join(absent)} not found; copy what is missing of the pipeline there."
     )
-    for part in parts_of(folder):
+    for part in family.parts:
         require_json(folder / part)
     parts: dict[str, Any] = {
-        name: load_whole(kind, folder / name, stem, dtype) for name, (kind, stem) in models.items()
+        name: load_whole(kind, folder / name, stem, dtype)
+        for name, (kind, stem) in family.networks.items()
     }
-    parts |= {name: load_tokenizer(folder / name) for name in tokenizers}
-    kind: Any = StableDiffusionXLPipeline if extra_large else StableDiffusionPipeline
-    unused = (
-        {"image_encoder", "feature_extractor"}
-        if extra_large
-        else {"safety_checker", "feature_extractor"}
-    )
-    options: dict[str, Any] = {} if extra_large else {"requires_safety_checker": False}
-    parts |= dict.fromkeys(unused)
+    parts |= {name: load_tokenizer(folder / name) for name in family.tokenizers}
+    parts |= dict.fromkeys(family.unused)
     with refusing(f"the pipeline in {folder}"):
-        loaded = kind.from_pretrained(
-            str(folder), dtype=dtype, local_files_only=True, **options, **parts
+        loaded = family.pipeline.from_pretrained(
+            str(folder), dtype=dtype, local_files_only=True, **family.options, **parts
         )
         return loaded.to(device)
 
@@ -140,17 +120,9 @@ def folder_of(name: str | Path) -> Path:
         ) from error
 
 
-def parts_of(folder: Path) -> tuple[str, ...]:
-    """The folders that a saved pipeline needs."""
-    second = (*SECOND, "tokenizer_2") if is_extra_large(folder) else ()
-    return (*MODELS, "tokenizer", *second, "scheduler")
-
-
-def is_extra_large(folder: Path) -> bool:
-    """Whether a saved pipeline says that it is an XL."""
+def _family(folder: Path) -> PipelineFamily:
     require_json(folder)
-    index = folder / "model_index.json"
-    return index.is_file() and _object(index).get("_class_name") == XL
+    return family_of(_object(folder / "model_index.json"), str(folder))
 
 
 def load_whole(kind: Any, folder: Path, stem: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -168,12 +140,13 @@ def load_whole(kind: Any, folder: Path, stem: str, dtype: torch.dtype = torch.fl
         (folder / "config.json").is_file(),
         f"{folder / 'config.json'} does not exist; copy it there, beside the weights.",
     )
-    file = _require_uncut(folder, stem)
+    weights = find_weights(folder, stem)
+    file = weights.file
     options: dict[str, Any] = {
         "dtype": dtype,
         "local_files_only": True,
-        "use_safetensors": True,
         "output_loading_info": True,
+        **weights.options,
     }
     options["ignore_mismatched_sizes"] = True  # refused below, with their names
     with refusing(f"{file} with its config.json"):
@@ -249,29 +222,6 @@ def _object(file: Path) -> Mapping[str, Any]:
 def _not_finite(model: nn.Module) -> list[str]:
     """Names of the weights with an entry that is no finite number."""
     return [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
-
-
-def _require_uncut(folder: Path, stem: str) -> Path:
-    """The file of weights, or the index of its parts; each is as long as its header says."""
-    index = folder / f"{stem}.safetensors.index.json"
-    single = folder / f"{stem}.safetensors"
-    several = index.is_file() and not single.is_file()
-    for file in _parts(index) if several else [single]:
-        require(file.is_file(), f"{file} does not exist; copy the weights there, as safetensors.")
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise InvalidProblem(f"{file} is damaged ({one_line(str(error))}); {COPY}.") from error
-    return index if several else single
-
-
-def _parts(index: Path) -> list[Path]:
-    """The files of weights that an index names."""
-    names: Any = _object(index).get("weight_map")
-    whole = isinstance(names, dict) and all(isinstance(each, str) for each in names.values())
-    require(whole, f"{index} is damaged: it maps no weights to files; {COPY}.")
-    return sorted({index.parent / name for name in names.values()})
 
 
 def _require_none(keys: Iterable[str], what: str, which: str) -> None:

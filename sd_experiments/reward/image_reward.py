@@ -43,7 +43,8 @@ from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from sd_experiments.model.weights import COPY, refusing, require_json
+from sd_experiments.model.weight_files import COPY
+from sd_experiments.model.weights import refusing, require_json
 from sd_experiments.reward.published import (
     listed,
     published_config,

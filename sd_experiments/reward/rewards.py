@@ -45,12 +45,9 @@ def decode(base: StableDiffusion, latents: States) -> Images:
     """Images in [0, 1] on the device of the decoder and in the dtype of the latents, whatever that
     of the decoder.
     """
-    vae = base.vae
+    vae: Any = base.vae
     weight = next(vae.parameters())
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    decoded = vae.decode(
-        latents.to(weight) / vae.config["scaling_factor"] + shift, return_dict=False
-    )[0]
+    decoded = vae.decode(base.unscaled(latents.to(weight)), return_dict=False)[0]
     return (decoded.to(latents.dtype) / 2 + 0.5).clamp(0, 1)
 
 

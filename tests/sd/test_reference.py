@@ -12,11 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
-    StableDiffusionXLPipeline,
-)
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from sd_experiments.model.lora_io import save_lora
 from sd_experiments.model.policy import LoRA, LoRAPolicy
@@ -34,7 +30,7 @@ from tests.support.sd import (
     away,
     drawn_by_pipeline,
     exact_tables,
-    network,
+    extra_large,
     pipeline,
     pipeline_latents,
     scheduler,
@@ -158,43 +154,6 @@ def test_a_saved_pipeline_loads(tmp_path: Path):
 
 
 # XL
-
-
-def extra_large() -> StableDiffusionXLPipeline:
-    """A random XL, its two text encoders of different widths."""
-    vae, first, words = surroundings()
-    torch.manual_seed(2)
-    sizes: dict[str, Any] = {
-        "hidden_size": 24,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-    }
-    ends: dict[str, Any] = {
-        "bos_token_id": words.bos_token_id,
-        "eos_token_id": words.eos_token_id,
-        "projection_dim": 20,
-    }
-    second = CLIPTextModelWithProjection(
-        CLIPTextConfig(vocab_size=len(words), max_position_embeddings=12, **sizes, **ends)
-    )
-    told: dict[str, Any] = {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "cross_attention_dim": 32 + 24,
-    }
-    unet = network(projection_class_embeddings_input_dim=6 * 8 + 20, **told)
-    encoders: dict[str, Any] = {"text_encoder": first, "text_encoder_2": second.double()}
-    parts: dict[str, Any] = {
-        "unet": unet.double(),
-        "vae": vae,
-        "tokenizer": words,
-        "tokenizer_2": words,
-        "scheduler": scheduler(),
-    }
-    pipe = StableDiffusionXLPipeline(**parts, **encoders, add_watermarker=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.mark.parametrize(("negative", "guidance"), [("", 1.0), ("", 3.0), (NEGATIVE, 3.0)])

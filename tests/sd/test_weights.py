@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sd_experiments import config
-from sd_experiments.model.weights import MODELS, load_tokenizer, load_whole, unreachable_tokens
+from sd_experiments.model.families import STABLE_DIFFUSION
+from sd_experiments.model.weights import load_tokenizer, load_whole, unreachable_tokens
 from sd_experiments.reward.rewards import CLIPScore
 from sd_experiments.training.build import build, load_model
 from socft import cli
@@ -28,7 +29,7 @@ from tests.support.sd import WORDS, save_clip, text_encoder, tokenizer, written
 
 
 def weights(folder: Path, part: str) -> Path:
-    return folder / part / f"{MODELS[part][1]}.safetensors"
+    return folder / part / f"{STABLE_DIFFUSION.networks[part][1]}.safetensors"
 
 
 def edited(file: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
@@ -119,7 +120,7 @@ def pattern(message: str) -> str:
     return ".*".join(re.escape(part) for part in message.split(".*"))
 
 
-@pytest.mark.parametrize("part", MODELS)
+@pytest.mark.parametrize("part", STABLE_DIFFUSION.networks)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_network_that_is_not_whole_is_refused(
     model: Path, tmp_path: Path, part: str, damage: Callable[[Path, str], str]
@@ -249,7 +250,7 @@ def test_parts_of_different_models_are_refused(model: Path, tmp_path: Path):
             load_model(config.ModelConfig(str(folder), device="cpu"))
 
 
-@pytest.mark.parametrize("part", [*MODELS, "tokenizer"])
+@pytest.mark.parametrize("part", [*STABLE_DIFFUSION.networks, "tokenizer"])
 def test_check_names_what_is_damaged(model: Path, tmp_path: Path, capsys, part: str):
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
@@ -309,7 +310,7 @@ def test_published_names_of_weights_are_read(tmp_path: Path):
     edited(weights(tmp_path, "text_encoder"), prefix)
     assert sum(changed) == 16
     for part, expected in (("vae", decoder), ("text_encoder", text)):
-        kind, stem = MODELS[part]
+        kind, stem = STABLE_DIFFUSION.networks[part]
         found = load_whole(kind, tmp_path / part, stem).state_dict()
         assert found.keys() == expected.state_dict().keys()
         assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())

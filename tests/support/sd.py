@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import signal
@@ -13,6 +14,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from transformers import (
@@ -20,6 +24,7 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
 )
 
@@ -156,6 +161,43 @@ def stable_diffusion(
         scheduler() if settings is None else settings,
         **limits,
     )
+
+
+def extra_large() -> StableDiffusionXLPipeline:
+    """A random XL, its two text encoders of different widths."""
+    vae, first, words = (copy.deepcopy(part) for part in surroundings())
+    torch.manual_seed(2)
+    sizes: dict[str, Any] = {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
+    ends: dict[str, Any] = {
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "projection_dim": 20,
+    }
+    second = CLIPTextModelWithProjection(
+        CLIPTextConfig(vocab_size=len(words), max_position_embeddings=12, **sizes, **ends)
+    )
+    told: dict[str, Any] = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "cross_attention_dim": 32 + 24,
+    }
+    unet = network(projection_class_embeddings_input_dim=6 * 8 + 20, **told)
+    encoders: dict[str, Any] = {"text_encoder": first, "text_encoder_2": second.double()}
+    parts: dict[str, Any] = {
+        "unet": unet.double(),
+        "vae": vae,
+        "tokenizer": words,
+        "tokenizer_2": words,
+        "scheduler": scheduler(),
+    }
+    pipe = StableDiffusionXLPipeline(**parts, **encoders, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def pipeline(base: StableDiffusion, chain: StableDiffusionReference) -> StableDiffusionPipeline:

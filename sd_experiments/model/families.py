@@ -1,0 +1,123 @@
+"""The pipelines that are read: their parts, and the class that each part must be of.
+
+A family is told by its parts, not by the class that the pipeline was saved under: the same networks
+are saved for pictures from text, from pictures or with a control.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import schedulers
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from socft.checks import InvalidProblem, require, require_known
+
+DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
+"""Names of the files of weights of the two libraries, without their endings."""
+CLIP = ("CLIPTokenizer", "CLIPTokenizerFast")
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineFamily:
+    """Pipelines with the same parts.
+
+    Attributes:
+        name: what it is called.
+        pipeline: diffusers' class for pictures from text.
+        networks: class and file name of every network, by part.
+        tokenizers: classes of every tokenizer, by part.
+        unused: parts that say nothing of the pictures drawn.
+        options: of the loading.
+    """
+
+    name: str
+    pipeline: Any
+    networks: Mapping[str, tuple[Any, str]]
+    tokenizers: Mapping[str, tuple[str, ...]]
+    unused: tuple[str, ...]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The folders that a saved pipeline needs."""
+        return (*self.networks, *self.tokenizers, "scheduler")
+
+
+STABLE_DIFFUSION = PipelineFamily(
+    "Stable Diffusion 1.x or 2.x",
+    StableDiffusionPipeline,
+    {
+        "unet": (UNet2DConditionModel, DIFFUSERS),
+        "vae": (AutoencoderKL, DIFFUSERS),
+        "text_encoder": (CLIPTextModel, TRANSFORMERS),
+    },
+    {"tokenizer": CLIP},
+    ("safety_checker", "feature_extractor", "image_encoder"),
+    {"requires_safety_checker": False},
+)
+XL = PipelineFamily(
+    "Stable Diffusion XL",
+    StableDiffusionXLPipeline,
+    {
+        **STABLE_DIFFUSION.networks,
+        "text_encoder_2": (CLIPTextModelWithProjection, TRANSFORMERS),
+    },
+    {"tokenizer": CLIP, "tokenizer_2": CLIP},
+    ("image_encoder", "feature_extractor"),
+)
+
+
+def family_of(index: Mapping[str, Any], where: str) -> PipelineFamily:
+    """The family of a saved pipeline, by what its model_index.json says of its parts.
+
+    Raises:
+        InvalidProblem: another family, a part of another class, or no part at all.
+    """
+    network = _class_of(index, "unet")
+    require(
+        network is not None,
+        f"{where} is a {index.get('_class_name')}, which has no unet; give a Stable Diffusion 1.x,"
+        " 2.x or XL.",
+    )
+    family = XL if _has(index, "text_encoder_2") else STABLE_DIFFUSION
+    for part, (kind, _) in family.networks.items():
+        _require_class(index, part, (kind.__name__,), where)
+    for part, names in family.tokenizers.items():
+        _require_class(index, part, names, where)
+    name = _class_of(index, "scheduler")
+    if name is not None:
+        require_known(name, [each for each in dir(schedulers) if "Scheduler" in each], "scheduler")
+    return family
+
+
+def _has(index: Mapping[str, Any], part: str) -> bool:
+    return part in index and _class_of(index, part) is not None
+
+
+def _class_of(index: Mapping[str, Any], part: str) -> str | None:
+    """The class of a part; None where there is none."""
+    said: Any = index.get(part)
+    named = isinstance(said, list) and len(said) == 2 and isinstance(said[1], str)
+    return said[1] if named else None
+
+
+def _require_class(index: Mapping[str, Any], part: str, names: tuple[str, ...], where: str) -> None:
+    found = _class_of(index, part)
+    if found is None:
+        raise InvalidProblem(
+            f"{where} has no {part}; give a whole pipeline from text to image, not a refiner or one"
+            " from pictures."
+        )
+    require(
+        found in names,
+        f"{where} has a {found} as its {part}; only {names[0]} is read: give a pipeline with one.",
+    )
