@@ -140,6 +140,9 @@ class _Session:
         claim = claim_of(item)
         if claim is not None:
             self.collected.setdefault(claim.name, set()).add(item.name)
+            if claim.name != item.path.stem and not self.worker:
+                said = f"its claim is named {claim.name!r}; name it {item.path.stem!r}, as its file"
+                _say(self.config, self.ledger.fail(item.path.stem, said) | {"pending": []})
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         ours = [item for item in session.items if claim_of(item)]
@@ -209,7 +212,7 @@ class _Session:
                 )
             about = {
                 "claim": claim.name,
-                "heading": claim.heading,
+                "heading": _heading(claim, item.path),
                 "test": item.name,
                 "tests": self._tests(claim, item),
                 "tally": tally.encode(),
@@ -235,10 +238,15 @@ class _Session:
             report.failed
             and not self.worker
             and file.suffix == ".py"
-            and (self.config.rootpath / file).parent == _FOLDER
+            and self._is_claim(self.config.rootpath / file)
         ):
             line = self.ledger.fail(file.stem, str(report.longrepr).strip().splitlines()[-1])
             _say(self.config, line | {"pending": []})
+
+    def _is_claim(self, file: Path) -> bool:
+        """Whether a file is one of the package, or was asked for by its own name."""
+        asked = {(self.config.invocation_params.dir / each).resolve() for each in self.config.args}
+        return file.parent == _FOLDER or file.resolve() in asked
 
     def pytest_sessionfinish(self) -> None:
         if not self.worker:
@@ -355,6 +363,11 @@ class _Search:
             _say(self.config, {"claim": self.claim.name, "damage": str(error)})
             return Tally()
         return Tally.decode(json.loads(row["tally"])) if row["code"] == self.code else Tally()
+
+
+def _heading(claim: Claim, file: Path) -> dict[str, Any]:
+    """What a line says of a claim; of a user's, where its file lies."""
+    return claim.heading | ({} if file.parent == _FOLDER else {"file": str(file.resolve())})
 
 
 def _is_search(item: pytest.Item) -> bool:

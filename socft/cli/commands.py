@@ -209,6 +209,8 @@ class Verify:
       socft verify                     # every claim
       socft verify lemma_2_5 theorem_3_1
       socft verify "lemma_*" --minutes 5
+      socft verify my_claim.py         # a file of yours; the README shows one of twenty lines
+      socft verify my_package:my_claim
     """
 
     claims: Annotated[
@@ -216,8 +218,8 @@ class Verify:
         tyro.conf.Positional,
         tyro.conf.arg(
             metavar="[CLAIM ...]",
-            help="Names, beginnings of names or globs like 'lemma_*' of: "
-            f"{', '.join(CLAIMS.names)}; by default all.",
+            help="Files FILE.py, modules PACKAGE:CLAIM, names, beginnings of names or globs like"
+            f" 'lemma_*' of: {', '.join(CLAIMS.names)}; by default all that are built in.",
         ),
     ] = ()
     out: Path = Path("build/records")
@@ -233,17 +235,19 @@ class Verify:
 
     def run(self) -> None:
         import verify
-        from verify.support.command import Run, select
+        from verify.support.command import Run, foreign_files, select
         from verify.support.command import verify as check
 
-        names = select(self.claims, CLAIMS.names)
-        file, state = self.out / "verify.jsonl", Path("build/verify")
         folder = Path(next(iter(verify.__path__)))
-        run = Run(folder, names, file, state, self.minutes, self.workers)
+        patterns, foreign = foreign_files(self.claims, folder, CLAIMS.names)
+        names = [] if foreign and not patterns else select(patterns, CLAIMS.names)
+        file, state = self.out / "verify.jsonl", Path("build/verify")
+        run = Run(folder, names, file, state, self.minutes, self.workers, foreign)
         lines = check(run, self.fresh)
-        print(f"{len(lines)} claims are verified; their records are in {file}")
-        given = " ".join(map(shlex.quote, self.claims))
-        suggest(f"socft verify {given} --minutes 5".replace("  ", " "))
+        count = "1 claim is" if len(lines) == 1 else f"{len(lines)} claims are"
+        print(f"{count} verified; records are in {file}")
+        given = map(shlex.quote, self.claims)
+        suggest(" ".join(["socft verify", *given, "--minutes 5"]))
 
 
 @dataclasses.dataclass(frozen=True)

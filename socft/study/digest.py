@@ -76,7 +76,22 @@ def _code_version(module: str) -> str:
             if name == "socft" and relative.startswith(_NOT_MEASURING):
                 continue
             digest.update(f"{name}/{relative}\0".encode() + file.read_bytes())
+    for file in _beside(module):
+        digest.update(f"{file.name}\0".encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def _beside(module: str) -> list[Path]:
+    """The file of a module that is in no package, and the files in its folder that it imports."""
+    origin = getattr(importlib.import_module(module), "__file__", None)
+    if "." in module or origin is None or Path(origin).name == "__init__.py":
+        return []
+    root, left, seen = Path(origin).parent, {module}, set()
+    while left:
+        seen.add(name := left.pop())
+        imported = {each for each in _imports(root, name) if (root / f"{each}.py").is_file()}
+        left |= imported - seen
+    return [root / f"{name}.py" for name in sorted(seen)]
 
 
 def _packages(module: str) -> dict[str, Path]:

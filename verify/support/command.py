@@ -7,9 +7,9 @@ shows them.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
-import difflib
 import fnmatch
 import importlib.util
 import json
@@ -28,8 +28,9 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from socft.checks import InvalidProblem, require
+from socft.checks import InvalidProblem, listed, nearest, require
 from socft.files import locked
+from socft.study.import_path import is_foreign, locate
 
 REFRESH_SECONDS = 0.3
 PATIENCE_SECONDS = 30.0
@@ -62,13 +63,54 @@ def select(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
     return [name for name in names if name in chosen or not patterns]
 
 
+def foreign_files(
+    given: Sequence[str], folder: Path, names: Sequence[str]
+) -> tuple[list[str], list[Path]]:
+    """What is given on the command line, parted into patterns and files of claims that lie
+    elsewhere: ``FILE.py``, ``package.module``, ``package:module``, or the stem of a file here.
+
+    Raises:
+        InvalidProblem: there is no such file or module, it defines no claim, or one of ``names``
+            has its name.
+    """
+    patterns, files = [], []
+    for each in given:
+        here = Path(f"{each}.py").is_file() and not fnmatch.filter(names, each.replace("-", "_"))
+        if not here and not is_foreign(each):
+            patterns.append(each)
+            continue
+        file = locate(f"{each}.py" if here else each).resolve()
+        if file.parent == folder.resolve():
+            patterns.append(file.stem)
+            continue
+        require(
+            file.stem not in names,
+            f"{each} has the name of the built-in claim {file.stem}; rename the file.",
+        )
+        require(
+            _defines_claim(file),
+            f"{each} defines no CLAIM; name the claim so, as verify/README.md shows.",
+        )
+        files.append(file)
+    return patterns, list(dict.fromkeys(files))
+
+
+def _defines_claim(file: Path) -> bool:
+    """Whether a file gives something the name CLAIM; one that cannot be read is left to pytest."""
+    try:
+        nodes = ast.walk(ast.parse(file.read_bytes()))
+    except (SyntaxError, ValueError):
+        return True
+    return any(isinstance(each, ast.Name) and each.id == "CLAIM" for each in nodes)
+
+
 def _meant(pattern: str, names: Sequence[str]) -> Sequence[str]:
     begin = pattern.replace("-", "_")
     for glob in (begin, f"{begin}_*", f"{begin}*"):
         if begin and (found := fnmatch.filter(names, glob)):
             return found
-    near = difflib.get_close_matches(begin, names, n=3)
-    remedy = f"did you mean {', '.join(near)}?" if near else f"the claims are: {', '.join(names)}."
+    near = nearest(begin, names)
+    remedy = f"did you mean {listed(near)}?" if near else f"the claims are: {', '.join(names)}."
     raise InvalidProblem(f"there is no claim named {pattern!r}, or beginning so; {remedy}")
 
 
@@ -83,6 +125,7 @@ class Run:
         state: folder for searches and the log.
         minutes: time to search for worse instances; 0 checks each claim once.
         workers: number of processes.
+        foreign: files of claims that lie elsewhere.
     """
 
     folder: Path
@@ -91,6 +134,19 @@ class Run:
     state: Path
     minutes: float = 0.0
     workers: int = 1
+    foreign: Sequence[Path] = ()
+
+    @property
+    def home(self) -> Path:
+        """The folder in which the claims are checked: that of the package, or where the user stands
+        where some are the user's.
+        """
+        return Path.cwd() if self.foreign else self.folder.resolve().parent
+
+    @property
+    def claims(self) -> list[str]:
+        """All names."""
+        return [*self.names, *(each.stem for each in self.foreign)]
 
     @property
     def log(self) -> Path:
@@ -111,18 +167,23 @@ class Run:
             events: file to which it appends its news.
             parent: end of a pipe whose other end closes when this process ends.
         """
-        root = self.folder.resolve().parent
-        files = [str(Path(self.folder.name) / f"{name}.py") for name in self.names]
+        package = self.folder if self.foreign else Path(self.folder.name)
+        files = [package / f"{name}.py" for name in self.names] + list(self.foreign)
         options = [
             "-q",
             "--no-header",
             "--tb=short",
-            f"--rootdir={root}",
+            f"--rootdir={self.home}",
             "-o",
             f"python_files={self.folder.name}/*.py",
             "-p",
             "no:cacheprovider",
+            "--continue-on-collection-errors",
         ]
+        if self.foreign:
+            options += ["-c", os.devnull]
+        if not self.names:
+            options += ["-p", f"{self.folder.name}.conftest"]
         parallel = ["-n", str(self.workers)] if self.workers > 1 else []
         kept = [
             f"--records={self.records.resolve()}",
@@ -134,7 +195,7 @@ class Run:
             sys.executable,
             "-m",
             "pytest",
-            *files,
+            *map(str, files),
             *options,
             *parallel,
             *kept,
@@ -163,7 +224,7 @@ def verify(run: Run, fresh: bool = False, console: Console | None = None) -> lis
         not missing,
         f"checking claims needs {', '.join(missing)}; run: pip install {' '.join(missing)}",
     )
-    require(bool(run.names), f"there are no claims in {run.folder}.")
+    require(bool(run.claims), f"there are no claims in {run.folder}.")
     require(run.minutes >= 0, f"minutes = {run.minutes:g}; give a number that is not negative.")
     require(run.workers >= 1, f"workers = {run.workers}; give at least 1.")
     records, state = run.locks
@@ -171,7 +232,7 @@ def verify(run: Run, fresh: bool = False, console: Console | None = None) -> lis
         if fresh:
             shutil.rmtree(run.state, ignore_errors=True)
         run.state.mkdir(parents=True, exist_ok=True)
-        return _checked(run, Board(run.names, console or Console(stderr=True)))
+        return _checked(run, Board(run.claims, console or Console(stderr=True)))
 
 
 def _checked(run: Run, board: Board) -> list[dict[str, Any]]:
@@ -191,9 +252,15 @@ def _checked(run: Run, board: Board) -> list[dict[str, Any]]:
     if code not in (PASSED, FAILED_TESTS) or not board.lines:
         tail = "\n".join(run.log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
         raise ClaimsFailed(f"pytest ended with code {code}; its output is in {run.log}:\n{tail}")
-    forget_records(run.records, keep=[file.stem for file in run.folder.glob("*.py")])
+    elsewhere = [name for name, line in written.items() if _is_elsewhere(line)]
+    forget_records(run.records, [*elsewhere, *(file.stem for file in run.folder.glob("*.py"))])
     _require_verified(board, run.log)
     return list(board.lines.values())
+
+
+def _is_elsewhere(line: Mapping[str, Any]) -> bool:
+    """Whether the claim of a line is a user's."""
+    return Path(line.get("file", "")).is_absolute()
 
 
 class Board(contextlib.AbstractContextManager["Board"]):
@@ -280,7 +347,7 @@ def _process(run: Run, events: Path) -> Iterator[subprocess.Popen[bytes]]:
     with run.log.open("wb") as log, open(ours, "wb"):
         process = subprocess.Popen(
             run.command(events, theirs),
-            cwd=run.folder.resolve().parent,
+            cwd=run.home,
             env=os.environ | environment,
             stdout=log,
             stderr=subprocess.STDOUT,
