@@ -82,6 +82,7 @@ from socft.theory.convergence import (
     value_gap_bound,
     value_gradient_error_bound,
 )
+from socft.theory.matching import MatchingSweeps
 from socft.theory.one_sided import InnerLoop, MeanMap, iterate_step, optimal_step
 from socft.theory.one_step import (
     SHARP,
@@ -133,6 +134,7 @@ __all__ = [
     "FixedRelaxation",
     "InnerLoop",
     "Lemma32",
+    "MatchingSweeps",
     "MeanMap",
     "OneSidedBounds",
     "PaperBounds",

@@ -146,4 +146,18 @@ FLOW = Topic(
     " quadrature and in closed form, laws of whole chains by recursion, and their limits as the"
     " number of steps grows.",
 )
-OTHER = Topic(17, "Other results", "")
+ITERATIONS = Topic(
+    17,
+    "Iterations over all steps at once",
+    "One sweep updates the control of every step from paths of the last one. With expectations"
+    " exact, what a sweep does to the error is known: measured are errors of sweeps and spectra of"
+    " their derivatives, for quadratic problems in closed form and for others by quadrature.",
+)
+PATH_LAWS = Topic(
+    18,
+    "Path laws: what holds for every policy",
+    "The optimal path law has the density $e^(r/β)/Z$ with respect to the pre-trained one. Measured"
+    " are expectations over whole paths, in closed form for affine chains and by quadrature for"
+    " others.",
+)
+OTHER = Topic(19, "Other results", "")

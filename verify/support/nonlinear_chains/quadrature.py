@@ -128,14 +128,15 @@ class ChainQuadrature:
         problem, x = self.problem, self.grid.nodes
         value, found = problem.reward(x), []
         for k in reversed(range(problem.steps)):
-            shift = self._best(k, value)
+            shift = self.best_shift(k, value)
             v = self.control(k, shift)
             mean = self.kernel(k, shift)[0] @ value
             value = mean - problem.beta[k] * v.square().sum(1) / 2 - problem.cost(k, x)
             found.append(v)
         return self._policy(found[::-1])
 
-    def _best(self, k: int, value: Tensor) -> Tensor:
+    def best_shift(self, k: int, value: Tensor) -> Tensor:
+        """The w of the best control in front of given values at the nodes."""
         beta, eye = self.problem.beta[k], torch.eye(self.grid.dim, dtype=F64)
         shift = torch.zeros_like(self.grid.nodes)
         for _ in range(NEWTON_STEPS):
