@@ -104,7 +104,12 @@ if TYPE_CHECKING:
         TruncatedBackprop as TruncatedBackprop,
     )
     from socft.estimators.variance import Variance as Variance
-    from socft.measurement import Measurement as Measurement, measure as measure, observe as observe
+    from socft.measurement import (
+        Measurement as Measurement,
+        Measurements as Measurements,
+        measure as measure,
+        observe as observe,
+    )
     from socft.path import Noise as Noise, Path as Path, returns as returns, rollout as rollout
     from socft.pi_ft import (
         ExactPIFT as ExactPIFT,
@@ -123,7 +128,7 @@ if TYPE_CHECKING:
         Uncontrolled as Uncontrolled,
     )
     from socft.problem import ControlProblem as ControlProblem
-    from socft.records import Record as Record
+    from socft.records import Record as Record, Records as Records
     from socft.flow import (
         FlowReference as FlowReference,
         FlowSchedule as FlowSchedule,
@@ -208,6 +213,7 @@ if TYPE_CHECKING:
     from socft.truth.quadratic import QuadraticCost as QuadraticCost
     from socft.truth.quadrature import Quadrature as Quadrature, measured_beta as measured_beta
     from socft.truth.separable import SeparableTruth as SeparableTruth
+    from socft.truth.standing import Standing as Standing, compare as compare
 
 _NAMES = {
     "socft.checks": "InvalidProblem",
@@ -278,8 +284,9 @@ _NAMES = {
     "socft.truth.quadratic": "QuadraticCost",
     "socft.truth.quadrature": "Quadrature measured_beta",
     "socft.truth.separable": "SeparableTruth",
-    "socft.measurement": "Measurement measure observe",
-    "socft.records": "Record",
+    "socft.truth.standing": "Standing compare",
+    "socft.measurement": "Measurement Measurements measure observe",
+    "socft.records": "Record Records",
 }
 """Public names by module, imported when they are first used: this module imports nothing slow."""
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

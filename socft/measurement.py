@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require_kind, whole
+from socft import plot
+from socft.checks import require, require_kind, whole
 from socft.readable import Readable
 from socft.train import Iteration
 from socft.truth.base import Evaluation, Truth
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,52 @@ class Measurement(Readable):
     value_gradient_error: Float[Tensor, " steps_plus_1"] | None
 
 
-def observe(truth: Truth, iterations: Iterable[Iteration], every: int = 1) -> Iterator[Measurement]:
+class Measurements(Iterator[Measurement]):
+    """The iterates of a method, measured one by one as they are asked for.
+
+    Attributes:
+        seen: those measured so far.
+
+    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
+    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
+    >>> rows = observe(Quadrature(problem), ExactPIFT(inner=2).iterations(problem))
+    >>> isinstance(rows, Measurements), len(list(rows)), len(rows.seen)
+    (True, 3, 3)
+    """
+
+    def __init__(self, rows: Iterator[Measurement]):
+        self.seen: list[Measurement] = []
+        self._rows = rows
+
+    def __next__(self) -> Measurement:
+        self.seen.append(next(self._rows))
+        return self.seen[-1]
+
+    def plot(self, axes: Axes | None = None, bound: Callable[[int], float] | None = None) -> Axes:
+        """Measure what is left, and draw the error of the control and the objective's gap.
+
+        Args:
+            bound: of the error of the control, by the index of the iterate.
+
+        Raises:
+            InvalidProblem: nothing is measured, or matplotlib is not installed.
+        """
+        axes = plot.axes_or_new(axes)
+        for _ in self:
+            pass
+        require(bool(self.seen), "no iterate is measured; give what a Method yields.")
+        index = [row.iteration.index for row in self.seen]
+        error = [float(row.control_error.max()) for row in self.seen]
+        gap = [max(row.objective_gap, 0.0) for row in self.seen]
+        bounds = None if bound is None else [bound(each) for each in index]
+        plot.measured(axes, index, error, "largest error of the control", bound=bounds)
+        plot.measured(axes, index, gap, "objective below the optimum")
+        axes.set(xlabel="iteration", yscale="log")
+        axes.legend()
+        return axes
+
+
+def observe(truth: Truth, iterations: Iterable[Iteration], every: int = 1) -> Measurements:
     """Measure the iterates whose index is a multiple of ``every``.
 
     Raises:
@@ -56,7 +106,7 @@ def observe(truth: Truth, iterations: Iterable[Iteration], every: int = 1) -> It
     every = whole(every, "every")
     require_kind(truth, Truth, "the truth", "give a Truth, such as Quadrature(problem).")
     require_kind(iterations, (Iterator, list, tuple), "iterations", "give what a Method yields.")
-    return _measured(truth, iterations, every)
+    return Measurements(_measured(truth, iterations, every))
 
 
 def _measured(truth: Truth, iterations: Iterable[Iteration], every: int) -> Iterator[Measurement]:

@@ -5,11 +5,13 @@ antithetic pairs are exact.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from socft import plot
 from socft.checks import (
     called,
     described,
@@ -25,6 +27,9 @@ from socft.problem import ControlProblem, require_problem
 from socft.readable import Readable
 from socft.reference import Reference
 from socft.reward import PerSample
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +118,17 @@ class Path(Readable):
     def kl(self) -> Float[Tensor, "steps batch"]:
         """KL of each controlled kernel from the pre-trained one, ``|v_k|^2 / 2``."""
         return self.controls.flatten(2).square().sum(2) / 2
+
+    def plot(self, axes: Axes | None = None, paths: int = 100) -> Axes:
+        """Draw the first paths: against their steps in one dimension, in the plane in two.
+
+        Raises:
+            InvalidProblem: the states have more dimensions, or matplotlib is not installed.
+        """
+        plot.drawable(self.states.shape[2:])
+        axes = plot.axes_or_new(axes)
+        plot.lines(axes, self.states[:, : whole(paths, "paths")].detach())
+        return axes
 
 
 def rollout(reference: Reference, policy: Policy, noise: Noise) -> Path:

@@ -13,11 +13,15 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from socft.checks import require
+from socft import plot
+from socft.checks import require, require_known
 from socft.files import parse_json, read_rows, write_rows
 from socft.schema import structured
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _PACKAGES = ("socft", "torch", "numpy", "scipy")
 _NUMBERS = ("value", "bound", "stderr", "seconds", "peak_mb", "published", "optimum")
@@ -78,6 +82,85 @@ class Record:
     dirty: bool = dataclasses.field(default_factory=lambda: environment().dirty)
 
 
+class Records(list[Record]):
+    """The records of a study.
+
+    >>> rows = [Record("study", "problem", "error", 2.0**-n, {"n": n}) for n in (1, 2, 3)]
+    >>> records = Records(rows)
+    >>> records.keys()
+    ['n']
+    """
+
+    def keys(self) -> list[str]:
+        """The settings whose numbers differ, those with the most of them first."""
+        numbers: dict[str, set[float]] = {}
+        for record in self:
+            for key, value in record.setting.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    numbers.setdefault(key, set()).add(value)
+        varying = [key for key, values in numbers.items() if len(values) > 1]
+        return sorted(varying, key=lambda key: -len(numbers[key]))
+
+    def of(self, **fields: Any) -> Records:
+        """The records with these fields and settings, such as ``metric="bias", d=4``."""
+        return Records(
+            record
+            for record in self
+            if all(
+                (vars(record) | dict(record.setting)).get(key) == value
+                for key, value in fields.items()
+            )
+        )
+
+    def plot(self, x: str | None = None, axes: Axes | None = None) -> Axes:
+        """Draw the value against a setting, a curve per problem, method and metric, with standard
+        errors, and dashed the bounds.
+
+        Args:
+            x: the setting; by default the one with the most numbers.
+
+        Raises:
+            InvalidProblem: no record has that setting, or several records of a curve have one
+                value of it; or matplotlib is not installed.
+        """
+        keys = self.keys()
+        require(bool(keys), "no setting of these records varies; there is nothing to draw against.")
+        x = keys[0] if x is None else x
+        require_known(x, keys, "setting")
+        curves: dict[str, dict[float, Record]] = {}
+        for record in self:
+            if x in record.setting and math.isfinite(record.value):
+                name = ", ".join(filter(None, (record.problem, record.estimator, record.metric)))
+                points = curves.setdefault(name, {})
+                require(
+                    record.setting[x] not in points,
+                    f"several records of {name} have {x} = {record.setting[x]}; choose some with"
+                    f" of(), by {', '.join(key for key in keys if key != x) or 'metric'}.",
+                )
+                points[record.setting[x]] = record
+        axes = plot.axes_or_new(axes)
+        for name, points in curves.items():
+            _draw(axes, name, points)
+        plot.logarithmic(axes, {k: [r.value for r in p.values()] for k, p in curves.items()})
+        axes.set(xlabel=x, ylabel="value")
+        axes.legend()
+        return axes
+
+
+def _draw(axes: Axes, name: str, points: Mapping[float, Record]) -> None:
+    rows = [points[key] for key in sorted(points)]
+    errors = [record.stderr or 0.0 for record in rows]
+    bounds = [record.bound for record in rows if record.bound is not None]
+    plot.measured(
+        axes,
+        sorted(points),
+        [record.value for record in rows],
+        name,
+        errors if any(errors) else None,
+        bounds if len(bounds) == len(rows) else None,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Environment:
     """Where a number was measured."""
@@ -121,7 +204,7 @@ def write(records: Iterable[Record], file: FilePath) -> None:
     write_rows([_strict(dataclasses.asdict(record)) for record in records], file)
 
 
-def read(file: FilePath) -> list[Record]:
+def read(file: FilePath) -> Records:
     """Read the records of a file.
 
     Raises:
@@ -132,7 +215,7 @@ def read(file: FilePath) -> list[Record]:
         file.exists(),
         f"no records at {file}; measure them with: socft toy {file.stem} --out {file.parent}",
     )
-    records = [_record(row, where) for where, row in read_rows(file, AGAIN)]
+    records = Records(_record(row, where) for where, row in read_rows(file, AGAIN))
     require(bool(records), f"{file} holds no records; {AGAIN}.")
     return records
 

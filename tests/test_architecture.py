@@ -33,6 +33,7 @@ tightness study searches the instances of the claims.
 
 LAYERS = (
     "checks readable",
+    "plot",
     "probing",
     "files schema",
     "schedule records",

@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from docs.generator.html import cited, dots, escaped, number, table
 from docs.generator.mathematics import dollars, typst_html
 from docs.generator.pages import Page, slug
@@ -114,7 +116,7 @@ def recorded(file: Path) -> Errors:
 def made() -> list[Made]:
     """Every estimator of the catalogue."""
     reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
-    truth = LinearQuadratic(ControlProblem(reference, Quadratic([[-1.0]]), beta=2.0))
+    truth = LinearQuadratic(ControlProblem(reference, Quadratic(-torch.eye(1)), beta=2.0))
     costate = GivenCostate(truth.value_gradient)
     context = EstimatorContext(truth.problem, truth.policy, 0, costate, costate, truth.value)
     targets = typst_html([row.target for row in CATALOGUE.values()])
@@ -227,7 +229,7 @@ def _value(record: Record) -> float:
 
 def _fewest(estimator: Estimator) -> int:
     reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
-    return estimator.smallest_batch(ControlProblem(reference, Quadratic([[-1.0]]), beta=2.0))
+    return estimator.smallest_batch(ControlProblem(reference, Quadratic(-torch.eye(1)), beta=2.0))
 
 
 def _cost(each: Made) -> str:

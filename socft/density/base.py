@@ -5,20 +5,26 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from socft import plot
 from socft.checks import number, positive, require, require_kind
 from socft.density.constants import ScoreConstants
 from socft.readable import Readable
 from socft.reference import States
 from socft.reward import PerSample, Quadratic, Reward, as_quadratic
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 DensityT = TypeVar("DensityT", bound="Density")
 DensityT_co = TypeVar("DensityT_co", bound="Density", covariant=True)
+DRAWN = 2000
+"""Samples that say where a law is drawn."""
 
 
 class Density(Readable, abc.ABC):
@@ -107,6 +113,27 @@ class Density(Readable, abc.ABC):
     def L1(self) -> float:
         """Lipschitz constant of the score's Jacobian, or an upper bound; `constants` says which."""
         return float(self.constants.L1)
+
+    def plot(
+        self, axes: Axes | None = None, samples: States | None = None, label: str | None = None
+    ) -> Axes:
+        """Draw the density of a law in one or two dimensions, over samples where some are given.
+
+        Raises:
+            InvalidProblem: the law has more dimensions or no density, or matplotlib is not
+                installed.
+        """
+        plot.drawable(self.dims)
+        self._require_regular()
+        axes = plot.axes_or_new(axes)
+        own = self.sample(DRAWN, torch.Generator().manual_seed(0))
+        if samples is not None:
+            plot.samples(axes, samples.detach(), "samples")
+            own = torch.cat([own, samples.detach().to(own)])
+        along = [plot.line_of(*each.aminmax()) for each in own.T]
+        nodes = torch.cartesian_prod(*along).reshape(-1, len(along))
+        plot.density(axes, along, self.log_prob(nodes).exp(), label)
+        return axes
 
     def _require_regular(self) -> None:
         require(

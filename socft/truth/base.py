@@ -5,11 +5,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from socft import plot
+from socft.checks import whole
 from socft.path import Noise, Path, returns, rollout
 from socft.policy import FunctionPolicy, Policy
 from socft.problem import ControlProblem
@@ -17,7 +20,11 @@ from socft.readable import Readable
 from socft.reference import Noises, States, Step
 from socft.reward import PerSample
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 PROBE_PATHS = 4096
+DRAWN_PATHS, DRAWN_ARROWS = 30, 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +144,42 @@ class Truth(Readable, abc.ABC):
         noise = Noise.sample(self.problem.reference, PROBE_PATHS, torch.Generator().manual_seed(0))
         with torch.no_grad():
             return rollout(self.problem.reference, self.policy, noise)
+
+    def sample(self, batch: int, generator: torch.Generator) -> States:
+        """Draw ``batch`` states ``X_T`` of the optimal chain on the generator's device."""
+        reference = self.problem.reference
+        noise = Noise.sample(reference, batch, generator)
+        with torch.no_grad():
+            return rollout(reference, self.policy, noise).final
+
+    def plot(self, axes: Axes | None = None, step: int | None = None) -> Axes:
+        """Draw the optimal control where the optimal chain goes: in one dimension over steps and
+        states, beneath some paths; in two as the moves ``B_k v*_k`` at one step.
+
+        Args:
+            step: of a plot in two dimensions, by default the middle one.
+
+        Raises:
+            InvalidProblem: the states have more dimensions, or matplotlib is not installed.
+        """
+        reference, states = self.problem.reference, self.probe.states
+        plot.drawable(reference.dims)
+        k = reference.steps // 2 if step is None else whole(step, "step", 0, reference.steps - 1)
+        axes = plot.axes_or_new(axes)
+        if reference.dims == (1,):
+            x = plot.line_of(*states.aminmax())
+            with torch.no_grad():
+                rows = [self.control(i, x.unsqueeze(1)) for i in range(reference.steps)]
+            sizes = torch.stack(rows).norm(dim=2) * torch.stack(rows)[:, :, 0].sign()
+            plot.field(axes, x, sizes, "optimal control v*")
+            plot.lines(axes, states[:, :DRAWN_PATHS])
+        else:
+            x = states[k, :DRAWN_ARROWS]
+            with torch.no_grad():
+                moves = reference.diffusion.apply(k, x, self.control(k, x))
+            plot.arrows(axes, x, moves)
+            axes.set(title=f"moves of the optimal control at step {k}", aspect="equal")
+        return axes
 
     def points(self, k: int) -> Float[Tensor, "points *dims"]:
         """The states of step ``k`` on which sup errors are taken: samples of the optimal chain

@@ -13,12 +13,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from scipy.optimize import root_scalar
 from torch import Tensor
 
+from socft import plot
 from socft.checks import InvalidProblem, number, require, sizes
 from socft.path import Noise, rollout
 from socft.policy import Policy, Uncontrolled
@@ -29,6 +31,9 @@ from socft.theory import BetaChoice, beta_from_curvature
 from socft.truth.base import ErrorBounds, Evaluation, Truth
 from socft.truth.bellman import BellmanStep, axis_sigma, mean_and_jacobian, terminal_value
 from socft.truth.grid import STENCIL, Grid, GridPolicy, ValueGrid, tensor_rule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 NODES = {1: (601, 3001), 2: (97, 97)}  # fewest and most nodes per axis by dimension
 COARSE = {1: (301,), 2: (41, 41)}
@@ -75,6 +80,13 @@ class ChainLaw:
     def expect(self, k: int, values: Float[Tensor, " nodes"]) -> float:
         """Expectation at step ``k`` of a function given at the nodes."""
         return float(self.masses[k] @ values)
+
+    def plot(self, axes: Axes | None = None, step: int = -1, label: str | None = None) -> Axes:
+        """Draw the density at one step, the last by default."""
+        axes, grid = plot.axes_or_new(axes), self.grids[step]
+        along = [grid.axis(i) for i in range(grid.dim)]
+        plot.density(axes, along, self.masses[step] / grid.spacing.prod(), label)
+        return axes
 
     def region(self, tail: float = LOST_MASS) -> Region:
         """The boxes outside which each axis has at most ``tail / d`` of the mass."""
@@ -163,7 +175,11 @@ class Quadrature(Truth):
     @functools.cached_property
     def law(self) -> ChainLaw:
         """The law of the optimal chain."""
-        return chain_law(self.problem, self._policy, self.grids)
+        return self.law_of(self._policy)
+
+    def law_of(self, policy: Policy) -> ChainLaw:
+        """The law of the chain under a policy; one that leaves the grids loses mass, `lost`."""
+        return chain_law(self.problem, policy, self.grids)
 
     @functools.cached_property
     def region(self) -> Region:
@@ -256,7 +272,7 @@ class Quadrature(Truth):
         """Objective, reward and KL of any policy, by pushing its law through the grids; by
         simulation if it leaves them.
         """
-        law = chain_law(self.problem, policy, self.grids)
+        law = self.law_of(policy)
         if not law.lost <= LOST_MASS:
             return super().evaluate(policy)
         with torch.no_grad():
