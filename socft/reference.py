@@ -245,9 +245,17 @@ class DenoisingReference(Reference):
     def endpoint_of(self, k: Step, x: States, v: Noises) -> States:
         """The endpoint ``E[x_0 | x]`` that the controlled kernel goes by (Tweedie's formula)."""
 
+    @property
     @abc.abstractmethod
+    def signal_and_noise(
+        self,
+    ) -> tuple[Float[Tensor, " steps_plus_1"], Float[Tensor, " steps_plus_1"]]:
+        """``a`` and ``s`` of all states, each to full precision."""
+
     def renoise(self, k: Step, endpoint: States, noise: States) -> States:
         """The state ``a_k x_0 + s_k eps`` that step k starts from."""
+        signal, level = self.signal_and_noise
+        return at_step(signal, k, endpoint) * endpoint + at_step(level, k, noise) * noise
 
     @abc.abstractmethod
     def control_to(self, k: Step, x: States, endpoint: States) -> Noises:
@@ -308,9 +316,11 @@ class ScoreReference(DenoisingReference):
         """The whitened control of a fine-tuned score, the inverse of `score_of`."""
         return (score - self.score(k, x)) / self._score_unit(k, x)
 
-    def renoise(self, k: Step, endpoint: States, noise: States) -> States:
-        level, variance = level_at(self.schedule.abar[:-1], k, endpoint)
-        return level.sqrt() * endpoint + variance.sqrt() * noise
+    @property
+    def signal_and_noise(
+        self,
+    ) -> tuple[Float[Tensor, " steps_plus_1"], Float[Tensor, " steps_plus_1"]]:
+        return self.schedule.abar.sqrt(), (1 - self.schedule.abar).sqrt()
 
     def control_to(self, k: Step, x: States, endpoint: States) -> Noises:
         level, noise = level_at(self.schedule.abar[:-1], k, x)

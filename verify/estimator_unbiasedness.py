@@ -44,11 +44,13 @@ from torch import Tensor
 from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
 from socft.estimators.base import Estimator, Labels, MatchingEstimator
 from socft.estimators.catalogue import ANYWHERE, CATALOGUE
+from socft.estimators.catalogue.flow import RENOISED
 from socft.estimators.context import EstimatorContext
 from socft.estimators.cross_entropy import CrossEntropy
 from socft.estimators.estimand import (
     ApproximateResidual,
     Biased,
+    EquationResidual,
     Estimand,
     FixedPointResidual,
     Kind,
@@ -74,6 +76,7 @@ from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
 from verify.support.nonlinear_chains.problems import (
     BRIDGED,
+    DENOISED,
     MILD,
     MIXTURE,
     PLANE,
@@ -113,11 +116,15 @@ PLACES: dict[str, NonlinearProblem] = {
     MethodName.RECIPROCAL_ADJOINT_MATCHING: BRIDGED,
     MethodName.TIME_REVERSED_EXACT_SCORE: QUADRATIC,
     MethodName.VARIANCE: MILD,
-}
-"""Of those that take an affine chain alone, and of one whose weights are too noisy elsewhere; the
-others are held to their statements on the mixture.
+} | {row.name: DENOISED for row in RENOISED}
+"""Of those that take an affine chain alone, of one whose weights are too noisy elsewhere, and of
+those that see the reward of samples alone; the others are held to their statements on the mixture.
 """
-STATED = [name for name, row in CATALOGUE.items() if row.kind is not Kind.BIASED]
+STATED = [
+    name
+    for name, row in CATALOGUE.items()
+    if row.kind is not Kind.BIASED and not isinstance(row.estimates, EquationResidual)
+]
 """Those with a zero or a gradient, which are tried in the plane too."""
 SMALL_BIAS = (
     MethodName.SCORE_FUNCTION_WITHOUT_KL_TO_GO,

@@ -39,13 +39,15 @@ class FixedPointEquation(enum.StrEnum):
     r"""Equations that the limit of a method solves in place of the optimality condition.
 
     With the velocity u of the model, that of the pre-trained one :math:`u_0`, the law q of the
-    model's samples, :math:`y = \epsilon - x_0` and b the method's weight of the divergence.
+    model's samples, :math:`y = \epsilon - x_0`, the method's baseline c and its weight b of the
+    divergence. Where u is the velocity of q the first one is :math:`u - u_0 = Cov_q(r, y|x)/b`.
 
-    >>> EquationResidual(FixedPointEquation.ENDPOINT_COVARIANCE).equation
-    <FixedPointEquation.ENDPOINT_COVARIANCE: 'u - u_0 = Cov_q(r, y | x) / b at every level'>
+    >>> print(EquationResidual(FixedPointEquation.ENDPOINT_COVARIANCE).equation)
+    u - u_0 = E_q[(r - c) (y - u) | x] / b at every level
     """
 
-    ENDPOINT_COVARIANCE = "u - u_0 = Cov_q(r, y | x) / b at every level"
+    ENDPOINT_COVARIANCE = "u - u_0 = E_q[(r - c) (y - u) | x] / b at every level"
+    NORMALISED_COVARIANCE = "u - u_0 = E_q[(r - c) (y - u) / size(y - u) | x] / b at every level"
     NO_KL_TO_GO = "v_k = B_k^T E[grad W_{k+1}] / beta_k, W the mean reward without the KL to go"
     TILT = "samples of the law p exp(r / b) / Z"
     DETERMINISTIC = "the optimal control of the equation without noise"

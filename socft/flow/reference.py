@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
@@ -76,9 +77,11 @@ class FlowReference(DenoisingReference):
         """
         return (velocity - self.velocity(k, x)) / self.velocity_unit(k, x)
 
-    def renoise(self, k: Step, endpoint: States, noise: States) -> States:
-        c = self.schedule.starts
-        return at_step(c.signal, k, endpoint) * endpoint + at_step(c.noise, k, noise) * noise
+    @property
+    def signal_and_noise(
+        self,
+    ) -> tuple[Float[Tensor, " steps_plus_1"], Float[Tensor, " steps_plus_1"]]:
+        return self.schedule.levels.signal, self.schedule.levels.noise
 
     def control_to(self, k: Step, x: States, endpoint: States) -> Noises:
         return self.control_of(k, x, self._start(k).velocity_from_endpoint(x, endpoint))

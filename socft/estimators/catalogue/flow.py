@@ -5,12 +5,22 @@ from __future__ import annotations
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue.rows import LEAN, Anywhere, EstimatorRow, Group
 from socft.estimators.context import EstimatorContext
+from socft.estimators.flow.advantage_regression import (
+    COVARIANCE,
+    NORMALISED,
+)
+from socft.estimators.flow.awm import AWM
 from socft.estimators.flow.dance_grpo import DanceGRPO
+from socft.estimators.flow.diffusion_nft import DiffusionNFT
+from socft.estimators.flow.efficient_adjoint import EfficientAdjointMatching
+from socft.estimators.flow.elbo_ratio import ELBORatio
 from socft.estimators.flow.flow_grpo import FlowGRPO
-from socft.estimators.flow.grpo import KLTerm
+from socft.estimators.flow.grpo import COMPARED, KLTerm
 from socft.estimators.flow.grpo_guard import GRPOGuard
 from socft.estimators.flow.hamiltonian_adjoint import HamiltonianAdjointMatching
 from socft.estimators.flow.malliavin import MalliavinAdjoint
+from socft.estimators.flow.ram import RAM
+from socft.estimators.flow.weightings import ResidualWeight
 from socft.flow import FlowReference
 from socft.study.vocabulary.methods import MethodName
 
@@ -32,7 +42,7 @@ def grpo_guard(context: EstimatorContext) -> Estimator:
     return GRPOGuard(kl=published_kl(context))
 
 
-ROWS: tuple[EstimatorRow, ...] = (
+PATHS: tuple[EstimatorRow, ...] = (
     EstimatorRow(
         MethodName.FLOW_GRPO,
         flow_grpo,
@@ -74,3 +84,76 @@ ROWS: tuple[EstimatorRow, ...] = (
         compared=False,
     ),
 )
+"""Those on paths."""
+
+RENOISED: tuple[EstimatorRow, ...] = (
+    EstimatorRow(
+        MethodName.RAM,
+        lambda context: RAM(context.generator()),
+        RAM,
+        Group.ZEROTH_ORDER,
+        "$r thin (w_k - v_k)\\/b$, re-noised",
+        compared=False,
+    ),
+    EstimatorRow(
+        MethodName.RAM_GROUP_MEAN,
+        lambda context: RAM(context.generator(), advantages=COMPARED),
+        RAM,
+        Group.ZEROTH_ORDER,
+        "$(r - macron(r)) thin (w_k - v_k)\\/b$, re-noised",
+        compared=False,
+    ),
+    EstimatorRow(
+        MethodName.AWM,
+        lambda context: AWM(context.generator()),
+        AWM,
+        Group.ZEROTH_ORDER,
+        "$w_k$, weight $A$, re-noised",
+        compared=False,
+    ),
+    EstimatorRow(
+        MethodName.AWM_GENERAL_HUBER,
+        lambda context: AWM(context.generator(), weighting=ResidualWeight.GENERAL_HUBER),
+        AWM,
+        Group.ZEROTH_ORDER,
+        "$w_k$, weight $A$ and of its residual, re-noised",
+        estimand=NORMALISED,
+        compared=False,
+    ),
+    EstimatorRow(
+        MethodName.DIFFUSION_NFT,
+        lambda context: DiffusionNFT(context.generator()),
+        DiffusionNFT,
+        Group.ZEROTH_ORDER,
+        "$w_k$ by $v^plus.minus$, over its residual, re-noised",
+        compared=False,
+    ),
+    EstimatorRow(
+        MethodName.DIFFUSION_NFT_VELOCITY,
+        lambda context: DiffusionNFT(context.generator(), normalised=False),
+        DiffusionNFT,
+        Group.ZEROTH_ORDER,
+        "$w_k$ by $v^plus.minus$, re-noised",
+        estimand=COVARIANCE,
+        compared=False,
+    ),
+    EstimatorRow(
+        MethodName.ELBO_RATIO,
+        lambda context: ELBORatio(context.generator()),
+        ELBORatio,
+        Group.ZEROTH_ORDER,
+        "$w_k$, clipped ratio of bounds, re-noised",
+        compared=False,
+    ),
+    EstimatorRow(
+        MethodName.EFFICIENT_ADJOINT_MATCHING,
+        lambda context: EfficientAdjointMatching(context.generator()),
+        EfficientAdjointMatching,
+        Group.PATHWISE,
+        "lean, of a linear base, re-noised",
+        compared=False,
+    ),
+)
+"""Those that regress on re-noised samples."""
+
+ROWS: tuple[EstimatorRow, ...] = (*PATHS, *RENOISED)

@@ -1,36 +1,98 @@
 r"""Estimators that regress on re-noised samples instead of along paths.
 
-A sample :math:`x_0` of the policy, made by any sampler, is noised anew to the level of every step,
-:math:`x_k = a_k x_0 + s_k \epsilon`, and the model is regressed there on what made it. In whitened
-controls the regression on the velocity :math:`y` of the pair :math:`(x_0, \epsilon)` is
+A sample z of the policy, made by any sampler, is noised anew to the level of every step,
+:math:`x_k = a_k z + s_k \epsilon`, and the model is regressed there on what made it. In whitened
+controls the regression on the velocity y of the pair :math:`(z, \epsilon)` is
 
 .. math:: |u_\theta(x_k) - y|^2 = c_k^2\, |v_k(x_k) - w_k|^2,
 
-with the control :math:`w_k` that goes by the endpoint :math:`x_0` and the velocity unit
-:math:`c_k = \sigma_k/J_k`. Nothing of a path but its end is read, so that a chain that ends at a
-noise level above 0 stands in for the data with its last states, as published code does.
+with the control :math:`w_k` that goes by the pair and the velocity unit :math:`c_k`. Nothing of a
+path but its end is read.
 
-Noise level: none enters but the units of the control; the levels are those of the reference.
+The last states of a chain may have noise left, :math:`x_T = a_T x_0 + s_T e`. Then
+:math:`z = x_T/a_T` already has noise of the size :math:`t = s_T/a_T`, so that
+:math:`x_k = a_k z + \kappa_k s_k \epsilon` with :math:`\kappa_k^2 = 1 - (a_k t/s_k)^2` is a state
+of level k, and what has the mean :math:`E[x_0 | x_k]` is
+:math:`z - t^2 a_k\, \epsilon/(\kappa_k s_k)` (derived here). Without noise left both are the
+published ones.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require, require_kinds, require_states
+from socft.checks import InvalidProblem, require, require_finite, require_kinds, require_states
 from socft.costates.base import Cost
 from socft.estimators.base import Estimator, Labels, RowsT
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.readable import Readable
-from socft.reference import DenoisingReference, States
+from socft.reference import DenoisingReference, States, Step
 from socft.reward import PerSample
+
+PerStep = Float[Tensor, " steps"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RenoisingLevels(Readable):
+    """How states of the last level are noised to those that the steps start from.
+
+    Attributes:
+        reference: whose levels these are.
+    """
+
+    reference: DenoisingReference
+
+    @functools.cached_property
+    def signal(self) -> PerStep:
+        """``a_k``."""
+        return self.reference.signal_and_noise[0][:-1]
+
+    @functools.cached_property
+    def noise(self) -> PerStep:
+        """``s_k``."""
+        return self.reference.signal_and_noise[1][:-1]
+
+    @functools.cached_property
+    def scale(self) -> Float[Tensor, ""]:
+        """``a_T``."""
+        return self.reference.signal_and_noise[0][-1]
+
+    @functools.cached_property
+    def left(self) -> Float[Tensor, ""]:
+        """``t``, the noise left in ``z``."""
+        return self.reference.signal_and_noise[1][-1] / self.scale
+
+    @functools.cached_property
+    def fresh(self) -> PerStep:
+        """``kappa_k s_k``, the noise that is added."""
+        return (self.noise.square() - (self.signal * self.left).square()).sqrt()
+
+    @functools.cached_property
+    def velocity_units(self) -> PerStep:
+        """By what a unit of control moves the velocity of a step, negative."""
+        return self._units(self.reference.velocity_unit)
+
+    @functools.cached_property
+    def endpoint_units(self) -> PerStep:
+        """By what a unit of control moves the endpoint of a step."""
+        return self._units(self.reference.endpoint_unit)
+
+    def _units(self, unit: Callable[[Step, States], Tensor]) -> PerStep:
+        x = torch.zeros(1, 1, dtype=torch.float64)
+        return torch.stack([unit(k, x).reshape(()) for k in range(self.reference.steps)])
+
+    def per_step(self, values: PerStep, like: Tensor) -> Float[Tensor, "steps *ones"]:
+        """A number per step, to broadcast against something of shape (T, batch, ...)."""
+        return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +100,13 @@ class Renoised(Readable):
     """Samples at the levels of all steps.
 
     Attributes:
-        reference: whose levels these are.
-        samples: what was noised, shape (batch, *dims).
+        levels: of the steps.
+        samples: what was noised, states of the last level, shape (batch, *dims).
         states: shape (T, batch, *dims).
-        controls: that go by the samples, shape (T, batch, *noise_dims).
+        controls: those that go by the pairs of sample and noise, shape (T, batch, *noise_dims).
     """
 
-    reference: DenoisingReference
+    levels: RenoisingLevels
     samples: Float[Tensor, "batch *dims"]
     states: Float[Tensor, "steps batch *dims"]
     controls: Float[Tensor, "steps batch *noise_dims"]
@@ -53,11 +115,15 @@ class Renoised(Readable):
         """The controls of a policy at the states."""
         return torch.stack([policy(k, x) for k, x in enumerate(self.states)])
 
+    def per_sample(self, values: PerSample) -> Float[Tensor, "batch *ones"]:
+        """A number per sample, to broadcast against states."""
+        return values.reshape(-1, *[1] * (self.samples.ndim - 1))
+
 
 @dataclasses.dataclass(frozen=True)
 class RenoisingEstimator(Estimator[RowsT]):
-    """Labels of re-noised samples; the loss of a label is a regression of the velocity, or of the
-    endpoint, in units of the control.
+    """Labels of re-noised samples; the loss of a label is a regression of the velocity or of the
+    endpoint, in controls.
 
     Attributes:
         generator: makes the noise of the samples.
@@ -73,11 +139,14 @@ class RenoisingEstimator(Estimator[RowsT]):
 
     @property
     def cost(self) -> Cost:
-        return Cost(reference=1)
+        """The control of a pair takes the pre-trained mean; the policy's own is the one before an
+        update.
+        """
+        return Cost(reference=1, policy=1)
 
     @property
     def couples_batch(self) -> bool:
-        """One generator serves all samples in turn, and rewards are compared."""
+        """One generator serves all samples in turn."""
         return True
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels[RowsT]:
@@ -85,17 +154,38 @@ class RenoisingEstimator(Estimator[RowsT]):
 
     @torch.no_grad()
     def label_samples(
-        self, problem: ControlProblem, policy: Policy, samples: States
+        self,
+        problem: ControlProblem,
+        policy: Policy,
+        samples: States,
+        noise: Float[Tensor, "steps batch *dims"] | None = None,
     ) -> Labels[RowsT]:
-        """Labels of samples of any sampler at the levels of all steps, shape (batch, *dims)."""
-        require_states(samples, problem.reference.dims, f"{type(self).__name__}")
+        """Labels of samples of any sampler at the levels of all steps.
+
+        Args:
+            samples: states of the last level, shape (batch, *dims).
+            noise: standard normal; drawn where it is left out.
+
+        Raises:
+            InvalidProblem: the reference is no `DenoisingReference`, there is a running cost, or a
+                reward is not finite.
+        """
+        name = type(self).__name__
+        require_states(samples, problem.reference.dims, name)
         require(
             problem.running_cost is None,
-            f"there is a running cost; {type(self).__name__} sees the reward of samples alone.",
+            f"there is a running cost; {name} sees the reward of samples alone.",
         )
-        return self.label_renoised(
-            problem, policy, renoise(problem, samples, self.generator), problem.reward(samples)
+        if noise is None:
+            shape, device = (problem.steps, *samples.shape), self.generator.device
+            noise = torch.randn(
+                shape, generator=self.generator, dtype=samples.dtype, device=device
+            ).to(samples)
+        rewards = problem.reward(samples)
+        require_finite(
+            rewards, "the reward of sample ", "it must be a finite number: check its domain."
         )
+        return self.label_renoised(problem, policy, renoise(problem, samples, noise), rewards)
 
     @abc.abstractmethod
     def label_renoised(
@@ -104,22 +194,21 @@ class RenoisingEstimator(Estimator[RowsT]):
         """Labels of re-noised samples with their rewards, computed without a graph."""
 
 
-def renoise(problem: ControlProblem, samples: States, generator: torch.Generator) -> Renoised:
-    """Samples at the levels of all steps, with noise of their own at each.
+def renoise(
+    problem: ControlProblem, samples: States, noise: Float[Tensor, "steps batch *dims"]
+) -> Renoised:
+    """Samples at the levels of all steps, with standard normal noise of their own at each.
 
     Raises:
         InvalidProblem: the reference is no `DenoisingReference`.
     """
-    reference = denoising(problem)
-    shape = (problem.steps, *samples.shape)
-    noise = torch.randn(
-        shape, generator=generator, dtype=samples.dtype, device=generator.device
-    ).to(samples)
-    states = torch.stack([reference.renoise(k, samples, noise[k]) for k in range(problem.steps)])
-    controls = torch.stack(
-        [reference.control_to(k, states[k], samples) for k in range(problem.steps)]
-    )
-    return Renoised(reference, samples, states, controls)
+    levels = RenoisingLevels(denoising(problem))
+    signal, fresh = (levels.per_step(each, noise) for each in (levels.signal, levels.fresh))
+    clean, left = samples / levels.scale.to(samples), levels.left.to(samples)
+    states = signal * clean + fresh * noise
+    endpoints = clean - left.square() * (signal / fresh) * noise
+    controls = [levels.reference.control_to(k, x, endpoints[k]) for k, x in enumerate(states)]
+    return Renoised(levels, samples, states, torch.stack(controls))
 
 
 def denoising(problem: ControlProblem) -> DenoisingReference:
@@ -127,7 +216,16 @@ def denoising(problem: ControlProblem) -> DenoisingReference:
     reference = problem.reference
     if not isinstance(reference, DenoisingReference):
         raise InvalidProblem(
-            f"the reference is a {type(reference).__name__}; samples are noised anew at the levels"
+            f"the reference is a {type(reference).__name__}; samples are noised anew to the levels"
             " of a DenoisingReference: give a ScoreReference or a FlowReference.",
         )
     return reference
+
+
+def matching_weights(
+    problem: ControlProblem, renoised: Renoised, share: PerStep
+) -> Float[Tensor, "steps batch"]:
+    """Weights with which a matching loss is ``share_k |v_k - target|^2``, summed over entries."""
+    beta = problem.beta.to(renoised.states)
+    weights = 2 * share.to(beta) / beta
+    return weights[:, None].expand(renoised.states.shape[:2]).contiguous()

@@ -76,6 +76,14 @@ class MethodName(enum.StrEnum):
     GRPO_GUARD = "GRPO-Guard"
     HAMILTONIAN_ADJOINT_MATCHING = "Hamiltonian adjoint matching"
     MALLIAVIN_WEIGHTS = "Malliavin weights"
+    RAM = "RAM"
+    RAM_GROUP_MEAN = "RAM, group mean"
+    AWM = "AWM"
+    AWM_GENERAL_HUBER = "AWM, general Huber"
+    DIFFUSION_NFT = "DiffusionNFT"
+    DIFFUSION_NFT_VELOCITY = "DiffusionNFT, velocity"
+    ELBO_RATIO = "ELBO ratio"
+    EFFICIENT_ADJOINT_MATCHING = "efficient adjoint matching"
 
     # the catalogue's costates in another class of functions, or learnt in another way
     ADJOINT_MATCHING_NETWORK = "adjoint matching, network"

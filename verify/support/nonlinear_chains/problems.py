@@ -120,6 +120,10 @@ def _mixture(steps: int) -> ControlProblem:
     )
 
 
+def _denoised(steps: int) -> ControlProblem:
+    return ControlProblem(_mixture(steps).reference, bent, BETA)
+
+
 def _affine(steps: int) -> ControlProblem:
     chain = AffineReference(
         [[[1 - 0.6 / steps]]] * steps,
@@ -188,6 +192,7 @@ def _affine_away(problem: ControlProblem) -> Policy:
 
 QUADRATIC = NonlinearProblem("linear-quadratic", _quadratic, 4, 7.0, 71, affine=True)
 MIXTURE = NonlinearProblem("two-mode mixture", _mixture, 4, 6.0, 61)
+DENOISED = NonlinearProblem("two-mode mixture, no running cost", _denoised, 4, 6.0, 61)
 BRIDGED = NonlinearProblem("affine chain, bent reward", _affine, 4, 7.0, 71)
 MILD = NonlinearProblem("two wells, mild reward", _mild, 4, 7.0, 71, scale=0.3)
 PLANE = NonlinearProblem("plane, 2 x 3 noise", _plane, 2, 6.0, 27, scale=0.5)

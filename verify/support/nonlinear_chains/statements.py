@@ -255,6 +255,7 @@ def _(estimand: Biased, trial: Trial) -> list[Sentence]:
 
 @parts.register
 def _(estimand: EquationResidual, trial: Trial) -> list[Sentence]:
+    """That the equation holds where it vanishes is held to by the tests of the methods."""
     return [
         _other("not the gradient", trial.away, trial.target),
         _other("not zero at the optimum", trial.at_optimum),

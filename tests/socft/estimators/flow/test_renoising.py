@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from socft.checks import InvalidProblem
 from socft.density import GaussianMixture, score_reference
 from socft.estimators.estimand import EquationResidual, FixedPointEquation, Kind
+from socft.estimators.flow.ram import RAM
 from socft.estimators.flow.renoising import renoise
 from socft.flow import Trigonometric, flow_reference, flow_sde, precise, uniform_times
+from socft.policy import Uncontrolled
 from socft.problem import ControlProblem
-from socft.reference import AffineReference, DenoisingReference, ScalarDiffusion
+from socft.reference import DenoisingReference
 from socft.reward import Sine
 from socft.schedule import ddim
-from tests.support.tensors import F64, randn
+from tests.support.tensors import F64, generator, randn
 
 LAW = GaussianMixture([0.7, 0.3], [-1.5, 1.5], [0.16, 0.4])
 CHAINS: dict[str, DenoisingReference] = {
@@ -73,26 +74,40 @@ def test_pure_noise_is_renoised_to_itself():
     assert chain.control_to(0, noise, randn(1, 6, 1)).isfinite().all()
 
 
+@pytest.mark.parametrize("name", CHAINS)
+def test_last_states_are_noised_as_their_chain_would(name: str):
+    """The noise left in them counts: at the levels of the chain their marginals, and of endpoints
+    the mean given the state, in the covariance of both, which is that of data and noise.
+    """
+    chain, count = CHAINS[name], 200_000
+    problem = ControlProblem(chain, Sine(), 0.7)
+    signal, level = chain.signal_and_noise
+    data = 1.5 * randn(0, count, 1)
+    last = signal[-1] * data + level[-1] * randn(1, count, 1)
+    made = renoise(problem, last, randn(2, chain.steps, count, 1))
+    for k in range(chain.steps):
+        x = made.states[k]
+        endpoint = chain.endpoint_of(k, x, made.controls[k]) if float(signal[k]) else data
+        moments = (
+            (x.square(), 2.25 * signal[k] ** 2 + level[k] ** 2),
+            (x * endpoint, 2.25 * signal[k]),
+        )
+        for found, expected in moments:
+            stderr = float(found.std()) / count**0.5
+            assert abs(float(found.mean() - expected)) < 4 * stderr
+            assert stderr < 0.02
+
+
 def test_samples_have_noise_of_their_own_at_every_level():
     chain = CHAINS["flow"]
-    problem, x0 = ControlProblem(chain, Sine(), 0.7), randn(0, 5000, 1)
-    made = renoise(problem, x0, torch.Generator().manual_seed(0))
-    noises = (
-        (made.states - (1 - chain.schedule.times[:-1, None, None]) * x0)
-        / (  # type: ignore[attr-defined]
-            chain.schedule.times[:-1, None, None]  # type: ignore[attr-defined]
-        )
-    )
-    moments = (noises.squeeze(2) @ noises.squeeze(2).T) / 5000
-    assert float((moments - torch.eye(4, dtype=F64)).abs().max()) < 4 * (2 / 5000) ** 0.5
-    again = renoise(problem, x0, torch.Generator().manual_seed(0))
-    assert torch.equal(made.states, again.states)
-
-
-def test_only_a_chain_that_removes_noise_has_levels():
-    chain = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
-    with pytest.raises(InvalidProblem, match="the reference is a AffineReference; samples are"):
-        renoise(ControlProblem(chain, Sine(), 1.0), randn(0, 6, 1), torch.Generator())
+    problem, x0 = ControlProblem(chain, Sine(), 0.7), randn(0, 500, 1)
+    labels = RAM(generator(0)).label_samples(problem, Uncontrolled(chain), x0)
+    signal, level = (each[:-1, None, None] for each in chain.signal_and_noise)
+    noises = ((labels.states - signal * x0) / level).squeeze(2)
+    moments = noises @ noises.T / 500
+    assert float((moments - torch.eye(4, dtype=F64)).abs().max()) < 4 * (2 / 500) ** 0.5
+    again = RAM(generator(0)).label_samples(problem, Uncontrolled(chain), x0)
+    assert torch.equal(labels.states, again.states)
 
 
 def test_the_tilt_alone_is_the_optimum_up_to_the_step():
