@@ -60,7 +60,13 @@ if TYPE_CHECKING:
     from socft.estimators.estimand import LastStepsGradient as LastStepsGradient
     from socft.estimators.estimand import ObjectiveGradient as ObjectiveGradient
     from socft.estimators.estimand import ResidualZero as ResidualZero
+    from socft.estimators.flow.awm import AWM as AWM
     from socft.estimators.flow.dance_grpo import DanceGRPO as DanceGRPO
+    from socft.estimators.flow.diffusion_nft import DiffusionNFT as DiffusionNFT
+    from socft.estimators.flow.efficient_adjoint import (
+        EfficientAdjointMatching as EfficientAdjointMatching,
+    )
+    from socft.estimators.flow.elbo_ratio import ELBORatio as ELBORatio
     from socft.estimators.flow.flow_grpo import FlowGRPO as FlowGRPO
     from socft.estimators.flow.grpo import (
         GroupAdvantages as GroupAdvantages,
@@ -72,6 +78,11 @@ if TYPE_CHECKING:
         HamiltonianAdjointMatching as HamiltonianAdjointMatching,
     )
     from socft.estimators.flow.malliavin import MalliavinAdjoint as MalliavinAdjoint
+    from socft.estimators.flow.ram import RAM as RAM
+    from socft.estimators.flow.weightings import (
+        AdvantageMode as AdvantageMode,
+        ResidualWeight as ResidualWeight,
+    )
     from socft.estimators.full_adjoint import FullAdjoint as FullAdjoint
     from socft.estimators.integration_by_parts import (
         IntegrationByParts as IntegrationByParts,
@@ -250,12 +261,18 @@ _NAMES = {
     "socft.estimators.dpok": "DPOK",
     "socft.estimators.estimand": "ApproximateResidual Biased EquationResidual Estimand"
     " FixedPointEquation FixedPointResidual LastStepsGradient ObjectiveGradient ResidualZero",
+    "socft.estimators.flow.awm": "AWM",
     "socft.estimators.flow.dance_grpo": "DanceGRPO",
+    "socft.estimators.flow.diffusion_nft": "DiffusionNFT",
+    "socft.estimators.flow.efficient_adjoint": "EfficientAdjointMatching",
+    "socft.estimators.flow.elbo_ratio": "ELBORatio",
     "socft.estimators.flow.flow_grpo": "FlowGRPO",
     "socft.estimators.flow.grpo": "GroupAdvantages KLTerm Spread",
     "socft.estimators.flow.grpo_guard": "GRPOGuard",
     "socft.estimators.flow.hamiltonian_adjoint": "HamiltonianAdjointMatching",
     "socft.estimators.flow.malliavin": "MalliavinAdjoint",
+    "socft.estimators.flow.ram": "RAM",
+    "socft.estimators.flow.weightings": "AdvantageMode ResidualWeight",
     "socft.estimators.full_adjoint": "FullAdjoint",
     "socft.estimators.integration_by_parts": "IntegrationByParts ValueIntegrationByParts",
     "socft.estimators.log_variance": "LogVariance",

@@ -26,6 +26,7 @@ from socft import (
     subsample,
 )
 from socft.estimators.catalogue import CATALOGUE
+from socft.estimators.catalogue.flow import RENOISED
 from socft.estimators.context import EstimatorContext
 from socft.report.claim_records import Claims, read_claims
 from socft.study.vocabulary.methods import MethodName
@@ -127,7 +128,10 @@ def test_what_pages_say_of_the_reward_is_what_estimators_do(made: estimators.Mad
         differentiated.append(x.requires_grad)
         return -x.square().sum(1)
 
-    by_score = made.row.name == MethodName.TIME_REVERSED_POLICY_COSTATE_REFERENCE_SCORE
+    by_score = (
+        made.row.name == MethodName.TIME_REVERSED_POLICY_COSTATE_REFERENCE_SCORE
+        or made.row in RENOISED
+    )
     make = score_reference if by_score else affine_reference
     reference = make(Gaussian([0.5], [[0.3]]), ddpm(subsample(linear_levels(1000), 3)))
     problem = ControlProblem(reference, reward, beta=2.0)

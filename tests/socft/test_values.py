@@ -26,10 +26,12 @@ WITHOUT_ARGUMENTS = {"EulerMaruyama", "Exponential", "Strang", "Taylor"}
 MADE_BY_SOCFT = {"Evaluation", "Iteration", "Measurement", "Path", "Record"}
 """Records of what was computed, which nobody else makes."""
 ESTIMANDS = {"ApproximateResidual", "Biased", "EquationResidual", "Estimand"} | {
+    "AdvantageMode",
     "FixedPointEquation",
     "FixedPointResidual",
     "LastStepsGradient",
     "ObjectiveGradient",
+    "ResidualWeight",
     "ResidualZero",
     "Spread",
 }

@@ -181,6 +181,17 @@ def of_estimator(made: socft.Estimator) -> list[Tensor]:
     return [labels.targets, loss]
 
 
+def of_renoised(made: Any) -> list[Tensor]:
+    """Of states of the last level of a chain of scores."""
+    chain = socft.score_reference(gaussian(), schedule())
+    at = socft.ControlProblem(chain, socft.Linear([1.0, 2.0]), 1.0)
+    labels = made.label_samples(at, policy(), randn(3, PATHS, DIM))
+    k, sample = labels.pairs()
+    loss = made.loss(at, policy(), k, labels.rows(k, sample)).detach()
+    assert loss.shape == (STEPS * PATHS,)
+    return [labels.targets, loss]
+
+
 def of_guard(made: socft.GRPOGuard) -> list[Tensor]:
     """With one standard deviation per step."""
     chain = socft.AffineReference([MATRIX] * STEPS, socft.ScalarDiffusion([0.5] * STEPS))
@@ -624,6 +635,35 @@ def _estimators() -> None:
     add(socft.FlowGRPO, of_estimator, kl=timed, **compared)
     add(socft.DanceGRPO, of_estimator, **compared)
     add(socft.GRPOGuard, of_guard, kl=timed, divided_by_dt=True, **compared)
+    drawn = {"generator": Fresh(generator), "advantages": Fresh(socft.GroupAdvantages)}
+    add(socft.RAM, of_renoised, b=0.5, averaged=True, **drawn)
+    add(
+        socft.AWM,
+        of_renoised,
+        lam=0.5,
+        clip=0.1,
+        weighting=Fresh(lambda: socft.ResidualWeight.HUBER),
+        power=0.5,
+        by_diffusion=True,
+        gain=0.2,
+        **drawn,
+    )
+    add(
+        socft.DiffusionNFT,
+        of_renoised,
+        lam=0.5,
+        beta=0.1,
+        normalised=True,
+        mode=Fresh(lambda: socft.AdvantageMode.SIGN),
+        **drawn,
+    )
+    add(socft.ELBORatio, of_renoised, lam=0.5, clip=0.1, averaged=True, **drawn)
+    add(
+        socft.EfficientAdjointMatching,
+        of_renoised,
+        generator=Fresh(generator),
+        data_score=Fresh(lambda: lambda x: -x),
+    )
     add(socft.MalliavinAdjoint, of_estimator, baseline=Fresh(RegressionBaseline))
     add(socft.ScoreFunction, of_estimator, baseline=Fresh(RegressionBaseline))
     add(socft.ScoreFunctionWithoutKLToGo, of_estimator, baseline=Fresh(RegressionBaseline))

@@ -79,8 +79,7 @@ class EfficientAdjointMatching(RenoisingEstimator[LabelRows], MatchingEstimator[
         )
         kept = 1 - levels.left.to(x).square()
         endpoints = (kept * a * x + s.square() * slope) / (a.square() + fresh.square())
-        targets = [levels.reference.control_to(k, x[k], endpoints[k]) for k in range(len(x))]
-        return Labels(x, torch.stack(targets))
+        return Labels(x, renoised.controls_to(endpoints))
 
     def _slope(self, problem: ControlProblem, renoised: Renoised) -> Tensor:
         """``G`` at the clean samples, whose scale is that of the data."""
@@ -98,5 +97,5 @@ class EfficientAdjointMatching(RenoisingEstimator[LabelRows], MatchingEstimator[
         reference, last = renoised.levels.reference, renoised.levels.reference.steps - 1
         signal = renoised.levels.signal[last].to(renoised.samples)
         x = signal * renoised.samples / renoised.levels.scale.to(renoised.samples)
-        uncontrolled = torch.zeros_like(renoised.controls[last])
+        uncontrolled = torch.zeros_like(x)
         return signal * reference.score_of(last, x, uncontrolled)

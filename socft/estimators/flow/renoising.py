@@ -103,13 +103,25 @@ class Renoised(Readable):
         levels: of the steps.
         samples: what was noised, states of the last level, shape (batch, *dims).
         states: shape (T, batch, *dims).
-        controls: those that go by the pairs of sample and noise, shape (T, batch, *noise_dims).
+        endpoints: what has the mean ``E[x_0 | x_k]``, shape (T, batch, *dims).
     """
 
     levels: RenoisingLevels
     samples: Float[Tensor, "batch *dims"]
     states: Float[Tensor, "steps batch *dims"]
-    controls: Float[Tensor, "steps batch *noise_dims"]
+    endpoints: Float[Tensor, "steps batch *dims"]
+
+    @functools.cached_property
+    def controls(self) -> Float[Tensor, "steps batch *noise_dims"]:
+        """Those that go by the pairs of sample and noise."""
+        return self.controls_to(self.endpoints)
+
+    def controls_to(
+        self, endpoints: Float[Tensor, "steps batch *dims"]
+    ) -> Float[Tensor, "steps batch *noise_dims"]:
+        """The controls at the states that go by endpoints."""
+        control_to = self.levels.reference.control_to
+        return torch.stack([control_to(k, x, endpoints[k]) for k, x in enumerate(self.states)])
 
     def controls_of(self, policy: Policy) -> Float[Tensor, "steps batch *noise_dims"]:
         """The controls of a policy at the states."""
@@ -207,8 +219,7 @@ def renoise(
     clean, left = samples / levels.scale.to(samples), levels.left.to(samples)
     states = signal * clean + fresh * noise
     endpoints = clean - left.square() * (signal / fresh) * noise
-    controls = [levels.reference.control_to(k, x, endpoints[k]) for k, x in enumerate(states)]
-    return Renoised(levels, samples, states, torch.stack(controls))
+    return Renoised(levels, samples, states, endpoints)
 
 
 def denoising(problem: ControlProblem) -> DenoisingReference:

@@ -23,6 +23,7 @@ from socft.density.score import score_reference
 from socft.estimators.base import Estimator
 from socft.estimators.baseline import BatchMean, RegressionBaseline
 from socft.estimators.catalogue import CATALOGUE
+from socft.estimators.catalogue.flow import RENOISED
 from socft.estimators.context import EstimatorContext
 from socft.estimators.ddpo import DDPO
 from socft.estimators.log_variance import LogVariance
@@ -67,9 +68,15 @@ SMALLEST: dict[str, int] = {
     MethodName.DANCE_GRPO: 2,
     MethodName.GRPO_GUARD: 2,
     MethodName.MALLIAVIN_WEIGHTS: 2,
+    MethodName.RAM_GROUP_MEAN: 2,
+    MethodName.AWM: 2,
+    MethodName.AWM_GENERAL_HUBER: 2,
+    MethodName.DIFFUSION_NFT: 2,
+    MethodName.DIFFUSION_NFT_VELOCITY: 2,
+    MethodName.ELBO_RATIO: 2,
 }
 """Of those that compare paths or fit something to them; the others label one path alone."""
-SCORED = MethodName.TIME_REVERSED_POLICY_COSTATE_REFERENCE_SCORE
+SCORED = {MethodName.TIME_REVERSED_POLICY_COSTATE_REFERENCE_SCORE, *(row.name for row in RENOISED)}
 SCORES: dict[MarginalScore, int] = {
     AffineMarginals(): 1,
     TransitionScore(): 2,
@@ -96,7 +103,7 @@ def problem(scored: bool = False) -> ControlProblem:
 
 
 def made(name: str) -> tuple[Estimator, ControlProblem]:
-    where = problem(name == SCORED)
+    where = problem(name in SCORED)
     field = GivenCostate(lambda k, x: -x)
     policy = AffinePolicy.zeros(where.reference)
     context = EstimatorContext(

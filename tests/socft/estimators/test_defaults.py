@@ -21,9 +21,17 @@ from socft.estimators import context, factories
 from socft.estimators.base import Estimator
 from socft.estimators.baseline import LeaveOneOut, NoBaseline, RegressionBaseline
 from socft.estimators.catalogue import CATALOGUE
+from socft.estimators.catalogue.flow import RENOISED
 from socft.estimators.context import EstimatorContext
 from socft.estimators.ddpo import DDPO
 from socft.estimators.dpok import DPOK
+from socft.estimators.flow.awm import AWM
+from socft.estimators.flow.diffusion_nft import DiffusionNFT
+from socft.estimators.flow.efficient_adjoint import EfficientAdjointMatching
+from socft.estimators.flow.elbo_ratio import ELBORatio
+from socft.estimators.flow.grpo import GroupAdvantages
+from socft.estimators.flow.ram import RAM
+from socft.estimators.flow.weightings import AdvantageMode, ResidualWeight
 from socft.estimators.integration_by_parts import IntegrationByParts
 from socft.estimators.log_variance import LogVariance
 from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
@@ -63,7 +71,8 @@ UNCOUNTED: dict[str, Cost] = {
     MethodName.TIME_REVERSED_EXACT_SCORE: Cost(
         reference=1, policy=1, reference_derivatives=1, policy_derivatives=1, memory="T"
     ),
-}
+} | {row.name: Cost(reference=1, policy=1) for row in RENOISED}
+UNCOUNTED[MethodName.EFFICIENT_ADJOINT_MATCHING] = Cost(reference=1)
 """Of those that need a reference of a certain class, draw how many steps they label, or take
 derivatives that a counter of calls does not see.
 """
@@ -95,6 +104,25 @@ DEFAULTS: dict[type[Any], dict[str, object]] = {
     FirstOrderCorrection: {"last": True},
     LeanStickingTheLanding: {"own_step": OwnStepAsIs},
     FullStickingTheLanding: {"own_step": OwnStepAsIs},
+    RAM: {"b": None, "advantages": None, "averaged": True},
+    AWM: {  # scxue/advantage_weighted_matching, config/dgx_awm.py
+        "advantages": GroupAdvantages(),
+        "lam": 1e-3,
+        "clip": 1.0,
+        "weighting": ResidualWeight.UNIFORM,
+        "power": 0.25,
+        "by_diffusion": False,
+        "gain": 0.2,
+    },
+    DiffusionNFT: {  # NVlabs/DiffusionNFT, config/base.py and config/nft.py
+        "advantages": GroupAdvantages(),
+        "lam": 1e-4,
+        "beta": 1.0,
+        "normalised": True,
+        "mode": AdvantageMode.ALL,
+    },
+    ELBORatio: {"advantages": GroupAdvantages(), "lam": 0.0, "clip": 0.05, "averaged": False},
+    EfficientAdjointMatching: {"data_score": None},
     EstimatorContext: {"repetition": 0, "value_gradient": None, "lean_mean": None, "value": None},
 }
 """Without an equality of its own, by class."""

@@ -248,6 +248,8 @@ def _mean_control(policy: Policy) -> Tensor:
     return table(policy) @ mass
 
 
+QUADRATIC = Quadratic(torch.tensor([[-0.8]], dtype=F64), torch.tensor([0.6], dtype=F64))
+LINEAR = Linear(torch.tensor([0.9], dtype=F64))
 CHAINS: dict[str, Callable[[GaussianMixture], DenoisingReference]] = {
     "flow": lambda law: flow_reference(law, flow_sde(uniform_times(5), 0.9)),
     "noisy end": lambda law: flow_reference(law, precise(uniform_times(5, 0.15), 1.2)),
@@ -304,7 +306,7 @@ def require_at_tilt(tilted: Tilted, estimator: RenoisingEstimator) -> None:
 @pytest.mark.parametrize("bent", [False, True])
 def test_efficient_adjoint_matching_rests_at_the_tilt(make: str, bent: bool):
     """Of a mixture, at samples of the tilt itself, whatever the noise that is left in them."""
-    reward = Quadratic([[-0.8]], [0.6]) if bent else Linear([0.9])
+    reward = QUADRATIC if bent else LINEAR
     tilted = Tilted.of(LAW, make, reward, 0.7)
     score = functools.partial(tilted.data.noised_score, 1.0)
     require_at_tilt(tilted, EfficientAdjointMatching(generator(0), score))
@@ -312,7 +314,7 @@ def test_efficient_adjoint_matching_rests_at_the_tilt(make: str, bent: bool):
 
 @pytest.mark.parametrize("make", CHAINS)
 def test_the_equation_of_ram_holds_at_the_tilt_of_a_gaussian_by_a_linear_reward(make: str):
-    tilted = Tilted.of(Gaussian(0.4, 0.6), make, Linear([0.9]), 0.7)
+    tilted = Tilted.of(Gaussian(0.4, 0.6), make, LINEAR, 0.7)
     require_at_tilt(tilted, RAM(generator(0), advantages=COMPARED))
 
 
@@ -320,7 +322,7 @@ def test_the_equation_of_ram_holds_at_the_tilt_of_a_gaussian_by_a_linear_reward(
 def test_the_equation_of_ram_fails_at_other_tilts(bent: bool):
     """Of a quadratic reward, or of a mixture."""
     law = Gaussian(0.4, 0.6) if bent else LAW
-    reward = Quadratic([[-0.8]], [0.6]) if bent else Linear([0.9])
+    reward = QUADRATIC if bent else LINEAR
     tilted = Tilted.of(law, "flow", reward, 0.7)
     assert distance(tilted.slopes(RAM(generator(0), advantages=COMPARED)), 0.0) > DETECTED
 
@@ -331,8 +333,8 @@ def test_the_score_of_the_last_step_stands_in_for_that_of_the_data():
     for end in (0.2, 0.05):
         chain = flow_reference(LAW, precise([1.0, 0.6, end, 0.01], 1.2))
         law = scaled(LAW, *(each[-1] for each in chain.signal_and_noise))
-        tilt = law.tilted(Linear([0.9]), 0.7).density
-        tilted = Tilted(ControlProblem(chain, Linear([0.9]), 0.7), tilt, law)
+        tilt = law.tilted(LINEAR, 0.7).density
+        tilted = Tilted(ControlProblem(chain, LINEAR, 0.7), tilt, law)
         estimator = EfficientAdjointMatching(generator(0))
         unit = float(tilted.slopes(estimator, moved=-1.0).mean(0)[:3].norm())
         found.append(float(tilted.slopes(estimator).mean(0)[:3].norm()) / unit)

@@ -22,7 +22,7 @@ from socft.estimators.flow.grpo import COMPARED, GroupAdvantages, Spread
 from socft.estimators.flow.ram import RAM
 from socft.estimators.flow.renoising import RenoisingEstimator
 from socft.estimators.flow.weightings import AdvantageMode, ResidualWeight
-from socft.flow import flow_ddim, flow_reference, flow_sde, uniform_times
+from socft.flow import FlowReference, flow_ddim, flow_reference, flow_sde, uniform_times
 from socft.path import Noise, rollout
 from socft.policy import AffinePolicy, FunctionPolicy, Policy
 from socft.problem import ControlProblem
@@ -242,9 +242,11 @@ def test_a_spread_that_is_divided_by_leaves_no_unit_of_the_reward(scale: float):
     scaled = ControlProblem(CHAIN, FunctionReward(lambda x: scale * torch.tanh(x.sum(1))), 0.6)
     exact = GroupAdvantages(floor=0.0)
     for estimator in (AWM(generator(0), exact), DiffusionNFT(generator(0), exact)):
-        found = estimator.label_samples(scaled, OLD, SAMPLES, NOISE)
-        usual = estimator.label_samples(PROBLEM, OLD, SAMPLES, NOISE)
-        torch.testing.assert_close(found.advantages, usual.advantages, rtol=1e-9, atol=CLOSED)
+        found, usual = (
+            estimator.label_samples(problem, OLD, SAMPLES, NOISE).tensors()["advantages"]
+            for problem in (scaled, PROBLEM)
+        )
+        torch.testing.assert_close(found, usual, rtol=1e-9, atol=CLOSED)
     kept = RAM(generator(0), 0.5).label_samples(scaled, OLD, SAMPLES, NOISE).targets
     usual = RAM(generator(0), 0.5).label_samples(PROBLEM, OLD, SAMPLES, NOISE).targets
     torch.testing.assert_close(kept, scale * usual, rtol=1e-9, atol=CLOSED)
@@ -274,7 +276,7 @@ def test_efficient_adjoints_of_a_normal_law_are_lean():
     gaps = []
     for steps in (20, 40):
         chain = score_reference(Gaussian([0.0, 0.0], 1.0), ddpm(torch.linspace(1e-4, 1, steps + 1)))
-        problem = ControlProblem(chain, Linear([0.6, -0.3]), 0.8)
+        problem = ControlProblem(chain, Linear(torch.tensor([0.6, -0.3], dtype=F64)), 0.8)
         score: Callable[[Tensor], Tensor] = torch.neg
         made = EfficientAdjointMatching(generator(0), score).label_samples(
             problem, OLD, SAMPLES, randn(3, steps, BATCH, DIM)
@@ -310,6 +312,27 @@ def test_nothing_of_a_path_but_its_end_is_read(name: str):
     of_samples = ESTIMATORS[name]().label_samples(PROBLEM, OLD, path.final)
     for key, each in of_path.tensors().items():
         assert torch.equal(each, of_samples.tensors()[key])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_labels_cost_what_the_estimator_says(name: str):
+    """One velocity and one control per step and sample; EAM the data's score once besides."""
+    rows = {"velocity": 0, "policy": 0}
+
+    def velocity(k: Step, x: States) -> States:
+        rows["velocity"] += len(x)
+        return CHAIN.velocity(k, x)
+
+    def control(k: Step, x: States) -> Noises:
+        rows["policy"] += len(x)
+        return before(k, x)
+
+    problem = ControlProblem(FlowReference(CHAIN.schedule, velocity, (DIM,)), PROBLEM.reward, 0.6)
+    rows["velocity"], estimator = 0, ESTIMATORS[name]()
+    estimator.label_samples(problem, FunctionPolicy(control), SAMPLES)
+    once = BATCH if name == "EAM" else 0
+    assert rows["velocity"] == STEPS * BATCH * estimator.cost.reference + once
+    assert rows["policy"] == STEPS * BATCH * estimator.cost.policy
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
