@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 
 from sd_experiments import config
+from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.memory import MB, free_bytes, peak_mb, reset_peak
-from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.model.weights import folder_of
 from sd_experiments.reward.rewards import decode
 from sd_experiments.training.build import (
@@ -151,7 +151,7 @@ def _tried(
         return Finding(what, False, said), None
 
 
-def _references(settings: config.ExperimentConfig, base: StableDiffusion | None) -> int:
+def _references(settings: config.ExperimentConfig, base: LatentModel | None) -> int:
     """How many prompts there are; with a model, each has a sampler."""
     if base is not None:
         for prompt in settings.problem.prompts:
@@ -183,7 +183,7 @@ def _counted(experiment: Experiment) -> str:
 
 
 def uses_reward_gradient(
-    settings: config.ExperimentConfig, device: torch.device, base: StableDiffusion | None = None
+    settings: config.ExperimentConfig, device: torch.device, base: LatentModel | None = None
 ) -> bool:
     """Whether the estimator asks for the reward's gradient, on paths of as many steps as the
     settings say.
@@ -197,7 +197,9 @@ def uses_reward_gradient(
     estimator: Any = instantiate(
         "estimator", ANYWHERE, settings.estimator.name, settings.estimator.options
     )
-    dims = SMALL if base is None else base.latent_dims
+    dims = SMALL
+    if base is not None:
+        dims = (base.latent_dims[0], *base.latent_of(settings.sampler.size))
     reference, asked = (
         ScoreReference(variance_preserving(settings.sampler.steps), lambda k, x: -x, dims),
         [],
@@ -331,8 +333,8 @@ def _largest(settings: config.ExperimentConfig) -> int:
     return max(batch.trajectories, loss)
 
 
-def _weights(base: StableDiffusion) -> int:
-    parts = (base.unet, base.vae, *base.prompt_encoder.encoders)
+def _weights(base: LatentModel) -> int:
+    parts = (base.denoiser.network, base.vae, *base.prompt_encoder.encoders)
     return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
 

@@ -66,11 +66,15 @@ class SampleCommand:
     """Gradient step of the checkpoint, one of the last run.keep; the newest by default."""
     grid: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
     """Picture to write; samples.png in the folder of the run by default."""
+    ode: bool = False
+    """Draw by a flow's own sampler, without noise, which a memoryless training allows."""
 
     def run(self) -> None:
         from sd_experiments.training.session import sample_grid
 
-        file = sample_grid(self.config, self.out, self.number, self.seed, self.grid, self.step)
+        file = sample_grid(
+            self.config, self.out, self.number, self.seed, self.grid, self.step, self.ode
+        )
         print(
             f"wrote {file}: for every prompt, in the order of the configuration, a row of the"
             " pre-trained and one of this model"
@@ -97,11 +101,13 @@ class EvaluateCommand:
     """Of the noise."""
     step: int | None = None
     """Gradient step of the checkpoint, one of the last run.keep; the newest by default."""
+    ode: bool = False
+    """Draw by a flow's own sampler, without noise, which a memoryless training allows."""
 
     def run(self) -> None:
         from sd_experiments.training.session import evaluate
 
-        evaluate(self.config, self.out, self.number, self.seed, self.step)
+        evaluate(self.config, self.out, self.number, self.seed, self.step, self.ode)
 
 
 @dataclasses.dataclass(frozen=True)

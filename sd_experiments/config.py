@@ -91,6 +91,8 @@ class ModelConfig:
         device: where it runs; "auto" is the GPU if there is one.
         micro_batch: samples per network call; all at once by default.
         checkpointing: keep only the inputs of the network's blocks for backward passes.
+        max_sequence_length: rows of T5's states, which Stable Diffusion 3 and FLUX read; as their
+            pipelines by default (256 and 512).
     """
 
     path: Name = "tiny"
@@ -98,29 +100,40 @@ class ModelConfig:
     device: Name = "auto"
     micro_batch: Count | None = None
     checkpointing: Flag = False
+    max_sequence_length: Count | None = None
 
 
 @_table
 class SamplerConfig:
-    """The chain that is fine-tuned, DDIM(eta).
+    """The chain that is fine-tuned, DDIM(eta) or for a flow another kernel of `socft.flow`.
 
     Attributes:
         steps: sampling steps T.
-        eta: noise, in (0, 1]; 1 is memoryless in the limit of many steps.
+        kernel: "ddim", or for a flow "precise", "flow_sde" or "memoryless".
+        eta: noise; of DDIM in (0, 1], where 1 is memoryless in the limit of many steps and for a
+            flow exactly; of Precise and Flow-SDE their noise level, memoryless at the square root
+            of 2.
         guidance: guidance scale of the pre-trained and of the fine-tuned model; 1 is none.
         negative_prompt: what guidance leads away from.
         spacing: "leading" or "trailing" timesteps, or "log_snr" for levels with even steps in the
             logarithm of their signal-to-noise ratio (`sd_experiments.model.sampling`); as the model
             is configured by default.
-        last_level: signal level of the sample, below 1; as the model is configured by default.
+        last_level: signal level of the sample, below 1; as the model is configured by default. Of a
+            flow it is 1 - s at noise s, and must be given.
+        distilled_guidance: guidance scale that FLUX is told, if it was distilled from guided ones;
+            as its pipeline by default (3.5).
+        size: height and width of a picture in pixels; the model's own by default.
     """
 
     steps: Count = 50
+    kernel: Literal["ddim", "precise", "flow_sde", "memoryless"] = "ddim"
     eta: Number = 1.0
     guidance: Number = 1.0
     negative_prompt: Text = ""
     spacing: Literal["leading", "trailing", "log_snr"] | None = None
     last_level: Number | None = None
+    distilled_guidance: Number | None = None
+    size: tuple[Count, Count] | None = None
 
 
 @_table

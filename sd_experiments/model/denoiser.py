@@ -9,6 +9,7 @@ With classifier-free guidance of scale w the noise is
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,6 @@ from typing import Any
 
 import peft
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -62,8 +62,8 @@ def recompute_in_backward(function: Callable[..., Any], **options: Any) -> Calla
     return recomputed
 
 
-class UNetDenoiser:
-    """The network with frozen weights, called in its own dtype on its own device, ``micro_batch``
+class LatentDenoiser(abc.ABC):
+    """A network with frozen weights, called in its own dtype on its own device, ``micro_batch``
     samples at a time.
 
     Low-rank layers that a `sd_experiments.model.policy.LoRA` adds act only in calls that ask for
@@ -73,7 +73,7 @@ class UNetDenoiser:
     of torch.func, which rule that out, here and for ``checkpointing``).
 
     Args:
-        unet: the network.
+        network: the network.
         micro_batch: samples per call; all of them by default. With guidance a sample takes two
             rows.
         checkpointing: keep only the inputs of the network's blocks for the backward pass.
@@ -84,7 +84,7 @@ class UNetDenoiser:
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        network: Any,
         micro_batch: int | None = None,
         checkpointing: bool = False,
         plain_attention: bool = False,
@@ -93,14 +93,14 @@ class UNetDenoiser:
             micro_batch is None or micro_batch >= 1,
             f"micro_batch = {micro_batch}; give at least 1, or None for no limit.",
         )
-        self.unet = unet.requires_grad_(False).eval()
+        self.network = network.requires_grad_(False).eval()
         self.micro_batch = micro_batch
         self.plain_attention = plain_attention
         self.adapters: Sequence[Any] = ()
         self.calls = 0
         self._adapted = False
         if checkpointing:
-            unet.enable_gradient_checkpointing(self._checkpoint_block)
+            network.enable_gradient_checkpointing(self._checkpoint_block)
 
     def __call__(
         self,
@@ -138,25 +138,19 @@ class UNetDenoiser:
         weight, negative = condition.guidance, condition.negative
         with self._switched(adapted), self._attention():
             if weight == 1:
-                return self._network(timesteps, x, condition.prompt.rows(len(x))).to(x)
+                return self._called(timesteps, x, condition.prompt.rows(len(x)))
             told = negative.rows(len(x)).joined(condition.prompt.rows(len(x)))
-            without, given = (
-                self._network(timesteps.repeat(2), torch.cat([x, x]), told).to(x).chunk(2)
-            )
+            without, given = self._called(timesteps.repeat(2), torch.cat([x, x]), told).chunk(2)
             return without + weight * (given - without)
 
-    def _network(self, timesteps: Tensor, x: Tensor, told: EncodedPrompt) -> Tensor:
+    def _called(self, timesteps: Tensor, x: Tensor, told: EncodedPrompt) -> Tensor:
         self.calls += 1
-        weight = next(self.unet.parameters())
-        told = told.to(weight)
-        added: Any = {"added_cond_kwargs": dict(told.added)} if told.added else {}
-        return self.unet(
-            x.to(weight),
-            timesteps.to(weight.device),
-            encoder_hidden_states=told.text,
-            return_dict=False,
-            **added,
-        )[0]
+        weight = next(self.network.parameters())
+        return self._evaluate(timesteps.to(weight.device), x.to(weight), told.to(weight)).to(x)
+
+    @abc.abstractmethod
+    def _evaluate(self, timesteps: Tensor, x: Tensor, told: EncodedPrompt) -> Tensor:
+        """The network at states in its own dtype, as its pipeline calls it."""
 
     @contextlib.contextmanager
     def _switched(self, adapted: bool) -> Iterator[None]:
@@ -190,6 +184,16 @@ class UNetDenoiser:
             return contextlib.nullcontext(), self._switched(adapted)
 
         return recompute_in_backward(block, context_fn=contexts)(*args)
+
+
+class UNetDenoiser(LatentDenoiser):
+    """The network of Stable Diffusion 1.x, 2.x and XL."""
+
+    def _evaluate(self, timesteps: Tensor, x: Tensor, told: EncodedPrompt) -> Tensor:
+        added: Any = {"added_cond_kwargs": dict(told.added)} if told.added else {}
+        return self.network(
+            x, timesteps, encoder_hidden_states=told.text, return_dict=False, **added
+        )[0]
 
 
 def _switch(adapters: Sequence[Any], adapted: bool) -> None:

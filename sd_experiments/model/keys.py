@@ -156,9 +156,34 @@ VAE: Table = _honoured(
 statistics but the scaling factor, so do we.
 """
 
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+FLOW_SCHEDULER: Table = (
+    _honoured(
+        "num_train_timesteps shift use_dynamic_shifting base_shift max_shift base_image_seq_len"
+        " max_image_seq_len shift_terminal use_karras_sigmas use_exponential_sigmas use_beta_sigmas"
+        " time_shift_type"
+    )
+    | _refused("invert_sigmas", "give a model whose levels go from noise to data", False)
+    | _refused(
+        "stochastic_sampling",
+        "the kernel is that of sampler.kernel: set it to false in scheduler_config.json",
+        False,
+    )
+)
+"""The levels are those the scheduler itself sets for its pipeline."""
+SD3_TRANSFORMER: Table = _honoured(
+    "sample_size patch_size in_channels num_layers attention_head_dim num_attention_heads"
+    " joint_attention_dim caption_projection_dim pooled_projection_dim out_channels"
+    " pos_embed_max_size dual_attention_layers qk_norm"
+)
+FLUX_TRANSFORMER: Table = _honoured(
+    "patch_size in_channels out_channels num_layers num_single_layers attention_head_dim"
+    " num_attention_heads joint_attention_dim pooled_projection_dim guidance_embeds axes_dims_rope"
+)
+
 _CONFIGURATION = (
     "transformers_version architectures output_hidden_states dtype chunk_size_feed_forward id2label"
-    " label2id problem_type initializer_range initializer_factor"
+    " label2id problem_type initializer_factor"
 )
 TEXT_ENCODER: Table = (
     _honoured(
@@ -166,9 +191,21 @@ TEXT_ENCODER: Table = (
         " num_attention_heads max_position_embeddings hidden_act layer_norm_eps pad_token_id"
         " bos_token_id eos_token_id use_attention_mask"
     )
-    | _immaterial(f"{_CONFIGURATION} attention_dropout")
+    | _immaterial(f"{_CONFIGURATION} initializer_range attention_dropout")
     | _refused("return_dict", "set it to true in config.json", True)
     | _refused("is_encoder_decoder", "give a text encoder of CLIP", False)
+)
+T5: Table = (
+    _honoured(
+        "vocab_size d_model d_kv d_ff num_layers num_heads relative_attention_num_buckets"
+        " relative_attention_max_distance layer_norm_epsilon feed_forward_proj pad_token_id"
+        " eos_token_id"
+    )
+    | _immaterial(
+        f"{_CONFIGURATION} num_decoder_layers dropout_rate use_cache classifier_dropout is_decoder"
+        " is_encoder_decoder"
+    )
+    | _refused("return_dict", "set it to true in config.json", True)
 )
 
 LORA: Table = (

@@ -13,39 +13,34 @@ from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils.save_and_load import get_peft_model_state_dict
 
 from sd_experiments.model.keys import LORA, require_keys
+from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.policy import ADAPTER, LoRA
-from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.tensor_file import encode_tensors, read_sealed_tensors
 from socft.checks import require
 from socft.files import write_atomically
 
-PART = "unet."
-
 
 def save_lora(lora: LoRA, directory: str | Path) -> Path:
     """Write the low-rank layers; returns the file."""
+    part = f"{lora.base.part}."
     settings = {
-        PART + name: sorted(value) if isinstance(value, set) else value
+        part + name: sorted(value) if isinstance(value, set) else value
         for name, value in lora.config.to_dict().items()
     }
     header = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True)}
-    layers: dict[str, Any] = get_peft_model_state_dict(lora.base.unet, adapter_name=ADAPTER)
-
-    def write(tensors: dict[str, torch.Tensor], file: str) -> None:
-        write_atomically(Path(file), encode_tensors(tensors, header))
-
-    StableDiffusionPipeline.save_lora_weights(
-        directory, unet_lora_layers=layers, save_function=write
-    )
-    return Path(directory) / LORA_WEIGHT_NAME_SAFE
+    layers = get_peft_model_state_dict(lora.base.denoiser.network, adapter_name=ADAPTER)
+    file = Path(directory) / LORA_WEIGHT_NAME_SAFE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {part + name: value for name, value in layers.items()}
+    write_atomically(file, encode_tensors(tensors, header))
+    return file
 
 
-def load_lora(base: StableDiffusion, directory: str | Path) -> LoRA:
+def load_lora(base: LatentModel, directory: str | Path) -> LoRA:
     """Add low-rank layers from a file of `save_lora` to a network that has none.
 
     Raises:
@@ -54,21 +49,22 @@ def load_lora(base: StableDiffusion, directory: str | Path) -> LoRA:
     """
     file = Path(directory) / LORA_WEIGHT_NAME_SAFE
     tensors, header = read_sealed_tensors(file, "give a directory that save_lora wrote")
-    tensors = {name.removeprefix(PART): value for name, value in tensors.items()}
-    config = _config(header, file)
+    part = f"{base.part}."
+    tensors = {name.removeprefix(part): value for name, value in tensors.items()}
+    config = _config(header, part, file)
     lora = LoRA.of_config(base, config)
     _copy(lora, tensors, file)
     return lora
 
 
-def _config(header: dict[str, str], file: Path) -> LoraConfig:
+def _config(header: dict[str, str], part: str, file: Path) -> LoraConfig:
     """What the header says of ranks, strengths and targets."""
     require(
         LORA_ADAPTER_METADATA_KEY in header,
         f"{file} does not say its alpha; save it again with the adapter's metadata.",
     )
     stored: dict[str, Any] = json.loads(header[LORA_ADAPTER_METADATA_KEY])
-    settings = {name.removeprefix(PART): value for name, value in stored.items()}
+    settings = {name.removeprefix(part): value for name, value in stored.items()}
     require_keys(settings, LoraConfig, LORA, f"the header of {file}")
     honoured = {name for name, key in LORA.items() if key.verdict == "honoured"}
     return LoraConfig(**{name: settings[name] for name in honoured if name in settings})

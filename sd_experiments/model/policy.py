@@ -1,13 +1,13 @@
-r"""Low-rank fine-tuning of Stable Diffusion as a policy.
+r"""Low-rank fine-tuning of a latent model as a policy.
 
 The fine-tuned chain is the reference's own with another score, so its whitened control is
 
 .. math:: v_k(x) = B_k^+ \big(m^\theta_k(x) - m_k(x)\big) = \frac{g_k}{\sqrt{a_k}\, \sigma_k}
     \big(s^\theta_k(x) - s_k(x)\big),
 
-computed from the scores, where the difference loses fewer digits than that of the means. Both
-scores come from one network, with its low-rank layers (LoRA, Hu et al. 2021:
-:math:`W + \tfrac{\alpha}{r} B A`) on and off; B starts at zero, hence v does too.
+computed from the scores, where the difference loses fewer digits than that of the means; for a flow
+the same with velocities (`socft.flow`). Both come from one network, with its low-rank layers (LoRA,
+Hu et al. 2021: :math:`W + \tfrac{\alpha}{r} B A`) on and off; B starts at zero, hence v does too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import collections
 import dataclasses
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -24,14 +24,14 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from sd_experiments.model.reference import StableDiffusionReference
-from sd_experiments.model.stable_diffusion import StableDiffusion
+from sd_experiments.model.latent_model import LatentModel
+from sd_experiments.model.latent_reference import LatentReference
 from socft.checks import require, tried
 from socft.costates.adjoint import lean_adjoint
 from socft.path import Noise, Path, rollout
 from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
-from socft.reference import Noises, Reference, ScoreReference, States, Step
+from socft.reference import Noises, Reference, States, Step
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of every attention layer, diffusers' usual choice."""
@@ -41,10 +41,11 @@ SHOWN = 12
 """Endings of layers' names that are listed."""
 NEAR = 0.3
 """How alike names must be to be suggested: "k" for "to_k"."""
+Chain = TypeVar("Chain", bound=LatentReference[Any])
 
 
 class LoRA(nn.Module):
-    """Trainable low-rank layers on the network of a `StableDiffusion`, shared by the policies of
+    """Trainable low-rank layers on the network of a `LatentModel`, shared by the policies of
     every prompt.
 
     They are off except in the calls of a `LoRAPolicy`. Their weights are float32 where the network
@@ -64,7 +65,7 @@ class LoRA(nn.Module):
 
     def __init__(
         self,
-        base: StableDiffusion,
+        base: LatentModel,
         rank: int = 4,
         alpha: float | None = None,
         targets: Sequence[str] = ATTENTION,
@@ -76,7 +77,7 @@ class LoRA(nn.Module):
         self._adapt(base, config, generator)
 
     @classmethod
-    def of_config(cls, base: StableDiffusion, config: LoraConfig) -> LoRA:
+    def of_config(cls, base: LatentModel, config: LoraConfig) -> LoRA:
         """The layers of a configuration of peft, with ranks and strengths of their own where it has
         patterns for them.
 
@@ -88,7 +89,7 @@ class LoRA(nn.Module):
         return lora
 
     def _adapt(
-        self, base: StableDiffusion, config: LoraConfig, generator: torch.Generator | None
+        self, base: LatentModel, config: LoraConfig, generator: torch.Generator | None
     ) -> None:
         super().__init__()
         self.config = config
@@ -99,7 +100,7 @@ class LoRA(nn.Module):
         self.reset(generator)
 
     @property
-    def base(self) -> StableDiffusion:
+    def base(self) -> LatentModel:
         """The frozen parts."""
         return self._base[0]
 
@@ -116,19 +117,21 @@ class LoRA(nn.Module):
             )
 
 
-def _attach(base: StableDiffusion, config: LoraConfig) -> dict[str, nn.Parameter]:
-    unet: Any = base.unet
+def _attach(base: LatentModel, config: LoraConfig) -> dict[str, nn.Parameter]:
+    network = base.denoiser.network
     require(
         not base.denoiser.adapters,
         "the network carries low-rank layers already; share that LoRA between the policies.",
     )
-    frozen = next(unet.parameters()).dtype
+    frozen = next(network.parameters()).dtype
     targets = config.target_modules
     if not isinstance(targets, str):  # else a pattern, which peft refuses where nothing matches
-        _require_layers(unet, tuple(sorted(targets or ())))
-    tried(unet.add_adapter, (config, ADAPTER), f"adding layers to {targets}")
-    base.denoiser.adopt([module for module in unet.modules() if isinstance(module, BaseTunerLayer)])
-    weights = {name: p for name, p in unet.named_parameters() if ".lora_" in name}
+        _require_layers(network, tuple(sorted(targets or ())))
+    tried(network.add_adapter, (config, ADAPTER), f"adding layers to {targets}")
+    base.denoiser.adopt(
+        [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    )
+    weights = {name: p for name, p in network.named_parameters() if ".lora_" in name}
     for p in weights.values():
         p.data = p.data.to(torch.float32 if frozen in HALVES else frozen)
     return weights
@@ -147,11 +150,11 @@ def _require_layers(network: nn.Module, targets: tuple[str, ...]) -> None:
     ]
     known = _endings(layers)
     near = [each for ending in lost for each in difflib.get_close_matches(ending, known, 1, NEAR)]
-    nearest = f"; the nearest are {', '.join(dict.fromkeys(near))}" if near else ""
+    nearest = f" (the nearest are {', '.join(dict.fromkeys(near))})" if near else ""
     require(
         bool(targets) and not lost,
-        f"targets = {lost} match no layer of the network, whose names end in:"
-        f" {', '.join(known[:SHOWN])}{nearest}.",
+        f"targets = {lost} match no layer of the network{nearest}, whose names end in:"
+        f" {', '.join(known[:SHOWN])}.",
     )
 
 
@@ -162,9 +165,9 @@ def _endings(layers: Sequence[str]) -> list[str]:
     return [ending for ending, _ in collections.Counter(found).most_common()]
 
 
-class LoRAPolicy(Policy):
+class LoRAPolicy(Policy, Generic[Chain]):
     """The control of one prompt's fine-tuned sampler; differentiable in the state through both
-    scores.
+    outputs.
 
     Args:
         reference: the prompt's chain; its base carries the low-rank layers.
@@ -177,7 +180,7 @@ class LoRAPolicy(Policy):
         InvalidProblem: the layers belong to another network.
     """
 
-    def __init__(self, reference: StableDiffusionReference, lora: LoRA, guided: bool = True):
+    def __init__(self, reference: Chain, lora: LoRA, guided: bool = True):
         require(
             lora.base is reference.base,
             "the low-rank layers belong to another network than the reference's; build both on one"
@@ -188,28 +191,14 @@ class LoRAPolicy(Policy):
         self.guided = guided
 
     def __call__(self, k: Step, x: States) -> Noises:
-        return self.reference.control_of(k, x, self.tuned_score(k, x))
-
-    def tuned_score(self, k: Step, x: States) -> States:
-        """The fine-tuned score."""
-        return self.reference.tuned_score(k, x, self.guided)
+        return self.reference.control_of(k, x, self.reference.tuned_output(k, x, self.guided))
 
     @property
-    def sampler(self) -> ScoreReference:
+    def sampler(self) -> Reference:
         """The fine-tuned chain on its own, with mean ``m^theta``: one evaluation per step where the
         policy takes two.
         """
-        return _FineTunedReference(self)
-
-
-class _FineTunedReference(ScoreReference):
-    """The chain of a policy's fine-tuned score. It is a class of its own since its score is the
-    network that the reference is built on, and is not tried, at two evaluations, every time.
-    """
-
-    def __init__(self, policy: LoRAPolicy):
-        self.policy = policy
-        super().__init__(policy.reference.schedule, policy.tuned_score, policy.reference.dims)
+        return self.reference.fine_tuned(self.guided)
 
 
 def sample_states(policy: LoRAPolicy, noise: Noise) -> Path:

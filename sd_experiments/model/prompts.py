@@ -113,26 +113,43 @@ class SinglePromptEncoder(PromptEncoder):
         return EncodedPrompt(self.encoder(tokens.input_ids.to(device), attention_mask=mask)[0])
 
     @torch.no_grad()
-    def penultimate(self, prompt: str) -> tuple[Tensor, Tensor]:
+    def penultimate(self, prompt: str, longest: int | None = None) -> tuple[Tensor, Tensor]:
         """States of the last layer but one, and the encoder's first output, a pooled state if it
         has a projection.
+
+        Args:
+            longest: tokens of longer prompts are left out from here on, where another encoder reads
+                them; by default these are refused.
         """
         device = next(self.encoder.parameters()).device
-        found = self.encoder(self.tokens(prompt).input_ids.to(device), output_hidden_states=True)
+        found = self.encoder(
+            self.tokens(prompt, longest).input_ids.to(device), output_hidden_states=True
+        )
         return found.hidden_states[-2], found[0]
 
-    def tokens(self, prompt: str) -> Any:
+    @torch.no_grad()
+    def pooled(self, prompt: str, longest: int) -> Tensor:
+        """The pooled state of an encoder without a projection; ``longest`` as for `penultimate`."""
+        device = next(self.encoder.parameters()).device
+        return self.encoder(self.tokens(prompt, longest).input_ids.to(device)).pooler_output
+
+    def tokens(self, prompt: str, cut: int | None = None) -> Any:
         """The tokens of a prompt, padded to all that the encoder reads. A word that was learnt by
         textual inversion stands for all of its tokens.
+
+        Args:
+            cut: leave out the tokens from here on; by default longer prompts are refused.
         """
-        longest = self.tokenizer.model_max_length
+        longest = self.tokenizer.model_max_length if cut is None else cut
         words: Any = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, self.tokenizer)
         count = len(self.tokenizer(words).input_ids)
         require(
-            count <= longest,
+            count <= longest or cut is not None,
             f"the prompt {prompt!r} takes {count} tokens; the network reads {longest}: shorten it.",
         )
-        return self.tokenizer(words, padding="max_length", max_length=longest, return_tensors="pt")
+        return self.tokenizer(
+            words, padding="max_length", max_length=longest, truncation=True, return_tensors="pt"
+        )
 
 
 class DualPromptEncoder(PromptEncoder):

@@ -14,23 +14,18 @@ its own device, a few rows at a time; everything else is in the dtype of the sta
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Iterator
-
-import torch
 from torch import Tensor
 
 from sd_experiments.model.denoiser import Condition
+from sd_experiments.model.latent_reference import FrozenOutput, LatentReference
 from sd_experiments.model.sampling import EVEN, sampling_schedule
 from sd_experiments.model.stable_diffusion import NOISE, StableDiffusion
-from sd_experiments.model.transforms import is_forward_mode, is_transforming
 from socft.checks import require
-from socft.reference import ScoreReference, States, Step, level_at
+from socft.reference import ScoreReference, Step, level_at
 from socft.schedule import ddim
 
 
-class StableDiffusionReference(ScoreReference):
+class StableDiffusionReference(ScoreReference, LatentReference[StableDiffusion]):
     """One prompt's sampler as a chain of ``steps`` kernels on latents, differentiable in the state.
 
     Args:
@@ -88,60 +83,14 @@ class StableDiffusionReference(ScoreReference):
         )
         self.sampling = sampling_schedule(base.scheduler_config, steps, spacing, last_level)
         self._noise = NOISE[base.scheduler_config["prediction_type"]]
-        self._kept: _Kept | None = None
-        self._sharing = False
+        self.output = FrozenOutput(lambda k, x: self.predict(k, x, False, self.condition))
         super().__init__(
             ddim(self.sampling.abar, eta),
-            self._frozen_score,
+            self.output,
             (base.unet.config["in_channels"], height, width),
         )
 
-    @property
-    def guidance(self) -> float:
-        """The guidance scale."""
-        return self.condition.guidance
-
-    def tuned_score(self, k: Step, x: States, guided: bool = True) -> States:
-        """The score with the low-rank layers, with this reference's guidance or with none."""
-        return self._predicted_score(
-            k,
-            x,
-            True,
-            self.condition if guided else dataclasses.replace(self.condition, guidance=1.0),
-        )
-
-    @contextlib.contextmanager
-    def sharing_graphs(self) -> Iterator[None]:
-        """Let evaluations at the very same state tensor share one graph, as they share values
-        without a graph anyway.
-
-        For code that goes backward once after all its evaluations, such as the adjoint recursions:
-        a full adjoint then evaluates the frozen network once per step in place of twice.
-        """
-        before, self._sharing = self._sharing, True
-        try:
-            yield
-        finally:
-            self._sharing, self._kept = before, None
-
-    def _frozen_score(self, k: Step, x: States) -> States:
-        if not self._may_keep(k, x):
-            return self._predicted_score(k, x, False, self.condition)
-        if self._kept is None or not self._kept.matches(k, x):
-            self._kept = None
-            self._kept = _Kept.of(k, x, self._predicted_score(k, x, False, self.condition))
-        return self._kept.score
-
-    def _may_keep(self, k: Step, x: Tensor) -> bool:
-        recorded = torch.is_grad_enabled() and x.requires_grad
-        return (
-            isinstance(k, int)
-            and (self._sharing or not recorded)
-            and not (is_transforming() or is_forward_mode())
-            and not torch.is_inference_mode_enabled()
-        )
-
-    def _predicted_score(self, k: Step, x: Tensor, adapted: bool, condition: Condition) -> Tensor:
+    def predict(self, k: Step, x: Tensor, adapted: bool, condition: Condition) -> Tensor:
         timesteps = self.sampling.timesteps[
             k.to(self.sampling.timesteps.device) if isinstance(k, Tensor) else k
         ].expand(len(x))
@@ -149,31 +98,17 @@ class StableDiffusionReference(ScoreReference):
         output = self.base.denoiser(timesteps, x, condition, adapted)
         return -self._noise(x, output, level, noise) / noise.sqrt()
 
+    def fine_tuned(self, guided: bool) -> ScoreReference:
+        return _FineTunedChain(self, guided)
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Kept:
-    """The last evaluation of the frozen network: a step of a rollout asks for it twice, in the
-    policy and in the kernel.
+
+class _FineTunedChain(ScoreReference):
+    """It is a class of its own since its score is the network that the reference is built on, and
+    is not tried, at two evaluations, every time.
     """
 
-    k: int
-    x: Tensor
-    value: Tensor
-    score: Tensor
+    def __init__(self, reference: StableDiffusionReference, guided: bool):
+        def score(k: Step, x: Tensor) -> Tensor:
+            return reference.tuned_output(k, x, guided)
 
-    @classmethod
-    def of(cls, k: Step, x: Tensor, score: Tensor) -> _Kept:
-        assert isinstance(k, int)
-        return cls(k, x, x.detach().clone(), score)
-
-    def matches(self, k: Step, x: Tensor) -> bool:
-        """Whether this is the value at ``(k, x)``: the same tensor, not changed since, with a graph
-        if one is being recorded.
-        """
-        recorded = torch.is_grad_enabled() and x.requires_grad
-        return (
-            self.k == k
-            and self.x is x
-            and self.score.requires_grad == recorded
-            and torch.equal(self.value, x)
-        )
+        super().__init__(reference.schedule, score, reference.dims)

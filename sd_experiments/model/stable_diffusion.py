@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from sd_experiments.model.denoiser import UNetDenoiser
-from sd_experiments.model.keys import UNET, VAE, require_keys
+from sd_experiments.model.keys import UNET, require_keys
+from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.prompts import (
     DualPromptEncoder,
-    EncodedPrompt,
     PromptEncoder,
     prompt_encoder,
 )
 from sd_experiments.model.sampling import trained_chain
-from sd_experiments.model.weights import load_pipeline, refusing
 from socft.checks import require
 
 NOISE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
@@ -31,8 +28,8 @@ NOISE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 """(x, output, signal level, noise level) -> predicted noise."""
 
 
-class StableDiffusion:
-    """The frozen parts of a pipeline, shared by the references of every prompt.
+class StableDiffusion(LatentModel):
+    """The frozen parts of a pipeline with a UNet.
 
     Args:
         unet: predicts noise or velocity.
@@ -41,12 +38,14 @@ class StableDiffusion:
         scheduler: any scheduler; its noise levels, prediction type and timestep spacing are read.
         micro_batch: samples per network call; bounds the memory.
         checkpointing: keep only the inputs of the network's blocks for backward passes.
-        plain_attention: attention that can be differentiated twice (see `UNetDenoiser`).
+        plain_attention: attention that can be differentiated twice (see `LatentDenoiser`).
 
     Raises:
         InvalidProblem: a network that needs more than (latent, timestep, text), another prediction
             type, or parts that do not fit together.
     """
+
+    part = "unet"
 
     def __init__(
         self,
@@ -61,13 +60,13 @@ class StableDiffusion:
         extra_large = isinstance(prompt_encoder, DualPromptEncoder)
         config = trained_chain(scheduler, clipped=extra_large)
         _require_text_to_image(unet, config["prediction_type"], extra_large)
-        require_keys(vae.config, AutoencoderKL, VAE, "the decoder")
         _require_fitting(unet, vae.config, prompt_encoder)
-        require_no_adapters(unet)
-        self.denoiser = UNetDenoiser(unet, micro_batch, checkpointing, plain_attention)
         upcast = extra_large and vae.config["force_upcast"] and vae.dtype == torch.float16
-        self.vae = (vae.float() if upcast else vae).requires_grad_(False).eval()
-        self.prompt_encoder = prompt_encoder
+        super().__init__(
+            UNetDenoiser(unet, micro_batch, checkpointing, plain_attention),
+            vae.float() if upcast else vae,
+            prompt_encoder,
+        )
         self.scheduler_config = config
 
     @property
@@ -79,8 +78,11 @@ class StableDiffusion:
         return config["in_channels"], height, width
 
     @classmethod
-    def from_pipeline(cls, pipeline: Any, micro_batch: int | None = None, **options: bool) -> Self:
-        """The parts of a diffusers pipeline, frozen in place."""
+    def from_pipeline(cls, pipeline: Any, micro_batch: int | None = None, **options: Any) -> Self:
+        require(
+            getattr(pipeline, "unet", None) is not None,
+            f"a {type(pipeline).__name__} has no unet; give a Stable Diffusion 1.x, 2.x or XL.",
+        )
         return cls(
             pipeline.unet,
             pipeline.vae,
@@ -90,45 +92,14 @@ class StableDiffusion:
             **options,
         )
 
-    @classmethod
-    def load(
-        cls,
-        directory: str | Path,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-        micro_batch: int | None = None,
-        **options: bool,
-    ) -> Self:
-        """The Stable Diffusion saved in a local directory; nothing is downloaded.
-
-        Raises:
-            InvalidProblem: a part of the pipeline is missing, damaged or another network's.
-        """
-        pipeline = load_pipeline(directory, dtype, device)
-        with refusing(f"the model in {str(directory)!r}"):
-            return cls.from_pipeline(pipeline, micro_batch, **options)
-
     @property
     def unet(self) -> UNet2DConditionModel:
         """The network."""
-        return self.denoiser.unet
-
-    def encode(self, prompt: str, latent: tuple[int, int], negative: bool = False) -> EncodedPrompt:
-        """What the network is told for pictures whose latents have this height and width.
-
-        Args:
-            negative: whether guidance leads away from it; an empty one is none.
-
-        Raises:
-            InvalidProblem: the prompt does not fit into the tokens the network can read.
-        """
-        scale = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        size = (latent[0] * scale, latent[1] * scale)
-        return self.prompt_encoder.encode(prompt, size, negative)
+        return self.denoiser.network
 
     def unscaled(self, latents: Tensor) -> Tensor:
-        """Latents as the decoder reads them: over the scaling factor, and with XL, whose pipeline
-        reads them, by the statistics of each channel where the decoder has both.
+        """Over the scaling factor; with XL, whose pipeline reads them, by the statistics of each
+        channel where the decoder has both.
         """
         config, channels = self.vae.config, (1, -1, 1, 1)
         mean, deviation = config.get("latents_mean"), config.get("latents_std")
@@ -192,25 +163,4 @@ def _require_told(unet: Any, prompt_encoder: DualPromptEncoder) -> None:
         f"the network is told {read} numbers besides the text and these text encoders say {told},"
         f" {pooled} of the prompt and {numbers} for each of six of the size; give an XL from text"
         " to image, not its refiner.",
-    )
-
-
-def require_no_adapters(network: nn.Module) -> None:
-    """Refuse a network to which a pipeline has added low-rank or other layers.
-
-    Raises:
-        InvalidProblem: it has some.
-    """
-    found = sorted(
-        {
-            str(name)
-            for module in network.modules()
-            if isinstance(module, BaseTunerLayer)
-            for name in module.active_adapters
-        }
-    )
-    require(
-        not found,
-        f"the network carries the adapters {', '.join(found)}; merge them into its weights before:"
-        " pipeline.fuse_lora(), then pipeline.unload_lora_weights().",
     )

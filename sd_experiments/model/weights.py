@@ -2,7 +2,7 @@
 
 diffusers and transformers fill in missing weights with random numbers and a mere warning, and a
 tokenizer without its merges still reads every prompt, letter by letter; a run with either would go
-on for days. Only safetensors are read.
+on for days. Of files in the older format only tensors are read, and no code is run.
 """
 
 from __future__ import annotations
@@ -15,17 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
-    StableDiffusionXLPipeline,
-)
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from sd_experiments.manifest import MANIFEST, verify
-from sd_experiments.model.families import PipelineFamily, family_of
+from sd_experiments.model.families import T5, PipelineFamily, family_of
 from sd_experiments.model.weight_files import COPY, find_weights
 from socft.checks import InvalidProblem, require
 from socft.files import one_line, read_json
@@ -42,8 +38,8 @@ END = "</w>"
 
 def load_pipeline(
     directory: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    """The Stable Diffusion saved in a local directory (see `folder_of`); nothing is downloaded.
+) -> Any:
+    """The pipeline saved in a local directory (see `folder_of`); nothing is downloaded.
 
     Raises:
         InvalidProblem: a part is missing, damaged or another network's.
@@ -68,7 +64,10 @@ def load_pipeline(
         name: load_whole(kind, folder / name, stem, dtype)
         for name, (kind, stem) in family.networks.items()
     }
-    parts |= {name: load_tokenizer(folder / name) for name in family.tokenizers}
+    parts |= {
+        name: load_long_tokenizer(folder / name) if kinds == T5 else load_tokenizer(folder / name)
+        for name, kinds in family.tokenizers.items()
+    }
     parts |= dict.fromkeys(family.unused)
     with refusing(f"the pipeline in {folder}"):
         loaded = family.pipeline.from_pretrained(
@@ -184,6 +183,24 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         " and would read words letter by letter; its merges are not complete: copy it again.",
     )
     return tokenizer
+
+
+def load_long_tokenizer(folder: Path) -> Any:
+    """The tokenizer of T5 of a folder.
+
+    Raises:
+        InvalidProblem: a file is missing or damaged.
+    """
+    present = (folder / "tokenizer.json").is_file() or (folder / "spiece.model").is_file()
+    require(
+        present,
+        f"{folder} holds neither tokenizer.json nor spiece.model; copy the tokenizer there.",
+    )
+    require_json(folder)
+    with refusing(f"the tokenizer in {folder}"):
+        tokenizer: Any = T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer(["a"], padding=True, truncation=True)
+        return tokenizer
 
 
 def unreachable_tokens(tokenizer: Any) -> list[str]:

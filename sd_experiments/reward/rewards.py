@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from sd_experiments.model.denoiser import recompute_in_backward
-from sd_experiments.model.stable_diffusion import StableDiffusion
+from sd_experiments.model.latent_model import LatentModel
+from sd_experiments.model.prompts import Size
 from sd_experiments.model.weights import load_tokenizer, load_whole, refusing, require_json
 from socft.checks import InvalidProblem, described, require, tried
 from socft.probing import probe_states
@@ -41,7 +42,7 @@ class ImageRewardModel(Protocol):
     def __call__(self, images: Images, prompt: str) -> PerSample: ...
 
 
-def decode(base: StableDiffusion, latents: States) -> Images:
+def decode(base: LatentModel, latents: States) -> Images:
     """Images in [0, 1] on the device of the decoder and in the dtype of the latents, whatever that
     of the decoder.
     """
@@ -52,14 +53,18 @@ def decode(base: StableDiffusion, latents: States) -> Images:
 
 
 @torch.no_grad()
-def require_decoder(base: StableDiffusion) -> None:
+def require_decoder(base: LatentModel, latent: Size | None = None) -> None:
     """Refuse a decoder whose pictures are not finite, as one that overflows in half precision.
+
+    Args:
+        latent: height and width of the latents it is tried on; the network's own by default.
 
     Raises:
         InvalidProblem: a pixel is not finite.
     """
     weight = next(base.vae.parameters())
-    latents = probe_states(base.latent_dims).to(weight.device, torch.float32)
+    dims = base.latent_dims if latent is None else (base.latent_dims[0], *latent)
+    latents = probe_states(dims).to(weight.device, torch.float32)
     bad = int((~decode(base, latents).isfinite()).sum())
     kind = str(weight.dtype).removeprefix("torch.")
     remedy = (
@@ -75,7 +80,7 @@ class _LatentReward(Reward):
     known.
     """
 
-    def __init__(self, base: StableDiffusion, model: ImageRewardModel, prompt: str, chunk: int = 4):
+    def __init__(self, base: LatentModel, model: ImageRewardModel, prompt: str, chunk: int = 4):
         require(chunk >= 1, f"chunk = {chunk}; decode at least 1 image at a time.")
         self.base = base
         self.model = model

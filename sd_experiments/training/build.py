@@ -14,6 +14,7 @@ before new paths are drawn. This is the estimator "full adjoint".
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -22,6 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sd_experiments import config
+from sd_experiments.model.flow_chain import FlowModelReference, Kernel
+from sd_experiments.model.flow_model import FlowModel
+from sd_experiments.model.latent_model import LatentModel
+from sd_experiments.model.latent_reference import LatentReference
+from sd_experiments.model.loading import load_latent_model
 from sd_experiments.model.policy import LoRA, LoRAPolicy
 from sd_experiments.model.reference import StableDiffusionReference
 from sd_experiments.model.stable_diffusion import StableDiffusion
@@ -37,6 +43,7 @@ from sd_experiments.training.prompt_task import PromptTask
 from socft.checks import InvalidProblem, require, require_callable, require_known
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue import ANYWHERE
+from socft.flow import FlowSchedule, flow_ddim, flow_sde, memoryless, precise
 from socft.problem import ControlProblem
 from socft.study.import_path import call_factory, import_object
 
@@ -64,6 +71,7 @@ REWARDS: Mapping[str, Callable[..., Any]] = {
     "clip": lambda path, **options: CLIPScore.load(path, **options),
     "jpeg": JPEGCompressibility,
 }
+KERNELS: Mapping[str, Callable[..., FlowSchedule]] = {"precise": precise, "flow_sde": flow_sde}
 BLACK_BOXES = frozenset({"jpeg"})
 
 
@@ -86,7 +94,7 @@ class Experiment:
     """
 
     settings: config.ExperimentConfig
-    base: StableDiffusion
+    base: LatentModel
     lora: LoRA
     tasks: tuple[PromptTask, ...]
     estimator: Estimator
@@ -100,7 +108,7 @@ class Experiment:
 
 def build(
     settings: config.ExperimentConfig,
-    base: StableDiffusion | None = None,
+    base: LatentModel | None = None,
     reward_model: ImageRewardModel | None = None,
 ) -> Experiment:
     """Load and connect everything; nothing is downloaded.
@@ -127,7 +135,7 @@ def build(
     kind = BlackBoxImageReward if is_black_box(settings.reward) else DifferentiableImageReward
     generator = torch.Generator().manual_seed(settings.run.seed)
     lora = LoRA(base, settings.lora.rank, settings.lora.alpha, settings.lora.targets, generator)
-    require_decoder(base)
+    require_decoder(base, base.latent_of(settings.sampler.size))
     tasks = []
     for prompt in settings.problem.prompts:
         reference = build_reference(base, settings.sampler, prompt)
@@ -145,9 +153,34 @@ def build(
 
 
 def build_reference(
-    base: StableDiffusion, sampler: config.SamplerConfig, prompt: str
-) -> StableDiffusionReference:
-    """The sampler of one prompt."""
+    base: LatentModel, sampler: config.SamplerConfig, prompt: str
+) -> LatentReference[Any]:
+    """The sampler of one prompt.
+
+    Raises:
+        InvalidProblem: the mathematics refuses the settings, or one is of another kind of model.
+    """
+    latent = base.latent_of(sampler.size)
+    if isinstance(base, FlowModel):
+        return FlowModelReference(
+            base,
+            prompt,
+            sampler.negative_prompt,
+            sampler.guidance,
+            sampler.steps,
+            _kernel(sampler),
+            sampler.spacing,
+            sampler.last_level,
+            latent,
+            sampler.distilled_guidance,
+        )
+    assert isinstance(base, StableDiffusion)
+    for name, usual in (("kernel", "ddim"), ("distilled_guidance", None)):
+        given = getattr(sampler, name)
+        require(
+            given == usual,
+            f"sampler.{name} = {given!r} is for flows, and this model is none; leave it out.",
+        )
     return StableDiffusionReference(
         base,
         prompt,
@@ -157,7 +190,22 @@ def build_reference(
         sampler.eta,
         sampler.spacing,
         sampler.last_level,
+        latent,
     )
+
+
+def _kernel(sampler: config.SamplerConfig) -> Kernel:
+    """The kernels of a flow's chain."""
+    if sampler.kernel == "memoryless":
+        require(
+            sampler.eta == 1,
+            f"sampler.eta = {sampler.eta} with the kernel 'memoryless', which has no other noise;"
+            " leave it out, or give 'flow_sde'.",
+        )
+        return memoryless
+    if sampler.kernel == "ddim":
+        return functools.partial(flow_ddim, eta=sampler.eta)
+    return functools.partial(KERNELS[sampler.kernel], noise_level=sampler.eta)
 
 
 def instantiate(
@@ -189,7 +237,7 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def load_model(settings: config.ModelConfig) -> StableDiffusion:
+def load_model(settings: config.ModelConfig) -> LatentModel:
     """The frozen model.
 
     Raises:
@@ -204,8 +252,13 @@ def load_model(settings: config.ModelConfig) -> StableDiffusion:
         return StableDiffusion.from_pipeline(
             pipeline, settings.micro_batch, checkpointing=settings.checkpointing
         )
-    return StableDiffusion.load(
-        settings.path, dtype, device, settings.micro_batch, checkpointing=settings.checkpointing
+    return load_latent_model(
+        settings.path,
+        dtype,
+        device,
+        settings.micro_batch,
+        settings.max_sequence_length,
+        checkpointing=settings.checkpointing,
     )
 
 

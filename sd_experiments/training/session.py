@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sd_experiments import config
 from sd_experiments.manifest import replace_folder
+from sd_experiments.model.flow_chain import FlowModelReference, ode_sample, tuned_velocity
 from sd_experiments.model.lora_io import save_lora
 from sd_experiments.reward.rewards import Images, decode
 from sd_experiments.training.build import Checker, Experiment, build, find_device
@@ -306,7 +307,7 @@ class ImageSamples:
     Attributes:
         images: in [0, 1].
         rewards: one per picture.
-        kl: of each path.
+        kl: of each path of the chain.
     """
 
     images: Images
@@ -331,14 +332,35 @@ def evaluation_noise(experiment: Experiment, task: PromptTask, number: int, seed
 
 @torch.no_grad()
 def sample_images(
-    experiment: Experiment, task: PromptTask, policy: Policy, number: int, seed: int
+    experiment: Experiment,
+    task: PromptTask,
+    policy: Policy,
+    number: int,
+    seed: int,
+    ode: bool = False,
 ) -> ImageSamples:
-    """Pictures by a policy, from noise that is a function of seed, prompt and their number."""
-    path = rollout(task.problem.reference, policy, evaluation_noise(experiment, task, number, seed))
-    parts = path.final.split(experiment.settings.reward.chunk)
+    """Pictures by a policy, from noise that is a function of seed, prompt and their number.
+
+    Args:
+        ode: draw by a flow's own sampler, without noise, in place of the chain.
+
+    Raises:
+        InvalidProblem: the model is no flow, and has no such sampler.
+    """
+    reference = task.problem.reference
+    noise = evaluation_noise(experiment, task, number, seed)
+    path = rollout(reference, policy, noise)
+    final = path.final
+    if ode:
+        is_flow = isinstance(reference, FlowModelReference)
+        require(is_flow, "this model is no flow and has no ODE of its own; leave out --ode.")
+        assert isinstance(reference, FlowModelReference)
+        start = reference.initial(noise.initial)
+        final = ode_sample(reference, tuned_velocity(reference, policy), start)[-1]
+    parts = final.split(experiment.settings.reward.chunk)
     images = torch.cat([decode(experiment.base, part).float().cpu() for part in parts])
     return ImageSamples(
-        images, task.problem.reward(path.final).cpu().double(), path.kl().sum(0).cpu().double()
+        images, task.problem.reward(final).cpu().double(), path.kl().sum(0).cpu().double()
     )
 
 
@@ -349,6 +371,7 @@ def sample_grid(
     seed: int,
     target: Path | None,
     step: int | None = None,
+    ode: bool = False,
 ) -> Path:
     """Write pictures of every prompt, pre-trained above fine-tuned; the file."""
     require(number >= 1, f"number = {number}; draw at least one picture per prompt.")
@@ -357,7 +380,7 @@ def sample_grid(
     for task in experiment.tasks:
         policies = (Uncontrolled(task.problem.reference), task.policy)
         rows += [
-            sample_images(experiment, task, policy, number, seed).images for policy in policies
+            sample_images(experiment, task, policy, number, seed, ode).images for policy in policies
         ]
     target = target or Path(experiment.settings.run.out) / "samples.png"
     save_image_grid(torch.cat(rows), number, target)
@@ -365,7 +388,12 @@ def sample_grid(
 
 
 def evaluate(
-    file: Path, out: Path | None, number: int, seed: int, step: int | None = None
+    file: Path,
+    out: Path | None,
+    number: int,
+    seed: int,
+    step: int | None = None,
+    ode: bool = False,
 ) -> list[dict[str, object]]:
     """Print and write to ``evaluation-STEP.json`` what both models reach on the same noise, and the
     gain, picture by picture.
@@ -381,7 +409,7 @@ def evaluate(
             ("pre-trained", Uncontrolled(task.problem.reference)),
             ("fine-tuned", task.policy),
         ):
-            found = sample_images(experiment, task, policy, number, seed)
+            found = sample_images(experiment, task, policy, number, seed, ode)
             worth = score_images(experiment, task, found)
             row: dict[str, object] = {
                 "prompt": task.name,
@@ -389,6 +417,7 @@ def evaluate(
                 "step": trainer.step,
                 "seed": seed,
                 "pictures": number,
+                "sampler": "ODE" if ode else "chain",
             }
             row["kl"] = float(found.kl.mean())
             for name, values in worth.items():

@@ -660,7 +660,7 @@ def index_with(saved: Path, folder: Path, changes: Mapping[str, Any]) -> Path:
         ({"tokenizer": ["transformers", "BertTokenizer"]}, "has a BertTokenizer as its tokenizer"),
         (
             {"scheduler": ["diffusers", "DDIMSchedular"]},
-            "there is no scheduler 'DDIMSchedular'; give one of: DDIMScheduler",
+            "there is no scheduler 'DDIMSchedular'; .* DDIMScheduler",
         ),
     ],
 )
@@ -756,7 +756,7 @@ def test_every_target_must_match_and_the_nearest_are_named():
     base = base_of(pipe)
     with pytest.raises(
         InvalidProblem,
-        match=r"targets = \['k', 'v'\] match no layer .*; the nearest are to_k, to_v\.",
+        match=r"targets = \['k', 'v'\] .* \(the nearest are to_k, to_v\), whose names end in",
     ):
         LoRA(base, 2, targets=["to_q", "k", "v"])
     assert LoRA(base, 2, targets=["to_q"]).weights

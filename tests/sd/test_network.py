@@ -130,7 +130,7 @@ def by_diffusers(policy: LoRAPolicy, k: int, x: Tensor, adapted: bool) -> tuple[
     """Mean and scale of a sampler's kernel, from the network and diffusers' scheduler, with peft's
     own switch.
     """
-    chain, unet = policy.reference, policy.reference.base.unet
+    chain, unet = policy.reference, policy.reference.base.denoiser.network
     theirs: Any = exact_tables(chain)
     t = chain.sampling.timesteps[k]
     unet.enable_adapters() if adapted else unet.disable_adapters()
@@ -294,7 +294,7 @@ def test_gradients_are_right_when_the_network_is_evaluated_again(limits: dict[st
 
 def test_diffusers_own_checkpointing_would_go_wrong():
     policy = tuned()
-    policy.reference.base.unet.enable_gradient_checkpointing()
+    policy.reference.base.denoiser.network.enable_gradient_checkpointing()
     x = randn(7, BATCH, *policy.reference.dims).requires_grad_(True)
     with pytest.raises(CheckpointError):
         torch.autograd.grad(policy(1, x).sum(), x)
@@ -509,11 +509,12 @@ def test_the_readme_samples_from_the_trained_chain(tmp_path: Path):
 def test_saved_layers_are_read_back_to_the_bit(tmp_path: Path):
     policy = tuned(alpha=5.0)
     save_lora(policy.lora, tmp_path)
-    again = load_lora(stable_diffusion(wide()), tmp_path)
+    base = stable_diffusion(wide())
+    again = load_lora(base, tmp_path)
     assert again.weights.keys() == policy.lora.weights.keys()
     assert all(torch.equal(again.weights[name], p) for name, p in policy.lora.weights.items())
     x = randn(19, 1, *policy.reference.dims)
-    chain = StableDiffusionReference(again.base, PROMPT, NEGATIVE, 2.0, STEPS, spacing="leading")
+    chain = StableDiffusionReference(base, PROMPT, NEGATIVE, 2.0, STEPS, spacing="leading")
     with torch.no_grad():
         assert torch.equal(LoRAPolicy(chain, again)(1, x), policy(1, x))
 

@@ -1,0 +1,131 @@
+"""What a latent model is to a fine-tuning run, whatever its network: frozen parts of a pipeline."""
+
+from __future__ import annotations
+
+import abc
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from sd_experiments.model.denoiser import LatentDenoiser
+from sd_experiments.model.keys import VAE, require_keys
+from sd_experiments.model.prompts import EncodedPrompt, PromptEncoder, Size
+from sd_experiments.model.weights import load_pipeline, refusing
+from socft.checks import require
+
+
+class LatentModel(abc.ABC):
+    """The frozen parts of a pipeline, shared by the references of every prompt.
+
+    Attributes:
+        part: what the pipeline calls the network.
+        denoiser: the network, as it is called.
+        vae: between images and latents.
+        prompt_encoder: encodes prompts.
+
+    Raises:
+        InvalidProblem: the network carries adapters, or the decoder is not one of pictures.
+    """
+
+    part: ClassVar[str]
+
+    def __init__(self, denoiser: LatentDenoiser, vae: AutoencoderKL, prompt_encoder: PromptEncoder):
+        require_keys(vae.config, AutoencoderKL, VAE, "the decoder")
+        require_no_adapters(denoiser.network)
+        self.denoiser = denoiser
+        self.vae = vae.requires_grad_(False).eval()
+        self.prompt_encoder = prompt_encoder
+
+    @classmethod
+    @abc.abstractmethod
+    def from_pipeline(cls, pipeline: Any, micro_batch: int | None = None, **options: Any) -> Self:
+        """The parts of a diffusers pipeline, frozen in place.
+
+        Raises:
+            InvalidProblem: it is another kind of pipeline, or its parts do not fit together.
+        """
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        micro_batch: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """The model saved in a local directory; nothing is downloaded.
+
+        Raises:
+            InvalidProblem: a part of the pipeline is missing, damaged or another network's.
+        """
+        pipeline = load_pipeline(directory, dtype, device)
+        with refusing(f"the model in {str(directory)!r}"):
+            return cls.from_pipeline(pipeline, micro_batch, **options)
+
+    @property
+    @abc.abstractmethod
+    def latent_dims(self) -> tuple[int, int, int]:
+        """Channels, height and width of the network's own latents."""
+
+    @abc.abstractmethod
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the decoder reads them."""
+
+    @property
+    def scale(self) -> int:
+        """Pixels of a picture, each way, for one of a latent."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    def latent_of(self, pixels: Size | None) -> Size:
+        """Height and width of the latent of a picture; the network's own by default.
+
+        Raises:
+            InvalidProblem: no latent decodes to a picture of this size.
+        """
+        if pixels is None:
+            return self.latent_dims[1:]
+        whole = all(side > 0 and side % self.scale == 0 for side in pixels)
+        require(
+            whole,
+            f"size = {list(pixels)}; give a height and a width that {self.scale} divides, which the"
+            " decoder makes of one entry of a latent.",
+        )
+        return pixels[0] // self.scale, pixels[1] // self.scale
+
+    def encode(self, prompt: str, latent: tuple[int, int], negative: bool = False) -> EncodedPrompt:
+        """What the network is told for pictures whose latents have this height and width.
+
+        Args:
+            negative: whether guidance leads away from it; an empty one is none.
+
+        Raises:
+            InvalidProblem: the prompt does not fit into the tokens the network can read.
+        """
+        size = (latent[0] * self.scale, latent[1] * self.scale)
+        return self.prompt_encoder.encode(prompt, size, negative)
+
+
+def require_no_adapters(network: nn.Module) -> None:
+    """Refuse a network to which a pipeline has added low-rank or other layers.
+
+    Raises:
+        InvalidProblem: it has some.
+    """
+    found = sorted(
+        {
+            str(name)
+            for module in network.modules()
+            if isinstance(module, BaseTunerLayer)
+            for name in module.active_adapters
+        }
+    )
+    require(
+        not found,
+        f"the network carries the adapters {', '.join(found)}; merge them into its weights before:"
+        " pipeline.fuse_lora(), then pipeline.unload_lora_weights().",
+    )
