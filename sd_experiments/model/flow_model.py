@@ -144,7 +144,7 @@ class StableDiffusion3(FlowModel):
         max_sequence_length: int | None = None,
         **options: Any,
     ) -> Self:
-        config = pipeline.transformer.config
+        config = _network_config(pipeline, SD3Transformer2DModel)
         require_keys(config, SD3Transformer2DModel, SD3_TRANSFORMER, "the network")
         encoders = [
             SinglePromptEncoder(pipeline.text_encoder, pipeline.tokenizer),
@@ -201,7 +201,7 @@ class Flux(FlowModel):
         max_sequence_length: int | None = None,
         **options: Any,
     ) -> Self:
-        config = pipeline.transformer.config
+        config = _network_config(pipeline, FluxTransformer2DModel)
         require_keys(config, FluxTransformer2DModel, FLUX_TRANSFORMER, "the network")
         rows = cls.rows if max_sequence_length is None else max_sequence_length
         encoder = PooledPromptEncoder(
@@ -232,6 +232,16 @@ class Flux(FlowModel):
     def tokens(self, latent: Size) -> int:
         _require_patches(latent, PATCH, self.scale)
         return latent[0] * latent[1] // PATCH**2
+
+
+def _network_config(pipeline: Any, kind: type) -> Any:
+    """The configuration of the network of a pipeline, which is of this kind."""
+    network = getattr(pipeline, "transformer", None)
+    require(
+        isinstance(network, kind),
+        f"a {type(pipeline).__name__} has no {kind.__name__}; give the pipeline of such a model.",
+    )
+    return pipeline.transformer.config
 
 
 def _require_patches(latent: Size, patch: int, scale: int) -> None:

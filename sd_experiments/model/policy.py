@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
@@ -26,7 +25,7 @@ from torch import nn
 
 from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.latent_reference import LatentReference
-from socft.checks import require, tried
+from socft.checks import nearest, require, tried
 from socft.costates.adjoint import lean_adjoint
 from socft.path import Noise, Path, rollout
 from socft.policy import Policy, Uncontrolled
@@ -39,8 +38,6 @@ ADAPTER = "default"
 HALVES = (torch.float16, torch.bfloat16)
 SHOWN = 12
 """Endings of layers' names that are listed."""
-NEAR = 0.3
-"""How alike names must be to be suggested: "k" for "to_k"."""
 Chain = TypeVar("Chain", bound=LatentReference[Any])
 
 
@@ -149,11 +146,11 @@ def _require_layers(network: nn.Module, targets: tuple[str, ...]) -> None:
         if not any(name == ending or name.endswith(f".{ending}") for name in layers)
     ]
     known = _endings(layers)
-    near = [each for ending in lost for each in difflib.get_close_matches(ending, known, 1, NEAR)]
-    nearest = f" (the nearest are {', '.join(dict.fromkeys(near))})" if near else ""
+    near = [each for ending in lost for each in nearest(ending, known)[:1]]
+    suggested = f" (the nearest are {', '.join(dict.fromkeys(near))})" if near else ""
     require(
         bool(targets) and not lost,
-        f"targets = {lost} match no layer of the network{nearest}, whose names end in:"
+        f"targets = {lost} match no layer of the network{suggested}, whose names end in:"
         f" {', '.join(known[:SHOWN])}.",
     )
 

@@ -139,6 +139,11 @@ def load_whole(kind: Any, folder: Path, stem: str, dtype: torch.dtype = torch.fl
         (folder / "config.json").is_file(),
         f"{folder / 'config.json'} does not exist; copy it there, beside the weights.",
     )
+    require(
+        "quantization_config" not in _object(folder / "config.json"),
+        f"the weights in {folder} are quantised, and other numbers than those that were trained;"
+        " give the checkpoint they were made of.",
+    )
     weights = find_weights(folder, stem)
     file = weights.file
     options: dict[str, Any] = {

@@ -12,12 +12,13 @@ section 5).
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import itertools
 import random
 from collections.abc import Sequence
 from typing import Literal
 
-from socft.checks import InvalidProblem, require
+from socft.checks import InvalidProblem, listed, nearest, require
 
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "triangle", "star")
@@ -128,14 +129,14 @@ def parse_caption(text: str) -> Caption:
     caption = _BY_TEXT.get(" ".join(text.lower().split()))
     if caption is None:
         foreign = [word for word in text.lower().split() if word not in WORDS]
-        reason = (
-            f"{foreign[0]!r} is not one of its words"
-            if foreign
-            else "its words are in no known order"
-        )
+        reason = "its words are in no known order"
+        if foreign:
+            meant = nearest(foreign[0], WORDS)
+            reason = f"{foreign[0]!r} is not one of its words"
+            reason += f", did you mean {listed(meant)}" if meant else ""
         raise InvalidProblem(
-            f"{text!r} is no caption of the shape world: {reason}; say for instance 'a star above a"
-            " square'.",
+            f"{text!r} is no caption of the shape world: {reason}; say for instance"
+            f" {difflib.get_close_matches(text.lower(), _BY_TEXT, 1, 0.0)[0]!r}."
         )
     assert caption is not None
     return caption

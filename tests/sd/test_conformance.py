@@ -760,3 +760,60 @@ def test_every_target_must_match_and_the_nearest_are_named():
     ):
         LoRA(base, 2, targets=["to_q", "k", "v"])
     assert LoRA(base, 2, targets=["to_q"]).weights
+
+
+class _Runs:
+    """Unpickled, it runs something."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("ran",))
+
+
+def test_of_the_older_format_only_tensors_are_read(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"weight": _Runs()}, folder / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(InvalidProblem, match=r"diffusion_pytorch_model\.bin with its config"):
+        load_pipeline(folder)
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_quantised_weights_are_refused(model: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    file = folder / "unet/config.json"
+    said = json.loads(file.read_text()) | {"quantization_config": {"quant_method": "bitsandbytes"}}
+    file.write_text(json.dumps(said))
+    with pytest.raises(InvalidProblem, match=r"weights in .*unet are quantised, .* give the"):
+        load_pipeline(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"unet": [None, None], "transformer": ["diffusers", "AuraFlowTransformer2DModel"]},
+            "with the network AuraFlowTransformer2DModel; give a Stable Diffusion 1.x, 2.x, XL, 3",
+        ),
+        ({"unet": [None, None]}, "with the network None; give a Stable Diffusion"),
+    ],
+)
+def test_other_families_are_refused(
+    saved: Path, tmp_path: Path, change: dict[str, Any], message: str
+):
+    with pytest.raises(InvalidProblem, match=message):
+        load_pipeline(index_with(saved, tmp_path / "model", change))
+
+
+def test_pipelines_that_lack_a_part_are_refused():
+    pipe: Any = copy.copy(large())
+    pipe.text_encoder = None
+    with pytest.raises(InvalidProblem, match="has no text_encoder; give one from text to image"):
+        StableDiffusion.from_pipeline(pipe)
+    pipe = copy.copy(plain())
+    pipe.unet = None
+    with pytest.raises(InvalidProblem, match="a StableDiffusionPipeline has no unet; give a"):
+        StableDiffusion.from_pipeline(pipe)

@@ -28,6 +28,7 @@ from sd_experiments.model.flow_chain import FlowModelReference, ode_sample, tune
 from sd_experiments.model.flow_model import FlowModel, Flux, StableDiffusion3
 from sd_experiments.model.lora_io import load_lora, save_lora
 from sd_experiments.model.policy import LoRA, LoRAPolicy
+from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.model.transformer import packed, unpacked
 from sd_experiments.reward.rewards import decode
 from sd_experiments.training.build import build_reference
@@ -54,6 +55,11 @@ def sd3(double: bool = True) -> Any:
 
 
 @functools.cache
+def sd35(double: bool = True) -> Any:
+    return stable_diffusion_3(double=double, qk_norm="rms_norm", dual_attention_layers=(0,))
+
+
+@functools.cache
 def dev(double: bool = True) -> Any:
     return flux(double=double)
 
@@ -65,6 +71,7 @@ def schnell(double: bool = True) -> Any:
 
 PIPELINES: dict[str, tuple[Callable[[bool], Any], type[FlowModel]]] = {
     "SD3": (sd3, StableDiffusion3),
+    "SD3.5": (sd35, StableDiffusion3),
     "FLUX dev": (dev, Flux),
     "FLUX schnell": (schnell, Flux),
 }
@@ -539,3 +546,13 @@ def test_every_command_works_on_a_flow(
 def test_settings_of_flows_are_refused_of_other_models(change: dict[str, Any], message: str):
     with pytest.raises(InvalidProblem, match=message):
         build_reference(stable_diffusion(), config.SamplerConfig(**change), PROMPT)
+
+
+def test_a_pipeline_of_another_kind_is_refused():
+    pipe = stable_diffusion_3()
+    with pytest.raises(InvalidProblem, match="a StableDiffusion3Pipeline has no FluxTransformer2D"):
+        Flux.from_pipeline(pipe)
+    with pytest.raises(InvalidProblem, match="a StableDiffusion3Pipeline has no unet; give a"):
+        StableDiffusion.from_pipeline(pipe)
+    with pytest.raises(InvalidProblem, match="a FluxPipeline has no SD3Transformer2DModel"):
+        StableDiffusion3.from_pipeline(flux())

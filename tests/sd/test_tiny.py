@@ -267,7 +267,12 @@ def test_the_four_prompts_state_the_four_skills():
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("a purple circle", "'purple'"), ("circle a red", "no known order"), ("", "no known order")],
+    [
+        ("a purple circle", "'purple'"),
+        ("a gren circle", "'gren' is not one of its words, did you mean green; .*'a green circle'"),
+        ("circle a red", "no known order"),
+        ("", "no known order"),
+    ],
 )
 def test_a_text_that_is_no_caption_is_named(text, says):
     with pytest.raises(InvalidProblem, match=says):
