@@ -20,7 +20,7 @@ steps. At `CHECKPOINTS` moments of the budget it is asked
   square over the repetitions, each with paths of its own, and its ``stderr`` is their noise;
 * ``target_noise`` (affine policies): mean-square distance of the targets from their conditional
   mean given the state, relative to that mean; zero to rounding for a martingale correction by the
-  conditional mean itself (derived here).
+  conditional mean itself, as control variates of Newton (1994) have it.
 
 What a trained policy falls short of the tilt by, in objective, is a sum of exact parts. Four do not
 depend on the estimator (see `gaps`): ``memory_gap``, ``discretisation_gap``, ``kernel_gap``,
