@@ -51,7 +51,8 @@ $ "lean:" quad a_k = nabla m_k^top a_(k+1) - nabla f_k, quad quad
   <costates>
 
 A corrected costate subtracts from $a_(k+1)$ a martingale increment made from an approximate costate
-$phi$, which leaves the conditional mean alone and takes noise away, a control variate of Newton (1994)
+$phi$, which leaves the conditional mean alone and takes noise away, a control variate of Newton
+(1994)
 and of Belomestny et al. (arXiv 1510.03141), here within the recursions of discrete costates:
 
 $ d M_k = 1/2 ( phi_(k+1) (macron(x)_k + B_k xi_k) - phi_(k+1) (macron(x)_k - B_k xi_k) ) quad "or"
@@ -59,7 +60,8 @@ quad
   nabla phi_(k+1) (macron(x)_k) thin B_k xi_k, quad macron(x)_k = m_k + B_k v_k. $ <correction>
 
 Sticking the landing (arXiv 1703.09194) needs no $phi$: it leaves the term $-beta_k (nabla v_k)^top
-xi_k$ in the costate. At the optimum that is the increment of first order with the smoothed curvature
+xi_k$ in the costate. At the optimum that is the increment of first order with the smoothed
+curvature
 of the value, but for the noise of a target's own step, which $nabla v_k B_k xi_k$ repairs (derived
 here).
 
