@@ -67,6 +67,9 @@ if TYPE_CHECKING:
         EfficientAdjointMatching as EfficientAdjointMatching,
     )
     from socft.estimators.flow.elbo_ratio import ELBORatio as ELBORatio
+    from socft.estimators.flow.deterministic_adjoint import (
+        DeterministicAdjointMatching as DeterministicAdjointMatching,
+    )
     from socft.estimators.flow.flow_grpo import FlowGRPO as FlowGRPO
     from socft.estimators.flow.grpo import (
         GroupAdvantages as GroupAdvantages,
@@ -77,12 +80,19 @@ if TYPE_CHECKING:
     from socft.estimators.flow.hamiltonian_adjoint import (
         HamiltonianAdjointMatching as HamiltonianAdjointMatching,
     )
+    from socft.estimators.flow.look_ahead import (
+        FittedCorrection as FittedCorrection,
+        LookAheadCostate as LookAheadCostate,
+        LookAheadResidual as LookAheadResidual,
+    )
     from socft.estimators.flow.malliavin import MalliavinAdjoint as MalliavinAdjoint
     from socft.estimators.flow.ram import RAM as RAM
     from socft.estimators.flow.weightings import (
         AdvantageMode as AdvantageMode,
         ResidualWeight as ResidualWeight,
     )
+    from socft.estimators.flow.nabla_db import ResidualNablaDB as ResidualNablaDB
+    from socft.estimators.flow.vgg_flow import VGGFlow as VGGFlow
     from socft.estimators.full_adjoint import FullAdjoint as FullAdjoint
     from socft.estimators.integration_by_parts import (
         IntegrationByParts as IntegrationByParts,
@@ -266,13 +276,17 @@ _NAMES = {
     "socft.estimators.flow.diffusion_nft": "DiffusionNFT",
     "socft.estimators.flow.efficient_adjoint": "EfficientAdjointMatching",
     "socft.estimators.flow.elbo_ratio": "ELBORatio",
+    "socft.estimators.flow.deterministic_adjoint": "DeterministicAdjointMatching",
     "socft.estimators.flow.flow_grpo": "FlowGRPO",
     "socft.estimators.flow.grpo": "GroupAdvantages KLTerm Spread",
     "socft.estimators.flow.grpo_guard": "GRPOGuard",
     "socft.estimators.flow.hamiltonian_adjoint": "HamiltonianAdjointMatching",
+    "socft.estimators.flow.look_ahead": "FittedCorrection LookAheadCostate LookAheadResidual",
     "socft.estimators.flow.malliavin": "MalliavinAdjoint",
     "socft.estimators.flow.ram": "RAM",
     "socft.estimators.flow.weightings": "AdvantageMode ResidualWeight",
+    "socft.estimators.flow.nabla_db": "ResidualNablaDB",
+    "socft.estimators.flow.vgg_flow": "VGGFlow",
     "socft.estimators.full_adjoint": "FullAdjoint",
     "socft.estimators.integration_by_parts": "IntegrationByParts ValueIntegrationByParts",
     "socft.estimators.log_variance": "LogVariance",

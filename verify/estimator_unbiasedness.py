@@ -19,9 +19,9 @@ Source: arXiv 2412.18164v4, equation 77; arXiv 2409.08861, section 4; derived he
 
 The statements about conditional means and about zeros up to O(dt) are derived here.
 
-How it is measured: a chain with a two-mode mixture score, one in the plane with more noises than
-states, one whose noise turns and stretches with the state, and affine chains with a bent reward;
-gradients, optima and the other controls at which residuals vanish by quadrature, in
+How it is measured: a chain with a two-mode mixture score, a flow of one, one in the plane with more
+noises than states, one whose noise turns and stretches with the state, and affine chains with a
+bent reward; gradients, optima and the other controls at which residuals vanish by quadrature, in
 `verify.support.nonlinear_chains`. Conditional means by least squares on (x, 1) in linear-quadratic
 problems, where they are affine. Adaptedness by starting paths anew at step k with the same later
 noise, an identity without tolerance for the sampling.
@@ -77,6 +77,7 @@ from verify.support.instances import QuadraticInstance
 from verify.support.nonlinear_chains.problems import (
     BRIDGED,
     DENOISED,
+    FLOW,
     MILD,
     MIXTURE,
     PLANE,
@@ -116,9 +117,15 @@ PLACES: dict[str, NonlinearProblem] = {
     MethodName.RECIPROCAL_ADJOINT_MATCHING: BRIDGED,
     MethodName.TIME_REVERSED_EXACT_SCORE: QUADRATIC,
     MethodName.VARIANCE: MILD,
+    MethodName.DETERMINISTIC_ADJOINT_MATCHING: FLOW,
+    MethodName.VGG_FLOW: FLOW,
+    MethodName.VGG_FLOW_LOOK_AHEAD_ALONE: FLOW,
+    MethodName.RESIDUAL_NABLA_DB: FLOW,
+    MethodName.RESIDUAL_NABLA_DB_SIMPLE: FLOW,
 } | {row.name: DENOISED for row in RENOISED}
-"""Of those that take an affine chain alone, of one whose weights are too noisy elsewhere, and of
-those that see the reward of samples alone; the others are held to their statements on the mixture.
+"""Of those that take an affine chain or a flow alone, of one whose weights are too noisy elsewhere,
+and of those that see the reward of samples alone; the others are held to their statements on the
+mixture.
 """
 STATED = [
     name
@@ -139,6 +146,7 @@ VARIED = (
     MethodName.TD_09_FITTED_COSTATE,
     MethodName.TD_0_FITTED_COSTATE,
     MethodName.LEAST_SQUARES_COSTATE_FORM,
+    MethodName.RESIDUAL_NABLA_DB,
 )
 """Those that draw or fit something once for a batch: more batches of fewer paths."""
 MANY = 8
@@ -152,6 +160,7 @@ SLOW = (
     MethodName.TIME_REVERSED_EXACT_COSTATE,
     MethodName.TIME_REVERSED_EXACT_COSTATE_PUBLISHED_PAIRING,
     MethodName.FULL_MARTINGALE_KERNEL_RIDGE_COSTATE,
+    MethodName.RESIDUAL_NABLA_DB,
 )
 WEIGHTED = (ResidualZero.LEAST_CROSS_ENTROPY, ResidualZero.EQUAL_WEIGHTS)
 AFFINE_ONLY = (MethodName.RECIPROCAL_ADJOINT_MATCHING,)

@@ -52,7 +52,7 @@ class FixedPointEquation(enum.StrEnum):
     TILT = "samples of the law p exp(r / b) / Z"
     DETERMINISTIC = "the optimal control of the equation without noise"
     REWARD_ALONE = "the greatest reward, whatever the divergence"
-    LOOK_AHEAD = "v_k = B_k^T E[grad r(E[x_0 | x_{k+1}])] / beta_k under the pre-trained endpoint"
+    LOOK_AHEAD = "guidance by the gradient of the reward of the endpoint that the model predicts"
 
 
 class Estimand(abc.ABC):

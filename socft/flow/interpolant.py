@@ -20,6 +20,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -106,9 +107,13 @@ class NoiseLevel(Readable):
         """
         return self.velocity_from_noise(x, -self._like(x).noise * score)
 
+    def each(self, function: Callable[[Tensor], Tensor]) -> NoiseLevel:
+        """A function of every field; nothing is copied, so that derivatives pass."""
+        return NoiseLevel(*(function(getattr(self, f.name)) for f in dataclasses.fields(self)))
+
     def _like(self, x: States) -> NoiseLevel:
         """The same numbers, shaped to broadcast against ``x``, in its dtype."""
-        return NoiseLevel(*(_shaped(v, x) for v in dataclasses.astuple(self)))
+        return self.each(lambda v: _shaped(v, x))
 
     @staticmethod
     def _require_positive(values: Tensor, name: str, prediction: str) -> None:

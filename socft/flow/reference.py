@@ -4,7 +4,6 @@ noise.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -106,7 +105,7 @@ class FlowReference(DenoisingReference):
         """The level that a step, or each sample's step, starts from."""
         c = self.schedule.starts
         index = k.to(c.noise.device) if isinstance(k, Tensor) else k
-        return NoiseLevel(*(v[index] for v in dataclasses.astuple(c)))
+        return c.each(lambda v: v[index])
 
 
 class LastStepReward(Reward):

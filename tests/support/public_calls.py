@@ -21,10 +21,12 @@ from socft.costates.landing import OwnStepByJvp
 from socft.costates.marginal_score import DenoisingScore, GivenScore, KernelScore
 from socft.costates.martingale import AntitheticCorrection, ExactCorrection
 from socft.costates.network import SpaceTimeRegression
+from socft.costates.regression import StepwiseRegression
 from socft.costates.time_reversal import Reverser
 from socft.density import NoisedScore
 from socft.estimators.baseline import GivenBaseline, RegressionBaseline, ValueBaseline
 from socft.estimators.context import EstimatorContext
+from socft.estimators.flow.nabla_db import reverse_costates
 from socft.guidance.denoiser import GaussianDenoiser, LinearDenoiser, ScoreDenoiser
 from socft.guidance.iterated import (
     IncrementTarget,
@@ -47,6 +49,8 @@ from socft.guidance.strength import (
     Response,
 )
 from socft.reference import DenseMaps, SpectralMaps
+from socft.regression.features import Polynomial
+from socft.regression.functions import LinearRegression
 from socft.sde import StateDiffusion
 from socft.truth.grid import Grid
 from socft.truth.riccati import riccati
@@ -54,6 +58,7 @@ from tests.support.mutations import Call
 from tests.support.tensors import F64, randn
 
 STEPS, DIM, PATHS = 3, 2, 4
+AFFINE_FIT = StepwiseRegression(LinearRegression(Polynomial(1)))
 LEVELS = [0.2, 0.5, 0.8, 0.9]
 MATRIX, WIDE = [[0.9, 0.1], [0.1, 0.8]], [[0.5, 0.0], [0.1, 0.4]]
 POINTS = randn(0, PATHS, DIM)
@@ -664,6 +669,21 @@ def _estimators() -> None:
         generator=Fresh(generator),
         data_score=Fresh(lambda: lambda x: -x),
     )
+    ahead = Fresh(socft.LookAheadCostate)
+    residual = Fresh(lambda: socft.LookAheadResidual(AFFINE_FIT, socft.LookAheadCostate()))
+    add(socft.LookAheadCostate, nothing, held=True, limit=2.0)
+    add(socft.LookAheadResidual, nothing, regression=Fresh(lambda: AFFINE_FIT), look_ahead=ahead)
+    add(
+        socft.FittedCorrection,
+        nothing,
+        residual=residual,
+        costates=Fresh(lambda: reverse_costates),
+        paths=5,
+        generator=Fresh(generator),
+    )
+    add(socft.DeterministicAdjointMatching, nothing, lam=0.5, last=2)
+    add(socft.VGGFlow, nothing, lam=0.5, averaged=True, look_ahead=ahead)
+    add(socft.ResidualNablaDB, nothing, look_ahead=ahead, of_scores=True)
     add(socft.MalliavinAdjoint, of_estimator, baseline=Fresh(RegressionBaseline))
     add(socft.ScoreFunction, of_estimator, baseline=Fresh(RegressionBaseline))
     add(socft.ScoreFunctionWithoutKLToGo, of_estimator, baseline=Fresh(RegressionBaseline))

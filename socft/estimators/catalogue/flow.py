@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from socft.costates.regression import StepwiseRegression
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue.rows import LEAN, Anywhere, EstimatorRow, Group
-from socft.estimators.context import EstimatorContext
+from socft.estimators.context import AFFINE, FITTED_PATHS, EstimatorContext
+from socft.estimators.flow import nabla_db as nabla
+from socft.estimators.flow import vgg_flow as vgg
 from socft.estimators.flow.advantage_regression import (
     COVARIANCE,
     NORMALISED,
 )
 from socft.estimators.flow.awm import AWM
 from socft.estimators.flow.dance_grpo import DanceGRPO
+from socft.estimators.flow.deterministic_adjoint import DeterministicAdjointMatching
 from socft.estimators.flow.diffusion_nft import DiffusionNFT
 from socft.estimators.flow.efficient_adjoint import EfficientAdjointMatching
 from socft.estimators.flow.elbo_ratio import ELBORatio
@@ -18,8 +22,16 @@ from socft.estimators.flow.flow_grpo import FlowGRPO
 from socft.estimators.flow.grpo import COMPARED, KLTerm
 from socft.estimators.flow.grpo_guard import GRPOGuard
 from socft.estimators.flow.hamiltonian_adjoint import HamiltonianAdjointMatching
+from socft.estimators.flow.look_ahead import (
+    CostateSampler,
+    FittedCorrection,
+    LookAheadCostate,
+    LookAheadResidual,
+)
 from socft.estimators.flow.malliavin import MalliavinAdjoint
+from socft.estimators.flow.nabla_db import ResidualNablaDB, reverse_costates
 from socft.estimators.flow.ram import RAM
+from socft.estimators.flow.vgg_flow import VGGFlow
 from socft.estimators.flow.weightings import ResidualWeight
 from socft.flow import FlowReference
 from socft.study.vocabulary.methods import MethodName
@@ -40,6 +52,33 @@ def flow_grpo(context: EstimatorContext) -> Estimator:
 def grpo_guard(context: EstimatorContext) -> Estimator:
     """GRPO-Guard as published."""
     return GRPOGuard(kl=published_kl(context))
+
+
+def deterministic_adjoint(context: EstimatorContext) -> Estimator:
+    """With the problem's KL weight as lambda."""
+    return DeterministicAdjointMatching(_weight(context))
+
+
+def vgg_flow(context: EstimatorContext) -> Estimator:
+    """As published but for the fit of the correction, which is affine, to costates."""
+    correction = _correction(context, vgg.PUBLISHED, vgg.consistent_costates)
+    return VGGFlow(_weight(context), correction)
+
+
+def nabla_db(context: EstimatorContext) -> Estimator:
+    """As published but for the fit of the residual flow, which is affine, to reverse costates."""
+    return ResidualNablaDB(_correction(context, LookAheadCostate(), reverse_costates))
+
+
+def _weight(context: EstimatorContext) -> float:
+    return context.problem.constant_beta("a weight of the change of the velocity")
+
+
+def _correction(
+    context: EstimatorContext, look_ahead: LookAheadCostate, costates: CostateSampler
+) -> FittedCorrection:
+    residual = LookAheadResidual(StepwiseRegression(AFFINE), look_ahead)
+    return FittedCorrection(residual, costates, FITTED_PATHS, context.generator())
 
 
 PATHS: tuple[EstimatorRow, ...] = (
@@ -81,6 +120,48 @@ PATHS: tuple[EstimatorRow, ...] = (
         MalliavinAdjoint,
         Group.ZEROTH_ORDER,
         "$B_k^top a_(k+1)\\/beta_k$, full, rewards times weights",
+        compared=False,
+    ),
+    EstimatorRow(
+        MethodName.DETERMINISTIC_ADJOINT_MATCHING,
+        deterministic_adjoint,
+        DeterministicAdjointMatching,
+        Group.PATHWISE,
+        "$-a_(k+1)\\/lambda$ for the velocity, lean, without noise",
+        compared=False,
+    ),
+    EstimatorRow(
+        MethodName.VGG_FLOW,
+        vgg_flow,
+        VGGFlow,
+        Group.PATHWISE,
+        "$-(eta_k nabla r(hat(x)_0) + nu_k)\\/lambda$ for the velocity, without noise",
+        estimand=vgg.CORRECTED,
+        compared=False,
+    ),
+    EstimatorRow(
+        MethodName.VGG_FLOW_LOOK_AHEAD_ALONE,
+        lambda context: VGGFlow(_weight(context)),
+        VGGFlow,
+        Group.PATHWISE,
+        "$-eta_k nabla r(hat(x)_0)\\/lambda$ for the velocity, without noise",
+        compared=False,
+    ),
+    EstimatorRow(
+        MethodName.RESIDUAL_NABLA_DB,
+        nabla_db,
+        ResidualNablaDB,
+        Group.PATHWISE,
+        "$B_k^top (gamma_(k+1) nabla r(hat(x)_0) + g_(k+1))\\/beta_k$",
+        estimand=nabla.CORRECTED,
+        compared=False,
+    ),
+    EstimatorRow(
+        MethodName.RESIDUAL_NABLA_DB_SIMPLE,
+        Anywhere(ResidualNablaDB),
+        ResidualNablaDB,
+        Group.PATHWISE,
+        "$B_k^top gamma_(k+1) nabla r(hat(x)_0)\\/beta_k$",
         compared=False,
     ),
 )

@@ -32,7 +32,7 @@ from socft.checks import (
     require_positive,
 )
 from socft.costates.base import Cost
-from socft.estimators.base import Estimator, Labels
+from socft.estimators.base import BatchEstimator, Labels
 from socft.estimators.baseline import returns_to_go
 from socft.estimators.ddpo import RatioLabels, RatioRows, centred_rewards, ratio_labels
 from socft.finite import require_finite_paths
@@ -117,7 +117,7 @@ COMPARED = GroupAdvantages(spread=Spread.NONE, limit=None, leave_one_out=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupRelative(Estimator[RatioRows], abc.ABC):
+class GroupRelative(BatchEstimator[RatioRows], abc.ABC):
     """A method that weighs clipped likelihood ratios with advantages.
 
     Attributes:
@@ -139,13 +139,6 @@ class GroupRelative(Estimator[RatioRows], abc.ABC):
     @property
     def cost(self) -> Cost:
         return Cost()
-
-    @property
-    def couples_batch(self) -> bool:
-        return True
-
-    def smallest_batch(self, problem: ControlProblem) -> int:
-        return 2
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> RatioLabels:
         total = returns_to_go(problem, path, kl=False)[0] - problem.cost(0, path.states[0])

@@ -34,7 +34,7 @@ from socft.checks import InvalidProblem, require, require_kinds
 from socft.costates.adjoint import FullRecursion
 from socft.costates.base import Cost, CostateStep
 from socft.estimators.base import LabelRows, Labels, MatchingEstimator, matching_labels
-from socft.estimators.baseline import Baseline, LeaveOneOut
+from socft.estimators.baseline import Baseline, BaselineEstimator, LeaveOneOut
 from socft.estimators.estimand import Estimand, ObjectiveGradient
 from socft.estimators.integration_by_parts import IntegrationByParts
 from socft.path import Path
@@ -44,7 +44,7 @@ from socft.reference import MatrixDiffusion, ScalarDiffusion
 
 
 @dataclasses.dataclass(frozen=True)
-class MalliavinAdjoint(MatchingEstimator[LabelRows]):
+class MalliavinAdjoint(BaselineEstimator[LabelRows], MatchingEstimator[LabelRows]):
     """Unbiased for the objective's gradient where the noise reaches every direction and does not
     depend on the state; no derivative of the reward.
 
@@ -70,13 +70,6 @@ class MalliavinAdjoint(MatchingEstimator[LabelRows]):
     @property
     def cost(self) -> Cost:
         return Cost(reference_derivatives=1, policy_derivatives=1, memory="T")
-
-    @property
-    def couples_batch(self) -> bool:
-        return self.baseline.couples_batch
-
-    def smallest_batch(self, problem: ControlProblem) -> int:
-        return self.baseline.smallest_batch
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels[LabelRows]:
         require_noise_everywhere(problem)

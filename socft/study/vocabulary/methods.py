@@ -84,6 +84,11 @@ class MethodName(enum.StrEnum):
     DIFFUSION_NFT_VELOCITY = "DiffusionNFT, velocity"
     ELBO_RATIO = "ELBO ratio"
     EFFICIENT_ADJOINT_MATCHING = "efficient adjoint matching"
+    DETERMINISTIC_ADJOINT_MATCHING = "deterministic adjoint matching"
+    VGG_FLOW = "VGG-Flow"
+    VGG_FLOW_LOOK_AHEAD_ALONE = "VGG-Flow, look-ahead alone"
+    RESIDUAL_NABLA_DB = "residual nabla-DB"
+    RESIDUAL_NABLA_DB_SIMPLE = "residual nabla-DB, simple"
 
     # the catalogue's costates in another class of functions, or learnt in another way
     ADJOINT_MATCHING_NETWORK = "adjoint matching, network"

@@ -31,11 +31,12 @@ from socft.estimators.reversed_bsde import ReversedBSDE
 from socft.estimators.score_function import ScoreFunction
 from socft.estimators.socm import SOCM
 from socft.estimators.variance import Variance
+from socft.flow import flow_reference, flow_sde, uniform_times
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
+from socft.reference import Reference
 from socft.regression.features import Polynomial
 from socft.regression.functions import KernelRidge, LinearRegression
-from socft.reward import Quadratic
 from socft.schedule import variance_preserving
 from socft.study.vocabulary.methods import MethodName
 from tests.support.estimator_cases import CONSTANT, paths, quadratic_problem
@@ -77,6 +78,14 @@ SMALLEST: dict[str, int] = {
 }
 """Of those that compare paths or fit something to them; the others label one path alone."""
 SCORED = {MethodName.TIME_REVERSED_POLICY_COSTATE_REFERENCE_SCORE, *(row.name for row in RENOISED)}
+FLOWING = (
+    MethodName.DETERMINISTIC_ADJOINT_MATCHING,
+    MethodName.VGG_FLOW,
+    MethodName.VGG_FLOW_LOOK_AHEAD_ALONE,
+    MethodName.RESIDUAL_NABLA_DB,
+    MethodName.RESIDUAL_NABLA_DB_SIMPLE,
+)
+"""Those that predict the end of a flow."""
 SCORES: dict[MarginalScore, int] = {
     AffineMarginals(): 1,
     TransitionScore(): 2,
@@ -91,19 +100,19 @@ GROUPED: list[Estimator] = [DDPO(groups=ALONE), LogVariance(ALONE), Variance(ALO
 
 
 @functools.cache
-def problem(scored: bool = False) -> ControlProblem:
-    """Without a running cost, which bridges do not take."""
-    whole = quadratic_problem(CONSTANT)
-    if not scored:
-        return ControlProblem(whole.reference, whole.reward, CONSTANT)
-    chain = score_reference(
-        Gaussian(t(0.3, 0.0), torch.eye(DIMS, dtype=F64)), variance_preserving(4, 2.0)
-    )
-    return ControlProblem(chain, Quadratic(-torch.eye(DIMS, dtype=F64)), CONSTANT)
+def problem(name: str = "") -> ControlProblem:
+    """Without a running cost, which bridges do not take; with the chain that a row needs."""
+    whole, law = quadratic_problem(CONSTANT), Gaussian(t(0.3, 0.0), torch.eye(DIMS, dtype=F64))
+    chain: Reference = whole.reference
+    if name in SCORED:
+        chain = score_reference(law, variance_preserving(4, 2.0))
+    if name in FLOWING:
+        chain = flow_reference(law, flow_sde(uniform_times(4), 0.7))
+    return ControlProblem(chain, whole.reward, CONSTANT)
 
 
 def made(name: str) -> tuple[Estimator, ControlProblem]:
-    where = problem(name in SCORED)
+    where = problem(name)
     field = GivenCostate(lambda k, x: -x)
     policy = AffinePolicy.zeros(where.reference)
     context = EstimatorContext(

@@ -26,11 +26,19 @@ from socft.estimators.context import EstimatorContext
 from socft.estimators.ddpo import DDPO
 from socft.estimators.dpok import DPOK
 from socft.estimators.flow.awm import AWM
+from socft.estimators.flow.dance_grpo import DanceGRPO
+from socft.estimators.flow.deterministic_adjoint import DeterministicAdjointMatching
 from socft.estimators.flow.diffusion_nft import DiffusionNFT
 from socft.estimators.flow.efficient_adjoint import EfficientAdjointMatching
 from socft.estimators.flow.elbo_ratio import ELBORatio
-from socft.estimators.flow.grpo import GroupAdvantages
+from socft.estimators.flow.flow_grpo import FlowGRPO
+from socft.estimators.flow.grpo import GroupAdvantages, KLTerm, Spread
+from socft.estimators.flow.grpo_guard import GRPOGuard
+from socft.estimators.flow.look_ahead import LookAheadCostate, signal_share, squared_signal
+from socft.estimators.flow.malliavin import MalliavinAdjoint
+from socft.estimators.flow.nabla_db import ResidualNablaDB
 from socft.estimators.flow.ram import RAM
+from socft.estimators.flow.vgg_flow import VGGFlow
 from socft.estimators.flow.weightings import AdvantageMode, ResidualWeight
 from socft.estimators.integration_by_parts import IntegrationByParts
 from socft.estimators.log_variance import LogVariance
@@ -56,6 +64,15 @@ UNCOUNTED: dict[str, Cost] = {
     MethodName.RECIPROCAL_ADJOINT_MATCHING: Cost(memory="T"),
     MethodName.REFL: Cost(reference=1),
     MethodName.TRUNCATED_RANDOM: Cost(reference_derivatives=1, policy_derivatives=1),
+    MethodName.DETERMINISTIC_ADJOINT_MATCHING: Cost(
+        reference=1, policy=1, reference_derivatives=1, memory="T"
+    ),
+    MethodName.VGG_FLOW: Cost(reference=2, policy=2, memory="T"),
+    MethodName.VGG_FLOW_LOOK_AHEAD_ALONE: Cost(reference=2, policy=2, memory="T"),
+    MethodName.RESIDUAL_NABLA_DB: Cost(reference_derivatives=1, policy_derivatives=1, memory=0),
+    MethodName.RESIDUAL_NABLA_DB_SIMPLE: Cost(
+        reference_derivatives=1, policy_derivatives=1, memory=0
+    ),
     MethodName.MARTINGALE_POLICY_COSTATE_FIRST_ORDER: Cost(
         reference_derivatives=3, policy_derivatives=1
     ),
@@ -86,6 +103,37 @@ DEFAULTS: dict[type[Any], dict[str, object]] = {
         "averaged": False,
     },
     DPOK: {"baseline": NoBaseline, "clip": 1e-4, "averaged": False},
+    GroupAdvantages: {  # published code of arXiv 2505.05470: deviation of all, and 1e-4
+        "groups": None,
+        "spread": Spread.BATCH,
+        "floor": 1e-4,
+        "unbiased": False,
+        "limit": 5.0,
+        "leave_one_out": False,
+    },
+    KLTerm: {"lam": 0.04, "with_dt": False, "durations": None},
+    FlowGRPO: {"advantages": GroupAdvantages(), "clip": 1e-4, "averaged": True, "kl": KLTerm()},
+    DanceGRPO: {  # published code of arXiv 2505.07818: torch's deviation of the group, and 1e-8
+        "advantages": GroupAdvantages(spread=Spread.GROUP, floor=1e-8, unbiased=True),
+        "clip": 1e-4,
+        "averaged": True,
+    },
+    GRPOGuard: {
+        "advantages": GroupAdvantages(),
+        "clip": 1e-4,
+        "averaged": True,
+        "kl": KLTerm(),
+        "divided_by_dt": True,
+    },
+    DeterministicAdjointMatching: {"last": None},
+    LookAheadCostate: {"weight": signal_share, "held": False, "limit": None},
+    VGGFlow: {
+        "correction": None,
+        "look_ahead": LookAheadCostate(squared_signal, held=True, limit=1.0),
+        "averaged": True,
+    },
+    ResidualNablaDB: {"correction": None, "look_ahead": LookAheadCostate, "of_scores": True},
+    MalliavinAdjoint: {"baseline": LeaveOneOut},
     ScoreFunction: {"baseline": LeaveOneOut},
     ScoreFunctionWithoutKLToGo: {"baseline": LeaveOneOut},
     IntegrationByParts: {"baseline": LeaveOneOut},

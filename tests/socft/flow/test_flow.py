@@ -457,3 +457,13 @@ def test_a_reward_of_the_last_step_has_no_constants():
     reward = LastStepReward(Sine(), schedule, NoisedVelocity(MIXTURE, schedule.starts))
     assert reward.L0 == reward.L1 == math.inf
     assert isinstance(flow_reference(MIXTURE, flow_sde(GRID, 0.7)), FlowReference)
+
+
+def test_functional_derivatives_pass_through_predictions():
+    """Of the endpoint and the score in the state, as by automatic differentiation."""
+    chain, x, v = flow_reference(MIXTURE, flow_sde(GRID, 0.7)), randn(0, 5, 1), randn(1, 5, 1)
+    for of in (chain.endpoint_of, chain.score_of):
+        y = x.clone().requires_grad_(True)
+        (expected,) = torch.autograd.grad(of(1, y, v).sum(), y)
+        found = torch.func.grad(lambda z, of=of: of(1, z, v).sum())(x)
+        torch.testing.assert_close(found, expected, rtol=CLOSED, atol=CLOSED)

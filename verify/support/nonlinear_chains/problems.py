@@ -13,6 +13,7 @@ from torch import Tensor
 
 from socft.density import GaussianMixture
 from socft.density.score import score_reference
+from socft.flow import flow_reference, flow_sde, uniform_times
 from socft.policy import AffinePolicy, FunctionPolicy, Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.reference import (
@@ -124,6 +125,12 @@ def _denoised(steps: int) -> ControlProblem:
     return ControlProblem(_mixture(steps).reference, bent, BETA)
 
 
+def _flow(steps: int) -> ControlProblem:
+    density = GaussianMixture(weights=[0.6, 0.4], means=[-1.2, 1.0], covs=[0.5, 0.65])
+    chain = flow_reference(density, flow_sde(uniform_times(steps, last=0.1), noise_level=0.9))
+    return ControlProblem(chain, bent, BETA)
+
+
 def _affine(steps: int) -> ControlProblem:
     chain = AffineReference(
         [[[1 - 0.6 / steps]]] * steps,
@@ -191,6 +198,7 @@ def _affine_away(problem: ControlProblem) -> Policy:
 
 
 QUADRATIC = NonlinearProblem("linear-quadratic", _quadratic, 4, 7.0, 71, affine=True)
+FLOW = NonlinearProblem("flow of a two-mode mixture", _flow, 4, 6.0, 61)
 MIXTURE = NonlinearProblem("two-mode mixture", _mixture, 4, 6.0, 61)
 DENOISED = NonlinearProblem("two-mode mixture, no running cost", _denoised, 4, 6.0, 61)
 BRIDGED = NonlinearProblem("affine chain, bent reward", _affine, 4, 7.0, 71)
