@@ -103,6 +103,17 @@ class Metric(enum.StrEnum):
     WASSERSTEIN2 = "wasserstein2"
     MMD = "mmd"
 
+    # where a method converges to
+    END_MEAN = "end_mean"
+    END_VARIANCE = "end_variance"
+    TV_TO_TILT = "tv_to_tilt"
+    TV_TO_OPTIMUM = "tv_to_optimum"  # of the chain
+    TV_TO_PREDICTION = "tv_to_prediction"
+    KL_TO_TILT = "kl_to_tilt"
+    KL_TO_REFERENCE = "kl_to_reference"
+    DEVIATION = "deviation"  # from what is predicted, in standard errors
+    EFFECTIVE_BETA = "effective_beta"
+
     # guidance
     REGULARISED_VALUE = "regularised_value"
     MAXIMUM = "maximum"

@@ -40,3 +40,8 @@ class ProblemName(enum.StrEnum):
     ISOTROPIC = "isotropic"
     ANISOTROPIC = "anisotropic"
     SPHERE = "sphere"
+
+    # the chain of a flow model, and a bounded reward
+    FLOW_GAUSSIAN = "flow-gaussian"
+    FLOW_OVERLAPPING = "flow-overlapping"
+    FLOW_SEPARATED = "flow-separated"

@@ -2,6 +2,7 @@
 
 from socft.study.vocabulary.schemas.convergence import CONVERGENCE, TIGHTNESS
 from socft.study.vocabulary.schemas.costates import LINEAR, LQ_SWEEPS, MIXTURE, PENDULUM
+from socft.study.vocabulary.schemas.flow import FIXED_POINTS
 from socft.study.vocabulary.schemas.gradient_variance import SOCM, TRAINING, VARIANCE
 from socft.study.vocabulary.schemas.guidance import GUIDANCE, GUIDANCE_NETWORK
 from socft.study.vocabulary.schemas.stable_diffusion import (
@@ -23,6 +24,7 @@ STUDIES = (
     SOCM,
     GUIDANCE,
     GUIDANCE_NETWORK,
+    FIXED_POINTS,
     STABLE_DIFFUSION,
     SD_GRADIENT_NORM,
     SD_COSTATE_SIZE,
@@ -31,6 +33,7 @@ STUDIES = (
 
 __all__ = [
     "CONVERGENCE",
+    "FIXED_POINTS",
     "GUIDANCE",
     "GUIDANCE_NETWORK",
     "LINEAR",

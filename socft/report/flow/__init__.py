@@ -1,0 +1,1 @@
+"""The report on flow models: what each method really optimises."""

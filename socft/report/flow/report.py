@@ -1,0 +1,224 @@
+"""The report of the study ``fixed_points``: what methods for flow models really optimise."""
+
+from __future__ import annotations
+
+from socft.report.base import Document, Report, claims_provenance, provenance
+from socft.report.claim_records import Claims
+from socft.report.flow import figures, tables
+from socft.report.rows import Rows
+from socft.report.typeset import NOT_MEASURED, document, figure, integer, number, paper, text
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
+
+
+def compose(rows: Rows, claims: Claims) -> Document:
+    """The document of the study's records."""
+    pictures = {"distance.svg": figures.distance(rows), "limits.svg": figures.limits(rows)}
+    source = document(
+        "What fine-tuning methods for flow models optimise",
+        "Fixed points of published methods, predicted by equations and measured on samples",
+        _abstract(rows),
+        _setting(),
+        _equations(),
+        _table(rows),
+        _evidence(rows),
+        _strengths(rows),
+        _claims(claims),
+        _limitations(rows, claims),
+    )
+    return Document(source, pictures)
+
+
+REPORT = Report("flow", compose, (schemas.FIXED_POINTS,), shown=("limits.svg",))
+
+
+def _abstract(rows: Rows) -> str:
+    held = rows.where(Metric.DEVIATION, source="samples")
+    refuted = held.filter(lambda record: record.value > tables.LIMIT)
+    worst = held.largest()
+    which = ", ".join(
+        f"{text(r.estimator)} on {text(tables.PROBLEMS[ProblemName(r.problem)])}" for r in refuted
+    )
+    gap = {
+        name: _tilt(rows, name)
+        for name in (MethodName.ADJOINT_MATCHING, MethodName.DPOK_LEAVE_ONE_OUT, MethodName.RAM)
+    }
+    return rf"""
+Methods that fine-tune flow models with a reward are compared by the pictures they make. We ask
+which law each converges to where the answer is known: three laws of data on the line, exact
+velocities, a bounded reward, and a class of controls rich enough that nothing but the method
+decides. Each method is predicted to solve one of six equations, the equation is solved without
+samples, and the method's own code is run on samples. Of
+{integer(len(held.records) or None)} predictions {integer(len(refuted.records) if held else None)}
+are off by more than {tables.LIMIT:g} standard errors{f" ({which})" if refuted else ""}; the
+largest deviation is {number(worst, 2)}. Adjoint matching, the full adjoint and the score function
+reach the optimum of the chain, which is the tilt $p exp(r\/b)\/Z$ up to $O(1\/T)$. The policy
+gradients of the GRPO family leave out the KL divergence of later steps, methods that regress on
+re-noised samples solve the endpoint covariance equation, whose second order is twice that of the
+tilt, and what has no KL term has no limit. On overlapping modes the total variation of the measured
+limit to the tilt is {gap[MethodName.ADJOINT_MATCHING]} for adjoint matching,
+{gap[MethodName.DPOK_LEAVE_ONE_OUT]} for DPOK and {gap[MethodName.RAM]} for RAM.
+"""
+
+
+def _tilt(rows: Rows, name: str) -> str:
+    found = rows.where(
+        Metric.TV_TO_TILT, ProblemName.FLOW_OVERLAPPING, name, source="samples"
+    ).one()
+    return NOT_MEASURED if found is None else number(found.value, 2)
+
+
+def _setting() -> str:
+    return r"""
+= Setting
+
+Rectified flow, $x_s = (1 - s) x_0 + s epsilon$, $y = epsilon - x_0$, $u_0 (x, s) = bb(E)[y | x_s =
+x]$, from $s = 1$ to $s = 1\/20$ in $T$ equal steps with the memoryless kernels of the DDIM form, so
+that every kernel has noise. A fine-tuned velocity $u$ is the whitened control $v_k = J_k (u -
+u_0)\/sigma_k$, $J_k$ the derivative of the kernel's mean in the velocity, and $|v_k|^2\/2$ is the
+Kullback–Leibler divergence of the kernels. What the chain ends with are the samples. Data are
+$N(0.3, 0.5)$, the overlapping modes $1\/2 N(-1, 0.5) + 1\/2 N(1, 0.5)$ and the separated modes $0.7
+N(-1.5, 0.16) + 0.3 N(1.5, 0.16)$; the reward is $sin x$, bounded, because methods that weigh
+regressions with rewards have no minimum where the reward is not.
+
+The class is that of piecewise linear controls with 61 nodes, one function per step. In it an
+equation is solved by quadrature, without samples, and a method is run by damped Newton steps on its
+own loss, from the pre-trained model; the mean of the coefficients of the last half of the
+iterations counts. Both are fixed points of the same class, so that they may be compared to the
+Monte-Carlo error. Strengths are set so that the KL weight that a method leaves at the pre-trained
+model is $b$.
+"""
+
+
+def _equations() -> str:
+    return rf"""
+= Six equations
+
+Let $q_tau = p exp(tau r\/b)\/Z_tau$, $q$ the law of the model's own samples, $W_k (x) = bb(E)^v
+[r(x_T) | x_k = x]$.
+
+*(O) The optimum.* In continuous time and with memoryless noise the optimal control samples the tilt
+$q_1$, whose velocity is $ u^* - u_0 = 1/b integral_0^1 "Cov"_(q_tau) (r, y | x) thin d tau, $
+because $bb(E)_(q_tau) [y | x] = bb(E)_p [e^(tau r\/b) y | x]\/bb(E)_p [e^(tau r\/b) | x]$ has the
+derivative $"Cov"_(q_tau) (r, y | x)\/b$ in $tau$. For a chain of $T$ steps the optimum is
+$v_k = B_k^top bb(E)[nabla V_(k+1) (x_(k+1)) | x_k]\/beta_k$, and its law is off by $O(1\/T)$.
+
+*(E) Endpoint covariance.* $ u - u_0 = 1/b "Cov"_q (r, y | x) . $ A loss $(r - macron(r)) |u - y|^2
++ b |u - u_0|^2$ on re-noised samples of the model has the gradient $bb(E)_q [(r - macron(r)) (u -
+y) | x] + b (u - u_0)$, half of it; where the model is the velocity of its own samples this vanishes
+under (E). _(E) is not (O):_ with the cumulants $kappa_2 = "Cov"_p (r, y | x)$, $kappa_3 = kappa_p
+(r, r, y | x)$,
+
+$ "(O)": thin u - u_0 = kappa_2/b + kappa_3/(2 b^2) + O(b^(-3)), quad quad "(E)": thin u - u_0 =
+kappa_2/b + kappa_3/b^2 + O(b^(-3)), $
+
+since to first order either law is $p (1 + (r - bb(E) r)\/b)$, which adds $kappa_3\/b$ to the
+covariance, and (O) averages that over $tau$. The second order is twice the right one. The loss has
+no minimum where $b + bb(E)_q [r - macron(r) | x] < 0$: such methods need $b$ above the largest
+deficit of the reward.
+
+*(N) No KL to go.* $ v_k = B_k^top bb(E)[nabla W_(k+1) (x_(k+1)) | x_k] \/ beta_k, $ where the
+policy gradient of the reward meets the gradient of the KL at states that do not follow the control.
+In continuous time with constant $beta$, $W$ solves $partial_t W + b dot nabla W + sigma^2\/2 Delta
+W + (sigma^2\/beta) |nabla W|^2 = 0$, the Hamilton–Jacobi–Bellman equation of $beta\/2$; so
+
+$ v_N = 1/2 v^*_(beta\/2), $
+
+half of the optimal control for twice the reward, at every noise level the score $(nabla log p_s +
+nabla log q_s)\/2$ with $q prop p e^(2 r\/beta)$: what guidance of weight one half does.
+
+*(D) No noise.* The optimum of $r(x_T) - lambda integral |u - u_0|^2\/2 thin d s$ along the flow is
+no tilt. For $N(m, S)$ and $r = g dot x$ the map from level $s$ to data has the derivative $Phi_s =
+(S\/c_s)^(1\/2)$, $c_s = (1 - s)^2 S + s^2$, the optimal change is $-Phi_s g\/lambda$, and the mean
+moves by
+
+$ integral_0^1 S/c_s d s thin g/lambda = pi/2 S^(1\/2) g/lambda, $
+
+with $t = s\/(1 - s)$, while the covariance stays. The tilt moves it by $S g\/b$: in
+anisotropic data no $lambda$ matches both axes.
+
+*(R) Reward alone.* Without a KL term the gradient vanishes where no direction improves the reward:
+there is no limit, and the law concentrates at the largest reward as long as training goes on.
+
+*Normalisation.* Rewards divided by their standard deviation leave $beta_k = lambda_k
+"std"_q (r)$, which falls as the model concentrates: the divergence is priced less the further one
+has gone. The KL of {paper("2505.05470")} leaves $d t$ out of the variance of a step, so that
+$beta_k = lambda |d t_k| "std"_q (r)$.
+"""
+
+
+def _table(rows: Rows) -> str:
+    return rf"""
+= What each method optimises
+
+{tables.optimised(rows)}
+"""
+
+
+def _evidence(rows: Rows) -> str:
+    picture = figure(
+        "limits.svg",
+        """Mean reward of every method's limit, measured with 2 standard errors (bars) and predicted
+        (open diamonds), beside the tilt (dashed) and the optimum of the chain (dotted).""",
+        "limits-figure",
+        "Three panels, one per law of data, with a row per method: predicted and measured mean"
+        " rewards.",
+    )
+    return rf"""
+= Predicted and measured
+
+{picture}
+
+{tables.predictions(rows)}
+
+The deviation is the largest of three; with {integer(_seeds(rows))} repetitions a deviation above
+{tables.LIMIT:g} in one of three has a probability of about 0.003 for a true prediction and normal
+means.
+"""
+
+
+def _seeds(rows: Rows) -> float | None:
+    return rows.where(Metric.DEVIATION, source="samples").largest(lambda record: record.seeds)
+
+
+def _strengths(rows: Rows) -> str:
+    picture = figure(
+        "distance.svg",
+        """Total variation between the law that a method's equation leads to and the tilt, on
+        overlapping modes: against the number of steps, and against the weight $b$. What falls with
+        $T$ is the kernel's error; what stays is the method's own.""",
+        "distance-figure",
+        "Two panels of total variation to the tilt on logarithmic scales, against steps and"
+        " strength.",
+    )
+    return rf"""
+= Steps and strengths
+
+{picture}
+
+{tables.drift(rows)}
+"""
+
+
+def _claims(claims: Claims) -> str:
+    return rf"""
+= Statements that are checked
+
+{tables.claims(claims)}
+"""
+
+
+def _limitations(rows: Rows, claims: Claims) -> str:
+    return rf"""
+= Limitations
+
+One dimension, exact velocities, no network: what is measured is where a method goes, not how fast,
+nor at what cost, nor what a network adds. The chain ends at the noise level $1\/20$, and the tilt
+is that of its own samples. Methods are those of the published losses as this project states them;
+published code has options that are not tried here. Ratios are not clipped, because they are one at
+every step taken.
+
+{provenance(rows)} {claims_provenance(claims)}
+"""

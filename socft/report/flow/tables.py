@@ -1,0 +1,177 @@
+"""The tables of the report on flow models, each a function from records to markup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from socft.estimators.catalogue import CATALOGUE
+from socft.estimators.estimand import Biased, EquationResidual, FixedPointEquation
+from socft.records import Record
+from socft.report.claim_records import ClaimLine, Claims
+from socft.report.rows import Rows
+from socft.report.typeset import NOT_MEASURED, Table, cited, fraction_of_bound, number, text
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
+
+PROBLEMS = {
+    ProblemName.FLOW_GAUSSIAN: "Gaussian",
+    ProblemName.FLOW_OVERLAPPING: "overlapping modes",
+    ProblemName.FLOW_SEPARATED: "separated modes",
+}
+MOMENTS = (Metric.REWARD, Metric.END_MEAN, Metric.END_VARIANCE)
+LIMIT = 4.0
+"""Standard errors beyond which a prediction is refuted."""
+
+
+def methods(rows: Rows) -> list[str]:
+    """What was run, in the order of the study."""
+    return [name for name in rows.fields("estimator") if name]
+
+
+def optimised(rows: Rows) -> str:
+    """Which law every method goes to."""
+    return Table(
+        header=("method", "its limit solves", "source"),
+        rows=[(text(name), limit_of(name), cited(CATALOGUE[name].source)) for name in methods(rows)]
+        or [(NOT_MEASURED, "", "")],
+        caption="""What every method converges to in an exact class; letters are those of the
+            equations above. The law of the optimum of the chain is the tilt up to $O(1\\/T)$.""",
+        label="optimised",
+        align="lll",
+        widths=("4.2cm", "1fr", "4.6cm"),
+        long=True,
+    ).markup
+
+
+LIMITS = {
+    FixedPointEquation.ENDPOINT_COVARIANCE: "(E) endpoint covariance",
+    FixedPointEquation.NO_KL_TO_GO: "(N) no KL to go",
+    FixedPointEquation.TILT: "(O) the tilt, up to $O(1\\/T)$",
+    FixedPointEquation.DETERMINISTIC: "(D) the optimum without noise",
+    FixedPointEquation.REWARD_ALONE: "(R) the greatest reward, whatever the divergence",
+}
+OPTIMUM = "(O) the optimum of the chain"
+
+
+def limit_of(name: str) -> str:
+    """The equation of a method's limit, in words."""
+    estimand = CATALOGUE[name].estimates
+    if isinstance(estimand, EquationResidual):
+        return LIMITS[estimand.equation]
+    if isinstance(estimand, Biased) and not estimand.zero_at_optimum:
+        return text(estimand.why)
+    return OPTIMUM
+
+
+def predictions(rows: Rows) -> str:
+    """Measured limits beside the predicted ones."""
+    body: list[Sequence[str]] = []
+    for problem, title in PROBLEMS.items():
+        mine = rows.where(problem=problem, source="samples")
+        for setting in {tuple(sorted(r.setting.items())): r.setting for r in mine}.values():
+            steps, beta = setting["T"], setting["beta"]
+            body.append((f"{title}, $T = {steps}$, $b = {beta:g}$",))
+            body += [
+                _prediction(rows.where(problem=problem, estimator=name, T=steps, beta=beta), name)
+                for name in methods(mine)
+            ]
+    return Table(
+        header=(
+            "method",
+            "reward, predicted",
+            "reward, measured",
+            "TV to prediction",
+            "TV to tilt",
+            "deviation",
+        ),
+        rows=body or [(NOT_MEASURED, *[""] * 5)],
+        caption=f"""Limits of the methods run on samples, beside the solution of the equation that
+            each is predicted to solve: mean reward with its standard error, total variation of the
+            mean law to the predicted law and to the tilt, and the largest deviation of mean reward,
+            mean and variance in standard errors. More than {LIMIT:g} refutes the prediction
+            (*bold*). A dash: predicted to have no limit.""",
+        label="predictions",
+        align="lrrrrr",
+        long=True,
+    ).markup
+
+
+def _prediction(mine: Rows, name: str) -> Sequence[str]:
+    predicted = mine.where(Metric.REWARD, source="equation").one()
+    measured = mine.where(Metric.REWARD, source="samples").one()
+    off = mine.where(Metric.DEVIATION, source="samples").one()
+    near, tilt = (
+        mine.where(metric, source="samples").one()
+        for metric in (Metric.TV_TO_PREDICTION, Metric.TV_TO_TILT)
+    )
+    return (
+        text(name),
+        "–" if predicted is None else number(predicted.value, 4),
+        with_error(measured),
+        "–" if near is None else number(near.value, 2),
+        number(None if tilt is None else tilt.value, 2),
+        "–" if off is None else _deviation(off.value),
+    )
+
+
+def with_error(record: Record | None) -> str:
+    """A number and its standard error."""
+    if record is None:
+        return NOT_MEASURED
+    if record.stderr is None:
+        return number(record.value, 4)
+    return f"{number(record.value, 4)} $plus.minus$ {number(record.stderr, 1)}"
+
+
+def _deviation(value: float) -> str:
+    return f"*{number(value, 2)}*" if value > LIMIT else number(value, 2)
+
+
+def drift(rows: Rows) -> str:
+    """The KL weight that every method leaves, against strengths."""
+    found = rows.where(Metric.EFFECTIVE_BETA, ProblemName.FLOW_OVERLAPPING, source="equation")
+    at = {T: found.where(T=T).distinct("beta") for T in found.distinct("T")}
+    steps = max(at, key=lambda T: len(at[T]), default=None)
+    betas = at.get(steps, [])
+    body = [
+        (
+            text(name),
+            *(number(_value(found.where(estimator=name, T=steps, beta=beta)), 3) for beta in betas),
+        )
+        for name in methods(found)
+        if any(found.where(estimator=name, T=steps, beta=beta) for beta in betas)
+    ]
+    return Table(
+        header=("method", *(f"$b = {beta:g}$" for beta in betas)) if betas else ("method", "b"),
+        rows=body if betas and body else [(NOT_MEASURED, *[""] * max(1, len(betas)))],
+        caption=f"""Mean over the steps of the KL weight that a method leaves at its limit, where
+            its settings leave $b$ at the pre-trained model: overlapping modes, $T = {steps}$. Not
+            measured: the equation's sweeps diverge.""",
+        label="drift",
+        align="l" + "r" * max(1, len(betas)),
+    ).markup
+
+
+def claims(found: Claims) -> str:
+    """Every statement about flow models and what its checks found."""
+    return Table(
+        header=("claim", "statement", "kind", "status", "worst ratio"),
+        rows=[_claim(line) for line in found if line.name.startswith("flow_")]
+        or [(NOT_MEASURED, *[""] * 4)],
+        caption="""Statements that the conclusions rest on. The worst ratio is that of measured to
+            bound, or of a residual to its tolerance.""",
+        label="flow-claims",
+        align="lllll",
+        widths=("2.9cm", "1fr", "auto", "auto", "auto"),
+        long=True,
+    ).markup
+
+
+def _claim(line: ClaimLine) -> Sequence[str]:
+    worst = fraction_of_bound(line.ratio) if line.compares_with_bound else number(line.ratio, 2)
+    return text(line.title), line.statement, text(line.kind), text(line.status), worst
+
+
+def _value(rows: Rows) -> float | None:
+    record = rows.one()
+    return None if record is None else record.value

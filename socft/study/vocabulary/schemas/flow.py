@@ -1,0 +1,49 @@
+"""Schema of what is measured of the methods for flow models."""
+
+from __future__ import annotations
+
+from socft.study.vocabulary.methods import MethodName
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.problems import ProblemName
+from socft.study.vocabulary.schema import StudySchema
+
+FIXED_POINTS = StudySchema(
+    "fixed_points",
+    {
+        Metric.REWARD,
+        Metric.END_MEAN,
+        Metric.END_VARIANCE,
+        Metric.TV_TO_TILT,
+        Metric.TV_TO_OPTIMUM,
+        Metric.TV_TO_PREDICTION,
+        Metric.KL_TO_TILT,
+        Metric.KL_TO_REFERENCE,
+        Metric.DEVIATION,
+        Metric.EFFECTIVE_BETA,
+    },
+    problems={
+        ProblemName.FLOW_GAUSSIAN,
+        ProblemName.FLOW_OVERLAPPING,
+        ProblemName.FLOW_SEPARATED,
+    },
+    estimators={
+        MethodName.FULL_ADJOINT,
+        MethodName.ADJOINT_MATCHING,
+        MethodName.FULL_STICKING_THE_LANDING,
+        MethodName.LEAN_STICKING_THE_LANDING,
+        MethodName.DETERMINISTIC_ADJOINT_MATCHING,
+        MethodName.SCORE_FUNCTION_LEAVE_ONE_OUT,
+        MethodName.DDPO_KL_IN_THE_REWARD,
+        MethodName.EFFICIENT_ADJOINT_MATCHING,
+        MethodName.DPOK_LEAVE_ONE_OUT,
+        MethodName.FLOW_GRPO,
+        MethodName.GRPO_GUARD,
+        MethodName.RAM,
+        MethodName.RAM_GROUP_MEAN,
+        MethodName.AWM,
+        MethodName.DIFFUSION_NFT_VELOCITY,
+        MethodName.ELBO_RATIO,
+        MethodName.DDPO,
+        MethodName.DANCE_GRPO,
+    },
+)
