@@ -92,7 +92,7 @@ class ModelConfig:
         micro_batch: samples per network call; all at once by default.
         checkpointing: keep only the inputs of the network's blocks for backward passes.
         max_sequence_length: rows of T5's states, which Stable Diffusion 3 and FLUX read; as their
-            pipelines by default (256 and 512).
+            pipelines by default (256 and 512), and 0 where there is no T5.
     """
 
     path: Name = "tiny"
@@ -100,7 +100,7 @@ class ModelConfig:
     device: Name = "auto"
     micro_batch: Count | None = None
     checkpointing: Flag = False
-    max_sequence_length: Count | None = None
+    max_sequence_length: Annotated[Whole, Field(ge=0, le=MOST)] | None = None
 
 
 @_table

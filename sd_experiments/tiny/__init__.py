@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 
     from sd_experiments.reward.image_reward import ImageReward
 
-__all__ = ["FLOW", "MODEL", "PROMPTS", "QUALITY", "REWARD", "pipeline", "reward"]
+__all__ = ["MODEL", "PROMPTS", "QUALITY", "REWARD", "pipeline", "reward"]
 
 _HERE = Path(__file__).parent
 MODEL = _HERE / "model"
-FLOW = _HERE / "flow"
 REWARD = _HERE / "reward"
 QUALITY = _HERE / "quality.json"
 
