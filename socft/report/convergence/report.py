@@ -8,7 +8,14 @@ from collections.abc import Sequence
 
 from socft.report.base import Document, Report, claims_provenance, provenance
 from socft.report.claim_records import Claims
-from socft.report.convergence import claims_chapter, claims_figures, figures, tables, tightness
+from socft.report.convergence import (
+    claims_chapter,
+    claims_figures,
+    figures,
+    one_sided,
+    tables,
+    tightness,
+)
 from socft.report.rows import Rows, ratio
 from socft.report.typeset import (
     NOT_MEASURED,
@@ -40,6 +47,7 @@ def compose(measured: Rows, claims: Claims) -> Document:
         "tilt.svg": figures.tilt_gaps(rows, problems),
         "methods.svg": figures.methods(rows, methods_problem),
         **tightness.pictures(measured),
+        **one_sided.pictures(measured),
         "claims.svg": claims_figures.ratios(claims),
     }
     source = document(
@@ -54,6 +62,7 @@ def compose(measured: Rows, claims: Claims) -> Document:
         _methods(rows, methods_problem),
         _accuracy(rows),
         tightness.chapter(measured),
+        one_sided.chapter(measured),
         claims_chapter.chapter(claims),
         _reproduction(measured, claims),
     )

@@ -1,0 +1,283 @@
+"""The chapter of the convergence report on one-sided constants: the theorem with its proof, what it
+asks for beside what is necessary, and what that means in practice.
+
+Its records are those of the study ``tightness``: metric ``sufficient_beta`` is a constant KL weight
+by one set of constants, or the necessary one, and the errors of PI-FT's iterates have their bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from socft.records import Record
+from socft.report.figures import LOOKS, draw, finish, legend, logarithmic, panels, svg
+from socft.report.rows import Rows, ratio
+from socft.report.typeset import NOT_MEASURED, Table, figure, integer, number, paper, text
+from socft.study.vocabulary import schemas
+from socft.study.vocabulary.metrics import Metric
+
+RULES: Mapping[str, str] = {
+    "necessary": "necessary",
+    "one-sided": "one-sided",
+    "sharp": "sharper constants",
+    "paper": "the paper's constants",
+}
+SHOWN = "sine"
+ERRORS: Mapping[Metric, str] = {
+    Metric.CONTROL_ERROR: "control",
+    Metric.VALUE_GRADIENT_ERROR: "gradient of the value",
+    Metric.OBJECTIVE_GAP: "objective",
+}
+
+
+def pictures(rows: Rows) -> Mapping[str, bytes]:
+    """The picture by file name."""
+    return {"one-sided.svg": weights_figure(rows.of(schemas.TIGHTNESS))}
+
+
+def chapter(rows: Rows) -> str:
+    """The chapter; its picture is in `pictures`."""
+    found = rows.of(schemas.TIGHTNESS)
+    return "\n\n".join([_statement(), _inner(), _values(), _measured(found), _practice(found)])
+
+
+def _statement() -> str:
+    return r"""
+= Constants that do not compound <one-sided>
+
+The published recursions bound the Jacobian of the mean map $m_t$ by $(1 + (1 - a_t) L_(0 s))\/sqrt(
+a_t) > 1$, so every constant grows geometrically in $T$ and with it the weight that is asked for.
+Two things are lost there: the mean map usually contracts, and curvature matters on one side only.
+
+*Setting.* At one step let $V = V_(t+1)$ satisfy $abs(nabla V) <= L$ and $-h^- I prec.eq nabla^2 V
+prec.eq h^+ I$, let $G$ smooth with $sigma W$, let $A$ be the Jacobian of the mean map, $abs(A) <=
+M$ and $A$ $N$-Lipschitz, and let the spectrum of $H = nabla^2 G V$ lie in $[-K^-, K^+]$. With $rho
+= sigma^2\/beta$ write $a = rho K^+$, $b = rho K^-$. The one-sided smoothed curvatures are those of
+a scalar problem: among functions with $abs(W') <= L$ and $W'' <= h^+$ the largest slope of $G W$
+at a point, $bb(E)[W'(sigma Z) Z]\/sigma$, is that of the clipped line, and the same holds
+conditionally along any direction.
+
+*Theorem A (optimal values).* If $a < 1$, the inner problem is strongly concave with modulus $(1 -
+a)\/rho$ and
+$ L' = M L, quad quad h'^(plus.minus) = N L + M^2 K^(plus.minus)/(1 minus.plus rho K^(plus.minus)) .
+$ <one-sided-step>
+
+_Proof._ $Phi (x, delta) = G V(x + delta) - abs(delta)^2\/(2 rho)$ has in $delta$ the Hessian $H -
+I\/rho prec.eq -(1 - a)\/rho thin I$. Its maximiser solves $delta^* = rho thin nabla G V(x +
+delta^*)$, so $partial delta^*\/partial x = rho H (I - rho H)^(-1)$, and the envelope $E^* =
+max_delta Phi$ has by the envelope theorem $nabla E^* = nabla G V(x + delta^*)$ and
+$nabla^2 E^* = H (I - rho H)^(-1)$. Since $lambda |-> lambda\/(1 - rho lambda)$ increases, its
+spectrum lies in $[-K^-\/(1 + b), K^+\/(1 - a)]$. With $V^*_t = E^* compose m$, $nabla V^*_t = A^top
+nabla E^*$ and $nabla^2 V^*_t = A^top nabla^2 E^* A + sum_i partial_i E^* nabla^2 m_i$, the last of
+which is at most $N L$ in norm. $qed$
+
+Both sides are attained at once, by a quadratic reward with eigenvalues of both signs and an affine
+score that stretches all directions alike. Only positive curvature is amplified, and only it can
+make the maximum ill posed: *a concave reward is well posed for every* $beta$.
+"""
+
+
+def _inner() -> str:
+    return r"""
+== The inner iteration, undamped and damped
+
+An update is $delta_(j+1) = (1 - theta) delta_j + theta rho thin nabla G V (x + delta_j)$ from
+$delta_0 = 0$; $theta = 1$ is the paper's.
+
+*Theorem B (rate).* Updates contract by $ q = max(1 - theta (1 - a), thin theta (1 + b) - 1), quad
+quad theta^* = 2/(2 + b - a), quad q^* = (a + b)/(2 + b - a), $ <damped-rate> with the best factor
+$theta^*$. Undamped, $q = max(a, b)$ needs both sides; damped, $q^* < 1$ whenever $a < 1$.
+
+_Proof._ The Jacobian of an update is $(1 - theta) I + theta rho H$, symmetric, with its spectrum
+between $1 - theta (1 + b)$ and $1 - theta (1 - a)$. The two ends are equal in size at $theta^*$.
+$qed$ The residual $epsilon_j = rho nabla G V (x + delta_j) - delta_j$ obeys $epsilon_(j+1) = ((1 -
+theta) I + theta rho macron(H)) epsilon_j$ with a mean $macron(H)$ of $H$ on the segment, because
+$delta_(j+1) - delta_j = theta epsilon_j$; hence $abs(epsilon_m) <= q^m rho L$.
+
+*Theorem C (iterates).* The value of the iterate after $m$ updates, $V^((m))_t = E_m compose m_t$
+with $E_m (x) = Phi(x, delta_m)$, has the gradient $nabla E_m = g_m + J_m^top epsilon_m\/rho$, $g_m
+= nabla G V(x + delta_m)$, $J_m = partial delta_m\/partial x$, and the Hessian $ (I + J_m)^top H_m
+(I + J_m) - J_m^top J_m\/rho + D J_m dot epsilon_m\/rho . $ <iterate-hessian>
+So its constants are those of Theorem A but for terms $O(m q^m)$: $abs(nabla E_m) <= (1 + q^m
+abs(J_m)) L$; the first two terms of @iterate-hessian are at most $K^+\/(1 - a)$ and at least
+$-K^-\/(1 + b) - (1\/rho + K^-) abs(J_m - J_m^*)^2$, $J_m^* = rho H_m (I - rho H_m)^(-1)$; and
+the last is at most $q^m abs(D J_m) L$.
+
+_Proof._ In @iterate-hessian put $w = J_m v$: $(v + w)^top H_m (v + w) - abs(w)^2\/rho$ is a
+quadratic in $w$ with maximum $v^top H_m (I - rho H_m)^(-1) v$ at $w = J_m^* v$ and second
+derivative $2 H_m - 2 I\/rho succ.eq -2 (1\/rho + K^-) I$. Differentiating an update, $J_(m+1) =
+B_m J_m + theta rho H_m$ and $I + J_(m+1) = B_m (I + J_m) + theta I$ with $B_m = (1 - theta) I +
+theta rho H_m$, $abs(B_m) <= q$. Hence $abs(J_m) <= theta max(a, b) (1 - q^m)\/(1 - q)$, $abs(I +
+J_m) <= theta\/(1 - q)$, and once more $abs(D J_m) <= (1 - q^m) rho T (theta\/(1 - q))^3$, $T$ a
+bound of the third derivative of $G V$. As $J_(m-1)^*$ is the fixed point of $J |-> B_(m-1) J +
+theta rho H_(m-1)$ and $J_m^* - J_(m-1)^* = (I - rho H_m)^(-1) rho (H_m - H_(m-1)) (I - rho
+H_(m-1))^(-1)$, $ abs(J_m - J_m^*) <= q abs(J_(m-1) - J_(m-1)^*) + (theta rho^2 T q^(m-1) L)/(1 -
+a)^2 , quad abs(J_0^*) <= max(a/(1 - a), b/(1 + b)) , $
+which is $O(m q^m)$. For $m = 0$, $E_0 = G V$. $qed$
+"""
+
+
+def _values() -> str:
+    return r"""
+== Errors of values are added, never multiplied
+
+*Theorem D.* With $m_t$ updates at step $t$, $ 0 <= J^* - J <= sum_t min(1 + b_t, 1/(1 - a_t)) thin
+rho_t thin q_t^(2 m_t) thin L_(t+1)^2\/2 . $ <value-error>
+
+_Proof._ Smoothing and envelope are monotone and commute with constants, so $v_t = sup(V^*_t -
+V_t^((m)))$ is at most $v_(t+1)$ plus $Phi(x, macron(delta)) - Phi(x, delta_m)$ with the maximiser
+$macron(delta)$ for $V_(t+1)^((m))$. The Hessian of $Phi$ in $delta$ is between $-(1 + b)\/rho$ and
+$-(1 - a)\/rho$, so that difference is at most $(1 + b) abs(delta_m - macron(delta))^2\/(2 rho)$
+and at most $abs(epsilon_m)^2\/(2 rho (1 - a))$; and $abs(delta_m - macron(delta)) <= q^m
+abs(macron( delta)) <= q^m rho L$. $qed$
+
+By strong concavity and the performance difference along the paths of PI-FT's own policy, $bb(E)
+sum_t (1 - a_t^*) abs(delta_t - delta_t^*)^2\/(2 rho_t) <= J^* - J$ as well: the control's error in
+the mean is bounded by the same sum. The smoothed error of a value bounds those of its gradient and
+curvature, $abs(nabla G (V^* - V)) <= v\/(sigma sqrt(2 pi))$, so no error of an iterate is carried
+along the chain through products either.
+"""
+
+
+def _measured(found: Rows) -> str:
+    picture = figure(
+        "one-sided.svg",
+        f"""Constant KL weight at $lambda = 1\\/2$ against the number of steps, for the reward
+        {text(SHOWN)} in one dimension: the necessary one, and what three sets of constants ask
+        for.""",
+        "one-sided-figure",
+        "Three panels, one per law of the data, of KL weights against steps on logarithmic scales.",
+    )
+    return rf"""
+== What is asked for, and what is necessary
+
+{_findings(found)}
+
+{picture}
+
+{weights_table(found)}
+
+{errors_table(found)}
+"""
+
+
+def _findings(found: Rows) -> str:
+    here = found.where(Metric.SUFFICIENT_BETA, rule="one-sided", reward=SHOWN, d=1)
+    steps = max(here.distinct("T"), default=None)
+    said = [
+        f"{text(law)}: {number(_over(record), 2)}"
+        for law in here.fields("problem")
+        if (record := here.where(problem=law, T=steps).one()) is not None
+    ]
+    if not said:
+        return f"One-sided over necessary weights: {NOT_MEASURED}."
+    return f"""At $T = {steps}$ the one-sided condition asks for so many times the necessary weight:
+{"; ".join(said)}. Separated modes are where it is still loose: on the ridge between the modes $M >
+1$, and a product of suprema is not the supremum of products."""
+
+
+def _over(record: Record) -> float | None:
+    return record.value / record.optimum if record.optimum else None
+
+
+def weights_figure(found: Rows) -> bytes:
+    """Weights against the number of steps, a panel per law."""
+    laws = found.where(Metric.SUFFICIENT_BETA).fields("problem") or [""]
+    with panels(1, len(laws), 2.6) as (drawn, axes):
+        for ax, law in zip(axes, laws, strict=True):
+            mine = found.where(Metric.SUFFICIENT_BETA, reward=SHOWN, d=1)
+            mine = mine.filter(lambda record, law=law: record.problem == law)
+            for (rule, name), look in zip(RULES.items(), LOOKS, strict=False):
+                draw(ax, mine.where(rule=rule).series("T"), look, name)
+            if finish(ax, law, "steps $T$", ""):
+                ax.set_xscale("log")
+                logarithmic(ax)
+        legend(drawn, axes, len(RULES))
+        return svg(drawn)
+
+
+def weights_table(found: Rows) -> str:
+    """Necessary weights, and the one-sided ones over them, against steps and dimensions."""
+    here = found.where(Metric.SUFFICIENT_BETA)
+    lengths = here.distinct("T")
+    body: list[Sequence[str]] = []
+    for law in here.fields("problem"):
+        for reward in here.where(problem=law).distinct("reward"):
+            mine = here.where(problem=law, reward=reward)
+            body.append((f"{text(law)}, {text(reward)}",))
+            body.append(
+                ("necessary", *_row(mine.where(rule="necessary"), lengths, lambda r: r.value))
+            )
+            body += [
+                (f"one-sided, $d = {d}$", *_row(mine.where(rule="one-sided", d=d), lengths, _over))
+                for d in mine.where(rule="one-sided").distinct("d")
+            ]
+    return Table(
+        header=("", *(f"$T = {length}$" for length in lengths)) if lengths else ("", "weight"),
+        rows=body or [(NOT_MEASURED, "")],
+        caption="""Necessary constant KL weight, and the one-sided one over it, for products of $d$
+            equal coordinates; the necessary weight of a product is that of a coordinate.""",
+        label="one-sided-weights",
+        align="l" + "r" * max(1, len(lengths)),
+        long=True,
+    ).markup
+
+
+def _row(
+    rows: Rows, lengths: Sequence[int], shown: Callable[[Record], float | None]
+) -> Sequence[str]:
+    records = [rows.where(T=length).one() for length in lengths]
+    return [number(None if record is None else shown(record), 3) for record in records]
+
+
+def errors_table(found: Rows) -> str:
+    """Bounds of the errors of PI-FT's iterates over the errors."""
+    here = found.having("reward", "T", "lam", "m", "relaxed")
+    updates = here.distinct("m")
+    body: list[Sequence[str]] = []
+    for law in here.fields("problem"):
+        for relaxed in here.where(problem=law).distinct("relaxed"):
+            mine = here.where(problem=law, relaxed=relaxed)
+            body.append((f"{text(law)}, {'best damping' if relaxed else 'undamped'}",))
+            body += [
+                (name, *(number(_slack(mine.where(metric, m=m)), 3) for m in updates))
+                for metric, name in ERRORS.items()
+            ]
+    steps = max(here.distinct("T"), default=None)
+    return Table(
+        header=("error of", *(f"$m = {m}$" for m in updates)) if updates else ("error of", "m"),
+        rows=body or [(NOT_MEASURED, "")],
+        caption=f"""Bound over measured error after $m$ updates at every step, at the least weights
+            that the constants of these iterates admit; $T = {integer(steps)}$.""",
+        label="one-sided-errors",
+        align="l" + "r" * max(1, len(updates)),
+    ).markup
+
+
+def _slack(rows: Rows) -> float | None:
+    record = rows.one()
+    held = None if record is None else ratio(record)
+    return 1 / held if held else None
+
+
+def _practice(found: Rows) -> str:
+    works = ", ".join(
+        paper(number)
+        for number in ("2201.01382", "2311.11475", "2506.19559", "2604.06065", "2601.06514")
+    )
+    return rf"""
+== Choosing beta, and what is new
+
+Of the rules that rest on a theorem the one-sided condition is the default of PI-FT's choice of
+$beta$. It needs $sup abs(A_t)$, the Lipschitz constant of $A_t$, and one-sided constants of the
+reward, which are exact or certified for Gaussians, mixtures and rotated products; for a concave
+reward and damping it asks for nothing. For log-concave and overlapping data it is usable at every
+number of steps; for separated modes the measured curvature remains the better guide.
+
+One-sided Lipschitz bounds of scores and of transport maps along heat flows are known ({works}), and
+so is how a Moreau envelope changes curvature. Derived here: these constants inside the Bellman
+recursion of KL-regularised fine-tuning, the one-sided condition and its damped form, the constants
+of unfinished iterates (Theorem C), and that values do not compound (Theorem D). Open: a bound for
+separated modes that does not compound, the power of $T$ in the necessary weight, and the limit of
+small steps.
+"""
