@@ -42,8 +42,8 @@ from toy.fixed_points.runs import PRIOR, Effort, run
 
 MEASURED = (Metric.REWARD, Metric.END_MEAN, Metric.END_VARIANCE)
 STEPS, BETA = 10, 2.0
-LENGTHS, BETAS = (10, 20, 40), (1.0, 2.0, 4.0, 8.0)
-EFFORT, SEEDS = Effort(batch=1000, iterations=40, rate=0.5), 10
+LENGTHS, BETAS = (5, 10, 20), (1.0, 2.0, 4.0, 8.0)
+EFFORT, SEEDS = Effort(batch=1000, iterations=40, rate=0.5), 8
 QUICK_EFFORT, QUICK_SEEDS = Effort(batch=400, iterations=24, rate=0.5), 4
 FIRST_SEED = 100
 
@@ -55,12 +55,14 @@ def equation_task(problem: ProblemName, T: int, beta: float) -> list[Record]:
     records = []
     for source in ("pretrained", "tilt", "optimum"):
         records += _law_records(targets, problem, "", getattr(targets, source), setting, source)
+    solved: dict[Equation, Field | None] = {}
     for name, contender in CONTENDERS.items():
         equation = contender.equation(targets)
         if equation is None:
             continue
-        control = _solved(targets, equation, contender)
-        if control is None:
+        if equation not in solved:
+            solved[equation] = _solved(targets, equation, contender)
+        if (control := solved[equation]) is None:
             continue
         law = samples_law(targets.line, control, contender.noisy)
         records += _law_records(targets, problem, name, law, setting, "equation")
@@ -194,7 +196,7 @@ def tasks(quick: bool) -> list[Task]:
     steps = 4 if quick else STEPS
     places = {(steps, BETA)}
     if not quick:
-        places |= {(T, BETA) for T in LENGTHS} | {(20, beta) for beta in BETAS}
+        places |= {(T, BETA) for T in LENGTHS} | {(STEPS, beta) for beta in BETAS}
     effort, seeds = (QUICK_EFFORT, QUICK_SEEDS) if quick else (EFFORT, SEEDS)
     solved = [
         Task(
