@@ -7,6 +7,7 @@ The network predicts the velocity :math:`u = E[\epsilon - x_0 | x]` of a latent
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 from typing import Any, ClassVar, Self
 
@@ -119,7 +120,7 @@ class FlowModel(LatentModel):
             options["mu"] = calculate_shift(self.tokens(latent), *(config[each] for each in names))
         if self.even or spacing == TRAILING:
             options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
-        scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
+        scheduler = copy.deepcopy(self._scheduler)  # with a shift that was set, which no key says
         scheduler.set_timesteps(steps, **options)
         noise = scheduler.sigmas.double()
         require(

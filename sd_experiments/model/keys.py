@@ -257,16 +257,17 @@ def require_keys(config: Any, kind: Any, table: Table, what: str) -> None:
     Raises:
         InvalidProblem: a key has a value that is refused.
     """
-    values = config if isinstance(config, Mapping) else vars(config)
+    said: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
+    values = {**said, **getattr(config, "__dict__", {})}  # where adapters write: beside the mapping
     for name, parameter in signature(kind).items():
         if name not in values:
             continue
         value, key = values[name], table.get(name)
-        said = f"{what} says {name} = {quoted(value)}"
+        sentence = f"{what} says {name} = {quoted(value)}"
         if key is None:
             require(
                 value == parameter.default or parameter.default is inspect.Parameter.empty,
-                f"{said}, a key that is not known here; leave it at {parameter.default!r}.",
+                f"{sentence}, a key that is not known here; leave it at {parameter.default!r}.",
             )
         elif key.verdict == "refused":
-            require(value in key.harmless, f"{said}: {key.remedy}.")
+            require(value in key.harmless, f"{sentence}: {key.remedy}.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class LatentModel(abc.ABC):
 
     def __init__(self, denoiser: LatentDenoiser, vae: AutoencoderKL, prompt_encoder: PromptEncoder):
         require_keys(vae.config, AutoencoderKL, VAE, "the decoder")
-        require_no_adapters(denoiser.network)
+        require_plain(denoiser.network)
         self.denoiser = denoiser
         self.vae = vae.requires_grad_(False).eval()
         self.prompt_encoder = prompt_encoder
@@ -110,12 +111,18 @@ class LatentModel(abc.ABC):
         return self.prompt_encoder.encode(prompt, size, negative)
 
 
-def require_no_adapters(network: nn.Module) -> None:
-    """Refuse a network to which a pipeline has added low-rank or other layers.
+def require_plain(network: nn.Module) -> None:
+    """Refuse a network whose layers are not those that would be adapted: a pipeline has added
+    low-rank or other layers, or fused the projections of its attention.
 
     Raises:
-        InvalidProblem: it has some.
+        InvalidProblem: it is so.
     """
+    require(
+        not any(map(_is_fused, network.modules())),
+        "the network has fused projections, beside which layers on each would do nothing; undo it"
+        " before: pipeline.unfuse_qkv_projections().",
+    )
     found = sorted(
         {
             str(name)
@@ -129,3 +136,12 @@ def require_no_adapters(network: nn.Module) -> None:
         f"the network carries the adapters {', '.join(found)}; merge them into its weights before:"
         " pipeline.fuse_lora(), then pipeline.unload_lora_weights().",
     )
+
+
+def _is_fused(module: nn.Module) -> bool:
+    """Whether an attention reads its projections from one layer; an older kind says so by its
+    processor only.
+    """
+    if isinstance(module, AttentionModuleMixin):
+        return bool(getattr(module, "fused_projections", False))
+    return type(getattr(module, "processor", None)).__name__.startswith("Fused")

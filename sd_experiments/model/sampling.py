@@ -204,7 +204,8 @@ def trained_chain(scheduler: Any, clipped: bool = False) -> dict[str, Any]:
         " kernel of the trained chain: set it to false in scheduler_config.json.",
     )
     if config["beta_schedule"] not in BETAS:
-        return config | {"trained_betas": scheduler.betas.tolist(), "beta_schedule": "linear"}
+        betas = {"trained_betas": scheduler.betas.tolist(), "rescale_betas_zero_snr": False}
+        return config | betas | {"beta_schedule": "linear"}
     return config
 
 

@@ -830,3 +830,18 @@ def test_pipelines_that_lack_a_part_are_refused():
     pipe.unet = None
     with pytest.raises(InvalidProblem, match="a StableDiffusionPipeline has no unet; give a"):
         StableDiffusion.from_pipeline(pipe)
+
+
+def test_what_a_pipeline_has_done_to_its_network_is_seen():
+    """An image adapter writes beside the configuration's mapping; fused projections leave layers on
+    each of them without effect.
+    """
+    pipe: Any = copy.copy(plain())
+    pipe.unet = copy.deepcopy(pipe.unet)
+    pipe.unet.fuse_qkv_projections()
+    with pytest.raises(InvalidProblem, match=r"fused projections, .*unfuse_qkv_projections\(\)"):
+        base_of(pipe)
+    pipe.unet.unfuse_qkv_projections()
+    pipe.unet.config.encoder_hid_dim_type = "ip_image_proj"
+    with pytest.raises(InvalidProblem, match="encoder_hid_dim_type = 'ip_image_proj': the net"):
+        base_of(pipe)

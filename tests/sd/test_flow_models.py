@@ -556,3 +556,15 @@ def test_a_pipeline_of_another_kind_is_refused():
         StableDiffusion.from_pipeline(pipe)
     with pytest.raises(InvalidProblem, match="a FluxPipeline has no SD3Transformer2DModel"):
         StableDiffusion3.from_pipeline(flux())
+
+
+def test_a_shift_that_was_set_is_that_of_the_chain():
+    pipe = stable_diffusion_3(settings=FlowMatchEulerDiscreteScheduler())
+    pipe.scheduler.set_shift(3.0)
+    base = StableDiffusion3.from_pipeline(pipe, max_sequence_length=ROWS)
+    chain = FlowModelReference(base, PROMPT, steps=3, last_level=0.99999)
+    drawn(pipe, chain, randn(5, 1, *chain.dims))
+    assert torch.equal(chain.sampling.noise, pipe.scheduler.sigmas.double())
+    pipe.scheduler.set_shift(1.0)
+    usual = base.levels(3, LATENT)
+    assert not torch.equal(usual.noise, chain.sampling.noise)

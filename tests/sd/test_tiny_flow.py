@@ -49,6 +49,7 @@ def test_nothing_acts_before_it_is_learnt(old: Any):
     assert float(found.abs().max()) == 0
 
 
+@pytest.mark.slow
 def test_a_training_makes_what_the_configuration_fine_tunes(tmp_path: Path):
     settings = FlowTraining(tmp_path / "flow", tmp_path / "work", examples=64, batch=32)
     short = dataclasses.replace(settings.network, steps=4)
