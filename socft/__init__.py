@@ -19,7 +19,8 @@ Nouns, each made of those before it
 Verbs
     `rollout`         simulates a policy, `returns` says what the paths are worth
     `fit`             trains a policy with any estimator, a generator of iterations
-    `ExactPIFT`, `MonteCarloPIFT`, `PolicyGradient`  are methods with ``.iterations(problem)``
+    `ExactPIFT`, `MonteCarloPIFT`, `PolicyGradient`  are methods with ``.iterations(problem)``,
+    `TrustRegion`     repeats one of them near its last iterate
     `observe`         measures iterations against a truth
     `measured_beta`   finds the smallest beta at which policy iteration contracts
 
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     )
     from socft.estimators.flow.malliavin import MalliavinAdjoint as MalliavinAdjoint
     from socft.estimators.flow.ram import RAM as RAM
+    from socft.estimators.flow.renoising import RenoisingEstimator as RenoisingEstimator
     from socft.estimators.flow.weightings import (
         AdvantageMode as AdvantageMode,
         ResidualWeight as ResidualWeight,
@@ -228,6 +230,7 @@ if TYPE_CHECKING:
         Taylor as Taylor,
     )
     from socft.train import Iteration as Iteration, Method as Method, fit as fit
+    from socft.trust_region import TrustRegion as TrustRegion
     from socft.truth.base import Evaluation as Evaluation, Truth as Truth
     from socft.truth.linear_quadratic import LinearQuadratic as LinearQuadratic
     from socft.truth.mixture import TiltedMixture as TiltedMixture
@@ -284,6 +287,7 @@ _NAMES = {
     "socft.estimators.flow.look_ahead": "FittedCorrection LookAheadCostate LookAheadResidual",
     "socft.estimators.flow.malliavin": "MalliavinAdjoint",
     "socft.estimators.flow.ram": "RAM",
+    "socft.estimators.flow.renoising": "RenoisingEstimator",
     "socft.estimators.flow.weightings": "AdvantageMode ResidualWeight",
     "socft.estimators.flow.nabla_db": "ResidualNablaDB",
     "socft.estimators.flow.vgg_flow": "VGGFlow",
@@ -309,6 +313,7 @@ _NAMES = {
     "socft.regression.features": "Polynomial RadialBasis RandomFourier",
     "socft.regression.functions": "KernelRidge LinearRegression NetworkRegression",
     "socft.pi_ft": "ExactPIFT MonteCarloPIFT PolicyGradient",
+    "socft.trust_region": "TrustRegion",
     "socft.truth.base": "Evaluation Truth",
     "socft.truth.linear_quadratic": "LinearQuadratic",
     "socft.truth.mixture": "TiltedMixture",

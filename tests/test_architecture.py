@@ -47,7 +47,7 @@ LAYERS = (
     "costates",
     "estimators",
     "train",
-    "measurement pi_ft report",
+    "measurement pi_ft trust_region report",
     "cli",
 )
 """The rooms of socft, its modules and folders, from the ground up: each imports from lower ones."""

@@ -11,8 +11,8 @@ from docs.generator.pages import Page
 
 STORY = (
     "schedule density flow reference sde reward problem policy path path_measure estimators"
-    " costates train pi_ft regression truth measurement records metrics theory guidance conform"
-    " study plot checks"
+    " costates train pi_ft trust_region regression truth measurement records metrics theory"
+    " guidance conform study plot checks"
 )
 ROOMS = STORY.split()
 """In the order of the story; a folder has a page of all its modules."""

@@ -251,6 +251,11 @@ def _cost_and_gradient(problem: ControlProblem, k: int, nodes: Tensor) -> tuple[
         return nodes.new_zeros(len(nodes)), torch.zeros_like(nodes)
     with torch.enable_grad():
         y = nodes.detach().requires_grad_(True)
-        cost = problem.running_cost(k, y)
-        (gradient,) = torch.autograd.grad(cost.sum(), y)
-    return cost.detach(), gradient
+        cost = problem.cost(k, y)
+        gradient = torch.autograd.grad(cost.sum(), y)[0] if cost.requires_grad else None
+    require(
+        gradient is not None or bool((cost == cost[0]).all()),
+        "the running cost has no gradient: its value does not depend on the states through"
+        " differentiable operations; compute it by torch.",
+    )
+    return cost.detach(), torch.zeros_like(nodes) if gradient is None else gradient

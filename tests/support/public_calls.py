@@ -792,6 +792,12 @@ def _methods() -> None:
     )
     add(socft.ExactPIFT, of_method, inner=1)
     add(
+        socft.TrustRegion,
+        of_method,
+        inner=Fresh(lambda: socft.ExactPIFT(1)),
+        multipliers=[1.0, 0.5],
+    )
+    add(
         socft.MonteCarloPIFT,
         of_method,
         inner=1,

@@ -79,9 +79,6 @@ class AdvantageRegression(RenoisingEstimator[AdvantageRows], abc.ABC):
         generator: makes the noise of the samples.
         advantages: how rewards are compared.
         lam: lambda, the weight of the divergence; zero leaves it out.
-
-    >>> issubclass(DiffusionNFT, AdvantageRegression)
-    True
     """
 
     advantages: GroupAdvantages = dataclasses.field(default_factory=GroupAdvantages)

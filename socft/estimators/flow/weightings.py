@@ -15,7 +15,11 @@ SMALLEST = 1e-10
 
 
 class ResidualWeight(enum.Enum):
-    """What advantage weighted matching makes of a mean square q at noise level s."""
+    """What advantage weighted matching makes of a mean square q at noise level s.
+
+    >>> ResidualWeight.NOISE.of(torch.ones(1), torch.tensor([0.3]), power=0.25)
+    tensor([0.3000])
+    """
 
     UNIFORM = "Uniform"
     NOISE = "t"
@@ -52,7 +56,11 @@ class ResidualWeight(enum.Enum):
 
 
 class AdvantageMode(enum.Enum):
-    """What DiffusionNFT keeps of limited advantages."""
+    """What DiffusionNFT keeps of limited advantages.
+
+    >>> AdvantageMode.POSITIVE.of(torch.tensor([-1.0, 2.0]))
+    tensor([0., 2.])
+    """
 
     ALL = "all"
     POSITIVE = "positive_only"

@@ -278,6 +278,18 @@ def test_the_value_solves_the_bellman_equation_at_random_points(name: str):
             assert abs(float(truth.control(k, t(x)[:, None])) - control) < ARGUMENT
 
 
+def test_a_constant_running_cost_is_paid_and_changes_nothing_else():
+    free = BELLMAN["softplus"]
+    paying = ControlProblem(
+        free.reference, free.reward, free.beta, lambda k, x: torch.full_like(x[:, 0], 0.1 * k)
+    )
+    with_, without = Quadrature(paying), Quadrature(free)
+    total = sum(0.1 * k for k in range(free.steps))
+    assert with_.objective == pytest.approx(without.objective - total, abs=LINE)
+    x = torch.linspace(-2, 2, 5, dtype=F64)[:, None]
+    assert float((with_.control(0, x) - without.control(0, x)).abs().max()) < LINE
+
+
 def test_two_steps_of_a_sine_reward_from_its_closed_form_expectation():
     """E sin(w (x + s W)) = exp(-(w s)^2 / 2) sin(w x), so V_1 needs a scalar maximisation only and
     V_0 one integral more.
@@ -548,6 +560,14 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "grids that lose mass": (
         lambda: Quadrature(bad(parabola(-1.0)), NARROW),
         r"the grids lose [\d.e+-]+ of the optimal chain's mass, more than 1e-06",
+    ),
+    "running cost without a gradient": (
+        lambda: Quadrature(
+            ControlProblem(
+                line(0.9, [0.5, 0.5]), parabola(-1.0), 1.0, lambda k, x: x.detach()[:, 0]
+            )
+        ),
+        "the running cost has no gradient",
     ),
     "beta too small": (
         lambda: Quadrature(bad(parabola(5.0))),
