@@ -57,7 +57,7 @@ NEXT = 0.05
 ROUNDING = 1e-6
 """Relative, of the trapezoidal rule."""
 POINTS = torch.tensor([-0.7, 0.2, 1.1], dtype=torch.float64)
-WIDTH, NODES = 9.0, 4001
+WIDTH, NODES = 13.0, 6001
 
 
 def variances(law: GaussianMixture, s: float, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -43,7 +43,7 @@ from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim.of_module(__name__, __doc__, "Mirror descent", topics.ITERATIONS)
 THETAS = (0.25, 0.5)
-SMALL = 1e-6
+SMALL = 1e-8
 """Of errors whose squares are left out."""
 NEAR = 1e-4
 """Of ratios: errors of that size, and rounding."""
