@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.documents import commands
+from tests.support.documents import DOCUMENTS, commands
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "verify/README.md")
 LIMIT = 100
 """Seconds for a command; what takes longer needs a smaller form."""
 
@@ -25,7 +24,6 @@ SMALLER = {
     "pytest -p socft.conform.plugin --conform MODULE:NAME": (
         "pytest -p socft.conform.plugin --conform socft.conform.schedulers:flow_match_euler"
     ),
-    "pytest verify/": "pytest {root}/verify -n 2 --collect-only",
     "pytest verify/ -n 2": "pytest {root}/verify -n 2 --collect-only",
     "socft bench damped:Damped": (
         "socft bench damped:Damped --quick --against 'adjoint matching' --workers 2"
@@ -91,9 +89,8 @@ def shown_first(document: str) -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the estimator of the README in the file that the README names."""
-    blocks = re.findall(r"```python\n(# (\S+\.py)\n.*?)```", (ROOT / "README.md").read_text(), re.S)
-    for code, name in blocks:
+    """A folder with the files that documents show."""
+    for name, code in files(ROOT).items():
         (tmp_path / name).write_text(code)
     return tmp_path
 

@@ -9,6 +9,7 @@ import torch
 
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.path import Noise
+from tests.support.documents import files
 from toy.measure import estimate
 from toy.problems import benchmark
 from toy.situations import situation
@@ -23,7 +24,7 @@ def blocks() -> list[str]:
 
 def test_the_example_estimator_vanishes_at_the_optimum_and_halves_the_step():
     namespace: dict = {}
-    exec(compile(blocks()[1], str(README), "exec"), namespace)
+    exec(compile(files(README.parent)["damped.py"], "damped.py", "exec"), namespace)
     here = situation(benchmark("lq-sde", d=2, steps=5), 0.5)
     noise = Noise.sample(here.problem.reference, 50, torch.Generator().manual_seed(0))
     found = [

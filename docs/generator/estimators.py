@@ -17,14 +17,25 @@ import torch
 from docs.generator.html import cited, dots, escaped, number, table
 from docs.generator.mathematics import dollars, typst_html
 from docs.generator.pages import Page, slug
-from socft import AffineReference, ControlProblem, LinearQuadratic, Quadratic, ScalarDiffusion
+from socft import (
+    AffineReference,
+    ControlProblem,
+    Gaussian,
+    LinearQuadratic,
+    Quadratic,
+    ScalarDiffusion,
+    Uncontrolled,
+    flow_reference,
+    memoryless,
+    uniform_times,
+)
 from socft.costates.base import Cost
 from socft.costates.fields import GivenCostate
 from socft.estimators.base import Estimator
-from socft.estimators.catalogue import CATALOGUE
+from socft.estimators.catalogue import CATALOGUE, flow
 from socft.estimators.catalogue.rows import EstimatorRow, Group
 from socft.estimators.context import EstimatorContext
-from socft.estimators.estimand import ApproximateResidual, Biased, Estimand, Kind
+from socft.estimators.estimand import ApproximateResidual, Biased, EquationResidual, Estimand, Kind
 from socft.records import Record, read
 from socft.report.gradient_variance.tables import ARENAS
 from socft.report.rows import Rows
@@ -114,14 +125,17 @@ def recorded(file: Path) -> Errors:
 
 
 def made() -> list[Made]:
-    """Every estimator of the catalogue."""
+    """Every estimator of the catalogue; those for flow models on one, which has a score."""
     reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
     truth = LinearQuadratic(ControlProblem(reference, Quadratic(-torch.eye(1)), beta=2.0))
     costate = GivenCostate(truth.value_gradient)
-    context = EstimatorContext(truth.problem, truth.policy, 0, costate, costate, truth.value)
+    affine = EstimatorContext(truth.problem, truth.policy, 0, costate, costate, truth.value)
+    flow_model = flow_reference(Gaussian([0.0], 1.0), memoryless(uniform_times(3, last=0.1)))
+    problem = ControlProblem(flow_model, Quadratic(-torch.eye(1)), beta=2.0)
+    by_score = EstimatorContext(problem, Uncontrolled(flow_model))
     targets = typst_html([row.target for row in CATALOGUE.values()])
     return [
-        Made(row, row.make(context), target)
+        Made(row, row.make(by_score if row in flow.ROWS else affine), target)
         for row, target in zip(CATALOGUE.values(), targets, strict=True)
     ]
 
@@ -182,6 +196,8 @@ def explained(estimand: Estimand) -> str:
     """What the kind of an estimand does not say."""
     if isinstance(estimand, ApproximateResidual):
         return f"That policy is `{estimand.zero}`."
+    if isinstance(estimand, EquationResidual):
+        return f"What holds where it vanishes: `{estimand.equation}`."
     if isinstance(estimand, Biased):
         there = "vanishes" if estimand.zero_at_optimum else "does not vanish"
         return f"What it misses: {estimand.why}. At the optimum its mean {there}."

@@ -7,28 +7,38 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from docs.generator import api, claims, estimators
+from docs.generator import api, claims, estimators, tutorials
 from docs.generator.pages import Page, navigation
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = {"reports": ("*.pdf", "figures/*.svg"), "reports/records": ("stable_diffusion/*.png",)}
 """Committed files that the site shows, by folder."""
+FIRST = 2
+"""Entries of the navigation that stand before the tutorials."""
 _MADE: dict[str, list[Page]] = {}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Make the pages and place them in the navigation."""
     _MADE.update(
-        Claims=claims.pages(ROOT), Estimators=estimators.pages(ROOT), Reference=api.pages(ROOT)
+        Tutorials=tutorials.pages(ROOT, ROOT / "build" / "tutorials"),
+        Claims=claims.pages(ROOT),
+        Estimators=estimators.pages(ROOT),
+        Reference=api.pages(ROOT),
     )
     assert config.nav is not None
-    config.nav += [{title: navigation(found)} for title, found in _MADE.items()]
+    made = [{title: navigation(found)} for title, found in _MADE.items()]
+    config.nav = [*config.nav[:FIRST], made[0], *config.nav[FIRST:], *made[1:]]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages and what is copied."""
-    for page in (page for found in _MADE.values() for page in found):
+    """Add the pages and what is copied; tutorials take the place of what they are made of."""
+    made = [page for found in _MADE.values() for page in found]
+    for source in [files.get_file_from_path(page.path) for page in made]:
+        if source is not None:
+            files.remove(source)
+    for page in made:
         files.append(File.generated(config, page.path, content=page.content))
     for folder, patterns in COPIED.items():
         for file in sorted(each for pattern in patterns for each in (ROOT / folder).glob(pattern)):

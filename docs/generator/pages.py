@@ -15,13 +15,13 @@ class Page:
     Attributes:
         path: its file below the sources, such as ``claims/lemma_2_5.md``.
         title: what the navigation calls it.
-        content: Markdown, or any text where the file is no page.
+        content: Markdown, or what a file that is no page holds.
         section: the part of the navigation that it is in; none for what is not in it.
     """
 
     path: str
     title: str
-    content: str
+    content: str | bytes
     section: str | None = None
 
 

@@ -18,15 +18,18 @@ from socft import (
     ControlProblem,
     Gaussian,
     Noise,
+    Reference,
     affine_reference,
     ddpm,
+    flow_reference,
     linear_levels,
+    memoryless,
     rollout,
     score_reference,
     subsample,
+    uniform_times,
 )
-from socft.estimators.catalogue import CATALOGUE
-from socft.estimators.catalogue.flow import RENOISED
+from socft.estimators.catalogue import CATALOGUE, flow
 from socft.estimators.context import EstimatorContext
 from socft.report.claim_records import Claims, read_claims
 from socft.study.vocabulary.methods import MethodName
@@ -128,12 +131,11 @@ def test_what_pages_say_of_the_reward_is_what_estimators_do(made: estimators.Mad
         differentiated.append(x.requires_grad)
         return -x.square().sum(1)
 
-    by_score = (
-        made.row.name == MethodName.TIME_REVERSED_POLICY_COSTATE_REFERENCE_SCORE
-        or made.row in RENOISED
-    )
+    by_score = made.row.name == MethodName.TIME_REVERSED_POLICY_COSTATE_REFERENCE_SCORE
     make = score_reference if by_score else affine_reference
-    reference = make(Gaussian([0.5], [[0.3]]), ddpm(subsample(linear_levels(1000), 3)))
+    reference: Reference = make(Gaussian([0.5], [[0.3]]), ddpm(subsample(linear_levels(1000), 3)))
+    if made.row in flow.ROWS:
+        reference = flow_reference(Gaussian([0.5], [[0.3]]), memoryless(uniform_times(3, last=0.1)))
     problem = ControlProblem(reference, reward, beta=2.0)
     context = EstimatorContext(problem, AffinePolicy([[[-0.1]]] * 3, [[0.0]] * 3))
     noise = Noise.sample(reference, 64, torch.Generator().manual_seed(0))

@@ -8,6 +8,34 @@ from pathlib import Path
 PROGRAMS = ("socft", "make", "pytest", "python", "torchrun", "source", "git", "ruff", "pyright")
 
 
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "verify/README.md",
+    "docs/install.md",
+    "docs/guides/claim.md",
+    "docs/guides/estimator.md",
+    "docs/guides/study.md",
+    "docs/guides/which-estimator.md",
+)
+FILES = ("docs/guides/estimator.md", "docs/guides/study.md", "docs/tutorials/theorist.md")
+"""Documents with the files that their commands are about."""
+
+
+def files(root: Path) -> dict[str, str]:
+    """The code of the files that documents show, by name: that of a first comment, or of a
+    title.
+    """
+    block = re.compile(
+        r"^```python(?: title=\"(?P<title>\S+\.py)\"\n|\n(?=# (?P<name>\S+\.py)\n))"
+        r"(?P<code>.*?)^```",
+        re.DOTALL | re.MULTILINE,
+    )
+    texts = [(root / document).read_text(encoding="utf-8") for document in FILES]
+    found = [each for text in texts for each in block.finditer(text)]
+    return {each["title"] or each["name"]: each["code"] for each in found}
+
+
 def commands(document: Path) -> list[str]:
     """The commands of a Markdown file, in order and without comments: blocks of shell, indented
     blocks, and code within sentences that begins with the name of a program.

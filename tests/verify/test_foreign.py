@@ -15,6 +15,7 @@ from socft import cli
 from socft.checks import InvalidProblem
 from socft.records import read
 from socft.study import digest
+from tests.support.documents import files
 from verify.support.command import _is_elsewhere, foreign_files
 from verify.support.records import read_records
 
@@ -23,11 +24,9 @@ FOLDER = ROOT / "verify"
 NAMES = cli.CLAIMS.names
 
 
-def readme(name: str) -> str:
-    """The code of a file in the README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(rf"```python\n(# {name}\n.*?)```", text, re.DOTALL)
-    return code
+def documented(name: str) -> str:
+    """The code of a file that the documentation shows."""
+    return files(ROOT)[name]
 
 
 def socft(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,12 +38,14 @@ def socft(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_claims_from_anywhere_get_a_verdict_where_the_user_stands(tmp_path):
     """One of a file, one of a package with its own helper, and the refutation of a false one."""
-    (tmp_path / "halving.py").write_text(readme("halving.py"))
+    (tmp_path / "halving.py").write_text(documented("halving.py"))
     package = tmp_path / "mine"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "helper.py").write_text("from halving import *\nfrom halving import gain\n")
-    claim = readme("halving.py").partition("\n\n\ndef gain")[0] + "\nfrom mine.helper import gain\n"
+    claim = (
+        documented("halving.py").partition("\n\n\ndef gain")[0] + "\nfrom mine.helper import gain\n"
+    )
     (package / "doubling.py").write_text(
         claim.replace('"halving"', '"doubling"')
         + "def test_holds():\n    CLAIM.holds(gain(-1.0, 2.0), gain(-1.0, 4.0), {'P': -1.0})\n"
@@ -90,7 +91,7 @@ def test_what_is_given_is_parted_into_patterns_and_files(tmp_path, monkeypatch):
 def test_a_study_of_a_file_is_measured_where_the_user_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "squares.py").write_text(readme("squares.py"))
+    (tmp_path / "squares.py").write_text(documented("squares.py"))
     (tmp_path / "nothing.py").write_text("x = 1\n")
     assert cli.main(["toy", "squares.py", "--quick"]) == 0
     assert [each.value for each in read(Path("build/records/squares.jsonl"))] == [0.0, 1.0]
@@ -121,7 +122,7 @@ def test_a_change_of_a_users_file_is_a_change_of_what_was_measured(tmp_path, mon
 def test_the_records_are_plain_json(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "squares.py").write_text(readme("squares.py"))
+    (tmp_path / "squares.py").write_text(documented("squares.py"))
     assert cli.main(["toy", "squares.py", "--json", "all.json"]) == 0
     assert [each["value"] for each in json.loads(Path("all.json").read_text())] == [
         float(x * x) for x in range(9)
