@@ -498,7 +498,7 @@ def test_names_that_lead_nowhere_are_refused():
     for build_one, message in (
         (
             lambda: instantiate("estimator", ANYWHERE, "adjoint", {}),
-            "there is no estimator 'adjoint'; give MODULE:FACTORY, or one of: full adjoint",
+            "there is no estimator 'adjoint'; did you mean adjoint matching",
         ),
         (
             lambda: instantiate("estimator", ANYWHERE, "DDPO", {"clap": 1}),
