@@ -9,7 +9,7 @@ import functools
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_records import Claims
 from socft.report.rows import Rows
-from socft.report.stable_diffusion import costate_size, figures, stability, tables
+from socft.report.stable_diffusion import costate_size, figures, objective, stability, tables
 from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, text
 from socft.study.comparison import BELIEVED, GAINS, gradient_norm_study, picture_of
 from socft.study.vocabulary import schemas
@@ -53,6 +53,7 @@ def compose(rows: Rows, _: Claims, study: StudySchema = schemas.STABLE_DIFFUSION
         "reached.svg": figures.reached(runs, beta),
         "sweep.svg": figures.sweep(runs, first),
         "training.svg": figures.training(runs, beta),
+        objective.FRONTIER: objective.frontier(runs, beta),
         "noise.svg": figures.noise(runs, first, beta),
         costate_size.PICTURE: costate_size.picture(sizes),
     }
@@ -61,12 +62,14 @@ def compose(rows: Rows, _: Claims, study: StudySchema = schemas.STABLE_DIFFUSION
         f"Section 5 of {PAPER} and its rivals on {TITLES.get(study.name, text(study.name))}",
         _abstract(runs, beta),
         _setting(runs, beta),
+        objective.section(runs, beta),
         _methods(runs, beta),
         _samples(rows, beta),
         _sweep(rows, first),
         stability.section(runs, sizes, rows.of(_gradient_norms(study)), first, beta),
         f"= What makes costates large\n\n{costate_size.section(sizes)}",
         f"= What a gradient costs\n\n{tables.benchmark(benchmark)}",
+        _limitations(study),
         _reproduction(rows, study),
     )
     return Document(source, {**pictures, **rows.pictures})
@@ -118,11 +121,11 @@ def _abstract(rows: Rows, beta: float) -> str:
     return f"""
 A latent diffusion model is fine-tuned by low-rank layers to maximise a learnt reward minus $beta$
 times the Kullback–Leibler divergence of its sampling chain from the pre-trained one, by the
-estimators that are elsewhere measured against exact gradients, unchanged. At equal numbers of
-sampled trajectories PI-FT ends with a higher reward than the pre-trained model on
-{against[Metric.REWARD, MethodName.PRE_TRAINED]} and than DPOK on
-{against[Metric.REWARD, MethodName.DPOK]}; a checker that
-no method sees finds more of its pictures right than of the pre-trained model's on
+estimators that are elsewhere measured against exact gradients, unchanged.
+{objective.findings(rows, beta)} At equal numbers of sampled trajectories PI-FT ends with a higher
+reward than the pre-trained model on {against[Metric.REWARD, MethodName.PRE_TRAINED]} and than DPOK,
+which does not see the reward's gradient, on {against[Metric.REWARD, MethodName.DPOK]}; a checker
+that no method sees finds more of its pictures right than of the pre-trained model's on
 {against[Metric.ACCURACY, MethodName.PRE_TRAINED]}, and than of DPOK's on
 {against[Metric.ACCURACY, MethodName.DPOK]}.{_again(rows, beta)}{_tuned(rows, beta)}
 """
@@ -183,6 +186,12 @@ A target control $u$ is the gain that a unit of noise promises, over $beta$. At 
 with $beta |u| > 1$, in units of the standard deviation of the reward over pictures, are scaled down
 to that length for every method that regresses on them; the section on costates measures what this
 does.
+
+The tiny model draws captioned shapes of $32 times 32$ pixels through a latent of $4 times 8 times
+8$; part of its training captions are wrong on purpose, so that it has something to learn from the
+reward. The reward is a learnt one of the kind of ImageReward; the checker counts, names and places
+shapes by rules and is seen by no method. Two of the four prompts were replaced after trainings on
+others had been looked at, because the reward could not tell right pictures from wrong ones there.
 
 The learning rate, $beta$, that limit and the averaging of the tiny scale were chosen by looking at
 trainings from the first seed, most of them PI-FT's on the two composed prompts, and no method was
@@ -266,6 +275,20 @@ def _sweep(rows: Rows, prompt: str) -> str:
 {tables.sweep(rows, prompt)}
 
 {picture_rows(shown, caption, "samples-beta")}
+"""
+
+
+def _limitations(study: StudySchema) -> str:
+    published = study.name != schemas.STABLE_DIFFUSION.name
+    where = "" if published else "Nothing here ran on a published Stable Diffusion. "
+    return f"""
+= Limitations
+
+{where}Prompts are those that were trained on; there are no others. Most methods were trained once
+on each prompt, and of few trainings an error of four standard errors is weak evidence. DPOK and
+DDPO see the value of the reward alone, and the number of trajectories is one at which their
+gradients are mostly noise. Rewards are hacked: on “four circles” every method that gains turns
+shapes green, which the reward takes for right, and diversity falls with it (@reached).
 """
 
 

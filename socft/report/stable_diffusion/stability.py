@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from socft.records import Record
-from socft.report.gradient_variance.cells import value
+from socft.report.gradient_variance.cells import value, with_error
 from socft.report.rows import Rows
 from socft.report.stable_diffusion import tables
 from socft.report.stable_diffusion.costate_size import directions
-from socft.report.typeset import NOT_MEASURED, figure, text
+from socft.report.typeset import NOT_MEASURED, figure, number, text
 from socft.study.comparison import BELIEVED, has_fallen
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
@@ -73,8 +75,10 @@ def reasons(rows: Rows, beta: float) -> str:
         return "No run ends below its best by more than noise."
     found = "\n".join(f"- {_named(record, beta)}: {_reason(rows, record)}" for record in fallen)
     return f"""
-Every run ends within noise of its best, but for these. The reasons are from gradients at the policy
-with which the run ended, or from a run that differs from it in one setting alone:
+These runs end below their best by more than {BELIEVED:g} standard errors. Beside each stands what
+was measured besides: gradients at the policy with which the run ended, or a run that differs in one
+setting alone, with the difference of the two drops. That is no proof of a cause; where the
+difference is within its noise it says nothing:
 
 {found}
 """
@@ -115,9 +119,10 @@ def _contrast(rows: Rows, record: Record, key: str) -> str:
     )
     if same is None:
         return f"why was {NOT_MEASURED}."
+    error = math.hypot(record.stderr or 0.0, same.stderr or 0.0)
     return (
-        f"{UNCHANGED[key]} it does {'too' if has_fallen(same) else 'not'}; it falls by"
-        f" {value(record)}, there by {value(same)}."
+        f"it falls by {value(record)}, {UNCHANGED[key]} by {value(same)}, a difference of"
+        f" {with_error(record.value - same.value, error)}."
     )
 
 
@@ -131,13 +136,33 @@ def descent(rows: Rows) -> str:
         for prompt in rows.fields("problem")
     ]
     known = [(first, last) for first, last in ends if first is not None and last is not None]
-    smaller = sum(last.value < first.value for first, last in known)
+    clear = sum(
+        first.value - last.value > BELIEVED * math.hypot(first.stderr or 0.0, last.stderr or 0.0)
+        for first, last in known
+    )
     return f"""
 The norm of a gradient falls to that of its noise and no further. Without the noise (@descent),
-PI-FT's is smaller after training than before on {smaller} of {len(known)} prompts.
+PI-FT's is smaller after training than before by more than {BELIEVED:g} standard errors on {clear}
+of {len(known)} prompts{_grown(rows)}.
 
 {table}
 """
+
+
+def _grown(rows: Rows) -> str:
+    """Where it is larger halfway than before, by more than noise."""
+    grown = []
+    for prompt in rows.fields("problem"):
+        first, half = (
+            rows.where(Metric.MEAN_GRADIENT_SQUARED, prompt, part=part).one() for part in (0.0, 0.5)
+        )
+        if first is None or half is None:
+            continue
+        error = math.hypot(first.stderr or 0.0, half.stderr or 0.0)
+        if half.value - first.value > BELIEVED * error:
+            factor = number(half.value / first.value, 2)
+            grown.append(f"on “{text(prompt)}” it is {factor} times as large halfway as before")
+    return "; " + ", ".join(grown) if grown else ""
 
 
 def unlimited(rows: Rows, beta: float) -> str:
