@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
 
 from socft.records import Record
 from socft.report.rows import Rows
+from socft.report.stable_diffusion import objective
 from socft.report.stable_diffusion.stability import reasons
 from socft.report.stable_diffusion.tables import ahead_at_the_best_rate, mean_of_trainings
 from socft.study.vocabulary.methods import MethodName
@@ -119,9 +121,14 @@ def test_a_run_that_differs_in_one_setting_is_held_against_the_one_that_does_not
         "- DRaFT-1 on “p”, training 2",
         "- DDPO on “p”, beta = 0.5",
     ]
-    assert "with the limit it does not; it falls by " in lines[1]
-    assert "at the shared learning rate it does too; it falls by " in lines[2]
-    assert "from the first seed it does too; it falls by " in lines[3]
+    for line, unchanged, difference in zip(
+        lines[1:4],
+        ("with the limit by ", "at the shared learning rate by ", "from the first seed by "),
+        ("5.0", "-1.0", "-1.0"),
+        strict=True,
+    ):
+        assert unchanged in line
+        assert f"a difference of {difference} plus.minus 0.1" in line  # 0.14, of two drops
     assert "why was not measured" in lines[4]
 
 
@@ -163,3 +170,30 @@ def test_the_best_rate_of_the_rival_is_what_counts(best: float, ahead: int):
         )
     )
     assert ahead_at_the_best_rate(rows, Metric.REWARD_GAIN, BETA) == (ahead, 1)
+
+
+def reach(method: str, prompt: str, gained: float, kl: float, **changed: object) -> list[Record]:
+    """Gain in reward and divergence of a training."""
+    return [
+        Record("s", prompt, metric, value, {"beta": BETA} | changed, estimator=method, stderr=error)
+        for metric, value, error in ((Metric.REWARD_GAIN, gained, 0.03), (Metric.KL, kl, 2.0))
+    ]
+
+
+def test_the_objective_is_what_reward_and_divergence_leave():
+    rows = Rows(
+        (
+            *reach(MethodName.PI_FT, "p", 1.0, 10.0),
+            *reach(MethodName.PI_FT, "p", 2.0, 30.0, training=2),
+            *reach(MethodName.DPOK, "p", 0.1, 100.0),
+        )
+    )
+    found = objective.gains(rows, BETA)
+    assert list(found) == [MethodName.PI_FT, MethodName.DPOK]
+    value, error = found[MethodName.PI_FT]["p"]
+    assert value == pytest.approx(1.5 - 20 * BETA)
+    spread = math.sqrt(0.03**2 + 0.5 / 2)
+    assert error == pytest.approx(math.hypot(spread, BETA * math.sqrt(2.0**2 + 200.0 / 2)))
+    assert objective.below(found[MethodName.PI_FT]) == 0
+    assert objective.below(found[MethodName.DPOK]) == 1
+    assert f'{MethodName.DPOK}"; on 1 of 1' in objective.findings(rows, BETA)
