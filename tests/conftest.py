@@ -39,6 +39,7 @@ def checked(request: pytest.FixtureRequest) -> None:
     """Shapes and types are checked except in tests of what is refused by a sentence."""
     refused = request.node.get_closest_marker("refusal") is not None
     jaxtyping.config.update("jaxtyping_disable", refused)
+    shapes.begin_test()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

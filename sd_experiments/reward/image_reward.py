@@ -177,7 +177,7 @@ class ImageReward(nn.Module):
 
     def compare(
         self, seen: Float[Tensor, "batch patches_plus_1 width"], tokens: PromptTokens
-    ) -> Float[Tensor, "batch width"]:
+    ) -> Float[Tensor, "batch text_width"]:
         """State of the text encoder's first token, which has read the prompt and looked at the
         image.
         """

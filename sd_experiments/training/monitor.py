@@ -271,7 +271,7 @@ class TensorBoardWriter:
             self._writer.flush()
 
 
-def image_grid(images: Images, columns: int | None = None) -> Float[Tensor, "3 height width"]:
+def image_grid(images: Images, columns: int | None = None) -> Float[Tensor, "3 tall wide"]:
     """Pictures side by side, row by row, with a white line between them."""
     images = images.detach().float().cpu().clamp(0, 1)
     columns = columns or math.ceil(len(images) ** 0.5)

@@ -376,15 +376,20 @@ def sample_grid(
     """Write pictures of every prompt, pre-trained above fine-tuned; the file."""
     require(number >= 1, f"number = {number}; draw at least one picture per prompt.")
     experiment, _ = load_trained(file, out, step)
-    rows = []
-    for task in experiment.tasks:
-        policies = (Uncontrolled(task.problem.reference), task.policy)
-        rows += [
-            sample_images(experiment, task, policy, number, seed, ode).images for policy in policies
-        ]
     target = target or Path(experiment.settings.run.out) / "samples.png"
-    save_image_grid(torch.cat(rows), number, target)
+    with locked(_lock_of(target), "wait for it, or name another file with --grid"):
+        rows = [
+            sample_images(experiment, task, policy, number, seed, ode).images
+            for task in experiment.tasks
+            for policy in (Uncontrolled(task.problem.reference), task.policy)
+        ]
+        save_image_grid(torch.cat(rows), number, target)
     return target
+
+
+def _lock_of(file: Path) -> Path:
+    """What is locked while a file is made."""
+    return file.with_name(f".{file.name}.lock")
 
 
 def evaluate(
@@ -402,7 +407,21 @@ def evaluate(
         number >= 2, f"number = {number}; a standard error needs at least 2 pictures per prompt."
     )
     experiment, trainer = load_trained(file, out, step)
-    rows: list[dict[str, object]] = []
+    file = Path(experiment.settings.run.out) / f"evaluation-{trainer.step}.json"
+    with locked(_lock_of(file), "wait for it"):
+        rows = []
+        for row in _evaluated(experiment, trainer.step, number, seed, ode):
+            rows.append(row)
+            print(_line(row))
+        write_atomically(file, (json.dumps(rows, indent=2) + "\n").encode())
+    print(f"wrote {file}")
+    return rows
+
+
+def _evaluated(
+    experiment: Experiment, step: int, number: int, seed: int, ode: bool
+) -> Iterator[dict[str, object]]:
+    """What each model reaches on each prompt, and the fine-tuned one's gain."""
     for task in experiment.tasks:
         before = None
         for model, policy in (
@@ -414,7 +433,7 @@ def evaluate(
             row: dict[str, object] = {
                 "prompt": task.name,
                 "model": model,
-                "step": trainer.step,
+                "step": step,
                 "seed": seed,
                 "pictures": number,
                 "sampler": "ODE" if ode else "chain",
@@ -424,13 +443,8 @@ def evaluate(
                 row |= _with_error(name, values)
                 if before is not None:
                     row |= _with_error(f"{name}_gain", values - before[name])
-            rows.append(row | {"diversity": diversity(found.images)})
-            print(_line(rows[-1]))
+            yield row | {"diversity": diversity(found.images)}
             before = worth
-    file = Path(experiment.settings.run.out) / f"evaluation-{trainer.step}.json"
-    write_atomically(file, (json.dumps(rows, indent=2) + "\n").encode())
-    print(f"wrote {file}")
-    return rows
 
 
 def score_images(

@@ -9,7 +9,9 @@ import dataclasses
 import errno
 import json
 import resource
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +37,7 @@ from socft.estimators.ddpo import DDPO, RatioLabels
 from socft.estimators.dpok import DPOK
 from socft.estimators.truncated_backprop import TruncatedBackprop
 from socft.files import locked
-from tests.support.sd import trainer_with
+from tests.support.sd import settings_with, trainer_with
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 TABLES: dict[str, dict[str, Any]] = {
@@ -452,3 +454,26 @@ def test_an_interrupt_says_where_it_continues(tmp_path: Path):
         KeyboardInterrupt, match=r"^stopped after gradient step 3; --resume continues after step 2$"
     ):
         session._run(one, store, stop)
+
+
+@pytest.mark.refusal
+def test_pictures_and_numbers_of_a_run_are_made_by_one_command_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Both would be written to the same file, and the first ones lost."""
+    run = dataclasses.replace(settings_with().run, out=str(tmp_path))
+    experiment = SimpleNamespace(tasks=[], settings=dataclasses.replace(settings_with(), run=run))
+    monkeypatch.setattr(
+        session, "load_trained", lambda *given: (experiment, SimpleNamespace(step=3))
+    )
+    commands: dict[str, Callable[[], object]] = {
+        "evaluation-3.json": lambda: session.evaluate(tmp_path, None, 2, 0),
+        "samples.png": lambda: session.sample_grid(tmp_path, None, 1, 0, None),
+    }
+    for name, command in commands.items():
+        lock = tmp_path / f".{name}.lock"
+        with locked(lock), pytest.raises(InvalidProblem, match=f"another run is writing to {lock}"):
+            command()
+        assert not lock.exists()
+    assert session.evaluate(tmp_path, None, 2, 0) == []
+    assert [each.name for each in tmp_path.iterdir()] == ["evaluation-3.json"]

@@ -92,8 +92,8 @@ def one(shape: str, colour: str, x: float, y: float, size: float = 5.0) -> Scene
     return Scenes(
         shape=torch.tensor([[SHAPES.index(shape)] * 4]),
         colour=torch.tensor([[COLOURS.index(colour)] * 4]),
-        x=torch.full((1, 4), x),
-        y=torch.full((1, 4), y),
+        x=torch.full((1, 4), float(x)),
+        y=torch.full((1, 4), float(y)),
         size=torch.full((1, 4), size),
         present=torch.tensor([[True, False, False, False]]),
         tint=torch.zeros(1, 4, 3),
@@ -621,6 +621,7 @@ def test_a_caption_is_compared_with_its_own_pictures_and_others():
     assert 0 <= int(index.min()) <= int(index.max()) < 12
 
 
+@pytest.mark.refusal
 @pytest.mark.parametrize(("power", "bent"), [(1, False), (2, True)])
 def test_blends_bend_a_reward_that_is_not_linear(monkeypatch, power: int, bent: bool):
     """The penalty vanishes for rewards that are linear in the picture; for a square it is E (s (1 -
@@ -790,6 +791,7 @@ def test_the_reward_is_differentiable_in_the_picture():
 
 
 @TRAINED
+@pytest.mark.refusal
 def test_the_reward_refuses_what_it_cannot_score(scorer):
     with pytest.raises(InvalidProblem, match="2 images and 3 prompts"):
         scorer(torch.rand(2, 3, 32, 32), ["a star"] * 3)

@@ -1,12 +1,18 @@
-"""Shapes and types of arguments and results, checked while the tests run."""
+"""Shapes and types of arguments and results, checked while the tests run.
+
+A function is checked at its first calls in every test: what is wrong with later ones is, but for
+rare branches, wrong with these, and a check takes as long as a small step.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import pkgutil
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +35,10 @@ cannot be checked while a program runs.
 """
 
 
+CALLS = 20
+"""Of a function in a test that are checked."""
+_called: Counter[Callable[..., Any]] = Counter()
+_jaxtyped = jaxtyping.jaxtyped
 PACKAGES = ("socft", "toy", "verify", "sd_experiments")
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +58,38 @@ def install() -> None:
         for module in pkgutil.iter_modules([str(_ROOT / package)])
         if module.name != "conftest"  # pytest looks at the functions themselves
     ]
+    jaxtyping.jaxtyped = first_calls  # what the hook decorates functions with
     jaxtyping.install_import_hook(modules, f"{__name__}.{typechecked.__name__}")
+
+
+def begin_test() -> None:
+    """Check the next calls of every function."""
+    _called.clear()
+
+
+def first_calls(function: Any = None, *, typechecker: Any) -> Any:
+    """`jaxtyping.jaxtyped` for the first calls of a function in every test; made at the first."""
+    if function is None:
+        return functools.partial(first_calls, typechecker=typechecker)
+    if inspect.isclass(function):
+        if dataclasses.is_dataclass(function) and "__init__" in vars(function):
+            function.__init__ = first_calls(function.__init__, typechecker=typechecker)
+        return function
+    if not inspect.isfunction(function):
+        return _jaxtyped(function, typechecker=typechecker)
+    made = functools.cache(lambda: _jaxtyped(function, typechecker=typechecker))
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        _called[function] += 1
+        return (made() if _called[function] <= CALLS else function)(*args, **kwargs)
+
+    @functools.wraps(function)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        return (yield from call(*args, **kwargs))
+
+    return generate if inspect.isgeneratorfunction(function) else call
 
 
 def typechecked(function: Callable[..., Any]) -> Callable[..., Any]:

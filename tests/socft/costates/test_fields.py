@@ -753,3 +753,24 @@ def test_the_terminal_field_does_not_touch_the_others():
     field = with_terminal(problem, wrong_field)
     assert torch.equal(field(2, x), wrong_field(2, x))
     assert (field(STEPS, x) - problem.reward.gradient(x)).abs().max() < IDENTITY
+
+
+def test_at_the_end_the_gradient_of_the_reward_stands_in_for_the_field():
+    """For one step, and for one step per sample in any order."""
+    problem = quadratic_problem()
+    slopes = randn(41, problem.steps, 2)
+
+    def field(k: Step, x: Tensor) -> Tensor:
+        return slopes[k] * x
+
+    phi, x = with_terminal(problem, field), randn(42, 7, 2)
+    k = torch.tensor([2, 4, 0, 4, 3, 1, 4])
+    found = phi(k, x)
+    for step, state, value in zip(k.tolist(), x, found, strict=True):
+        exact = (
+            problem.reward.gradient(state[None])[0]
+            if step == problem.steps
+            else slopes[step] * state
+        )
+        assert torch.equal(value, exact)
+        assert torch.equal(phi(step, state[None])[0], exact)

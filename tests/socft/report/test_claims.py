@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from verify.support.strategies import PseudoHuber, Sine, Softplus
 from verify.support.tally import BINS_PER_DECADE
 from verify.support.words import words
 
+RECORDS = Path(__file__).parents[3] / "reports" / "records"
 BETWEEN = 10 ** (1 / BINS_PER_DECADE)
 """A bin of a record."""
 
@@ -260,8 +262,11 @@ def test_a_bound_of_zero_is_not_loose():
     ]
 
 
-def test_every_statement_and_section_compiles():
-    made = synthetic_claims()
+@pytest.mark.parametrize("measured", [False, True], ids=["synthetic", "as measured"])
+def test_every_statement_and_section_compiles(measured: bool):
+    """With made-up records, and with the instances and findings of those that come along."""
+    made = read_claims(RECORDS) if measured else synthetic_claims()
+    assert len(made.checked) > 50
     sections = [chapter.section(topic, lines) for topic, lines in made.topics().items()]
     source = "\n\n".join([PREAMBLE, chapter.overview(made), *sections])
     assert compile_pdf(source, {}).startswith(b"%PDF")
