@@ -75,6 +75,7 @@ endif
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("socft needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	@$(RUN) -c '' 2>/dev/null || rm -rf $(VENV)
+	@echo 'socft: installing what pyproject.toml asks for into $(VENV), which takes some minutes'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,plot,report]'
 	@echo '$(CURDIR)' > $@

@@ -30,7 +30,8 @@ KINDS: Mapping[str, str] = {
 
 
 def pages(root: Path) -> list[Page]:
-    """The table of all claims and a page of each, with its line of the record as JSON.
+    """The table of all claims and a page of each, with its code and its line of the record as
+    files.
 
     Args:
         root: the folder with ``verify`` and ``reports``.
@@ -43,9 +44,17 @@ def pages(root: Path) -> list[Page]:
         found.append(
             Page(f"claims/{line.name}.md", line.title, page(line, code, typeset), line.topic.title)
         )
-    return found + [
-        Page(f"claims/{json.loads(row)['claim']}.json", "", row)
-        for row in (root / "reports" / "records" / FILE).read_text(encoding="utf-8").splitlines()
+    return [*found, *_files(root, claims)]
+
+
+def _files(root: Path, claims: Claims) -> list[Page]:
+    """The code of each claim, and its line of the record."""
+    record = (root / "reports" / "records" / FILE).read_text(encoding="utf-8")
+    rows = {json.loads(row)["claim"]: row for row in record.splitlines()}
+    codes = {line.name: (root / "verify" / f"{line.name}.py").read_text("utf-8") for line in claims}
+    return [
+        *(Page(f"claims/{name}.py.txt", "", code) for name, code in codes.items()),
+        *(Page(f"claims/{name}.json", "", row) for name, row in rows.items()),
     ]
 
 
@@ -116,8 +125,6 @@ def page(line: ClaimLine, code: str, typeset: Typeset) -> str:
         "## Setting and proof",
         *(f"**{name}.** {dollars(said[name])}" for name in SECTIONS if said.get(name)),
         _again(line),
-        "## Code",
-        f'??? note "verify/{line.name}.py"\n\n' + _indented(f"```python\n{code}\n```"),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -208,12 +215,11 @@ def _findings(line: ClaimLine, typeset: Typeset) -> Sequence[str]:
 def _again(line: ClaimLine) -> str:
     measured = (
         f"It was measured in {line.seconds:.0f} s at commit `{line.commit[:7]}`;"
-        f" [its line of the record]({line.name}.json) has every number."
+        f" [its line of the record]({line.name}.json) has every number,"
         if line.versions
-        else "It has no record yet."
+        else "It has no record yet,"
     )
-    return f"## Check it again\n\n```sh\nsocft verify {line.name}\n```\n\n{measured}"
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {each}" if each else "" for each in text.splitlines())
+    return (
+        f"## Check it again\n\n```sh\nsocft verify {line.name}\n```\n\n{measured}"
+        f" and [its code]({line.name}.py.txt), `verify/{line.name}.py`, every check."
+    )

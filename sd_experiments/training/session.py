@@ -228,7 +228,7 @@ def _finish(trainer: Trainer, experiment: Experiment, folder: Path, display: Dis
     try:
         plot_frontier(rows, folder / FRONTIER, trainer.settings.monitor.window)
     except ModuleNotFoundError:
-        display.say("the frontier is not drawn without matplotlib; run: pip install -e '.[report]'")
+        display.say("the frontier is not drawn without matplotlib; run: pip install 'socft[plot]'")
     except (ValueError, RuntimeError) as error:  # what is trained is not lost for a picture
         display.say(f"the frontier is not drawn: {told(error)}")
     display.say(

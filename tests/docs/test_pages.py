@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -96,7 +97,11 @@ def test_every_claim_has_a_page_with_its_worst_numbers(found: Claims):
             assert f">{number(part.measured)}</td>" in page
         assert ("## Failing twin" in page) == any(p.how == "negative control" for p in line.parts)
         assert ("## Extremal instance" in page) == any(p.how == "attained" for p in line.parts)
-        assert ":math:" not in page.partition("## Code")[0]
+        assert ":math:" not in page
+        assert "CLAIM = " in str(pages[f"claims/{line.name}.py.txt"])
+        if line.versions:
+            row = json.loads(pages[f"claims/{line.name}.json"])
+            assert (row["statement"], row["checked"]) == (line.statement, line.checked)
 
 
 def test_a_claim_that_is_refuted_or_not_measured_says_so(found: Claims):
@@ -106,7 +111,7 @@ def test_a_claim_that_is_refuted_or_not_measured_says_so(found: Claims):
         line = dataclasses.replace(first, status=status, ratio=None, histogram={}, versions={})
         page = claims.page(line, code, claims.Typeset(Claims({line.name: line})))
         assert f'<span class="{status.replace(" ", "-")}">{status}</span>' in page
-        assert "It has no record yet." in page
+        assert "It has no record yet," in page
 
 
 def test_sections_of_a_docstring_lose_nothing():
