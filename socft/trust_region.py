@@ -15,8 +15,10 @@ is the tilt of weight :math:`\beta/\tau_i`,
 
 a chain that moves means alone follows it up to O(dt), but for the first iterate, which is the
 optimum of :math:`(1 + \lambda_0)\beta`, and the limit, which is its own optimum whatever the
-multipliers. The published algorithm chooses them for a bound of the divergence; here they are
-given.
+multipliers. With the curvature P of the next value, :math:`\sigma_k^2 P/\beta_k = O(dt)`, the
+distance of a step's control from it falls by
+:math:`\lambda/(\lambda + 1 - \sigma_k^2 P/\beta_k)` (derived here). The published algorithm
+chooses multipliers for a bound of the divergence; here they are given.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from socft.density import GaussianMixture, score_reference
 from socft.pi_ft import ExactPIFT
 from socft.policy import FunctionPolicy, Policy
 from socft.problem import ControlProblem
-from socft.reward import Sine
+from socft.reference import AffineReference, ScalarDiffusion
+from socft.reward import Quadratic, Sine
 from socft.schedule import variance_preserving
 from socft.trust_region import TrustRegion, proximal_problem
 from socft.truth.grid import Grid
+from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
 from tests.support.tensors import F64
 
@@ -30,10 +33,10 @@ def problem(steps: int) -> ControlProblem:
     return ControlProblem(chain, Sine(), BETA, lambda k, x: 0.1 / steps * x[:, 0].square())
 
 
-def inner(steps: int) -> ExactPIFT:
+def inner(steps: int, iterations: int = 9) -> ExactPIFT:
     """Of few nodes, enough for six digits."""
     corner = torch.tensor([6.5], dtype=F64)
-    return ExactPIFT(9, (Grid.box(-corner, corner, (141,)),) * (steps + 1))
+    return ExactPIFT(iterations, (Grid.box(-corner, corner, (141,)),) * (steps + 1))
 
 
 def apart(policy: Policy, other: Policy | Quadrature, steps: int) -> float:
@@ -50,13 +53,25 @@ def test_the_first_iterate_is_the_optimum_of_a_larger_weight():
     assert float(first.details["tau"]) == pytest.approx(1 / 1.7)
 
 
-def test_the_limit_is_the_optimum_at_the_rate_of_the_multiplier():
-    """The distance falls by ``lambda / (1 + lambda)`` an iteration, whatever the step."""
+@pytest.mark.parametrize("curvature", [0.9, -1.5])
+def test_the_distance_falls_at_the_rate_of_the_multiplier_and_the_curvature(curvature: float):
+    """One step, ``r = P x^2 / 2 + x``: ``lambda / (lambda + 1 - sigma^2 P / beta)``."""
+    sigma, multiplier = 0.6, 0.5
+    chain = AffineReference([[[0.8]]], ScalarDiffusion([sigma]))
+    reward = Quadratic(torch.tensor([[curvature]], dtype=F64), torch.ones(1, dtype=F64))
+    at = ControlProblem(chain, reward, BETA)
+    truth, method = LinearQuadratic(at), TrustRegion(inner(1, 20), [multiplier] * 3)
+    found = [each.policy(0, X) - truth.control(0, X) for each in method.iterations(at)]
+    rate = multiplier / (multiplier + 1 - sigma**2 * curvature / BETA)
+    for before, after in itertools.pairwise(found):
+        torch.testing.assert_close(after, rate * before, rtol=1e-6, atol=1e-8)
+
+
+def test_the_limit_is_the_optimum():
     at = problem(3)
-    truth, method = Quadrature(at), TrustRegion(inner(3), [0.5] * 5)
+    truth, method = Quadrature(at), TrustRegion(inner(3), [0.1] * 4)
     found = [apart(each.policy, truth, 3) for each in method.iterations(at)]
-    assert found[-1] < 0.01 * found[0]
-    assert found[-1] / found[-2] == pytest.approx(1 / 3, abs=0.03)
+    assert found[-1] < 3e-4 * found[0]
 
 
 def test_iterates_are_tilts_up_to_the_step():
