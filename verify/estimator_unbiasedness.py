@@ -141,15 +141,14 @@ SMALL_BIAS = (
     MethodName.VARIANCE,
 )
 """Those that take more paths to be told from what they are not."""
-VARIED = (
-    MethodName.TRUNCATED_RANDOM,
-    MethodName.TD_09_FITTED_COSTATE,
-    MethodName.TD_0_FITTED_COSTATE,
-    MethodName.LEAST_SQUARES_COSTATE_FORM,
-    MethodName.RESIDUAL_NABLA_DB,
-)
-"""Those that draw or fit something once for a batch: more batches of fewer paths."""
-MANY = 8
+VARIED = {
+    MethodName.TRUNCATED_RANDOM: 8,
+    MethodName.TD_09_FITTED_COSTATE: 8,
+    MethodName.TD_0_FITTED_COSTATE: 8,
+    MethodName.LEAST_SQUARES_COSTATE_FORM: 8,
+    MethodName.RESIDUAL_NABLA_DB: 8,
+}
+"""Those that draw or fit something once for a batch: so many times the batches, of fewer paths."""
 SLOW = (
     MethodName.TD_09_FITTED_COSTATE,
     MethodName.TD_0_FITTED_COSTATE,
@@ -276,7 +275,7 @@ def name(item: object) -> str:
 def trial(row: str, place: NonlinearProblem, paths: int | None = None) -> Trial:
     """A row of the catalogue on a problem."""
     if row in VARIED:
-        return Trial(CATALOGUE[row].make, place, SCRAMBLED_PATHS // 4, MANY * SCRAMBLES)
+        return Trial(CATALOGUE[row].make, place, SCRAMBLED_PATHS // 4, VARIED[row] * SCRAMBLES)
     count = SCRAMBLED_PATHS * (2 if row in SMALL_BIAS else 1)
     return Trial(CATALOGUE[row].make, place, paths or count)
 

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from socft.density import Gaussian
-from socft.flow import FlowSchedule, affine_flow_reference, flow_reference, flow_sde, uniform_times
+from socft.flow import (
+    FlowSchedule,
+    affine_flow_reference,
+    flow_reference,
+    flow_sde,
+    shift_times,
+    uniform_times,
+)
 from socft.policy import AffinePolicy
 from socft.problem import ControlProblem
 from socft.reward import Quadratic
@@ -85,5 +92,5 @@ def as_policy(gain: list[Tensor], offset: list[Tensor]) -> AffinePolicy:
 
 
 def flow(make: Callable[..., FlowSchedule] = flow_sde, steps: int = 4, level: float = 0.9):
-    """Kernels at equidistant times down to 0.1."""
-    return GaussianFlow(make(uniform_times(steps, last=0.1), level))
+    """Kernels at uneven times down to 0.18."""
+    return GaussianFlow(make(shift_times(uniform_times(steps, last=0.1), 2.0), level))

@@ -161,8 +161,9 @@ class KLTerm(Readable):
     """A weight of the KL of each step, at the states of the paths.
 
     The published term is :math:`|m - m_0|^2/(2\\varsigma^2)` with the diffusion :math:`\\varsigma`
-    in the place of the kernel's standard deviation :math:`\\varsigma |dt|^{1/2}`: it is
-    :math:`|dt_k|` times the KL of the step.
+    in the place of the kernel's standard deviation :math:`\\varsigma |dt|^{1/2}` of Flow-SDE: it is
+    :math:`|dt_k|` times the KL of the step. Kernels of other samplers know no such diffusion; there
+    take the variance with dt.
 
     Attributes:
         lam: the weight; zero leaves the term out.

@@ -265,6 +265,12 @@ def test_it_stops_where_the_kl_to_go_is_left_out(method: FlowGRPO) -> None:
     assert distance(made.residuals(made.optimum), 0.0) > 4
 
 
+def test_the_weights_of_another_table_are_told_apart() -> None:
+    """At the control where Flow-GRPO would stop if its KL had dt."""
+    published, other = (predicted(METHODS[name]) for name in ("published", "variance with dt"))
+    assert distance(published.residuals(other.stop), 0.0) > 4
+
+
 @pytest.mark.parametrize(
     "method", [DanceGRPO(), FlowGRPO(kl=KLTerm(0.0)), GRPOGuard(kl=KLTerm(0.0))], ids=repr
 )
@@ -281,7 +287,7 @@ def test_without_a_kl_it_climbs_the_reward_alone(method: GroupRelative) -> None:
         scale = scale * (case.schedule.sigma / -case.schedule.times.diff())[:, None, None]
     expected = -in_order(scale * climb.gain, scale[:, :, 0] * climb.offset)
     problem = case.problem()
-    require_mean(estimates(method, problem, policy, paths(problem, policy)), expected, 0.05)
+    require_mean(estimates(method, problem, policy, paths(problem, policy)), expected, 0.06)
 
 
 def test_effective_betas_are_those_of_the_tables() -> None:
