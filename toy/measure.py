@@ -76,53 +76,6 @@ class Estimate:
         return max(squared - noise, 0.0) ** 0.5, noise**0.5
 
 
-@dataclasses.dataclass(frozen=True)
-class RepeatedEstimate:
-    """Estimates from paths of their own, and with whatever the estimator fits or draws besides made
-    anew for each.
-
-    Attributes:
-        parts: the estimates, at least two, with equally many paths each.
-    """
-
-    parts: Sequence[Estimate]
-
-    @property
-    def mean(self) -> Float[Tensor, " parameters"]:
-        """The mean of all."""
-        return torch.stack([each.mean for each in self.parts]).mean(0)
-
-    @property
-    def variance(self) -> float:
-        """Trace of the covariance of the estimate from one path, given what is fitted."""
-        return sum(each.variance for each in self.parts) / len(self.parts)
-
-    @property
-    def seconds(self) -> float:
-        """Per path."""
-        return sum(each.seconds for each in self.parts) / sum(each.paths for each in self.parts)
-
-    @property
-    def apart(self) -> float:
-        """Trace of the covariance of the estimate from all paths of one repetition, whatever it
-        comes from.
-        """
-        return float(torch.stack([each.mean for each in self.parts]).var(0).sum())
-
-    @property
-    def fit_variance(self) -> float:
-        """The part of `apart` that more paths do not lessen: trace of the covariance of the mean
-        given what is fitted.
-        """
-        return max(self.apart - self.variance / self.parts[0].paths, 0.0)
-
-    def bias(self, exact: Float[Tensor, " parameters"]) -> tuple[float, float]:
-        """As `Estimate.bias`, with the variance of the mean as the repetitions show it."""
-        noise = self.apart / len(self.parts)
-        squared = float((self.mean - exact).square().sum())
-        return max(squared - noise, 0.0) ** 0.5, noise**0.5
-
-
 def affine_features(x: States) -> Float[Tensor, "batch features"]:
     """``(x, 1)``."""
     return torch.cat([x, torch.ones_like(x[:, :1])], 1)

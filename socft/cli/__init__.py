@@ -35,6 +35,7 @@ from socft.cli.commands import (
     Toy,
     Typeset,
     Verify,
+    WriteLeaderboard,
     suggest,
 )
 from socft.cli.plugins import CLAIMS, REPORTS, STUDIES, Plugins, studies
@@ -104,6 +105,7 @@ class Completion:
 COMMANDS: dict[str, type[Command]] = {
     "toy": Toy,
     "bench": Bench,
+    "leaderboard": WriteLeaderboard,
     "conform": Conform,
     "verify": Verify,
     "report": Typeset,
@@ -255,9 +257,10 @@ def _explain(error: Exception) -> tuple[str, int] | None:
         return (f"{said}: {error.filename}" if error.filename else said), INVALID
     from socft.checks import InvalidProblem
     from socft.study.runner import StudyFailed
+    from toy.suite import EstimatorFailed
     from verify.support.command import ClaimsFailed
 
-    failures = StudyFailed, ClaimsFailed, DoesNotConform
+    failures = StudyFailed, ClaimsFailed, DoesNotConform, EstimatorFailed
     if isinstance(error, InvalidProblem):
         return str(error), INVALID
     return (str(error), FAILED) if isinstance(error, failures) else None

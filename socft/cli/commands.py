@@ -111,12 +111,13 @@ class Toy:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Measure your own gradient estimator against all built-in ones, where the exact gradient is
-    known.
+    """Measure your own gradient estimator where the exact gradient is known, and rank it among the
+    built-in ones.
 
     For example:
-      socft bench mine:Mine --quick
-      socft bench mine.py:Mine --against "adjoint matching" "full adjoint"
+      socft bench mine:Mine --quick   # less than a minute
+      socft bench mine.py:Mine        # a few minutes
+      socft bench mine:Mine --against "adjoint matching" "full adjoint"
     """
 
     estimator: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:NAME")]
@@ -124,7 +125,7 @@ class Bench:
     working directory.
     """
     quick: bool = False
-    """Measure with a tenth of the paths."""
+    """Measure with a quarter of the paths."""
     out: Path = Path("build/bench")
     """Folder of the records, the JSON row and the PDF."""
     against: tuple[str, ...] = ()
@@ -137,16 +138,22 @@ class Bench:
 
         from socft.study.workers import processes
         from toy.bench import bench, study_name
+        from toy.suite import EstimatorFailed
 
         torch.set_num_threads(1)
         with processes(self.workers) as executor:
             row = bench(self.estimator, self.out, self.quick, executor, self.against or None)
         print(*_standing(row), sep="\n")
+        name = study_name(self.estimator)
+        print(f"wrote {self.out / name}.json, a row of the leaderboard, and {name}.jsonl beside it")
         from socft.report.bench import report
 
-        for file in report(study_name(self.estimator)).write(self.out, self.out):
+        for file in report(name).write(self.out, self.out):
             print(f"wrote {file}")
-        suggest(_opened(file))
+        failed = [title for title, each in row["situations"].items() if each.get("failed")]
+        if failed:
+            raise EstimatorFailed(f"{self.estimator} fails in: {'; '.join(failed)}")
+        suggest(f"socft leaderboard --rows {shlex.quote(str(self.out))}")
 
 
 def _standing(row: dict[str, Any]) -> Iterator[str]:
@@ -155,12 +162,52 @@ def _standing(row: dict[str, Any]) -> Iterator[str]:
     for title, found in row["situations"].items():
         if "refused" in found:
             yield f"  {title}: {found['refused']}"
+            continue
+        low, high = found["error_interval"]
+        numbers = (
+            f"bias {found['bias']:.3g} ± {found['bias_noise']:.1g}, variance"
+            f" {found['variance']:.3g}, error at budget {found['error_at_budget']:.3g}"
+            f" ({low:.3g} to {high:.3g})"
+        )
+        if found["rank"] is None:
+            yield f"  {title}: {numbers}; no rank: {found['ordered_by']}"
         else:
-            numbers = ", ".join(
-                f"{name.replace('_', ' ')} {found[name]:.3g}"
-                for name in ("bias", "variance", "error_at_budget")
+            first, last = found["rank_interval"]
+            yield (
+                f"  {title}: {numbers}; rank {found['rank']} ({first} to {last}) of"
+                f" {found['of']} by {found['ordered_by']}"
             )
-            yield f"  {title}: {numbers}; rank {found['rank']} of {found['of']}"
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteLeaderboard:
+    """Write the leaderboard of gradient estimators: Markdown, HTML and JSON, from the rows that
+    are shipped and one file per other estimator, as socft bench writes it.
+
+    For example:
+      socft leaderboard
+      socft leaderboard --rows build/bench   # with your own rows
+    """
+
+    rows: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of rows besides those of the built-in estimators; the package's toy/rows by
+    default, where a pull request adds one.
+    """
+    out: Path = Path("build/leaderboard")
+    """Folder to write to."""
+
+    def run(self) -> None:
+        from socft.files import write_atomically
+        from toy.leaderboard import leaderboard
+        from toy.shipped import ROWS
+
+        found = leaderboard(ROWS if self.rows is None else self.rows)
+        texts = {"md": found.markdown(), "html": found.html(), "json": found.json()}
+        for kind, text in texts.items():
+            file = self.out / f"leaderboard.{kind}"
+            write_atomically(file, text.encode())
+            print(f"wrote {file}")
+        suggest(_opened(self.out / "leaderboard.html"))
 
 
 def _opened(file: Path) -> str:

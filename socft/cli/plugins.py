@@ -98,5 +98,5 @@ def studies(name: str | None) -> str:
 
 
 def _duration(minutes: tuple[float, float]) -> str:
-    quick, full = (f"{each:.0f} min" if each < 100 else f"{each / 60:.0f} h" for each in minutes)
+    quick, full = (f"{max(each, 1):.0f} min" for each in minutes)
     return f"(two cores: {quick} with --quick, {full} without)"

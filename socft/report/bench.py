@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from socft.estimators.catalogue import CATALOGUE
 from socft.estimators.estimand import Kind
+from socft.records import Record
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_records import Claims
 from socft.report.figures import note, panels, svg
@@ -44,7 +45,7 @@ def compose(rows: Rows, _: Claims, study_name: str = "bench") -> Document:
         "errors.svg",
         """Error at equal budget of all estimators that do not refuse, one panel per situation;
         black: yours. Colours are kinds: blue objective gradient, green fixed-point residual, light
-        blue the same up to O(dt), orange biased; they do not compare away from the optimum. Bars
+        blue the same up to O(dt), orange biased; they do not compare with each other. Bars
         that reach the left edge are smaller.""",
         "errors",
         "Horizontal bars of error at equal budget for every estimator, one panel per situation.",
@@ -89,8 +90,10 @@ def standing(rows: Rows, mine: str | None, places: Sequence[str]) -> str:
         rows=[_place(rows.where(axis=place), mine, place) for place in places]
         or [(NOT_MEASURED, *[""] * 6)],
         caption="""Bias with its standard error, variance of the estimate from one path, and
-            root-mean-square error at equal budget, in units of the exact gradient at the
-            pre-trained model. The rank is among all estimators; rivals are built in and of the same
+            root-mean-square error at equal budget, both together, in units of the exact gradient at
+            the pre-trained model. Ranks are among the same kind, with their 95% intervals: of
+            gradients by the error, of residuals by the noise relative to their size, at the optimum
+            by the error relative to the size at the start. Rivals are built in and of the same
             kind.""",
         label="standing",
         align="lrrrrll",
@@ -113,16 +116,24 @@ def _place(here: Rows, mine: str | None, place: str) -> Sequence[str]:
         return text(place), *(NOT_MEASURED for _ in range(3)), NONE, NONE, NONE
     rivals = everyone.filter(lambda record: record.kind == error.kind and record.estimator != mine)
     best = min(rivals, key=lambda record: record.value, default=None)
-    rank = 1 + sum(record.value < error.value for record in everyone)
     return (
         text(place),
         value(bias),
         number(variance.value if variance else None),
         number(error.value),
-        f"{integer(rank)} of {integer(len(everyone.records))}",
+        _rank(error),
         NONE if best is None else f"{text(best.estimator)}, {number(best.value)}",
         NONE if best is None else number(statistics.median(record.value for record in rivals)),
     )
+
+
+def _rank(error: Record) -> str:
+    """The rank with its interval, as `toy.ranks` found it."""
+    rank, of = error.setting.get("rank"), error.setting.get("of")
+    if rank is None:
+        return NONE
+    first, last = error.setting["rank_interval"]
+    return f"{integer(rank)} ({integer(first)} to {integer(last)}) of {integer(of)}"
 
 
 def errors(rows: Rows, mine: str | None, places: Sequence[str]) -> bytes:

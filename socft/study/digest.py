@@ -20,6 +20,7 @@ from socft.records import environment
 from socft.study.tasks import Task
 
 _NOT_MEASURING = ("cli/", "study/progress.py", "report/")
+_BESIDE = frozenset({"socft", "toy", "verify"})
 INSTALLED = Path(sysconfig.get_path("purelib"))
 """Where other packages lie beside `socft` too, and all of them change with their versions alone."""
 
@@ -40,7 +41,7 @@ def fingerprint(task: Task) -> str:
             task.name,
             where,
             arguments,
-            _code_version(task.function.__module__),
+            code_version(task.function.__module__),
             dict(environment().versions),
         ],
         sort_keys=True,
@@ -67,7 +68,7 @@ def _plain(value: Any, what: str) -> Any:
 
 
 @functools.cache
-def _code_version(module: str) -> str:
+def code_version(module: str) -> str:
     """Digest of the packages that `_packages` names, but for what does not measure."""
     digest = hashlib.sha256()
     for name, folder in sorted(_packages(module).items()):
@@ -79,6 +80,37 @@ def _code_version(module: str) -> str:
     for file in _beside(module):
         digest.update(f"{file.name}\0".encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+@functools.cache
+def statements_digest(module: str) -> str:
+    """Digest of the statements, without comments and docstrings, of a module and of those of this
+    package, and of the packages beside it, that it imports, but for what does not measure.
+    """
+    root, left, seen = Path(socft.__file__).parents[1], {module}, dict[str, str]()
+    while left:
+        name = left.pop()
+        place = root.joinpath(*name.split("."))
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        if name in seen or not file.exists():
+            continue
+        relative = file.relative_to(root).as_posix().removeprefix("socft/")
+        if relative.startswith(_NOT_MEASURING):
+            continue
+        seen[name] = _statements(file)
+        left |= {each for each in _imports(root, name) if each.partition(".")[0] in _BESIDE}
+    return hashlib.sha256(json.dumps(sorted(seen.items())).encode()).hexdigest()[:32]
+
+
+def _statements(file: Path) -> str:
+    tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            text = body[0].value
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                body[0] = ast.Pass()
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def _beside(module: str) -> list[Path]:

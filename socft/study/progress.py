@@ -5,6 +5,7 @@ finished task elsewhere.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -36,12 +37,16 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
             BarColumn(24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
             name,
         )
         self._bar = Bar(
             *columns, console=self._console, expand=True, disable=not self._console.is_terminal
         )
-        self._task = self._bar.add_task(escape(title), total=total, completed=done, current="")
+        self._task = self._bar.add_task(
+            escape(title), total=total, completed=done, current="", left=""
+        )
+        self._before, self._start = done, time.monotonic()
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -60,14 +65,33 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
     def finished(self, name: str, seconds: float, error: str = "") -> None:
         """Count one task; a failed one is also shown on a terminal."""
         self._done += 1
-        self._bar.update(self._task, completed=self._done)
+        left = self._left()
+        self._bar.update(self._task, completed=self._done, left=left)
         if error or not self._console.is_terminal:
             width = len(str(self._total))
             self.say(
                 f"[{self._done:{width}}/{self._total}] {name}: "
                 + (f"failed, {error}" if error else f"{seconds:.1f} s")
+                + (f"; {left}" if left else "")
             )
+
+    def _left(self) -> str:
+        """The time that is left if the other tasks take as long as those of this run did."""
+        measured, ahead = self._done - self._before, self._total - self._done
+        seconds = (time.monotonic() - self._start) / measured * ahead
+        return f"about {duration(seconds)} left" if ahead else ""
 
     def say(self, line: str) -> None:
         """A line that stays."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as one says them.
+
+    >>> duration(75), duration(3 * 3600 + 10)
+    ('1 min', '3 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 120 * 60 else f"{seconds / 3600:.0f} h"

@@ -12,6 +12,7 @@ import pytest
 
 from socft import cli
 from socft.checks import nearest
+from toy.durations import MINUTES
 
 ROOT = Path(__file__).resolve().parents[2]
 SOCFT = [sys.executable, "-m", "socft.cli"]
@@ -78,9 +79,11 @@ def test_every_study_says_what_it_asks_and_how_long_it_takes(capsys):
     said = helped(capsys, "toy")
     for name in cli.STUDIES.names:
         (line,) = [each for each in said.splitlines() if each.startswith(f"  {name}: ")]
-        assert "?" in line
+        assert ("? (two cores: " in line) == (name in MINUTES)
         own = helped(capsys, "toy", name)
         assert f"Study {name}:" in own
+        assert ("with --quick" in own) == (name in MINUTES)
+    assert len(MINUTES) >= 11
 
 
 SUBCOMMANDS = ("train", "sample", "evaluate", "check", "reproduce", "costate-size", "benchmark")

@@ -14,13 +14,15 @@ from torch import Tensor
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.catalogue import CATALOGUE, COMPARED
+from socft.estimators.estimand import Kind
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.refl import ReFL
 from socft.path import Noise, rollout
 from socft.policy import AffinePolicy
 from socft.schedule import ddpm, linear_levels, subsample
-from toy.measure import Estimate, MemoryMeter, RepeatedEstimate, estimate, peak_memory
+from toy.measure import Estimate, MemoryMeter, estimate, peak_memory
 from toy.problems import benchmark
+from toy.repeated import RepeatedGradient
 from toy.situations import Situation, _size, situation
 from toy.studies.variance import variance_task
 from verify.support.sampling import STDERRS, require_estimates, require_mean
@@ -97,10 +99,21 @@ def test_gradients_vanish_at_the_optimum_of_a_problem_that_is_not_quadratic():
         situation(benchmark("mixture", d=1, steps=10), 0.5)
 
 
-def parts_of(samples: Tensor, count: int, shifts: Tensor) -> RepeatedEstimate:
+def parts_of(samples: Tensor, count: int, shifts: Tensor, exact: Tensor) -> RepeatedGradient:
     """Repetitions of equally many samples, each with a shift of its own."""
     moved = [part + shift for part, shift in zip(samples.chunk(count), shifts, strict=True)]
-    return RepeatedEstimate([Estimate(len(x), x.mean(0), x.square().mean(0), 1.0) for x in moved])
+    parts = [Estimate(len(x), x.mean(0), x.square().mean(0), 1.0) for x in moved]
+    return RepeatedGradient.of(
+        torch.stack([each.mean for each in parts]),
+        exact,
+        1.0,
+        kind=Kind.BIASED,
+        noise=0.0,
+        variances=torch.tensor([each.variance for each in parts], dtype=torch.float64),
+        paths=parts[0].paths,
+        evaluations=1,
+        fit_evaluations=0,
+    )
 
 
 def test_bias_leaves_out_the_noise_of_the_mean():
@@ -108,17 +121,19 @@ def test_bias_leaves_out_the_noise_of_the_mean():
     shift = torch.tensor([3.0, -4.0], dtype=torch.float64)
     samples = shift + torch.randn(10_000, 2, generator=draw, dtype=torch.float64)
     single = Estimate(10_000, samples.mean(0), samples.square().mean(0), 1.0)
-    repeated = parts_of(samples, 50, torch.zeros(50, 2, dtype=torch.float64))
     assert torch.allclose(single.stderr, samples.std(0) / 100, rtol=IDENTITY)
-    assert torch.allclose(repeated.mean, single.mean, rtol=IDENTITY)
-    assert repeated.seconds == 50 / 10_000
-    assert abs(repeated.variance - 2) < STDERRS * (2 * 2 / 10_000) ** 0.5
-    for found in (single, repeated):
-        bias, stderr = found.bias(torch.zeros(2, dtype=torch.float64))
-        assert abs(stderr - (2 / 10_000) ** 0.5) < 0.2 * stderr
-        assert abs(bias - 5) < STDERRS * stderr
-        none, stderr = found.bias(shift)
-        assert none < STDERRS * stderr
+    none = torch.zeros(2, dtype=torch.float64)
+    for exact, truth in ((none, 5.0), (shift, 0.0)):
+        each = parts_of(samples, 50, none.expand(50, 2), exact)
+        assert abs(float(each.variance(each.equal)) - 2) < STDERRS * (2 * 2 / 10_000) ** 0.5
+        assert abs(each.bias_noise - (2 / 10_000) ** 0.5) < 0.2 * each.bias_noise
+        assert abs(float(each.bias_squared(each.equal)) ** 0.5 - truth) < STDERRS * each.bias_noise
+        size = float(each.size_squared(each.equal)) ** 0.5
+        assert abs(size - 5) < STDERRS * each.bias_noise
+    bias, stderr = single.bias(none)
+    assert abs(stderr - (2 / 10_000) ** 0.5) < 0.2 * stderr
+    assert abs(bias - 5) < STDERRS * stderr
+    assert single.bias(shift)[0] < STDERRS * stderr
 
 
 def test_what_a_fit_leaves_is_told_from_the_noise_of_paths():
@@ -128,10 +143,10 @@ def test_what_a_fit_leaves_is_told_from_the_noise_of_paths():
     draw, size = torch.Generator().manual_seed(1), (50, 20)
     shifts = 0.5 * torch.randn(size, generator=draw, dtype=torch.float64)
     samples = torch.randn(10_000, 20, generator=draw, dtype=torch.float64)
-    found = parts_of(samples, 50, shifts)
-    assert abs(found.fit_variance - 5) < STDERRS * 5 * (2 / (49 * 20)) ** 0.5
-    assert abs(found.variance - 20) < STDERRS * 20 * (2 / (10_000 * 20)) ** 0.5
-    bias, stderr = found.bias(torch.zeros(20, dtype=torch.float64))
+    found = parts_of(samples, 50, shifts, torch.zeros(20, dtype=torch.float64))
+    assert abs(float(found.fit_variance(found.equal)) - 5) < STDERRS * 5 * (2 / (49 * 20)) ** 0.5
+    assert abs(float(found.variance(found.equal)) - 20) < STDERRS * 20 * (2 / (10_000 * 20)) ** 0.5
+    bias, stderr = float(found.bias_squared(found.equal)) ** 0.5, found.bias_noise
     assert (
         abs(stderr - (5.1 / 50) ** 0.5) < 0.2 * stderr
     )  # of the shifts; that of paths alone is a seventh
@@ -183,17 +198,16 @@ def test_a_fit_is_charged_to_the_budget():
     paths = (1_000_000 - 1000 * 10 * 6) // evaluations
     assert found["bias"] < STDERRS * stderr
     assert found["error_at_budget"] == pytest.approx(
-        (found["variance"] / paths) ** 0.5, rel=IDENTITY
+        (found["bias"] ** 2 + found["variance"] / paths) ** 0.5, rel=IDENTITY
     )
     assert "fit_variance" not in found  # given any fit its mean is the gradient
 
 
 def test_what_a_fit_leaves_limits_a_biased_estimator_at_any_budget():
-    found, stderr, evaluations = measured("TD(0), fitted costate", 2000)
+    found, _, evaluations = measured("TD(0), fitted costate", 2000)
     paths = (1_000_000 - 1000 * 10 * 6) // evaluations
-    seen = found["bias"] if found["bias"] > STDERRS * stderr else 0.0
     assert found["fit_variance"] > 0
-    expected = seen**2 + found["fit_variance"] + found["variance"] / paths
+    expected = found["bias"] ** 2 + found["fit_variance"] + found["variance"] / paths
     assert found["error_at_budget"] == pytest.approx(expected**0.5, rel=IDENTITY)
 
 

@@ -109,11 +109,11 @@ def test_a_change_of_a_users_file_is_a_change_of_what_was_measured(tmp_path, mon
     (tmp_path / "beside_user.py").write_text("x = 1\n")
     versions = []
     for name in ("of_user", "beside_user", "unrelated"):
-        versions.append(digest._code_version("of_user"))
-        digest._code_version.cache_clear()
+        versions.append(digest.code_version("of_user"))
+        digest.code_version.cache_clear()
         (tmp_path / f"{name}.py").write_text("import beside_user\ny = 2\n")
-    versions.append(digest._code_version("of_user"))
-    digest._code_version.cache_clear()
+    versions.append(digest.code_version("of_user"))
+    digest.code_version.cache_clear()
     assert len(set(versions)) == 3
     assert versions[2] == versions[3]
     sys.modules.pop("of_user")

@@ -17,8 +17,9 @@ relative to the norm of the exact gradient at the pre-trained model:
   which no number of paths lessens. It is zero for the others, whose mean does not depend on the
   fit;
 * ``error_at_budget``: root-mean-square error with `BUDGET` network evaluations, those of the fit
-  included: ``sqrt(bias^2 + fit_variance + variance / paths)``, where a bias of less than `SEEN`
-  standard errors counts as none; infinite where the fit leaves nothing for a path;
+  included: ``sqrt(bias^2 + fit_variance + variance / paths)``, never less than the bias; infinite
+  where the fit leaves nothing for a path;
+* ``repetitions``: their number, and in the setting what all these are made of (`toy.repeated`);
 * ``costate_mse``: mean-square distance of costate samples from the policy's exact value gradient,
   per step, not relative;
 * ``seconds``: per path; ``peak_mb``: memory beyond path and labels;
@@ -32,7 +33,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,19 +45,18 @@ from socft.estimators.catalogue.rows import NamedEstimator
 from socft.estimators.estimand import Kind
 from socft.path import Noise, rollout
 from socft.records import Record
-from socft.study.comparison import BUDGET
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from toy.measure import RepeatedEstimate, estimate, peak_memory
+from toy.measure import estimate, peak_memory
 from toy.problems import benchmark
+from toy.repeated import RepeatedGradient
 from toy.situations import Situation, situation
 
 PATHS, FEW_PATHS, QUICK_PATHS = 1000, 200, 250
 """Of a repetition; `FEW_PATHS` where the exact optimum is expensive to follow."""
 SEEDS, QUICK_SEEDS = 5, 2
-SEEN = 4.0
 MEMORY_PATHS = 64
 COSTATE_TIMES = 10
 
@@ -73,69 +72,83 @@ def variance_task(
 ) -> list[Record]:
     """Everything about one estimator in one situation, or why it refuses."""
     chosen = find_estimator(estimator)
-    places = [_situation(problem, scale, repetition, **settings) for repetition in range(seeds)]
+    places = [
+        repeated_situation(problem, scale, repetition, **settings) for repetition in range(seeds)
+    ]
     try:
         made = [(where, chosen.make(where.context)) for where in places]
-        return [*_gradient(chosen, made, axis, paths), *_costates(chosen, made, axis, paths)]
+        return [*gradient_records(chosen, made, axis, paths), *_costates(chosen, made, axis, paths)]
     except InvalidProblem as refusal:
         setting = {**places[0].setting, "axis": axis, "reason": str(refusal)}
         return [Record(schemas.VARIANCE.name, problem, Metric.REFUSED, 1.0, setting, estimator)]
 
 
 @functools.lru_cache(maxsize=2 * SEEDS)
-def _situation(problem: str, scale: float, repetition: int, **settings: Any) -> Situation:
+def repeated_situation(problem: str, scale: float, repetition: int, **settings: Any) -> Situation:
     """Exact solutions are shared by the repetitions, and by the estimators that a process
     measures.
     """
     if repetition:
-        return dataclasses.replace(_situation(problem, scale, 0, **settings), repetition=repetition)
+        return dataclasses.replace(
+            repeated_situation(problem, scale, 0, **settings), repetition=repetition
+        )
     return situation(benchmark(problem, **settings), scale)
 
 
-def _gradient(
+def gradient_records(
     named: NamedEstimator, made: Sequence[tuple[Situation, Estimator]], axis: str, paths: int
 ) -> Iterator[Record]:
-    found = RepeatedEstimate(
-        [estimate(each, here.problem, here.policy, _noise(here, paths)) for here, each in made]
-    )
+    """Bias, variance, error at budget and what they are made of, of an estimator made in repeated
+    situations.
+    """
+    parts = [
+        estimate(each, here.problem, here.policy, path_noise(here, paths)) for here, each in made
+    ]
     (where, estimator), unit, steps = made[0], made[0][0].scale, made[0][0].problem.steps
-    bias, stderr = found.bias(where.gradient)
-    stderr = math.hypot(stderr, where.stderr)
-    fits = found.fit_variance if estimator.estimates.kind == Kind.BIASED else 0.0
-    evaluations, left = (
-        named.evaluations(estimator, steps),
-        BUDGET - named.fit_evaluations(steps),
+    found = RepeatedGradient.of(
+        torch.stack([each.mean for each in parts]),
+        where.gradient,
+        unit,
+        kind=estimator.estimates.kind,
+        noise=where.stderr / unit,
+        variances=torch.tensor([each.variance for each in parts], dtype=torch.float64) / unit**2,
+        paths=paths,
+        evaluations=named.evaluations(estimator, steps),
+        fit_evaluations=named.fit_evaluations(steps),
     )
-    sampling = found.variance / (left // evaluations) if left >= evaluations else math.inf
-    at_budget = (bias if bias > SEEN * stderr else 0.0) ** 2 + fits + sampling
     with torch.no_grad():
-        path = rollout(where.problem.reference, where.policy, _noise(where, MEMORY_PATHS))
-    peak = peak_memory(estimator, where.problem, where.policy, path)
+        path = rollout(where.problem.reference, where.policy, path_noise(where, MEMORY_PATHS))
     common = {
-        "setting": {**where.setting, "axis": axis},
         "estimator": named.name,
-        "kind": estimator.estimates.kind,
-        "seeds": len(made),
-        "evaluations": evaluations,
+        "kind": found.kind,
+        "seeds": found.count,
+        "seconds": sum(each.seconds for each in parts) / (paths * len(parts)),
+        "peak_mb": peak_memory(estimator, where.problem, where.policy, path),
+        "evaluations": found.evaluations,
     }
+    setting = {**where.setting, "axis": axis}
+    yield from summary_records(found, where.setting["problem"], setting, common)
+
+
+def summary_records(
+    found: RepeatedGradient, problem: str, setting: Mapping[str, Any], common: Mapping[str, Any]
+) -> Iterator[Record]:
+    """A record per number, and one of what they are made of."""
 
     def record(metric: Metric, value: float, **more: Any) -> Record:
         return Record(
-            schemas.VARIANCE.name,
-            where.setting["problem"],
-            metric,
-            value,
-            seconds=found.seconds,
-            peak_mb=peak,
-            **common,
-            **more,
+            schemas.VARIANCE.name, problem, metric, value, **{"setting": setting, **common, **more}
         )
 
-    yield record(Metric.BIAS, bias / unit, stderr=stderr / unit)
-    yield record(Metric.VARIANCE, found.variance / unit**2)
-    if estimator.estimates.kind == Kind.BIASED:
-        yield record(Metric.FIT_VARIANCE, fits / unit**2)
-    yield record(Metric.ERROR_AT_BUDGET, at_budget**0.5 / unit)
+    weights = found.equal
+    bias = float(found.bias_squared(weights)) ** 0.5
+    yield record(Metric.BIAS, bias, stderr=found.bias_noise)
+    yield record(Metric.VARIANCE, float(found.variance(weights)))
+    if found.kind == Kind.BIASED:
+        yield record(Metric.FIT_VARIANCE, float(found.fit_variance(weights)))
+    yield record(Metric.ERROR_AT_BUDGET, float(found.error(weights)))
+    written = {**setting, **found.written()}
+    yield record(Metric.REPETITIONS, float(found.count), setting=written)
 
 
 @torch.no_grad()
@@ -152,7 +165,7 @@ def _costates(
             found = each.costates(
                 here.problem,
                 here.policy,
-                rollout(here.problem.reference, here.policy, _noise(here, paths)),
+                rollout(here.problem.reference, here.policy, path_noise(here, paths)),
             )
             exact = [here.value_gradient(k, found.states[k]) for k in times]
             away.append(
@@ -175,7 +188,8 @@ def _costates(
         )
 
 
-def _noise(where: Situation, paths: int) -> Noise:
+def path_noise(where: Situation, paths: int) -> Noise:
+    """The noise of a repetition."""
     return Noise.sample(
         where.problem.reference, paths, torch.Generator().manual_seed(where.repetition)
     )

@@ -58,6 +58,7 @@ class Metric(enum.StrEnum):
     VARIANCE = "variance"
     FIT_VARIANCE = "fit_variance"
     ERROR_AT_BUDGET = "error_at_budget"
+    REPETITIONS = "repetitions"  # their number, with products of their estimates
     GRADIENT_BIAS = "gradient_bias"
     GRADIENT_NOISE = "gradient_noise"
     GRADIENT_NORM = "gradient_norm"

@@ -223,7 +223,7 @@ def test_fresh_forgets(tmp_path):
 def test_changed_code_is_measured_again(tmp_path, monkeypatch):
     log = tmp_path / "log"
     _interrupted(tmp_path, log)
-    monkeypatch.setattr(digest, "_code_version", lambda module: "another version")
+    monkeypatch.setattr(digest, "code_version", lambda module: "another version")
     run(study(log=str(log)), False, tmp_path)
     assert len(log.read_text().split()) == COUNT
 
@@ -248,8 +248,8 @@ def test_the_fingerprint_follows_the_packages_that_a_module_imports(tmp_path, mo
     versions = []
     for text in ("open = 1\n", "open = 2\n"):
         (tmp_path / "garden" / "gate.py").write_text(text)
-        digest._code_version.cache_clear()
-        versions.append([digest._code_version(f"house.{name}") for name in ("door", "roof")])
+        digest.code_version.cache_clear()
+        versions.append([digest.code_version(f"house.{name}") for name in ("door", "roof")])
     (door, roof), (other_door, other_roof) = versions
     assert door != other_door
     assert roof == other_roof

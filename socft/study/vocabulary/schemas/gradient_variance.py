@@ -38,6 +38,7 @@ VARIANCE = StudySchema(
         Metric.VARIANCE,
         Metric.FIT_VARIANCE,
         Metric.ERROR_AT_BUDGET,
+        Metric.REPETITIONS,
         Metric.REFUSED,
         Metric.COSTATE_MSE,
     },
