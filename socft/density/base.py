@@ -88,6 +88,16 @@ class Density(Readable, abc.ABC):
                 ``exp(r / beta)`` is not integrable.
         """
 
+    def conditional_value(
+        self, reward: Reward, beta: float, abar: float | Tensor, x: States
+    ) -> PerSample:
+        """``beta log E[exp(r(x_0) / beta) | x]`` for x at a signal level: from the log ratio of the
+        tilted and the own law there, which loses about eps beta, unless a subclass knows better.
+        """
+        tilt = self.tilted(reward, beta)
+        ratio = tilt.density.noised_log_prob(abar, x) - self.noised_log_prob(abar, x)
+        return beta * (tilt.log_normaliser + ratio)
+
     def log_prob(self, x: States) -> PerSample:
         """Log density."""
         self._require_regular()

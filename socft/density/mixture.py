@@ -252,6 +252,34 @@ class GaussianMixture(Density):
         density = self._like(weights[kept], means[kept], covs)
         return Tilt(density, float(total))
 
+    def conditional_value(
+        self, reward: Reward, beta: float, abar: float | Tensor, x: States
+    ) -> PerSample:
+        r"""As in the base class, from the conditional laws of the components given x, N(m_k, C_k)
+        with weights w_k.
+
+        Each has the value :math:`v_k = m' P E^{-1} m / 2 + q' E^{-1} (m + C q / (2 \beta)) -
+        \beta \log\det E / 2`, ``E = I - C P / beta``, and they are joined by :math:`\bar v +
+        \beta \log \sum_k w_k e^{(v_k - \bar v)/\beta}`: nothing is a difference of terms of the
+        size of beta.
+        """
+        form = quadratic_form(reward, beta, self.dims)
+        fields, level = self._fields(abar, x), broadcast_level(abar, x, 2)
+        spectra, centers = (
+            each.to(level) for each in (self.spectra, (self.means.unsqueeze(1) @ self.bases)[:, 0])
+        )
+        means = centers.to(x) - (level.sqrt() * spectra).to(x) * fields.scores
+        C = ((1 - level) * spectra / noised_variance(level, spectra)).to(x)
+        P, q = (self.bases.mT @ form.P @ self.bases).to(x), (form.linear @ self.bases).to(x)
+        v = _tilted_values(P, q, beta, means, C.reshape(-1, *C.shape[-2:]))
+        log_w = torch.log_softmax(fields.log_joint, 1)
+        middle = (log_w.exp() * v).sum(1)
+        u = (v - middle.unsqueeze(1)) / beta
+        near = torch.log1p((log_w.exp() * torch.expm1(u.clamp(-WEAK, WEAK))).sum(1))
+        far = torch.logsumexp(log_w + u, 1)
+        weak = u.abs().amax(1) < WEAK
+        return form.c + middle + beta * torch.where(weak, near, far)
+
     def _sharpened(self, P: Tensor, q: Tensor, centre: Tensor) -> _Sharpened:
         r"""Components times ``exp(y' P y / 2 + q . y)``, ``y = x - centre``, S a covariance and m
         its mean from the centre.
@@ -305,6 +333,29 @@ class GaussianMixture(Density):
             + (centred * scores - (2 * math.pi * variance).log()).sum(2) / 2
         )
         return _Fields(log_joint, scores)
+
+
+def _tilted_values(
+    P: Float[Tensor, "k n n"],
+    q: Float[Tensor, "k n"],
+    beta: float,
+    m: Float[Tensor, "batch K n"],
+    C: Float[Tensor, "levels k n"],
+) -> Float[Tensor, "batch K"]:
+    """``beta log E exp((y' P y / 2 + q . y) / beta)`` for y of the laws N(m, diag C), at one level
+    or one per sample.
+    """
+    E = torch.eye(m.shape[-1]).to(m) - C.unsqueeze(-1) * P / beta
+    if len(C) == 1:
+        own = torch.linalg.solve(E[0], m.permute(1, 2, 0)).permute(2, 0, 1)
+    else:
+        own = torch.linalg.solve(E, m.unsqueeze(-1)).squeeze(-1)
+    pushed = torch.linalg.solve(E, (C * q / beta).unsqueeze(-1)).squeeze(-1)
+    bent = (P @ own.unsqueeze(-1)).squeeze(-1)
+    root = C.sqrt()
+    stretches = torch.linalg.eigvalsh(root.unsqueeze(-1) * P * root.unsqueeze(-2) / beta)
+    volume = torch.log1p(-stretches).sum(-1)
+    return (m * bent / 2 + q * (own + pushed / 2)).sum(-1) - beta / 2 * volume
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,9 +135,29 @@ class Rotated(Density):
             ScoreConstants(*(v.reshape(len(parts), -1) for v in dataclasses.astuple(joined)))
         )
 
+    def conditional_value(
+        self, reward: Reward, beta: float, abar: float | Tensor, x: States
+    ) -> PerSample:
+        """As in the base class: the sum of the factors' values."""
+        form, z = quadratic_form(reward, beta, self.dims), x @ self.rotation.to(x)
+        parts = [
+            factor.conditional_value(part, beta, abar, z[:, i : i + 1])
+            for i, (factor, part) in enumerate(
+                zip(self.factors, self._uncoupled(form), strict=True)
+            )
+        ]
+        return form.c + torch.stack(parts).sum(0)
+
     def tilted(self, reward: Reward, beta: float) -> Tilt[Rotated]:
         """As in the base class; a quadratic reward must be diagonal in the rotated coordinates."""
         form = quadratic_form(reward, beta, self.dims)
+        parts = zip(self.factors, self._uncoupled(form), strict=True)
+        tilts = [factor.tilted(part, beta) for factor, part in parts]
+        density = Rotated(self.rotation, [t.density for t in tilts])
+        return Tilt(density, math.fsum(t.log_normaliser for t in tilts) + form.c / beta)
+
+    def _uncoupled(self, form: Quadratic) -> list[Quadratic]:
+        """A quadratic as a sum of ones of the rotated coordinates, without its constant."""
         P, q = self.rotation.T @ form.P @ self.rotation, form.linear @ self.rotation
         coupling = float((P - P.diag().diag()).abs().max())
         require(
@@ -145,12 +165,7 @@ class Rotated(Density):
             f"the reward couples rotated coordinates by {coupling:g}; use one that is diagonal in"
             " them, or a GaussianMixture.",
         )
-        tilts = [
-            f.tilted(Quadratic(P[i, i].reshape(1, 1), q[i : i + 1]), beta)
-            for i, f in enumerate(self.factors)
-        ]
-        density = Rotated(self.rotation, [t.density for t in tilts])
-        return Tilt(density, math.fsum(t.log_normaliser for t in tilts) + form.c / beta)
+        return [Quadratic(P[i, i].reshape(1, 1), q[i : i + 1]) for i in range(len(q))]
 
     def _fields(self, abar: float | Tensor, x: States) -> _LineFields:
         level = broadcast_level(abar, x, 2)

@@ -69,14 +69,14 @@ class TiltedMixture(Readable):
         """``V`` at a signal level (one, or one per sample), differentiable in both; the reward
         itself at level 1.
         """
-        tilted, law = self.tilt.density, self.density
-        return self.beta * (
-            self.log_normaliser + tilted.noised_log_prob(abar, x) - law.noised_log_prob(abar, x)
-        )
+        return self.density.conditional_value(self.reward, self.beta, abar, x)
 
     def value_gradient(self, abar: float | Tensor, x: States) -> States:
-        """``grad V``, beta times the difference of the two noised scores."""
-        return self.beta * (self.optimal_score(abar, x) - self.density.noised_score(abar, x))
+        """``grad V``; as beta times the difference of the two noised scores it would lose about eps
+        beta.
+        """
+        value, pullback = torch.func.vjp(lambda y: self.value(abar, y), x)
+        return pullback(torch.ones_like(value))[0]
 
     def errors(self, abar: float | Tensor, x: States) -> TiltErrors:
         """What `value` and `value_gradient` are off by in float64, found in ball arithmetic: a few

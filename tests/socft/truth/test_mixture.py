@@ -19,6 +19,7 @@ from socft.reward import Linear, Quadratic, Reward, Sine, Sum
 from socft.truth.mixture import TiltedMixture
 
 ALGEBRA = 1e-9  # relative: log densities of a few tens, differenced
+ROUNDING = 1e-14  # relative to one and the value: some thirty operations of its size
 QUADRATURE = 1e-8  # scipy's quad at its default tolerance
 # the HJB equation's terms are of order one; second derivatives by automatic differentiation
 RESIDUAL = 1e-9
@@ -258,6 +259,8 @@ def test_errors_are_those_against_integrals_of_forty_digits(beta: float, abar: f
         value, slope = exact(mpmath.mpf(x)), mpmath.diff(exact, mpmath.mpf(x))
         missed = abs(mpmath.mpf(float(tilted.value(abar, state))) - value)
         bent = abs(mpmath.mpf(float(tilted.value_gradient(abar, state))) - slope)
+    assert float(bent) < ROUNDING * (1 + abs(float(slope)))
     errors = tilted.errors(abar, state)
     assert float(missed) == pytest.approx(float(errors.value), rel=1e-6, abs=1e-30)
+    assert float(missed) < ROUNDING * (1 + abs(float(value)))
     assert float(bent) == pytest.approx(float(errors.gradient), rel=1e-6, abs=1e-25)
