@@ -51,6 +51,7 @@ SLACK = 0.01
 THINNEST = 0.01  # least width of a grid relative to the widest: a chain may start at a point
 LARGEST_LOG_BETA = math.log(1e6)
 BETA_TOLERANCE = 1e-7
+NEAR = 0.2  # logarithms of beta whose optimal chains live on the same grids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,14 +370,20 @@ def measured_beta(problem: ControlProblem, lam: float) -> BetaChoice:
     require(0 < lam < 1, f"lam = {lam}; the design constant must lie in (0, 1).")
     sigma = torch.stack([axis_sigma(problem.reference, k).max() for k in range(problem.steps)])
 
+    solved: dict[float, tuple[Grid, ...]] = {}
+
     def excess(log_beta: float) -> float:
+        weighted = _with_beta(problem, math.exp(log_beta))
+        near = min(solved, key=lambda each: abs(each - log_beta), default=math.inf)
         try:
-            truth = Quadrature(_with_beta(problem, math.exp(log_beta)))
+            if abs(near - log_beta) > NEAR:
+                solved[near := log_beta] = choose_grids(weighted)
+            curvature = solve_backward(weighted, solved[near]).curvature
         except InvalidProblem:
+            solved.pop(log_beta, None)
             return math.inf
-        return (
-            math.log(float((sigma.square() * truth.curvature).max())) - log_beta - math.log(1 - lam)
-        )
+        bent = sigma.square() * torch.tensor(curvature, dtype=torch.float64)
+        return math.log(float(bent.max())) - log_beta - math.log(1 - lam)
 
     beta = math.exp(_root(excess))
     truth = Quadrature(_with_beta(problem, beta))
