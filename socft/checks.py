@@ -84,6 +84,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     the same but for case and separators, or else those that begin so, those that have it in them,
     and those with few letters changed.
 
+    >>> from socft.checks import nearest
     >>> nearest("Adjoint-Machting", ["full adjoint", "adjoint matching"])
     ['adjoint matching']
     """

@@ -36,6 +36,9 @@ class StickingTheLanding(CostateEstimator, abc.ABC):
 
     Attributes:
         own_step: what a target subtracts for the noise of its own step.
+
+    >>> isinstance(LeanStickingTheLanding(), StickingTheLanding)
+    True
     """
 
     own_step: OwnStep = dataclasses.field(default_factory=OwnStepAsIs)

@@ -23,7 +23,11 @@ CASES = [
 SLOW = {"measured_beta", "Quadrature", "SeparableTruth"}
 """Solved by quadrature, too often for the time there is."""
 WITHOUT_ARGUMENTS = {"EulerMaruyama", "Exponential", "Strang", "Taylor"}
-MADE_BY_SOCFT = {"Evaluation", "Iteration", "Measurement", "Path", "Record"}
+MADE_BY_SOCFT = {"Evaluation", "Iteration", "Measurement", "Path", "Record"} | {
+    "Measurements",
+    "Records",
+    "Standing",
+}
 """Records of what was computed, which nobody else makes."""
 ESTIMANDS = {"ApproximateResidual", "Biased", "EquationResidual", "Estimand"} | {
     "AdvantageMode",

@@ -847,6 +847,12 @@ def _fitted(estimator: socft.Estimator, problem: socft.ControlProblem) -> Any:
 def _truths() -> None:
     add(socft.LinearQuadratic, of_truth, problem=Fresh(problem))
     add(socft.Quadrature, of_truth, problem=Fresh(line_problem), nodes=(200,))
+    add(
+        socft.compare,
+        nothing,
+        truth=Fresh(lambda: socft.LinearQuadratic(problem())),
+        policy=Fresh(policy),
+    )
     add(socft.measured_beta, lambda made: made.beta, problem=Fresh(line_problem), lam=0.5)
     add(
         socft.TiltedMixture,

@@ -46,7 +46,11 @@ from socft.reward import PerSample
 
 
 class Spread(enum.Enum):
-    """Whose standard deviation rewards are divided by."""
+    """Whose standard deviation rewards are divided by.
+
+    >>> GroupAdvantages(spread=Spread.GROUP).spread.value
+    'the paths of the group'
+    """
 
     BATCH = "all paths"
     GROUP = "the paths of the group"

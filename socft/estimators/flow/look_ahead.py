@@ -66,6 +66,9 @@ class LookAheadCostate(CostateSource):
 
     Raises:
         InvalidProblem: the limit is not positive, or the weight is no function.
+
+    >>> LookAheadCostate(held=True, limit=1.0).limit
+    1.0
     """
 
     weight: LevelWeight = signal_share
@@ -130,6 +133,13 @@ class LookAheadResidual(Readable):
     Attributes:
         regression: how to fit.
         look_ahead: the first guess.
+
+    >>> from socft.costates.regression import StepwiseRegression
+    >>> from socft.regression.features import Polynomial
+    >>> from socft.regression.functions import LinearRegression
+    >>> regression = StepwiseRegression(LinearRegression(Polynomial(1)))
+    >>> LookAheadResidual(regression, LookAheadCostate(held=True)).look_ahead.held
+    True
     """
 
     regression: FieldRegression
@@ -161,6 +171,13 @@ class FittedCorrection(CostateSource):
         costates: to what.
         paths: how many.
         generator: makes their noise.
+
+    >>> from socft.costates.regression import StepwiseRegression
+    >>> from socft.estimators.flow.nabla_db import reverse_costates
+    >>> from socft.regression.functions import KernelRidge
+    >>> residual = LookAheadResidual(StepwiseRegression(KernelRidge()), LookAheadCostate())
+    >>> FittedCorrection(residual, reverse_costates, paths=100, generator=torch.Generator()).paths
+    100
     """
 
     residual: LookAheadResidual
