@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.documents import DOCUMENTS, commands
+from tests.support.documents import DOCUMENTS, commands, files
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 100

@@ -274,8 +274,8 @@ def name(item: object) -> str:
 
 def trial(row: str, place: NonlinearProblem, paths: int | None = None) -> Trial:
     """A row of the catalogue on a problem."""
-    if row in VARIED:
-        return Trial(CATALOGUE[row].make, place, SCRAMBLED_PATHS // 4, VARIED[row] * SCRAMBLES)
+    if (varied := VARIED.get(MethodName(row))) is not None:
+        return Trial(CATALOGUE[row].make, place, SCRAMBLED_PATHS // 4, varied * SCRAMBLES)
     count = SCRAMBLED_PATHS * (2 if row in SMALL_BIAS else 1)
     return Trial(CATALOGUE[row].make, place, paths or count)
 

@@ -23,6 +23,7 @@ through the level alone, whatever the speed q.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -75,8 +76,8 @@ class TiltedMixture(Readable):
         """``grad V``; as beta times the difference of the two noised scores it would lose about eps
         beta.
         """
-        value, pullback = torch.func.vjp(lambda y: self.value(abar, y), x)
-        return pullback(torch.ones_like(value))[0]
+        found: tuple[Any, ...] = torch.func.vjp(lambda y: self.value(abar, y), x)
+        return found[1](torch.ones_like(found[0]))[0]
 
     def errors(self, abar: float | Tensor, x: States) -> TiltErrors:
         """What `value` and `value_gradient` are off by in float64, found in ball arithmetic: a few

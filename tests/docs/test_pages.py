@@ -89,7 +89,7 @@ def test_navigation_keeps_order_and_leaves_out_what_is_no_page():
 
 
 def test_every_claim_has_a_page_with_its_worst_numbers(found: Claims):
-    pages = {page.path: page.content for page in claims.pages(ROOT)}
+    pages = {page.path: str(page.content) for page in claims.pages(ROOT)}
     for line in found:
         page = pages[f"claims/{line.name}.md"]
         assert f"socft verify {line.name}" in page
@@ -98,7 +98,7 @@ def test_every_claim_has_a_page_with_its_worst_numbers(found: Claims):
         assert ("## Failing twin" in page) == any(p.how == "negative control" for p in line.parts)
         assert ("## Extremal instance" in page) == any(p.how == "attained" for p in line.parts)
         assert ":math:" not in page
-        assert "CLAIM = " in str(pages[f"claims/{line.name}.py.txt"])
+        assert "CLAIM = " in pages[f"claims/{line.name}.py.txt"]
         if line.versions:
             row = json.loads(pages[f"claims/{line.name}.json"])
             assert (row["statement"], row["checked"]) == (line.statement, line.checked)

@@ -39,7 +39,7 @@ from sd_experiments.model.weights import load_pipeline
 from sd_experiments.reward.rewards import decode
 from sd_experiments.tensor_file import encode_tensors
 from socft.checks import InvalidProblem
-from socft.path import rollout
+from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
 from tests.support.sd import (
     NEGATIVE,

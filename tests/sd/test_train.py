@@ -648,7 +648,7 @@ def test_a_model_of_the_hub_is_the_one_that_was_downloaded(
         {name: TreeCacheEntry(1, "0" * 40, None, None, None) for name in (*listed, *more)},
     )
     found, expected = (
-        load_model(config.ModelConfig(name)).unet.state_dict()
+        load_model(config.ModelConfig(name)).denoiser.network.state_dict()
         for name in ("someone/shapes", str(model))
     )
     assert all(torch.equal(found[name], expected[name]) for name in expected)

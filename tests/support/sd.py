@@ -165,7 +165,7 @@ def stable_diffusion(
 
 def extra_large() -> StableDiffusionXLPipeline:
     """A random XL, its two text encoders of different widths."""
-    vae, first, words = (copy.deepcopy(part) for part in surroundings())
+    vae, first, words = copy.deepcopy(surroundings())
     torch.manual_seed(2)
     sizes: dict[str, Any] = {
         "hidden_size": 24,

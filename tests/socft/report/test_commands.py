@@ -33,9 +33,9 @@ def test_every_command_of_a_report_is_one(name):
             assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         else:
             assert program == "socft"
-            assert cli._parse(arguments) is not None
+            assert cli.parse(arguments) is not None
 
 
 def test_a_torn_command_is_noticed():
     with pytest.raises(SystemExit):
-        cli._parse(["sd", "reproduce", "--scale"])
+        cli.parse(["sd", "reproduce", "--scale"])

@@ -281,7 +281,7 @@ def test_the_value_solves_the_bellman_equation_at_random_points(name: str):
 def test_a_constant_running_cost_is_paid_and_changes_nothing_else():
     free = BELLMAN["softplus"]
     paying = ControlProblem(
-        free.reference, free.reward, free.beta, lambda k, x: torch.full_like(x[:, 0], 0.1 * k)
+        free.reference, free.reward, free.beta, lambda k, x: 0.1 * k * torch.ones_like(x[:, 0])
     )
     with_, without = Quadrature(paying), Quadrature(free)
     total = sum(0.1 * k for k in range(free.steps))
