@@ -17,7 +17,7 @@ from typing import Any
 
 import peft
 import torch
-from jaxtyping import Int
+from jaxtyping import Real
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
@@ -104,7 +104,7 @@ class LatentDenoiser(abc.ABC):
 
     def __call__(
         self,
-        timesteps: Int[Tensor, " batch"],
+        timesteps: Real[Tensor, " batch"],
         x: States,
         condition: Condition,
         adapted: bool = False,
