@@ -35,9 +35,9 @@ def optimised(rows: Rows) -> str:
         rows=[(text(name), limit_of(name), cited(CATALOGUE[name].source)) for name in methods(rows)]
         or [(NOT_MEASURED, "", "")],
         caption="""What every method converges to in an exact class; letters are those of the
-            equations above. Methods are as published by default: the ratio of evidence bounds has no
-            KL term then, and is given one in the runs. The law of the optimum of the chain is the tilt
-            up to $O(1\\/T)$.""",
+            equations above. Methods are as published by default: the ratio of evidence bounds has
+            no KL term then, and is given one in the runs. The law of the optimum of the chain is
+            the tilt up to $O(1\\/T)$.""",
         label="optimised",
         align="lll",
         widths=("4.2cm", "1fr", "4.6cm"),
