@@ -2,7 +2,7 @@
 #
 #   make install      .venv with everything
 #   make test         the tests but for the slow ones, about five minutes on two cores
-#   make test-all     all tests, with shapes and types of what they call checked
+#   make test-all     all tests; those that are not slow with shapes and types of what they call checked
 #   make check        lint, formatting, types
 #   make docs         the documentation into build/site/index.html
 #   make report       measure at the quick scale and check the claims into build/records, typeset into build/reports
@@ -31,7 +31,8 @@ test: $(STAMP_SD)
 	$(RUN) -m pytest -n $(WORKERS) -m "not slow"
 
 test-all: $(STAMP_SD)
-	$(RUN) -m pytest -n $(WORKERS) --shapes
+	$(RUN) -m pytest -n $(WORKERS) -m "not slow" --shapes
+	$(RUN) -m pytest -n $(WORKERS) -m slow
 
 check: $(STAMP_SD)
 	$(RUN) -m ruff check .
