@@ -9,7 +9,15 @@ from socft.estimators.estimand import Biased, EquationResidual, FixedPointEquati
 from socft.records import Record
 from socft.report.claim_records import ClaimLine, Claims
 from socft.report.rows import Rows
-from socft.report.typeset import NOT_MEASURED, Table, cited, fraction_of_bound, number, text
+from socft.report.typeset import (
+    NOT_MEASURED,
+    Table,
+    cited,
+    fraction_of_bound,
+    integer,
+    number,
+    text,
+)
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 
@@ -147,7 +155,7 @@ def drift(rows: Rows) -> str:
         header=("method", *(f"$b = {beta:g}$" for beta in betas)) if betas else ("method", "b"),
         rows=body if betas and body else [(NOT_MEASURED, *[""] * max(1, len(betas)))],
         caption=f"""Mean over the steps of the KL weight that a method leaves at its limit, where
-            its settings leave $b$ at the pre-trained model: overlapping modes, $T = {steps}$. Not
+            its settings leave $b$ at the pre-trained model: overlapping modes, $T =$ {integer(steps)}. Not
             measured: the equation's sweeps diverge.""",
         label="drift",
         align="l" + "r" * max(1, len(betas)),
