@@ -248,7 +248,7 @@ def errors_table(found: Rows) -> str:
         header=("error of", *(f"$m = {m}$" for m in updates)) if updates else ("error of", "m"),
         rows=body or [(NOT_MEASURED, "")],
         caption=f"""Bound over measured error after $m$ updates at every step, at the least weights
-            that the constants of these iterates admit; $T = {integer(steps)}$.""",
+            that the constants of these iterates admit; $T =$ {integer(steps)}.""",
         label="one-sided-errors",
         align="l" + "r" * max(1, len(updates)),
     ).markup

@@ -155,8 +155,8 @@ def drift(rows: Rows) -> str:
         header=("method", *(f"$b = {beta:g}$" for beta in betas)) if betas else ("method", "b"),
         rows=body if betas and body else [(NOT_MEASURED, *[""] * max(1, len(betas)))],
         caption=f"""Mean over the steps of the KL weight that a method leaves at its limit, where
-            its settings leave $b$ at the pre-trained model: overlapping modes, $T =$ {integer(steps)}. Not
-            measured: the equation's sweeps diverge.""",
+            its settings leave $b$ at the pre-trained model: overlapping modes, $T =$
+            {integer(steps)}. Not measured: the equation's sweeps diverge.""",
         label="drift",
         align="l" + "r" * max(1, len(betas)),
     ).markup
