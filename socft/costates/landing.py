@@ -122,7 +122,7 @@ class OwnStepByJvp(OwnStep):
 
     @torch.no_grad()
     def increment(self, problem: ControlProblem, policy: Policy, path: Path, k: int) -> Noises:
-        x = path.states[k]
+        x = path.states[k].clone()  # the tangent of a view would stay with its base
         moved = problem.reference.diffusion.apply(k, x, path.noise.steps[k].to(x))
         return derivative(lambda y: policy(k, y), x, moved).detach()
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -146,7 +145,7 @@ def logarithmic(axes: Axes) -> None:
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def labelled(axes: Sequence[Axes]) -> dict[str, Artist]:
+def labelled(axes: Sequence[Axes]) -> dict[str, Any]:
     """What is drawn on some panels, by label, each label once."""
     return {
         label: handle

@@ -11,9 +11,6 @@ from collections.abc import Iterable, Set
 
 from socft.checks import require
 from socft.records import Record
-from socft.study.vocabulary.methods import MethodName
-from socft.study.vocabulary.metrics import Metric
-from socft.study.vocabulary.problems import ProblemName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +26,9 @@ class StudySchema:
     """
 
     name: str
-    metrics: Set[Metric]
-    problems: Set[ProblemName] | None = None
-    estimators: Set[MethodName] | None = None
+    metrics: Set[str]
+    problems: Set[str] | None = None
+    estimators: Set[str] | None = None
 
     def __post_init__(self) -> None:
         for field in ("metrics", "problems", "estimators"):
