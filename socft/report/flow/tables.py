@@ -27,6 +27,8 @@ PROBLEMS = {
     ProblemName.FLOW_SEPARATED: "separated modes",
 }
 MOMENTS = (Metric.REWARD, Metric.END_MEAN, Metric.END_VARIANCE)
+TOPIC = "Flow matching: samplers and what they keep"
+"""Of the claims that stand here."""
 LIMIT = 4.0
 """Standard errors beyond which a prediction is refuted."""
 
@@ -166,7 +168,7 @@ def claims(found: Claims) -> str:
     """Every statement about flow models and what its checks found."""
     return Table(
         header=("claim", "statement", "kind", "status", "worst ratio"),
-        rows=[_claim(line) for line in found if line.name.startswith("flow_")]
+        rows=[_claim(line) for line in found if line.topic.title == TOPIC]
         or [(NOT_MEASURED, *[""] * 4)],
         caption="""Statements that the conclusions rest on. The worst ratio is that of measured to
             bound, or of a residual to its tolerance.""",

@@ -5,11 +5,12 @@ curves of training.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 
 from socft.estimators.estimand import Kind
 from socft.report.figures import LOOKS, draw, legend, panels, reference, svg
-from socft.report.gradient_variance.figures import below_column, finish_scaled
+from socft.report.gradient_variance.figures import BROAD, below_column, finish_scaled
 from socft.report.gradient_variance.linear import EULER, PUBLISHED_BY_PATHS, PUBLISHED_PATHS
 from socft.report.rows import Rows
 from socft.study.vocabulary import schemas
@@ -89,7 +90,7 @@ def learning(found: Rows, wanted: Sequence[Curves], key: str = "evaluations") ->
                 if ax.lines:
                     ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 3))
                 if row == 0:
-                    ax.set_title(kind)
+                    ax.set_title(textwrap.fill(kind, BROAD))
         for column, kind in enumerate(kinds):
             below_column(axes[column :: len(kinds)], shown[kind], offset=-0.42)
         return svg(figure)

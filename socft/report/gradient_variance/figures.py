@@ -4,6 +4,7 @@ panel.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -71,6 +72,8 @@ COSTATES: Mapping[str, tuple[str, ...]] = {
         MethodName.TIME_REVERSED_EXACT_COSTATE_PUBLISHED_PAIRING,
     ),
 }
+BROAD = 17
+"""Letters beneath or above one of four columns."""
 SHORTER = {
     "truncated backpropagation": "truncated",
     "published pairing": "published",
@@ -130,7 +133,7 @@ def variances(rows: Rows) -> bytes:
                 _curves(ax, select(found), SHOWN[kind], key)
                 finish_scaled(ax, label, "variance" if column == 0 else "", logarithmic)
                 if index == 0:
-                    ax.set_title(kind)
+                    ax.set_title(textwrap.fill(kind, BROAD))
         for column, kind in enumerate(Kind):
             below_column(axes[column :: len(Kind)], SHOWN[kind], offset=-0.66)
         return svg(figure)
@@ -159,7 +162,7 @@ def costates(rows: Rows) -> bytes:
                     logarithmic_x=False,
                 )
                 if row == 0:
-                    ax.set_title(kind)
+                    ax.set_title(textwrap.fill(kind, BROAD))
         for column, kind in enumerate(Kind):
             below_column(axes[column :: len(Kind)], COSTATES[kind])
         return svg(figure)
@@ -178,7 +181,7 @@ def finish_scaled(
     ax: Axes, x: str, y: str, logarithmic_x: bool = True, logarithmic_y: bool = True
 ) -> None:
     """Labels, scales and the message of an empty panel."""
-    if not finish(ax, "", x, y):
+    if not finish(ax, "", textwrap.fill(x, BROAD), y):
         return
     if logarithmic_x:
         ax.set_xscale("log")
@@ -200,11 +203,12 @@ def below_column(axes: Sequence[Axes], names: Sequence[str], offset: float = -0.
     if labels:
         axes[-1].legend(
             [handles[label] for label in labels],
-            [short(label) for label in labels],
+            [textwrap.fill(short(label), BROAD) for label in labels],
             loc="upper center",
             bbox_to_anchor=(0.5, offset),
             ncols=1,
             borderaxespad=0.0,
+            handlelength=1.8,
         )
 
 
