@@ -12,7 +12,13 @@ from pathlib import Path
 
 from socft.cli.commands import suggest
 
-NAMES = {"python_flint": "flint", "image_reward": "ImageReward", "clip_anytorch": "clip"}
+NAMES = {
+    "clip_anytorch": "clip",
+    "image_reward": "ImageReward",
+    "mkdocs_material": "material",
+    "pytest_xdist": "xdist",
+    "python_flint": "flint",
+}
 """Modules of packages with another name."""
 APART = frozenset({"image-reward"})
 """Extras that need older versions than the others."""
@@ -34,15 +40,13 @@ def requirements() -> dict[str, list[str]]:
 
 
 def extra_with(module: str) -> str | None:
-    """The extra that brings a module."""
-    return next(
-        (
-            extra
-            for extra, packages in requirements().items()
-            if extra and module in map(_module, packages)
-        ),
-        None,
-    )
+    """The extra that brings a module: the smallest, one that fits with the others first."""
+    having = [
+        (extra in APART, len(packages), extra)
+        for extra, packages in requirements().items()
+        if extra and module in map(_module, packages)
+    ]
+    return min(having)[-1] if having else None
 
 
 def _module(package: str) -> str:

@@ -126,11 +126,23 @@ def test_extras_are_those_of_the_package():
     from socft.cli.about import extra_with, requirements
 
     assert {"torch", "tyro"} <= set(requirements()[""])
-    assert (extra_with("typst"), extra_with("diffusers") in ("sd", "image-reward")) == (
+    assert [extra_with(name) for name in ("typst", "matplotlib", "diffusers", "material")] == [
         "report",
-        True,
-    )
+        "plot",
+        "sd",
+        "docs",
+    ]
     assert extra_with("torch") is None
+
+
+def test_what_is_installed_is_not_called_missing(capsys):
+    """With everything that `make install` brings."""
+    assert cli.main(["info"]) == 0
+    *said, last = capsys.readouterr().out.splitlines()
+    apart = next(i for i, line in enumerate(said) if "[image-reward]" in line)
+    after = next(i for i, line in enumerate(said) if i > apart and not line.startswith("  "))
+    assert not [line for line in said[:apart] + said[after:] if line.endswith("is missing")]
+    assert last == "next: socft toy --help"
 
 
 def test_completion_is_installed_and_knows_the_options(tmp_path, capsys, monkeypatch):
