@@ -152,14 +152,15 @@ class AffineChain:
         reference = self.problem.reference
         assert isinstance(reference, AffineReference)
         (T, n, m), (M, c) = self.B.shape, self.closed(control)
-        S = torch.zeros(T + 1, n, n + T * m, dtype=F64)
-        S[0, :, :n] = reference.initial_factor
-        s = [reference.initial_mean]
+        pushed = torch.zeros(T + 1, n, n + T * m, dtype=F64)
+        pushed[0, :, :n] = reference.initial_factor
         for k in range(T):
-            S[k + 1] = M[k] @ S[k]
-            S[k + 1, :, n + k * m : n + (k + 1) * m] += self.B[k]
+            pushed[k + 1, :, n + k * m : n + (k + 1) * m] = self.B[k]
+        S, s = [pushed[0]], [reference.initial_mean]
+        for k in range(T):
+            S.append(M[k] @ S[-1] + pushed[k + 1])
             s.append(M[k] @ s[-1] + c[k])
-        return S, torch.stack(s)
+        return torch.stack(S), torch.stack(s)
 
     def noises(self, control: AffineControl) -> tuple[Tensor, Tensor]:
         """``v_k + xi_k`` as ``S z + s`` of the noise, shapes (T, m, N) and (T, m)."""
