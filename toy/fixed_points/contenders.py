@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 import torch
 from jaxtyping import Float
 
+from socft.costates.regression import StepwiseRegression
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator
 from socft.estimators.baseline import LeaveOneOut
 from socft.estimators.ddpo import DDPO
 from socft.estimators.dpok import DPOK
+from socft.estimators.flow import vgg_flow as vgg
 from socft.estimators.flow.awm import AWM
 from socft.estimators.flow.dance_grpo import DanceGRPO
 from socft.estimators.flow.deterministic_adjoint import DeterministicAdjointMatching
@@ -29,16 +31,29 @@ from socft.estimators.flow.elbo_ratio import ELBORatio
 from socft.estimators.flow.flow_grpo import FlowGRPO
 from socft.estimators.flow.grpo import COMPARED, KLTerm
 from socft.estimators.flow.grpo_guard import GRPOGuard
+from socft.estimators.flow.look_ahead import (
+    CostateSampler,
+    FittedCorrection,
+    LookAheadCostate,
+    LookAheadResidual,
+    signal_share,
+    squared_signal,
+)
+from socft.estimators.flow.nabla_db import ResidualNablaDB, reverse_costates
 from socft.estimators.flow.ram import RAM
+from socft.estimators.flow.vgg_flow import VGGFlow
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.score_function import ScoreFunction
 from socft.estimators.sticking_the_landing import FullStickingTheLanding, LeanStickingTheLanding
 from socft.reference import States
+from socft.regression.functions import LinearRegression
 from socft.study.vocabulary.methods import MethodName
 from toy.fixed_points.equations import (
     EndpointCovariance,
     Equation,
     LeanCostates,
+    LookAhead,
+    LookAheadWithoutNoise,
     ReturnsToGo,
     TiltedScore,
     Weights,
@@ -50,6 +65,10 @@ UNCLIPPED = 1e9
 """A clip that never binds; ratios are one wherever a gradient is taken."""
 FLOOR = 1e-4
 """Of the spread by which rewards are divided."""
+FIT_PATHS, FIT_RIDGE = 1000, 1e-2
+"""Of corrections, which are fitted anew for every batch; the penalty counts as a hundredth of the
+paths that a node has in the mean.
+"""
 PerStep = Float[torch.Tensor, " steps"]
 
 
@@ -95,6 +114,11 @@ def velocity_curvature(targets: Targets) -> PerStep:
     return 2 * torch.stack(units).square()
 
 
+def score_curvature(targets: Targets) -> PerStep:
+    """That of the squared score of the kernel in the control."""
+    return 2 / targets.line.reference.schedule.sigma.square()
+
+
 def strength(targets: Targets) -> float:
     """lambda of a method that divides rewards by their spread."""
     return targets.beta / (targets.spread + FLOOR)
@@ -119,6 +143,18 @@ def data_score(targets: Targets) -> Callable[[States], States]:
         return -targets.law.posterior_means(signal, noise, x)[1] / noise
 
     return score
+
+
+def _fitted(
+    targets: Targets,
+    look_ahead: LookAheadCostate,
+    costates: CostateSampler,
+    generator: torch.Generator,
+) -> FittedCorrection:
+    """What the look-ahead lacks, in the class of the controls."""
+    regression = StepwiseRegression(LinearRegression(targets.line.hats, FIT_RIDGE))
+    residual = LookAheadResidual(regression, look_ahead)
+    return FittedCorrection(residual, costates, FIT_PATHS, generator)
 
 
 def _guard_weights(targets: Targets) -> PerStep:
@@ -167,6 +203,33 @@ CONTENDERS: Mapping[MethodName, Contender] = {
         lambda targets: WithoutNoise(lam=targets.beta),
         velocity_curvature,
         noisy=False,
+    ),
+    MethodName.VGG_FLOW: Contender(
+        lambda targets, generator: VGGFlow(
+            targets.beta,
+            _fitted(targets, vgg.PUBLISHED, vgg.consistent_costates, generator),
+        ),
+        lambda targets: WithoutNoise(lam=targets.beta, own=True),
+        velocity_curvature,
+        noisy=False,
+    ),
+    MethodName.VGG_FLOW_LOOK_AHEAD_ALONE: Contender(
+        lambda targets, generator: VGGFlow(targets.beta),
+        lambda targets: LookAheadWithoutNoise(lam=targets.beta, weight=squared_signal, limit=1.0),
+        velocity_curvature,
+        noisy=False,
+    ),
+    MethodName.RESIDUAL_NABLA_DB: Contender(
+        lambda targets, generator: ResidualNablaDB(
+            _fitted(targets, LookAheadCostate(), reverse_costates, generator)
+        ),
+        lambda targets: LeanCostates(),
+        score_curvature,
+    ),
+    MethodName.RESIDUAL_NABLA_DB_SIMPLE: Contender(
+        lambda targets, generator: ResidualNablaDB(),
+        lambda targets: LookAhead(weight=signal_share),
+        score_curvature,
     ),
     MethodName.DPOK_LEAVE_ONE_OUT: Contender(
         lambda targets, generator: DPOK(LeaveOneOut(), clip=None),

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import InvalidProblem
+from socft.estimators.flow.look_ahead import LevelWeight
 from socft.policy import FeaturePolicy
 from socft.readable import Readable
 from socft.reference import States
@@ -180,10 +181,34 @@ class TiltedScore(WeightedEquation):
 
 
 @dataclasses.dataclass(frozen=True)
-class WithoutNoise(Equation):
-    r"""The optimum of :math:`r(x_T) - \lambda \sum_k |dt_k| |u_k - u^0_k|^2/2` along the flow, by
-    lean costates :math:`a_k = (1 + dt_k \partial u^0_k) a_{k+1}`: :math:`u_k - u^0_k =
-    -a_{k+1}/\lambda`.
+class LookAhead(WeightedEquation):
+    r"""Guidance by the reward of the predicted endpoint: :math:`v_k = B_k E[\phi_{k+1}(x_{k+1}) |
+    x_k]/\beta_k` with :math:`\phi_k = \gamma_k \nabla_x r(\hat x_0(x))`, the model's own
+    endpoint, and :math:`\phi_T = \nabla r`.
+
+    Attributes:
+        weight: gamma of signal and noise.
+    """
+
+    weight: LevelWeight
+
+    def regression(self, line: LineChain, control: Field) -> WeightedFit:
+        kernels = line.kernels(control)
+        laws = line.laws(kernels)
+        beta, x = self.weights.of(line, laws[-1]), line.points[:, None]
+        (cell,), levels = line.points[1:2] - line.points[:1], line.reference.schedule.levels
+        guess = line.problem.reward.gradient(x)[:, 0]
+        wanted = []
+        for k in reversed(range(line.problem.steps)):
+            wanted.append(line.reference.schedule.sigma[k] * (kernels[k] @ guess) / beta[k])
+            seen = line.problem.reward(line.reference.endpoint_of(k, x, control[k][:, None]))
+            (slope,) = torch.gradient(seen, spacing=float(cell))
+            guess = self.weight(levels.signal[k], levels.noise[k]) * slope
+        return _by_chain(line, torch.stack(wanted[::-1]), laws)
+
+
+class FlowEquation(Equation):
+    r"""An equation along the flow without noise: :math:`u_k - u^0_k = -\phi_k/\lambda`.
 
     Attributes:
         lam: lambda.
@@ -191,19 +216,72 @@ class WithoutNoise(Equation):
 
     lam: float
 
+    @abc.abstractmethod
+    def costates(self, line: LineChain, control: Field, places: Tensor) -> Field:
+        """phi of every step at the places of the flow."""
+
     def regression(self, line: LineChain, control: Field) -> WeightedFit:
         places = line.flow(control)
         mass = line.start.expand(len(control), -1)
-        costate = line.problem.reward.gradient(places[-1][:, None])[:, 0]
+        costates = self.costates(line, control, places)
         wanted = []
-        for k in reversed(range(line.problem.steps)):
-            x = places[k][:, None]
+        for k, (place, costate) in enumerate(zip(places[:-1], costates, strict=True)):
+            x = place[:, None]
             velocity = line.reference.velocity(k, x) - costate[:, None] / self.lam
             wanted.append(line.reference.control_of(k, x, velocity)[:, 0])
-            slope = _slope(lambda y, k=k: line.reference.velocity(k, y), x)
-            costate = (1 + line.durations[k] * slope) * costate
-        found = torch.stack(wanted[::-1])
+        found = torch.stack(wanted)
         return WeightedFit(places[:-1], found, torch.ones_like(found), mass)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithoutNoise(FlowEquation):
+    r"""The optimum of :math:`r(x_T) - \lambda \sum_k |dt_k| |u_k - u^0_k|^2/2` along the flow, by
+    lean costates :math:`a_k = (1 + dt_k \partial u^0_k) a_{k+1}`: :math:`u_k - u^0_k =
+    -a_{k+1}/\lambda`.
+
+    Attributes:
+        lam: lambda.
+        own: whether the costate is that of the step's own state, a_k: the optimum up to O(dt).
+    """
+
+    lam: float
+    own: bool = False
+
+    def costates(self, line: LineChain, control: Field, places: Tensor) -> Field:
+        costate = line.problem.reward.gradient(places[-1][:, None])[:, 0]
+        found = [costate]
+        for k in reversed(range(line.problem.steps)):
+            slope = _slope(lambda y, k=k: line.reference.velocity(k, y), places[k][:, None])
+            found.append((1 + line.durations[k] * slope) * found[-1])
+        found.reverse()
+        return torch.stack(found[:-1] if self.own else found[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class LookAheadWithoutNoise(FlowEquation):
+    r"""Guidance of the flow by the reward of the predicted endpoint, :math:`\phi_k = \gamma_k
+    \nabla r(\hat x_0)`, with the velocity of the endpoint held.
+
+    Attributes:
+        lam: lambda.
+        weight: gamma of signal and noise.
+        limit: the largest norm of the gradient.
+    """
+
+    lam: float
+    weight: LevelWeight
+    limit: float
+
+    def costates(self, line: LineChain, control: Field, places: Tensor) -> Field:
+        starts, found = line.reference.schedule.starts, []
+        for k, place in enumerate(places[:-1]):
+            v = line.control_at(control[k], place)[:, None]
+            endpoint = line.reference.endpoint_of(k, place[:, None], v)
+            slope = (starts.noise_rate / starts.wronskian)[k]
+            slope = slope * line.problem.reward.gradient(endpoint)[:, 0]
+            gamma = self.weight(starts.signal[k], starts.noise[k])
+            found.append(gamma * slope.clamp(-self.limit, self.limit))
+        return torch.stack(found)
 
 
 def solve(line: LineChain, equation: Equation, damping: float) -> tuple[FeaturePolicy, float]:
@@ -245,7 +323,7 @@ def sweeps(
     Raises:
         InvalidProblem: the sweeps diverge.
     """
-    weight = torch.zeros(line.problem.steps, 1, line.hats.count, dtype=torch.float64)
+    weight = torch.zeros(line.problem.steps, 1, line.hats.nodes, dtype=torch.float64)
     for sweep in itertools.count():
         fit = equation.regression(line, (line.features @ weight[:, 0].T).T)
         step, moved = line.project(fit, weight, prior)

@@ -25,6 +25,7 @@ from socft.policy import FeaturePolicy, Policy
 from socft.problem import ControlProblem
 from socft.readable import Readable
 from socft.reference import States
+from socft.regression.features import Features
 
 Field = Float[Tensor, "steps points"]
 """A function of every step on the points of the line."""
@@ -33,13 +34,13 @@ RIDGE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
-class Hats(Readable):
+class Hats(Features):
     """Piecewise linear functions between equidistant nodes, constant outside.
 
     Attributes:
         low: the first node.
         high: the last node.
-        count: number of nodes.
+        nodes: how many.
 
     >>> Hats(0.0, 1.0, 3)(torch.tensor([[0.25], [2.0]]))
     tensor([[0.5000, 0.5000, 0.0000],
@@ -48,17 +49,17 @@ class Hats(Readable):
 
     low: float
     high: float
-    count: int
+    nodes: int
 
     def __call__(self, x: States) -> Float[Tensor, "batch count"]:
-        place = (x - self.low) * ((self.count - 1) / (self.high - self.low))
-        place = place.clamp(0, self.count - 1)
-        nodes = torch.arange(self.count, dtype=x.dtype, device=x.device)
-        return (1 - (place - nodes).abs()).clamp(min=0)
+        place = (x - self.low) * ((self.nodes - 1) / (self.high - self.low))
+        place = place.clamp(0, self.nodes - 1)
+        index = torch.arange(self.nodes, dtype=x.dtype, device=x.device)
+        return (1 - (place - index).abs()).clamp(min=0)
 
     def policy(self, steps: int) -> FeaturePolicy:
         """The pre-trained model in this class."""
-        return FeaturePolicy(self, torch.zeros(steps, 1, self.count, dtype=torch.float64))
+        return FeaturePolicy(self, torch.zeros(steps, 1, self.nodes, dtype=torch.float64))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -215,7 +216,7 @@ class LineChain(Readable):
         places = [self.points]
         for k in range(self.problem.steps):
             x = places[-1][:, None]
-            v = self._between(control[k], places[-1])[:, None]
+            v = self.control_at(control[k], places[-1])[:, None]
             places.append(
                 places[-1] + self.durations[k] * self.reference.velocity_of(k, x, v)[:, 0]
             )
@@ -247,7 +248,7 @@ class LineChain(Readable):
             prior: mass of which a node is taken to know its coefficient.
         """
         rows, moved = [], []
-        ridge = prior * torch.eye(self.hats.count, dtype=torch.float64)
+        ridge = prior * torch.eye(self.hats.nodes, dtype=torch.float64)
         for k in range(self.problem.steps):
             phi = self.hats(fit.states[k][:, None])
             residual = fit.wanted[k] - fit.curvature[k] * (phi @ now[k, 0])
@@ -256,7 +257,10 @@ class LineChain(Readable):
             moved.append(phi @ rows[-1])
         return torch.stack(rows)[:, None], torch.stack(moved)
 
-    def _between(self, values: Tensor, places: Tensor) -> Tensor:
+    def control_at(
+        self, values: Float[Tensor, " points"], places: Float[Tensor, " places"]
+    ) -> Float[Tensor, " places"]:
+        """A control of the points anywhere, piecewise linear."""
         found = np.interp(places.numpy(), self.points.numpy(), values.numpy())
         return torch.from_numpy(found)
 

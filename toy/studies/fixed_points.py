@@ -12,7 +12,10 @@ Predictions, written before the runs (`toy.fixed_points.contenders`):
   normalisations leave;
 * RAM, AWM, DiffusionNFT with a KL term and the ELBO ratio: the endpoint covariance equation;
 * energy-based adjoint matching: the tilt;
-* deterministic adjoint matching: the optimum without noise, which is no tilt;
+* deterministic adjoint matching, and VGG-Flow with its correction up to O(dt): the optimum without
+  noise, which is no tilt;
+* residual nabla-DB with its residual flow: the optimum of the chain;
+* either without what corrects it: guidance by the reward of the predicted endpoint;
 * whatever has no KL term: no fixed point, rewards grow as long as it runs.
 
 Each is refuted where the mean reward, the mean or the variance of the samples is off by more than 4
