@@ -40,8 +40,8 @@ from socft.checks import InvalidProblem
 from socft.files import encoded, read_bytes, seal, unseal, write_atomically
 from verify.support import topics
 from verify.support.claims import Claim
-from verify.support.records import record_of, summary, update_records
-from verify.support.tally import Tally
+from verify.support.recording.records import record_of, summary, update_records
+from verify.support.recording.tally import Tally
 
 collect_ignore = ["support"]
 

@@ -55,11 +55,10 @@ from socft.truth.quadrature import Quadrature
 from verify.support import topics
 from verify.support.balls import ball
 from verify.support.claims import Claim
-from verify.support.factors import Factor
 from verify.support.instances import ProductInstance
 from verify.support.iterates import Chained
+from verify.support.quadratics import steep_quadratic
 from verify.support.rewards import Parabola
-from verify.support.scores import TanhScore
 from verify.support.strategies import instances
 from verify.support.suprema import ACCURACY
 
@@ -119,7 +118,7 @@ def test_holds(instance: ProductInstance, updates: int) -> None:
 @pytest.mark.parametrize("curvature", [1.5, -1.5])
 def test_is_attained(curvature: float) -> None:
     """At the last step of a quadratic problem, whatever the sign of its curvature."""
-    instance = _quadratic(steps=1, curvature=curvature)
+    instance = steep_quadratic((0.5,), curvature=curvature)
     beta = instance.beta(PAPER)
     factors = measure(instance.parts(beta)[0], updates=4)
     for kind, factor in zip(("map", "increments"), factors[:, 0].tolist(), strict=True):
@@ -130,7 +129,7 @@ def test_is_attained_at_every_step() -> None:
     """On a convex quadratic problem, with Theorem 2.8's constants in place of the infinite ones of
     Lemma 3.2.
     """
-    instance, updates = _quadratic(steps=4, curvature=1.5), 8
+    instance, updates = steep_quadratic((0.5,) * 4, curvature=1.5), 8
     optimum = theory.Theorem28(theory.PaperBounds())
     beta = instance.beta(optimum)
     factors = measure(instance.parts(beta)[0], updates)[0]
@@ -148,7 +147,7 @@ def test_is_attained_at_every_step() -> None:
 
 def test_partial_sum() -> None:
     """The iterate's curvature of the module docstring, against PI-FT by quadrature."""
-    instance, updates = _quadratic(steps=4, curvature=-1.5), 3
+    instance, updates = steep_quadratic((0.5,) * 4, curvature=-1.5), 3
     beta = instance.beta(theory.Theorem28(theory.PaperBounds()))
     factors = measure(instance.parts(beta)[0], updates)[0]
     CLAIM.equals(factors, _partial_sums(instance, beta, updates), instance, ACCURACY, "partial sum")
@@ -159,7 +158,7 @@ def test_needs_the_condition_on_beta(curvature: float) -> None:
     """With a fifth less beta than the condition admits for any lambda, increments grow; for -1.5
     although an optimum exists.
     """
-    instance = _quadratic(steps=1, curvature=curvature)
+    instance = steep_quadratic((0.5,), curvature=curvature)
     problem = instance.problem(0.8 * instance.schedule.sigma.square() * abs(curvature))
     grids = instance.parts(instance.beta(PAPER))[0].grids
     CLAIM.breaks(
@@ -219,16 +218,6 @@ def _largest_ratios(result: BackwardInduction) -> Tensor:
     ratios = moves[:, 1:] / moves[:, :-1].clamp(min=1e-300)
     visible = moves[:, 1:] > VISIBLE * moves[:, :1]
     return torch.where(visible, ratios, 0.0).amax(1)
-
-
-def _quadratic(steps: int, curvature: float) -> ProductInstance:
-    """A quadratic problem whose mean map is as steep as its Lipschitz constant allows."""
-    levels = tuple(0.4 * (0.95 / 0.4) ** (t / steps) for t in range(steps + 1))
-    return ProductInstance(
-        levels=levels,
-        lam=(0.5,) * steps,
-        factors=(Factor(TanhScore(c=-0.2), Parabola(curvature, 0.5)),),
-    )
 
 
 def _partial_sums(instance: ProductInstance, beta: Tensor, updates: int) -> Tensor:

@@ -32,11 +32,12 @@ import torch
 from hypothesis import assume, given, settings
 from torch import Tensor
 
-from verify.jarzynski import INSTANCE, SEEDS, chain_of, drawn, work
+from verify.jarzynski import SEEDS, chain_of, drawn, work
 from verify.support import topics
 from verify.support.affine_chains import AffineChain, AffineControl, Form, reward_form, square
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
+from verify.support.quadratics import PLANE_QUADRATIC
 from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim.of_module(__name__, __doc__, "Crooks' relation", topics.PATH_LAWS)
@@ -104,8 +105,8 @@ def test_holds(instance: QuadraticInstance, seed: int, size: float) -> None:
 
 def test_vanishes_for_linear_rewards() -> None:
     """There the optimal path law moves means only, and from one start its work does not vary."""
-    chain = chain_of(INSTANCE)
-    linear = INSTANCE.problem(1.0)
+    chain = chain_of(PLANE_QUADRATIC)
+    linear = PLANE_QUADRATIC.problem(1.0)
     straight = AffineChain(
         chain.A, chain.b, chain.B, chain.beta, torch.zeros_like(chain.P), chain.q, linear
     )
@@ -116,9 +117,9 @@ def test_vanishes_for_linear_rewards() -> None:
     offset = (straight.B.mT @ pushed).squeeze(2) / straight.beta[:, None]
     form = work(straight, AffineControl(torch.zeros_like(straight.none.K), offset))
     n = straight.A.shape[1]
-    CLAIM.equals(_size(form.H), 0.0, INSTANCE, ROUNDING, "linear reward")
-    CLAIM.equals(_size(form.g[n:]), 0.0, INSTANCE, ROUNDING, "linear reward, later noise")
-    CLAIM.breaks(_size(form.g[:n]), ROUNDING, INSTANCE, "one start")
+    CLAIM.equals(_size(form.H), 0.0, PLANE_QUADRATIC, ROUNDING, "linear reward")
+    CLAIM.equals(_size(form.g[n:]), 0.0, PLANE_QUADRATIC, ROUNDING, "linear reward, later noise")
+    CLAIM.breaks(_size(form.g[:n]), ROUNDING, PLANE_QUADRATIC, "one start")
 
 
 def _size(each: Tensor) -> float:
@@ -127,22 +128,22 @@ def _size(each: Tensor) -> float:
 
 def test_needs_the_weight() -> None:
     """The laws themselves differ."""
-    chain = chain_of(INSTANCE)
+    chain = chain_of(PLANE_QUADRATIC)
     control = drawn(chain, 3, 0.3)
     tilt, same = pre_trained_coordinates(chain, control)
     left = tilt.plus(same, 0.1).log_mean_exp() - tilt.log_mean_exp()
     own = work(chain, control)
     right = own.plus(own, 0.1 - 1).log_mean_exp()
-    CLAIM.breaks(abs(left - right), 0.01, INSTANCE, "$e^w$")
+    CLAIM.breaks(abs(left - right), 0.01, PLANE_QUADRATIC, "$e^w$")
 
 
 def test_needs_the_order_of_the_two_laws() -> None:
     """``log Z - J / beta`` is not the divergence of P* from the policy's law."""
-    chain = chain_of(INSTANCE)
+    chain = chain_of(PLANE_QUADRATIC)
     control = drawn(chain, 3, 0.3)
     tilt, same = pre_trained_coordinates(chain, control)
     log_Z, eps = tilt.log_mean_exp(), 1e-4
     up, down = (tilt.plus(same, t).log_mean_exp() for t in (eps, -eps))
     other = (up - down) / (2 * eps) - log_Z
     mean = work(chain, control).mean
-    CLAIM.breaks(abs(other - (log_Z - mean)), 0.01, INSTANCE, '$op("KL")(P^* ∥ P_v)$')
+    CLAIM.breaks(abs(other - (log_Z - mean)), 0.01, PLANE_QUADRATIC, '$op("KL")(P^* ∥ P_v)$')

@@ -93,6 +93,7 @@ from verify.support.nonlinear_chains.statements import (
     Trial,
     parts,
 )
+from verify.support.quadratics import LINE_QUADRATIC, PLANE_QUADRATIC
 
 CLAIM = Claim.of_module(__name__, __doc__, "What estimators estimate", topics.ADJOINTS)
 
@@ -184,25 +185,7 @@ ADAPTED = [
     if not issubclass(CATALOGUE[name].estimator, WHOLE_PATH) and name not in FITTED
 ]
 
-INSTANCES = [
-    QuadraticInstance(
-        levels=(0.3, 0.5, 0.7, 0.9),
-        lam=(0.5,) * 3,
-        score=(-0.8,),
-        shift=(0.3,),
-        curvature=(-2.0,),
-        slope=(1.0,),
-    ),
-    QuadraticInstance(
-        levels=(0.3, 0.5, 0.7, 0.9),
-        lam=(0.6, 0.4, 0.5),
-        score=(-0.8, -1.2),
-        shift=(0.3, 0.0),
-        curvature=(1.0, -2.0),
-        slope=(1.0, 0.5),
-        rotation=1,
-    ),
-]
+INSTANCES = [LINE_QUADRATIC, PLANE_QUADRATIC]
 
 
 class Doubled(FullAdjoint):

@@ -41,64 +41,36 @@ from socft.sde import StateDiffusion
 from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.nonlinear_chains.quadrature import ChainQuadrature
+from verify.support.nonlinear_chains.waves import DIFFERENCE, F64, WaveStep, differences
 from verify.support.strategies import numbers
 
 CLAIM = Claim.of_module(__name__, __doc__, "Noise that depends on the state", topics.ADJOINTS)
-DIFFERENCE = 1e-7
-"""Of central differences of fourth order with step 1e-3, relative to one."""
 QUADRATURE = 1e-4
 """Of derivatives of tables."""
-STEP, NODES, NEWTON_STEPS = 1e-3, 24, 40
-F64 = torch.float64
+NODES, NEWTON_STEPS = 24, 40
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class BendingNoise:
-    """``V = sum_j c_j sin(w_j . x + p_j)`` behind ``m(x) = A x + 0.3 tanh x`` and the noise
-    ``B_il(x) = b_il (1 + 0.5 sin(x_1 + i + 2 l))``, beta = 1.
+class BendingNoise(WaveStep):
+    """With the noise ``B_il(x) = B_il (1 + 0.5 sin(x_1 + i + 2 l))``."""
 
-    Attributes:
-        c, w, p: shapes (J,), (J, n), (J,).
-        A, b: shapes (n, n) and (n, m).
-    """
-
-    c: Tensor
-    w: Tensor
-    p: Tensor
-    A: Tensor
-    b: Tensor
-
-    @classmethod
-    def drawn(cls, n: int, m: int, seed: int, size: float) -> BendingNoise:
-        """Random ones, well posed with a margin of ``1 - size``."""
-        draw = torch.Generator().manual_seed(seed)
-        c, p = (torch.randn(4, generator=draw, dtype=F64) for _ in range(2))
-        w, A, b = (torch.randn(k, n, generator=draw, dtype=F64) for k in (4, n, m))
-        b = b.T / 2
-        bend = (c.abs() * w.square().sum(1)).sum() * (1.5 * b).square().sum()
-        return cls(size * c / bend, w, p, A / 2, b)
+    @property
+    def curvature(self) -> Tensor:
+        return (self.c.abs() * self.w.square().sum(1)).sum() * (1.5 * self.B).square().sum()
 
     def noise(self, x: Tensor) -> Tensor:
         """B at every state, shape (batch, n, m)."""
-        n, m = self.b.shape
+        n, m = self.B.shape
         phase = torch.arange(n)[:, None] + 2 * torch.arange(m)
-        return self.b * (1 + 0.5 * torch.sin(x[:, :1, None] + phase))
-
-    def mean(self, x: Tensor) -> Tensor:
-        """m."""
-        return x @ self.A.T + 0.3 * torch.tanh(x)
+        return self.B * (1 + 0.5 * torch.sin(x[:, :1, None] + phase))
 
     def rule(self) -> tuple[Tensor, Tensor]:
         """Noises and weights, (nodes, m) and (nodes,)."""
         z, w = np.polynomial.hermite_e.hermegauss(NODES)
-        m = self.b.shape[1]
+        m = self.B.shape[1]
         noises = torch.tensor(list(itertools.product(z, repeat=m)), dtype=F64)
         weights = torch.tensor(list(itertools.product(w / w.sum(), repeat=m)), dtype=F64).prod(1)
         return noises, weights
-
-    def angles(self, x: Tensor) -> Tensor:
-        """``w_j . x + p_j``."""
-        return x @ self.w.T + self.p
 
     def control(self, x: Tensor) -> Tensor:
         """The optimum, with smoothed waves."""
@@ -106,9 +78,7 @@ class BendingNoise:
         c = self.c * torch.exp(-(self.w @ B).square().sum(2) / 2)
         v, eye = torch.zeros(len(x), B.shape[2], dtype=F64), torch.eye(B.shape[2], dtype=F64)
         for _ in range(NEWTON_STEPS):
-            angle = self.angles(mean + (B @ v.unsqueeze(2))[..., 0])
-            slope = (c * angle.cos()) @ self.w
-            bent = -torch.einsum("bj,jn,jk->bnk", c * angle.sin(), self.w, self.w)
+            slope, bent = self.bends(mean + (B @ v.unsqueeze(2))[..., 0], c)
             residual = (B.mT @ slope.unsqueeze(2))[..., 0] - v
             v = v + torch.linalg.solve(eye - B.mT @ bent @ B, residual.unsqueeze(2))[..., 0]
         return v
@@ -129,14 +99,6 @@ class BendingNoise:
         total = ((self.mean(y)[:, None] + pushed) * slope).sum(2) @ weight
         return torch.autograd.grad(total.sum(), y)[0]
 
-    def gradient(self, x: Tensor) -> Tensor:
-        """Of `value`, by differences."""
-        columns = []
-        for e in torch.eye(x.shape[1], dtype=F64):
-            near, far = (self.value(x + h * e) - self.value(x - h * e) for h in (STEP, 2 * STEP))
-            columns.append((8 * near - far) / (12 * STEP))
-        return torch.stack(columns, 1)
-
 
 @settings(max_examples=10)
 @given(st.integers(1, 2), st.integers(1, 2), st.integers(0, 10**6), numbers(0.1, 0.9))
@@ -144,7 +106,7 @@ def test_holds(n: int, m: int, seed: int, size: float) -> None:
     """One step."""
     step = BendingNoise.drawn(n, m, seed, size)
     x = torch.randn(4, n, generator=torch.Generator().manual_seed(seed), dtype=F64)
-    left, right = step.gradient(x), step.costate(x, 1.0, 1.0)
+    left, right = differences(step.value, x), step.costate(x, 1.0, 1.0)
     where = {"n": n, "m": m, "seed": seed, "size": size}
     CLAIM.equals(left - right, 0 * left, where, DIFFERENCE, "one step")
 

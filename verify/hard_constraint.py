@@ -38,6 +38,7 @@ from verify.support import topics
 from verify.support.affine_chains import AffineChain
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
+from verify.support.quadratics import PLANE_QUADRATIC
 from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim.of_module(__name__, __doc__, "Hard constraint", topics.PATH_LAWS)
@@ -151,17 +152,6 @@ def test_holds(instance: QuadraticInstance, seed: int, level: float) -> None:
     CLAIM.equals(off, 0 * off, where, ROUNDING, "last step, covariation")
 
 
-INSTANCE = QuadraticInstance(
-    levels=(0.3, 0.5, 0.7, 0.9),
-    lam=(0.6, 0.4, 0.5),
-    score=(-0.8, -1.2),
-    shift=(0.3, 0.0),
-    curvature=(1.0, -2.0),
-    slope=(1.0, 0.5),
-    rotation=1,
-)
-
-
 def simulated(case: Constraint) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """States, noises and whether the end is in A."""
     draw = torch.Generator().manual_seed(2)
@@ -175,7 +165,7 @@ def simulated(case: Constraint) -> tuple[list[Tensor], list[Tensor], Tensor]:
 
 def test_holds_for_losses() -> None:
     """Gradients of both losses vanish at the solution, in any direction; on simulated paths."""
-    case = constraint(INSTANCE, 4, 0.5)
+    case = constraint(PLANE_QUADRATIC, 4, 0.5)
     states, noises, inside = simulated(case)
     for k in range(case.chain.steps):
         x = states[k]
@@ -187,14 +177,14 @@ def test_holds_for_losses() -> None:
             ("covariation loss", (pushed.unsqueeze(2) * tests.unsqueeze(1)).flatten(1)),
         ):
             stderr = samples.std(0) / PATHS**0.5
-            where = INSTANCE.describe() | {"step": k, "stderr": float(stderr.max())}
+            where = PLANE_QUADRATIC.describe() | {"step": k, "stderr": float(stderr.max())}
             CLAIM.equals(samples.mean(0) / stderr, 0 * stderr, where, STDERRS, name)
             CLAIM.equals(float(stderr.max()), 0.0, where, RESOLUTION, "standard error")
 
 
 def test_needs_the_conditional_mean() -> None:
     """With another level both losses have a slope."""
-    case, wrong = constraint(INSTANCE, 4, 0.5), constraint(INSTANCE, 4, 1.5)
+    case, wrong = constraint(PLANE_QUADRATIC, 4, 0.5), constraint(PLANE_QUADRATIC, 4, 1.5)
     states, noises, inside = simulated(case)
     pushed = wrong.covariation(1, states[1])
     for name, samples in (
@@ -202,14 +192,14 @@ def test_needs_the_conditional_mean() -> None:
         ("covariation loss", (inside[:, None] * noises[1] - pushed).sum(1)),
     ):
         stderr = float(samples.std()) / PATHS**0.5
-        CLAIM.breaks(abs(float(samples.mean())), STDERRS * stderr, INSTANCE, name)
+        CLAIM.breaks(abs(float(samples.mean())), STDERRS * stderr, PLANE_QUADRATIC, name)
 
 
 def test_needs_a_soft_constraint_to_be_bounded() -> None:
     """The control grows as the distance from the constraint, and with a finite price it does not:
     for ``r = L min(g . x - c, 0)`` it is at most ``L |B^T g| / beta``.
     """
-    case = constraint(INSTANCE, 4, 0.5)
+    case = constraint(PLANE_QUADRATIC, 4, 0.5)
     last = case.chain.steps - 1
     push = (case.chain.B[last].mT @ case.g).norm()
     for distance in (2.0, 6.0):
@@ -217,6 +207,6 @@ def test_needs_a_soft_constraint_to_be_bounded() -> None:
         far = far[None]
         z = case.argument(last, far)
         control = case.control(last, far).norm()
-        where = INSTANCE.describe() | {"distance": distance}
+        where = PLANE_QUADRATIC.describe() | {"distance": distance}
         CLAIM.breaks(float(control), float(push), where, "soft constraint, L = beta")
         CLAIM.equals(float(control / -z), 1.0, where, 2 / float(z) ** 2, "ratio of Mills")

@@ -39,6 +39,7 @@ from verify.support.affine_chains import AffineChain, AffineControl, Form, rewar
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
 from verify.support.nonlinear_chains.problems import MIXTURE
+from verify.support.quadratics import PLANE_QUADRATIC
 from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim.of_module(__name__, __doc__, "Jarzynski's identity", topics.PATH_LAWS)
@@ -125,17 +126,6 @@ def test_holds_for_a_bent_policy() -> None:
         CLAIM.equals(stderr, 0.0, where, RESOLUTION, "standard error")
 
 
-INSTANCE = QuadraticInstance(
-    levels=(0.3, 0.5, 0.7, 0.9),
-    lam=(0.6, 0.4, 0.5),
-    score=(-0.8, -1.2),
-    shift=(0.3, 0.0),
-    curvature=(1.0, -2.0),
-    slope=(1.0, 0.5),
-    rotation=1,
-)
-
-
 def _off(chain: AffineChain, form: Form) -> float:
     log_Z = work(chain, chain.none).log_mean_exp()
     return abs(form.log_mean_exp() - log_Z) / (1 + abs(log_Z))
@@ -143,28 +133,28 @@ def _off(chain: AffineChain, form: Form) -> float:
 
 def test_needs_the_noise_of_the_steps() -> None:
     """Without ``v . xi`` it is the return, whose exponential depends on the policy."""
-    chain = chain_of(INSTANCE)
+    chain = chain_of(PLANE_QUADRATIC)
     control = drawn(chain, 3, 0.3)
-    CLAIM.breaks(_off(chain, without_noise(chain, control)), 0.01, INSTANCE, "$v · ξ$")
+    CLAIM.breaks(_off(chain, without_noise(chain, control)), 0.01, PLANE_QUADRATIC, "$v · ξ$")
 
 
 def test_needs_sums_over_coordinates() -> None:
     """A likelihood that is a mean over the d coordinates is a d-th root."""
-    chain = chain_of(INSTANCE)
+    chain = chain_of(PLANE_QUADRATIC)
     control = drawn(chain, 3, 0.3)
     form = work(chain, control)
     for each in likelihood(chain, control):
-        form = form.plus(each, 1 - 1 / INSTANCE.dim)
-    CLAIM.breaks(_off(chain, form), 0.01, INSTANCE, "sums over coordinates")
+        form = form.plus(each, 1 - 1 / PLANE_QUADRATIC.dim)
+    CLAIM.breaks(_off(chain, form), 0.01, PLANE_QUADRATIC, "sums over coordinates")
 
 
 def test_needs_one_beta() -> None:
     """With a price per step the exponential is of no density."""
-    chain = chain_of(INSTANCE)
+    chain = chain_of(PLANE_QUADRATIC)
     control = drawn(chain, 3, 0.3)
     prices: Tensor = torch.linspace(0.5, 1.5, chain.steps, dtype=torch.float64)
     form = work(chain, control)
     for each, price in zip(likelihood(chain, control), prices.tolist(), strict=True):
         form = form.plus(each, 1 - price)
-    where = INSTANCE.describe() | {"prices": prices.tolist()}
+    where = PLANE_QUADRATIC.describe() | {"prices": prices.tolist()}
     CLAIM.breaks(_off(chain, form), 0.01, where, "constant $β$")

@@ -45,14 +45,14 @@ from verify.support.iterates import (
     constant,
     control_slopes,
     iterate,
-    passes,
     supremum,
 )
+from verify.support.passes import hold_along_passes
 from verify.support.rewards import Parabola
 from verify.support.score_units import ROUNDING, deviation
 from verify.support.scores import TanhScore
 from verify.support.steep import BETWEEN, SteepScore
-from verify.support.strategies import curved_rewards, instances, numbers
+from verify.support.strategies import curved_rewards, instances, steep_scores
 from verify.support.suprema import DIFFERENCED, TWICE
 
 CLAIM = Claim.of_module(__name__, __doc__, "Lemma 3.2, control", topics.LEMMA_3_2)
@@ -63,6 +63,11 @@ CELLS = 200
 def measure(found: Iterate) -> Tensor:
     """``sup |Jac U_t^(m)|``, shape (T,)."""
     return found.control_slope
+
+
+def measure_bend(found: Iterate) -> Tensor:
+    """``sup |D^2 U_t^(m)|``, shape (T,)."""
+    return found.control_bend
 
 
 def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor:
@@ -78,41 +83,14 @@ def bend_bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor
 @settings(max_examples=18)
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 5))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
-    for each in passes(instance, rounds):
-        paper, sharp = (bound(instance, each.beta, b) for b in (PAPER.bounds, instance.sharp))
-        CLAIM.holds(
-            measure(each.found),
-            paper,
-            each.where,
-            sharp=sharp,
-            floor=DIFFERENCED,
-            part=each.constants,
-        )
-        paper, sharp = (bend_bound(instance, each.beta, b) for b in (PAPER.bounds, instance.sharp))
-        floor = TWICE * (1 + float(theory.score_unit(instance.chain).max()))
-        CLAIM.holds(
-            each.found.control_bend,
-            paper,
-            each.where,
-            sharp=sharp,
-            floor=floor,
-            part=f"Jacobian, {each.constants}",
-        )
+    hold_along_passes(CLAIM, instance, rounds, measure, bound, DIFFERENCED)
+    floor = TWICE * (1 + float(theory.score_unit(instance.chain).max()))
+    hold_along_passes(CLAIM, instance, rounds, measure_bend, bend_bound, floor, "Jacobian")
 
 
 @settings(max_examples=60)
-@given(
-    numbers(0.01, 0.5),
-    numbers(2, 300),
-    numbers(0.1, 2),
-    st.sampled_from([1, -1]),
-    numbers(0.1, 0.95),
-    st.integers(0, 9),
-)
-def test_holds_for_steep_scores(
-    b: float, w: float, p: float, sign: int, lam: float, updates: int
-) -> None:
-    step = SteepScore(b, w, sign * p, lam)
+@given(steep_scores(), st.integers(0, 9))
+def test_holds_for_steep_scores(step: SteepScore, updates: int) -> None:
     limit = bend_bound(step.instance, step.instance.beta(PAPER), PAPER.bounds)
     where = {"instance": step.instance.describe(), "updates": updates}
     CLAIM.holds(step.bend(updates), float(limit[0]), where, part="Jacobian, steep score")

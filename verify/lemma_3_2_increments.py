@@ -38,7 +38,8 @@ from verify.smoothed_curvature import staircases
 from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
-from verify.support.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
+from verify.support.iterates import PAPER, Chained, Iterate, constants_for, visible
+from verify.support.passes import passes
 from verify.support.staircase import OneStep, Staircase, clipped
 from verify.support.strategies import curved_rewards, instances, numbers
 from verify.support.suprema import ACCURACY

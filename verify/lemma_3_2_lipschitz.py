@@ -35,7 +35,8 @@ from socft import theory
 from verify.support import topics
 from verify.support.claims import WITHIN, Claim
 from verify.support.instances import ProductInstance
-from verify.support.iterates import PAPER, Chained, Iterate, constant, passes
+from verify.support.iterates import Chained, Iterate, constant
+from verify.support.passes import hold_along_passes
 from verify.support.score_units import ROUNDING, deviation
 from verify.support.staircase import clipped
 from verify.support.strategies import curved_rewards, instances
@@ -59,12 +60,8 @@ def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor:
 @settings(max_examples=18)
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 5))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
-    for each in passes(instance, rounds):
-        paper, sharp = (bound(instance, each.beta, b) for b in (PAPER.bounds, instance.sharp))
-        floor = ACCURACY * instance.dim**0.5
-        CLAIM.holds(
-            measure(each.found), paper, each.where, sharp=sharp, floor=floor, part=each.constants
-        )
+    floor = ACCURACY * instance.dim**0.5
+    hold_along_passes(CLAIM, instance, rounds, measure, bound, floor)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -41,7 +41,8 @@ from verify.support import topics
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
-from verify.support.iterates import PAPER, Chained, Iterate, constant, passes
+from verify.support.iterates import PAPER, Chained, Iterate, constant
+from verify.support.passes import hold_along_passes
 from verify.support.score_units import ROUNDING, deviation
 from verify.support.strategies import curved_rewards, instances, numbers
 from verify.support.suprema import DIFFERENCED
@@ -66,16 +67,7 @@ def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor:
 @settings(max_examples=18)
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 5))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
-    for each in passes(instance, rounds):
-        paper, sharp = (bound(instance, each.beta, b) for b in (PAPER.bounds, instance.sharp))
-        CLAIM.holds(
-            measure(each.found),
-            paper,
-            each.where,
-            sharp=sharp,
-            floor=DIFFERENCED,
-            part=each.constants,
-        )
+    hold_along_passes(CLAIM, instance, rounds, measure, bound, DIFFERENCED)
 
 
 @pytest.mark.parametrize("seed", range(3))

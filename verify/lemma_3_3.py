@@ -42,7 +42,8 @@ from verify.support import topics
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
-from verify.support.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
+from verify.support.iterates import PAPER, Chained, Iterate, constants_for, visible
+from verify.support.passes import passes
 from verify.support.staircase import clipped
 from verify.support.strategies import curved_rewards, instances
 from verify.support.suprema import ACCURACY

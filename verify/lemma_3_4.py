@@ -44,7 +44,8 @@ from verify.support.balls import ball, cells
 from verify.support.chained import Unequal, unequal
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
-from verify.support.iterates import PAPER, Chained, Iterate, constants_for, passes, visible
+from verify.support.iterates import PAPER, Chained, Iterate, constants_for, visible
+from verify.support.passes import passes
 from verify.support.score_units import ROUNDING
 from verify.support.staircase import OneStep, clipped
 from verify.support.strategies import curved_rewards, instances, numbers

@@ -37,11 +37,12 @@ from torch import Tensor
 from socft.density import GaussianMixture
 from socft.truth.affine_policy import affine_gradient
 from verify.endpoint_covariance import mixtures
-from verify.jarzynski import INSTANCE, SEEDS, chain_of, drawn
+from verify.jarzynski import SEEDS, chain_of, drawn
 from verify.support import topics
 from verify.support.affine_chains import AffineChain, AffineControl, Form, reward_form, square
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
+from verify.support.quadratics import PLANE_QUADRATIC
 from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim.of_module(__name__, __doc__, "Variance of log-ratios", topics.PATH_LAWS)
@@ -168,22 +169,22 @@ def test_holds_for_policies(instance: QuadraticInstance, seed: int, scale: float
 
 def test_needs_samples_that_are_held_fixed() -> None:
     """The derivative of the variance under its own moving law is another one."""
-    chain = chain_of(INSTANCE)
+    chain = chain_of(PLANE_QUADRATIC)
     found, expected = both(chain, drawn(chain, 3, 0.3))
-    CLAIM.breaks(size(found - expected), LARGE * size(expected), INSTANCE, "$q$ held fixed")
+    CLAIM.breaks(size(found - expected), LARGE * size(expected), PLANE_QUADRATIC, "$q$ held fixed")
 
 
 def test_needs_samples_of_the_law_itself() -> None:
     """Another policy's paths give another gradient, and a zero that is not at the optimum: a chain
     moves means only, so that no policy has ``P_v = P*``.
     """
-    chain = chain_of(INSTANCE)
+    chain = chain_of(PLANE_QUADRATIC)
     control, sampler = drawn(chain, 3, 0.3), drawn(chain, 4, 0.3)
     found, expected = both(chain, control, sampler)
-    CLAIM.breaks(size(found - expected), LARGE * size(expected), INSTANCE, "$q = q_θ$")
+    CLAIM.breaks(size(found - expected), LARGE * size(expected), PLANE_QUADRATIC, "$q = q_θ$")
     found, expected = both(chain, chain.optimum, sampler)
-    CLAIM.equals(size(expected), 0.0, INSTANCE, ROUNDING, "zero at the optimum")
-    CLAIM.breaks(size(found), LARGE, INSTANCE, "$π$ among the laws")
+    CLAIM.equals(size(expected), 0.0, PLANE_QUADRATIC, ROUNDING, "zero at the optimum")
+    CLAIM.breaks(size(found), LARGE, PLANE_QUADRATIC, "$π$ among the laws")
 
 
 def test_needs_the_target_for_equal_curvature() -> None:

@@ -44,27 +44,14 @@ from verify.support import topics
 from verify.support.affine_chains import AffineChain
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
+from verify.support.quadratics import LINE_QUADRATIC, PLANE_QUADRATIC
 
 CLAIM = Claim.of_module(__name__, __doc__, "Paths of a regression", topics.ADJOINTS)
 BATCHES, STDERRS, RESOLUTION = 400, 4.0, 0.06
 """Batches of N paths; the bound of the relative standard error."""
 ROUNDING = 1e-20
 """Of squares relative to that of adjoint matching."""
-LEVELS = (0.3, 0.5, 0.7, 0.9)
-INSTANCES = [
-    QuadraticInstance(
-        levels=LEVELS, lam=(0.5,) * 3, score=(-0.8,), shift=(0.3,), curvature=(-2.0,), slope=(1.0,)
-    ),
-    QuadraticInstance(
-        levels=LEVELS,
-        lam=(0.6, 0.4, 0.5),
-        score=(-0.8, -1.2),
-        shift=(0.3, 0.0),
-        curvature=(1.0, -2.0),
-        slope=(1.0, 0.5),
-        rotation=1,
-    ),
-]
+INSTANCES = [LINE_QUADRATIC, PLANE_QUADRATIC]
 
 
 def noise_of_targets(chain: AffineChain) -> list[float]:

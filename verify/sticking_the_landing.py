@@ -45,57 +45,30 @@ from socft.path import Noise, rollout
 from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
+from verify.support.nonlinear_chains.waves import DIFFERENCE, F64, WaveStep, differences
 from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim.of_module(__name__, __doc__, "Sticking the landing", topics.ADJOINTS)
-DIFFERENCE = 1e-7
-"""Of central differences of fourth order with step 1e-3, relative to one."""
-STEP = 1e-3
 ROUNDING = 1e-9
 SETTLED, NEWTON_STEPS = 1e-13, 60
-F64 = torch.float64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Waves:
-    """``V(x) = sum_j c_j sin(w_j . x + p_j)`` behind ``m(x) = A x + h tanh(x)``, beta = 1.
+class Waves(WaveStep):
+    """With noise ``B xi``."""
 
-    Attributes:
-        c, w, p: shapes (J,), (J, n), (J,).
-        A: shape (n, n).
-        B: shape (n, m).
-    """
-
-    c: Tensor
-    w: Tensor
-    p: Tensor
-    A: Tensor
-    B: Tensor
-
-    @classmethod
-    def drawn(cls, n: int, m: int, seed: int, size: float) -> Waves:
-        """Random ones whose smoothed curvature is at most ``size < 1`` in units of the noise."""
-        draw = torch.Generator().manual_seed(seed)
-        c, p = (torch.randn(4, generator=draw, dtype=F64) for _ in range(2))
-        w, A, B = (torch.randn(k, n, generator=draw, dtype=F64) for k in (4, n, m))
-        B = B.T / 2
-        bend = (c.abs() * (w @ B).square().sum(1)).sum()
-        return cls(size * c / bend, w, p, A / 2, B)
-
-    def mean(self, x: Tensor) -> Tensor:
-        """m."""
-        return x @ self.A.T + 0.3 * torch.tanh(x)
+    @property
+    def curvature(self) -> Tensor:
+        return (self.c.abs() * (self.w @ self.B).square().sum(1)).sum()
 
     def smooth(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient and Hessian of ``E V(y + B xi)``."""
         c = self.c * torch.exp(-(self.w @ self.B).square().sum(1) / 2)
-        angle = y @ self.w.T + self.p
-        gradient = (c * angle.cos()) @ self.w
-        return gradient, -torch.einsum("bj,jn,jk->bnk", c * angle.sin(), self.w, self.w)
+        return self.bends(y, c)
 
     def gradient(self, y: Tensor) -> Tensor:
         """``grad V``."""
-        return (self.c * (y @ self.w.T + self.p).cos()) @ self.w
+        return self.bends(y, self.c)[0]
 
     def control(self, x: Tensor) -> Tensor:
         """The optimum."""
@@ -116,13 +89,7 @@ class Waves:
         """Of the control and of the controlled mean, by differences, shapes (batch, m, n), (batch,
         n, n).
         """
-        columns = []
-        for e in torch.eye(x.shape[1], dtype=F64):
-            near, far = (
-                self.control(x + h * e) - self.control(x - h * e) for h in (STEP, 2 * STEP)
-            )
-            columns.append((8 * near - far) / (12 * STEP))
-        slopes = torch.stack(columns, 2)
+        slopes = differences(self.control, x)
         bent = self.A + torch.diag_embed(0.3 / torch.cosh(x).square())
         return slopes, bent + self.B @ slopes
 
@@ -148,8 +115,7 @@ def moments(waves: Waves, centre: Tensor, nodes: int = 400) -> tuple[float, floa
     b = waves.B[0, 0]
     found = waves.gradient(centre + b * z[:, None])[:, 0]
     smooth = waves.smooth(centre)[1][0, 0, 0] * b * z
-    angle = centre @ waves.w.T + waves.p
-    taylor = -((waves.c * angle.sin()) @ waves.w.square())[0, 0] * b * z
+    taylor = waves.bends(centre, waves.c)[1][0, 0, 0] * b * z
     spread = lambda each: float(weight @ (each - weight @ each).square())  # noqa: E731
     return spread(found), spread(found - smooth), spread(found - taylor)
 

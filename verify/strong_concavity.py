@@ -40,6 +40,7 @@ from verify.support.balls import ball, below_one, cells
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
+from verify.support.quadratics import steep_quadratic
 from verify.support.rewards import Parabola
 from verify.support.scores import TanhScore
 from verify.support.strategies import instances, line_instances, numbers, quadratic_instances
@@ -145,7 +146,7 @@ def test_is_attained() -> None:
     """At every step of a convex quadratic problem with an expanding score, by eigenvalues and by
     chords.
     """
-    instance = _quadratic(steps=4)
+    instance = steep_quadratic((0.5,) * 4)
     beta, truth = instance.beta(), instance.parts()[0]
     for least, modulus in zip(
         measure(truth).tolist(), bound(instance, beta, OPTIMUM).tolist(), strict=True
@@ -170,7 +171,7 @@ def test_needs_the_condition_on_beta() -> None:
     """With a tenth less beta than ``sigma^2 L1V`` the bracket of a convex quadratic is convex, by
     values.
     """
-    instance = _quadratic(steps=1)
+    instance = steep_quadratic((0.5,))
     beta = 0.9 * float(instance.schedule.sigma[0].square()) * 1.5
     bracket = Bracket(instance, instance.parts()[0], 0, beta)
     u = torch.tensor([[-1.0, 0.0, 1.0]], dtype=torch.float64)
@@ -253,12 +254,4 @@ def _second_difference(
         2 * values[:, 1] - values[:, 0] - values[:, 2],
         1 + float(values.abs().max()),
         size * width,
-    )
-
-
-def _quadratic(steps: int) -> ProductInstance:
-    """A convex quadratic problem whose mean map is as steep as its Lipschitz constant allows."""
-    levels = tuple(0.4 * (0.95 / 0.4) ** (t / steps) for t in range(steps + 1))
-    return ProductInstance(
-        levels=levels, lam=(0.5,) * steps, factors=(Factor(TanhScore(c=-0.2), Parabola(1.5, 0.5)),)
     )

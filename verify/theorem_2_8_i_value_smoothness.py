@@ -42,7 +42,8 @@ from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
-from verify.support.rewards import Parabola, Slope
+from verify.support.quadratics import steep_quadratic
+from verify.support.rewards import Slope
 from verify.support.score_units import ROUNDING, deviation
 from verify.support.scores import TanhScore
 from verify.support.strategies import instances, quadratic_instances
@@ -101,7 +102,7 @@ def test_holds_in_several_dimensions(instance: QuadraticInstance) -> None:
 
 def test_is_attained() -> None:
     """At every step of a convex quadratic problem with an expanding score."""
-    instance = _quadratic(lam=(0.7, 0.35, 0.5))
+    instance = steep_quadratic(lam=(0.7, 0.35, 0.5))
     for curvature, largest in zip(
         measure(instance).tolist(), bound(instance, PAPER).tolist(), strict=True
     ):
@@ -127,7 +128,7 @@ def test_needs_the_condition_on_beta(lam: float) -> None:
     """With a weight for half of lambda the curvature of a convex quadratic exceeds the bound for
     lambda.
     """
-    instance = _quadratic(lam=(lam,))
+    instance = steep_quadratic(lam=(lam,))
     beta = theory.paper_constants(instance.chain, lam / 2).beta_required
     curvature = float(suprema(Quadrature(instance.problem(beta))).value_hessian[0])
     CLAIM.breaks(
@@ -179,11 +180,3 @@ def convex_share(lam: flint.arb, size: flint.arb) -> flint.arb:
 def concave_share(lam: flint.arb, size: flint.arb) -> flint.arb:
     """The same for p = -size."""
     return lam * size / (1 + (1 - lam) * size)
-
-
-def _quadratic(lam: tuple[float, ...]) -> ProductInstance:
-    """A convex quadratic problem whose mean map is as steep as its Lipschitz constant allows."""
-    levels = tuple(0.4 * (0.95 / 0.4) ** (t / len(lam)) for t in range(len(lam) + 1))
-    return ProductInstance(
-        levels=levels, lam=lam, factors=(Factor(TanhScore(c=-0.2), Parabola(1.5, 0.5)),)
-    )

@@ -40,11 +40,9 @@ from verify.strong_concavity import rounding
 from verify.support import topics
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
-from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
-from verify.support.rewards import Parabola
+from verify.support.quadratics import steep_quadratic
 from verify.support.score_units import ROUNDING, deviation
-from verify.support.scores import TanhScore
 from verify.support.strategies import instances, quadratic_instances
 from verify.support.suprema import DIFFERENCED, INNER
 
@@ -119,7 +117,7 @@ def test_holds_in_several_dimensions(instance: QuadraticInstance) -> None:
 
 def test_is_attained() -> None:
     """At every step of a convex quadratic problem with an expanding score."""
-    instance = _quadratic(lam=(0.7, 0.35, 0.5))
+    instance = steep_quadratic(lam=(0.7, 0.35, 0.5))
     for slope, largest in zip(
         measure(instance.parts()[0]).tolist(), bound(instance, PAPER).tolist(), strict=True
     ):
@@ -131,7 +129,7 @@ def test_needs_the_condition_on_beta(lam: float) -> None:
     """With a weight for half of lambda the control of a convex quadratic is steeper than the bound
     for lambda.
     """
-    instance = _quadratic(lam=(lam,))
+    instance = steep_quadratic(lam=(lam,))
     beta = theory.paper_constants(instance.chain, lam / 2).beta_required
     slope = float(measure(Quadrature(instance.problem(beta)))[0])
     CLAIM.breaks(
@@ -144,7 +142,7 @@ def test_needs_the_condition_on_beta(lam: float) -> None:
 
 def test_needs_the_lipschitz_constant_of_the_score() -> None:
     """With half of the score's Lipschitz constant the bound fails."""
-    instance = _quadratic(lam=(0.5,))
+    instance = steep_quadratic(lam=(0.5,))
     chain = theory.ChainConstants.of(instance.schedule, 0.1, 0.0, instance.reward)
     slope, claimed = (
         float(measure(instance.parts()[0])[0]),
@@ -179,11 +177,3 @@ def _gaps(lam: flint.arb, size: flint.arb) -> tuple[flint.arb, flint.arb]:
     convex = q.lower() * rest.lower() / (rest + lam * size).upper()
     concave = q.lower() * (rest + 2 * q * size).lower() / (1 + q * size).upper()
     return convex, concave
-
-
-def _quadratic(lam: tuple[float, ...]) -> ProductInstance:
-    """A convex quadratic problem whose mean map is as steep as its Lipschitz constant allows."""
-    levels = tuple(0.4 * (0.95 / 0.4) ** (t / len(lam)) for t in range(len(lam) + 1))
-    return ProductInstance(
-        levels=levels, lam=lam, factors=(Factor(TanhScore(c=-0.2), Parabola(1.5, 0.5)),)
-    )

@@ -51,7 +51,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.optimize import differential_evolution, minimize_scalar
 from scipy.special import erf
 from torch import Tensor
@@ -68,7 +67,7 @@ from verify.support.score_units import ROUNDING, deviation
 from verify.support.scores import TanhScore
 from verify.support.staircase import Staircase
 from verify.support.steep import BETWEEN, SteepScore
-from verify.support.strategies import Sine, instances, numbers
+from verify.support.strategies import Sine, instances, numbers, steep_scores
 from verify.support.suprema import TWICE
 from verify.theorem_2_8_iii_control_lipschitz import controls, inner
 
@@ -105,15 +104,8 @@ def test_holds(instance: ProductInstance) -> None:
 
 
 @settings(max_examples=60)
-@given(
-    numbers(0.01, 0.5),
-    numbers(2, 300),
-    numbers(0.1, 2),
-    st.sampled_from([1, -1]),
-    numbers(0.1, 0.95),
-)
-def test_holds_for_steep_scores(b: float, w: float, p: float, sign: int, lam: float) -> None:
-    step = SteepScore(b, w, sign * p, lam)
+@given(steep_scores())
+def test_holds_for_steep_scores(step: SteepScore) -> None:
     CLAIM.holds(
         step.bend(), float(bound(step.instance, PAPER)[0]), step.instance, part="steep score"
     )

@@ -44,7 +44,8 @@ from verify.support.chained import Unequal, unequal
 from verify.support.claims import WITHIN, Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
-from verify.support.iterates import PAPER, Chained, constants_for, iterate, passes, visible
+from verify.support.iterates import PAPER, Chained, constants_for, iterate, visible
+from verify.support.passes import passes
 from verify.support.rewards import Parabola
 from verify.support.score_units import ROUNDING, random_chain
 from verify.support.scores import TanhScore

@@ -24,8 +24,8 @@ from socft.report.claim_records import STATED
 from verify.support import topics
 from verify.support.claims import FLOOR, KINDS, SLACK, Claim, Kind
 from verify.support.readme import FOLDER, claims, headings, text
-from verify.support.records import read_records, summary, update_records
-from verify.support.tally import BINS_PER_DECADE, Tally
+from verify.support.recording.records import read_records, summary, update_records
+from verify.support.recording.tally import BINS_PER_DECADE, Tally
 
 SECTIONS = ("setting", "statement", "kind", "source", "how it is measured", "what would refute it")
 FILES = sorted(

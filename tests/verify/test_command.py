@@ -24,7 +24,7 @@ from socft.checks import InvalidProblem
 from socft.cli import CLAIMS, main
 from socft.files import locked
 from verify.support.command import Board, ClaimsFailed, Run, select, verify
-from verify.support.records import read_records
+from verify.support.recording.records import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = (

@@ -17,7 +17,7 @@ from socft.records import read
 from socft.study import digest
 from tests.support.documents import files
 from verify.support.command import _is_elsewhere, foreign_files
-from verify.support.records import read_records
+from verify.support.recording.records import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "verify"

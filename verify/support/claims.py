@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from socft.checks import InvalidProblem, require
-from verify.support.records import record_of
-from verify.support.tally import Check, How, Tally, plain
+from verify.support.recording.records import record_of
+from verify.support.recording.tally import Check, How, Tally, plain
 from verify.support.topics import Topic
 
 Kind = Literal["tight", "upper bound", "equality", "limit"]

@@ -237,7 +237,7 @@ def verify(run: Run, fresh: bool = False, console: Console | None = None) -> lis
 
 def _checked(run: Run, board: Board) -> list[dict[str, Any]]:
     """Run the process, and see to it that what it found is written."""
-    from verify.support.records import forget_records, read_records, update_records
+    from verify.support.recording.records import forget_records, read_records, update_records
 
     read_records(run.records)  # refused now rather than at the end
     with tempfile.TemporaryDirectory() as folder:
@@ -312,7 +312,7 @@ class Board(contextlib.AbstractContextManager["Board"]):
         self.lines[name] = {key: value for key, value in event.items() if key != "pending"}
         self._states[name] = "running" if event["pending"] else event["status"]
         if not event["pending"] and not self._console.is_terminal:
-            from verify.support.records import summary
+            from verify.support.recording.records import summary
 
             self._console.print(summary(event), markup=False, highlight=False, soft_wrap=True)
 

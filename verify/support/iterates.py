@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -180,33 +180,6 @@ def expected_gradient(
 def supremum(fields: Sequence[Tensor]) -> Tensor:
     """Largest absolute values over the inner nodes, one per field."""
     return torch.stack([inner(f).abs().max() for f in fields])
-
-
-@dataclasses.dataclass(frozen=True)
-class Pass:
-    """One pass of PI-FT at the smallest weights that some constants admit.
-
-    Attributes:
-        beta: the weights, shape (T,).
-        found: what the pass attains.
-        where: instance, updates and weights, for the record.
-        constants: whose weights they are.
-    """
-
-    beta: Tensor
-    found: Iterate
-    where: dict[str, Any]
-    constants: str
-
-
-def passes(instance: ProductInstance, rounds: int) -> Iterator[Pass]:
-    """A pass at the smallest weights that the paper's constants admit, and one at those of the
-    sharper constants.
-    """
-    for statement in (PAPER, theory.Lemma32(instance.sharp)):
-        beta = instance.beta(statement)
-        where = {"instance": instance.describe(), "updates": rounds, "beta": beta}
-        yield Pass(beta, iterate(instance, beta, rounds), where, statement.bounds.name)
 
 
 def constant(

@@ -28,6 +28,7 @@ from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.rewards import ScalarReward, Slope, SmoothMaximum
 from verify.support.scores import MixtureScore, TanhScore
 from verify.support.staircase import Staircase
+from verify.support.steep import SteepScore
 
 STEPS = 12
 """Most steps of a drawn chain."""
@@ -93,6 +94,18 @@ def affine_scores() -> st.SearchStrategy[TanhScore]:
 def any_scores() -> st.SearchStrategy[MixtureScore | TanhScore]:
     """All of them."""
     return st.one_of(affine_scores(), gaussian_scores(), tanh_scores(), mixture_scores())
+
+
+def steep_scores() -> st.SearchStrategy[SteepScore]:
+    """A low score that bends within a short distance, and a reward of curvature of any sign."""
+    return st.builds(
+        lambda b, w, p, sign, lam: SteepScore(b, w, sign * p, lam),
+        numbers(0.01, 0.5),
+        numbers(2, 300),
+        numbers(0.1, 2),
+        st.sampled_from([1, -1]),
+        numbers(0.1, 0.95),
+    )
 
 
 def sizes() -> st.SearchStrategy[float]:

@@ -23,12 +23,12 @@ from tests.support.claim_lines import NAMES, STATED, everything, line, record, s
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
-from verify.support.records import update_records
+from verify.support.recording.records import update_records
+from verify.support.recording.tally import BINS_PER_DECADE
+from verify.support.recording.words import words
 from verify.support.rewards import Parabola, Slope, SmoothMaximum, build_reward
 from verify.support.scores import MixtureScore, TanhScore
 from verify.support.strategies import PseudoHuber, Sine, Softplus
-from verify.support.tally import BINS_PER_DECADE
-from verify.support.words import words
 
 RECORDS = Path(__file__).parents[3] / "reports" / "records"
 BETWEEN = 10 ** (1 / BINS_PER_DECADE)

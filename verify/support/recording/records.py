@@ -11,8 +11,8 @@ from typing import Any
 from socft.checks import require
 from socft.files import read_rows, write_rows
 from socft.records import environment
-from verify.support.tally import Tally, plain
-from verify.support.words import words
+from verify.support.recording.tally import Tally, plain
+from verify.support.recording.words import words
 
 DAMAGED = "remove the file and check all claims again, or bring it back from a copy"
 _TOOLS = ("hypothesis", "python-flint", "sympy", "mpmath")

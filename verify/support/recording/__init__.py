@@ -1,0 +1,1 @@
+"""What checks leave behind, in numbers and in words."""
