@@ -27,6 +27,7 @@ _PACKAGES = ("socft", "torch", "numpy", "scipy")
 _NUMBERS = ("value", "bound", "stderr", "seconds", "peak_mb", "published", "optimum")
 INFINITIES = ("inf", "-inf")
 AGAIN = "measure the study again"
+_ROOT = FilePath(__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,10 +177,15 @@ def environment() -> Environment:
     versions = {"python": platform.python_version()} | {
         name: metadata.version(name) for name in _PACKAGES
     }
-    root = FilePath(__file__).resolve().parents[1]
-    commit = _git(root, "rev-parse", "HEAD")
-    dirty = bool(_git(root, "status", "--porcelain", "--", "*.py", "*.toml"))
+    commit = _git(_ROOT, "rev-parse", "HEAD")
+    dirty = bool(_git(_ROOT, "status", "--porcelain", "--", "*.py", "*.toml"))
     return Environment(versions, commit, dirty)
+
+
+@functools.cache
+def commit_date(commit: str) -> str:
+    """The day of a commit of the code, as year, month and day; empty where it is not known."""
+    return _git(_ROOT, "show", "--no-patch", "--format=%cs", commit)
 
 
 def encode(record: Record) -> str:

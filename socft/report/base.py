@@ -14,7 +14,9 @@ from pathlib import Path
 from socft.checks import InvalidProblem
 from socft.files import is_sealed, one_line, read_bytes, write_atomically
 from socft.records import AGAIN, Record, read
+from socft.report import findings
 from socft.report.claim_records import ClaimLine, Claims, read_claims
+from socft.report.findings import Question, places
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, compile_pdf, text
 from socft.study.vocabulary.schema import StudySchema
@@ -42,12 +44,14 @@ class Report:
         compose: the document of the studies' records and of the claims.
         studies: the studies whose records it reads, those that were measured.
         shown: pictures that are also kept as files, for other documents to show.
+        questions: what its findings answer.
     """
 
     name: str
     compose: Callable[[Rows, Claims], Document]
     studies: tuple[StudySchema, ...]
     shown: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
 
     def measured(self, records: Path) -> bool:
         """Whether there is something to report."""
@@ -78,7 +82,8 @@ class Report:
         return Rows(tuple(measured), pictures, self.studies)
 
     def write(self, records: Path, out: Path) -> list[Path]:
-        """Typeset ``<out>/<name>.pdf`` and the shown pictures, each atomically; returns the files.
+        """Typeset ``<out>/<name>.pdf`` and the shown pictures, and put the findings into
+        ``<out>/findings.json``, each atomically; returns the files.
 
         Raises:
             InvalidProblem: see `rows`; or records without digests, which may be damaged, do not
@@ -87,6 +92,9 @@ class Report:
         rows, claims = self.rows(records), read_claims(records)
         try:
             document = self.compose(rows, claims)
+            found = [
+                each.ask(rows, claims).written(places(rows, claims)) for each in self.questions
+            ]
         except InvalidProblem:
             raise
         except Exception as error:
@@ -103,7 +111,10 @@ class Report:
         files[out / f"{self.name}.pdf"] = compile_pdf(document.source, document.pictures)
         for file, content in files.items():
             write_atomically(file, content)
-        return list(files)
+        if not found:
+            return list(files)
+        findings.write(self.name, found, out / findings.FILE)
+        return [out / findings.FILE, *files]
 
 
 def _picture(file: Path) -> bytes:

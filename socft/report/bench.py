@@ -15,10 +15,11 @@ from socft.estimators.estimand import Kind
 from socft.records import Record
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_records import Claims
+from socft.report.document import FrontPage, document
 from socft.report.figures import note, panels, svg
 from socft.report.gradient_variance.cells import NONE, value
 from socft.report.rows import Rows
-from socft.report.typeset import NOT_MEASURED, Table, document, figure, integer, number, text
+from socft.report.typeset import NOT_MEASURED, Table, figure, integer, number, text
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 
@@ -37,7 +38,7 @@ def report(study_name: str) -> Report:
     )
 
 
-def compose(rows: Rows, _: Claims, study_name: str = "bench") -> Document:
+def compose(rows: Rows, claims: Claims, study_name: str = "bench") -> Document:
     """The document of the records."""
     mine = contender(rows)
     places = titles(rows)
@@ -53,6 +54,7 @@ def compose(rows: Rows, _: Claims, study_name: str = "bench") -> Document:
     source = document(
         "An estimator against exact gradients",
         text(mine or study_name),
+        FrontPage.of(rows, claims, ()),
         _abstract(rows, mine),
         standing(rows, mine, places),
         picture,

@@ -93,6 +93,7 @@ class ClaimLine:
         parts: the checks by kind and part.
         histogram: number of checks by where their bin of the ratio begins.
         errors: tests that ended in an error.
+        line: where it stands in the file of records, 0 where it does not.
     """
 
     name: str
@@ -119,6 +120,7 @@ class ClaimLine:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     commit: str = ""
     dirty: bool = False
+    line: int = 0
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
@@ -226,7 +228,10 @@ def read_claims(records: Path) -> Claims:
     if not file.exists():
         return Claims()
     again = f"check the claims again: socft verify --out {records}"
-    lines = [_line(row, where, again) for where, row in read_rows(file, again)]
+    lines = [
+        dataclasses.replace(_line(row, where, again), line=i + 1)
+        for i, (where, row) in enumerate(read_rows(file, again))
+    ]
     stated = [
         ClaimLine.unmeasured(heading) for heading in json.loads(STATED.read_text(encoding="utf-8"))
     ]

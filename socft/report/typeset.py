@@ -177,7 +177,7 @@ def figure(picture: str, caption: str, label: str, alt: str) -> str:
     it.
     """
     return (
-        f"#figure(image({_string(picture)}, alt: {_string(alt)}), placement: auto,"
+        f"#figure(image({string(picture)}, alt: {string(alt)}), placement: auto,"
         f" caption: [{caption}]) <{label}>"
     )
 
@@ -192,36 +192,12 @@ def picture_rows(pictures: Mapping[str, str], caption: str, label: str) -> str:
     smoothing.
     """
     cells = [
-        f'[{title}], image({_string(name)}, width: 100%, scaling: "pixelated")'
+        f'[{title}], image({string(name)}, width: 100%, scaling: "pixelated")'
         for title, name in pictures.items()
     ]
     body = ",\n  ".join(cells or [f"[{NOT_MEASURED}], []"])
     grid = f"grid(columns: (3.2cm, 1fr), align: (left + horizon, left), row-gutter: 2pt,\n  {body})"
     return f"#figure(kind: image, caption: [{caption}],\n{grid}) <{label}>"
-
-
-def document(title: str, subtitle: str, abstract: str, *body: str) -> str:
-    """The whole source."""
-    head = f"""
-#set document(title: {_string(title)}, date: none)
-{PREAMBLE}
-#align(center)[
-  #set par(justify: false)
-  #text(size: 17pt, weight: "bold", hyphenate: false)[{text(title)}]
-
-  #v(0.4em)
-  #text(size: 11pt)[{subtitle}]
-]
-#v(1.2em)
-#pad(x: 9mm)[
-  #set text(size: 9.5pt)
-  #set par(first-line-indent: 0pt)
-  #align(center)[*Abstract*]
-  #v(0.2em)
-  {abstract}
-]
-#v(0.6em)"""
-    return "\n\n".join([head, *body]) + "\n"
 
 
 def compile_pdf(source: str, pictures: Mapping[str, bytes]) -> bytes:
@@ -247,5 +223,6 @@ def compile_pdf(source: str, pictures: Mapping[str, bytes]) -> bytes:
     return pdf
 
 
-def _string(value: str) -> str:
+def string(value: str) -> str:
+    """Any string as a string of Typst."""
     return text(value)[1:-1]

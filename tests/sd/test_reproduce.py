@@ -272,7 +272,7 @@ def test_dpok_at_other_rates_is_a_run_of_its_own_and_is_compared_in_the_report(
     best = [max(gain, 0.0) for gain in shared]
     assert ahead_at_the_best_rate(rows, Metric.REWARD_GAIN, beta)[1] == len(best)
     assert min(abs(gain) for gain in shared) > 1e3 * max(map(abs, still))
-    _, file = report(scale.study).write(tmp_path / "records", tmp_path / "reports")
+    *_, file = report(scale.study).write(tmp_path / "records", tmp_path / "reports")
     assert file.stat().st_size > 0
 
 

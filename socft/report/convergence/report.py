@@ -12,14 +12,15 @@ from socft.report.convergence import (
     claims_chapter,
     claims_figures,
     figures,
+    findings,
     one_sided,
     tables,
     tightness,
 )
+from socft.report.document import FrontPage, document
 from socft.report.rows import Rows, ratio
 from socft.report.typeset import (
     NOT_MEASURED,
-    document,
     figure,
     fraction_of_bound,
     integer,
@@ -53,6 +54,7 @@ def compose(measured: Rows, claims: Claims) -> Document:
     source = document(
         "The convergence of PI-FT, measured",
         f"The constants and rates of {PAPER} beside exact solutions",
+        FrontPage.of(measured, claims, findings.QUESTIONS),
         _abstract(rows, claims, lam, tightness.headline(measured)),
         _problem(rows),
         _constants(rows, lam),
@@ -70,7 +72,11 @@ def compose(measured: Rows, claims: Claims) -> Document:
 
 
 REPORT = Report(
-    "convergence", compose, (schemas.CONVERGENCE, schemas.TIGHTNESS), shown=("rate.svg",)
+    "convergence",
+    compose,
+    (schemas.CONVERGENCE, schemas.TIGHTNESS),
+    shown=("rate.svg",),
+    questions=findings.QUESTIONS,
 )
 
 

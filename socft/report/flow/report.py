@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from socft.report.base import Document, Report, claims_provenance, provenance
 from socft.report.claim_records import Claims
+from socft.report.document import FrontPage, document
 from socft.report.flow import figures, tables
 from socft.report.rows import Rows
-from socft.report.typeset import NOT_MEASURED, document, figure, integer, number, paper, text
+from socft.report.typeset import NOT_MEASURED, figure, integer, number, paper, text
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
@@ -19,6 +20,7 @@ def compose(rows: Rows, claims: Claims) -> Document:
     source = document(
         "What fine-tuning methods for flow models optimise",
         "Fixed points of published methods, predicted by equations and measured on samples",
+        FrontPage.of(rows, claims, ()),
         _abstract(rows),
         _setting(),
         _equations(),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from socft.estimators.estimand import Kind
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_records import Claims
+from socft.report.document import FrontPage, document
 from socft.report.figures import LOOKS
 from socft.report.gradient_variance import (
     advice,
@@ -22,7 +23,7 @@ from socft.report.gradient_variance import (
 )
 from socft.report.gradient_variance import text as chapters
 from socft.report.rows import Rows
-from socft.report.typeset import document, figure, integer, landscape, text
+from socft.report.typeset import figure, integer, landscape, text
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
@@ -45,7 +46,7 @@ SUITE = (
 LQ, MIXTURE = ProblemName.LQ_FINE_TUNING, ProblemName.MIXTURE
 
 
-def compose(rows: Rows, _: Claims) -> Document:
+def compose(rows: Rows, claims: Claims) -> Document:
     """The document of the studies' records."""
     pictures = {
         "variance.svg": figures.variances(rows),
@@ -62,6 +63,7 @@ def compose(rows: Rows, _: Claims) -> Document:
     source = document(
         "Gradient estimators against exact gradients",
         "Bias, variance and cost, and what they are worth in training",
+        FrontPage.of(rows, claims, ()),
         _abstract(rows),
         chapters.estimated(rows),
         chapters.compared(rows),

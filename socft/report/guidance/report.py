@@ -9,9 +9,10 @@ import math
 
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_records import Claims
+from socft.report.document import FrontPage, document
 from socft.report.guidance import figures, tables
 from socft.report.rows import Rows
-from socft.report.typeset import NOT_MEASURED, document, figure, integer, number
+from socft.report.typeset import NOT_MEASURED, figure, integer, number
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
@@ -35,6 +36,7 @@ def compose(rows: Rows, claims: Claims) -> Document:
     source = document(
         "Gradient guidance, fine-tuning, optimal control",
         f"The theory and the simulations of {PAPER} with exact scores",
+        FrontPage.of(rows, claims, ()),
         _abstract(rows),
         _setting(),
         _theory(claims),

@@ -8,9 +8,10 @@ import functools
 
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_records import Claims
+from socft.report.document import FrontPage, document
 from socft.report.rows import Rows
 from socft.report.stable_diffusion import costate_size, figures, objective, stability, tables
-from socft.report.typeset import NOT_MEASURED, document, figure, picture_rows, text
+from socft.report.typeset import NOT_MEASURED, figure, picture_rows, text
 from socft.study.comparison import BELIEVED, GAINS, gradient_norm_study, picture_of
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
@@ -40,7 +41,7 @@ def _gradient_norms(study: StudySchema) -> StudySchema:
     return schemas.SD_GRADIENT_NORM.named(gradient_norm_study(study.name))
 
 
-def compose(rows: Rows, _: Claims, study: StudySchema = schemas.STABLE_DIFFUSION) -> Document:
+def compose(rows: Rows, claims: Claims, study: StudySchema = schemas.STABLE_DIFFUSION) -> Document:
     """The document of the records and of their pictures."""
     runs, sizes, benchmark = (
         rows.of(study),
@@ -60,6 +61,7 @@ def compose(rows: Rows, _: Claims, study: StudySchema = schemas.STABLE_DIFFUSION
     source = document(
         "Fine-tuning Stable Diffusion by optimal control",
         f"Section 5 of {PAPER} and its rivals on {TITLES.get(study.name, text(study.name))}",
+        FrontPage.of(rows, claims, ()),
         _abstract(runs, beta),
         _setting(runs, beta),
         objective.section(runs, beta),

@@ -27,6 +27,7 @@ from socft.report.claim_records import Claims
 from socft.report.convergence import figures as convergence_figures
 from socft.report.convergence import tables as convergence_tables
 from socft.report.convergence.report import REPORT, compose
+from socft.report.document import FrontPage, document
 from socft.report.figures import LOOKS
 from socft.report.rows import Rows, ratio
 from socft.report.typeset import (
@@ -34,7 +35,6 @@ from socft.report.typeset import (
     PREAMBLE,
     Table,
     compile_pdf,
-    document,
     figure,
     fraction_of_bound,
     integer,
@@ -625,7 +625,13 @@ def test_a_small_document_compiles():
         b' stroke="black"/></svg>'
     )
     source = document(
-        'A "title"', "sub", "abstract", "= One\n\n$ x = y $ <e>\n\n@e @t @p", table, picture
+        'A "title"',
+        "sub",
+        FrontPage("someone", []),
+        "abstract",
+        "= One\n\n$ x = y $ <e>\n\n@e @t @p",
+        table,
+        picture,
     )
     assert PREAMBLE in source
     assert compile_pdf(source, {"p.svg": line}).startswith(b"%PDF")
