@@ -37,7 +37,9 @@ here, with proofs in `socft.theory.one_sided`): it bounds the spectrum of curvat
 from below, and the Jacobian of the mean map by the one-sided Lipschitz constants of the score, so
 that its constants need not grow with the number of steps. `convergence` unrolls Theorem 3.1;
 `sharp_convergence` uses that the gradient of an unfinished value function is off only to second
-order in what its control is off, and `one_sided_convergence` that errors of values add up. A
+order in what its control is off, and `one_sided_convergence` that errors of values add up.
+`coupled_moduli` bounds optimal values along paths, by reflection coupling, in place of products of
+suprema. A
 product of zero and infinity is zero: a quadratic reward has L0r = inf, which an affine score (L1s =
 0) never multiplies. An infinite constant means "no bound".
 
@@ -83,6 +85,14 @@ from socft.theory.convergence import (
     value_gradient_error_bound,
 )
 from socft.theory.matching import MatchingSweeps
+from socft.theory.moduli import (
+    Modulus,
+    coupled_curvature,
+    coupled_moduli,
+    graded_distances,
+    line_profile,
+    oscillation_curvature,
+)
 from socft.theory.one_sided import InnerLoop, MeanMap, iterate_step, optimal_step
 from socft.theory.one_step import (
     SHARP,
@@ -136,6 +146,7 @@ __all__ = [
     "Lemma32",
     "MatchingSweeps",
     "MeanMap",
+    "Modulus",
     "OneSidedBounds",
     "PaperBounds",
     "Regularity",
@@ -155,21 +166,26 @@ __all__ = [
     "control_error_bound",
     "control_size",
     "convergence",
+    "coupled_curvature",
+    "coupled_moduli",
     "envelope_error_bound",
     "expected_norm",
     "geometric_peak",
+    "graded_distances",
     "guaranteed_rates",
     "increment_smoothness",
     "iterate_constants",
     "iterate_excess",
     "iterate_step",
     "kl_weight",
+    "line_profile",
     "mean_lipschitz",
     "mean_smoothness",
     "one_sided_constants",
     "one_sided_convergence",
     "one_sided_mean_lipschitz",
     "optimal_step",
+    "oscillation_curvature",
     "paper_constants",
     "proximal_step",
     "quadratic_rate",

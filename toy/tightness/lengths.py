@@ -10,10 +10,12 @@ constant, ``sqrt(d)`` times that of one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
 
+import torch
 from scipy.optimize import root_scalar
 from torch import Tensor
 
@@ -43,14 +45,20 @@ REWARDS: Mapping[str, Reward] = {
     "softplus": Softplus(1.0, 2.0),
     "pseudo-Huber": PseudoHuber(1.0, 1.0, -1.0),
 }
+OSCILLATIONS = {"sine": 2.0}
+"""``sup r - inf r`` of the bounded ones."""
+MIDDLES = torch.linspace(-9, 9, 1001, dtype=torch.float64)
+"""Points of the line, beyond all modes, around which a mean map is tried for expansion."""
 LENGTHS, QUICK_LENGTHS = (2, 5, 10, 20, 50, 100, 200), (5,)
 DIMENSIONS = (1, 2, 16)
 UPDATES = (1, 2, 3, 4, 5)
 LAM = 0.5
 SEARCHED = 1e-4
 """Relative error of a necessary weight."""
-BELOW = 100.0
-"""Stands for the logarithm of infinity, where a weight is not well posed."""
+STRIDE = 0.5
+"""Least ratio of successive weights in the search for it."""
+ILL_POSED = -math.log(1 - LAM)
+"""What a weight lacks at least, in logarithms, where ``sigma^2 K / beta`` reaches 1."""
 BEST = theory.BestRelaxation()
 STATEMENTS: Mapping[str, Callable[[Tensor], theory.RegularityStatement]] = {
     "paper": lambda _: theory.Theorem28(theory.PaperBounds()),
@@ -108,24 +116,52 @@ def weights_task(law: str, reward: str, T: int) -> list[Record]:
 def necessary_weight(law: str, reward: str, schedule: Schedule, sufficient: float) -> float:
     """The constant weight at which the exact undamped inner map contracts by `LAM` and no more,
     from below a sufficient one.
+
+    From above, the next weight tried is what the last one needs, ``max sigma^2 K / (1 - lam)`` with
+    its own curvatures K, but at least `STRIDE` of it: K need not fall as beta rises, and no smaller
+    weight at which the map does not contract is to be jumped over.
     """
     reference = score_reference(LAWS[law], schedule)
     grids = grids_for(ControlProblem(reference, REWARDS[reward], sufficient))
     variance = schedule.sigma.square()
 
+    @functools.cache
     def excess(log_beta: float) -> float:
         problem = ControlProblem(reference, REWARDS[reward], math.exp(log_beta))
         try:
             curvature = vector(solve_backward(problem, grids).curvature)
         except InvalidProblem:
-            return BELOW
+            return ILL_POSED
         return math.log(float((variance * curvature).max()) / (1 - LAM)) - log_beta
 
-    high, width = math.log(sufficient) + SEARCHED, math.log(2)
-    while excess(high - width) < 0:
-        high, width = high - width, 2 * width
-    found = root_scalar(excess, bracket=(high - width, high), method="brentq", xtol=SEARCHED)
+    low = math.log(sufficient) + SEARCHED
+    high = low + SEARCHED
+    while (missing := excess(low)) < 0:
+        high, low = low, low + max(missing - SEARCHED, math.log(STRIDE))
+    found = root_scalar(excess, bracket=(low, high), method="brentq", xtol=SEARCHED)
     return math.exp(found.root)
+
+
+def coupled_task(law: str, reward: str, T: int) -> list[Record]:
+    """The constant weight that reflection coupling asks for, on a line."""
+    started, schedule = time.perf_counter(), memoryless(T)
+    apart, oscillation = theory.graded_distances(), OSCILLATIONS.get(reward, math.inf)
+    modulus = theory.Modulus.of_reward(apart, REWARDS[reward].L0, oscillation)
+    moduli = theory.coupled_moduli(modulus, _profiles(law, T), schedule.sigma)
+    curvature = theory.coupled_curvature(moduli, schedule.sigma, oscillation)
+    beta = theory.beta_from_curvature(schedule.sigma, curvature, LAM).beta.max()
+    setting = {"reward": reward, "T": T, "lam": LAM, "rule": "coupled", "d": 1}
+    seconds = time.perf_counter() - started
+    study = schemas.TIGHTNESS.name
+    return [Record(study, law, Metric.SUFFICIENT_BETA, float(beta), setting, seconds=seconds)]
+
+
+@functools.cache
+def _profiles(law: str, T: int) -> Tensor:
+    reference, apart = score_reference(LAWS[law], memoryless(T)), theory.graded_distances()
+    return torch.stack(
+        [theory.line_profile(lambda x, k=k: reference.mean(k, x), apart, MIDDLES) for k in range(T)]
+    )
 
 
 def errors_task(law: str, relaxed: bool, T: int) -> list[Record]:
@@ -178,7 +214,8 @@ def tasks(quick: bool) -> list[Task]:
     """Every measurement, at the quick or the full scale."""
     lengths, steps = (QUICK_LENGTHS, 5) if quick else (LENGTHS, 50)
     weights = [
-        Task(f"weights {law} {reward} {T}", weights_task, {"law": law, "reward": reward, "T": T})
+        Task(f"{name} {law} {reward} {T}", task, {"law": law, "reward": reward, "T": T})
+        for name, task in (("weights", weights_task), ("coupled", coupled_task))
         for law in LAWS
         for reward in REWARDS
         for T in lengths
