@@ -60,6 +60,7 @@ from toy.guidance.frontier import ALL_METHODS, KNOBS, VARIANCES, Frontier
 from toy.guidance.subspace import BATCH, DIM, GUIDES, LATENT, NOISE, RUNS, SHARE, chain, subspace
 
 SPHERE_BATCH = 256
+LENGTHS = (25, 50, 100, 200, 400)
 # rounds recorded of a run, and every twentieth up to the hundredth, which shorter runs have too
 MARKS = 48
 FRONTIER_PATHS = 1024
@@ -230,6 +231,25 @@ def equal_reward_task(
     return records
 
 
+@with_task_seconds
+def number_of_steps_task(method: str, reward: float, lengths: Sequence[int]) -> list[Record]:
+    """Divergence of one method at a given reward, on chains of several numbers of steps."""
+    records = []
+    for steps in lengths:
+        found = Frontier(ProblemName.ISOTROPIC, steps).reach(method, reward)
+        records.append(
+            Record(
+                schemas.GUIDANCE.name,
+                ProblemName.ISOTROPIC,
+                Metric.EQUAL_KL,
+                found.kl if found else math.nan,
+                {"reward": reward, "T": steps},
+                method,
+            )
+        )
+    return records
+
+
 @functools.cache
 def pole() -> Tensor:
     """A random unit vector, theta."""
@@ -324,6 +344,7 @@ def tasks(quick: bool) -> list[Task]:
         *_rounds_tasks(steps, 12 if quick else 2000),
         *_regularised_tasks(),
         *_frontier_tasks(steps, quick),
+        *_number_of_steps_tasks(quick),
         *_sphere_tasks(steps, quick),
     ]
 
@@ -372,6 +393,18 @@ def _frontier_tasks(steps: int, quick: bool) -> list[Task]:
                 Task(f"equal reward {name}", equal_reward_task, where | {"rewards": rewards}),
             ]
     return out
+
+
+def _number_of_steps_tasks(quick: bool) -> list[Task]:
+    """What a reward costs on shorter and longer chains."""
+    return [
+        Task(
+            f"number of steps {method}",
+            number_of_steps_task,
+            {"method": method, "reward": 3.0, "lengths": (10, 20) if quick else LENGTHS},
+        )
+        for method in ALL_METHODS
+    ]
 
 
 def _sphere_tasks(steps: int, quick: bool) -> list[Task]:

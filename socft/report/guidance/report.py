@@ -59,7 +59,7 @@ REPORT = Report(
 
 def _abstract(rows: Rows) -> str:
     cost = {
-        method: _one(rows.where(Metric.EQUAL_KL, ProblemName.ISOTROPIC, method, reward=3.0))
+        method: tables.at_equal_reward(rows, Metric.EQUAL_KL, ProblemName.ISOTROPIC, method, 3.0)
         for method in tables.METHODS
     }
     names = (
@@ -359,9 +359,9 @@ def _furthest(rows: Rows, guide: str) -> float | None:
 
 def _ratio(rows: Rows, spread: str, reward: float) -> dict[str, str]:
     """Divergence of every method over that of the optimum."""
-    best = _one(rows.where(Metric.EQUAL_KL, spread, MethodName.OPTIMAL_CONTROL, reward=reward))
+    best = tables.at_equal_reward(rows, Metric.EQUAL_KL, spread, MethodName.OPTIMAL_CONTROL, reward)
     out = {}
     for method in tables.METHODS:
-        mine = _one(rows.where(Metric.EQUAL_KL, spread, method, reward=reward))
+        mine = tables.at_equal_reward(rows, Metric.EQUAL_KL, spread, method, reward)
         out[method] = NOT_MEASURED if mine is None or not best else number(mine / best)
     return out

@@ -141,6 +141,14 @@ def limits(rows: Rows) -> str:
     ).markup
 
 
+def at_equal_reward(
+    rows: Rows, metric: Metric, spread: str, method: str, reward: float
+) -> float | None:
+    """What a method pays for a mean reward with the number of steps of the other measurements."""
+    found = rows.where(metric, spread, method, reward=reward).having("reward").one()
+    return None if found is None else found.value
+
+
 def equal_reward(rows: Rows) -> str:
     """Divergence and distance of every method at given rewards."""
     rewards = rows.where(Metric.EQUAL_KL).distinct("reward")
@@ -165,7 +173,7 @@ def equal_reward(rows: Rows) -> str:
 
 
 def _equal(rows: Rows, spread: str, method: str, rewards: Sequence[float]) -> Sequence[str]:
-    mine = rows.where(problem=spread, estimator=method)
+    mine = rows.where(problem=spread, estimator=method).having("reward")
     kl = [_cell(mine.where(Metric.EQUAL_KL, reward=reward)) for reward in rewards]
     far = [
         _cell(mine.where(Metric.EQUAL_DISTANCE, reward=reward), 4)
