@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import (
+    InvalidProblem,
     Numbers,
+    described,
     per_step,
     probe,
     require,
@@ -34,6 +36,7 @@ from socft.readable import Readable
 from socft.reference import Reference, States, Step
 from socft.reward import PerSample, Reward, as_reward
 
+ReferenceT = TypeVar("ReferenceT", bound=Reference)
 RunningCost = Callable[[Step, States], PerSample]
 
 
@@ -133,3 +136,15 @@ def require_problem(problem: object) -> None:
     """Raise `InvalidProblem` unless this is a control problem."""
     remedy = "give a ControlProblem(reference, reward, beta)."
     require_kind(problem, ControlProblem, "the problem", remedy)
+
+
+def require_reference(problem: ControlProblem, kind: type[ReferenceT], remedy: str) -> ReferenceT:
+    """The reference of a problem, refused unless it is of a kind.
+
+    Args:
+        remedy: what needs that kind, and what to give.
+    """
+    reference = problem.reference
+    if not isinstance(reference, kind):
+        raise InvalidProblem(f"the reference is {described(reference)}; {remedy}")
+    return reference

@@ -116,14 +116,8 @@ def test_the_chain_tends_to_it() -> None:
     512.
     """
     errors = [_distance(steps) for steps in (256, 512)]
-    CLAIM.attained(
-        errors[1],
-        errors[0] / 2,
-        {"T": [256, 512], "errors": errors},
-        within=NEXT,
-        slack=NEXT,
-        part="order 1/T",
-    )
+    where, half = {"T": [256, 512], "errors": errors}, errors[0] / 2
+    CLAIM.attained(errors[1], half, where, within=NEXT, slack=NEXT, part="order 1/T")
 
 
 def _distance(steps: int) -> float:

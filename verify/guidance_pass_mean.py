@@ -90,14 +90,8 @@ def test_the_covariance_is_a_limit() -> None:
         )
         found = case.run(LookAheadGuidance(case.response, PosteriorStrength(case.noise)))
         errors.append(float((found.covariance[-1] - case.conditional.covariance).abs().max()))
-    CLAIM.attained(
-        errors[1],
-        errors[0] / 2,
-        {"T": [256, 512], "errors": errors},
-        within=NEXT,
-        slack=NEXT,
-        part="covariance",
-    )
+    where, half = {"T": [256, 512], "errors": errors}, errors[0] / 2
+    CLAIM.attained(errors[1], half, where, within=NEXT, slack=NEXT, part="covariance")
 
 
 def test_needs_the_exact_strength() -> None:

@@ -37,7 +37,7 @@ from verify.support.claims import WITHIN, Claim
 from verify.support.instances import ProductInstance
 from verify.support.iterates import Chained, Iterate, constant
 from verify.support.passes import hold_along_passes
-from verify.support.score_units import ROUNDING, deviation
+from verify.support.score_units import formula
 from verify.support.staircase import clipped
 from verify.support.strategies import curved_rewards, instances
 from verify.support.suprema import ACCURACY
@@ -64,10 +64,7 @@ def test_holds(instance: ProductInstance, rounds: int) -> None:
     hold_along_passes(CLAIM, instance, rounds, measure, bound, floor)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_formula(seed: int) -> None:
-    difference, where = deviation("L0V", seed, iterates=True)
-    CLAIM.equals(difference, 0.0, where, ROUNDING, "formula")
+test_formula = formula(CLAIM, "L0V", iterates=True)
 
 
 @settings(max_examples=15)

@@ -43,7 +43,7 @@ from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
 from verify.support.iterates import PAPER, Chained, Iterate, constant
 from verify.support.passes import hold_along_passes
-from verify.support.score_units import ROUNDING, deviation
+from verify.support.score_units import ROUNDING, formula
 from verify.support.strategies import curved_rewards, instances, numbers
 from verify.support.suprema import DIFFERENCED
 
@@ -70,10 +70,7 @@ def test_holds(instance: ProductInstance, rounds: int) -> None:
     hold_along_passes(CLAIM, instance, rounds, measure, bound, DIFFERENCED)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_formula(seed: int) -> None:
-    difference, where = deviation("L1V", seed, iterates=True)
-    CLAIM.equals(difference, 0.0, where, ROUNDING, "formula")
+test_formula = formula(CLAIM, "L1V", iterates=True)
 
 
 @settings(max_examples=100)

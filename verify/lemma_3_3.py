@@ -42,11 +42,10 @@ from verify.support import topics
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
-from verify.support.iterates import PAPER, Chained, Iterate, constants_for, visible
-from verify.support.passes import passes
+from verify.support.iterates import Chained, Iterate, constants_for
+from verify.support.passes import Pass, control_errors_hold
 from verify.support.staircase import clipped
 from verify.support.strategies import curved_rewards, instances
-from verify.support.suprema import ACCURACY
 
 CLAIM = Claim.of_module(__name__, __doc__, "Lemma 3.3", topics.LEMMAS_3_3_AND_3_4)
 SHARP_CLIP = 2000.0
@@ -80,17 +79,10 @@ def bound(
 @settings(max_examples=18)
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 5))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
-    unit = theory.score_unit(instance.chain)
-    for each in passes(instance, rounds):
-        paper, sharp = (
-            bound(instance, each.beta, b, each.found, rounds)
-            for b in (PAPER.bounds, instance.sharp)
-        )
-        measured, floor = (
-            visible(measure(each.found, unit), sharp),
-            ACCURACY * instance.dim**0.5 * float(unit.max()),
-        )
-        CLAIM.holds(measured, paper, each.where, sharp=sharp, floor=floor, part=each.constants)
+    def of(each: Pass, bounds: theory.Bounds) -> Tensor:
+        return bound(instance, each.beta, bounds, each.found, rounds)
+
+    control_errors_hold(CLAIM, instance, rounds, measure, of)
 
 
 @pytest.mark.parametrize("q", [0.3, 0.9])

@@ -48,7 +48,7 @@ from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.rewards import Parabola
 from verify.support.scores import TanhScore
-from verify.support.strategies import line_instances, numbers, quadratic_instances
+from verify.support.strategies import entries, line_instances, quadratic_instances
 from verify.support.suprema import INNER
 
 CLAIM = Claim.of_module(__name__, __doc__, "Operator view of (9)", topics.THEOREM_2_8_II)
@@ -192,11 +192,7 @@ def test_holds(instance: ProductInstance, step: int) -> None:
 
 
 @settings(max_examples=30)
-@given(
-    quadratic_instances(steps=4),
-    st.integers(0, 3),
-    st.lists(numbers(-2, 2), min_size=5, max_size=5),
-)
+@given(quadratic_instances(steps=4), st.integers(0, 3), entries(5))
 def test_holds_in_several_dimensions(
     instance: QuadraticInstance, step: int, state: list[float]
 ) -> None:

@@ -43,7 +43,7 @@ from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
 from verify.support.scores import TanhScore
-from verify.support.strategies import Sine, line_instances, numbers, quadratic_instances
+from verify.support.strategies import Sine, entries, line_instances, quadratic_instances
 from verify.support.suprema import ACCURACY
 
 CLAIM = Claim.of_module(__name__, __doc__, "Condition (18), (20)", topics.THEOREM_2_8_II)
@@ -100,11 +100,7 @@ def test_holds(instance: ProductInstance, step: int) -> None:
 
 
 @settings(max_examples=25)
-@given(
-    quadratic_instances(steps=4),
-    st.integers(0, 3),
-    st.lists(numbers(-2, 2), min_size=10, max_size=10),
-)
+@given(quadratic_instances(steps=4), st.integers(0, 3), entries(10))
 def test_holds_in_several_dimensions(
     instance: QuadraticInstance, step: int, state: list[float]
 ) -> None:

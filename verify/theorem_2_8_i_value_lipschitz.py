@@ -39,7 +39,7 @@ from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance
 from verify.support.rewards import Slope
-from verify.support.score_units import ROUNDING, deviation
+from verify.support.score_units import formula
 from verify.support.scores import MixtureScore, TanhScore
 from verify.support.strategies import Sine, instances
 from verify.support.suprema import ACCURACY
@@ -60,10 +60,7 @@ def bound(instance: ProductInstance, statement: theory.RegularityStatement) -> T
     return instance.regularity(statement).L0V[:-1]
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_formula(seed: int) -> None:
-    difference, where = deviation("L0V", seed)
-    CLAIM.equals(difference, 0.0, where, ROUNDING, "formula")
+test_formula = formula(CLAIM, "L0V")
 
 
 @given(instances())

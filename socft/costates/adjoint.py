@@ -40,14 +40,16 @@ NextCostate: TypeAlias = Callable[[int, Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class CostatePair:
-    """Costates after a step.
+class StepTaken:
+    """The noise of a step on a path, and the costates after it.
 
     Attributes:
+        noise: shape (batch, *noise_dims).
         next: ``a_{k+1}``, shape (batch, *dims).
         pulled: what is pulled back in its place, shape (batch, *dims).
     """
 
+    noise: Noises
     next: States
     pulled: States
 
@@ -76,19 +78,13 @@ class Adjoint(Readable, abc.ABC):
         """What the noise of the step adds to it."""
 
     def along(
-        self,
-        problem: ControlProblem,
-        policy: Policy,
-        k: int,
-        x: States,
-        noise: Noises,
-        costates: CostatePair,
+        self, problem: ControlProblem, policy: Policy, k: int, x: States, step: StepTaken
     ) -> Tensor:
-        """The number whose gradient in ``x`` is the costate of step k on a path with that noise,
+        """The number whose gradient in ``x`` is the costate of step k on a path that took it so,
         summed over the batch.
         """
-        noisy = self.noise_potential(problem, k, x, noise, costates.next)
-        return self.potential(problem, policy, k, x, costates.pulled) + noisy
+        noisy = self.noise_potential(problem, k, x, step.noise, step.next)
+        return self.potential(problem, policy, k, x, step.pulled) + noisy
 
     def vjp(
         self, problem: ControlProblem, policy: Policy, k: int, x: States, costate: States
@@ -174,8 +170,8 @@ def backward_pass(
         pulled = after if next_costate is None else next_costate(k, after)
         with torch.enable_grad():
             x = path.states[k].detach().requires_grad_(True)
-            noise, pair = path.noise.steps[k].to(x), CostatePair(after, pulled)
-            scalar = adjoint.along(problem, policy, k, x, noise, pair)
+            taken = StepTaken(path.noise.steps[k].to(x), after, pulled)
+            scalar = adjoint.along(problem, policy, k, x, taken)
             (costate,) = torch.autograd.grad(scalar, x)
         yield CostateStep(k, path.states[k], costate, pulled)
 

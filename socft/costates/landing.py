@@ -36,7 +36,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import require
-from socft.costates.adjoint import CostatePair, FullRecursion, LeanRecursion
+from socft.costates.adjoint import FullRecursion, LeanRecursion, StepTaken
 from socft.costates.base import Cost
 from socft.costates.directional import derivative
 from socft.path import Path
@@ -53,16 +53,10 @@ class FullLanding(FullRecursion):
     """
 
     def along(
-        self,
-        problem: ControlProblem,
-        policy: Policy,
-        k: int,
-        x: States,
-        noise: Noises,
-        costates: CostatePair,
+        self, problem: ControlProblem, policy: Policy, k: int, x: States, step: StepTaken
     ) -> Tensor:
-        noisy = FunctionPolicy(lambda step, y: policy(step, y) + noise)
-        return self.potential(problem, noisy, k, x, costates.pulled)
+        noisy = FunctionPolicy(lambda at, y: policy(at, y) + step.noise)
+        return self.potential(problem, noisy, k, x, step.pulled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +66,11 @@ class LeanLanding(LeanRecursion):
     cost = Cost(reference_derivatives=1, policy_derivatives=1)
 
     def along(
-        self,
-        problem: ControlProblem,
-        policy: Policy,
-        k: int,
-        x: States,
-        noise: Noises,
-        costates: CostatePair,
+        self, problem: ControlProblem, policy: Policy, k: int, x: States, step: StepTaken
     ) -> Tensor:
         v = policy(k, x)
-        score = at_step(problem.beta, k, v) * v * noise
-        return super().along(problem, policy, k, x, noise, costates) - score.sum()
+        score = at_step(problem.beta, k, v) * v * step.noise
+        return super().along(problem, policy, k, x, step) - score.sum()
 
 
 class OwnStep(Readable, abc.ABC):

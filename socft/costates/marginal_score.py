@@ -35,7 +35,7 @@ from socft.costates.directional import columns, derivative
 from socft.costates.fields import FREE
 from socft.path import Path
 from socft.policy import AffinePolicy, Policy, Uncontrolled
-from socft.problem import ControlProblem
+from socft.problem import ControlProblem, require_reference
 from socft.readable import Readable
 from socft.reference import DenoisingReference, Noises, States, Step
 from socft.regression.features import Features
@@ -110,12 +110,9 @@ class ReferenceScore(MarginalScore):
         return Cost(reference=1, policy=1, memory=0)
 
     def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
-        reference, last = problem.reference, problem.steps - 1
-        if not isinstance(reference, DenoisingReference):
-            raise InvalidProblem(
-                f"the reference is a {type(reference).__name__}; only a DenoisingReference goes by"
-                " a score.",
-            )
+        remedy = "only a DenoisingReference goes by a score."
+        reference = require_reference(problem, DenoisingReference, remedy)
+        last = problem.steps - 1
 
         def score(k: int, x: States) -> Noises:
             level = min(k + 1, last)

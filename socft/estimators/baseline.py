@@ -20,7 +20,7 @@ from torch import Tensor
 from socft.checks import keep, probe, require, require_callable, require_kinds, whole
 from socft.costates.base import Cost
 from socft.estimators.base import Estimator, RowsT
-from socft.estimators.estimand import Biased
+from socft.estimators.estimand import Biased, ObjectiveGradient
 from socft.path import Path
 from socft.problem import ControlProblem
 from socft.readable import Readable
@@ -63,28 +63,6 @@ class Baseline(Readable, abc.ABC):
     @abc.abstractmethod
     def levels(self, problem: ControlProblem, path: Path, returns: Returns) -> Returns:
         """``b_k`` of every step and path."""
-
-
-class BaselineEstimator(Estimator[RowsT]):
-    """An estimator from returns alone, without derivatives: a batch is as large as its baseline
-    needs.
-
-    Attributes:
-        baseline: what to subtract from the returns.
-    """
-
-    baseline: Baseline
-
-    @property
-    def cost(self) -> Cost:
-        return Cost()
-
-    @property
-    def couples_batch(self) -> bool:
-        return self.baseline.couples_batch
-
-    def smallest_batch(self, problem: ControlProblem) -> int:
-        return self.baseline.smallest_batch
 
 
 class NoBaseline(Baseline):
@@ -194,3 +172,31 @@ def _levels(function: Callable[[Step, States], PerSample], path: Path, what: str
     """A function of step and state along a path."""
     found = [probe(function, (k, x), (len(x),), what) for k, x in enumerate(path.states[:-1])]
     return torch.stack(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineEstimator(Estimator[RowsT]):
+    """An estimator from returns alone, without derivatives: a batch is as large as its baseline
+    needs, and a biased baseline makes what it `estimates` biased too.
+
+    Attributes:
+        baseline: what to subtract from the returns.
+    """
+
+    baseline: Baseline = dataclasses.field(default_factory=LeaveOneOut)
+
+    def __post_init__(self) -> None:
+        require_kinds(self, baseline=Baseline)
+        if isinstance(self.estimates, ObjectiveGradient) and not self.baseline.unbiased:
+            object.__setattr__(self, "estimates", SHRUNK)
+
+    @property
+    def cost(self) -> Cost:
+        return Cost()
+
+    @property
+    def couples_batch(self) -> bool:
+        return self.baseline.couples_batch
+
+    def smallest_batch(self, problem: ControlProblem) -> int:
+        return self.baseline.smallest_batch

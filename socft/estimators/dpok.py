@@ -62,7 +62,8 @@ class DPOK(BaselineEstimator[RatioRows]):
     label_type: ClassVar[type[Labels[Any]]] = RatioLabels
 
     def __post_init__(self) -> None:
-        require_kinds(self, baseline=Baseline, averaged=bool)
+        super().__post_init__()
+        require_kinds(self, averaged=bool)
         keep(self, clip=None if self.clip is None else positive(self.clip, "clip"))
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> RatioLabels:

@@ -33,10 +33,7 @@ from socft.checks import probe, require_callable, require_kinds
 from socft.costates.base import Cost
 from socft.estimators.base import Labels, MatchingEstimator
 from socft.estimators.baseline import (
-    SHRUNK,
-    Baseline,
     BaselineEstimator,
-    LeaveOneOut,
     returns_to_go,
 )
 from socft.estimators.estimand import Biased, Estimand, FixedPointResidual, ObjectiveGradient
@@ -89,21 +86,12 @@ class IntegrationByParts(ZerothOrder, BaselineEstimator):
     It is `ScoreFunction` with the noise that cannot move the state, where B has more columns than
     rows, projected out.
 
-    Attributes:
-        baseline: what to subtract from the returns.
-
     >>> print(IntegrationByParts().estimates.kind)
     objective gradient
     """
 
-    baseline: Baseline = dataclasses.field(default_factory=LeaveOneOut)
     estimates: ClassVar[Estimand] = ObjectiveGradient()
     source: ClassVar[str] = "arXiv 2412.18164v4, equation 48; derived here for returns"
-
-    def __post_init__(self) -> None:
-        require_kinds(self, baseline=Baseline)
-        if not self.baseline.unbiased:
-            object.__setattr__(self, "estimates", SHRUNK)
 
     def differences(self, problem: ControlProblem, path: Path) -> Float[Tensor, "steps batch"]:
         returns = returns_to_go(problem, path)

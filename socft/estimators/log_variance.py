@@ -47,13 +47,25 @@ from socft.reward import PerSample
 
 
 @dataclasses.dataclass(frozen=True)
-class LogVariance(BatchEstimator, MatchingEstimator):
-    """Unbiased for the objective's gradient on paths of the policy; zero at the optimum, up to
-    O(dt), on others.
+class GroupedEstimator(BatchEstimator, MatchingEstimator):
+    """Compares work functionals of paths with those of their group.
 
     Attributes:
-        groups: index of each path's group, shape (batch,), over which the mean is taken; one group
-            by default.
+        groups: index of each path's group, shape (batch,), over which means are taken; one group by
+            default.
+    """
+
+    groups: Int[Tensor, " batch"] | None = None
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(policy=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogVariance(GroupedEstimator):
+    """Unbiased for the objective's gradient on paths of the policy; zero at the optimum, up to
+    O(dt), on others.
 
     Raises:
         InvalidProblem: a group has one path only, or, on paths of another policy, paths with
@@ -63,13 +75,8 @@ class LogVariance(BatchEstimator, MatchingEstimator):
     objective gradient
     """
 
-    groups: Int[Tensor, " batch"] | None = None
     estimates: ClassVar[Estimand] = ObjectiveGradient()
     source: ClassVar[str] = "arXiv 2005.05409; arXiv 2312.02027; varying beta derived here"
-
-    @property
-    def cost(self) -> Cost:
-        return Cost(policy=1)
 
     @torch.no_grad()
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:

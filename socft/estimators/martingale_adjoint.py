@@ -17,9 +17,12 @@ discrete lean and full costates, and with increments of other orders, derived he
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterator
 from typing import ClassVar
+
+from torch import Tensor
 
 from socft.checks import require_kinds
 from socft.costates.adjoint import Adjoint, FullRecursion, LeanRecursion, backward_pass
@@ -33,7 +36,38 @@ from socft.problem import ControlProblem
 
 
 @dataclasses.dataclass(frozen=True)
-class MartingaleAdjoint(CostateEstimator):
+class CorrectedAdjoint(CostateEstimator, abc.ABC):
+    """Costates that pull back ``a_{k+1} - dM_k``.
+
+    Attributes:
+        correction: the increment and where its field comes from.
+    """
+
+    correction: Correction
+
+    def __post_init__(self) -> None:
+        require_kinds(self, correction=Correction)
+
+    @property
+    @abc.abstractmethod
+    def adjoint(self) -> Adjoint:
+        """What is corrected."""
+
+    @property
+    def cost(self) -> Cost:
+        return total(self.adjoint.cost, self.correction.cost)
+
+    def backward_pass(
+        self, problem: ControlProblem, policy: Policy, path: Path
+    ) -> Iterator[CostateStep]:
+        def corrected(k: int, after: Tensor) -> Tensor:
+            return after - self.correction.increment(problem, policy, path, k)
+
+        return backward_pass(self.adjoint, problem, policy, path, corrected)
+
+
+@dataclasses.dataclass(frozen=True)
+class MartingaleAdjoint(CorrectedAdjoint):
     """Zero in expectation at the optimum, as `AdjointMatching`.
 
     Attributes:
@@ -53,23 +87,13 @@ class MartingaleAdjoint(CostateEstimator):
         "Newton 1994; arXiv 1510.03141; arXiv 2409.08861, section 5; here for lean costates"
     )
 
-    correction: Correction
-
-    def __post_init__(self) -> None:
-        require_kinds(self, correction=Correction)
-
     @property
-    def cost(self) -> Cost:
-        return total(LeanRecursion().cost, self.correction.cost)
-
-    def backward_pass(
-        self, problem: ControlProblem, policy: Policy, path: Path
-    ) -> Iterator[CostateStep]:
-        return corrected(LeanRecursion(), self.correction, problem, policy, path)
+    def adjoint(self) -> Adjoint:
+        return LeanRecursion()
 
 
 @dataclasses.dataclass(frozen=True)
-class FullMartingaleAdjoint(CostateEstimator):
+class FullMartingaleAdjoint(CorrectedAdjoint):
     """Unbiased for the objective's gradient, as `FullAdjoint`.
 
     Attributes:
@@ -86,29 +110,6 @@ class FullMartingaleAdjoint(CostateEstimator):
         "Newton 1994; arXiv 1510.03141; arXiv 2412.18164v4, equation 77; here for full costates"
     )
 
-    correction: Correction
-
-    def __post_init__(self) -> None:
-        require_kinds(self, correction=Correction)
-
     @property
-    def cost(self) -> Cost:
-        return total(FullRecursion().cost, self.correction.cost)
-
-    def backward_pass(
-        self, problem: ControlProblem, policy: Policy, path: Path
-    ) -> Iterator[CostateStep]:
-        return corrected(FullRecursion(), self.correction, problem, policy, path)
-
-
-def corrected(
-    adjoint: Adjoint, correction: Correction, problem: ControlProblem, policy: Policy, path: Path
-) -> Iterator[CostateStep]:
-    """Costates that pull back ``a_{k+1} - dM_k``."""
-    return backward_pass(
-        adjoint,
-        problem,
-        policy,
-        path,
-        lambda k, after: after - correction.increment(problem, policy, path, k),
-    )
+    def adjoint(self) -> Adjoint:
+        return FullRecursion()

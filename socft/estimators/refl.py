@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from socft.checks import (
-    InvalidProblem,
     keep,
     probe,
     require,
@@ -34,7 +33,7 @@ from socft.estimators.base import Labels, MatchingEstimator
 from socft.estimators.estimand import Biased, Estimand
 from socft.path import Path
 from socft.policy import Policy
-from socft.problem import ControlProblem
+from socft.problem import ControlProblem, require_reference
 from socft.reference import DenoisingReference, Noises, States, Step, at_step
 
 Prediction: TypeAlias = "Callable[[Step, States, Noises], States]"
@@ -112,10 +111,7 @@ class ReFL(MatchingEstimator):
 
 
 def _tweedie(problem: ControlProblem) -> Prediction:
-    reference = problem.reference
-    if not isinstance(reference, DenoisingReference):
-        raise InvalidProblem(
-            f"the reference is a {type(reference).__name__}; Tweedie's formula needs a"
-            " DenoisingReference, such as a ScoreReference: give a prediction.",
-        )
-    return reference.endpoint_of
+    remedy = (
+        "Tweedie's formula needs a DenoisingReference, such as a ScoreReference: give a prediction."
+    )
+    return require_reference(problem, DenoisingReference, remedy).endpoint_of

@@ -19,13 +19,9 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from socft.checks import require_kinds
 from socft.estimators.base import Labels, MatchingEstimator
 from socft.estimators.baseline import (
-    SHRUNK,
-    Baseline,
     BaselineEstimator,
-    LeaveOneOut,
     Returns,
     returns_to_go,
 )
@@ -50,21 +46,12 @@ class ScoreFunction(BaselineEstimator, MatchingEstimator):
     """Unbiased for the objective's gradient with every baseline but `BatchMean`; no derivative of
     reward, reference or policy.
 
-    Attributes:
-        baseline: what to subtract from the returns.
-
     >>> print(ScoreFunction().estimates.kind)
     objective gradient
     """
 
-    baseline: Baseline = dataclasses.field(default_factory=LeaveOneOut)
     estimates: ClassVar[Estimand] = ObjectiveGradient()
     source: ClassVar[str] = "Williams 1992; arXiv 2412.18164v4, equation 77; KL-to-go derived here"
-
-    def __post_init__(self) -> None:
-        require_kinds(self, baseline=Baseline)
-        if not self.baseline.unbiased:
-            object.__setattr__(self, "estimates", SHRUNK)
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         returns = returns_to_go(problem, path)
@@ -75,19 +62,12 @@ class ScoreFunction(BaselineEstimator, MatchingEstimator):
 class ScoreFunctionWithoutKLToGo(BaselineEstimator, MatchingEstimator):
     """The same with the KL of later steps left out of the returns: not zero at the optimum.
 
-    Attributes:
-        baseline: what to subtract from the returns.
-
     >>> print(ScoreFunctionWithoutKLToGo().estimates.kind)
     biased
     """
 
-    baseline: Baseline = dataclasses.field(default_factory=LeaveOneOut)
     estimates: ClassVar[Estimand] = Biased("the KL of later steps is left out of the returns")
     source: ClassVar[str] = "the policy gradient of arXiv 2305.16381"
-
-    def __post_init__(self) -> None:
-        require_kinds(self, baseline=Baseline)
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         returns = returns_to_go(problem, path, kl=False)

@@ -22,13 +22,10 @@ import dataclasses
 from typing import ClassVar
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
-from socft.costates.base import Cost
-from socft.estimators.base import BatchEstimator, Labels, MatchingEstimator
+from socft.estimators.base import Labels
 from socft.estimators.estimand import ApproximateResidual, Estimand, ResidualZero
-from socft.estimators.log_variance import comparable_controls, deviation_labels
+from socft.estimators.log_variance import GroupedEstimator, comparable_controls, deviation_labels
 from socft.finite import require_finite_paths
 from socft.path import Path
 from socft.path_measure import normalised, work_functional
@@ -37,12 +34,8 @@ from socft.problem import ControlProblem
 
 
 @dataclasses.dataclass(frozen=True)
-class Variance(BatchEstimator, MatchingEstimator):
+class Variance(GroupedEstimator):
     """Zero at the optimum up to O(dt), on paths of any policy; no derivatives.
-
-    Attributes:
-        groups: index of each path's group, shape (batch,), over which means are taken; one group by
-            default.
 
     Raises:
         InvalidProblem: beta is not constant, a group has one path only, a work functional is not
@@ -52,13 +45,8 @@ class Variance(BatchEstimator, MatchingEstimator):
     fixed-point residual up to O(dt)
     """
 
-    groups: Int[Tensor, " batch"] | None = None
     estimates: ClassVar[Estimand] = ApproximateResidual(ResidualZero.EQUAL_WEIGHTS, any_noise=True)
     source: ClassVar[str] = "arXiv 2312.02027; arXiv 2005.05409"
-
-    @property
-    def cost(self) -> Cost:
-        return Cost(policy=1)
 
     @torch.no_grad()
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:

@@ -267,19 +267,23 @@ def log_moment(q: PerSample, D: int) -> PerSample:
     return _LogMoment.apply(q, D)  # type: ignore[return-value]
 
 
-class _Slope(torch.autograd.Function):
-    """``B_D`` and ``dB_D/dq = B_D (B_{D+2} - B_D) / 2``."""
+class _OfSquare(torch.autograd.Function):
+    """A function of q in D dimensions; keeps both."""
 
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(q: Tensor, D: int) -> Tensor:
-        return torch.from_numpy(_slope(q.detach().double().cpu().numpy(), D)).to(q)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, int], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
         ctx.D = inputs[1]  # type: ignore[attr-defined]
+
+
+class _Slope(_OfSquare):
+    """``B_D`` and ``dB_D/dq = B_D (B_{D+2} - B_D) / 2``."""
+
+    @staticmethod
+    def forward(q: Tensor, D: int) -> Tensor:
+        return torch.from_numpy(_slope(q.detach().double().cpu().numpy(), D)).to(q)
 
     @staticmethod
     def _rate(ctx: FunctionCtx) -> Tensor:
@@ -293,19 +297,12 @@ class _Slope(torch.autograd.Function):
         return grad * _Slope._rate(ctx), None
 
 
-class _LogMoment(torch.autograd.Function):
+class _LogMoment(_OfSquare):
     """``log C`` as a function of q, with the derivative ``B_D / 2``."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(q: Tensor, D: int) -> Tensor:
         return torch.from_numpy(_log_moment(q.detach().double().cpu().numpy(), D)).to(q)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.D = inputs[1]  # type: ignore[attr-defined]
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]

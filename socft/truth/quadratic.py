@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.checks import InvalidProblem, Numbers, numbers, require, require_finite
-from socft.problem import ControlProblem, require_problem
+from socft.problem import ControlProblem, require_problem, require_reference
 from socft.reference import (
     AffineReference,
     MatrixDiffusion,
@@ -104,13 +104,8 @@ class QuadraticValue:
 def affine_of(problem: ControlProblem) -> AffineReference:
     """The reference, refused unless affine."""
     require_problem(problem)
-    reference = problem.reference
-    if not isinstance(reference, AffineReference):
-        raise InvalidProblem(
-            f"the reference is a {type(reference).__name__}; only an AffineReference has this"
-            " closed form.",
-        )
-    return reference
+    remedy = "only an AffineReference has this closed form."
+    return require_reference(problem, AffineReference, remedy)
 
 
 def running_of(problem: ControlProblem) -> tuple[Tensor | None, Tensor]:
@@ -164,22 +159,20 @@ def diffusion_apply(
     diffusion: ScalarDiffusion | MatrixDiffusion, v: Float[Tensor, "steps m p"]
 ) -> Float[Tensor, "steps n p"]:
     """``B_k v_k`` at every step."""
-    return (
-        diffusion.sigma[:, None, None] * v
-        if isinstance(diffusion, ScalarDiffusion)
-        else diffusion.matrices @ v
-    )
+    return _mapped(diffusion, v, transposed=False)
 
 
 def diffusion_transpose(
     diffusion: ScalarDiffusion | MatrixDiffusion, a: Float[Tensor, "steps n p"]
 ) -> Float[Tensor, "steps m p"]:
     """``B_k' a_k`` at every step."""
-    return (
-        diffusion.sigma[:, None, None] * a
-        if isinstance(diffusion, ScalarDiffusion)
-        else diffusion.matrices.mT @ a
-    )
+    return _mapped(diffusion, a, transposed=True)
+
+
+def _mapped(diffusion: ScalarDiffusion | MatrixDiffusion, x: Tensor, transposed: bool) -> Tensor:
+    if isinstance(diffusion, ScalarDiffusion):
+        return diffusion.sigma[:, None, None] * x
+    return (diffusion.matrices.mT if transposed else diffusion.matrices) @ x
 
 
 def accumulate(gained: Float[Tensor, " steps"], last: float) -> Float[Tensor, " steps_plus_1"]:

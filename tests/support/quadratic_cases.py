@@ -19,9 +19,7 @@ from socft.reference import (
 )
 from socft.reward import Quadratic
 from socft.schedule import Schedule, variance_preserving
-from socft.truth.linear_quadratic import (
-    QuadraticCost,
-)
+from socft.truth.linear_quadratic import QuadraticCost
 from tests.support.tensors import F64, generator, randn
 
 # relative: a thousand float64 operations, each off by at most 2.2e-16, with room for condition

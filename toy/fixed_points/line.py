@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from socft.estimators.flow.ode import flow_of
 from socft.flow.reference import FlowReference
 from socft.policy import FeaturePolicy, Policy
 from socft.problem import ControlProblem
@@ -108,9 +109,7 @@ class LineChain(Readable):
     @property
     def reference(self) -> FlowReference:
         """The pre-trained chain."""
-        reference = self.problem.reference
-        assert isinstance(reference, FlowReference)
-        return reference
+        return flow_of(self.problem)
 
     @functools.cached_property
     def points(self) -> Float[Tensor, " points"]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from socft import theory
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
-from verify.support.iterates import PAPER, Chained, Iterate, iterate
+from verify.support.iterates import PAPER, Chained, Iterate, iterate, visible
+from verify.support.suprema import ACCURACY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,3 +58,21 @@ def hold_along_passes(
         paper, sharp = (bound(instance, each.beta, b) for b in (PAPER.bounds, instance.sharp))
         title = f"{part}, {each.constants}" if part else each.constants
         claim.holds(measure(each.found), paper, each.where, sharp=sharp, floor=floor, part=title)
+
+
+def control_errors_hold(
+    claim: Claim,
+    instance: ProductInstance,
+    rounds: int,
+    measure: Callable[[Iterate, Tensor], Tensor],
+    bound: Callable[[Pass, theory.Bounds], Tensor],
+) -> None:
+    """What each of the `passes` leaves between its controls and the optimal ones is below its
+    bound, in the score units that ``measure`` is given.
+    """
+    unit = theory.score_unit(instance.chain)
+    floor = ACCURACY * instance.dim**0.5 * float(unit.max())
+    for each in passes(instance, rounds):
+        paper, sharp = (bound(each, b) for b in (PAPER.bounds, instance.sharp))
+        measured = visible(measure(each.found, unit), sharp)
+        claim.holds(measured, paper, each.where, sharp=sharp, floor=floor, part=each.constants)

@@ -7,14 +7,16 @@ same numbers is part of every claim about them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from socft import theory
+from verify.support.claims import Claim
 
 TERMS = np.arange(1, 4000)
 """Numbers of updates over which the maximum of (39) is taken."""
@@ -90,3 +92,14 @@ def deviation(name: str, seed: int, iterates: bool = False) -> tuple[float, dict
     shown = in_score_units(chain, lam, theory.expected_norm(DIMENSION), iterates)[name]
     where = {"seed of the chain": seed, "steps": chain.steps, "d": DIMENSION}
     return float((found / shown - 1).abs().max()), where
+
+
+def formula(claim: Claim, name: str, iterates: bool = False) -> Callable[[int], None]:
+    """A test that a constant has its formula in the paper's variables, on random chains."""
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test(seed: int) -> None:
+        difference, where = deviation(name, seed, iterates)
+        claim.equals(difference, 0.0, where, ROUNDING, "formula")
+
+    return test

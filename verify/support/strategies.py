@@ -41,6 +41,11 @@ def numbers(low: float, high: float) -> st.SearchStrategy[float]:
     return st.floats(low, high, allow_nan=False).map(lambda x: round(x, 6))
 
 
+def entries(count: int) -> st.SearchStrategy[list[float]]:
+    """Of a state, in [-2, 2]."""
+    return st.lists(numbers(-2, 2), min_size=count, max_size=count)
+
+
 def design_constants() -> st.SearchStrategy[float]:
     """Lambda in (0, 1)."""
     return numbers(0.05, 0.95)

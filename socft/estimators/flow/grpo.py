@@ -21,7 +21,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from socft.checks import (
-    InvalidProblem,
     Numbers,
     at_least_zero,
     keep,
@@ -40,7 +39,7 @@ from socft.flow import FlowReference
 from socft.path import Path
 from socft.path_measure import group_mean
 from socft.policy import Policy
-from socft.problem import ControlProblem
+from socft.problem import ControlProblem, require_reference
 from socft.readable import Readable
 from socft.reward import PerSample
 
@@ -203,10 +202,9 @@ class KLTerm(Readable):
             given = per_step(self.durations, problem.steps, "durations")
             require_positive(given, "durations", "every step takes a positive time.")
             return given
-        reference = problem.reference
-        if not isinstance(reference, FlowReference):
-            raise InvalidProblem(
-                f"the reference is a {type(reference).__name__}, whose steps have no durations, and"
-                " the published KL needs them: give KLTerm(durations=...), or with_dt=True."
-            )
+        remedy = (
+            "its steps have no durations, which the published KL needs: give"
+            " KLTerm(durations=...), or with_dt=True."
+        )
+        reference = require_reference(problem, FlowReference, remedy)
         return -reference.schedule.times.diff()

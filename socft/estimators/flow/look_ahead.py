@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from socft.checks import InvalidProblem, keep, positive, require_callable, require_kinds, whole
+from socft.checks import keep, positive, require_callable, require_kinds, whole
 from socft.costates.base import Cost, Costates
 from socft.costates.fields import (
     FREE,
@@ -31,7 +31,7 @@ from socft.estimators.flow.ode import flow_of, require_end_alone
 from socft.path import Noise, Path, rollout
 from socft.path_measure import per_sample
 from socft.policy import Policy
-from socft.problem import ControlProblem
+from socft.problem import ControlProblem, require_reference
 from socft.readable import Readable
 from socft.reference import DenoisingReference, States, Step, at_step
 
@@ -87,12 +87,11 @@ class LookAheadCostate(CostateSource):
         return Cost(reference_derivatives=1, policy_derivatives=1, memory=0)
 
     def field(self, problem: ControlProblem, policy: Policy) -> CostateField:
-        reference = problem.reference
-        if not isinstance(reference, DenoisingReference):
-            raise InvalidProblem(
-                f"the reference is a {type(reference).__name__}; an endpoint is predicted by a"
-                " DenoisingReference: give a ScoreReference or a FlowReference."
-            )
+        remedy = (
+            "an endpoint is predicted by a DenoisingReference: give a ScoreReference or a"
+            " FlowReference."
+        )
+        reference = require_reference(problem, DenoisingReference, remedy)
         require_end_alone(problem)
 
         def before_the_end(k: Step, x: States) -> States:

@@ -30,11 +30,11 @@ from typing import ClassVar
 
 import torch
 
-from socft.checks import InvalidProblem, require, require_kinds
+from socft.checks import InvalidProblem, require
 from socft.costates.adjoint import FullRecursion
 from socft.costates.base import Cost, CostateStep
 from socft.estimators.base import LabelRows, Labels, MatchingEstimator, matching_labels
-from socft.estimators.baseline import Baseline, BaselineEstimator, LeaveOneOut
+from socft.estimators.baseline import BaselineEstimator
 from socft.estimators.estimand import Estimand, ObjectiveGradient
 from socft.estimators.integration_by_parts import IntegrationByParts
 from socft.path import Path
@@ -48,19 +48,15 @@ class MalliavinAdjoint(BaselineEstimator[LabelRows], MatchingEstimator[LabelRows
     """Unbiased for the objective's gradient where the noise reaches every direction and does not
     depend on the state; no derivative of the reward.
 
-    Attributes:
-        baseline: what to subtract from the returns; unbiased.
-
     >>> print(MalliavinAdjoint().estimates.kind)
     objective gradient
     """
 
-    baseline: Baseline = dataclasses.field(default_factory=LeaveOneOut)
     estimates: ClassVar[Estimand] = ObjectiveGradient()
     source: ClassVar[str] = "arXiv 2504.03461; the recursion and the KL derived here"
 
     def __post_init__(self) -> None:
-        require_kinds(self, baseline=Baseline)
+        super().__post_init__()
         require(
             self.baseline.unbiased,
             f"the baseline is {self.baseline!r}, which is biased; give an unbiased one, such as"

@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require
+from socft.checks import require
 from socft.costates.base import Costates
 from socft.estimators.base import LabelRows, Labels
 from socft.flow import FlowReference
 from socft.policy import Policy
-from socft.problem import ControlProblem
+from socft.problem import ControlProblem, require_reference
 from socft.reference import States
 
 ShiftOf = Callable[[int, States], States]
@@ -31,12 +31,11 @@ ShiftOf = Callable[[int, States], States]
 
 def flow_of(problem: ControlProblem) -> FlowReference:
     """The reference of a problem without running cost, refused unless it is that of a flow."""
-    reference = problem.reference
-    if not isinstance(reference, FlowReference):
-        raise InvalidProblem(
-            f"the reference is a {type(reference).__name__}; this method follows the velocity of a"
-            " flow: give a FlowReference, such as flow_reference(density, schedule)."
-        )
+    remedy = (
+        "this method follows the velocity of a flow: give a FlowReference, such as"
+        " flow_reference(density, schedule)."
+    )
+    reference = require_reference(problem, FlowReference, remedy)
     require_end_alone(problem)
     return reference
 

@@ -28,12 +28,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, require, require_finite, require_kinds, require_states
+from socft.checks import require, require_finite, require_kinds, require_states
 from socft.costates.base import Cost
 from socft.estimators.base import Estimator, Labels, RowsT
 from socft.path import Path
 from socft.policy import Policy
-from socft.problem import ControlProblem
+from socft.problem import ControlProblem, require_reference
 from socft.readable import Readable
 from socft.reference import DenoisingReference, States, Step
 from socft.reward import PerSample
@@ -224,13 +224,11 @@ def renoise(
 
 def denoising(problem: ControlProblem) -> DenoisingReference:
     """The reference of a problem, refused unless it removes noise from data."""
-    reference = problem.reference
-    if not isinstance(reference, DenoisingReference):
-        raise InvalidProblem(
-            f"the reference is a {type(reference).__name__}; samples are noised anew to the levels"
-            " of a DenoisingReference: give a ScoreReference or a FlowReference.",
-        )
-    return reference
+    remedy = (
+        "samples are noised anew to the levels of a DenoisingReference: give a ScoreReference or a"
+        " FlowReference."
+    )
+    return require_reference(problem, DenoisingReference, remedy)
 
 
 def matching_weights(

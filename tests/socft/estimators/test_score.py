@@ -713,7 +713,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "prediction": (
         lambda: labels_of(ReFL(0, 3, torch.Generator()), 3),
-        "the reference is a AffineReference; Tweedie's formula needs",
+        "the reference is an AffineReference; Tweedie's formula needs",
     ),
 }
 

@@ -45,6 +45,7 @@ from socft.schedule import ddim
 from socft.truth.linear_quadratic import LinearQuadratic
 from socft.truth.quadrature import Quadrature
 from socft.truth.separable import SeparableTruth
+from tests.support.refusals import Refusals, refusals
 from tests.support.tensors import F64, randn
 
 CLOSED = 1e-12
@@ -422,7 +423,7 @@ def test_jarzynski():
 
 
 ONE, BOTH = torch.ones(1, dtype=F64), torch.ones(2, dtype=F64)
-REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+REFUSED: Refusals = {
     "times rise": (lambda: flow_sde([0.5, 0.7], 0.7), "must decrease"),
     "times outside": (lambda: flow_sde([1.5, 0.7], 0.7), r"\[0, 1\]"),
     "one time": (lambda: flow_sde([1.0], 0.7), "at least two"),
@@ -445,11 +446,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_wrong_is_refused(name: str):
-    make, said = REFUSED[name]
-    with pytest.raises(InvalidProblem, match=said):
-        make()
+test_what_is_wrong_is_refused = refusals(REFUSED)
 
 
 def test_a_reward_of_the_last_step_has_no_constants():

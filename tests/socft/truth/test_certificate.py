@@ -87,10 +87,10 @@ def test_errors_are_bounded(seed: int):
 
 
 @pytest.mark.slow
-def test_errors_of_two_hundred_problems_are_bounded_and_not_much_more():
-    ratios = torch.tensor([require_bounded(seed) for seed in range(1000, 1200)])
+def test_errors_of_eighty_problems_are_bounded_and_not_much_more():
+    ratios = torch.tensor([require_bounded(seed) for seed in range(1000, 1080)])
     finite = ratios[torch.isfinite(ratios)]
-    assert len(finite) >= 190
+    assert len(finite) >= 76
     assert float(finite.median()) < 200
 
 

@@ -36,6 +36,7 @@ from socft.truth.bellman import BellmanStep
 from socft.truth.grid import Grid
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
 from socft.truth.quadrature import LOST_MASS, Quadrature, chain_law, measured_beta
+from tests.support.refusals import Refusals, refusals
 from tests.support.tensors import F64, generator, t
 from toy.convergence.chains import linear_quadratic_problem
 from toy.problems import fine_tuning
@@ -525,7 +526,7 @@ def images() -> KernelReference:
 
 NARROW = tuple(Grid.box(t(-1.0), t(1.0), (61,)) for _ in range(3))
 SQUARE = tuple(Grid.box(t(-9.0, -9.0), t(9.0, 9.0), (20, 20)) for _ in range(3))
-REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+REFUSED: Refusals = {
     "undefined reward": (
         lambda: Quadrature(bad(FunctionReward(lambda x: (x[:, 0] + 4).log()))),
         r"reward at node \[0\] = nan; the reward must be finite",
@@ -576,11 +577,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_quadrature_cannot_solve_is_refused_with_the_reason(name: str):
-    make, message = REFUSED[name]
-    with pytest.raises(InvalidProblem, match=message):
-        make()
+test_what_quadrature_cannot_solve_is_refused_with_the_reason = refusals(REFUSED)
 
 
 def test_noise_along_the_axes_may_come_from_any_orthogonal_mixture():

@@ -19,6 +19,7 @@ from socft.estimators.flow.dance_grpo import DanceGRPO
 from socft.estimators.flow.flow_grpo import FlowGRPO
 from socft.estimators.flow.grpo import COMPARED, GroupAdvantages, GroupRelative, KLTerm, Spread
 from socft.estimators.flow.grpo_guard import GRPOGuard
+from socft.estimators.flow.ode import flow_of
 from socft.flow import (
     FlowReference,
     dance_sde,
@@ -80,9 +81,7 @@ class Published:
 
     @property
     def chain(self) -> FlowReference:
-        reference = self.problem.reference
-        assert isinstance(reference, FlowReference)
-        return reference
+        return flow_of(self.problem)
 
     @property
     def dt(self) -> Tensor:
@@ -320,7 +319,7 @@ def test_what_the_family_cannot_do_is_refused() -> None:
     path = paths(problem, policy, count=FEW)
     for method in (FlowGRPO(), GRPOGuard()):
         labels = method.label(problem, policy, path)
-        with pytest.raises(InvalidProblem, match=r"AffineReference, whose steps have no durations"):
+        with pytest.raises(InvalidProblem, match=r"AffineReference; its steps have no durations"):
             FlowGRPO().loss(problem, policy, 0, labels.step(0))
     timed = KLTerm(durations=[0.25] * 4)
     assert close(timed.weights(problem), torch.full((4,), 0.01, dtype=F64))
