@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,13 +79,17 @@ class Finding:
     detail: str
 
 
-def check(file: Path) -> list[Finding]:
+def check(file: Path, changes: Sequence[str] = ()) -> list[Finding]:
     """Load everything, try it, and print what was found.
+
+    Args:
+        file: the configuration.
+        changes: ``KEY=VALUE``, each in place of the file's.
 
     Raises:
         InvalidProblem: something is missing.
     """
-    settings = load_config(file)
+    settings = load_config(file, assignments=changes)
     findings, experiment = check_parts(settings)
     if experiment is not None:
         findings += _measured(experiment)

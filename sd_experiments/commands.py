@@ -18,6 +18,9 @@ Config = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 Out = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 Model = Annotated[str | None, tyro.conf.arg(metavar="DIR|OWNER/NAME")]
 Folder = Annotated[str | None, tyro.conf.arg(metavar="DIR")]
+Assignments = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="KEY=VALUE")
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,7 @@ class TrainCommand:
     For example:
       socft sd train
       socft sd train --steps 20 --out build/short
+      socft sd train --set optimiser.rate=1e-3 --set reward.name=jpeg
     """
 
     config: Config = TINY
@@ -37,11 +41,13 @@ class TrainCommand:
     """Folder of the run, in place of the configuration's."""
     steps: int | None = None
     """Gradient steps, in place of the configuration's."""
+    changes: Assignments = ()
+    """A setting in place of the file's, its key dotted and its value as in TOML; again for more."""
 
     def run(self) -> None:
         from sd_experiments.training.session import train
 
-        train(self.config, self.resume, self.out, self.steps)
+        train(self.config, self.resume, self.out, self.steps, self.changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +74,21 @@ class SampleCommand:
     """Picture to write; samples.png in the folder of the run by default."""
     ode: bool = False
     """Draw by a flow's own sampler, without noise, which a memoryless training allows."""
+    changes: Assignments = ()
+    """As for sd train."""
 
     def run(self) -> None:
         from sd_experiments.training.session import sample_grid
 
         file = sample_grid(
-            self.config, self.out, self.number, self.seed, self.grid, self.step, self.ode
+            self.config,
+            self.out,
+            self.number,
+            self.seed,
+            self.grid,
+            self.step,
+            self.ode,
+            self.changes,
         )
         print(
             f"wrote {file}: for every prompt, in the order of the configuration, a row of the"
@@ -103,11 +118,13 @@ class EvaluateCommand:
     """Gradient step of the checkpoint, one of the last run.keep; the newest by default."""
     ode: bool = False
     """Draw by a flow's own sampler, without noise, which a memoryless training allows."""
+    changes: Assignments = ()
+    """As for sd train."""
 
     def run(self) -> None:
         from sd_experiments.training.session import evaluate
 
-        evaluate(self.config, self.out, self.number, self.seed, self.step, self.ode)
+        evaluate(self.config, self.out, self.number, self.seed, self.step, self.ode, self.changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +138,13 @@ class CheckCommand:
 
     config: Config = TINY
     """The configuration."""
+    changes: Assignments = ()
+    """As for sd train."""
 
     def run(self) -> None:
         from sd_experiments.check import check
 
-        check(self.config)
+        check(self.config, self.changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,12 +218,14 @@ class CostateSizeCommand:
     """Folder of the records."""
     workers: int = 2
     """Number of processes, one thread each."""
+    changes: Assignments = ()
+    """As for sd train."""
 
     def run(self) -> None:
         from sd_experiments.studies.costate_size import run
         from socft.study.vocabulary.schemas import SD_COSTATE_SIZE
 
-        records = run(self.config, self.quick, self.out, self.workers)
+        records = run(self.config, self.quick, self.out, self.workers, self.changes)
         _print_count(records, self.out, SD_COSTATE_SIZE.name)
 
 
@@ -292,6 +313,8 @@ class Sd:
         self.command.run()
         config = getattr(self.command, "config", None)
         given = "" if config in (None, TINY) else f" --config {shlex.quote(str(config))}"
+        for each in getattr(self.command, "changes", ()):
+            given += f" --set {shlex.quote(each)}"
         then = NEXT[type(self.command)]
         print(f"next: {then}{given if then in FOLLOWING else ''}")
 

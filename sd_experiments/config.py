@@ -12,7 +12,7 @@ import difflib
 import functools
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
@@ -365,15 +365,31 @@ class ExperimentConfig:
         return TypeAdapter(ExperimentConfig).dump_python(self, mode="json")
 
 
-def read_config(file: Path, run: Mapping[str, Any] | None = None) -> ExperimentConfig:
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A setting in place of a file's.
+
+    Attributes:
+        key: names of the table, the setting and, in options, of what is inside.
+        value: as TOML would give it; None is the default.
+    """
+
+    key: tuple[str, ...]
+    value: Any
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.key)} = {self.value!r}"
+
+
+def read_config(file: Path, changes: Sequence[Change] = ()) -> ExperimentConfig:
     """The settings of a TOML file.
 
     Args:
-        run: settings of its table ``[run]`` in place of the file's.
+        changes: settings in place of the file's; of two of one key, the last.
 
     Raises:
         InvalidProblem: no such file, a syntax error, an unknown key, a value of another type or out
-            of range.
+            of range; what says the file's name is wrong without the changes too.
     """
     remedy = f"start from a configuration in {str(CONFIGS)!r}"
     require(file.exists(), f"there is no configuration {str(file)!r}; {remedy}.")
@@ -384,9 +400,10 @@ def read_config(file: Path, run: Mapping[str, Any] | None = None) -> ExperimentC
         said = "nested too deeply" if isinstance(error, RecursionError) else one_line(str(error))
         raise InvalidProblem(f"{file} is not a TOML file ({said}); correct it there.") from error
     try:
-        return parse_config(content if run is None else _with_run(content, run))
+        return parse_config(_changed(content, changes))
     except InvalidProblem as error:
-        raise InvalidProblem(f"{file}: {error}") from error
+        where = f"{file}: " if not changes or _refused(content) == str(error) else ""
+        raise InvalidProblem(f"{where}{error}") from error
 
 
 def parse_config(content: Mapping[str, Any]) -> ExperimentConfig:
@@ -394,9 +411,28 @@ def parse_config(content: Mapping[str, Any]) -> ExperimentConfig:
     return ExperimentConfig(**{"problem": {}, **content})
 
 
-def _with_run(content: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    table = content.get("run", {})
-    return {**content, "run": {**table, **run} if isinstance(table, Mapping) else table}
+def _refused(content: Mapping[str, Any]) -> str | None:
+    """In which words settings are refused; None where they are not."""
+    try:
+        parse_config(content)
+    except InvalidProblem as error:
+        return str(error)
+    return None
+
+
+def _changed(content: Mapping[str, Any], changes: Sequence[Change]) -> Mapping[str, Any]:
+    for change in changes:
+        content = _placed(content, change.key, change.value)
+    return content
+
+
+def _placed(content: Mapping[str, Any], key: tuple[str, ...], value: Any) -> Mapping[str, Any]:
+    """Nested mappings with one value replaced; what is no table stays, for the parser to refuse."""
+    first, *rest = key
+    inner = content.get(first, {})
+    if rest and not isinstance(inner, Mapping):
+        return content
+    return {**content, first: _placed(inner, tuple(rest), value) if rest else value}
 
 
 def config_changes(

@@ -29,6 +29,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from sd_experiments import config
+from sd_experiments.assignments import read_assignments
 from sd_experiments.model.policy import adjoint_norms
 from sd_experiments.studies import gradient_agreement
 from sd_experiments.studies.gradient_agreement import (
@@ -96,9 +97,16 @@ FULL = StudySize(
 QUICK = StudySize(paths=20, continued=2, guidance=(4.0,), pictures=4, batches=3, steps=1)
 
 
-def run(file: Path, quick: bool, out: Path, workers: int = 2) -> list[Record]:
-    """Measure into ``<out>/sd_costate_size.jsonl``, continuing an interrupted run."""
-    made = tasks(config.read_config(file), QUICK if quick else FULL)
+def run(
+    file: Path, quick: bool, out: Path, workers: int = 2, changes: Sequence[str] = ()
+) -> list[Record]:
+    """Measure into ``<out>/sd_costate_size.jsonl``, continuing an interrupted run.
+
+    Args:
+        changes: ``KEY=VALUE``, each in place of the file's.
+    """
+    settings = config.read_config(file, read_assignments(changes))
+    made = tasks(settings, QUICK if quick else FULL)
     study = Study(SD_COSTATE_SIZE, lambda _: made)
     with processes(workers) as pool:
         return runner.run(study, quick, out, pool)

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sd_experiments import config
+from sd_experiments.assignments import read_assignments
 from sd_experiments.manifest import replace_folder
 from sd_experiments.model.flow_chain import FlowModelReference, ode_sample, tuned_velocity
 from sd_experiments.model.lora_io import save_lora
@@ -54,12 +56,17 @@ LOCK = ".lock"
 
 
 def load_config(
-    file: Path, out: Path | None = None, steps: int | None = None
+    file: Path,
+    out: Path | None = None,
+    steps: int | None = None,
+    assignments: Sequence[str] = (),
 ) -> config.ExperimentConfig:
-    """The settings of a file, with another folder or length if given."""
+    """The settings of a file, with others in their place if given: ``KEY=VALUE`` as in
+    `sd_experiments.assignments`, then folder and length of the run.
+    """
     given = {"out": None if out is None else str(out), "steps": steps}
-    run = {name: value for name, value in given.items() if value is not None}
-    return config.read_config(file, run)
+    run = [config.Change(("run", key), value) for key, value in given.items() if value is not None]
+    return config.read_config(file, (*read_assignments(assignments), *run))
 
 
 def make_trainer(experiment: Experiment, group: ProcessGroup | None = None) -> Trainer:
@@ -76,19 +83,28 @@ def make_trainer(experiment: Experiment, group: ProcessGroup | None = None) -> T
 
 
 def train(
-    file: Path, resume: bool = False, out: Path | None = None, steps: int | None = None
+    file: Path,
+    resume: bool = False,
+    out: Path | None = None,
+    steps: int | None = None,
+    changes: Sequence[str] = (),
 ) -> Trainer:
     """Fine-tune by a configuration.
+
+    Args:
+        changes: ``KEY=VALUE``, each in place of the file's.
 
     Raises:
         InvalidProblem: the configuration, a file or a number is refused; the checkpoints are kept,
             and one of the last good state is added.
     """
-    settings = load_config(file, out, steps)
+    settings = load_config(file, out, steps, changes)
     device = find_device(settings.model.device)
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
     group = ProcessGroup.join(device)
     with Display(settings.run.steps, silent=not group.is_main_process) as display:
+        for change in read_assignments(changes):
+            display.say(f"in place of the file's: {change}")
         return fine_tune(settings, resume, display, group)[1]
 
 
@@ -279,13 +295,14 @@ def check_images(checker: Checker | None, images: Images, prompt: str) -> Tensor
 
 
 def load_trained(
-    file: Path, out: Path | None, step: int | None = None
+    file: Path, out: Path | None, step: int | None = None, changes: Sequence[str] = ()
 ) -> tuple[Experiment, Trainer]:
     """A run's experiment with the averaged layers of a checkpoint in place, the newest by
     default.
     """
-    settings = load_config(file, out)
+    settings = load_config(file, out, assignments=changes)
     folder, where = Path(settings.run.out), "" if out is None else f" --out {out}"
+    where += "".join(f" --set {shlex.quote(each)}" for each in changes)
     require(not folder.is_file(), f"run.out = {str(folder)!r} is a file; give the folder of a run.")
     checkpoints = CheckpointStore(folder / CHECKPOINTS)
     found = checkpoints.newest() if step is None else checkpoints.at(step)
@@ -372,10 +389,11 @@ def sample_grid(
     target: Path | None,
     step: int | None = None,
     ode: bool = False,
+    changes: Sequence[str] = (),
 ) -> Path:
     """Write pictures of every prompt, pre-trained above fine-tuned; the file."""
     require(number >= 1, f"number = {number}; draw at least one picture per prompt.")
-    experiment, _ = load_trained(file, out, step)
+    experiment, _ = load_trained(file, out, step, changes)
     target = target or Path(experiment.settings.run.out) / "samples.png"
     with locked(_lock_of(target), "wait for it, or name another file with --grid"):
         rows = [
@@ -399,6 +417,7 @@ def evaluate(
     seed: int,
     step: int | None = None,
     ode: bool = False,
+    changes: Sequence[str] = (),
 ) -> list[dict[str, object]]:
     """Print and write to ``evaluation-STEP.json`` what both models reach on the same noise, and the
     gain, picture by picture.
@@ -406,7 +425,7 @@ def evaluate(
     require(
         number >= 2, f"number = {number}; a standard error needs at least 2 pictures per prompt."
     )
-    experiment, trainer = load_trained(file, out, step)
+    experiment, trainer = load_trained(file, out, step, changes)
     file = Path(experiment.settings.run.out) / f"evaluation-{trainer.step}.json"
     with locked(_lock_of(file), "wait for it"):
         rows = []

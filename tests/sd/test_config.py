@@ -132,13 +132,13 @@ def test_a_table_on_its_own_refuses_in_one_sentence():
 def test_a_run_can_be_changed_past_its_file(tmp_path: Path):
     file = tmp_path / "run.toml"
     file.write_text('[problem]\nprompts = ["x"]\n[run]\nsteps = 3\nseed = 5\n')
-    run = config.read_config(file, {"steps": 4}).run
+    run = config.read_config(file, [config.Change(("run", "steps"), 4)]).run
     assert (run.steps, run.seed) == (4, 5)
-    with pytest.raises(InvalidProblem, match=r"run.toml: run.steps = 0; it should be greater than"):
-        config.read_config(file, {"steps": 0})
+    with pytest.raises(InvalidProblem, match=r"^run.steps = 0; it should be greater than"):
+        config.read_config(file, [config.Change(("run", "steps"), 0)])
     file.write_text('run = 3\n[problem]\nprompts = ["x"]\n')
-    with pytest.raises(InvalidProblem, match="run = 3; it is a table"):
-        config.read_config(file, {"steps": 4})
+    with pytest.raises(InvalidProblem, match=r"run.toml: run = 3; it is a table"):
+        config.read_config(file, [config.Change(("run", "steps"), 4)])
 
 
 def test_whole_numbers_are_numbers_and_lists_are_kept():
