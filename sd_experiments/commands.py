@@ -45,7 +45,7 @@ class TrainCommand:
     """A setting in place of the file's, its key dotted and its value as in TOML; again for more."""
 
     def run(self) -> None:
-        from sd_experiments.training.session import train
+        from sd_experiments.training.trainer import train
 
         train(self.config, self.resume, self.out, self.steps, self.changes)
 

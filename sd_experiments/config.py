@@ -329,13 +329,16 @@ class MonitorConfig:
     Attributes:
         checker: "tiny" or ``module:function`` that maps images and their prompt to one number in
             [0, 1] per image; what the reward should stand for, measured independently of it.
-        images_every: rounds between pictures in TensorBoard.
+        images_every: rounds between the pictures that are reported.
         window: rounds that are averaged for the warning about reward hacking.
+        report_to: "tensorboard", "wandb" and "mlflow", as many as are wanted; Weights & Biases
+            without network unless WANDB_MODE says otherwise.
     """
 
     checker: Name | None = None
     images_every: Count = 10
     window: Count = 8
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
 
 
 @_table

@@ -29,7 +29,7 @@ from sd_experiments.model.memory import peak_mb, reset_peak
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.studies.random_models import RANDOM
 from sd_experiments.training.build import Experiment, build, find_device
-from sd_experiments.training.session import make_trainer
+from sd_experiments.training.session import make_loop
 from socft.checks import InvalidProblem, require, require_known
 from socft.records import Record
 from socft.study import runner
@@ -290,7 +290,7 @@ def measure_cell(settings: Mapping[str, Any], random: str | None) -> StepCost:
     experiment = build_cell(config.parse_config(settings), random)
     device = find_device(experiment.settings.model.device)
     reset_peak(device)
-    start, iterations = peak_mb(device), make_trainer(experiment).iterations()
+    start, iterations = peak_mb(device), make_loop(experiment).iterations()
     next(iterations)
     denoiser = experiment.base.denoiser
     before = denoiser.calls

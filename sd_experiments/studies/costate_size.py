@@ -44,7 +44,7 @@ from sd_experiments.training.prompt_task import PromptTask as Prompt
 from sd_experiments.training.replay_buffer import seeded_generator
 from sd_experiments.training.session import (
     evaluation_noise,
-    make_trainer,
+    make_loop,
     sample_images,
     score_images,
 )
@@ -233,7 +233,7 @@ def directions(settings: Mapping[str, Any], batches: int, steps: int) -> list[Re
     matching.
     """
     experiment, prompt = _prompt(settings)
-    record, trainer = _recorder(experiment, prompt), make_trainer(experiment)
+    record, trainer = _recorder(experiment, prompt), make_loop(experiment)
     estimators = {
         each.title: instantiate("estimator", ANYWHERE, each.estimator, each.options)
         for each in COMPARED

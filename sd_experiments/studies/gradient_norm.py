@@ -23,7 +23,7 @@ from sd_experiments.studies import gradient_agreement
 from sd_experiments.studies.gradient_agreement import jackknife
 from sd_experiments.studies.reproduce.scales import ReproductionScale, method_config
 from sd_experiments.training.build import build, find_device
-from sd_experiments.training.session import make_trainer
+from sd_experiments.training.session import make_loop
 from socft.records import Record
 from socft.study import runner
 from socft.study.comparison import gradient_norm_study
@@ -64,7 +64,7 @@ def tasks(scale: ReproductionScale, batches: int) -> list[Task]:
 def gradient_norms(study: str, settings: Mapping[str, Any], batches: int) -> list[Record]:
     """The squared norm of the mean gradient, and of the gradient of a batch, along a training."""
     experiment = build(config.parse_config(settings))
-    trainer, model = make_trainer(experiment), experiment.settings.model
+    trainer, model = make_loop(experiment), experiment.settings.model
     steps, iterations = experiment.settings.run.steps, trainer.iterations()
     record = functools.partial(
         Record,

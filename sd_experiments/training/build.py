@@ -110,6 +110,7 @@ def build(
     settings: config.ExperimentConfig,
     base: LatentModel | None = None,
     reward_model: ImageRewardModel | None = None,
+    estimator: Estimator | None = None,
 ) -> Experiment:
     """Load and connect everything; nothing is downloaded.
 
@@ -117,14 +118,16 @@ def build(
         base: the frozen model, if it is here already; by default the one the settings name is
             loaded.
         reward_model: likewise.
+        estimator: likewise.
 
     Raises:
         InvalidProblem: a file is missing or does not fit, a name is unknown, or the mathematics
             refuses the settings.
     """
-    estimator = instantiate(
-        "estimator", ANYWHERE, settings.estimator.name, settings.estimator.options
-    )
+    if estimator is None:
+        estimator = instantiate(
+            "estimator", ANYWHERE, settings.estimator.name, settings.estimator.options
+        )
     require(
         isinstance(estimator, Estimator),
         f"{settings.estimator.name} makes a {type(estimator).__name__}; it must be an Estimator.",

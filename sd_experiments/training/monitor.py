@@ -35,7 +35,7 @@ from rich.progress import (
 from torch import Tensor
 
 from sd_experiments.reward.rewards import Images
-from sd_experiments.training.train import StepMetrics
+from sd_experiments.training.loop import StepMetrics
 from socft.checks import require
 from socft.files import (
     DIGEST,

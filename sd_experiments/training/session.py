@@ -1,18 +1,11 @@
-"""One run in one folder: train it, continue it, draw from it, measure it.
-
-The folder holds ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``, ``settings.json``,
-``frontier.png`` and, when the run is complete, ``lora/``: the averaged layers, for ``socft sd`` and
-for ``load_lora_weights`` of diffusers' pipelines.
-"""
+"""What is done with the trained layers of a run: draw with them, measure them."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +14,22 @@ from torch import Tensor
 
 from sd_experiments import config
 from sd_experiments.assignments import read_assignments
-from sd_experiments.manifest import replace_folder
 from sd_experiments.model.flow_chain import FlowModelReference, ode_sample, tuned_velocity
-from sd_experiments.model.lora_io import save_lora
 from sd_experiments.reward.rewards import Images, decode
-from sd_experiments.training.build import Checker, Experiment, build, find_device
-from sd_experiments.training.monitor import (
-    FRONTIER,
-    METRICS,
-    Display,
-    ImageStatistics,
-    MetricsFile,
-    RewardHackingDetector,
-    TensorBoardWriter,
-    diversity,
-    plot_frontier,
-    read_metrics,
-    save_image_grid,
-)
+from sd_experiments.training.build import Checker, Experiment, build
+from sd_experiments.training.loop import TrainingLoop
+from sd_experiments.training.monitor import diversity
+from sd_experiments.training.picture_grid import PictureRow, save_captioned_grid
 from sd_experiments.training.process_group import ProcessGroup
 from sd_experiments.training.prompt_task import PromptTask
 from sd_experiments.training.replay_buffer import seeded_generator
-from sd_experiments.training.rounds import PromptSamples
-from sd_experiments.training.storage import CheckpointFailed, CheckpointStore
-from sd_experiments.training.train import Trainer, TrainingStep
-from socft.checks import InvalidProblem, require, told, tried
-from socft.files import FULL, locked, reason, write_atomically
+from sd_experiments.training.storage import CheckpointStore
+from socft.checks import require, tried
+from socft.files import locked, write_atomically
 from socft.path import Noise, rollout
 from socft.policy import Policy, Uncontrolled
 
 CHECKPOINTS = "checkpoints"
-LORA = "lora"
-LOCK = ".lock"
 
 
 def load_config(
@@ -69,10 +46,10 @@ def load_config(
     return config.read_config(file, (*read_assignments(assignments), *run))
 
 
-def make_trainer(experiment: Experiment, group: ProcessGroup | None = None) -> Trainer:
+def make_loop(experiment: Experiment, group: ProcessGroup | None = None) -> TrainingLoop:
     """The training loop of an experiment."""
     parameters = dict(experiment.lora.named_parameters())
-    return Trainer(
+    return TrainingLoop(
         experiment.tasks,
         experiment.estimator,
         parameters,
@@ -80,202 +57,6 @@ def make_trainer(experiment: Experiment, group: ProcessGroup | None = None) -> T
         group,
         experiment.dtype,
     )
-
-
-def train(
-    file: Path,
-    resume: bool = False,
-    out: Path | None = None,
-    steps: int | None = None,
-    changes: Sequence[str] = (),
-) -> Trainer:
-    """Fine-tune by a configuration.
-
-    Args:
-        changes: ``KEY=VALUE``, each in place of the file's.
-
-    Raises:
-        InvalidProblem: the configuration, a file or a number is refused; the checkpoints are kept,
-            and one of the last good state is added.
-    """
-    settings = load_config(file, out, steps, changes)
-    device = find_device(settings.model.device)
-    torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
-    group = ProcessGroup.join(device)
-    with Display(settings.run.steps, silent=not group.is_main_process) as display:
-        for change in read_assignments(changes):
-            display.say(f"in place of the file's: {change}")
-        return fine_tune(settings, resume, display, group)[1]
-
-
-def fine_tune(
-    settings: config.ExperimentConfig,
-    resume: bool,
-    display: Display,
-    group: ProcessGroup | None = None,
-) -> tuple[Experiment, Trainer]:
-    """Fine-tune by settings in their folder.
-
-    Raises:
-        InvalidProblem: as for `train`.
-    """
-    group, folder = group or ProcessGroup(), Path(settings.run.out)
-    require(
-        not folder.is_file(),
-        f"run.out = {str(folder)!r} is a file; give a folder, or another one with --out.",
-    )
-    alone = locked(folder / LOCK) if group.is_main_process else contextlib.nullcontext()
-    with alone:
-        return _fine_tuned(settings, resume, display, group)
-
-
-def _fine_tuned(
-    settings: config.ExperimentConfig, resume: bool, display: Display, group: ProcessGroup
-) -> tuple[Experiment, Trainer]:
-    """The only run in the folder."""
-    folder = Path(settings.run.out)
-    checkpoints = CheckpointStore(folder / CHECKPOINTS, settings.run.keep, group, display.say)
-    newest = checkpoints.newest() if resume else None
-    fresh = resume or not any((folder / CHECKPOINTS).glob("step-*"))
-    require(
-        fresh,
-        f"{folder} holds a run; continue it with --resume, or choose another folder with --out.",
-    )
-    experiment = build(settings)
-    trainer = make_trainer(experiment, group)
-    if newest is not None:
-        trainer.restore(newest)
-        display.say(f"continuing after gradient step {trainer.step}")
-    elif resume:
-        display.say(f"{folder} holds no checkpoint; beginning with gradient step 1")
-    if settings.batch.prompts < len(trainer.tasks):
-        display.say(
-            f"prompts take turns: a round, and its reward, is of {settings.batch.prompts} of the"
-            f" {len(trainer.tasks)}"
-        )
-    try:
-        with _observed(trainer, experiment, folder, display) as observe:
-            _run(trainer, checkpoints, observe)
-        if group.is_main_process:
-            _finish(trainer, experiment, folder, display)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        where = f"{folder} could not be written ({reason(error)})"
-        raise InvalidProblem(
-            f"{where} after gradient step {trainer.step}; {checkpoints.remedy}"
-        ) from error
-    return experiment, trainer
-
-
-def _run(
-    trainer: Trainer,
-    checkpoints: CheckpointStore,
-    observe: Callable[[TrainingStep], None] = lambda step: None,
-) -> None:
-    """Train with checkpoints; when a number is refused, the state before that step is written
-    too.
-    """
-    saved = trainer.step
-    try:
-        for step in trainer.iterations():
-            observe(step)
-            if (
-                trainer.step % trainer.settings.run.checkpoint_every == 0
-                or trainer.step == trainer.settings.run.steps
-            ):
-                checkpoints.save(trainer.step, *trainer.files())
-                saved = trainer.step
-    except CheckpointFailed:
-        raise
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped after gradient step {trainer.step}; --resume continues after step {saved}"
-        ) from None
-    except (ValueError, RuntimeError):
-        if trainer.step > saved and trainer.group.size == 1:
-            checkpoints.save(trainer.step, *trainer.files())
-        raise
-
-
-@contextlib.contextmanager
-def _observed(
-    trainer: Trainer, experiment: Experiment, folder: Path, display: Display
-) -> Iterator[Callable[[TrainingStep], None]]:
-    """What is done with every gradient step: measure pictures, write, show, warn."""
-    if not trainer.group.is_main_process:
-        yield lambda step: None
-        return
-    write_atomically(
-        folder / "settings.json", (json.dumps(trainer.settings.plain(), indent=2) + "\n").encode()
-    )
-    file = MetricsFile(folder / METRICS, trainer.step)
-    board = TensorBoardWriter(folder / "tensorboard", trainer.step)
-    detector = RewardHackingDetector(trainer.settings.monitor.window)
-    for row in (row for row in file.rows if "diversity" in row):
-        detector.add(row["reward"], ImageStatistics(row["accuracy"], row["diversity"]))
-
-    def observe(step: TrainingStep) -> None:
-        metrics, statistics = step.metrics, None
-        if step.fresh:
-            pictures = [(samples, _pictures(experiment, samples)) for samples in step.fresh]
-            statistics = _image_statistics(experiment, pictures)
-            for line in detector.add(metrics.reward, statistics):
-                display.say(line)
-            if metrics.round % trainer.settings.monitor.images_every == 0:
-                for samples, images in pictures:
-                    board.pictures(experiment.tasks[samples.task].name, images, metrics.step)
-        row = file.append(metrics, statistics)
-        board.scalars(row)
-        display.show(row)
-
-    try:
-        yield observe
-    finally:
-        file.close()
-        board.close()
-
-
-def _finish(trainer: Trainer, experiment: Experiment, folder: Path, display: Display) -> None:
-    """Write the averaged layers and the reward-KL frontier."""
-    with trainer.using_averages():
-        replace_folder(folder / LORA, functools.partial(save_lora, experiment.lora))
-    rows = read_metrics(folder / METRICS)
-    try:
-        plot_frontier(rows, folder / FRONTIER, trainer.settings.monitor.window)
-    except ModuleNotFoundError:
-        display.say("the frontier is not drawn without matplotlib; run: pip install 'socft[plot]'")
-    except (ValueError, RuntimeError) as error:  # what is trained is not lost for a picture
-        display.say(f"the frontier is not drawn: {told(error)}")
-    display.say(
-        f"done: the averaged layers are in {folder / LORA}, the numbers in {folder / METRICS}"
-    )
-
-
-@torch.no_grad()
-def _pictures(experiment: Experiment, samples: PromptSamples) -> Images:
-    device = next(experiment.base.vae.parameters()).device
-    chunk = experiment.settings.reward.chunk
-    return torch.cat(
-        [
-            decode(experiment.base, part.to(device)).float().cpu()
-            for part in samples.final.split(chunk)
-        ]
-    )
-
-
-def _image_statistics(
-    experiment: Experiment, pictures: Sequence[tuple[PromptSamples, Images]]
-) -> ImageStatistics:
-    """Accuracy and diversity of the pictures of a round."""
-    spread = [found for _, images in pictures if (found := diversity(images)) is not None]
-    right = [
-        check_images(experiment.checker, images, experiment.tasks[samples.task].name)
-        for samples, images in pictures
-    ]
-    known = [value for value in right if value is not None]
-    accuracy = float(torch.cat(known).mean()) if known else None
-    return ImageStatistics(accuracy, sum(spread) / len(spread) if spread else None)
 
 
 def check_images(checker: Checker | None, images: Images, prompt: str) -> Tensor | None:
@@ -291,12 +72,9 @@ def check_images(checker: Checker | None, images: Images, prompt: str) -> Tensor
     return found.float()
 
 
-# After training
-
-
 def load_trained(
     file: Path, out: Path | None, step: int | None = None, changes: Sequence[str] = ()
-) -> tuple[Experiment, Trainer]:
+) -> tuple[Experiment, TrainingLoop]:
     """A run's experiment with the averaged layers of a checkpoint in place, the newest by
     default.
     """
@@ -312,9 +90,9 @@ def load_trained(
     )
     assert found is not None
     experiment = build(settings)
-    trainer = make_trainer(experiment)
-    trainer.load_averages(found)
-    return experiment, trainer
+    loop = make_loop(experiment)
+    loop.load_averages(found)
+    return experiment, loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,18 +169,37 @@ def sample_grid(
     ode: bool = False,
     changes: Sequence[str] = (),
 ) -> Path:
-    """Write pictures of every prompt, pre-trained above fine-tuned; the file."""
+    """Write pictures of every prompt, pre-trained above fine-tuned, prompt and reward under each;
+    the file.
+    """
     require(number >= 1, f"number = {number}; draw at least one picture per prompt.")
     experiment, _ = load_trained(file, out, step, changes)
     target = target or Path(experiment.settings.run.out) / "samples.png"
     with locked(_lock_of(target), "wait for it, or name another file with --grid"):
         rows = [
-            sample_images(experiment, task, policy, number, seed, ode).images
+            row
             for task in experiment.tasks
-            for policy in (Uncontrolled(task.problem.reference), task.policy)
+            for row in before_and_after(experiment, task, number, seed, ode)
         ]
-        save_image_grid(torch.cat(rows), number, target)
+        save_captioned_grid(rows, target)
     return target
+
+
+def before_and_after(
+    experiment: Experiment, task: PromptTask, number: int, seed: int, ode: bool = False
+) -> tuple[PictureRow, PictureRow]:
+    """Pictures of a prompt by the pre-trained and by the fine-tuned model from the same noise."""
+    before, after = (
+        sample_images(experiment, task, policy, number, seed, ode)
+        for policy in (Uncontrolled(task.problem.reference), task.policy)
+    )
+    return _captioned("pre-trained", task, before), _captioned("fine-tuned", task, after)
+
+
+def _captioned(model: str, task: PromptTask, found: ImageSamples) -> PictureRow:
+    captions = [f"{task.name}\nreward {reward:.3f}" for reward in found.rewards.tolist()]
+    title = f"{model}: {task.name}, mean reward {float(found.rewards.mean()):.3f}"
+    return PictureRow(title, found.images, captions)
 
 
 def _lock_of(file: Path) -> Path:
@@ -425,11 +222,11 @@ def evaluate(
     require(
         number >= 2, f"number = {number}; a standard error needs at least 2 pictures per prompt."
     )
-    experiment, trainer = load_trained(file, out, step, changes)
-    file = Path(experiment.settings.run.out) / f"evaluation-{trainer.step}.json"
+    experiment, loop = load_trained(file, out, step, changes)
+    file = Path(experiment.settings.run.out) / f"evaluation-{loop.step}.json"
     with locked(_lock_of(file), "wait for it"):
         rows = []
-        for row in _evaluated(experiment, trainer.step, number, seed, ode):
+        for row in _evaluated(experiment, loop.step, number, seed, ode):
             rows.append(row)
             print(_line(row))
         write_atomically(file, (json.dumps(rows, indent=2) + "\n").encode())

@@ -39,7 +39,7 @@ OTHER = {
     "reward.black_box": "true",
     "reward.options": "{ quality = 50 }",
     "problem.prompts": '["x", "y = z"]',
-    "problem.beta": "1e-2",
+    "problem.beta": "2e-2",
     "estimator.name": "DDPO",
     "estimator.options": "{ a = { b = 1 } }",
     "lora.rank": "8",
@@ -73,6 +73,7 @@ OTHER = {
     "monitor.checker": "tiny",
     "monitor.images_every": "2",
     "monitor.window": "3",
+    "monitor.report_to": "[]",
 }
 """A value of every setting, as somebody types it, other than the default."""
 

@@ -25,7 +25,7 @@ from sd_experiments.studies.benchmark import (
     tasks,
 )
 from sd_experiments.studies.random_models import RANDOM, stable_diffusion_15
-from sd_experiments.training.session import make_trainer
+from sd_experiments.training.session import make_loop
 from socft.checks import InvalidProblem
 from socft.records import read
 from socft.report.rows import Rows
@@ -111,7 +111,7 @@ def test_the_calls_of_the_network_are_those_of_the_algorithm(estimator: str, per
 
 def peak(cell: BenchmarkCell) -> int:
     """Bytes of the tensors of one gradient step, weights excluded."""
-    trainer = make_trainer(build_cell(config.parse_config(settings(cell)), "small"))
+    trainer = make_loop(build_cell(config.parse_config(settings(cell)), "small"))
     with MemoryMeter() as memory:
         next(trainer.iterations())
     return memory.peak

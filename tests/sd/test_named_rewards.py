@@ -12,7 +12,7 @@ from sd_experiments import config
 from sd_experiments.reward.rewards import CLIPScore, JPEGCompressibility, decode
 from sd_experiments.training.build import build, load_model
 from sd_experiments.training.monitor import read_metrics
-from sd_experiments.training.session import make_trainer
+from sd_experiments.training.session import make_loop
 from socft import cli
 from socft.path import rollout
 from tests.support.sd import noise_of, save_clip, save_model, written
@@ -34,7 +34,7 @@ def test_the_rewards_that_come_along_train_by_name(name: str, tmp_path: Path):
     file.write_text(file.read_text().replace('name = "tests.support.sd:reddish"', table))
     assert cli.main(["sd", "train", "--config", str(file), "--steps", "2"]) == 0
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    trainer = make_trainer(build(config.read_config(file)))
+    trainer = make_loop(build(config.read_config(file)))
     score = JPEGCompressibility(50) if name == "jpeg" else CLIPScore.load(tmp_path / "clip")
     task = trainer.tasks[0]
     with torch.no_grad():

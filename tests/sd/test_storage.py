@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import errno
 import json
+import os
 import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,15 +21,18 @@ import torch
 
 from sd_experiments.training import session
 from sd_experiments.training import storage as module
+from sd_experiments.training import trainer as training
+from sd_experiments.training.interruptions import Interruptions
+from sd_experiments.training.loop import TrainingLoop
 from sd_experiments.training.monitor import (
     Display,
     MetricsFile,
     TensorBoardWriter,
     read_metrics,
 )
+from sd_experiments.training.process_group import ProcessGroup
 from sd_experiments.training.replay_buffer import encode_batches
 from sd_experiments.training.storage import CheckpointFailed, CheckpointStore, StoredCheckpoint
-from sd_experiments.training.train import Trainer
 from socft import files
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
@@ -54,17 +59,17 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 
 
-def trainer(estimator: Estimator | None = None, **tables: dict[str, Any]) -> Trainer:
+def trainer(estimator: Estimator | None = None, **tables: dict[str, Any]) -> TrainingLoop:
     return trainer_with(estimator, 2, None, **(TABLES | tables))
 
 
-def advance(trainer: Trainer, steps: int) -> None:
+def advance(trainer: TrainingLoop, steps: int) -> None:
     iterations = trainer.iterations()
     for _ in range(steps):
         next(iterations)
 
 
-def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
+def everything(trainer: TrainingLoop) -> dict[str, torch.Tensor]:
     moments = {
         f"{key}.{name}": value
         for name, p in trainer.parameters.items()
@@ -321,7 +326,7 @@ def test_the_state_before_a_reward_that_is_not_a_number_is_kept(tmp_path: Path):
     with pytest.raises(
         InvalidProblem, match="4 of 4 paths of round 3 have rewards that are not finite"
     ):
-        session._run(one, store)
+        training._run(one, store)
     found = store.newest()
     assert found is not None
     assert found.step == one.step == 3
@@ -346,7 +351,7 @@ def test_a_full_disk_stops_a_run_with_what_to_do(tmp_path: Path, monkeypatch):
         CheckpointFailed,
         match=r"the checkpoint of step 5 .*; there is no checkpoint yet: make room",
     ):
-        session._run(one, store)
+        training._run(one, store)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -356,9 +361,9 @@ def run_until(error: BaseException, tmp_path: Path, monkeypatch) -> None:
     settings = dataclasses.replace(
         settings, run=dataclasses.replace(settings.run, out=str(tmp_path / "run"))
     )
-    monkeypatch.setattr(session, "build", lambda _: None)
+    monkeypatch.setattr(training, "build", lambda *_: None)
     monkeypatch.setattr(
-        session, "make_trainer", lambda *_: trainer(run={"steps": 5, "checkpoint_every": 2})
+        training, "make_loop", lambda *_: trainer(run={"steps": 5, "checkpoint_every": 2})
     )
 
     @contextlib.contextmanager
@@ -369,8 +374,8 @@ def run_until(error: BaseException, tmp_path: Path, monkeypatch) -> None:
 
         yield fail
 
-    monkeypatch.setattr(session, "_observed", observed)
-    session.fine_tune(settings, False, Display(5, silent=True))
+    monkeypatch.setattr(training.Trainer, "_observed", observed)
+    training.Trainer(settings=settings, display=Display(5, silent=True)).train()
 
 
 def test_a_full_disk_under_the_metrics_does_too(tmp_path: Path, monkeypatch):
@@ -385,7 +390,7 @@ def test_a_full_disk_under_the_metrics_does_too(tmp_path: Path, monkeypatch):
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch):
     """While the first one writes there, and not when it is over."""
-    lock = tmp_path / "run" / session.LOCK
+    lock = tmp_path / "run" / training.LOCK
     with locked(lock), pytest.raises(InvalidProblem, match=f"another run is writing to {lock}"):
         run_until(KeyError(), tmp_path, monkeypatch)
     with pytest.raises(KeyError):
@@ -423,7 +428,7 @@ def test_a_length_on_which_the_learning_rate_depends_stays(tmp_path: Path):
     for decay in (0.0, 0.5):
         store = CheckpointStore(tmp_path / str(decay))
         tables = {"batch": {"trajectories": 4}, "optimiser": {"decay": decay}}
-        session._run(
+        training._run(
             trainer_with(None, 1, None, **tables, run={"steps": 4, "checkpoint_every": 2}), store
         )
         longer, found = (
@@ -443,17 +448,67 @@ def test_a_length_on_which_the_learning_rate_depends_stays(tmp_path: Path):
             assert len(list(longer.iterations())) == 2
 
 
-def test_an_interrupt_says_where_it_continues(tmp_path: Path):
-    one, store = trainer(run={"steps": 9, "checkpoint_every": 2}), CheckpointStore(tmp_path)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("where", "kept"), [("sampling", 2), ("writing", 3)])
+def test_a_signal_keeps_the_last_finished_step(where: str, kept: int, number: int, tmp_path: Path):
+    """While the third step samples it is given up at once, and while its numbers are written it is
+    finished first; either way a run that continues ends where an uninterrupted one does.
+    """
+    calls = []
+    tables: dict[str, dict[str, Any]] = {
+        "batch": {"trajectories": 4},
+        "run": {"steps": 6, "checkpoint_every": 50},
+    }
 
-    def stop(step) -> None:
-        if step.metrics.step == 3:
-            raise KeyboardInterrupt
+    def reward(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        if where == "sampling" and len(calls) == 5:
+            os.kill(os.getpid(), number)
+            pytest.fail("nothing is computed after the signal")
+        return (2 * x).sin().sum(1)
 
-    with pytest.raises(
-        KeyboardInterrupt, match=r"^stopped after gradient step 3; --resume continues after step 2$"
-    ):
-        session._run(one, store, stop)
+    def observe(step) -> None:
+        if where == "writing" and step.metrics.step == 3:
+            os.kill(os.getpid(), number)
+            written.append(step.metrics.step)
+
+    written: list[int] = []
+    one, store = trainer_with(None, 1, [reward], **tables), CheckpointStore(tmp_path)
+    said = f"^stopped after gradient step {kept}; --resume continues after step {kept}$"
+    with pytest.raises(KeyboardInterrupt, match=said):
+        training._run(one, store, observe)
+    found = store.newest()
+    assert found is not None
+    assert (found.step, one.step, one.rounds, one.paths) == (kept, kept, kept, 4 * kept)
+    assert written == ([3] if where == "writing" else [])
+    again, whole = (trainer_with(None, 1, None, **tables) for _ in range(2))
+    again.restore(found)
+    advance(again, 6 - kept)
+    advance(whole, 6)
+    assert all(
+        torch.equal(again.parameters[name], whole.parameters[name]) for name in whole.parameters
+    )
+
+
+def test_processes_stop_after_the_same_step(tmp_path: Path):
+    """A signal to one of two is heeded by both once the step of both is over."""
+    heard = []
+
+    class Pair(ProcessGroup):
+        def max_number(self, value: float, device: torch.device) -> float:
+            heard.append(value)
+            return max(heard)
+
+    first, second = Interruptions(Pair(0, 2)), Interruptions(Pair(1, 2))
+    with first.watching():
+        with first.heeded():
+            os.kill(os.getpid(), signal.SIGTERM)
+        for each in (first, second):
+            assert not each.together
+            with pytest.raises(KeyboardInterrupt):
+                each.stop_together(torch.device("cpu"))
+            assert each.together
+    assert heard == [1.0, 0.0]
 
 
 @pytest.mark.refusal

@@ -30,6 +30,7 @@ from sd_experiments import CONFIGS, config
 from sd_experiments.studies import benchmark
 from sd_experiments.training.build import Experiment, build, instantiate, load_model
 from sd_experiments.training.gradient import draw_steps
+from sd_experiments.training.loop import TrainingLoop
 from sd_experiments.training.monitor import (
     ImageStatistics,
     RewardHackingDetector,
@@ -42,8 +43,7 @@ from sd_experiments.training.replay_buffer import (
     effective_share,
     log_likelihood_ratios,
 )
-from sd_experiments.training.session import make_trainer
-from sd_experiments.training.train import Trainer
+from sd_experiments.training.session import make_loop
 from socft import cli
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
@@ -75,7 +75,7 @@ SPREAD = 4.0  # standard errors of a Monte-Carlo mean
 PATIENCE_SECONDS = 120  # two processes that import torch and diffusers on a busy machine
 
 
-def minus_returns(trainer: Trainer, task: PromptTask, noise: Noise) -> Tensor:
+def minus_returns(trainer: TrainingLoop, task: PromptTask, noise: Noise) -> Tensor:
     """The gradient of minus the mean return, through the simulator."""
     mean = -returns(task.problem, rollout(task.problem.reference, task.policy, noise)).mean()
     return torch.cat(
@@ -780,7 +780,7 @@ def test_every_benchmarked_estimator_trains_the_layers(experiment: Experiment, n
         **({"last": 3} if name == "truncated backpropagation" else {}),
     }
     estimator = instantiate("estimator", ANYWHERE, name, options)
-    trainer = make_trainer(dataclasses.replace(experiment, estimator=estimator))
+    trainer = make_loop(dataclasses.replace(experiment, estimator=estimator))
     (gradient,), (measured,) = gradients_of(trainer)
     assert measured.kl == 0
     assert 0 < measured.gradient_norm < math.inf
@@ -799,7 +799,7 @@ import json, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from sd_experiments import config
-from sd_experiments.training.session import make_trainer
+from sd_experiments.training.session import make_loop
 from sd_experiments.training.build import build
 from sd_experiments.training.process_group import ProcessGroup
 from tests.support.sd import gradients_of
@@ -807,7 +807,7 @@ usable, torch.cuda.is_available = torch.cuda.is_available, lambda: True
 group = ProcessGroup.join(torch.device("cpu"))
 torch.cuda.is_available = usable
 for i, each in enumerate(json.loads(Path(sys.argv[1]).read_text())):
-    trainer = make_trainer(build(config.parse_config(each)), group)
+    trainer = make_loop(build(config.parse_config(each)), group)
     gradients, measured = gradients_of(trainer)
     first = [each.path.states[0].flatten(1)[:, 0] for each in trainer.buffer.batches]
     starts = [each.tolist() for each in first]
@@ -849,7 +849,7 @@ def test_two_processes_compute_the_gradient_of_one(model: Path, tmp_path: Path):
     launch_two(script, wanted, tmp_path / "found")
     for i, (name, case) in enumerate(zip(SHARED_OUT, cases, strict=True)):
         parts = [json.loads((tmp_path / f"found.{i}.{rank}.json").read_text()) for rank in (0, 1)]
-        alone = make_trainer(build(config.parse_config(case)))
+        alone = make_loop(build(config.parse_config(case)))
         expected, measured = gradients_of(alone)
         assert alone.buffer is not None
         for part in parts:

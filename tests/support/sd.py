@@ -32,11 +32,11 @@ from sd_experiments import config
 from sd_experiments.model.prompts import SinglePromptEncoder
 from sd_experiments.model.reference import StableDiffusionReference
 from sd_experiments.model.stable_diffusion import StableDiffusion
+from sd_experiments.training.loop import StepMetrics, TrainingLoop
 from sd_experiments.training.prompt_task import PromptTask
 from sd_experiments.training.replay_buffer import (
     seeded_generator,
 )
-from sd_experiments.training.train import StepMetrics, Trainer
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator
 from socft.path import Noise
@@ -290,7 +290,7 @@ def trainer_with(
     prompts: int = 1,
     rewards: Sequence[Any] | None = None,
     **tables: dict[str, Any],
-) -> Trainer:
+) -> TrainingLoop:
     """A trainer of one affine policy on the chains of some prompts."""
     policy = AffinePolicy(0.2 * randn(20, STEPS, 2, 2), 0.2 * randn(21, STEPS, 2))
     tasks = [
@@ -298,7 +298,7 @@ def trainer_with(
         for i in range(prompts)
     ]
     settings = settings_with(prompts, **tables)
-    return Trainer(
+    return TrainingLoop(
         tasks, estimator or AdjointMatching(), dict(policy.named_parameters()), settings, dtype=F64
     )
 
@@ -316,7 +316,7 @@ class Recorder(torch.optim.SGD):
         )
 
 
-def gradients_of(trainer: Trainer) -> tuple[list[Tensor], list[StepMetrics]]:
+def gradients_of(trainer: TrainingLoop) -> tuple[list[Tensor], list[StepMetrics]]:
     """The gradients at the policy the trainer starts with."""
     recorder = Recorder(trainer.parameters.values())
     trainer.optimiser = recorder  # type: ignore[assignment]
@@ -324,7 +324,7 @@ def gradients_of(trainer: Trainer) -> tuple[list[Tensor], list[StepMetrics]]:
     return recorder.gradients, measured
 
 
-def noise_of(trainer: Trainer, round_number: int, count: int) -> Noise:
+def noise_of(trainer: TrainingLoop, round_number: int, count: int) -> Noise:
     """The noise that the paths of a round must have."""
     reference = trainer.tasks[0].problem.reference
     parts = [

@@ -29,10 +29,10 @@ from sd_experiments.training.monitor import METRICS, Display, read_metrics, save
 from sd_experiments.training.session import (
     ImageSamples,
     evaluation_noise,
-    fine_tune,
     sample_images,
     score_images,
 )
+from sd_experiments.training.trainer import Trainer
 from socft.estimators.base import CostateEstimator
 from socft.path import rollout
 from socft.policy import Policy, Uncontrolled
@@ -88,9 +88,11 @@ def _fine_tuned(settings: Mapping[str, Any], pictures: int) -> _FineTuned:
     """Fine-tune in the run's folder, from its last checkpoint if there is one."""
     parsed = config.parse_config(settings)
     reset_peak(find_device(parsed.model.device))
-    experiment, trainer = fine_tune(parsed, True, Display(parsed.run.steps, silent=True))
+    trainer = Trainer(settings=parsed, display=Display(parsed.run.steps, silent=True))
+    trainer.train(resume=True)
+    experiment = trainer.experiment
     rows = read_metrics(Path(parsed.run.out) / METRICS)
-    with trainer.using_averages():
+    with trainer.loop.using_averages():
         policy = experiment.tasks[0].policy
         images, spread = _images(experiment, policy, pictures), _spread(experiment, policy)
     return _FineTuned(experiment, images, spread, rows)

@@ -20,6 +20,7 @@ from sd_experiments import config
 from sd_experiments.model.memory import peak_mb
 from sd_experiments.training.checkpoint import TrainingState, read_averages
 from sd_experiments.training.gradient import Gradient, GradientAccumulator
+from sd_experiments.training.interruptions import Interruptions
 from sd_experiments.training.process_group import ProcessGroup
 from sd_experiments.training.prompt_task import PromptTask
 from sd_experiments.training.replay_buffer import ReplayBuffer, seed_globally
@@ -90,7 +91,7 @@ class TrainingStep:
     fresh: tuple[PromptSamples, ...]
 
 
-class Trainer:
+class TrainingLoop:
     """Fine-tunes the parameters that the policies of several tasks share, in place, with any
     estimator.
 
@@ -101,6 +102,9 @@ class Trainer:
         settings: the run's settings; of these, ``batch``, ``optimiser`` and ``run``.
         group: the processes of the run.
         dtype: of states and noise.
+
+    Attributes:
+        interruptions: heeded while paths are sampled and gradients are taken.
     """
 
     def __init__(
@@ -118,6 +122,7 @@ class Trainer:
         self.settings = settings
         self.group = group or ProcessGroup()
         self.dtype = dtype
+        self.interruptions = Interruptions(self.group)
         s = settings.optimiser
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(),
@@ -156,20 +161,22 @@ class Trainer:
         return next(iter(self.parameters.values())).device
 
     def iterations(self) -> Iterator[TrainingStep]:
-        """Gradient steps up to the number in the settings. Between two of them the trainer can be
+        """Gradient steps up to the number in the settings. Between two of them the loop can be
         saved.
 
         Raises:
             InvalidProblem: a reward, a label or a gradient is not finite; the parameters keep their
-                last finite values, and the trainer can be saved.
+                last finite values, and the loop can be saved.
+            KeyboardInterrupt: the state is that after the last step, and the loop can be saved.
         """
         while self.step < self.settings.run.steps:
             start = time.perf_counter()
             seed_globally(self.settings.run.seed, "step", self.step, self.group.rank)
-            fresh = self._prepare()
-            assert self.buffer is not None
-            index = self.buffer.take(self.settings.batch.per_step, self.settings.run.seed)
-            gradient = self._accumulator.gradient(self.buffer, index, self.step, self.quantile)
+            with self._returning(), self.interruptions.heeded():
+                fresh = self._prepare()
+                assert self.buffer is not None
+                index = self.buffer.take(self.settings.batch.per_step, self.settings.run.seed)
+                gradient = self._accumulator.gradient(self.buffer, index, self.step, self.quantile)
             clipped = self._update(gradient)
             self.buffer.uses += len(index)
             metrics = self._metrics(self.buffer, gradient, clipped, time.perf_counter() - start)
@@ -187,6 +194,16 @@ class Trainer:
             yield
         finally:
             self._set(kept)
+
+    @contextlib.contextmanager
+    def _returning(self) -> Iterator[None]:
+        """Where a step is interrupted, the paths are again those of the last one."""
+        before = self.buffer, self.round, self.rounds, self.paths
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.buffer, self.round, self.rounds, self.paths = before
+            raise
 
     def _prepare(self) -> bool:
         """Make sure that there are paths to use, weighed at the start of a pass if that decides
