@@ -14,13 +14,14 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
 
 import pydantic.dataclasses
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sd_experiments import CONFIGS
+from sd_experiments.prompt_files import read_prompts
 from socft.checks import LARGEST, MOST, InvalidProblem, quoted, require
 from socft.files import one_line, read_text
 
@@ -37,6 +38,12 @@ Part = Annotated[Number, Field(ge=0, le=1)]
 """A part of the whole, in [0, 1]."""
 Factor = Annotated[Number, Field(ge=0, lt=1)]
 """Of an average over the past, in [0, 1)."""
+Prompts = Annotated[
+    tuple[Text, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda given: read_prompts(given) if isinstance(given, str) else given),
+]
+"""Texts, or the file that holds them."""
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -66,7 +73,8 @@ def _refusal(table: Any, error: ErrorDetails) -> str:
         return str(error.get("ctx", {})["error"])
     if kind == "unexpected_keyword_argument":
         for name in place[:-1]:
-            table = table.__pydantic_fields__[name].annotation
+            entry = isinstance(name, int)
+            table = get_args(table)[0] if entry else table.__pydantic_fields__[name].annotation
         names = [field.name for field in dataclasses.fields(table)]
         nearest = difflib.get_close_matches(str(place[-1]), names, 1, 0.0)[0]
         known = where.removesuffix(str(place[-1])) + nearest
@@ -141,8 +149,9 @@ class RewardConfig:
     """The reward of an image.
 
     Attributes:
-        name: "tiny", "image_reward", "clip", "jpeg", or ``module:factory`` that is called with the
-            options and makes a reward model.
+        name: "tiny", "image_reward", "clip", "pick_score", "hps", "aesthetic", "jpeg", "sum" of
+            the ``terms`` in the options, each a `RewardTerm`, or ``module:factory`` that is called
+            with the options and makes a reward model.
         path: directory of its weights.
         chunk: images decoded and scored at a time.
         black_box: whether to treat it as not differentiable.
@@ -157,15 +166,35 @@ class RewardConfig:
 
 
 @_table
+class RewardTerm:
+    """A reward in a sum, and what judges a trained model besides the reward.
+
+    Attributes:
+        name: as of a reward.
+        path: directory of its weights.
+        weight: its factor in the sum.
+        black_box: whether to treat it as not differentiable.
+        options: passed to the factory.
+    """
+
+    name: Name
+    path: Name | None = None
+    weight: Number = 1.0
+    black_box: Flag = False
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@_table
 class ProblemConfig:
     """What is maximised: reward minus beta times the KL from the pre-trained model.
 
     Attributes:
-        prompts: one control problem each; one set of low-rank layers is trained on all.
+        prompts: one control problem each; one set of low-rank layers is trained on all. Also the
+            name of a file that holds them (`sd_experiments.prompt_files`).
         beta: KL weight in units of the reward; a "reward multiplier" m is beta = 1 / m.
     """
 
-    prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
+    prompts: Prompts
     beta: Positive = 0.01
 
 
@@ -333,12 +362,16 @@ class MonitorConfig:
         window: rounds that are averaged for the warning about reward hacking.
         report_to: "tensorboard", "wandb" and "mlflow", as many as are wanted; Weights & Biases
             without network unless WANDB_MODE says otherwise.
+        judges: rewards that were not trained for, by which ``sd evaluate`` measures both models.
+        features: directory of a CLIP, in whose space ``sd evaluate`` measures diversity.
     """
 
     checker: Name | None = None
     images_every: Count = 10
     window: Count = 8
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    judges: tuple[RewardTerm, ...] = ()
+    features: Name | None = None
 
 
 @_table

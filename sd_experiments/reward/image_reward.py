@@ -45,6 +45,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from sd_experiments.model.weight_files import COPY
 from sd_experiments.model.weights import refusing, require_json
+from sd_experiments.reward.plain_weights import read_plain_weights
 from sd_experiments.reward.published import (
     listed,
     published_config,
@@ -53,7 +54,7 @@ from sd_experiments.reward.published import (
 )
 from sd_experiments.reward.sizes import SAVE, ImageRewardConfig, present
 from sd_experiments.tensor_file import encode_tensors, read_tensors
-from socft.checks import InvalidProblem, require
+from socft.checks import require
 from socft.files import write_atomically
 
 BERT = "bert-base-uncased"
@@ -242,16 +243,7 @@ class ImageReward(nn.Module):
         text = published_text(directory / "med_config.json")
         tokenizer = _tokenizer(directory / BERT)
         tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
-        again = "download ImageReward.pt again"
-        try:
-            published = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # pickles fail in any way
-            raise InvalidProblem(f"{file} is not a file of plain weights; {again}.") from error
-        plain = isinstance(published, Mapping) and all(
-            isinstance(name, str) and isinstance(each, Tensor) for name, each in published.items()
-        )
-        require(plain, f"{file} holds no weights by name; {again}.")
-        weights = rename_published_weights(published)
+        weights = rename_published_weights(read_plain_weights(file))
         return _filled(published_config(weights, text, file), tokenizer, weights, file)
 
 

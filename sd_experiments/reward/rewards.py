@@ -121,7 +121,7 @@ class DifferentiableImageReward(_LatentReward):
         require(
             not cut,
             f"{_name(self.model)} cuts the graph between image and reward; wrap it in"
-            " BlackBoxImageReward.",
+            " BlackBoxImageReward, or set reward.black_box = true.",
         )
         return result
 
@@ -195,9 +195,10 @@ class CLIPScore(nn.Module):
         model: a CLIP model, frozen in place.
         tokenizer: its tokenizer.
         scale: 1 for the cosine itself, 100 for the usual score.
+        padded: whether a picture that is no square is padded with black, not cropped.
     """
 
-    def __init__(self, model: CLIPModel, tokenizer: Any, scale: float = 1.0):
+    def __init__(self, model: CLIPModel, tokenizer: Any, scale: float = 1.0, padded: bool = False):
         super().__init__()
         config: Any = model.config
         vocabulary = config.text_config.vocab_size
@@ -210,6 +211,7 @@ class CLIPScore(nn.Module):
         self.tokenizer = tokenizer
         self.size: int = config.vision_config.image_size
         self.scale = scale
+        self.padded = padded
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(CLIP_STD).reshape(3, 1, 1), persistent=False)
 
@@ -227,25 +229,40 @@ class CLIPScore(nn.Module):
             return cls(model, tokenizer, scale)
 
     def forward(self, images: Images, prompt: str) -> PerSample:
-        vision = self.model.get_image_features(pixel_values=self._prepared(images))
         tokens = self.tokenizer([prompt], padding=True, truncation=True, return_tensors="pt").to(
             images.device
         )
         text = self.model.get_text_features(**tokens)
-        return self.scale * nn.functional.cosine_similarity(_features(vision), _features(text)).to(
-            images
-        )
+        words = nn.functional.normalize(_features(text))
+        return self.scale * (self.embedding(images) * words).sum(1).to(images)
 
-    def _prepared(self, images: Images) -> Tensor:
-        """Resized along the short side, cropped in the middle and normalised."""
-        size, short = self.size, min(images.shape[2:])
-        height, width = (round(side * size / short) for side in images.shape[2:])
+    def embedding(self, images: Images) -> Float[Tensor, "batch width"]:
+        """Unit vectors that the images are mapped to."""
+        pixels = self._squared(images).to(self.model.dtype)
+        prepared = (pixels - self.get_buffer("mean").to(pixels)) / self.get_buffer("deviation").to(
+            pixels
+        )
+        found = self.model.get_image_features(pixel_values=prepared)
+        return nn.functional.normalize(_features(found))
+
+    def _squared(self, images: Images) -> Images:
+        """Resized along the short side and cropped in the middle, or along the long side and
+        padded.
+        """
+        size, shape = self.size, images.shape[2:]
+        side = (max if self.padded else min)(shape)
+        height, width = (
+            round(size * each / side) if self.padded else int(size * each / side) for each in shape
+        )
         resized = nn.functional.interpolate(
             images, (height, width), mode="bicubic", antialias=True, align_corners=False
         )
+        if self.padded:
+            top, left = (size - height) // 2, (size - width) // 2
+            edges = (left, size - width - left, top, size - height - top)
+            return nn.functional.pad(resized, edges)
         top, left = (height - size) // 2, (width - size) // 2
-        crop = resized[..., top : top + size, left : left + size].to(self.model.dtype)
-        return (crop - self.get_buffer("mean").to(crop)) / self.get_buffer("deviation").to(crop)
+        return resized[..., top : top + size, left : left + size]
 
 
 def _features(found: Any) -> Tensor:

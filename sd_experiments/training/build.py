@@ -31,6 +31,12 @@ from sd_experiments.model.loading import load_latent_model
 from sd_experiments.model.policy import LoRA, LoRAPolicy
 from sd_experiments.model.reference import StableDiffusionReference
 from sd_experiments.model.stable_diffusion import StableDiffusion
+from sd_experiments.reward.clip_rewards import (
+    AestheticScore,
+    WeightedSum,
+    human_preference_score,
+    pick_score,
+)
 from sd_experiments.reward.rewards import (
     BlackBoxImageReward,
     CLIPScore,
@@ -69,15 +75,22 @@ REWARDS: Mapping[str, Callable[..., Any]] = {
     "tiny": _tiny_reward_model,
     "image_reward": _image_reward,
     "clip": lambda path, **options: CLIPScore.load(path, **options),
+    "pick_score": pick_score,
+    "hps": human_preference_score,
+    "aesthetic": AestheticScore.load,
+    "sum": lambda terms: _weighted_sum(terms),
     "jpeg": JPEGCompressibility,
 }
 KERNELS: Mapping[str, Callable[..., FlowSchedule]] = {"precise": precise, "flow_sde": flow_sde}
 BLACK_BOXES = frozenset({"jpeg"})
+WITH_WEIGHTS = frozenset({"image_reward", "clip", "pick_score", "hps", "aesthetic"})
 
 
-def is_black_box(settings: config.RewardConfig) -> bool:
-    """Whether a reward has no gradient."""
-    return settings.black_box or settings.name in BLACK_BOXES
+def is_black_box(settings: config.RewardConfig | config.RewardTerm) -> bool:
+    """Whether a reward has no gradient, and so a sum if one of its terms has none."""
+    if settings.black_box or settings.name in BLACK_BOXES:
+        return True
+    return settings.name == "sum" and any(map(is_black_box, _terms(**settings.options)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,10 +278,12 @@ def load_model(settings: config.ModelConfig) -> LatentModel:
     )
 
 
-def load_reward_model(settings: config.RewardConfig, device: torch.device) -> ImageRewardModel:
+def load_reward_model(
+    settings: config.RewardConfig | config.RewardTerm, device: torch.device
+) -> ImageRewardModel:
     """The reward of images, on the device of the pre-trained model."""
     require(
-        settings.path is not None or settings.name not in ("image_reward", "clip"),
+        settings.path is not None or settings.name not in WITH_WEIGHTS,
         f"reward.path is missing; give the directory with the weights of {settings.name!r}.",
     )
     options = (
@@ -279,6 +294,22 @@ def load_reward_model(settings: config.RewardConfig, device: torch.device) -> Im
     model = instantiate("reward", REWARDS, settings.name, options)
     require_callable(model, f"what {settings.name} makes", "of images and their prompt")
     return model.to(device) if isinstance(model, torch.nn.Module) else model
+
+
+def _weighted_sum(terms: Any) -> WeightedSum:
+    """A sum of rewards from their tables."""
+    here = torch.device("cpu")  # the sum is moved as a whole
+    return WeightedSum([(each.weight, load_reward_model(each, here)) for each in _terms(terms)])
+
+
+def _terms(terms: Any = ()) -> list[config.RewardTerm]:
+    tables = isinstance(terms, list | tuple) and all(isinstance(each, Mapping) for each in terms)
+    require(
+        tables and len(terms) > 0,
+        "the reward 'sum' has no terms; give reward.options.terms, a list of tables with name,"
+        " path, weight and options.",
+    )
+    return [config.RewardTerm(**each) for each in terms]
 
 
 def load_checker(name: str | None) -> Checker | None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sd_experiments import config
 from sd_experiments.assignments import read_assignments
 from sd_experiments.model.flow_chain import FlowModelReference, ode_sample, tuned_velocity
-from sd_experiments.reward.rewards import Images, decode
-from sd_experiments.training.build import Checker, Experiment, build
+from sd_experiments.reward.rewards import CLIPScore, ImageRewardModel, Images, decode
+from sd_experiments.training.build import Checker, Experiment, build, load_reward_model
 from sd_experiments.training.loop import TrainingLoop
 from sd_experiments.training.monitor import diversity
 from sd_experiments.training.picture_grid import PictureRow, save_captioned_grid
@@ -30,6 +30,8 @@ from socft.path import Noise, rollout
 from socft.policy import Policy, Uncontrolled
 
 CHECKPOINTS = "checkpoints"
+JUDGED = 4
+"""Pictures judged at a time."""
 
 
 def load_config(
@@ -238,6 +240,9 @@ def _evaluated(
     experiment: Experiment, step: int, number: int, seed: int, ode: bool
 ) -> Iterator[dict[str, object]]:
     """What each model reaches on each prompt, and the fine-tuned one's gain."""
+    monitor, device = experiment.settings.monitor, next(experiment.lora.parameters()).device
+    judges = load_judges(monitor.judges, device)
+    features = None if monitor.features is None else CLIPScore.load(monitor.features).to(device)
     for task in experiment.tasks:
         before = None
         for model, policy in (
@@ -245,7 +250,7 @@ def _evaluated(
             ("fine-tuned", task.policy),
         ):
             found = sample_images(experiment, task, policy, number, seed, ode)
-            worth = score_images(experiment, task, found)
+            worth = score_images(experiment, task, found) | judged(judges, found.images, task.name)
             row: dict[str, object] = {
                 "prompt": task.name,
                 "model": model,
@@ -259,7 +264,10 @@ def _evaluated(
                 row |= _with_error(name, values)
                 if before is not None:
                     row |= _with_error(f"{name}_gain", values - before[name])
-            yield row | {"diversity": diversity(found.images)}
+            row["diversity"] = diversity(found.images)
+            if features is not None:
+                row["feature_diversity"] = feature_diversity(features, found.images)
+            yield row
             before = worth
 
 
@@ -272,6 +280,48 @@ def score_images(
     """
     right = check_images(experiment.checker, found.images, task.name)
     return {"reward": found.rewards} | ({} if right is None else {"accuracy": right.double()})
+
+
+def load_judges(
+    terms: Sequence[config.RewardTerm], device: torch.device
+) -> dict[str, ImageRewardModel]:
+    """Judges by name, with their folder where two have one name."""
+    names = [each.name for each in terms]
+    titles = [
+        each.name if names.count(each.name) == 1 else f"{each.name} {Path(each.path or '').name}"
+        for each in terms
+    ]
+    twice = sorted({each for each in titles if titles.count(each) > 1})
+    require(not twice, f"monitor.judges has {twice[:1]} twice; name each once.")
+    return {
+        title: load_reward_model(each, device) for title, each in zip(titles, terms, strict=True)
+    }
+
+
+@torch.no_grad()
+def judged(
+    judges: Mapping[str, ImageRewardModel], images: Images, prompt: str
+) -> dict[str, Tensor]:
+    """What every picture is worth to rewards that were not trained for."""
+    found = {}
+    for name, judge in judges.items():
+        device = next(judge.parameters()).device if isinstance(judge, nn.Module) else images.device
+        parts = [
+            tried(judge, (part.to(device), prompt), f"the judge {name}")
+            for part in images.split(JUDGED)
+        ]
+        found[f"judge {name}"] = torch.cat(parts).cpu().double()
+    return found
+
+
+@torch.no_grad()
+def feature_diversity(clip: CLIPScore, images: Images) -> float:
+    """Mean of one minus the cosine between the embeddings of two of the pictures."""
+    device = clip.get_buffer("mean").device
+    seen = torch.cat([clip.embedding(part.to(device)) for part in images.split(JUDGED)]).double()
+    number = len(seen)
+    total = float(seen.sum(0).square().sum()) - float(seen.square().sum())
+    return 1 - total / (number * (number - 1))
 
 
 def _with_error(name: str, values: Tensor) -> dict[str, float]:
@@ -291,7 +341,9 @@ def _line(row: Mapping[str, Any]) -> str:
         return f"{name} {row[name]:.{digits}f} ± {row[f'{name}_stderr']:.{digits}f}{more}, "
 
     worth = told("reward", 3) + told("accuracy", 2)
+    judges = [name for name in row if name.startswith("judge ") and f"{name}_stderr" in row]
+    worth += "".join(told(name, 3) for name in judges if not name.endswith("_gain"))
     return (
         f"{row['prompt']}, {row['model']}: {worth}KL {row['kl']:.2f}, diversity"
         f" {row['diversity']:.3f}"
-    )
+    ) + ("" if "feature_diversity" not in row else f", in features {row['feature_diversity']:.3f}")

@@ -74,6 +74,8 @@ OTHER = {
     "monitor.images_every": "2",
     "monitor.window": "3",
     "monitor.report_to": "[]",
+    "monitor.judges": "[{ name = 'jpeg' }]",
+    "monitor.features": "a folder",
 }
 """A value of every setting, as somebody types it, other than the default."""
 
