@@ -20,9 +20,10 @@ import torch
 
 from sd_experiments import config
 from sd_experiments.model.latent_model import LatentModel
+from sd_experiments.model.loading import random_latent_model
 from sd_experiments.model.memory import MB, free_bytes, peak_mb, reset_peak
 from sd_experiments.model.weights import folder_of
-from sd_experiments.reward.rewards import decode
+from sd_experiments.reward.rewards import ImageRewardModel, decode
 from sd_experiments.training.build import (
     Experiment,
     build,
@@ -33,6 +34,7 @@ from sd_experiments.training.build import (
     load_checker,
     load_model,
     load_reward_model,
+    random_model,
 )
 from sd_experiments.training.session import check_images, load_config
 from socft.checks import InvalidProblem, require, told
@@ -61,6 +63,7 @@ SMALL = (4, 8, 8)
 DERIVATIVE = 3.0
 """Time of an evaluation and its vector-Jacobian product, in evaluations."""
 FLOAT = 4
+FORESEEN = "from the configuration files alone"
 _T = TypeVar("_T")
 
 
@@ -80,7 +83,8 @@ class Finding:
 
 
 def check(file: Path, changes: Sequence[str] = ()) -> list[Finding]:
-    """Load everything, try it, and print what was found.
+    """Load everything, try it, and print what was found; where weights are missing, memory and time
+    are those of random ones.
 
     Args:
         file: the configuration.
@@ -91,8 +95,7 @@ def check(file: Path, changes: Sequence[str] = ()) -> list[Finding]:
     """
     settings = load_config(file, assignments=changes)
     findings, experiment = check_parts(settings)
-    if experiment is not None:
-        findings += _measured(experiment)
+    findings += _measured(experiment) if experiment is not None else _foreseen(settings)
     print_findings(findings, str(file))
     return findings
 
@@ -234,7 +237,7 @@ def uses_reward_gradient(
 def _measured(experiment: Experiment) -> list[Finding]:
     """Memory and time, from small trials."""
     trial, probe = _tried(
-        "trial", lambda: _probed(experiment), lambda _: "network, reward and checker work"
+        "trial", lambda: probed(experiment), lambda _: "network, reward and checker work"
     )
     return (
         [trial]
@@ -243,8 +246,41 @@ def _measured(experiment: Experiment) -> list[Finding]:
     )
 
 
+def _foreseen(settings: config.ExperimentConfig) -> list[Finding]:
+    """Memory and time of a run whose weights are not here yet, with random ones in their place and
+    without a reward that is missing; nothing where something else is missing.
+    """
+    try:
+        device = find_device(settings.model.device)
+        path, dtype = settings.model.path, getattr(torch, settings.model.dtype)
+        needed, free = _weights(random_latent_model(path, dtype, "meta")), free_bytes(device)
+        if needed > free:
+            said = f"{needed / GB:.2f} GB of weights, of {free / GB:.2f} GB free; {FORESEEN}"
+            return [Finding("memory", False, said)]
+        base, (reward, note) = (
+            random_model(settings.model),
+            _reward_or_none(settings.reward, device),
+        )
+        experiment = build(settings, base, reward)
+        probe = probed(experiment)
+        found = [_memory(experiment, probe), _time(settings, probe)]
+    except Exception:  # whatever it is, it is among the findings already
+        return []
+    return [dataclasses.replace(each, detail=f"{each.detail}; {FORESEEN}{note}") for each in found]
+
+
+def _reward_or_none(
+    settings: config.RewardConfig, device: torch.device
+) -> tuple[ImageRewardModel, str]:
+    """The reward, or one that costs nothing where its weights are missing."""
+    try:
+        return load_reward_model(settings, device), ""
+    except InvalidProblem:
+        return lambda images, prompt: images.flatten(1).mean(1), ", without the reward"
+
+
 @dataclasses.dataclass(frozen=True)
-class _Probe:
+class Probe:
     """What one sample takes: seconds of an evaluation, of a gradient in the layers and of a reward;
     bytes of the latter two.
     """
@@ -256,7 +292,7 @@ class _Probe:
     reward_bytes: float
 
 
-def _probed(experiment: Experiment) -> _Probe:
+def probed(experiment: Experiment) -> Probe:
     task, parameters = experiment.tasks[0], tuple(experiment.lora.parameters())
     reference, reward, device = task.problem.reference, task.problem.reward, parameters[0].device
     rows = min(_largest(experiment.settings), experiment.settings.model.micro_batch or SEVERAL)
@@ -282,7 +318,7 @@ def _probed(experiment: Experiment) -> _Probe:
     (evaluation, _), (updated, used), (scored, most) = (
         _spent(each, device) for each in (evaluate, update, evaluate_reward)
     )
-    return _Probe(
+    return Probe(
         evaluation / rows,
         updated / rows,
         scored / rows,
@@ -305,7 +341,7 @@ def _spent(action: Callable[[], None], device: torch.device) -> tuple[float, flo
     return min(seconds), (peak_mb(device) - before) * MB
 
 
-def _memory(experiment: Experiment, probe: _Probe) -> Finding:
+def _memory(experiment: Experiment, probe: Probe) -> Finding:
     """What the weights, the paths of a round and the samples that are differentiated at a time
     take.
     """
@@ -342,8 +378,22 @@ def _weights(base: LatentModel) -> int:
     return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
 
-def _time(settings: config.ExperimentConfig, probe: _Probe) -> Finding:
-    """From the evaluations that the estimator says it makes."""
+def _time(settings: config.ExperimentConfig, probe: Probe) -> Finding:
+    seconds, count = run_time(settings, probe)
+    length = (
+        f"{seconds / HOURS:.2g} hours"
+        if seconds > HOURS
+        else f"{max(1, seconds / MINUTES):.2g} minutes"
+    )
+    return Finding(
+        "time",
+        True,
+        f"about {length} for {settings.run.steps} gradient steps ({count:.2g} network evaluations)",
+    )
+
+
+def run_time(settings: config.ExperimentConfig, probe: Probe) -> tuple[float, float]:
+    """Seconds of a run and its network evaluations, from those that the estimator says it makes."""
     batch, steps = settings.batch, settings.sampler.steps
     rounds = (
         settings.run.steps * batch.per_step / (batch.trajectories * batch.prompts * batch.passes)
@@ -363,14 +413,4 @@ def _time(settings: config.ExperimentConfig, probe: _Probe) -> Finding:
         settings.run.steps * batch.per_step * (batch.loss_steps or steps),
     )
     seconds = evaluations * probe.evaluation + pairs * probe.update + 2 * paths * probe.reward
-    length = (
-        f"{seconds / HOURS:.2g} hours"
-        if seconds > HOURS
-        else f"{max(1, seconds / MINUTES):.2g} minutes"
-    )
-    count = evaluations + pairs * (1 + DERIVATIVE)
-    return Finding(
-        "time",
-        True,
-        f"about {length} for {settings.run.steps} gradient steps ({count:.2g} network evaluations)",
-    )
+    return seconds, evaluations + pairs * (1 + DERIVATIVE)

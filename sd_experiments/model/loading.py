@@ -11,7 +11,7 @@ from sd_experiments.model.families import FLUX, SD3
 from sd_experiments.model.flow_model import FlowModel, Flux, StableDiffusion3
 from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.stable_diffusion import StableDiffusion
-from sd_experiments.model.weights import load_pipeline, refusing
+from sd_experiments.model.weights import load_pipeline, random_pipeline, refusing
 from socft.checks import require
 
 
@@ -34,17 +34,49 @@ def load_latent_model(
     """
     pipeline = load_pipeline(directory, dtype, device)
     with refusing(f"the model in {str(directory)!r}"):
-        kind = kind_of(pipeline)
-        given: dict[str, Any] = dict(options)
-        if issubclass(kind, FlowModel):
-            given["max_sequence_length"] = max_sequence_length
-        else:
-            require(
-                max_sequence_length is None,
-                f"max_sequence_length = {max_sequence_length}; it is of T5, which this model does"
-                " not read: leave it out.",
-            )
-        return kind.from_pipeline(pipeline, micro_batch, **given)
+        return latent_model(pipeline, micro_batch, max_sequence_length, **options)
+
+
+def random_latent_model(
+    directory: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    micro_batch: int | None = None,
+    max_sequence_length: int | None = None,
+    **options: bool,
+) -> LatentModel:
+    """The model that the configuration files of a local directory describe, with random weights.
+
+    Raises:
+        InvalidProblem: a configuration or a tokenizer is missing, or another network's.
+    """
+    with refusing(f"the model in {str(directory)!r}"):
+        pipeline = random_pipeline(directory, dtype, device)
+        return latent_model(pipeline, micro_batch, max_sequence_length, **options)
+
+
+def latent_model(
+    pipeline: Any,
+    micro_batch: int | None = None,
+    max_sequence_length: int | None = None,
+    **options: bool,
+) -> LatentModel:
+    """The parts of a pipeline of diffusers, frozen in place.
+
+    Raises:
+        InvalidProblem: it is of no family that is known, or T5 is asked for of a model without it.
+    """
+    kind = kind_of(pipeline)
+    given: dict[str, Any] = dict(options)
+    if issubclass(kind, FlowModel):
+        given["max_sequence_length"] = max_sequence_length
+    else:
+        require(
+            max_sequence_length is None,
+            f"max_sequence_length = {max_sequence_length}; it is of T5, which this model does"
+            " not read: leave it out.",
+        )
+    return kind.from_pipeline(pipeline, micro_batch, **given)
 
 
 def kind_of(pipeline: Any) -> type[LatentModel]:

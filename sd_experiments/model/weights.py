@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import schedulers
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import nn
@@ -76,6 +77,39 @@ def load_pipeline(
         return loaded.to(device)
 
 
+def random_pipeline(
+    directory: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Any:
+    """The pipeline that the configuration files of a folder describe, with random weights, of which
+    memory and time do not depend; "meta" as the device takes no memory.
+
+    Raises:
+        InvalidProblem: a configuration or a tokenizer is missing, or another network's.
+    """
+    folder = folder_of(directory)
+    index = _object(folder / "model_index.json")
+    family = _family(folder)
+    parts: dict[str, Any] = {
+        name: load_long_tokenizer(folder / name) if kinds == T5 else load_tokenizer(folder / name)
+        for name, kinds in family.tokenizers.items()
+    }
+    with torch.random.fork_rng(), torch.device(device):
+        for name, (kind, _) in family.networks.items():
+            parts[name] = _random(kind, folder / name).to(dtype)
+    scheduler = getattr(schedulers, index["scheduler"][1])
+    parts["scheduler"] = scheduler.from_pretrained(str(folder / "scheduler"))
+    parts |= dict.fromkeys(family.unused)
+    return family.pipeline(**parts, **family.options)
+
+
+def _random(kind: Any, folder: Path) -> Any:
+    """A network of diffusers or transformers with the sizes of its configuration."""
+    require((folder / "config.json").is_file(), f"{folder / 'config.json'} does not exist.")
+    if hasattr(kind, "load_config"):
+        return kind.from_config(kind.load_config(str(folder))).eval()
+    return kind(kind.config_class.from_pretrained(str(folder), local_files_only=True)).eval()
+
+
 @contextlib.contextmanager
 def refusing(what: str) -> Iterator[None]:
     """Files of others are read inside: whatever that raises is a sentence about ``what``, and the
@@ -116,6 +150,7 @@ def folder_of(name: str | Path) -> Path:
         raise InvalidProblem(
             f"{str(name)!r} is no folder, and was not downloaded from the Hugging Face hub either;"
             f" give the folder of a saved diffusers pipeline, or run: {DOWNLOAD} {name}"
+            " (without the first --include, what memory and time are estimated from)"
         ) from error
 
 

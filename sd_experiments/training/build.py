@@ -27,7 +27,7 @@ from sd_experiments.model.flow_chain import FlowModelReference, Kernel
 from sd_experiments.model.flow_model import FlowModel
 from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.latent_reference import LatentReference
-from sd_experiments.model.loading import load_latent_model
+from sd_experiments.model.loading import load_latent_model, random_latent_model
 from sd_experiments.model.policy import LoRA, LoRAPolicy
 from sd_experiments.model.reference import StableDiffusionReference
 from sd_experiments.model.stable_diffusion import StableDiffusion
@@ -272,6 +272,22 @@ def load_model(settings: config.ModelConfig) -> LatentModel:
         settings.path,
         dtype,
         device,
+        settings.micro_batch,
+        settings.max_sequence_length,
+        checkpointing=settings.checkpointing,
+    )
+
+
+def random_model(settings: config.ModelConfig) -> LatentModel:
+    """The frozen model with random weights, from its configuration files alone.
+
+    Raises:
+        InvalidProblem: one of them is missing or of another network.
+    """
+    return random_latent_model(
+        settings.path,
+        getattr(torch, settings.dtype),
+        find_device(settings.device),
         settings.micro_batch,
         settings.max_sequence_length,
         checkpointing=settings.checkpointing,

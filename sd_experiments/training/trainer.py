@@ -23,7 +23,7 @@ from sd_experiments import config
 from sd_experiments.assignments import read_assignments
 from sd_experiments.manifest import replace_folder
 from sd_experiments.model.latent_model import LatentModel
-from sd_experiments.model.loading import kind_of
+from sd_experiments.model.loading import latent_model
 from sd_experiments.model.lora_io import save_lora
 from sd_experiments.reward.rewards import ImageRewardModel, Images, decode
 from sd_experiments.training.build import Checker, Experiment, build, find_device
@@ -399,7 +399,9 @@ def _latent_model(
 ) -> LatentModel | None:
     if model is None or isinstance(model, LatentModel):
         return model
-    options: dict[str, Any] = {"checkpointing": settings.checkpointing}
-    if settings.max_sequence_length is not None:
-        options["max_sequence_length"] = settings.max_sequence_length
-    return kind_of(model).from_pipeline(model, settings.micro_batch, **options)
+    return latent_model(
+        model,
+        settings.micro_batch,
+        settings.max_sequence_length,
+        checkpointing=settings.checkpointing,
+    )
