@@ -68,7 +68,7 @@ _T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class Readiness:
     """One thing that was looked at.
 
     Attributes:
@@ -82,7 +82,7 @@ class Finding:
     detail: str
 
 
-def check(file: Path, changes: Sequence[str] = ()) -> list[Finding]:
+def check(file: Path, changes: Sequence[str] = ()) -> list[Readiness]:
     """Load everything, try it, and print what was found; where weights are missing, memory and time
     are those of random ones.
 
@@ -100,7 +100,7 @@ def check(file: Path, changes: Sequence[str] = ()) -> list[Finding]:
     return findings
 
 
-def print_findings(findings: list[Finding], what: str) -> None:
+def print_findings(findings: list[Readiness], what: str) -> None:
     """Print findings.
 
     Raises:
@@ -112,7 +112,7 @@ def print_findings(findings: list[Finding], what: str) -> None:
     require(not bad, f"{what} cannot run here yet: {', '.join(bad)}.")
 
 
-def check_parts(settings: config.ExperimentConfig) -> tuple[list[Finding], Experiment | None]:
+def check_parts(settings: config.ExperimentConfig) -> tuple[list[Readiness], Experiment | None]:
     """What a run is made of, and all of it together if nothing is missing."""
     device, place = _tried("device", lambda: find_device(settings.model.device), _named)
     if place is None:
@@ -148,14 +148,14 @@ def check_parts(settings: config.ExperimentConfig) -> tuple[list[Finding], Exper
 
 def _tried(
     what: str, make: Callable[[], _T], detail: Callable[[_T], str]
-) -> tuple[Finding, _T | None]:
+) -> tuple[Readiness, _T | None]:
     """Whether something can be made, and what it is."""
     try:
         found = make()
-        return Finding(what, True, detail(found)), found
+        return Readiness(what, True, detail(found)), found
     except Exception as error:  # rewards, checkers and estimators may be anyone's
         said = " ".join(str(error).split()) if isinstance(error, InvalidProblem) else told(error)
-        return Finding(what, False, said), None
+        return Readiness(what, False, said), None
 
 
 def _references(settings: config.ExperimentConfig, base: LatentModel | None) -> int:
@@ -234,7 +234,7 @@ def uses_reward_gradient(
     return bool(asked)
 
 
-def _measured(experiment: Experiment) -> list[Finding]:
+def _measured(experiment: Experiment) -> list[Readiness]:
     """Memory and time, from small trials."""
     trial, probe = _tried(
         "trial", lambda: probed(experiment), lambda _: "network, reward and checker work"
@@ -246,7 +246,7 @@ def _measured(experiment: Experiment) -> list[Finding]:
     )
 
 
-def _foreseen(settings: config.ExperimentConfig) -> list[Finding]:
+def _foreseen(settings: config.ExperimentConfig) -> list[Readiness]:
     """Memory and time of a run whose weights are not here yet, with random ones in their place and
     without a reward that is missing; nothing where something else is missing.
     """
@@ -256,7 +256,7 @@ def _foreseen(settings: config.ExperimentConfig) -> list[Finding]:
         needed, free = _weights(random_latent_model(path, dtype, "meta")), free_bytes(device)
         if needed > free:
             said = f"{needed / GB:.2f} GB of weights, of {free / GB:.2f} GB free; {FORESEEN}"
-            return [Finding("memory", False, said)]
+            return [Readiness("memory", False, said)]
         base, (reward, note) = (
             random_model(settings.model),
             _reward_or_none(settings.reward, device),
@@ -281,11 +281,12 @@ def _reward_or_none(
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What one sample takes: seconds of an evaluation, of a gradient in the layers and of a reward;
-    bytes of the latter two.
+    """What one sample takes: seconds of an evaluation, of one with its vector-Jacobian product, of
+    a gradient in the layers and of a reward; bytes of the latter two.
     """
 
     evaluation: float
+    derivative: float
     update: float
     reward: float
     update_bytes: float
@@ -303,6 +304,11 @@ def probed(experiment: Experiment) -> Probe:
         with torch.no_grad():
             float(reference.mean(0, x.clone()).sum())
 
+    def differentiate() -> None:
+        with torch.enable_grad():
+            at = x.clone().requires_grad_()
+            torch.autograd.grad(reference.mean(0, at).sum(), at)
+
     def update() -> None:
         with torch.enable_grad():
             torch.autograd.grad(
@@ -315,11 +321,12 @@ def probed(experiment: Experiment) -> Probe:
 
     with torch.no_grad():
         check_images(experiment.checker, decode(experiment.base, x[:1]).float().cpu(), task.name)
-    (evaluation, _), (updated, used), (scored, most) = (
-        _spent(each, device) for each in (evaluate, update, evaluate_reward)
+    (evaluation, _), (derived, _), (updated, used), (scored, most) = (
+        _spent(each, device) for each in (evaluate, differentiate, update, evaluate_reward)
     )
     return Probe(
         evaluation / rows,
+        derived / rows,
         updated / rows,
         scored / rows,
         used / rows,
@@ -341,7 +348,7 @@ def _spent(action: Callable[[], None], device: torch.device) -> tuple[float, flo
     return min(seconds), (peak_mb(device) - before) * MB
 
 
-def _memory(experiment: Experiment, probe: Probe) -> Finding:
+def _memory(experiment: Experiment, probe: Probe) -> Readiness:
     """What the weights, the paths of a round and the samples that are differentiated at a time
     take.
     """
@@ -358,12 +365,12 @@ def _memory(experiment: Experiment, probe: Probe) -> Finding:
         f" {paths} paths of a round and about {work / GB:.2f} GB for {rows} samples at a time"
     )
     if needed > free:
-        return Finding(
+        return Readiness(
             "memory",
             False,
             f"{detail}, of {free / GB:.2f} GB free; lower model.micro_batch or batch.trajectories",
         )
-    return Finding("memory", True, detail)
+    return Readiness("memory", True, detail)
 
 
 def _largest(settings: config.ExperimentConfig) -> int:
@@ -378,14 +385,14 @@ def _weights(base: LatentModel) -> int:
     return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
 
-def _time(settings: config.ExperimentConfig, probe: Probe) -> Finding:
+def _time(settings: config.ExperimentConfig, probe: Probe) -> Readiness:
     seconds, count = run_time(settings, probe)
     length = (
         f"{seconds / HOURS:.2g} hours"
         if seconds > HOURS
         else f"{max(1, seconds / MINUTES):.2g} minutes"
     )
-    return Finding(
+    return Readiness(
         "time",
         True,
         f"about {length} for {settings.run.steps} gradient steps ({count:.2g} network evaluations)",
@@ -402,15 +409,14 @@ def run_time(settings: config.ExperimentConfig, probe: Probe) -> tuple[float, fl
     cost: Cost = instantiate(
         "estimator", ANYWHERE, settings.estimator.name, settings.estimator.options
     ).cost
-    label = (
-        cost.reference
-        + cost.policy
-        + DERIVATIVE * (cost.reference_derivatives + cost.policy_derivatives)
-    )
+    plain = cost.reference + cost.policy
+    derived = cost.reference_derivatives + cost.policy_derivatives
     weighed = paths * (batch.passes - 1) * steps * 2 * batch.needs_importance_weights
-    evaluations, pairs = (
-        paths * steps * (2 + label) + weighed,
+    evaluations, derivatives, pairs = (
+        paths * steps * (2 + plain) + weighed,
+        paths * steps * derived,
         settings.run.steps * batch.per_step * (batch.loss_steps or steps),
     )
-    seconds = evaluations * probe.evaluation + pairs * probe.update + 2 * paths * probe.reward
-    return seconds, evaluations + pairs * (1 + DERIVATIVE)
+    seconds = evaluations * probe.evaluation + derivatives * probe.derivative
+    seconds += pairs * probe.update + 2 * paths * probe.reward
+    return seconds, evaluations + DERIVATIVE * derivatives + pairs * (1 + DERIVATIVE)

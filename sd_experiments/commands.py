@@ -272,7 +272,7 @@ class BenchmarkCommand:
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The configuration to start from."""
-    random: Literal["sd15", "small"] | None = None
+    random: Literal["sd15", "sdxl", "sd35_medium", "small", "small_flow"] | None = None
     """A model with random weights in place of the configuration's."""
     quick: bool = False
     """A few small cells."""
@@ -285,6 +285,30 @@ class BenchmarkCommand:
 
         records = run(self.config, self.random, self.quick, self.out)
         _print_count(records, self.out, SD_BENCHMARK.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuCommand:
+    """All that is worth knowing on a GPU, in minutes: correctness, and what a gradient step of
+    every estimator costs at the sizes of Stable Diffusion 1.5, XL and 3.5 medium.
+
+    For example:
+      socft sd gpu
+      socft sd gpu --rehearse   # on the CPU, small networks
+    """
+
+    rehearse: bool = False
+    """On the CPU with small networks and two estimators."""
+    minutes: float = 8.0
+    """Time that it may take; what it is not enough for is not measured."""
+    out: Path = Path("build/records")
+    """Folder of the records."""
+
+    def run(self) -> None:
+        from sd_experiments.studies.gpu import run
+        from socft.study.vocabulary.schemas import SD_GPU
+
+        _print_count(run(self.out, self.rehearse, self.minutes), self.out, SD_GPU.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +328,8 @@ class Sd:
         | Annotated[ReproduceCommand, tyro.conf.subcommand("reproduce")]
         | Annotated[CostateSizeCommand, tyro.conf.subcommand("costate-size")]
         | Annotated[GradientNormCommand, tyro.conf.subcommand("gradient-norm")]
-        | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")],
+        | Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
+        | Annotated[GpuCommand, tyro.conf.subcommand("gpu")],
         tyro.conf.arg(name=""),
     ]
 
@@ -329,6 +354,7 @@ NEXT: Mapping[type, str] = {
     GradientNormCommand: "socft report stable_diffusion",
     CostateSizeCommand: "socft report stable_diffusion",
     BenchmarkCommand: "socft report stable_diffusion",
+    GpuCommand: "socft report stable_diffusion",
 }
 """What to do after a command; those in `FOLLOWING` with its configuration."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from socft.checks import InvalidProblem, quoted, require
+from socft.checks import InvalidProblem, require
 from socft.files import read_json, read_text
 
 COLUMNS = ("prompt", "caption", "text")
@@ -26,7 +26,7 @@ def read_prompts(name: str) -> list[str]:
         InvalidProblem: there is no such file, it is damaged, or it has no prompts.
     """
     file = Path(name)
-    require(file.exists(), f"problem.prompts = {quoted(name)} is no file; {FORMS}.")
+    require(file.exists(), f"problem.prompts = {name!r:.200} is no file; {FORMS}.")
     found = _of_folder(file) if file.is_dir() else _of_file(file)
     require(len(found) > 0, f"{file} holds no prompts; {FORMS}.")
     return found

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from sd_experiments import config
+from sd_experiments.model.loading import latent_model
 from sd_experiments.model.memory import peak_mb, reset_peak
-from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.studies.random_models import RANDOM
 from sd_experiments.training.build import Experiment, build, find_device
 from sd_experiments.training.session import make_loop
@@ -245,18 +245,7 @@ def cell_config(
 def cell_task(settings: Mapping[str, Any], random: str | None) -> list[Record]:
     """Measure one cell in a fresh process."""
     parsed = config.parse_config(settings)
-    about = {
-        "steps": parsed.sampler.steps,
-        "trajectories": parsed.batch.trajectories,
-        "loss_steps": parsed.batch.loss_steps,
-        "estimator": parsed.estimator.name,
-        **parsed.estimator.options,
-        "guidance": parsed.sampler.guidance,
-        "micro_batch": parsed.model.micro_batch,
-        "checkpointing": parsed.model.checkpointing,
-        "backward_batch": parsed.batch.micro_batch,
-        "random": random is not None,
-    }
+    about = setting_of(parsed, random is not None)
     title = random or Path(parsed.model.path).name
     record = functools.partial(
         Record, SD_BENCHMARK.name, title, estimator=parsed.estimator.name, dtype=parsed.model.dtype
@@ -265,15 +254,32 @@ def cell_task(settings: Mapping[str, Any], random: str | None) -> list[Record]:
         with workers(1) as fresh:
             found = fresh.submit(measure_cell, settings, random).result()
     except (InvalidProblem, torch.OutOfMemoryError, MemoryError, BrokenExecutor) as error:
-        return [record(Metric.REFUSED, 1.0, about | {"reason": _reason(error)})]
+        return [record(Metric.REFUSED, 1.0, about | {"reason": reason_of(error)})]
     return list(
-        _rows(functools.partial(record, kind=found.kind, device=found.device), found, about)
+        cost_records(functools.partial(record, kind=found.kind, device=found.device), found, about)
     )
 
 
-def _rows(
+def setting_of(settings: config.ExperimentConfig, random: bool) -> dict[str, Any]:
+    """What tells a cell from others."""
+    return {
+        "steps": settings.sampler.steps,
+        "trajectories": settings.batch.trajectories,
+        "loss_steps": settings.batch.loss_steps,
+        "estimator": settings.estimator.name,
+        **settings.estimator.options,
+        "guidance": settings.sampler.guidance,
+        "micro_batch": settings.model.micro_batch,
+        "checkpointing": settings.model.checkpointing,
+        "backward_batch": settings.batch.micro_batch,
+        "random": random,
+    }
+
+
+def cost_records(
     record: Callable[..., Record], found: StepCost, about: Mapping[str, Any]
 ) -> Iterator[Record]:
+    """What a cell found."""
     number, seconds = len(found.seconds), statistics.median(found.seconds)
     stderr = statistics.stdev(found.seconds) / number**0.5 if number > 1 else None
     yield record(
@@ -287,7 +293,11 @@ def measure_cell(settings: Mapping[str, Any], random: str | None) -> StepCost:
     """Time and memory of the gradient steps of a run, the first one not counted, in this
     process.
     """
-    experiment = build_cell(config.parse_config(settings), random)
+    return step_cost(build_cell(config.parse_config(settings), random))
+
+
+def step_cost(experiment: Experiment) -> StepCost:
+    """Time and memory of the gradient steps of an experiment, the first one not counted."""
     device = find_device(experiment.settings.model.device)
     reset_peak(device)
     start, iterations = peak_mb(device), make_loop(experiment).iterations()
@@ -297,7 +307,12 @@ def measure_cell(settings: Mapping[str, Any], random: str | None) -> StepCost:
     seconds = tuple(step.metrics.seconds for step in iterations)
     calls = (denoiser.calls - before) // len(seconds)
     return StepCost(
-        seconds, start, peak_mb(device), calls, experiment.estimator.estimates.kind, _title(device)
+        seconds,
+        start,
+        peak_mb(device),
+        calls,
+        experiment.estimator.estimates.kind,
+        device_title(device),
     )
 
 
@@ -309,17 +324,15 @@ def build_cell(settings: config.ExperimentConfig, random: str | None) -> Experim
     pipeline = RANDOM[random].pipeline(0, find_device(model.device), getattr(torch, model.dtype))
     return build(
         settings,
-        StableDiffusion.from_pipeline(
-            pipeline, model.micro_batch, checkpointing=model.checkpointing
-        ),
+        latent_model(pipeline, model.micro_batch, checkpointing=model.checkpointing),
     )
 
 
-def _title(device: torch.device) -> str:
+def device_title(device: torch.device) -> str:
     return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     if isinstance(error, BrokenExecutor):
         return "its process died, perhaps for lack of memory"
     return " ".join(str(error).split())[:500] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Stable Diffusions and rewards with random weights: time and memory do not depend on what the
+"""Pipelines and rewards with random weights: time and memory do not depend on what the
 weights are.
 """
 
@@ -10,17 +10,34 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
+    StableDiffusion3Pipeline,
+)
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
-from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    BertTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from sd_experiments import config
 from sd_experiments.reward.image_reward import ImageReward, tokenizer_of
 from sd_experiments.reward.sizes import ImageRewardConfig
 from sd_experiments.tiny import architecture
+from sd_experiments.tiny.flow_architecture import build_flow
 
 PROMPT = "a green rabbit"
 VOCABULARY, TOKENS = 49408, 77
@@ -28,26 +45,27 @@ VOCABULARY, TOKENS = 49408, 77
 
 @dataclasses.dataclass(frozen=True)
 class RandomModel:
-    """A random Stable Diffusion.
+    """A random pipeline.
 
     Attributes:
         build: makes the pipeline from torch's global random state, on torch's default device.
         settings: a run on it.
     """
 
-    build: Callable[[], StableDiffusionPipeline]
+    build: Callable[[], Any]
     settings: config.ExperimentConfig
 
-    def pipeline(
-        self, seed: int, device: torch.device, dtype: torch.dtype
-    ) -> StableDiffusionPipeline:
+    def pipeline(self, seed: int, device: torch.device, dtype: torch.dtype) -> Any:
         """The pipeline with reproducible weights; the caller's random state is left alone."""
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), device:
             torch.manual_seed(seed)
             pipeline: Any = self.build()
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            nn.Module.to(part, device=device, dtype=dtype)  # diffusers' own warns of what it does
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                nn.Module.to(
+                    part, device=device, dtype=dtype
+                )  # diffusers' own warns of what it does
         return pipeline
 
 
@@ -84,12 +102,94 @@ def stable_diffusion_15() -> StableDiffusionPipeline:
     return StableDiffusionPipeline(**parts, requires_safety_checker=False)
 
 
-def _decoder() -> AutoencoderKL:
+def stable_diffusion_xl() -> StableDiffusionXLPipeline:
+    """All sizes of Stable Diffusion XL, for 1024 x 1024 pixels: 2.6 billion parameters in its
+    network.
+    """
+    tokenizer = _clip_tokenizer()
+    sizes: dict[str, Any] = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (320, 640, 1280),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+    }
+    sizes |= {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+    }
+    parts: dict[str, Any] = {
+        "unet": UNet2DConditionModel(sample_size=128, **sizes),
+        "vae": _decoder(sample_size=1024, scaling_factor=0.13025),
+        "text_encoder": _text_encoder(tokenizer),
+        "text_encoder_2": _large_text_encoder(tokenizer),
+        "tokenizer": tokenizer,
+        "tokenizer_2": tokenizer,
+        "scheduler": _scheduler(),
+    }
+    return StableDiffusionXLPipeline(**parts, add_watermarker=False)
+
+
+def stable_diffusion_35_medium() -> StableDiffusion3Pipeline:
+    """All sizes of Stable Diffusion 3.5 medium but for T5, for 1024 x 1024 pixels: 2.2 billion
+    parameters in its network.
+    """
+    tokenizer = _clip_tokenizer()
+    sizes: dict[str, Any] = {
+        "num_layers": 24,
+        "num_attention_heads": 24,
+        "attention_head_dim": 64,
+        "caption_projection_dim": 1536,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 2048,
+        "pos_embed_max_size": 384,
+        "dual_attention_layers": tuple(range(13)),
+        "qk_norm": "rms_norm",
+    }
+    decoder: dict[str, Any] = {
+        "latent_channels": 16,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "scaling_factor": 1.5305,
+        "shift_factor": 0.0609,
+    }
+    parts: dict[str, Any] = {
+        "transformer": SD3Transformer2DModel(
+            sample_size=128, patch_size=2, in_channels=16, out_channels=16, **sizes
+        ),
+        "vae": _decoder(sample_size=1024, **decoder),
+        "text_encoder": _text_encoder(tokenizer, CLIPTextModelWithProjection),
+        "text_encoder_2": _large_text_encoder(tokenizer),
+        "text_encoder_3": None,
+        "tokenizer": tokenizer,
+        "tokenizer_2": tokenizer,
+        "tokenizer_3": None,
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }
+    return StableDiffusion3Pipeline(**parts)
+
+
+def _large_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    sizes: dict[str, Any] = {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "projection_dim": 1280,
+    }
+    return CLIPTextModelWithProjection(_text_config(tokenizer, sizes))
+
+
+def _decoder(sample_size: int = 512, **more: Any) -> AutoencoderKL:
     widths = (128, 256, 512, 512)
     sizes: dict[str, Any] = {
         "block_out_channels": widths,
         "layers_per_block": 2,
-        "sample_size": 512,
+        "sample_size": sample_size,
+        **more,
     }
     sizes |= {
         "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -98,18 +198,23 @@ def _decoder() -> AutoencoderKL:
     return AutoencoderKL(**sizes)
 
 
-def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def _text_encoder(tokenizer: CLIPTokenizer, kind: Any = CLIPTextModel) -> Any:
     sizes: dict[str, Any] = {
         "hidden_size": 768,
         "intermediate_size": 3072,
         "num_hidden_layers": 12,
         "num_attention_heads": 12,
+        "projection_dim": 768,
     }
-    sizes |= {"vocab_size": VOCABULARY, "max_position_embeddings": TOKENS, "projection_dim": 768}
+    return kind(_text_config(tokenizer, sizes))
+
+
+def _text_config(tokenizer: CLIPTokenizer, sizes: dict[str, Any]) -> CLIPTextConfig:
+    sizes = sizes | {"vocab_size": VOCABULARY, "max_position_embeddings": TOKENS}
     special: dict[str, Any] = {
         name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
     }
-    return CLIPTextModel(CLIPTextConfig(**sizes, **special))
+    return CLIPTextConfig(**sizes, **special)
 
 
 def _scheduler() -> DDIMScheduler:
@@ -139,18 +244,47 @@ def _bert_tokenizer(vocabulary: int) -> BertTokenizer:
 
 
 def _settings(
-    reward: str, steps: int, batch: config.BatchConfig, chunk: int, model: config.ModelConfig
+    reward: str,
+    steps: int,
+    batch: config.BatchConfig,
+    chunk: int,
+    model: config.ModelConfig,
+    last_level: float | None = None,
 ) -> config.ExperimentConfig:
     return config.ExperimentConfig(
         problem=config.ProblemConfig((PROMPT,), beta=0.01),
         model=model,
-        sampler=config.SamplerConfig(steps=steps, spacing="leading"),
+        sampler=config.SamplerConfig(
+            steps=steps,
+            spacing="leading" if last_level is None else "trailing",
+            last_level=last_level,
+        ),
         reward=config.RewardConfig(f"sd_experiments.studies.random_models:{reward}", chunk=chunk),
         batch=batch,
     )
 
 
+LARGE = (
+    "brightness",
+    28,
+    config.BatchConfig(trajectories=4, micro_batch=1),
+    1,
+    config.ModelConfig("random", "bfloat16", micro_batch=2, checkpointing=True),
+)
 RANDOM = {
+    "sdxl": RandomModel(stable_diffusion_xl, _settings(*LARGE)),
+    "sd35_medium": RandomModel(stable_diffusion_35_medium, _settings(*LARGE, last_level=0.98)),
+    "small_flow": RandomModel(
+        lambda: build_flow(architecture.build(0), 0),
+        _settings(
+            "brightness",
+            4,
+            config.BatchConfig(trajectories=4, micro_batch=2),
+            4,
+            config.ModelConfig("random", device="cpu"),
+            last_level=0.98,
+        ),
+    ),
     "sd15": RandomModel(
         stable_diffusion_15,
         _settings(
@@ -172,6 +306,6 @@ RANDOM = {
         ),
     ),
 }
-"""By name: the sizes of Stable Diffusion 1.5 with ImageReward and the paper's batch, for a GPU; and
-a small one for any machine.
+"""By name: the sizes of Stable Diffusion 1.5 with ImageReward and the paper's batch, and of XL and
+3.5 medium, for a GPU; and a small one and a small flow for any machine.
 """

@@ -7,18 +7,41 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from sd_experiments import config
 from sd_experiments.reward.rewards import Images
-from sd_experiments.training.loop import TrainingStep
+from sd_experiments.training.build import Experiment
+from sd_experiments.training.loop import TrainingLoop, TrainingStep
 from sd_experiments.training.monitor import TensorBoardWriter
 from socft.checks import require
 
-if TYPE_CHECKING:
-    from sd_experiments.training.trainer import Trainer
-
 PROJECT = "socft"
 TENSORBOARD = "tensorboard"
+
+
+class TrainingRun(Protocol):
+    """What a callback sees of a `sd_experiments.training.trainer.Trainer`."""
+
+    @property
+    def settings(self) -> config.ExperimentConfig:
+        """As stored."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is."""
+        ...
+
+    @property
+    def experiment(self) -> Experiment:
+        """Everything it is made of."""
+        ...
+
+    @property
+    def loop(self) -> TrainingLoop:
+        """The gradient steps, with the trained layers and how far they are."""
+        ...
 
 
 class TrainerCallback:
@@ -27,19 +50,19 @@ class TrainerCallback:
     An exception ends the run, and its last gradient step is kept.
     """
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainingRun) -> None:
         """Everything is built, and the state of an earlier run restored."""
 
-    def on_pictures(self, trainer: Trainer, prompt: str, images: Images) -> None:
+    def on_pictures(self, trainer: TrainingRun, prompt: str, images: Images) -> None:
         """Pictures of a new round, every ``monitor.images_every`` rounds."""
 
-    def on_step(self, trainer: Trainer, step: TrainingStep, row: Mapping[str, Any]) -> None:
+    def on_step(self, trainer: TrainingRun, step: TrainingStep, row: Mapping[str, Any]) -> None:
         """A gradient step was made; ``row`` is its line of ``metrics.jsonl``."""
 
-    def on_checkpoint(self, trainer: Trainer, folder: Path) -> None:
+    def on_checkpoint(self, trainer: TrainingRun, folder: Path) -> None:
         """A checkpoint was written."""
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: TrainingRun) -> None:
         """The run is over, complete or not."""
 
 
@@ -49,18 +72,18 @@ class TensorBoard(TrainerCallback):
     def __init__(self):
         self._writer: TensorBoardWriter | None = None
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainingRun) -> None:
         self._writer = TensorBoardWriter(trainer.folder / TENSORBOARD, trainer.loop.step)
 
-    def on_pictures(self, trainer: Trainer, prompt: str, images: Images) -> None:
+    def on_pictures(self, trainer: TrainingRun, prompt: str, images: Images) -> None:
         assert self._writer is not None
         self._writer.pictures(prompt, images, trainer.loop.step)
 
-    def on_step(self, trainer: Trainer, step: TrainingStep, row: Mapping[str, Any]) -> None:
+    def on_step(self, trainer: TrainingRun, step: TrainingStep, row: Mapping[str, Any]) -> None:
         assert self._writer is not None
         self._writer.scalars(row)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: TrainingRun) -> None:
         if self._writer is not None:
             self._writer.close()
 
@@ -76,7 +99,7 @@ class Tracker(TrainerCallback):
         self._make = make
         self._tracker: Any = None
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainingRun) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=trainer.loop.device.type != "cuda")
@@ -84,11 +107,11 @@ class Tracker(TrainerCallback):
         self._tracker.start()
         self._tracker.store_init_configuration(_flat(trainer.settings.plain()))
 
-    def on_step(self, trainer: Trainer, step: TrainingStep, row: Mapping[str, Any]) -> None:
+    def on_step(self, trainer: TrainingRun, step: TrainingStep, row: Mapping[str, Any]) -> None:
         numbers = {key: value for key, value in row.items() if value is not None and key != "step"}
         self._tracker.log(numbers, step=row["step"])
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: TrainingRun) -> None:
         if self._tracker is not None:
             self._tracker.finish()
 

@@ -16,7 +16,7 @@ from sd_experiments import config
 from sd_experiments.assignments import read_assignments
 from sd_experiments.model.flow_chain import FlowModelReference, ode_sample, tuned_velocity
 from sd_experiments.reward.rewards import CLIPScore, ImageRewardModel, Images, decode
-from sd_experiments.training.build import Checker, Experiment, build, load_reward_model
+from sd_experiments.training.build import Checker, Experiment, build, find_device, load_reward_model
 from sd_experiments.training.loop import TrainingLoop
 from sd_experiments.training.monitor import diversity
 from sd_experiments.training.picture_grid import PictureRow, save_captioned_grid
@@ -240,7 +240,8 @@ def _evaluated(
     experiment: Experiment, step: int, number: int, seed: int, ode: bool
 ) -> Iterator[dict[str, object]]:
     """What each model reaches on each prompt, and the fine-tuned one's gain."""
-    monitor, device = experiment.settings.monitor, next(experiment.lora.parameters()).device
+    monitor = experiment.settings.monitor
+    device = find_device(experiment.settings.model.device)
     judges = load_judges(monitor.judges, device)
     features = None if monitor.features is None else CLIPScore.load(monitor.features).to(device)
     for task in experiment.tasks:

@@ -462,7 +462,7 @@ def test_a_signal_keeps_the_last_finished_step(where: str, kept: int, number: in
 
     def reward(x: torch.Tensor) -> torch.Tensor:
         calls.append(len(x))
-        if where == "sampling" and len(calls) == 5:
+        if where == "sampling" and len(calls) == 6:
             os.kill(os.getpid(), number)
             pytest.fail("nothing is computed after the signal")
         return (2 * x).sin().sum(1)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from sd_experiments import config
 from sd_experiments.manifest import verify
 from sd_experiments.model.weights import load_pipeline
-from sd_experiments.training.callbacks import TrainerCallback, reporters
+from sd_experiments.training.callbacks import TrainerCallback, TrainingRun, reporters
 from sd_experiments.training.loop import TrainingStep
 from sd_experiments.training.monitor import Display, read_metrics
 from sd_experiments.training.picture_grid import GAP, LEAST, PictureRow, captioned_grid
@@ -37,19 +38,19 @@ class Heard(TrainerCallback):
     def __init__(self):
         self.said: list[Any] = []
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainingRun) -> None:
         self.said.append(("start", trainer.loop.step))
 
-    def on_pictures(self, trainer: Trainer, prompt: str, images: torch.Tensor) -> None:
+    def on_pictures(self, trainer: TrainingRun, prompt: str, images: torch.Tensor) -> None:
         self.said.append(("pictures", prompt, len(images)))
 
-    def on_step(self, trainer: Trainer, step: TrainingStep, row: Mapping[str, Any]) -> None:
+    def on_step(self, trainer: TrainingRun, step: TrainingStep, row: Mapping[str, Any]) -> None:
         self.said.append(("step", row["step"], row["reward"] == step.metrics.reward))
 
-    def on_checkpoint(self, trainer: Trainer, folder: Path) -> None:
+    def on_checkpoint(self, trainer: TrainingRun, folder: Path) -> None:
         self.said.append(("checkpoint", folder.name))
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: TrainingRun) -> None:
         self.said.append(("end", trainer.loop.step))
 
 
@@ -58,6 +59,7 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if k not in ("seconds", "peak_mb")} for r in rows]
 
 
+@pytest.mark.slow
 def test_objects_train_as_their_names_do(model: Path, tmp_path: Path):
     """The layers and the numbers are those of the command line, bit for bit, and every event is
     told once, in order.
@@ -122,7 +124,7 @@ def check_repository(folder: Path, place: str) -> None:
 
 def test_an_event_that_fails_ends_the_run_and_keeps_its_step(model: Path, tmp_path: Path):
     class Stop(TrainerCallback):
-        def on_step(self, trainer: Trainer, step: TrainingStep, row: Mapping[str, Any]) -> None:
+        def on_step(self, trainer: TrainingRun, step: TrainingStep, row: Mapping[str, Any]) -> None:
             if row["step"] == 1:
                 raise ValueError("enough")
 
@@ -184,9 +186,8 @@ def test_a_grid_has_every_picture_and_words_under_each():
         PictureRow("before", images[:2], ["a red circle\nreward 0.250", " "]),
         PictureRow("after", images[2:], ["a very long prompt " * 20 + "\nreward 1.5"]),
     ]
-    drawn = torch.tensor(list(captioned_grid(rows).convert("RGB").getdata()), dtype=torch.uint8)
-    size = captioned_grid(rows).size
-    canvas = drawn.reshape(size[1], size[0], 3)
+    picture = captioned_grid(rows)
+    size, canvas = picture.size, torch.from_numpy(numpy.array(picture))
     scale = LEAST // 8
     wide = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     expected = (wide.permute(0, 2, 3, 1) * 255).round().byte()

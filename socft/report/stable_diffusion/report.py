@@ -31,7 +31,13 @@ def report(study: StudySchema) -> Report:
     return Report(
         study.name,
         functools.partial(compose, study=study),
-        (study, schemas.SD_COSTATE_SIZE, _gradient_norms(study), schemas.SD_BENCHMARK),
+        (
+            study,
+            schemas.SD_COSTATE_SIZE,
+            _gradient_norms(study),
+            schemas.SD_BENCHMARK,
+            schemas.SD_GPU,
+        ),
         shown=("reached.svg",),
     )
 
@@ -71,6 +77,7 @@ def compose(rows: Rows, claims: Claims, study: StudySchema = schemas.STABLE_DIFF
         stability.section(runs, sizes, rows.of(_gradient_norms(study)), first, beta),
         f"= What makes costates large\n\n{costate_size.section(sizes)}",
         f"= What a gradient costs\n\n{tables.benchmark(benchmark)}",
+        f"= On an accelerator\n\n{tables.gpu(rows.of(schemas.SD_GPU))}",
         _limitations(study),
         _reproduction(rows, study),
     )
@@ -309,6 +316,7 @@ def _reproduction(rows: Rows, study: StudySchema) -> str:
 socft sd costate-size --config {config}
 socft sd gradient-norm --scale {scale}
 socft sd benchmark --config {config}
+socft sd gpu
 ```
 
 {provenance(rows)}

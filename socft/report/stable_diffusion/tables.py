@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from socft.records import Record
@@ -13,6 +14,7 @@ from socft.study.comparison import BELIEVED, has_fallen
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 
+GIGA = 1e3  # of mega
 WHEN = {0.0: "before", 0.5: "halfway", 1.0: "after"}
 """Parts of a training."""
 
@@ -377,3 +379,55 @@ def benchmark(rows: Rows) -> str:
         align="lrrrrrl",
         long=True,
     ).markup
+
+
+def gpu(rows: Rows) -> str:
+    """What was found on an accelerator."""
+    if not rows:
+        return "Not measured here (`socft sd gpu`, on a machine with a GPU)."
+    largest = {
+        metric: number(max((r.value for r in rows.where(metric)), default=None), 2)
+        for metric in (Metric.CHAIN_DIFFERENCE, Metric.LOG_RATIO, Metric.RESUME_DIFFERENCE)
+    }
+    body = [
+        [
+            text(r.problem),
+            text(r.estimator),
+            value(r),
+            number(_beside(rows, r, Metric.PEAK_MB) / GIGA),
+            text(r.device),
+        ]
+        for r in rows.where(Metric.SECONDS)
+    ]
+    body += [
+        [text(r.problem), text(r.estimator), text(r.setting["reason"]), "", text(r.device)]
+        for r in rows.where(Metric.REFUSED)
+    ]
+    table = Table(
+        header=("network", "estimator", "seconds per gradient", "peak GB", "device"),
+        rows=body,
+        caption="""Time and largest memory of a gradient step on random networks of the sizes of the
+            published ones, of a few sampling steps; what is missing is not measured here.""",
+        label="gpu",
+        align="llrrl",
+        long=True,
+    ).markup
+    return f"""
+Between a chain on this device and the same on the CPU the largest difference, relative to the
+largest entry, is {largest[Metric.CHAIN_DIFFERENCE]} in float32; the log-ratio of a policy with
+itself in bfloat16, in calls of any number of samples, is at most {largest[Metric.LOG_RATIO]}; and the layers
+after a run that continued differ from those of one that went on by
+{largest[Metric.RESUME_DIFFERENCE]}.
+
+{table}
+"""
+
+
+def _beside(rows: Rows, record: Record, metric: Metric) -> float:
+    """Another number of the same measurement; NaN where there is none."""
+    found = [
+        r.value
+        for r in rows.where(metric, record.problem, record.estimator)
+        if r.setting == record.setting and r.device == record.device
+    ]
+    return found[0] if found else math.nan

@@ -143,3 +143,8 @@ class Metric(enum.StrEnum):
     SWEEP_SECONDS = "sweep_seconds"
     PEAK_MB = "peak_mb"
     START_MB = "start_mb"
+
+    # another device, and a run that continues, beside what they must equal
+    CHAIN_DIFFERENCE = "chain_difference"
+    LOG_RATIO = "log_ratio"
+    RESUME_DIFFERENCE = "resume_difference"

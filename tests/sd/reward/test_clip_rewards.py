@@ -99,7 +99,7 @@ def transformed(x: Tensor, w: Weights, prefix: str, mask: Tensor) -> Tensor:
 
 
 def normalised(images: Tensor) -> Tensor:
-    mean, deviation = (images.new_tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
+    mean, deviation = (torch.tensor(v).to(images)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
     return (images - mean) / deviation
 
 

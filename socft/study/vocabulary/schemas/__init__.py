@@ -8,6 +8,7 @@ from socft.study.vocabulary.schemas.guidance import GUIDANCE, GUIDANCE_NETWORK
 from socft.study.vocabulary.schemas.stable_diffusion import (
     SD_BENCHMARK,
     SD_COSTATE_SIZE,
+    SD_GPU,
     SD_GRADIENT_NORM,
     STABLE_DIFFUSION,
 )
@@ -29,6 +30,7 @@ STUDIES = (
     SD_GRADIENT_NORM,
     SD_COSTATE_SIZE,
     SD_BENCHMARK,
+    SD_GPU,
 )
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "PENDULUM",
     "SD_BENCHMARK",
     "SD_COSTATE_SIZE",
+    "SD_GPU",
     "SD_GRADIENT_NORM",
     "SOCM",
     "STABLE_DIFFUSION",

@@ -75,3 +75,13 @@ SD_BENCHMARK = StudySchema(
         MethodName.DPOK_LEAVE_ONE_OUT,
     },
 )
+SD_GPU = StudySchema(
+    "sd_gpu",
+    {
+        Metric.CHAIN_DIFFERENCE,
+        Metric.LOG_RATIO,
+        Metric.RESUME_DIFFERENCE,
+        *SD_BENCHMARK.metrics,
+    },
+    estimators=SD_BENCHMARK.estimators,
+)
