@@ -413,11 +413,10 @@ def gpu(rows: Rows) -> str:
         long=True,
     ).markup
     return f"""
-Between a chain on this device and the same on the CPU the largest difference, relative to the
-largest entry, is {largest[Metric.CHAIN_DIFFERENCE]} in float32; the log-ratio of a policy with
-itself in bfloat16, in calls of any number of samples, is at most {largest[Metric.LOG_RATIO]}; and the layers
-after a run that continued differ from those of one that went on by
-{largest[Metric.RESUME_DIFFERENCE]}.
+The end of a chain on this device differs from that on the CPU by {largest[Metric.CHAIN_DIFFERENCE]}
+in float32, relative to its largest entry; the log-ratio of a policy with itself in bfloat16, in
+calls of any number of samples, is at most {largest[Metric.LOG_RATIO]}; and the layers after a run
+that continued differ from those of one that went on by {largest[Metric.RESUME_DIFFERENCE]}.
 
 {table}
 """
