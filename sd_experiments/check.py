@@ -23,7 +23,7 @@ from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.loading import random_latent_model
 from sd_experiments.model.memory import MB, free_bytes, peak_mb, reset_peak
 from sd_experiments.model.weights import folder_of
-from sd_experiments.reward.rewards import ImageRewardModel, decode
+from sd_experiments.reward.rewards import CLIPScore, ImageRewardModel, decode
 from sd_experiments.training.build import (
     Experiment,
     build,
@@ -36,7 +36,8 @@ from sd_experiments.training.build import (
     load_reward_model,
     random_model,
 )
-from sd_experiments.training.session import check_images, load_config
+from sd_experiments.training.callbacks import reporters
+from sd_experiments.training.session import check_images, load_config, load_judges
 from socft.checks import InvalidProblem, require, told
 from socft.costates.base import Cost
 from socft.estimators.catalogue import ANYWHERE
@@ -136,7 +137,10 @@ def check_parts(settings: config.ExperimentConfig) -> tuple[list[Readiness], Exp
         lambda: load_checker(settings.monitor.checker),
         lambda _: settings.monitor.checker or "none",
     )
-    findings = [device, model, prompts, reward, estimator, checker]
+    monitor, _ = _tried(
+        "judges and trackers", lambda: _reported(settings.monitor, place), lambda names: names
+    )
+    findings = [device, model, prompts, reward, estimator, checker, monitor]
     if base is None or reward_model is None or not all(each.good for each in findings):
         return findings, None
     layers, experiment = _tried(
@@ -164,6 +168,15 @@ def _references(settings: config.ExperimentConfig, base: LatentModel | None) -> 
         for prompt in settings.problem.prompts:
             build_reference(base, settings.sampler, prompt)
     return len(settings.problem.prompts)
+
+
+def _reported(settings: config.MonitorConfig, device: torch.device) -> str:
+    """Who measures a run besides its reward, and who is told of it."""
+    reporters(settings.report_to)
+    judges = load_judges(settings.judges, device)
+    if settings.features is not None:
+        CLIPScore.load(settings.features)
+    return ", ".join([*judges, *settings.report_to]) or "none"
 
 
 def _named(device: torch.device) -> str:
