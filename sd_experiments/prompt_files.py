@@ -26,10 +26,18 @@ def read_prompts(name: str) -> list[str]:
         InvalidProblem: there is no such file, it is damaged, or it has no prompts.
     """
     file = Path(name)
-    require(file.exists(), f"problem.prompts = {name!r:.200} is no file; {FORMS}.")
+    require(_is_there(name), f"problem.prompts = {name!r:.150} is no file; {FORMS}.")
     found = _of_folder(file) if file.is_dir() else _of_file(file)
     require(len(found) > 0, f"{file} holds no prompts; {FORMS}.")
     return found
+
+
+def _is_there(name: str) -> bool:
+    """Whether a text names a file or a folder; not all can."""
+    try:
+        return name != "" and Path(name).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _of_file(file: Path) -> list[str]:

@@ -71,7 +71,7 @@ def pick_score(path: str | Path) -> CLIPScore:
         InvalidProblem: as for `CLIPScore.load`.
     """
     score = CLIPScore.load(path)
-    score.scale = float(score.model.logit_scale.detach().exp())
+    score.scale = float(score.model.logit_scale.detach().double().exp())
     return score
 
 

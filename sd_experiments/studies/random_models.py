@@ -272,19 +272,6 @@ LARGE = (
     config.ModelConfig("random", "bfloat16", micro_batch=2, checkpointing=True),
 )
 RANDOM = {
-    "sdxl": RandomModel(stable_diffusion_xl, _settings(*LARGE)),
-    "sd35_medium": RandomModel(stable_diffusion_35_medium, _settings(*LARGE, last_level=0.98)),
-    "small_flow": RandomModel(
-        lambda: build_flow(architecture.build(0), 0),
-        _settings(
-            "brightness",
-            4,
-            config.BatchConfig(trajectories=4, micro_batch=2),
-            4,
-            config.ModelConfig("random", device="cpu"),
-            last_level=0.98,
-        ),
-    ),
     "sd15": RandomModel(
         stable_diffusion_15,
         _settings(
@@ -303,6 +290,19 @@ RANDOM = {
             config.BatchConfig(trajectories=4, micro_batch=2),
             4,
             config.ModelConfig("random", device="cpu"),
+        ),
+    ),
+    "sdxl": RandomModel(stable_diffusion_xl, _settings(*LARGE)),
+    "sd35_medium": RandomModel(stable_diffusion_35_medium, _settings(*LARGE, last_level=0.98)),
+    "small_flow": RandomModel(
+        lambda: build_flow(architecture.build(0), 0),
+        _settings(
+            "brightness",
+            4,
+            config.BatchConfig(trajectories=4, micro_batch=2),
+            4,
+            config.ModelConfig("random", device="cpu"),
+            last_level=0.98,
         ),
     ),
 }

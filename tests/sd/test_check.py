@@ -19,6 +19,7 @@ def estimates(said: str) -> list[str]:
     return re.findall(r"[\d.e+]+ (?:GB of weights|GB for the \d+ paths|network evaluations)", said)
 
 
+@pytest.mark.slow
 def test_memory_and_time_are_said_from_configuration_files_alone(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
