@@ -86,17 +86,8 @@ def record(
     kind: str = "exact",
     **more,
 ) -> Record:
-    return dataclasses.replace(
-        ONE,
-        study=study,
-        problem=problem,
-        metric=metric,
-        value=found,
-        setting=setting,
-        estimator=name,
-        kind=kind,
-        **more,
-    )
+    made = Record(study, problem, metric, found, setting, name, kind, **more)
+    return dataclasses.replace(made, versions=ONE.versions, commit="", dirty=False)
 
 
 def measured(name: str, problem: str, setting: dict, size: float) -> Iterator[Record]:
@@ -198,78 +189,51 @@ def linear() -> Iterator[Record]:
 
 
 def others() -> Iterator[Record]:
+    return itertools.chain(pendulum(), mixture(), sweeps(), limits())
+
+
+def pendulum() -> Iterator[Record]:
+    more = {"stderr": 0.002, "seconds": 30.0, "optimum": 1.4512, "published": 1.603, "seeds": 3}
+    setting = {"paths": 10000, "function_class": "bumps"}
     for name in sorted(schemas.PENDULUM.estimators or ()):
         for metric in ("cost", "cost_simulated", "mse", "mse_descent"):
-            setting = {"paths": 10000, "function_class": "bumps"}
-            more = {
-                "stderr": 0.002,
-                "seconds": 30.0,
-                "optimum": 1.4512,
-                "published": 1.603,
-                "seeds": 3,
-            }
             yield record(
                 "pendulum", "bsde-pendulum", metric, 1.4667, setting, name, "unbiased", **more
             )
-    for name in (*PIPELINES, *NETWORKS, "full martingale, fitted costate, network", RECURSION):
-        for metric in ("cost", "regret", "w1"):
-            for temp in TEMPS:
-                more = {
-                    "optimum": 0.17 if metric == "cost" else 0.0,
-                    "published": 0.395 if metric == "cost" else None,
-                }
-                yield record(
-                    "mixture",
-                    "bsde-mixture",
-                    metric,
-                    3 / temp,
-                    {"temp": temp},
-                    name,
-                    "unbiased",
-                    stderr=0.01,
-                    seeds=3,
-                    **more,
-                )
-    for name in PIPELINES:
-        for axis, key, each in (
-            ("dt", "dt", 0.1),
-            ("dt", "dt", 0.2),
-            ("noise", "noise", 0.1),
-            ("noise", "noise", 10.0),
-        ):
-            setting = {
-                "dt": 0.1,
-                "noise": 1.0,
-                "axis": axis,
-                "policy": "given",
-                "rounds": int(each * 10),
-            } | {key: each}
-            yield record(
-                "lq_sweeps",
-                "oscillator",
-                "mse",
-                each / 7,
-                setting,
-                name,
-                "unbiased",
-                stderr=0.001,
-                published=0.037,
-            )
     yield record("pendulum", "bsde-pendulum", "label_noise", 41.5, {}, "antithetic correction")
+
+
+def mixture() -> Iterator[Record]:
+    costs = {"optimum": 0.17, "published": 0.395}
+    others = {"optimum": 0.0, "published": None}
+    names = (*PIPELINES, *NETWORKS, "full martingale, fitted costate, network", RECURSION)
+    for name, metric, temp in itertools.product(names, ("cost", "regret", "w1"), TEMPS):
+        more = {"stderr": 0.01, "seeds": 3} | (costs if metric == "cost" else others)
+        setting = {"temp": temp}
+        yield record("mixture", "bsde-mixture", metric, 3 / temp, setting, name, "unbiased", **more)
     for temp in TEMPS:
         yield record("mixture", "bsde-mixture", "optimum", 1 / temp, {"temp": temp})
-    for name in ("chain's optimum", "time-reversed, exact score"):
-        for dt, horizon in ((0.02, 4.0), (0.1, 4.0), (0.4, 4.0), (0.02, 0.5), (0.02, 8.0)):
-            setting = {"dt": dt, "horizon": horizon, "axis": "limit"}
-            yield record(
-                "lq_sweeps",
-                "oscillator",
-                "limit_mse",
-                dt**2 / horizon,
-                setting,
-                name,
-                published=2.2e-6 if dt < 0.1 else None,
-            )
+
+
+def sweeps() -> Iterator[Record]:
+    axes = (("dt", 0.1), ("dt", 0.2), ("noise", 0.1), ("noise", 10.0))
+    more = {"stderr": 0.001, "published": 0.037}
+    for name, (axis, each) in itertools.product(PIPELINES, axes):
+        given = {"dt": 0.1, "noise": 1.0, "axis": axis, "policy": "given", "rounds": int(each * 10)}
+        setting = given | {axis: each}
+        yield record("lq_sweeps", "oscillator", "mse", each / 7, setting, name, "unbiased", **more)
+
+
+def limits() -> Iterator[Record]:
+    places = ((0.02, 4.0), (0.1, 4.0), (0.4, 4.0), (0.02, 0.5), (0.02, 8.0))
+    names = ("chain's optimum", "time-reversed, exact score")
+    for name, (dt, horizon) in itertools.product(names, places):
+        setting = {"dt": dt, "horizon": horizon, "axis": "limit"}
+        published = 2.2e-6 if dt < 0.1 else None
+        off = dt**2 / horizon
+        yield record(
+            "lq_sweeps", "oscillator", "limit_mse", off, setting, name, published=published
+        )
 
 
 def trained(study: str, problem: str) -> Iterator[Record]:
