@@ -114,3 +114,20 @@ def test_needs_what_updates_leave_of_the_gradient(rounds: int) -> None:
     error = step.gradient_error(rounds)
     CLAIM.holds(error, loop.gradient_error, where, part="one step")
     CLAIM.breaks(error, step.q ** (3 * rounds + 2) * step.L0 * 1e-2, where, "order in q")
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 5])
+def test_needs_the_square_of_the_rate_in_errors_of_gradients(rounds: int) -> None:
+    """A convex quadratic step, whose gradient is off by ``q^(2m+1)`` of its largest slope: half the
+    bound at q = 1/2, and more than the bound with ``q^(3m)``.
+    """
+    a = 0.5
+    shift = jacobian = 0.0
+    for _ in range(rounds):
+        shift, jacobian = a * (1 / a - 1 + shift), a * (1 + jacobian)
+    slope = a * (1 / a - 1 + shift)
+    error = abs(slope + jacobian * (slope - shift) - 1)
+    loop = theory.InnerLoop(theory.Smoothed(1.0, a, 0.0, 0.0), 1.0, theory.UNDAMPED, rounds)
+    where = {"a": a, "updates": rounds}
+    CLAIM.holds(error, loop.gradient_error, where, part="quadratic step")
+    CLAIM.breaks(error, a**rounds * loop.gradient_error, where, "square of the rate")

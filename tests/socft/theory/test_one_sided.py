@@ -297,6 +297,42 @@ def test_quadratic_inner_loops_obey_their_bounds(relaxation, rounds: int, curvat
         assert getattr(loop, name) <= getattr(every, name) * (1 + EXACT) + EXACT
 
 
+def quadratic_gradient_error(
+    curvature: float, rho: float, theta: float, rounds: int
+) -> tuple[float, float]:
+    """``|F_m - g|`` where ``G V = curvature y^2 / 2`` and the fixed point is 1, by the iteration
+    itself, and the largest gradient on the way.
+    """
+    rate = rho * curvature
+    x, shift, J = (1 - rate) / rate, 0.0, 0.0
+    steepest = max(abs(curvature * x), 1 / rho)
+    for _ in range(rounds):
+        shift += theta * (rate * (x + shift) - shift)
+        J += theta * (rate * (1 + J) - J)
+    gradient = curvature * (x + shift)
+    return abs(gradient + J * (gradient - shift / rho) - 1 / rho), steepest
+
+
+@pytest.mark.parametrize("relaxation", [UNDAMPED, BEST, HALF])
+@pytest.mark.parametrize("rounds", [0, 1, 2, 5, 9])
+@pytest.mark.parametrize("curvature", [0.7, -0.7])
+def test_updates_leave_the_square_of_their_rate_of_the_error_of_a_gradient(
+    relaxation, rounds: int, curvature: float
+):
+    """On quadratic steps ``q^(2m+1)`` of the optimal slope; the bound has ``(1 + b) / (1 - a)`` of
+    that at most.
+    """
+    rho = 0.8
+    smooth = Smoothed(1.0, max(curvature, 0.0), max(-curvature, 0.0), 0.0)
+    unit = InnerLoop(smooth, rho, relaxation, rounds)
+    error, steepest = quadratic_gradient_error(curvature, rho, unit.theta, rounds)
+    loop = dataclasses.replace(unit, smooth=dataclasses.replace(smooth, L0=steepest))
+    assert error <= loop.gradient_error * (1 + EXACT)
+    if relaxation is UNDAMPED:
+        assert error == pytest.approx(loop.rate ** (2 * rounds + 1) / rho, rel=BISECTED)
+        assert loop.gradient_error <= error * (1 + loop.b) / (1 - loop.a) * (1 + BISECTED)
+
+
 @pytest.mark.parametrize("relaxation", [UNDAMPED, BEST])
 def test_constants_of_iterates_tend_to_the_optimum_s(relaxation):
     """As m grows; and after a few updates the condition on beta is nearly that of the optimum."""
