@@ -8,7 +8,6 @@ holds a run that takes minutes on two cores and the published settings at full s
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import re
 import tomllib
@@ -22,7 +21,7 @@ from pydantic_core import ErrorDetails
 
 from sd_experiments import CONFIGS
 from sd_experiments.prompt_files import read_prompts
-from socft.checks import LARGEST, MOST, InvalidProblem, quoted, require
+from socft.checks import LARGEST, MOST, InvalidProblem, meant, quoted, require
 from socft.files import one_line, read_text
 
 _T = TypeVar("_T")
@@ -76,15 +75,19 @@ def _refusal(table: Any, error: ErrorDetails) -> str:
             entry = isinstance(name, int)
             table = get_args(table)[0] if entry else table.__pydantic_fields__[name].annotation
         names = [field.name for field in dataclasses.fields(table)]
-        nearest = difflib.get_close_matches(str(place[-1]), names, 1, 0.0)[0]
-        known = where.removesuffix(str(place[-1])) + nearest
-        return f"unknown key {quoted(where)}; the nearest known one is {quoted(known)}."
+        inside = where.removesuffix(str(place[-1]))
+        otherwise = f"give one of: {', '.join(names)}."
+        remedy = meant(str(place[-1]), names, otherwise, lambda each: inside + each)
+        return f"there is no key {quoted(where)}; {remedy}"
     if kind == "missing":
         return f"{where} is missing; add it."
     if kind == "dataclass_type":
         return f"{where} = {quoted(value)}; it is a table: write [{where}] and its keys below."
     remedy = re.sub(r"^\w+ should", "it should", error["msg"]).partition(" after validation")[0]
     remedy = re.sub(r"\d{20,}", lambda digits: f"{float(digits[0]):g}", remedy)
+    if kind == "literal_error" and isinstance(value, str):
+        known = re.findall(r"'([^']*)'", error.get("ctx", {})["expected"])
+        return f"{where} = {quoted(value)}; {meant(value, known, f'{remedy}.')}"
     return f"{where} = {quoted(value)}; {remedy}."
 
 

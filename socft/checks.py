@@ -71,18 +71,27 @@ def require_known(name: str, known: Iterable[str], what: str, also: str = "") ->
     names = list(known)
     if name in names:
         return
-    meant = nearest(name, names)
-    if meant:
-        raise InvalidProblem(f"there is no {what} {name!r}; did you mean {listed(meant)}?")
-    raise InvalidProblem(
-        f"there is no {what} {name!r}; give {also and f'{also}, or '}one of: {listed(names)}."
-    )
+    known_ones = f"give {also and f'{also}, or '}one of: {listed(names)}."
+    raise InvalidProblem(f"there is no {what} {quoted(name)}; {meant(name, names, known_ones)}")
+
+
+def meant(
+    name: str, known: Iterable[str], otherwise: str, shown: Callable[[str], str] = str
+) -> str:
+    """What to do about a name that is not known: the nearest ones as they are shown, or else what
+    is given.
+
+    >>> meant("gren", ["red", "green"], "give a colour.")
+    'did you mean green?'
+    """
+    near = nearest(name, known)
+    return f"did you mean {listed([shown(each) for each in near])}?" if near else otherwise
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """The names, at most three, that somebody may have meant, the nearest first: the one that is
     the same but for case and separators, or else those that begin so, those that have it in them,
-    and those with few letters changed.
+    those with few letters changed, and those that are words of it.
 
     >>> from socft.checks import nearest
     >>> nearest("Adjoint-Machting", ["full adjoint", "adjoint matching"])
@@ -93,7 +102,8 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
         return [names[given]]
     begun = [each for each in names if given and each.startswith(given)]
     inside = [each for each in names if given and given in each]
-    found = [*begun, *inside, *difflib.get_close_matches(given, names, n=3)]
+    words = [each for each in names if each and f" {each} " in f" {given} "]
+    found = [*begun, *inside, *difflib.get_close_matches(given, names, n=3), *words]
     return [names[each] for each in dict.fromkeys(found)][:3]
 
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.latent_reference import LatentReference
-from socft.checks import nearest, require, tried
+from socft.checks import InvalidProblem, meant, require, tried
 from socft.costates.adjoint import lean_adjoint
 from socft.path import Noise, Path, rollout
 from socft.policy import Policy, Uncontrolled
@@ -146,13 +146,12 @@ def _require_layers(network: nn.Module, targets: tuple[str, ...]) -> None:
         if not any(name == ending or name.endswith(f".{ending}") for name in layers)
     ]
     known = _endings(layers)
-    near = [each for ending in lost for each in nearest(ending, known)[:1]]
-    suggested = f" (the nearest are {', '.join(dict.fromkeys(near))})" if near else ""
-    require(
-        bool(targets) and not lost,
-        f"targets = {lost} match no layer of the network{suggested}, whose names end in:"
-        f" {', '.join(known[:SHOWN])}.",
-    )
+    some = f"give some of: {', '.join(known[:SHOWN])}."
+    require(bool(targets), f"targets = []; {some}")
+    for ending in lost:
+        raise InvalidProblem(
+            f"targets = {lost} match no layer of the network; {meant(ending, known, some)}"
+        )
 
 
 def _endings(layers: Sequence[str]) -> list[str]:

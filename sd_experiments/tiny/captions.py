@@ -18,7 +18,7 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from socft.checks import InvalidProblem, listed, nearest, require
+from socft.checks import InvalidProblem, meant, require
 
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "triangle", "star")
@@ -131,13 +131,12 @@ def parse_caption(text: str) -> Caption:
         foreign = [word for word in text.lower().split() if word not in WORDS]
         reason = "its words are in no known order"
         if foreign:
-            meant = nearest(foreign[0], WORDS)
             reason = f"{foreign[0]!r} is not one of its words"
-            reason += f", did you mean {listed(meant)}" if meant else ""
-        raise InvalidProblem(
-            f"{text!r} is no caption of the shape world: {reason}; say for instance"
-            f" {difflib.get_close_matches(text.lower(), _BY_TEXT, 1, 0.0)[0]!r}."
+        example = (
+            f"say for instance {difflib.get_close_matches(text.lower(), _BY_TEXT, 1, 0.0)[0]!r}."
         )
+        remedy = meant(foreign[0], WORDS, example) if foreign else example
+        raise InvalidProblem(f"{text!r} is no caption of the shape world: {reason}; {remedy}")
     assert caption is not None
     return caption
 

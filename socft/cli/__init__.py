@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import inspect
 import io
+import itertools
 import operator
 import os
 import signal
@@ -21,7 +22,7 @@ import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -73,7 +74,7 @@ class Completion:
     """
 
     shell: Annotated[
-        Literal["bash", "zsh", "fish"] | None,
+        str | None,
         tyro.conf.Positional,
         tyro.conf.arg(metavar="[bash|zsh|fish]", help="Your own, by $SHELL, by default."),
     ] = None
@@ -214,8 +215,26 @@ def _require_command(given: Sequence[str]) -> None:
         _require_known(first, known, "option" if option else "command")
     if first == "sd" and second and not second.startswith("-"):
         chosen = get_args(get_type_hints(Sd, include_extras=True)["command"])[0]
-        names = [get_args(each)[1].name for each in get_args(chosen)]
-        _require_known(second, names, "command sd")
+        own = {get_args(each)[1].name: get_args(each)[0] for each in get_args(chosen)}
+        _require_known(second, own, "command sd")
+        _require_choices(own[second], given[2:])
+    elif first in COMMANDS:
+        _require_choices(COMMANDS[first], given[1:])
+
+
+def _require_choices(command: type, given: Sequence[str]) -> None:
+    """The values of options that are one of some words."""
+    for name, kind in get_type_hints(command).items():
+        option = f"--{name.replace('_', '-')}"
+        choices = [
+            word
+            for each in (kind, *get_args(kind))
+            if get_origin(each) is Literal
+            for word in get_args(each)
+        ]
+        for flag, value in itertools.pairwise(given):
+            if choices and flag == option:
+                _require_known(value, choices, f"{option} named")
 
 
 def _require_known(name: str, known: Collection[str], what: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from socft.checks import InvalidProblem, described, listed, nearest, quoted, told, tried
+from socft.checks import InvalidProblem, described, meant, quoted, require_known, told, tried
 
 
 def is_foreign(name: str) -> bool:
@@ -80,8 +80,7 @@ def import_object(path: str) -> Any:
     if hasattr(found, "__path__") and importlib.util.find_spec(f"{found.__name__}.{name}"):
         return import_module(f"{found.__name__}.{name}")
     public = sorted(each for each in vars(found) if each[0] != "_")
-    meant = nearest(name, public)
-    remedy = f"did you mean {listed(meant)}?" if meant else f"it has {', '.join(public)}."
+    remedy = meant(name, public, f"it has {', '.join(public)}.")
     raise InvalidProblem(f"module {module!r} has no {name!r}; {remedy}")
 
 
@@ -93,18 +92,18 @@ def _file(path: str) -> Path:
         raise InvalidProblem(
             f"{path} cannot be imported by its name; rename it to letters, digits and underscores."
         )
-    meant = nearest(file.stem, [each.stem for each in file.parent.glob("*.py")])
-    there = [str(file.with_name(f"{each}.py")) for each in meant]
-    raise InvalidProblem(
-        f"there is no file {path}; "
-        + (f"did you mean {listed(there)}?" if there else "give the path of one.")
+    remedy = meant(
+        file.stem,
+        [each.stem for each in file.parent.glob("*.py")],
+        "give the path of one.",
+        lambda stem: str(file.with_name(f"{stem}.py")),
     )
+    raise InvalidProblem(f"there is no file {path}; {remedy}")
 
 
 def _no_module(name: str) -> InvalidProblem:
     files = {each.stem for each in Path().glob("*.py")} - {"setup", "conftest"}
-    meant = nearest(name.partition(":")[0], files)
-    remedy = f"did you mean {listed(meant)}?" if meant else "run from its folder, or install it."
+    remedy = meant(name.partition(":")[0], files, "run from its folder, or install it.")
     return InvalidProblem(f"there is no module {name!r}; {remedy}")
 
 
@@ -154,11 +153,17 @@ def call_factory(what: str, name: str, make: Any, options: Mapping[str, Any]) ->
             f"{name} is {described(make)}; it must be a function or class that makes the {what}."
         )
     try:
-        inspect.signature(make).bind(**options)
+        signature = inspect.signature(make)
+    except ValueError:  # no signature is known
+        signature = inspect.Signature([inspect.Parameter("_", inspect.Parameter.VAR_KEYWORD)])
+    parameters = signature.parameters
+    variable = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    for each in options if parameters and not variable else ():
+        require_known(each, parameters, f"option of the {what} {name!r} named")
+    try:
+        signature.bind(**options)
     except TypeError as error:
         raise InvalidProblem(
             f"the {what} {name!r} refuses its options {quoted(dict(options))}: {error}."
         ) from error
-    except ValueError:  # no signature is known
-        pass
     return tried(functools.partial(make, **options), (), f"the {what} {name!r}")

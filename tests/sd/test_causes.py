@@ -69,7 +69,7 @@ def test_an_error_of_a_scorer_or_checker_is_told_with_its_line():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"colour": 1}, r"refuses its options .*: got an unexpected keyword argument 'colour'\."),
+        ({"colour": 1}, r"there is no option of the .* named 'colour'; give one of: fail\."),
         ({"fail": True}, r"fails: TypeError: can only concatenate .*\(line \d+ of .*test_causes"),
     ],
 )

@@ -45,6 +45,11 @@ def test_the_version_is_that_of_the_package(capsys):
         (["bench", "Full_Adjoint"], "no estimator 'Full_Adjoint'; did you mean full adjoint?"),
         (["bench", "toy.bench:bnech"], "module 'toy.bench' has no 'bnech'; did you mean bench?"),
         (["toy", "conftst.py"], "there is no file conftst.py; did you mean conftest.py?"),
+        (
+            ["sd", "reproduce", "--scale", "tinny"],
+            "there is no --scale named 'tinny'; did you mean",
+        ),
+        (["completion", "zhs"], "there is no completion for the shell 'zhs'; did you mean zsh?"),
         (["conform", "setpu:x"], "there is no module 'setpu'; "),
     ],
 )

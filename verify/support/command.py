@@ -28,7 +28,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from socft.checks import InvalidProblem, listed, nearest, require
+from socft.checks import InvalidProblem, meant, require
 from socft.files import locked
 from socft.study.import_path import is_foreign, locate
 
@@ -109,8 +109,7 @@ def _meant(pattern: str, names: Sequence[str]) -> Sequence[str]:
     for glob in (begin, f"{begin}_*", f"{begin}*"):
         if begin and (found := fnmatch.filter(names, glob)):
             return found
-    near = nearest(begin, names)
-    remedy = f"did you mean {listed(near)}?" if near else f"the claims are: {', '.join(names)}."
+    remedy = meant(begin, names, f"the claims are: {', '.join(names)}.")
     raise InvalidProblem(f"there is no claim named {pattern!r}, or beginning so; {remedy}")
 
 
