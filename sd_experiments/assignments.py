@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sd_experiments.config import Change, ExperimentConfig
-from socft.checks import InvalidProblem, nearest, quoted, require
+from socft.checks import InvalidProblem, meant, nearest, quoted, require
 
 NONE = "none"
 FORM = "give KEY=VALUE, such as run.steps=20"
@@ -63,12 +63,15 @@ def _require_known(parts: tuple[str, ...]) -> None:
     inside = known.get(".".join(parts[:2])) if len(parts) > 1 else None
     if inside is not None and (len(parts) == 2 or get_origin(inside) is dict):
         return
-    require(inside is None, f"unknown key {quoted(name)}; {'.'.join(parts[:2])} is no table.")
+    require(inside is None, f"there is no key {quoted(name)}; {'.'.join(parts[:2])} is no table.")
     within = [each for each in known if each.partition(".")[0] == name]
     require(not within, f"{name} is a table; set one of its keys, such as {within[:1]}.")
     last = [each for each in known if each.partition(".")[2] == parts[-1]]
-    near = [*last, *nearest(name, list(known)), *nearest(parts[-1], list(known)), *known][0]
-    raise InvalidProblem(f"unknown key {quoted(name)}; the nearest known one is {quoted(near)}.")
+    tables = ", ".join(dict.fromkeys(each.partition(".")[0] for each in known))
+    given, among = (last[0], last) if last else (name, [*known])
+    given = given if nearest(given, among) else parts[-1]
+    remedy = meant(given, among, f"the tables are {tables}.")
+    raise InvalidProblem(f"there is no key {quoted(name)}; {remedy}")
 
 
 def _value(text: str, kind: Any, said: str) -> Any:

@@ -242,7 +242,7 @@ def test_a_sum_is_of_its_terms_and_as_smooth_as_they_are(tmp_path: Path):
     for options in ({}, {"terms": []}, {"terms": "jpeg"}):
         with pytest.raises(InvalidProblem, match=r"^the reward 'sum' has no terms; give rew"):
             is_black_box(config.RewardConfig("sum", options=options))
-    with pytest.raises(InvalidProblem, match=r"^unknown key 'wheight'; the nearest known one is"):
+    with pytest.raises(InvalidProblem, match=r"^there is no key 'wheight'; did you mean weight\?"):
         is_black_box(
             config.RewardConfig("sum", options={"terms": [{"name": "jpeg", "wheight": 1}]})
         )
