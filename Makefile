@@ -17,7 +17,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/installed-from
 STAMP_SD := $(VENV)/installed-sd-from
 STUDIES := convergence
-FULL := convergence tightness guidance guidance_network linear pendulum mixture training variance lq_sweeps socm fixed_points
+FULL := convergence tightness guidance guidance_network linear pendulum mixture training variance lq_sweeps socm fixed_points flow_budget sde_ode
 
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE

@@ -112,7 +112,7 @@ def standings(
             for name, known in figures.items()
             if here[name].kind == kind and not is_oracle(name) and isinstance(known, Figure)
         }
-        for name, (rank, interval) in _ranks(peers).items():
+        for name, (rank, interval) in ranks(peers).items():
             found[name] = dataclasses.replace(
                 found[name], rank=rank, rank_interval=interval, of=len(peers)
             )
@@ -175,8 +175,8 @@ def _interval(drawn: Float[Tensor, " draws"], value: float) -> Interval:
     return (min(low, value), max(high, value))
 
 
-def _ranks(peers: Mapping[str, Figure]) -> dict[str, tuple[int, tuple[int, int]]]:
-    """Ranks and their intervals."""
+def ranks(peers: Mapping[str, Figure]) -> dict[str, tuple[int, tuple[int, int]]]:
+    """Ranks and their intervals, from draws that all share."""
     if not peers:
         return {}
     drawn = torch.stack([each.drawn for each in peers.values()])

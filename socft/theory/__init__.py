@@ -127,6 +127,7 @@ from socft.theory.regularity import (
     sharp_constants,
 )
 from socft.theory.relaxation import UNDAMPED, BestRelaxation, FixedRelaxation, Relaxation
+from socft.theory.sampler_change import SamplerChange
 from socft.theory.smoothness import Approximation, Smoothed, Smoothness
 
 __all__ = [
@@ -152,6 +153,7 @@ __all__ = [
     "Regularity",
     "RegularityStatement",
     "Relaxation",
+    "SamplerChange",
     "SharpBounds",
     "Smoothed",
     "Smoothness",

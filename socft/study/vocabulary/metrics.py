@@ -58,6 +58,7 @@ class Metric(enum.StrEnum):
     VARIANCE = "variance"
     FIT_VARIANCE = "fit_variance"
     ERROR_AT_BUDGET = "error_at_budget"
+    RANK = "rank"
     REPETITIONS = "repetitions"  # their number, with products of their estimates
     GRADIENT_BIAS = "gradient_bias"
     GRADIENT_NOISE = "gradient_noise"
@@ -114,6 +115,16 @@ class Metric(enum.StrEnum):
     KL_TO_REFERENCE = "kl_to_reference"
     DEVIATION = "deviation"  # from what is predicted, in standard errors
     EFFECTIVE_BETA = "effective_beta"
+
+    # the samples of another sampler than the one of training
+    W1_TO_OWN = "w1_to_own"  # from the law of the chain that was trained
+    W1_TO_TILT = "w1_to_tilt"
+    W1_TO_LIMIT = "w1_to_limit"  # from the closed form
+    REWARD_GAP = "reward_gap"  # above the mean reward of the chain that was trained
+    ORDER = "order"  # of a distance in 1/T
+    NEARER = "nearer"  # share of instances
+    KL_RATIO = "kl_ratio"  # of the roots
+    PREDICTED = "predicted"  # what a prediction says something about
 
     # guidance
     REGULARISED_VALUE = "regularised_value"

@@ -45,3 +45,9 @@ class ProblemName(enum.StrEnum):
     FLOW_GAUSSIAN = "flow-gaussian"
     FLOW_OVERLAPPING = "flow-overlapping"
     FLOW_SEPARATED = "flow-separated"
+
+    # the chain of a flow model, Gaussian data and a quadratic reward
+    FLOW_LINEAR = "flow-linear"
+    FLOW_QUADRATIC = "flow-quadratic"
+    FLOW_CENTRED = "flow-centred"
+    FLOW_RANDOM = "flow-random"

@@ -2,7 +2,7 @@
 
 from socft.study.vocabulary.schemas.convergence import CONVERGENCE, TIGHTNESS
 from socft.study.vocabulary.schemas.costates import LINEAR, LQ_SWEEPS, MIXTURE, PENDULUM
-from socft.study.vocabulary.schemas.flow import FIXED_POINTS
+from socft.study.vocabulary.schemas.flow import FIXED_POINTS, FLOW_BUDGET, SDE_ODE
 from socft.study.vocabulary.schemas.gradient_variance import SOCM, TRAINING, VARIANCE
 from socft.study.vocabulary.schemas.guidance import GUIDANCE, GUIDANCE_NETWORK
 from socft.study.vocabulary.schemas.stable_diffusion import (
@@ -26,6 +26,8 @@ STUDIES = (
     GUIDANCE,
     GUIDANCE_NETWORK,
     FIXED_POINTS,
+    FLOW_BUDGET,
+    SDE_ODE,
     STABLE_DIFFUSION,
     SD_GRADIENT_NORM,
     SD_COSTATE_SIZE,
@@ -36,12 +38,14 @@ STUDIES = (
 __all__ = [
     "CONVERGENCE",
     "FIXED_POINTS",
+    "FLOW_BUDGET",
     "GUIDANCE",
     "GUIDANCE_NETWORK",
     "LINEAR",
     "LQ_SWEEPS",
     "MIXTURE",
     "PENDULUM",
+    "SDE_ODE",
     "SD_BENCHMARK",
     "SD_COSTATE_SIZE",
     "SD_GPU",

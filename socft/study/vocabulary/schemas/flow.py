@@ -51,3 +51,41 @@ FIXED_POINTS = StudySchema(
         MethodName.DANCE_GRPO,
     },
 )
+
+SDE_ODE = StudySchema(
+    "sde_ode",
+    {
+        Metric.W1_TO_OWN,
+        Metric.W1_TO_TILT,
+        Metric.W1_TO_LIMIT,
+        Metric.KL_TO_TILT,
+        Metric.REWARD,
+        Metric.REWARD_GAP,
+        Metric.END_MEAN,
+        Metric.END_VARIANCE,
+        Metric.ORDER,
+        Metric.NEARER,
+        Metric.KL_RATIO,
+        Metric.PREDICTED,
+    },
+    problems={
+        ProblemName.FLOW_LINEAR,
+        ProblemName.FLOW_QUADRATIC,
+        ProblemName.FLOW_CENTRED,
+        ProblemName.FLOW_RANDOM,
+        ProblemName.FLOW_OVERLAPPING,
+        ProblemName.FLOW_SEPARATED,
+    },
+    estimators=frozenset(),
+)
+
+FLOW_BUDGET = StudySchema(
+    "flow_budget",
+    {Metric.BIAS, Metric.VARIANCE, Metric.ERROR_AT_BUDGET, Metric.RANK},
+    problems={ProblemName.FLOW_OVERLAPPING, ProblemName.FLOW_SEPARATED},
+    estimators=(FIXED_POINTS.estimators or frozenset())
+    | {
+        MethodName.HAMILTONIAN_ADJOINT_MATCHING,
+        MethodName.MALLIAVIN_WEIGHTS,
+    },
+)
