@@ -13,7 +13,7 @@ from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.predictions import SamplerPrediction
 from socft.study.vocabulary.problems import ProblemName
 from toy.sde_ode import mixture
-from toy.sde_ode.gaussian import INSTANCES, Instance, Normal
+from toy.sde_ode.gaussian import INSTANCES, Normal, ScalarProblem
 from toy.sde_ode.predictions import PREDICTED
 from toy.sde_ode.samplers import MEMORYLESS, Kernel
 from toy.studies.sde_ode import gaussian_task, population_task
@@ -68,7 +68,7 @@ def test_at_some_concave_reward_the_chain_is_the_tilt_and_the_flow_is_not(steps:
     """Centred: only variances can be off, and the chain's is continuous in the curvature."""
 
     def off(curvature: float, used: float) -> float:
-        place = Instance(0.0, 1.0, curvature, 0.0)
+        place = ScalarProblem(0.0, 1.0, curvature, 0.0)
         law = place.laws(Kernel.PRECISE, steps, MEMORYLESS, (used,))[used]
         return law.variance / place.tilt.variance - 1
 

@@ -23,7 +23,7 @@ from socft.reward import Quadratic
 from socft.study.vocabulary.problems import ProblemName
 from socft.theory import SamplerChange
 from socft.truth.linear_quadratic import LinearQuadratic
-from toy.sde_ode.samplers import LAST, Kernel, Sampler, trained_schedule
+from toy.sde_ode.samplers import LAST, Kernel, LineSampler, trained_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Normal:
 
 
 @dataclasses.dataclass(frozen=True)
-class Instance:
+class ScalarProblem:
     """Data ``N(mean, variance)`` and the reward ``curvature x^2 / 2 + slope x`` at beta = 1.
 
     Attributes:
@@ -114,22 +114,22 @@ class Instance:
     ) -> Mapping[float, Normal]:
         """The laws of the samples of every sampler, of a model trained at one level."""
         slope, offset = self.velocity(kernel, steps, trained)
-        return {level: _end(Sampler.of(kernel, steps, level), slope, offset) for level in used}
+        return {level: _end(LineSampler.of(kernel, steps, level), slope, offset) for level in used}
 
 
-INSTANCES: Mapping[ProblemName, Instance] = {
-    ProblemName.FLOW_LINEAR: Instance(0.3, 0.5, 0.0, 1.0),
-    ProblemName.FLOW_QUADRATIC: Instance(0.7, 0.5, -1.5, 0.8),
-    ProblemName.FLOW_CENTRED: Instance(0.0, 1.0, -2.0, 0.0),
+INSTANCES: Mapping[ProblemName, ScalarProblem] = {
+    ProblemName.FLOW_LINEAR: ScalarProblem(0.3, 0.5, 0.0, 1.0),
+    ProblemName.FLOW_QUADRATIC: ScalarProblem(0.7, 0.5, -1.5, 0.8),
+    ProblemName.FLOW_CENTRED: ScalarProblem(0.0, 1.0, -2.0, 0.0),
 }
 
 
-def random_instance(generator: random.Random) -> Instance:
+def random_instance(generator: random.Random) -> ScalarProblem:
     """A Gaussian and a quadratic reward whose tilt has between a quarter and twice its variance."""
     variance = math.exp(generator.uniform(math.log(0.05), math.log(2.0)))
     at_end = (1 - LAST) ** 2 * variance + LAST**2
     curvature = generator.uniform(-3.0, 0.5) / at_end
-    return Instance(generator.uniform(-1, 1), variance, curvature, generator.uniform(-1, 1))
+    return ScalarProblem(generator.uniform(-1, 1), variance, curvature, generator.uniform(-1, 1))
 
 
 @torch.no_grad()
@@ -144,7 +144,9 @@ def _affine(
 
 
 def _end(
-    sampler: Sampler, slope: Float[torch.Tensor, " steps"], offset: Float[torch.Tensor, " steps"]
+    sampler: LineSampler,
+    slope: Float[torch.Tensor, " steps"],
+    offset: Float[torch.Tensor, " steps"],
 ) -> Normal:
     mean, variance = 0.0, 1.0
     maps = (sampler.state + sampler.velocity * slope, sampler.velocity * offset, sampler.sigma)

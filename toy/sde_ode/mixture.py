@@ -23,7 +23,7 @@ from socft.problem import ControlProblem
 from socft.reward import Sine
 from socft.study.vocabulary.problems import ProblemName
 from socft.truth.quadrature import Quadrature
-from toy.sde_ode.samplers import LAST, Kernel, Sampler, trained_schedule
+from toy.sde_ode.samplers import LAST, Kernel, LineSampler, trained_schedule
 
 LAWS: Mapping[ProblemName, Density] = {
     ProblemName.FLOW_OVERLAPPING: GaussianMixture([0.5, 0.5], [-1.0, 1.0], 0.5),
@@ -111,10 +111,10 @@ class Trained:
 
     def law(self, level: float) -> LineLaw:
         """The law of the samples of a sampler."""
-        sampler = Sampler.of(self.kernel, self.steps, level)
+        sampler = LineSampler.of(self.kernel, self.steps, level)
         return self._moved(sampler) if level == 0 else self._noised(sampler)
 
-    def _noised(self, sampler: Sampler) -> LineLaw:
+    def _noised(self, sampler: LineSampler) -> LineLaw:
         x = grid()
         density = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
         for k in range(self.steps):
@@ -124,7 +124,7 @@ class Trained:
             mass, density = density, kernel @ density
         return LineLaw(density, SPACING * torch.special.ndtr(away) @ mass)
 
-    def _moved(self, sampler: Sampler) -> LineLaw:
+    def _moved(self, sampler: LineSampler) -> LineLaw:
         """Quantiles follow the velocity between the points by a cubic spline."""
         x = grid().numpy()
         ends = x
@@ -136,5 +136,5 @@ class Trained:
         density = np.exp(-(places**2) / 2) / math.sqrt(2 * math.pi) * start(x, 1) * inside
         return LineLaw(torch.from_numpy(density), torch.special.ndtr(torch.from_numpy(places)))
 
-    def _means(self, sampler: Sampler, k: int) -> Float[Tensor, " points"]:
+    def _means(self, sampler: LineSampler, k: int) -> Float[Tensor, " points"]:
         return sampler.state[k] * grid() + sampler.velocity[k] * self.velocity[k]

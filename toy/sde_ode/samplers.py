@@ -40,7 +40,7 @@ def trained_schedule(kernel: Kernel, steps: int, level: float) -> FlowSchedule:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sampler:
+class LineSampler:
     """The kernels ``x' = w_k x + J_k u_k(x) + sigma_k xi``, fields of shape (T,).
 
     Attributes:
@@ -54,7 +54,7 @@ class Sampler:
     sigma: Float[torch.Tensor, " steps"]
 
     @classmethod
-    def of(cls, kernel: Kernel, steps: int, level: float) -> Sampler:
+    def of(cls, kernel: Kernel, steps: int, level: float) -> LineSampler:
         """That of a noise level; 0 takes Euler steps of the flow."""
         if level == 0:
             dt = uniform_times(steps, last=LAST).diff()

@@ -37,7 +37,7 @@ from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.predictions import SamplerPrediction
 from socft.study.vocabulary.problems import ProblemName
-from toy.sde_ode.gaussian import INSTANCES, Instance, random_instance
+from toy.sde_ode.gaussian import INSTANCES, ScalarProblem, random_instance
 from toy.sde_ode.mixture import LAWS, REWARD, Trained, grid, tilt
 from toy.sde_ode.predictions import PREDICTED, Range, closed_form_order, is_memoryless
 from toy.sde_ode.samplers import MEMORYLESS, Kernel
@@ -85,7 +85,7 @@ def gaussian_task(
 
 
 def _distances(
-    place: Instance, trained: float, laws: Mapping[float, Any]
+    place: ScalarProblem, trained: float, laws: Mapping[float, Any]
 ) -> dict[float, dict[Metric, float]]:
     own, wanted = laws[trained], place.tilt
     return {
