@@ -45,6 +45,8 @@ from socft.estimators.flow.vgg_flow import VGGFlow
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.score_function import ScoreFunction
 from socft.estimators.sticking_the_landing import FullStickingTheLanding, LeanStickingTheLanding
+from socft.path import Path
+from socft.path_measure import work_functional
 from socft.reference import States
 from socft.regression.functions import LinearRegression
 from socft.study.vocabulary.methods import MethodName
@@ -53,13 +55,13 @@ from toy.fixed_points.equations import (
     Equation,
     LeanCostates,
     LookAhead,
-    LookAheadWithoutNoise,
     ReturnsToGo,
     TiltedScore,
     Weights,
-    WithoutNoise,
 )
+from toy.fixed_points.line import LineChain
 from toy.fixed_points.problems import Targets
+from toy.fixed_points.without_noise import LookAheadWithoutNoise, WithoutNoise
 
 UNCLIPPED = 1e9
 """A clip that never binds; ratios are one wherever a gradient is taken."""
@@ -79,26 +81,40 @@ class Contender:
     Attributes:
         make: the estimator, with random numbers of its own.
         equation: that it is predicted to solve; None where it is predicted to have no fixed point.
-        unit: curvature of its divergence in the control, by step.
+        unit: curvature of its divergence in the control, by step, on a batch of paths.
         noisy: whether its samples are made with noise.
         damping: of the sweeps that solve the equation.
     """
 
     make: Callable[[Targets, torch.Generator], Estimator]
     equation: Callable[[Targets], Equation | None]
-    unit: Callable[[Targets], PerStep]
+    unit: Callable[[Targets, Path], PerStep]
     noisy: bool = True
     damping: float = 1.0
 
+    def line(self, targets: Targets) -> LineChain:
+        """The grid on which its equation is solved: finer without noise, where points are paths,
+        which nothing smooths.
+        """
+        return targets.line if self.noisy else targets.paths
 
-def beta(targets: Targets) -> PerStep:
+
+def beta(targets: Targets, path: Path) -> PerStep:
     """The problem's KL weights, the curvature of a matching loss."""
     return targets.line.problem.beta
 
 
-def over_spread(targets: Targets) -> PerStep:
+def over_spread(targets: Targets, path: Path) -> PerStep:
     """The same over the spread of the rewards, of methods that divide by it."""
     return targets.line.problem.beta / targets.spread
+
+
+def over_spread_of_returns(targets: Targets, path: Path) -> PerStep:
+    """The same over the spread of rewards less the divergence, which falls towards the optimum,
+    where they vary by O(dt) alone: a Newton step of the pre-trained model would overshoot there.
+    """
+    problem = targets.line.problem
+    return problem.beta / work_functional(problem, path.controls, path).std(correction=0)
 
 
 def durations(targets: Targets) -> PerStep:
@@ -106,7 +122,7 @@ def durations(targets: Targets) -> PerStep:
     return -targets.line.durations
 
 
-def velocity_curvature(targets: Targets) -> PerStep:
+def velocity_curvature(targets: Targets, path: Path) -> PerStep:
     """That of ``|u - u_0|^2`` in the control."""
     x = torch.zeros(1, 1, dtype=torch.float64)
     reference = targets.line.reference
@@ -114,7 +130,7 @@ def velocity_curvature(targets: Targets) -> PerStep:
     return 2 * torch.stack(units).square()
 
 
-def score_curvature(targets: Targets) -> PerStep:
+def score_curvature(targets: Targets, path: Path) -> PerStep:
     """That of the squared score of the kernel in the control."""
     return 2 / targets.line.reference.schedule.sigma.square()
 
@@ -190,7 +206,7 @@ CONTENDERS: Mapping[MethodName, Contender] = {
     MethodName.DDPO_KL_IN_THE_REWARD: Contender(
         lambda targets, generator: DDPO(clip=UNCLIPPED, kl_in_reward=True),
         lambda targets: ReturnsToGo(),
-        over_spread,
+        over_spread_of_returns,
     ),
     MethodName.EFFICIENT_ADJOINT_MATCHING: Contender(
         lambda targets, generator: EfficientAdjointMatching(generator, data_score(targets)),
@@ -203,6 +219,7 @@ CONTENDERS: Mapping[MethodName, Contender] = {
         lambda targets: WithoutNoise(lam=targets.beta),
         velocity_curvature,
         noisy=False,
+        damping=0.5,
     ),
     MethodName.VGG_FLOW: Contender(
         lambda targets, generator: VGGFlow(
@@ -212,12 +229,14 @@ CONTENDERS: Mapping[MethodName, Contender] = {
         lambda targets: WithoutNoise(lam=targets.beta, own=True),
         velocity_curvature,
         noisy=False,
+        damping=0.5,
     ),
     MethodName.VGG_FLOW_LOOK_AHEAD_ALONE: Contender(
         lambda targets, generator: VGGFlow(targets.beta),
         lambda targets: LookAheadWithoutNoise(lam=targets.beta, weight=squared_signal, limit=1.0),
         velocity_curvature,
         noisy=False,
+        damping=0.5,
     ),
     MethodName.RESIDUAL_NABLA_DB: Contender(
         lambda targets, generator: ResidualNablaDB(
@@ -241,7 +260,7 @@ CONTENDERS: Mapping[MethodName, Contender] = {
         lambda targets: ReturnsToGo(
             kl=False, weights=_normalised(grpo_strength(targets), durations(targets))
         ),
-        lambda targets: grpo_strength(targets) * durations(targets),
+        lambda targets, path: grpo_strength(targets) * durations(targets),
     ),
     MethodName.GRPO_GUARD: Contender(
         lambda targets, generator: GRPOGuard(
@@ -250,7 +269,7 @@ CONTENDERS: Mapping[MethodName, Contender] = {
         lambda targets: ReturnsToGo(
             kl=False, weights=_normalised(guard_strength(targets), _guard_weights(targets))
         ),
-        lambda targets: guard_strength(targets) * durations(targets),
+        lambda targets, path: guard_strength(targets) * durations(targets),
     ),
     MethodName.RAM: Contender(
         lambda targets, generator: RAM(generator),
@@ -267,19 +286,19 @@ CONTENDERS: Mapping[MethodName, Contender] = {
     MethodName.AWM: Contender(
         lambda targets, generator: AWM(generator, clip=UNCLIPPED, lam=strength(targets), gain=1.0),
         lambda targets: EndpointCovariance(weights=_level(strength(targets), targets)),
-        lambda targets: strength(targets) * velocity_curvature(targets),
+        lambda targets, path: strength(targets) * velocity_curvature(targets, path),
         damping=0.5,
     ),
     MethodName.DIFFUSION_NFT_VELOCITY: Contender(
         lambda targets, generator: DiffusionNFT(generator, lam=strength(targets), normalised=False),
         lambda targets: EndpointCovariance(weights=_level(strength(targets), targets)),
-        lambda targets: strength(targets) * velocity_curvature(targets),
+        lambda targets, path: strength(targets) * velocity_curvature(targets, path),
         damping=0.5,
     ),
     MethodName.ELBO_RATIO: Contender(
         lambda targets, generator: ELBORatio(generator, clip=UNCLIPPED, lam=strength(targets)),
         lambda targets: EndpointCovariance(weights=_level(strength(targets), targets)),
-        lambda targets: torch.full_like(beta(targets), strength(targets)),
+        lambda targets, path: torch.full_like(beta(targets, path), strength(targets)),
         damping=0.5,
     ),
     MethodName.DDPO: Contender(

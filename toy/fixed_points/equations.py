@@ -23,6 +23,7 @@ from socft.readable import Readable
 from socft.reference import States
 from toy.fixed_points.line import RIDGE, Field, LineChain, WeightedFit
 
+Coefficients = Float[Tensor, "steps 1 nodes"]
 SETTLED, SWEEPS = 1e-7, 400
 DIVERGED = 1e3
 
@@ -207,91 +208,17 @@ class LookAhead(WeightedEquation):
         return _by_chain(line, torch.stack(wanted[::-1]), laws)
 
 
-class FlowEquation(Equation):
-    r"""An equation along the flow without noise: :math:`u_k - u^0_k = -\phi_k/\lambda`.
-
-    Attributes:
-        lam: lambda.
-    """
-
-    lam: float
-
-    @abc.abstractmethod
-    def costates(self, line: LineChain, control: Field, places: Tensor) -> Field:
-        """phi of every step at the places of the flow."""
-
-    def regression(self, line: LineChain, control: Field) -> WeightedFit:
-        places = line.flow(control)
-        mass = line.start.expand(len(control), -1)
-        costates = self.costates(line, control, places)
-        wanted = []
-        for k, (place, costate) in enumerate(zip(places[:-1], costates, strict=True)):
-            x = place[:, None]
-            velocity = line.reference.velocity(k, x) - costate[:, None] / self.lam
-            wanted.append(line.reference.control_of(k, x, velocity)[:, 0])
-        found = torch.stack(wanted)
-        return WeightedFit(places[:-1], found, torch.ones_like(found), mass)
-
-
-@dataclasses.dataclass(frozen=True)
-class WithoutNoise(FlowEquation):
-    r"""The optimum of :math:`r(x_T) - \lambda \sum_k |dt_k| |u_k - u^0_k|^2/2` along the flow, by
-    lean costates :math:`a_k = (1 + dt_k \partial u^0_k) a_{k+1}`: :math:`u_k - u^0_k =
-    -a_{k+1}/\lambda`.
-
-    Attributes:
-        lam: lambda.
-        own: whether the costate is that of the step's own state, a_k: the optimum up to O(dt).
-    """
-
-    lam: float
-    own: bool = False
-
-    def costates(self, line: LineChain, control: Field, places: Tensor) -> Field:
-        costate = line.problem.reward.gradient(places[-1][:, None])[:, 0]
-        found = [costate]
-        for k in reversed(range(line.problem.steps)):
-            slope = _slope(lambda y, k=k: line.reference.velocity(k, y), places[k][:, None])
-            found.append((1 + line.durations[k] * slope) * found[-1])
-        found.reverse()
-        return torch.stack(found[:-1] if self.own else found[1:])
-
-
-@dataclasses.dataclass(frozen=True)
-class LookAheadWithoutNoise(FlowEquation):
-    r"""Guidance of the flow by the reward of the predicted endpoint, :math:`\phi_k = \gamma_k
-    \nabla r(\hat x_0)`, with the velocity of the endpoint held.
-
-    Attributes:
-        lam: lambda.
-        weight: gamma of signal and noise.
-        limit: the largest norm of the gradient.
-    """
-
-    lam: float
-    weight: LevelWeight
-    limit: float
-
-    def costates(self, line: LineChain, control: Field, places: Tensor) -> Field:
-        starts, found = line.reference.schedule.starts, []
-        for k, place in enumerate(places[:-1]):
-            v = line.control_at(control[k], place)[:, None]
-            endpoint = line.reference.endpoint_of(k, place[:, None], v)
-            slope = (starts.noise_rate / starts.wronskian)[k]
-            slope = slope * line.problem.reward.gradient(endpoint)[:, 0]
-            gamma = self.weight(starts.signal[k], starts.noise[k])
-            found.append(gamma * slope.clamp(-self.limit, self.limit))
-        return torch.stack(found)
-
-
-def solve(line: LineChain, equation: Equation, damping: float) -> tuple[FeaturePolicy, float]:
-    """The solution in the class, from the pre-trained model, and what the last sweep changed.
+def solve(
+    line: LineChain, equation: Equation, damping: float, start: Coefficients | None = None
+) -> tuple[FeaturePolicy, float]:
+    """The solution in the class, from the pre-trained model where nothing else is given, and what
+    the last sweep changed.
 
     Raises:
         InvalidProblem: the sweeps diverge.
     """
     weight, change = torch.zeros(()), torch.inf
-    found = itertools.islice(sweeps(line, equation, damping), SWEEPS)
+    found = itertools.islice(sweeps(line, equation, damping, start=start), SWEEPS)
     while change > SETTLED and (after := next(found, None)) is not None:
         weight, change = after
     return _policy(line, weight), change
@@ -315,7 +242,11 @@ def population_run(
 
 
 def sweeps(
-    line: LineChain, equation: Equation, damping: float, prior: float = RIDGE
+    line: LineChain,
+    equation: Equation,
+    damping: float,
+    prior: float = RIDGE,
+    start: Coefficients | None = None,
 ) -> Iterator[tuple[Tensor, float]]:
     """Coefficients after every damped sweep, and how much it changed of the control in the mean
     square.
@@ -323,7 +254,7 @@ def sweeps(
     Raises:
         InvalidProblem: the sweeps diverge.
     """
-    weight = torch.zeros(line.problem.steps, 1, line.hats.nodes, dtype=torch.float64)
+    weight = line.hats.policy(line.problem.steps).weight.detach() if start is None else start
     for sweep in itertools.count():
         fit = equation.regression(line, (line.features @ weight[:, 0].T).T)
         step, moved = line.project(fit, weight, prior)
@@ -353,10 +284,10 @@ def _by_chain(line: LineChain, wanted: Field, laws: Tensor) -> WeightedFit:
 
 def _mean_slope(line: LineChain, k: int) -> Float[Tensor, " points"]:
     """Derivative of the pre-trained mean map."""
-    return _slope(lambda y: line.reference.mean(k, y), line.points[:, None])
+    return slope_of(lambda y: line.reference.mean(k, y), line.points[:, None])
 
 
-def _slope(function: Callable[[Tensor], Tensor], x: States) -> Float[Tensor, " batch"]:
+def slope_of(function: Callable[[Tensor], Tensor], x: States) -> Float[Tensor, " batch"]:
     """Derivative of a function of one variable."""
     at = x.detach().clone().requires_grad_(True)
     with torch.enable_grad():

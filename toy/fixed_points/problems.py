@@ -35,7 +35,7 @@ LAWS: Mapping[ProblemName, Density] = {
 LAST = 0.05
 MEMORYLESS = math.sqrt(2)
 HATS = Hats(-5.0, 5.0, 61)
-REACH, POINTS = 5.5, 281
+REACH, POINTS, PATHS = 5.5, 281, 1121
 
 
 def line(name: ProblemName, steps: int, beta: float) -> LineChain:
@@ -61,6 +61,11 @@ class Targets:
     def of(cls, name: ProblemName, steps: int, beta: float) -> Targets:
         """Those of a problem by name."""
         return cls(line(name, steps, beta), LAWS[name])
+
+    @functools.cached_property
+    def paths(self) -> LineChain:
+        """The same with more points."""
+        return dataclasses.replace(self.line, count=PATHS)
 
     @property
     def beta(self) -> float:

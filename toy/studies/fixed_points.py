@@ -24,7 +24,10 @@ standard errors.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,16 +41,32 @@ from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from toy.fixed_points.contenders import CONTENDERS, Contender
-from toy.fixed_points.equations import Equation, WeightedEquation, population_run, solve
+from toy.fixed_points.equations import (
+    SETTLED,
+    Equation,
+    WeightedEquation,
+    population_run,
+    solve,
+    sweeps,
+)
 from toy.fixed_points.line import Field
-from toy.fixed_points.problems import LAWS, Targets, samples_law, total_variation
+from toy.fixed_points.problems import (
+    LAWS,
+    PATHS,
+    POINTS,
+    Targets,
+    samples_law,
+    total_variation,
+)
 from toy.fixed_points.runs import PRIOR, Effort, run
+from toy.fixed_points.without_noise import WithoutNoise, best_control, objective
 
 MEASURED = (Metric.REWARD, Metric.END_MEAN, Metric.END_VARIANCE)
 STEPS, BETA = 10, 2.0
 LENGTHS, BETAS = (5, 10, 20), (1.0, 2.0, 4.0, 8.0)
 EFFORT, SEEDS = Effort(batch=1000, iterations=40, rate=0.5), 8
 QUICK_EFFORT, QUICK_SEEDS = Effort(batch=400, iterations=24, rate=0.5), 4
+DAMPINGS = (0.5, 0.2)
 FIRST_SEED = 100
 
 
@@ -85,6 +104,75 @@ def equation_task(problem: ProblemName, T: int, beta: float) -> list[Record]:
     return records
 
 
+def drift_task(problem: ProblemName, T: int, beta: float, effort: Effort) -> list[Record]:
+    """The mean over the steps of the KL weight that normalised rewards leave, after every power of
+    two of iterations of the population.
+    """
+    targets = Targets.of(problem, T, beta)
+    found: dict[Equation, dict[int, float]] = {}
+    records = []
+    for name, contender in CONTENDERS.items():
+        equation = contender.equation(targets)
+        if not isinstance(equation, WeightedEquation) or not equation.weights.normalised:
+            continue
+        if equation not in found:
+            found[equation] = _weights_along(targets, equation, effort)
+        for iteration, weight in found[equation].items():
+            setting = {"T": T, "beta": beta, "source": "training", "iteration": iteration}
+            records.append(
+                Record(
+                    schemas.FIXED_POINTS.name, problem, Metric.EFFECTIVE_BETA, weight, setting, name
+                )
+            )
+    return records
+
+
+def _weights_along(
+    targets: Targets, equation: WeightedEquation, effort: Effort
+) -> dict[int, float]:
+    line, law = targets.line, targets.pretrained
+    found = {0: float(equation.weights.of(line, law).mean())}
+    run_of = sweeps(line, equation, effort.rate, PRIOR / effort.batch)
+    for iteration, (weight, _) in enumerate(itertools.islice(run_of, effort.iterations), 1):
+        if iteration.bit_count() == 1 or iteration == effort.iterations:
+            law = line.samples((line.features @ weight[:, 0].T).T)
+            found[iteration] = float(equation.weights.of(line, law).mean())
+    return found
+
+
+def solutions_task(problem: ProblemName, T: int, beta: float) -> list[Record]:
+    """Where damped sweeps of the equation without noise settle, by start and damping, and the
+    optimum by Bellman's equation, in the class.
+    """
+    targets = Targets.of(problem, T, beta)
+    line, equation = targets.paths, WithoutNoise(lam=beta)
+    best = best_control(line, beta)
+    records = _solution(targets, problem, best, {"source": "bellman"})
+    for start, damping in itertools.product(("pretrained", "bellman"), DAMPINGS):
+        begin = best if start == "bellman" else None
+        policy, change = solve(line, equation, damping, begin)
+        if change <= SETTLED:
+            place = {"source": "solution", "start": start, "damping": damping}
+            records += _solution(targets, problem, policy.weight, place)
+    return records
+
+
+def _solution(
+    targets: Targets, problem: ProblemName, weight: Tensor, place: dict[str, Any]
+) -> list[Record]:
+    """Objective, mean reward and moments of a control without noise."""
+    line = targets.paths
+    control = (line.features @ weight.detach()[:, 0].T).T
+    found = targets.moments(targets.line.flow_law(control[:, :: (PATHS - 1) // (POINTS - 1)]))
+    found[Metric.OBJECTIVE] = objective(line, control, targets.beta)
+    setting = {"T": len(control), "beta": targets.beta} | place
+    name = MethodName.DETERMINISTIC_ADJOINT_MATCHING
+    return [
+        Record(schemas.FIXED_POINTS.name, problem, metric, value, setting, name)
+        for metric, value in found.items()
+    ]
+
+
 def run_task(
     problem: ProblemName, method: MethodName, T: int, beta: float, effort: Effort, seeds: int
 ) -> list[Record]:
@@ -94,7 +182,8 @@ def run_task(
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         generator = torch.Generator().manual_seed(seed)
         estimator = contender.make(targets, generator)
-        policy = run(targets.line, estimator, contender.unit(targets), effort, generator)
+        unit = functools.partial(contender.unit, targets)
+        policy = run(targets.line, estimator, unit, effort, generator)
         control = targets.line.controls(policy)
         found.append(targets.moments(samples_law(targets.line, control, contender.noisy)))
         weight = weight + control / seeds
@@ -148,7 +237,9 @@ def _held(
     if equation is None or (limit := _solved(targets, equation, contender)) is None:
         return {}
     after = targets.line.controls(
-        population_run(targets.line, equation, effort.rate, effort.iterations, PRIOR / effort.batch)
+        population_run(
+            contender.line(targets), equation, effort.rate, effort.iterations, PRIOR / effort.batch
+        )
     )
     expected = targets.moments(samples_law(targets.line, after, contender.noisy))
     return {
@@ -165,7 +256,7 @@ def _held(
 def _solved(targets: Targets, equation: Equation, contender: Contender) -> Field | None:
     """The control that solves an equation; None where the sweeps diverge."""
     try:
-        policy, _ = solve(targets.line, equation, contender.damping)
+        policy, _ = solve(contender.line(targets), equation, contender.damping)
     except InvalidProblem:
         return None
     return targets.line.controls(policy)
@@ -226,7 +317,23 @@ def tasks(quick: bool) -> list[Task]:
         for problem in problems
         for method in CONTENDERS
     ]
-    return solved + ran
+    others = [
+        task
+        for problem in problems
+        for task in (
+            Task(
+                f"drift {problem}",
+                drift_task,
+                {"problem": problem, "T": steps, "beta": BETA, "effort": effort},
+            ),
+            Task(
+                f"solutions {problem}",
+                solutions_task,
+                {"problem": problem, "T": steps, "beta": BETA},
+            ),
+        )
+    ]
+    return solved + others + ran
 
 
 STUDY = Study(schemas.FIXED_POINTS, tasks)

@@ -10,6 +10,7 @@ from socft.study.vocabulary.schema import StudySchema
 FIXED_POINTS = StudySchema(
     "fixed_points",
     {
+        Metric.OBJECTIVE,
         Metric.REWARD,
         Metric.END_MEAN,
         Metric.END_VARIANCE,
