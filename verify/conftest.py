@@ -45,9 +45,9 @@ from verify.support.recording.tally import Tally
 
 collect_ignore = ["support"]
 
-EXAMPLES = 40
-"""Examples of a property-based test whose instances take about 0.1 s to solve; cheaper tests ask
-for more.
+EXAMPLES = 20
+"""Examples of a property-based test whose instances take about 0.5 s to solve; cheaper tests ask
+for more, and ``--minutes`` tries further ones for as long as asked.
 """
 
 hypothesis.settings.register_profile(

@@ -102,7 +102,7 @@ def bound(instance: Chained, beta: Tensor, statement: theory.RegularityStatement
     return 1 - theory.constants_at(instance.chain, beta, statement).lam
 
 
-@settings(max_examples=30)
+@settings(max_examples=18)
 @given(instances(steps=6), st.integers(2, 6))
 def test_holds(instance: ProductInstance, updates: int) -> None:
     beta = instance.beta(PAPER)

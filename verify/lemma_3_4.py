@@ -105,7 +105,7 @@ def bound(
     return torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64)
 
 
-@settings(max_examples=18)
+@settings(max_examples=12)
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 4))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
     for each in passes(instance, rounds):

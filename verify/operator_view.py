@@ -179,7 +179,7 @@ def bound(truth: Quadrature, t: int, y: Tensor) -> Tensor:
     return truth.value(t, y[:, None])
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(line_instances(steps=6), st.integers(0, 5))
 def test_holds(instance: ProductInstance, step: int) -> None:
     t, beta = step % instance.steps, instance.beta()

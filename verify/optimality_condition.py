@@ -70,7 +70,7 @@ def bound(problem: ControlProblem, truth: Truth, t: int, y: Tensor) -> Tensor:
     return problem.reference.score_of(t, y[:, None], truth.control(t, y[:, None]))[:, 0]
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(line_instances(steps=6), st.integers(0, 5))
 def test_holds(instance: ProductInstance, step: int) -> None:
     t, beta = step % instance.steps, instance.beta()

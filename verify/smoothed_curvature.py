@@ -121,7 +121,7 @@ def bound(L0: float, L1: float, sigma: float) -> float:
     return min(L1, theory.SHARP * L0 / sigma)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(pairs(), numbers(0.1, 3))
 def test_holds(pair: Pair, sigma: float) -> None:
     L0, L1 = pair.L0 * (1 + GRID), pair.L1 * (1 + GRID)
@@ -134,7 +134,7 @@ def test_holds(pair: Pair, sigma: float) -> None:
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(instances(steps=6))
 def test_theorem_2_8_holds_at_the_smaller_weights(instance: ProductInstance) -> None:
     """(14)-(16), whitened, with K in place of L1V and beta as small as that allows."""

@@ -74,7 +74,7 @@ def bound(
     return first, second
 
 
-@settings(max_examples=18)
+@settings(max_examples=10)
 @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 5))
 def test_holds(instance: ProductInstance, rounds: int) -> None:
     def of_kind(each: Pass, bounds: theory.Bounds) -> Tensor:

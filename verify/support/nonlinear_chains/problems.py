@@ -93,6 +93,11 @@ class NonlinearProblem:
         return LinearQuadratic(self.problem).affine_policy if self.affine else self.truth.optimum
 
     @functools.cached_property
+    def slope(self) -> Tensor:
+        """The gradient of the objective at the control away from the optimum."""
+        return self.truth.gradient(self.away, features)
+
+    @functools.cached_property
     def unit(self) -> float:
         """Norm of the gradient of the objective at the pre-trained model."""
         start = self.truth.gradient(Uncontrolled(self.problem.reference), features)

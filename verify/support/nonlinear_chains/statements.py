@@ -20,8 +20,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from socft.costates.fields import GivenCostate
-from socft.estimators.base import Estimator, Labels
+from socft.costates.fields import CostateField, GivenCostate
+from socft.estimators.base import Estimator, LabelRows
 from socft.estimators.context import EstimatorContext
 from socft.estimators.estimand import (
     ApproximateResidual,
@@ -34,10 +34,10 @@ from socft.estimators.estimand import (
     ResidualZero,
 )
 from socft.estimators.truncated_backprop import TruncatedBackprop
-from socft.path import Noise, rollout
+from socft.path import Noise, Path, rollout
 from socft.policy import FunctionPolicy, Policy
 from socft.problem import ControlProblem
-from socft.reference import Reference
+from socft.reference import Noises, Reference, States, Step
 from verify.support.nonlinear_chains.problems import NonlinearProblem, features
 from verify.support.nonlinear_chains.quadrature import F64
 
@@ -52,6 +52,8 @@ model.
 FLOOR = 2e-3
 """Of interpolated optima, of normalised weights of finitely many paths, and of quadrature."""
 OUTERMOST = 1e-12
+KEPT = 4 * SCRAMBLES
+"""Batches of paths that are kept for the next estimator."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Trial:
     @functools.cached_property
     def target(self) -> Tensor:
         """Minus the gradient of the objective away from the optimum."""
-        return -self.place.truth.gradient(self.place.away, features) / self.place.unit
+        return -self.place.slope / self.place.unit
 
     @functools.cached_property
     def last(self) -> int:
@@ -151,18 +153,37 @@ class Trial:
         """What estimators are made for, with the policy's own value and its gradient as what is
         known, by repetition.
         """
-        value, gradient = self.place.truth.fields(policy)
+        value, gradient = fields(self.place, policy)
         known = GivenCostate(gradient)
         return lambda seed: EstimatorContext(self.place.problem, policy, seed, known, known, value)
 
     def _one(self, policy: Policy, where: EstimatorContext, seed: int) -> Tensor:
         problem, estimator = self.place.problem, self.make(where)
+        path = paths(self.place, policy, self.paths, seed)
         with torch.no_grad():
-            path = rollout(problem.reference, policy, sobol(problem.reference, self.paths, seed))
             labels = estimator.label(problem, policy, path)
-        return torch.cat(
-            [slope(estimator, problem, policy, labels, k) for k in range(problem.steps)]
-        )
+        own, found = labels.states.data_ptr() == path.states.data_ptr(), []
+        for k in range(problem.steps):
+            rows = labels.step(k)
+            control = path.controls[k] if own else policy(k, rows.states)
+            found.append(slope(estimator, problem, rows, control, k))
+        return torch.cat(found)
+
+
+@functools.lru_cache(maxsize=16)
+def fields(
+    place: NonlinearProblem, policy: Policy
+) -> tuple[Callable[[Step, States], Tensor], CostateField]:
+    """The policy's value function and its gradient."""
+    return place.truth.fields(policy)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def paths(place: NonlinearProblem, policy: Policy, count: int, seed: int) -> Path:
+    """Those of one scrambling, the same for every estimator."""
+    with torch.no_grad():
+        reference = place.problem.reference
+        return rollout(reference, policy, sobol(reference, count, seed))
 
 
 def sobol(reference: Reference, count: int, seed: int) -> Noise:
@@ -177,13 +198,12 @@ def sobol(reference: Reference, count: int, seed: int) -> Noise:
 
 
 def slope(
-    estimator: Estimator, problem: ControlProblem, policy: Policy, labels: Labels, k: int
+    estimator: Estimator, problem: ControlProblem, rows: LabelRows, control: Noises, k: int
 ) -> Tensor:
-    """Mean derivative of the loss of step k in the coefficients of `features`, shape (m p,)."""
-    rows = labels.step(k)
-    with torch.no_grad():
-        control = policy(k, rows.states).clone()
-    control.requires_grad_(True)
+    """Mean derivative of the loss of step k in the coefficients of `features` at a control, shape
+    (m p,).
+    """
+    control = control.detach().clone().requires_grad_(True)
     held = FunctionPolicy(lambda k, x: control)
     (found,) = torch.autograd.grad(estimator.loss(problem, held, k, rows).sum(), control)
     return (found.mT @ features(rows.states)).flatten() / len(control)
