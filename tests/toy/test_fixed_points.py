@@ -190,6 +190,7 @@ def test_weights_drift_from_the_problem_s_own():
     assert falls[-1] < 1.97
 
 
+@pytest.mark.slow
 def test_without_noise_the_best_control_is_found_by_sweeps_where_the_flow_is_not_steep():
     records = solutions_task(ProblemName.FLOW_GAUSSIAN, 4, 2.0)
     found = {
