@@ -18,6 +18,7 @@ from socft.report.typeset import (
     number,
     text,
 )
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 
@@ -60,6 +61,7 @@ LIMITS = {
     FixedPointEquation.NO_KL_TO_GO: "(N) no KL to go",
     FixedPointEquation.TILT: "(O) the tilt, up to $O(1\\/T)$",
     FixedPointEquation.DETERMINISTIC: "(D) the optimum without noise",
+    FixedPointEquation.LOOK_AHEAD: "(L) guidance by the reward of the predicted endpoint",
     FixedPointEquation.REWARD_ALONE: "(R) the greatest reward, whatever the divergence",
 }
 OPTIMUM = "(O) the optimum of the chain"
@@ -161,6 +163,61 @@ def drift(rows: Rows) -> str:
             {integer(steps)}. Not measured: the equation's sweeps diverge.""",
         label="drift",
         align="l" + "r" * max(1, len(betas)),
+    ).markup
+
+
+def along_training(rows: Rows) -> str:
+    """The KL weight that normalised rewards leave, against iterations."""
+    problem = ProblemName.FLOW_OVERLAPPING
+    found = rows.where(Metric.EFFECTIVE_BETA, problem, source="training")
+    iterations = found.distinct("iteration")
+    body = [
+        (
+            text(name),
+            *(number(_value(found.where(estimator=name, iteration=i)), 3) for i in iterations),
+        )
+        for name in methods(found)
+    ]
+    return Table(
+        header=("method", *(str(i) for i in iterations)) if iterations else ("method", "iteration"),
+        rows=body or [(NOT_MEASURED, *[""] * max(1, len(iterations)))],
+        caption="""The same weight after iterations of the population, from the pre-trained model,
+            by damped Newton steps: it is near its limit after a few.""",
+        label="drift-along-training",
+        align="l" + "r" * max(1, len(iterations)),
+    ).markup
+
+
+def solutions(rows: Rows) -> str:
+    """Where sweeps of the equation without noise settle."""
+    mine = rows.where(estimator=MethodName.DETERMINISTIC_ADJOINT_MATCHING)
+    places = [("pretrained", 0.5), ("pretrained", 0.2), ("bellman", 0.5), ("bellman", 0.2)]
+    body = []
+    for problem, title in PROBLEMS.items():
+        best = mine.where(Metric.OBJECTIVE, problem, source="bellman").one()
+        settled = mine.where(Metric.OBJECTIVE, problem, source="solution")
+        if best is None:
+            continue
+        ends = [_value(settled.where(start=s, damping=d)) for s, d in places]
+        body.append(
+            (title, number(best.value, 3), *("–" if e is None else number(e, 3) for e in ends))
+        )
+    return Table(
+        header=(
+            "data",
+            "Bellman",
+            "from $u_0$, $1\\/2$",
+            "from $u_0$, $1\\/5$",
+            "from the best, $1\\/2$",
+            "from the best, $1\\/5$",
+        ),
+        rows=body or [(NOT_MEASURED, *[""] * 5)],
+        caption="""Objectives of the controls at which sweeps of (D) settle, from the pre-trained
+            model and from the best control by Bellman's equation on a fine grid, projected on the
+            class, with two dampings. A dash: they do not settle. Different numbers are different
+            solutions.""",
+        label="solutions",
+        align="lrrrrr",
     ).markup
 
 
