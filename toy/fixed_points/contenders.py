@@ -51,6 +51,7 @@ from socft.reference import States
 from socft.regression.functions import LinearRegression
 from socft.study.vocabulary.methods import MethodName
 from toy.fixed_points.equations import (
+    Coefficients,
     EndpointCovariance,
     Equation,
     LeanCostates,
@@ -61,7 +62,7 @@ from toy.fixed_points.equations import (
 )
 from toy.fixed_points.line import LineChain
 from toy.fixed_points.problems import Targets
-from toy.fixed_points.without_noise import LookAheadWithoutNoise, WithoutNoise
+from toy.fixed_points.without_noise import LookAheadWithoutNoise, WithoutNoise, best_control
 
 UNCLIPPED = 1e9
 """A clip that never binds; ratios are one wherever a gradient is taken."""
@@ -84,6 +85,8 @@ class Contender:
         unit: curvature of its divergence in the control, by step, on a batch of paths.
         noisy: whether its samples are made with noise.
         damping: of the sweeps that solve the equation.
+        start: where they begin, of an equation with several solutions; the pre-trained model where
+            left out.
     """
 
     make: Callable[[Targets, torch.Generator], Estimator]
@@ -91,6 +94,7 @@ class Contender:
     unit: Callable[[Targets, Path], PerStep]
     noisy: bool = True
     damping: float = 1.0
+    start: Callable[[Targets], Coefficients] | None = None
 
     def line(self, targets: Targets) -> LineChain:
         """The grid on which its equation is solved: finer without noise, where points are paths,
@@ -133,6 +137,11 @@ def velocity_curvature(targets: Targets, path: Path) -> PerStep:
 def score_curvature(targets: Targets, path: Path) -> PerStep:
     """That of the squared score of the kernel in the control."""
     return 2 / targets.line.reference.schedule.sigma.square()
+
+
+def best_without_noise(targets: Targets) -> Coefficients:
+    """The optimum without noise, up to the grid of Bellman's equation."""
+    return best_control(targets.paths, targets.beta)
 
 
 def strength(targets: Targets) -> float:
@@ -219,7 +228,8 @@ CONTENDERS: Mapping[MethodName, Contender] = {
         lambda targets: WithoutNoise(lam=targets.beta),
         velocity_curvature,
         noisy=False,
-        damping=0.5,
+        damping=0.2,
+        start=best_without_noise,
     ),
     MethodName.VGG_FLOW: Contender(
         lambda targets, generator: VGGFlow(
@@ -229,7 +239,8 @@ CONTENDERS: Mapping[MethodName, Contender] = {
         lambda targets: WithoutNoise(lam=targets.beta, own=True),
         velocity_curvature,
         noisy=False,
-        damping=0.5,
+        damping=0.2,
+        start=best_without_noise,
     ),
     MethodName.VGG_FLOW_LOOK_AHEAD_ALONE: Contender(
         lambda targets, generator: VGGFlow(targets.beta),

@@ -3,7 +3,7 @@ r"""Equations for the control of a flow without noise.
 A control that satisfies Pontryagin's condition along its own paths need not be the best: where the
 flow is steep, as between separated modes, the objective has several stationary points for one
 start. Which of them sweeps reach then depends on where they begin and on their damping, and the
-best of them, which Bellman's equation on a fine grid finds, need not be one at which they stay.
+best of them is reached from what Bellman's equation on a fine grid finds.
 """
 
 from __future__ import annotations

@@ -67,6 +67,8 @@ LENGTHS, BETAS = (5, 10, 20), (1.0, 2.0, 4.0, 8.0)
 EFFORT, SEEDS = Effort(batch=1000, iterations=40, rate=0.5), 8
 QUICK_EFFORT, QUICK_SEEDS = Effort(batch=400, iterations=24, rate=0.5), 4
 DAMPINGS = (0.5, 0.2)
+MOVING = 1e-2
+"""Change of the control by the last sweep above which it is no solution."""
 FIRST_SEED = 100
 
 
@@ -231,16 +233,18 @@ def _held(
     moments: dict[Metric, Tensor],
 ) -> dict[Metric, float]:
     """Distance from the prediction: of the law from that of the limit, and of its moments from
-    those of the population after as many iterations, in standard errors.
+    those of the population after as many iterations, in standard errors; of an equation with
+    several solutions from those of the one that is meant.
     """
     equation = contender.equation(targets)
     if equation is None or (limit := _solved(targets, equation, contender)) is None:
         return {}
-    after = targets.line.controls(
-        population_run(
-            contender.line(targets), equation, effort.rate, effort.iterations, PRIOR / effort.batch
+    after = limit
+    if contender.start is None:
+        count, prior = effort.iterations, PRIOR / effort.batch
+        after = targets.line.controls(
+            population_run(contender.line(targets), equation, effort.rate, count, prior)
         )
-    )
     expected = targets.moments(samples_law(targets.line, after, contender.noisy))
     return {
         Metric.TV_TO_PREDICTION: total_variation(
@@ -254,12 +258,13 @@ def _held(
 
 
 def _solved(targets: Targets, equation: Equation, contender: Contender) -> Field | None:
-    """The control that solves an equation; None where the sweeps diverge."""
+    """The control that solves an equation; None where the sweeps diverge or do not settle."""
+    start = None if contender.start is None else contender.start(targets)
     try:
-        policy, _ = solve(contender.line(targets), equation, contender.damping)
+        policy, change = solve(contender.line(targets), equation, contender.damping, start)
     except InvalidProblem:
         return None
-    return targets.line.controls(policy)
+    return targets.line.controls(policy) if change <= MOVING else None
 
 
 def _law_records(

@@ -164,7 +164,8 @@ anisotropic data no $lambda$ matches both axes.
 
 The condition along the paths, $u_k - u_0 = -a_(k+1)\/lambda$ with the costates $a$, is necessary
 and no more: where the flow is steep, as between separated modes, one start has several stationary
-controls, and the best need not be one at which an iteration stays.
+controls. The one that is meant is the best, which is reached from the solution of Bellman's
+equation.
 
 *(L) Look-ahead.* The gradient of the value replaced by that of the reward of the predicted
 endpoint, $gamma nabla r(hat(x)_0)$, with noise (residual nabla-DB without its residual flow) or
@@ -217,7 +218,8 @@ pre-trained model's spread then overshoot, and the run hovered around the predic
 errors off; in units of the spread as it is it converges. (ii) Without noise nothing smooths the
 points on which an equation is solved: with 281 of them the predicted moments were off by as much as
 runs without noise deviate; they are solved on 1121. (iii) On separated modes (D) has several
-solutions, and which one a run ends at depends on its samples:
+solutions. What was taken for its solution there were sweeps that did not settle; which one a run
+ends at depends on its samples:
 
 {tables.solutions(rows)}
 
