@@ -78,7 +78,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(RUN) -c '' 2>/dev/null || rm -rf $(VENV)
 	@echo 'socft: installing what pyproject.toml asks for into $(VENV), which takes some minutes'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,plot,report]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster,dev,docs,plot,report]'
 	@echo '$(CURDIR)' > $@
 
 # Stable Diffusion is needed by its tests and by the type checker alone.

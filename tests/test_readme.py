@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from docs.generator import advice
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.path import Noise
 from tests.support.documents import files
@@ -43,6 +44,18 @@ def test_the_twenty_lines_run(capsys):
     assert len(errors) == 7
     assert all(later < earlier for earlier, later in itertools.pairwise(errors))
     assert "contracts by 0.50" in lines[-1]
+
+
+def test_it_is_short():
+    assert len(README.read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/guides/which-estimator.md"])
+def test_the_recommendations_are_those_of_the_records(file):
+    page = (README.parent / file).read_text(encoding="utf-8")
+    made = advice.written(page, advice.tables()[README.parent / file])
+    assert made == page, "write it again: python -m docs.generator.advice"
+    assert page.count(advice.HEADER[3]) >= 1
 
 
 def test_links_and_pictures_exist():

@@ -32,10 +32,10 @@ from torch import Tensor
 
 from socft.estimators.catalogue import CATALOGUE
 from socft.estimators.estimand import Kind
-from toy.repeated import RepeatedGradient, draws
+from toy.repeated import DRAWS, RepeatedGradient, draws
 from toy.suite import BenchmarkCase
 
-DRAWS, DOUBT = 2000, 0.025
+DOUBT = 0.025
 SAME, NOTHING = 1e-9, 1e-9
 """Relative differences, and sizes in units of the gradient at the pre-trained model, that count as
 none.

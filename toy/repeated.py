@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -33,6 +33,8 @@ from socft.study.comparison import BUDGET
 DIGITS = 9
 """Significant digits of numbers that are kept."""
 SEED = 0
+DRAWS = 2000
+"""Draws of the bootstrap that an interval is made of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +136,11 @@ class RepeatedGradient:
     def error(self, weights: Float[Tensor, "draws repetitions"]) -> Float[Tensor, " draws"]:
         """Root-mean-square error with `BUDGET` evaluations, bias and noise together."""
         return (self.bias_squared(weights) + self.noise_squared(weights)).sqrt()
+
+    def deviation(self, drawn: Callable[[Tensor], Tensor]) -> float | None:
+        """Standard deviation of a number over the draws; None where it is not finite."""
+        found = drawn(draws(self.count, DRAWS))
+        return float(found.std()) if bool(found.isfinite().all()) else None
 
     @property
     def bias_noise(self) -> float:

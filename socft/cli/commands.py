@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -60,9 +61,10 @@ class Toy:
     """Number of repetitions of everything that is random; the study's own by default."""
     workers: int = 1
     """Number of processes, one thread each."""
-    executor: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION")] = None
-    """A function without arguments that makes the executor to run on, in place of processes on this
-    machine.
+    executor: Annotated[str | None, tyro.conf.arg(metavar="dask|MODULE:FUNCTION")] = None
+    """What to run on in place of processes on this machine: dask, a Dask cluster of --workers
+    processes; dask:tcp://HOST:8786, one whose scheduler runs there; or a function without arguments
+    that makes the executor.
     """
 
     def run(self) -> None:
@@ -89,9 +91,13 @@ class Toy:
             print(f"the same as one JSON array in {self.json}")
         suggest(self._next(study.name, file))
 
-    def _executor(self, path: str) -> Executor:
+    def _executor(self, path: str) -> AbstractContextManager[Executor]:
         from socft.checks import require_kind
+        from socft.study.cluster import cluster, is_cluster
         from socft.study.import_path import make_object
+
+        if is_cluster(path):
+            return cluster(path, self.workers)
 
         found = make_object("executor", path)
         require_kind(found, Executor, f"what {path} makes", "make a concurrent.futures.Executor.")

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from socft.checks import InvalidProblem, require
 from socft.files import read_json, write_atomically
 from socft.records import Record
@@ -27,8 +29,8 @@ from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, cited, number
 
 FILE = "findings.json"
-WHOLE = 1e5
-"""Whole numbers below are shown as such."""
+SMALL, WHOLE = 1e-6, 1e5
+"""Between these a number is shown without a power of ten; whole ones below the second as such."""
 PLACE = re.compile(r"\{(\w+)\}")
 Evidence: TypeAlias = Record | ClaimLine
 
@@ -61,9 +63,11 @@ class Number:
     @property
     def plain(self) -> str:
         """For everything else."""
-        shown = f"{self.value:.{self.digits}g}"
-        mantissa, _, exponent = shown.partition("e")
-        return f"{mantissa} × 10^{int(exponent)}" if exponent else shown
+        shown = float(f"{self.value:.{self.digits}g}")
+        if shown == 0 or not math.isfinite(shown) or SMALL <= abs(shown) < WHOLE:
+            return np.format_float_positional(shown, trim="-")
+        mantissa, _, exponent = f"{shown:.{self.digits}g}".partition("e")
+        return f"{mantissa} × 10^{int(exponent)}" if exponent else mantissa
 
     def over(self, other: Number, digits: int = 3) -> Number:
         """The ratio to another number.

@@ -65,6 +65,8 @@ from toy.training.problems import TRAINING_PROBLEMS, TrainingProblem
 
 CHECKPOINTS, QUICK_CHECKPOINTS = 11, 3
 SEEDS, QUICK_SEEDS = 3, 1
+PILOT = 10_000
+"""Seed of the pilot run, none of the repetitions'."""
 RATES, QUICK_RATES = (0.003, 0.01, 0.03, 0.1), (0.05,)
 BUDGET_STEPS: Mapping[str, int] = {ProblemName.LQ_FINE_TUNING: 120, ProblemName.MIXTURE: 80}
 QUICK_BUDGET_STEPS = 12
@@ -90,7 +92,7 @@ def training_task(
     iterations = max(1, budget // evaluations)
     moments = checkpoint_iterations(iterations, checkpoints)
     plans = [TrainingPlan(rate, iterations, moments) for rate in rates]
-    pilots = [final_gap(place, chosen, plan, 0) for plan in plans] if len(plans) > 1 else [0.0]
+    pilots = [final_gap(place, chosen, plan, PILOT) for plan in plans] if len(plans) > 1 else [0.0]
     _, best = min(zip(pilots, plans, strict=True), key=lambda pair: pair[0])
     unit = gradient_scale(place, noise_paths)
     policies = [place.policy() for _ in range(seeds)]
@@ -117,7 +119,7 @@ def _pilot_records(
             place.name,
             Metric.PILOT_GAP,
             gap,
-            _setting(place, plan),
+            {**_setting(place, plan), "pilot": PILOT},
             method.name,
             method.make(place.problem).estimates.kind,
             optimum=0.0,

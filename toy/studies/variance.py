@@ -19,6 +19,8 @@ relative to the norm of the exact gradient at the pre-trained model:
 * ``error_at_budget``: root-mean-square error with `BUDGET` network evaluations, those of the fit
   included: ``sqrt(bias^2 + fit_variance + variance / paths)``, never less than the bias; infinite
   where the fit leaves nothing for a path;
+* the ``stderr`` of variance and error is the standard deviation of the draws of a bootstrap over
+  the repetitions;
 * ``repetitions``: their number, and in the setting what all these are made of (`toy.repeated`);
 * ``costate_mse``: mean-square distance of costate samples from the policy's exact value gradient,
   per step, not relative;
@@ -143,10 +145,14 @@ def summary_records(
     weights = found.equal
     bias = float(found.bias_squared(weights)) ** 0.5
     yield record(Metric.BIAS, bias, stderr=found.bias_noise)
-    yield record(Metric.VARIANCE, float(found.variance(weights)))
+    yield record(
+        Metric.VARIANCE, float(found.variance(weights)), stderr=found.deviation(found.variance)
+    )
     if found.kind == Kind.BIASED:
         yield record(Metric.FIT_VARIANCE, float(found.fit_variance(weights)))
-    yield record(Metric.ERROR_AT_BUDGET, float(found.error(weights)))
+    yield record(
+        Metric.ERROR_AT_BUDGET, float(found.error(weights)), stderr=found.deviation(found.error)
+    )
     written = {**setting, **found.written()}
     yield record(Metric.REPETITIONS, float(found.count), setting=written)
 

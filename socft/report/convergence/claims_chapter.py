@@ -4,6 +4,7 @@ came out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from socft.report.claim_records import ClaimLine, Claims, PartLine, TopicLine
@@ -76,13 +77,23 @@ Their tables have one row for every part of a statement and kind of check, with 
 a negative control, which must exceed its bound, the one that exceeds it least. An equality is a
 residual beside its tolerance.
 
-Statements are in the paper's notation: $Y$ is the chain, $a_t = alpha_t$, $g_t = 1 - a_t$, $W tilde
-N(0, I)$, and the control $U_t = s_t + (sqrt(a_t) sigma_t\/g_t) v_t$ is in units of the score, $u^*$
+Statements are in the paper's notation, with its numbers of equations: $Y$ is the chain, $a_t =
+alpha_t$, $g_t = 1 - a_t$, $W tilde N(0, I)$, and
+the control $U_t = s_t + (sqrt(a_t) sigma_t\/g_t) v_t$ is in units of the score, $u^*$
 the optimal one. $L_0$ and $L_1$ are Lipschitz constants of a function and of its gradient, with a
 bar those of Lemma 3.2; $kappa_t = sqrt(a_t) sigma_t^2\/(beta_t g_t)$; and $B$, $a_k$ and $f_k$ are
 a general noise map, a costate and a running cost. Instances are told by their number of steps $T$,
 signal level $macron(alpha)$ from start to end, design constant $lambda$, score $s$ and reward $r$.
 """
+
+
+def numbered(title: str) -> str:
+    """A title with equations of the paper marked as such.
+
+    >>> numbered("Theorem 2.8 (i), (14)")
+    'Theorem 2.8 (i), P1 (14)'
+    """
+    return re.sub(r"(?<!\w)\((\d+)\)", r"P1 (\1)", title)
 
 
 def overview(claims: Claims) -> str:
@@ -120,7 +131,7 @@ def _row(line: ClaimLine) -> Sequence[str]:
     attained = NONE if line.attained is None else number(line.attained)
     sharp = NONE if line.ratio_sharp is None else _stacked(fraction_of_bound(line.ratio_sharp))
     return (
-        text(line.title),
+        text(numbered(line.title)),
         status(line),
         line.kind,
         integer(line.checked),
@@ -155,7 +166,7 @@ def section(topic: TopicLine, lines: Sequence[ClaimLine]) -> str:
     """
     body: list[Sequence[str]] = []
     for line in lines:
-        body.append((f"*{text(line.title)}* ({_summary(line)}): {line.statement}",))
+        body.append((f"*{text(numbered(line.title))}* ({_summary(line)}): {line.statement}",))
         body += [_part(part) for how in HOW for part in line.of_kind(how)]
     table = Table(
         header=("check", "checks", "measured", "bound", "ratio"),
@@ -182,7 +193,7 @@ def _summary(line: ClaimLine) -> str:
 
 
 def _part(part: PartLine) -> Sequence[str]:
-    what = HOW[part.how] + (f": {part.part}" if part.part else "")
+    what = HOW[part.how] + (f": {numbered(part.part)}" if part.part else "")
     return what, integer(part.checked), number(part.measured), number(part.bound), _ratio(part)
 
 
@@ -216,10 +227,10 @@ def _told(line: ClaimLine) -> str:
         return ""
     return (
         "#block(above: 0.6em, below: 0.6em)[#set text(size: 8.5pt); #set par(first-line-indent:"
-        f" 0pt)\n*{text(line.title)}.* {' '.join(sentences)}]"
+        f" 0pt)\n*{text(numbered(line.title))}.* {' '.join(sentences)}]"
     )
 
 
 def _where(what: str, part: PartLine) -> str:
-    of = f" ({part.part})" if part.part else ""
+    of = f" ({numbered(part.part)})" if part.part else ""
     return f"_{what}_{of}: {part.words}." if part.words else f"_{what}_{of}."

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from socft.report.claim_records import ClaimLine, Claims
+from socft.report.convergence.claims_chapter import numbered
 from socft.report.figures import LOOKS, panels, svg
 
 PER_DECADE = 10
@@ -41,7 +42,7 @@ def ratios(claims: Claims) -> bytes:
         ax.set_xscale("log")
         ax.set_xlim(LEAST, LARGEST)
         ax.set_ylim(len(claims) - 0.4, -0.7)
-        ax.set_yticks(range(len(claims)), [line.title for line in claims])
+        ax.set_yticks(range(len(claims)), [numbered(line.title) for line in claims])
         ax.tick_params(axis="y", length=0)
         ax.set_xlabel("measured / bound")
         figure.legend(handles=_legend(), loc="outside lower center", ncols=3)

@@ -26,21 +26,21 @@ from socft.study.vocabulary.metrics import Metric
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "Theorem 2.8": {
-        "theorem_2_8_i_value_lipschitz": "(14), gradient of the value",
-        "theorem_2_8_i_value_smoothness": "(15), Hessian of the value",
-        "theorem_2_8_iii_control_lipschitz": "(16), slope of the control",
-        "theorem_2_8_iii_control_smoothness": "(17), bend of the control",
-        "strong_concavity": "(19), strong concavity",
+        "theorem_2_8_i_value_lipschitz": "P1 (14), gradient of the value",
+        "theorem_2_8_i_value_smoothness": "P1 (15), Hessian of the value",
+        "theorem_2_8_iii_control_lipschitz": "P1 (16), slope of the control",
+        "theorem_2_8_iii_control_smoothness": "P1 (17), bend of the control",
+        "strong_concavity": "P1 (19), strong concavity",
     },
     "Lemma 3.2, iterates of PI-FT": {
-        "lemma_3_2_lipschitz": "(38), gradient of the value",
-        "lemma_3_2_smoothness": "(39), Hessian of the value",
+        "lemma_3_2_lipschitz": "P1 (38), gradient of the value",
+        "lemma_3_2_smoothness": "P1 (39), Hessian of the value",
         "lemma_3_2_control": "slope of the control",
         "lemma_3_2_control_jacobian": "bend of the control",
         "lemma_3_2_increments": "increments of costates",
     },
     "Convergence of PI-FT": {
-        "contraction": "(67), contraction",
+        "contraction": "P1 (67), contraction",
         "lemma_3_3": "Lemma 3.3, error of the control",
         "lemma_3_4": "Lemma 3.4, error of the value",
         "theorem_3_1": "Theorem 3.1",
@@ -122,8 +122,8 @@ def ratios(found: Rows) -> str:
         rows=body,
         caption=f"""Largest measured / bound found at {_where(found)} and with a single step, with
             the paper's constants and with the sharper ones, and the family of instances that
-            reaches it, with its number of inner iterations $m$ where it matters. A mark: attained,
-            to 1%.""",
+            reaches it, with its number of inner iterations $m$ where it matters: at $m = 0$ nothing
+            has been iterated, and the bound is one of the optimum. A mark: attained, to 1%.""",
         label="tightness-table",
         align="llrclrcl",
         widths=("auto", "auto", "auto", "auto", "1fr", "auto", "auto", "1fr"),
@@ -240,7 +240,7 @@ def _short(title: str) -> str:
     group = next(group for group, titles in GROUPS.items() if title in titles.values())
     return (
         title
-        if title[0] == "(" or title.split()[0] in ("Lemma", "Theorem")
+        if title.split()[0] in ("P1", "Lemma", "Theorem")
         else f"{title} in {group.split(',')[0]}"
     )
 
@@ -250,7 +250,7 @@ def _known(found: Rows) -> str:
     record = largest(found, "theorem_2_8_iii_control_smoothness", "paper", T=1)
     if record is None or record.optimum is None:
         return ""
-    return f"""For (17) at one step with an affine score the supremum is known in closed form,
+    return f"""For P1 (17) at one step with an affine score the supremum is known in closed form,
 {number(record.optimum)}; the search found {number(record.value)}."""
 
 
@@ -291,7 +291,7 @@ def _growth(found: Rows) -> str:
             f"The ratio of Theorem 3.1 is {over_T[0]}, with the sharper constants {over_T[1]}."
         )
     if over_d:
-        said.append(f"That of (17), whose constant grows with the dimension, is {over_d}.")
+        said.append(f"That of P1 (17), whose constant grows with the dimension, is {over_d}.")
     return " ".join(said)
 
 

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from socft.report.base import Document, Report, claims_provenance, provenance
 from socft.report.claim_records import Claims
-from socft.report.document import FrontPage, document
-from socft.report.flow import figures, tables
+from socft.report.document import Contribution, FrontPage, contributions, document
+from socft.report.flow import figures, findings, tables
 from socft.report.rows import Rows
-from socft.report.typeset import NOT_MEASURED, figure, integer, number, paper, text
+from socft.report.typeset import figure, integer, paper
 from socft.study.vocabulary import schemas
-from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
-from socft.study.vocabulary.problems import ProblemName
+
+CONTRIBUTIONS = (
+    Contribution("adjoint matching, memoryless schedules", "arXiv 2409.08861"),
+    Contribution("Flow-GRPO and its kernels", "arXiv 2505.05470"),
+    Contribution("GRPO-Guard", "arXiv 2510.22319"),
+    Contribution("DanceGRPO", "arXiv 2505.07818"),
+    Contribution("AWM, DiffusionNFT, RAM", "arXiv 2509.25050, arXiv 2509.16117, arXiv 2605.10759"),
+    Contribution(
+        "deterministic and efficient adjoint matching", "arXiv 2605.06583, arXiv 2605.11480"
+    ),
+    Contribution("the optimum in continuous time is the tilt", "arXiv 2409.08861"),
+    Contribution("the equations (E), (N) and (D) of the limits, and the second order of (E)"),
+    Contribution("the equations solved without samples, and runs held against them"),
+)
 
 
 def compose(rows: Rows, claims: Claims) -> Document:
@@ -20,7 +32,7 @@ def compose(rows: Rows, claims: Claims) -> Document:
     source = document(
         "What fine-tuning methods for flow models optimise",
         "Fixed points of published methods, predicted by equations and measured on samples",
-        FrontPage.of(rows, claims, ()),
+        FrontPage.of(rows, claims, findings.QUESTIONS),
         _abstract(rows),
         _setting(),
         _equations(),
@@ -29,68 +41,35 @@ def compose(rows: Rows, claims: Claims) -> Document:
         _strengths(rows),
         _claims(claims),
         _limitations(),
+        "= What is known and what is ours\n\n" + contributions(CONTRIBUTIONS),
         _reproduction(rows, claims),
     )
     return Document(source, pictures)
 
 
-REPORT = Report("flow", compose, (schemas.FIXED_POINTS,), shown=("limits.svg",))
+REPORT = Report(
+    "flow",
+    compose,
+    (schemas.FIXED_POINTS,),
+    shown=("limits.svg",),
+    questions=findings.QUESTIONS,
+)
 
 
 def _abstract(rows: Rows) -> str:
     held = rows.where(Metric.DEVIATION, source="samples")
-    refuted = held.filter(lambda record: record.value > tables.LIMIT)
-    worst = held.largest()
-    which = ", ".join(
-        f"{text(r.estimator)} on {text(tables.PROBLEMS[ProblemName(r.problem)])}" for r in refuted
-    )
-    gap = {
-        name: _tilt(rows, name)
-        for name in (MethodName.ADJOINT_MATCHING, MethodName.DPOK_LEAVE_ONE_OUT, MethodName.RAM)
-    }
     return rf"""
 Methods that fine-tune flow models with a reward are compared by the pictures they make. We ask
 which law each converges to where the answer is known: three laws of data on the line, exact
 velocities, a bounded reward, and a class of controls rich enough that nothing but the method
-decides. Each method is predicted to solve one of seven equations, the equation is solved without
-samples, and the method's own code is run on samples. Of
-{integer(len(held.records) or None)} predictions {integer(len(refuted.records) if held else None)}
-are off by more than {tables.LIMIT:g} standard errors{f" ({which})" if refuted else ""}; the
-largest deviation is {number(worst, 2)}.{_sizes(rows, refuted)} Adjoint matching, the full adjoint
-and the score function reach the optimum of the chain, which is the tilt $p exp(r\/b)\/Z$ up to
-$O(1\/T)$. The policy gradients of the GRPO family leave out the KL divergence of later steps,
-methods that regress on re-noised samples solve the endpoint covariance equation, whose second
-order is twice that of the tilt, and what has no KL term has no limit. On overlapping modes the
-total variation of the measured limit to the tilt is {gap[MethodName.ADJOINT_MATCHING]} for adjoint
-matching, {gap[MethodName.DPOK_LEAVE_ONE_OUT]} for DPOK and {gap[MethodName.RAM]} for RAM.
+decides. Each of {integer(len(held.fields("estimator")) or None)} methods is predicted to solve one
+of seven equations, the equation is solved without samples, and the method's own code is run on
+samples. Adjoint matching, the full adjoint and the score function reach the optimum of the chain,
+which is the tilt $p exp(r\/b)\/Z$ up to $O(1\/T)$; the policy gradients of the GRPO family leave
+out the KL divergence of later steps; methods that regress on re-noised samples solve the endpoint
+covariance equation, whose second order is twice that of the tilt; and what has no KL term has no
+limit.
 """
-
-
-def _sizes(rows: Rows, refuted: Rows) -> str:
-    """How far apart the laws are where a deviation is beyond noise."""
-    apart = [
-        near.value
-        for r in refuted
-        if (
-            near := rows.where(
-                Metric.TV_TO_PREDICTION, r.problem, r.estimator, source="samples"
-            ).one()
-        )
-        is not None
-    ]
-    if not apart:
-        return ""
-    return (
-        f" The laws of those are within a total variation of {number(max(apart), 2)} of the"
-        " predicted ones."
-    )
-
-
-def _tilt(rows: Rows, name: str) -> str:
-    found = rows.where(
-        Metric.TV_TO_TILT, ProblemName.FLOW_OVERLAPPING, name, source="samples"
-    ).one()
-    return NOT_MEASURED if found is None else number(found.value, 2)
 
 
 def _setting() -> str:

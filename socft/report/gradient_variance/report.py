@@ -7,18 +7,18 @@ It reads the studies ``variance``, ``linear``, ``pendulum``, ``mixture``, ``trai
 
 from __future__ import annotations
 
-from socft.estimators.estimand import Kind
 from socft.report.base import Document, Report, provenance
 from socft.report.claim_records import Claims
-from socft.report.document import FrontPage, document
+from socft.report.document import Contribution, FrontPage, contributions, document
 from socft.report.figures import LOOKS
 from socft.report.gradient_variance import (
     advice,
     curves,
+    errors,
     figures,
+    findings,
     linear,
     studies,
-    tables,
     verdicts,
 )
 from socft.report.gradient_variance import text as chapters
@@ -43,11 +43,38 @@ SUITE = (
     ProblemName.OU_LINEAR,
     ProblemName.DOUBLE_WELL,
 )
+LIMITATIONS = r"""
+= Limitations
+
+Policies are linear in features of few dimensions, and on the line $s thin v^*$ a policy's own
+costate is a multiple of the truth, which flatters corrections by it. Five repetitions measure a
+bias to a multiple of the error at budget; estimators whose means provably agree share the bias of
+the quietest, and records of earlier measurements hold no error of a variance. Evaluations count
+rollout, labels and fits; the loss's own forward and backward pass, the same for all, is not
+charged. Full adjoint, adjoint matching and their corrections use the gradient of the reward, and
+score functions its value. Training has three repetitions and the suite one rate per problem, so
+that rankings there are weak; the replicated studies are shorter than published.
+"""
+CONTRIBUTIONS = (
+    Contribution("adjoint matching, lean and full adjoints", "arXiv 2409.08861"),
+    Contribution("losses of path measures", "arXiv 2312.02027, arXiv 2005.05409"),
+    Contribution("sticking the landing", "arXiv 1703.09194, arXiv 2102.06559"),
+    Contribution("variance reduction by martingales", "Newton 1994; arXiv 1510.03141"),
+    Contribution("martingales in gradients of control problems", "Gobet and Munos 2005"),
+    Contribution("TD(lambda) costates", "Fairbank and Alonso 2012, VGL(lambda)"),
+    Contribution("score functions with baselines", "Williams 1992"),
+    Contribution("time-reversed costates", "arXiv 2603.20455, arXiv 2410.04615"),
+    Contribution("sticking the landing, exact for discrete lean and full costates"),
+    Contribution("corrections by the policy's own costate, at three prices"),
+    Contribution("every estimator beside the exact gradient, at equal budget"),
+)
 LQ, MIXTURE = ProblemName.LQ_FINE_TUNING, ProblemName.MIXTURE
 
 
 def compose(rows: Rows, claims: Claims) -> Document:
     """The document of the studies' records."""
+    front = FrontPage.of(rows, claims, findings.QUESTIONS)
+    measured, rows = rows, errors.with_bias(rows)
     pictures = {
         "variance.svg": figures.variances(rows),
         "costates.svg": figures.costates(rows),
@@ -63,7 +90,7 @@ def compose(rows: Rows, claims: Claims) -> Document:
     source = document(
         "Gradient estimators against exact gradients",
         "Bias, variance and cost, and what they are worth in training",
-        FrontPage.of(rows, claims, ()),
+        front,
         _abstract(rows),
         chapters.estimated(rows),
         chapters.compared(rows),
@@ -71,33 +98,34 @@ def compose(rows: Rows, claims: Claims) -> Document:
         _replication(rows),
         _training(rows),
         _suites(rows),
-        advice.chapter(rows),
+        advice.chapter(rows, measured),
+        LIMITATIONS,
+        "= What is known and what is ours\n\n" + contributions(CONTRIBUTIONS),
         _reproduction(rows),
     )
     return Document(source, pictures)
 
 
-REPORT = Report("gradient_variance", compose, STUDIES, shown=("variance.svg", "samples.svg"))
+REPORT = Report(
+    "gradient_variance",
+    compose,
+    STUDIES,
+    shown=("variance.svg", "samples.svg"),
+    questions=findings.QUESTIONS,
+)
 
 
 def _abstract(rows: Rows) -> str:
-    found = rows.of(schemas.VARIANCE)
-    tried = len(found.where(Metric.ERROR_AT_BUDGET).fields("estimator"))
-    start, near = (
-        chapters.best(rows, Kind.OBJECTIVE_GRADIENT, tables.ARENAS[0], scale)
-        for scale in (0.0, 0.9)
-    )
+    tried = len(rows.of(schemas.VARIANCE).where(Metric.ERROR_AT_BUDGET).fields("estimator"))
     return f"""
 Fine-tuning a diffusion model as a control problem needs the gradient of an expected reward less a
 Kullback–Leibler divergence, and there are many estimators of it. {integer(tried or None)} of them
 are held against the exact gradient, on problems where it is known, at policies from the pre-trained
-model to the optimum. Some estimate that gradient, some another vector field that vanishes at the
-optimum, some neither; as estimates of the gradient these kinds are not compared with each other. Of
-the first kind, with {chapters.budget()} network evaluations and without exact costates or scores,
-the smallest relative error on the Gaussian problem is {chapters.first(start)} at the pre-trained
-model, and {chapters.first(near)} near the optimum. Three published studies of time-reversed
-costates ({verdicts.BSDE}) are run again, with their published defects and without. Every number is
-a record; the report computes nothing but ratios and tests.
+model to the optimum, by their error at {chapters.budget()} network evaluations, bias and noise
+together. Some estimate that gradient, some another vector field that vanishes at the optimum, some
+neither; as estimates of the gradient these kinds are not compared with each other, and estimators
+that need exact costates or scores with none. Three published studies of time-reversed costates
+({verdicts.BSDE}) are run again, with their published defects and without.
 """
 
 

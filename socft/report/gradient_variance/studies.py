@@ -31,10 +31,11 @@ from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 
 SUITE_TEXT = """The test problems of #link("https://arxiv.org/abs/2312.02027")[2312.02027], trained
-with the losses of path measures and with adjoints: as many gradient steps for all, at one rate per
-problem, so not at equal cost. Tables are by kind. The _effective share_ of weighted paths is the
-square of the weights' sum over the number of paths times the sum of their squares. In _SOCM, M = I_
-the learnt matrices that the publication weights costates with are left at the identity."""
+with the losses of path measures and with adjoints: as many gradient steps for all, so not at equal
+cost, and at one rate per problem, which decides what moves away from the optimum: a method that
+diverges at it may converge at another. Tables are by kind. The _effective share_ of weighted paths
+is the square of the weights' sum over the number of paths times the sum of their squares. In _SOCM,
+M = I_ the learnt matrices that the publication weights costates with are left at the identity."""
 
 
 SWEEPS_TEXT = """The costate of a controlled oscillator at time 0 is learnt from paths with linear
@@ -52,9 +53,12 @@ def training_text(rows: Rows) -> str:
         or NOT_MEASURED
     )
     seeds = max((record.seeds for record in found), default=None)
+    apart = all("pilot" in record.setting for record in found.where(Metric.PILOT_GAP))
+    pilots = "none of the repetitions'" if apart else "that of the first repetition"
     return f"""Every estimator trains the same policies with Adam, until it has spent the same
 number of network evaluations: one with a dearer gradient takes fewer steps. Its rate is the best of
-{rates} in a pilot run. Means and standard errors are of {integer(seeds)} repetitions. The objective
+{rates} in a pilot run, whose seed is {pilots}. {edges(found)} Means and
+standard errors are of {integer(seeds)} repetitions. The objective
 is exact at every point of a curve. Gradient noise is the variance of the estimate from one path in
 units of the squared gradient at the start, target noise the mean-square distance of the targets
 from their conditional mean, relative to that mean. Gradient bias, on the linear-quadratic problem,
@@ -62,6 +66,20 @@ is the distance of the mean estimate from the exact gradient of the objective at
 in units of the gradient at the start; the noise that is taken off it is its standard error, and a
 bias of less than that counts as none. Of $J^* - J$, _bias_ is what the policies of all repetitions
 have in common, from bias and from stopping early, and _noise_ what comes from their scatter."""
+
+
+def edges(found: Rows) -> str:
+    """Whose best rate was the least or the largest tried, so that another may be better."""
+    said = []
+    for problem in found.where(Metric.PILOT_GAP).fields("problem"):
+        pilots = found.where(Metric.PILOT_GAP, problem)
+        for name in pilots.fields("estimator"):
+            mine = [r for r in pilots.where(estimator=name) if math.isfinite(r.value)]
+            rates = sorted(record.setting["rate"] for record in mine)
+            best = min(mine, key=lambda record: record.value).setting["rate"] if mine else None
+            if len(rates) > 1 and best in (rates[0], rates[-1]):
+                said.append(f"{text(name)} on {text(problem)} (${best:g}$)")
+    return f"On the edge of what was tried is the rate of {'; '.join(said)}." if said else ""
 
 
 def training(rows: Rows, problem: str) -> str:

@@ -247,7 +247,7 @@ def _estimator(
             bias, *others = (here.where(metric).one() for metric in metrics)
             cells += [
                 value(bias),
-                *(NOT_MEASURED if r is None else number(r.value, 2) for r in others),
+                *(NOT_MEASURED if r is None else value(r, 2) for r in others),
             ]
     return text(name), *cells, *_cost(next(iter(mine.where(Metric.BIAS)), None))
 

@@ -96,7 +96,9 @@ optimum_ is $s = 0.9$. The line from $s = 0$ to $s = 1$ stands for training: on 
 gradient is known. The noise of policies that training itself passes through, and on the
 linear-quadratic problem their bias, are in the chapter on training. The error at budget is
 $sqrt("bias"^2 + "variance"\/n)$ with as many paths $n$ as {budget()} network evaluations allow,
-bias and noise together{_unseen(rows)}. Costates, values and scores that an
+bias and noise together, however uncertain the bias is. Estimators whose means provably agree share
+the bias that the quietest of them measures: all whose mean is the gradient, and adjoint matching
+with its corrections by martingales. Costates, values and scores that an
 estimator regresses are fitted to paths of their own, {FITTED_PATHS} (a kernel method {CENTRES}),
 whose evaluations are charged to the budget. Everything is measured in {repetitions(rows)}
 repetitions, each with a fit and with paths of its own, and the mean is over these; a biased
@@ -108,17 +110,6 @@ labels.
 
 {landscape(pages)}
 """
-
-
-def _unseen(rows: Rows) -> str:
-    """What records that were measured so leave out of an error: there it can be below the bias."""
-    found = rows.of(schemas.VARIANCE)
-    places = [
-        {(each.estimator, str(each.setting)): each.value for each in found.where(metric)}
-        for metric in (Metric.BIAS, Metric.ERROR_AT_BUDGET)
-    ]
-    below = any(places[1].get(key, bias) < bias for key, bias in places[0].items())
-    return ", where a bias of less than 4 standard errors counts as none" if below else ""
 
 
 def repetitions(rows: Rows) -> str:

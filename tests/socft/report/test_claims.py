@@ -110,7 +110,7 @@ def test_a_section_has_every_part_control_and_finding():
     table = re.findall(r"^  \[(.*?)\],?$", shown, re.MULTILINE)
     for part in (
         ["holds", "$1$", "$0.0500$", "$1.00$", "$0.0500$ (loose)"],
-        ["holds: (15)", "$1$", "$0.0400$", "$1.00$", "$0.0400$ (loose)"],
+        ["holds: P1 (15)", "$1$", "$0.0400$", "$1.00$", "$0.0400$ (loose)"],
         ["holds, sharper", "$1$", "$0.0500$", "$0.250$", "$0.200$"],
         ["attained", "$1$", "$0.995$", "$1.00$", "$0.995$"],
         ["fails without: condition on $beta$", "$1$", "$3.00$", "$2.00$", "$1.50$"],
@@ -167,7 +167,7 @@ def test_the_picture_marks_every_claim(monkeypatch):
     claims_figures.ratios(left)
     (ax,) = drawn[0].axes
     assert [t.get_text() for t in ax.get_yticklabels()] == [
-        claim.title for claim in STATED.values()
+        chapter.numbered(claim.title) for claim in STATED.values()
     ]
     assert [t.get_text() for t in ax.texts] == ["not measured"]
     marks = sorted(
@@ -206,10 +206,10 @@ def test_a_claim_without_a_line_is_not_measured(tmp_path):
     assert list(found.lines) == NAMES
     assert chapter.headline(found) == f"${len(names)}$ verified, $1$ not measured"
     row = rows(chapter.overview(found))[NAMES.index("contraction")]
-    assert row == ['#"Contraction (67)";', NOT_MEASURED, "tight", "$0$", NOT_MEASURED, *"––––"]
+    assert row == ['#"Contraction P1 (67)";', NOT_MEASURED, "tight", "$0$", NOT_MEASURED, *"––––"]
     shown = section(found)
     assert STATED["contraction"].statement in shown
-    assert f'*#"Contraction (67)";* ({NOT_MEASURED}, tight):' in shown
+    assert f'*#"Contraction P1 (67)";* ({NOT_MEASURED}, tight):' in shown
     assert claims_provenance(found).startswith(f"The {len(names)} claims were checked at commit ")
 
 

@@ -50,12 +50,9 @@ def rows(deviation: float) -> Rows:
     )
 
 
-@pytest.mark.parametrize(("deviation", "said"), [(3.9, "$0$"), (4.1, "$1$")])
-def test_predictions_beyond_the_limit_are_counted_and_marked(deviation: float, said: str):
-    source = compose(rows(deviation), Claims()).source
-    assert f"$1$ predictions {said}\nare off by more than 4" in source
+@pytest.mark.parametrize("deviation", [3.9, 4.1])
+def test_predictions_beyond_the_limit_are_marked(deviation: float):
     assert (f"*${deviation}$*" in tables.predictions(rows(deviation))) == (deviation > 4)
-    assert ("within a total variation of $0.020$" in " ".join(source.split())) == (deviation > 4)
 
 
 def test_what_has_no_prediction_is_shown_without_one():

@@ -105,7 +105,14 @@ def test_the_largest_of_several_families_counts():
         f"{text('family of 2 steps')}, $m = 1$",
     ]
     assert shown["Lemma 3.3, error of the control", "$2$"][3] == NOT_MEASURED
-    assert shown["(14), gradient of the value", ""] == [NOT_MEASURED, "", "", NOT_MEASURED, "", ""]
+    assert shown["P1 (14), gradient of the value", ""] == [
+        NOT_MEASURED,
+        "",
+        "",
+        NOT_MEASURED,
+        "",
+        "",
+    ]
 
 
 def test_a_violation_is_shown_in_bold():
@@ -136,8 +143,8 @@ def test_the_words_count_what_the_records_hold(found):
         for name in ("theorem_3_1", "theorem_2_8_i_value_smoothness")
     )
     assert (
-        f"The others reach there between ${low:.4f}$, for Theorem 3.1, and ${high:.3f}$, for (15),"
-        " Hessian of the value." in said
+        f"The others reach there between ${low:.4f}$, for Theorem 3.1, and ${high:.3f}$, for P1"
+        " (15), Hessian of the value." in said
     )
     assert (
         flat(tightness.headline(found))
@@ -150,8 +157,8 @@ def test_the_known_supremum_is_told_beside_what_was_found():
     name = "theorem_2_8_iii_control_smoothness"
     rows = Rows((ratio(name, T=1, value=0.55, optimum=0.56), ratio(name, value=0.58)))
     assert (
-        "(17) at one step with an affine score the supremum is known in closed form, $0.560$; the"
-        " search found $0.550$." in flat(tightness.chapter(rows))
+        "P1 (17) at one step with an affine score the supremum is known in closed form, $0.560$;"
+        " the search found $0.550$." in flat(tightness.chapter(rows))
     )
 
 
