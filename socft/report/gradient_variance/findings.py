@@ -28,14 +28,13 @@ OWN = MethodName.MARTINGALE_POLICY_COSTATE
 
 def error_with_bias(rows: Rows, name: str, scale: float) -> Number:
     """The error at equal budget with its bias, on the Gaussian problem."""
-    found = GAUSSIAN.rows(rows).where(Metric.ERROR_AT_BUDGET, estimator=name, scale=scale).one()
-    whole = GAUSSIAN.rows(with_bias(rows)).where(
-        Metric.ERROR_AT_BUDGET, estimator=name, scale=scale
+    here = GAUSSIAN.rows(rows).where(scale=scale)
+    found, whole = (
+        each.where(Metric.ERROR_AT_BUDGET, estimator=name).one() for each in (here, with_bias(here))
     )
-    record = whole.one()
-    if found is None or record is None:
+    if found is None or whole is None:
         raise NotMeasured
-    return Number(record.value, behind(rows, found))
+    return Number(whole.value, behind(here, found))
 
 
 def _variance(rows: Rows, name: str, scale: float) -> Number:
@@ -148,7 +147,8 @@ QUESTIONS = (
         "Fitted costates",
         "A costate that is regressed takes noise away where the features hold it: near the optimum"
         " of the Gaussian problem the full adjoint corrected by it has an error of {near} at equal"
-        " budget, without it {plain_near}; at the pre-trained model {start} and {plain_start}.",
+        " budget, without it {plain_near}; at the pre-trained model {start} and {plain_start}, in"
+        " units of the gradient there.",
         fitted_costate,
     ),
     Question(
@@ -161,7 +161,7 @@ QUESTIONS = (
     ),
     Question(
         "At the pre-trained model",
-        "There adjoint matching is the full adjoint, path by path (variances in the ratio {ratio}),"
+        "At the pre-trained model adjoint matching is the full adjoint, path by path (variances in the ratio {ratio}),"
         " for {lean} network evaluations instead of {full}.",
         same_path,
     ),

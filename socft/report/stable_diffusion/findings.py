@@ -150,7 +150,8 @@ def _hacked(study: StudySchema, rows: Rows, _: Claims) -> Answer:
     after = [one(found.where(Metric.DIVERSITY, estimator=record.estimator)) for record in gained]
     if not after:
         raise NotMeasured
-    lost = [made(100 * (1 - each.value / before.value), each, before) for each in after]
+    kept = [each.over(before) for each in after]
+    lost = [made(100 * (1 - each.value), each) for each in kept]
     counted = count(gained)
     numbers = {
         "methods": made(len(lost), counted, *lost),
@@ -169,7 +170,7 @@ def _gradients(study: StudySchema, rows: Rows, _: Claims) -> Answer:
     fallen, grown, everything = 0, [], []
     for prompt in prompts:
         first, half, last = (means.where(problem=prompt, part=part).one() for part in (0, 0.5, 1))
-        if first is None or half is None or last is None:
+        if first is None or half is None or last is None or not first.value:
             raise NotMeasured
         everything += [first, half, last]
         error = math.hypot(first.stderr or 0.0, last.stderr or 0.0)
