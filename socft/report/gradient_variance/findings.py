@@ -161,8 +161,8 @@ QUESTIONS = (
     ),
     Question(
         "At the pre-trained model",
-        "At the pre-trained model adjoint matching is the full adjoint, path by path (variances in the ratio {ratio}),"
-        " for {lean} network evaluations instead of {full}.",
+        "At the pre-trained model adjoint matching is the full adjoint, path by path"
+        " (variances in the ratio {ratio}), for {lean} network evaluations instead of {full}.",
         same_path,
     ),
     Question(

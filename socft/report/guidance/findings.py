@@ -33,7 +33,9 @@ def _law(rows: Rows, _: Claims) -> Answer:
         raise NotMeasured
     naive = [_price(rows, MethodName.NAIVE, steps) for steps in lengths]
     first, last = naive[0], naive[-1]
-    power = math.log(last.value / first.value) / math.log(lengths[-1] / lengths[0])
+    growth = last.over(first).value
+    grown = math.log(growth) if growth > 0 else math.nan
+    power = grown / math.log(lengths[-1] / lengths[0])
     tuned = _price(rows, MethodName.FINE_TUNED_SCORE, lengths[-1])
     numbers = {
         "low": made(lengths[0], *naive),
