@@ -278,12 +278,14 @@ class BenchmarkCommand:
     """A few small cells."""
     out: Path = Path("build/records")
     """Folder of the records."""
+    changes: Assignments = ()
+    """As for sd train."""
 
     def run(self) -> None:
         from sd_experiments.studies.benchmark import run
         from socft.study.vocabulary.schemas import SD_BENCHMARK
 
-        records = run(self.config, self.random, self.quick, self.out)
+        records = run(self.config, self.random, self.quick, self.out, changes=self.changes)
         _print_count(records, self.out, SD_BENCHMARK.name)
 
 

@@ -450,6 +450,15 @@ def parse_config(content: Mapping[str, Any]) -> ExperimentConfig:
     return ExperimentConfig(**{"problem": {}, **content})
 
 
+def with_changes(settings: ExperimentConfig, changes: Sequence[Change]) -> ExperimentConfig:
+    """Settings with others in the place of some.
+
+    Raises:
+        InvalidProblem: one is of another type or out of range.
+    """
+    return parse_config(_changed(settings.plain(), changes))
+
+
 def _refused(content: Mapping[str, Any]) -> str | None:
     """In which words settings are refused; None where they are not."""
     try:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from sd_experiments import config
+from sd_experiments.assignments import read_assignments
 from sd_experiments.model.loading import latent_model
 from sd_experiments.model.memory import peak_mb, reset_peak
 from sd_experiments.studies.random_models import RANDOM
@@ -138,6 +139,7 @@ def run(
     out: Path,
     estimators: Mapping[str, Mapping[str, Any]] | None = None,
     sweep: BenchmarkSweep | None = None,
+    changes: Sequence[str] = (),
 ) -> list[Record]:
     """Measure every cell into ``<out>/sd_benchmark.jsonl``; an interrupted run continues where it
     was.
@@ -149,12 +151,13 @@ def run(
         estimators: names in `socft.estimators.catalogue.ANYWHERE` and their options; by
             default `ESTIMATORS`, two of them if ``quick``.
         sweep: what is varied; by default `FULL`, or `QUICK`.
+        changes: ``KEY=VALUE``, each in place of the configuration's.
 
     Raises:
         InvalidProblem: there is no such model, or no cell could be measured.
     """
     settings, small = (
-        benchmark_config(file, random),
+        benchmark_config(file, random, changes),
         {str(name): ESTIMATORS[name] for name in QUICK_ESTIMATORS},
     )
     chosen = estimators or (small if quick else ESTIMATORS)
@@ -168,10 +171,13 @@ def run(
     return records
 
 
-def benchmark_config(file: Path | None, random: str | None) -> config.ExperimentConfig:
-    """The configuration, with a random model and its reward in the place of its own if one is
-    named.
+def benchmark_config(
+    file: Path | None, random: str | None, changes: Sequence[str] = ()
+) -> config.ExperimentConfig:
+    """The configuration with some changes, and with a random model and its reward in the place of
+    its own if one is named.
     """
+    given = read_assignments(changes)
     require(
         file is not None or random is not None,
         f"give a configuration or one of the random models: {', '.join(RANDOM)}.",
@@ -180,11 +186,11 @@ def benchmark_config(file: Path | None, random: str | None) -> config.Experiment
         require_known(random, RANDOM, "random model")
     if random is None:
         assert file is not None
-        return config.read_config(file)
+        return config.read_config(file, given)
     own = RANDOM[random].settings
     if file is None:
-        return own
-    settings = config.read_config(file)
+        return config.with_changes(own, given)
+    settings = config.read_config(file, given)
     model = dataclasses.replace(settings.model, path=own.model.path)
     reward = dataclasses.replace(
         own.reward, chunk=settings.reward.chunk, black_box=settings.reward.black_box

@@ -11,6 +11,8 @@ import pytest
 
 from sd_experiments import config
 from sd_experiments.assignments import known_keys, read_assignments
+from sd_experiments.studies.benchmark import benchmark_config
+from sd_experiments.studies.random_models import RANDOM
 from socft import cli
 from socft.checks import InvalidProblem
 from tests.support.sd import save_model, written
@@ -179,3 +181,15 @@ def test_a_run_stores_what_was_set_and_is_told_to_be_measured_so(
     assert cli.main([*grid, *changes]) == 0
     assert cli.main(grid) == 2  # the layers are of another rank
     assert "lora.rank" in capsys.readouterr().err
+
+
+def test_a_random_model_is_measured_with_what_was_set():
+    changes = ["lora.rank=3", "sampler.guidance=2", "problem.beta=0.5"]
+    found = benchmark_config(None, "small", changes)
+    assert config.config_changes(RANDOM["small"].settings.plain(), found.plain()) == {
+        "lora.rank": (4, 3),
+        "problem.beta": (0.01, 0.5),
+        "sampler.guidance": (1.0, 2.0),
+    }
+    file = benchmark_config(config.CONFIGS / "tiny.toml", "small", changes)
+    assert (file.lora.rank, file.model.path, file.problem.beta) == (3, "random", 0.5)

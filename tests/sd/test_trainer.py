@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import json
 import sys
 import tomllib
 import types
@@ -27,7 +28,7 @@ from sd_experiments.training.trainer import Trainer
 from socft import cli
 from socft.checks import InvalidProblem
 from socft.estimators.adjoint_matching import AdjointMatching
-from tests.support.sd import dark, reddish, written
+from tests.support.sd import dark, reddish, save_clip, written
 
 PROMPTS = ["a red circle", "a blue square"]
 
@@ -105,6 +106,26 @@ def test_objects_train_as_their_names_do(model: Path, tmp_path: Path):
     assert stored.estimator.name == "socft.estimators.adjoint_matching:AdjointMatching"
     assert (stored.model.path, stored.model.dtype) == (str(model), "float64")
     check_repository(tmp_path / "given" / "lora", str(tmp_path))
+    measure_elsewhere(file, tmp_path)
+
+
+def measure_elsewhere(file: Path, folder: Path) -> None:
+    """By a judge, among features, on another prompt and other noise."""
+    save_clip(folder / "clip")
+    changes = [
+        "monitor.judges=[{name='jpeg'}]",
+        f"monitor.features={folder / 'clip'}",
+        'problem.prompts=["a blue circle"]',
+    ]
+    given = [word for change in changes for word in ("--set", change)]
+    asked = ["sd", "evaluate", "--config", str(file), "--number", "3", "--seed", "7", *given]
+    assert cli.main(asked) == 0
+    before, after = json.loads((folder / "named" / "evaluation-5.json").read_text())
+    assert before["prompt"] == after["prompt"] == "a blue circle"
+    assert before["judge jpeg"] < 0
+    gain = after["judge jpeg"] - before["judge jpeg"]
+    assert after["judge jpeg_gain"] == pytest.approx(gain, abs=1e-9)
+    assert 0 < before["feature_diversity"] < 2
 
 
 def check_repository(folder: Path, place: str) -> None:
