@@ -55,8 +55,6 @@ REPEATS, PATIENCE = 5, 2.0
 """Measurements of a time, of which the shortest counts since others may be disturbed; no more once
 they took so many seconds.
 """
-SEVERAL = 8
-"""Samples at a time in a trial, where the settings do not say."""
 NUMBERS = 20_000_000
 """Entries of the paths that are labelled at most to see whether the estimator can."""
 SMALL = (4, 8, 8)
@@ -307,11 +305,12 @@ class Probe:
 
 
 def probed(experiment: Experiment) -> Probe:
-    task, parameters = experiment.tasks[0], tuple(experiment.lora.parameters())
+    """Trials of as many samples at a time as the run has, of those that do not take long."""
+    settings, task = experiment.settings, experiment.tasks[0]
+    parameters = tuple(experiment.lora.parameters())
     reference, reward, device = task.problem.reference, task.problem.reward, parameters[0].device
-    rows = min(_largest(experiment.settings), experiment.settings.model.micro_batch or SEVERAL)
-    x = torch.randn(rows, *reference.dims, dtype=experiment.dtype, device=device)
-    wanted = uses_reward_gradient(experiment.settings, device, experiment.base)
+    wanted = uses_reward_gradient(settings, device, experiment.base)
+    x = torch.randn(1, *reference.dims, dtype=experiment.dtype, device=device)
 
     def evaluate() -> None:
         with torch.no_grad():
@@ -333,18 +332,28 @@ def probed(experiment: Experiment) -> Probe:
             float((reward.gradient(x.clone()) if wanted else reward(x.clone())).sum())
 
     with torch.no_grad():
-        check_images(experiment.checker, decode(experiment.base, x[:1]).float().cpu(), task.name)
-    (evaluation, _), (derived, _), (updated, used), (scored, most) = (
-        _spent(each, device) for each in (evaluate, differentiate, update, evaluate_reward)
+        check_images(experiment.checker, decode(experiment.base, x).float().cpu(), task.name)
+    one, _ = _spent(evaluate, device)
+    sampled, learnt = (_at_once(each, settings.model, one) for each in _sizes(settings))
+    x = torch.randn(sampled, *x.shape[1:], dtype=x.dtype, device=device)
+    (evaluation, _), (derived, _), (scored, most) = (
+        _spent(each, device) for each in (evaluate, differentiate, evaluate_reward)
     )
+    x = torch.randn(learnt, *x.shape[1:], dtype=x.dtype, device=device)
+    updated, used = _spent(update, device)
     return Probe(
-        evaluation / rows,
-        derived / rows,
-        updated / rows,
-        scored / rows,
-        used / rows,
-        most / min(rows, experiment.settings.reward.chunk),
+        evaluation / sampled,
+        derived / sampled,
+        updated / learnt,
+        scored / sampled,
+        used / learnt,
+        most / min(sampled, settings.reward.chunk),
     )
+
+
+def _at_once(wanted: int, model: config.ModelConfig, one: float) -> int:
+    """How many samples are tried at once, of those that a run has."""
+    return max(1, min(wanted, model.micro_batch or wanted, int(PATIENCE / max(one, 1e-6))))
 
 
 def _spent(action: Callable[[], None], device: torch.device) -> tuple[float, float]:
@@ -386,11 +395,15 @@ def _memory(experiment: Experiment, probe: Probe) -> Readiness:
     return Readiness("memory", True, detail)
 
 
-def _largest(settings: config.ExperimentConfig) -> int:
-    """Samples that a run hands to the network at once: those of a rollout or of a loss."""
+def _sizes(settings: config.ExperimentConfig) -> tuple[int, int]:
+    """Samples that a run hands to the network at once: those of a rollout and of a loss."""
     batch = settings.batch
     loss = (batch.micro_batch or batch.per_step) * (batch.loss_steps or settings.sampler.steps)
-    return max(batch.trajectories, loss)
+    return batch.trajectories, loss
+
+
+def _largest(settings: config.ExperimentConfig) -> int:
+    return max(_sizes(settings))
 
 
 def _weights(base: LatentModel) -> int:
