@@ -59,6 +59,8 @@ NUMBERS = 20_000_000
 """Entries of the paths that are labelled at most to see whether the estimator can."""
 SMALL = (4, 8, 8)
 """Of states, where there is no model to say."""
+NETWORKS = 2
+"""Evaluations in one of a policy: of the frozen and of the trained network."""
 DERIVATIVE = 3.0
 """Time of an evaluation and its vector-Jacobian product, in evaluations."""
 FLOAT = 4
@@ -314,12 +316,12 @@ def probed(experiment: Experiment) -> Probe:
 
     def evaluate() -> None:
         with torch.no_grad():
-            float(reference.mean(0, x.clone()).sum())
+            float(task.policy(0, x.clone()).sum())
 
     def differentiate() -> None:
         with torch.enable_grad():
             at = x.clone().requires_grad_()
-            torch.autograd.grad(reference.mean(0, at).sum(), at)
+            torch.autograd.grad(task.policy(0, at).sum(), at)
 
     def update() -> None:
         with torch.enable_grad():
@@ -342,8 +344,8 @@ def probed(experiment: Experiment) -> Probe:
     x = torch.randn(learnt, *x.shape[1:], dtype=x.dtype, device=device)
     updated, used = _spent(update, device)
     return Probe(
-        evaluation / sampled,
-        derived / sampled,
+        evaluation / (NETWORKS * sampled),
+        derived / (NETWORKS * sampled),
         updated / learnt,
         scored / sampled,
         used / learnt,
@@ -428,10 +430,8 @@ def _time(settings: config.ExperimentConfig, probe: Probe) -> Readiness:
 def run_time(settings: config.ExperimentConfig, probe: Probe) -> tuple[float, float]:
     """Seconds of a run and its network evaluations, from those that the estimator says it makes."""
     batch, steps = settings.batch, settings.sampler.steps
-    rounds = (
-        settings.run.steps * batch.per_step / (batch.trajectories * batch.prompts * batch.passes)
-    )
-    paths = rounds * batch.trajectories * batch.prompts
+    size = batch.trajectories * batch.prompts
+    paths = math.ceil(settings.run.steps * batch.per_step / (size * batch.passes)) * size
     cost: Cost = instantiate(
         "estimator", ANYWHERE, settings.estimator.name, settings.estimator.options
     ).cost
