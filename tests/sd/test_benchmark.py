@@ -5,12 +5,14 @@ random models.
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from sd_experiments import config
+from sd_experiments.studies import benchmark as study
 from sd_experiments.studies.benchmark import (
     ESTIMATORS,
     FULL,
@@ -20,6 +22,7 @@ from sd_experiments.studies.benchmark import (
     benchmark_config,
     build_cell,
     cell_config,
+    cell_task,
     measure_cell,
     run,
     tasks,
@@ -42,6 +45,12 @@ COPIES = 8  # states, controls, noise and targets, twice
 
 def settings(cell: BenchmarkCell, estimator: str = "adjoint matching") -> dict:
     return cell_config(SMALL, estimator, ESTIMATORS[estimator], cell, 1).plain()
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are measured in this process, which has imported what they need."""
+    monkeypatch.setattr(study, "workers", ThreadPoolExecutor)
 
 
 def test_one_number_is_varied_at_a_time():
@@ -132,6 +141,16 @@ def test_memory_beyond_the_path_does_not_grow_with_the_steps():
 
 
 @pytest.mark.slow
+def test_a_cell_has_a_process_of_its_own():
+    """What this one has in memory does not count."""
+    ballast = torch.ones(2**27, dtype=torch.float64)
+    records = cell_task(settings(BenchmarkCell(2, 2, 2)), "small")
+    found = {each.metric: each.value for each in records}
+    assert found.keys() == {"seconds", "peak_mb", "start_mb"}
+    assert 0 < found["start_mb"] <= found["peak_mb"] < ballast.nbytes / 2**20
+
+
+@pytest.mark.usefixtures("here")
 def test_cells_are_recorded_and_failures_named(tmp_path: Path):
     """A black box has no gradient for adjoint matching and suffices for DDPO."""
     file = tmp_path / "black.toml"
@@ -165,7 +184,7 @@ def test_cells_are_recorded_and_failures_named(tmp_path: Path):
     assert by_name["peak_mb"].value >= by_name["start_mb"].value > 0
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_nothing_measured_and_nothing_named_are_refused(tmp_path: Path):
     with pytest.raises(
         InvalidProblem, match="give a configuration or one of the random models: sd15, small"
@@ -182,7 +201,7 @@ def test_nothing_measured_and_nothing_named_are_refused(tmp_path: Path):
         run(None, "small", True, tmp_path, {"absent": {}}, BenchmarkSweep((), (), (), 1))
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_every_measured_cell_is_a_row_of_the_report_with_its_memory(tmp_path: Path):
     """Estimators with options have these in their settings too."""
     sweep = BenchmarkSweep((), (), (1,), repeats=1, base=BenchmarkCell(2, 2, 2))

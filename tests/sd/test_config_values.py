@@ -16,30 +16,23 @@ from hypothesis import strategies as st
 
 from sd_experiments import config
 from socft.checks import InvalidProblem
+from tests.support.mutations import PLAIN
 
-VALUES: dict[str, Any] = {
-    "nan": math.nan,
+SHARED = (
+    "nan", "minus one", "minus a half", "zero", "zero as a float", "a half", "two", "huge", "tiny",
+    "text", "empty text", "true", "an empty list",
+)  # fmt: skip
+"""Of what arguments of functions are replaced by, what a file can say."""
+VALUES: dict[str, Any] = {name: PLAIN[name] for name in SHARED} | {
     "infinity": math.inf,
-    "minus one": -1,
-    "minus a half": -0.5,
-    "zero": 0,
-    "zero as a float": 0.0,
-    "a half": 0.5,
-    "two": 2,
     "two as a float": 2.0,
-    "huge": 1e300,
-    "tiny": 1e-300,
     "a number of 500 digits": 10**500,
     "a number of 5000 digits": 16**5000,
-    "text": "abc",
-    "empty text": "",
     "text with a zero": "a\x00b",
     "unicode": "é ☃ 𝔘 \u202e",
     "lines": "a\nb",
     "long text": "a" * 10_000,
     "a path": "os:getcwd",
-    "true": True,
-    "an empty list": [],
     "a list": [1],
     "a list of empty text": [""],
     "lists in a list": [[1]],

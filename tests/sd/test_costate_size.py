@@ -13,7 +13,6 @@ from sd_experiments import config
 from sd_experiments.commands import TINY
 from sd_experiments.studies import costate_size
 from sd_experiments.studies.costate_size import (
-    COMPARED,
     PARTS,
     QUICK,
     directions,
@@ -42,6 +41,7 @@ from socft.report.rows import Rows
 from socft.reward import FunctionReward
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import SD_COSTATE_SIZE
+from tests.support.sd import PROMPT, written
 from toy.problems import benchmark
 
 DIRECTION = torch.tensor([1.0, -2.0], dtype=torch.float64)
@@ -108,23 +108,52 @@ def test_every_prompt_is_measured_alone_and_at_every_scale_of_guidance():
         assert parsed.problem.prompts[0] in task.name
 
 
-def alone(prompt: str) -> config.ExperimentConfig:
-    """The tiny configuration of one prompt, with two steps and few paths."""
+@pytest.fixture(scope="module")
+def small(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration of the random model and one prompt, with two steps and few paths."""
+    file = written(model, tmp_path_factory.mktemp("costate") / "run")
+    text = file.read_text()
+    for long, short in {
+        f'prompts = ["{PROMPT}", "a blue square"]': f'prompts = ["{PROMPT}"]',
+        "\nsteps = 3": "\nsteps = 2",
+        "trajectories = 4": "trajectories = 2",
+        "micro_batch = 2": "micro_batch = 4",
+        "passes = 2": "passes = 2\npaths = 4",
+    }.items():
+        assert text.count(long) == 1
+        text = text.replace(long, short)
+    file.write_text(text)
+    return file
+
+
+@pytest.fixture
+def alone(small: Path) -> config.ExperimentConfig:
+    """Its settings."""
+    return config.read_config(small)
+
+
+def tiny(prompt: str) -> config.ExperimentConfig:
+    """The tiny configuration of one prompt, likewise."""
     settings = config.read_config(TINY)
-    batch = dataclasses.replace(
-        settings.batch, trajectories=2, paths=4, micro_batch=4, loss_steps=2
+    return dataclasses.replace(
+        settings,
+        problem=dataclasses.replace(settings.problem, prompts=(prompt,)),
+        sampler=dataclasses.replace(settings.sampler, steps=2),
+        batch=dataclasses.replace(settings.batch, trajectories=2, paths=4, loss_steps=2),
     )
-    problem, sampler = (
-        dataclasses.replace(settings.problem, prompts=(prompt,)),
-        dataclasses.replace(settings.sampler, steps=2),
-    )
-    return dataclasses.replace(settings, problem=problem, sampler=sampler, batch=batch)
 
 
-def test_top_and_rest_are_all_paths_and_the_top_has_larger_costates():
-    settings = alone("four circles")
-    found = Rows(tuple(forks(settings.plain(), 20, 2)))
-    for k in range(settings.sampler.steps):
+@pytest.fixture(scope="module")
+def measured(small: Path) -> Rows:
+    """The study of this configuration."""
+    return Rows(tuple(run(small, True, small.parent, workers=1)))
+
+
+def test_top_and_rest_are_all_paths_and_the_top_has_larger_costates(
+    alone: config.ExperimentConfig,
+):
+    found = Rows(tuple(forks(alone.plain(), 20, 2)))
+    for k in range(alone.sampler.steps):
         seeds = [
             record.seeds
             for part in PARTS
@@ -140,28 +169,20 @@ def test_top_and_rest_are_all_paths_and_the_top_has_larger_costates():
 
 
 @pytest.mark.slow
-def test_the_study_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The same noise gives the same numbers, and the file has them. Of two methods: below, all are
-    compared.
+def test_the_study_can_be_repeated(
+    measured: Rows, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The same noise gives the same numbers, and the file has them; again without what compares
+    methods, by the same gradients as limits are.
     """
-    monkeypatch.setattr(costate_size, "COMPARED", COMPARED[:2])
-    settings = tmp_path / "one.toml"
-    lines = [line for line in TINY.read_text().splitlines() if not line.startswith("prompts = [")]
-    text = "\n".join(lines).replace("[problem]", '[problem]\nprompts = ["four circles"]')
-    for long, short in {
-        "paths = 16": "paths = 4",
-        "trajectories = 16": "trajectories = 2",
-        "\nsteps = 10": "\nsteps = 2",
-        "loss_steps = 3": "loss_steps = 2",
-    }.items():
-        assert long in text
-        text = text.replace(long, short)
-    settings.write_text(text)
-    small = [run(settings, True, tmp_path / name, workers=1) for name in ("a", "b")]
-    values = [[(r.metric, dict(r.setting), r.value) for r in rows] for rows in small]
+    some = [task for task in tasks(config.read_config(small), QUICK) if task.function != directions]
+    monkeypatch.setattr(costate_size, "tasks", lambda *_: some)
+    again = run(small, True, tmp_path, workers=1)
+    first = [each for each in measured if "after" not in each.setting]
+    values = [[(r.metric, dict(r.setting), r.value) for r in rows] for rows in (first, again)]
     assert values[0] == values[1] != []
-    assert [r.value for r in read(tmp_path / "a" / f"{SD_COSTATE_SIZE.name}.jsonl")] == [
-        r.value for r in small[0]
+    assert [r.value for r in read(small.parent / f"{SD_COSTATE_SIZE.name}.jsonl")] == [
+        r.value for r in measured
     ]
     metrics = {
         "undecided",
@@ -174,7 +195,7 @@ def test_the_study_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "reward",
         "accuracy",
     }
-    assert {r.metric for r in small[0]} - {Metric.ALIGNMENT} == metrics
+    assert {r.metric for r in measured} - {Metric.ALIGNMENT} == metrics
 
 
 @pytest.mark.parametrize(
@@ -229,11 +250,11 @@ def test_alignment_is_the_cosine_of_the_means_whatever_the_noise():
 
 
 @pytest.mark.slow
-def test_estimators_of_the_policy_gradient_are_the_same_at_the_pre_trained_model():
+def test_estimators_of_the_policy_gradient_are_the_same_at_the_pre_trained_model(measured: Rows):
     """Without a control, lean and full adjoints are equal, and so is the corrected one where the
     policy's costate corrects it.
     """
-    found = Rows(tuple(directions(alone("a green triangle").plain(), 3, 1)))
+    found = measured.having("after")
     lean, full = (
         found.where(Metric.AGREEMENT, estimator=name, after=0).one()
         for name in ("adjoint matching", "PI-FT")
@@ -250,7 +271,7 @@ def test_a_half_precision_network_gives_nearly_the_same_gradient(dtype: str):
     """With the learnt reward behind the decoder: only the network rounds, images and rewards are as
     precise as states.
     """
-    settings = alone("a green triangle")
+    settings = tiny("a green triangle")
     found = []
     for each in ("float32", dtype):
         half = dataclasses.replace(settings, model=dataclasses.replace(settings.model, dtype=each))
@@ -261,7 +282,7 @@ def test_a_half_precision_network_gives_nearly_the_same_gradient(dtype: str):
 
 @pytest.mark.slow
 def test_a_lower_limit_scales_more_target_controls_and_the_first_is_none():
-    found = Rows(tuple(limits(alone("four circles").plain(), 3)))
+    found = Rows(tuple(limits(tiny("four circles").plain(), 3)))
     shares = [record.value for record in found.where(Metric.LIMITED)]
     assert shares == sorted(shares)
     assert shares[0] == 0 < shares[-1]
@@ -297,12 +318,11 @@ def square_of_mean(gradients: torch.Tensor) -> float:
 
 
 @pytest.mark.slow
-def test_descent_measures_before_halfway_and_after():
+def test_descent_measures_before_halfway_and_after(alone: config.ExperimentConfig):
     """The run's own trainer, at its own steps; a batch has as much as its mean and its noise."""
-    settings = alone("four circles")
     settings = dataclasses.replace(
-        settings,
-        run=dataclasses.replace(settings.run, steps=4),
+        alone,
+        run=dataclasses.replace(alone.run, steps=4),
         estimator=config.EstimatorConfig("full adjoint"),
     )
     found = Rows(tuple(gradient_norms("s", settings.plain(), 3)))

@@ -41,7 +41,7 @@ from socft.policy import Uncontrolled
 from socft.problem import ControlProblem
 from socft.reward import FunctionReward
 from tests.support.flows import LATENT, ROWS, DoubleEuler, flux, stable_diffusion_3, step_of
-from tests.support.sd import NEGATIVE, PROMPT, away, stable_diffusion
+from tests.support.sd import LEARNING, NEGATIVE, PROMPT, away, stable_diffusion
 from tests.support.tensors import F64, randn
 
 SINGLE, DOUBLE = 1e-5, 1e-10
@@ -481,14 +481,14 @@ def test_data_that_is_a_point_is_reached_by_every_kernel():
 # The commands
 
 
-SETTINGS = """
+SETTINGS = f"""
 [model]
-path = "{model}"
+path = "{{model}}"
 dtype = "float64"
 max_sequence_length = 6
 [sampler]
 steps = 3
-kernel = "{kernel}"
+kernel = "{{kernel}}"
 last_level = 0.999
 size = [8, 8]
 [reward]
@@ -496,15 +496,10 @@ name = "tests.support.sd:reddish"
 [problem]
 prompts = ["a red circle"]
 beta = 0.1
-[lora]
-rank = 2
-[optimiser]
-rate = 1e-2
-[batch]
-trajectories = 4
+{LEARNING}
 [run]
 steps = 2
-out = "{out}"
+out = "{{out}}"
 checkpoint_every = 1
 """
 

@@ -18,7 +18,6 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 from torch import Tensor, nn
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     T5Config,
@@ -26,7 +25,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from tests.support.sd import WORDS, tokenizer
+from tests.support.sd import WORDS, text_encoder, tokenizer
 
 ROWS = 6
 """Of T5's states: its default number takes longer than the network."""
@@ -139,19 +138,7 @@ def decoder() -> AutoencoderKL:
 
 
 def clip(words: Any, kind: Any, width: int, projection: int) -> Any:
-    return kind(
-        CLIPTextConfig(
-            vocab_size=len(words),
-            max_position_embeddings=12,
-            hidden_size=width,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            projection_dim=projection,
-        )
-    )
+    return text_encoder(width, 2, words, kind, intermediate_size=32, projection_dim=projection)
 
 
 def long_encoder() -> T5EncoderModel:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sd_experiments.reward import image_reward
 

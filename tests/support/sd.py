@@ -34,9 +34,7 @@ from sd_experiments.model.reference import StableDiffusionReference
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.training.loop import StepMetrics, TrainingLoop
 from sd_experiments.training.prompt_task import PromptTask
-from sd_experiments.training.replay_buffer import (
-    seeded_generator,
-)
+from sd_experiments.training.replay_buffer import seeded_generator
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator
 from socft.path import Noise
@@ -51,9 +49,18 @@ ROUNDING = 1e-11
 WORDS = ("a", "red", "circle", "blue", "square", "on", "the", "left", "bad")
 PROMPT, NEGATIVE = "a red circle", "bad"
 STEPS = 4
-TEMPLATE = """
+LEARNING = """
+[lora]
+rank = 2
+[optimiser]
+rate = 1e-2
+[batch]
+trajectories = 4
+"""
+"""How the tests' runs learn."""
+TEMPLATE = f"""
 [model]
-path = "{model}"
+path = "{{model}}"
 dtype = "float64"
 [sampler]
 steps = 3
@@ -63,13 +70,8 @@ name = "tests.support.sd:reddish"
 prompts = ["a red circle", "a blue square"]
 beta = 0.1
 [estimator]
-name = "{estimator}"
-[lora]
-rank = 2
-[optimiser]
-rate = 1e-2
-[batch]
-trajectories = 4
+name = "{{estimator}}"
+{LEARNING}
 micro_batch = 2
 loss_steps = 2
 passes = 2
@@ -77,7 +79,7 @@ ess = 0.0
 [run]
 steps = 5
 ema = 0.5
-out = "{out}"
+out = "{{out}}"
 checkpoint_every = 3
 [monitor]
 checker = "tests.support.sd:dark"
@@ -124,8 +126,8 @@ def network(seed: int = 0, width: int = 16, **more: Any) -> UNet2DConditionModel
         sample_size=8,
         layers_per_block=1,
         block_out_channels=(width, 2 * width),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         **(sizes | more),
     )
 
@@ -392,20 +394,20 @@ def clip_config() -> CLIPConfig:
     )
 
 
-def text_encoder(width: int, layers: int, words: Any) -> CLIPTextModel:
+def text_encoder(
+    width: int, layers: int, words: Any, kind: Any = CLIPTextModel, **more: Any
+) -> Any:
     """A random encoder of the tests' words."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(words),
-            max_position_embeddings=12,
-            hidden_size=width,
-            intermediate_size=64,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-        )
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": len(words),
+        "max_position_embeddings": 12,
+        "hidden_size": width,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+    }
+    ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    return kind(CLIPTextConfig(**(sizes | ends | more)))
 
 
 def save_clip(folder: Path) -> CLIPModel:
