@@ -23,6 +23,7 @@ from tests.support.tensors import F64, t
 
 M = torch.tensor([[1.0, 0.3], [0.3, 0.5]], dtype=F64)
 LAW = Gaussian([0.0, 0.0], torch.tensor([[2.0, 0.9], [0.9, 0.7]], dtype=F64))
+LAST_BITS = 300.0
 FEW = 5
 """States per step at which errors are measured."""
 
@@ -122,6 +123,25 @@ def test_noise_in_one_direction_keeps_all_digits(scale: float):
     wrong = deviation(truth.value_gradient(0, x[None])[0], exact.gradient(0, x))
     assert wrong <= 1e-14 * float(truth.value_gradient(0, x[None]).norm())
     assert truth.error <= 1e-12
+
+
+@pytest.mark.parametrize("steps", [2, 6])
+@pytest.mark.parametrize("scale", [1e6, 1e12, 1e18])
+def test_errors_of_noise_in_one_direction_over_several_stiff_steps_are_bounded(
+    scale: float, steps: int
+):
+    """The curvature across what is steered is left of entries of the reward's size that cancel, so
+    that their last bits decide: no order of operations knows it better, and the bound says so.
+    """
+    noise = MatrixDiffusion(t(0.7, 0.1).reshape(1, 2, 1).expand(steps, 2, 1))
+    A = t(0.9, 0.2, -0.1, 0.8).reshape(1, 2, 2).expand(steps, 2, 2)
+    problem = ControlProblem(AffineReference(A, noise), Quadratic(-scale * M), 1.0)
+    truth, exact = LinearQuadratic(problem), exact_optimum(problem)
+    assert exact is not None
+    true, bound = true_errors(truth, exact), truth.errors
+    for name in ("control", "gradient", "value", "objective"):
+        assert getattr(true, name) <= getattr(bound, name), name
+    assert bound.gradient <= LAST_BITS * torch.finfo(F64).eps * scale
 
 
 @pytest.mark.parametrize("above", [1e-2, 1e-6, 1e-10, 1e-13])
