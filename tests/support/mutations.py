@@ -163,7 +163,7 @@ class Call:
 
 
 def _is_sentence(message: str) -> bool:
-    return "\n" not in message and message.endswith(".") and 0 < len(message) < 1000
+    return "\n" not in message and message.endswith((".", "?")) and 0 < len(message) < 1000
 
 
 def _all_finite(found: Any) -> bool:
