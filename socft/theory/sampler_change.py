@@ -44,11 +44,15 @@ Kind: equality in continuous time; how chains of T steps approach it is measured
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+import math
 
 from scipy.integrate import quad
 
 from socft.checks import at_least_zero, positive, require
+
+NEGLIGIBLE = 1e-12
+"""Squared noise levels, relative to that of training, that move no moment by more than rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,18 +104,18 @@ class SamplerChange:
         )
         n, u = self.trained**2, self.used**2
         kappa = (2 + u) / (2 + n)
-        moved = self.strength * _mean_of(lambda y: _h(bent, y, 2 * n / (n + u)) ** (-1 - kappa))
-        if self.used == 0:
+        moved = self.strength * _power_mean(bent, 2 * n / (n + u), -1 - kappa)
+        if u <= NEGLIGIBLE * n:
             spread = (1 - bent) ** (-2 * kappa)
         else:
-            spread = _mean_of(lambda y: _h(bent, y, n / u) ** (-2 * kappa))
+            spread = _power_mean(bent, n / u, -2 * kappa)
         return mean + (curvature * mean + slope) * variance / beta * moved, variance * spread
 
 
-def _h(bent: float, y: float, power: float) -> float:
-    return 1 - bent * (1 - y**power)
-
-
-def _mean_of(function: Callable[[float], float]) -> float:
-    """Over [0, 1]."""
-    return quad(function, 0, 1, epsabs=1e-13, epsrel=1e-13, limit=200)[0]
+def _power_mean(bent: float, inner: float, outer: float) -> float:
+    """``int_0^1 (1 - bent (1 - y^inner))^outer dy``, in pieces that end where ``y^inner`` does."""
+    ends = [0.0, *(math.exp(-reach / inner) for reach in (40.0, 5.0, 0.5)), 1.0]
+    return sum(
+        quad(lambda y: (1 - bent * (1 - y**inner)) ** outer, low, high, epsabs=1e-13)[0]
+        for low, high in itertools.pairwise(ends)
+    )

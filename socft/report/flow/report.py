@@ -1,11 +1,13 @@
-"""The report of the study ``fixed_points``: what methods for flow models really optimise."""
+"""The report of the studies ``fixed_points``, ``flow_budget`` and ``sde_ode``: what methods for
+flow models really optimise.
+"""
 
 from __future__ import annotations
 
 from socft.report.base import Document, Report, claims_provenance, provenance
 from socft.report.claim_records import Claims
 from socft.report.document import Contribution, FrontPage, contributions, document
-from socft.report.flow import figures, findings, tables
+from socft.report.flow import budget, figures, findings, sampler_findings, samplers, tables
 from socft.report.rows import Rows
 from socft.report.typeset import figure, integer, paper
 from socft.study.vocabulary import schemas
@@ -23,22 +25,33 @@ CONTRIBUTIONS = (
     Contribution("the optimum in continuous time is the tilt", "arXiv 2409.08861"),
     Contribution("the equations (E), (N) and (D) of the limits, and the second order of (E)"),
     Contribution("the equations solved without samples, and runs held against them"),
+    Contribution(
+        "the law under another sampler than that of training, in closed form on Gaussians"
+    ),
 )
+QUESTIONS = findings.QUESTIONS + sampler_findings.QUESTIONS
 
 
 def compose(rows: Rows, claims: Claims) -> Document:
-    """The document of the study's records."""
-    pictures = {"distance.svg": figures.distance(rows), "limits.svg": figures.limits(rows)}
+    """The document of the studies' records."""
+    fixed = rows.of(schemas.FIXED_POINTS)
+    pictures = {
+        "distance.svg": figures.distance(fixed),
+        "limits.svg": figures.limits(fixed),
+        "samplers.svg": samplers.picture(rows.of(schemas.SDE_ODE)),
+    }
     source = document(
         "What fine-tuning methods for flow models optimise",
         "Fixed points of published methods, predicted by equations and measured on samples",
-        FrontPage.of(rows, claims, findings.QUESTIONS),
-        _abstract(rows),
+        FrontPage.of(rows, claims, QUESTIONS),
+        _abstract(fixed),
         _setting(),
         _equations(),
-        _table(rows),
-        _evidence(rows),
-        _strengths(rows),
+        _table(fixed),
+        _evidence(fixed),
+        _strengths(fixed),
+        budget.chapter(rows),
+        samplers.chapter(rows),
         _claims(claims),
         _limitations(),
         "= What is known and what is ours\n\n" + contributions(CONTRIBUTIONS),
@@ -50,9 +63,9 @@ def compose(rows: Rows, claims: Claims) -> Document:
 REPORT = Report(
     "flow",
     compose,
-    (schemas.FIXED_POINTS,),
+    (schemas.FIXED_POINTS, schemas.FLOW_BUDGET, schemas.SDE_ODE),
     shown=("limits.svg",),
-    questions=findings.QUESTIONS,
+    questions=QUESTIONS,
 )
 
 
@@ -68,7 +81,8 @@ samples. Adjoint matching, the full adjoint and the score function reach the opt
 which is the tilt $p exp(r\/b)\/Z$ up to $O(1\/T)$; the policy gradients of the GRPO family leave
 out the KL divergence of later steps; methods that regress on re-noised samples solve the endpoint
 covariance equation, whose second order is twice that of the tilt; and what has no KL term has no
-limit.
+limit. Methods are then compared at an equal budget, bias and variance together, and a theorem says
+where a model goes that was trained with noise and is sampled without.
 """
 
 
@@ -255,6 +269,8 @@ def _reproduction(rows: Rows, claims: Claims) -> str:
 
 ```
 socft toy fixed_points --out reports/records
+socft toy flow_budget --out reports/records
+socft toy sde_ode --out reports/records
 socft verify --out reports/records
 socft report flow --records reports/records --out reports
 ```

@@ -9,13 +9,14 @@ import pytest
 from socft.estimators.catalogue import CATALOGUE
 from socft.records import Record
 from socft.report.claim_records import Claims
-from socft.report.flow import tables
+from socft.report.flow import budget, samplers, tables
 from socft.report.flow.report import REPORT, compose
 from socft.report.rows import Rows
 from socft.report.typeset import compile_pdf
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.predictions import SamplerPrediction
 from socft.study.vocabulary.problems import ProblemName
 
 PLACE = {"T": 10, "beta": 2.0}
@@ -71,3 +72,57 @@ def test_the_report_compiles_with_and_without_records():
     for each in (rows(5.0), Rows((), studies=REPORT.studies)):
         document = compose(each, Claims())
         assert compile_pdf(document.source, document.pictures).startswith(b"%PDF")
+
+
+def predicted(value: float) -> Record:
+    return Record(
+        schemas.SDE_ODE.name,
+        ProblemName.FLOW_LINEAR,
+        Metric.PREDICTED,
+        value,
+        {
+            "prediction": str(SamplerPrediction.OWN_SAMPLER),
+            "trained": 0.7,
+            "low": 0.9,
+            "high": None,
+        },
+    )
+
+
+def test_predictions_that_miss_are_counted_and_shown():
+    found = Rows((predicted(0.95), predicted(0.8), predicted(2.0)), studies=(schemas.SDE_ODE,))
+    cells = samplers.predictions(found)
+    assert "[$2$ of $3$],\n  [Gaussian, $r = x$, $0.7$: $0.800$]" in cells
+    assert samplers.holds(predicted(0.9))
+
+
+def budgeted(method: MethodName, metric: Metric, value: float, at: str = "optimum") -> Record:
+    return Record(
+        schemas.FLOW_BUDGET.name,
+        ProblemName.FLOW_OVERLAPPING,
+        metric,
+        value,
+        {"T": 10, "beta": 2.0, "at": at, "low": 1, "high": 2},
+        method,
+        stderr=0.01 if metric == Metric.BIAS else None,
+        seeds=10,
+        evaluations=40,
+    )
+
+
+def test_methods_with_another_limit_stand_behind_the_ranked_ones_without_a_rank():
+    records = [
+        budgeted(MethodName.RAM, Metric.BIAS, 0.3),
+        budgeted(MethodName.RAM, Metric.ERROR_AT_BUDGET, 1.5),
+        budgeted(MethodName.FULL_ADJOINT, Metric.BIAS, 0.0),
+        budgeted(MethodName.FULL_ADJOINT, Metric.RANK, 2),
+        budgeted(MethodName.ADJOINT_MATCHING, Metric.RANK, 1),
+    ]
+    cells = budget.table(Rows(tuple(records), studies=(schemas.FLOW_BUDGET,)))
+    places = [cells.index(f'#"{name}";') for name in ("adjoint matching", "full adjoint", "RAM")]
+    assert places == sorted(places)
+    last = cells[places[2] :]
+    assert "$0.30$ $plus.minus$ $0.01$" in last
+    assert "$1.5$ ($1.0$–$2.0$)" in last
+    assert "[–]" in last
+    assert "$2$ [1–2]" in cells[places[1] : places[2]]
