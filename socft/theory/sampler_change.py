@@ -116,6 +116,8 @@ def _power_mean(bent: float, inner: float, outer: float) -> float:
     """``int_0^1 (1 - bent (1 - y^inner))^outer dy``, in pieces that end where ``y^inner`` does."""
     ends = [0.0, *(math.exp(-reach / inner) for reach in (40.0, 5.0, 0.5)), 1.0]
     return sum(
-        quad(lambda y: (1 - bent * (1 - y**inner)) ** outer, low, high, epsabs=1e-13)[0]
+        quad(lambda y: (1 - bent * (1 - y**inner)) ** outer, low, high, epsabs=1e-13, epsrel=1e-12)[
+            0
+        ]
         for low, high in itertools.pairwise(ends)
     )
