@@ -19,7 +19,6 @@ CHAIN = (
     MethodName.SCORE_FUNCTION_LEAVE_ONE_OUT,
 )
 RENOISED = (MethodName.RAM, MethodName.AWM, MethodName.DIFFUSION_NFT_VELOCITY)
-ALONE = (MethodName.DDPO, MethodName.DANCE_GRPO)
 SAME = 1e-6
 
 
@@ -110,14 +109,6 @@ def _weights(rows: Rows, _: Claims) -> Answer:
     return numbers, abs(chain.value - STRENGTH) < SAME and max(grpo.value, guard.value) < STRENGTH
 
 
-def _alone(rows: Rows, _: Claims) -> Answer:
-    found = rows.where(Metric.TV_TO_TILT, ProblemName.FLOW_OVERLAPPING, source="samples")
-    ends = [one(found.where(estimator=name), 2) for name in ALONE]
-    chain = one(found.where(estimator=MethodName.ADJOINT_MATCHING), 2)
-    numbers = {"ddpo": ends[0], "dance": ends[1], "chain": chain}
-    return numbers, min(each.value for each in ends) > 0.5 > 10 * chain.value
-
-
 QUESTIONS = (
     Question(
         "Predictions",
@@ -152,11 +143,5 @@ QUESTIONS = (
         "Rewards divided by their standard deviation price the divergence less the further one has"
         " gone: of a weight of {asked} at the start Flow-GRPO leaves {grpo}, GRPO-Guard {guard}.",
         _weights,
-    ),
-    Question(
-        "The reward alone",
-        "Without a KL term there is no limit: where training stopped DDPO is {ddpo} and DanceGRPO"
-        " {dance} from the tilt, adjoint matching {chain}.",
-        _alone,
     ),
 )

@@ -29,7 +29,7 @@ CONTRIBUTIONS = (
         "the law under another sampler than that of training, in closed form on Gaussians"
     ),
 )
-QUESTIONS = findings.QUESTIONS + sampler_findings.QUESTIONS
+QUESTIONS = (*findings.QUESTIONS, sampler_findings.QUESTION)
 
 
 def compose(rows: Rows, claims: Claims) -> Document:

@@ -256,4 +256,10 @@ concave (checked for $T = 5$ and $20$ on $N(0, 1)$), so that between there is a 
 chain samples exactly the tilt, and the flow does not. $N(0, 1)$ with $r = -x^2$ is near it.
 
 {predictions(found)}
+
+A gap with a negative order grows with the number of steps: there the prediction that it stays is
+refuted, and the conclusion stands. Orders of the distance to the closed form that are larger than
+predicted may be those of faster terms, which rule as long as the slow one is small; laws of longer
+chains would have to tell. Distances that pass near zero at some number of steps, as that of the
+chain on $N(0, 1)$, have no order there.
 """
