@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from sd_experiments import config
+from sd_experiments.model.flow_model import FlowModel
 from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.loading import random_latent_model
 from sd_experiments.model.memory import MB, free_bytes, peak_mb, reset_peak
@@ -35,16 +36,18 @@ from sd_experiments.training.build import (
     load_model,
     load_reward_model,
     random_model,
+    shipped,
 )
 from sd_experiments.training.callbacks import reporters
 from sd_experiments.training.session import check_images, load_config, load_judges
 from socft.checks import InvalidProblem, require, told
 from socft.costates.base import Cost
 from socft.estimators.catalogue import ANYWHERE
+from socft.flow import FlowReference, flow_ddim, uniform_times
 from socft.path import Noise, rollout
 from socft.policy import FunctionPolicy
 from socft.problem import ControlProblem
-from socft.reference import ScoreReference, States
+from socft.reference import Reference, ScoreReference, States
 from socft.reward import FunctionReward, PerSample
 from socft.schedule import variance_preserving
 
@@ -187,12 +190,7 @@ def _named(device: torch.device) -> str:
 
 
 def _described(settings: config.ModelConfig) -> str:
-    if settings.path == "tiny":
-        from sd_experiments import tiny
-
-        folder = tiny.MODEL
-    else:
-        folder = folder_of(settings.path)
+    folder = folder_of(shipped(settings.path))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return f"{folder}, {size / GB:.2f} GB"
 
@@ -220,10 +218,7 @@ def uses_reward_gradient(
     dims = SMALL
     if base is not None:
         dims = (base.latent_dims[0], *base.latent_of(settings.sampler.size))
-    reference, asked = (
-        ScoreReference(variance_preserving(settings.sampler.steps), lambda k, x: -x, dims),
-        [],
-    )
+    reference, asked = _free_chain(settings.sampler.steps, dims, isinstance(base, FlowModel)), []
 
     def reward(x: States) -> PerSample:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -245,6 +240,14 @@ def uses_reward_gradient(
     with torch.no_grad():
         estimator.label(problem, policy, path)
     return bool(asked)
+
+
+def _free_chain(steps: int, dims: tuple[int, ...], is_flow: bool) -> Reference:
+    """A chain of the model's kind that costs nothing."""
+    if is_flow:
+        times = uniform_times(steps, last=1 / (2 * steps))
+        return FlowReference(flow_ddim(times), lambda k, x: x, dims)
+    return ScoreReference(variance_preserving(steps), lambda k, x: -x, dims)
 
 
 def _measured(experiment: Experiment) -> list[Readiness]:

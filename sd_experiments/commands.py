@@ -157,8 +157,8 @@ class ReproduceCommand:
       socft sd reproduce --variants --workers 2
     """
 
-    scale: Literal["tiny", "sd15"] = "tiny"
-    """The model that comes with this package, or Stable Diffusion 1.5."""
+    scale: Literal["tiny", "tiny_flow", "sd15"] = "tiny"
+    """A model that comes with this package, the second of flows, or Stable Diffusion 1.5."""
     quick: bool = False
     """Two rounds of every run, to see that everything works; the numbers mean nothing, the report
     included.
@@ -237,7 +237,7 @@ class GradientNormCommand:
       socft sd gradient-norm --quick
     """
 
-    scale: Literal["tiny", "sd15"] = "tiny"
+    scale: Literal["tiny", "tiny_flow", "sd15"] = "tiny"
     """As for sd reproduce."""
     model: Model = None
     """As for sd reproduce."""
@@ -283,9 +283,14 @@ class BenchmarkCommand:
 
     def run(self) -> None:
         from sd_experiments.studies.benchmark import run
+        from socft.study.vocabulary.metrics import Metric
         from socft.study.vocabulary.schemas import SD_BENCHMARK
 
         records = run(self.config, self.random, self.quick, self.out, changes=self.changes)
+        for record in records:
+            if record.metric == Metric.SPEEDUP:
+                error = "" if record.stderr is None else f" ± {record.stderr:.2f}"
+                print(f"{record.setting['saving']}: {record.value:.2f}{error} times as fast")
         _print_count(records, self.out, SD_BENCHMARK.name)
 
 

@@ -97,13 +97,19 @@ class ModelConfig:
 
     Attributes:
         path: directory of a saved diffusers pipeline, or name of one downloaded from the Hugging
-            Face hub, or "tiny" for the one that comes with this package.
+            Face hub, or "tiny" or "tiny_flow" for those that come with this package.
         dtype: dtype of the frozen network; states are float32 (float64 with a float64 network).
         device: where it runs; "auto" is the GPU if there is one.
         micro_batch: samples per network call; all at once by default.
         checkpointing: keep only the inputs of the network's blocks for backward passes.
         max_sequence_length: rows of T5's states, which Stable Diffusion 3 and FLUX read; as their
             pipelines by default (256 and 512), and 0 where there is no T5.
+        keep_frozen: keep the frozen network's outputs at the states of a round, which a gradient
+            step then does not evaluate again; as much memory and disk as the states.
+        merge_layers: draw with the low-rank layers merged into the weights, unless these are in
+            half precision; the weights of the layers' targets are then there twice.
+        channels_last: keep the weights of convolutions channel by channel, as some processors
+            prefer.
     """
 
     path: Name = "tiny"
@@ -112,6 +118,9 @@ class ModelConfig:
     micro_batch: Count | None = None
     checkpointing: Flag = False
     max_sequence_length: Annotated[Whole, Field(ge=0, le=MOST)] | None = None
+    keep_frozen: Flag = True
+    merge_layers: Flag = True
+    channels_last: Flag = False
 
 
 @_table

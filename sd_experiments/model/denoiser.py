@@ -18,7 +18,7 @@ from typing import Any
 import peft
 import torch
 from jaxtyping import Real
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
@@ -26,6 +26,8 @@ from sd_experiments.model.prompts import EncodedPrompt
 from sd_experiments.model.transforms import is_forward_mode, is_transforming
 from socft.checks import require
 from socft.reference import States
+
+HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,7 @@ class LatentDenoiser(abc.ABC):
         self.adapters: Sequence[Any] = ()
         self.calls = 0
         self._adapted = False
+        self._merged: Sequence[_MergedLayer] = ()
         if checkpointing:
             network.enable_gradient_checkpointing(self._checkpoint_block)
 
@@ -134,6 +137,25 @@ class LatentDenoiser(abc.ABC):
                 " version in constraints.txt.",
             )
 
+    @contextlib.contextmanager
+    def merging(self) -> Iterator[None]:
+        """Until the layers change, calls that ask for them use the sum of their product and the
+        frozen weight, at the cost of the frozen network and the memory of these weights once more.
+
+        They have no derivative in the layers' own weights, but the right one in the state. In half
+        precision nothing is merged: small changes would be lost in rounding, and what samples would
+        be another policy than what learns.
+        """
+        weights = next(self.network.parameters())
+        if self._merged or weights.dtype in HALVES:
+            yield
+            return
+        self._merged = tuple(map(_MergedLayer.of, self.adapters))
+        try:
+            yield
+        finally:
+            self._merged = ()
+
     def _predict(self, timesteps: Tensor, x: Tensor, condition: Condition, adapted: bool) -> Tensor:
         weight, negative = condition.guidance, condition.negative
         with self._switched(adapted), self._attention():
@@ -156,14 +178,15 @@ class LatentDenoiser(abc.ABC):
     def _switched(self, adapted: bool) -> Iterator[None]:
         """Low-rank layers on or off."""
         before, self._adapted = self._adapted, adapted
+        layers = self._merged or self.adapters
         if adapted != before:
-            _switch(self.adapters, adapted)
+            _switch(layers, adapted)
         try:
             yield
         finally:
             self._adapted = before
             if adapted != before:
-                _switch(self.adapters, before)
+                _switch(layers, before)
 
     def _attention(self) -> contextlib.AbstractContextManager[Any]:
         return (
@@ -196,9 +219,36 @@ class UNetDenoiser(LatentDenoiser):
         )[0]
 
 
-def _switch(adapters: Sequence[Any], adapted: bool) -> None:
-    """Set what peft's property ``disable_adapters`` reads: its public switch also flips
+@dataclasses.dataclass(frozen=True, eq=False)
+class _MergedLayer:
+    """A layer of the network with either of two weights.
+
+    They are two parameters, which change places: a graph keeps the one it was recorded with.
+    """
+
+    layer: nn.Module
+    frozen: nn.Parameter
+    adapted: nn.Parameter
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, adapter: Any) -> _MergedLayer:
+        layer = adapter.get_base_layer()
+        total = layer.weight + sum(map(adapter.get_delta_weight, adapter.active_adapters))
+        return cls(layer, layer.weight, nn.Parameter(total, requires_grad=False))
+
+    def switch(self, adapted: bool) -> None:
+        self.layer.weight = self.adapted if adapted else self.frozen
+
+
+def _switch(layers: Sequence[Any], adapted: bool) -> None:
+    """Low-rank layers, or those that they are merged with, on or off.
+
+    Of peft's layers, set what its property ``disable_adapters`` reads: its public switch also flips
     ``requires_grad``, and attributes of modules are slow beside a small network.
     """
-    for layer in adapters:
-        object.__setattr__(layer, "_disable_adapters", not adapted)
+    for layer in layers:
+        if isinstance(layer, _MergedLayer):
+            layer.switch(adapted)
+        else:
+            object.__setattr__(layer, "_disable_adapters", not adapted)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sd_experiments.model.denoiser import Condition
 from sd_experiments.model.flow_model import FlowModel
-from sd_experiments.model.latent_reference import FrozenOutput, LatentReference
+from sd_experiments.model.frozen_output import FrozenOutput
+from sd_experiments.model.latent_reference import LatentReference
 from sd_experiments.model.prompts import EncodedPrompt, Size
 from sd_experiments.model.transformer import GUIDANCE
 from socft.checks import require
@@ -94,11 +95,8 @@ class FlowModelReference(FlowReference, LatentReference[FlowModel]):
         ].expand(len(x))
         return self.base.denoiser(timesteps, x, condition, adapted)
 
-    def fine_tuned(self, guided: bool) -> FlowReference:
-        def velocity(k: Step, x: States) -> States:
-            return self.tuned_output(k, x, guided)
-
-        return FlowReference(self.schedule, velocity, self.dims)
+    def chain_of(self, output: VelocityModel, /) -> FlowReference:
+        return FlowReference(self.schedule, output, self.dims)
 
 
 def ode_sample(

@@ -23,6 +23,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from sd_experiments.model.denoiser import HALVES
 from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.latent_reference import LatentReference
 from socft.checks import InvalidProblem, meant, require, tried
@@ -35,7 +36,6 @@ from socft.reference import Noises, Reference, States, Step
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of every attention layer, diffusers' usual choice."""
 ADAPTER = "default"
-HALVES = (torch.float16, torch.bfloat16)
 SHOWN = 12
 """Endings of layers' names that are listed."""
 Chain = TypeVar("Chain", bound=LatentReference[Any])
@@ -187,35 +187,52 @@ class LoRAPolicy(Policy, Generic[Chain]):
         self.guided = guided
 
     def __call__(self, k: Step, x: States) -> Noises:
-        return self.reference.control_of(k, x, self.reference.tuned_output(k, x, self.guided))
+        return self.reference.control_of(k, x, self.tuned_output(k, x))
 
     @property
     def sampler(self) -> Reference:
         """The fine-tuned chain on its own, with mean ``m^theta``: one evaluation per step where the
         policy takes two.
         """
-        return self.reference.fine_tuned(self.guided)
+        return self.reference.chain_of(self.tuned_output)
+
+    def tuned_output(self, k: Step, x: States) -> States:
+        """The fine-tuned network's output, guided or not."""
+        return self.reference.tuned_output(k, x, self.guided)
 
 
-def sample_states(policy: LoRAPolicy, noise: Noise) -> Path:
-    """States of the fine-tuned sampler at one evaluation per step; as a path of that chain it has
-    no controls.
+@dataclasses.dataclass(frozen=True, eq=False)
+class TunedPath:
+    """A path of the fine-tuned sampler before anyone asked the frozen network about it.
 
-    Estimators that look at states only, such as adjoint matching, need no more; `add_controls` adds
-    the controls.
+    Attributes:
+        path: states and noise; its controls are zero, as if the chain were the pre-trained one.
+        outputs: the fine-tuned network's at the states, shape (T, batch, *dims).
     """
-    return rollout(policy.sampler, Uncontrolled(policy.reference), noise)
+
+    path: Path
+    outputs: Float[torch.Tensor, "steps batch *dims"]
+
+    def controlled(self, reference: LatentReference[Any]) -> Path:
+        """The same as a path of the reference, with the controls that the outputs stand for."""
+        states = self.path.states[:-1]
+        pairs = zip(states, self.outputs, strict=True)
+        controls = [reference.control_of(k, x, output) for k, (x, output) in enumerate(pairs)]
+        return dataclasses.replace(self.path, controls=torch.stack(controls))
 
 
-def add_controls(reference: Reference, path: Path) -> Path:
-    """The same states and noises as a path of ``reference``:
-    ``v_k = B^+ (x_{k+1} - m_k(x_k)) - xi_k``, without a policy.
+def sample_tuned(policy: LoRAPolicy[Any], noise: Noise) -> TunedPath:
+    """A path of the fine-tuned sampler at one evaluation per step; for estimators that look at
+    states only, such as adjoint matching, which ask the frozen network about them anyway.
     """
-    controls = []
-    for k, x in enumerate(path.states[:-1]):
-        shift = reference.diffusion.whiten(k, x, path.states[k + 1] - reference.mean(k, x))
-        controls.append(shift - path.noise.steps[k].to(x))
-    return dataclasses.replace(path, controls=torch.stack(controls))
+    outputs = []
+
+    def kept(k: Step, x: States) -> States:
+        outputs.append(policy.tuned_output(k, x))
+        return outputs[-1]
+
+    path = rollout(policy.reference.chain_of(kept), Uncontrolled(policy.reference), noise)
+    return TunedPath(path, torch.stack(outputs))
 
 
 @torch.no_grad()

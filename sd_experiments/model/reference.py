@@ -14,15 +14,86 @@ its own device, a few rows at a time; everything else is in the dtype of the sta
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
+from jaxtyping import Int
 from torch import Tensor
 
 from sd_experiments.model.denoiser import Condition
-from sd_experiments.model.latent_reference import FrozenOutput, LatentReference
-from sd_experiments.model.sampling import EVEN, sampling_schedule
+from sd_experiments.model.frozen_output import FrozenOutput
+from sd_experiments.model.latent_reference import LatentReference
+from sd_experiments.model.sampling import (
+    EVEN,
+    SamplingSchedule,
+    require_signal,
+    sampling_schedule,
+)
 from sd_experiments.model.stable_diffusion import NOISE, StableDiffusion
 from socft.checks import require
-from socft.reference import ScoreReference, Step, level_at
+from socft.reference import ScoreReference, States, Step, level_at
 from socft.schedule import ddim
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SamplerSettings:
+    """What a sampler is built from.
+
+    Attributes:
+        condition: the encoded prompts and the guidance scale.
+        sampling: timesteps and levels.
+        dims: shape of a latent.
+    """
+
+    condition: Condition
+    sampling: SamplingSchedule
+    dims: tuple[int, int, int]
+
+
+def prepare(
+    base: StableDiffusion,
+    prompt: str,
+    negative_prompt: str,
+    guidance: float,
+    steps: int,
+    eta: float,
+    spacing: str | None,
+    last_level: float | None,
+    latent: tuple[int, int] | None,
+) -> SamplerSettings:
+    """Encoded prompts, levels and sizes of a sampler.
+
+    Raises:
+        InvalidProblem: the last sigma is zero, the levels do not chain, or a number is out of
+            range.
+    """
+    require(
+        guidance >= 1,
+        f"guidance = {guidance}; give at least 1 (none), pipelines ignore smaller values.",
+    )
+    require(
+        eta > 0,
+        f"eta = {eta}: no step has noise and no control a finite KL; give eta in (0, 1].",
+    )
+    require(
+        spacing != EVEN or eta == 1,
+        f"eta = {eta} with {EVEN!r} spacing: no sampler of diffusers draws from that chain;"
+        " give eta = 1 or another spacing.",
+    )
+    height, width = base.latent_dims[1:] if latent is None else latent
+    told = base.encode(prompt, (height, width))
+    other = base.encode(negative_prompt, (height, width), negative=True)
+    return SamplerSettings(
+        Condition(told, other, guidance),
+        sampling_schedule(base.scheduler_config, steps, spacing, last_level),
+        (base.unet.config["in_channels"], height, width),
+    )
+
+
+def timesteps_at(sampling: SamplingSchedule, k: Step, x: States) -> Int[Tensor, " batch"]:
+    """The timestep of a step, or of every row's, that the network is told with each state."""
+    known = sampling.timesteps
+    return known[k.to(known.device) if isinstance(k, Tensor) else k].expand(len(x))
 
 
 class StableDiffusionReference(ScoreReference, LatentReference[StableDiffusion]):
@@ -58,57 +129,28 @@ class StableDiffusionReference(ScoreReference, LatentReference[StableDiffusion])
         last_level: float | None = None,
         latent: tuple[int, int] | None = None,
     ):
-        require(
-            guidance >= 1,
-            f"guidance = {guidance}; give at least 1 (none), pipelines ignore smaller values.",
+        said = prepare(
+            base, prompt, negative_prompt, guidance, steps, eta, spacing, last_level, latent
         )
-        require(
-            eta > 0,
-            f"eta = {eta}: no step has noise and no control a finite KL; give eta in (0, 1].",
-        )
-        require(
-            spacing != EVEN or eta == 1,
-            f"eta = {eta} with {EVEN!r} spacing: no sampler of diffusers draws from that chain;"
-            " give eta = 1 or another spacing.",
-        )
-        height, width = base.latent_dims[1:] if latent is None else latent
+        require_signal(said.sampling.abar, said.sampling.scheduler.config["timestep_spacing"])
         self.base = base
-        self.prompt = prompt
-        self.negative_prompt = negative_prompt
-        self.eta = eta
-        self.condition = Condition(
-            base.encode(prompt, (height, width)),
-            base.encode(negative_prompt, (height, width), negative=True),
-            guidance,
-        )
-        self.sampling = sampling_schedule(base.scheduler_config, steps, spacing, last_level)
+        self.prompt, self.negative_prompt, self.eta = prompt, negative_prompt, eta
+        self.condition, self.sampling = said.condition, said.sampling
         self._noise = NOISE[base.scheduler_config["prediction_type"]]
         self.output = FrozenOutput(lambda k, x: self.predict(k, x, False, self.condition))
-        super().__init__(
-            ddim(self.sampling.abar, eta),
-            self.output,
-            (base.unet.config["in_channels"], height, width),
-        )
+        super().__init__(ddim(self.sampling.abar, eta), self.output, said.dims)
 
     def predict(self, k: Step, x: Tensor, adapted: bool, condition: Condition) -> Tensor:
-        timesteps = self.sampling.timesteps[
-            k.to(self.sampling.timesteps.device) if isinstance(k, Tensor) else k
-        ].expand(len(x))
+        timesteps = timesteps_at(self.sampling, k, x)
         level, noise = level_at(self.sampling.abar, k, x)
         output = self.base.denoiser(timesteps, x, condition, adapted)
         return -self._noise(x, output, level, noise) / noise.sqrt()
 
-    def fine_tuned(self, guided: bool) -> ScoreReference:
-        return _FineTunedChain(self, guided)
+    def chain_of(self, output: Callable[[Step, States], States], /) -> ScoreReference:
+        return _FineTunedChain(self.schedule, output, self.dims)
 
 
 class _FineTunedChain(ScoreReference):
     """It is a class of its own since its score is the network that the reference is built on, and
     is not tried, at two evaluations, every time.
     """
-
-    def __init__(self, reference: StableDiffusionReference, guided: bool):
-        def score(k: Step, x: Tensor) -> Tensor:
-            return reference.tuned_output(k, x, guided)
-
-        super().__init__(reference.schedule, score, reference.dims)

@@ -32,7 +32,6 @@ from sd_experiments.model.keys import (
     signature,
 )
 from socft.checks import require
-from socft.schedule import soften_last
 
 EVEN = "log_snr"
 """Spacing with levels as even in the logarithm of their signal-to-noise ratio as the trained ones
@@ -75,8 +74,8 @@ def sampling_schedule(
         last_level: level of the sample, below 1; as configured by default.
 
     Raises:
-        InvalidProblem: a chain whose levels do not join up, reach 0, or end where the last kernel
-            has no noise.
+        InvalidProblem: a chain whose levels do not join up, or end where the last kernel has no
+            noise.
     """
     if spacing == EVEN:
         return _even(config, steps, last_level)
@@ -148,6 +147,7 @@ def _even(config: Any, steps: int, last_level: float | None) -> SamplingSchedule
         f"steps = {steps}; {EVEN!r} spacing has a trained level for every step: give between 1 and"
         f" {most}.",
     )
+    require_signal(abar[[-1]], EVEN)
     _require_noise(abar[[-1, 1, 0]], EVEN, None, float(abar[0]))
     log_ratio = torch.logit(abar)
     wanted = torch.linspace(float(log_ratio[-1]), float(log_ratio[0]), steps + 1, dtype=abar.dtype)[
@@ -217,20 +217,28 @@ def ddim_scheduler(config: Any, **changes: Any) -> DDIMScheduler:
     return DDIMScheduler(**options)
 
 
+def require_signal(levels: Tensor, spacing: str) -> None:
+    """Refuse a chain that starts without signal, where the noise says nothing about the picture.
+
+    Raises:
+        InvalidProblem: it does.
+    """
+    require(
+        float(levels[0]) > 0,
+        f"abar[0] = 0 with {spacing!r} spacing: the first step has no signal and no score; give"
+        " spacing='leading', which starts later.",
+    )
+
+
 def _require_noise(levels: Tensor, how: str, given: float | None, first: float) -> None:
-    """Refuse a chain without signal at its start or without noise at its end.
+    """Refuse a chain without noise at its end.
 
     Args:
         given: the last level that was asked for, if one was.
         first: the first trained level, at which diffusers ends with ``set_alpha_to_one = False``.
     """
-    require(
-        float(levels[0]) > 0,
-        f"abar[0] = 0 with {how!r} spacing: the first step has no signal and no score; give"
-        " spacing='leading', which starts later.",
-    )
     last, before = float(levels[-1]), float(levels[-2])
-    softened = float(soften_last(torch.cat([levels[:-1], levels.new_ones(1)]))[-1])
+    softened = (1 + before) / 2  # as `socft.schedule.soften_last` does
     named = "the last level" if given is None else f"last_level = {given:g}"
     would_do = last == 1 and before < first and given is None
     other = ", or a scheduler with set_alpha_to_one = False" if would_do else ""

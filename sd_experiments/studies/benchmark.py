@@ -7,7 +7,8 @@ rewards and labels, and the gradient of the loss. Each cell is measured in a pro
 because the peak of memory is a process': after a first step that is not counted, the median time of
 the next ones is ``seconds``. ``peak_mb`` is the largest memory in use and ``start_mb`` that of the
 models alone, on the GPU as its allocator counts, or else as main memory of the process. Steps are
-few enough for a median because their work is always the same. A cell that fails, for lack of memory
+few enough for a median because their work is always the same. What makes a step cheap is measured
+beside it (`sd_experiments.studies.savings`). A cell that fails, for lack of memory
 or because its estimator needs a gradient that the reward has not, is recorded as "refused" with the
 reason.
 """
@@ -26,9 +27,9 @@ import torch
 
 from sd_experiments import config
 from sd_experiments.assignments import read_assignments
-from sd_experiments.model.loading import latent_model
 from sd_experiments.model.memory import peak_mb, reset_peak
 from sd_experiments.studies.random_models import RANDOM
+from sd_experiments.studies.savings import savings_task
 from sd_experiments.training.build import Experiment, build, find_device
 from sd_experiments.training.session import make_loop
 from socft.checks import InvalidProblem, require, require_known
@@ -108,6 +109,10 @@ class BenchmarkSweep:
 
 FULL = BenchmarkSweep((10, 25, 50, 100), (1, 2, 5, 10, 20), (1, 4, 16, None), repeats=3)
 QUICK = BenchmarkSweep((2, 4), (1, 2), (1, None), repeats=1, base=BenchmarkCell(4, 2, 4))
+PAIRS = 3
+"""Pairs of measurements of a saving for every repetition of a cell."""
+LONGEST = 10_000
+"""Gradient steps, more than are ever compared."""
 QUICK_ESTIMATORS = (MethodName.ADJOINT_MATCHING, MethodName.FULL_ADJOINT)
 
 
@@ -161,7 +166,10 @@ def run(
         {str(name): ESTIMATORS[name] for name in QUICK_ESTIMATORS},
     )
     chosen = estimators or (small if quick else ESTIMATORS)
-    made = tasks(settings, random, chosen, sweep or (QUICK if quick else FULL))
+    varied = sweep or (QUICK if quick else FULL)
+    made = tasks(settings, random, chosen, varied)
+    if estimators is None:
+        made.append(_savings(settings, random, varied))
     schema = SD_BENCHMARK.of_anything(SD_BENCHMARK.name)
     records = runner.run(Study(schema, lambda _: made), quick, out)
     reasons = [record.setting["reason"] for record in records if record.metric == Metric.REFUSED]
@@ -218,6 +226,15 @@ def tasks(
         for name, options in estimators.items()
         for cell in sweep.cells(settings)
     ]
+
+
+def _savings(settings: config.ExperimentConfig, random: str | None, sweep: BenchmarkSweep) -> Task:
+    """Of adjoint matching in the first cell; there are two steps in every pair of each saving."""
+    repeats = PAIRS * sweep.repeats
+    cell = sweep.cells(settings)[0]
+    asked = cell_config(settings, MethodName.ADJOINT_MATCHING, {}, cell, LONGEST)
+    arguments = {"settings": asked.plain(), "random": random, "repeats": repeats}
+    return Task("what sharing and arranging the network's calls saves", savings_task, arguments)
 
 
 def cell_config(
@@ -326,12 +343,7 @@ def build_cell(settings: config.ExperimentConfig, random: str | None) -> Experim
     """The experiment of a configuration, with a random model if one is named."""
     if random is None:
         return build(settings)
-    model = settings.model
-    pipeline = RANDOM[random].pipeline(0, find_device(model.device), getattr(torch, model.dtype))
-    return build(
-        settings,
-        latent_model(pipeline, model.micro_batch, checkpointing=model.checkpointing),
-    )
+    return build(settings, RANDOM[random].base(settings.model))
 
 
 def device_title(device: torch.device) -> str:

@@ -34,10 +34,13 @@ from transformers import (
 )
 
 from sd_experiments import config
+from sd_experiments.model.latent_model import LatentModel
+from sd_experiments.model.loading import latent_model
 from sd_experiments.reward.image_reward import ImageReward, tokenizer_of
 from sd_experiments.reward.sizes import ImageRewardConfig
 from sd_experiments.tiny import architecture
 from sd_experiments.tiny.flow_architecture import build_flow
+from sd_experiments.training.build import find_device
 
 PROMPT = "a green rabbit"
 VOCABULARY, TOKENS = 49408, 77
@@ -67,6 +70,11 @@ class RandomModel:
                     part, device=device, dtype=dtype
                 )  # diffusers' own warns of what it does
         return pipeline
+
+    def base(self, model: config.ModelConfig) -> LatentModel:
+        """Its frozen parts, as a configuration asks for them."""
+        pipeline = self.pipeline(0, find_device(model.device), getattr(torch, model.dtype))
+        return latent_model(pipeline, model.micro_batch, checkpointing=model.checkpointing)
 
 
 def brightness() -> Callable[[Tensor, str], Tensor]:

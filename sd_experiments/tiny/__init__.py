@@ -1,7 +1,7 @@
-"""A tiny but real Stable Diffusion of captioned shapes, with a reward of ImageReward's
-architecture: load, sample, fine-tune.
+"""A tiny but real Stable Diffusion of captioned shapes, a flow model of the same captions, and a
+reward of ImageReward's architecture: load, sample, fine-tune.
 
-The four prompts stand for those of Han, Razaviyayn and Xu (arXiv 2412.18164v4, section 5). Both
+The four prompts stand for those of Han, Razaviyayn and Xu (arXiv 2412.18164v4, section 5). All
 models come with the scripts and seeds that trained them; ``quality.json`` says how well they do.
 """
 
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
     from sd_experiments.reward.image_reward import ImageReward
 
-__all__ = ["MODEL", "PROMPTS", "QUALITY", "REWARD", "pipeline", "reward"]
+__all__ = ["FLOW", "MODEL", "PROMPTS", "QUALITY", "REWARD", "pipeline", "reward"]
 
 _HERE = Path(__file__).parent
 MODEL = _HERE / "model"
+FLOW = _HERE / "flow"
 REWARD = _HERE / "reward"
 QUALITY = _HERE / "quality.json"
 

@@ -147,11 +147,10 @@ def accuracy(
 
 def measure(settings: QualitySettings, pipe: StableDiffusionPipeline) -> dict[str, Any]:
     """Everything there is to say about a pipeline, as plain values."""
-    random_captions = _random_captions(settings)
     asked: list[tuple[Skill, list[Caption]]] = [
         (skill, [parse_caption(PROMPTS[skill])] * settings.samples) for skill in SKILLS
     ]
-    asked += random_captions.items()
+    asked += random_captions(settings).items()
     generator = torch.Generator().manual_seed(settings.seed)
     rows = []
     with Progress("sampling", len(asked) * len(settings.guidance)) as progress:
@@ -224,7 +223,8 @@ def update(file: Path, section: str, content: Mapping[str, Any], command: str) -
     write_atomically(file, (json.dumps(known, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _random_captions(settings: QualitySettings) -> dict[Skill, list[Caption]]:
+def random_captions(settings: QualitySettings) -> dict[Skill, list[Caption]]:
+    """Captions of every skill that state its own fact."""
     rng = random.Random(settings.seed)
     return {
         skill: rng.choices(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -30,7 +31,9 @@ from sd_experiments.model.latent_reference import LatentReference
 from sd_experiments.model.loading import load_latent_model, random_latent_model
 from sd_experiments.model.policy import LoRA, LoRAPolicy
 from sd_experiments.model.reference import StableDiffusionReference
+from sd_experiments.model.sampling import sampling_schedule
 from sd_experiments.model.stable_diffusion import StableDiffusion
+from sd_experiments.model.zero_signal import ZeroSignalReference, starts_without_signal
 from sd_experiments.reward.clip_rewards import (
     AestheticScore,
     WeightedSum,
@@ -46,6 +49,7 @@ from sd_experiments.reward.rewards import (
     require_decoder,
 )
 from sd_experiments.training.prompt_task import PromptTask
+from sd_experiments.training.sharing import NetworkSharing
 from socft.checks import InvalidProblem, require, require_callable, require_known
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue import ANYWHERE
@@ -146,6 +150,8 @@ def build(
         f"{settings.estimator.name} makes a {type(estimator).__name__}; it must be an Estimator.",
     )
     base = load_model(settings.model) if base is None else base
+    if settings.model.channels_last:
+        base.denoiser.network.to(memory_format=torch.channels_last)
     if reward_model is None:
         reward_model = load_reward_model(settings.reward, find_device(settings.model.device))
     kind = BlackBoxImageReward if is_black_box(settings.reward) else DifferentiableImageReward
@@ -160,9 +166,9 @@ def build(
             kind(base, reward_model, prompt, settings.reward.chunk),
             settings.problem.beta,
         )
-        tasks.append(
-            PromptTask(prompt, problem, LoRAPolicy(reference, lora), reference.sharing_graphs)
-        )
+        policy, model = LoRAPolicy(reference, lora), settings.model
+        sharing = NetworkSharing(policy, model.keep_frozen, model.merge_layers)
+        tasks.append(PromptTask(prompt, problem, policy, sharing))
     return Experiment(
         settings, base, lora, tuple(tasks), estimator, load_checker(settings.monitor.checker)
     )
@@ -197,7 +203,11 @@ def build_reference(
             given == usual,
             f"sampler.{name} = {given!r} is for flows, and this model is none; leave it out.",
         )
-    return StableDiffusionReference(
+    levels = sampling_schedule(
+        base.scheduler_config, sampler.steps, sampler.spacing, sampler.last_level
+    )
+    chain = ZeroSignalReference if starts_without_signal(base, levels) else StableDiffusionReference
+    return chain(
         base,
         prompt,
         sampler.negative_prompt,
@@ -269,7 +279,7 @@ def load_model(settings: config.ModelConfig) -> LatentModel:
             pipeline, settings.micro_batch, checkpointing=settings.checkpointing
         )
     return load_latent_model(
-        settings.path,
+        shipped(settings.path),
         dtype,
         device,
         settings.micro_batch,
@@ -285,13 +295,20 @@ def random_model(settings: config.ModelConfig) -> LatentModel:
         InvalidProblem: one of them is missing or of another network.
     """
     return random_latent_model(
-        settings.path,
+        shipped(settings.path),
         getattr(torch, settings.dtype),
         find_device(settings.device),
         settings.micro_batch,
         settings.max_sequence_length,
         checkpointing=settings.checkpointing,
     )
+
+
+def shipped(path: str) -> str | Path:
+    """The folder of a model that comes with this package by its name, and any other as it is."""
+    from sd_experiments import tiny
+
+    return {"tiny": tiny.MODEL, "tiny_flow": tiny.FLOW}.get(path, path)
 
 
 def load_reward_model(

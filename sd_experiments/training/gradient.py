@@ -176,12 +176,13 @@ class GradientAccumulator:
         draws); how many were limited.
         """
         task = self.tasks[rollouts.task]
-        flat = k.flatten()
-        rows = rollouts.labels.rows(flat, local.repeat_interleave(k.shape[1])).to(self.device)
+        flat, sample = k.flatten(), local.repeat_interleave(k.shape[1])
+        rows = rollouts.labels.rows(flat, sample).to(self.device)
         limited = 0
         if self.batch.target_clip is not None and isinstance(self.estimator, MatchingEstimator):
             rows, limited = clip_targets(rows, self.batch.target_clip / task.problem.beta[flat])
-        with torch.enable_grad():
+        known = rollouts.known_rows(flat, sample, self.device)
+        with torch.enable_grad(), task.sharing.recalling(known):
             value = self.estimator.loss(task.problem, task.policy, flat, rows)
         return value, value.detach().double().cpu().reshape(k.shape), limited
 

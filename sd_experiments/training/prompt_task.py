@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable
 
+from sd_experiments.training.sharing import NoSharing, Sharing
 from socft.policy import Policy
 from socft.problem import ControlProblem
 
@@ -18,10 +17,10 @@ class PromptTask:
         name: the prompt.
         problem: what is maximised.
         policy: the trained layers at work on this prompt.
-        labelling: entered while labels are made, to share work.
+        sharing: what calls of their network share.
     """
 
     name: str
     problem: ControlProblem
     policy: Policy
-    labelling: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    sharing: Sharing = dataclasses.field(default_factory=NoSharing)

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save
 from torch import Tensor
 
+from sd_experiments.model.frozen_output import FrozenEvaluation
 from socft.checks import require
 from socft.estimators.base import Labels
 from socft.path import Noise, Path
@@ -62,6 +63,7 @@ class RolloutBatch:
         path: states, controls and noise.
         labels: made by the estimator.
         rewards: of the samples.
+        frozen: the frozen network's outputs at the states, shape (T, batch, *dims), if known.
     """
 
     task: int
@@ -69,6 +71,23 @@ class RolloutBatch:
     path: Path
     labels: Labels
     rewards: PerSample
+    frozen: Float[Tensor, "steps batch *dims"] | None = None
+
+    def known(self, device: torch.device) -> list[FrozenEvaluation]:
+        """The frozen outputs, one answer per step, on a device."""
+        if self.frozen is None:
+            return []
+        pairs = zip(self.path.states, self.frozen, strict=False)
+        return [FrozenEvaluation(k, x.to(device), y.to(device)) for k, (x, y) in enumerate(pairs)]
+
+    def known_rows(
+        self, k: Int[Tensor, " rows"], sample: Int[Tensor, " rows"], device: torch.device
+    ) -> list[FrozenEvaluation]:
+        """The frozen outputs of some (step, sample) pairs in one answer, on a device."""
+        if self.frozen is None:
+            return []
+        x, y = self.path.states[k, sample], self.frozen[k, sample]
+        return [FrozenEvaluation(k, x.to(device), y.to(device))]
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, by name; labels at the path's own states do not repeat these."""
@@ -78,6 +97,7 @@ class RolloutBatch:
             "rewards": self.rewards,
         }
         named |= {"initial": self.path.noise.initial, "noise": self.path.noise.steps}
+        named |= {} if self.frozen is None else {"frozen": self.frozen}
         labels = self.labels.tensors()
         if torch.equal(self.labels.states, self.path.states[:-1]):
             del labels["states"]
@@ -105,7 +125,8 @@ class RolloutBatch:
             f"the checkpoint has labels of the kind {about['labels']!r}; run with the estimator"
             " that made them.",
         )
-        return cls(about["task"], tuple(about["index"]), path, kind(**fields), tensors["rewards"])
+        index, frozen = tuple(about["index"]), tensors.get("frozen")
+        return cls(about["task"], index, path, kind(**fields), tensors["rewards"], frozen)
 
     def about(self) -> dict[str, Any]:
         """What is not a tensor."""

@@ -23,11 +23,13 @@ from sd_experiments.training.replay_buffer import (
     log_likelihood_ratios,
     seeded_generator,
 )
+from sd_experiments.training.sharing import frozen_along
 from socft.checks import require
 from socft.estimators.base import Estimator, Labels
 from socft.path import Noise, Path, rollout
 from socft.path_measure import normalised
 from socft.reference import States
+from socft.reward import PerSample
 
 REMEDY = (
     "the layers keep their last finite weights: continue with a lower optimiser.rate or"
@@ -124,25 +126,38 @@ class RolloutCollector:
 
     @torch.no_grad()
     def _sampled(self, number: int, slot: int) -> RolloutBatch:
-        """A full rollout: as many network evaluations as sampling first and measuring the controls
-        afterwards.
-        """
+        """Paths, their rewards and labels, and what the frozen network said on the way."""
         prompt, count = self._prompt(number, slot), self.batch.trajectories
         task, own = (
             self.tasks[prompt],
             tuple(i for i in range(slot * count, (slot + 1) * count) if self.group.is_local(i)),
         )
-        path = self._rolled(task, number, own)
+        noise, places = self._noise(task, number, own), [i - slot * count for i in own]
+        with task.sharing.merging(), task.sharing.recording() as recorded:
+            tuned = task.sharing.sample_tuned(noise) if self._states_first(own) else None
+            path = self._rolled(task, noise) if tuned is None else tuned.path
+            labels = self._labels(task, path, places)
+            if tuned is not None:
+                path = tuned.controlled(task.problem.reference)
         rewards = task.problem.reward(path.final) if own else path.final.new_zeros(0)
-        labels = self._labels(task, path, [i - slot * count for i in own])
+        frozen = frozen_along(path, recorded)
         noise = Noise(path.noise.initial.cpu(), path.noise.steps.cpu())
-        stored = Path(path.states.cpu(), path.controls.cpu(), noise)
-        return RolloutBatch(prompt, own, stored, labels.to(torch.device("cpu")), rewards.cpu())
+        return RolloutBatch(
+            prompt,
+            own,
+            Path(path.states.cpu(), path.controls.cpu(), noise),
+            labels.to(torch.device("cpu")),
+            rewards.cpu(),
+            None if frozen is None else frozen.cpu(),
+        )
 
-    def _rolled(self, task: PromptTask, number: int, own: Sequence[int]) -> Path:
+    def _states_first(self, own: Sequence[int]) -> bool:
+        """Whether labels can be made before the controls are known."""
+        return bool(own) and not self.estimator.reads_controls
+
+    def _rolled(self, task: PromptTask, noise: Noise) -> Path:
         """Paths of the task's policy; the network is not asked about none."""
-        noise = self._noise(task, number, own)
-        if own:
+        if len(noise.initial):
             return rollout(task.problem.reference, task.policy, noise)
         return Path(
             noise.initial.new_zeros(len(noise.steps) + 1, *noise.initial.shape),
@@ -157,7 +172,7 @@ class RolloutCollector:
         joint = self.estimator.couples_batch and self.group.size > 1
         if not joint and not places:
             return Labels(path.states[:-1], path.controls)
-        with task.labelling():
+        with task.sharing.labelling():
             labels = self.estimator.label(
                 task.problem, task.policy, self._whole(path, places) if joint else path
             )
@@ -237,10 +252,7 @@ class RolloutCollector:
         Raises:
             InvalidProblem: a weight is not finite.
         """
-        own = [
-            log_likelihood_ratios(self.tasks[rollouts.task].policy, self._here(rollouts.path))
-            for rollouts in buffer.batches
-        ]
+        own = [self._log_ratios(rollouts) for rollouts in buffer.batches]
         places = [i for rollouts in buffer.batches for i in rollouts.index]
         rows = torch.cat([torch.zeros(0, dtype=torch.float64, device=self.device), *own])
         logs = self.group.gather(rows, places, buffer.size).cpu()
@@ -252,6 +264,11 @@ class RolloutCollector:
         buffer.ess = min(effective_share(each) for each in slots)
         if self.batch.weighted:
             buffer.importance_weights = torch.cat([normalised(each) for each in slots])
+
+    def _log_ratios(self, rollouts: RolloutBatch) -> PerSample:
+        task = self.tasks[rollouts.task]
+        with task.sharing.merging(), task.sharing.recalling(rollouts.known(self.device)):
+            return log_likelihood_ratios(task.policy, self._here(rollouts.path))
 
     def _here(self, path: Path) -> Path:
         noise = Noise(path.noise.initial.to(self.device), path.noise.steps.to(self.device))

@@ -28,6 +28,7 @@ from socft.checks import require, tried
 from socft.files import locked, write_atomically
 from socft.path import Noise, rollout
 from socft.policy import Policy, Uncontrolled
+from socft.reference import Reference, States
 
 CHECKPOINTS = "checkpoints"
 JUDGED = 4
@@ -146,19 +147,23 @@ def sample_images(
     """
     reference = task.problem.reference
     noise = evaluation_noise(experiment, task, number, seed)
-    path = rollout(reference, policy, noise)
-    final = path.final
-    if ode:
-        is_flow = isinstance(reference, FlowModelReference)
-        require(is_flow, "this model is no flow and has no ODE of its own; leave out --ode.")
-        assert isinstance(reference, FlowModelReference)
-        start = reference.initial(noise.initial)
-        final = ode_sample(reference, tuned_velocity(reference, policy), start)[-1]
+    with task.sharing.merging():
+        path = rollout(reference, policy, noise)
+        final = _ode_sample(reference, policy, noise) if ode else path.final
     parts = final.split(experiment.settings.reward.chunk)
     images = torch.cat([decode(experiment.base, part).float().cpu() for part in parts])
     return ImageSamples(
         images, task.problem.reward(final).cpu().double(), path.kl().sum(0).cpu().double()
     )
+
+
+def _ode_sample(reference: Reference, policy: Policy, noise: Noise) -> States:
+    """The ends of a flow's own sampler."""
+    is_flow = isinstance(reference, FlowModelReference)
+    require(is_flow, "this model is no flow and has no ODE of its own; leave out --ode.")
+    assert isinstance(reference, FlowModelReference)
+    start = reference.initial(noise.initial)
+    return ode_sample(reference, tuned_velocity(reference, policy), start)[-1]
 
 
 def sample_grid(

@@ -44,6 +44,10 @@ class AdjointMatching(CostateEstimator):
     def cost(self) -> Cost:
         return Cost(reference_derivatives=1)
 
+    @property
+    def reads_controls(self) -> bool:
+        return False
+
     def backward_pass(
         self, problem: ControlProblem, policy: Policy, path: Path
     ) -> Iterator[CostateStep]:
@@ -63,6 +67,10 @@ class PublishedAdjointMatching(MatchingEstimator):
     @property
     def cost(self) -> Cost:
         return Cost(reference_derivatives=1)
+
+    @property
+    def reads_controls(self) -> bool:
+        return False
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         return matching_labels(

@@ -136,6 +136,13 @@ class Estimator(Readable, abc.ABC, Generic[RowsT]):
         """
         return False
 
+    @property
+    def reads_controls(self) -> bool:
+        """Whether the labels of a path depend on its controls; where not, they can be made before
+        these are known.
+        """
+        return True
+
     def smallest_batch(self, problem: ControlProblem) -> int:
         """The fewest paths, of each group where there are any, of which labels can be made; fewer
         are refused.

@@ -28,12 +28,14 @@ from sd_experiments.studies.benchmark import (
     tasks,
 )
 from sd_experiments.studies.random_models import RANDOM, stable_diffusion_15
+from sd_experiments.studies.savings import savings, savings_task
 from sd_experiments.training.session import make_loop
 from socft.checks import InvalidProblem
 from socft.records import read
 from socft.report.rows import Rows
 from socft.report.stable_diffusion.tables import benchmark
 from socft.report.typeset import number
+from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import SD_BENCHMARK
 from toy.measure import MemoryMeter
 
@@ -182,6 +184,45 @@ def test_cells_are_recorded_and_failures_named(tmp_path: Path):
     assert by_name["seconds"].seeds == 2
     assert by_name["seconds"].evaluations == 2 * 3 + 2
     assert by_name["peak_mb"].value >= by_name["start_mb"].value > 0
+
+
+@pytest.mark.slow
+def test_a_saving_does_the_same_with_fewer_calls_or_cheaper_ones():
+    settings = cell_config(
+        RANDOM["small"].settings, "adjoint matching", {}, BenchmarkCell(3, 2, 2), 99
+    )
+    experiment = build_cell(settings, "small")
+    denoiser, calls = experiment.base.denoiser, {}
+    for saving in savings(experiment):
+        counted = []
+        for work in (saving.plain, saving.cheap):
+            before = denoiser.calls
+            work()
+            counted.append(denoiser.calls - before)
+        calls[saving.name] = tuple(counted)
+    shared = (2 * 3 + 3 + 2, 3 + 3 + 1)  # drawing, labels, loss
+    assert calls == {
+        "kept outputs": shared,
+        "merged layers": (shared[0],) * 2,
+        "both": shared,
+        "channels last": (shared[1],) * 2,
+        "batched guidance": (2, 1),
+        "prompt encoded once": (1, 1),
+    }
+
+
+@pytest.mark.slow
+def test_savings_are_recorded_pair_by_pair():
+    settings = cell_config(
+        RANDOM["small"].settings, "adjoint matching", {}, BenchmarkCell(2, 2, 1), 99
+    )
+    records = savings_task(settings.plain(), "small", 2)
+    assert len({record.setting["saving"] for record in records}) == len(records) == 6
+    for record in records:
+        assert record.metric == Metric.SPEEDUP
+        assert record.seeds == 2
+        assert record.value > 0
+    SD_BENCHMARK.check(records)
 
 
 @pytest.mark.usefixtures("here")

@@ -27,6 +27,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import CLIPTextConfig
 
+from sd_experiments.config import SamplerConfig
 from sd_experiments.model import keys
 from sd_experiments.model.keys import Table, require_keys, signature
 from sd_experiments.model.lora_io import load_lora
@@ -36,8 +37,10 @@ from sd_experiments.model.reference import StableDiffusionReference
 from sd_experiments.model.sampling import sampling_schedule
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.model.weights import load_pipeline
+from sd_experiments.model.zero_signal import ZeroSignalReference
 from sd_experiments.reward.rewards import decode
 from sd_experiments.tensor_file import encode_tensors
+from sd_experiments.training.build import build_reference
 from socft.checks import InvalidProblem
 from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
@@ -133,6 +136,14 @@ def base_of(pipe: Any, **changes: Any) -> StableDiffusion:
     return StableDiffusion.from_pipeline(pipe)
 
 
+def chain_of(base: StableDiffusion, negative: str, guidance: float, spacing: str) -> Any:
+    """As a configuration makes it."""
+    sampler = SamplerConfig(
+        steps=STEPS, guidance=guidance, negative_prompt=negative, spacing=spacing
+    )
+    return build_reference(base, sampler, PROMPT)
+
+
 def exact(pipe: Any, chain: StableDiffusionReference) -> None:
     theirs: Any = chain.sampling.scheduler
     theirs.alphas_cumprod = theirs.alphas_cumprod.double()
@@ -194,6 +205,11 @@ FAMILIES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
         {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
         "leading",
     ),
+    "zero SNR, from pure noise": (
+        plain,
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+        "trailing",
+    ),
     "XL": (large, {}, "leading"),
     "XL, v": (large, {"prediction_type": "v_prediction"}, "trailing"),
 }
@@ -218,11 +234,32 @@ def test_chains_and_pictures_are_those_of_the_pipeline(
         if part is not None:
             nn.Module.to(part, dtype)
     base = base_of(pipe, **changes)
-    chain = StableDiffusionReference(base, PROMPT, negative, guidance, STEPS, spacing=spacing)
+    chain = chain_of(base, negative, guidance, spacing)
     given = {"negative_prompt": negative or None}
     states, pictures = compared(pipe, chain, dtype, **given)
     assert states < tolerance
     assert pictures < tolerance
+
+
+def test_from_pure_noise_a_control_is_the_difference_of_the_kernels():
+    base = base_of(plain(), prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    chain = chain_of(base, "", 1.0, "trailing")
+    assert float(chain.sampling.abar[0]) == 0
+    x, change = randn(1, 2, *chain.dims), randn(2, 2, *chain.dims)
+    with torch.no_grad():
+        for k in range(STEPS):
+            other = chain.output(k, x) + change
+            shift = chain.chain_of(lambda k, x, other=other: other).mean(k, x) - chain.mean(k, x)
+            whitened = chain.diffusion.whiten(k, x, shift)
+            assert away(chain.control_of(k, x, other), whitened) < DOUBLE
+
+
+def test_noise_says_nothing_where_there_is_no_signal():
+    base = base_of(plain(), rescale_betas_zero_snr=True)
+    with pytest.raises(InvalidProblem, match=r"abar\[0\] = 0 with 'trailing' spacing"):
+        chain_of(base, "", 1.0, "trailing")
+    with pytest.raises(InvalidProblem, match="prediction_type = 'epsilon', which says nothing"):
+        ZeroSignalReference(base, PROMPT, spacing="trailing", steps=STEPS)
 
 
 # Schedulers

@@ -524,7 +524,7 @@ def test_graphs_are_shared_only_on_request():
     x = randn(12, 2, *chain.dims).requires_grad_(True)
     twice = [torch.autograd.grad(chain.score(1, x).sum(), x)[0] for _ in range(2)]
     assert torch.equal(*twice)
-    with chain.sharing_graphs():
+    with chain.output.sharing_graphs():
         assert chain.score(1, x) is chain.score(1, x)
         assert not chain.score(1, x.detach()).requires_grad
     assert base.denoiser.calls == before + 4

@@ -183,7 +183,7 @@ def _spread(experiment: Experiment, policy: Policy) -> list[tuple[dict[str, Any]
     path = rollout(
         task.problem.reference, policy, evaluation_noise(experiment, task, LABELLED, SEED)
     )
-    with task.labelling():
+    with task.sharing.labelling():
         labels = estimator.label(task.problem, policy, path)
     norms = labels.targets.double().flatten(2).norm(dim=2)
     places = {"first": 0, "last": len(norms) - 1}

@@ -118,6 +118,25 @@ def _methods(clip: float, **reuse: int) -> tuple[FineTuningMethod, ...]:
     )
 
 
+def _flow_methods() -> tuple[FineTuningMethod, ...]:
+    """PI-FT, and a method of each kind that is published for flow models."""
+    return (
+        FineTuningMethod(MethodName.PI_FT, MethodName.FULL_ADJOINT),
+        FineTuningMethod(MethodName.ADJOINT_MATCHING, MethodName.ADJOINT_MATCHING),
+        FineTuningMethod(
+            MethodName.CORRECTED_ADJOINT,
+            MethodName.MARTINGALE_POLICY_COSTATE_CHEAP,
+            {"last": False},
+        ),
+        FineTuningMethod(
+            MethodName.LEAN_STICKING_THE_LANDING, MethodName.LEAN_STICKING_THE_LANDING
+        ),
+        FineTuningMethod(MethodName.FLOW_GRPO, MethodName.FLOW_GRPO),
+        FineTuningMethod(MethodName.DIFFUSION_NFT, MethodName.DIFFUSION_NFT),
+        FineTuningMethod(MethodName.DRAFT_1, MethodName.TRUNCATED, {"last": 1}),
+    )
+
+
 SEED = 1
 """Of the pictures that are measured; training has its own."""
 CLIP = 1e-4
@@ -134,6 +153,18 @@ SCALES: Mapping[str, ReproductionScale] = {
             methods=_methods(CLIP * LATENTS["sd15"] / LATENTS["tiny"]),
             betas=(0.005, 0.02, 0.1, 0.5),
             rates=(5e-4, 4.5e-3),
+            pictures=512,
+            shown=8,
+            batches=10,
+            workers=2,
+        ),
+        ReproductionScale(
+            name="tiny_flow",
+            config="tiny_flow.toml",
+            rounds=16,
+            methods=_flow_methods(),
+            betas=(0.005, 0.02, 0.1, 0.5),
+            rates=(),
             pictures=512,
             shown=8,
             batches=10,

@@ -38,9 +38,10 @@ CONTRIBUTIONS = (
     Contribution("the tiny model, its reward and the checker that no method sees"),
     Contribution("what makes costates large, and the gradient without its noise"),
 )
-CONFIGS = {"tiny": "tiny.toml", "sd15": "sd15_pift.toml"}
+CONFIGS = {"tiny": "tiny.toml", "tiny_flow": "tiny_flow.toml", "sd15": "sd15_pift.toml"}
 TITLES = {
     "stable_diffusion": "the tiny Stable Diffusion",
+    "stable_diffusion_tiny_flow": "the tiny flow model",
     "stable_diffusion_sd15": "Stable Diffusion 1.5",
 }
 
@@ -96,7 +97,7 @@ def compose(rows: Rows, claims: Claims, study: StudySchema = schemas.STABLE_DIFF
         _sweep(rows, first),
         stability.section(runs, sizes, rows.of(_gradient_norms(study)), first, beta),
         f"= What makes costates large\n\n{costate_size.section(sizes)}",
-        f"= What a gradient costs\n\n{tables.benchmark(benchmark)}",
+        f"= What a gradient costs\n\n{tables.benchmark(benchmark)}\n\n{tables.savings(benchmark)}",
         f"= On an accelerator\n\n{tables.gpu(rows.of(schemas.SD_GPU))}",
         _limitations(study),
         "= What is known and what is ours\n\n" + contributions(CONTRIBUTIONS),

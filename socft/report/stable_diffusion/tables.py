@@ -341,9 +341,10 @@ def benchmark(rows: Rows) -> str:
         return f"{NOT_MEASURED} (`socft sd benchmark`)"
     keys = ("steps", "trajectories", "loss_steps")
     body: list[Sequence[str]] = []
-    for method in rows.fields("estimator"):
+    timed = rows.where(Metric.SECONDS)
+    for method in timed.fields("estimator"):
         body.append([text(method)])
-        mine = rows.where(Metric.SECONDS, estimator=method)
+        mine = timed.where(estimator=method)
         for record in mine:
             memory = Rows(
                 tuple(
@@ -430,3 +431,19 @@ def _beside(rows: Rows, record: Record, metric: Metric) -> float:
         if r.setting == record.setting and r.device == record.device
     ]
     return found[0] if found else math.nan
+
+
+def savings(rows: Rows) -> str:
+    """What sharing and arranging the network's calls saves."""
+    found = rows.where(Metric.SPEEDUP)
+    return Table(
+        header=("model", "way", "times as fast", "device"),
+        rows=[[text(r.problem), text(r.setting["saving"]), value(r), text(r.device)] for r in found]
+        or [[NOT_MEASURED]],
+        caption="""How many times as fast the same work is: a gradient step of adjoint matching,
+            sampling and labels included, with the frozen outputs kept, with layers merged while
+            nothing is learnt, and with the weights in another layout; and a call of the network
+            for the last two ways.""",
+        label="savings",
+        align="llrl",
+    ).markup

@@ -149,6 +149,7 @@ class Metric(enum.StrEnum):
 
     # what a measurement takes
     SECONDS = "seconds"
+    SPEEDUP = "speedup"  # of one way to do the same work over another
     TASK_SECONDS = "task_seconds"
     RICCATI_SECONDS = "riccati_seconds"
     SWEEP_SECONDS = "sweep_seconds"

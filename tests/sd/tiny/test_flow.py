@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,15 @@ def test_nothing_acts_before_it_is_learnt(old: Any):
 
 @pytest.mark.slow
 def test_a_training_makes_what_the_configuration_fine_tunes(tmp_path: Path):
-    settings = FlowTraining(tmp_path / "flow", tmp_path / "work", examples=64, batch=32)
+    settings = FlowTraining(
+        tmp_path / "flow", tmp_path / "quality.json", tmp_path / "work", examples=64, batch=32
+    )
     short = dataclasses.replace(settings.network, steps=4)
     done = train_flow(dataclasses.replace(settings, network=short))
     assert done.steps == 4
+    recorded = json.loads(settings.quality.read_text())["flow training"]
+    assert recorded["steps"] == 4
+    assert recorded["settings"]["examples"] == 64
     asked = config.read_config(CONFIGS / "tiny_flow.toml")
     base = load_latent_model(settings.out, max_sequence_length=asked.model.max_sequence_length)
     chain = build_reference(base, asked.sampler, asked.problem.prompts[0])

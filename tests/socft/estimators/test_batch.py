@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 
 import pytest
 import torch
@@ -137,6 +139,18 @@ def test_every_row_labels_its_smallest_batch_and_refuses_a_smaller_one(name: str
     for count in range(1, smallest):
         with pytest.raises(InvalidProblem, match=rf"batch = {count};|has 1 path|for {count} paths"):
             labels(made(name)[0], where, count)
+
+
+def test_labels_that_are_said_not_to_read_the_controls_do_not():
+    unread = {name for name in CATALOGUE if not made(name)[0].reads_controls}
+    assert {MethodName.ADJOINT_MATCHING, MethodName.ADJOINT_MATCHING_PUBLISHED_INDEX} <= unread
+    for name in unread:
+        estimator, where = made(name)
+        path = paths(where, AffinePolicy.zeros(where.reference), count=2)
+        unknown = dataclasses.replace(path, controls=torch.full_like(path.controls, math.nan))
+        policy = AffinePolicy.zeros(where.reference)
+        found, expected = (estimator.label(where, policy, each) for each in (unknown, path))
+        assert torch.equal(found.targets, expected.targets)
 
 
 @pytest.mark.parametrize(("score", "smallest"), SCORES.items(), ids=repr)

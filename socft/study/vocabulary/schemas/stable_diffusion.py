@@ -18,6 +18,14 @@ FINE_TUNED = frozenset(
     }
 )
 """The methods that fine-tune."""
+FLOW_FINE_TUNED = frozenset(
+    {
+        MethodName.LEAN_STICKING_THE_LANDING,
+        MethodName.FLOW_GRPO,
+        MethodName.DIFFUSION_NFT,
+    }
+)
+"""Those that fine-tune flow models only."""
 STABLE_DIFFUSION = StudySchema(
     "stable_diffusion",
     {
@@ -38,7 +46,7 @@ STABLE_DIFFUSION = StudySchema(
         Metric.DROP,
         Metric.SECONDS,
     },
-    estimators=FINE_TUNED | {MethodName.PRE_TRAINED},
+    estimators=FINE_TUNED | FLOW_FINE_TUNED | {MethodName.PRE_TRAINED},
 )
 SD_GRADIENT_NORM = StudySchema(
     "sd_gradient_norm",
@@ -63,7 +71,7 @@ SD_COSTATE_SIZE = StudySchema(
 )
 SD_BENCHMARK = StudySchema(
     "sd_benchmark",
-    {Metric.REFUSED, Metric.SECONDS, Metric.PEAK_MB, Metric.START_MB},
+    {Metric.REFUSED, Metric.SECONDS, Metric.PEAK_MB, Metric.START_MB, Metric.SPEEDUP},
     estimators={
         MethodName.FULL_ADJOINT,
         MethodName.ADJOINT_MATCHING,

@@ -1,0 +1,83 @@
+r"""Stable Diffusion from pure noise: chains whose first level has no signal at all.
+
+Where :math:`\bar a_0 = 0` (trained levels that were rescaled to zero terminal signal, arXiv
+2305.08891, with timesteps that begin at the last one) the noise, and the score with it, says
+nothing about the picture. A network of the velocity
+:math:`v = \sqrt{\bar a}\, \varepsilon - \sqrt{1 - \bar a}\, x_0` does: there it is :math:`-x_0`.
+With :math:`\sqrt{\bar a} = \cos\theta` this v is the derivative of
+:math:`x = \cos\theta\, x_0 + \sin\theta\, \varepsilon` in :math:`\theta`, so that the chain is that
+of a flow on the trigonometric interpolant, whose kernels `socft.flow.flow_ddim` are DDIM(eta) at
+the same levels and finite from pure noise on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sd_experiments.model.denoiser import Condition
+from sd_experiments.model.frozen_output import FrozenOutput
+from sd_experiments.model.latent_reference import LatentReference
+from sd_experiments.model.reference import prepare, timesteps_at
+from sd_experiments.model.sampling import SamplingSchedule
+from sd_experiments.model.stable_diffusion import StableDiffusion
+from socft.checks import require
+from socft.flow import FlowReference, Trigonometric, VelocityModel, flow_ddim
+from socft.reference import States, Step
+
+VELOCITY = "v_prediction"
+"""What diffusers calls the prediction of v."""
+QUARTER = math.pi / 2
+"""Of a turn, from data to noise."""
+
+
+class ZeroSignalReference(FlowReference, LatentReference[StableDiffusion]):
+    """As `sd_experiments.model.reference.StableDiffusionReference`, of a network of velocities and
+    with a first level that may be 0.
+
+    Raises:
+        InvalidProblem: as there, or the network predicts noise.
+    """
+
+    def __init__(
+        self,
+        base: StableDiffusion,
+        prompt: str,
+        negative_prompt: str = "",
+        guidance: float = 1.0,
+        steps: int = 50,
+        eta: float = 1.0,
+        spacing: str | None = None,
+        last_level: float | None = None,
+        latent: tuple[int, int] | None = None,
+    ):
+        prediction = base.scheduler_config["prediction_type"]
+        require(
+            prediction == VELOCITY,
+            f"prediction_type = {prediction!r}, which says nothing where there is no signal; give a"
+            f" network that predicts {VELOCITY!r}.",
+        )
+        said = prepare(
+            base, prompt, negative_prompt, guidance, steps, eta, spacing, last_level, latent
+        )
+        self.base = base
+        self.prompt, self.negative_prompt, self.eta = prompt, negative_prompt, eta
+        self.condition, self.sampling = said.condition, said.sampling
+        self.output = FrozenOutput(lambda k, x: self.predict(k, x, False, self.condition))
+        abar = self.sampling.abar
+        times = torch.atan2((1 - abar).sqrt(), abar.sqrt()) / QUARTER
+        super().__init__(flow_ddim(times, eta, Trigonometric()), self.output, said.dims)
+
+    def predict(self, k: Step, x: Tensor, adapted: bool, condition: Condition) -> States:
+        timesteps = timesteps_at(self.sampling, k, x)
+        return QUARTER * self.base.denoiser(timesteps, x, condition, adapted)
+
+    def chain_of(self, output: VelocityModel, /) -> FlowReference:
+        return FlowReference(self.schedule, output, self.dims)
+
+
+def starts_without_signal(base: StableDiffusion, sampling: SamplingSchedule) -> bool:
+    """Whether a network of velocities is asked at a level without signal."""
+    return base.scheduler_config["prediction_type"] == VELOCITY and float(sampling.abar[0]) == 0
