@@ -79,7 +79,8 @@ def findings(rows: Rows, beta: float) -> str:
     lost = f" Below the pre-trained model end {worse} prompts." if worse else ""
     return (
         f"In the mean over the prompts {text(first)} gains most of what is maximised"
-        f" ({number(_mean(found[first]), 2)}), before {ahead or NOT_MEASURED}.{lost}"
+        f" ({number(_mean(found[first]), 2)}), before {ahead or NOT_MEASURED}; where methods were"
+        f" trained once that is no order.{lost}"
     )
 
 

@@ -65,7 +65,7 @@ def test_titles_are_those_of_the_study():
     titles = {name: title for group in tightness.GROUPS.values() for name, title in group.items()}
     for name, called in INEQUALITIES.items():
         if called[0] == "(":
-            assert titles[name].startswith(f"{called}, ")
+            assert titles[name].startswith(f"P1 {called}, ")
     drawn = [name for names in PANELS.values() for name in names]
     assert set(drawn) == set(NAMES) - {"smoothed_curvature"}
     assert len(drawn) == len(set(drawn))
