@@ -34,12 +34,10 @@ from torch import Tensor
 from socft import theory
 from verify.support import topics
 from verify.support.claims import WITHIN, Claim
-from verify.support.instances import ProductInstance
 from verify.support.iterates import Chained, Iterate, constant
-from verify.support.passes import hold_along_passes
+from verify.support.passes import along_passes
 from verify.support.score_units import formula
 from verify.support.staircase import clipped
-from verify.support.strategies import curved_rewards, instances
 from verify.support.suprema import ACCURACY
 
 CLAIM = Claim.of_module(__name__, __doc__, "Lemma 3.2, (38)", topics.LEMMA_3_2)
@@ -57,11 +55,7 @@ def bound(instance: Chained, beta: Tensor, bounds: theory.Bounds) -> Tensor:
     return constant(instance, beta, bounds, lambda constants: constants.L0V[:-1])
 
 
-@settings(max_examples=18)
-@given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 5))
-def test_holds(instance: ProductInstance, rounds: int) -> None:
-    floor = ACCURACY * instance.dim**0.5
-    hold_along_passes(CLAIM, instance, rounds, measure, bound, floor)
+test_holds = along_passes(CLAIM, measure, bound, lambda instance: ACCURACY * instance.dim**0.5)
 
 
 test_formula = formula(CLAIM, "L0V", iterates=True)

@@ -46,6 +46,7 @@ from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.instances import QuadraticInstance
 from verify.support.nonlinear_chains.waves import DIFFERENCE, F64, WaveStep, differences
+from verify.support.quadratics import LINE_QUADRATIC
 from verify.support.strategies import numbers, quadratic_instances
 
 CLAIM = Claim.of_module(__name__, __doc__, "Sticking the landing", topics.ADJOINTS)
@@ -180,15 +181,7 @@ def test_needs_the_optimum() -> None:
 
 def test_needs_the_own_step() -> None:
     """A target keeps the noise of its step, most of what is left."""
-    instance = QuadraticInstance(
-        levels=(0.3, 0.6, 0.9),
-        lam=(0.5, 0.5),
-        score=(-0.8,),
-        shift=(0.3,),
-        curvature=(-2.0,),
-        slope=(1.0,),
-    )
-    truth = instance.solve()
+    truth = LINE_QUADRATIC.solve()
     problem, policy = truth.problem, truth.affine_policy
     with torch.no_grad():
         noise = Noise.sample(problem.reference, 2000, torch.Generator().manual_seed(0))
@@ -197,5 +190,5 @@ def test_needs_the_own_step() -> None:
         float((each.label(problem, policy, path).targets - path.controls).square().mean())
         for each in (FullStickingTheLanding(OwnStepAsIs()), AdjointMatching())
     ]
-    CLAIM.breaks(left[0], 1e-6, instance, "own step")
-    CLAIM.holds(left[0], left[1], instance, part="below adjoint matching")
+    CLAIM.breaks(left[0], 1e-6, LINE_QUADRATIC, "own step")
+    CLAIM.holds(left[0], left[1], LINE_QUADRATIC, part="below adjoint matching")

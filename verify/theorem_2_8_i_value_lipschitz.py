@@ -38,6 +38,7 @@ from verify.support.balls import ball, below_one, cells
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance
+from verify.support.passes import hold_at_the_optimum
 from verify.support.rewards import Slope
 from verify.support.score_units import formula
 from verify.support.scores import MixtureScore, TanhScore
@@ -65,8 +66,7 @@ test_formula = formula(CLAIM, "L0V")
 
 @given(instances())
 def test_holds(instance: ProductInstance) -> None:
-    sharp = bound(instance, theory.Theorem28(instance.sharp))
-    CLAIM.holds(measure(instance), bound(instance, PAPER), instance, sharp=sharp, floor=ACCURACY)
+    hold_at_the_optimum(CLAIM, instance, measure(instance), bound, ACCURACY)
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -42,6 +42,7 @@ from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance, QuadraticInstance
+from verify.support.passes import hold_at_the_optimum
 from verify.support.quadratics import steep_quadratic
 from verify.support.rewards import Slope
 from verify.support.score_units import formula
@@ -80,8 +81,7 @@ test_formula = formula(CLAIM, "L1V")
 
 @given(instances())
 def test_holds(instance: ProductInstance) -> None:
-    sharp = bound(instance, theory.Theorem28(instance.sharp))
-    CLAIM.holds(measure(instance), bound(instance, PAPER), instance, sharp=sharp, floor=DIFFERENCED)
+    hold_at_the_optimum(CLAIM, instance, measure(instance), bound, DIFFERENCED)
 
 
 @given(quadratic_instances(steps=5))

@@ -35,8 +35,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from socft.policy import AffinePolicy, FunctionPolicy, Policy
+from socft.truth.chain_law import chain_law
 from socft.truth.linear_quadratic import LinearQuadratic
-from socft.truth.quadrature import Quadrature, chain_law
+from socft.truth.quadrature import Quadrature
 from verify.operator_view import Bracket
 from verify.strong_concavity import rounding
 from verify.support import topics

@@ -41,6 +41,7 @@ from verify.support import topics
 from verify.support.balls import ball, cells
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance, QuadraticInstance
+from verify.support.passes import hold_at_the_optimum
 from verify.support.quadratics import steep_quadratic
 from verify.support.score_units import formula
 from verify.support.strategies import instances, quadratic_instances
@@ -88,9 +89,8 @@ test_formula = formula(CLAIM, "L0u")
 @given(instances())
 def test_holds(instance: ProductInstance) -> None:
     measured = torch.stack([measure(part) for part in instance.parts()]).amax(0)
-    sharp = bound(instance, theory.Theorem28(instance.sharp))
     floor = DIFFERENCED * (1 + float(theory.score_unit(instance.chain).max()))
-    CLAIM.holds(measured, bound(instance, PAPER), instance, sharp=sharp, floor=floor)
+    hold_at_the_optimum(CLAIM, instance, measured, bound, floor)
 
 
 @given(quadratic_instances(steps=5))

@@ -62,6 +62,7 @@ from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance
+from verify.support.passes import hold_at_the_optimum
 from verify.support.rewards import Slope
 from verify.support.score_units import formula
 from verify.support.scores import TanhScore
@@ -98,9 +99,8 @@ def bound(instance: ProductInstance, statement: theory.RegularityStatement) -> T
 @given(instances())
 def test_holds(instance: ProductInstance) -> None:
     measured = torch.stack([measure(part) for part in instance.parts()]).amax(0)
-    sharp = bound(instance, theory.Theorem28(instance.sharp))
     floor = TWICE * (1 + float(theory.score_unit(instance.chain).max()))
-    CLAIM.holds(measured, bound(instance, PAPER), instance, sharp=sharp, floor=floor)
+    hold_at_the_optimum(CLAIM, instance, measured, bound, floor)
 
 
 @settings(max_examples=60)

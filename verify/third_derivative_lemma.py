@@ -66,12 +66,8 @@ def bound(L1: float, sigma: float) -> float:
 def test_holds(pair: Pair, sigma: float) -> None:
     L0, L1 = pair.L0 * (1 + GRID), pair.L1 * (1 + GRID)
     sharp = theory.smoothed_third(L0, L1, sigma)
-    CLAIM.holds(
-        measure(pair, sigma),
-        bound(L1, sigma),
-        {**dataclasses.asdict(pair), "sigma": sigma},
-        sharp=sharp,
-    )
+    where = {**dataclasses.asdict(pair), "sigma": sigma}
+    CLAIM.holds(measure(pair, sigma), bound(L1, sigma), where, sharp=sharp)
 
 
 @pytest.mark.parametrize("sigma", [0.2, 1.0])

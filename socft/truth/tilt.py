@@ -21,12 +21,12 @@ from socft.checks import require
 from socft.policy import Uncontrolled
 from socft.problem import ControlProblem
 from socft.truth.bellman import axis_sigma, terminal_value
+from socft.truth.chain_law import chain_law
 from socft.truth.grid import Grid, ValueGrid, tensor_rule
 from socft.truth.quadrature import (
     REFINEMENTS,
     ROUNDING,
     Quadrature,
-    chain_law,
     coarsened,
     mean_at_start,
     solve_backward,

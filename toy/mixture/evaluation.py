@@ -16,7 +16,8 @@ from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from socft.truth.quadrature import ChainLaw, Quadrature, chain_law
+from socft.truth.chain_law import ChainLaw, chain_law
+from socft.truth.quadrature import Quadrature
 from toy.problems import benchmark
 from toy.problems.reversed_bsde import Start, best_start
 

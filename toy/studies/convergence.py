@@ -43,9 +43,10 @@ from socft.theory import (
     scheduled_beta,
 )
 from socft.truth.bellman import mean_and_jacobian
+from socft.truth.chain_law import chain_law
 from socft.truth.grid import GridPolicy
 from socft.truth.linear_quadratic import LinearQuadratic
-from socft.truth.quadrature import Quadrature, chain_law, choose_grids, measured_beta
+from socft.truth.quadrature import Quadrature, choose_grids, measured_beta
 from socft.truth.tilt import tilt_gap
 from toy.convergence.chains import (
     BOUNDS,

@@ -20,8 +20,9 @@ from socft.schedule import ddpm, linear_levels, subsample
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from socft.truth.affine_policy import affine_gradient, evaluate_affine
+from socft.truth.chain_law import chain_law
 from socft.truth.linear_quadratic import LinearQuadratic, wasserstein
-from socft.truth.quadrature import Quadrature, chain_law
+from socft.truth.quadrature import Quadrature
 from socft.truth.tilt import tilt_gap, tilted_law
 from toy.measure import affine_features
 from toy.problems import Benchmark, benchmark

@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from socft import theory
 from verify.support.claims import Claim
 from verify.support.instances import ProductInstance
 from verify.support.iterates import PAPER, Chained, Iterate, iterate, visible
+from verify.support.strategies import curved_rewards, instances
 from verify.support.suprema import ACCURACY
 
 
@@ -76,3 +79,33 @@ def control_errors_hold(
         paper, sharp = (bound(each, b) for b in (PAPER.bounds, instance.sharp))
         measured = visible(measure(each.found, unit), sharp)
         claim.holds(measured, paper, each.where, sharp=sharp, floor=floor, part=each.constants)
+
+
+def along_passes(
+    claim: Claim,
+    measure: Callable[[Iterate], Tensor],
+    bound: Callable[[Chained, Tensor, theory.Bounds], Tensor],
+    floor: Callable[[ProductInstance], float],
+) -> Callable[[], None]:
+    """A test of `hold_along_passes` on drawn instances."""
+
+    @settings(max_examples=18)
+    @given(instances(steps=5, rewards=curved_rewards()), st.integers(0, 5))
+    def test(instance: ProductInstance, rounds: int) -> None:
+        hold_along_passes(claim, instance, rounds, measure, bound, floor(instance))
+
+    return test
+
+
+def hold_at_the_optimum(
+    claim: Claim,
+    instance: ProductInstance,
+    measured: Tensor,
+    bound: Callable[[ProductInstance, theory.RegularityStatement], Tensor],
+    floor: float,
+) -> None:
+    """What the optimum attains is below its bound by Theorem 2.8, at the weights of the paper's
+    condition, with the paper's constants and with the sharper ones.
+    """
+    paper, sharp = (bound(instance, theory.Theorem28(b)) for b in (PAPER.bounds, instance.sharp))
+    claim.holds(measured, paper, instance, sharp=sharp, floor=floor)

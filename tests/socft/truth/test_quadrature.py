@@ -33,9 +33,10 @@ from socft.reward import FunctionReward, Linear, PseudoHuber, Quadratic, Reward,
 from socft.schedule import ddpm, linear_levels, subsample
 from socft.truth.base import simulate
 from socft.truth.bellman import BellmanStep
+from socft.truth.chain_law import LOST_MASS, chain_law
 from socft.truth.grid import Grid
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
-from socft.truth.quadrature import LOST_MASS, Quadrature, chain_law, measured_beta
+from socft.truth.quadrature import Quadrature, measured_beta
 from tests.support.refusals import Refusals, refusals
 from tests.support.tensors import F64, generator, t
 from toy.convergence.chains import linear_quadratic_problem
