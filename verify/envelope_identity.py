@@ -73,7 +73,7 @@ def test_holds(instance: ProductInstance, step: int) -> None:
     CLAIM.equals(measure(truth.values[t]), expected, where, tolerance(instance))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(quadratic_instances(), st.integers(0, 11), st.integers(0, 9))
 def test_holds_for_quadratics(instance: QuadraticInstance, step: int, seed: int) -> None:
     truth, t = instance.solve(), step % instance.steps

@@ -88,7 +88,7 @@ def points(case: GuidedGaussian, draws: list[float]) -> Tensor:
     return case.law.mean + z * vector(case.spectrum).sqrt() @ case.basis.mT
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(guided_gaussians(dims=4), st.data())
 def test_holds(case: GuidedGaussian, data: st.DataObject) -> None:
     """The recursion and its contraction, from the moments of the chain."""

@@ -99,7 +99,7 @@ def test_holds(instance: ProductInstance, step: int, updates: int) -> None:
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(quadratic_instances(steps=1), st.integers(0, 6))
 def test_holds_for_quadratics(instance: QuadraticInstance, updates: int) -> None:
     """``V^(m)(y)`` by (36), differentiated by central differences, which are exact; (55) from the

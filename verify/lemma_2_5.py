@@ -46,7 +46,7 @@ ROUNDING = 1e-13
 """Relative to the divergence: 450 eps, for sums of 64 terms and a B B' whose condition number is at
 most 100.
 """
-EXAMPLES = 100
+EXAMPLES = 50
 SEEDS = st.integers(0, 10**6)
 
 

@@ -40,7 +40,7 @@ ROUNDING = 1e-13
 PRECISION = 200
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(instances())
 def test_holds(instance: ProductInstance) -> None:
     """The constants of `socft.theory`, which uses the single fraction, against the paper's nested

@@ -85,7 +85,7 @@ def bound(
     return modulus * chain.alpha * chain.sigma.square() / chain.score_weight.square()
 
 
-@settings(max_examples=30)
+@settings(max_examples=18)
 @given(instances(steps=6))
 def test_holds(instance: ProductInstance) -> None:
     beta = instance.beta()
@@ -116,7 +116,7 @@ def test_holds_in_several_dimensions(instance: QuadraticInstance) -> None:
     )
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(line_instances(steps=6), st.integers(0, 5), numbers(-1, 1), numbers(0.05, 1))
 def test_holds_by_definition(
     instance: ProductInstance, step: int, centre: float, size: float

@@ -103,7 +103,7 @@ def test_holds(instance: ProductInstance) -> None:
     hold_at_the_optimum(CLAIM, instance, measured, bound, floor)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(steep_scores())
 def test_holds_for_steep_scores(step: SteepScore) -> None:
     CLAIM.holds(
@@ -114,7 +114,7 @@ def test_holds_for_steep_scores(step: SteepScore) -> None:
 test_formula = formula(CLAIM, "L1u")
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(staircases(), numbers(0.05, 0.95))
 def test_largest_ratio_of_one_step(staircase: Staircase, lam: float) -> None:
     """Rewards whose curvature is a staircase of six steps or fewer, by closed forms at equal

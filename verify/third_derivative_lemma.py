@@ -61,7 +61,7 @@ def bound(L1: float, sigma: float) -> float:
     return theory.smoothed_third(math.inf, L1, sigma)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(pairs(), numbers(0.1, 3))
 def test_holds(pair: Pair, sigma: float) -> None:
     L0, L1 = pair.L0 * (1 + GRID), pair.L1 * (1 + GRID)

@@ -84,7 +84,7 @@ def bound(truth: LinearQuadratic, instance: QuadraticInstance) -> Tensor:
     return beta / 4 * e.square().sum(1) / (1 - e.amax(1).clamp(min=0))
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(quadratic_instances(), numbers(1, 3))
 def test_holds(instance: QuadraticInstance, more: float) -> None:
     """At random instances with a constant beta that admits an optimum."""
