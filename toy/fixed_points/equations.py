@@ -225,7 +225,12 @@ def solve(
 
 
 def population_run(
-    line: LineChain, equation: Equation, damping: float, count: int, prior: float
+    line: LineChain,
+    equation: Equation,
+    damping: float,
+    count: int,
+    prior: float,
+    start: Coefficients | None = None,
 ) -> FeaturePolicy:
     """Where as many sweeps lead: the mean of the coefficients after the last half of them.
 
@@ -236,7 +241,8 @@ def population_run(
         InvalidProblem: the sweeps diverge.
     """
     found = [
-        weight for weight, _ in itertools.islice(sweeps(line, equation, damping, prior), count)
+        weight
+        for weight, _ in itertools.islice(sweeps(line, equation, damping, prior, start), count)
     ]
     return _policy(line, torch.stack(found[count - (count // 2) :]).mean(0))
 

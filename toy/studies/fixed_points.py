@@ -234,17 +234,17 @@ def _held(
 ) -> dict[Metric, float]:
     """Distance from the prediction: of the law from that of the limit, and of its moments from
     those of the population after as many iterations, in standard errors; of an equation with
-    several solutions from those of the one that is meant.
+    several solutions from near the one that is meant, at a damping at which sweeps settle there.
     """
     equation = contender.equation(targets)
     if equation is None or (limit := _solved(targets, equation, contender)) is None:
         return {}
-    after = limit
-    if contender.start is None:
-        count, prior = effort.iterations, PRIOR / effort.batch
-        after = targets.line.controls(
-            population_run(contender.line(targets), equation, effort.rate, count, prior)
-        )
+    several, count, prior = contender.start, effort.iterations, PRIOR / effort.batch
+    begin = None if several is None else several(targets)
+    rate = effort.rate if several is None else contender.damping
+    after = targets.line.controls(
+        population_run(contender.line(targets), equation, rate, count, prior, begin)
+    )
     expected = targets.moments(samples_law(targets.line, after, contender.noisy))
     return {
         Metric.TV_TO_PREDICTION: total_variation(
