@@ -103,7 +103,9 @@ and nothing is dropped for being small; {integer(seeds)} repetitions have paths 
 play no part, so nothing was tuned. Strengths are those of the fixed points. What solves an equation
 of continuous time is off the chain's optimum by $O(1\/T)$: of its bias, what falls with $T$ is the
 chain's and what stays is the method's. On these chains $B$ is constant, so that Hamiltonian adjoint
-matching is adjoint matching.
+matching is adjoint matching. A method that proposes next to nothing at either place, with a bias
+near one at the pre-trained model and near none at the optimum, has no information of its own there:
+residual nabla-DB does where its residual flow is fitted anew to the current control.
 
 {table(found)}
 """

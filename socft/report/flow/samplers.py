@@ -248,7 +248,7 @@ error.
 {orders(found)}
 
 *Is the flow nearer the tilt than its own chain?* Often: it is in
-{nearer}, random Gaussian instances, with quantiles 5, 50 and 95% of the root of the chain's
+{nearer} random Gaussian instances, with quantiles 5, 50 and 95% of the root of the chain's
 divergence over that of the flow of {spread}. But _not always_, at any number of steps: for centred
 data and quadratic rewards only the variance can be off. That of the chain is continuous in the
 reward's curvature, too small where rewards are convex or flat and too large where they are very
