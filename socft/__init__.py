@@ -232,10 +232,11 @@ if TYPE_CHECKING:
     from socft.train import Iteration as Iteration, Method as Method, fit as fit
     from socft.trust_region import TrustRegion as TrustRegion
     from socft.truth.base import Evaluation as Evaluation, Truth as Truth
+    from socft.truth.least_beta import measured_beta as measured_beta
     from socft.truth.linear_quadratic import LinearQuadratic as LinearQuadratic
     from socft.truth.mixture import TiltedMixture as TiltedMixture
     from socft.truth.quadratic import QuadraticCost as QuadraticCost
-    from socft.truth.quadrature import Quadrature as Quadrature, measured_beta as measured_beta
+    from socft.truth.quadrature import Quadrature as Quadrature
     from socft.truth.separable import SeparableTruth as SeparableTruth
     from socft.truth.standing import Standing as Standing, compare as compare
 
@@ -318,7 +319,8 @@ _NAMES = {
     "socft.truth.linear_quadratic": "LinearQuadratic",
     "socft.truth.mixture": "TiltedMixture",
     "socft.truth.quadratic": "QuadraticCost",
-    "socft.truth.quadrature": "Quadrature measured_beta",
+    "socft.truth.least_beta": "measured_beta",
+    "socft.truth.quadrature": "Quadrature",
     "socft.truth.separable": "SeparableTruth",
     "socft.truth.standing": "Standing compare",
     "socft.measurement": "Measurement Measurements measure observe",

@@ -36,7 +36,8 @@ from scipy.optimize import root_scalar
 
 from socft import theory
 from socft.checks import InvalidProblem
-from socft.truth.quadrature import measured_beta, solve_backward
+from socft.truth.backward import solve_backward
+from socft.truth.least_beta import measured_beta
 from verify.support import topics
 from verify.support.claims import Claim
 from verify.support.factors import Factor

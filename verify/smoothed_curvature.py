@@ -40,7 +40,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from socft import theory
-from socft.truth.quadrature import measured_beta
+from socft.truth.least_beta import measured_beta
 from verify.support import topics
 from verify.support.balls import below_one
 from verify.support.claims import Claim

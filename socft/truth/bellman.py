@@ -97,6 +97,13 @@ class BellmanStep:
             k, grid, mean, jacobian, sigma**2 / weight, weight, following.smooth(sigma), cost
         )
 
+    def under(self, weight: float, following: ValueGrid) -> BellmanStep:
+        """The same step under another KL weight, before another value function."""
+        sigma = (self.rho * self.beta).sqrt()
+        return dataclasses.replace(
+            self, rho=sigma**2 / weight, beta=weight, smooth=following.smooth(sigma)
+        )
+
     def curvature(self) -> float:
         """``sup |Hess G V_{k+1}|`` along the noisy axes, the operator norm that decides
         contraction.
@@ -106,12 +113,9 @@ class BellmanStep:
         times the square of its distance at most: cells that may hold it are divided until that is
         within `PEAK` of the result, to which it is added.
         """
-        grid, interior = self.smooth.grid, self._interior
-        size = self._bent(self.smooth.hessian_at_nodes)
-        best, x, radius = size[interior].max(), grid.nodes[interior], 0.5
-        kept = size[interior]
+        grid, kept, second = self.smooth.grid, self._nodal, self._second
+        best, x, radius = kept.max(), grid.nodes[self._interior], 0.5
         least, most = x.amin(0), x.amax(0)
-        second = 2 * grid.dim * self._second_difference()
         while (missed := second * radius**2 / 2) > PEAK * best:
             x = x[kept >= best - missed]
             if not 0 < len(x) * 4**grid.dim <= CANDIDATES:
@@ -124,10 +128,25 @@ class BellmanStep:
             best = torch.maximum(best, kept.max())
         return float((best + missed) / self.rho.max())
 
+    @property
+    def curvature_bound(self) -> float:
+        """What `curvature` is at most, from the nodes alone."""
+        return float((self._nodal.max() + self._second / 8) * (1 + PEAK) / self.rho.max())
+
+    @functools.cached_property
+    def _nodal(self) -> Float[Tensor, " interior"]:
+        """The scaled norms at the nodes away from the edges."""
+        return self._bent(self.smooth.hessian_at_nodes[self._interior])
+
+    @functools.cached_property
+    def _second(self) -> float:
+        """Of second derivatives of the scaled norm, in units of the spacing."""
+        return 2 * self.smooth.grid.dim * self._second_difference()
+
     def _bent(self, hessian: Float[Tensor, "points d d"]) -> Float[Tensor, " points"]:
         """The norm of ``rho^(1/2) Hess(G V) rho^(1/2)``."""
         root = self.rho.sqrt()
-        return torch.linalg.eigvalsh(root[:, None] * hessian * root).abs().amax(1)
+        return torch.stack(_ends(root[:, None] * hessian * root)).abs().amax(0)
 
     def _second_difference(self) -> float:
         """The largest one of the scaled Hessian between neighbours away from the edges, summed over
@@ -146,7 +165,7 @@ class BellmanStep:
 
     def require_well_posed(self) -> None:
         """Refuse a beta for which the maximisation over the control is not strongly concave."""
-        worst = float(torch.linalg.eigvalsh(self._interior_hessian())[:, -1].max())
+        worst = float(_ends(self._interior_hessian())[1].max())
         require(
             worst < 1,
             f"beta[{self.k}] = {self.beta:g} gives sigma^2 sup Hess(G V) / beta = {worst:g}; it"
@@ -158,10 +177,14 @@ class BellmanStep:
         """One inner iteration of PI-FT (equation 35)."""
         return self.rho * self.smooth.gradient(self.mean + shift)
 
-    def solve(self) -> Float[Tensor, "nodes d"]:
-        """The optimal shift at every node, by Newton's method with step halving, to rounding."""
+    def solve(self, start: Float[Tensor, "nodes d"] | None = None) -> Float[Tensor, "nodes d"]:
+        """The optimal shift at every node, by Newton's method with step halving, to rounding.
+
+        Args:
+            start: where to begin; at no shift by default.
+        """
         self.require_well_posed()
-        shift = self.improve(torch.zeros_like(self.mean))
+        shift = torch.zeros_like(self.mean) if start is None else start
         gradient, hessian = self.smooth.derivatives(self.mean + shift)
         residual = shift - self.rho * gradient
         damping = torch.ones_like(shift[:, :1])
@@ -169,7 +192,7 @@ class BellmanStep:
         for _ in range(NEWTON_STEPS):
             if float((residual.abs() / (1 + shift.abs())).max()) <= ROUNDING:
                 break
-            step = torch.linalg.solve(eye - self.rho[:, None] * hessian, residual)
+            step = _solved(eye - self.rho[:, None] * hessian, residual)
             trial = shift - damping * step
             gradient, trial_hessian = self.smooth.derivatives(self.mean + trial)
             trial_residual = trial - self.rho * gradient
@@ -185,8 +208,7 @@ class BellmanStep:
     def value(self, shift: Float[Tensor, "nodes d"]) -> ValueGrid:
         """Value and gradient of using ``shift`` at this step (equations 36 and 55)."""
         x = self.mean + shift
-        noisy = self.rho > 0
-        price = torch.where(noisy, shift / self.rho.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+        price = self._price(shift)
         value = self.smooth.value(x) - (price * shift).sum(1) / 2 - self.cost[0]
         costate = self.smooth.gradient(x)
         gradient = torch.einsum("bij,bi->bj", self.mean_jacobian, costate) - self.cost[1]
@@ -197,13 +219,18 @@ class BellmanStep:
         """`value` at the optimum, where the envelope identity (equation 34) removes the control's
         Jacobian.
         """
-        plain = self.value(shift)
-        costate = self.smooth.gradient(self.mean + shift)
+        found, costate = self.smooth.value_and_gradient(self.mean + shift)
         return ValueGrid(
             self.grid,
-            plain.value,
+            found - (self._price(shift) * shift).sum(1) / 2 - self.cost[0],
             torch.einsum("bij,bi->bj", self.mean_jacobian, costate) - self.cost[1],
-            plain.extrapolation,
+            self.smooth.extrapolation,
+        )
+
+    def _price(self, shift: Float[Tensor, "nodes d"]) -> Float[Tensor, "nodes d"]:
+        """``rho^-1`` times a shift, 0 along axes without noise."""
+        return torch.where(
+            self.rho > 0, shift / self.rho.clamp(min=torch.finfo(torch.float64).tiny), 0.0
         )
 
     @functools.cached_property
@@ -218,6 +245,26 @@ class BellmanStep:
         """``rho^(1/2) Hess(G V) rho^(1/2)`` at those nodes."""
         root = self.rho.sqrt()
         return root[:, None] * self.smooth.hessian_at_nodes[self._interior] * root
+
+
+def _ends(matrices: Float[Tensor, "points d d"]) -> tuple[Tensor, Tensor]:
+    """The least and the largest eigenvalue of symmetric matrices, d = 1 or 2."""
+    if matrices.shape[-1] == 1:
+        return matrices[:, 0, 0], matrices[:, 0, 0]
+    mean = (matrices[:, 0, 0] + matrices[:, 1, 1]) / 2
+    radius = torch.hypot((matrices[:, 0, 0] - matrices[:, 1, 1]) / 2, matrices[:, 0, 1])
+    return mean - radius, mean + radius
+
+
+def _solved(
+    matrices: Float[Tensor, "points d d"], right: Float[Tensor, "points d"]
+) -> Float[Tensor, "points d"]:
+    """Solutions of linear equations, d = 1 or 2."""
+    if right.shape[1] == 1:
+        return right / matrices[:, 0]
+    (a, b), (c, d) = matrices[:, 0].T, matrices[:, 1].T
+    first, second = d * right[:, 0] - b * right[:, 1], a * right[:, 1] - c * right[:, 0]
+    return torch.stack([first, second], 1) / (a * d - b * c)[:, None]
 
 
 def terminal_value(problem: ControlProblem, grid: Grid) -> ValueGrid:

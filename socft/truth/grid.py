@@ -82,7 +82,7 @@ class Grid(Readable):
         """Number of axes."""
         return len(self.shape)
 
-    @property
+    @functools.cached_property
     def upper(self) -> Float[Tensor, " d"]:
         """Upper corner."""
         return self.lower + self.spacing * (torch.tensor(self.shape, dtype=torch.float64) - 1)
@@ -91,7 +91,7 @@ class Grid(Readable):
         """Coordinates of the nodes along axis ``i``."""
         return self.lower[i] + self.spacing[i] * torch.arange(self.shape[i], dtype=torch.float64)
 
-    @property
+    @functools.cached_property
     def nodes(self) -> Float[Tensor, "nodes d"]:
         """All nodes, last axis fastest."""
         return torch.stack(
@@ -289,16 +289,20 @@ class SmoothValue:
 
     def value(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """``G V``."""
+        return self.value_and_gradient(x)[0]
+
+    def value_and_gradient(self, x: Float[Tensor, "batch d"]) -> tuple[Tensor, Tensor]:
+        """``G V``, (batch,), and its gradient, (batch, d)."""
         d = self.grid.dim
         inside = self.grid.clamp(x)
-        picked = self.grid.interpolate(self.fields, inside)
         excess = x - inside
-        hessian = self.extrapolation * picked[:, 1 + d :].reshape(-1, d, d)
-        return (
-            picked[:, 0]
-            + (picked[:, 1 : 1 + d] * excess).sum(1)
-            + torch.einsum("bi,bij,bj->b", excess, hessian, excess) / 2
-        )
+        if not bool((excess != 0).any()):
+            picked = self.grid.interpolate(self.fields[:, : 1 + d], inside)
+            return picked[:, 0], picked[:, 1:]
+        picked = self.grid.interpolate(self.fields, inside)
+        slope, hessian = picked[:, 1 : 1 + d], picked[:, 1 + d :].reshape(-1, d, d)
+        bent = self.extrapolation * torch.einsum("bij,bj->bi", hessian, excess)
+        return picked[:, 0] + ((slope + bent / 2) * excess).sum(1), slope + bent
 
 
 def _gather(fields: Tensor, index: Tensor, weight: Tensor) -> Tensor:

@@ -3,54 +3,64 @@ reward and reference.
 
 Each step solves the Bellman equation at the nodes of a grid (`socft.truth.bellman`), with grids
 that follow the mass of the pre-trained and of the optimal chain. The discretisation error is
-reported by refinement: solutions on two wider boxes with 0.7 and 0.85 times the nodes per length
-are compared with the finer one where the optimal chain has all but 1e-6 of its mass.
+reported by refinement (`socft.truth.backward`): a coarser and a finer solution on wider boxes are
+compared with it where the optimal chain has all but 1e-6 of its mass. Where an accuracy is asked
+for, grids are refined until the reported error is within it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import warnings
 
 import torch
 from jaxtyping import Float
-from scipy.optimize import root_scalar
 from torch import Tensor
 
-from socft.checks import InvalidProblem, number, require, sizes
+from socft.checks import number, require, sizes
 from socft.path import Noise, rollout
 from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem, require_problem
 from socft.reference import Noises, Reference, States, Step, by_step
 from socft.reward import PerSample
-from socft.theory import BetaChoice, beta_from_curvature
+from socft.truth.backward import (
+    COARSER,
+    FINER,
+    GridSolution,
+    attempted,
+    estimated,
+    noise_at_end,
+    resized,
+    smoothing_error,
+    solve_backward,
+)
 from socft.truth.base import ErrorBounds, Evaluation, Truth
-from socft.truth.bellman import BellmanStep, axis_sigma, mean_and_jacobian, terminal_value
+from socft.truth.bellman import axis_sigma, mean_and_jacobian
 from socft.truth.chain_law import LOST_MASS, ChainLaw, Region, chain_law
-from socft.truth.grid import STENCIL, Grid, GridPolicy, ValueGrid, tensor_rule
-
-if TYPE_CHECKING:
-    pass
+from socft.truth.grid import Grid, GridPolicy, ValueGrid, tensor_rule
 
 NODES = {1: (601, 3001), 2: (97, 97)}  # fewest and most nodes per axis by dimension
 COARSE = {1: (301,), 2: (41, 41)}
 PER_SCALE = 7.0
 SPREAD = 8.0  # half-width of the grids in standard deviations; what lies beyond weighs 1e-15
-REFINEMENTS = (0.7, 0.85)
-WIDENING = 0.05
-ROUNDING = 1e-12
-"""Relative: sums over some hundred nodes, at every step."""
+COARSEST = 0.5
+"""Share of the nodes with which a search for an accuracy begins."""
+FINEST = {1: 4.0, 2: 2.0}
+"""The largest one, by dimension."""
+SLOW = 0.7
+"""Of an error per level: slower than any smooth problem."""
+UNRESOLVED = 0.02
+"""Relative error of the smoothed gradient of the reward above which it is told."""
 PILOT_PATHS = 4096
 GROWTHS = 12
 GROWTH = 0.2
 SLACK = 0.01
 THINNEST = 0.01  # least width of a grid relative to the widest: a chain may start at a point
-LARGEST_LOG_BETA = math.log(1e6)
-BETA_TOLERANCE = 1e-7
-NEAR = 0.2  # logarithms of beta whose optimal chains live on the same grids
+
+
+class AccuracyWarning(UserWarning):
+    """A solution is less accurate than what was asked for."""
 
 
 class Quadrature(Truth):
@@ -63,6 +73,9 @@ class Quadrature(Truth):
             when left out.
         nodes: nodes per axis of the chosen grids; by default a seventh of the scale on which the
             value varies.
+        accuracy: the largest error of the control wanted, in place of grids and nodes: grids are
+            refined until `error` is within it. Where four times the usual nodes (twice in two
+            dimensions) do not reach it, as at a kink, an `AccuracyWarning` says what is reached.
 
     Attributes:
         grids: the grids.
@@ -85,24 +98,91 @@ class Quadrature(Truth):
         problem: ControlProblem,
         grids: tuple[Grid, ...] | None = None,
         nodes: tuple[int, ...] | None = None,
+        accuracy: float | None = None,
     ):
         require_problem(problem)
         _grid_dim(problem.reference)
         self.problem = problem
         nodes = None if nodes is None else sizes(nodes, "nodes")
-        self.grids = grids or choose_grids(problem, nodes)
-        solution = solve_backward(problem, self.grids)
+        if accuracy is None:
+            self._take(solve_backward(problem, grids or choose_grids(problem, nodes)))
+            if grids is None and nodes is None:
+                self._warn_of_kinks()
+            return
+        require(grids is None and nodes is None, "an accuracy chooses its own grids; give one.")
+        accuracy = number(accuracy, "accuracy")
+        require(accuracy > 0, f"accuracy = {accuracy:g}; it must be positive.")
+        self._refine(accuracy)
+
+    def _take(self, solution: GridSolution) -> None:
+        for known in ("law", "region", "errors", "curvature", "_neighbours", "_changes", "probe"):
+            self.__dict__.pop(known, None)
+        self._solution, self.grids = solution, solution.grids
         self.values, self.shifts = solution.values, solution.shifts
-        self.curvature = torch.tensor(solution.curvature, dtype=torch.float64)
-        self._policy = GridPolicy.from_shifts(
-            problem.reference, self.grids[:-1], self.shifts, self.values[0].extrapolation
-        )
+        self._policy = self._policy_of(solution)
         lost = self.law.lost
         require(
             lost <= LOST_MASS,
             f"the grids lose {lost:.1e} of the optimal chain's mass, more than {LOST_MASS:g};"
             " widen, refine or omit them.",
         )
+
+    def _refine(self, accuracy: float) -> None:
+        """Solve on finer grids until the error is within an accuracy, or as long as that is in
+        sight.
+        """
+        problem, base = self.problem, choose_grids(self.problem)
+        most = math.log(FINEST[base[0].dim] / COARSEST) / math.log(FINER)
+        levels = (
+            attempted(problem, resized(base, COARSEST * FINER**i, wider=i % 2 == 0))
+            for i in range(math.ceil(most) + 2)
+        )
+        before, here = next(levels), next(levels)
+        reached = math.inf
+        for finer in levels:
+            if here is not None:
+                self._take(here)
+                self._neighbours = before, finer
+                slow = self.error > SLOW * reached
+                reached = self.error
+                if reached <= accuracy:
+                    return
+                if slow and reached * SLOW ** (most / 2) > accuracy:
+                    break
+            before, here = here, finer
+        if not hasattr(self, "_solution"):
+            self._take(solve_backward(problem, base))
+        warnings.warn(
+            f"the control is known to {self.error:.1g} and accuracy = {accuracy:g} was asked for:"
+            " something varies on less than the distance of the nodes; smooth the reward, or give"
+            " grids.",
+            AccuracyWarning,
+            stacklevel=3,
+        )
+
+    def _warn_of_kinks(self) -> None:
+        off = smoothing_error(self.values[-1], noise_at_end(self.problem))
+        if off > UNRESOLVED:
+            warnings.warn(
+                f"the gradient of the smoothed reward is off by some {100 * off:.0f} %, as at a"
+                " kink: the distance of the nodes is too large for it; give an accuracy or nodes,"
+                " or smooth the reward.",
+                AccuracyWarning,
+                stacklevel=3,
+            )
+
+    def _policy_of(self, solution: GridSolution) -> GridPolicy:
+        return GridPolicy.from_shifts(
+            self.problem.reference,
+            solution.grids[:-1],
+            solution.shifts,
+            solution.values[0].extrapolation,
+        )
+
+    @functools.cached_property
+    def curvature(self) -> Float[Tensor, " steps"]:
+        """``sup |Hess G V_{k+1}|`` per step, also between the nodes."""
+        return torch.tensor(self._solution.curvature, dtype=torch.float64)
 
     @functools.cached_property
     def law(self) -> ChainLaw:
@@ -119,46 +199,51 @@ class Quadrature(Truth):
         return self.law.region()
 
     def _find_errors(self) -> ErrorBounds:
-        """Estimates from above, by solving on two coarser and wider boxes, see `estimated`: each
-        on the region that carries all but 1e-6 of the mass.
+        """Estimates from above, by a coarser and a finer solution on wider boxes, see `estimated`:
+        each on the region that carries all but 1e-6 of the mass, also between the nodes.
         """
-        coarse, medium = (change[:4] for change in self._changes)
-        each = zip(coarse, medium, self._scales(), strict=True)
-        return ErrorBounds(*(estimated(c, m, scale) for c, m, scale in each))
-
-    @property
-    def curvature_error(self) -> float:
-        """What any entry of `curvature` is off by, likewise."""
-        coarse, medium = (change[4] for change in self._changes)
-        return estimated(coarse, medium, float(self.curvature.max()))
+        each = zip(*self._changes, self._scales(), strict=True)
+        return ErrorBounds(*(estimated(c, f, scale) for c, f, scale in each))
 
     @functools.cached_property
-    def _changes(self) -> list[tuple[float, float, float, float, float]]:
-        return [self._change(share) for share in REFINEMENTS]
+    def curvature_error(self) -> float:
+        """What any entry of `curvature` is off by, likewise."""
+        changes = [
+            math.inf
+            if other is None
+            else float((self.curvature - torch.tensor(other.curvature)).abs().max())
+            for other in self._neighbours
+        ]
+        return estimated(changes[0], changes[1], float(self.curvature.max()))
 
-    def _change(self, share: float) -> tuple[float, float, float, float, float]:
-        """What a solution with a share of the nodes per length on wider boxes has otherwise: in
-        control, gradient, value, objective and curvature.
-        """
-        grids = tuple(coarsened(g, share) for g in self.grids)
-        try:
-            other = solve_backward(self.problem, grids)
-        except InvalidProblem:
-            return math.inf, math.inf, math.inf, math.inf, math.inf
-        gradient, value = [], []
+    @functools.cached_property
+    def _neighbours(self) -> tuple[GridSolution | None, GridSolution | None]:
+        """A coarser and a finer solution, on wider boxes."""
+        coarser, finer = (attempted(self.problem, resized(self.grids, s)) for s in (COARSER, FINER))
+        return coarser, finer
+
+    @functools.cached_property
+    def _changes(self) -> list[tuple[float, float, float, float]]:
+        return [self._change(other) for other in self._neighbours]
+
+    def _change(self, other: GridSolution | None) -> tuple[float, float, float, float]:
+        """What another solution has otherwise: in control, gradient, value and objective."""
+        if other is None:
+            return math.inf, math.inf, math.inf, math.inf
+        policy, control, gradient, value = self._policy_of(other), [], [], []
         for k, field in enumerate(other.values):
-            x = self.points(k)
-            apart = self.value_gradient(k, x) - field.gradient_at(x)
-            gradient.append(float(apart.norm(dim=1).max()))
+            x = self._compared(k)
+            if k < self.problem.steps:
+                control.append(_largest(self.control(k, x) - policy(k, x)))
+            gradient.append(_largest(self.value_gradient(k, x) - field.gradient_at(x)))
             value.append(float((self.value(k, x) - field.at(x)).abs().max()))
-        policy = GridPolicy.from_shifts(
-            self.problem.reference, grids[:-1], other.shifts, self._policy.extrapolation
-        )
-        control = float(self.control_error(policy).max())
-        objective = mean_at_start(self.problem.reference, other.values[0])
-        bent = self.curvature - torch.tensor(other.curvature, dtype=torch.float64)
-        missed = abs(self.objective - objective)
-        return control, max(gradient), max(value), missed, float(bent.abs().max())
+        missed = abs(self.objective - mean_at_start(self.problem.reference, other.values[0]))
+        return max(control), max(gradient), max(value), missed
+
+    def _compared(self, k: int) -> Float[Tensor, "points d"]:
+        """The nodes that carry mass, and the centres of their cells."""
+        x, half = self.points(k), self.grids[k].spacing / 2
+        return torch.cat([x, x - half.copysign(x - x.mean(0))])
 
     def _scales(self) -> tuple[float, float, float, float]:
         """The size of what `errors` bounds."""
@@ -219,149 +304,13 @@ class Quadrature(Truth):
         return Evaluation(reward - running - float(self.problem.beta @ kl), reward, kl)
 
 
-@dataclasses.dataclass(frozen=True)
-class GridSolution:
-    """Values (T + 1), optimal shifts (T) and curvatures (T) on a tuple of grids."""
-
-    values: tuple[ValueGrid, ...]
-    shifts: tuple[Tensor, ...]
-    curvature: tuple[float, ...]
+def _largest(apart: Float[Tensor, "points d"]) -> float:
+    return float(apart.norm(dim=1).max())
 
 
 def mean_at_start(reference: Reference, value: ValueGrid) -> float:
     points, weights = tensor_rule(value.grid.dim)
     return float(weights @ value.at(reference.initial(points)))
-
-
-def estimated(coarse: float, medium: float, scale: float) -> float:
-    """The error of a solution, from above, from what it differs by from two coarser ones.
-
-    With a share s of the nodes and errors of order p the change is ``s^-p - 1`` times the error:
-    more than half of it from p = 3 on at s = 0.85, as at kinks; smooth problems have p = 10 or
-    more. An eighth of the other change guards against a change that is small by chance.
-    """
-    found = max(2 * medium, coarse / 8) + ROUNDING * scale
-    return found if math.isfinite(found) else math.inf
-
-
-def coarsened(grid: Grid, share: float) -> Grid:
-    """A box wider by `WIDENING` on either side, with fewer nodes per length."""
-    margin = WIDENING * (grid.upper - grid.lower)
-    nodes = tuple(max(STENCIL, math.ceil((1 + 2 * WIDENING) * share * n)) for n in grid.shape)
-    return Grid.box(grid.lower - margin, grid.upper + margin, nodes)
-
-
-def solve_backward(problem: ControlProblem, grids: tuple[Grid, ...]) -> GridSolution:
-    """Dynamic programming from the reward to step 0."""
-    require(
-        len(grids) == problem.steps + 1,
-        f"{len(grids)} grids for {problem.steps} steps; give one per step 0..T,"
-        f" {problem.steps + 1}.",
-    )
-    dims = problem.reference.dims
-    require(
-        all((g.dim,) == dims for g in grids),
-        f"grids of shape {grids[0].shape} for states of shape {dims}; one axis each.",
-    )
-    values, shifts, curvature = [terminal_value(problem, grids[-1])], [], []
-    for k in reversed(range(problem.steps)):
-        step = BellmanStep.build(problem, k, grids[k], values[-1])
-        shifts.append(step.solve())
-        values.append(step.optimal_value(shifts[-1]))
-        curvature.append(step.curvature())
-    return GridSolution(
-        tuple(reversed(values)), tuple(reversed(shifts)), tuple(reversed(curvature))
-    )
-
-
-def measured_beta(problem: ControlProblem, lam: float) -> BetaChoice:
-    """The smallest constant KL weight under which the inner loop contracts by ``1 - lam`` at every
-    step, by measured curvature.
-
-    Solves ``max_k sigma_k^2 sup |Hess G V_{k+1}| / beta = 1 - lam`` for beta, on which the optimal
-    V depends. The result's ``lam`` are the design constants reached per step, its ``margin`` how
-    much of beta each step could do without. The value functions of PI-FT's first iterates can be
-    more curved than the optimal one, so for small lam it may need several inner iterations, or
-    diverge with one.
-
-    Args:
-        problem: reference, reward and running cost; its beta is ignored.
-        lam: the least design constant wanted, in (0, 1).
-
-    Raises:
-        InvalidProblem: lam outside (0, 1), or no beta between 1e-6 and 1e6 reaches it.
-
-    >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
-    >>> problem = ControlProblem(reference, Sine(), beta=2.0)
-    >>> f"{measured_beta(problem, lam=0.5).beta[0]:.4f}"
-    '0.4624'
-    """
-    require_problem(problem)
-    lam = number(lam, "lam")
-    require(0 < lam < 1, f"lam = {lam}; the design constant must lie in (0, 1).")
-    sigma = torch.stack([axis_sigma(problem.reference, k).max() for k in range(problem.steps)])
-
-    solved: dict[float, tuple[Grid, ...]] = {}
-
-    def excess(log_beta: float) -> float:
-        weighted = _with_beta(problem, math.exp(log_beta))
-        near = min(solved, key=lambda each: abs(each - log_beta), default=math.inf)
-        try:
-            if abs(near - log_beta) > NEAR:
-                solved[near := log_beta] = choose_grids(weighted)
-            curvature = solve_backward(weighted, solved[near]).curvature
-        except InvalidProblem:
-            solved.pop(log_beta, None)
-            return math.inf
-        bent = sigma.square() * torch.tensor(curvature, dtype=torch.float64)
-        return math.log(float(bent.max())) - log_beta - math.log(1 - lam)
-
-    beta = math.exp(_root(excess))
-    truth = Quadrature(_with_beta(problem, beta))
-    needed = beta_from_curvature(sigma, truth.curvature, lam).beta
-    reached = 1 - sigma.square() * truth.curvature / beta
-    return BetaChoice(
-        torch.full_like(sigma, beta),
-        "constant (measured curvature)",
-        beta / needed,
-        reached,
-        torch.ones_like(sigma),
-        1 - reached,
-    )
-
-
-def _with_beta(problem: ControlProblem, beta: float) -> ControlProblem:
-    return ControlProblem(problem.reference, problem.reward, beta, problem.running_cost)
-
-
-def _root(excess: Callable[[float], float]) -> float:
-    """The largest log(beta) at which a function that is infinite for small ones and falls to minus
-    infinity vanishes.
-    """
-    high, step = 0.0, math.log(4.0)
-    while excess(high) > 0:
-        high += step
-        require(
-            high < LARGEST_LOG_BETA,
-            "no beta below 1e6 contracts at the wanted rate; use a smoother reward.",
-        )
-    low = high - step
-    while (at_low := excess(low)) <= 0:
-        high, low = low, low - step
-        require(
-            low > -LARGEST_LOG_BETA,
-            "every beta above 1e-6 contracts at the wanted rate; choose it by the reward.",
-        )
-    while math.isinf(at_low):
-        middle = (low + high) / 2
-        at_middle = excess(middle)
-        if at_middle > 0:
-            low, at_low = middle, at_middle
-        else:
-            high = middle
-        if high - low < BETA_TOLERANCE:
-            return high
-    return root_scalar(excess, bracket=(low, high), method="brentq", xtol=BETA_TOLERANCE).root
 
 
 def choose_grids(problem: ControlProblem, nodes: tuple[int, ...] | None = None) -> tuple[Grid, ...]:
@@ -376,21 +325,37 @@ def choose_grids(problem: ControlProblem, nodes: tuple[int, ...] | None = None) 
             varies.
     """
     reference, d = problem.reference, _grid_dim(problem.reference)
-    lower, upper = _spread(reference, Uncontrolled(reference))
+    lower, upper = spread(reference, Uncontrolled(reference))
     for _ in range(GROWTHS):
         grids = tuple(Grid.box(lo, hi, COARSE[d]) for lo, hi in zip(lower, upper, strict=True))
         solution = solve_backward(problem, grids)
         pilot = GridPolicy.from_shifts(
             reference, grids[:-1], solution.shifts, solution.values[0].extrapolation
         )
-        low, high = _spread(reference, pilot)
+        low, high = spread(reference, pilot)
         leaking = chain_law(problem, pilot, grids).lost > LOST_MASS
-        slack = SLACK * (upper - lower)
-        if not leaking and bool(((low >= lower - slack) & (high <= upper + slack)).all()):
+        if not leaking and covers(lower, upper, low, high):
             break
         growth = GROWTH * (upper - lower) if leaking else torch.zeros_like(lower)
         lower, upper = torch.minimum(low, lower - growth), torch.maximum(high, upper + growth)
-    boxes = [Grid.box(lo, hi, COARSE[d]) for lo, hi in zip(lower, upper, strict=True)]
+    return resolved(problem, lower, upper, nodes)
+
+
+def covers(lower: Tensor, upper: Tensor, low: Tensor, high: Tensor, share: float = SLACK) -> bool:
+    """Whether boxes hold others, up to a share of their width."""
+    slack = share * (upper - lower)
+    return bool(((low >= lower - slack) & (high <= upper + slack)).all())
+
+
+def resolved(
+    problem: ControlProblem,
+    lower: Float[Tensor, "steps_plus_1 d"],
+    upper: Float[Tensor, "steps_plus_1 d"],
+    nodes: tuple[int, ...] | None = None,
+) -> tuple[Grid, ...]:
+    """Grids on boxes, by default with nodes that resolve the value functions."""
+    coarse = COARSE[_grid_dim(problem.reference)]
+    boxes = [Grid.box(lo, hi, coarse) for lo, hi in zip(lower, upper, strict=True)]
     return tuple(
         Grid.box(b.lower, b.upper, nodes or _resolving(problem, k, b)) for k, b in enumerate(boxes)
     )
@@ -424,7 +389,7 @@ def _resolving(problem: ControlProblem, k: int, box: Grid) -> tuple[int, ...]:
     return tuple(min(max(n, least), most) for n in wanted)
 
 
-def _spread(reference: Reference, policy: Policy) -> tuple[Tensor, Tensor]:
+def spread(reference: Reference, policy: Policy) -> tuple[Tensor, Tensor]:
     """Mean -+ SPREAD standard deviations of a pilot simulation with fixed noise, two tensors (T +
     1, d).
     """

@@ -20,21 +20,17 @@ from torch import Tensor
 from socft.checks import require
 from socft.policy import Uncontrolled
 from socft.problem import ControlProblem
+from socft.truth.backward import COARSER, resized, solve_backward
 from socft.truth.bellman import axis_sigma, terminal_value
 from socft.truth.chain_law import chain_law
 from socft.truth.grid import Grid, ValueGrid, tensor_rule
-from socft.truth.quadrature import (
-    REFINEMENTS,
-    ROUNDING,
-    Quadrature,
-    coarsened,
-    mean_at_start,
-    solve_backward,
-)
+from socft.truth.quadrature import Quadrature, mean_at_start
 
 HERMITE_NODES = 140
 FEWER_HERMITE_NODES = 100
 SAME_BETA = 1e-12
+ROUNDING = 1e-12
+"""Relative: sums over some hundred nodes, at every step."""
 TAIL = 1e-6
 """Largest relative error of ``E exp(r / beta)``; the laws of X_0 and X_T are known where they have
 mass to rounding.
@@ -71,7 +67,7 @@ def tilt_gap(truth: Quadrature) -> TiltGap:
     """
     _require_tilt(truth)
     found = _gaps(truth, truth.grids, truth.objective, HERMITE_NODES)
-    grids = tuple(coarsened(grid, REFINEMENTS[-1]) for grid in truth.grids)
+    grids = resized(truth.grids, COARSER)
     value = solve_backward(truth.problem, grids).values[0]
     objective = mean_at_start(truth.problem.reference, value)
     coarse = _gaps(truth, grids, objective, FEWER_HERMITE_NODES)

@@ -36,8 +36,9 @@ from socft.schedule import ddpm, linear_levels, subsample, variance_preserving
 from socft.theory import BestRelaxation, FixedRelaxation
 from socft.truth.bellman import BellmanStep
 from socft.truth.grid import tensor_rule
+from socft.truth.least_beta import measured_beta
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
-from socft.truth.quadrature import Quadrature, choose_grids, measured_beta
+from socft.truth.quadrature import Quadrature, choose_grids
 from tests.support.tensors import F64, generator, t
 from toy.convergence.chains import linear_quadratic_problem
 from toy.problems import fine_tuning

@@ -45,8 +45,9 @@ from socft.theory import (
 from socft.truth.bellman import mean_and_jacobian
 from socft.truth.chain_law import chain_law
 from socft.truth.grid import GridPolicy
+from socft.truth.least_beta import measured_beta
 from socft.truth.linear_quadratic import LinearQuadratic
-from socft.truth.quadrature import Quadrature, choose_grids, measured_beta
+from socft.truth.quadrature import Quadrature, choose_grids
 from socft.truth.tilt import tilt_gap
 from toy.convergence.chains import (
     BOUNDS,

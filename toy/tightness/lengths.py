@@ -30,7 +30,8 @@ from socft.schedule import Schedule
 from socft.study.tasks import Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
-from socft.truth.quadrature import Quadrature, solve_backward
+from socft.truth.backward import solve_backward
+from socft.truth.quadrature import Quadrature
 from toy.convergence.chains import memoryless
 from verify.support.factors import vector
 from verify.support.suprema import grids_for

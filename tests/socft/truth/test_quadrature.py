@@ -35,8 +35,9 @@ from socft.truth.base import simulate
 from socft.truth.bellman import BellmanStep
 from socft.truth.chain_law import LOST_MASS, chain_law
 from socft.truth.grid import Grid
+from socft.truth.least_beta import measured_beta
 from socft.truth.linear_quadratic import LinearQuadratic, QuadraticCost
-from socft.truth.quadrature import Quadrature, measured_beta
+from socft.truth.quadrature import Quadrature
 from tests.support.refusals import Refusals, refusals
 from tests.support.tensors import F64, generator, t
 from toy.convergence.chains import linear_quadratic_problem
