@@ -50,8 +50,8 @@ from socft.truth.quadrature import Quadrature
 from toy.fixed_points.contenders import CONTENDERS, Contender, beta
 from toy.fixed_points.problems import Targets
 from toy.measure import estimate
-from toy.ranks import DOUBT, DRAWS, Figure, ranks
-from toy.repeated import RepeatedGradient, draws
+from toy.ranks import DOUBT, Figure, ranks
+from toy.repeated import DRAWS, RepeatedGradient, draws
 
 BETA = 2.0
 PATHS, QUICK_PATHS = 2000, 400

@@ -20,7 +20,9 @@ from socft.report.base import Report
 from socft.report.claim_records import Claims, read_claims
 from socft.report.document import AUTHORS, byline, contributions
 from socft.report.findings import Finding, NotMeasured, Number, Question
+from socft.report.gradient_variance.studies import edges
 from socft.report.rows import Rows
+from socft.report.stable_diffusion.findings import holm
 
 ROOT = Path(__file__).resolve().parents[3]
 RECORDS = ROOT / "reports" / "records"
@@ -179,6 +181,38 @@ def test_findings_of_a_report_take_the_place_of_its_old_ones(tmp_path):
     file.write_text("{")
     with pytest.raises(InvalidProblem, match="remove it and typeset all reports again"):
         findings.write("a", [], file)
+
+
+@pytest.mark.parametrize(
+    ("levels", "rejected"),
+    [
+        ([0.5, 0.02, 0.001, 0.03], 1),
+        ([0.001, 0.002, 0.003, 0.004], 4),
+        ([0.0124, 0.0166, 0.0249, 0.0499], 4),
+        ([0.0126, 0.0001], 2),
+        ([0.04], 1),
+        ([0.03, 0.04], 0),
+    ],
+)
+def test_a_family_of_tests_is_corrected_by_holm(levels, rejected):
+    """Step down: the k-th smallest of n is held against 0.05 / (n - k + 1)."""
+    assert holm(levels) == rejected
+
+
+def test_a_rate_on_the_edge_of_its_grid_is_named():
+    def pilot(name: str, rate: float, gap: float) -> Record:
+        return Record("training", "mixture", "pilot_gap", gap, {"rate": rate}, name)
+
+    found = Rows(
+        (
+            *(pilot("full adjoint", rate, (rate - 0.01) ** 2) for rate in (0.003, 0.01, 0.03)),
+            *(pilot("adjoint matching", rate, rate) for rate in (0.003, 0.01, 0.03)),
+        )
+    )
+    said = edges(found)
+    assert "adjoint matching" in said
+    assert "$0.003$" in said
+    assert "full adjoint" not in said
 
 
 def test_authors_are_those_of_the_citation():
