@@ -225,12 +225,7 @@ def solve(
 
 
 def population_run(
-    line: LineChain,
-    equation: Equation,
-    damping: float,
-    count: int,
-    prior: float,
-    start: Coefficients | None = None,
+    line: LineChain, equation: Equation, damping: float, count: int, prior: float
 ) -> FeaturePolicy:
     """Where as many sweeps lead: the mean of the coefficients after the last half of them.
 
@@ -241,8 +236,7 @@ def population_run(
         InvalidProblem: the sweeps diverge.
     """
     found = [
-        weight
-        for weight, _ in itertools.islice(sweeps(line, equation, damping, prior, start), count)
+        weight for weight, _ in itertools.islice(sweeps(line, equation, damping, prior), count)
     ]
     return _policy(line, torch.stack(found[count - (count // 2) :]).mean(0))
 

@@ -233,17 +233,14 @@ def _held(
     moments: dict[Metric, Tensor],
 ) -> dict[Metric, float]:
     """Distance from the prediction: of the law from that of the limit, and of its moments from
-    those of the population after as many iterations, in standard errors; of an equation with
-    several solutions from near the one that is meant, at a damping at which sweeps settle there.
+    those of the population after as many iterations, in standard errors.
     """
     equation = contender.equation(targets)
     if equation is None or (limit := _solved(targets, equation, contender)) is None:
         return {}
-    several, count, prior = contender.start, effort.iterations, PRIOR / effort.batch
-    begin = None if several is None else several(targets)
-    rate = effort.rate if several is None else contender.damping
+    count, prior = effort.iterations, PRIOR / effort.batch
     after = targets.line.controls(
-        population_run(contender.line(targets), equation, rate, count, prior, begin)
+        population_run(contender.line(targets), equation, effort.rate, count, prior)
     )
     expected = targets.moments(samples_law(targets.line, after, contender.noisy))
     return {
