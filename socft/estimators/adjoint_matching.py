@@ -14,7 +14,14 @@ from typing import ClassVar
 
 from socft.costates.adjoint import LeanRecursion, backward_pass
 from socft.costates.base import Cost, CostateStep
-from socft.estimators.base import CostateEstimator, Labels, MatchingEstimator, matching_labels
+from socft.estimators.base import (
+    CostateEstimator,
+    Estimator,
+    LabelRows,
+    Labels,
+    MatchingEstimator,
+    matching_labels,
+)
 from socft.estimators.estimand import (
     ApproximateResidual,
     Estimand,
@@ -26,7 +33,21 @@ from socft.policy import Policy
 from socft.problem import ControlProblem
 
 
-class AdjointMatching(CostateEstimator):
+class LeanEstimator(Estimator[LabelRows]):
+    """An estimator whose labels take the derivatives of the pre-trained mean along the states of a
+    path, and no control of it.
+    """
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(reference_derivatives=1)
+
+    @property
+    def reads_controls(self) -> bool:
+        return False
+
+
+class AdjointMatching(LeanEstimator, CostateEstimator):
     """Zero in expectation at the optimum; one vjp of the reference per step.
 
     >>> reference = AffineReference([[[0.9]]] * 3, ScalarDiffusion([0.5] * 3))
@@ -40,21 +61,13 @@ class AdjointMatching(CostateEstimator):
     estimates: ClassVar[Estimand] = FixedPointResidual()
     source: ClassVar[str] = "arXiv 2409.08861, section 5"
 
-    @property
-    def cost(self) -> Cost:
-        return Cost(reference_derivatives=1)
-
-    @property
-    def reads_controls(self) -> bool:
-        return False
-
     def backward_pass(
         self, problem: ControlProblem, policy: Policy, path: Path
     ) -> Iterator[CostateStep]:
         return backward_pass(LeanRecursion(), problem, policy, path)
 
 
-class PublishedAdjointMatching(MatchingEstimator):
+class PublishedAdjointMatching(LeanEstimator, MatchingEstimator[LabelRows]):
     """Adjoint matching with the costate of step k in place of k + 1.
 
     >>> print(PublishedAdjointMatching().estimates.kind)
@@ -63,14 +76,6 @@ class PublishedAdjointMatching(MatchingEstimator):
 
     estimates: ClassVar[Estimand] = ApproximateResidual(ResidualZero.PREVIOUS_COSTATE)
     source: ClassVar[str] = "arXiv 2409.08861, published code"
-
-    @property
-    def cost(self) -> Cost:
-        return Cost(reference_derivatives=1)
-
-    @property
-    def reads_controls(self) -> bool:
-        return False
 
     def label(self, problem: ControlProblem, policy: Policy, path: Path) -> Labels:
         return matching_labels(
