@@ -363,7 +363,7 @@ def test_the_study_is_found_and_its_tasks_differ():
         assert len({fingerprint(task) for task in tasks}) == len(tasks)
         names = {task.name.split()[0] for task in tasks}
         bounds = {"one", "iterates", "control", "optimum", "smoothing", "beta"}
-        assert names == bounds | {"errors", "weights"}
+        assert names == bounds | {"errors", "weights", "coupled"}
     assert len(STUDY.tasks(True)) < len(STUDY.tasks(False))
 
 
@@ -378,6 +378,19 @@ def test_weights_against_lengths_are_in_order():
     assert found["one-sided, relaxed", 1] < found["one-sided", 1]
     assert found["one-sided", 1] < found["one-sided", 2] < found["one-sided", 16]
     assert {row.optimum for row in rows} == {found["necessary", 1]}
+
+
+def test_coupled_weights_do_not_compound():
+    """At ten steps, for separated modes: above the necessary weight, and less than a fifth of the
+    one-sided one.
+    """
+    found = lengths.coupled_task("separated modes", "softplus", 10)[0].value
+    schedule = lengths.memoryless(10)
+    chain = lengths.chain_of("separated modes", "softplus", schedule, 1)
+    statement = lengths.STATEMENTS["one-sided"](schedule.sigma)
+    one_sided = float(theory.constant_beta(chain, lengths.LAM, statement).beta[0])
+    necessary = lengths.necessary_weight("separated modes", "softplus", schedule, found)
+    assert necessary < found < one_sided / 5
 
 
 @pytest.mark.slow

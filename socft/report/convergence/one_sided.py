@@ -1,23 +1,25 @@
 """The chapter of the convergence report on one-sided constants: the theorem with its proof, what it
 asks for beside what is necessary, and what that means in practice.
 
-Its records are those of the study ``tightness``: metric ``sufficient_beta`` is a constant KL weight
-by one set of constants, or the necessary one, and the errors of PI-FT's iterates have their bounds.
+Its records are those of the study ``tightness``: metric ``sufficient_beta`` is a constant KL
+weight by one set of constants, or the necessary one, and the errors of PI-FT's iterates have
+their bounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from socft.records import Record
+from socft.report.convergence import along_paths
 from socft.report.figures import LOOKS, draw, finish, legend, logarithmic, panels, svg
 from socft.report.rows import Rows, ratio
-from socft.report.typeset import NOT_MEASURED, Table, figure, integer, number, paper, text
+from socft.report.typeset import NOT_MEASURED, Table, figure, integer, number, text
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 
 RULES: Mapping[str, str] = {
     "necessary": "necessary",
+    "coupled": "by coupling",
     "one-sided": "one-sided",
     "sharp": "sharper constants",
     "paper": "the paper's constants",
@@ -38,42 +40,52 @@ def pictures(rows: Rows) -> Mapping[str, bytes]:
 def chapter(rows: Rows) -> str:
     """The chapter; its picture is in `pictures`."""
     found = rows.of(schemas.TIGHTNESS)
-    return "\n\n".join([_statement(), _inner(), _values(), _measured(found), _practice(found)])
+    sections = (
+        _statement(),
+        _inner(),
+        _values(),
+        along_paths.coupling(),
+        _measured(found),
+        along_paths.necessity(found),
+        along_paths.limit(),
+        _practice(),
+    )
+    return "\n\n".join(sections)
 
 
 def _statement() -> str:
     return r"""
 = Constants that do not compound <one-sided>
 
-The published recursions bound the Jacobian of the mean map $m_t$ by $(1 + (1 - a_t) L_(0 s))\/sqrt(
-a_t) > 1$, so every constant grows geometrically in $T$ and with it the weight that is asked for.
-Two things are lost there: the mean map usually contracts, and curvature matters on one side only.
+The published recursions bound the Jacobian of the mean map $m_t$ by $(1 + (1 - a_t) L_(0
+s))\/sqrt( a_t) > 1$, so every constant grows geometrically in $T$ and with it the weight that is
+asked for. Two things are lost there: the mean map usually contracts, and curvature matters on one
+side only.
 
 *Setting.* At one step let $V = V_(t+1)$ satisfy $abs(nabla V) <= L$ and $-h^- I prec.eq nabla^2 V
 prec.eq h^+ I$, let $G$ smooth with $sigma W$, let $A$ be the Jacobian of the mean map, $abs(A) <=
-M$ and $A$ $N$-Lipschitz, and let the spectrum of $H = nabla^2 G V$ lie in $[-K^-, K^+]$. With $rho
-= sigma^2\/beta$ write $a = rho K^+$, $b = rho K^-$. The one-sided smoothed curvatures are those of
-a scalar problem: among functions with $abs(W') <= L$ and $W'' <= h^+$ the largest slope of $G W$
-at a point, $bb(E)[W'(sigma Z) Z]\/sigma$, is that of the clipped line, and the same holds
-conditionally along any direction.
+M$ and $A$ $N$-Lipschitz, and let the spectrum of $H = nabla^2 G V$ lie in $[-K^-, K^+]$. With
+$rho = sigma^2\/beta$ write $a = rho K^+$, $b = rho K^-$. The one-sided smoothed curvatures are
+those of a scalar problem: among functions with $abs(W') <= L$ and $W'' <= h^+$ the largest slope
+of $G W$ at a point, $bb(E)[W'(sigma Z) Z]\/sigma$, is that of the clipped line, and the same
+holds conditionally along any direction.
 
 *Theorem A (optimal values).* If $a < 1$, the inner problem is strongly concave with modulus $(1 -
-a)\/rho$ and
-$ L' = M L, quad quad h'^(plus.minus) = N L + M^2 K^(plus.minus)/(1 minus.plus rho K^(plus.minus)) .
-$ <one-sided-step>
+a)\/rho$ and $ L' = M L, quad quad h'^(plus.minus) = N L + M^2 K^(plus.minus)/(1 minus.plus rho
+K^(plus.minus)) . $ <one-sided-step>
 
 _Proof._ $Phi (x, delta) = G V(x + delta) - abs(delta)^2\/(2 rho)$ has in $delta$ the Hessian $H -
 I\/rho prec.eq -(1 - a)\/rho thin I$. Its maximiser solves $delta^* = rho thin nabla G V(x +
 delta^*)$, so $partial delta^*\/partial x = rho H (I - rho H)^(-1)$, and the envelope $E^* =
-max_delta Phi$ has by the envelope theorem $nabla E^* = nabla G V(x + delta^*)$ and
-$nabla^2 E^* = H (I - rho H)^(-1)$. Since $lambda |-> lambda\/(1 - rho lambda)$ increases, its
-spectrum lies in $[-K^-\/(1 + b), K^+\/(1 - a)]$. With $V^*_t = E^* compose m$, $nabla V^*_t = A^top
-nabla E^*$ and $nabla^2 V^*_t = A^top nabla^2 E^* A + sum_i partial_i E^* nabla^2 m_i$, the last of
-which is at most $N L$ in norm. $qed$
+max_delta Phi$ has by the envelope theorem $nabla E^* = nabla G V(x + delta^*)$ and $nabla^2 E^* =
+H (I - rho H)^(-1)$. Since $lambda |-> lambda\/(1 - rho lambda)$ increases, its spectrum lies in
+$[-K^-\/(1 + b), K^+\/(1 - a)]$. With $V^*_t = E^* compose m$, $nabla V^*_t = A^top nabla E^*$ and
+$nabla^2 V^*_t = A^top nabla^2 E^* A + sum_i partial_i E^* nabla^2 m_i$, the last of which is at
+most $N L$ in norm. $qed$
 
-Both sides are attained at once, by a quadratic reward with eigenvalues of both signs and an affine
-score that stretches all directions alike. Only positive curvature is amplified, and only it can
-make the maximum ill posed: *a concave reward is well posed for every* $beta$.
+Both sides are attained at once, by a quadratic reward with eigenvalues of both signs and an
+affine score that stretches all directions alike. Only positive curvature is amplified, and only
+it can make the maximum ill posed: *a concave reward is well posed for every* $beta$.
 """
 
 
@@ -90,18 +102,18 @@ $theta^*$. Undamped, $q = max(a, b)$ needs both sides; damped, $q^* < 1$ wheneve
 
 _Proof._ The Jacobian of an update is $(1 - theta) I + theta rho H$, symmetric, with its spectrum
 between $1 - theta (1 + b)$ and $1 - theta (1 - a)$. The two ends are equal in size at $theta^*$.
-$qed$ The residual $epsilon_j = rho nabla G V (x + delta_j) - delta_j$ obeys $epsilon_(j+1) = ((1 -
-theta) I + theta rho macron(H)) epsilon_j$ with a mean $macron(H)$ of $H$ on the segment, because
-$delta_(j+1) - delta_j = theta epsilon_j$; hence $abs(epsilon_m) <= q^m rho L$.
+$qed$ The residual $epsilon_j = rho nabla G V (x + delta_j) - delta_j$ obeys $epsilon_(j+1) = ((1
+- theta) I + theta rho macron(H)) epsilon_j$ with a mean $macron(H)$ of $H$ on the segment,
+because $delta_(j+1) - delta_j = theta epsilon_j$; hence $abs(epsilon_m) <= q^m rho L$.
 
 *Theorem C (iterates).* The value of the iterate after $m$ updates, $V^((m))_t = E_m compose m_t$
-with $E_m (x) = Phi(x, delta_m)$, has the gradient $nabla E_m = g_m + J_m^top epsilon_m\/rho$, $g_m
-= nabla G V(x + delta_m)$, $J_m = partial delta_m\/partial x$, and the Hessian $ (I + J_m)^top H_m
-(I + J_m) - J_m^top J_m\/rho + D J_m dot epsilon_m\/rho . $ <iterate-hessian>
-So its constants are those of Theorem A but for terms $O(m q^m)$: $abs(nabla E_m) <= (1 + q^m
-abs(J_m)) L$; the first two terms of @iterate-hessian are at most $K^+\/(1 - a)$ and at least
-$-K^-\/(1 + b) - (1\/rho + K^-) abs(J_m - J_m^*)^2$, $J_m^* = rho H_m (I - rho H_m)^(-1)$; and
-the last is at most $q^m abs(D J_m) L$.
+with $E_m (x) = Phi(x, delta_m)$, has the gradient $nabla E_m = g_m + J_m^top epsilon_m\/rho$,
+$g_m = nabla G V(x + delta_m)$, $J_m = partial delta_m\/partial x$, and the Hessian $ (I +
+J_m)^top H_m (I + J_m) - J_m^top J_m\/rho + D J_m dot epsilon_m\/rho . $ <iterate-hessian> So its
+constants are those of Theorem A but for terms $O(m q^m)$: $abs(nabla E_m) <= (1 + q^m abs(J_m))
+L$; the first two terms of @iterate-hessian are at most $K^+\/(1 - a)$ and at least $-K^-\/(1 + b)
+- (1\/rho + K^-) abs(J_m - J_m^*)^2$, $J_m^* = rho H_m (I - rho H_m)^(-1)$; and the last is at
+most $q^m abs(D J_m) L$.
 
 _Proof._ In @iterate-hessian put $w = J_m v$: $(v + w)^top H_m (v + w) - abs(w)^2\/rho$ is a
 quadratic in $w$ with maximum $v^top H_m (I - rho H_m)^(-1) v$ at $w = J_m^* v$ and second
@@ -121,21 +133,21 @@ def _values() -> str:
     return r"""
 == Errors of values are added, never multiplied
 
-*Theorem D.* With $m_t$ updates at step $t$, $ 0 <= J^* - J <= sum_t min(1 + b_t, 1/(1 - a_t)) thin
-rho_t thin q_t^(2 m_t) thin L_(t+1)^2\/2 . $ <value-error>
+*Theorem D.* With $m_t$ updates at step $t$, $ 0 <= J^* - J <= sum_t min(1 + b_t, 1/(1 - a_t))
+thin rho_t thin q_t^(2 m_t) thin L_(t+1)^2\/2 . $ <value-error>
 
 _Proof._ Smoothing and envelope are monotone and commute with constants, so $v_t = sup(V^*_t -
 V_t^((m)))$ is at most $v_(t+1)$ plus $Phi(x, macron(delta)) - Phi(x, delta_m)$ with the maximiser
-$macron(delta)$ for $V_(t+1)^((m))$. The Hessian of $Phi$ in $delta$ is between $-(1 + b)\/rho$ and
-$-(1 - a)\/rho$, so that difference is at most $(1 + b) abs(delta_m - macron(delta))^2\/(2 rho)$
-and at most $abs(epsilon_m)^2\/(2 rho (1 - a))$; and $abs(delta_m - macron(delta)) <= q^m
+$macron(delta)$ for $V_(t+1)^((m))$. The Hessian of $Phi$ in $delta$ is between $-(1 + b)\/rho$
+and $-(1 - a)\/rho$, so that difference is at most $(1 + b) abs(delta_m - macron(delta))^2\/(2
+rho)$ and at most $abs(epsilon_m)^2\/(2 rho (1 - a))$; and $abs(delta_m - macron(delta)) <= q^m
 abs(macron( delta)) <= q^m rho L$. $qed$
 
 By strong concavity and the performance difference along the paths of PI-FT's own policy, $bb(E)
-sum_t (1 - a_t^*) abs(delta_t - delta_t^*)^2\/(2 rho_t) <= J^* - J$ as well: the control's error in
-the mean is bounded by the same sum. The smoothed error of a value bounds those of its gradient and
-curvature, $abs(nabla G (V^* - V)) <= v\/(sigma sqrt(2 pi))$, so no error of an iterate is carried
-along the chain through products either.
+sum_t (1 - a_t^*) abs(delta_t - delta_t^*)^2\/(2 rho_t) <= J^* - J$ as well: the control's error
+in the mean is bounded by the same sum. The smoothed error of a value bounds those of its gradient
+and curvature, $abs(nabla G (V^* - V)) <= v\/(sigma sqrt(2 pi))$, so no error of an iterate is
+carried along the chain through products either.
 """
 
 
@@ -162,22 +174,20 @@ def _measured(found: Rows) -> str:
 
 
 def _findings(found: Rows) -> str:
-    here = found.where(Metric.SUFFICIENT_BETA, rule="one-sided", reward=SHOWN, d=1)
-    steps = max(here.distinct("T"), default=None)
+    here = found.where(Metric.SUFFICIENT_BETA, reward=SHOWN, d=1)
+    steps = max(here.where(rule="one-sided").distinct("T"), default=None)
     said = [
-        f"{text(law)}: {number(_over(record), 2)}"
+        f"{text(law)}: {number(one, 2)} and {number(coupled, 2)}"
         for law in here.fields("problem")
-        if (record := here.where(problem=law, T=steps).one()) is not None
+        for mine in [here.where(problem=law)]
+        for one, coupled in [[_ratio(mine, rule, 1, steps) for rule in ("one-sided", "coupled")]]
+        if one is not None
     ]
     if not said:
         return f"One-sided over necessary weights: {NOT_MEASURED}."
-    return f"""At $T = {steps}$ the one-sided condition asks for so many times the necessary weight:
-{"; ".join(said)}. Separated modes are where it is still loose: on the ridge between the modes $M >
-1$, and a product of suprema is not the supremum of products."""
-
-
-def _over(record: Record) -> float | None:
-    return record.value / record.optimum if record.optimum else None
+    return f"""At $T = {steps}$ the one-sided condition and the one by coupling ask for so many
+times the necessary weight: {"; ".join(said)}. For separated modes $M > 1$ on the ridge between
+them, and a product of suprema is not the supremum of products; a bound along paths is."""
 
 
 def weights_figure(found: Rows) -> bytes:
@@ -192,7 +202,7 @@ def weights_figure(found: Rows) -> bytes:
             if finish(ax, law, "steps $T$", ""):
                 ax.set_xscale("log")
                 logarithmic(ax)
-        legend(drawn, axes, len(RULES))
+        legend(drawn, axes, 3)
         return svg(drawn)
 
 
@@ -205,17 +215,18 @@ def weights_table(found: Rows) -> str:
         for reward in here.where(problem=law).distinct("reward"):
             mine = here.where(problem=law, reward=reward)
             body.append((f"{text(law)}, {text(reward)}",))
+            needed = [mine.where(rule="necessary", T=T).one() for T in lengths]
             body.append(
-                ("necessary", *_row(mine.where(rule="necessary"), lengths, lambda r: r.value))
+                ("necessary", *(number(each.value if each else None, 3) for each in needed))
             )
             body += [
-                (f"one-sided, $d = {d}$", *_row(mine.where(rule="one-sided", d=d), lengths, _over))
-                for d in mine.where(rule="one-sided").distinct("d")
+                (title, *(number(_ratio(mine, rule, d, T), 3) for T in lengths))
+                for rule, d, title in _asked(mine)
             ]
     return Table(
         header=("", *(f"$T = {length}$" for length in lengths)) if lengths else ("", "weight"),
         rows=body or [(NOT_MEASURED, "")],
-        caption="""Necessary constant KL weight, and the one-sided one over it, for products of $d$
+        caption="""Necessary constant KL weight, and others over it, for products of $d$
             equal coordinates; the necessary weight of a product is that of a coordinate.""",
         label="one-sided-weights",
         align="l" + "r" * max(1, len(lengths)),
@@ -223,11 +234,20 @@ def weights_table(found: Rows) -> str:
     ).markup
 
 
-def _row(
-    rows: Rows, lengths: Sequence[int], shown: Callable[[Record], float | None]
-) -> Sequence[str]:
-    records = [rows.where(T=length).one() for length in lengths]
-    return [number(None if record is None else shown(record), 3) for record in records]
+def _asked(rows: Rows) -> Sequence[tuple[str, int, str]]:
+    """Rules and dimensions of a law and a reward, and how rows call them."""
+    return [
+        (rule, d, f"{RULES[rule]}, $d = {d}$")
+        for rule in ("coupled", "one-sided")
+        for d in rows.where(rule=rule).distinct("d")
+    ]
+
+
+def _ratio(rows: Rows, rule: str, d: int, steps: int | None) -> float | None:
+    """The weight of a rule in d dimensions over the necessary one."""
+    asked = rows.where(rule=rule, d=d, T=steps).one()
+    needed = rows.where(rule="necessary", T=steps).one()
+    return asked.value / needed.value if asked is not None and needed is not None else None
 
 
 def errors_table(found: Rows) -> str:
@@ -260,24 +280,19 @@ def _slack(rows: Rows) -> float | None:
     return 1 / held if held else None
 
 
-def _practice(found: Rows) -> str:
-    works = ", ".join(
-        paper(number)
-        for number in ("2201.01382", "2311.11475", "2506.19559", "2604.06065", "2601.06514")
-    )
+def _practice() -> str:
     return rf"""
 == Choosing beta, and what is new
 
-Of the rules that rest on a theorem the one-sided condition is the default of PI-FT's choice of
-$beta$. It needs $sup abs(A_t)$, the Lipschitz constant of $A_t$, and one-sided constants of the
-reward, which are exact or certified for Gaussians, mixtures and rotated products; for a concave
-reward and damping it asks for nothing. For log-concave and overlapping data it is usable at every
-number of steps; for separated modes the measured curvature remains the better guide.
+For a bounded reward Theorem F gives one safe weight that nothing but $lambda$ and the reward's
+range enter: start there. With fewer steps than a few hundred nothing proved is much smaller for
+separated modes; for overlapping and log-concave data Theorem E's and the one-sided condition are,
+and they fall with $T$. Of the rules for which constants are certified in every dimension the
+one-sided condition is the default of PI-FT's choice of $beta$: it needs $sup abs(A_t)$, the
+Lipschitz constant of $A_t$, and one-sided constants of the reward, which are exact or certified
+for Gaussians, mixtures and rotated products; for a concave reward, affine scores and damping it
+asks for nothing. Theorem E's needs profiles of the mean maps. The measured curvature remains the
+sharpest guide where it can be measured.
 
-One-sided Lipschitz bounds of scores and of transport maps along heat flows are known ({works}), and
-so is how a Moreau envelope changes curvature. Derived here: these constants inside the Bellman
-recursion of KL-regularised fine-tuning, the one-sided condition and its damped form, the constants
-of unfinished iterates (Theorem C), and that values do not compound (Theorem D). Open: a bound for
-separated modes that does not compound, the power of $T$ in the necessary weight, and the limit of
-small steps.
+{along_paths.prior_art()}
 """

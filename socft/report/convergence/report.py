@@ -93,7 +93,7 @@ REPORT = Report(
     "convergence",
     compose,
     (schemas.CONVERGENCE, schemas.TIGHTNESS),
-    shown=("rate.svg",),
+    shown=("rate.svg", "one-sided.svg"),
     questions=findings.QUESTIONS,
 )
 

@@ -12,7 +12,8 @@ from socft.report.typeset import NOT_MEASURED, Table, fraction_of_bound, integer
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 
-LICENSED = ("paper iterates", "sharp iterates")
+LICENSED = ("paper iterates", "sharp iterates", "one-sided iterates")
+"""Rules whose weights license Theorem 3.1, with the bound of their constants."""
 UNBOUNDED = "no finite constant"
 RULES = {
     "paper": "P1 (14)–(15)",

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 
 import pytest
 
 from socft.records import Record, write
 from socft.report.base import Document, Report
-from socft.report.convergence import tightness, tightness_figures
+from socft.report.convergence import along_paths, tightness, tightness_figures
 from socft.report.convergence.report import REPORT
 from socft.report.convergence.tightness_figures import PANELS, along, base
 from socft.report.rows import Rows
@@ -269,3 +270,14 @@ def test_the_report_reads_both_studies_and_needs_one(tmp_path):
     )
     report.write(tmp_path, tmp_path / "out")
     assert seen == [["tightness"], ["convergence", "tightness"]]
+
+
+def test_exponents_are_those_of_the_least_squares_line():
+    """Exact for a power, and for three points with residuals 1, -2, 1 over the spread 2."""
+    power = [(math.log(T), math.log(3 * T**-0.5)) for T in (20, 50, 100, 200)]
+    slope, error = along_paths.fitted(power)
+    assert slope == pytest.approx(-0.5, abs=1e-12)
+    assert error == pytest.approx(0.0, abs=1e-7)
+    slope, error = along_paths.fitted([(-1.0, 1.0), (0.0, -2.0), (1.0, 1.0)])
+    assert slope == pytest.approx(0.0, abs=1e-12)
+    assert error == pytest.approx(math.sqrt(6 / 2), rel=1e-12)
