@@ -64,8 +64,8 @@ bb(E) abs(Z)^3 - bb(E) Z^2 - bb(E) abs(Z) + 1 = sqrt(2\/pi)$. $qed$
 
 With $phi_t (s) = M_t s$ and $omega_T (s) = L_0 (r) s$ this is $L_t = L_0 (r) product_(j >= t)
 M_j$ again. But for data with two modes the profile is steep only up to the width of the ridge;
-beyond it $phi_t$ contracts, and distances leave the ridge as Brownian motion does that stops at
-0. Whenever $L_t <= macron(L)$ for all $t$ and $T$, $beta = sqrt(2\/pi) thin macron(L) max_t
+beyond it $phi_t$ contracts, and distances leave the ridge as Brownian motion does that is stopped
+at zero. Whenever $L_t <= macron(L)$ for all $t$ and $T$, $beta = sqrt(2\/pi) thin macron(L) max_t
 sigma_t\/(1 - lambda)$ suffices, of the order $T^(-1\/2)$.
 
 *Theorem F (bounded rewards).* Let $beta_t >= sqrt(2\/(pi e)) thin op("osc") r\/(1 - lambda)$ for
@@ -255,7 +255,7 @@ def prior_art() -> str:
     others = ", ".join(paper(each) for each in ("2604.06065", "2601.06514"))
     return rf"""
 *Prior art.* One-sided Lipschitz bounds of scores and of transport maps along heat flows are known
-({flows}; one-sided control of flows and scores also in {others}), and so is how a Moreau envelope
+({flows}, and of flows and scores in {others}), and so is how a Moreau envelope
 changes curvature. Reflection coupling along optimally controlled diffusions, where the control
 cancels as in Theorem E, gives gradient and Hessian bounds for Hamilton-Jacobi-Bellman equations
 in continuous time ({couplings}); that the derivative of a posterior mean is the posterior's

@@ -155,7 +155,7 @@ def _measured(found: Rows) -> str:
     picture = figure(
         "one-sided.svg",
         f"""Constant KL weight at $lambda = 1\\/2$ against the number of steps, for the reward
-        {text(SHOWN)} in one dimension: the necessary one, and what three sets of constants ask
+        {text(SHOWN)} in one dimension: the necessary one, and what four sets of constants ask
         for.""",
         "one-sided-figure",
         "Three panels, one per law of the data, of KL weights against steps on logarithmic scales.",
@@ -285,14 +285,14 @@ def _practice() -> str:
 == Choosing beta, and what is new
 
 For a bounded reward Theorem F gives one safe weight that nothing but $lambda$ and the reward's
-range enter: start there. With fewer steps than a few hundred nothing proved is much smaller for
-separated modes; for overlapping and log-concave data Theorem E's and the one-sided condition are,
-and they fall with $T$. Of the rules for which constants are certified in every dimension the
-one-sided condition is the default of PI-FT's choice of $beta$: it needs $sup abs(A_t)$, the
-Lipschitz constant of $A_t$, and one-sided constants of the reward, which are exact or certified
-for Gaussians, mixtures and rotated products; for a concave reward, affine scores and damping it
-asks for nothing. Theorem E's needs profiles of the mean maps. The measured curvature remains the
-sharpest guide where it can be measured.
+range enter: start there. Smaller ones, which fall with $T$, come from the one-sided condition and
+from Theorem E: the first is smaller where scores are affine and rewards concave, the second where
+modes are apart, and both are proved, so take the smaller. Of the rules for which constants are
+certified in every dimension the one-sided condition is the default of PI-FT's choice of $beta$: it
+needs $sup abs(A_t)$, the Lipschitz constant of $A_t$, and one-sided constants of the reward, which
+are exact or certified for Gaussians, mixtures and rotated products; for a concave reward, affine
+scores and damping it asks for nothing. Theorem E needs profiles of the mean maps. The measured
+curvature remains the sharpest guide where it can be measured.
 
 {along_paths.prior_art()}
 """
