@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -12,6 +13,8 @@ from toy.studies.tightness import AXES
 from toy.tightness.verdicts import INEQUALITIES, verdict
 from verify.beta_tightness import FAMILIES
 
+POWERS = {"necessary": -0.6, "coupled": -0.5, "one-sided": -0.4, "sharp": 1.0, "paper": 3.0}
+"""Of the number of steps in synthetic weights."""
 NAMES = [name for titles in tightness.GROUPS.values() for name in titles]
 ATTAINED = ("theorem_2_8_i_value_lipschitz", "contraction")
 NO_SINGLE_STEP = ("theorem_2_8_i_value_smoothness", *tightness.STEPLESS)
@@ -81,6 +84,23 @@ def points(name: str) -> Iterator[tuple[str, dict]]:
         yield from ((axis, {axis: x}) for x in each if x not in (2, 0.5) and (axis, x) != ("T", 1))
     if name not in NO_SINGLE_STEP:
         yield "base", {"T": 1}
+
+
+def synthetic_lengths() -> list[Record]:
+    """Weights against the number of steps, powers of it, and errors beside their bounds."""
+    made = functools.partial(Record, "tightness", versions={"python": "3"}, commit="", dirty=False)
+    rows = []
+    for law, (rule, power) in itertools.product(("narrow", "wide"), POWERS.items()):
+        for steps in (20, 50, 100, 200):
+            setting = {"reward": "sine", "T": steps, "lam": 0.5, "rule": rule, "d": 1}
+            rows.append(made(law, "sufficient_beta", 3 * steps**power, setting))
+    for law, relaxed, m in itertools.product(("narrow", "wide"), (False, True), (1, 2)):
+        setting = {"reward": "sine", "T": 50, "lam": 0.5, "m": m, "relaxed": relaxed}
+        rows += [
+            made(law, metric, 0.1**m, setting, bound=0.3**m)
+            for metric in ("control_error", "value_gradient_error", "objective_gap")
+        ]
+    return rows
 
 
 def synthetic_tightness() -> Rows:

@@ -46,7 +46,7 @@ from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 from tests.support.claim_lines import NAMES, synthetic_claims
 from tests.support.drawings import curves
-from tests.support.tightness_rows import synthetic_tightness
+from tests.support.tightness_rows import synthetic_lengths, synthetic_tightness
 from toy.problems import fine_tuning
 
 LEAST_PAGES, PAGES_BESIDES, PAGES_PER_CLAIM = 15, 12, 0.28
@@ -185,7 +185,7 @@ def synthetic() -> Rows:
     rows = [*rest()]
     for problem, size in zip(PROBLEMS, (1.0, 2.0, 4.0), strict=True):
         rows += [*constants(problem, size), *errors(problem), *comparisons(problem, size)]
-    return Rows((*rows, *synthetic_tightness()))
+    return Rows((*rows, *synthetic_tightness(), *synthetic_lengths()))
 
 
 @pytest.fixture(scope="module")
@@ -238,10 +238,11 @@ def test_writing_leaves_the_pdf_and_the_shown_pictures(rows, composed, tmp_path)
     files = report.write(tmp_path, tmp_path / "out")
     assert [str(f.relative_to(tmp_path / "out")) for f in files] == [
         "figures/convergence-rate.svg",
+        "figures/convergence-one-sided.svg",
         "convergence.pdf",
     ]
     assert files[0].read_bytes() == composed.pictures["rate.svg"]
-    assert files[1].read_bytes().startswith(b"%PDF")
+    assert files[2].read_bytes().startswith(b"%PDF")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["convergence.pdf", "figures"]
 
 
@@ -347,7 +348,8 @@ def test_rates_and_bounds_are_those_of_the_records(rows):
     bounds = convergence_tables.bounds(rows)
     assert bounds.count("$0.00250$ (loose)") == 4
     assert bounds.count("[$0.500$]") == 4
-    assert bounds.count("no finite constant") == 4
+    assert bounds.count("[$0.667$]") == 4
+    assert bounds.count("no finite constant") == 6
 
 
 def test_gaps_methods_and_costs_are_those_of_the_records(rows):
