@@ -29,20 +29,23 @@ P1 = "arXiv 2412.18164v4"
 LIMITATIONS = r"""
 = Limitations
 
-Instances have one dimension, or are products and rotations of such; scores are exact; suprema over
-states are taken where all but $10^(-6)$ of the mass of the optimal chain is. Necessary weights are
-measured on families of instances, and their powers of $T$ are fitted, not proved. A search that
-finds no instance proves nothing. Lemma 3.3 and Theorem 3.1 are attained before the first update
-alone, where they bound the optimal control itself: the iteration is not shown to be as slow as
-its bound. Runs of Monte-Carlo methods are single ones.
+Instances have one dimension, or are products and rotations of such; scores are exact; suprema
+over states are taken where all but $10^(-6)$ of the mass of the optimal chain is. Necessary
+weights are measured on families of instances, and their powers of $T$ are fitted; proved are
+those of convex rewards with affine scores (Theorem G). A search that finds no instance proves
+nothing. Lemma 3.3 and Theorem 3.1 are attained before the first update alone, where they bound
+the optimal control itself: the iteration is not shown to be as slow as its bound. Runs of
+Monte-Carlo methods are single ones.
 """
 CONTRIBUTIONS = (
     Contribution("the control problem, PI-FT, Lemmas 2.5 to 3.4, Theorems 2.8 and 3.1", P1),
     Contribution("adjoint matching, memoryless schedules", "arXiv 2409.08861"),
     Contribution("one-sided bounds of scores along heat flows", "arXiv 2201.01382"),
     Contribution("how a Moreau envelope changes curvature", "classical"),
+    Contribution("reflection coupling under an optimal control", "arXiv 2502.01353"),
     Contribution("the smoothed curvature @sharp, attained, and the constants made with it"),
     Contribution("one-sided constants of values, contractions and iterates, Theorems A to D"),
+    Contribution("bounds along paths, necessity, and the limit of small steps, Theorems E to H"),
     Contribution("the kernel gap and the memory gap beside the exponential tilt"),
     Contribution("the search for extremal instances, necessary weights, certificates"),
 )
