@@ -56,6 +56,7 @@ def _about(
         f" {rows[-1]['reward']:.3f} (± {rows[-1]['reward_stderr']:.3f}), at a divergence of"
         f" {rows[-1]['kl']:.2f} from the pre-trained model."
         for _ in rows[:1]
+        if settings.batch.prompts >= len(settings.problem.prompts)  # else of different prompts
     ]
     return [
         f"# Low-rank layers for {_name(settings)}",
