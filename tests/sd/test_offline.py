@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import pytest
 
 from sd_experiments.training import session
+from sd_experiments.training.trainer import train
 from tests.support.sd import written
 
 WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
@@ -64,9 +65,8 @@ def test_a_run_needs_no_network_and_leaves_the_model_alone(read_only: Path, tmp_
     file = written(read_only, out)
     with pytest.raises(Unreachable):
         socket.create_connection(("localhost", 1))
-    trainer = session.train(file, out=out, steps=2)
-    assert trainer.step == 2
-    assert session.train(file, True, out, 2).step == 2
+    assert train(file, out=out, steps=2).loop.step == 2
+    assert train(file, True, out, 2).loop.step == 2
     session.evaluate(file, out, 2, 0)
     session.sample_grid(file, out, 1, 0, None)
     assert tree(read_only) == before
