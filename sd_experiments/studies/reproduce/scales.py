@@ -7,7 +7,10 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from sd_experiments import CONFIGS, config
+from socft.estimators.flow.diffusion_nft import DiffusionNFT
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.schema import StudySchema
 from socft.study.vocabulary.schemas import STABLE_DIFFUSION
@@ -118,6 +121,11 @@ def _methods(clip: float, **reuse: int) -> tuple[FineTuningMethod, ...]:
     )
 
 
+def diffusion_nft(**options: Any) -> DiffusionNFT:
+    """DiffusionNFT with the noise of its samples from a seed."""
+    return DiffusionNFT(torch.Generator().manual_seed(0), **options)
+
+
 def _flow_methods() -> tuple[FineTuningMethod, ...]:
     """PI-FT, and a method of each kind that is published for flow models."""
     return (
@@ -131,8 +139,8 @@ def _flow_methods() -> tuple[FineTuningMethod, ...]:
         FineTuningMethod(
             MethodName.LEAN_STICKING_THE_LANDING, MethodName.LEAN_STICKING_THE_LANDING
         ),
-        FineTuningMethod(MethodName.FLOW_GRPO, MethodName.FLOW_GRPO),
-        FineTuningMethod(MethodName.DIFFUSION_NFT, MethodName.DIFFUSION_NFT),
+        FineTuningMethod(MethodName.FLOW_GRPO, "socft.estimators.flow.flow_grpo:FlowGRPO"),
+        FineTuningMethod(MethodName.DIFFUSION_NFT, f"{__name__}:diffusion_nft"),
         FineTuningMethod(MethodName.DRAFT_1, MethodName.TRUNCATED, {"last": 1}),
     )
 
