@@ -16,6 +16,9 @@ the law of the samples is Gaussian with
    H_{2n^2/(n^2+n'^2)}(y)^{-1-\kappa}\, dy, \qquad
    \text{variance} = S \int_0^1 H_{n^2/n'^2}(y)^{-2\kappa}\, dy .
 
+By Euler's integral and Pfaff's transformation, :math:`\int_0^1 H_c(y)^{-a} dy = {}_2F_1(a, 1; 1 +
+1/c; p)`.
+
 *Proof.* With :math:`t = s/a` and :math:`z = S/(S + t^2)`, what level s moves the end by at noise
 level n is :math:`\Phi_n = (S/c)^{1/2} z^{n^2/4}`, :math:`c = a^2 S + s^2`, and the variance of the
 end given level s is :math:`S (1 - z^{n^2/2})`. The Doob function of a quadratic reward then has
@@ -44,15 +47,10 @@ Kind: equality in continuous time; how chains of T steps approach it is measured
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 
-from scipy.integrate import quad
+from scipy.special import hyp2f1
 
 from socft.checks import at_least_zero, positive, require
-
-NEGLIGIBLE = 1e-12
-"""Squared noise levels, relative to that of training, that move no moment by more than rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,20 +102,6 @@ class SamplerChange:
         )
         n, u = self.trained**2, self.used**2
         kappa = (2 + u) / (2 + n)
-        moved = self.strength * _power_mean(bent, 2 * n / (n + u), -1 - kappa)
-        if u <= NEGLIGIBLE * n:
-            spread = (1 - bent) ** (-2 * kappa)
-        else:
-            spread = _power_mean(bent, n / u, -2 * kappa)
+        moved = self.strength * float(hyp2f1(1 + kappa, 1, 1 + (n + u) / (2 * n), bent))
+        spread = float(hyp2f1(2 * kappa, 1, 1 + u / n, bent))
         return mean + (curvature * mean + slope) * variance / beta * moved, variance * spread
-
-
-def _power_mean(bent: float, inner: float, outer: float) -> float:
-    """``int_0^1 (1 - bent (1 - y^inner))^outer dy``, in pieces that end where ``y^inner`` does."""
-    ends = [0.0, *(math.exp(-reach / inner) for reach in (40.0, 5.0, 0.5)), 1.0]
-    return sum(
-        quad(lambda y: (1 - bent * (1 - y**inner)) ** outer, low, high, epsabs=1e-13, epsrel=1e-12)[
-            0
-        ]
-        for low, high in itertools.pairwise(ends)
-    )

@@ -11,13 +11,14 @@ from socft.report.flow import budget, figures, findings, sampler_findings, sampl
 from socft.report.rows import Rows
 from socft.report.typeset import figure, integer, paper
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 
 CONTRIBUTIONS = (
     Contribution("adjoint matching, memoryless schedules", "arXiv 2409.08861"),
     Contribution("Flow-GRPO and its kernels", "arXiv 2505.05470"),
-    Contribution("GRPO-Guard", "arXiv 2510.22319"),
-    Contribution("DanceGRPO", "arXiv 2505.07818"),
+    Contribution(str(MethodName.GRPO_GUARD), "arXiv 2510.22319"),
+    Contribution(str(MethodName.DANCE_GRPO), "arXiv 2505.07818"),
     Contribution("AWM, DiffusionNFT, RAM", "arXiv 2509.25050, arXiv 2509.16117, arXiv 2605.10759"),
     Contribution(
         "deterministic and efficient adjoint matching", "arXiv 2605.06583, arXiv 2605.11480"

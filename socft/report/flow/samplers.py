@@ -220,11 +220,12 @@ n'^2))$ and $H_c (y) = 1 - p (1 - y^c)$ the samples are Gaussian with
 $ "mean" = m + ((P m + q) S)/b F integral_0^1 H_(2 n^2\/(n^2 + n'^2)) (y)^(-1-kappa) d y, quad
 "variance" = S integral_0^1 H_(n^2\/n'^2) (y)^(-2 kappa) d y . $
 
-*This is the tilt for every $n'$ if $n = sqrt(2)$, and for every $n$ if $n' = n$. For a linear
-reward it is the tilt in no other case: $F = 1$ only where $(n^2 - n'^2)(2 - n^2) = 0$.* Without
-noise a linear reward moves the mean by $F = 4\/(2 + n^2)$ times what it should, and the variance
-is $S (1 - p)^(-4\/(2+n^2))$. At Flow-GRPO's default $n = 0.7$ the factor is 1.61: for a linear
-reward the flow samples the tilt of $b\/1.61$.
+The integrals are hypergeometric, $integral_0^1 H_c (y)^(-a) d y = attach(F, bl: 2, br: 1) (a, 1; 1
++ 1\/c; p)$. *This is the tilt for every $n'$ if $n = sqrt(2)$, and for every $n$ if $n' = n$. For
+a linear reward it is the tilt in no other case: $F = 1$ only where $(n^2 - n'^2)(2 - n^2) = 0$.*
+Without noise a linear reward moves the mean by $F = 4\/(2 + n^2)$ times what it should, and the
+variance is $S (1 - p)^(-4\/(2+n^2))$. At Flow-GRPO's default $n = 0.7$ the factor is 1.61: for a
+linear reward the flow samples the tilt of $b\/1.61$.
 
 _Proof._ With $t = s\/a$, $z = S\/(S + t^2)$ and $c = a^2 S + s^2$, level $s$ moves the end at noise
 level $n$ by $Phi_n = (S\/c)^(1\/2) z^(n^2\/4)$, and the variance of the end given level $s$ is $S

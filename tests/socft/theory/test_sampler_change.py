@@ -13,7 +13,7 @@ from socft.theory import SamplerChange
 
 LEVELS = st.floats(0.2, 3)
 USED = st.one_of(st.just(0.0), st.floats(1e-9, 3))
-ROUNDING = 1e-8
+ROUNDING = 1e-12
 MEMORYLESS = math.sqrt(2)
 MEAN, VARIANCE, CURVATURE, SLOPE, BETA = 0.7, 0.5, -1.5, 0.8, 1.3
 
