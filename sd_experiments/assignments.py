@@ -60,16 +60,17 @@ def _key(name: str, text: str) -> tuple[str, ...]:
 
 def _require_known(parts: tuple[str, ...]) -> None:
     known, name = known_keys(), ".".join(parts)
+    *_, leaf = parts
     inside = known.get(".".join(parts[:2])) if len(parts) > 1 else None
     if inside is not None and (len(parts) == 2 or get_origin(inside) is dict):
         return
     require(inside is None, f"there is no key {quoted(name)}; {'.'.join(parts[:2])} is no table.")
     within = [each for each in known if each.partition(".")[0] == name]
     require(not within, f"{name} is a table; set one of its keys, such as {within[:1]}.")
-    last = [each for each in known if each.partition(".")[2] == parts[-1]]
+    last = [each for each in known if each.partition(".")[2] == leaf]
     tables = ", ".join(dict.fromkeys(each.partition(".")[0] for each in known))
     given, among = (last[0], last) if last else (name, [*known])
-    given = given if nearest(given, among) else parts[-1]
+    given = given if nearest(given, among) else leaf
     remedy = meant(given, among, f"the tables are {tables}.")
     raise InvalidProblem(f"there is no key {quoted(name)}; {remedy}")
 

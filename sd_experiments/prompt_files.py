@@ -67,7 +67,11 @@ def _of_folder(folder: Path) -> list[str]:
 
 def _of_tables(files: Sequence[Path]) -> list[str]:
     try:
-        from pyarrow import ArrowInvalid, ipc, parquet
+        from pyarrow import (  # pyright: ignore[reportMissingImports]
+            ArrowInvalid,
+            ipc,
+            parquet,
+        )
     except ModuleNotFoundError as error:
         raise InvalidProblem(
             f"problem.prompts = '{files[0].parent}' is read by pyarrow, which is not"

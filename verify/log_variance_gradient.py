@@ -30,6 +30,8 @@ What would refute it: two gradients that differ by more than `ROUNDING`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from hypothesis import given, settings
 from torch import Tensor
@@ -61,6 +63,13 @@ def family(law: GaussianMixture, theta: Tensor) -> Tensor:
 def half_variance(log_ratio: Tensor, law: Tensor) -> Tensor:
     """Half the variance under masses of the grid."""
     return law @ (log_ratio - law @ log_ratio).square() / 2
+
+
+def hessian(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """Second derivatives."""
+    found = torch.autograd.functional.hessian(function, at)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def slope(function: Tensor, *at: Tensor) -> Tensor:
@@ -117,7 +126,7 @@ def test_second_derivatives_are_fishers(
         ("divergence", divergence, pi),
         ("variance, other samples", lambda theta: variance(theta, elsewhere), elsewhere),
     ):
-        found = torch.autograd.functional.hessian(function, at)
+        found = hessian(function, at)
         centred = FEATURES - (FEATURES @ weights.exp())[:, None]
         fisher = (centred * weights.exp()) @ centred.T
         CLAIM.equals(found - fisher, 0 * fisher, where, ROUNDING, f"second derivative: {name}")
@@ -197,7 +206,7 @@ def test_needs_the_target_for_equal_curvature() -> None:
         return (log_q.exp() * (log_q - pi)).sum()
 
     curvatures = [
-        torch.autograd.functional.hessian(function, at)
+        hessian(function, at)
         for function in (lambda theta: half_variance(pi - family(law, theta), now), divergence)
     ]
     apart = size(torch.stack(curvatures).diff(dim=0))

@@ -86,6 +86,7 @@ def bound(instance: ProductInstance, beta: float, share: float = 1.0) -> Tensor:
     later = torch.cat([slopes.flip(0).cumprod(0).flip(0)[1:], slopes.new_ones(1)])
     spread = (sigma * later).square().flip(0).cumsum(0).flip(0).sqrt()
     reward = instance.factors[0].reward
+    assert isinstance(reward, Convex)
     steep = _steepness(reward)
     xi = sigma * later * steep / beta
     excess = torch.tensor([_log_mass(reward, steep, float(s), beta) for s in spread])

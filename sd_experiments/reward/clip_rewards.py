@@ -119,7 +119,7 @@ class AestheticScore(nn.Module):
         with refusing(f"the linear layers in {file}"):
             head = _linear_layers(weights)
         ends = _ends(head)
-        wide = int(clip.model.config.projection_dim)
+        wide = clip.model.visual_projection.out_features
         require(
             ends == (wide, 1),
             f"the linear layers in {file} map {ends[0]} numbers to {ends[1]}, and the CLIP gives"

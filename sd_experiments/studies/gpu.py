@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -106,7 +106,9 @@ def correctness(device: str) -> list[Record]:
     return [*found, record(Metric.RESUME_DIFFERENCE, _resumed(place), dtype="float32")]
 
 
-def small_experiment(device: torch.device, dtype: str = "float32", steps: int = 3) -> Experiment:
+def small_experiment(
+    device: torch.device, dtype: Literal["float32", "bfloat16"] = "float32", steps: int = 3
+) -> Experiment:
     """The small network with trained layers, the same on every device."""
     own = RANDOM["small"]
     settings = cell_config(own.settings, MethodName.ADJOINT_MATCHING, {}, CELL, steps - 1)

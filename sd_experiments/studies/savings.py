@@ -100,6 +100,7 @@ def _calls(experiment: Experiment) -> Iterator[Saving]:
     x = torch.zeros(rows, *reference.dims, dtype=experiment.dtype)
     x = x.to(next(experiment.lora.parameters()).device)
     told: Any = reference
+    height, width = reference.dims[-2:]
     plain = dataclasses.replace(told.condition, guidance=1.0)
     negative = dataclasses.replace(plain, prompt=plain.negative)
     both = dataclasses.replace(plain, guidance=GUIDED)
@@ -111,7 +112,7 @@ def _calls(experiment: Experiment) -> Iterator[Saving]:
 
     @torch.no_grad()
     def encoded() -> None:
-        base.encode(told.prompt, reference.dims[1:])
+        base.encode(told.prompt, (height, width))
         called(plain)
 
     yield Saving("batched guidance", lambda: called(plain, negative), lambda: called(both))

@@ -145,10 +145,11 @@ def build(
         estimator = instantiate(
             "estimator", ANYWHERE, settings.estimator.name, settings.estimator.options
         )
-    require(
-        isinstance(estimator, Estimator),
-        f"{settings.estimator.name} makes a {type(estimator).__name__}; it must be an Estimator.",
-    )
+    if not isinstance(estimator, Estimator):
+        raise InvalidProblem(
+            f"{settings.estimator.name} makes a {type(estimator).__name__}; it must be an"
+            " Estimator."
+        )
     base = load_model(settings.model) if base is None else base
     if settings.model.channels_last:
         base.denoiser.network.to(memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,7 +139,8 @@ class RolloutCollector:
             path = self._rolled(task, noise) if tuned is None else tuned.path
             labels = self._labels(task, path, places)
             if tuned is not None:
-                path = tuned.controlled(task.problem.reference)
+                reference: Any = task.problem.reference
+                path = tuned.controlled(reference)
         rewards = task.problem.reward(path.final) if own else path.final.new_zeros(0)
         frozen = frozen_along(path, recorded)
         noise = Noise(path.noise.initial.cpu(), path.noise.steps.cpu())

@@ -136,7 +136,7 @@ class Trainer:
         """Where the run is."""
         return Path(self.settings.run.out)
 
-    @functools.cached_property
+    @property
     def experiment(self) -> Experiment:
         """Everything the run is made of, built when it is first asked for.
 
@@ -144,14 +144,22 @@ class Trainer:
             InvalidProblem: a file is missing or does not fit, a name is unknown, or the mathematics
                 refuses the settings.
         """
+        return self._experiment
+
+    @property
+    def loop(self) -> TrainingLoop:
+        """The gradient steps."""
+        return self._loop
+
+    @functools.cached_property
+    def _experiment(self) -> Experiment:
         model, reward, estimator, checker = self._given
         base = _latent_model(model, self.settings.model)
         built = build(self.settings, base, reward, estimator)
         return built if checker is None else dataclasses.replace(built, checker=checker)
 
     @functools.cached_property
-    def loop(self) -> TrainingLoop:
-        """The gradient steps."""
+    def _loop(self) -> TrainingLoop:
         return make_loop(self.experiment, self.group)
 
     def train(self, resume: bool = False) -> None:

@@ -136,7 +136,7 @@ def base_of(pipe: Any, **changes: Any) -> StableDiffusion:
     return StableDiffusion.from_pipeline(pipe)
 
 
-def chain_of(base: StableDiffusion, negative: str, guidance: float, spacing: str) -> Any:
+def chain_of(base: StableDiffusion, negative: str, guidance: float, spacing: Any) -> Any:
     """As a configuration makes it."""
     sampler = SamplerConfig(
         steps=STEPS, guidance=guidance, negative_prompt=negative, spacing=spacing

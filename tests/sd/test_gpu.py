@@ -40,7 +40,7 @@ def test_the_rehearsal_is_right_and_is_typeset(tmp_path: Path):
     time and memory.
     """
     assert cli.main(["sd", "gpu", "--rehearse", "--out", str(tmp_path)]) == 0
-    rows = Rows(tuple(read(tmp_path / "sd_gpu.jsonl")), (SD_GPU,))
+    rows = Rows(tuple(read(tmp_path / "sd_gpu.jsonl")), studies=(SD_GPU,))
     chain, resumed = (
         rows.where(each).one() for each in (Metric.CHAIN_DIFFERENCE, Metric.RESUME_DIFFERENCE)
     )
@@ -57,7 +57,7 @@ def test_the_rehearsal_is_right_and_is_typeset(tmp_path: Path):
     said = gpu_table(rows)
     assert all(name in said for name in ("small_flow", "adjoint matching", "DDPO"))
     assert "Not measured here" not in said
-    assert gpu_table(Rows((), (SD_GPU,))).startswith("Not measured here (`socft sd gpu`")
+    assert gpu_table(Rows((), studies=(SD_GPU,))).startswith("Not measured here (`socft sd gpu`")
 
 
 def test_what_the_time_is_not_enough_for_is_not_measured():

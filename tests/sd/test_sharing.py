@@ -95,7 +95,8 @@ def test_shared_calls_are_fewer_and_say_the_same(name: MethodName):
 
 @pytest.mark.parametrize(("keep", "merge"), [(True, False), (False, True)])
 def test_each_kind_of_sharing_alone_says_the_same_in_float32(keep: bool, merge: bool):
-    made = [trainer(AdjointMatching(), *each, torch.float32) for each in ((0, 0), (keep, merge))]
+    kinds = (False, False), (keep, merge)
+    made = [trainer(AdjointMatching(), *each, torch.float32) for each in kinds]
     plain, shared = (run(each)[0] for each in made)
     for a, b in zip(plain, shared, strict=True):
         assert away(b, a) < FLOAT32
@@ -116,9 +117,8 @@ def test_a_stored_round_remembers_what_the_frozen_network_said():
     assert made.buffer is not None
     (rollouts,) = made.buffer.batches
     assert rollouts.frozen is not None
-    expected = [
-        made.tasks[0].problem.reference.output(k, rollouts.path.states[k]) for k in range(STEPS)
-    ]
+    reference: Any = made.tasks[0].problem.reference
+    expected = [reference.output(k, rollouts.path.states[k]) for k in range(STEPS)]
     assert torch.equal(rollouts.frozen, torch.stack(expected))
 
 

@@ -117,6 +117,7 @@ class Trained:
     def _noised(self, sampler: LineSampler) -> LineLaw:
         x = grid()
         density = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
+        mass, away = density, x[:, None]
         for k in range(self.steps):
             centres, sigma = self._means(sampler, k), float(sampler.sigma[k])
             away = (x[:, None] - centres) / sigma

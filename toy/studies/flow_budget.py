@@ -38,7 +38,7 @@ from socft.estimators.estimand import Biased, EquationResidual, FixedPointEquati
 from socft.estimators.flow.hamiltonian_adjoint import HamiltonianAdjointMatching
 from socft.estimators.flow.malliavin import MalliavinAdjoint
 from socft.estimators.full_adjoint import FullAdjoint
-from socft.path import Noise
+from socft.path import Noise, rollout
 from socft.policy import Policy
 from socft.records import Record
 from socft.study.tasks import Study, Task
@@ -111,13 +111,14 @@ def repeated(
 ) -> RepeatedGradient:
     """A method's proposals at a place, over repetitions with paths of their own."""
     contender, line = METHODS[name], targets.line
-    scale = (1 / contender.unit(targets)).repeat_interleave(2)
     means, variances, estimator = [], [], None
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         generator = torch.Generator().manual_seed(seed)
         estimator = contender.make(targets, generator)
         noise = Noise.sample(line.reference, paths, generator)
         found = estimate(estimator, line.problem, place.policy, noise)
+        path = rollout(line.reference, place.policy, noise)
+        scale = (1 / contender.unit(targets, path)).repeat_interleave(2)
         means.append(found.mean * scale)
         variances.append(float(found.variances @ scale.square()) / place.unit**2)
     assert isinstance(estimator, Estimator)

@@ -203,7 +203,8 @@ def test_the_aesthetic_score_is_five_linear_layers(tmp_path: Path):
     score = AestheticScore.load(tmp_path).double()
 
     def expected(images: Tensor) -> Tensor:
-        x = score.clip.model.get_image_features(pixel_values=normalised(images)).pooler_output
+        pooled: Any = score.clip.model.get_image_features(pixel_values=normalised(images))
+        x = pooled.pooler_output
         x = x / x.square().sum(1, keepdim=True).sqrt()
         for number in (0, 2, 4, 6, 7):
             weight, bias = (

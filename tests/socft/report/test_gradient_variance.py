@@ -13,6 +13,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -629,7 +630,7 @@ def test_every_recommendation_is_of_the_catalogue():
 
 
 def variance_records(name: str, kind: str, bias: float, noise: float, error: float) -> list[Record]:
-    common = {"problem": "lq-fine-tuning", "estimator": name, "kind": kind}
+    common: dict[str, Any] = {"problem": "lq-fine-tuning", "estimator": name, "kind": kind}
     setting = {"axis": "distance", "scale": 0.9, "d": 4}
     return [
         Record("variance", metric=metric, value=value, setting=setting, stderr=stderr, **common)
