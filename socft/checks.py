@@ -81,6 +81,7 @@ def meant(
     """What to do about a name that is not known: the nearest ones as they are shown, or else what
     is given.
 
+    >>> from socft.checks import meant
     >>> meant("gren", ["red", "green"], "give a colour.")
     'did you mean green?'
     """

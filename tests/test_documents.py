@@ -56,7 +56,9 @@ SMALLER = {
     ),
     "socft sd costate-size": "socft sd costate-size --help",
     "socft sd gradient-norm": "socft sd gradient-norm --help",
-    "socft sd benchmark": "socft sd benchmark --help",
+    "socft sd benchmark --config sd_experiments/configs/tiny.toml": (
+        "socft sd benchmark --config sd_experiments/configs/tiny.toml --help"
+    ),
     "socft sd gpu": "socft sd gpu --help",
     "torchrun --standalone --nproc_per_node 2 -m socft.cli sd train --config FILE": (
         "socft sd train --config {root}/sd_experiments/configs/tiny.toml --help"

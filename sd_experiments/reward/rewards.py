@@ -236,7 +236,7 @@ class CLIPScore(nn.Module):
         words = nn.functional.normalize(_features(text))
         return self.scale * (self.embedding(images) * words).sum(1).to(images)
 
-    def embedding(self, images: Images) -> Float[Tensor, "batch width"]:
+    def embedding(self, images: Images) -> Float[Tensor, "batch features"]:
         """Unit vectors that the images are mapped to."""
         pixels = self._squared(images).to(self.model.dtype)
         prepared = (pixels - self.get_buffer("mean").to(pixels)) / self.get_buffer("deviation").to(
@@ -245,7 +245,7 @@ class CLIPScore(nn.Module):
         found = self.model.get_image_features(pixel_values=prepared)
         return nn.functional.normalize(_features(found))
 
-    def _squared(self, images: Images) -> Images:
+    def _squared(self, images: Images) -> Float[Tensor, "batch 3 edge edge"]:
         """Resized along the short side and cropped in the middle, or along the long side and
         padded.
         """

@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sd_experiments import config
 from sd_experiments.reward.rewards import Images
@@ -20,6 +20,7 @@ PROJECT = "socft"
 TENSORBOARD = "tensorboard"
 
 
+@runtime_checkable
 class TrainingRun(Protocol):
     """What a callback sees of a `sd_experiments.training.trainer.Trainer`."""
 

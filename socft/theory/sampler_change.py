@@ -64,6 +64,7 @@ class SamplerChange:
     Raises:
         InvalidProblem: a noise level is negative or not finite, or that of training is 0.
 
+    >>> from socft.theory import SamplerChange
     >>> round(SamplerChange(trained=0.7, used=0.0).strength, 4)
     1.6064
     """
@@ -90,6 +91,7 @@ class SamplerChange:
         Raises:
             InvalidProblem: ``curvature variance >= beta``, where no tilt exists.
 
+        >>> from socft.theory import SamplerChange
         >>> mean, variance = SamplerChange(2**0.5, 0.0).moments(0.0, 1.0, -1.0, 1.0, 1.0)
         >>> round(mean, 12), round(variance, 12)
         (0.5, 0.5)

@@ -378,6 +378,7 @@ def run_until(error: BaseException, tmp_path: Path, monkeypatch) -> None:
     training.Trainer(settings=settings, display=Display(5, silent=True)).train()
 
 
+@pytest.mark.refusal
 def test_a_full_disk_under_the_metrics_does_too(tmp_path: Path, monkeypatch):
     """Whatever is written: the numbers, TensorBoard's files, the layers at the end."""
     said = (
@@ -388,6 +389,7 @@ def test_a_full_disk_under_the_metrics_does_too(tmp_path: Path, monkeypatch):
         run_until(FULL, tmp_path, monkeypatch)
 
 
+@pytest.mark.refusal
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch):
     """While the first one writes there, and not when it is over."""
     lock = tmp_path / "run" / training.LOCK
@@ -416,6 +418,7 @@ def test_tensorboard_that_cannot_write_says_so_and_prints_nothing(tmp_path: Path
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.refusal
 def test_what_a_reward_could_not_reach_is_no_full_disk(tmp_path: Path, monkeypatch):
     with pytest.raises(ConnectionRefusedError):
         run_until(

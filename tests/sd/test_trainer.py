@@ -165,6 +165,7 @@ def test_a_tracker_that_is_not_installed_is_named():
         reporters(("mlflow",))
 
 
+@pytest.mark.refusal
 def test_weights_and_biases_hears_settings_and_numbers_without_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -254,6 +254,10 @@ def test_the_report_shows_the_records():
             ("optimal control", 4.32),
         )
     ]
+    rows += [
+        Record("guidance", "isotropic", "equal_kl", kl, {"T": 50}, method)
+        for method, kl in (("G", 123.0), ("optimal control", 4.32))
+    ]
     rows += [Record("guidance", "sphere", "task_seconds", seconds) for seconds in (40.5, 21.0)]
     source = compose(Rows(tuple(rows)), Claims()).source
     assert "Exact-score tasks: $61.5$ seconds in total on one core" in source

@@ -379,6 +379,13 @@ def test_claims_have_the_agreed_form(file):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     }
     tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    tests |= {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
     assert any(name.startswith("test_holds") for name in tests)
     assert any(name.startswith("test_needs") for name in tests)
     assert "breaks" in calls

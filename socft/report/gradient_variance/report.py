@@ -25,6 +25,7 @@ from socft.report.gradient_variance import text as chapters
 from socft.report.rows import Rows
 from socft.report.typeset import figure, integer, landscape, text
 from socft.study.vocabulary import schemas
+from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
 
@@ -58,7 +59,7 @@ that rankings there are weak; the replicated studies are shorter than published.
 CONTRIBUTIONS = (
     Contribution("adjoint matching, lean and full adjoints", "arXiv 2409.08861"),
     Contribution("losses of path measures", "arXiv 2312.02027, arXiv 2005.05409"),
-    Contribution("sticking the landing", "arXiv 1703.09194, arXiv 2102.06559"),
+    Contribution(MethodName.LEAN_STICKING_THE_LANDING, "arXiv 1703.09194, arXiv 2102.06559"),
     Contribution("variance reduction by martingales", "Newton 1994; arXiv 1510.03141"),
     Contribution("martingales in gradients of control problems", "Gobet and Munos 2005"),
     Contribution("TD(lambda) costates", "Fairbank and Alonso 2012, VGL(lambda)"),

@@ -28,10 +28,10 @@ from socft.study.vocabulary.schema import StudySchema
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
 CONTRIBUTIONS = (
     Contribution("PI-FT, the experiment of section 5", "arXiv 2412.18164v4"),
-    Contribution("DPOK", "arXiv 2305.16381"),
-    Contribution("DDPO", "arXiv 2305.13301"),
+    Contribution(MethodName.DPOK, "arXiv 2305.16381"),
+    Contribution(MethodName.DDPO, "arXiv 2305.13301"),
     Contribution("DRaFT", "arXiv 2309.17400"),
-    Contribution("adjoint matching", "arXiv 2409.08861"),
+    Contribution(MethodName.ADJOINT_MATCHING, "arXiv 2409.08861"),
     Contribution("time-reversed costates", "arXiv 2603.20455"),
     Contribution("ImageReward", "arXiv 2304.05977"),
     Contribution("martingale-corrected adjoints of a network's policy"),
