@@ -388,7 +388,7 @@ def _said_of(model: DiffusionPipeline | LatentModel) -> dict[str, str]:
     part: Any = model.vae if isinstance(model, LatentModel) else getattr(model, "vae", None)
     require(part is not None, f"{_name(model)} has no VAE; give a pipeline from text to image.")
     weight = next(part.parameters())
-    stored: Any = getattr(getattr(model, "config", None), "_name_or_path", None)
+    stored: Any = getattr(model, "name_or_path", None)
     return {
         "path": stored or _name(model),
         "dtype": str(weight.dtype).removeprefix("torch."),

@@ -220,7 +220,11 @@ def _look(scale: ReproductionScale, tmp_path: Path, prompts: tuple[str, ...]) ->
     with Image.open(io.BytesIO(names["DPOK"].read_bytes())) as picture:
         assert picture.width == pytest.approx(scale.shown * picture.height, abs=scale.shown)
     files = report(scale.study).write(tmp_path / "records", tmp_path / "reports")
-    assert [file.name for file in files] == ["stable_diffusion-reached.svg", "stable_diffusion.pdf"]
+    assert [file.name for file in files] == [
+        "findings.json",
+        "stable_diffusion-reached.svg",
+        "stable_diffusion.pdf",
+    ]
 
 
 @pytest.mark.slow
