@@ -28,7 +28,8 @@ def encode_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> 
 
 
 def read_tensors(file: Path, remedy: str) -> tuple[dict[str, Tensor], Header]:
-    """Tensors and header of any file of safetensors.
+    """Tensors and header of any file of safetensors, as copies: a file that is written again must
+    not reach into them.
 
     Args:
         remedy: what to do about damage, for the message.
@@ -39,7 +40,7 @@ def read_tensors(file: Path, remedy: str) -> tuple[dict[str, Tensor], Header]:
     require(file.is_file(), f"{file} does not exist; {remedy}.")
     try:
         with safe_open(file, "pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
             return tensors, stored.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise InvalidProblem(f"{file} is damaged ({one_line(str(error))}); {remedy}.") from error
