@@ -9,7 +9,9 @@ import torch
 
 from docs.generator import advice
 from socft.estimators.adjoint_matching import AdjointMatching
+from socft.estimators.catalogue import CATALOGUE
 from socft.path import Noise
+from socft.records import read
 from tests.support.documents import files
 from toy.measure import estimate
 from toy.problems import benchmark
@@ -56,6 +58,18 @@ def test_the_recommendations_are_those_of_the_records(file):
     made = advice.written(page, advice.tables()[README.parent / file])
     assert made == page, "write it again: python -m docs.generator.advice"
     assert page.count(advice.HEADER[3]) >= 1
+
+
+def test_estimators_are_counted_by_the_records():
+    measured = [
+        {record.estimator for record in read(README.parent / "reports/records" / f"{study}.jsonl")}
+        for study in ("variance", "training")
+    ]
+    counts = [len(CATALOGUE), *(len(each & CATALOGUE.keys()) for each in measured)]
+    pattern = r"Of (\d+) estimators (\d+) stand .*?, and (\d+) in training"
+    said = re.search(pattern, README.read_text())
+    assert said is not None
+    assert [int(each) for each in said.groups()] == counts
 
 
 def test_links_and_pictures_exist():
