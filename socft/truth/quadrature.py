@@ -116,7 +116,7 @@ class Quadrature(Truth):
 
     def _take(self, solution: GridSolution) -> None:
         for known in ("law", "region", "errors", "curvature", "_neighbours", "_changes", "probe"):
-            self.__dict__.pop(known, None)
+            vars(self).pop(known, None)
         self._solution, self.grids = solution, solution.grids
         self.values, self.shifts = solution.values, solution.shifts
         self._policy = self._policy_of(solution)
