@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from scipy import stats
 
@@ -116,10 +117,10 @@ def _ahead(study: StudySchema, rows: Rows, _: Claims) -> Answer:
         if len(mine) < 2:
             raise NotMeasured
         pairs += list(zip(mine, theirs, strict=True))
-        _, level = stats.ttest_ind(
+        test: Any = stats.ttest_ind(
             [each.value for each in mine], [each.value for each in theirs], equal_var=False
         )
-        levels.append(float(level))
+        levels.append(float(test.pvalue))
     if not levels:
         raise NotMeasured
     everything = [each for pair in pairs for each in pair]
