@@ -264,7 +264,8 @@ def _measured(experiment: Experiment) -> list[Readiness]:
 
 def _foreseen(settings: config.ExperimentConfig) -> list[Readiness]:
     """Memory and time of a run whose weights are not here yet, with random ones in their place and
-    without a reward that is missing; nothing where something else is missing.
+    without a reward that is missing; nothing where settings or files are refused, which is among
+    the findings already.
     """
     try:
         device = find_device(settings.model.device)
@@ -280,8 +281,10 @@ def _foreseen(settings: config.ExperimentConfig) -> list[Readiness]:
         experiment = build(settings, base, reward)
         probe = probed(experiment)
         found = [_memory(experiment, probe), _time(settings, probe)]
-    except Exception:  # whatever it is, it is among the findings already
+    except InvalidProblem:
         return []
+    except Exception as error:  # rewards, checkers and estimators may be anyone's
+        return [Readiness("memory and time", False, told(error))]
     return [dataclasses.replace(each, detail=f"{each.detail}; {FORESEEN}{note}") for each in found]
 
 

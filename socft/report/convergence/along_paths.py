@@ -21,8 +21,12 @@ FROM = 20
 
 
 def coupling() -> str:
-    """Theorems E and F."""
-    return rf"""
+    """Theorems E and F, and what becomes of them in continuous time."""
+    return _theorem_e() + _theorem_f() + _posterior()
+
+
+def _theorem_e() -> str:
+    return r"""
 == Bounds along paths <along-paths>
 
 A product of suprema of $abs(A_t)$ follows no path: it is right if a difference stays on the ridge
@@ -67,7 +71,11 @@ M_j$ again. But for data with two modes the profile is steep only up to the widt
 beyond it $phi_t$ contracts, and distances leave the ridge as Brownian motion does that is stopped
 at zero. Whenever $L_t <= macron(L)$ for all $t$ and $T$, $beta = sqrt(2\/pi) thin macron(L) max_t
 sigma_t\/(1 - lambda)$ suffices, of the order $T^(-1\/2)$.
+"""
 
+
+def _theorem_f() -> str:
+    return rf"""
 *Theorem F (bounded rewards).* Let $beta_t >= sqrt(2\/(pi e)) thin op("osc") r\/(1 - lambda)$ for
 all $t$. Then every undamped update of PI-FT contracts by $1 - lambda$: at every step, after any
 numbers of updates at the steps behind it, for every $T$, every dimension and every score.
@@ -82,7 +90,11 @@ V_(t+1)$. $qed$
 
 The constant is attained at one step by the indicator of $abs(x) < sigma$. For a reward within
 $[0, 1]$ and $lambda = 1\/2$ it is $beta = {2 * math.sqrt(2 / (math.pi * math.e)):.2f}$.
+"""
 
+
+def _posterior() -> str:
+    return r"""
 *In continuous time* nothing compounds even in the formulas. Let $c = sqrt(macron(a))\/(1 -
 macron(a))$ and $V(x) = beta log bb(E) [e^(r(x_0)\/beta) | x]$, and let $op("Cov")_s$ and $C_s$ be
 covariance and Poincaré constant of the posterior of $x_0$ tilted by $e^(s r\/beta)$. Then $ nabla

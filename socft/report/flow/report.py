@@ -110,7 +110,12 @@ model is $b$.
 
 
 def _equations() -> str:
-    return rf"""
+    return _with_noise() + _without_noise()
+
+
+def _with_noise() -> str:
+    """The optimum, and the equations of methods whose samples are made with noise."""
+    return r"""
 = Seven equations
 
 Let $q_tau = p exp(tau r\/b)\/Z_tau$, $q$ the law of the model's own samples, $W_k (x) = bb(E)^v
@@ -145,7 +150,12 @@ $ v_N = 1/2 v^*_(beta\/2), $
 
 half of the optimal control for twice the reward, at every noise level the score $(nabla log p_s +
 nabla log q_s)\/2$ with $q prop p e^(2 r\/beta)$: what guidance of weight one half does.
+"""
 
+
+def _without_noise() -> str:
+    """The other equations, and what normalised rewards leave of a weight."""
+    return rf"""
 *(D) No noise.* The optimum of $r(x_T) - lambda integral |u - u_0|^2\/2 thin d s$ along the flow is
 no tilt. For $N(m, S)$ and $r = g dot x$ the map from level $s$ to data has the derivative $Phi_s =
 (S\/c_s)^(1\/2)$, $c_s = (1 - s)^2 S + s^2$, the optimal change is $-Phi_s g\/lambda$, and the mean

@@ -187,15 +187,6 @@ def _miss(record: Record) -> str:
 def chapter(rows: Rows) -> str:
     """The whole chapter."""
     found = rows.of(schemas.SDE_ODE)
-    share = found.where(Metric.NEARER).one()
-    quantiles = {q: found.where(Metric.KL_RATIO, quantile=q).one() for q in (0.05, 0.5, 0.95)}
-    spread = ", ".join(number(r.value) if r else NOT_MEASURED for r in quantiles.values())
-    nearer = (
-        NOT_MEASURED
-        if share is None
-        else f"a share of {number(share.value)} $plus.minus$ {number(share.stderr, 1)} of"
-        f" {integer(share.seeds)}"
-    )
     drawn = figure(
         "samplers.svg",
         """Left and middle: distance of the samples without noise from the law of the chain that was
@@ -207,7 +198,26 @@ def chapter(rows: Rows) -> str:
     )
     return rf"""
 = Trained with noise, sampled without
+{_theorem()}
+{drawn}
 
+{limits(found)}
+
+{orders(found)}
+{_nearer(found)}
+{predictions(found)}
+
+A gap with a negative order grows with the number of steps: there the prediction that it stays is
+refuted, and the conclusion stands. Orders of the distance to the closed form that are larger than
+predicted may be those of faster terms, which rule as long as the slow one is small; laws of longer
+chains would have to tell. Distances that pass near zero at some number of steps, as that of the
+chain on $N(0, 1)$, have no order there.
+"""
+
+
+def _theorem() -> str:
+    """The law under another sampler, with its proof."""
+    return r"""
 Flow models are fine-tuned with a stochastic sampler and then sampled by the flow. Let the optimal
 control at noise level $n$ (Flow-SDE's $sigma^2 = n^2 s\/a$; memoryless is $n = sqrt(2)$) be stored
 as a velocity and used at noise level $n'$, 0 for the ordinary differential equation. On Gaussian
@@ -241,13 +251,21 @@ That the memoryless schedule leaves the sampler free is
 it fails, and the laws are ours. The chains are those of the DDIM form (Precise) on uniform times,
 $b = 1$; laws are closed forms on Gaussians and by quadrature on mixtures, there is no Monte-Carlo
 error.
+"""
 
-{drawn}
 
-{limits(found)}
-
-{orders(found)}
-
+def _nearer(found: Rows) -> str:
+    """Whether the flow is nearer the tilt than the chain."""
+    share = found.where(Metric.NEARER).one()
+    quantiles = {q: found.where(Metric.KL_RATIO, quantile=q).one() for q in (0.05, 0.5, 0.95)}
+    spread = ", ".join(number(r.value) if r else NOT_MEASURED for r in quantiles.values())
+    nearer = (
+        NOT_MEASURED
+        if share is None
+        else f"a share of {number(share.value)} $plus.minus$ {number(share.stderr, 1)} of"
+        f" {integer(share.seeds)}"
+    )
+    return rf"""
 *Is the flow nearer the tilt than its own chain?* Often: it is in
 {nearer} random Gaussian instances, with quantiles 5, 50 and 95% of the root of the chain's
 divergence over that of the flow of {spread}. But _not always_, at any number of steps: for centred
@@ -255,12 +273,4 @@ data and quadratic rewards only the variance can be off. That of the chain is co
 reward's curvature, too small where rewards are convex or flat and too large where they are very
 concave (checked for $T = 5$ and $20$ on $N(0, 1)$), so that between there is a reward at which the
 chain samples exactly the tilt, and the flow does not. $N(0, 1)$ with $r = -x^2$ is near it.
-
-{predictions(found)}
-
-A gap with a negative order grows with the number of steps: there the prediction that it stays is
-refuted, and the conclusion stands. Orders of the distance to the closed form that are larger than
-predicted may be those of faster terms, which rule as long as the slow one is small; laws of longer
-chains would have to tell. Distances that pass near zero at some number of steps, as that of the
-chain on $N(0, 1)$, have no order there.
 """
