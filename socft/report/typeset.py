@@ -26,11 +26,11 @@ PREAMBLE = r"""
 #set heading(numbering: "1.1")
 #show heading.where(level: 1): it => block(above: 1.7em, below: 0.85em, sticky: true, text(
   size: 12pt,
-  counter(heading).display() + h(0.7em) + it.body,
+  if it.numbering != none { counter(heading).display() + h(0.7em) } + it.body,
 ))
 #show heading.where(level: 2): it => block(above: 1.5em, below: 0.8em, sticky: true, text(
   size: 10.5pt,
-  counter(heading).display() + h(0.7em) + it.body,
+  if it.numbering != none { counter(heading).display() + h(0.7em) } + it.body,
 ))
 #set math.equation(numbering: "(1)")
 #show math.equation.where(block: false): set math.frac(style: "horizontal")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from socft.records import Record
-from socft.report.flow.tables import PROBLEMS, limit_of
+from socft.report.flow.tables import PROBLEMS, letter_of
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
 from socft.study.comparison import BUDGET
@@ -27,7 +27,7 @@ def table(rows: Rows) -> str:
     return Table(
         header=(
             "method",
-            "rests at",
+            "equation",
             "evaluations",
             "bias, start",
             "bias, optimum",
@@ -40,11 +40,11 @@ def table(rows: Rows) -> str:
             error at the pre-trained model and at the optimum, where the right change is none, and
             the root-mean-square error of bias and noise there with its 95% interval over
             repetitions. Ranked are the methods that rest at the optimum or the tilt; ties are one
-            rank, intervals in brackets. The others have another limit, and no budget lessens their
-            bias.""",
+            rank, intervals in brackets. The others have another limit, by the letter of its
+            equation in section 2 where it has one, and no budget lessens their bias.""",
         label="budget",
         align="llrrrrr",
-        widths=("3.4cm", "1fr", "auto", "auto", "auto", "auto", "auto"),
+        widths=("1fr", "auto", "auto", "auto", "auto", "auto", "auto"),
         long=True,
     ).markup
 
@@ -55,7 +55,7 @@ def _row(mine: Rows, name: str) -> tuple[str, ...]:
     rank = optimum.where(Metric.RANK).one()
     return (
         text(name),
-        limit_of(name),
+        letter_of(name),
         integer(cost),
         _with_error(start.where(Metric.BIAS).one()),
         _with_error(optimum.where(Metric.BIAS).one()),

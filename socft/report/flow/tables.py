@@ -57,23 +57,35 @@ def optimised(rows: Rows) -> str:
 
 
 LIMITS = {
-    FixedPointEquation.ENDPOINT_COVARIANCE: "(E) endpoint covariance",
-    FixedPointEquation.NO_KL_TO_GO: "(N) no KL to go",
-    FixedPointEquation.TILT: "(O) the tilt, up to $O(1\\/T)$",
-    FixedPointEquation.DETERMINISTIC: "(D) the optimum without noise",
-    FixedPointEquation.LOOK_AHEAD: "(L) guidance by the reward of the predicted endpoint",
-    FixedPointEquation.REWARD_ALONE: "(R) the greatest reward, whatever the divergence",
+    FixedPointEquation.ENDPOINT_COVARIANCE: ("(E)", "endpoint covariance"),
+    FixedPointEquation.NO_KL_TO_GO: ("(N)", "no KL to go"),
+    FixedPointEquation.TILT: ("(O)", "the tilt, up to $O(1\\/T)$"),
+    FixedPointEquation.DETERMINISTIC: ("(D)", "the optimum without noise"),
+    FixedPointEquation.LOOK_AHEAD: ("(L)", "guidance by the reward of the predicted endpoint"),
+    FixedPointEquation.REWARD_ALONE: ("(R)", "the greatest reward, whatever the divergence"),
 }
-OPTIMUM = "(O) the optimum of the chain"
+"""Letter and words of every equation."""
+OPTIMUM = "(O)", "the optimum of the chain"
+NO_LETTER = "–"
 
 
 def limit_of(name: str) -> str:
     """The equation of a method's limit, in words."""
+    letter, words = _limit_of(name)
+    return words if letter == NO_LETTER else f"{letter} {words}"
+
+
+def letter_of(name: str) -> str:
+    """The letter of that equation, a dash where it has none."""
+    return _limit_of(name)[0]
+
+
+def _limit_of(name: str) -> tuple[str, str]:
     estimand = CATALOGUE[name].estimates
     if isinstance(estimand, EquationResidual):
         return LIMITS[estimand.equation]
     if isinstance(estimand, Biased) and not estimand.zero_at_optimum:
-        return text(estimand.why)
+        return NO_LETTER, text(estimand.why)
     return OPTIMUM
 
 
