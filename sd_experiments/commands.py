@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from sd_experiments import CONFIGS
+from socft.checks import require
 
 TINY = CONFIGS / "tiny.toml"
 
@@ -150,11 +151,12 @@ class CheckCommand:
 @dataclasses.dataclass(frozen=True)
 class ReproduceCommand:
     """Section 5 of arXiv 2412.18164v4: every method on every prompt, PI-FT at several KL weights,
-    measured and typeset.
+    measured and typeset; of flows a comparison of methods, each at the best of several rates.
 
     For example:
       socft sd reproduce --quick
       socft sd reproduce --variants --workers 2
+      socft sd reproduce --scale tiny_flow
     """
 
     scale: Literal["tiny", "tiny_flow", "sd15"] = "tiny"
@@ -169,9 +171,9 @@ class ReproduceCommand:
     """Folder of the PDF."""
     workers: int | None = None
     """Number of processes, one thread each; as the scale suggests by default."""
-    trainings: int = 3
-    """How often PI-FT and DPOK are trained for every prompt, each time from another seed; their
-    means are compared.
+    trainings: int | None = None
+    """How often PI-FT and DPOK (3 by default), or of flows all methods (5), are trained for every
+    prompt, each time from another seed; their means are compared.
     """
     variants: bool = False
     """Also DPOK at other learning rates, and regressions on target controls without a limit on
@@ -184,8 +186,9 @@ class ReproduceCommand:
 
     def run(self) -> None:
         from sd_experiments import check as readiness
+        from sd_experiments.studies.reproduce.comparison import compare
         from sd_experiments.studies.reproduce.scales import SCALES
-        from sd_experiments.studies.reproduce.tasks import reproduce
+        from sd_experiments.studies.reproduce.tasks import TRAININGS, reproduce
         from socft.report.stable_diffusion.report import report
 
         scale = dataclasses.replace(SCALES[self.scale], model=self.model, reward=self.reward)
@@ -193,9 +196,14 @@ class ReproduceCommand:
             readiness.check_parts(scale.settings)[0],
             f"--scale {self.scale} (see also --model and --reward)",
         )
-        records = reproduce(
-            scale, self.quick, self.out, self.workers, self.trainings, self.variants
-        )
+        if scale.protocol is None:
+            trainings = TRAININGS if self.trainings is None else self.trainings
+            records = reproduce(scale, self.quick, self.out, self.workers, trainings, self.variants)
+        else:
+            require(not self.variants, f"--variants is not of --scale {self.scale}; leave it out.")
+            records = compare(
+                scale, scale.protocol, self.quick, self.out, self.workers, self.trainings
+            )
         _print_count(records, self.out, scale.study.name)
         for file in report(scale.study).write(self.out, self.reports):
             print(f"wrote {file}")

@@ -11,6 +11,7 @@ from socft.records import Record
 from socft.study.vocabulary.metrics import Metric
 
 GAINS: Mapping[str, Metric] = {
+    Metric.OBJECTIVE: Metric.OBJECTIVE_GAIN,
     Metric.REWARD: Metric.REWARD_GAIN,
     Metric.ACCURACY: Metric.ACCURACY_GAIN,
 }
@@ -24,6 +25,11 @@ BELIEVED = 4.0
 def gradient_norm_study(reproduction: str) -> str:
     """Name of the study of gradients along the trainings of a reproduction."""
     return reproduction.replace("stable_diffusion", "sd_gradient_norm")
+
+
+def pilot_study(reproduction: str) -> str:
+    """Name of the study of the trainings by which a reproduction chooses learning rates."""
+    return f"{reproduction}_pilots"
 
 
 def picture_of(method: str, prompt: str, beta: float) -> str:

@@ -57,6 +57,7 @@ def run(
     executor: Executor | None = None,
     fresh: bool = False,
     seeds: int | None = None,
+    keep: bool = False,
 ) -> list[Record]:
     """Measure a study into ``<out_dir>/<study>.jsonl``, continuing an interrupted run.
 
@@ -65,6 +66,7 @@ def run(
             process when left out.
         fresh: forget what an interrupted run has measured.
         seeds: number of repetitions of every task that repeats, in place of the study's own.
+        keep: whether the same call again measures nothing, until `forget` is called.
 
     Raises:
         InvalidProblem: the tasks cannot be told apart, nothing in the study repeats, or another run
@@ -76,7 +78,7 @@ def run(
     _require_distinct(study, tasks)
     keys = {task.name: fingerprint(task) for task in tasks}
     errors = out_dir / f"{study.name}.errors.txt"
-    with Journal(out_dir / f"{study.name}.partial.jsonl", fresh) as journal:
+    with Journal(_journal(study, out_dir), fresh) as journal:
         finished = {
             name: lines for (name, key), lines in journal.entries.items() if keys.get(name) == key
         }
@@ -97,8 +99,18 @@ def run(
         errors.unlink(missing_ok=True)
         records = [decode(line) for task in tasks for line in finished[task.name]]
         write(records, out_dir / f"{study.name}.jsonl")
-        journal.discard()
+        if not keep:
+            journal.discard()
     return records
+
+
+def forget(study: Study, out_dir: Path) -> None:
+    """Measure a study that was kept anew the next time."""
+    _journal(study, out_dir).unlink(missing_ok=True)
+
+
+def _journal(study: Study, out_dir: Path) -> Path:
+    return out_dir / f"{study.name}.partial.jsonl"
 
 
 def _repeated(study: Study, tasks: Sequence[Task], seeds: int) -> list[Task]:

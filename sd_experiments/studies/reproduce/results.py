@@ -132,6 +132,18 @@ def curve_records(
                 yield record(metric, row[metric], setting, stderr=stderr)
 
 
+def round_records(
+    record: Callable[..., Record], rows: Sequence[Mapping[str, Any]], setting: Mapping[str, Any]
+) -> Iterator[Record]:
+    """What the paths of every round are worth, and the seconds of its gradient steps."""
+    for number in sorted({row["round"] for row in rows}):
+        mine = [row for row in rows if row["round"] == number]
+        where = {**setting, "round": number}
+        yield record(Metric.REWARD, mine[0]["reward"], where, stderr=mine[0]["reward_stderr"])
+        yield record(Metric.KL, mine[0]["kl"], where)
+        yield record(Metric.SECONDS, math.fsum(row["seconds"] for row in mine), where)
+
+
 def sampling_rounds(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """What was measured at the sampling of every round, if there are enough rounds to compare the
     end with what was before.

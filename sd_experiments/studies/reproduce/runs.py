@@ -20,6 +20,7 @@ from sd_experiments.studies.reproduce.results import (
     gain_records,
     mean_record,
     recorder,
+    round_records,
     sampling_rounds,
     target_records,
 )
@@ -86,16 +87,49 @@ class _FineTuned:
 
 def _fine_tuned(settings: Mapping[str, Any], pictures: int) -> _FineTuned:
     """Fine-tune in the run's folder, from its last checkpoint if there is one."""
-    parsed = config.parse_config(settings)
-    reset_peak(find_device(parsed.model.device))
-    trainer = Trainer(settings=parsed, display=Display(parsed.run.steps, silent=True))
-    trainer.train(resume=True)
+    trainer, rows = _trained(settings)
     experiment = trainer.experiment
-    rows = read_metrics(Path(parsed.run.out) / METRICS)
     with trainer.loop.using_averages():
         policy = experiment.tasks[0].policy
         images, spread = _images(experiment, policy, pictures), _spread(experiment, policy)
     return _FineTuned(experiment, images, spread, rows)
+
+
+def _trained(settings: Mapping[str, Any]) -> tuple[Trainer, list[dict[str, Any]]]:
+    """The end of a training, and what its gradient steps measured."""
+    parsed = config.parse_config(settings)
+    reset_peak(find_device(parsed.model.device))
+    trainer = Trainer(settings=parsed, display=Display(parsed.run.steps, silent=True))
+    trainer.train(resume=True)
+    return trainer, read_metrics(Path(parsed.run.out) / METRICS)
+
+
+def measure_training(
+    study: str,
+    method: FineTuningMethod,
+    settings: Mapping[str, Any],
+    pictures: int,
+    setting: Mapping[str, Any],
+) -> list[Record]:
+    """Fine-tune for one prompt by one method: what is gained, on pictures from noise that goes by
+    the seed of the training, and what every round measured.
+    """
+    trainer, rows = _trained(settings)
+    experiment, task = trainer.experiment, trainer.experiment.tasks[0]
+    seed, beta = experiment.settings.run.seed, experiment.settings.problem.beta
+    with trainer.loop.using_averages():
+        images = _images(experiment, task.policy, pictures, seed)
+    before = _before(experiment, pictures, seed)
+    record = recorder(study, experiment, method.title, experiment.estimator.estimates.kind)
+    where = {"beta": beta, "rate": experiment.settings.optimiser.rate, **setting}
+    objective = images.rewards - beta * images.kl - before["reward"]
+    return [
+        mean_record(record, Metric.OBJECTIVE_GAIN, objective, where),
+        mean_record(record, Metric.REWARD, images.rewards, where),
+        mean_record(record, Metric.KL, images.kl, where),
+        *gain_records(record, experiment, images, before, where),
+        *round_records(record, rows, where),
+    ]
 
 
 def measure_method(
@@ -155,21 +189,20 @@ def _keep(images: ImageSamples, shown: int, settings: config.ExperimentConfig) -
     save_image_grid(kept, len(kept), Path(settings.run.out) / PICTURES)
 
 
-def _before(experiment: Experiment, pictures: int) -> Mapping[str, Tensor]:
+def _before(experiment: Experiment, pictures: int, seed: int = SEED) -> Mapping[str, Tensor]:
     """What pictures of the pre-trained model are worth; every process draws them once for all its
     runs of a prompt.
     """
     s, task = experiment.settings, experiment.tasks[0]
-    key = repr((s.model, s.sampler, s.reward, s.monitor.checker, task.name, pictures))
+    key = repr((s.model, s.sampler, s.reward, s.monitor.checker, task.name, pictures, seed))
     if key not in _PRETRAINED_SCORES:
-        _PRETRAINED_SCORES[key] = score_images(
-            experiment, task, _images(experiment, Uncontrolled(task.problem.reference), pictures)
-        )
+        images = _images(experiment, Uncontrolled(task.problem.reference), pictures, seed)
+        _PRETRAINED_SCORES[key] = score_images(experiment, task, images)
     return _PRETRAINED_SCORES[key]
 
 
-def _images(experiment: Experiment, policy: Policy, number: int) -> ImageSamples:
-    return sample_images(experiment, experiment.tasks[0], policy, number, SEED)
+def _images(experiment: Experiment, policy: Policy, number: int, seed: int = SEED) -> ImageSamples:
+    return sample_images(experiment, experiment.tasks[0], policy, number, seed)
 
 
 @torch.no_grad()

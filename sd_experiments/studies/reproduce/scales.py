@@ -36,6 +36,27 @@ class FineTuningMethod:
 
 
 @dataclasses.dataclass(frozen=True)
+class ComparisonProtocol:
+    """How methods are compared side by side, each at a learning rate of its own.
+
+    Attributes:
+        methods: titles of those that are compared, the one first that the others are held against.
+        prompts: what they are trained on, one run each.
+        rates: learning rates, one of which every method is given by its pilots.
+        pilots: seeds of the trainings by which rates are chosen, of none of the others.
+        trainings: how often every method is then trained for every prompt.
+        batch: settings of ``[batch]`` in place of the configuration's.
+    """
+
+    methods: tuple[str, ...]
+    prompts: tuple[str, ...]
+    rates: tuple[float, ...]
+    pilots: tuple[int, ...]
+    trainings: int
+    batch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class ReproductionScale:
     """A size at which everything is run.
 
@@ -53,6 +74,7 @@ class ReproductionScale:
         workers: processes.
         model: folder or name of the model, in place of the configuration's.
         reward: folder of the reward's weights, in place of the configuration's.
+        protocol: how methods are compared, if by a comparison at rates of their own.
     """
 
     name: str
@@ -67,6 +89,7 @@ class ReproductionScale:
     workers: int
     model: str | None = None
     reward: str | None = None
+    protocol: ComparisonProtocol | None = None
 
     @property
     def study(self) -> StudySchema:
@@ -122,8 +145,10 @@ def _methods(clip: float, **reuse: int) -> tuple[FineTuningMethod, ...]:
 
 
 def diffusion_nft(**options: Any) -> DiffusionNFT:
-    """DiffusionNFT with the noise of its samples from a seed."""
-    return DiffusionNFT(torch.Generator().manual_seed(0), **options)
+    """DiffusionNFT with the noise of its samples from the generator that a run seeds anew for every
+    round, so that a run which was stopped continues with the same noise.
+    """
+    return DiffusionNFT(torch.default_generator, **options)
 
 
 def _flow_methods() -> tuple[FineTuningMethod, ...]:
@@ -145,6 +170,14 @@ def _flow_methods() -> tuple[FineTuningMethod, ...]:
     )
 
 
+COMPARED_FLOWS = (
+    MethodName.ADJOINT_MATCHING,
+    MethodName.CORRECTED_ADJOINT,
+    MethodName.LEAN_STICKING_THE_LANDING,
+    MethodName.FLOW_GRPO,
+    MethodName.DIFFUSION_NFT,
+    MethodName.DRAFT_1,
+)
 SEED = 1
 """Of the pictures that are measured; training has its own."""
 CLIP = 1e-4
@@ -169,14 +202,22 @@ SCALES: Mapping[str, ReproductionScale] = {
         ReproductionScale(
             name="tiny_flow",
             config="tiny_flow.toml",
-            rounds=16,
+            rounds=6,
             methods=_flow_methods(),
-            betas=(0.005, 0.02, 0.1, 0.5),
+            betas=(),
             rates=(),
-            pictures=512,
+            pictures=96,
             shown=8,
             batches=10,
             workers=2,
+            protocol=ComparisonProtocol(
+                methods=COMPARED_FLOWS,
+                prompts=("a green triangle", "four circles"),
+                rates=(3e-3, 1e-2, 3e-2),
+                pilots=(1000,),
+                trainings=5,
+                batch={"trajectories": 16, "paths": 8, "passes": 3, "loss_steps": 2},
+            ),
         ),
         ReproductionScale(
             name="sd15",
@@ -199,9 +240,8 @@ def method_config(
 ) -> config.ExperimentConfig:
     """The settings of a run, without its folder."""
     s = scale.settings
-    batch = dataclasses.replace(
-        s.batch, prompts=1, trajectories=s.batch.prompts * s.batch.trajectories, **method.batch
-    )
+    usual = {"prompts": 1, "trajectories": s.batch.prompts * s.batch.trajectories}
+    batch = dataclasses.replace(s.batch, **{**usual, **method.batch})
     steps = scale.rounds * batch.trajectories * batch.passes // batch.per_step
     return dataclasses.replace(
         s,

@@ -30,6 +30,8 @@ from socft.study.vocabulary.methods import MethodName
 from socft.study.workers import processes
 
 WORK = Path("build/reproduce")
+TRAININGS = 3
+"""How often each of `REPEATED` is trained, unless said otherwise."""
 REPEATED = (MethodName.PI_FT, MethodName.DPOK)
 """Methods that are trained several times."""
 REGRESSING = (MethodName.PI_FT, MethodName.ADJOINT_MATCHING, MethodName.CORRECTED_ADJOINT)
@@ -133,8 +135,8 @@ def _pretrained_task(scale: ReproductionScale, prompt: str) -> Task:
         scale.settings.problem.beta,
     )
     settings = method_config(scale, method, prompt, beta)
-    return _task(
-        _name(MethodName.PRE_TRAINED, prompt, beta=beta),
+    return placed_task(
+        run_name(MethodName.PRE_TRAINED, prompt, beta=beta),
         measure_pretrained,
         settings,
         {"study": scale.study.name, "pictures": scale.pictures, "shown": scale.shown},
@@ -153,7 +155,9 @@ def _method_task(
         "batches": scale.batches,
     }
     settings = method_config(scale, method, prompt, beta)
-    return _task(_name(method.title, prompt, beta=beta), measure_method, settings, arguments)
+    return placed_task(
+        run_name(method.title, prompt, beta=beta), measure_method, settings, arguments
+    )
 
 
 def _variant_task(
@@ -164,8 +168,8 @@ def _variant_task(
     settings = method_config(scale, method, prompt, beta)
     seed = settings.run.seed + variant.get("training", 1) - 1
     settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, seed=seed))
-    return _task(
-        _name(method.title, prompt, beta=beta, **variant),
+    return placed_task(
+        run_name(method.title, prompt, beta=beta, **variant),
         measure_variant,
         settings,
         {
@@ -177,11 +181,12 @@ def _variant_task(
     )
 
 
-def _name(title: str, prompt: str, **setting: Any) -> str:
+def run_name(title: str, prompt: str, **setting: Any) -> str:
+    """What a run is called, by what it differs in."""
     return ", ".join([title, prompt, *(f"{key} {value}" for key, value in setting.items())])
 
 
-def _task(
+def placed_task(
     name: str,
     function: Callable[..., list[Record]],
     settings: config.ExperimentConfig,

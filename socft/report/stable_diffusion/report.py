@@ -14,6 +14,7 @@ from socft.report.stable_diffusion import (
     costate_size,
     figures,
     findings,
+    flows,
     objective,
     stability,
     tables,
@@ -32,13 +33,15 @@ CONTRIBUTIONS = (
     Contribution(MethodName.DDPO, "arXiv 2305.13301"),
     Contribution("DRaFT", "arXiv 2309.17400"),
     Contribution(MethodName.ADJOINT_MATCHING, "arXiv 2409.08861"),
+    Contribution(MethodName.FLOW_GRPO, "arXiv 2505.05470"),
+    Contribution(MethodName.DIFFUSION_NFT, "arXiv 2509.16117"),
     Contribution("time-reversed costates", "arXiv 2603.20455"),
     Contribution("ImageReward", "arXiv 2304.05977"),
     Contribution("martingale-corrected adjoints of a network's policy"),
     Contribution("the tiny model, its reward and the checker that no method sees"),
     Contribution("what makes costates large, and the gradient without its noise"),
 )
-CONFIGS = {"tiny": "tiny.toml", "tiny_flow": "tiny_flow.toml", "sd15": "sd15_pift.toml"}
+CONFIGS = {"tiny": "tiny.toml", "sd15": "sd15_pift.toml"}
 TITLES = {
     "stable_diffusion": "the tiny Stable Diffusion",
     "stable_diffusion_tiny_flow": "the tiny flow model",
@@ -48,6 +51,8 @@ TITLES = {
 
 def report(study: StudySchema) -> Report:
     """The report on the study of one scale."""
+    if study == flows.STUDY:
+        return Report(study.name, _compose_flows, flows.STUDIES)
     return Report(
         study.name,
         functools.partial(compose, study=study),
@@ -57,6 +62,7 @@ def report(study: StudySchema) -> Report:
             _gradient_norms(study),
             schemas.SD_BENCHMARK,
             schemas.SD_GPU,
+            *flows.STUDIES,
         ),
         shown=("reached.svg",),
         questions=findings.questions(study),
@@ -97,6 +103,7 @@ def compose(rows: Rows, claims: Claims, study: StudySchema = schemas.STABLE_DIFF
         _sweep(rows, first),
         stability.section(runs, sizes, rows.of(_gradient_norms(study)), first, beta),
         f"= What makes costates large\n\n{costate_size.section(sizes)}",
+        f"= Methods on a flow model\n\n{flows.section(*map(rows.of, flows.STUDIES))}",
         f"= What a gradient costs\n\n{tables.benchmark(benchmark)}\n\n{tables.savings(benchmark)}",
         f"= On an accelerator\n\n{tables.gpu(rows.of(schemas.SD_GPU))}",
         _limitations(study),
@@ -104,6 +111,22 @@ def compose(rows: Rows, claims: Claims, study: StudySchema = schemas.STABLE_DIFF
         _reproduction(rows, study),
     )
     return Document(source, {**pictures, **rows.pictures})
+
+
+def _compose_flows(rows: Rows, claims: Claims) -> Document:
+    """The document of the comparison on the flow model alone."""
+    runs, pilots = map(rows.of, flows.STUDIES)
+    source = document(
+        "Fine-tuning a flow model by optimal control",
+        f"Methods side by side on {TITLES[flows.STUDY.name]}",
+        FrontPage.of(rows, claims, ()),
+        f"Methods that fine-tune are compared, each at the best of several rates. "
+        f"{flows.findings(runs)}",
+        f"= Methods on a flow model\n\n{flows.section(runs, pilots)}",
+        "= What is known and what is ours\n\n" + contributions(CONTRIBUTIONS),
+        f"= Reproduction\n\n```\n{flows.COMMAND}\n```\n\n{provenance(rows)}",
+    )
+    return Document(source, rows.pictures)
 
 
 REPORT = report(schemas.STABLE_DIFFUSION)
@@ -305,6 +328,7 @@ def _reproduction(rows: Rows, study: StudySchema) -> str:
 
 ```
 {reproduce}
+{flows.COMMAND}
 socft sd costate-size --config {config}
 socft sd gradient-norm --scale {scale}
 socft sd benchmark --config {config}

@@ -141,6 +141,7 @@ class Metric(enum.StrEnum):
     FRONTIER_OFF_SPHERE = "frontier_off_sphere"
 
     # pictures
+    OBJECTIVE_GAIN = "objective_gain"  # over the pre-trained model's, with the same noise
     REWARD_GAIN = "reward_gain"  # over the pre-trained model's, with the same noise
     ACCURACY = "accuracy"
     ACCURACY_GAIN = "accuracy_gain"

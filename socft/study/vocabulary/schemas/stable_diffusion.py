@@ -39,6 +39,7 @@ STABLE_DIFFUSION = StudySchema(
         Metric.TARGET,
         Metric.TARGET_NORM,
         Metric.TARGET_GROWTH,
+        Metric.OBJECTIVE_GAIN,
         Metric.REWARD_GAIN,
         Metric.ACCURACY,
         Metric.ACCURACY_GAIN,
