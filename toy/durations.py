@@ -7,6 +7,7 @@ from collections.abc import Mapping
 MINUTES: Mapping[str, tuple[float, float]] = {
     "convergence": (4.4, 25),
     "fixed_points": (0.8, 25),
+    "flow_budget": (0.2, 11),
     "guidance": (0.1, 1),
     "guidance_network": (0.1, 10),
     "linear": (0.3, 25),

@@ -5,7 +5,7 @@ one has fallen.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from socft.records import Record
 from socft.study.vocabulary.metrics import Metric
@@ -20,6 +20,24 @@ BUDGET = 1_000_000
 """Network evaluations per gradient: 10000 paths of 50 steps with two evaluations each."""
 BELIEVED = 4.0
 """Standard errors beyond which a difference is called one."""
+
+LEVEL = 0.05
+"""Of a test, or of a family of them together."""
+
+
+def holm(levels: Sequence[float]) -> list[bool]:
+    """Which of a family of tests are rejected at `LEVEL` for all of them together.
+
+    >>> holm([0.04, 0.01, 0.3])
+    [False, True, False]
+    """
+    order = sorted(range(len(levels)), key=levels.__getitem__)
+    rejected = [False] * len(levels)
+    for place, index in enumerate(order):
+        if not levels[index] < LEVEL / (len(levels) - place):
+            break
+        rejected[index] = True
+    return rejected
 
 
 def gradient_norm_study(reproduction: str) -> str:

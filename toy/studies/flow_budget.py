@@ -1,168 +1,96 @@
-r"""Methods for flow models at an equal budget of network evaluations: what each would change of the
-control, against what leads to the optimum.
+r"""Methods for flow models at an equal budget of network evaluations: what each proposes, and what
+training makes of it.
 
-Every method is asked at the pre-trained model and at the optimum of the chain of
-`toy.fixed_points.problems`, at strengths that leave the problem's own KL weight at the pre-trained
-model. Its slope in the control over the curvature of its divergence is a proposed change
-:math:`w_k - v_k` of the control, in the same units for all, and its products with the features
-(x, 1) of every step are what is compared. Right is
+*Proposals* (`toy.flow_budget.proposals`). Every method is asked at the pre-trained model, at half
+the optimal control and at the optimum of the chains of `toy.fixed_points.problems`, at strengths
+that leave the problem's own KL weight at the pre-trained model:
 
-.. math:: E\big[(B_k E \nabla V^v_{k+1}/\beta_k - v_k)\, \phi(x_k)^\top\big],
+* ``bias``: distance of the mean from the right change, without its noise, and its standard error;
+  at the optimum a method of another fixed point keeps one, however many paths it has;
+* ``variance``: trace of the covariance from one path; ``fit_variance``: what a correction that is
+  fitted anew adds, whatever the paths;
+* ``error_at_budget``: ``sqrt(bias^2 + fit_variance + variance / paths)`` with the paths that
+  `BUDGET` evaluations buy, fits included, never less than the bias;
+* ``rank``: at the optimum among the methods that rest there, by the error over the size of their
+  own proposal at the pre-trained model; elsewhere among those that estimate the gradient, by the
+  error. A method that proposes next to nothing at the pre-trained model has none.
 
-the gradient of the objective over beta, which is zero at the optimum. It is known at the
-pre-trained model to the error of `ORACLE_PATHS` paths of the full adjoint, whose norm is the unit.
+*Training* (`toy.flow_budget.training`), ``at`` = ``trained``, each method with the rate that pilot
+seeds choose on a grid of its own:
 
-* ``bias``: distance of the mean from that, without its noise, and its standard error; at the
-  optimum a method of another fixed point keeps one, however many paths it has;
-* ``variance``: trace of the covariance from one path;
-* ``error_at_budget``: ``sqrt(bias^2 + variance / paths)`` with the paths that `BUDGET` evaluations
-  buy, never less than the bias, with an interval from ``low`` to ``high`` by the bootstrap over
-  repetitions;
-* ``rank``: at the optimum, of this error, among the methods that have the optimum as fixed point;
-  the others are beside them and have none.
+* ``objective_gap``: the exact optimum minus the exact objective of the chain, the mean over seeds
+  that no rate was chosen on, with a t interval; the setting has the gap of every seed, and whether
+  Welch's test against adjoint matching rejects, by Holm's procedure over the methods of a problem;
+* ``tv_to_tilt``: of the samples as the method makes them, with noise or without;
+* ``pilot_gap``: of every rate that was tried;
+* ``rank``: of all methods, by the gap.
+
+``low`` and ``high`` in the settings are the ends of 95% intervals: of biases, variances, errors and
+ranks by the bootstrap over repetitions. ``predicted``: a number that something was said of before
+(`toy.flow_budget.predictions`), with the interval where it was to lie.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from scipy import stats
 
-from socft.estimators.base import Estimator
 from socft.estimators.catalogue import CATALOGUE
-from socft.estimators.estimand import Biased, EquationResidual, FixedPointEquation
-from socft.estimators.flow.hamiltonian_adjoint import HamiltonianAdjointMatching
-from socft.estimators.flow.malliavin import MalliavinAdjoint
-from socft.estimators.full_adjoint import FullAdjoint
-from socft.path import Noise, rollout
-from socft.policy import Policy
+from socft.estimators.estimand import Kind
 from socft.records import Record
+from socft.study.comparison import holm
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from socft.truth.quadrature import Quadrature
-from toy.fixed_points.contenders import CONTENDERS, Contender, beta
-from toy.fixed_points.problems import Targets
-from toy.measure import estimate
+from toy.fixed_points.problems import LAWS, Targets
+from toy.flow_budget import predictions, training
+from toy.flow_budget.methods import METHODS, TRAINED
+from toy.flow_budget.proposals import START, peers, places, repeated
 from toy.ranks import DOUBT, Figure, ranks
 from toy.repeated import DRAWS, RepeatedGradient, draws
 
 BETA = 2.0
-PATHS, QUICK_PATHS = 2000, 400
-SEEDS, QUICK_SEEDS = 10, 4
-ORACLE_PATHS, QUICK_ORACLE_PATHS = 200_000, 20_000
-FIRST_SEED = 1000
-START, OPTIMUM = "start", "optimum"
-
-METHODS: Mapping[MethodName, Contender] = {
-    **CONTENDERS,
-    MethodName.HAMILTONIAN_ADJOINT_MATCHING: Contender(
-        lambda targets, generator: HamiltonianAdjointMatching(), lambda targets: None, beta
-    ),
-    MethodName.MALLIAVIN_WEIGHTS: Contender(
-        lambda targets, generator: MalliavinAdjoint(), lambda targets: None, beta
-    ),
-}
+LENGTHS, QUICK_LENGTHS = (10, 40), (4, 8)
+PATHS, QUICK_PATHS = 10_000, 400
+"""Paths of a repetition times the number of steps."""
+SEEDS, QUICK_SEEDS = 10, 3
+EFFORT = training.TrainingBudget(updates=32, pilots=(500, 501), seeds=tuple(range(1000, 1010)))
+QUICK_EFFORT = training.TrainingBudget(updates=4, pilots=(500,), seeds=(1000, 1001))
+TRAINING_STEPS, QUICK_TRAINING_STEPS = 10, 4
+TRAINED_AT = "trained"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Place:
-    """Where methods are asked.
-
-    Attributes:
-        name: the pre-trained model or the optimum.
-        policy: the control there.
-        exact: what is right, a number per feature and step.
-        unit: its norm at the pre-trained model.
-        noise: standard error of ``exact``.
-    """
-
-    name: str
-    policy: Policy
-    exact: Float[torch.Tensor, " parameters"]
-    unit: float
-    noise: float
-
-
-def places(targets: Targets, oracle_paths: int) -> tuple[Place, Place]:
-    """The pre-trained model and the optimum."""
-    line = targets.line
-    start = line.hats.policy(line.problem.steps)
-    generator = torch.Generator().manual_seed(0)
-    noise = Noise.sample(line.reference, oracle_paths, generator)
-    found = estimate(FullAdjoint(), line.problem, start, noise)
-    exact = found.mean / targets.beta
-    unit, error = float(exact.norm()), float(found.stderr.norm()) / targets.beta
-    optimum = Quadrature(line.problem).policy
-    return (
-        Place(START, start, exact, unit, error),
-        Place(OPTIMUM, optimum, torch.zeros_like(exact), unit, 0.0),
-    )
-
-
-def repeated(
-    targets: Targets, name: MethodName, place: Place, paths: int, seeds: int
-) -> RepeatedGradient:
-    """A method's proposals at a place, over repetitions with paths of their own."""
-    contender, line = METHODS[name], targets.line
-    means, variances, estimator = [], [], None
-    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        generator = torch.Generator().manual_seed(seed)
-        estimator = contender.make(targets, generator)
-        noise = Noise.sample(line.reference, paths, generator)
-        found = estimate(estimator, line.problem, place.policy, noise)
-        path = rollout(line.reference, place.policy, noise)
-        scale = (1 / contender.unit(targets, path)).repeat_interleave(2)
-        means.append(found.mean * scale)
-        variances.append(float(found.variances @ scale.square()) / place.unit**2)
-    assert isinstance(estimator, Estimator)
-    return RepeatedGradient.of(
-        torch.stack(means),
-        place.exact,
-        place.unit,
-        kind=estimator.estimates.kind,
-        noise=place.noise / place.unit,
-        variances=torch.tensor(variances, dtype=torch.float64),
-        paths=paths,
-        evaluations=CATALOGUE[name].evaluations(estimator, line.problem.steps),
-        fit_evaluations=0,
-    )
-
-
-def has_the_optimum(name: MethodName) -> bool:
-    """Whether the chain's optimum, or the tilt, is what a method rests at."""
-    estimand = CATALOGUE[name].estimates
-    if isinstance(estimand, EquationResidual):
-        return estimand.equation == FixedPointEquation.TILT
-    return not isinstance(estimand, Biased) or estimand.zero_at_optimum
-
-
-def budget_task(
-    problem: ProblemName, T: int, beta: float, paths: int, seeds: int, oracle_paths: int
+def proposals_task(
+    problem: ProblemName, lengths: Sequence[int], beta: float, paths: int, seeds: int
 ) -> list[Record]:
-    """All methods on one problem, ranked where they have the same aim."""
-    targets = Targets.of(problem, T, beta)
-    found: list[Record] = []
-    for place in places(targets, oracle_paths):
-        setting = {"T": T, "beta": beta, "at": place.name}
-        here: dict[str, RepeatedGradient] = {}
-        for name in METHODS:
-            started = time.perf_counter()
-            here[name] = repeated(targets, name, place, paths, seeds)
-            seconds = time.perf_counter() - started
-            found += _records(problem, name, here[name], setting, seconds)
-        if place.name == OPTIMUM:
-            found += _ranks(problem, here, setting)
-    return found
+    """What all methods propose on one problem, ranked where they have the same aim."""
+    records: list[Record] = []
+    found: dict[int, dict[str, dict[MethodName, RepeatedGradient]]] = {}
+    for steps in lengths:
+        targets = Targets.of(problem, steps, beta)
+        found[steps] = {}
+        for place in places(targets):
+            setting = {"T": steps, "beta": beta, "at": place.name}
+            here = found[steps][place.name] = {}
+            for name in METHODS:
+                started = time.perf_counter()
+                here[name] = repeated(targets, name, place, max(paths // steps, 2), seeds)
+                seconds = time.perf_counter() - started
+                records += _proposal_records(problem, name, here[name], setting, seconds)
+            aimed = peers(place.name, here, found[steps][START])
+            records += _rank_records(problem, aimed, setting, seeds)
+    outcomes = predictions.of_proposals(found)
+    return records + [_predicted(problem, each, {"beta": beta}) for each in outcomes]
 
 
-def _records(
+def _proposal_records(
     problem: ProblemName,
     name: MethodName,
     here: RepeatedGradient,
@@ -175,15 +103,17 @@ def _records(
         Metric.VARIANCE: (here.variance(here.equal), here.variance(weights)),
         Metric.ERROR_AT_BUDGET: (here.error(here.equal), here.error(weights)),
     }
+    if here.kind == Kind.BIASED and here.fit_evaluations:
+        fits = here.fit_variance(here.equal), here.fit_variance(weights)
+        measured[Metric.FIT_VARIANCE] = fits
     for metric, (value, drawn) in measured.items():
-        ends = drawn.quantile(torch.tensor([DOUBT, 1 - DOUBT], dtype=drawn.dtype)).tolist()
-        low, high = min(ends[0], float(value)), max(ends[1], float(value))
+        low, high = _ends(drawn)
         yield Record(
             schemas.FLOW_BUDGET.name,
             problem,
             metric,
             float(value),
-            {**setting, "low": low, "high": high},
+            {**setting, "low": min(low, float(value)), "high": max(high, float(value))},
             name,
             here.kind,
             stderr=here.bias_noise if metric == Metric.BIAS else None,
@@ -193,48 +123,151 @@ def _records(
         )
 
 
-def _ranks(
-    problem: ProblemName, here: Mapping[str, RepeatedGradient], setting: Mapping[str, Any]
+def _ends(drawn: torch.Tensor) -> tuple[float, float]:
+    low, high = drawn.quantile(torch.tensor([DOUBT, 1 - DOUBT], dtype=drawn.dtype)).tolist()
+    return low, high
+
+
+def _rank_records(
+    problem: ProblemName, aimed: Mapping[str, Figure], setting: Mapping[str, Any], seeds: int
 ) -> Iterator[Record]:
-    peers = {
-        name: Figure(float(each.error(each.equal)), each.error(draws(each.count, DRAWS)), "error")
-        for name, each in here.items()
-        if has_the_optimum(MethodName(name))
-    }
-    for name, (rank, (low, high)) in ranks(peers).items():
-        where = {**setting, "low": low, "high": high}
+    for name, (rank, (low, high)) in ranks(aimed).items():
         yield Record(
             schemas.FLOW_BUDGET.name,
             problem,
             Metric.RANK,
             float(rank),
-            where,
+            {**setting, "low": low, "high": high, "of": len(aimed)},
             name,
-            here[name].kind,
-            seeds=here[name].count,
+            CATALOGUE[name].kind,
+            seeds=seeds,
         )
 
 
-PLACES = (
-    (ProblemName.FLOW_OVERLAPPING, 10),
-    (ProblemName.FLOW_OVERLAPPING, 40),
-    (ProblemName.FLOW_SEPARATED, 10),
-)
-"""Problems and numbers of steps: what falls with the latter is of the chain, not of the method."""
+def _predicted(
+    problem: ProblemName, outcome: predictions.Outcome, setting: Mapping[str, Any]
+) -> Record:
+    where = predictions.PREDICTED[outcome.prediction]
+    about = {"prediction": str(outcome.prediction), "about": outcome.about}
+    return Record(
+        schemas.FLOW_BUDGET.name,
+        problem,
+        Metric.PREDICTED,
+        outcome.value,
+        {**setting, **about, "low": where.low, "high": where.high},
+        outcome.method,
+    )
+
+
+def training_task(
+    problem: ProblemName, T: int, beta: float, effort: training.TrainingBudget
+) -> list[Record]:
+    """All methods trained on one problem."""
+    targets = Targets.of(problem, T, beta)
+    best = training.best_objective(targets.line)
+    setting = {"T": T, "beta": beta, "at": TRAINED_AT}
+    ended: dict[MethodName, training.TrainedMethod] = {}
+    records: list[Record] = []
+    for name in TRAINED:
+        ended[name] = training.train(targets, best, name, effort)
+        records += _pilot_records(problem, name, ended[name], setting, len(effort.pilots))
+    levels = {name: _level(ended, name) for name in TRAINED}
+    tested = [name for name in TRAINED if name != MethodName.ADJOINT_MATCHING]
+    differs = dict(zip(tested, holm([levels[name] for name in tested]), strict=True))
+    for name, each in ended.items():
+        test = {"level": levels[name], "differs": differs.get(name)}
+        records += _trained_records(problem, name, each, {**setting, **test})
+    records += _rank_records(problem, _by_gap(ended), setting, len(effort.seeds))
+    gaps = {name: each.mean(Metric.OBJECTIVE_GAP) for name, each in ended.items()}
+    outcomes = predictions.of_training(gaps)
+    return records + [_predicted(problem, each, setting) for each in outcomes]
+
+
+def _level(ended: Mapping[MethodName, training.TrainedMethod], name: MethodName) -> float:
+    """Of Welch's test against adjoint matching; one where a training diverged."""
+    pair = [
+        ended[each].values[Metric.OBJECTIVE_GAP] for each in (name, MethodName.ADJOINT_MATCHING)
+    ]
+    if not all(map(math.isfinite, [*pair[0], *pair[1]])):
+        return 1.0
+    test: Any = stats.ttest_ind(*pair, equal_var=False)
+    return float(test.pvalue) if math.isfinite(test.pvalue) else 1.0
+
+
+def _by_gap(ended: Mapping[MethodName, training.TrainedMethod]) -> dict[str, Figure]:
+    """What trainings are ordered by."""
+    found: dict[str, Figure] = {}
+    for name, each in ended.items():
+        gaps = torch.tensor(each.values[Metric.OBJECTIVE_GAP], dtype=torch.float64)
+        if bool(gaps.isfinite().all()):
+            found[name] = Figure(float(gaps.mean()), draws(len(gaps), DRAWS) @ gaps, "gap")
+    return found
+
+
+def _pilot_records(
+    problem: ProblemName,
+    name: MethodName,
+    ended: training.TrainedMethod,
+    setting: Mapping[str, Any],
+    seeds: int,
+) -> Iterator[Record]:
+    for rate, gap in ended.chosen.gaps.items():
+        where = {**setting, "rate": rate}
+        yield Record(
+            schemas.FLOW_BUDGET.name, problem, Metric.PILOT_GAP, gap, where, name, seeds=seeds
+        )
+
+
+def _trained_records(
+    problem: ProblemName,
+    name: MethodName,
+    ended: training.TrainedMethod,
+    setting: Mapping[str, Any],
+) -> Iterator[Record]:
+    how = {
+        "rate": ended.chosen.rate,
+        "closed": ended.chosen.closed,
+        "updates": ended.updates,
+        "batch": training.BATCH,
+    }
+    for metric, values in ended.values.items():
+        low, high = training.t_interval(values)
+        found = {"low": low, "high": high, "values": [float(f"{each:.6g}") for each in values]}
+        yield Record(
+            schemas.FLOW_BUDGET.name,
+            problem,
+            metric,
+            ended.mean(metric),
+            {**setting, **how, **found},
+            name,
+            CATALOGUE[name].kind,
+            seeds=len(values),
+            seconds=ended.seconds,
+            evaluations=ended.evaluations,
+        )
 
 
 def tasks(quick: bool) -> list[Task]:
-    """One task per problem and number of steps."""
-    scale = {
+    """Proposals and trainings on every problem."""
+    problems = (ProblemName.FLOW_OVERLAPPING,) if quick else tuple(LAWS)
+    proposals = {
+        "lengths": QUICK_LENGTHS if quick else LENGTHS,
         "beta": BETA,
         "paths": QUICK_PATHS if quick else PATHS,
         "seeds": QUICK_SEEDS if quick else SEEDS,
-        "oracle_paths": QUICK_ORACLE_PATHS if quick else ORACLE_PATHS,
     }
-    chosen = ((ProblemName.FLOW_OVERLAPPING, 4),) if quick else PLACES
+    trainings = {
+        "T": QUICK_TRAINING_STEPS if quick else TRAINING_STEPS,
+        "beta": BETA,
+        "effort": QUICK_EFFORT if quick else EFFORT,
+    }
     return [
-        Task(f"{problem} T={T}", budget_task, {"problem": problem, "T": T, **scale})
-        for problem, T in chosen
+        task
+        for problem in problems
+        for task in (
+            Task(f"training {problem}", training_task, {"problem": problem, **trainings}),
+            Task(f"proposals {problem}", proposals_task, {"problem": problem, **proposals}),
+        )
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from socft.costates.base import Cost
 from socft.costates.regression import StepwiseRegression
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue.rows import LEAN, Anywhere, EstimatorRow, Group
@@ -35,6 +36,13 @@ from socft.estimators.flow.vgg_flow import VGGFlow
 from socft.estimators.flow.weightings import ResidualWeight
 from socft.flow import FlowReference
 from socft.study.vocabulary.methods import MethodName
+
+CONSISTENT = Cost(reference=2, policy=2, reference_derivatives=1, policy_derivatives=1)
+"""Of a sample that VGG-Flow's correction is fitted to: its path without noise, its costate and its
+guess.
+"""
+REVERSE = Cost(reference_derivatives=2, policy_derivatives=2)
+"""Of one that the residual flow is fitted to: its reverse costate and its guess."""
 
 
 def published_kl(context: EstimatorContext) -> KLTerm:
@@ -137,6 +145,7 @@ PATHS: tuple[EstimatorRow, ...] = (
         Group.PATHWISE,
         "$-(eta_k nabla r(hat(x)_0) + nu_k)\\/lambda$ for the velocity, without noise",
         estimand=vgg.CORRECTED,
+        fitted=((FITTED_PATHS, CONSISTENT),),
         compared=False,
     ),
     EstimatorRow(
@@ -154,6 +163,7 @@ PATHS: tuple[EstimatorRow, ...] = (
         Group.PATHWISE,
         "$B_k^top (gamma_(k+1) nabla r(hat(x)_0) + g_(k+1))\\/beta_k$",
         estimand=nabla.CORRECTED,
+        fitted=((FITTED_PATHS, REVERSE),),
         compared=False,
     ),
     EstimatorRow(

@@ -163,7 +163,7 @@ CostateSampler: TypeAlias = Callable[[ControlProblem, Policy, Path], Costates]
 @dataclasses.dataclass(frozen=True)
 class FittedCorrection(CostateSource):
     """What the look-ahead lacks at the policy as it is, fitted anew on paths of its own whenever
-    labels are made; their cost is not counted.
+    labels are made; their cost is that of a fit, not of a label.
 
     Attributes:
         residual: how to fit.

@@ -12,7 +12,7 @@ from scipy import stats
 from socft.report.claim_records import Claims
 from socft.report.findings import Answer, NotMeasured, Number, Question, count, made, one
 from socft.report.rows import Rows
-from socft.study.comparison import BELIEVED, gradient_norm_study
+from socft.study.comparison import BELIEVED, gradient_norm_study, holm
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
@@ -27,7 +27,6 @@ COMPOSED = ("a circle and a triangle", "a triangle above a square")
 HACKED = "four circles"
 GAINED, LOST = 0.2, 0.1
 """A gain in reward that is a large one, and a share of diversity that is."""
-LEVEL = 0.05
 
 
 def questions(study: StudySchema) -> tuple[Question, ...]:
@@ -127,20 +126,10 @@ def _ahead(study: StudySchema, rows: Rows, _: Claims) -> Answer:
     numbers = {
         "ahead": made(sum(a.value > b.value for a, b in pairs), *everything),
         "pairs": made(len(pairs), *everything),
-        "sure": made(holm(levels), *everything),
+        "sure": made(sum(holm(levels)), *everything),
         "prompts": made(len(levels), *everything),
     }
     return numbers, numbers["ahead"].value == numbers["pairs"].value
-
-
-def holm(levels: Sequence[float]) -> int:
-    """How many of a family of tests are rejected at `LEVEL` for all of them together."""
-    rejected = 0
-    for place, level in enumerate(sorted(levels)):
-        if level >= LEVEL / (len(levels) - place):
-            break
-        rejected += 1
-    return rejected
 
 
 def _hacked(study: StudySchema, rows: Rows, _: Claims) -> Answer:

@@ -82,8 +82,18 @@ SDE_ODE = StudySchema(
 
 FLOW_BUDGET = StudySchema(
     "flow_budget",
-    {Metric.BIAS, Metric.VARIANCE, Metric.ERROR_AT_BUDGET, Metric.RANK},
-    problems={ProblemName.FLOW_OVERLAPPING, ProblemName.FLOW_SEPARATED},
+    {
+        Metric.BIAS,
+        Metric.VARIANCE,
+        Metric.FIT_VARIANCE,
+        Metric.ERROR_AT_BUDGET,
+        Metric.RANK,
+        Metric.OBJECTIVE_GAP,
+        Metric.PILOT_GAP,
+        Metric.TV_TO_TILT,
+        Metric.PREDICTED,
+    },
+    problems=FIXED_POINTS.problems,
     estimators=(FIXED_POINTS.estimators or frozenset())
     | {
         MethodName.HAMILTONIAN_ADJOINT_MATCHING,
