@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 
 import pytest
@@ -18,14 +20,17 @@ from socft.study.vocabulary.problems import ProblemName
 from toy.fixed_points.contenders import CONTENDERS
 from toy.fixed_points.equations import (
     EndpointCovariance,
+    ImpliedCostates,
     LeanCostates,
     ReturnsToGo,
     Weights,
     solve,
+    sweeps,
 )
 from toy.fixed_points.line import Hats, LineChain
 from toy.fixed_points.problems import Targets, divergence, total_variation
 from toy.fixed_points.runs import Effort
+from toy.fixed_points.stability import largest_rate, least_weight, swept_rate
 from toy.fixed_points.without_noise import WithoutNoise
 from toy.studies.fixed_points import drift_task, run_task, solutions_task
 
@@ -202,3 +207,35 @@ def test_without_noise_the_best_control_is_found_by_sweeps_where_the_flow_is_not
     best = found.pop(("bellman", None, None))
     assert max(found.values()) - min(found.values()) < 1e-5
     assert 0 < max(found.values()) - best < 1e-3  # what the fine grid rounds
+
+
+def test_costates_that_the_control_implies_have_the_same_solution_a_step_per_sweep():
+    problem = gaussian_line(4, Sine(), 2.0)
+    lean, implied = (
+        problem.samples(problem.controls(solve(problem, equation, 1.0)[0]))
+        for equation in (LeanCostates(), ImpliedCostates())
+    )
+    assert total_variation(lean, implied) < 1e-5  # of the piecewise linear class
+    assert total_variation(lean, problem.samples(rest(problem))) > 1e-2
+    found = itertools.islice(sweeps(problem, ImpliedCostates(), 1.0), 3)
+    moved = [[float(each.abs().max()) > 0 for each in weight] for weight, _ in found]
+    assert moved == [[False] * 3 + [True], [False] * 2 + [True] * 2, [False] + [True] * 3]
+
+
+@pytest.mark.slow
+def test_the_largest_rate_of_sweeps_is_that_of_the_derivative():
+    problem = gaussian_line(3, Sine(), 0.5)
+    weight = solve(problem, ReturnsToGo(), 1.0)[0].weight.detach()
+    predicted = largest_rate(problem, ReturnsToGo(), weight, 1e-3)
+    assert 1 < predicted < 2
+    swept = swept_rate(problem, ReturnsToGo(), weight, 1e-3, predicted)
+    assert swept == pytest.approx(predicted, rel=0.04)  # twice a step of the bisection
+
+
+@pytest.mark.slow
+def test_regressions_that_weigh_with_rewards_need_a_weight_above_the_largest_deficit():
+    contender = CONTENDERS[MethodName.RAM]
+    targets_of = functools.partial(Targets.of, ProblemName.FLOW_GAUSSIAN, 3)
+    least, curvature = least_weight(targets_of, contender, 0.4, 3.0)
+    assert 0.6 < least < 1  # sin x >= -1, more given a state of a step
+    assert abs(curvature) < 0.1

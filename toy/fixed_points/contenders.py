@@ -54,6 +54,7 @@ from toy.fixed_points.equations import (
     Coefficients,
     EndpointCovariance,
     Equation,
+    ImpliedCostates,
     LeanCostates,
     LookAhead,
     ReturnsToGo,
@@ -87,6 +88,7 @@ class Contender:
         damping: of the sweeps that solve the equation.
         start: where they begin, of an equation with several solutions; the pre-trained model where
             left out.
+        patience: by how much longer it is run, where the reward travels one step per iteration.
     """
 
     make: Callable[[Targets, torch.Generator], Estimator]
@@ -95,6 +97,7 @@ class Contender:
     noisy: bool = True
     damping: float = 1.0
     start: Callable[[Targets], Coefficients] | None = None
+    patience: int = 1
 
     def line(self, targets: Targets) -> LineChain:
         """The grid on which its equation is solved: finer without noise, where points are paths,
@@ -253,8 +256,9 @@ CONTENDERS: Mapping[MethodName, Contender] = {
         lambda targets, generator: ResidualNablaDB(
             _fitted(targets, LookAheadCostate(), reverse_costates, generator)
         ),
-        lambda targets: LeanCostates(),
+        lambda targets: ImpliedCostates(),
         score_curvature,
+        patience=2,
     ),
     MethodName.RESIDUAL_NABLA_DB_SIMPLE: Contender(
         lambda targets, generator: ResidualNablaDB(),

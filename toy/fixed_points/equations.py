@@ -90,6 +90,28 @@ class LeanCostates(WeightedEquation):
 
 
 @dataclasses.dataclass(frozen=True)
+class ImpliedCostates(WeightedEquation):
+    r"""(O) with the costates that the control implies, :math:`a_k = m_k' \beta_k v_k/B_k` before
+    the end: what is known of the reward travels one step per sweep.
+    """
+
+    def regression(self, line: LineChain, control: Field) -> WeightedFit:
+        kernels = line.kernels(control)
+        laws = line.laws(kernels)
+        beta, sigma = self.weights.of(line, laws[-1]), line.reference.schedule.sigma
+        slopes = [
+            _mean_slope(line, k) * beta[k] * control[k] / sigma[k]
+            for k in range(1, line.problem.steps)
+        ]
+        slopes.append(line.problem.reward.gradient(line.points[:, None])[:, 0])
+        wanted = [
+            sigma[k] * (kernel @ slope) / beta[k]
+            for k, (kernel, slope) in enumerate(zip(kernels, slopes, strict=True))
+        ]
+        return _by_chain(line, torch.stack(wanted), laws)
+
+
+@dataclasses.dataclass(frozen=True)
 class ReturnsToGo(WeightedEquation):
     r"""(O), the optimum in the class: :math:`v_k = E[V_{k+1}(x_{k+1})\, \xi_k | x_k]/\beta_k` with
     the policy's own values.

@@ -115,6 +115,9 @@ class Metric(enum.StrEnum):
     KL_TO_REFERENCE = "kl_to_reference"
     DEVIATION = "deviation"  # from what is predicted, in standard errors
     EFFECTIVE_BETA = "effective_beta"
+    LARGEST_RATE = "largest_rate"  # at which sweeps converge
+    LEAST_BETA = "least_beta"  # at which sweeps converge
+    LEAST_CURVATURE = "least_curvature"  # of the loss of a step, over states
 
     # the samples of another sampler than the one of training
     W1_TO_OWN = "w1_to_own"  # from the law of the chain that was trained

@@ -20,7 +20,11 @@ FIXED_POINTS = StudySchema(
         Metric.KL_TO_TILT,
         Metric.KL_TO_REFERENCE,
         Metric.DEVIATION,
+        Metric.BIAS,
         Metric.EFFECTIVE_BETA,
+        Metric.LARGEST_RATE,
+        Metric.LEAST_BETA,
+        Metric.LEAST_CURVATURE,
     },
     problems={
         ProblemName.FLOW_GAUSSIAN,
