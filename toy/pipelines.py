@@ -17,7 +17,7 @@ import torch
 
 from socft.costates.adjoint import LeanRecursion
 from socft.costates.fields import CostateField, CostateSource, GivenCostate
-from socft.costates.marginal_score import MarginalScore
+from socft.costates.marginal_score import MarginalScore, NoiseScore
 from socft.costates.martingale import (
     AntitheticCorrection,
     Correction,
@@ -25,7 +25,7 @@ from socft.costates.martingale import (
     correction_step,
     mean,
 )
-from socft.costates.network import SpaceTimeRegression, published_huber
+from socft.costates.network import NetworkTraining, SpaceTimeRegression, published_huber
 from socft.costates.regression import (
     AverageField,
     CrossFittedPaths,
@@ -244,20 +244,35 @@ def _bellman(
     return fitted
 
 
+@dataclasses.dataclass(frozen=True)
+class FittedScore(MarginalScore):
+    """A score along the noise that was fitted before."""
+
+    score: NoiseScore
+
+    def fit(self, problem: ControlProblem, policy: Policy, path: Path) -> NoiseScore:
+        return self.score
+
+
 def time_reversed(
     regression: Callable[[int], FieldRegression],
-    score: MarginalScore,
+    score: Callable[[int], MarginalScore],
     rounds: int = ROUNDS,
-    published_pairing: bool = False,
+    published: bool = False,
 ) -> Learner:
-    """Time-reversed costates, refitted by Picard iteration on the same paths' ends with fresh
-    reversed noise.
+    """Time-reversed costates, refitted by Picard iteration on the same paths' ends, with a score
+    that is fitted once.
+
+    Published pipelines keep the reversed paths of the first round, and pair their noise as the
+    published code does; the others draw fresh reversed noise in every round.
     """
 
     def run(problem: ControlProblem, policy: Policy, noise: Noise, seed: int) -> CostateField:
-        reverser = Reverser(
-            score, torch.Generator().manual_seed(seed + REVERSED_SEED), published_pairing
-        )
+        with torch.no_grad():
+            path = rollout(problem.reference, policy, noise)
+        fresh = None if published else torch.Generator().manual_seed(seed + REVERSED_SEED)
+        fitted = FittedScore(score(seed).fit(problem, policy, path))
+        reverser = Reverser(fitted, fresh, published)
 
         def sample(source: CostateSource):
             return ReversedBSDE(source, reverser).costates
@@ -305,14 +320,14 @@ def least_squares_value(features: Features) -> Learner:
     return Learner(run, ROLLOUT)
 
 
-def published_network(seed: int, steps: int = 2000) -> SpaceTimeRegression:
-    """The network, optimiser and loss of the published code."""
-    return SpaceTimeRegression(steps=steps, loss=published_huber, seed=seed)
-
-
-def network(seed: int, steps: int = 2000) -> SpaceTimeRegression:
-    """The same with the squared loss, whose minimiser is the conditional mean."""
-    return SpaceTimeRegression(steps=steps, seed=seed)
+def space_time(
+    training: NetworkTraining, published: bool = False
+) -> Callable[[int], SpaceTimeRegression]:
+    """Regression on one network: with the published loss, or with the squared one, whose minimiser
+    is the conditional mean.
+    """
+    loss = {"loss": published_huber} if published else {}
+    return lambda seed: SpaceTimeRegression(dataclasses.replace(training, seed=seed), **loss)
 
 
 def _last(fields) -> CostateField:

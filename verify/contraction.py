@@ -141,7 +141,7 @@ def test_is_attained_at_every_step() -> None:
             limit,
             {"instance": instance.describe(), "updates": updates},
             slack=ACCURACY,
-            part="all steps",
+            part="all steps, with Theorem 2.8's constants",
         )
 
 

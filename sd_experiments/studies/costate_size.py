@@ -8,6 +8,12 @@ is continued on fresh noise many times: the standard deviation of the rewards sa
 picture is at that step. The rank correlation of the two over the paths says how far one explains
 the other.
 
+To first order in the noise that deviation *is* the size of a costate, whatever the picture, so the
+correlation by itself shows little. Every continuation is therefore run on a noise and its opposite.
+Half the difference of their rewards holds the odd orders, the first among them, and their mean the
+even ones; the two are uncorrelated. The deviation of the means is what is undecided beyond the
+first order, and its correlation with the costates is the control.
+
 Guidance changes the chain, hence its Jacobians and its pictures; the same paths' noise is guided at
 several scales.
 
@@ -76,7 +82,7 @@ class StudySize:
 
     Attributes:
         paths: of which costates are taken.
-        continued: how often every state of these is continued.
+        pairs: of a noise and its opposite, on which every state of these is continued.
         guidance: scales besides the configuration's.
         pictures: per scale of guidance.
         batches: whose gradients are compared.
@@ -84,17 +90,15 @@ class StudySize:
     """
 
     paths: int
-    continued: int
+    pairs: int
     guidance: tuple[float, ...]
     pictures: int
     batches: int
     steps: int
 
 
-FULL = StudySize(
-    paths=192, continued=10, guidance=(2.0, 4.0, 7.5), pictures=512, batches=10, steps=40
-)
-QUICK = StudySize(paths=20, continued=2, guidance=(4.0,), pictures=4, batches=3, steps=1)
+FULL = StudySize(paths=192, pairs=10, guidance=(2.0, 4.0, 7.5), pictures=512, batches=10, steps=40)
+QUICK = StudySize(paths=20, pairs=2, guidance=(4.0,), pictures=4, batches=3, steps=1)
 
 
 def run(
@@ -124,7 +128,7 @@ def tasks(settings: config.ExperimentConfig, size: StudySize) -> list[Task]:
         arguments = {"settings": alone.plain(), "paths": size.paths}
         compared = {"settings": alone.plain(), "batches": size.batches}
         listed.append(Task(f"directions: {prompt}", directions, {**compared, "steps": size.steps}))
-        listed.append(Task(f"forks: {prompt}", forks, {**arguments, "continued": size.continued}))
+        listed.append(Task(f"forks: {prompt}", forks, {**arguments, "pairs": size.pairs}))
         listed.append(Task(f"limits: {prompt}", limits, compared))
         for scale in dict.fromkeys((settings.sampler.guidance, *size.guidance)):
             guided = dataclasses.replace(
@@ -140,7 +144,7 @@ def tasks(settings: config.ExperimentConfig, size: StudySize) -> list[Task]:
     return listed
 
 
-def forks(settings: Mapping[str, Any], paths: int, continued: int) -> list[Record]:
+def forks(settings: Mapping[str, Any], paths: int, pairs: int) -> list[Record]:
     """Growth of costates and undecidedness of pictures at every step, over the top tenth of the
     paths and over the rest.
     """
@@ -152,19 +156,22 @@ def forks(settings: Mapping[str, Any], paths: int, continued: int) -> list[Recor
     record, states = _recorder(experiment, prompt), _states(prompt, noise)
     found: list[Record] = []
     for k in range(prompt.problem.steps):
-        undecided = spread_of_rewards(prompt, states[k], k, continued)
+        undecided = spread_of_rewards(prompt, states[k], k, pairs)
         growth = (norms[k] / norms[k + 1]).log()
         for part, inside in zip(PARTS, (top, ~top), strict=True):
             setting = {"step": k, "part": part}
             found += [
-                _mean(record, Metric.UNDECIDED, undecided[inside], setting),
+                _mean(record, Metric.UNDECIDED, undecided.total[inside], setting),
+                _mean(record, Metric.UNDECIDED_EVEN, undecided.even[inside], setting),
                 _mean(record, Metric.LOG_GROWTH, growth[inside], setting),
                 _mean(record, Metric.ADJOINT, norms[k][inside], setting),
             ]
-        rank: Any = spearmanr(undecided.numpy(), norms[k].numpy())
-        found.append(
-            record(Metric.RANK_CORRELATION, float(rank.statistic), {"step": k}, seeds=paths)
-        )
+        for metric, values in (
+            (Metric.RANK_CORRELATION, undecided.total),
+            (Metric.RANK_CORRELATION_EVEN, undecided.even),
+        ):
+            rank, error = rank_correlation(values, norms[k])
+            found.append(record(metric, rank, {"step": k}, stderr=error, seeds=paths))
     return found
 
 
@@ -250,22 +257,46 @@ def directions(settings: Mapping[str, Any], batches: int, steps: int) -> list[Re
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Undecided:
+    """Standard deviations of the reward over continuations of each state.
+
+    Attributes:
+        total: of the reward.
+        even: of its part that does not change with the sign of the noise.
+    """
+
+    total: Float[Tensor, " paths"]
+    even: Float[Tensor, " paths"]
+
+
 @torch.no_grad()
-def spread_of_rewards(
-    prompt: Prompt, states: Tensor, start: int, continued: int
-) -> Float[Tensor, " paths"]:
-    """Standard deviation of the reward over continuations of each state from step ``start`` on, by
-    the pre-trained chain.
+def spread_of_rewards(prompt: Prompt, states: Tensor, start: int, pairs: int) -> Undecided:
+    """Over continuations from step ``start`` on, by the pre-trained chain, on pairs of opposite
+    noises; the even part is zero where rewards are linear in the noise.
     """
     reference, generator = (
         prompt.problem.reference,
         seeded_generator(SEED, "continued", prompt.name, start),
     )
-    x = states.repeat_interleave(continued, 0)
+    x = states.repeat_interleave(2 * pairs, 0)
     for k in range(start, reference.steps):
-        noise = torch.randn((len(x), *reference.noise_dims), generator=generator, dtype=x.dtype)
-        x = reference.step(k, x, noise.to(x.device))
-    return prompt.problem.reward(x).double().cpu().reshape(-1, continued).std(1)
+        shape = (len(states) * pairs, *reference.noise_dims)
+        noise = torch.randn(shape, generator=generator, dtype=x.dtype)
+        opposite = torch.stack([noise, -noise], 1).flatten(0, 1)
+        x = reference.step(k, x, opposite.to(x.device))
+    rewards = prompt.problem.reward(x).double().cpu().reshape(-1, pairs, 2)
+    odd, even = (rewards[..., 0] - rewards[..., 1]) / 2, rewards.mean(2)
+    return Undecided((odd.square().mean(1) + even.var(1)).sqrt(), even.std(1))
+
+
+def rank_correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> tuple[float, float]:
+    """Spearman's, and its standard error after Bonett and Wright (Psychometrika 65, 2000), by
+    Fisher's transform.
+    """
+    statistic: Any = spearmanr(x.numpy(), y.numpy())
+    rank = float(statistic.statistic)
+    return rank, (1 - rank**2) * ((1 + rank**2 / 2) / (len(x) - 3)) ** 0.5
 
 
 def _costates(prompt: Prompt, noise: Noise) -> Float[Tensor, "steps_plus_1 paths"]:

@@ -27,9 +27,9 @@ def octaves(count: int) -> Float[Tensor, " frequencies"]:
     return torch.pi * 2.0 ** torch.arange(-1, count - 1, dtype=torch.float64)
 
 
-def harmonics(count: int) -> Float[Tensor, " frequencies"]:
-    """Frequencies pi, 2 pi, 3 pi, ..., the multiples of the lowest."""
-    return torch.pi * torch.arange(1, count + 1, dtype=torch.float64)
+def falling(count: int) -> Float[Tensor, " frequencies"]:
+    """Frequencies from 1 down to nearly a ten-thousandth, in a geometric sequence."""
+    return 10_000.0 ** -(torch.arange(count, dtype=torch.float64) / count)
 
 
 class TimeEmbedding(nn.Module):
@@ -85,34 +85,96 @@ def multilayer_perceptron(
     return nn.Sequential(*layers, last)
 
 
+def uniform_linear(
+    inputs: int, outputs: int, generator: torch.Generator | None, dtype: torch.dtype
+) -> nn.Linear:
+    """A layer whose weights and biases begin uniform up to the root of 1 / inputs, as torch begins
+    them, from a generator.
+    """
+    layer = nn.Linear(inputs, outputs, dtype=dtype)
+    for each in (layer.weight, layer.bias):
+        nn.init.uniform_(each, -(inputs**-0.5), inputs**-0.5, generator=generator)
+    return layer
+
+
 class ResidualBlock(nn.Module):
-    r"""A perceptron beside the identity, :math:`h + W' s(W s(h))`."""
+    r"""Two layers beside the identity, :math:`s(h + W' s(W h))`."""
 
     def __init__(self, width: int, generator: torch.Generator | None, dtype: torch.dtype):
         super().__init__()
-        self.branch = nn.Sequential(
-            nn.SiLU(), *multilayer_perceptron([width] * 3, generator, dtype)
+        self.first = uniform_linear(width, width, generator, dtype)
+        self.second = uniform_linear(width, width, generator, dtype)
+
+    def forward(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        silu = nn.functional.silu
+        return silu(h + self.second(silu(self.first(h))))
+
+
+class ResidualSpaceTimeNetwork(nn.Module):
+    r"""``(k, x) -> f(x, t_k)``, k one step or one per sample, as in arXiv 2603.20455v2:
+
+    .. math:: h_0 = s(W [x, e(t)]), \quad h_{i+1} = s(h_i + W_i' s(W_i h_i)), \quad f = W_{out} h_L,
+
+    with s the SiLU and e a perceptron of sines and cosines of t. States of another dtype are
+    rounded to that of the weights, and the result has theirs.
+
+    Args:
+        steps: T.
+        horizon: the time of step T, in the units of t.
+        inputs: entries of a state.
+        outputs: entries of the result.
+        width: of the layers of the trunk.
+        blocks: number of residual blocks.
+        generator: of the weights.
+        dtype: of the weights.
+    """
+
+    FREQUENCIES, EMBEDDED = 16, 128
+
+    def __init__(
+        self,
+        steps: int,
+        horizon: float,
+        inputs: int,
+        outputs: int,
+        width: int,
+        blocks: int,
+        generator: torch.Generator | None,
+        dtype: torch.dtype,
+    ):
+        super().__init__()
+        self.steps, self.inputs, embedded = steps, inputs, self.EMBEDDED
+        self.sines = TimeEmbedding(steps, horizon * falling(self.FREQUENCIES))
+        self.time = nn.Sequential(
+            uniform_linear(self.sines.width, embedded, generator, dtype),
+            nn.SiLU(),
+            uniform_linear(embedded, embedded, generator, dtype),
+        )
+        self.entry = uniform_linear(inputs + embedded, width, generator, dtype)
+        self.trunk = nn.Sequential(
+            nn.SiLU(),
+            *(ResidualBlock(width, generator, dtype) for _ in range(blocks)),
+            uniform_linear(width, outputs, generator, dtype),
         )
 
-    def forward(self, h: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-        return h + self.branch(h)
+    def forward(self, k: Step, x: States) -> Tensor:
+        z = x.to(self.entry.weight)
+        return self._joined(z, self._embedded(k, z if isinstance(k, Tensor) else z[:1])).to(x)
 
+    def on_grid(
+        self, states: Float[Tensor, "steps_plus_1 batch n"]
+    ) -> Float[Tensor, "steps_plus_1 batch m"]:
+        """At states of all steps, 0..T; each time is embedded once."""
+        k = torch.arange(self.steps + 1)
+        return self._joined(states, self._embedded(k, states[:, 0]).unsqueeze(1))
 
-def residual_network(
-    inputs: int,
-    outputs: int,
-    width: int,
-    blocks: int,
-    generator: torch.Generator | None,
-    dtype: torch.dtype,
-) -> nn.Sequential:
-    """A linear layer, residual blocks and the SiLU of a linear layer."""
-    return nn.Sequential(
-        linear(inputs, width, generator, dtype),
-        *(ResidualBlock(width, generator, dtype) for _ in range(blocks)),
-        nn.SiLU(),
-        linear(width, outputs, generator, dtype),
-    )
+    def _embedded(self, k: Step, like: States) -> Float[Tensor, "rows width"]:
+        entry = self.entry
+        found = self.time(self.sines(k, like))
+        return nn.functional.linear(found, entry.weight[:, self.inputs :], entry.bias)
+
+    def _joined(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.trunk(nn.functional.linear(x, self.entry.weight[:, : self.inputs]) + time)
 
 
 class SpaceTimeNetwork(nn.Module):

@@ -18,6 +18,7 @@ from sd_experiments.studies.costate_size import (
     directions,
     forks,
     limits,
+    rank_correlation,
     run,
     spread_of_rewards,
     tasks,
@@ -37,6 +38,7 @@ from socft.estimators.adjoint_matching import AdjointMatching
 from socft.policy import Uncontrolled
 from socft.problem import ControlProblem
 from socft.records import read
+from socft.reference import AffineReference, MatrixDiffusion
 from socft.report.rows import Rows
 from socft.reward import FunctionReward
 from socft.study.vocabulary.metrics import Metric
@@ -78,8 +80,44 @@ def test_continuations_have_the_exact_deviation_of_rewards():
     assert expected == sorted(expected, reverse=True)
     for k, exact in enumerate(expected):
         found = spread_of_rewards(task, states, k, number)
-        assert found.shape == (2,)
-        assert float((found / exact - 1).abs().max()) < 4 / (2 * number) ** 0.5
+        assert found.total.shape == (2,)
+        assert float((found.total / exact - 1).abs().max()) < 4 / (2 * number) ** 0.5
+        assert float(found.even.abs().max()) < 1e-12
+
+
+def test_what_is_even_in_the_noise_is_told_apart_exactly():
+    r"""One step of :math:`x + \xi` under :math:`a x^2 + b x` from x: the odd part is
+    :math:`(2 a x + b) \xi`, the even one :math:`a \xi^2`, of standard deviation :math:`\sqrt2 a`.
+    """
+    reference = AffineReference(
+        torch.ones(1, 1, 1, dtype=torch.float64),
+        MatrixDiffusion(torch.ones(1, 1, 1, dtype=torch.float64)),
+        torch.zeros(1, 1, dtype=torch.float64),
+    )
+    a, b, number = 0.7, -0.4, 20_000
+    problem = ControlProblem(reference, FunctionReward(lambda x: a * x[:, 0] ** 2 + b * x[:, 0]), 1)
+    task = PromptTask("quadratic", problem, Uncontrolled(reference))
+    states = torch.tensor([[0.0], [2.0]], dtype=torch.float64)
+    found = spread_of_rewards(task, states, 0, number)
+    odd = (2 * a * states[:, 0] + b).abs()
+    assert float((found.even / (2**0.5 * a) - 1).abs().max()) < 4 * (7 / 2 / number) ** 0.5
+    total = (odd.square() + 2 * a**2).sqrt()
+    assert float((found.total / total - 1).abs().max()) < 4 * (7 / 2 / number) ** 0.5
+
+
+def test_rank_correlations_scatter_as_their_error_says():
+    """Of normal pairs: mean (6 / pi) asin(rho / 2), and as much scatter as is told, within 4
+    standard errors of either.
+    """
+    rho, n, draws = 0.6, 60, 400
+    generator = torch.Generator().manual_seed(7)
+    z = torch.randn(draws, 2, n, generator=generator, dtype=torch.float64)
+    found = torch.tensor(
+        [rank_correlation(x, rho * x + (1 - rho**2) ** 0.5 * y) for x, y in z], dtype=torch.float64
+    )
+    values, errors = found.unbind(1)
+    assert abs(float(values.mean()) - 6 / math.pi * math.asin(rho / 2)) < 0.02
+    assert abs(float(values.std() / errors.mean()) - 1) < 4 / (2 * draws) ** 0.5
 
 
 def test_nothing_is_undecided_at_the_end():
@@ -87,7 +125,7 @@ def test_nothing_is_undecided_at_the_end():
     assert (
         float(
             spread_of_rewards(task, torch.ones(3, 2, dtype=torch.float64), task.problem.steps, 4)
-            .abs()
+            .total.abs()
             .max()
         )
         == 0
@@ -186,9 +224,11 @@ def test_the_study_can_be_repeated(
     ]
     metrics = {
         "undecided",
+        Metric.UNDECIDED_EVEN,
         "log_growth",
         "adjoint",
         "rank_correlation",
+        Metric.RANK_CORRELATION_EVEN,
         Metric.AGREEMENT,
         Metric.FIDELITY,
         Metric.LIMITED,

@@ -13,7 +13,7 @@ from socft.costates.fields import (
 )
 from socft.costates.marginal_score import DenoisingScore
 from socft.costates.martingale import AntitheticCorrection
-from socft.costates.network import SpaceTimeRegression, published_huber, squared
+from socft.costates.network import NetworkTraining
 from socft.costates.regression import FieldRegression, StepwiseRegression
 from socft.costates.time_reversal import Reverser
 from socft.estimators.adjoint_matching import AdjointMatching
@@ -34,8 +34,9 @@ from toy.mixture.learning import (
     fitted_bellman,
     sampled_pi_ft,
 )
+from toy.pipelines import space_time
 
-ROUND_STEPS, BATCH = 400, 256
+ROUND_STEPS, BATCH = 400, 16
 SEEDS, FEW_SEEDS, NETWORK_SEEDS, QUICK_SEEDS = 10, 2, 2, 1
 
 
@@ -101,11 +102,9 @@ def _bumps(_: int) -> FieldRegression:
     return StepwiseRegression(STIFF)
 
 
-def _network(huber: bool = False) -> Callable[[int], FieldRegression]:
-    loss = published_huber if huber else squared
-    return lambda seed: SpaceTimeRegression(
-        steps=ROUND_STEPS, batch=BATCH, decay_every=ROUND_STEPS // 4, loss=loss, seed=seed
-    )
+def _network(published: bool = False) -> Callable[[int], FieldRegression]:
+    training = NetworkTraining(steps=ROUND_STEPS, batch=BATCH, decay_every=ROUND_STEPS // 2)
+    return space_time(training, published)
 
 
 def _features(
@@ -124,7 +123,9 @@ def _networks(name: str, kind: str, estimator: EstimatorFactory, **more) -> Mixt
 
 
 def _published(name: str, estimator: EstimatorFactory, column: str, chain: bool) -> MixtureMethod:
-    learn = PolicyIteration(estimator, _network(huber=True), published_lag=True, stale_noise=True)
+    learn = PolicyIteration(
+        estimator, _network(published=True), published_lag=True, stale_noise=True
+    )
     steps, shown = ROUNDS * ROUND_STEPS, column if chain else None
     return MixtureMethod(name, Kind.BIASED, "network", learn, NETWORK_SEEDS, chain, shown, steps)
 

@@ -2,11 +2,11 @@ r"""Whose estimate of a costate steers a pendulum best? The second study of arXi
 published and mended.
 
 Sought is :math:`\phi(0, x) = \nabla E g(X_T)` of the pendulum kicked in its velocity
-(`toy.problems`, ``bsde-pendulum``), learnt from N paths that start at N(0, I). Then 10000 initial
-states from N(0, I) descend along it, and ``cost`` is the mean of the exact :math:`E g(X_T)` where
-they end, whose optimum is the lowest point of the value on the grid. The motion is unstable, so the
-variance of a lean adjoint is a hundred times the mean square of the costate; the noise is
-degenerate, along :math:`x_2` alone.
+(`toy.problems`, ``bsde-pendulum``), learnt from N paths that start at N(0, I). Then initial states
+from N(0, I) descend along it by Adam, with the published rate and number of steps, and ``cost`` is
+the mean of the exact :math:`E g(X_T)` where they end, whose optimum is the lowest point of the
+value on the grid. The motion is unstable, so the variance of a lean adjoint is a hundred times the
+mean square of the costate; the noise is degenerate, along :math:`x_2` alone.
 
 * ``cost_simulated``: the same by fresh simulation;
 * ``mse``: :math:`E|\phi(0, X) - \nabla V_0(X)|^2` over N(0, I), against the chain's own costate;
@@ -17,9 +17,12 @@ degenerate, along :math:`x_2` alone.
 
 Features are bumps on the cylinder, solved exactly. The fitted Bellman recursion regresses the
 pulled-back mean of the next fit, so its labels have no noise; the corrected adjoint after it uses
-its field as control variate and has no bias. "Published" pipelines have the network, Huber loss and
-noise pairing of the published code; the published 20 x 5000 gradient steps are scaled down, see
-``gradient_steps``.
+its field as control variate and has no bias. All networks have the published architecture,
+optimiser, minibatches and decay of the rate. "Published" pipelines have the Huber loss of the
+published code, its network for the score and its pairing of noises besides, and their full length
+of 20 rounds of 5000 gradient steps once; `ROUNDS` rounds, after which the rate has fallen to a
+seventieth, are repeated. Without a costate field, "autodiff" descends along the derivative of one
+fresh path per state and step.
 """
 
 from __future__ import annotations
@@ -34,17 +37,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from socft.costates.fields import CostateField, GivenCostate
-from socft.costates.marginal_score import DenoisingScore
+from socft.costates.marginal_score import MarginalScore
 from socft.costates.martingale import AntitheticCorrection, ExactCorrection, FirstOrderCorrection
-from socft.costates.network import SpaceTimeRegression, published_huber, squared
+from socft.costates.network import NetworkTraining
+from socft.costates.network_score import NetworkScore
 from socft.costates.regression import StepwiseRegression
+from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.martingale_adjoint import MartingaleAdjoint
 from socft.path import Noise, rollout
 from socft.policy import Uncontrolled
 from socft.problem import ControlProblem
 from socft.records import Record
 from socft.reference import States
-from socft.regression.features import Features, Polynomial
+from socft.regression.features import Features
 from socft.regression.functions import LinearRegression
 from socft.study.repetitions import record_repetitions
 from socft.study.tasks import Study, Task
@@ -61,6 +66,7 @@ from toy.pipelines import (
     martingale,
     martingale_after_bellman,
     martingale_sweep,
+    space_time,
     time_reversed,
 )
 from toy.problems import Benchmark, benchmark
@@ -69,9 +75,11 @@ from toy.problems.pendulum import PUBLISHED, lowest, swing_cost
 
 PATHS, QUICK_PATHS = 10_000, 2500
 STATES = 10_000
-DESCENT_STEPS, DESCENT_RATE = 200, 0.1
-"""The largest curvature of the value is 8.5: twice its inverse is the largest stable rate."""
-SEEDS, FEW_SEEDS, QUICK_SEEDS, NETWORK_SEEDS = 10, 2, 1, 2
+DESCENT_STEPS, DESCENT_RATE, PLACES = 1500, 1e-2, 75
+"""A tenth of the published steps at ten times the published rate, which end where those do."""
+NOISY_STEPS, NOISY_RATE, NOISY_STATES = 15_000, 1e-3, 1000
+"""Of the descent along derivatives of single paths, as published but for the number of states."""
+SEEDS, FEW_SEEDS, QUICK_SEEDS, NETWORK_SEEDS = 10, 2, 1, 3
 """The best pipeline and the lean adjoint have `SEEDS`; the other sweeps on bumps take minutes each
 and have `FEW_SEEDS`.
 """
@@ -80,7 +88,8 @@ RIDGE, NOISELESS_RIDGE = 1e-3, 1e-4
 QUICK_NODES = (48, 241)
 HERMITE = 6
 """Nodes of the exact mean: the kick of one step is 0.11 wide."""
-ROUNDS, ROUND_STEPS = 5, 800
+FULL_ROUNDS, ROUNDS, ROUND_STEPS, SCORE_STEPS = 20, 8, 5000, 10_000
+HORIZON = 4.0
 NOISE_PATHS = 1000
 FRESH_SEED, STATES_SEED = 77, 123
 
@@ -117,18 +126,29 @@ class CylinderBumps(Features):
 
 @dataclasses.dataclass(frozen=True)
 class PendulumPipeline:
-    """A pipeline, the gradient steps of its network and its place in the publication."""
+    """A pipeline and its place in the publication.
 
-    pipeline: CostateLearner
-    gradient_steps: int = 0
+    Attributes:
+        name: as reports show it.
+        kind: as of `CostateLearner`.
+        function_class: "bumps" or "network".
+        learner: of so many rounds of a network.
+        published: its column in the publication.
+    """
+
+    name: str
+    kind: str
+    function_class: str
+    learner: Callable[[int], Learner]
     published: str | None = None
 
+    def of(self, rounds: int) -> CostateLearner:
+        """The pipeline with so many rounds of its network."""
+        return CostateLearner(self.name, self.kind, self.function_class, self.learner(rounds))
 
-def _network(huber: bool, steps: int, batch: int = 64) -> Callable[[int], SpaceTimeRegression]:
-    loss = published_huber if huber else squared
-    return lambda seed: SpaceTimeRegression(
-        steps=steps, batch=batch, decay_every=max(1, steps // 8), loss=loss, seed=seed
-    )
+
+def _training(steps: int = ROUND_STEPS) -> NetworkTraining:
+    return NetworkTraining(blocks=4, horizon=HORIZON, steps=steps)
 
 
 def _bumps(_: int) -> StepwiseRegression:
@@ -139,26 +159,40 @@ def _hermite(source) -> ExactCorrection:
     return ExactCorrection(source, nodes=HERMITE)
 
 
-SCORE = DenoisingScore(LinearRegression(Polynomial(1)))
-"""Affine in the state: what 10000 paths resolve of a signal a hundredth of its noise."""
+def _network_score(seed: int) -> MarginalScore:
+    return NetworkScore(
+        NetworkTraining(width=64, blocks=3, horizon=HORIZON, steps=SCORE_STEPS, seed=seed)
+    )
 
 
 def _features(name: str, kind: str, learner: Learner) -> PendulumPipeline:
-    return PendulumPipeline(CostateLearner(name, kind, "bumps", learner))
+    return PendulumPipeline(name, kind, "bumps", lambda rounds: learner)
 
 
 def _networks(
-    name: str, kind: str, learner: Learner, steps: int, published: str | None = None
+    name: str, kind: str, learner: Callable[[int], Learner], published: str | None = None
 ) -> PendulumPipeline:
-    return PendulumPipeline(CostateLearner(name, kind, "network", learner), steps, published)
+    return PendulumPipeline(name, kind, "network", learner, published)
+
+
+def _lean(published: bool) -> Callable[[int], Learner]:
+    return lambda rounds: lean(space_time(_training(rounds * ROUND_STEPS), published))
+
+
+def _reversed(published: bool) -> Callable[[int], Learner]:
+    regression = space_time(_training(), published)
+    return lambda rounds: time_reversed(regression, _network_score, rounds, published)
+
+
+def _corrected(rounds: int) -> Learner:
+    return martingale(space_time(_training()), rounds, AntitheticCorrection)
 
 
 _BUMPS = LinearRegression(CylinderBumps(), RIDGE)
 _EXACT_BUMPS = LinearRegression(CylinderBumps(), NOISELESS_RIDGE)
-_TOTAL = ROUNDS * ROUND_STEPS
 BEST = MethodName.FITTED_BELLMAN_RECURSION
 PIPELINES = {
-    each.pipeline.name: each
+    each.name: each
     for each in (
         _features(BEST, "biased", bellman_sweep(_EXACT_BUMPS, HERMITE)),
         _features(
@@ -182,35 +216,11 @@ PIPELINES = {
             "unbiased",
             martingale_sweep(_BUMPS, _hermite),
         ),
-        _networks(
-            MethodName.ADJOINT_MATCHING_PUBLISHED,
-            "biased",
-            lean(_network(True, _TOTAL)),
-            _TOTAL,
-            "non_adapted",
-        ),
-        _networks(
-            MethodName.ADJOINT_MATCHING_NETWORK, "unbiased", lean(_network(False, _TOTAL)), _TOTAL
-        ),
-        _networks(
-            MethodName.TIME_REVERSED_PUBLISHED,
-            "biased",
-            time_reversed(_network(True, ROUND_STEPS), SCORE, ROUNDS, published_pairing=True),
-            _TOTAL,
-            "tr_bsde",
-        ),
-        _networks(
-            MethodName.TIME_REVERSED_NETWORK,
-            "biased",
-            time_reversed(_network(False, ROUND_STEPS), SCORE, ROUNDS),
-            _TOTAL,
-        ),
-        _networks(
-            MethodName.MARTINGALE_FITTED_COSTATE_NETWORK,
-            "unbiased",
-            martingale(_network(False, ROUND_STEPS, 256), ROUNDS, AntitheticCorrection),
-            _TOTAL,
-        ),
+        _networks(MethodName.ADJOINT_MATCHING_PUBLISHED, "biased", _lean(True), "non_adapted"),
+        _networks(MethodName.ADJOINT_MATCHING_NETWORK, "unbiased", _lean(False)),
+        _networks(MethodName.TIME_REVERSED_PUBLISHED, "biased", _reversed(True), "tr_bsde"),
+        _networks(MethodName.TIME_REVERSED_NETWORK, "biased", _reversed(False)),
+        _networks(MethodName.MARTINGALE_FITTED_COSTATE_NETWORK, "unbiased", _corrected),
     )
 }
 QUICK = (BEST, MethodName.ADJOINT_MATCHING)
@@ -218,7 +228,7 @@ QUICK = (BEST, MethodName.ADJOINT_MATCHING)
 
 @dataclasses.dataclass(frozen=True)
 class DescentPath:
-    """Where states went: every tenth place on the way, shape (places, batch, 2), and the end,
+    """Where states went: one place in `PLACES` on the way, shape (places, batch, 2), and the end,
     (batch, 2).
     """
 
@@ -228,32 +238,33 @@ class DescentPath:
 
 @torch.no_grad()
 def descent_path(field: IntegerField, states: States) -> DescentPath:
-    """Gradient descent on the cost: ascent along a costate of the reward."""
-    way = []
+    """Descent on the cost by Adam, along a costate of the reward."""
+    way, states = [], states.clone()
+    descend = torch.optim.Adam([states], lr=DESCENT_RATE)
     for step in range(DESCENT_STEPS):
-        if step % 10 == 0:
-            way.append(states)
-        states = states + DESCENT_RATE * field(0, states)
+        if step % PLACES == 0:
+            way.append(states.clone())
+        states.grad = -field(0, states)
+        descend.step()
     return DescentPath(torch.stack(way), states)
 
 
 def pipeline_task(
-    contender: str, paths: int, states: int, nodes: list[int], seeds: int
+    contender: str, paths: int, states: int, nodes: list[int], seeds: int, rounds: int = 0
 ) -> list[Record]:
     """One pipeline: what is learnt, where states descend along it, and what that costs."""
     found, chosen = _problem(tuple(nodes)), PIPELINES[contender]
+    learner = chosen.of(rounds)
     rows, seconds, evaluations = [], [], 0
     for seed in range(seeds):
-        learnt = learn(
-            chosen.pipeline, found.problem, Uncontrolled(found.problem.reference), paths, seed
-        )
+        learnt = learn(learner, found.problem, Uncontrolled(found.problem.reference), paths, seed)
         rows.append(_measured(found, learnt.field, states))
         seconds.append(learnt.seconds)
         evaluations = learnt.evaluations
     setting = {
         "paths": paths,
-        "function_class": chosen.pipeline.function_class,
-        "gradient_steps": chosen.gradient_steps,
+        "function_class": chosen.function_class,
+        "gradient_steps": rounds * ROUND_STEPS,
     }
     published = {Metric.COST: PUBLISHED[chosen.published]} if chosen.published else {}
     lowest_cost = lowest(found.uncontrolled).cost
@@ -263,7 +274,7 @@ def pipeline_task(
         rows,
         setting=setting,
         estimator=contender,
-        kind=chosen.pipeline.kind,
+        kind=chosen.kind,
         seconds=sum(seconds) / seeds,
         evaluations=evaluations,
         optimum={Metric.COST: lowest_cost, Metric.COST_SIMULATED: lowest_cost},
@@ -289,6 +300,34 @@ def truth_task(states: int, nodes: list[int]) -> list[Record]:
             _exact(Metric.COST, _cost(value, where), name, optimum=optimum, published=published)
         )
     return records
+
+
+def autodiff_task(nodes: list[int]) -> list[Record]:
+    """Descent without a costate field: by Adam along the derivative of one fresh path per state and
+    step.
+    """
+    found, generator = _problem(tuple(nodes)), torch.Generator().manual_seed(FRESH_SEED)
+    problem, value = found.problem, found.uncontrolled
+    recursion, policy = AdjointMatching(), Uncontrolled(problem.reference)
+    states = _states(NOISY_STATES)
+    descend = torch.optim.Adam([states], lr=NOISY_RATE)
+    with torch.no_grad():
+        for _ in range(NOISY_STEPS):
+            noise = Noise.sample(problem.reference, NOISY_STATES, generator)
+            path = rollout(problem.reference, policy, dataclasses.replace(noise, initial=states))
+            states.grad = -recursion.costates(problem, policy, path).values[0]
+            descend.step()
+    cost = -value.value(0, states)
+    return [
+        _exact(
+            Metric.COST,
+            float(cost.mean()),
+            MethodName.AUTODIFF,
+            stderr=float(cost.std() / len(cost) ** 0.5),
+            optimum=lowest(value).cost,
+            published=PUBLISHED["autodiff"],
+        )
+    ]
 
 
 def kernel_gap_task(nodes: list[int]) -> list[Record]:
@@ -424,7 +463,8 @@ def tasks(quick: bool) -> list[Task]:
     for name, each in PIPELINES.items():
         if quick and name not in QUICK:
             continue
-        few = NETWORK_SEEDS if each.gradient_steps else FEW_SEEDS
+        network = each.function_class == "network"
+        few = NETWORK_SEEDS if network else FEW_SEEDS
         seeds = QUICK_SEEDS if quick else SEEDS if name in QUICK else few
         arguments = {
             "contender": name,
@@ -433,8 +473,12 @@ def tasks(quick: bool) -> list[Task]:
             "nodes": nodes,
             "seeds": seeds,
         }
-        found.append(Task(name, pipeline_task, arguments))
+        found.append(Task(name, pipeline_task, arguments | {"rounds": ROUNDS if network else 0}))
+        if each.published is not None:
+            length = {"seeds": 1, "rounds": FULL_ROUNDS}
+            found.append(Task(f"{name}, full length", pipeline_task, arguments | length))
     if not quick:
+        found.append(Task("autodiff", autodiff_task, {"nodes": nodes}))
         found.append(Task("kernel gap", kernel_gap_task, {"nodes": nodes}))
     return found
 

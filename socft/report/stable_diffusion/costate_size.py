@@ -18,6 +18,12 @@ from socft.study.vocabulary.metrics import Metric
 PICTURE = "adjoints.svg"
 NOISE = 2.0
 """Standard errors below which an agreement is called noise."""
+RANKS = {
+    Metric.RANK_CORRELATION: "deviation of rewards",
+    Metric.RANK_CORRELATION_EVEN: "its part even in the noise",
+}
+STAGES = (0.0, 0.75)
+"""Shares of the chain at which rank correlations are told."""
 TITLES = {"top": "the tenth of the paths with the largest costates", "rest": "other paths"}
 
 
@@ -31,16 +37,18 @@ def section(rows: Rows) -> str:
         f"""Costates and undecided pictures along the chain, pre-trained model: growth of a
             costate's norm over a step (geometric mean) and standard deviation of the rewards of
             continuations from the same state on fresh noise, both for “{text(prompt)}”; rank
-            correlation over the paths between that deviation and the norm of the costate, every
-            prompt.""",
+            correlation over the paths between the norm of the costate and that deviation, and (the
+            control) its part that is even in the noise, mean over the prompts.""",
         "adjoints-figure",
         "Three panels against sampling steps: growth, deviation of rewards, rank correlation.",
     )
     return rf"""
 The lean costate of a path is a sample of the gradient of $V_k (x) = bb(E)[r(X_T) | X_k = x]$, so it
 should be large where a little noise decides what the picture becomes. To test this, every state of
-{_paths(rows)} paths was continued on fresh noise many times. {_verdict(rows, prompt)} Leaving out
-the largest losses, as is often done, leaves such paths out altogether.
+{_paths(rows)} paths was continued on fresh noise many times. {_verdict(rows, prompt)}
+
+{_control(rows)} Leaving out the largest losses, as is often done, leaves paths with large costates
+out altogether.
 
 {picture}
 
@@ -148,15 +156,11 @@ def _paths(rows: Rows) -> str:
 
 def _verdict(rows: Rows, prompt: str) -> str:
     """Where along the chain the two go together, and which steps add to a costate."""
-    ranks = [
-        rows.where(Metric.RANK_CORRELATION, each).series("step") for each in rows.fields("problem")
-    ]
-    steps = min(len(line.y) for line in ranks)
-    early, late = ([line.y[k] for line in ranks] for k in (0, 3 * steps // 4))
+    early, late = (_ranks(rows, Metric.RANK_CORRELATION, share) for share in STAGES)
     told = (
         "Over the paths of a prompt the rank correlation of the deviation of their rewards with"
-        f" the norm of the costate is {_between(early)} at the first step, where every picture is"
-        f" about as undecided, and {_between(late)} three quarters on."
+        f" the norm of the costate is {early} at the first step, where every picture is about as"
+        f" undecided, and {late} three quarters on."
     )
     top, rest = (_growth(rows, prompt, part) for part in TITLES)
     growing = [int(k) + 1 for k, factor in zip(rest.x, rest.y, strict=True) if factor > 1]
@@ -164,13 +168,46 @@ def _verdict(rows: Rows, prompt: str) -> str:
         return told
     return (
         f"{told} For “{text(prompt)}” costates grow, backwards, over steps {growing[0]} to"
-        f" {growing[-1]} of {steps}, where it is settled what will be drawn, by a factor of up to"
-        f" {number(max(top.y))} a step, and shrink over the others."
+        f" {growing[-1]} of {integer(len(rest.x))}, where it is settled what will be drawn, by a"
+        f" factor of up to {number(max(top.y))} a step, and shrink over the others."
     )
 
 
-def _between(values: Sequence[float]) -> str:
-    return f"{min(values):.2f} to {max(values):.2f}"
+def _control(rows: Rows) -> str:
+    """Whether the correlation outlives the first order in the noise, in which it is none of the
+    picture's doing.
+    """
+    told = (
+        "That by itself shows little: to first order in the noise the deviation _is_ the norm of a"
+        " costate, whatever the picture, and late in the chain little noise is left. The control is"
+        " the deviation of the part of the reward that is even in the noise, from pairs of opposite"
+        " noises, which has no first order."
+    )
+    if not rows.where(Metric.RANK_CORRELATION_EVEN):
+        return f"{told} It is {NOT_MEASURED}."
+    late, early = (_ranks(rows, Metric.RANK_CORRELATION_EVEN, share) for share in STAGES[::-1])
+    return (
+        f"{told} Its rank correlation with the costate is {late} three quarters on, {early} at the"
+        " first step."
+    )
+
+
+def _ranks(rows: Rows, metric: Metric, share: float) -> str:
+    """Rank correlations after a share of the chain, from the least to the largest of a prompt."""
+    found = []
+    for prompt in rows.where(metric).fields("problem"):
+        steps = sorted(rows.where(metric, prompt).distinct("step"))
+        found += rows.where(metric, prompt, step=steps[int(share * len(steps))])
+    found.sort(key=lambda record: record.value)
+    least, most = found[0], found[-1]
+    return value(least) if least is most else f"{value(least)} to {value(most)}"
+
+
+def _mean_rank(rows: Rows, metric: Metric) -> Series:
+    """The mean over the prompts."""
+    lines = [rows.where(metric, each).series("step") for each in rows.fields("problem")]
+    values = [sum(y) / len(y) for y in zip(*(line.y for line in lines), strict=True)]
+    return Series(lines[0].x, tuple(values))
 
 
 def _growth(rows: Rows, prompt: str, part: str) -> Series:
@@ -179,7 +216,7 @@ def _growth(rows: Rows, prompt: str, part: str) -> Series:
 
 
 def picture(rows: Rows) -> bytes:
-    """Growth and undecidedness of the first prompt, rank correlations of all."""
+    """Growth and undecidedness of the first prompt, mean rank correlations of all."""
     prompts = rows.fields("problem")
     with panels(1, 3, 2.5) as (drawing, axes):
         for look, (part, title) in zip(LOOKS, TITLES.items(), strict=False):
@@ -191,8 +228,9 @@ def picture(rows: Rows) -> bytes:
                     look,
                     title,
                 )
-        for look, prompt in zip(LOOKS[len(TITLES) :], prompts, strict=False):
-            draw(axes[2], rows.where(Metric.RANK_CORRELATION, prompt).series("step"), look, prompt)
+        for look, (metric, title) in zip(LOOKS[len(TITLES) :], RANKS.items(), strict=False):
+            if rows.where(metric):
+                draw(axes[2], _mean_rank(rows, metric), look, title)
         for ax, title in zip(
             axes, ("growth of the costate", "deviation of rewards", "rank correlation"), strict=True
         ):

@@ -116,6 +116,7 @@ class MethodName(enum.StrEnum):
 
     # the pendulum
     NO_DESCENT = "start"
+    AUTODIFF = "autodiff"
     EXACT_COSTATE = "exact costate"
     ANTITHETIC_CORRECTION = "antithetic correction"
     EXACT_CORRECTION = "exact correction"

@@ -40,7 +40,8 @@ from socft.costates.martingale import (
     SecondOrderCorrection,
     correction_step,
 )
-from socft.costates.network import SpaceTimeRegression, published_huber
+from socft.costates.network import NetworkTraining, SpaceTimeRegression, published_huber
+from socft.costates.network_score import NetworkScore
 from socft.costates.regression import (
     CrossFittedPaths,
     FreshPaths,
@@ -66,10 +67,7 @@ from socft.reference import (
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
 from socft.regression.networks import (
-    SpaceTimeNetwork,
-    TimeEmbedding,
-    harmonics,
-    residual_network,
+    ResidualSpaceTimeNetwork,
 )
 from socft.reward import FunctionReward, Quadratic
 from socft.schedule import ddpm, linear_levels, subsample
@@ -410,7 +408,14 @@ def test_a_potential_is_the_gradient_of_the_fitted_values():
     assert (derivative(lambda y: fitted(1, y), x, x) - (x * P + x.flip(1))).abs().max() < 1e-10
 
 
-NETWORK = SpaceTimeRegression(width=16, steps=250, batch=64, rate=1e-2, decay_every=80, decay=0.5)
+TRAINING = NetworkTraining(
+    width=16, steps=250, batch=64, rate=1e-2, decay_every=80, decay=0.5, dtype=F64
+)
+NETWORK = SpaceTimeRegression(TRAINING)
+
+
+def trained(**changes: float) -> SpaceTimeRegression:
+    return SpaceTimeRegression(dataclasses.replace(TRAINING, **changes))
 
 
 def wavy() -> Costates:
@@ -435,23 +440,36 @@ def test_one_network_fits_all_steps_and_starts_from_an_earlier_one():
     first = NETWORK.fit(samples)
     assert misfit(first, samples) < 0.03 * float(samples.values.var())
     before = first(2, samples.states[2]).clone()
-    few = dataclasses.replace(NETWORK, steps=20, rate=1e-3)
+    few = trained(steps=20, rate=1e-3)
     assert misfit(few.fit(samples, first), samples) < 0.2 * misfit(few.fit(samples), samples)
     assert torch.equal(first(2, samples.states[2]), before)
     assert torch.equal(NETWORK.fit(samples)(2, samples.states[2]), before)
-    assert not torch.equal(
-        dataclasses.replace(NETWORK, seed=1).fit(samples)(2, samples.states[2]), before
-    )
+    assert not torch.equal(trained(seed=1).fit(samples)(2, samples.states[2]), before)
+
+
+def test_a_fit_in_parts_goes_on_with_the_optimiser_and_the_decay_of_the_rate():
+    """All paths in every step, so that minibatches play no part."""
+    samples, whole = wavy(), {"batch": 200, "decay_every": 15}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "randint", lambda n, size, **_: torch.arange(*size))
+        at_once = trained(steps=40, **whole).fit(samples)
+        half = trained(steps=20, **whole)
+        in_parts = half.fit(samples, half.fit(samples))
+    assert in_parts.taken == at_once.taken == 40
+    assert torch.equal(in_parts(2, samples.states[2]), at_once(2, samples.states[2]))
 
 
 def test_the_network_takes_steps_per_sample_and_derivatives():
-    time = TimeEmbedding(4, harmonics(3))
-    residual = residual_network(2 + time.width, 2, 8, 2, generator(37), F64)
-    network = SpaceTimeNetwork(time, residual).requires_grad_(False)
+    network = ResidualSpaceTimeNetwork(4, 0.5, 2, 2, 8, 2, generator(37), F64).requires_grad_(False)
     k, x = torch.tensor([4, 0, 2]), randn(38, 3, 2)
     assert (
         network(k, x) - torch.cat([network(int(i), row[None]) for i, row in zip(k, x, strict=True)])
     ).abs().max() < IDENTITY
+    grid = randn(39, 5, 3, 2)
+    rows = torch.stack([network(i, row) for i, row in enumerate(grid)])
+    assert (network.on_grid(grid) - rows).abs().max() < IDENTITY
+    single = ResidualSpaceTimeNetwork(4, 0.5, 2, 2, 8, 2, generator(37), torch.float32)
+    assert single(1, x).dtype == F64
     u, h = randn(39, 3, 2), 1e-5
     along = derivative(lambda y: network(1, y), x, u)
     assert (
@@ -473,8 +491,7 @@ def test_the_published_loss_does_not_fit_means():
     )
     samples = Costates(torch.zeros(2, 2000, 1, dtype=F64), values)
     fits = [
-        dataclasses.replace(NETWORK, loss=loss, batch=256).fit(samples)
-        for loss in (NETWORK.loss, published_huber)
+        SpaceTimeRegression(TRAINING, loss).fit(samples) for loss in (NETWORK.loss, published_huber)
     ]
     at = torch.zeros(1, 1, dtype=F64)
     assert abs(float(fits[0](0, at)) - float(values.mean())) < 0.12
@@ -483,9 +500,9 @@ def test_the_published_loss_does_not_fit_means():
 
 def test_networks_refuse_what_makes_no_sense():
     with pytest.raises(InvalidProblem, match=r"batch = 0; give a whole number"):
-        SpaceTimeRegression(batch=0)
+        NetworkTraining(batch=0)
     with pytest.raises(InvalidProblem, match=r"rate = -1\.0; it must be a positive finite number"):
-        SpaceTimeRegression(rate=-1)
+        NetworkTraining(rate=-1)
     bad = wavy()
     bad.values[1, 7, 0] = math.inf
     with pytest.raises(
@@ -715,6 +732,7 @@ SCORES: list[MarginalScore] = [
     DenoisingScore(LinearRegression(Polynomial(1))),
     KernelScore(),
     TransitionScore(),
+    NetworkScore(NetworkTraining(16, 1, steps=400, rate=1e-2, decay_every=40, decay=0.6)),
 ]
 
 

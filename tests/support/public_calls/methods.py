@@ -10,7 +10,8 @@ import torch
 
 import socft
 from socft import theory
-from socft.costates.network import SpaceTimeRegression
+from socft.costates.network import NetworkTraining, SpaceTimeRegression
+from socft.costates.network_score import NetworkScore
 from socft.guidance.denoiser import GaussianDenoiser, LinearDenoiser, ScoreDenoiser
 from socft.guidance.iterated import (
     IncrementTarget,
@@ -98,19 +99,21 @@ def _regressions() -> None:
         rate=0.01,
         seed=0,
     )
-    add(
-        SpaceTimeRegression,
-        uses.nothing,
-        width=4,
-        blocks=1,
-        frequencies=2,
-        steps=2,
-        batch=8,
-        rate=0.01,
-        weight_decay=0.1,
-        decay_every=10,
-        decay=0.9,
-    )
+    training = {
+        "width": 4,
+        "blocks": 1,
+        "horizon": 1.0,
+        "steps": 2,
+        "batch": 8,
+        "rate": 0.01,
+        "weight_decay": 0.1,
+        "decay_every": 10,
+        "decay": 0.9,
+        "seed": 0,
+    }
+    add(NetworkTraining, uses.nothing, **training)
+    add(SpaceTimeRegression, uses.nothing, training=NetworkTraining(**training))
+    add(NetworkScore, uses.nothing, training=NetworkTraining(**training), times=3)
 
 
 def _methods() -> None:
