@@ -27,7 +27,8 @@ _PACKAGES = ("socft", "torch", "numpy", "scipy")
 _NUMBERS = ("value", "bound", "stderr", "seconds", "peak_mb", "published", "optimum")
 INFINITIES = ("inf", "-inf")
 AGAIN = "measure the study again"
-_ROOT = FilePath(__file__).resolve().parents[1]
+_PACKAGE = FilePath(__file__).resolve().parent
+_ROOT = _PACKAGE.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +225,18 @@ def read(file: FilePath) -> Records:
     records = Records(_record(row, where) for where, row in read_rows(file, AGAIN))
     require(bool(records), f"{file} holds no records; {AGAIN}.")
     return records
+
+
+def published() -> FilePath:
+    """The folder of the records that the reports of this version are made of: a file STUDY.jsonl
+    per study, and ``verify.jsonl`` of the claims. A wheel brings it along; in a checkout it is
+    ``reports/records``.
+
+    >>> (published() / "variance.jsonl").is_file()
+    True
+    """
+    packed = _PACKAGE / "published"
+    return packed if packed.is_dir() else _ROOT / "reports" / "records"
 
 
 def _record(row: Any, where: str) -> Record:

@@ -7,7 +7,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from docs.generator import api, claims, estimators, tutorials
+from docs.generator import api, claims, estimators, leaderboard, tutorials
 from docs.generator.pages import Page, navigation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     _MADE.update(
         Tutorials=tutorials.pages(ROOT, ROOT / "build" / "tutorials"),
         Claims=claims.pages(ROOT),
-        Estimators=estimators.pages(ROOT),
+        Estimators=[*estimators.pages(ROOT), *leaderboard.pages()],
         Reference=api.pages(ROOT),
     )
     assert config.nav is not None

@@ -226,7 +226,8 @@ class Typeset:
 
     For example:
       socft report
-      socft report convergence --records reports/records --out build/reports
+      socft report convergence --records my_records --out build/reports
+      socft report flow --published   # the records that come with the package
     """
 
     report: Annotated[
@@ -239,16 +240,20 @@ class Typeset:
     ] = None
     records: Path = Path("build/records")
     """Folder of the records."""
+    published: bool = False
+    """Read the records that come with the package in place of one's own."""
     out: Path = Path("build/reports")
     """Folder of the PDFs; pictures go to its folder figures/."""
 
     def run(self) -> None:
+        from socft.records import published
+
         reports = [
             REPORTS.find(name) for name in (REPORTS.names if self.report is None else [self.report])
         ]
-        written = []
-        for report in [each for each in reports if each.measured(self.records)] or reports:
-            written += report.write(self.records, self.out)
+        written, records = [], published() if self.published else self.records
+        for report in [each for each in reports if each.measured(records)] or reports:
+            written += report.write(records, self.out)
             print(*(f"wrote {file}" for file in written), sep="\n")
         suggest(_opened(written[-1]))
 

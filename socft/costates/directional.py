@@ -49,5 +49,5 @@ def _load_forward_mode() -> None:
     error where warnings are.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.script", Warning)  # its category changes
         torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))

@@ -110,7 +110,22 @@ def _statements(file: Path) -> str:
             text = body[0].value
             if isinstance(text, ast.Constant) and isinstance(text.value, str):
                 body[0] = ast.Pass()
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(structure(tree)).encode()).hexdigest()
+
+
+def structure(node: Any) -> Any:
+    """A syntax tree as plain data, without what is empty: versions of Python differ in what they
+    say of that, and the same code is to have the same digest in all.
+
+    >>> structure(ast.parse("x = 1").body[0].value)
+    ['Constant', {'value': '1'}]
+    """
+    if isinstance(node, list):
+        return [structure(each) for each in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
+    return [type(node).__name__, {name: structure(value) for name, value in fields.items()}]
 
 
 def _beside(module: str) -> list[Path]:

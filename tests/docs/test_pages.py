@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from docs.generator import api, claims, estimators
+from docs.generator import api, claims, estimators, leaderboard
 from docs.generator.html import HEIGHT, MARGIN, WIDTH, Scale, histogram, number, table
 from docs.generator.pages import Page, navigation, slug
 from socft import (
@@ -30,7 +30,7 @@ from socft import (
     subsample,
     uniform_times,
 )
-from socft.estimators.catalogue import CATALOGUE, flow
+from socft.estimators.catalogue import CATALOGUE, COMPARED, flow
 from socft.estimators.context import EstimatorContext
 from socft.report.claim_records import Claims, read_claims
 from socft.study.vocabulary.methods import MethodName
@@ -159,6 +159,14 @@ def test_every_estimator_has_a_page_of_its_own():
     assert paths == ["estimators/index.md", *(f"estimators/{slug(n)}.md" for n in CATALOGUE)]
 
 
+def test_the_leaderboard_has_a_row_for_every_estimator_that_is_compared():
+    page, data = leaderboard.pages()
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in str(page.content).splitlines()]
+    assert all(rows.count(name) == 1 for name in COMPARED)
+    assert {row["estimator"] for row in json.loads(data.content)["rows"]} == set(COMPARED)
+    assert f"]({data.path})" in str(page.content)
+
+
 def test_the_best_of_its_kind_is_named_where_it_is_and_nowhere_else():
     errors = estimators.recorded(ROOT / "reports" / "records" / "variance.jsonl")
     named = {row.name: estimators.best(row, errors) for row in CATALOGUE.values() if row.compared}
@@ -179,5 +187,5 @@ def test_every_room_of_the_package_is_in_the_reference():
         for each in (ROOT / "socft").iterdir()
         if each.stem not in ("__init__", "__pycache__", "py", "cli")
     }
-    internal = {"readable", "schema", "files", "finite", "probing", "report"}
+    internal = {"readable", "schema", "files", "finite", "probing", "report", "published"}
     assert there - internal == set(api.ROOMS)

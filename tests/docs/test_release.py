@@ -24,6 +24,11 @@ def test_the_version_is_the_same_everywhere():
     assert {socft.__version__, citation["version"], cited} == {PROJECT["version"]}
 
 
+def test_addresses_are_those_of_the_papers_that_are_cited():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert set(PROJECT["urls"].values()) <= {each["url"] for each in citation["references"]}
+
+
 def test_the_readme_is_short_and_begins_with_how_to_install_it():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 200

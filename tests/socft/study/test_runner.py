@@ -4,8 +4,10 @@ several.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import fcntl
+import itertools
 import os
 import signal
 import subprocess
@@ -258,6 +260,18 @@ def test_the_fingerprint_follows_the_packages_that_a_module_imports(tmp_path, mo
 def test_a_study_depends_on_the_claims_where_it_measures_them():
     assert set(digest._packages("toy.studies.tightness")) == {"socft", "toy", "verify"}
     assert set(digest._packages("toy.studies.linear")) == {"socft", "toy"}
+
+
+def test_statements_have_one_structure_whatever_else_a_version_of_python_says():
+    code = "def g(x):\n    return [x, None, 0, '']\n"
+    plain, newer = ast.parse(code), ast.parse(code)
+    newer.body[0]._fields += ("type_params",)
+    newer.body[0].type_params = []  # type: ignore[attr-defined]
+    assert ast.dump(newer) != ast.dump(plain)
+    assert digest.structure(newer) == digest.structure(plain)
+    others = [code.replace("None, 0", each) for each in ("0, None", "None, 0.0", "None, []")]
+    structures = [digest.structure(ast.parse(each)) for each in (code, *others)]
+    assert all(a != b for a, b in itertools.combinations(structures, 2))
 
 
 def test_the_fingerprint_tells_arguments_apart():
