@@ -21,9 +21,9 @@ import torch
 from sd_experiments import config
 from sd_experiments.model.flow_model import FlowModel
 from sd_experiments.model.latent_model import LatentModel
-from sd_experiments.model.loading import random_latent_model
+from sd_experiments.model.loading import load_latent_model
 from sd_experiments.model.memory import MB, free_bytes, peak_mb, reset_peak
-from sd_experiments.model.weights import folder_of
+from sd_experiments.model.weights import folder_of, random_pipeline
 from sd_experiments.reward.rewards import CLIPScore, ImageRewardModel, decode
 from sd_experiments.training.build import (
     Experiment,
@@ -270,7 +270,8 @@ def _foreseen(settings: config.ExperimentConfig) -> list[Readiness]:
     try:
         device = find_device(settings.model.device)
         path, dtype = settings.model.path, getattr(torch, settings.model.dtype)
-        needed, free = _weights(random_latent_model(path, dtype, "meta")), free_bytes(device)
+        empty = load_latent_model(path, dtype, "meta", load=random_pipeline)
+        needed, free = _weights(empty), free_bytes(device)
         if needed > free:
             said = f"{needed / GB:.2f} GB of weights, of {free / GB:.2f} GB free; {FORESEEN}"
             return [Readiness("memory", False, said)]

@@ -8,90 +8,33 @@ holds a run that takes minutes on two cores and the published settings at full s
 from __future__ import annotations
 
 import dataclasses
-import functools
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
+from typing import Annotated, Any, Literal
 
-import pydantic.dataclasses
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import Field, TypeAdapter
 
 from sd_experiments import CONFIGS
-from sd_experiments.prompt_files import read_prompts
-from socft.checks import LARGEST, MOST, InvalidProblem, meant, quoted, require
+from sd_experiments.config_types import (
+    Count,
+    Factor,
+    Flag,
+    Name,
+    Number,
+    Part,
+    Positive,
+    Prompts,
+    Seed,
+    Text,
+    Whole,
+    table,
+)
+from socft.checks import MOST, InvalidProblem, require
 from socft.files import one_line, read_text
 
-_T = TypeVar("_T")
-Text = Annotated[str, Field(strict=True)]
-Flag = Annotated[bool, Field(strict=True)]
-Whole = Annotated[int, Field(strict=True)]
-Count = Annotated[Whole, Field(gt=0, le=MOST)]
-Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**63)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
-Positive = Annotated[Number, Field(gt=0)]
-Name = Annotated[Text, Field(min_length=1, pattern=r"^[^\x00]+$")]
-Part = Annotated[Number, Field(ge=0, le=1)]
-"""A part of the whole, in [0, 1]."""
-Factor = Annotated[Number, Field(ge=0, lt=1)]
-"""Of an average over the past, in [0, 1)."""
-Prompts = Annotated[
-    tuple[Text, ...],
-    Field(min_length=1),
-    BeforeValidator(lambda given: read_prompts(given) if isinstance(given, str) else given),
-]
-"""Texts, or the file that holds them."""
 
-
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-def _table(kind: type[_T]) -> type[_T]:
-    """A frozen dataclass that checks its fields and refuses in one sentence."""
-    table: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(
-        kind
-    )
-    validate = table.__init__
-
-    @functools.wraps(validate)
-    def init(self: Any, /, *values: Any, **named: Any) -> None:
-        try:
-            validate(self, *values, **named)
-        except ValidationError as error:
-            raise InvalidProblem(_refusal(table, error.errors()[0])) from error
-
-    table.__init__ = init
-    return table
-
-
-def _refusal(table: Any, error: ErrorDetails) -> str:
-    """What is wrong, with the key, its value and what to do."""
-    kind, place, value = error["type"], error["loc"], error["input"]
-    where = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in place)[1:]
-    if kind == "value_error":
-        return str(error.get("ctx", {})["error"])
-    if kind == "unexpected_keyword_argument":
-        for name in place[:-1]:
-            entry = isinstance(name, int)
-            table = get_args(table)[0] if entry else table.__pydantic_fields__[name].annotation
-        names = [field.name for field in dataclasses.fields(table)]
-        inside = where.removesuffix(str(place[-1]))
-        otherwise = f"give one of: {', '.join(names)}."
-        remedy = meant(str(place[-1]), names, otherwise, lambda each: inside + each)
-        return f"there is no key {quoted(where)}; {remedy}"
-    if kind == "missing":
-        return f"{where} is missing; add it."
-    if kind == "dataclass_type":
-        return f"{where} = {quoted(value)}; it is a table: write [{where}] and its keys below."
-    remedy = re.sub(r"^\w+ should", "it should", error["msg"]).partition(" after validation")[0]
-    remedy = re.sub(r"\d{20,}", lambda digits: f"{float(digits[0]):g}", remedy)
-    if kind == "literal_error" and isinstance(value, str):
-        known = re.findall(r"'([^']*)'", error.get("ctx", {})["expected"])
-        return f"{where} = {quoted(value)}; {meant(value, known, f'{remedy}.')}"
-    return f"{where} = {quoted(value)}; {remedy}."
-
-
-@_table
+@table
 class ModelConfig:
     """The pre-trained pipeline.
 
@@ -123,7 +66,7 @@ class ModelConfig:
     channels_last: Flag = False
 
 
-@_table
+@table
 class SamplerConfig:
     """The chain that is fine-tuned, DDIM(eta) or for a flow another kernel of `socft.flow`.
 
@@ -156,7 +99,7 @@ class SamplerConfig:
     size: tuple[Count, Count] | None = None
 
 
-@_table
+@table
 class RewardConfig:
     """The reward of an image.
 
@@ -177,7 +120,7 @@ class RewardConfig:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@_table
+@table
 class RewardTerm:
     """A reward in a sum, and what judges a trained model besides the reward.
 
@@ -196,7 +139,7 @@ class RewardTerm:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@_table
+@table
 class ProblemConfig:
     """What is maximised: reward minus beta times the KL from the pre-trained model.
 
@@ -210,7 +153,7 @@ class ProblemConfig:
     beta: Positive = 0.01
 
 
-@_table
+@table
 class EstimatorConfig:
     """The gradient estimator.
 
@@ -224,7 +167,7 @@ class EstimatorConfig:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@_table
+@table
 class LoRAConfig:
     """The low-rank layers.
 
@@ -239,7 +182,7 @@ class LoRAConfig:
     targets: tuple[Name, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-@_table
+@table
 class OptimiserConfig:
     """AdamW.
 
@@ -268,7 +211,7 @@ class OptimiserConfig:
         return self.rate * min(1.0, up, max(down, 0.0))
 
 
-@_table
+@table
 class BatchConfig:
     """Which paths and which of their steps a gradient is made of.
 
@@ -340,7 +283,7 @@ class BatchConfig:
         return self.weighted or self.ess > 0
 
 
-@_table
+@table
 class RunConfig:
     """Length of the run and what is kept of it.
 
@@ -363,7 +306,7 @@ class RunConfig:
     keep: Count = 3
 
 
-@_table
+@table
 class MonitorConfig:
     """What is measured besides the reward.
 
@@ -386,7 +329,7 @@ class MonitorConfig:
     features: Name | None = None
 
 
-@_table
+@table
 class ExperimentConfig:
     """A run."""
 

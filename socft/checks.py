@@ -270,13 +270,17 @@ def require_generator(value: object) -> None:
     require_kind(value, torch.Generator, "the generator", remedy)
 
 
-def require_monotone(values: Tensor, what: str, rising: bool, remedy: str, order: str) -> None:
-    """Refuse what is no vector of at least two numbers, each above (or below) the one before.
+def monotone(given: Numbers, what: str, rising: bool, remedy: str, order: str) -> Tensor:
+    """A float64 vector of at least two numbers, each above (or below) the one before.
 
     Args:
         remedy: ends the sentence about a shape.
         order: ends the sentence about two numbers, such as "levels must increase".
+
+    Raises:
+        InvalidProblem: it is none, or as for `numbers`.
     """
+    values = numbers(given, what)
     require(
         values.ndim == 1 and len(values) >= 2,
         f"{what} has shape {tuple(values.shape)}; {remedy}",
@@ -288,6 +292,7 @@ def require_monotone(values: Tensor, what: str, rising: bool, remedy: str, order
         raise InvalidProblem(
             f"{what}[{i}] = {values[i]:g} and {what}[{i + 1}] = {values[i + 1]:g}; {order}"
         )
+    return values
 
 
 def require_floating(dtype: object) -> None:

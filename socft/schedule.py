@@ -28,11 +28,11 @@ from torch import Tensor
 from socft.checks import (
     Numbers,
     at_least_zero,
+    monotone,
     number,
     numbers,
     positive,
     require,
-    require_monotone,
     require_positive,
     whole,
     within,
@@ -61,9 +61,9 @@ class Schedule(Readable):
     sigma: Float[Tensor, " steps"]
 
     def __post_init__(self) -> None:
-        for name in ("abar", "score_weight", "sigma"):
+        object.__setattr__(self, "abar", _levels(self.abar))
+        for name in ("score_weight", "sigma"):
             object.__setattr__(self, name, numbers(getattr(self, name), name))
-        _require_levels(self.abar)
         require(
             self.score_weight.shape == self.sigma.shape == (self.steps,),
             f"score_weight has shape {tuple(self.score_weight.shape)} and sigma"
@@ -256,22 +256,13 @@ def _cumulative(forward_variance: Tensor) -> Tensor:
     return torch.cat([levels, torch.ones(1, dtype=torch.float64)])
 
 
-def _levels(abar: Numbers) -> Tensor:
+def _levels(given: Numbers) -> Tensor:
     """Signal levels in denoising order, checked."""
-    levels = numbers(abar, "abar")
-    _require_levels(levels)
-    return levels
-
-
-def _require_levels(abar: Tensor) -> None:
-    require_monotone(
-        abar,
-        "abar",
-        True,
-        "give a vector of at least two levels, such as linear_levels(50).",
-        "levels must increase from noise to data.",
-    )
+    shape = "give a vector of at least two levels, such as linear_levels(50)."
+    order = "levels must increase from noise to data."
+    abar = monotone(given, "abar", True, shape, order)
     require(
         bool(abar[0] > 0 and abar[-1] <= 1),
         f"abar runs from {abar[0]:g} to {abar[-1]:g}; levels must lie in (0, 1].",
     )
+    return abar

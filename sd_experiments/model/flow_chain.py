@@ -18,7 +18,6 @@ from torch import Tensor
 
 from sd_experiments.model.denoiser import Condition
 from sd_experiments.model.flow_model import FlowModel
-from sd_experiments.model.frozen_output import FrozenOutput
 from sd_experiments.model.latent_reference import LatentReference
 from sd_experiments.model.prompts import EncodedPrompt, Size
 from sd_experiments.model.transformer import GUIDANCE
@@ -85,7 +84,6 @@ class FlowModelReference(FlowReference, LatentReference[FlowModel]):
         ]
         self.condition = Condition(told[0], told[1], guidance)
         self.sampling = base.levels(steps, (height, width), spacing)
-        self.output = FrozenOutput(lambda k, x: self.predict(k, x, False, self.condition))
         times = _ending(self.sampling.noise, last_level)
         super().__init__(kernel(times), self.output, (base.latent_dims[0], height, width))
 

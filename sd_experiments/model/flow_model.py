@@ -28,6 +28,7 @@ from sd_experiments.model.keys import (
     FLOW_SCHEDULERS,
     FLUX_TRANSFORMER,
     SD3_TRANSFORMER,
+    Table,
     require_keys,
 )
 from sd_experiments.model.latent_model import LatentModel
@@ -70,6 +71,43 @@ class FlowModel(LatentModel):
     """Whether the pipeline asks its scheduler for levels that are even before the shift."""
     rows: ClassVar[int]
     """Rows of T5's states in the pipeline."""
+    network_class: ClassVar[type]
+    """diffusers' class of the network."""
+    known: ClassVar[Table]
+    """What its configuration may say."""
+    denoiser_class: ClassVar[type[LatentDenoiser]]
+    """Calls it."""
+
+    @classmethod
+    def from_pipeline(
+        cls,
+        pipeline: Any,
+        micro_batch: int | None = None,
+        *,
+        max_sequence_length: int | None = None,
+        **options: Any,
+    ) -> Self:
+        config = _network_config(pipeline, cls.network_class)
+        require_keys(config, cls.network_class, cls.known, "the network")
+        rows = cls.rows if max_sequence_length is None else max_sequence_length
+        encoder = cls.encoder(pipeline, rows, config["joint_attention_dim"])
+        _require_fitting(config, cls.channels(config), pipeline.vae, encoder.pooled_width)
+        denoiser = cls.denoiser_class(pipeline.transformer, micro_batch, **options)
+        return cls(denoiser, pipeline.vae, encoder, pipeline.scheduler)
+
+    @classmethod
+    @abc.abstractmethod
+    def encoder(
+        cls, pipeline: Any, rows: int, width: int
+    ) -> TriplePromptEncoder | PooledPromptEncoder:
+        """Encodes prompts with the text encoders of a pipeline, T5's states in ``rows`` of a
+        width.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def channels(cls, config: Any) -> int:
+        """Of a latent."""
 
     def __init__(
         self, denoiser: LatentDenoiser, vae: Any, prompt_encoder: PromptEncoder, scheduler: Any
@@ -136,38 +174,24 @@ class StableDiffusion3(FlowModel):
 
     even, rows = False, 256
 
+    network_class, known, denoiser_class = SD3Transformer2DModel, SD3_TRANSFORMER, SD3Denoiser
+
     @classmethod
-    def from_pipeline(
-        cls,
-        pipeline: Any,
-        micro_batch: int | None = None,
-        *,
-        max_sequence_length: int | None = None,
-        **options: Any,
-    ) -> Self:
-        config = _network_config(pipeline, SD3Transformer2DModel)
-        require_keys(config, SD3Transformer2DModel, SD3_TRANSFORMER, "the network")
-        encoders = [
+    def encoder(cls, pipeline: Any, rows: int, width: int) -> TriplePromptEncoder:
+        return TriplePromptEncoder(
             SinglePromptEncoder(pipeline.text_encoder, pipeline.tokenizer),
             SinglePromptEncoder(pipeline.text_encoder_2, pipeline.tokenizer_2),
-        ]
-        rows = cls.rows if max_sequence_length is None else max_sequence_length
-        third = LongText(
-            pipeline.text_encoder_3, pipeline.tokenizer_3, rows, config["joint_attention_dim"]
+            LongText(pipeline.text_encoder_3, pipeline.tokenizer_3, rows, width),
         )
-        encoder = TriplePromptEncoder(encoders[0], encoders[1], third)
-        _require_fitting(config, config["in_channels"], pipeline.vae, encoder.pooled_width)
-        return cls(
-            SD3Denoiser(pipeline.transformer, micro_batch, **options),
-            pipeline.vae,
-            encoder,
-            pipeline.scheduler,
-        )
+
+    @classmethod
+    def channels(cls, config: Any) -> int:
+        return config["in_channels"]
 
     @property
     def latent_dims(self) -> tuple[int, int, int]:
         config: Any = self.denoiser.network.config
-        return config["in_channels"], config["sample_size"], config["sample_size"]
+        return self.channels(config), config["sample_size"], config["sample_size"]
 
     @property
     def is_distilled(self) -> bool:
@@ -193,37 +217,22 @@ class Flux(FlowModel):
     side = 128
     """Of the latents that the pipeline draws if not told otherwise."""
 
+    network_class, known, denoiser_class = FluxTransformer2DModel, FLUX_TRANSFORMER, FluxDenoiser
+
     @classmethod
-    def from_pipeline(
-        cls,
-        pipeline: Any,
-        micro_batch: int | None = None,
-        *,
-        max_sequence_length: int | None = None,
-        **options: Any,
-    ) -> Self:
-        config = _network_config(pipeline, FluxTransformer2DModel)
-        require_keys(config, FluxTransformer2DModel, FLUX_TRANSFORMER, "the network")
-        rows = cls.rows if max_sequence_length is None else max_sequence_length
-        encoder = PooledPromptEncoder(
+    def encoder(cls, pipeline: Any, rows: int, width: int) -> PooledPromptEncoder:
+        return PooledPromptEncoder(
             SinglePromptEncoder(pipeline.text_encoder, pipeline.tokenizer),
-            LongText(
-                pipeline.text_encoder_2, pipeline.tokenizer_2, rows, config["joint_attention_dim"]
-            ),
+            LongText(pipeline.text_encoder_2, pipeline.tokenizer_2, rows, width),
         )
-        channels = config["in_channels"] // PATCH**2
-        _require_fitting(config, channels, pipeline.vae, encoder.pooled_width)
-        return cls(
-            FluxDenoiser(pipeline.transformer, micro_batch, **options),
-            pipeline.vae,
-            encoder,
-            pipeline.scheduler,
-        )
+
+    @classmethod
+    def channels(cls, config: Any) -> int:
+        return config["in_channels"] // PATCH**2
 
     @property
     def latent_dims(self) -> tuple[int, int, int]:
-        config: Any = self.denoiser.network.config
-        return config["in_channels"] // PATCH**2, self.side, self.side
+        return self.channels(self.denoiser.network.config), self.side, self.side
 
     @property
     def is_distilled(self) -> bool:

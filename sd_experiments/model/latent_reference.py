@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -23,14 +24,17 @@ class LatentReference(DenoisingReference, Generic[Model]):
         prompt: what the image should show.
         negative_prompt: what guidance leads away from.
         condition: both, encoded, and the guidance scale.
-        output: the frozen network's output (k, x) -> score or velocity.
     """
 
     base: Model
     prompt: str
     negative_prompt: str
     condition: Condition
-    output: FrozenOutput
+
+    @functools.cached_property
+    def output(self) -> FrozenOutput:
+        """The frozen network's output, (k, x) -> score or velocity."""
+        return FrozenOutput(lambda k, x: self.predict(k, x, False, self.condition))
 
     @property
     def guidance(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ from sd_experiments.model.families import FLUX, SD3
 from sd_experiments.model.flow_model import FlowModel, Flux, StableDiffusion3
 from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.stable_diffusion import StableDiffusion
-from sd_experiments.model.weights import load_pipeline, random_pipeline, refusing
+from sd_experiments.model.weights import load_pipeline, refusing
 from socft.checks import require
+
+PipelineLoader = Callable[[str | Path, torch.dtype, str | torch.device], Any]
+"""Makes a pipeline from a directory, such as `load_pipeline`, or `random_pipeline`, which reads the
+configuration files alone.
+"""
 
 
 def load_latent_model(
@@ -21,6 +27,7 @@ def load_latent_model(
     device: str | torch.device = "cpu",
     micro_batch: int | None = None,
     max_sequence_length: int | None = None,
+    load: PipelineLoader = load_pipeline,
     **options: bool,
 ) -> LatentModel:
     """The model saved in a local directory; nothing is downloaded.
@@ -32,26 +39,8 @@ def load_latent_model(
         InvalidProblem: a part is missing, damaged or another network's, or T5 is asked for of a
             model without it.
     """
-    pipeline = load_pipeline(directory, dtype, device)
     with refusing(f"the model in {str(directory)!r}"):
-        return latent_model(pipeline, micro_batch, max_sequence_length, **options)
-
-
-def random_latent_model(
-    directory: str | Path,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    micro_batch: int | None = None,
-    max_sequence_length: int | None = None,
-    **options: bool,
-) -> LatentModel:
-    """The model that the configuration files of a local directory describe, with random weights.
-
-    Raises:
-        InvalidProblem: a configuration or a tokenizer is missing, or another network's.
-    """
-    with refusing(f"the model in {str(directory)!r}"):
-        pipeline = random_pipeline(directory, dtype, device)
+        pipeline = load(directory, dtype, device)
         return latent_model(pipeline, micro_batch, max_sequence_length, **options)
 
 

@@ -14,14 +14,13 @@ its own device, a few rows at a time; everything else is in the dtype of the sta
 
 from __future__ import annotations
 
-import dataclasses
+import abc
 from collections.abc import Callable
 
 from jaxtyping import Int
 from torch import Tensor
 
 from sd_experiments.model.denoiser import Condition
-from sd_experiments.model.frozen_output import FrozenOutput
 from sd_experiments.model.latent_reference import LatentReference
 from sd_experiments.model.sampling import (
     EVEN,
@@ -31,63 +30,8 @@ from sd_experiments.model.sampling import (
 )
 from sd_experiments.model.stable_diffusion import NOISE, StableDiffusion
 from socft.checks import require
-from socft.reference import ScoreReference, States, Step, level_at
+from socft.reference import DenoisingReference, ScoreReference, States, Step, level_at
 from socft.schedule import ddim
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SamplerSettings:
-    """What a sampler is built from.
-
-    Attributes:
-        condition: the encoded prompts and the guidance scale.
-        sampling: timesteps and levels.
-        dims: shape of a latent.
-    """
-
-    condition: Condition
-    sampling: SamplingSchedule
-    dims: tuple[int, int, int]
-
-
-def prepare(
-    base: StableDiffusion,
-    prompt: str,
-    negative_prompt: str,
-    guidance: float,
-    steps: int,
-    eta: float,
-    spacing: str | None,
-    last_level: float | None,
-    latent: tuple[int, int] | None,
-) -> SamplerSettings:
-    """Encoded prompts, levels and sizes of a sampler.
-
-    Raises:
-        InvalidProblem: the last sigma is zero, the levels do not chain, or a number is out of
-            range.
-    """
-    require(
-        guidance >= 1,
-        f"guidance = {guidance}; give at least 1 (none), pipelines ignore smaller values.",
-    )
-    require(
-        eta > 0,
-        f"eta = {eta}: no step has noise and no control a finite KL; give eta in (0, 1].",
-    )
-    require(
-        spacing != EVEN or eta == 1,
-        f"eta = {eta} with {EVEN!r} spacing: no sampler of diffusers draws from that chain;"
-        " give eta = 1 or another spacing.",
-    )
-    height, width = base.latent_dims[1:] if latent is None else latent
-    told = base.encode(prompt, (height, width))
-    other = base.encode(negative_prompt, (height, width), negative=True)
-    return SamplerSettings(
-        Condition(told, other, guidance),
-        sampling_schedule(base.scheduler_config, steps, spacing, last_level),
-        (base.unet.config["in_channels"], height, width),
-    )
 
 
 def timesteps_at(sampling: SamplingSchedule, k: Step, x: States) -> Int[Tensor, " batch"]:
@@ -96,8 +40,9 @@ def timesteps_at(sampling: SamplingSchedule, k: Step, x: States) -> Int[Tensor, 
     return known[k.to(known.device) if isinstance(k, Tensor) else k].expand(len(x))
 
 
-class StableDiffusionReference(ScoreReference, LatentReference[StableDiffusion]):
-    """One prompt's sampler as a chain of ``steps`` kernels on latents, differentiable in the state.
+class DDIMChain(DenoisingReference):
+    """One prompt's sampler as a chain of ``steps`` kernels on latents, differentiable in the state;
+    what its network predicts is left to those who inherit it.
 
     Args:
         base: the frozen parts, shared between references.
@@ -129,16 +74,47 @@ class StableDiffusionReference(ScoreReference, LatentReference[StableDiffusion])
         last_level: float | None = None,
         latent: tuple[int, int] | None = None,
     ):
-        said = prepare(
-            base, prompt, negative_prompt, guidance, steps, eta, spacing, last_level, latent
-        )
-        require_signal(said.sampling.abar, said.sampling.scheduler.config["timestep_spacing"])
+        _require_sampler(guidance, eta, spacing)
         self.base = base
         self.prompt, self.negative_prompt, self.eta = prompt, negative_prompt, eta
-        self.condition, self.sampling = said.condition, said.sampling
-        self._noise = NOISE[base.scheduler_config["prediction_type"]]
-        self.output = FrozenOutput(lambda k, x: self.predict(k, x, False, self.condition))
-        super().__init__(ddim(self.sampling.abar, eta), self.output, said.dims)
+        size = height, width = base.latent_dims[1:] if latent is None else latent
+        self.condition = Condition(
+            base.encode(prompt, size), base.encode(negative_prompt, size, negative=True), guidance
+        )
+        self.sampling = sampling_schedule(base.scheduler_config, steps, spacing, last_level)
+        self.begin((base.unet.config["in_channels"], height, width))
+
+    @abc.abstractmethod
+    def begin(self, dims: tuple[int, int, int]) -> None:
+        """Make the kernels of ``sampling`` and ``eta``, on latents of a shape."""
+
+
+def _require_sampler(guidance: float, eta: float, spacing: str | None) -> None:
+    require(
+        guidance >= 1,
+        f"guidance = {guidance}; give at least 1 (none), pipelines ignore smaller values.",
+    )
+    require(
+        eta > 0,
+        f"eta = {eta}: no step has noise and no control a finite KL; give eta in (0, 1].",
+    )
+    require(
+        spacing != EVEN or eta == 1,
+        f"eta = {eta} with {EVEN!r} spacing: no sampler of diffusers draws from that chain;"
+        " give eta = 1 or another spacing.",
+    )
+
+
+class StableDiffusionReference(DDIMChain, ScoreReference, LatentReference[StableDiffusion]):
+    """A chain that goes by the score of a network of the noise, or of the velocity; arguments as
+    `DDIMChain`'s.
+    """
+
+    def begin(self, dims: tuple[int, int, int]) -> None:
+        abar = self.sampling.abar
+        require_signal(abar, self.sampling.scheduler.config["timestep_spacing"])
+        self._noise = NOISE[self.base.scheduler_config["prediction_type"]]
+        ScoreReference.__init__(self, ddim(abar, self.eta), self.output, dims)
 
     def predict(self, k: Step, x: Tensor, adapted: bool, condition: Condition) -> Tensor:
         timesteps = timesteps_at(self.sampling, k, x)

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from sd_experiments.model.denoiser import Condition
-from sd_experiments.model.frozen_output import FrozenOutput
 from sd_experiments.model.latent_reference import LatentReference
-from sd_experiments.model.reference import prepare, timesteps_at
+from sd_experiments.model.reference import DDIMChain, timesteps_at
 from sd_experiments.model.sampling import SamplingSchedule
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from socft.checks import require
@@ -33,42 +32,25 @@ QUARTER = math.pi / 2
 """Of a turn, from data to noise."""
 
 
-class ZeroSignalReference(FlowReference, LatentReference[StableDiffusion]):
-    """As `sd_experiments.model.reference.StableDiffusionReference`, of a network of velocities and
-    with a first level that may be 0.
+class ZeroSignalReference(DDIMChain, FlowReference, LatentReference[StableDiffusion]):
+    """A chain that goes by the velocity of a network, whose first level may be 0; arguments as
+    `DDIMChain`'s.
 
     Raises:
         InvalidProblem: as there, or the network predicts noise.
     """
 
-    def __init__(
-        self,
-        base: StableDiffusion,
-        prompt: str,
-        negative_prompt: str = "",
-        guidance: float = 1.0,
-        steps: int = 50,
-        eta: float = 1.0,
-        spacing: str | None = None,
-        last_level: float | None = None,
-        latent: tuple[int, int] | None = None,
-    ):
-        prediction = base.scheduler_config["prediction_type"]
+    def begin(self, dims: tuple[int, int, int]) -> None:
+        prediction = self.base.scheduler_config["prediction_type"]
         require(
             prediction == VELOCITY,
             f"prediction_type = {prediction!r}, which says nothing where there is no signal; give a"
             f" network that predicts {VELOCITY!r}.",
         )
-        said = prepare(
-            base, prompt, negative_prompt, guidance, steps, eta, spacing, last_level, latent
-        )
-        self.base = base
-        self.prompt, self.negative_prompt, self.eta = prompt, negative_prompt, eta
-        self.condition, self.sampling = said.condition, said.sampling
-        self.output = FrozenOutput(lambda k, x: self.predict(k, x, False, self.condition))
         abar = self.sampling.abar
         times = torch.atan2((1 - abar).sqrt(), abar.sqrt()) / QUARTER
-        super().__init__(flow_ddim(times, eta, Trigonometric()), self.output, said.dims)
+        schedule = flow_ddim(times, self.eta, Trigonometric())
+        FlowReference.__init__(self, schedule, self.output, dims)
 
     def predict(self, k: Step, x: Tensor, adapted: bool, condition: Condition) -> States:
         timesteps = timesteps_at(self.sampling, k, x)

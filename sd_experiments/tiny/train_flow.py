@@ -25,53 +25,35 @@ from torch import Tensor, nn
 from sd_experiments import tiny
 from sd_experiments.manifest import replace_folder
 from sd_experiments.model.flow_model import StableDiffusion3
-from sd_experiments.tiny import FLOW, QUALITY
-from sd_experiments.tiny.captions import CaptionErrors
+from sd_experiments.tiny import FLOW
 from sd_experiments.tiny.flow_architecture import build_flow
 from sd_experiments.tiny.quality import update
-from sd_experiments.tiny.train_model import ERRORS, examples
+from sd_experiments.tiny.train_model import PictureTraining, examples
 from sd_experiments.tiny.trainer import TrainingSettings, TrainingSummary, minimise
-from socft.checks import require
 
 COMMAND = "python -m sd_experiments.tiny.train_flow"
 FLOW_TRAINING = TrainingSettings(steps=9000, warmup=100, average=0.998)
+IDENTITY = ("examples", "noise", "batch", "unconditional")
+"""What the weights depend on, besides seed and network."""
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowTraining:
+class FlowTraining(PictureTraining):
     """Everything the trained model depends on.
 
     Attributes:
         out: folder the pipeline is saved to, in half precision.
-        quality: JSON file that records what the training cost.
-        work: folder of the checkpoint.
-        seed: of the weights, the pictures and the training.
-        examples: number of pictures with captions.
-        noise: how often a picture departs from its caption.
         network: length and speed of the training.
         batch: latents per step.
-        unconditional: fraction of the captions that are dropped.
     """
 
     out: Path = FLOW
-    quality: Path = QUALITY
-    work: Path = Path("build/tiny")
-    seed: int = 0
-    examples: int = 30_000
-    noise: CaptionErrors = ERRORS
     network: TrainingSettings = FLOW_TRAINING
     batch: int = 32
-    unconditional: float = 0.1
 
     def __post_init__(self) -> None:
-        require(
-            0 < self.unconditional < 1,
-            f"unconditional = {self.unconditional}; guidance needs a fraction in (0, 1).",
-        )
-        require(
-            self.examples >= self.batch,
-            f"{self.examples} examples do not fill a batch of {self.batch}; draw more.",
-        )
+        super().__post_init__()
+        self.require_examples(self.batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +76,9 @@ def train_flow(settings: FlowTraining) -> TrainingSummary:
     for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         nn.Module.half(part)  # diffusers' own warns of what it does
     replace_folder(settings.out, pipe.save_pretrained)
-    told = {"settings": _identity(settings) | {"seed": settings.seed}}
+    told = {"settings": settings.identity(*IDENTITY, "seed")}
     update(settings.quality, "flow training", dataclasses.asdict(done) | told, COMMAND)
     return done
-
-
-def _identity(settings: FlowTraining) -> dict[str, Any]:
-    """What the weights depend on, plain."""
-    fields = dataclasses.asdict(settings)
-    return {name: fields[name] for name in ("examples", "noise", "batch", "unconditional")}
 
 
 @torch.no_grad()
@@ -139,11 +115,9 @@ def _train(
         ).sample
         return F.mse_loss(velocity, noise - latents[rows])
 
-    file = settings.work / "flow.safetensors"
+    file, identity = settings.work / "flow.safetensors", settings.identity(*IDENTITY)
     learnt = list(network.parameters())
-    done = minimise(
-        "flow", learnt, loss, settings.network, settings.seed + 3, file, _identity(settings)
-    )
+    done = minimise("flow", learnt, loss, settings.network, settings.seed + 3, file, identity)
     network.eval()
     return done
 

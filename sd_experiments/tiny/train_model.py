@@ -39,35 +39,23 @@ DENOISER = TrainingSettings(steps=6000, average=0.995)
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelTraining:
-    """Everything the trained model depends on.
+class PictureTraining:
+    """What a model that is told captions is trained on.
 
     Attributes:
-        out: folder the pipeline is saved to.
         quality: JSON file that records what the training cost.
         work: folder of the checkpoints.
         seed: of the weights, the pictures and the training.
         examples: number of pictures with captions.
         noise: how often a picture departs from its caption.
-        autoencoder: length and speed of the autoencoder's training.
-        autoencoder_batch: pictures per step.
-        divergence: weight of the autoencoder's KL divergence from N(0, I), per pixel.
-        denoiser: length and speed of the UNet's and the text encoder's training.
-        denoiser_batch: latents per step.
         unconditional: fraction of the captions that are dropped, for classifier-free guidance.
     """
 
-    out: Path = MODEL
     quality: Path = QUALITY
     work: Path = Path("build/tiny")
     seed: int = 0
     examples: int = 30_000
     noise: CaptionErrors = ERRORS
-    autoencoder: TrainingSettings = AUTOENCODER
-    autoencoder_batch: int = 16
-    divergence: float = 1e-6
-    denoiser: TrainingSettings = DENOISER
-    denoiser_batch: int = 32
     unconditional: float = 0.1
 
     def __post_init__(self) -> None:
@@ -75,16 +63,43 @@ class ModelTraining:
             0 < self.unconditional < 1,
             f"unconditional = {self.unconditional}; guidance needs a fraction in (0, 1).",
         )
-        most = max(self.autoencoder_batch, self.denoiser_batch)
+
+    def require_examples(self, batch: int) -> None:
+        """Refuse a batch that they do not fill."""
         require(
-            self.examples >= most,
-            f"{self.examples} examples do not fill a batch of {most}; draw more.",
+            self.examples >= batch,
+            f"{self.examples} examples do not fill a batch of {batch}; draw more.",
         )
 
     def identity(self, *names: str) -> dict[str, object]:
         """The named settings, plain: what a stage's result depends on."""
         fields = dataclasses.asdict(self)
         return {name: fields[name] for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelTraining(PictureTraining):
+    """Everything the trained model depends on.
+
+    Attributes:
+        out: folder the pipeline is saved to.
+        autoencoder: length and speed of the autoencoder's training.
+        autoencoder_batch: pictures per step.
+        divergence: weight of the autoencoder's KL divergence from N(0, I), per pixel.
+        denoiser: length and speed of the UNet's and the text encoder's training.
+        denoiser_batch: latents per step.
+    """
+
+    out: Path = MODEL
+    autoencoder: TrainingSettings = AUTOENCODER
+    autoencoder_batch: int = 16
+    divergence: float = 1e-6
+    denoiser: TrainingSettings = DENOISER
+    denoiser_batch: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_examples(max(self.autoencoder_batch, self.denoiser_batch))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,11 +28,12 @@ from sd_experiments.model.flow_chain import FlowModelReference, Kernel
 from sd_experiments.model.flow_model import FlowModel
 from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.latent_reference import LatentReference
-from sd_experiments.model.loading import load_latent_model, random_latent_model
+from sd_experiments.model.loading import PipelineLoader, load_latent_model
 from sd_experiments.model.policy import LoRA, LoRAPolicy
 from sd_experiments.model.reference import StableDiffusionReference
 from sd_experiments.model.sampling import sampling_schedule
 from sd_experiments.model.stable_diffusion import StableDiffusion
+from sd_experiments.model.weights import load_pipeline, random_pipeline
 from sd_experiments.model.zero_signal import ZeroSignalReference, starts_without_signal
 from sd_experiments.reward.clip_rewards import (
     AestheticScore,
@@ -279,14 +280,7 @@ def load_model(settings: config.ModelConfig) -> LatentModel:
         return StableDiffusion.from_pipeline(
             pipeline, settings.micro_batch, checkpointing=settings.checkpointing
         )
-    return load_latent_model(
-        shipped(settings.path),
-        dtype,
-        device,
-        settings.micro_batch,
-        settings.max_sequence_length,
-        checkpointing=settings.checkpointing,
-    )
+    return _saved_model(settings, load_pipeline)
 
 
 def random_model(settings: config.ModelConfig) -> LatentModel:
@@ -295,12 +289,17 @@ def random_model(settings: config.ModelConfig) -> LatentModel:
     Raises:
         InvalidProblem: one of them is missing or of another network.
     """
-    return random_latent_model(
+    return _saved_model(settings, random_pipeline)
+
+
+def _saved_model(settings: config.ModelConfig, load: PipelineLoader) -> LatentModel:
+    return load_latent_model(
         shipped(settings.path),
         getattr(torch, settings.dtype),
         find_device(settings.device),
         settings.micro_batch,
         settings.max_sequence_length,
+        load,
         checkpointing=settings.checkpointing,
     )
 

@@ -99,61 +99,50 @@ def assert_conforms(sampler: Sampler) -> None:
     assert not failed, "\n".join(["the sampler does not conform:", *failed])
 
 
+LAW = ("mean", "std")
+DENSITY = ("log_prob", *LAW)
 IDENTITIES = (
     Identity("affine mean", "the mean is affine in the output", ("mean",), moments.mean_is_affine),
     Identity("constant std", "std depends on the step alone", ("std",), moments.std_is_constant),
-    Identity(
-        "step",
-        "step = mean + std noise",
-        ("step", "mean", "std"),
-        moments.step_has_the_moments,
-    ),
+    Identity("step", "step = mean + std noise", ("step", *LAW), moments.step_has_the_moments),
     Identity(
         "log density",
         "log_prob = sum over coordinates of log N(x'; mean, std^2)",
-        ("log_prob", "mean", "std"),
+        DENSITY,
         likelihoods.log_prob_is_normal,
     ),
     Identity(
-        "normalisation",
-        "exp(log_prob) integrates to one",
-        ("log_prob", "mean", "std"),
-        likelihoods.log_prob_integrates,
+        "normalisation", "exp(log_prob) integrates to one", DENSITY, likelihoods.log_prob_integrates
     ),
     Identity(
         "batch",
         "log_prob of a sample does not depend on its batch",
-        ("log_prob", "mean", "std"),
+        DENSITY,
         likelihoods.log_prob_is_per_sample,
     ),
     Identity(
         "score",
         "E grad log_prob = 0 and E grad log_prob^2 = -E curvature",
-        ("log_prob", "mean", "std"),
+        DENSITY,
         likelihoods.score_identities,
     ),
     Identity(
         "KL divergence",
         "kl = |mean - mean_ref|^2 / (2 std^2), summed, with a gradient",
-        ("kl", "mean", "std"),
+        ("kl", *LAW),
         likelihoods.kl_is_the_control,
     ),
-    Identity(
-        "ratio one",
-        "ratio = 1 at the old model",
-        ("ratio", "mean", "std"),
-        likelihoods.ratio_is_one,
-    ),
+    Identity("ratio one", "ratio = 1 at the old model", ("ratio", *LAW), likelihoods.ratio_is_one),
     Identity(
         "ratio mean",
         "the ratio averages to one under the old model",
-        ("ratio", "mean", "std"),
+        ("ratio", *LAW),
         likelihoods.ratio_averages_to_one,
     ),
     Identity(
         "marginals",
         "one step keeps the marginals of data at a point, to second order in the step",
-        ("mean", "std"),
+        LAW,
         moments.point_masses_keep_marginals,
     ),
     Identity(

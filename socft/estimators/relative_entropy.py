@@ -18,16 +18,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from socft.costates.adjoint import FullRecursion, backward_pass
-from socft.costates.base import Cost, CostateStep
-from socft.estimators.base import CostateEstimator
-from socft.estimators.estimand import Estimand, ObjectiveGradient
+from socft.costates.base import CostateStep
+from socft.estimators.full_adjoint import FullAdjoint
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 
 
-class RelativeEntropy(CostateEstimator):
+class RelativeEntropy(FullAdjoint):
     """Unbiased for the objective's gradient; on paths of the policy itself only.
 
     Raises:
@@ -37,15 +35,10 @@ class RelativeEntropy(CostateEstimator):
     objective gradient
     """
 
-    estimates: ClassVar[Estimand] = ObjectiveGradient()
     source: ClassVar[str] = "arXiv 2312.02027; Nusken and Richter, arXiv 2005.05409"
-
-    @property
-    def cost(self) -> Cost:
-        return Cost(reference_derivatives=1, policy_derivatives=1)
 
     def backward_pass(
         self, problem: ControlProblem, policy: Policy, path: Path
     ) -> Iterator[CostateStep]:
         problem.constant_beta("relative entropy")
-        return backward_pass(FullRecursion(), problem, policy, path)
+        return super().backward_pass(problem, policy, path)

@@ -30,10 +30,9 @@ from torch import Tensor
 
 from socft.checks import (
     Numbers,
+    monotone,
     numbers,
     require,
-    require_finite,
-    require_monotone,
 )
 from socft.flow.interpolant import Interpolant, NoiseLevel, Rectified
 from socft.readable import Readable
@@ -75,11 +74,9 @@ class FlowSchedule(Readable):
     interpolant: Interpolant = dataclasses.field(default_factory=Rectified)
 
     def __post_init__(self) -> None:
-        for name in ("times", "endpoint_weight", "noise_weight", "sigma"):
-            values = numbers(getattr(self, name), name)
-            object.__setattr__(self, name, values)
-            require_finite(values, name, "every coefficient must be a finite number.")
-        _require_decreasing(self.times)
+        object.__setattr__(self, "times", _grid(self.times))
+        for name in ("endpoint_weight", "noise_weight", "sigma"):
+            object.__setattr__(self, name, numbers(getattr(self, name), name))
         shapes = [tuple(v.shape) for v in (self.endpoint_weight, self.noise_weight, self.sigma)]
         require(
             shapes == [(self.steps,)] * 3,
@@ -362,19 +359,9 @@ def _ddim_form(
 
 
 def _grid(times: Numbers) -> Tensor:
-    grid = numbers(times, "times")
-    _require_decreasing(grid)
-    return grid
-
-
-def _require_decreasing(times: Tensor) -> None:
-    require_monotone(
-        times,
-        "times",
-        False,
-        "give a vector of at least two, such as uniform_times(10).",
-        "times must decrease from 1, noise, to 0, data.",
-    )
+    shape = "give a vector of at least two, such as uniform_times(10)."
+    order = "times must decrease from 1, noise, to 0, data."
+    return monotone(times, "times", False, shape, order)
 
 
 def _require_noise_level(noise_level: float) -> None:

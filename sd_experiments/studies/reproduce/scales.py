@@ -112,6 +112,14 @@ class ReproductionScale:
         return next(method for method in self.methods if method.title == MethodName.PI_FT)
 
 
+PI_FT = FineTuningMethod(MethodName.PI_FT, MethodName.FULL_ADJOINT)
+ADJOINT_MATCHING = FineTuningMethod(MethodName.ADJOINT_MATCHING, MethodName.ADJOINT_MATCHING)
+CORRECTED_ADJOINT = FineTuningMethod(
+    MethodName.CORRECTED_ADJOINT, MethodName.MARTINGALE_POLICY_COSTATE_CHEAP, {"last": False}
+)
+DRAFT_1 = FineTuningMethod(MethodName.DRAFT_1, MethodName.TRUNCATED, {"last": 1})
+
+
 def _methods(clip: float, **reuse: int) -> tuple[FineTuningMethod, ...]:
     """PI-FT, DPOK, and the others.
 
@@ -126,16 +134,12 @@ def _methods(clip: float, **reuse: int) -> tuple[FineTuningMethod, ...]:
     """
     batch = {**reuse, "ess": 0.0} if reuse else {}
     return (
-        FineTuningMethod(MethodName.PI_FT, MethodName.FULL_ADJOINT),
+        PI_FT,
         FineTuningMethod(MethodName.DPOK, MethodName.DPOK_LEAVE_ONE_OUT, {"clip": clip}, batch),
         FineTuningMethod(MethodName.DDPO, MethodName.DDPO, {"clip": clip, "averaged": True}, batch),
-        FineTuningMethod(MethodName.DRAFT_1, MethodName.TRUNCATED, {"last": 1}),
-        FineTuningMethod(MethodName.ADJOINT_MATCHING, MethodName.ADJOINT_MATCHING),
-        FineTuningMethod(
-            MethodName.CORRECTED_ADJOINT,
-            MethodName.MARTINGALE_POLICY_COSTATE_CHEAP,
-            {"last": False},
-        ),
+        DRAFT_1,
+        ADJOINT_MATCHING,
+        CORRECTED_ADJOINT,
         FineTuningMethod(
             MethodName.TIME_REVERSED_BSDE,
             MethodName.TIME_REVERSED_POLICY_COSTATE_REFERENCE_SCORE,
@@ -154,19 +158,15 @@ def diffusion_nft(**options: Any) -> DiffusionNFT:
 def _flow_methods() -> tuple[FineTuningMethod, ...]:
     """PI-FT, and a method of each kind that is published for flow models."""
     return (
-        FineTuningMethod(MethodName.PI_FT, MethodName.FULL_ADJOINT),
-        FineTuningMethod(MethodName.ADJOINT_MATCHING, MethodName.ADJOINT_MATCHING),
-        FineTuningMethod(
-            MethodName.CORRECTED_ADJOINT,
-            MethodName.MARTINGALE_POLICY_COSTATE_CHEAP,
-            {"last": False},
-        ),
+        PI_FT,
+        ADJOINT_MATCHING,
+        CORRECTED_ADJOINT,
         FineTuningMethod(
             MethodName.LEAN_STICKING_THE_LANDING, MethodName.LEAN_STICKING_THE_LANDING
         ),
         FineTuningMethod(MethodName.FLOW_GRPO, "socft.estimators.flow.flow_grpo:FlowGRPO"),
         FineTuningMethod(MethodName.DIFFUSION_NFT, f"{__name__}:diffusion_nft"),
-        FineTuningMethod(MethodName.DRAFT_1, MethodName.TRUNCATED, {"last": 1}),
+        DRAFT_1,
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from socft.costates.base import Cost
 from socft.costates.regression import StepwiseRegression
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue.rows import LEAN, Anywhere, EstimatorRow, Group
 from socft.estimators.context import AFFINE, FITTED_PATHS, EstimatorContext
+from socft.estimators.estimand import Estimand
 from socft.estimators.flow import nabla_db as nabla
 from socft.estimators.flow import vgg_flow as vgg
 from socft.estimators.flow.advantage_regression import (
@@ -32,6 +35,7 @@ from socft.estimators.flow.look_ahead import (
 from socft.estimators.flow.malliavin import MalliavinAdjoint
 from socft.estimators.flow.nabla_db import ResidualNablaDB, reverse_costates
 from socft.estimators.flow.ram import RAM
+from socft.estimators.flow.renoising import RenoisingEstimator
 from socft.estimators.flow.vgg_flow import VGGFlow
 from socft.estimators.flow.weightings import ResidualWeight
 from socft.flow import FlowReference
@@ -87,6 +91,26 @@ def _correction(
 ) -> FittedCorrection:
     residual = LookAheadResidual(StepwiseRegression(AFFINE), look_ahead)
     return FittedCorrection(residual, costates, FITTED_PATHS, context.generator())
+
+
+def renoised(
+    name: MethodName,
+    kind: type[RenoisingEstimator],
+    target: str,
+    group: Group = Group.ZEROTH_ORDER,
+    estimand: Estimand | None = None,
+    **options: Any,
+) -> EstimatorRow:
+    """The row of a class that draws noise, and of its options."""
+    return EstimatorRow(
+        name,
+        lambda context: kind(context.generator(), **options),
+        kind,
+        group,
+        f"{target}, re-noised",
+        estimand=estimand,
+        compared=False,
+    )
 
 
 PATHS: tuple[EstimatorRow, ...] = (
@@ -178,71 +202,35 @@ PATHS: tuple[EstimatorRow, ...] = (
 """Those on paths."""
 
 RENOISED: tuple[EstimatorRow, ...] = (
-    EstimatorRow(
-        MethodName.RAM,
-        lambda context: RAM(context.generator()),
-        RAM,
-        Group.ZEROTH_ORDER,
-        "$r thin (w_k - v_k)\\/b$, re-noised",
-        compared=False,
-    ),
-    EstimatorRow(
+    renoised(MethodName.RAM, RAM, "$r thin (w_k - v_k)\\/b$"),
+    renoised(
         MethodName.RAM_GROUP_MEAN,
-        lambda context: RAM(context.generator(), advantages=COMPARED),
         RAM,
-        Group.ZEROTH_ORDER,
-        "$(r - macron(r)) thin (w_k - v_k)\\/b$, re-noised",
-        compared=False,
+        "$(r - macron(r)) thin (w_k - v_k)\\/b$",
+        advantages=COMPARED,
     ),
-    EstimatorRow(
-        MethodName.AWM,
-        lambda context: AWM(context.generator()),
-        AWM,
-        Group.ZEROTH_ORDER,
-        "$w_k$, weight $A$, re-noised",
-        compared=False,
-    ),
-    EstimatorRow(
+    renoised(MethodName.AWM, AWM, "$w_k$, weight $A$"),
+    renoised(
         MethodName.AWM_GENERAL_HUBER,
-        lambda context: AWM(context.generator(), weighting=ResidualWeight.GENERAL_HUBER),
         AWM,
-        Group.ZEROTH_ORDER,
-        "$w_k$, weight $A$ and of its residual, re-noised",
+        "$w_k$, weight $A$ and of its residual",
         estimand=NORMALISED,
-        compared=False,
+        weighting=ResidualWeight.GENERAL_HUBER,
     ),
-    EstimatorRow(
-        MethodName.DIFFUSION_NFT,
-        lambda context: DiffusionNFT(context.generator()),
-        DiffusionNFT,
-        Group.ZEROTH_ORDER,
-        "$w_k$ by $v^plus.minus$, over its residual, re-noised",
-        compared=False,
-    ),
-    EstimatorRow(
+    renoised(MethodName.DIFFUSION_NFT, DiffusionNFT, "$w_k$ by $v^plus.minus$, over its residual"),
+    renoised(
         MethodName.DIFFUSION_NFT_VELOCITY,
-        lambda context: DiffusionNFT(context.generator(), normalised=False),
         DiffusionNFT,
-        Group.ZEROTH_ORDER,
-        "$w_k$ by $v^plus.minus$, re-noised",
+        "$w_k$ by $v^plus.minus$",
         estimand=COVARIANCE,
-        compared=False,
+        normalised=False,
     ),
-    EstimatorRow(
-        MethodName.ELBO_RATIO,
-        lambda context: ELBORatio(context.generator()),
-        ELBORatio,
-        Group.ZEROTH_ORDER,
-        "$w_k$, clipped ratio of bounds, re-noised",
-        compared=False,
-    ),
-    EstimatorRow(
+    renoised(MethodName.ELBO_RATIO, ELBORatio, "$w_k$, clipped ratio of bounds"),
+    renoised(
         MethodName.EFFICIENT_ADJOINT_MATCHING,
-        lambda context: EfficientAdjointMatching(context.generator()),
         EfficientAdjointMatching,
+        "lean, of a linear base",
         Group.PATHWISE,
-        "lean, of a linear base, re-noised",
-        compared=False,
     ),
 )
 """Those that regress on re-noised samples."""

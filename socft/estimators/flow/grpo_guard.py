@@ -47,12 +47,7 @@ class GRPOGuard(FlowGRPO):
     """Clipped regulated ratios of normalised rewards and a KL at stored states; for one standard
     deviation per step.
 
-    Attributes:
-        advantages: how rewards are compared.
-        clip: epsilon.
-        averaged: whether log-likelihoods, and the KL, are averaged over the entries of the noise
-            instead of summed.
-        kl: the weight of the KL.
+    Attributes, with those of `FlowGRPO`:
         divided_by_dt: whether the loss of the rewards is divided by ``|dt_k|``.
 
     >>> print(GRPOGuard().estimates.equation.name)

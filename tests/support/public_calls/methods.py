@@ -64,6 +64,10 @@ def fill() -> None:
     _theory()
 
 
+FIT = {"width": 4, "steps": 2, "batch": 8, "rate": 0.01}
+"""A network that is soon trained."""
+
+
 def _regressions() -> None:
     add(socft.Polynomial, uses.of_features, degree=2)
     add(socft.RadialBasis, uses.of_features, centres=randn(1, 3, DIM), width=1.0)
@@ -89,23 +93,11 @@ def _regressions() -> None:
         ridge=0.1,
     )
     add(socft.KernelRidge, uses.of_regression, ridge=0.1, width=0.5)
-    add(
-        socft.NetworkRegression,
-        uses.of_regression,
-        width=4,
-        depth=1,
-        steps=2,
-        batch=8,
-        rate=0.01,
-        seed=0,
-    )
+    add(socft.NetworkRegression, uses.of_regression, **FIT, depth=1, seed=0)
     training = {
-        "width": 4,
+        **FIT,
         "blocks": 1,
         "horizon": 1.0,
-        "steps": 2,
-        "batch": 8,
-        "rate": 0.01,
         "weight_decay": 0.1,
         "decay_every": 10,
         "decay": 0.9,
