@@ -125,9 +125,10 @@ def _expected(a: Gaussian, b: Gaussian, bandwidth: float) -> float:
     both = (a.covariance + b.covariance).double() / bandwidth**2 + torch.eye(
         len(a.mean), dtype=torch.float64
     )
-    apart = (a.mean - b.mean).double() / bandwidth
+    difference = (a.mean - b.mean).double() / bandwidth
     return float(
-        torch.exp(-apart @ torch.linalg.solve(both, apart) / 2) / torch.linalg.det(both).sqrt()
+        torch.exp(-difference @ torch.linalg.solve(both, difference) / 2)
+        / torch.linalg.det(both).sqrt()
     )
 
 

@@ -55,8 +55,11 @@ LAYERS = (
 FULLEST = 25
 """Modules in a folder."""
 
-FILE_PER_ITEM = {"verify", "socft.estimators"}
-"""Folders with a file per claim, or per estimator, which grow."""
+FILE_PER_ITEM = {"verify"}
+"""A folder with a file per claim, which grows."""
+
+LONGEST_FILE, LONGEST_FUNCTION = 500, 60
+"""In lines."""
 
 
 def between_packages(arrows: Graph) -> list[str]:
@@ -167,9 +170,50 @@ def test_imports_are_read_where_they_stand(tmp_path: Path):
     assert set(cycle(arrows)) == {"house.door", "house.room.table"}
 
 
+def crowded(sources: Sequence[Source]) -> set[str]:
+    """Folders of more modules than are looked over."""
+    modules = Counter(each.folder for each in sources if each.file.stem != "__init__")
+    return {folder for folder, count in modules.items() if count > FULLEST}
+
+
 def test_no_folder_is_crowded():
-    modules = Counter(each.folder for each in SOURCES if each.file.stem != "__init__")
-    assert {folder for folder, count in modules.items() if count > FULLEST} <= FILE_PER_ITEM
+    assert crowded([*SOURCES, *read(ROOT, "tests")]) <= FILE_PER_ITEM
+
+
+def test_a_crowded_folder_is_found():
+    full = [
+        Source(f"toy.room.m{i}", ROOT / "toy" / "room" / f"m{i}.py", ast.parse(""))
+        for i in range(FULLEST + 1)
+    ]
+    assert crowded(full) == {"toy.room"}
+    assert crowded(full[1:]) == set()
+
+
+def too_long(sources: Sequence[Source]) -> list[str]:
+    """Modules and functions that are longer than is read at once."""
+    files = [
+        each.name
+        for each in sources
+        if max((node.end_lineno or 0 for node in each.tree.body), default=0) > LONGEST_FILE
+    ]
+    return files + [
+        f"{each.name}.{node.name}"
+        for each in sources
+        for node in ast.walk(each.tree)
+        if isinstance(node, ast.FunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION
+    ]
+
+
+def test_no_module_and_no_function_is_long():
+    assert too_long(SOURCES) == []
+
+
+def test_what_is_long_is_found():
+    code = "def f():\n" + "    pass\n" * (LONGEST_FUNCTION - 1)
+    files = {"kept": code, "grown": code + "    pass\n", "whole": "x = 0\n" * (LONGEST_FILE + 1)}
+    made = [Source(f"toy.{k}", ROOT / "toy" / f"{k}.py", ast.parse(v)) for k, v in files.items()]
+    assert too_long(made) == ["toy.whole", "toy.grown.f"]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ REVERSED_SEED = 10_000
 
 Learn = Callable[[ControlProblem, Policy, Noise, int], CostateField]
 """``(problem, policy, noise, seed) -> field``."""
-ROLLOUT, PULLED, REVERSED = 2, 2, 4
+ROLLOUT, ADJOINT, REVERSED = 2, 2, 4
 """Evaluations of the mean map or the policy per step and path: of a path, of a lean adjoint, whose
 derivative counts as two, and of a path backwards with its costates, which takes both maps and a
 derivative; values backwards take no derivative.
@@ -131,7 +131,7 @@ def lean(regression: Callable[[int], FieldRegression]) -> Learner:
             path = rollout(problem.reference, policy, noise)
         return regression(seed).fit(AdjointMatching().costates(problem, policy, path))
 
-    return Learner(run, ROLLOUT + PULLED)
+    return Learner(run, ROLLOUT + ADJOINT)
 
 
 def martingale(
@@ -150,12 +150,12 @@ def martingale(
         fit = regression(seed).fit
         return _last(refine(problem, policy, sample, fit, CrossFittedPaths(noise, FOLDS), rounds))
 
-    return Learner(run, rounds * (ROLLOUT + PULLED))
+    return Learner(run, rounds * (ROLLOUT + ADJOINT))
 
 
 @dataclasses.dataclass(frozen=True)
 class StepwiseFits:
-    """Fields by step, while a backward sweep fits them."""
+    """Fields by step, while a backward pass fits them."""
 
     by_step: dict[int, Field] = dataclasses.field(default_factory=dict)
 
@@ -164,7 +164,7 @@ class StepwiseFits:
         return self.by_step[k](x)
 
 
-def martingale_sweep(
+def martingale_backward_pass(
     regression: Regression, correction: Callable[[CostateSource], Correction] = AntitheticCorrection
 ) -> Learner:
     """Lean adjoints corrected in one backward pass: the field of a step is fitted before the
@@ -184,13 +184,15 @@ def martingale_sweep(
             corrections = [correction(GivenCostate(fields[i - 1])) for i in range(FOLDS)]
             for k in reversed(range(problem.steps)):
                 for i, path in enumerate(paths):
-                    following = costates[i] - corrections[i].increment(problem, policy, path, k)
-                    costates[i] = LeanRecursion().vjp(problem, policy, k, path.states[k], following)
+                    next_costate = costates[i] - corrections[i].increment(problem, policy, path, k)
+                    costates[i] = LeanRecursion().vjp(
+                        problem, policy, k, path.states[k], next_costate
+                    )
                 for field, path, costate in zip(fields, paths, costates, strict=True):
                     field.by_step[k] = regression.fit(path.states[k], costate)
         return AverageField(tuple(fields))
 
-    return Learner(run, ROLLOUT + PULLED)
+    return Learner(run, ROLLOUT + ADJOINT)
 
 
 def bellman_sweep(regression: Regression, nodes: int) -> Learner:
@@ -206,7 +208,7 @@ def bellman_sweep(regression: Regression, nodes: int) -> Learner:
                 problem, policy, rollout(problem.reference, policy, noise), regression, nodes
             )
 
-    return Learner(run, ROLLOUT + PULLED)
+    return Learner(run, ROLLOUT + ADJOINT)
 
 
 def martingale_after_bellman(
@@ -229,7 +231,7 @@ def martingale_after_bellman(
                 fits.append(StepwiseRegression(regression).fit(samples))
         return AverageField(tuple(fits))
 
-    return Learner(run, ROLLOUT + 2 * PULLED)
+    return Learner(run, ROLLOUT + 2 * ADJOINT)
 
 
 def _bellman(
@@ -237,9 +239,9 @@ def _bellman(
 ) -> StepwiseFits:
     fitted = StepwiseFits()
     for k in reversed(range(problem.steps)):
-        following = mean(correction_step(GivenCostate(fitted), problem, policy, path, k), nodes)
+        next_costate = mean(correction_step(GivenCostate(fitted), problem, policy, path, k), nodes)
         fitted.by_step[k] = regression.fit(
-            path.states[k], LeanRecursion().vjp(problem, policy, k, path.states[k], following)
+            path.states[k], LeanRecursion().vjp(problem, policy, k, path.states[k], next_costate)
         )
     return fitted
 
@@ -295,7 +297,7 @@ def time_reversed_value(features: Features, score: MarginalScore, rounds: int = 
         fit = ValueRegression(StepwiseRegression(LinearRegression(features))).fit
         return _last(refine(problem, policy, sample, fit, CrossFittedPaths(noise, 1), rounds))
 
-    return Learner(run, rounds * (ROLLOUT + REVERSED - PULLED))
+    return Learner(run, rounds * (ROLLOUT + REVERSED - ADJOINT))
 
 
 def least_squares_costate(features: Features) -> Learner:
@@ -306,7 +308,7 @@ def least_squares_costate(features: Features) -> Learner:
             problem, policy, rollout(problem.reference, policy, noise)
         )
 
-    return Learner(run, ROLLOUT + PULLED)
+    return Learner(run, ROLLOUT + ADJOINT)
 
 
 def least_squares_value(features: Features) -> Learner:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.costates.fields import CostateField, GivenCostate
-from socft.estimators.context import EstimatorContext
+from socft.estimators.catalogue.context import EstimatorContext
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.path import Noise, rollout
 from socft.policy import AffinePolicy, Policy, Uncontrolled

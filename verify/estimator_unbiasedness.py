@@ -44,8 +44,8 @@ from torch import Tensor
 from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
 from socft.estimators.base import Estimator, Labels, MatchingEstimator
 from socft.estimators.catalogue import ANYWHERE, CATALOGUE
+from socft.estimators.catalogue.context import EstimatorContext
 from socft.estimators.catalogue.flow import RENOISED
-from socft.estimators.context import EstimatorContext
 from socft.estimators.cross_entropy import CrossEntropy
 from socft.estimators.estimand import (
     ApproximateResidual,

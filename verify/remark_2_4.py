@@ -181,13 +181,13 @@ def _joint_law(reference: AffineReference, policy: AffinePolicy) -> Multivariate
         )
         for t in range(steps):
             push = sigma(t, eye, policy.gain[t].T).T
-            transfer = reference.transition[t] + push
+            transition = reference.transition[t] + push
             means.append(
-                transfer @ means[-1]
+                transition @ means[-1]
                 + reference.offset[t]
                 + sigma(t, eye[:1], policy.offset[t : t + 1])[0]
             )
-            factor = transfer @ factors[-1]
+            factor = transition @ factors[-1]
             factor[:, n * (t + 1) : n * (t + 2)] = sigma(t, eye, eye).T
             factors.append(factor)
     root = torch.cat(factors)

@@ -33,11 +33,11 @@ from socft.costates.base import Cost
 from socft.costates.fields import GivenCostate
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue import CATALOGUE, flow
+from socft.estimators.catalogue.context import EstimatorContext
 from socft.estimators.catalogue.rows import EstimatorRow, Group
-from socft.estimators.context import EstimatorContext
 from socft.estimators.estimand import ApproximateResidual, Biased, EquationResidual, Estimand, Kind
 from socft.records import Record, read
-from socft.report.gradient_variance.tables import ARENAS
+from socft.report.gradient_variance.tables import COMPARISON_PROBLEMS
 from socft.report.rows import Rows
 from socft.study.vocabulary.metrics import Metric
 
@@ -116,11 +116,11 @@ def recorded(file: Path) -> Errors:
     """The errors at equal budget that a file of records holds."""
     rows = Rows(tuple(read(file)))
     found: dict[str, Sequence[Record]] = {}
-    for arena in ARENAS:
-        here = arena.rows(rows)
-        for scale, title in arena.scales.items():
+    for problem in COMPARISON_PROBLEMS:
+        here = problem.rows(rows)
+        for scale, title in problem.scales.items():
             errors = here.where(Metric.ERROR_AT_BUDGET, scale=scale)
-            found[f"{arena.problem}, {title}"] = [e for e in errors if math.isfinite(e.value)]
+            found[f"{problem.problem}, {title}"] = [e for e in errors if math.isfinite(e.value)]
     return found
 
 
@@ -298,6 +298,6 @@ def _use(row: EstimatorRow) -> str:
         f"Its class is [`{row.estimator.__name__}`][{row.estimator.__module__}"
         f".{row.estimator.__qualname__}]. By name, where a problem and a policy are at hand:\n\n"
         "```python\nfrom socft.estimators.catalogue import find_estimator\n"
-        "from socft.estimators.context import EstimatorContext\n\n"
+        "from socft.estimators.catalogue.context import EstimatorContext\n\n"
         f'estimator = find_estimator("{name}").make(EstimatorContext(problem, policy))\n```'
     )

@@ -46,12 +46,12 @@ class StepTaken:
     Attributes:
         noise: shape (batch, *noise_dims).
         next: ``a_{k+1}``, shape (batch, *dims).
-        pulled: what is pulled back in its place, shape (batch, *dims).
+        target_costate: what is pulled back in its place, shape (batch, *dims).
     """
 
     noise: Noises
     next: States
-    pulled: States
+    target_costate: States
 
 
 class Adjoint(Readable, abc.ABC):
@@ -84,7 +84,7 @@ class Adjoint(Readable, abc.ABC):
         summed over the batch.
         """
         noisy = self.noise_potential(problem, k, x, step.noise, step.next)
-        return self.potential(problem, policy, k, x, step.pulled) + noisy
+        return self.potential(problem, policy, k, x, step.target_costate) + noisy
 
     def vjp(
         self, problem: ControlProblem, policy: Policy, k: int, x: States, costate: States
@@ -94,8 +94,8 @@ class Adjoint(Readable, abc.ABC):
         """
         with torch.enable_grad():
             y = x.detach().requires_grad_(True)
-            (pulled,) = torch.autograd.grad(self.potential(problem, policy, k, y, costate), y)
-        return pulled
+            (gradient,) = torch.autograd.grad(self.potential(problem, policy, k, y, costate), y)
+        return gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,13 +167,13 @@ def backward_pass(
     yield CostateStep(problem.steps, path.states[-1], costate, None)
     for k in reversed(range(problem.steps)):
         after = costate
-        pulled = after if next_costate is None else next_costate(k, after)
+        target = after if next_costate is None else next_costate(k, after)
         with torch.enable_grad():
             x = path.states[k].detach().requires_grad_(True)
-            taken = StepTaken(path.noise.steps[k].to(x), after, pulled)
+            taken = StepTaken(path.noise.steps[k].to(x), after, target)
             scalar = adjoint.along(problem, policy, k, x, taken)
             (costate,) = torch.autograd.grad(scalar, x)
-        yield CostateStep(k, path.states[k], costate, pulled)
+        yield CostateStep(k, path.states[k], costate, target)
 
 
 def _stacked(steps: Iterable[CostateStep]) -> Tensor:

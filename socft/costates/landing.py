@@ -56,7 +56,7 @@ class FullLanding(FullRecursion):
         self, problem: ControlProblem, policy: Policy, k: int, x: States, step: StepTaken
     ) -> Tensor:
         noisy = FunctionPolicy(lambda at, y: policy(at, y) + step.noise)
-        return self.potential(problem, noisy, k, x, step.pulled)
+        return self.potential(problem, noisy, k, x, step.target_costate)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import keep, require, require_kinds, whole
+from socft.checks import InvalidProblem, keep, require, require_kinds, whole
 from socft.costates.adjoint import LeanRecursion
 from socft.costates.base import Cost
 from socft.estimators.base import Labels, MatchingEstimator
@@ -81,12 +81,11 @@ class LinearFlow(CostateFlow):
     def vjp(self, problem: ControlProblem, j: int, costates: States) -> States:
         matrices, reference = self.matrices, problem.reference
         if matrices is None:
-            kind = type(reference).__name__
-            require(
-                isinstance(reference, AffineReference),
-                f"the reference is a {kind}; a linear flow needs matrices: give them.",
-            )
-            assert isinstance(reference, AffineReference)
+            if not isinstance(reference, AffineReference):
+                raise InvalidProblem(
+                    f"the reference is a {type(reference).__name__}; a linear flow needs matrices:"
+                    " give them."
+                )
             matrices = reference.transition
         return costates @ matrices[j].to(costates)
 

@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import InvalidProblem, require
 from socft.density import Gaussian
 from socft.density.constants import noised_variance
 from socft.guidance.denoiser import Denoiser, GaussianDenoiser, Prediction
@@ -104,12 +104,12 @@ class GaussianPasses(Passes):
         level, a = schedule.abar[:-1, None], schedule.alpha[:, None]
         noised = noised_variance(level, self.variances)
         self._level, self._jacobian = level, level.sqrt() * self.variances / noised
-        self._transfer = schedule.shrinkage(self.variances) / a.sqrt()
+        self._transition = schedule.shrinkage(self.variances) / a.sqrt()
         self._push = schedule.score_weight[:, None] / a.sqrt()
         self._unit = self._push / schedule.sigma[:, None]
         self._recentring = level.sqrt() / noised
         one = torch.ones(1, len(self.variances), dtype=torch.float64)
-        after = torch.cat([self._transfer, one]).flip(0).cumprod(0).flip(0)
+        after = torch.cat([self._transition, one]).flip(0).cumprod(0).flip(0)
         self.weights = after * torch.cat([one[:, 0], schedule.sigma])[:, None]
 
     def generate(self, policy: GuidancePolicy, batch: int, generator: torch.Generator) -> Generated:
@@ -143,7 +143,7 @@ class GaussianPasses(Passes):
     def _states(self, guided: _Guided, start: Tensor, along: Tensor) -> Tensor:
         """p at every step, shape (T + 1, batch, E), from ``p' = A_k p + b_k``."""
         pushed = self._push.unsqueeze(2) * guided.direction
-        A = torch.diag_embed(self._transfer).unsqueeze(1) - pushed.unsqueeze(
+        A = torch.diag_embed(self._transition).unsqueeze(1) - pushed.unsqueeze(
             3
         ) * guided.sensitivity.unsqueeze(2)
         b = self.schedule.sigma[:, None, None] * along + pushed * guided.target.unsqueeze(1)
@@ -179,12 +179,11 @@ class GaussianPasses(Passes):
             return _Guided(
                 none.new_zeros(batch, len(self.variances), n), none, none, none.new_zeros(batch)
             )
-        name = type(guidance).__name__
-        require(
-            isinstance(guidance, ConditionalGuidance),
-            f"{name} is no guidance for a linear response; simulate it with Rollouts.",
-        )
-        assert isinstance(guidance, ConditionalGuidance)
+        if not isinstance(guidance, ConditionalGuidance):
+            raise InvalidProblem(
+                f"{type(guidance).__name__} is no guidance for a linear response; simulate it with"
+                " Rollouts."
+            )
         g = guidance.response.gradient.expand(batch, n)
         parts = torch.einsum("bn,enm->bem", g, self._projections)
         lengths = parts.norm(dim=2)
@@ -219,15 +218,16 @@ class GaussianPasses(Passes):
     def _require_model(self, policy: GuidancePolicy) -> Tensor:
         """The mean of the score model in use."""
         model, pretrained = policy.denoiser, policy.pretrained or policy.denoiser
-        named = type(pretrained if self._knows(model) else model).__name__
-        require(
+        if (
             self._knows(model)
             and self._knows(pretrained)
-            and torch.equal(pretrained.law.means, self.law.means),
-            f"a {named} here is not the exact score of this law, or of it recentred; use Rollouts.",
+            and torch.equal(pretrained.law.means, self.law.means)
+        ):
+            return model.law.means[0]
+        named = type(pretrained if self._knows(model) else model).__name__
+        raise InvalidProblem(
+            f"a {named} here is not the exact score of this law, or of it recentred; use Rollouts."
         )
-        assert isinstance(model, GaussianDenoiser)
-        return model.law.means[0]
 
     def _knows(self, denoiser: Denoiser) -> TypeGuard[GaussianDenoiser]:
         """Whether a score model has the covariance of the law."""

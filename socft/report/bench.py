@@ -40,7 +40,7 @@ def report(study_name: str) -> Report:
 
 def compose(rows: Rows, claims: Claims, study_name: str = "bench") -> Document:
     """The document of the records."""
-    mine = contender(rows)
+    mine = method(rows)
     places = titles(rows)
     picture = figure(
         "errors.svg",
@@ -63,7 +63,7 @@ def compose(rows: Rows, claims: Claims, study_name: str = "bench") -> Document:
     return Document(source, {"errors.svg": errors(rows, mine, places)})
 
 
-def contender(rows: Rows) -> str | None:
+def method(rows: Rows) -> str | None:
     """The user's estimator: the one that is not built in, told by its import path."""
     found = rows.fields("estimator")
     others = [name for name in found if ":" in name and name not in CATALOGUE]

@@ -87,21 +87,21 @@ class BellmanStep:
 
     @classmethod
     def build(
-        cls, problem: ControlProblem, k: int, grid: Grid, following: ValueGrid
+        cls, problem: ControlProblem, k: int, grid: Grid, next_value: ValueGrid
     ) -> BellmanStep:
         """The step ``k`` of a problem, given the value function that follows."""
         sigma, weight = axis_sigma(problem.reference, k), float(problem.beta[k])
         mean, jacobian = mean_and_jacobian(problem.reference, k, grid.nodes)
         cost = _cost_and_gradient(problem, k, grid.nodes)
         return cls(
-            k, grid, mean, jacobian, sigma**2 / weight, weight, following.smooth(sigma), cost
+            k, grid, mean, jacobian, sigma**2 / weight, weight, next_value.smooth(sigma), cost
         )
 
-    def under(self, weight: float, following: ValueGrid) -> BellmanStep:
+    def under(self, weight: float, next_value: ValueGrid) -> BellmanStep:
         """The same step under another KL weight, before another value function."""
         sigma = (self.rho * self.beta).sqrt()
         return dataclasses.replace(
-            self, rho=sigma**2 / weight, beta=weight, smooth=following.smooth(sigma)
+            self, rho=sigma**2 / weight, beta=weight, smooth=next_value.smooth(sigma)
         )
 
     def curvature(self) -> float:

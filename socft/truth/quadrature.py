@@ -304,8 +304,8 @@ class Quadrature(Truth):
         return Evaluation(reward - running - float(self.problem.beta @ kl), reward, kl)
 
 
-def _largest(apart: Float[Tensor, "points d"]) -> float:
-    return float(apart.norm(dim=1).max())
+def _largest(difference: Float[Tensor, "points d"]) -> float:
+    return float(difference.norm(dim=1).max())
 
 
 def mean_at_start(reference: Reference, value: ValueGrid) -> float:

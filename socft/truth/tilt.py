@@ -154,7 +154,7 @@ def _gibbs_value(problem: ControlProblem, grids: tuple[Grid, ...], nodes: int) -
         with torch.no_grad():
             mean = problem.reference.mean(k, grid.nodes)
         pushed = mean + axis_sigma(problem.reference, k) * z
-        following = value.at(pushed.reshape(-1, 1)).reshape(pushed.shape)
-        nodal = beta * torch.logsumexp(following / beta + log_w, 1)
+        next_value = value.at(pushed.reshape(-1, 1)).reshape(pushed.shape)
+        nodal = beta * torch.logsumexp(next_value / beta + log_w, 1)
         value = ValueGrid(grid, nodal, grid.jacobian(nodal[:, None])[:, 0], value.extrapolation)
     return value

@@ -31,7 +31,7 @@ from socft import (
     uniform_times,
 )
 from socft.estimators.catalogue import CATALOGUE, COMPARED, flow
-from socft.estimators.context import EstimatorContext
+from socft.estimators.catalogue.context import EstimatorContext
 from socft.report.claim_records import Claims, read_claims
 from socft.study.vocabulary.methods import MethodName
 

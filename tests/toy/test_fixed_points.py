@@ -17,7 +17,6 @@ from socft.reward import Linear, Sine
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from toy.fixed_points.contenders import CONTENDERS
 from toy.fixed_points.equations import (
     EndpointCovariance,
     ImpliedCostates,
@@ -28,6 +27,7 @@ from toy.fixed_points.equations import (
     sweeps,
 )
 from toy.fixed_points.line import Hats, LineChain
+from toy.fixed_points.methods import PREDICTED_METHODS
 from toy.fixed_points.problems import Targets, divergence, total_variation
 from toy.fixed_points.runs import Effort
 from toy.fixed_points.stability import largest_rate, least_weight, swept_rate
@@ -161,11 +161,11 @@ def test_runs_end_where_their_equations_say(method: MethodName):
     assert error < 0.004
 
 
-def test_contenders_are_those_of_the_schema():
+def test_methods_are_those_of_the_schema():
     from socft.study.vocabulary.schemas import FIXED_POINTS
 
     assert FIXED_POINTS.estimators is not None
-    assert set(CONTENDERS) == set(FIXED_POINTS.estimators)
+    assert set(PREDICTED_METHODS) == set(FIXED_POINTS.estimators)
 
 
 def test_the_endpoints_of_the_data_law_renoised_have_no_control():
@@ -234,8 +234,8 @@ def test_the_largest_rate_of_sweeps_is_that_of_the_derivative():
 
 @pytest.mark.slow
 def test_regressions_that_weigh_with_rewards_need_a_weight_above_the_largest_deficit():
-    contender = CONTENDERS[MethodName.RAM]
+    predicted = PREDICTED_METHODS[MethodName.RAM]
     targets_of = functools.partial(Targets.of, ProblemName.FLOW_GAUSSIAN, 3)
-    least, curvature = least_weight(targets_of, contender, 0.4, 3.0)
+    least, curvature = least_weight(targets_of, predicted, 0.4, 3.0)
     assert 0.6 < least < 1  # sin x >= -1, more given a state of a step
     assert abs(curvature) < 0.1

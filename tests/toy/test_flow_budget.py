@@ -19,7 +19,7 @@ from socft.study.vocabulary.problems import ProblemName
 from toy.fixed_points.problems import Targets
 from toy.flow_budget import training
 from toy.flow_budget.methods import METHODS, TWINS, Expense, has_the_optimum, made
-from toy.flow_budget.proposals import OPTIMUM, START, peers, places, repeated, right_change
+from toy.flow_budget.proposals import OPTIMUM, START, peers, policy_points, repeated, right_change
 from toy.measure import control_slope, estimate
 from toy.studies import flow_budget
 
@@ -35,7 +35,7 @@ def targets() -> Targets:
 
 def test_what_is_right_by_quadrature_is_what_the_full_adjoint_finds():
     line = targets().line
-    for place in places(targets())[:2]:
+    for place in policy_points(targets())[:2]:
         noise = Noise.sample(line.reference, 20_000, torch.Generator().manual_seed(5))
         found = estimate(FullAdjoint(), line.problem, place.policy, noise)
         error = found.stderr / targets().beta
@@ -45,7 +45,7 @@ def test_what_is_right_by_quadrature_is_what_the_full_adjoint_finds():
 
 
 def test_at_the_optimum_nothing_is_to_be_changed():
-    start, midway, optimum = places(targets())
+    start, midway, optimum = policy_points(targets())
     left = right_change(targets().line, optimum.policy)
     assert float(left.norm()) < GRID * start.unit
     assert float(midway.exact.norm()) > 0.2 * start.unit
@@ -54,7 +54,7 @@ def test_at_the_optimum_nothing_is_to_be_changed():
 def labelled(name: MethodName, problem=None):
     """Slopes of a method in the control of every step, off the pre-trained model."""
     line = targets().line
-    policy = places(targets())[1].policy
+    policy = policy_points(targets())[1].policy
     generator = torch.Generator().manual_seed(0)
     estimator = made(targets(), name, generator, 64)
     noise = Noise.sample(line.reference, 64, generator)
@@ -97,7 +97,7 @@ def test_the_group_says_whether_the_gradient_of_the_reward_is_used(name):
 
 @pytest.mark.slow
 def test_what_proposes_nothing_has_no_rank_at_the_optimum():
-    at = {place.name: place for place in places(targets())}
+    at = {place.name: place for place in policy_points(targets())}
     names = (MethodName.ADJOINT_MATCHING, MethodName.RESIDUAL_NABLA_DB)
     start, optimum = (
         {name: repeated(targets(), name, at[place], 50, 2) for name in names}
@@ -129,7 +129,7 @@ def test_the_optimum_has_no_gap_and_the_pre_trained_model_has_one():
     best = training.best_objective(line)
     zero = torch.zeros_like(line.means)
     assert best - training.objective(line, zero) > 0.05
-    bent = 1.02 * line.controls(places(targets())[2].policy)
+    bent = 1.02 * line.controls(policy_points(targets())[2].policy)
     assert 0 < best - training.objective(line, bent) < 1e-3
 
 

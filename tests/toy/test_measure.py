@@ -180,7 +180,7 @@ def test_a_fit_that_takes_the_whole_budget_leaves_no_estimate():
 
 
 def measured(name: str, paths: int) -> tuple[dict[str, float], float, int]:
-    """What is recorded of a contender on paths of 10 steps, the standard error of its bias, and
+    """What is recorded of a method on paths of 10 steps, the standard error of its bias, and
     evaluations per path.
     """
     records = variance_task(name, "lq-sde", {"d": 2, "steps": 10}, 0.5, "axis", paths, 4)

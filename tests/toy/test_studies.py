@@ -29,7 +29,7 @@ from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from tests.support.tensors import F64
 from toy.mixture import evaluation, learning, methods
-from toy.pipelines import martingale_sweep
+from toy.pipelines import martingale_backward_pass
 from toy.problems import benchmark
 from toy.problems.pendulum import lowest
 from toy.problems.reversed_bsde import MIXTURE_PUBLISHED
@@ -232,7 +232,9 @@ def test_a_sweep_finds_the_costate_of_a_linear_chain_without_noise():
     found = benchmark("bsde-linear", noise=1.0)
     policy = Uncontrolled(found.problem.reference)
     noise = Noise.sample(found.problem.reference, 20, torch.Generator().manual_seed(0))
-    field = martingale_sweep(LinearRegression(Polynomial(1)))(found.problem, policy, noise, 0)
+    field = martingale_backward_pass(LinearRegression(Polynomial(1)))(
+        found.problem, policy, noise, 0
+    )
     x = torch.randn(30, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
     assert float((field(0, x) - found.uncontrolled.gradient(0, x)).abs().max()) < ROUNDING
     path = rollout(found.problem.reference, policy, noise)
@@ -261,9 +263,7 @@ def test_tasks_are_distinct_plain_and_repeat(study, quick: bool):
 
 
 def test_every_temperature_of_the_publication_is_measured_cold():
-    chosen = [
-        task for task in mixture.tasks(False) if task.arguments.get("contender") == methods.BEST
-    ]
+    chosen = [task for task in mixture.tasks(False) if task.arguments.get("method") == methods.BEST]
     assert [task.arguments["temps"] for task in chosen] == [
         [temp] for temp in MIXTURE_PUBLISHED["temp"]
     ]

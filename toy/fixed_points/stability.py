@@ -26,9 +26,9 @@ import torch
 
 from socft.checks import InvalidProblem
 from socft.study.vocabulary.methods import MethodName
-from toy.fixed_points.contenders import Contender
 from toy.fixed_points.equations import Coefficients, Equation, sweeps
 from toy.fixed_points.line import Field, LineChain
+from toy.fixed_points.methods import PredictedMethod
 from toy.fixed_points.problems import Targets
 
 RATED = (
@@ -96,7 +96,7 @@ def swept_rate(
 
 
 def least_weight(
-    targets_of: Callable[[float], Targets], contender: Contender, low: float, high: float
+    targets_of: Callable[[float], Targets], predicted: PredictedMethod, low: float, high: float
 ) -> tuple[float, float]:
     """The least weight b between two at which half sweeps settle, by bisection, and the least
     curvature of the loss of a step there.
@@ -104,15 +104,15 @@ def least_weight(
     least = math.nan
     for _ in range(BISECTIONS):
         middle = math.sqrt(low * high)
-        found = _settled(targets_of(middle), contender)
+        found = _settled(targets_of(middle), predicted)
         low, high = (middle, high) if found is None else (low, middle)
         least = least if found is None else found
     return high, least
 
 
-def _settled(targets: Targets, contender: Contender) -> float | None:
+def _settled(targets: Targets, predicted: PredictedMethod) -> float | None:
     """The least curvature where half sweeps settle, None where they do not."""
-    equation, line = contender.equation(targets), targets.line
+    equation, line = predicted.equation(targets), targets.line
     if equation is None:
         return None
     found = itertools.islice(sweeps(line, equation, HALF), SWEPT)

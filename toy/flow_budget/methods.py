@@ -15,15 +15,15 @@ from socft.estimators.flow.hamiltonian_adjoint import HamiltonianAdjointMatching
 from socft.estimators.flow.look_ahead import FittedCorrection
 from socft.estimators.flow.malliavin import MalliavinAdjoint
 from socft.study.vocabulary.methods import MethodName
-from toy.fixed_points.contenders import CONTENDERS, FIT_PATHS, Contender, beta
+from toy.fixed_points.methods import FIT_PATHS, PREDICTED_METHODS, PredictedMethod, beta
 from toy.fixed_points.problems import Targets
 
-METHODS: Mapping[MethodName, Contender] = {
-    **CONTENDERS,
-    MethodName.HAMILTONIAN_ADJOINT_MATCHING: Contender(
+METHODS: Mapping[MethodName, PredictedMethod] = {
+    **PREDICTED_METHODS,
+    MethodName.HAMILTONIAN_ADJOINT_MATCHING: PredictedMethod(
         lambda targets, generator: HamiltonianAdjointMatching(), lambda targets: None, beta
     ),
-    MethodName.MALLIAVIN_WEIGHTS: Contender(
+    MethodName.MALLIAVIN_WEIGHTS: PredictedMethod(
         lambda targets, generator: MalliavinAdjoint(), lambda targets: None, beta
     ),
 }

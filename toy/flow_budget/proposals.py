@@ -23,9 +23,9 @@ from socft.path import Noise, rollout
 from socft.policy import Policy, ScaledPolicy
 from socft.study.vocabulary.methods import MethodName
 from socft.truth.quadrature import Quadrature
-from toy.fixed_points.contenders import FIT_PATHS
 from toy.fixed_points.equations import ReturnsToGo
 from toy.fixed_points.line import LineChain
+from toy.fixed_points.methods import FIT_PATHS
 from toy.fixed_points.problems import Targets
 from toy.flow_budget.methods import METHODS, Expense, has_the_optimum, made
 from toy.measure import estimate
@@ -41,7 +41,7 @@ information of its own, and no rank.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Place:
+class PolicyPoint:
     """Where methods are asked.
 
     Attributes:
@@ -57,7 +57,7 @@ class Place:
     unit: float
 
 
-def places(targets: Targets) -> tuple[Place, ...]:
+def policy_points(targets: Targets) -> tuple[PolicyPoint, ...]:
     """The pre-trained model, half the way, and the optimum."""
     line = targets.line
     best = Quadrature(line.problem).policy
@@ -69,7 +69,7 @@ def places(targets: Targets) -> tuple[Place, ...]:
     exact = {name: right_change(line, policy) for name, policy in policies.items()}
     exact[OPTIMUM] = torch.zeros_like(exact[OPTIMUM])
     unit = float(exact[START].norm())
-    return tuple(Place(name, policies[name], exact[name], unit) for name in policies)
+    return tuple(PolicyPoint(name, policies[name], exact[name], unit) for name in policies)
 
 
 def right_change(line: LineChain, policy: Policy) -> Float[torch.Tensor, " parameters"]:
@@ -82,10 +82,10 @@ def right_change(line: LineChain, policy: Policy) -> Float[torch.Tensor, " param
 
 
 def repeated(
-    targets: Targets, name: MethodName, place: Place, paths: int, seeds: int
+    targets: Targets, name: MethodName, place: PolicyPoint, paths: int, seeds: int
 ) -> RepeatedGradient:
     """A method's proposals at a place, over repetitions with paths of their own."""
-    contender, line = METHODS[name], targets.line
+    method, line = METHODS[name], targets.line
     estimator = made(targets, name, torch.Generator())
     means, variances = [], []
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
@@ -94,7 +94,7 @@ def repeated(
         estimator = made(targets, name, generator)
         found = estimate(estimator, line.problem, place.policy, noise)
         path = rollout(line.reference, place.policy, noise)
-        scale = (1 / contender.unit(targets, path)).repeat_interleave(2)
+        scale = (1 / method.unit(targets, path)).repeat_interleave(2)
         means.append(found.mean * scale)
         variances.append(float(found.variances @ scale.square()) / place.unit**2)
     expense = Expense.of(name, estimator, line.problem.steps, FIT_PATHS)

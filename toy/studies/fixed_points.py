@@ -4,7 +4,7 @@ Every method is run on samples in an exact class, piecewise linear controls of e
 limit is held against three laws: the tilt :math:`p_T e^{r/b}/Z`, the optimum of the chain, and the
 solution of the equation that the method is predicted to solve, which is found without samples.
 
-Predictions, written before the runs (`toy.fixed_points.contenders`):
+Predictions, written before the runs (`toy.fixed_points.methods`):
 
 * adjoint matching, the full adjoint, the score function, and DDPO with the KL in the reward: the
   optimum of the chain;
@@ -54,7 +54,6 @@ from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from toy.fixed_points.contenders import CONTENDERS, Contender
 from toy.fixed_points.equations import (
     SETTLED,
     Equation,
@@ -64,6 +63,7 @@ from toy.fixed_points.equations import (
     sweeps,
 )
 from toy.fixed_points.line import Field
+from toy.fixed_points.methods import PREDICTED_METHODS, PredictedMethod
 from toy.fixed_points.problems import (
     LAWS,
     PATHS,
@@ -116,15 +116,15 @@ def equation_task(problem: ProblemName, T: int, beta: float) -> list[Record]:
     for source in ("pretrained", "tilt", "optimum"):
         records += _law_records(targets, problem, "", getattr(targets, source), setting, source)
     solved: dict[Equation, Field | None] = {}
-    for name, contender in CONTENDERS.items():
-        equation = contender.equation(targets)
+    for name, predicted in PREDICTED_METHODS.items():
+        equation = predicted.equation(targets)
         if equation is None:
             continue
         if equation not in solved:
-            solved[equation] = _solved(targets, equation, contender)
+            solved[equation] = _solved(targets, equation, predicted)
         if (control := solved[equation]) is None:
             continue
-        law = samples_law(targets.line, control, contender.noisy)
+        law = samples_law(targets.line, control, predicted.noisy)
         records += _law_records(targets, problem, name, law, setting, "equation")
         if isinstance(equation, WeightedEquation):
             weight = float(equation.weights.of(targets.line, law).mean())
@@ -149,8 +149,8 @@ def drift_task(problem: ProblemName, T: int, beta: float, effort: Effort) -> lis
     targets = Targets.of(problem, T, beta)
     found: dict[Equation, dict[int, float]] = {}
     records = []
-    for name, contender in CONTENDERS.items():
-        equation = contender.equation(targets)
+    for name, predicted in PREDICTED_METHODS.items():
+        equation = predicted.equation(targets)
         if not isinstance(equation, WeightedEquation) or not equation.weights.normalised:
             continue
         if equation not in found:
@@ -216,9 +216,9 @@ def run_task(
 ) -> list[Record]:
     """A method on samples, beside what its equation predicts."""
     started, targets = time.perf_counter(), Targets.of(problem, T, beta)
-    contender = CONTENDERS[method]
-    effort = dataclasses.replace(effort, iterations=effort.iterations * contender.patience)
-    moments, law = _repetitions(targets, contender, effort, range(FIRST_SEED, FIRST_SEED + seeds))
+    predicted = PREDICTED_METHODS[method]
+    effort = dataclasses.replace(effort, iterations=effort.iterations * predicted.patience)
+    moments, law = _repetitions(targets, predicted, effort, range(FIRST_SEED, FIRST_SEED + seeds))
     common: dict[str, Any] = {"setting": {"T": T, "beta": beta, "source": "samples"}}
     common |= {"estimator": method, "seeds": seeds}
     seconds = time.perf_counter() - started
@@ -234,7 +234,7 @@ def run_task(
         )
         for metric, values in moments.items()
     ]
-    held = targets.distances(law) | _held(targets, contender, effort, law, moments)
+    held = targets.distances(law) | _held(targets, predicted, effort, law, moments)
     return records + [
         Record(schemas.FIXED_POINTS.name, problem, metric, value, **common)
         for metric, value in held.items()
@@ -248,9 +248,9 @@ def repeated_task(
     the same rate.
     """
     started, targets = time.perf_counter(), Targets.of(problem, T, beta)
-    contender = CONTENDERS[method]
-    moments, _ = _repetitions(targets, contender, effort, range(FRESH_SEED, FRESH_SEED + seeds))
-    expected = _expected(targets, contender, effort)
+    predicted = PREDICTED_METHODS[method]
+    moments, _ = _repetitions(targets, predicted, effort, range(FRESH_SEED, FRESH_SEED + seeds))
+    expected = _expected(targets, predicted, effort)
     place = {"T": T, "beta": beta, "source": "repeated", "batch": effort.batch}
     seconds = time.perf_counter() - started
     records = [
@@ -275,28 +275,28 @@ def repeated_task(
 
 
 def _repetitions(
-    targets: Targets, contender: Contender, effort: Effort, seeds: range
+    targets: Targets, predicted: PredictedMethod, effort: Effort, seeds: range
 ) -> tuple[dict[Metric, Tensor], Tensor]:
     """Moments of the law of every repetition, and the law of their mean control."""
     found, weight = [], torch.zeros(())
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
-        estimator = contender.make(targets, generator)
-        unit = functools.partial(contender.unit, targets)
+        estimator = predicted.make(targets, generator)
+        unit = functools.partial(predicted.unit, targets)
         policy = run(targets.line, estimator, unit, effort, generator)
         control = targets.line.controls(policy)
-        found.append(targets.moments(samples_law(targets.line, control, contender.noisy)))
+        found.append(targets.moments(samples_law(targets.line, control, predicted.noisy)))
         weight = weight + control / len(seeds)
     moments = {
         metric: torch.tensor([each[metric] for each in found], dtype=torch.float64)
         for metric in MEASURED
     }
-    return moments, samples_law(targets.line, weight, contender.noisy)
+    return moments, samples_law(targets.line, weight, predicted.noisy)
 
 
 def _held(
     targets: Targets,
-    contender: Contender,
+    predicted: PredictedMethod,
     effort: Effort,
     law: Tensor,
     moments: dict[Metric, Tensor],
@@ -304,27 +304,27 @@ def _held(
     """Distance from the prediction: of the law from that of the limit, and of its moments from
     those of the population after as many iterations, in standard errors.
     """
-    equation = contender.equation(targets)
-    if equation is None or (limit := _solved(targets, equation, contender)) is None:
+    equation = predicted.equation(targets)
+    if equation is None or (limit := _solved(targets, equation, predicted)) is None:
         return {}
     return {
         Metric.TV_TO_PREDICTION: total_variation(
-            law, samples_law(targets.line, limit, contender.noisy)
+            law, samples_law(targets.line, limit, predicted.noisy)
         ),
-        Metric.DEVIATION: _deviation(moments, _expected(targets, contender, effort)),
+        Metric.DEVIATION: _deviation(moments, _expected(targets, predicted, effort)),
     }
 
 
-def _expected(targets: Targets, contender: Contender, effort: Effort) -> dict[Metric, float]:
+def _expected(targets: Targets, predicted: PredictedMethod, effort: Effort) -> dict[Metric, float]:
     """Moments of the population after as many iterations of the same rate."""
-    equation = contender.equation(targets)
+    equation = predicted.equation(targets)
     if equation is None:
         raise InvalidProblem("the method is predicted to have no fixed point; take another.")
     count, prior = effort.iterations, PRIOR / effort.batch
     after = targets.line.controls(
-        population_run(contender.line(targets), equation, effort.rate, count, prior)
+        population_run(predicted.line(targets), equation, effort.rate, count, prior)
     )
-    return targets.moments(samples_law(targets.line, after, contender.noisy))
+    return targets.moments(samples_law(targets.line, after, predicted.noisy))
 
 
 def _deviation(moments: dict[Metric, Tensor], expected: dict[Metric, float]) -> float:
@@ -335,11 +335,11 @@ def _deviation(moments: dict[Metric, Tensor], expected: dict[Metric, float]) -> 
     )
 
 
-def _solved(targets: Targets, equation: Equation, contender: Contender) -> Field | None:
+def _solved(targets: Targets, equation: Equation, predicted: PredictedMethod) -> Field | None:
     """The control that solves an equation; None where the sweeps diverge or do not settle."""
-    start = None if contender.start is None else contender.start(targets)
+    start = None if predicted.start is None else predicted.start(targets)
     try:
-        policy, change = solve(contender.line(targets), equation, contender.damping, start)
+        policy, change = solve(predicted.line(targets), equation, predicted.damping, start)
     except InvalidProblem:
         return None
     return targets.line.controls(policy) if change <= MOVING else None
@@ -374,10 +374,10 @@ def limits_task(problem: ProblemName, T: int, betas: Sequence[float]) -> list[Re
     name, prior, records = schemas.FIXED_POINTS.name, PRIOR / EFFORT.batch, []
     for beta, method in itertools.product(betas, RATED):
         targets = Targets.of(problem, T, beta)
-        line, equation = targets.line, CONTENDERS[method].equation(targets)
+        line, equation = targets.line, PREDICTED_METHODS[method].equation(targets)
         if equation is None:
             continue
-        weight = solve(line, equation, CONTENDERS[method].damping)[0].weight.detach()
+        weight = solve(line, equation, PREDICTED_METHODS[method].damping)[0].weight.detach()
         predicted = largest_rate(line, equation, weight, prior)
         swept = swept_rate(line, equation, weight, prior, predicted)
         records += [
@@ -392,7 +392,9 @@ def limits_task(problem: ProblemName, T: int, betas: Sequence[float]) -> list[Re
             for source, value in (("equation", predicted), ("population", swept))
         ]
     for method in WEIGHED:
-        found = least_weight(functools.partial(Targets.of, problem, T), CONTENDERS[method], *BOUNDS)
+        found = least_weight(
+            functools.partial(Targets.of, problem, T), PREDICTED_METHODS[method], *BOUNDS
+        )
         records += [
             Record(name, problem, metric, value, {"T": T, "source": "population"}, method)
             for metric, value in zip(
@@ -433,7 +435,7 @@ def tasks(quick: bool) -> list[Task]:
             },
         )
         for problem in problems
-        for method in CONTENDERS
+        for method in PREDICTED_METHODS
     ]
     others = [
         task

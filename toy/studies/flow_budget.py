@@ -52,7 +52,7 @@ from socft.study.vocabulary.problems import ProblemName
 from toy.fixed_points.problems import LAWS, Targets
 from toy.flow_budget import predictions, training
 from toy.flow_budget.methods import METHODS, TRAINED
-from toy.flow_budget.proposals import START, peers, places, repeated
+from toy.flow_budget.proposals import START, peers, policy_points, repeated
 from toy.ranks import DOUBT, Figure, ranks
 from toy.repeated import DRAWS, RepeatedGradient, draws
 
@@ -76,7 +76,7 @@ def proposals_task(
     for steps in lengths:
         targets = Targets.of(problem, steps, beta)
         found[steps] = {}
-        for place in places(targets):
+        for place in policy_points(targets):
             setting = {"T": steps, "beta": beta, "at": place.name}
             here = found[steps][place.name] = {}
             for name in METHODS:

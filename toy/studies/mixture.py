@@ -59,11 +59,11 @@ TEMPS = MIXTURE_PUBLISHED["temp"]
 QUICK_TEMPS = (8.0, 1.0)
 
 
-def method_task(contender: str, temps: Sequence[float], seeds: int) -> list[Record]:
+def method_task(method: str, temps: Sequence[float], seeds: int) -> list[Record]:
     """One method at some temperatures, over independent repetitions; infinite where its samples
     left the region of the fit.
     """
-    chosen = METHODS[contender]
+    chosen = METHODS[method]
     rows: dict[float, list[dict[Metric, float]]] = {temp: [] for temp in temps}
     seconds, evaluations = dict.fromkeys(temps, 0.0), dict.fromkeys(temps, 0)
     for seed in range(seeds):
@@ -209,9 +209,7 @@ def tasks(quick: bool) -> list[Task]:
         for group in groups:
             about = name if each.chain else f"{name} at {group[0]:g}"
             seeds = QUICK_SEEDS if quick else each.seeds
-            found.append(
-                Task(about, method_task, {"contender": name, "temps": group, "seeds": seeds})
-            )
+            found.append(Task(about, method_task, {"method": name, "temps": group, "seeds": seeds}))
     return found
 
 

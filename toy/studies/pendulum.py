@@ -65,7 +65,7 @@ from toy.pipelines import (
     learn,
     martingale,
     martingale_after_bellman,
-    martingale_sweep,
+    martingale_backward_pass,
     space_time,
     time_reversed,
 )
@@ -87,7 +87,7 @@ ANGLES, ROWS, REACH = 16, 17, 4.5
 RIDGE, NOISELESS_RIDGE = 1e-3, 1e-4
 QUICK_NODES = (48, 241)
 HERMITE = 6
-"""Nodes of the exact mean: the kick of one step is 0.11 wide."""
+"""Nodes of the exact mean: the noise of one step is 0.11 wide."""
 FULL_ROUNDS, ROUNDS, ROUND_STEPS, SCORE_STEPS = 20, 8, 5000, 10_000
 HORIZON = 4.0
 NOISE_PATHS = 1000
@@ -204,17 +204,17 @@ PIPELINES = {
         _features(
             MethodName.MARTINGALE_FITTED_COSTATE,
             "unbiased",
-            martingale_sweep(_BUMPS, AntitheticCorrection),
+            martingale_backward_pass(_BUMPS, AntitheticCorrection),
         ),
         _features(
             MethodName.MARTINGALE_FITTED_COSTATE_FIRST_ORDER,
             "unbiased",
-            martingale_sweep(_BUMPS, FirstOrderCorrection),
+            martingale_backward_pass(_BUMPS, FirstOrderCorrection),
         ),
         _features(
             MethodName.MARTINGALE_FITTED_COSTATE_EXACT_MEAN,
             "unbiased",
-            martingale_sweep(_BUMPS, _hermite),
+            martingale_backward_pass(_BUMPS, _hermite),
         ),
         _networks(MethodName.ADJOINT_MATCHING_PUBLISHED, "biased", _lean(True), "non_adapted"),
         _networks(MethodName.ADJOINT_MATCHING_NETWORK, "unbiased", _lean(False)),
@@ -250,10 +250,10 @@ def descent_path(field: IntegerField, states: States) -> DescentPath:
 
 
 def pipeline_task(
-    contender: str, paths: int, states: int, nodes: list[int], seeds: int, rounds: int = 0
+    name: str, paths: int, states: int, nodes: list[int], seeds: int, rounds: int = 0
 ) -> list[Record]:
     """One pipeline: what is learnt, where states descend along it, and what that costs."""
-    found, chosen = _problem(tuple(nodes)), PIPELINES[contender]
+    found, chosen = _problem(tuple(nodes)), PIPELINES[name]
     learner = chosen.of(rounds)
     rows, seconds, evaluations = [], [], 0
     for seed in range(seeds):
@@ -273,7 +273,7 @@ def pipeline_task(
         ProblemName.BSDE_PENDULUM,
         rows,
         setting=setting,
-        estimator=contender,
+        estimator=name,
         kind=chosen.kind,
         seconds=sum(seconds) / seeds,
         evaluations=evaluations,
@@ -467,7 +467,7 @@ def tasks(quick: bool) -> list[Task]:
         few = NETWORK_SEEDS if network else FEW_SEEDS
         seeds = QUICK_SEEDS if quick else SEEDS if name in QUICK else few
         arguments = {
-            "contender": name,
+            "name": name,
             "paths": paths,
             "states": states,
             "nodes": nodes,

@@ -24,7 +24,7 @@ from socft.problem import ControlProblem
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
 from socft.study.vocabulary.methods import MethodName
-from toy.pipelines import PULLED, REVERSED, ROLLOUT
+from toy.pipelines import ADJOINT, REVERSED, ROLLOUT
 from toy.sweeps.oscillator import AffineCostate, OscillatorCase, Rule
 
 ROUNDS = 60
@@ -127,20 +127,20 @@ SCHEMES: dict[str, Scheme] = {
     MethodName.LEAST_SQUARES_COSTATE_FORM: Scheme(
         "unbiased",
         _least_squares(LeastSquaresCostate(_linear())),
-        ROLLOUT + PULLED,
+        ROLLOUT + ADJOINT,
         "least_squares_costate",
     ),
     MethodName.LEAST_SQUARES_VALUE_FORM: Scheme(
         "unbiased", _least_squares(LeastSquaresValue(_linear(2))), ROLLOUT
     ),
     MethodName.TIME_REVERSED_VALUE_FORM: Scheme(
-        "biased", _reversed_value, ROLLOUT + REVERSED - PULLED, "time_reversed_value"
+        "biased", _reversed_value, ROLLOUT + REVERSED - ADJOINT, "time_reversed_value"
     ),
     MethodName.TIME_REVERSED_EXACT_SCORE: Scheme(
         "biased", _reversed_costate, ROLLOUT + REVERSED, "time_reversed_costate"
     ),
-    MethodName.MARTINGALE_FITTED_COSTATE: Scheme("unbiased", _martingale, ROLLOUT + PULLED),
-    MethodName.ADJOINT_MATCHING: Scheme("unbiased", _lean, ROLLOUT + PULLED),
+    MethodName.MARTINGALE_FITTED_COSTATE: Scheme("unbiased", _martingale, ROLLOUT + ADJOINT),
+    MethodName.ADJOINT_MATCHING: Scheme("unbiased", _lean, ROLLOUT + ADJOINT),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue import CATALOGUE
-from socft.estimators.context import EstimatorContext
+from socft.estimators.catalogue.context import EstimatorContext
 from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
 from socft.study.vocabulary.methods import MethodName

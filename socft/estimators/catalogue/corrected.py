@@ -7,9 +7,9 @@ from socft.costates.fields import PolicyCostate
 from socft.costates.landing import OwnStepByJvp
 from socft.costates.marginal_score import AffineMarginals, ImplicitScore, KernelScore
 from socft.costates.martingale import AntitheticCorrection, FirstOrderCorrection
-from socft.estimators import factories
+from socft.estimators.catalogue import factories
+from socft.estimators.catalogue.context import FITTED_PATHS
 from socft.estimators.catalogue.rows import COSTATES, VALUES, Anywhere, EstimatorRow, Group
-from socft.estimators.context import FITTED_PATHS
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue
 from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint

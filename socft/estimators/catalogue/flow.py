@@ -7,8 +7,8 @@ from typing import Any
 from socft.costates.base import Cost
 from socft.costates.regression import StepwiseRegression
 from socft.estimators.base import Estimator
+from socft.estimators.catalogue.context import AFFINE, FITTED_PATHS, EstimatorContext
 from socft.estimators.catalogue.rows import LEAN, Anywhere, EstimatorRow, Group
-from socft.estimators.context import AFFINE, FITTED_PATHS, EstimatorContext
 from socft.estimators.estimand import Estimand
 from socft.estimators.flow import nabla_db as nabla
 from socft.estimators.flow import vgg_flow as vgg

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from socft.estimators import factories
+from socft.estimators.catalogue import factories
 from socft.estimators.catalogue.rows import FULL, LEAN, VALUES, Anywhere, EstimatorRow, Group
 from socft.estimators.cross_entropy import CrossEntropy
 from socft.estimators.log_variance import LogVariance

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from socft.estimators import factories
 from socft.estimators.adjoint_matching import AdjointMatching, PublishedAdjointMatching
+from socft.estimators.catalogue import factories
 from socft.estimators.catalogue.rows import FULL, LEAN, Anywhere, EstimatorRow, Group
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.reciprocal_adjoint import ReciprocalAdjoint

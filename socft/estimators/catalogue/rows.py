@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from socft.costates.base import Cost
 from socft.estimators.base import Estimator
-from socft.estimators.context import FITTED_PATHS, EstimatorContext
+from socft.estimators.catalogue.context import FITTED_PATHS, EstimatorContext
 from socft.estimators.estimand import Estimand, Kind
 from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue

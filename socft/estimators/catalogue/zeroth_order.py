@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from socft.estimators import factories
 from socft.estimators.baseline import LeaveOneOut, NoBaseline, RegressionBaseline
+from socft.estimators.catalogue import factories
 from socft.estimators.catalogue.rows import Anywhere, EstimatorRow, Group
 from socft.estimators.ddpo import DDPO, SCALED
 from socft.estimators.dpok import DPOK

@@ -13,7 +13,7 @@ from socft.report.findings import Answer, Finding, Number, Question, error, one
 from socft.report.gradient_variance import findings
 from socft.report.gradient_variance.cells import NONE, ends
 from socft.report.gradient_variance.findings import START
-from socft.report.gradient_variance.tables import ARENAS, Arena
+from socft.report.gradient_variance.tables import COMPARISON_PROBLEMS, ComparisonProblem
 from socft.report.gradient_variance.text import best, listed
 from socft.report.rows import Rows
 from socft.report.typeset import Table, text
@@ -251,11 +251,11 @@ test problems only and are left out.
 def winners(rows: Rows) -> str:
     """The best two of every kind in every situation."""
     body: list[Sequence[str]] = []
-    for arena in ARENAS:
-        body.append((arena.title,))
-        for scale, title in arena.scales.items():
-            last = NONE if scale == 1.0 else _usable(rows, Kind.BIASED, arena, scale)
-            body.append((title, *(_usable(rows, kind, arena, scale) for kind in ADVISED), last))
+    for problem in COMPARISON_PROBLEMS:
+        body.append((problem.title,))
+        for scale, title in problem.scales.items():
+            last = NONE if scale == 1.0 else _usable(rows, Kind.BIASED, problem, scale)
+            body.append((title, *(_usable(rows, kind, problem, scale) for kind in ADVISED), last))
     return Table(
         header=("policy", *(f"{kind}" for kind in (*ADVISED, Kind.BIASED))),
         rows=body,
@@ -269,6 +269,6 @@ def winners(rows: Rows) -> str:
     ).markup
 
 
-def _usable(rows: Rows, kind: str, arena: Arena, scale: float) -> str:
-    ranked = best(rows, kind, arena, scale)
+def _usable(rows: Rows, kind: str, problem: ComparisonProblem, scale: float) -> str:
+    ranked = best(rows, kind, problem, scale)
     return listed(ranked[:1]) + (rf" \ {listed(ranked[1:2])}" if len(ranked) > 1 else "")

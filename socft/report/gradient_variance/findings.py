@@ -11,7 +11,7 @@ from socft.records import Record
 from socft.report.claim_records import Claims
 from socft.report.findings import Answer, NotMeasured, Number, Question, error, made, one, smallest
 from socft.report.gradient_variance.errors import behind, with_bias
-from socft.report.gradient_variance.tables import ARENAS
+from socft.report.gradient_variance.tables import COMPARISON_PROBLEMS
 from socft.report.rows import Rows
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
@@ -22,7 +22,7 @@ SEEN = 4.0
 """Standard errors beyond which a bias is called one."""
 REPRODUCED, MISSED = 0.05, 0.1
 """Relative distances from a published number, at most and at least."""
-GAUSSIAN, _ = ARENAS
+GAUSSIAN, _ = COMPARISON_PROBLEMS
 OWN = MethodName.MARTINGALE_POLICY_COSTATE
 
 

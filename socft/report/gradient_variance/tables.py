@@ -56,7 +56,7 @@ MEANING: Mapping[str, str] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Arena:
+class ComparisonProblem:
     """A problem on which all estimators are compared.
 
     Attributes:
@@ -85,8 +85,8 @@ class Arena:
         return found.where(**self.settings)
 
 
-ARENAS = (
-    Arena(
+COMPARISON_PROBLEMS = (
+    ComparisonProblem(
         ProblemName.LQ_FINE_TUNING,
         '#"lq-fine-tuning"; ($d = 4$)',
         "lq",
@@ -94,7 +94,7 @@ ARENAS = (
         {"d": 4},
         {0.0: "at the pre-trained model", 0.9: "near the optimum", 1.0: "at the optimum"},
     ),
-    Arena(
+    ComparisonProblem(
         ProblemName.MIXTURE,
         '#"mixture"; ($d = 1$)',
         "mixture",
@@ -129,7 +129,7 @@ def names(rows: Rows, kind: str) -> list[str]:
 
 def catalogue(rows: Rows) -> str:
     """Every estimator in one line."""
-    found, body = ARENAS[0].rows(rows), []
+    found, body = COMPARISON_PROBLEMS[0].rows(rows), []
     all_kinds = kinds(rows.of(schemas.VARIANCE))
     for group in Group:
         body.append((f"{group}",))
@@ -174,25 +174,25 @@ def _evaluations(found: Rows, name: str) -> str:
     return integer(record.evaluations if record else None)
 
 
-def master(rows: Rows, arena: Arena, kind: str) -> str:
+def master(rows: Rows, problem: ComparisonProblem, kind: str) -> str:
     """All estimators of a kind on a problem, and beneath them why some are refused."""
-    found, notes = arena.rows(rows), Notes()
+    found, notes = problem.rows(rows), Notes()
     metrics = FIT_METRICS if kind == Kind.BIASED else METRICS
     body = [
-        _estimator(found, arena, name, metrics, notes)
+        _estimator(found, problem, name, metrics, notes)
         for name in names(rows.of(schemas.VARIANCE), kind)
     ]
-    columns = 1 + len(metrics) * len(arena.scales) + len(COSTS)
+    columns = 1 + len(metrics) * len(problem.scales) + len(COSTS)
     cells = [f"[{cell}]" for row in body or [(NOT_MEASURED, *[""] * (columns - 1))] for cell in row]
     fits = ", and of its mean from fit to fit" if kind == Kind.BIASED else ""
-    caption = f"""Estimators of the kind _{kind}_ on {arena.title}: {MEANING.get(kind, "")}. In
+    caption = f"""Estimators of the kind _{kind}_ on {problem.title}: {MEANING.get(kind, "")}. In
         units of the exact gradient at the pre-trained model; bias with its standard error, variance
         of the estimate from one path{fits}, root-mean-square error with the same number of network
         evaluations for all."""
     made = f"""#figure(kind: table, caption: [{caption}],
 table(columns: {columns}, align: (left, {", ".join(["right"] * (columns - 1))}), rule(0.8pt),
-  {_heading(list(arena.scales.values()), list(metrics.values()))}, rule(0.4pt),
-  {", ".join(cells)}, rule(0.8pt))) <master-{arena.label}-{list(Kind).index(Kind(kind))}>
+  {_heading(list(problem.scales.values()), list(metrics.values()))}, rule(0.4pt),
+  {", ".join(cells)}, rule(0.8pt))) <master-{problem.label}-{list(Kind).index(Kind(kind))}>
 {notes.markup}"""
     return small(made, 7) if kind == Kind.BIASED else small(made)
 
@@ -232,10 +232,10 @@ class Notes:
 
 
 def _estimator(
-    found: Rows, arena: Arena, name: str, metrics: Iterable[Metric], notes: Notes
+    found: Rows, problem: ComparisonProblem, name: str, metrics: Iterable[Metric], notes: Notes
 ) -> Sequence[str]:
     mine, cells = found.where(estimator=name), []
-    for scale in arena.scales:
+    for scale in problem.scales:
         here = mine.where(scale=scale)
         refusal = here.where(Metric.REFUSED).one()
         if refusal is not None:
@@ -261,7 +261,7 @@ def _cost(record: Record | None) -> Sequence[str]:
 
 def refusals(rows: Rows) -> str:
     """Every refusal outside the two problems of the tables."""
-    shown = {id(record) for arena in ARENAS for record in arena.rows(rows)}
+    shown = {id(record) for problem in COMPARISON_PROBLEMS for record in problem.rows(rows)}
     found: dict[tuple[str, str], list[Record]] = {}
     for record in rows.of(schemas.VARIANCE).where(Metric.REFUSED):
         if id(record) not in shown:

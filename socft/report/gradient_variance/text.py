@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from socft.estimators.catalogue import CATALOGUE
-from socft.estimators.context import FITTED_PATHS
+from socft.estimators.catalogue.context import FITTED_PATHS
+from socft.estimators.catalogue.factories import CENTRES
 from socft.estimators.estimand import Kind
-from socft.estimators.factories import CENTRES
 from socft.report.gradient_variance import tables
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, landscape, number, text
@@ -84,7 +84,9 @@ tables and columns of their own, by kind*:
 def compared(rows: Rows) -> str:
     """The master tables."""
     pages = "\n\n".join(
-        tables.master(rows, arena, kind) for arena in tables.ARENAS for kind in Kind
+        tables.master(rows, problem, kind)
+        for problem in tables.COMPARISON_PROBLEMS
+        for kind in Kind
     )
     return rf"""
 = Against the exact gradient
@@ -172,11 +174,13 @@ def _flat(markup: str) -> str:
     return " ".join(markup.split())
 
 
-def best(rows: Rows, kind: str, arena: tables.Arena, scale: float) -> list[tuple[str, float]]:
+def best(
+    rows: Rows, kind: str, problem: tables.ComparisonProblem, scale: float
+) -> list[tuple[str, float]]:
     """Estimators of a kind by their error at equal budget, best first, but for those that need an
     exact costate or score.
     """
-    errors = arena.rows(rows).where(Metric.ERROR_AT_BUDGET, scale=scale)
+    errors = problem.rows(rows).where(Metric.ERROR_AT_BUDGET, scale=scale)
     found = errors.filter(lambda r: r.kind == kind and r.estimator not in ORACLES)
     return sorted(((record.estimator, record.value) for record in found), key=lambda pair: pair[1])
 

@@ -25,8 +25,8 @@ from socft.density.score import score_reference
 from socft.estimators.base import Estimator
 from socft.estimators.baseline import BatchMean, RegressionBaseline
 from socft.estimators.catalogue import CATALOGUE
+from socft.estimators.catalogue.context import EstimatorContext
 from socft.estimators.catalogue.flow import RENOISED
-from socft.estimators.context import EstimatorContext
 from socft.estimators.ddpo import DDPO
 from socft.estimators.log_variance import LogVariance
 from socft.estimators.reversed_bsde import ReversedBSDE

@@ -12,7 +12,7 @@ import socft.estimators
 from socft.checks import InvalidProblem
 from socft.estimators.base import Estimator
 from socft.estimators.catalogue import ANYWHERE, CATALOGUE, find_estimator
-from socft.estimators.context import EstimatorContext
+from socft.estimators.catalogue.context import EstimatorContext
 from socft.estimators.estimand import Kind
 from socft.policy import Uncontrolled
 from toy.problems import benchmark

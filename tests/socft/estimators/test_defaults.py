@@ -17,12 +17,11 @@ from socft.costates.increments import AnalyticIncrement, FiniteDifferenceIncreme
 from socft.costates.landing import OwnStepAsIs
 from socft.costates.martingale import AntitheticCorrection, ExactCorrection, FirstOrderCorrection
 from socft.costates.time_reversal import Reverser
-from socft.estimators import context, factories
 from socft.estimators.base import Estimator
 from socft.estimators.baseline import LeaveOneOut, NoBaseline, RegressionBaseline
-from socft.estimators.catalogue import CATALOGUE
+from socft.estimators.catalogue import CATALOGUE, context, factories
+from socft.estimators.catalogue.context import EstimatorContext
 from socft.estimators.catalogue.flow import RENOISED
-from socft.estimators.context import EstimatorContext
 from socft.estimators.ddpo import DDPO
 from socft.estimators.dpok import DPOK
 from socft.estimators.flow.awm import AWM

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from socft.estimators.context import EstimatorContext
+from socft.estimators.catalogue.context import EstimatorContext
+from socft.estimators.catalogue.factories import last_fifth, leave_one_out_dpok, refl
 from socft.estimators.dpok import DPOK
-from socft.estimators.factories import last_fifth, leave_one_out_dpok, refl
 from socft.estimators.refl import ReFL
 from socft.policy import Uncontrolled
 from socft.problem import ControlProblem

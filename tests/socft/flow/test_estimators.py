@@ -12,8 +12,8 @@ from socft.checks import InvalidProblem
 from socft.costates.fields import GivenCostate
 from socft.density import Gaussian, GaussianMixture, score_reference
 from socft.estimators.catalogue import CATALOGUE
+from socft.estimators.catalogue.context import EstimatorContext
 from socft.estimators.catalogue.flow import RENOISED
-from socft.estimators.context import EstimatorContext
 from socft.flow import (
     FlowReference,
     Rectified,

@@ -15,7 +15,7 @@ from socft.reference import (
     ScalarDiffusion,
     SpectralMaps,
 )
-from tests.support.quadratic_cases import ROUNDING, orthonormal
+from tests.support.quadratic.cases import ROUNDING, orthonormal
 from tests.support.tensors import randn
 
 

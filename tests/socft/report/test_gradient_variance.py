@@ -31,7 +31,12 @@ from socft.report.gradient_variance import studies as gradient_variance_studies
 from socft.report.gradient_variance.cells import ends, value, varying, with_error
 from socft.report.gradient_variance.figures import BROAD
 from socft.report.gradient_variance.report import REPORT, compose
-from socft.report.gradient_variance.tables import ARENAS, Arena, master, names
+from socft.report.gradient_variance.tables import (
+    COMPARISON_PROBLEMS,
+    ComparisonProblem,
+    master,
+    names,
+)
 from socft.report.gradient_variance.verdicts import crossing
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, compile_pdf
@@ -287,12 +292,12 @@ def composed(rows) -> Document:
     return compose(rows, Claims())
 
 
-def lines(markup: str, arena: Arena, columns: int = 3) -> list[list[str]]:
+def lines(markup: str, problem: ComparisonProblem, columns: int = 3) -> list[list[str]]:
     """The cells of the rows of a master table."""
     (body,) = (line.strip() for line in markup.splitlines() if line.strip().startswith('[#"'))
     cells, width = (
         body.removesuffix(", rule(0.8pt))").split("rule(0.8pt)")[0][1:].split("], ["),
-        1 + columns * len(arena.scales) + 3,
+        1 + columns * len(problem.scales) + 3,
     )
     return [cells[index : index + width] for index in range(0, len(cells), width)]
 
@@ -304,13 +309,14 @@ def test_the_catalogue_says_what_estimators_estimate():
 
 
 def test_a_master_table_has_the_numbers_of_its_records(rows):
-    arena = ARENAS[0]
-    shown = {row[0]: row[1:] for row in lines(master(rows, arena, Kind.OBJECTIVE_GRADIENT), arena)}
+    problem = COMPARISON_PROBLEMS[0]
+    table = lines(master(rows, problem, Kind.OBJECTIVE_GRADIENT), problem)
+    shown = {row[0]: row[1:] for row in table}
     assert set(shown) == {
         f'#"{name}";' for name in COMPARED if CATALOGUE[name].kind == Kind.OBJECTIVE_GRADIENT
     }
     index = COMPARED.index("full adjoint")
-    for position, scale in enumerate(arena.scales):
+    for position, scale in enumerate(problem.scales):
         size = (1 + index / 3) * (1.05 - 0.9 * scale)
         cells = shown['#"full adjoint";'][3 * position : 3 * position + 3]
         bias = cells[0].strip("$").split(" plus.minus ")
@@ -322,16 +328,15 @@ def test_a_master_table_has_the_numbers_of_its_records(rows):
 
 
 def test_no_table_of_estimators_mixes_kinds(rows):
-    for arena in ARENAS:
+    for problem in COMPARISON_PROBLEMS:
         for kind in Kind:
-            shown = {
-                row[0][2:-2]
-                for row in lines(master(rows, arena, kind), arena, 4 if kind == Kind.BIASED else 3)
-            }
+            columns = 4 if kind == Kind.BIASED else 3
+            table = lines(master(rows, problem, kind), problem, columns)
+            shown = {row[0][2:-2] for row in table}
             assert shown, kind
             assert {CATALOGUE[name].kind for name in shown} == {kind}
-    for problem in ("lq-fine-tuning", "mixture"):
-        tables = re.split(r"(?=#figure\()", gradient_variance_studies.training(rows, problem))[1:]
+    for name in ("lq-fine-tuning", "mixture"):
+        tables = re.split(r"(?=#figure\()", gradient_variance_studies.training(rows, name))[1:]
         trained = [kind for kind in Kind if kind in TRAINED.values()]
         for table, kind in zip(tables, trained, strict=True):
             assert {name for name in TRAINED if f'#"{name}";' in table} == {
@@ -425,10 +430,10 @@ def test_the_kind_of_the_records_counts_not_that_of_the_catalogue(rows):
 
 @pytest.mark.slow
 def test_refusals_show_their_reason(rows, composed):
-    found = master(rows, ARENAS[1], Kind.APPROXIMATE_RESIDUAL)
+    found = master(rows, COMPARISON_PROBLEMS[1], Kind.APPROXIMATE_RESIDUAL)
     assert "refused#super[a]" in found
     assert f'#super[a] #"{REASON}";' in found
-    assert "refused" not in master(rows, ARENAS[0], Kind.APPROXIMATE_RESIDUAL)
+    assert "refused" not in master(rows, COMPARISON_PROBLEMS[0], Kind.APPROXIMATE_RESIDUAL)
     assert (
         composed.source.count(REASON) == 2
     )  # beneath the mixture's table, and among those on the oscillator
@@ -689,19 +694,19 @@ RANKED = {"rank": 3, "rank_interval": [2, 5], "of": 45}
 
 def benched(mine: str) -> Rows:
     found = []
-    for place in SUITE:
+    for problem in SUITE:
         for index, name in enumerate((*COMPARED, mine)):
             setting = {
-                "problem": place.problem,
-                **place.settings,
-                "scale": place.scale,
-                "axis": place.title,
+                "problem": problem.problem,
+                **problem.settings,
+                "scale": problem.scale,
+                "axis": problem.title,
             }
-            if name == mine and place is SUITE[-1]:
+            if name == mine and problem is SUITE[-1]:
                 found.append(
                     record(
                         "variance",
-                        place.problem,
+                        problem.problem,
                         "refused",
                         1.0,
                         setting | {"reason": f"ValueError: {REASON}"},
@@ -720,7 +725,7 @@ def benched(mine: str) -> Rows:
                 found.append(
                     record(
                         "variance",
-                        place.problem,
+                        problem.problem,
                         metric,
                         number,
                         setting | ranked,
@@ -737,7 +742,7 @@ def benched(mine: str) -> Rows:
 def test_a_bench_report_ranks_and_shows_refusals():
     mine = "my_module:Mine"
     made = bench.compose(benched(mine), Claims())
-    assert bench.contender(benched(mine)) == mine
+    assert bench.method(benched(mine)) == mine
     assert made.source.count("$3$ ($2$ to $5$) of $45$") == len(SUITE) - 1
     assert REASON in made.source
     assert '#"full adjoint";, $0.200$' in made.source

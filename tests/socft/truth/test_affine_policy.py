@@ -24,7 +24,7 @@ from socft.truth.linear_quadratic import (
     QuadraticCost,
     evaluate_affine,
 )
-from tests.support.quadratic_cases import ROUNDING, SUMMED, Case, denoising, each_case, general
+from tests.support.quadratic.cases import ROUNDING, SUMMED, Case, denoising, each_case, general
 from tests.support.tensors import F64, generator, randn
 from verify.support.sampling import require_estimates, require_mean
 

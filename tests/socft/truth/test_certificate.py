@@ -17,8 +17,8 @@ from socft.reward import Quadratic
 from socft.schedule import ddpm, linear_levels
 from socft.truth.base import ErrorBounds
 from socft.truth.linear_quadratic import LinearQuadratic
-from tests.support.exact_quadratic import ExactOptimum, deviation, exact_optimum
-from tests.support.quadratic_problems import random_problem
+from tests.support.quadratic.exact import ExactOptimum, deviation, exact_optimum
+from tests.support.quadratic.problems import random_problem
 from tests.support.tensors import F64, t
 
 M = torch.tensor([[1.0, 0.3], [0.3, 0.5]], dtype=F64)

@@ -28,7 +28,7 @@ from socft.truth.linear_quadratic import (
     QuadraticCost,
     evaluate_affine,
 )
-from tests.support.quadratic_cases import (
+from tests.support.quadratic.cases import (
     ROUNDING,
     SUMMED,
     Case,

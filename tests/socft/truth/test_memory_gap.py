@@ -24,7 +24,7 @@ from socft.truth.linear_quadratic import (
     evaluate_affine,
     wasserstein,
 )
-from tests.support.quadratic_cases import QUADRATURE, ROUNDING, SUMMED, denoiser, general, order
+from tests.support.quadratic.cases import QUADRATURE, ROUNDING, SUMMED, denoiser, general, order
 from tests.support.tensors import F64, randn
 
 

@@ -23,7 +23,7 @@ from socft.truth.linear_quadratic import (
     QuadraticCost,
     riccati,
 )
-from tests.support.quadratic_cases import SUMMED, order
+from tests.support.quadratic.cases import SUMMED, order
 from tests.support.tensors import F64, randn
 
 ODE = 1e-8  # solve_ivp at rtol 1e-11 over a few time units

@@ -14,7 +14,7 @@ from socft.costates.marginal_score import DenoisingScore, GivenScore, KernelScor
 from socft.costates.martingale import AntitheticCorrection, ExactCorrection
 from socft.costates.time_reversal import Reverser
 from socft.estimators.baseline import GivenBaseline, RegressionBaseline, ValueBaseline
-from socft.estimators.context import EstimatorContext
+from socft.estimators.catalogue.context import EstimatorContext
 from socft.estimators.flow.nabla_db import reverse_costates
 from tests.support.public_calls import uses
 from tests.support.public_calls.instances import (

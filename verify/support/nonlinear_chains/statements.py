@@ -22,7 +22,7 @@ from torch import Tensor
 
 from socft.costates.fields import CostateField, GivenCostate
 from socft.estimators.base import Estimator, LabelRows
-from socft.estimators.context import EstimatorContext
+from socft.estimators.catalogue.context import EstimatorContext
 from socft.estimators.estimand import (
     ApproximateResidual,
     Biased,

@@ -18,7 +18,7 @@ from socft.costates.regression import StepwiseRegression, ValueRegression
 from socft.costates.time_reversal import Reverser
 from socft.estimators.base import Estimator
 from socft.estimators.baseline import LeaveOneOut
-from socft.estimators.context import AFFINE, FEW_DIMENSIONS, EstimatorContext
+from socft.estimators.catalogue.context import AFFINE, FEW_DIMENSIONS, EstimatorContext
 from socft.estimators.dpok import DPOK
 from socft.estimators.least_squares import LeastSquaresCostate, LeastSquaresValue
 from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint

@@ -77,7 +77,7 @@ PerStep = Float[torch.Tensor, " steps"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Contender:
+class PredictedMethod:
     """A method, set to a strength.
 
     Attributes:
@@ -197,36 +197,36 @@ def _level(lam: float, targets: Targets) -> Weights:
     return _normalised(lam, torch.ones(targets.line.problem.steps, dtype=torch.float64))
 
 
-CONTENDERS: Mapping[MethodName, Contender] = {
-    MethodName.FULL_ADJOINT: Contender(
+PREDICTED_METHODS: Mapping[MethodName, PredictedMethod] = {
+    MethodName.FULL_ADJOINT: PredictedMethod(
         lambda targets, generator: FullAdjoint(), lambda targets: ReturnsToGo(), beta
     ),
-    MethodName.ADJOINT_MATCHING: Contender(
+    MethodName.ADJOINT_MATCHING: PredictedMethod(
         lambda targets, generator: AdjointMatching(), lambda targets: LeanCostates(), beta
     ),
-    MethodName.FULL_STICKING_THE_LANDING: Contender(
+    MethodName.FULL_STICKING_THE_LANDING: PredictedMethod(
         lambda targets, generator: FullStickingTheLanding(), lambda targets: ReturnsToGo(), beta
     ),
-    MethodName.LEAN_STICKING_THE_LANDING: Contender(
+    MethodName.LEAN_STICKING_THE_LANDING: PredictedMethod(
         lambda targets, generator: LeanStickingTheLanding(), lambda targets: LeanCostates(), beta
     ),
-    MethodName.SCORE_FUNCTION_LEAVE_ONE_OUT: Contender(
+    MethodName.SCORE_FUNCTION_LEAVE_ONE_OUT: PredictedMethod(
         lambda targets, generator: ScoreFunction(LeaveOneOut()),
         lambda targets: ReturnsToGo(),
         beta,
     ),
-    MethodName.DDPO_KL_IN_THE_REWARD: Contender(
+    MethodName.DDPO_KL_IN_THE_REWARD: PredictedMethod(
         lambda targets, generator: DDPO(clip=UNCLIPPED, kl_in_reward=True),
         lambda targets: ReturnsToGo(),
         over_spread_of_returns,
     ),
-    MethodName.EFFICIENT_ADJOINT_MATCHING: Contender(
+    MethodName.EFFICIENT_ADJOINT_MATCHING: PredictedMethod(
         lambda targets, generator: EfficientAdjointMatching(generator, data_score(targets)),
         lambda targets: TiltedScore(data_score(targets)),
         beta,
         damping=0.5,
     ),
-    MethodName.DETERMINISTIC_ADJOINT_MATCHING: Contender(
+    MethodName.DETERMINISTIC_ADJOINT_MATCHING: PredictedMethod(
         lambda targets, generator: DeterministicAdjointMatching(lam=targets.beta),
         lambda targets: WithoutNoise(lam=targets.beta),
         velocity_curvature,
@@ -234,7 +234,7 @@ CONTENDERS: Mapping[MethodName, Contender] = {
         damping=0.2,
         start=best_without_noise,
     ),
-    MethodName.VGG_FLOW: Contender(
+    MethodName.VGG_FLOW: PredictedMethod(
         lambda targets, generator: VGGFlow(
             targets.beta,
             _fitted(targets, vgg.PUBLISHED, vgg.consistent_costates, generator),
@@ -245,14 +245,14 @@ CONTENDERS: Mapping[MethodName, Contender] = {
         damping=0.2,
         start=best_without_noise,
     ),
-    MethodName.VGG_FLOW_LOOK_AHEAD_ALONE: Contender(
+    MethodName.VGG_FLOW_LOOK_AHEAD_ALONE: PredictedMethod(
         lambda targets, generator: VGGFlow(targets.beta),
         lambda targets: LookAheadWithoutNoise(lam=targets.beta, weight=squared_signal, limit=1.0),
         velocity_curvature,
         noisy=False,
         damping=0.5,
     ),
-    MethodName.RESIDUAL_NABLA_DB: Contender(
+    MethodName.RESIDUAL_NABLA_DB: PredictedMethod(
         lambda targets, generator: ResidualNablaDB(
             _fitted(targets, LookAheadCostate(), reverse_costates, generator)
         ),
@@ -260,24 +260,24 @@ CONTENDERS: Mapping[MethodName, Contender] = {
         score_curvature,
         patience=2,
     ),
-    MethodName.RESIDUAL_NABLA_DB_SIMPLE: Contender(
+    MethodName.RESIDUAL_NABLA_DB_SIMPLE: PredictedMethod(
         lambda targets, generator: ResidualNablaDB(),
         lambda targets: LookAhead(weight=signal_share),
         score_curvature,
     ),
-    MethodName.DPOK_LEAVE_ONE_OUT: Contender(
+    MethodName.DPOK_LEAVE_ONE_OUT: PredictedMethod(
         lambda targets, generator: DPOK(LeaveOneOut(), clip=None),
         lambda targets: ReturnsToGo(kl=False),
         beta,
     ),
-    MethodName.FLOW_GRPO: Contender(
+    MethodName.FLOW_GRPO: PredictedMethod(
         lambda targets, generator: FlowGRPO(clip=UNCLIPPED, kl=KLTerm(grpo_strength(targets))),
         lambda targets: ReturnsToGo(
             kl=False, weights=_normalised(grpo_strength(targets), durations(targets))
         ),
         lambda targets, path: grpo_strength(targets) * durations(targets),
     ),
-    MethodName.GRPO_GUARD: Contender(
+    MethodName.GRPO_GUARD: PredictedMethod(
         lambda targets, generator: GRPOGuard(
             clip=UNCLIPPED, kl=KLTerm(guard_strength(targets)), divided_by_dt=False
         ),
@@ -286,40 +286,40 @@ CONTENDERS: Mapping[MethodName, Contender] = {
         ),
         lambda targets, path: guard_strength(targets) * durations(targets),
     ),
-    MethodName.RAM: Contender(
+    MethodName.RAM: PredictedMethod(
         lambda targets, generator: RAM(generator),
         lambda targets: EndpointCovariance(baseline=0.0),
         velocity_curvature,
         damping=0.5,
     ),
-    MethodName.RAM_GROUP_MEAN: Contender(
+    MethodName.RAM_GROUP_MEAN: PredictedMethod(
         lambda targets, generator: RAM(generator, advantages=COMPARED),
         lambda targets: EndpointCovariance(),
         velocity_curvature,
         damping=0.5,
     ),
-    MethodName.AWM: Contender(
+    MethodName.AWM: PredictedMethod(
         lambda targets, generator: AWM(generator, clip=UNCLIPPED, lam=strength(targets), gain=1.0),
         lambda targets: EndpointCovariance(weights=_level(strength(targets), targets)),
         lambda targets, path: strength(targets) * velocity_curvature(targets, path),
         damping=0.5,
     ),
-    MethodName.DIFFUSION_NFT_VELOCITY: Contender(
+    MethodName.DIFFUSION_NFT_VELOCITY: PredictedMethod(
         lambda targets, generator: DiffusionNFT(generator, lam=strength(targets), normalised=False),
         lambda targets: EndpointCovariance(weights=_level(strength(targets), targets)),
         lambda targets, path: strength(targets) * velocity_curvature(targets, path),
         damping=0.5,
     ),
-    MethodName.ELBO_RATIO: Contender(
+    MethodName.ELBO_RATIO: PredictedMethod(
         lambda targets, generator: ELBORatio(generator, clip=UNCLIPPED, lam=strength(targets)),
         lambda targets: EndpointCovariance(weights=_level(strength(targets), targets)),
         lambda targets, path: torch.full_like(beta(targets, path), strength(targets)),
         damping=0.5,
     ),
-    MethodName.DDPO: Contender(
+    MethodName.DDPO: PredictedMethod(
         lambda targets, generator: DDPO(clip=UNCLIPPED), lambda targets: None, over_spread
     ),
-    MethodName.DANCE_GRPO: Contender(
+    MethodName.DANCE_GRPO: PredictedMethod(
         lambda targets, generator: DanceGRPO(clip=UNCLIPPED), lambda targets: None, over_spread
     ),
 }
