@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 import tyro
 
 from sd_experiments import CONFIGS
-from socft.checks import require
 
 TINY = CONFIGS / "tiny.toml"
 
@@ -189,6 +188,7 @@ class ReproduceCommand:
         from sd_experiments.studies.reproduce.comparison import compare
         from sd_experiments.studies.reproduce.scales import SCALES
         from sd_experiments.studies.reproduce.tasks import TRAININGS, reproduce
+        from socft.checks import require
         from socft.report.stable_diffusion.report import report
 
         scale = dataclasses.replace(SCALES[self.scale], model=self.model, reward=self.reward)
