@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,19 +23,28 @@ EXACT = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 0.1, torch.fl
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One number against what it should be, with the tolerance, and what a failure would mean."""
+    """One number against what it should be, with the tolerance, what a failure would mean, and what
+    is worth saying where there is none.
+    """
 
     step: int
     measured: float
     expected: float
     tolerance: float
     advice: str
+    note: str = ""
 
     @property
     def excess(self) -> float:
         """Deviation in tolerances; infinite where a number is not finite."""
         off = abs(self.measured - self.expected) / self.tolerance
         return off if math.isfinite(off) else math.inf
+
+
+def normal_quadrature() -> tuple[Tensor, Tensor]:
+    """Nodes and weights for means over a standard normal number."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    return torch.from_numpy(nodes), torch.from_numpy(weights / math.sqrt(2 * math.pi))
 
 
 def states(sampler: Sampler, k: int, batch: int = BATCH, size: int = SIZE) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from socft.checks import InvalidProblem
+from socft.checks import InvalidProblem, described, told
 from socft.conform.sampler import Sampler
 from socft.study.import_path import import_object
 
@@ -14,10 +14,13 @@ def find_sampler(path: str) -> Sampler:
         InvalidProblem: there is no such object, or it is no sampler.
     """
     found = import_object(path)
-    made = found() if callable(found) and not isinstance(found, Sampler) else found
+    try:
+        made = found() if callable(found) and not isinstance(found, Sampler) else found
+    except Exception as error:
+        raise InvalidProblem(f"{path} raises {told(error)}; mend what makes it.") from error
     if not isinstance(made, Sampler):
         raise InvalidProblem(
-            f"{path} is a {type(made).__name__}; give a socft.conform.Sampler, or a function that"
+            f"{path} is {described(made)}; give a socft.conform.Sampler, or a function that"
             " makes one."
         )
     return made

@@ -6,8 +6,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
-from socft.checks import InvalidProblem
-from socft.conform import likelihoods, moments
+from socft.checks import InvalidProblem, told
+from socft.conform import likelihoods, meanings, moments
 from socft.conform.comparison import Comparison
 from socft.conform.sampler import Sampler
 
@@ -22,8 +22,10 @@ class IdentityVerdict:
         passed: None where the sampler lacks a part.
         measured: at the worst step.
         expected: there.
-        step: the worst step.
+        tolerance: how far from it that may be.
+        step: the worst step; -1 where it is no matter of one.
         advice: the likely mistake, or which parts are missing.
+        note: what is worth knowing where it holds.
     """
 
     identity: str
@@ -31,16 +33,24 @@ class IdentityVerdict:
     passed: bool | None
     measured: float = math.nan
     expected: float = math.nan
+    tolerance: float = math.nan
     step: int = -1
     advice: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
         head = {True: "holds", False: "FAILS", None: "not run"}[self.passed]
         line = f"{head:8}{self.identity}: {self.statement}"
         if self.passed is None:
             return f"{line} ({self.advice})"
-        numbers = f"step {self.step}: {self.measured:.6g}, expected {self.expected:.6g}"
-        return f"{line}; {numbers}" if self.passed else f"{line}; {numbers}. {self.advice}"
+        if math.isnan(self.tolerance):
+            return f"{line}. {self.advice}"
+        where = f"step {self.step}: " if self.step >= 0 else ""
+        numbers = f"{where}{self.measured:.6g}, expected {self.expected:.6g}"
+        if self.passed:
+            note = f"; {self.note}" if self.note else ""
+            return f"{line}; {numbers} within {self.tolerance:.2g}{note}"
+        return f"{line}; {numbers}. {self.advice}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +76,12 @@ class Identity:
             return IdentityVerdict(
                 self.name, self.statement, None, advice=f"needs {', '.join(missing)}"
             )
-        found = list(self.compare(sampler))
+        try:
+            found = list(self.compare(sampler))
+        except Exception as error:  # of the sampler's own code
+            return IdentityVerdict(
+                self.name, self.statement, False, advice=f"The sampler raises {told(error)}."
+            )
         if not found:
             return IdentityVerdict(self.name, self.statement, None, advice="no step has noise")
         worst = max(found, key=lambda each: each.excess)
@@ -76,14 +91,24 @@ class Identity:
             worst.excess <= 1,
             worst.measured,
             worst.expected,
+            worst.tolerance,
             worst.step,
             worst.advice,
+            next((each.note for each in found if each.note), ""),
         )
 
 
 def conform(sampler: Sampler) -> list[IdentityVerdict]:
-    """The verdict of every identity."""
-    return [identity.check(sampler) for identity in IDENTITIES]
+    """The verdict of every identity.
+
+    Raises:
+        InvalidProblem: the sampler has parts for no identity.
+    """
+    verdicts = [identity.check(sampler) for identity in IDENTITIES]
+    if all(each.passed is None for each in verdicts):
+        needs = "; ".join(f"{each.identity} {each.advice}" for each in verdicts)
+        raise InvalidProblem(f"no identity could be run; give the sampler more parts: {needs}.")
+    return verdicts
 
 
 def assert_conforms(sampler: Sampler) -> None:
@@ -92,9 +117,8 @@ def assert_conforms(sampler: Sampler) -> None:
     Raises:
         InvalidProblem: the sampler has parts for no identity.
     """
+    __tracebackhide__ = True
     verdicts = conform(sampler)
-    if all(each.passed is None for each in verdicts):
-        raise InvalidProblem("no identity could be run; give the sampler more parts.")
     failed = [str(each) for each in verdicts if each.passed is False]
     assert not failed, "\n".join(["the sampler does not conform:", *failed])
 
@@ -127,6 +151,12 @@ IDENTITIES = (
         likelihoods.score_identities,
     ),
     Identity(
+        "policy gradient",
+        "E R grad log_prob is the derivative of the mean reward",
+        ("log_prob", "mean", "std"),
+        meanings.policy_gradient_holds,
+    ),
+    Identity(
         "KL divergence",
         "kl = |mean - mean_ref|^2 / (2 std^2), summed, with a gradient",
         ("kl", *LAW),
@@ -138,6 +168,36 @@ IDENTITIES = (
         "the ratio averages to one under the old model",
         ("ratio", *LAW),
         likelihoods.ratio_averages_to_one,
+    ),
+    Identity(
+        "whitened control",
+        "control = (mean - mean_ref) / std",
+        ("control", "mean", "std"),
+        meanings.control_is_whitened,
+    ),
+    Identity(
+        "endpoint",
+        "the endpoint of x = a x_0 + s eps and its output is x_0, at every level",
+        ("endpoint",),
+        meanings.endpoints_are_found,
+    ),
+    Identity(
+        "score of outputs",
+        "the score of x = a x_0 + s eps and its output is -eps / s",
+        ("score",),
+        meanings.scores_are_found,
+    ),
+    Identity(
+        "noise level",
+        "std^2 = level^2 s^2 |d log(a/s)|, to first order in the step",
+        ("noise_level", "std"),
+        meanings.noise_level_is_meant,
+    ),
+    Identity(
+        "reward scale",
+        "advantages keep order, not shifts, and follow the rewards' unit or none",
+        ("advantages",),
+        meanings.rewards_are_compared,
     ),
     Identity(
         "marginals",

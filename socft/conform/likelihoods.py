@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from socft.conform.comparison import (
     has_noise,
     model,
     noisy,
+    normal_quadrature,
     random,
     states,
     tolerance_of,
@@ -90,8 +90,8 @@ def _wrong_density(found: Tensor, z: Tensor, std: float) -> str:
 
 
 def log_prob_integrates(sampler: Sampler) -> Iterator[Comparison]:
-    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    z, w = torch.tensor(nodes)[:, None], torch.tensor(weights / math.sqrt(2 * math.pi))
+    nodes, w = normal_quadrature()
+    z = nodes[:, None]
     for k, _, _, std in noisy(sampler):
         x = states(sampler, k, 1, 1).expand(NODES, 1).contiguous()
         output = model(sampler, k, x)
@@ -144,8 +144,8 @@ _NOT_PER_SAMPLE = (
 
 def score_identities(sampler: Sampler) -> Iterator[Comparison]:
     """E of the score in the output is 0, and its square is minus the curvature."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    z, w = torch.tensor(nodes)[:, None], torch.tensor(weights / weights.sum())
+    nodes, w = normal_quadrature()
+    z = nodes[:, None]
     for k, _, _, std in noisy(sampler):
         x = states(sampler, k, 1, 1).expand(NODES, 1).contiguous()
         output = model(sampler, k, x).requires_grad_(True)
@@ -269,8 +269,10 @@ def ratio_averages_to_one(sampler: Sampler) -> Iterator[Comparison]:
 
 
 def jarzynski_holds(sampler: Sampler) -> Iterator[Comparison]:
-    """E exp W = Z, W = r - sum of log ratios along the steps of another model."""
-    start = torch.randn(MANY, 1, generator=random(3), dtype=torch.float64)
+    """E exp W = Z, W = r - sum of log ratios along the steps of another model, in two coordinates,
+    in which means are no sums.
+    """
+    start = torch.randn(MANY, 2, generator=random(3), dtype=torch.float64)
     scale = (sampler.signal[0].square() + sampler.noise[0].square()).sqrt()
     loud = [has_noise(sampler, k) for k in range(sampler.steps)]
     totals = []

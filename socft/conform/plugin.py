@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from socft.checks import InvalidProblem
 from socft.conform.find import find_sampler
 from socft.conform.identities import IDENTITIES, Identity
 from socft.conform.sampler import Sampler
@@ -33,12 +34,24 @@ def pytest_collection_modifyitems(
         items.extend(module.collect())
 
 
+def sampler_of(path: str) -> Sampler:
+    """The sampler of an option.
+
+    Raises:
+        pytest.UsageError: it leads to none.
+    """
+    try:
+        return find_sampler(path)
+    except InvalidProblem as error:
+        raise pytest.UsageError(f"--conform {path}: {error}") from error
+
+
 class _Samplers(pytest.Collector):
     """The identities of one sampler."""
 
     def __init__(self, **arguments: object):
         super().__init__(**arguments)  # type: ignore[arg-type]
-        self.sampler: Sampler = find_sampler(self.name)
+        self.sampler = sampler_of(self.name)
 
     def collect(self) -> Iterator[pytest.Item]:
         for identity in IDENTITIES:
@@ -57,7 +70,8 @@ class _Item(pytest.Item):
         verdict = self.identity.check(self.parent.sampler)
         if verdict.passed is None:
             pytest.skip(verdict.advice)
-        assert verdict.passed, str(verdict)
+        if not verdict.passed:
+            pytest.fail(str(verdict), pytrace=False)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> str:  # type: ignore[override]
         return str(excinfo.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,18 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "v_prediction": lambda a, s, endpoint, noise: a * noise - s * endpoint,
 }
 """What a model may predict, by the names of diffusers, from the endpoint and the noise."""
+PARTS = (
+    "step",
+    "mean",
+    "std",
+    "log_prob",
+    "kl",
+    "ratio",
+    "endpoint",
+    "score",
+    "control",
+    "advantages",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +55,13 @@ class Sampler(Readable):
         log_prob: ``(k, x, next states, output) -> log density``, shape (batch,).
         kl: ``(k, x, output, output of the reference) -> KL divergence`` of the two steps, (batch,).
         ratio: ``(k, x, next states, output, old output) -> likelihood ratio``, shape (batch,).
+        endpoint: ``(k, x, output) -> prediction of x_0``.
+        score: ``(k, x, output) -> score of the noised data``.
+        control: ``(k, x, output, output of the reference) -> whitened control``, the shift of the
+            mean over the standard deviation.
+        noise_level: eta of ``sigma^2 = eta^2 s/a`` of rectified flow, the square root of 2 for
+            memoryless noise.
+        advantages: ``rewards of a group -> their advantages``.
         training_noise: s at every level as the trainer has it, where that is computed apart.
         precision: in which the sampler computes, whatever it returns.
         refined: ``steps -> the same sampler with that many steps``, for what must vanish with the
@@ -66,6 +85,11 @@ class Sampler(Readable):
     log_prob: LogProb | None = None
     kl: LogProb | None = None
     ratio: Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+    endpoint: Mean | None = None
+    score: Mean | None = None
+    control: LogProb | None = None
+    noise_level: float | None = None
+    advantages: Callable[[Tensor], Tensor] | None = None
     training_noise: Tensor | None = None
     precision: torch.dtype = torch.float64
     refined: Callable[[int], Sampler] | None = None
@@ -89,8 +113,12 @@ class Sampler(Readable):
             f"precision = {self.precision}; give a floating dtype of torch.",
         )
         require(
-            any(part is not None for part in (self.step, self.mean, self.std, self.log_prob)),
-            "the sampler has no step, mean, std or log_prob; give at least one.",
+            any(getattr(self, part) is not None for part in PARTS),
+            f"the sampler has no part; give at least one of {', '.join(PARTS)}.",
+        )
+        require(
+            self.noise_level is None or self.noise_level > 0,
+            f"noise_level = {self.noise_level}; give a positive number, such as 0.7.",
         )
 
     @property
@@ -121,6 +149,22 @@ class Sampler(Readable):
     def ratio_at(self, k: int, x: Tensor, there: Tensor, output: Tensor, old: Tensor) -> Tensor:
         """The likelihood ratio of next states."""
         return _there(self.ratio)(k, x, there, output, old)
+
+    def endpoint_at(self, k: int, x: Tensor, output: Tensor) -> Tensor:
+        """The prediction of x_0."""
+        return _there(self.endpoint)(k, x, output)
+
+    def score_at(self, k: int, x: Tensor, output: Tensor) -> Tensor:
+        """The score of the noised data."""
+        return _there(self.score)(k, x, output)
+
+    def control_at(self, k: int, x: Tensor, output: Tensor, reference: Tensor) -> Tensor:
+        """The whitened control."""
+        return _there(self.control)(k, x, output, reference)
+
+    def advantages_of(self, rewards: Tensor) -> Tensor:
+        """Of the rewards of a group."""
+        return _there(self.advantages)(rewards)
 
     def refined_to(self, steps: int) -> Sampler:
         """The same sampler with another number of steps."""
@@ -154,6 +198,7 @@ def of_tuple(
     noise: Numbers,
     signal: Numbers | None = None,
     prediction: str = "velocity",
+    **parts: Any,
 ) -> Sampler:
     """The sampler of a function as the Flow-GRPO family shares it.
 
@@ -162,6 +207,7 @@ def of_tuple(
             log_prob, mean, std)``; with next states given it returns their log probability.
         noise: s at every level, shape (T + 1,).
         signal: a at every level; ``1 - s`` by default, rectified flow.
+        parts: what else the sampler has, by the names of `Sampler`, such as ``kl``.
     """
     s = numbers(noise, "noise")
 
@@ -176,6 +222,7 @@ def of_tuple(
         mean=lambda k, x, output: evaluated(k, x, output)[2],
         std=lambda k, x, output: evaluated(k, x, output)[3],
         log_prob=lambda k, x, there, output: function(k, x, output, there, None)[1],
+        **parts,
     )
 
 
@@ -184,16 +231,16 @@ def of_step(
     noise: Numbers,
     signal: Numbers | None = None,
     prediction: str = "velocity",
-    precision: torch.dtype = torch.float64,
-    refined: Callable[[int], Sampler] | None = None,
+    **parts: Any,
 ) -> Sampler:
     """The sampler of a step alone that draws its noise by one ``torch.randn`` of the state's shape.
 
-    Its mean and its standard deviation follow from the steps of two seeds.
+    Its mean and its standard deviation follow from the steps of two seeds; ``parts`` is what else
+    the sampler has, by the names of `Sampler`, such as ``precision``.
     """
     s = numbers(noise, "noise")
 
-    def parts(k: int, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(k: int, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         there, drawn = [], []
         for seed in (0, 1):
             there.append(step(k, x, output, torch.Generator().manual_seed(seed)).double())
@@ -208,8 +255,7 @@ def of_step(
         s,
         prediction,
         step=step,
-        mean=lambda k, x, output: parts(k, x, output)[0],
-        std=lambda k, x, output: parts(k, x, output)[1],
-        precision=precision,
-        refined=refined,
+        mean=lambda k, x, output: moments(k, x, output)[0],
+        std=lambda k, x, output: moments(k, x, output)[1],
+        **parts,
     )

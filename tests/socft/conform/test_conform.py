@@ -18,6 +18,7 @@ from torch import Tensor
 from socft.checks import InvalidProblem
 from socft.cli import main
 from socft.conform import IDENTITIES, Sampler, assert_conforms, conform, of_tuple
+from socft.conform.plugin import sampler_of
 from socft.flow import FlowSchedule, cps, flow_ddim, flow_sde, precise, uniform_times
 
 TIMES = uniform_times(8)
@@ -50,6 +51,11 @@ def sampler(schedule: FlowSchedule | None = None, **changes: Any) -> Sampler:
         ),
         ratio=lambda k, x, there, u, v: (log_prob(k, x, there, u) - log_prob(k, x, there, v)).exp(),
         training_noise=chain.levels.noise,
+        endpoint=lambda k, x, u: x - chain.levels.noise[k] * u,
+        score=lambda k, x, u: -(x + chain.levels.signal[k] * u) / chain.levels.noise[k],
+        control=lambda k, x, u, v: (mean(k, x, u) - mean(k, x, v)) / chain.sigma[k],
+        noise_level=0.7,
+        advantages=lambda rewards: rewards - rewards.mean(),
         refined=lambda steps: sampler(flow_sde(uniform_times(steps), 0.7)),
     )
     return dataclasses.replace(made, **changes)
@@ -77,6 +83,22 @@ def picked_by_sample(k: int, x: Tensor, there: Tensor, u: Tensor, v: Tensor) -> 
     """A ratio whose old half is that of the next sample in the batch."""
     old = RIGHT.log_prob_at(k, x, there, v).roll(1)
     return (RIGHT.log_prob_at(k, x, there, u) - old).exp()
+
+
+def by_score(k: int, x: Tensor, u: Tensor) -> Tensor:
+    """An endpoint by Tweedie's formula, which divides by the signal."""
+    signal, noise = CHAIN.levels.signal[k], CHAIN.levels.noise[k]
+    return (x + noise.square() * RIGHT.score_at(k, x, u)) / signal
+
+
+def without_root(steps: int) -> Sampler:
+    chain = flow_sde(uniform_times(steps), 0.7)
+    return sampler(chain, std=lambda k, x, u: chain.sigma[k] * steps**0.5)
+
+
+def half_detached(k: int, x: Tensor, there: Tensor, u: Tensor) -> Tensor:
+    """A density whose mean follows the output in one of two places."""
+    return RIGHT.log_prob_at(k, x, there, (u + u.detach()) / 2)
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -173,6 +195,61 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "constant std",
         "depends on the state",
     ),
+    "endpoint by the score": (
+        {"endpoint": by_score},
+        "endpoint",
+        "zero at the first level",
+    ),
+    "endpoint of the other sign": (
+        {"endpoint": lambda k, x, u: x + CHAIN.levels.noise[k] * u},
+        "endpoint",
+        "sign is wrong",
+    ),
+    "noise in place of the endpoint": (
+        {"endpoint": lambda k, x, u: x + CHAIN.levels.signal[k] * u},
+        "endpoint",
+        "the noise and not",
+    ),
+    "score that is not divided": (
+        {"score": lambda k, x, u: -(x + CHAIN.levels.signal[k] * u)},
+        "score of outputs",
+        "not divided by s",
+    ),
+    "control in units of the mean": (
+        {"control": lambda k, x, u, v: RIGHT.mean_at(k, x, u) - RIGHT.mean_at(k, x, v)},
+        "whitened control",
+        "not divided by std",
+    ),
+    "noise level of another convention": (
+        {"noise_level": 0.7 * 2**0.5},
+        "noise level",
+        "another convention",
+    ),
+    "level of noise without the root of the length": (
+        {"refined": without_root},
+        "noise level",
+        "lacks the root",
+    ),
+    "advantages without a baseline": (
+        {"advantages": lambda rewards: rewards},
+        "reward scale",
+        "no baseline",
+    ),
+    "advantages of the other sign": (
+        {"advantages": lambda rewards: rewards.mean() - rewards},
+        "reward scale",
+        "wrong sign",
+    ),
+    "advantages over a spread of zero": (
+        {"advantages": lambda rewards: (rewards - rewards.mean()) / rewards.std()},
+        "reward scale",
+        "without a floor",
+    ),
+    "half of the mean detached": (
+        {"log_prob": half_detached},
+        "policy gradient",
+        "detached",
+    ),
     "noise that stays": (
         {"refined": lambda steps: sampler(cps(uniform_times(steps), 0.7))},
         "refinement",
@@ -191,10 +268,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     ],
 )
 def test_a_correct_sampler_conforms(schedule: FlowSchedule):
-    verdicts = conform(sampler(schedule))
+    right = dataclasses.replace(sampler(schedule), noise_level=None)
+    verdicts = [v for v in conform(right) if v.identity != "noise level"]
     assert [str(v) for v in verdicts if not v.passed] == []
-    assert len(verdicts) == len(IDENTITIES)
-    assert_conforms(sampler(schedule))
+    assert len(verdicts) == len(IDENTITIES) - 1
+    assert_conforms(right)
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -218,8 +296,42 @@ def test_what_is_missing_is_not_run():
     ran = {v.identity for v in verdicts if v.passed is not None}
     assert ran == {"affine mean", "constant std", "marginals"}
     assert all("needs" in v.advice for v in verdicts if v.passed is None)
-    with pytest.raises(InvalidProblem, match="no identity could be run"):
+    with pytest.raises(InvalidProblem, match=r"no identity could be run; .*log density needs mean"):
         assert_conforms(Sampler(RIGHT.signal, RIGHT.noise, log_prob=RIGHT.log_prob))
+
+
+def test_an_average_over_coordinates_is_found_along_whole_chains():
+    wrong = sampler(**MISTAKES["log_prob as a mean"][0])
+    assert NAMED["Jarzynski"].check(wrong).passed is False
+
+
+@pytest.mark.parametrize(("eta", "level"), [(1.0, math.sqrt(2)), (0.5, math.sqrt(0.5))])
+def test_the_noise_level_of_ddim_is_root_two_times_its_eta(eta: float, level: float):
+    def made(steps: int) -> Sampler:
+        return sampler(flow_ddim(uniform_times(steps, 0.05), eta), noise_level=level, refined=made)
+
+    found = NAMED["noise level"].check(made(8))
+    assert found.passed, str(found)
+    assert f"{eta**2:.3g} of the memoryless" in str(found)
+
+
+def test_rewards_over_their_spread_are_said_to_leave_no_unit():
+    spread = sampler(advantages=lambda r: (r - r.mean()) / (r.std() + 1e-4))
+    found = NAMED["reward scale"].check(spread)
+    assert found.passed
+    assert "lambda std(r)" in str(found)
+    clipped = sampler(advantages=lambda r: (r - r.mean()).clamp(-0.5, 0.5))
+    assert NAMED["reward scale"].check(clipped).passed is False
+
+
+def test_a_sampler_that_raises_fails_and_says_where():
+    def broken(k: int, x: Tensor, u: Tensor) -> Tensor:
+        raise IndexError("no such level")
+
+    found = NAMED["affine mean"].check(sampler(mean=broken))
+    assert found.passed is False
+    assert "IndexError: no such level (line" in str(found)
+    assert "nan" not in str(found)
 
 
 def as_tuple(
@@ -264,6 +376,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "one of velocity, epsilon",
     ),
     "no part": (lambda: Sampler(RIGHT.signal, RIGHT.noise), "at least one"),
+    "level": (lambda: dataclasses.replace(RIGHT, noise_level=0.0), "positive number"),
     "precision": (lambda: dataclasses.replace(RIGHT, precision=torch.int64), "floating dtype"),
 }
 
@@ -287,6 +400,8 @@ def test_the_command_line_says_what_fails(capsys: pytest.CaptureFixture[str]):
     assert "identities fail: log density" in said.err
     assert main(["conform", f"{__name__}:MISTAKES"]) == 2
     assert "is a dict" in capsys.readouterr().err
+    assert main(["conform", f"{__name__}:by_score"]) == 2
+    assert "raises TypeError" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -306,6 +421,12 @@ def test_other_projects_run_them_as_tests(tmp_path: Path):
     assert found.returncode == 1, found.stdout + found.stderr
     assert "1 failed, 3 passed" in found.stdout
     assert "depends on the state" in found.stdout
+    assert "IdentityVerdict" not in found.stdout
+
+
+def test_a_sampler_that_is_not_there_is_a_usage_error():
+    with pytest.raises(pytest.UsageError, match="--conform math:tau: math:tau is a float; give"):
+        sampler_of("math:tau")
 
 
 FOREIGN = """
