@@ -44,8 +44,8 @@ class CostateIncrement(Readable, abc.ABC):
 
     @abc.abstractmethod
     def along(self, problem: ControlProblem, phi: VectorField, back: Reversal, k: int) -> States:
-        """The gain between ``X_{k+1}`` and ``X_{k+1} + d + n`` of a reversed chain, with the field
-        of step k + 1; shape (batch, *dims), without a graph.
+        """The gain between X and ``X + d + n`` of a reversed chain, with the field of the step and
+        at the states that `Reversal.place` tells; shape (batch, *dims), without a graph.
         """
 
 
@@ -60,7 +60,7 @@ class AnalyticIncrement(CostateIncrement):
 
     @torch.no_grad()
     def along(self, problem: ControlProblem, phi: VectorField, back: Reversal, k: int) -> States:
-        x = back.states[k + 1]
+        _, x = back.place(k)
         return (
             derivative(phi, x, back.drifts[k] + back.noise_increments[k])
             + trace(phi, x, columns(problem.reference, k, x))
@@ -76,7 +76,7 @@ class FiniteDifferenceIncrement(CostateIncrement):
 
     @torch.no_grad()
     def along(self, problem: ControlProblem, phi: VectorField, back: Reversal, k: int) -> States:
-        x, noise = back.states[k + 1], back.noise_increments[k]
+        (_, x), noise = back.place(k), back.noise_increments[k]
         centre = x + back.drifts[k]
         there, opposite = phi(centre + noise), phi(centre - noise)
         return (there - opposite) / 2 + (there - phi(centre)) + (opposite - phi(x))

@@ -36,12 +36,20 @@ class Reversal:
         drifts: ``D_k grad log p_{k+1}`` at the state of step k + 1, shape (T, batch, *dims).
         noise_increments: ``B_k xi'`` as costates and values see it, shape (T, batch, *dims).
         controls: ``v_k`` at the state of step k + 1, shape (T, batch, *noise_dims).
+        published: whether a costate field is taken at the state that step k ends in, with the noise
+            that leads on from there, in place of the state it starts from.
     """
 
     states: Float[Tensor, "steps_plus_1 batch *dims"]
     drifts: Float[Tensor, "steps batch *dims"]
     noise_increments: Float[Tensor, "steps batch *dims"]
     controls: Float[Tensor, "steps batch *noise_dims"]
+    published: bool = False
+
+    def place(self, k: int) -> tuple[int, Float[Tensor, "batch *dims"]]:
+        """Step and states at which step k takes a costate field."""
+        step = k if self.published else k + 1
+        return step, self.states[step]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +61,11 @@ class Reverser:
         generator: makes the noise of the reversed chain, which must not be that of the paths; by
             default every path has one that is seeded by its own noise, so that all is a function of
             the paths.
-        published_pairing: the ablation that gives costates and values the noise of the neighbouring
-            step, as the published code does; then increments cancel only in sum, to the square root
-            of the step size in place of the step size.
+        published_pairing: whether costates and values are paired with noise as in the published
+            code, where they run one step ahead of the states: step k takes the field at ``X_k``
+            with the noise of the step from there to ``X_{k-1}``. Their mean given the state is the
+            same up to O(dt); a sample is off by one increment, of the order of the square root of
+            the step size.
     """
 
     score: MarginalScore
@@ -76,8 +86,11 @@ class Reverser:
         return self.generator is not None or self.score.couples_batch
 
     def noise(self, path: Path) -> Noises:
-        """The noise of the reversed chain."""
-        shape, like = path.noise.steps.shape, path.states
+        """The noise of the reversed chain, and before it one that only a costate one step ahead
+        sees, shape (T + 1, batch, *noise_dims).
+        """
+        (steps, *shape), like = path.noise.steps.shape, path.states
+        shape = (steps + 1, *shape)
         if self.generator is not None:
             return torch.randn(
                 shape, generator=self.generator, dtype=like.dtype, device=self.generator.device
@@ -114,20 +127,21 @@ class Reverser:
             f" least {smallest}.",
         )
         score = self.score.fit(problem, policy, path)
-        noise = self.noise(path)
+        drawn = self.noise(path)
+        noise, seen = drawn[1:], drawn[:-1] if self.published_pairing else drawn[1:]
         states, drifts, noise_increments, controls = [path.final], [], [], []
         for k in reversed(range(problem.steps)):
             x = states[-1]
             v, drift = policy(k, x), reference.diffusion.apply(k, x, score(k, x))
-            seen = noise[(k + 1) % problem.steps] if self.published_pairing else noise[k]
             states.append(
                 2 * x - reference.step(k, x, v) + drift + reference.diffusion.apply(k, x, noise[k])
             )
             drifts.append(drift)
-            noise_increments.append(reference.diffusion.apply(k, x, seen))
+            noise_increments.append(reference.diffusion.apply(k, x, seen[k]))
             controls.append(v)
         return Reversal(
-            *(torch.stack(each[::-1]) for each in (states, drifts, noise_increments, controls))
+            *(torch.stack(each[::-1]) for each in (states, drifts, noise_increments, controls)),
+            self.published_pairing,
         )
 
 

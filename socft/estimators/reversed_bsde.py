@@ -112,10 +112,10 @@ class ReversedBSDE(CostateEstimator):
         value = problem.reward.gradient(path.final)
         yield CostateStep(problem.steps, back.states[-1], value, None)
         for k in reversed(range(problem.steps)):
-            x = back.states[k + 1]
+            x, (step, _) = back.states[k + 1], back.place(k)
             moved = torch.zeros_like(x)
-            if self.last or k + 1 < problem.steps:
-                moved = self.move.along(problem, lambda y, k=k: phi(k + 1, y), back, k)
+            if self.last or step < problem.steps:
+                moved = self.move.along(problem, lambda y, step=step: phi(step, y), back, k)
             next_costate = value + moved
             value = self.adjoint.vjp(problem, policy, k, x, value) + moved
             yield CostateStep(k, back.states[k], value, next_costate)
@@ -150,10 +150,10 @@ class ReversedValues:
         )
         values = [problem.reward(path.final)]
         for k in reversed(range(problem.steps)):
-            x = back.states[k + 1]
+            x, (step, place) = back.states[k + 1], back.place(k)
             spread = sum(
-                (derivative(lambda y, k=k: phi(k + 1, y), x, u) * u).sum(1)
-                for u in columns(problem.reference, k, x)
+                (derivative(lambda y, step=step: phi(step, y), place, u) * u).sum(1)
+                for u in columns(problem.reference, k, place)
             )
             price = (
                 problem.cost(k, x) + problem.beta[k].to(x) * back.controls[k].square().sum(1) / 2
@@ -161,7 +161,7 @@ class ReversedValues:
             values.append(
                 values[-1]
                 - price
-                + (phi(k + 1, x) * (back.drifts[k] + back.noise_increments[k])).sum(1)
+                + (phi(step, place) * (back.drifts[k] + back.noise_increments[k])).sum(1)
                 + spread
             )
         return ValueSamples(back.states, torch.stack(values[::-1]).detach())

@@ -23,9 +23,11 @@ temperature to the next. They are
   wait for rounds; and PI-FT with sampled means (`socft.pi_ft`).
 
 The law of :math:`X_0` follows Newton's method with :math:`E V_0'` and, by Stein's lemma,
-:math:`E V_0'' = E[V_0'(\mu + Q z) z]/Q`. "Published" methods take the costate of step k in place of
-k + 1, regress with the Huber loss, give the deviation's gradient noise that is not the path's, and
-reverse time with the noise of the neighbouring step.
+:math:`E V_0'' = E[V_0'(\mu + Q z) z]/Q`. "Published" methods take the costate of step k in place
+of k + 1, regress with the Huber loss, give the deviation's gradient noise that is not the path's,
+and pair reversed costates with noise one step ahead of their states. All are scaled down: the
+published code takes 450 000 gradient steps at every temperature, and a network for the score of the
+pre-trained model.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ ROWS: tuple[EstimatorRow, ...] = (
         ),
         ReversedBSDE,
         Group.CORRECTED,
-        REVERSED + "; two noises, as its code",
+        REVERSED + "; noise a step ahead, as its code",
         oracle=True,
     ),
 )

@@ -22,7 +22,7 @@ from socft.report.gradient_variance.cells import (
     without,
 )
 from socft.report.rows import Rows
-from socft.report.typeset import NOT_MEASURED, Table, number, text
+from socft.report.typeset import NOT_MEASURED, Table, integer, number, text
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
@@ -146,6 +146,7 @@ def pendulum(rows: Rows) -> str:
         header=(
             "pipeline",
             "$N$",
+            r"gradient \ steps",
             Metric.COST,
             "published",
             r"simulated \ cost",
@@ -153,14 +154,14 @@ def pendulum(rows: Rows) -> str:
             r"$phi$ on the \ way",
             "seconds",
         ),
-        rows=body or [missing(8)],
+        rows=body or [missing(9)],
         caption=f"""Pendulum: mean cost of initial states after descent along the learnt costate,
             exactly and by fresh simulation, with standard errors over seeds; the least possible
             cost is {number(optimum, 4)}. Beside it the mean-square error of the costate, over $N(0,
             I)$ and over the states passed on the way down. The adjoint _after it_ has the costate
             of the fitted Bellman recursion as control variate.""",
         label="pendulum",
-        align="lrrrrrrr",
+        align="lrrrrrrrr",
         long=True,
     ).markup
     return (
@@ -171,9 +172,11 @@ def pendulum(rows: Rows) -> str:
 def _reached(mine: Rows, name: str) -> Sequence[str]:
     cost, simulated, error, way = (mine.where(metric).one() for metric in REACHED)
     paths, seconds = mine.distinct("paths"), next((record.seconds for record in mine), None)
+    steps = [each for each in mine.distinct("gradient_steps") if each]
     return (
         text(name),
         plain(paths[-1]) if paths else NONE,
+        integer(steps[-1]) if steps else NONE,
         value(cost, 4),
         _published(cost),
         *(NONE if each is None else value(each) for each in (simulated, error, way)),

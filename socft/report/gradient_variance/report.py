@@ -190,9 +190,11 @@ def _replication(rows: Rows) -> str:
 {verdicts.BSDE} reverses a controlled SDE in time with the score of its marginals and lets costates
 ride backwards on the same noise. It
 reports three studies, in which regressed time-reversed costates are more accurate than regressed
-costates of forward paths, there called non-adapted. Pipelines called _published_ have the network,
-the Huber loss and the noise pairing of the published code. The others see the same paths and
-regress with the squared loss; time-reversed they use one noise for state and costate.
+costates of forward paths, there called non-adapted. Networks, minibatches and optimiser are those
+of the published code. Pipelines called _published_ have its Huber loss and its pairing of noises as
+well, in which costates see the noise of the step after that of their states. The others see the
+same paths and regress with the squared loss; time-reversed they use one noise for state and
+costate.
 
 == A linear SDE
 

@@ -33,7 +33,7 @@ def reverse(published: bool) -> Reversal:
 @pytest.mark.parametrize("published", [False, True])
 def test_reversed_steps(published: bool):
     """``X_k = 2 X_{k+1} - m_k(X_{k+1}) - B_k v_k + D_k s_{k+1} + B_k xi``, with the noise that
-    costates see, or the published code's of the step after.
+    costates see, or one step ahead of them.
     """
     back = reverse(published)
     moved = []
@@ -45,9 +45,17 @@ def test_reversed_steps(published: bool):
         torch.testing.assert_close(back.controls[k], POLICY(k, x), rtol=0, atol=0)
         moved.append((back.states[k] - x + forward - drift) / SIGMA[k])
     seen = back.noise_increments / SIGMA
-    expected = torch.stack(moved[1:] + moved[:1] if published else moved)
-    torch.testing.assert_close(seen, expected, rtol=1e-10, atol=1e-10)
+    noise = torch.stack(moved)
+    if published:
+        torch.testing.assert_close(seen[1:], noise[:-1], rtol=1e-10, atol=1e-10)
+        assert all(float((seen[0] - each).abs().max()) > 0.1 for each in noise)
+    else:
+        torch.testing.assert_close(seen, noise, rtol=1e-10, atol=1e-10)
     assert float(seen.std()) > 0.5
+    assert all(back.place(k)[0] == k + (not published) for k in range(STEPS))
+    assert all(
+        torch.equal(back.place(k)[1], back.states[k + (not published)]) for k in range(STEPS)
+    )
 
 
 def test_too_few_paths_are_refused():

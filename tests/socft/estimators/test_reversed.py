@@ -4,21 +4,24 @@ products along the reversed path.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from socft.costates.fields import GivenCostate
-from socft.costates.marginal_score import AffineMarginals
+from socft.costates.marginal_score import AffineMarginals, GivenScore
 from socft.costates.time_reversal import Reversal, Reverser
 from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
-from socft.path import Path
-from socft.policy import Policy
+from socft.path import Noise, Path
+from socft.policy import Policy, Uncontrolled
 from socft.problem import ControlProblem
-from socft.reference import AffineReference, MatrixDiffusion, States, Step
-from socft.reward import Quadratic
+from socft.reference import AffineReference, MatrixDiffusion, ScalarDiffusion, States, Step
+from socft.reward import FunctionReward, Quadratic
 from tests.support.estimator_cases import IDENTITY, STEPS, away, paths, quadratic_problem
-from tests.support.tensors import randn
+from tests.support.tensors import F64, generator, randn
+from verify.support.sampling import require_estimates
 
 SLOPES, OFFSETS = randn(31, STEPS + 1, 2, 2), randn(32, STEPS + 1, 2)
 """Of the field at every step; the last ones are wrong, and the reward's gradient stands in."""
@@ -93,3 +96,27 @@ def test_costates_are_pulled_back_and_moved(last: bool):
         assert step.next_costate is not None
         assert torch.allclose(step.next_costate, next_costate, rtol=IDENTITY, atol=IDENTITY)
         assert torch.allclose(step.value, value, rtol=IDENTITY, atol=IDENTITY)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_costates_on_a_random_walk_have_their_exact_mean(published: bool):
+    r"""Backwards from x by :math:`\sigma \xi`, under :math:`\phi = \sin`, a costate is
+    :math:`\sin x - \sigma^2 \sum_k E \sin X_j` in the mean, with j = k + 1, or j = k as
+    published, and :math:`E \sin X_j = \sin(x) e^{-\sigma^2 (T - j)/2}`: noise is paired with the
+    state before it either way.
+    """
+    steps, sigma, x, paths = 4, 0.7, 1.1, 40_000
+    reference = AffineReference(
+        torch.ones(steps, 1, 1, dtype=F64), ScalarDiffusion(torch.full((steps,), sigma, dtype=F64))
+    )
+    problem = ControlProblem(reference, FunctionReward(lambda y: -torch.cos(y[:, 0])), 1.0)
+    ends = torch.full((steps + 1, paths, 1), x, dtype=F64)
+    still_noise = torch.zeros(steps, paths, 1, dtype=F64)
+    path = Path(ends, still_noise, Noise(ends[0], still_noise))
+    still = GivenScore(lambda k, y: torch.zeros_like(y))
+    reverser = Reverser(still, generator(31), published_pairing=published)
+    found = ReversedBSDE(GivenCostate(lambda k, y: torch.sin(y)), reverser)
+    costates = found.costates(problem, Uncontrolled(reference), path).values[0, :, 0]
+    after = [steps - k if published else steps - k - 1 for k in range(steps)]
+    mean = math.sin(x) * (1 - sigma**2 * sum(math.exp(-(sigma**2) * n / 2) for n in after))
+    require_estimates(costates.mean(), costates.std() / paths**0.5, mean, 0.006)
