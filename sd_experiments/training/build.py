@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sd_experiments import config
-from sd_experiments.model.flow_chain import FlowModelReference, Kernel
 from sd_experiments.model.flow_model import FlowModel
+from sd_experiments.model.flow_reference import FlowModelReference, Kernel
 from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.latent_reference import LatentReference
 from sd_experiments.model.loading import PipelineLoader, load_latent_model

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sd_experiments import config
 from sd_experiments.assignments import read_assignments
-from sd_experiments.model.flow_chain import FlowModelReference, ode_sample, tuned_velocity
+from sd_experiments.model.flow_reference import FlowModelReference, ode_sample, tuned_velocity
 from sd_experiments.reward.rewards import CLIPScore, ImageRewardModel, Images, decode
 from sd_experiments.training.build import Checker, Experiment, build, find_device, load_reward_model
 from sd_experiments.training.loop import TrainingLoop

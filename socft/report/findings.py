@@ -200,9 +200,15 @@ def error(rows: Rows) -> Number:
     return Number(record.stderr, (record,))
 
 
-def largest(
-    rows: Rows, of: Callable[[Record], float | None] = lambda record: record.value, digits: int = 3
-) -> Number:
+Reading = Callable[[Record], float | None]
+
+
+def its_value(record: Record) -> float:
+    """The number that a record has."""
+    return record.value
+
+
+def largest(rows: Rows, of: Reading = its_value, digits: int = 3) -> Number:
     """The largest of some records.
 
     Raises:
@@ -211,9 +217,7 @@ def largest(
     return _extreme(rows.largest(of), rows, digits)
 
 
-def smallest(
-    rows: Rows, of: Callable[[Record], float | None] = lambda record: record.value, digits: int = 3
-) -> Number:
+def smallest(rows: Rows, of: Reading = its_value, digits: int = 3) -> Number:
     """The smallest of some records.
 
     Raises:

@@ -24,8 +24,8 @@ from transformers import T5Config
 
 from sd_experiments import config
 from sd_experiments.model import keys
-from sd_experiments.model.flow_chain import FlowModelReference, ode_sample, tuned_velocity
 from sd_experiments.model.flow_model import FlowModel, Flux, StableDiffusion3
+from sd_experiments.model.flow_reference import FlowModelReference, ode_sample, tuned_velocity
 from sd_experiments.model.lora_io import load_lora, save_lora
 from sd_experiments.model.policy import LoRA, LoRAPolicy
 from sd_experiments.model.stable_diffusion import StableDiffusion

@@ -28,8 +28,8 @@ from socft.study.digest import fingerprint
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from tests.support.tensors import F64
+from toy.learners import martingale_backward_pass
 from toy.mixture import evaluation, learning, methods
-from toy.pipelines import martingale_backward_pass
 from toy.problems import benchmark
 from toy.problems.pendulum import lowest
 from toy.problems.reversed_bsde import MIXTURE_PUBLISHED

@@ -69,10 +69,16 @@ def test_holds():
     CLAIM.holds(0.5, 1.0, {})
     time.sleep(120)
 """
+MANY = """
+import pytest
+@pytest.mark.parametrize("n", range(4))
+def test_holds(n):
+    CLAIM.holds(n / 4, 1.0, {"n": n})
+"""
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     """A package of claims with the machinery of the real one."""
     made = tmp_path / "verify"
     made.mkdir()
@@ -104,13 +110,20 @@ def rows(folder: Path) -> dict[str, dict]:
 
 @pytest.mark.slow
 def test_every_outcome_is_recorded_and_parallel_runs_merge(folder):
-    write(folder, good=GOOD, false=FALSE, error=ERROR, empty=EMPTY, broken=BROKEN)
-    shown = check(folder, "good", "false", "error", "empty", "broken", workers=2)
+    """A claim is shown once when all its tests ran, those with parameters too. Checked again it
+    says the same, one whose file is gone is forgotten, the others stay, and one without tests is no
+    success.
+    """
+    bodies = {"good": GOOD, "false": FALSE, "error": ERROR, "empty": EMPTY, "broken": BROKEN}
+    write(folder, **bodies, many=MANY, gone=GOOD)
+    shown = check(folder, "many", *bodies, "gone", workers=2)
     found = rows(folder)
     statuses = {name: row["status"] for name, row in found.items()}
     unmeasured = "not measured"
     assert statuses == {
         "good": "verified",
+        "many": "verified",
+        "gone": "verified",
         "false": "refuted",
         "error": unmeasured,
         "empty": unmeasured,
@@ -136,18 +149,22 @@ def test_every_outcome_is_recorded_and_parallel_runs_merge(folder):
     assert found["false"]["instance"] == {"n": 701}, "the smallest instance that refutes it"
     assert found["error"]["errors"] == ["test_is_attained: ZeroDivisionError: no such instance"]
     assert "no_such_module" in found["broken"]["errors"][0]
-    assert "4 of 5 claims are not verified" in shown
+    assert "4 of 7 claims are not verified" in shown
     assert 'false is refuted: inequality, measured 1.001, bound 1, at {"n": 701}' in shown
     assert "good: verified (worst ratio 0.999, attained 1;" in shown
-    alone = check(folder, "good")
-    again = rows(folder)
-    assert "good: verified" in alone
-    assert {k: v for k, v in again["good"].items() if k != "seconds"} == {
-        k: v for k, v in good.items() if k != "seconds"
-    }
-    assert {k: v for k, v in again.items() if k != "good"} == {
-        k: v for k, v in found.items() if k != "good"
-    }
+    assert shown.count("many: verified") == 1
+    assert "worst ratio 0.75; 4 checks" in shown
+    (folder / "gone.py").unlink()
+    write(folder, silent="")
+    again = check(folder, "good", "silent")
+    assert "good: verified" in again
+    assert "nothing was heard of silent to the end" in again
+    del found["gone"]
+    assert _without_time(rows(folder)) == _without_time(found)
+
+
+def _without_time(found: dict[str, dict]) -> dict[str, dict]:
+    return {name: {k: v for k, v in row.items() if k != "seconds"} for name, row in found.items()}
 
 
 @pytest.mark.slow
@@ -173,29 +190,6 @@ def test_partial_run_changes_no_record(folder):
     assert (
         f"good: its line in {file} is unchanged, because only some of its tests ran" in done.stdout
     )
-
-
-@pytest.mark.slow
-def test_claims_whose_file_is_gone_are_forgotten(folder):
-    """Other claims that did not run stay."""
-    write(folder, good=GOOD, other=GOOD, gone=GOOD)
-    check(folder, "other", "gone")
-    (folder / "gone.py").unlink()
-    check(folder, "good")
-    assert sorted(rows(folder)) == ["good", "other"]
-
-
-@pytest.mark.slow
-def test_claim_is_shown_once_when_all_its_tests_ran(folder):
-    """Also those of a test with parameters, and from several processes."""
-    many = (
-        "import pytest\n@pytest.mark.parametrize('n', range(4))\ndef test_holds(n):\n   "
-        " CLAIM.holds(n / 4, 1.0, {'n': n})\n"
-    )
-    write(folder, many=many)
-    shown = check(folder, "many", workers=2)
-    assert shown.count("many: verified") == 1
-    assert "worst ratio 0.75; 4 checks" in shown
 
 
 @pytest.mark.slow
@@ -322,12 +316,6 @@ def test_damaged_records_are_refused_before_anything_runs(folder):
         with pytest.raises(InvalidProblem, match=rf"^line 1 of {file} is damaged: .*{said}"):
             check(folder, "good")
         assert file.read_text() == text + "\n"
-
-
-@pytest.mark.slow
-def test_a_claim_without_tests_is_no_success(folder):
-    write(folder, good=GOOD, silent="")
-    assert "nothing was heard of silent to the end" in check(folder, "good", "silent")
 
 
 def test_bad_input_is_refused(folder, capsys):

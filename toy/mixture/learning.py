@@ -29,8 +29,8 @@ from socft.problem import ControlProblem
 from socft.reference import States
 from socft.regression.features import RadialBasis
 from socft.regression.functions import Field, LinearRegression, Regression
+from toy.learners import StepwiseFits
 from toy.mixture.evaluation import InitialDistribution, problem_at
-from toy.pipelines import StepwiseFits
 
 CENTRES, WIDTH = torch.linspace(-7, 7, 29, dtype=torch.float64)[:, None], 0.5
 RIDGE, STIFF_RIDGE = 1e-8, 1e-4

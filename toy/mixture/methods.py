@@ -23,6 +23,7 @@ from socft.estimators.full_adjoint import FullAdjoint
 from socft.estimators.martingale_adjoint import FullMartingaleAdjoint, MartingaleAdjoint
 from socft.estimators.reversed_bsde import ReversedBSDE
 from socft.study.vocabulary.methods import MethodName
+from toy.learners import space_time
 from toy.mixture.learning import (
     DAMPED,
     REVERSED_SEED,
@@ -34,7 +35,6 @@ from toy.mixture.learning import (
     fitted_bellman,
     sampled_pi_ft,
 )
-from toy.pipelines import space_time
 
 ROUND_STEPS, BATCH = 400, 16
 SEEDS, FEW_SEEDS, NETWORK_SEEDS, QUICK_SEEDS = 10, 2, 2, 1

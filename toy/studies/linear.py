@@ -9,7 +9,7 @@ continuous time, and splits into
 * ``chain_mse``: the distance of what was learnt from the chain's own costate: Monte-Carlo noise and
   fit.
 
-The pipelines (`toy.pipelines`) see the same paths. Networks, optimiser, minibatches and numbers of
+The pipelines (`toy.learners`) see the same paths. Networks, optimiser, minibatches and numbers of
 gradient steps are those of the published code for all. "Published" pipelines have its Huber loss,
 its network for the score and its pairing of noises as well; the others regress with the squared
 loss and, time-reversed, take the exact score and one noise for state and costate. The published
@@ -35,16 +35,15 @@ from socft.records import Record
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
 from socft.sde import EulerMaruyama, Exponential, Integrator
-from socft.study.repetitions import record_repetitions
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from toy.pipelines import (
+from toy.learners import (
     CostateLearner,
+    RepeatedFit,
     lean,
-    learn,
     least_squares_costate,
     least_squares_value,
     linear_features,
@@ -181,27 +180,26 @@ def pipeline_task(
         Metric.MSE: found.continuous_uncontrolled.gradient(0, points),
         Metric.CHAIN_MSE: found.uncontrolled.gradient(0, points),
     }
-    rows, seconds, evaluations = [], [], 0
-    for seed in range(seeds):
-        learnt = learn(chosen, found.problem, policy, paths, seed)
-        rows.append({name: _distance(learnt.field, points, at) for name, at in exact.items()})
-        seconds.append(learnt.seconds)
-        evaluations = learnt.evaluations
+    fits = RepeatedFit.of(
+        chosen,
+        found.problem,
+        policy,
+        paths,
+        seeds,
+        lambda field: {name: _distance(field, points, at) for name, at in exact.items()},
+    )
     setting = {
         "noise": noise,
         "integrator": integrator,
         "paths": paths,
         "function_class": chosen.function_class,
     }
-    return record_repetitions(
+    return fits.records(
         schemas.LINEAR,
         ProblemName.BSDE_LINEAR,
-        rows,
         setting=setting,
         estimator=pipeline,
         kind=chosen.kind,
-        seconds=sum(seconds) / seeds,
-        evaluations=evaluations,
         published={Metric.MSE: _published(found, pipeline, setting)},
     )
 

@@ -51,18 +51,17 @@ from socft.records import Record
 from socft.reference import States
 from socft.regression.features import Features
 from socft.regression.functions import LinearRegression
-from socft.study.repetitions import record_repetitions
 from socft.study.tasks import Study, Task
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.problems import ProblemName
-from toy.pipelines import (
+from toy.learners import (
     CostateLearner,
     Learner,
+    RepeatedFit,
     bellman_sweep,
     lean,
-    learn,
     martingale,
     martingale_after_bellman,
     martingale_backward_pass,
@@ -254,13 +253,15 @@ def pipeline_task(
 ) -> list[Record]:
     """One pipeline: what is learnt, where states descend along it, and what that costs."""
     found, chosen = _problem(tuple(nodes)), PIPELINES[name]
-    learner = chosen.of(rounds)
-    rows, seconds, evaluations = [], [], 0
-    for seed in range(seeds):
-        learnt = learn(learner, found.problem, Uncontrolled(found.problem.reference), paths, seed)
-        rows.append(_measured(found, learnt.field, states))
-        seconds.append(learnt.seconds)
-        evaluations = learnt.evaluations
+    policy = Uncontrolled(found.problem.reference)
+    fits = RepeatedFit.of(
+        chosen.of(rounds),
+        found.problem,
+        policy,
+        paths,
+        seeds,
+        lambda field: _measured(found, field, states),
+    )
     setting = {
         "paths": paths,
         "function_class": chosen.function_class,
@@ -268,15 +269,12 @@ def pipeline_task(
     }
     published = {Metric.COST: PUBLISHED[chosen.published]} if chosen.published else {}
     lowest_cost = lowest(found.uncontrolled).cost
-    return record_repetitions(
+    return fits.records(
         schemas.PENDULUM,
         ProblemName.BSDE_PENDULUM,
-        rows,
         setting=setting,
         estimator=name,
         kind=chosen.kind,
-        seconds=sum(seconds) / seeds,
-        evaluations=evaluations,
         optimum={Metric.COST: lowest_cost, Metric.COST_SIMULATED: lowest_cost},
         published=published,
     )

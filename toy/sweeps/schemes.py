@@ -24,7 +24,7 @@ from socft.problem import ControlProblem
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
 from socft.study.vocabulary.methods import MethodName
-from toy.pipelines import ADJOINT, REVERSED, ROLLOUT
+from toy.learners import ADJOINT, REVERSED, ROLLOUT
 from toy.sweeps.oscillator import AffineCostate, OscillatorCase, Rule
 
 ROUNDS = 60

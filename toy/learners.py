@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -42,9 +43,13 @@ from socft.estimators.reversed_bsde import ReversedBSDE, ReversedValues
 from socft.path import Noise, Path, rollout
 from socft.policy import Policy
 from socft.problem import ControlProblem
+from socft.records import Record
 from socft.reference import States, Step
 from socft.regression.features import Features, Polynomial
 from socft.regression.functions import Field, LinearRegression, Regression
+from socft.study.repetitions import record_repetitions
+from socft.study.vocabulary.metrics import Metric
+from socft.study.vocabulary.schema import StudySchema
 
 ROUNDS = 10
 """Picard rounds of arXiv 2603.20455v2."""
@@ -116,6 +121,41 @@ def learn(
     return FittedCostate(
         field, time.perf_counter() - start, pipeline.learn.work * problem.steps * paths
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class RepeatedFit:
+    """Fits to paths of their own.
+
+    Attributes:
+        rows: what was measured on each.
+        seconds: in the mean.
+        evaluations: of one.
+    """
+
+    rows: list[dict[Metric, float]]
+    seconds: float
+    evaluations: int
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: CostateLearner,
+        problem: ControlProblem,
+        policy: Policy,
+        paths: int,
+        seeds: int,
+        measured: Callable[[CostateField], dict[Metric, float]],
+    ) -> RepeatedFit:
+        """Fits of a pipeline, as `learn` makes them."""
+        fits = [learn(pipeline, problem, policy, paths, seed) for seed in range(seeds)]
+        rows = [measured(each.field) for each in fits]
+        return cls(rows, sum(each.seconds for each in fits) / seeds, fits[-1].evaluations)
+
+    def records(self, study: StudySchema, problem: str, **common: Any) -> list[Record]:
+        """`record_repetitions` of what was measured."""
+        cost = {"seconds": self.seconds, "evaluations": self.evaluations}
+        return record_repetitions(study, problem, self.rows, **cost, **common)
 
 
 def linear_features(degree: int = 1) -> StepwiseRegression:
