@@ -328,6 +328,15 @@ def require_states(x: object, dims: tuple[int, ...], what: str, hint: str = "") 
         )
 
 
+def require_floating_tensors(**values: object) -> None:
+    """Raise `InvalidProblem` unless these are tensors of floating-point numbers."""
+    for name, each in values.items():
+        if not isinstance(each, Tensor) or not each.is_floating_point():
+            raise InvalidProblem(
+                f"{name} is {described(each)}; give a tensor of floating-point numbers."
+            )
+
+
 def keep(frozen: object, **values: object) -> None:
     """Set fields of a frozen dataclass while it is made, to what was checked."""
     for name, value in values.items():

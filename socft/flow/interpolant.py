@@ -21,14 +21,29 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import Numbers, numbers, require, require_finite
+from socft.checks import (
+    Numbers,
+    number,
+    numbers,
+    positive,
+    require,
+    require_each,
+    require_finite,
+    require_floating_tensors,
+    require_shape,
+    whole,
+)
 from socft.readable import Readable
 from socft.reference import States
+
+MOST_STEPS = 10**6
+"""The largest number of steps of a chain."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +70,13 @@ class NoiseLevel(Readable):
     signal_rate: Tensor
     noise_rate: Tensor
 
+    def __post_init__(self) -> None:
+        require_floating_tensors(**vars(self))
+        for name, each in vars(self).items():
+            require_finite(each.detach(), name, "it must be a finite number.")
+        shapes = {tuple(each.shape) for each in vars(self).values()}
+        require(len(shapes) == 1, f"the fields have shapes {sorted(shapes)}; give one for all.")
+
     @property
     def wronskian(self) -> Tensor:
         """``D = a s' - s a'``, positive; 1 for rectified flow."""
@@ -62,12 +84,12 @@ class NoiseLevel(Readable):
 
     def endpoint(self, x: States, velocity: States) -> States:
         """``E[x_0 | x]``."""
-        c = self._like(x)
+        c = self._like(x, velocity=velocity)
         return (c.noise_rate * x - c.noise * velocity) / c.wronskian
 
     def noise_estimate(self, x: States, velocity: States) -> States:
         """``E[eps | x]``."""
-        c = self._like(x)
+        c = self._like(x, velocity=velocity)
         return (c.signal * velocity - c.signal_rate * x) / c.wronskian
 
     def score(self, x: States, velocity: States) -> States:
@@ -86,7 +108,7 @@ class NoiseLevel(Readable):
             InvalidProblem: the noise is 0, where the endpoint is x whatever the velocity.
         """
         self._require_positive(self.noise, "noise", "endpoint")
-        c = self._like(x)
+        c = self._like(x, endpoint=endpoint)
         return (c.noise_rate * x - c.wronskian * endpoint) / c.noise
 
     def velocity_from_noise(self, x: States, noise_estimate: States) -> States:
@@ -96,7 +118,7 @@ class NoiseLevel(Readable):
             InvalidProblem: the signal is 0, where the noise is x whatever the velocity.
         """
         self._require_positive(self.signal, "signal", "noise")
-        c = self._like(x)
+        c = self._like(x, noise_estimate=noise_estimate)
         return (c.signal_rate * x + c.wronskian * noise_estimate) / c.signal
 
     def velocity_from_score(self, x: States, score: States) -> States:
@@ -105,15 +127,21 @@ class NoiseLevel(Readable):
         Raises:
             InvalidProblem: the signal is 0, where the score is -x whatever the velocity.
         """
-        return self.velocity_from_noise(x, -self._like(x).noise * score)
+        return self.velocity_from_noise(x, -self._like(x, score=score).noise * score)
 
     def each(self, function: Callable[[Tensor], Tensor]) -> NoiseLevel:
         """A function of every field; nothing is copied, so that derivatives pass."""
         return NoiseLevel(*(function(getattr(self, f.name)) for f in dataclasses.fields(self)))
 
-    def _like(self, x: States) -> NoiseLevel:
-        """The same numbers, shaped to broadcast against ``x``, in its dtype."""
-        return self.each(lambda v: _shaped(v, x))
+    def _like(self, x: States, **predicted: States) -> _Coefficients:
+        """The same numbers, shaped to broadcast against ``x``, in its dtype; refuses predictions
+        that are not of the shape of ``x``.
+        """
+        require_floating_tensors(x=x, **predicted)
+        for name, each in predicted.items():
+            require_shape(each, name, tuple(x.shape))
+        fields = (self.signal, self.noise, self.signal_rate, self.noise_rate, self.wronskian)
+        return _Coefficients(*(_shaped(each, x) for each in fields))
 
     @staticmethod
     def _require_positive(values: Tensor, name: str, prediction: str) -> None:
@@ -122,6 +150,16 @@ class NoiseLevel(Readable):
             f"the {name} is 0 at a time where the {prediction} is asked for, and says nothing"
             " there; use the velocity.",
         )
+
+
+class _Coefficients(NamedTuple):
+    """A level beside states."""
+
+    signal: Tensor
+    noise: Tensor
+    signal_rate: Tensor
+    noise_rate: Tensor
+    wronskian: Tensor
 
 
 def _shaped(value: Tensor, x: Tensor) -> Tensor:
@@ -179,12 +217,9 @@ def uniform_times(steps: int, last: float = 0.0) -> Float[Tensor, " steps_plus_1
     >>> uniform_times(4, last=0.2)
     tensor([1.0000, 0.8000, 0.6000, 0.4000, 0.2000], dtype=torch.float64)
     """
-    require(
-        isinstance(steps, int) and steps >= 1,
-        f"steps = {steps}; give a whole number that is at least 1.",
-    )
-    require(0 <= last < 1, f"last = {last}; the last time must lie in [0, 1).")
-    return torch.linspace(1, last, steps + 1, dtype=torch.float64)
+    count, end = whole(steps, "steps", most=MOST_STEPS), number(last, "last")
+    require(0 <= end < 1, f"last = {end:g}; the last time must lie in [0, 1).")
+    return torch.linspace(1, end, count + 1, dtype=torch.float64)
 
 
 def shift_times(times: Numbers, shift: float) -> Float[Tensor, " steps_plus_1"]:
@@ -197,20 +232,13 @@ def shift_times(times: Numbers, shift: float) -> Float[Tensor, " steps_plus_1"]:
     >>> shift_times([1.0, 0.5, 0.0], shift=3.0)
     tensor([1.0000, 0.7500, 0.0000], dtype=torch.float64)
     """
-    tau = _times(times)
-    require(
-        math.isfinite(shift) and shift > 0,
-        f"shift = {shift}; it must be positive and finite, 1 changes nothing.",
-    )
-    return shift * tau / (1 + (shift - 1) * tau)
+    tau, factor = _times(times), positive(shift, "shift")
+    return factor * tau / (1 - tau + factor * tau)
 
 
 def _times(time: Numbers) -> Tensor:
     tau = numbers(time, "time")
-    require_finite(tau, "time", "every time must be a finite number.")
-    require(
-        bool(((tau >= 0) & (tau <= 1)).all()),
-        f"the times run from {float(tau.min()):g} to {float(tau.max()):g}; they must lie in [0, 1],"
-        " 0 for data and 1 for noise.",
-    )
+    require(tau.numel() > 0, f"time has shape {tuple(tau.shape)}; give at least one time.")
+    remedy = "times must lie in [0, 1], 0 for data and 1 for noise."
+    require_each(tau, lambda each: (each >= 0) & (each <= 1), "time", remedy)
     return tau

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import called, require, require_callable, require_kind, require_states
 from socft.flow.interpolant import NoiseLevel
 from socft.flow.schedule import REMEDIES, FlowSchedule
+from socft.probing import probe_steps
 from socft.reference import DenoisingReference, Noises, ScalarDiffusion, States, Step, at_step
-from socft.reward import PerSample, Reward
+from socft.reward import PerSample, Reward, as_reward
 
 VelocityModel = Callable[[Step, States], States]
 """``(k, x) -> E[a' x_0 + s' eps | x]`` at the time that step k starts from."""
@@ -40,6 +41,7 @@ class FlowReference(DenoisingReference):
     """
 
     def __init__(self, schedule: FlowSchedule, velocity: VelocityModel, dims: tuple[int, ...]):
+        require_flow_schedule(schedule)
         require(
             not schedule.deterministic_end,
             f"the last step has no noise, so that it cannot be steered at a finite KL; {REMEDIES}.",
@@ -47,6 +49,8 @@ class FlowReference(DenoisingReference):
         super().__init__(schedule.steps, dims, ScalarDiffusion(schedule.sigma))
         self.schedule = schedule
         self.velocity = velocity
+        if type(self) is FlowReference:  # the velocity of a class of its own is not a caller's
+            probe_steps(velocity, self.steps, self.initial, self.dims, "the velocity")
 
     def initial(self, z: States) -> States:
         first = self.schedule.levels
@@ -123,12 +127,23 @@ class LastStepReward(Reward):
     """
 
     def __init__(self, reward: Reward, schedule: FlowSchedule, velocity: VelocityModel):
-        self.reward, self.schedule, self.velocity = reward, schedule, velocity
+        require_flow_schedule(schedule)
+        require_callable(velocity, "the velocity", "of step and states")
+        self.reward, self.schedule, self.velocity = as_reward(reward), schedule, velocity
 
     def __call__(self, x: States) -> PerSample:
+        require_states(x, tuple(getattr(x, "shape", ()))[1:], "the reward")
         s, last = self.schedule, self.schedule.steps - 1
-        mean = s.state_weight[last].to(x) * x
-        return self.reward(mean + s.velocity_weight[last].to(x) * self.velocity(last, x))
+        velocity = called(self.velocity, (last, x), tuple(x.shape), "the velocity")
+        return self.reward(
+            s.state_weight[last].to(x) * x + s.velocity_weight[last].to(x) * velocity
+        )
+
+
+def require_flow_schedule(schedule: object) -> None:
+    """Refuse what is no `FlowSchedule`."""
+    remedy = "give a FlowSchedule, such as flow_sde(uniform_times(10, last=0.1), 0.7)."
+    require_kind(schedule, FlowSchedule, "the schedule", remedy)
 
 
 def absorb_last_step(
@@ -147,6 +162,7 @@ def absorb_last_step(
     >>> ControlProblem(reference, reward, beta=1.0).steps
     1
     """
+    require_flow_schedule(schedule)
     require(
         schedule.deterministic_end,
         f"sigma[{schedule.steps - 1}] = {float(schedule.sigma[-1]):g}: the last step has noise and"

@@ -23,6 +23,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from types import NoneType
 
 import torch
 from jaxtyping import Float
@@ -30,9 +31,17 @@ from torch import Tensor
 
 from socft.checks import (
     Numbers,
+    called,
     monotone,
+    number,
     numbers,
+    positive,
+    quoted,
     require,
+    require_callable,
+    require_each,
+    require_kind,
+    require_kinds,
 )
 from socft.flow.interpolant import Interpolant, NoiseLevel, Rectified
 from socft.readable import Readable
@@ -74,6 +83,7 @@ class FlowSchedule(Readable):
     interpolant: Interpolant = dataclasses.field(default_factory=Rectified)
 
     def __post_init__(self) -> None:
+        require_kinds(self, interpolant=Interpolant)
         object.__setattr__(self, "times", _grid(self.times))
         for name in ("endpoint_weight", "noise_weight", "sigma"):
             object.__setattr__(self, name, numbers(getattr(self, name), name))
@@ -83,11 +93,7 @@ class FlowSchedule(Readable):
             f"endpoint_weight, noise_weight and sigma have shapes {shapes}; with"
             f" {len(self.times)} times give ({self.steps},) each.",
         )
-        low = (self.sigma < 0).nonzero().flatten().tolist()
-        require(
-            not low,
-            f"sigma[{low[0] if low else 0}] is negative; a standard deviation is at least 0.",
-        )
+        require_each(self.sigma, lambda x: x >= 0, "sigma", "a standard deviation is at least 0.")
         dead = (self.sigma[:-1] == 0).nonzero().flatten().tolist()
         require(
             not dead,
@@ -150,9 +156,9 @@ class FlowSchedule(Readable):
         >>> round(flow_sde(uniform_times(10), noise_level=0.7).memory(), 4)
         0.2909
         """
-        c = self.starts
-        spread = c.signal.square() * variance + c.noise.square()
-        slopes = (self.endpoint_weight * c.signal * variance + self.noise_weight * c.noise) / spread
+        c, S = self.starts, positive(variance, "variance")
+        spread = c.signal.square() * S + c.noise.square()
+        slopes = (self.endpoint_weight * c.signal * S + self.noise_weight * c.noise) / spread
         total = self.levels.signal[0].square() + self.levels.noise[0].square()
         start = total
         for slope, sigma in zip(slopes, self.sigma, strict=True):
@@ -188,7 +194,8 @@ def flow_ddim(
     >>> flow_ddim(uniform_times(4, last=0.1)).memory()
     0.0
     """
-    require(0 < eta <= 1, f"eta = {eta}; it must lie in (0, 1], 0 has no noise to steer.")
+    eta = number(eta, "eta")
+    require(0 < eta <= 1, f"eta = {eta:g}; it must lie in (0, 1], 0 has no noise to steer.")
 
     def correlation(log_ratio: Tensor, _: Ends) -> Correlation:
         return Correlation(
@@ -210,7 +217,7 @@ def precise(
     >>> precise([1.0, 0.5, 0.2], noise_level=0.7).sigma
     tensor([0.5000, 0.1404], dtype=torch.float64)
     """
-    _require_noise_level(noise_level)
+    noise_level = positive(noise_level, "noise_level")
     return _ddim_form(
         times, lambda log_ratio, _: Correlation.of_log(noise_level**2 * log_ratio), interpolant
     )
@@ -225,10 +232,10 @@ def dance_precise(
     >>> dance_precise([1.0, 0.5, 0.2], noise_level=0.7).sigma
     tensor([0.3112, 0.1755], dtype=torch.float64)
     """
-    _require_noise_level(noise_level)
+    noise_level = positive(noise_level, "noise_level")
     require(
         interpolant is None or isinstance(interpolant, Rectified),
-        f"interpolant = {interpolant}; this kernel is for rectified flow.",
+        f"interpolant = {quoted(interpolant)}; this kernel is for rectified flow.",
     )
 
     def correlation(_: Tensor, ends: Ends) -> Correlation:
@@ -246,7 +253,8 @@ def cps(times: Numbers, noise_level: float, interpolant: Interpolant | None = No
     >>> cps([1.0, 0.5, 0.2], noise_level=0.5).sigma
     tensor([0.3536, 0.1414], dtype=torch.float64)
     """
-    require(0 < noise_level <= 1, f"noise_level = {noise_level}; it must lie in (0, 1].")
+    noise_level = number(noise_level, "noise_level")
+    require(0 < noise_level <= 1, f"noise_level = {noise_level:g}; it must lie in (0, 1].")
     angle = noise_level * math.pi / 2
 
     def correlation(log_ratio: Tensor, _: Ends) -> Correlation:
@@ -271,15 +279,11 @@ def euler_maruyama(
     >>> euler_maruyama([1.0, 0.5, 0.2], lambda start: start.noise).sigma
     tensor([0.7071, 0.2739], dtype=torch.float64)
     """
-    times, path = _grid(times), interpolant or Rectified()
+    require_callable(diffusion, "the diffusion", "of a NoiseLevel, such as lambda c: c.noise")
+    times, path = _grid(times), _path(interpolant)
     start, dt = path.level(times[:-1]), times.diff()
-    rate = numbers(diffusion(start), "diffusion")
-    require(
-        rate.shape == dt.shape and bool((rate.isfinite() & (rate > 0)).all()),
-        f"the diffusion has shape {tuple(rate.shape)} and values from {float(rate.min()):g} to"
-        f" {float(rate.max()):g}; give one positive finite number per step, shape"
-        f" {tuple(dt.shape)}.",
-    )
+    rate = numbers(called(diffusion, (start,), tuple(dt.shape), "the diffusion"), "diffusion")
+    require_each(rate, lambda x: x > 0, "diffusion", "a step needs noise: give positive numbers.")
     return FlowSchedule(
         times=times,
         endpoint_weight=start.signal + start.signal_rate * dt,
@@ -301,8 +305,8 @@ def flow_sde(
     >>> flow_sde([1.0, 0.5, 0.2], noise_level=0.7).sigma
     tensor([0.7000, 0.3834], dtype=torch.float64)
     """
-    _require_noise_level(noise_level)
-    second = float((interpolant or Rectified()).level(_grid(times)[1:2]).signal)
+    noise_level = positive(noise_level, "noise_level")
+    second = float(_path(interpolant).level(_grid(times)[1:2]).signal)
 
     def diffusion(start: NoiseLevel) -> Tensor:
         signal = torch.where(start.signal > 0, start.signal, second)
@@ -319,7 +323,7 @@ def dance_sde(
     >>> dance_sde([1.0, 0.5, 0.2], noise_level=0.7).sigma
     tensor([0.4950, 0.3834], dtype=torch.float64)
     """
-    _require_noise_level(noise_level)
+    noise_level = positive(noise_level, "noise_level")
     return euler_maruyama(
         times, lambda start: torch.full_like(start.noise, noise_level), interpolant
     )
@@ -343,7 +347,7 @@ def _ddim_form(
     """The kernels whose noises of two levels are correlated as a function of ``log(s' a / (s a'))``
     and ``(s, s')``.
     """
-    times, path = _grid(times), interpolant or Rectified()
+    times, path = _grid(times), _path(interpolant)
     start, end = path.level(times[:-1]), path.level(times[1:])
     log_ratio = torch.log1p((end.noise - start.noise) / start.noise) - torch.log1p(
         (end.signal - start.signal) / start.signal
@@ -364,8 +368,7 @@ def _grid(times: Numbers) -> Tensor:
     return monotone(times, "times", False, shape, order)
 
 
-def _require_noise_level(noise_level: float) -> None:
-    require(
-        math.isfinite(noise_level) and noise_level > 0,
-        f"noise_level = {noise_level}; it must be positive and finite.",
-    )
+def _path(interpolant: Interpolant | None) -> Interpolant:
+    remedy = "give an Interpolant, such as Rectified()."
+    require_kind(interpolant, (Interpolant, NoneType), "interpolant", remedy)
+    return interpolant or Rectified()

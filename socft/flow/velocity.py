@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from socft.checks import require, require_kind
 from socft.density import Density, Gaussian
 from socft.flow.interpolant import NoiseLevel
-from socft.flow.reference import FlowReference
+from socft.flow.reference import FlowReference, require_flow_schedule
 from socft.flow.schedule import FlowSchedule
 from socft.readable import Readable
 from socft.reference import AffineReference, ScalarDiffusion, SpectralMaps, States, Step, at_step
@@ -29,6 +30,10 @@ class NoisedVelocity(Readable):
     """
 
     def __init__(self, density: Density, levels: NoiseLevel):
+        require_kind(density, Density, "the data law", "give a Density, such as Gaussian(0, 1).")
+        remedy = "give the levels of a schedule, such as schedule.starts."
+        require_kind(levels, NoiseLevel, "levels", remedy)
+        require(levels.signal.ndim == 1 and len(levels.signal) > 0, f"levels are no row; {remedy}")
         self.density, self.levels = density, levels
 
     def __call__(self, k: Step, x: States) -> States:
@@ -47,6 +52,8 @@ def flow_reference(density: Density, schedule: FlowSchedule) -> FlowReference:
     >>> flow_reference(Gaussian(0.0, 0.5), flow_sde(uniform_times(10), 0.7)).steps
     10
     """
+    require_flow_schedule(schedule)
+    require_kind(density, Density, "the data law", "give a Density, such as Gaussian(0, 1).")
     return FlowReference(schedule, NoisedVelocity(density, schedule.starts), density.dims)
 
 
@@ -63,6 +70,7 @@ def affine_flow_reference(gaussian: Gaussian, schedule: FlowSchedule) -> AffineR
     >>> affine_flow_reference(Gaussian([0.0, 1.0], 0.5), flow_sde(uniform_times(4), 0.7)).steps
     4
     """
+    require_kind(gaussian, Gaussian, "the law", "give a Gaussian.")
     chain = flow_reference(gaussian, schedule)
     a, s = (v[:, None] for v in (schedule.starts.signal, schedule.starts.noise))
     e, n = (v[:, None] for v in (schedule.endpoint_weight, schedule.noise_weight))

@@ -17,6 +17,7 @@ from socft.checks import (
     numbers,
     positive,
     require,
+    require_kind,
     require_states,
     zeros_or,
 )
@@ -132,6 +133,7 @@ def as_quadratic(reward: Reward) -> Quadratic:
     Raises:
         InvalidProblem: the reward is of another kind.
     """
+    require_kind(reward, Reward, "the reward", "give a Reward, such as Linear([1.0]).")
     if isinstance(reward, Quadratic):
         return reward
     if isinstance(reward, Linear) and reward.w.ndim == 1:

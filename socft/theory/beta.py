@@ -9,7 +9,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from socft.checks import InvalidProblem, per_step, require, require_each
+from socft.checks import (
+    LARGEST,
+    InvalidProblem,
+    numbers,
+    per_step,
+    require,
+    require_each,
+    require_positive,
+)
+from socft.theory.arguments import checked
 from socft.theory.bounds import OneSidedBounds
 from socft.theory.chain import ChainConstants
 from socft.theory.numbers import StepValues, vector
@@ -28,9 +37,6 @@ and every inner update contracts, with the constants that grow least with the nu
 
 _BISECTION = 1e-12
 """Relative width at which a bisection on beta stops."""
-
-_LARGEST = 1e250
-"""Weights beyond this one, or below its inverse, count as infinite or zero (far from overflow)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +62,7 @@ class BetaChoice:
     rate: StepValues
 
 
+@checked(chain=ChainConstants, statement=RegularityStatement)
 def scheduled_beta(
     chain: ChainConstants, lam: float | Tensor, statement: RegularityStatement = ONE_SIDED
 ) -> BetaChoice:
@@ -92,15 +99,20 @@ def beta_from_curvature(
         curvature: ``sup |Hess G V_{t+1}|``, shape (T,).
         lam: design constants in (0, 1), one number or shape (T,).
     """
-    rates, measured = per_step(lam, len(sigma), "lam"), per_step(curvature, len(sigma), "curvature")
+    scales = numbers(sigma, "sigma", ("steps",))
+    require_positive(scales, "sigma", "every step has noise.")
+    rates, measured = (
+        per_step(each, len(scales), name) for each, name in ((lam, "lam"), (curvature, "curvature"))
+    )
     require_each(
         rates, lambda x: (x > 0) & (x < 1), "lam", "every design constant must lie in (0, 1)."
     )
-    beta, one = sigma.square() * measured / (1 - rates), torch.ones_like(rates)
+    beta, one = scales.square() * measured / (1 - rates), torch.ones_like(rates)
     _require_weights(beta)
     return BetaChoice(beta, "measured curvature", one, rates, one, 1 - rates)
 
 
+@checked(lam=(0, 1), chain=ChainConstants, statement=RegularityStatement)
 def constant_beta(
     chain: ChainConstants, lam: float, statement: RegularityStatement = ONE_SIDED
 ) -> BetaChoice:
@@ -152,15 +164,15 @@ def _least(admissible: Callable[[float], bool], name: str) -> float:
     while not admissible(high):
         high *= 16
         require(
-            high < _LARGEST,
-            f"no beta below {_LARGEST:g} satisfies {name}; give finite Lipschitz constants or"
+            high < LARGEST,
+            f"no beta below {LARGEST:g} satisfies {name}; give finite Lipschitz constants or"
             " sharper bounds.",
         )
     low = high
     while admissible(low):
         low /= 16
         require(
-            low > 1 / _LARGEST,
+            low > 1 / LARGEST,
             f"every beta > 0 satisfies {name}, whose value functions are affine or concave; choose"
             " it by the reward.",
         )

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from socft.checks import InvalidProblem, per_step
+from socft.checks import InvalidProblem, numbers, per_step, require_kind
 from socft.theory.chain import ChainConstants
 from socft.theory.numbers import ROUNDING, StepValues, product
 from socft.theory.one_sided import InnerLoop, MeanMap, iterate_step, optimal_step
@@ -192,7 +192,7 @@ class SharpBounds(TwoSidedBounds):
     name = "sharp"
 
     def __init__(self, mean_L0: Tensor | None = None):
-        self.mean_L0 = mean_L0
+        self.mean_L0 = None if mean_L0 is None else numbers(mean_L0, "mean_L0")
 
     def mean_lipschitz(self, chain: ChainConstants) -> StepValues:
         """``mean_L0`` where given.
@@ -262,6 +262,7 @@ class OneSidedBounds(Bounds):
     name = "one-sided"
 
     def __init__(self, relaxation: Relaxation = UNDAMPED):
+        require_kind(relaxation, Relaxation, "relaxation", "give a Relaxation, such as UNDAMPED.")
         self.relaxation = relaxation
 
     def mean_lipschitz(self, chain: ChainConstants) -> StepValues:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +13,16 @@ from socft.checks import (
     keep,
     numbers,
     per_step,
+    quoted,
     require,
     require_each,
+    require_kind,
     require_positive,
     whole,
 )
 from socft.reward import Reward
 from socft.schedule import Schedule
+from socft.theory.arguments import checked
 from socft.theory.numbers import StepValues, positive_beta
 
 
@@ -78,7 +82,8 @@ class ChainConstants:
 
     def _check_sides(self, steps: int) -> None:
         if self.score_sides is not None:
-            up, down = (per_step(side, steps, "score_sides") for side in self.score_sides)
+            sides = _pair(self.score_sides, "score_sides")
+            up, down = (per_step(side, steps, "score_sides") for side in sides)
             require_each(
                 up + down,
                 lambda x: x >= 0,
@@ -87,12 +92,9 @@ class ChainConstants:
                 " add up to at least 0.",
             )
             object.__setattr__(self, "score_sides", (up, down))
-        for value in self.reward_sides or ():
-            require(
-                value >= 0,
-                f"reward_sides has {value}; a bound of one side of the curvature is >= 0, or inf"
-                " where there is none.",
-            )
+        if self.reward_sides is not None:
+            sides = _pair(self.reward_sides, "reward_sides")
+            keep(self, reward_sides=tuple(constant(side, "reward_sides") for side in sides))
 
     @property
     def score_up(self) -> StepValues:
@@ -129,6 +131,8 @@ class ChainConstants:
         score_sides: tuple[Tensor, Tensor] | None = None,
     ) -> ChainConstants:
         """The chain of a schedule, a score with known Lipschitz constants and a reward."""
+        require_kind(schedule, Schedule, "the schedule", "give a Schedule, such as ddpm(levels).")
+        require_kind(reward, Reward, "the reward", "give a Reward, such as Sine().")
         L0s, L1s = (
             per_step(values, schedule.steps, name)
             for values, name in ((score_L0, "score_L0"), (score_L1, "score_L1"))
@@ -152,6 +156,15 @@ class ChainConstants:
         return len(self.alpha)
 
 
+def _pair(sides: Any, name: str) -> tuple[Any, Any]:
+    require(
+        isinstance(sides, list | tuple) and len(sides) == 2,
+        f"{name} = {quoted(sides)}; give two constants, of the upper and of the lower side.",
+    )
+    return sides[0], sides[1]
+
+
+@checked(chain=ChainConstants)
 def shift_unit(chain: ChainConstants) -> StepValues:
     """``sqrt(a_t) / g_t``: ``U = s + shift_unit delta`` with ``delta = sigma v`` the shift of the
     mean; equality, shape (T,).
@@ -159,11 +172,13 @@ def shift_unit(chain: ChainConstants) -> StepValues:
     return chain.alpha.sqrt() / chain.score_weight
 
 
+@checked(chain=ChainConstants)
 def score_unit(chain: ChainConstants) -> StepValues:
     """``sqrt(a_t) sigma_t / g_t``: ``U = s + score_unit v`` with v whitened; equality, (T,)."""
     return shift_unit(chain) * chain.sigma
 
 
+@checked(chain=ChainConstants)
 def kl_weight(chain: ChainConstants) -> StepValues:
     """``g^2 / (2 a sigma^2)``: Lemma 2.5, (5)-(6),
     ``KL_t = kl_weight |U_t - s_t|^2 = |v_t|^2 / 2``; equality, (T,).
@@ -171,11 +186,13 @@ def kl_weight(chain: ChainConstants) -> StepValues:
     return chain.score_weight.square() / (2 * chain.alpha * chain.sigma.square())
 
 
+@checked(chain=ChainConstants)
 def proximal_step(chain: ChainConstants, beta: float | Tensor) -> StepValues:
     """``rho_t = sigma_t^2 / beta_t``, the parameter of the Moreau envelope; equality, (T,)."""
     return chain.sigma.square() / positive_beta(beta, chain.steps)
 
 
+@checked(chain=ChainConstants)
 def score_step(chain: ChainConstants, beta: float | Tensor) -> StepValues:
     """``kappa_t = sqrt(a_t) sigma_t^2 / (beta_t g_t)``, with which
     ``u* = s + kappa E grad V_{t+1}`` (18), (20); equality, (T,).

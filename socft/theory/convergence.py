@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from types import NoneType
 
 import torch
 from torch import Tensor
 
-from socft.checks import InvalidProblem, per_step
+from socft.checks import InvalidProblem, numbers, per_step, require, require_each
+from socft.theory.arguments import checked
 from socft.theory.bounds import OneSidedBounds
 from socft.theory.chain import ChainConstants, proximal_step, shift_unit
 from socft.theory.numbers import (
@@ -24,6 +26,7 @@ from socft.theory.regularity import Lemma32, Regularity, collect, run_at
 from socft.theory.smoothness import Approximation
 
 
+@checked()
 def control_error_bound(
     value_L0: float, gradient_error: float, step: float, lam: float, rounds: int
 ) -> float:
@@ -42,6 +45,7 @@ def control_error_bound(
     return product((1 - lam) ** rounds, step, value_L0) + product(step, gradient_error) / lam
 
 
+@checked()
 def value_gradient_error_bound(
     value_L0: float,
     iterates_L0: float,
@@ -65,6 +69,7 @@ def value_gradient_error_bound(
     return product(mean_L0, gradient_error / lam + unfinished)
 
 
+@checked()
 def envelope_error_bound(
     iterates_L0: float,
     gradient_error: float,
@@ -104,6 +109,7 @@ def envelope_error_bound(
     return product(mean_L0, gradient_error / lam + unfinished)
 
 
+@checked()
 def value_gap_bound(steepest: float, rho: float, b: float, q: float, rounds: int) -> float:
     """``v_t - v_{t+1} <= min(1, (1 + b) q^{2m}) rho Lb0^2 / 2`` with ``v = sup (V* - V^(m))``;
     upper bound (derived here).
@@ -146,6 +152,7 @@ class Convergence:
         return float(self.value[0])
 
 
+@checked(chain=ChainConstants, iterates=Regularity)
 def convergence(
     chain: ChainConstants, iterates: Regularity, beta: float | Tensor, rounds: int | Tensor
 ) -> Convergence:
@@ -163,6 +170,7 @@ def convergence(
     return _unroll(chain, iterates, beta, rounds, guaranteed_rates(iterates.lam), sharp=False)
 
 
+@checked(chain=ChainConstants, iterates=Regularity)
 def sharp_convergence(
     chain: ChainConstants, iterates: Regularity, beta: float | Tensor, rounds: int | Tensor
 ) -> Convergence:
@@ -215,6 +223,7 @@ def _unroll(
     )
 
 
+@checked(chain=ChainConstants, bounds=(OneSidedBounds, NoneType))
 def one_sided_convergence(
     chain: ChainConstants,
     beta: float | Tensor,
@@ -272,7 +281,7 @@ def guaranteed_rates(lam: StepValues) -> StepValues:
     """``max_{s >= t} (1 - lam_s)``, the factor per update of all steps in Theorem 3.1 as m grows;
     equality for the bound, (T,).
     """
-    return _largest_later(1 - lam)
+    return _largest_later(1 - _design(lam))
 
 
 def sharp_rates(lam: StepValues) -> StepValues:
@@ -281,9 +290,16 @@ def sharp_rates(lam: StepValues) -> StepValues:
 
     Attained by a linear-quadratic problem whose rates are ``sigma^2 |P_{t+1}| / beta = q_t``.
     """
-    q = 1 - lam
+    q = 1 - _design(lam)
     later = torch.cat([_largest_later(q.square())[1:], q.new_zeros(1)])
     return torch.maximum(q, later)
+
+
+def _design(lam: StepValues) -> StepValues:
+    found = numbers(lam, "lam", ("steps",))
+    require(len(found) > 0, "lam has shape (0,); give one design constant per step.")
+    require_each(found, lambda x: (x >= 0) & (x <= 1), "lam", "it must lie in [0, 1].")
+    return found
 
 
 def _largest_later(values: StepValues) -> StepValues:
@@ -301,5 +317,7 @@ def quadratic_rate(sigma: StepValues, beta: float | Tensor, curvature: StepValue
     Args:
         curvature: ``|P_{t+1}|``, spectral norms of the optimal value's Hessians, shape (T,).
     """
-    weights = positive_beta(beta, len(sigma))
-    return float((sigma.square() * per_step(curvature, len(sigma), "curvature") / weights).max())
+    scales = numbers(sigma, "sigma", ("steps",))
+    require(len(scales) > 0, "sigma has shape (0,); give one noise scale per step.")
+    weights = positive_beta(beta, len(scales))
+    return float((scales.square() * per_step(curvature, len(scales), "curvature") / weights).max())

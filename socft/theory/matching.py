@@ -63,7 +63,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import keep, numbers, per_step, require, require_each, require_kinds, whole
+from socft.theory.numbers import positive_beta
 from socft.theory.relaxation import UNDAMPED, FixedRelaxation
 
 
@@ -88,8 +89,15 @@ class MatchingSweeps:
     relaxation: FixedRelaxation = UNDAMPED
 
     def __post_init__(self) -> None:
-        low = min(float(each.min()) for each in (self.mean, self.noise, self.up, self.down))
-        require(low >= 0, f"a constant is {low:g}; give norms and both sides of a spectrum, >= 0.")
+        require_kinds(self, relaxation=FixedRelaxation)
+        steps = len(numbers(self.mean, "mean", ("steps",)))
+        require(steps > 0, "mean has shape (0,); give one constant per step.")
+        keep(self, beta=positive_beta(self.beta, steps))
+        for name in ("mean", "noise", "up", "down"):
+            values = per_step(getattr(self, name), steps, name)
+            remedy = "norms and both sides of a spectrum are at least 0."
+            require_each(values, lambda x: x >= 0, name, remedy)
+            keep(self, **{name: values})
 
     @property
     def rates(self) -> Float[Tensor, " steps"]:
@@ -113,7 +121,8 @@ class MatchingSweeps:
 
     def errors(self, start: Float[Tensor, " steps"], sweeps: int) -> Float[Tensor, " steps"]:
         """Bound of the errors after some sweeps, from those before; tight, as `matrix`."""
-        return torch.linalg.matrix_power(self.matrix, sweeps) @ start
+        before = numbers(start, "start", (len(self.beta),))
+        return torch.linalg.matrix_power(self.matrix, whole(sweeps, "sweeps", 0)) @ before
 
     @property
     def weights(self) -> Float[Tensor, " steps"]:
@@ -129,6 +138,6 @@ class MatchingSweeps:
     def decay(self, sweeps: int) -> Float[Tensor, " steps"]:
         """``h_n(w_k, .., w_{T-1})`` for every k; tight, as `matrix`."""
         found = torch.ones_like(self.weights)
-        for _ in range(sweeps):
+        for _ in range(whole(sweeps, "sweeps", 0)):
             found = (self.weights * found).flip(0).cumsum(0).flip(0)
         return found

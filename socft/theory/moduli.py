@@ -49,7 +49,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import constant, numbers, per_step, require
+from socft.checks import (
+    at_least_zero,
+    constant,
+    keep,
+    numbers,
+    per_step,
+    positive,
+    probe,
+    require,
+    require_callable,
+    require_each,
+    require_kind,
+    require_positive,
+    whole,
+)
 from socft.theory.numbers import StepValues, vector
 from socft.theory.one_step import SHARP_SECOND
 
@@ -59,6 +73,8 @@ _REACH, _CELLS = 12.0, 6000
 """Where the normal density ends, and cells of the sum over it, with an edge at 1 where the
 integrand of a curvature has a kink.
 """
+_MOST = 10**6
+"""Largest number of distances."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +98,19 @@ class Modulus:
             len(places) == len(values) > 1
             and float(places[0]) == float(values[0]) == 0
             and bool((places.diff() > 0).all() and (values.diff() >= 0).all())
-            and self.slope >= 0,
+            and at_least_zero(self.slope, "slope") >= 0,
             "the values of a modulus do not start at (0, 0) and rise from there; give increasing"
             " distances, and values and a last slope that never fall.",
         )
+        keep(self, distances=places, values=values, slope=float(self.slope))
 
     @classmethod
     def of_reward(cls, distances: Distances, L0: float, oscillation: float = math.inf) -> Modulus:
         """``min(L0 s, sup r - inf r)``."""
-        lipschitz, largest = constant(L0, "L0"), constant(oscillation, "oscillation")
-        values = (lipschitz * distances).clamp(max=largest)
-        return cls(distances, values, lipschitz if math.isinf(largest) else 0.0)
+        lipschitz, largest = at_least_zero(L0, "L0"), constant(oscillation, "oscillation")
+        places = numbers(distances, "distances", ("distances",))
+        values = (lipschitz * places).clamp(max=largest)
+        return cls(places, values, lipschitz if math.isinf(largest) else 0.0)
 
     @property
     def lipschitz(self) -> float:
@@ -101,6 +119,7 @@ class Modulus:
 
     def at(self, distance: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """``omega(s)`` for s >= 0."""
+        distance = numbers(distance, "distance", ("n",))
         last = len(self.distances) - 1
         left = (torch.searchsorted(self.distances, distance, right=True) - 1).clamp(0, last)
         return self.values[left] + self._slopes[left] * (distance - self.distances[left])
@@ -109,7 +128,8 @@ class Modulus:
         """``E omega(apart + 2 sigma Z)`` with omega odd: the mean modulus of two points with noise
         sigma that are coupled by reflection; equality, kink by kink.
         """
-        slopes, scale = self._slopes, 2 * sigma
+        apart = numbers(apart, "apart", ("n",))
+        slopes, scale = self._slopes, 2 * positive(sigma, "sigma")
         bends, knots = slopes.diff(), self.distances[1:]
         right = _ramp((apart[:, None] - knots) / scale)
         left = _ramp((-apart[:, None] - knots) / scale)
@@ -130,7 +150,8 @@ def _ramp(u: Tensor) -> Tensor:
 
 def graded_distances(farthest: float = 16.0, count: int = 260) -> Distances:
     """From 0 on, denser towards 0, where a ridge between modes is narrow; shape (count,)."""
-    return farthest * torch.linspace(0, 1, count, dtype=torch.float64).square()
+    graded = torch.linspace(0, 1, whole(count, "count", 2, _MOST), dtype=torch.float64).square()
+    return positive(farthest, "farthest") * graded
 
 
 def line_profile(
@@ -141,9 +162,14 @@ def line_profile(
     """``max_x |m(x + s/2) - m(x - s/2)|`` of a map of the line over the given x, rising with s,
     shape (n,); equality where they are dense, as at a maximum over x the derivative vanishes.
     """
-    ends = [middles + sign * distances[:, None] / 2 for sign in (1, -1)]
+    require_callable(mean, "the mean", "of states of shape (n, 1)")
+    apart = numbers(distances, "distances", ("distances",))
+    among = numbers(middles, "middles", ("middles",))
+    require(len(among) > 0, "middles has shape (0,); give at least one point.")
+    ends = [(among + sign * apart[:, None] / 2).reshape(-1, 1) for sign in (1, -1)]
     with torch.no_grad():
-        upper, lower = (mean(x.reshape(-1, 1)).reshape(x.shape) for x in ends)
+        shape = (len(apart), len(among))
+        upper, lower = (probe(mean, (x,), tuple(x.shape), "the mean").reshape(shape) for x in ends)
     return (upper - lower).abs().amax(1).cummax(0).values
 
 
@@ -158,9 +184,12 @@ def coupled_moduli(
         profiles: ``phi_t(s) >= |m_t(x) - m_t(y)|`` at the reward's distances ``|x - y| = s``.
         sigma: noise scales, shape (T,).
     """
-    scales = per_step(sigma, len(profiles), "sigma").tolist()
+    require_kind(reward, Modulus, "the reward", "give a Modulus, such as Modulus.of_reward.")
+    apart = numbers(profiles, "profiles", ("steps", len(reward.distances)))
+    require_each(apart, lambda s: s >= 0, "profiles", "a distance is at least 0.")
+    scales = _scales(sigma, len(apart))
     found = [reward]
-    for profile, scale in zip(reversed(profiles), reversed(scales), strict=True):
+    for profile, scale in zip(apart.flip(0), reversed(scales), strict=True):
         ahead = found[-1]
         values = ahead.reflected(scale, profile).clamp(min=0).cummax(0).values
         values = torch.cat([values.new_zeros(1), values[1:]])
@@ -175,7 +204,11 @@ def coupled_curvature(
     """``K_t >= |Hess G V_{t+1}|``: the smaller of what the modulus and what the oscillation of the
     reward allow, shape (T,); upper bound.
     """
-    scales = per_step(sigma, len(moduli) - 1, "sigma").tolist()
+    require(
+        isinstance(moduli, list | tuple) and all(isinstance(each, Modulus) for each in moduli),
+        "moduli are no moduli of value functions; give those of coupled_moduli.",
+    )
+    scales = _scales(sigma, len(moduli) - 1)
     pairs = zip(moduli[1:], scales, strict=True)
     coupled = vector(_by_parts(modulus, scale) for modulus, scale in pairs)
     return torch.minimum(coupled, oscillation_curvature(oscillation, sigma))
@@ -188,7 +221,15 @@ def oscillation_curvature(oscillation: float, sigma: StepValues) -> StepValues:
     ``E[V ((b.W)^2 - 1)]`` is the same with V centred between its bounds. So ``rho K`` is at most
     ``0.484 osc / beta``, at every step, for every chain and in every dimension.
     """
-    return SHARP_SECOND * constant(oscillation, "oscillation") / 2 / sigma.square()
+    scales = numbers(sigma, "sigma", ("steps",))
+    require_positive(scales, "sigma", "every step has noise.")
+    return SHARP_SECOND * constant(oscillation, "oscillation") / 2 / scales.square()
+
+
+def _scales(sigma: StepValues, steps: int) -> list[float]:
+    scales = per_step(sigma, steps, "sigma")
+    require_positive(scales, "sigma", "every step has noise.")
+    return scales.tolist()
 
 
 def _by_parts(modulus: Modulus, sigma: float) -> float:

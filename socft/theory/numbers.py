@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import per_step, require_each
+from socft.checks import per_step, require_each, require_positive
 
 StepValues = Float[Tensor, " steps"]
 StateValues = Float[Tensor, " steps_plus_1"]
@@ -35,7 +35,7 @@ def vector(values: Iterable[float]) -> Tensor:
 def positive_beta(beta: float | Tensor, steps: int) -> StepValues:
     """``beta_t > 0``, shape (T,), from one number or T of them."""
     weights = per_step(beta, steps, "beta")
-    require_each(weights, lambda x: x > 0, "beta", "every KL weight must be positive.")
+    require_positive(weights, "beta", "every KL weight must be positive.")
     return weights
 
 

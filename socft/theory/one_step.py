@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from socft.checks import per_step, require
+from socft.checks import numbers, per_step
+from socft.theory.arguments import checked
 from socft.theory.chain import ChainConstants, score_step
 from socft.theory.numbers import StateValues, StepValues, positive_beta, product
 
@@ -34,15 +35,25 @@ A symmetric form of order three is largest on the diagonal, and ``W^3 - 3 W`` ha
 ``-(W^2 - 1)`` against the normal density.
 """
 
+_FEW = 300
+"""Dimensions up to which gamma functions are finite; above, five terms of Stirling's series for
+their quotient are exact in float64.
+"""
 
+
+@checked()
 def expected_norm(dim: int) -> float:
     """``C_d = E|W| = sqrt(2) Gamma((d + 1) / 2) / Gamma(d / 2)``, the constant in (17);
     equality.
     """
-    require(dim >= 1, f"dim = {dim}; give at least 1.")
-    return math.sqrt(2) * math.exp(math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2))
+    if dim <= _FEW:
+        return math.sqrt(2) * math.gamma((dim + 1) / 2) / math.gamma(dim / 2)
+    coefficients = (-1 / 4, 1 / 32, 5 / 128, -21 / 2048, -399 / 8192)
+    series = sum(c * float(dim) ** -(n + 1) for n, c in enumerate(coefficients))
+    return math.sqrt(dim) * (1 + series)
 
 
+@checked(chain=ChainConstants)
 def concavity_modulus(chain: ChainConstants, beta: float | Tensor, curvature: Tensor) -> StepValues:
     """(19): Bellman's bracket is strongly concave in u with modulus
     ``(g^2 / a) (beta / sigma^2 - K)``; tight lower bound, (T,).
@@ -59,6 +70,7 @@ def concavity_modulus(chain: ChainConstants, beta: float | Tensor, curvature: Te
     return chain.score_weight.square() / chain.alpha * (beta / chain.sigma.square() - curvature)
 
 
+@checked(chain=ChainConstants)
 def control_size(chain: ChainConstants, beta: float | Tensor, value_L0: StateValues) -> StepValues:
     """``|u*_t - s_t| <= kappa_t L0V_{t+1}``, from (18); tight: attained by a linear reward with
     ``s(y) = +L0s y``, (T,).
@@ -66,9 +78,10 @@ def control_size(chain: ChainConstants, beta: float | Tensor, value_L0: StateVal
     Args:
         value_L0: ``L0V``, shape (T + 1,).
     """
-    return score_step(chain, beta) * value_L0[1:]
+    return score_step(chain, beta) * numbers(value_L0, "value_L0", (chain.steps + 1,))[1:]
 
 
+@checked(chain=ChainConstants)
 def mean_lipschitz(chain: ChainConstants) -> StepValues:
     """``M_t = (1 + g L0s) / sqrt(a)``, a Lipschitz constant of the mean map; tight: attained by
     ``s(y) = +L0s y``, (T,).
@@ -76,6 +89,7 @@ def mean_lipschitz(chain: ChainConstants) -> StepValues:
     return (1 + chain.score_weight * chain.score_L0) / chain.alpha.sqrt()
 
 
+@checked(chain=ChainConstants)
 def one_sided_mean_lipschitz(chain: ChainConstants) -> StepValues:
     """``M_t = max(1 + g up, g down - 1) / sqrt(a)`` with ``-down I <= Jac s <= up I``; equality
     where these are exact, (T,).
@@ -92,6 +106,7 @@ def one_sided_mean_lipschitz(chain: ChainConstants) -> StepValues:
     return stretch / chain.alpha.sqrt()
 
 
+@checked(chain=ChainConstants)
 def mean_smoothness(chain: ChainConstants) -> StepValues:
     """``N_t = g L1s / sqrt(a)``, the Lipschitz constant of the mean map's Jacobian; equality when
     L1s is exact, (T,).
@@ -99,6 +114,7 @@ def mean_smoothness(chain: ChainConstants) -> StepValues:
     return chain.score_weight * chain.score_L1 / chain.alpha.sqrt()
 
 
+@checked()
 def smoothed_curvature(L0: float, L1: float, sigma: float) -> float:
     """``|Hess G V| <= L1 erf( L0 / (sqrt(2) sigma L1) )`` for an L0-Lipschitz V with L1-Lipschitz
     gradient; tight (derived here).
@@ -120,6 +136,7 @@ def smoothed_curvature(L0: float, L1: float, sigma: float) -> float:
     return L1 * math.erf(L0 / reach) if reach > 0 else L1
 
 
+@checked()
 def smoothed_third(L0: float, L1: float, sigma: float) -> float:
     """``|D^3 G V| <= min( sqrt(2/pi) L1 / sigma, sqrt(8/(pi e)) L0 / sigma^2 )``; each entry tight
     (derived here).
@@ -131,6 +148,7 @@ def smoothed_third(L0: float, L1: float, sigma: float) -> float:
     return min(SHARP * L1 / sigma, SHARP_SECOND * L0 / sigma**2)
 
 
+@checked()
 def value_lipschitz(L0: float, mean_L0: float) -> float:
     """(14) ``L0V_t = M L0V_{t+1}``; tight: attained by a linear reward with ``s(y) = +L0s y``.
 
@@ -139,6 +157,7 @@ def value_lipschitz(L0: float, mean_L0: float) -> float:
     return product(mean_L0, L0)
 
 
+@checked()
 def value_smoothness(
     L0: float, curvature: float, mean_L0: float, mean_L1: float, lam: float
 ) -> float:
@@ -152,6 +171,7 @@ def value_smoothness(
     return product(mean_L1, L0) + product(mean_L0, mean_L0, curvature) / lam
 
 
+@checked()
 def shift_lipschitz(mean_L0: float, lam: float) -> float:
     """``q D = q M / lam``, Lipschitz constant of the optimal shift ``delta*_t(m_t(y))``, which
     gives (16); tight, attained as (15).
@@ -162,6 +182,7 @@ def shift_lipschitz(mean_L0: float, lam: float) -> float:
     return (1 - lam) * mean_L0 / lam
 
 
+@checked()
 def shift_smoothness(
     mean_L0: float, mean_L1: float, third_derivative_ratio: float, lam: float
 ) -> float:
@@ -178,6 +199,7 @@ def shift_smoothness(
     return (1 - lam) * (product(third_derivative_ratio, D, D) + mean_L1) / lam
 
 
+@checked(lam=(0, 1))
 def geometric_peak(lam: float, constant: float, slope: float) -> float:
     """``max_{m >= 1} q^m (constant + slope m)`` with ``q = 1 - lam``, 0 <= lam <= 1, and
     non-negative coefficients; equality (a supremum at lam = 0).
@@ -197,6 +219,7 @@ def geometric_peak(lam: float, constant: float, slope: float) -> float:
     return max(math.exp(m * math.log1p(-lam)) * (constant + slope * m) for m in (first, first + 1))
 
 
+@checked()
 def increment_smoothness(
     L0: float, curvature: float, mean_L0: float, third_derivative_ratio: float, lam: float
 ) -> tuple[float, float]:
@@ -211,6 +234,7 @@ def increment_smoothness(
     return product(D, curvature), product(D, third_derivative_ratio, L0)
 
 
+@checked()
 def iterate_excess(
     L0: float,
     curvature: float,

@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from socft.checks import InvalidProblem, per_step, require, require_each
+from socft.checks import InvalidProblem, numbers, per_step, require, require_each, require_kind
+from socft.theory.arguments import checked
 from socft.theory.bounds import Bounds, OneSidedBounds, PaperBounds, SharpBounds, StepConstants
 from socft.theory.chain import ChainConstants, shift_unit
 from socft.theory.numbers import (
@@ -26,6 +27,9 @@ from socft.theory.numbers import (
 from socft.theory.one_step import mean_smoothness
 from socft.theory.relaxation import UNDAMPED, Relaxation
 from socft.theory.smoothness import Smoothness
+
+_LEAST = 1e-14
+"""A smaller design constant is lost in 1 - lam."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,7 @@ class RegularityStatement(abc.ABC):
     source: ClassVar[str]
 
     def __init__(self, bounds: Bounds):
+        require_kind(bounds, Bounds, "bounds", "give Bounds, such as SharpBounds().")
         self.bounds = bounds
 
     @property
@@ -144,6 +149,8 @@ class Lemma32(RegularityStatement):
 
     def __init__(self, bounds: Bounds, rounds: int | Tensor | None = None):
         super().__init__(bounds)
+        if rounds is not None:
+            whole_rounds(rounds, numbers(rounds, "rounds").numel())
         require(
             rounds is None or isinstance(bounds, OneSidedBounds),
             f"the {bounds.name} constants are the same for all numbers of updates; leave out"
@@ -169,6 +176,7 @@ class Lemma32(RegularityStatement):
         )
 
 
+@checked(chain=ChainConstants)
 def paper_constants(chain: ChainConstants, lam: float | Tensor) -> Regularity:
     """Theorem 2.8 with the paper's constants, (14)-(17), for
     ``beta_t >= sigma_t^2 L1V_{t+1} / (1 - lam_t)``; upper bounds.
@@ -179,6 +187,7 @@ def paper_constants(chain: ChainConstants, lam: float | Tensor) -> Regularity:
     return constants(chain, lam, Theorem28(PaperBounds()))
 
 
+@checked(chain=ChainConstants)
 def sharp_constants(
     chain: ChainConstants, lam: float | Tensor, mean_L0: Tensor | None = None
 ) -> Regularity:
@@ -192,6 +201,7 @@ def sharp_constants(
     return constants(chain, lam, Theorem28(SharpBounds(mean_L0)))
 
 
+@checked(chain=ChainConstants, relaxation=Relaxation)
 def one_sided_constants(
     chain: ChainConstants, lam: float | Tensor, relaxation: Relaxation = UNDAMPED
 ) -> Regularity:
@@ -206,6 +216,7 @@ def one_sided_constants(
     return constants(chain, lam, Theorem28(OneSidedBounds(relaxation)))
 
 
+@checked(chain=ChainConstants, bounds=Bounds)
 def iterate_constants(chain: ChainConstants, lam: float | Tensor, bounds: Bounds) -> Regularity:
     """Lemma 3.2, (38)-(39), for every iterate of PI-FT with
     ``beta_t >= sigma_t^2 K_t / (1 - lam_t)``; upper bounds.
@@ -218,6 +229,7 @@ def iterate_constants(chain: ChainConstants, lam: float | Tensor, bounds: Bounds
     return constants(chain, lam, Lemma32(bounds))
 
 
+@checked(chain=ChainConstants, statement=RegularityStatement)
 def constants(
     chain: ChainConstants, lam: float | Tensor, statement: RegularityStatement
 ) -> Regularity:
@@ -225,9 +237,8 @@ def constants(
     shape (T,).
     """
     rates = per_step(lam, chain.steps, "lam")
-    require_each(
-        rates, lambda x: (x > 0) & (x < 1), "lam", "every design constant must lie in (0, 1)."
-    )
+    remedy = f"every design constant must lie in (0, 1), and above {_LEAST:g}."
+    require_each(rates, lambda x: (x >= _LEAST) & (x < 1), "lam", remedy)
     values = rates.tolist()
 
     def choose(t: int, binding: float) -> tuple[float, float]:
@@ -251,6 +262,7 @@ def _require_binding(statement: RegularityStatement, steps: list[StepConstants])
         )
 
 
+@checked(chain=ChainConstants, statement=RegularityStatement)
 def constants_at(
     chain: ChainConstants, beta: float | Tensor, statement: RegularityStatement
 ) -> Regularity:

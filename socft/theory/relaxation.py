@@ -7,7 +7,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 
-from socft.checks import require
+from socft.checks import keep, number, require
 
 
 class Relaxation(abc.ABC):
@@ -51,9 +51,9 @@ class FixedRelaxation(Relaxation):
     theta: float
 
     def __post_init__(self) -> None:
-        require(
-            0 < self.theta < 2, f"theta = {self.theta}; a relaxation factor must lie in (0, 2)."
-        )
+        theta = number(self.theta, "theta")
+        require(0 < theta < 2, f"theta = {theta:g}; a relaxation factor must lie in (0, 2).")
+        keep(self, theta=theta)
 
     def factor(self, a: float, b: float) -> float:
         return self.theta

@@ -50,7 +50,7 @@ import dataclasses
 
 from scipy.special import hyp2f1
 
-from socft.checks import at_least_zero, positive, require
+from socft.checks import at_least_zero, keep, number, positive, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +73,7 @@ class SamplerChange:
     used: float
 
     def __post_init__(self) -> None:
-        positive(self.trained, "trained")
-        at_least_zero(self.used, "used")
+        keep(self, trained=positive(self.trained, "trained"), used=at_least_zero(self.used, "used"))
 
     @property
     def strength(self) -> float:
@@ -96,6 +95,11 @@ class SamplerChange:
         >>> round(mean, 12), round(variance, 12)
         (0.5, 0.5)
         """
+        mean, curvature, slope = (
+            number(each, name)
+            for each, name in ((mean, "mean"), (curvature, "curvature"), (slope, "slope"))
+        )
+        variance, beta = positive(variance, "variance"), positive(beta, "beta")
         bent = curvature * variance / beta
         require(
             bent < 1,

@@ -37,7 +37,9 @@ THINNED = (1, 2, 4)
 
 @dataclasses.dataclass(frozen=True)
 class GridSolution:
-    """Values (T + 1), optimal shifts (T) and Bellman's equations (T) on one grid per step."""
+    """Values (T + 1), optimal shifts (T) and Bellman's equations (T) on one grid per step; those of
+    the last steps where only these were solved.
+    """
 
     grids: tuple[Grid, ...]
     values: tuple[ValueGrid, ...]
@@ -54,22 +56,33 @@ class GridSolution:
         """``max_k sigma_k^2 sup |Hess G V_{k+1}| / beta_k``; between nodes only where the largest
         one may be.
         """
-        rate = lambda step: float(step.rho.max())  # noqa: E731
-        steps = sorted(self.steps, key=lambda s: -rate(s) * s.curvature_bound)
+        steps = sorted(self.steps, key=lambda step: -_rate_bound(step))
         found = 0.0
         for step in steps:
-            if rate(step) * step.curvature_bound > found:
-                found = max(found, rate(step) * step.curvature())
+            if _rate_bound(step) > found:
+                found = max(found, float(step.rho.max()) * step.curvature())
         return found
+
+    def earliest(self, rate: float) -> int:
+        """The first step with a rate that may be as large."""
+        return next((k for k, step in enumerate(self.steps) if _rate_bound(step) >= rate), 0)
+
+
+def _rate_bound(step: BellmanStep) -> float:
+    return float(step.rho.max()) * step.curvature_bound
 
 
 def solve_backward(
-    problem: ControlProblem, grids: tuple[Grid, ...], near: GridSolution | None = None
+    problem: ControlProblem,
+    grids: tuple[Grid, ...],
+    near: GridSolution | None = None,
+    first: int = 0,
 ) -> GridSolution:
-    """Dynamic programming from the reward to step 0.
+    """Dynamic programming from the reward to a step.
 
     Args:
         near: the solution on these grids under other KL weights, from which iterations start.
+        first: the step to stop at.
     """
     require(
         len(grids) == problem.steps + 1,
@@ -83,12 +96,13 @@ def solve_backward(
     )
     last = terminal_value(problem, grids[-1]) if near is None else near.values[-1]
     values, shifts, steps = [last], [], []
-    for k in reversed(range(problem.steps)):
-        if near is None:
+    for k in reversed(range(first, problem.steps)):
+        place = k - problem.steps
+        if near is None or len(near.steps) < -place:
             step, start = BellmanStep.build(problem, k, grids[k], values[-1]), None
         else:
-            step = near.steps[k].under(float(problem.beta[k]), values[-1])
-            start = near.shifts[k] * (near.steps[k].beta / step.beta)
+            step = near.steps[place].under(float(problem.beta[k]), values[-1])
+            start = near.shifts[place] * (near.steps[place].beta / step.beta)
         shifts.append(step.solve(start))
         values.append(step.optimal_value(shifts[-1]))
         steps.append(step)

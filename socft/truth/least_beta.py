@@ -4,7 +4,8 @@ It solves :math:`f(\log\beta) = \log\max_k \sigma_k^2 \sup|\nabla^2 G V_{k+1}| -
 \log(1 - \lambda) = 0` for the optimal V, which depends on beta too, but little: f falls with a
 slope near -1. The root is found on a crude grid, then on finer ones, where one or two secant steps
 from the last root are enough, as their slope is that of the crude one; nearby weights share grids,
-mean maps and the start of Newton's method.
+mean maps and the start of Newton's method. On the way only the last steps are solved, from the
+first one whose rate comes near the largest; all are in the end, which tells whether that was so.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ FINE, FINEST = 0.5, {1: 3.0, 2: 1.6}
 """The first share of the grids on which errors are told, and the largest."""
 CRUDELY, TOLERANCE = 1e-3, 1e-8
 """Of log(beta) on the crude grids, and on the finer ones."""
+NEAR = 0.5
+"""Share of the largest rate from which on a step may come to be the one with the largest."""
 ACCURACY = 2e-7
 """Of log(beta), as told by two grids."""
 FIRST = 1.0
@@ -65,27 +68,30 @@ def measured_beta(problem: ControlProblem, lam: float) -> BetaChoice:
     require_problem(problem)
     lam = number(lam, "lam")
     require(0 < lam < 1, f"lam = {lam}; the design constant must lie in (0, 1).")
-    grids, at, slope = _crude_root(problem, lam)
+    grids, at, crude = _crude_root(problem, lam)
+    slope, first = crude.slope, crude.first
     share, missed, wider = FINE, math.inf, False
     while True:
-        search = _Search(problem, lam, resized(grids, share, wider), slope)
+        search = _Search(problem, lam, resized(grids, share, wider), slope, first)
         before, at = at, search.root(at, TOLERANCE)
         missed = abs(at - before) if share > FINE else FIRST
         if missed <= ACCURACY or share >= FINEST[grids[0].dim]:
+            at = search.full_root(at, TOLERANCE)
+            missed = max(missed, abs(at - before))
             return _choice(problem, lam, math.exp(at), search.found, math.exp(2 * missed))
-        share, wider, slope = FINER * share, not wider, search.slope
+        share, wider, slope, first = FINER * share, not wider, search.slope, search.first
 
 
-def _crude_root(problem: ControlProblem, lam: float) -> tuple[tuple[Grid, ...], float, float]:
+def _crude_root(problem: ControlProblem, lam: float) -> tuple[tuple[Grid, ...], float, _Search]:
     """Grids that hold the pre-trained and the optimal chain under a weight near the root, that
-    weight's logarithm and the slope of f there.
+    weight's logarithm and the search that found it.
     """
     reference, at, slope = problem.reference, 0.0, -1.0
     lower, upper = spread(reference, Uncontrolled(reference))
-    for _ in range(GROWTHS):
+    for left in reversed(range(GROWTHS)):
         grids = resolved(problem, lower, upper)
         search = _Search(problem, lam, resized(grids, CRUDE[grids[0].dim]), slope)
-        at = search.root(at, CRUDELY)
+        at = search.full_root(at, CRUDELY)
         slope, found = search.slope, search.found
         pilot = GridPolicy.from_shifts(
             reference, found.grids[:-1], found.shifts, found.values[0].extrapolation
@@ -93,9 +99,9 @@ def _crude_root(problem: ControlProblem, lam: float) -> tuple[tuple[Grid, ...], 
         low, high = spread(reference, pilot)
         near = covers(lower, upper, low, high, CONTINUED)
         lower, upper = torch.minimum(lower, low), torch.maximum(upper, high)
-        if near:
-            break
-    return resolved(problem, lower, upper), at, slope
+        if near or not left:
+            return resolved(problem, lower, upper), at, search
+    raise AssertionError("a box is tried at least once")
 
 
 def _choice(
@@ -122,14 +128,21 @@ class _Search:
     Attributes:
         found: the last solution.
         slope: of f, from its last two values.
+        first: the step that solutions go back to.
     """
 
     found: GridSolution
 
     def __init__(
-        self, problem: ControlProblem, lam: float, grids: tuple[Grid, ...], slope: float = -1.0
+        self,
+        problem: ControlProblem,
+        lam: float,
+        grids: tuple[Grid, ...],
+        slope: float = -1.0,
+        first: int = 0,
     ):
-        self.problem, self.lam, self.grids, self.slope = problem, lam, grids, slope
+        self.problem, self.lam, self.grids = problem, lam, grids
+        self.slope, self.first = slope, first
         self._near: GridSolution | None = None
 
     def root(self, start: float, tolerance: float) -> float:
@@ -152,14 +165,28 @@ class _Search:
             self._require_within(at)
         return at
 
+    def full_root(self, start: float, tolerance: float) -> float:
+        """The same with all steps solved there; anew with all of them if another one decides."""
+        at = self.root(start, tolerance)
+        if self.first == 0 and len(self.found.steps) == self.problem.steps:
+            return at
+        kept, self.first = self.first, 0
+        if abs(self.excess(at)) <= 2 * tolerance:
+            self.first = kept
+            return at
+        return self.root(at, tolerance)
+
     def excess(self, log_beta: float) -> float:
         """f, infinite where there is no control."""
         weighted = _with_beta(self.problem, math.exp(log_beta))
         try:
-            self.found = self._near = solve_backward(weighted, self.grids, self._near)
+            found = solve_backward(weighted, self.grids, self._near, self.first)
         except InvalidProblem:
             return math.inf
-        rate = self.found.largest_rate
+        self.found = self._near = found
+        rate = found.largest_rate
+        if len(found.steps) == self.problem.steps:
+            self.first = found.earliest(NEAR * rate)
         return math.log(rate / (1 - self.lam)) if rate > 0 else -math.inf
 
     def _learn(self, slope: float) -> None:

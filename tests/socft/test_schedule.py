@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from socft import schedule as schedules
+from socft.checks import InvalidProblem
 from socft.schedule import (
     Schedule,
     cosine_levels,
@@ -305,3 +306,28 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
 
 
 test_refusals_say_what_and_how = refusals(REFUSALS)
+
+
+def test_a_chain_that_turns_states_round_remembers_them():
+    levels, weight, sigma = (torch.tensor(each).double() for each in ([0.2, 0.9], [1.9], [0.3]))
+    turned = Schedule(levels, weight, sigma)
+    assert turned.memory() < -0.9
+    assert not turned.is_memoryless()
+
+
+@pytest.mark.parametrize("levels", [linear_levels, scaled_linear_levels])
+def test_another_number_of_steps_ends_in_as_much_noise(levels: Callable[[int], torch.Tensor]):
+    """Sums of forward variances are integrals: the logarithm of the last level stays."""
+    logs = [float(levels(steps)[0].log()) for steps in (500, 1000, 4000)]
+    assert logs == pytest.approx([logs[-1]] * 3, rel=0.02)
+
+
+@pytest.mark.refusal
+def test_levels_between_nothing_and_all_are_asked_for():
+    for make, message in (
+        (lambda: linear_levels(5, first=0.0), "a forward variance is 0; it must be positive"),
+        (lambda: ddpm([0.5, 0.9, 1.2]), r"abar runs from 0.5 to 1.2; levels must lie in \(0, 1\]"),
+        (lambda: ddpm([-0.5, 0.9, 1.0]), "abar runs from -0.5 to 1; levels must lie"),
+    ):
+        with pytest.raises(InvalidProblem, match=message):
+            make()

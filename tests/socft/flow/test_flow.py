@@ -432,13 +432,14 @@ REFUSED: Refusals = {
     "eta": (lambda: flow_ddim(GRID, 0.0), "eta = 0"),
     "cps": (lambda: cps(GRID, 1.5), "noise_level = 1.5"),
     "path": (lambda: dance_precise(GRID, 0.5, Trigonometric()), "rectified"),
-    "diffusion": (lambda: euler_maruyama(GRID, lambda c: c.noise[:2]), "one positive finite"),
+    "diffusion": (lambda: euler_maruyama(GRID, lambda c: c.noise[:2]), "returned a tensor"),
+    "no diffusion": (lambda: euler_maruyama(GRID, lambda c: 0 * c.noise), "a step needs noise"),
     "shift": (lambda: shift_times(GRID, 0.0), "shift = 0"),
     "steps": (lambda: uniform_times(0), "steps = 0"),
     "last": (lambda: uniform_times(3, 1.0), "last = 1"),
     "no step left": (lambda: flow_ddim([1.0, 0.0]).without_last(), "one step"),
     "shapes": (lambda: FlowSchedule(GRID, ONE, ONE, ONE), "shapes"),
-    "negative": (lambda: FlowSchedule(GRID[:2], ONE, ONE, -ONE), "negative"),
+    "negative": (lambda: FlowSchedule(GRID[:2], ONE, ONE, -ONE), "at least 0"),
     "deterministic": (
         lambda: FlowSchedule(GRID[:3], BOTH, BOTH, torch.tensor([0.0, 1.0])),
         "before the last",
@@ -464,3 +465,31 @@ def test_functional_derivatives_pass_through_predictions():
         (expected,) = torch.autograd.grad(of(1, y, v).sum(), y)
         found = torch.func.grad(lambda z, of=of: of(1, z, v).sum())(x)
         torch.testing.assert_close(found, expected, rtol=CLOSED, atol=CLOSED)
+
+
+def test_memory_is_that_of_data_of_unit_variance_unless_told_otherwise():
+    schedule = flow_sde(GRID, 0.7)
+    assert schedule.memory() == schedule.memory(1.0) != schedule.memory(2.0)
+
+
+def test_at_full_noise_the_levels_noises_are_independent():
+    schedule = cps(GRID, 1.0)
+    close(schedule.sigma, schedule.levels.noise[1:])
+    assert float(schedule.noise_weight.abs().max()) < 1e-15
+
+
+def test_the_affine_chain_of_a_gaussian_is_its_chain_in_any_basis():
+    root = randn(70, 3, 3)
+    law, schedule = Gaussian(randn(71, 3), root @ root.mT), flow_sde(GRID, 0.7)
+    exact, affine = flow_reference(law, schedule), affine_flow_reference(law, schedule)
+    x = randn(72, 5, 3)
+    for k in range(schedule.steps):
+        close(affine.mean(k, x), exact.mean(k, x))
+    close(affine.initial(x), exact.initial(x))
+
+
+def test_a_shift_far_from_one_moves_times_to_their_ends():
+    """Signal over noise is divided by the shift."""
+    for shift in (1e-40, 1e40):
+        moved = shift_times([1.0, 0.5, 0.0], shift)
+        close(moved, torch.tensor([1.0, 1.0 if shift > 1 else shift, 0.0], dtype=F64))

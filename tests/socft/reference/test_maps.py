@@ -58,3 +58,9 @@ def test_malformed_references_are_refused():
     for message, refused in refusals.items():
         with pytest.raises(InvalidProblem, match=message):
             refused()
+
+
+@pytest.mark.refusal
+def test_maps_from_one_space_into_another_are_refused():
+    with pytest.raises(InvalidProblem, match=r"A has shape \(2, 3, 4\); give \(steps, n, n\)"):
+        DenseMaps(torch.zeros(2, 3, 4))

@@ -236,7 +236,7 @@ REFUSED: list[tuple[str, Callable[[], object]]] = [
         lambda: theory.constant_beta(CHAIN, 1, Theorem28(PaperBounds())),
     ),
     (
-        r"no beta below 1e\+250",
+        r"no beta below 1e\+50",
         lambda: theory.constant_beta(
             dataclasses.replace(CHAIN, reward_L1=math.inf), 0.5, Theorem28(PaperBounds())
         ),

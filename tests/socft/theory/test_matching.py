@@ -61,5 +61,5 @@ def test_damping_slows_what_rises_and_calms_what_falls():
 
 @pytest.mark.refusal
 def test_a_spectrum_has_two_sides():
-    with pytest.raises(InvalidProblem, match=r"a constant is -1; give norms and both sides"):
+    with pytest.raises(InvalidProblem, match=r"down\[0\] = -1; norms and both sides"):
         theory.MatchingSweeps(mean=t(1.0), noise=t(1.0), beta=t(1.0), up=t(1.0), down=t(-1.0))

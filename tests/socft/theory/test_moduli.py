@@ -101,5 +101,5 @@ def test_profile_of_a_map_of_the_line():
     ],
 )
 def test_what_is_no_modulus_is_refused(distances: torch.Tensor, values: torch.Tensor, slope: float):
-    with pytest.raises(InvalidProblem, match="give increasing distances"):
+    with pytest.raises(InvalidProblem, match=r"give increasing distances|slope = -1; it must not"):
         theory.Modulus(distances, values, slope)

@@ -415,12 +415,15 @@ def test_impossible_numbers_are_refused():
     chain = chain_of(UNIT, Sine(), 3)
     one = torch.ones(3, dtype=torch.float64)
     for message, make in (
-        ("theta = 2.0; a relaxation factor must lie", lambda: FixedRelaxation(2.0)),
+        ("theta = 2; a relaxation factor must lie", lambda: FixedRelaxation(2.0)),
         (
             r"score_sides\[0\] = -1; the largest eigenvalue",
             lambda: dataclasses.replace(chain, score_sides=(one, -2 * one)),
         ),
-        ("reward_sides has -1", lambda: dataclasses.replace(chain, reward_sides=(-1.0, 1.0))),
+        (
+            "reward_sides = -1; a Lipschitz constant",
+            lambda: dataclasses.replace(chain, reward_sides=(-1.0, 1.0)),
+        ),
         ("the sharp constants are the same for all", lambda: Lemma32(SharpBounds(), 3)),
         (
             r"rounds\[0\] = -1; give a whole number",

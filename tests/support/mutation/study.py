@@ -40,12 +40,15 @@ _ALL = (
         "chains",
         (
             "socft/schedule.py",
-            "socft/reference.py",
+            "socft/reference/*.py",
             "socft/path.py",
             "socft/path_measure.py",
+            "socft/sde.py",
         ),
         (
             "tests/socft/test_schedule.py",
+            "tests/socft/reference",
+            "tests/socft/test_sde.py",
             "tests/socft/test_path.py",
             "tests/socft/test_policy.py",
             "tests/socft/test_problem.py",
@@ -53,6 +56,16 @@ _ALL = (
             "tests/socft/estimators",
         ),
     ),
-    Suite("density", ("socft/density/*.py",), ("tests/socft/density",)),
+    Suite(
+        "density",
+        ("socft/density/*.py",),
+        (
+            "tests/socft/density",
+            "tests/socft/flow/test_flow.py",
+            "tests/socft/truth/test_mixture.py",
+            "tests/socft/truth/test_tilt.py",
+        ),
+    ),
+    Suite("flow", ("socft/flow/*.py",), ("tests/socft/flow", "tests/socft/estimators/flow")),
 )
 SUITES = {suite.name: suite for suite in _ALL}

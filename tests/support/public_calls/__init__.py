@@ -2,10 +2,10 @@
 it makes.
 """
 
-from tests.support.public_calls import chains, estimators, methods
+from tests.support.public_calls import chains, estimators, flows, methods, theories
 from tests.support.public_calls.table import CALLS
 
 __all__ = ["CALLS"]
 
-for each in (chains, estimators, methods):
+for each in (chains, estimators, flows, methods, theories):
     each.fill()

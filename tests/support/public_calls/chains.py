@@ -249,6 +249,16 @@ def _rewards_of_states() -> None:
 
 def _problems() -> None:
     add(
+        socft.reward.as_quadratic,
+        lambda made: [made.P, made.linear],
+        reward=Fresh(lambda: socft.Linear([1.0, 2.0])),
+    )
+    add(
+        socft.reward.as_reward,
+        lambda made: uses.of_problem(socft.ControlProblem(reference(), made, 1.0)),
+        reward=Fresh(lambda: lambda x: x.sum(1)),
+    )
+    add(
         socft.ControlProblem,
         uses.of_problem,
         reference=Fresh(reference),

@@ -1,4 +1,4 @@
-"""Calls that make regressions, methods, truths, guidance and constants."""
+"""Calls that make regressions, methods, truths and guidance."""
 
 # pyright: reportArgumentType=false
 
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 import socft
-from socft import theory
 from socft.costates.network import NetworkTraining, SpaceTimeRegression
 from socft.costates.network_score import NetworkScore
 from socft.guidance.denoiser import GaussianDenoiser, LinearDenoiser, ScoreDenoiser
@@ -61,7 +60,6 @@ def fill() -> None:
     _observers()
     _truths()
     _guidance()
-    _theory()
 
 
 FIT = {"width": 4, "steps": 2, "batch": 8, "rate": 0.01}
@@ -262,30 +260,3 @@ def _guidance() -> None:
     add(StepSizeTarget, uses.nothing, lam=0.5, noise=0.2)
     add(RecentredScore, uses.nothing, rate=0.5)
     add(LeastSquaresScore, uses.nothing, draws=3, slope=True)
-
-
-def constants() -> theory.ChainConstants:
-    return theory.ChainConstants(
-        torch.tensor([0.9, 0.8], dtype=F64),
-        torch.tensor([0.1, 0.2], dtype=F64),
-        torch.tensor([0.3, 0.4], dtype=F64),
-        1.0,  # type: ignore[arg-type]
-        0.5,  # type: ignore[arg-type]
-        1.0,
-        2.0,
-    )
-
-
-def _theory() -> None:
-    add(
-        theory.ChainConstants,
-        lambda made: theory.constant_beta(made, 0.5, theory.Theorem28(theory.SharpBounds())).beta,
-        alpha=[0.9, 0.8],
-        score_weight=[0.1, 0.2],
-        sigma=[0.3, 0.4],
-        score_L0=[1.0, 2.0],
-        score_L1=[0.5, 0.1],
-        reward_L0=1.0,
-        reward_L1=2.0,
-        dim=2,
-    )

@@ -48,6 +48,16 @@ def of_states(made: Tensor) -> None:
     assert len(made) in (PATHS - 1, PATHS, PATHS + 1, 0)
 
 
+def bounds(made: Any) -> None:
+    """Bounds are not negative, and infinite where there is none."""
+    for each in made if isinstance(made, tuple) else (made,):
+        assert each >= 0
+
+
+def each_a_bound(made: Tensor) -> None:
+    bounds(tuple(made.tolist()))
+
+
 def itself(made: Any) -> Any:
     return made
 

@@ -1,0 +1,82 @@
+"""Arguments of the theory's functions, checked by their names: each name is one quantity."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from socft.checks import LARGEST, InvalidProblem, quoted, require_kind, whole
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_BOUNDS = {"L0", "L1", "curvature", "mean_L0", "mean_L1", "third_derivative_ratio", "value_L0"} | {
+    "iterates_L0",
+    "gradient_error",
+    "step",
+    "rho",
+    "steepest",
+    "b",
+    "constant",
+    "slope",
+}
+"""Bounds: not negative, infinite where there is none."""
+_RANGES = dict.fromkeys(_BOUNDS, (0.0, math.inf)) | {
+    "lam": (1 / LARGEST, 1.0),
+    "q": (0.0, 1.0),
+    "sigma": (1 / LARGEST, LARGEST),
+}
+_COUNTS = {"dim": 1, "rounds": 0}
+"""Least whole numbers."""
+
+
+def checked(
+    lam: tuple[float, float] | None = None, **kinds: type | tuple[type, ...]
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Refuse numbers outside the range of their name, or arguments of another kind than given here.
+
+    Args:
+        lam: the range of lam, where it is not that of a design constant.
+        kinds: of arguments that are no numbers.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        given = inspect.signature(function).parameters
+        names = list(given)
+        plain = {name for name, each in given.items() if each.annotation in ("float", "int")}
+        ranges = _RANGES | ({} if lam is None else {"lam": lam})
+
+        @functools.wraps(function)
+        def refusing(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+                if name in kinds:
+                    _require_kind(value, kinds[name], name)
+                elif name in _COUNTS and name in plain:
+                    whole(value, name, _COUNTS[name])
+                elif name in ranges and name in plain:
+                    _require_within(value, *ranges[name], name)
+            return function(*args, **kwargs)
+
+        return refusing
+
+    return decorate
+
+
+def _require_kind(value: object, kinds: type | tuple[type, ...], name: str) -> None:
+    first = kinds[0] if isinstance(kinds, tuple) else kinds
+    require_kind(value, kinds, name, f"give an object of the class {first.__name__}.")
+
+
+def _require_within(value: object, low: float, high: float, name: str) -> None:
+    """Comparisons that hold for numbers alone."""
+    try:
+        held = low <= value <= high and (value <= sys.float_info.max or value == math.inf)  # type: ignore[operator]
+        if held and getattr(value, "ndim", 0) == 0:
+            return
+    except Exception:
+        pass
+    raise InvalidProblem(f"{name} = {quoted(value)}; give one number in [{low:g}, {high:g}].")
