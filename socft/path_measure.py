@@ -28,13 +28,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from socft.checks import require
+from socft.checks import InvalidProblem, described, require
 from socft.finite import require_finite_paths
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
 from socft.reference import Noises
 from socft.reward import PerSample
+
+_WHOLE = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 
 def controlled_noise(path: Path, k: int) -> Noises:
@@ -147,14 +149,15 @@ def _filled(path: Path, of: Callable[[int], Noises]) -> Float[Tensor, "steps bat
 
 
 def _index(values: PerSample, groups: Int[Tensor, " batch"] | None) -> Int[Tensor, " batch"]:
-    index = (
-        torch.zeros(len(values), dtype=torch.long, device=values.device)
-        if groups is None
-        else groups.to(values.device)
-    )
+    if groups is None:
+        return torch.zeros(len(values), dtype=torch.long, device=values.device)
+    if not isinstance(groups, Tensor) or groups.dtype not in _WHOLE:
+        raise InvalidProblem(
+            f"groups is {described(groups)}; give a tensor of whole numbers, one for each path."
+        )
     require(
-        index.shape == values.shape,
-        f"groups has shape {tuple(index.shape)}; give one index for each of the {len(values)}"
+        groups.shape == values.shape,
+        f"groups has shape {tuple(groups.shape)}; give one index for each of the {len(values)}"
         " paths.",
     )
-    return index
+    return groups.to(values.device).unique(return_inverse=True)[1]

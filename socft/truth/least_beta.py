@@ -144,6 +144,7 @@ class _Search:
         self.problem, self.lam, self.grids = problem, lam, grids
         self.slope, self.first = slope, first
         self._near: GridSolution | None = None
+        self._whole = False
 
     def root(self, start: float, tolerance: float) -> float:
         """Where f vanishes, by the secant method from the given point and slope; up where there is
@@ -166,14 +167,14 @@ class _Search:
         return at
 
     def full_root(self, start: float, tolerance: float) -> float:
-        """The same with all steps solved there; anew with all of them if another one decides."""
+        """The same with all steps solved there; by all of them if another one decides."""
         at = self.root(start, tolerance)
-        if self.first == 0 and len(self.found.steps) == self.problem.steps:
+        if len(self.found.steps) == self.problem.steps:
             return at
-        kept, self.first = self.first, 0
+        self.first = 0
         if abs(self.excess(at)) <= 2 * tolerance:
-            self.first = kept
             return at
+        self.first, self._whole = 0, True
         return self.root(at, tolerance)
 
     def excess(self, log_beta: float) -> float:
@@ -185,7 +186,7 @@ class _Search:
             return math.inf
         self.found = self._near = found
         rate = found.largest_rate
-        if len(found.steps) == self.problem.steps:
+        if len(found.steps) == self.problem.steps and not self._whole:
             self.first = found.earliest(NEAR * rate)
         return math.log(rate / (1 - self.lam)) if rate > 0 else -math.inf
 

@@ -239,3 +239,14 @@ def test_a_path_keeps_what_made_it():
     assert isinstance(path, Path)
     assert torch.equal(path.final, path.states[-1])
     assert path.kl().abs().max() == 0
+
+
+@pytest.mark.refusal
+def test_noise_is_that_of_a_batch_of_paths():
+    for initial, steps, name in (
+        (torch.zeros(2), torch.zeros(3, 2, 1), "initial"),
+        (torch.zeros(2, 1), torch.zeros(3, 2), "steps"),
+        (torch.zeros(2, 1, dtype=torch.long), torch.zeros(3, 2, 1), "initial"),
+    ):
+        with pytest.raises(InvalidProblem, match=f"{name} is a tensor of .*; give floating-point"):
+            Noise(initial, steps)

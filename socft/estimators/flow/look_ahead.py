@@ -17,7 +17,16 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from socft.checks import keep, positive, require_callable, require_kinds, whole
+from socft.checks import (
+    keep,
+    positive,
+    probe,
+    require_callable,
+    require_kind,
+    require_kinds,
+    tried,
+    whole,
+)
 from socft.costates.base import Cost, Costates
 from socft.costates.fields import (
     FREE,
@@ -98,7 +107,8 @@ class LookAheadCostate(CostateSource):
             found = self._gradient(problem, reference, policy, k, x)
             one, zero = torch.ones_like(x), torch.zeros_like(x)
             a, s = reference.renoise(k, one, zero), reference.renoise(k, zero, one)
-            return self.weight(a, s) * self._limited(found)
+            weight = probe(self.weight, (a, s), tuple(a.shape), "the weight of a level")
+            return weight * self._limited(found)
 
         return with_terminal(problem, before_the_end)
 
@@ -197,8 +207,10 @@ class FittedCorrection(CostateSource):
     def field(self, problem: ControlProblem, policy: Policy) -> CostateField:
         noise = Noise.sample(problem.reference, self.paths, self.generator)
         path = rollout(problem.reference, policy, noise)
-        found = self.residual.fit(problem, policy, self.costates(problem, policy, path))
-        return found.field(problem, policy)
+        costates = tried(self.costates, (problem, policy, path), "the function of costates")
+        remedy = "return Costates, as reverse_costates does."
+        require_kind(costates, Costates, "what the function of costates makes", remedy)
+        return self.residual.fit(problem, policy, costates).field(problem, policy)
 
 
 def corrected(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy import integrate
 
+from socft.checks import InvalidProblem
 from socft.density import (
     Gaussian,
     GaussianMixture,
@@ -272,3 +273,21 @@ def test_numbers_and_arrays_are_welcome():
     for cov in (2.0, [2.0, 2.0], np.eye(2) * 2):
         law = Gaussian(np.zeros(2), cov)
         assert torch.allclose(law.score(x), -x / 2, rtol=ALGEBRA)
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize(
+    "law",
+    [
+        Gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 0.0]]),
+        Rotated(torch.eye(2, dtype=torch.float64), [Gaussian(0.0, 1.0), Gaussian(0.0, 0.0)]),
+    ],
+    ids=["gaussian", "rotated"],
+)
+def test_laws_without_a_density_have_no_derivatives_of_it(law: Gaussian | Rotated):
+    x = torch.zeros(3, 2, dtype=torch.float64)
+    for ask in (law.log_prob, law.score, law.score_jacobian):
+        with pytest.raises(InvalidProblem, match="the smallest variance is 0"):
+            ask(x)
+    with pytest.raises(InvalidProblem, match=r"the generator is None; give torch\.Generator"):
+        law.sample(3, None)  # type: ignore[arg-type]

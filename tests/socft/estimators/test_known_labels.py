@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from socft.estimators.context import FEW_DIMENSIONS, FEW_NOISES, EstimatorContext
 from torch import Tensor
 
 from socft.checks import InvalidProblem
@@ -14,11 +13,11 @@ from socft.costates.adjoint import lean_adjoint
 from socft.costates.base import Cost
 from socft.costates.marginal_score import KernelScore
 from socft.costates.martingale import ExactCorrection
-from socft.estimators import factories
 from socft.estimators.adjoint_matching import AdjointMatching
 from socft.estimators.base import Estimator
 from socft.estimators.baseline import BatchMean, LeaveOneOut, RegressionBaseline
-from socft.estimators.catalogue import CATALOGUE, find_estimator
+from socft.estimators.catalogue import CATALOGUE, factories, find_estimator
+from socft.estimators.catalogue.context import FEW_DIMENSIONS, FEW_NOISES, EstimatorContext
 from socft.estimators.catalogue.rows import evaluations_per_path
 from socft.estimators.dpok import DPOK
 from socft.estimators.integration_by_parts import IntegrationByParts, ValueIntegrationByParts

@@ -100,7 +100,7 @@ def test_third_derivative_lemma_is_attained():
 
 def test_the_mean_norm_of_a_normal_vector_has_all_digits_in_any_dimension():
     """``E|W|_d E|W|_{d+1} = d``, as Gamma(d/2 + 1) = d/2 Gamma(d/2)."""
-    for dim in (1, 2, 17, 299, 300, 301, 16384, 10**6, 10**9):
+    for dim in (1, 2, 17, 299, 300, 301, 16384, 10**6, 10**8):
         product = theory.expected_norm(dim) * theory.expected_norm(dim + 1)
         assert product == pytest.approx(dim, rel=1e-14)
 

@@ -144,7 +144,13 @@ def _renoised() -> None:
 def _look_ahead() -> None:
     ahead = Fresh(socft.LookAheadCostate)
     residual = Fresh(lambda: socft.LookAheadResidual(AFFINE_FIT, socft.LookAheadCostate()))
-    add(socft.LookAheadCostate, uses.nothing, held=True, limit=2.0)
+    add(
+        socft.LookAheadCostate,
+        uses.of_source,
+        weight=Fresh(lambda: lambda a, s: a.square()),
+        held=True,
+        limit=2.0,
+    )
     add(
         socft.LookAheadResidual,
         uses.nothing,
@@ -153,15 +159,15 @@ def _look_ahead() -> None:
     )
     add(
         socft.FittedCorrection,
-        uses.nothing,
+        uses.of_source,
         residual=residual,
         costates=Fresh(lambda: reverse_costates),
         paths=5,
         generator=Fresh(generator),
     )
-    add(socft.DeterministicAdjointMatching, uses.nothing, lam=0.5, last=2)
-    add(socft.VGGFlow, uses.nothing, lam=0.5, averaged=True, look_ahead=ahead)
-    add(socft.ResidualNablaDB, uses.nothing, look_ahead=ahead, of_scores=True)
+    add(socft.DeterministicAdjointMatching, uses.of_flow_estimator, lam=0.5, last=2)
+    add(socft.VGGFlow, uses.of_flow_estimator, lam=0.5, averaged=True, look_ahead=ahead)
+    add(socft.ResidualNablaDB, uses.of_flow_estimator, look_ahead=ahead, of_scores=True)
 
 
 def _returns() -> None:
@@ -187,8 +193,8 @@ def _returns() -> None:
 
 def _path_measures() -> None:
     groups = torch.tensor([0, 0, 0, 0])
-    add(socft.LogVariance, uses.nothing, groups=groups)
-    add(socft.Variance, uses.nothing, groups=groups)
+    add(socft.LogVariance, uses.of_estimator, groups=groups)
+    add(socft.Variance, uses.of_estimator, groups=groups)
     add(socft.Moment, uses.of_estimator, start=Fresh(lambda: lambda x: x.sum(1)))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 
 import socft
+from socft import flow
 from socft.costates.regression import StepwiseRegression
 from socft.regression.features import Polynomial
 from socft.regression.functions import LinearRegression
@@ -31,6 +32,13 @@ def reference() -> socft.AffineReference:
 
 def line() -> socft.AffineReference:
     return socft.AffineReference([[[0.9]]] * STEPS, socft.ScalarDiffusion([0.5] * STEPS))
+
+
+def flow_problem() -> socft.ControlProblem:
+    schedule = flow.flow_sde([1.0, 0.6, 0.3, 0.1], 0.7)
+    return socft.ControlProblem(
+        flow.flow_reference(gaussian(), schedule), socft.Linear([1.0, 2.0]), 1.0
+    )
 
 
 def problem() -> socft.ControlProblem:

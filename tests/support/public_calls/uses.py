@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import socft
+from socft.costates.fields import CostateSource
 from socft.guidance.denoiser import GaussianDenoiser
 from socft.guidance.policy import (
     LookAheadGuidance,
@@ -25,6 +26,7 @@ from tests.support.public_calls.instances import (
     PATHS,
     POINTS,
     STEPS,
+    flow_problem,
     gaussian,
     generator,
     line_problem,
@@ -130,6 +132,24 @@ def of_renoised(made: Any) -> list[Tensor]:
     loss = made.loss(at, policy(), k, labels.rows(k, sample)).detach()
     assert loss.shape == (STEPS * PATHS,)
     return [labels.targets, loss]
+
+
+def of_flow_estimator(made: socft.Estimator) -> list[Tensor]:
+    at = flow_problem()
+    taken = socft.rollout(at.reference, policy(), noise(at.reference))
+    labels = made.label(at, policy(), taken)
+    assert labels.targets.shape == taken.controls.shape
+    k, sample = labels.pairs()
+    loss = made.loss(at, policy(), k, labels.rows(k, sample)).detach()
+    assert loss.shape == (STEPS * PATHS,)
+    return [labels.targets, loss]
+
+
+def of_source(made: CostateSource) -> list[Tensor]:
+    field = made.field(flow_problem(), policy())
+    found = [field(k, POINTS) for k in (0, STEPS)]
+    assert all(each.shape == POINTS.shape for each in found)
+    return [each.detach() for each in found]
 
 
 def of_guard(made: socft.GRPOGuard) -> list[Tensor]:
