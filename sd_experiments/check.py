@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +21,10 @@ from sd_experiments import config
 from sd_experiments.model.flow_model import FlowModel
 from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.loading import load_latent_model
-from sd_experiments.model.memory import MB, free_bytes, peak_mb, reset_peak
+from sd_experiments.model.memory import free_bytes
 from sd_experiments.model.weights import folder_of, random_pipeline
-from sd_experiments.reward.rewards import CLIPScore, ImageRewardModel, decode
+from sd_experiments.reward.rewards import CLIPScore, ImageRewardModel
+from sd_experiments.run_cost import Probe, probed, run_memory, run_time
 from sd_experiments.training.build import (
     Experiment,
     build,
@@ -39,9 +39,8 @@ from sd_experiments.training.build import (
     shipped,
 )
 from sd_experiments.training.callbacks import reporters
-from sd_experiments.training.session import check_images, load_config, load_judges
+from sd_experiments.training.session import load_config, load_judges
 from socft.checks import InvalidProblem, require, told
-from socft.costates.base import Cost
 from socft.estimators.catalogue import ANYWHERE
 from socft.flow import FlowReference, flow_ddim, uniform_times
 from socft.path import Noise, rollout
@@ -54,19 +53,10 @@ from socft.schedule import variance_preserving
 GB = 1e9
 HOURS = 3600.0
 MINUTES = 60.0
-REPEATS, PATIENCE = 5, 2.0
-"""Measurements of a time, of which the shortest counts since others may be disturbed; no more once
-they took so many seconds.
-"""
 NUMBERS = 20_000_000
 """Entries of the paths that are labelled at most to see whether the estimator can."""
 SMALL = (4, 8, 8)
 """Of states, where there is no model to say."""
-NETWORKS = 2
-"""Evaluations in one of a policy: of the frozen and of the trained network."""
-DERIVATIVE = 3.0
-"""Time of an evaluation and its vector-Jacobian product, in evaluations."""
-FLOAT = 4
 FORESEEN = "from the configuration files alone"
 _T = TypeVar("_T")
 
@@ -253,13 +243,18 @@ def _free_chain(steps: int, dims: tuple[int, ...], is_flow: bool) -> Reference:
 def _measured(experiment: Experiment) -> list[Readiness]:
     """Memory and time, from small trials."""
     trial, probe = _tried(
-        "trial", lambda: probed(experiment), lambda _: "network, reward and checker work"
+        "trial", lambda: _probed(experiment), lambda _: "network, reward and checker work"
     )
     return (
         [trial]
         if probe is None
         else [trial, _memory(experiment, probe), _time(experiment.settings, probe)]
     )
+
+
+def _probed(experiment: Experiment) -> Probe:
+    device = next(experiment.lora.parameters()).device
+    return probed(experiment, uses_reward_gradient(experiment.settings, device, experiment.base))
 
 
 def _foreseen(settings: config.ExperimentConfig) -> list[Readiness]:
@@ -280,7 +275,7 @@ def _foreseen(settings: config.ExperimentConfig) -> list[Readiness]:
             _reward_or_none(settings.reward, device),
         )
         experiment = build(settings, base, reward)
-        probe = probed(experiment)
+        probe = _probed(experiment)
         found = [_memory(experiment, probe), _time(settings, probe)]
     except InvalidProblem:
         return []
@@ -299,120 +294,24 @@ def _reward_or_none(
         return lambda images, prompt: images.flatten(1).mean(1), ", without the reward"
 
 
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """What one sample takes: seconds of an evaluation, of one with its vector-Jacobian product, of
-    a gradient in the layers and of a reward; bytes of the latter two.
-    """
-
-    evaluation: float
-    derivative: float
-    update: float
-    reward: float
-    update_bytes: float
-    reward_bytes: float
-
-
-def probed(experiment: Experiment) -> Probe:
-    """Trials of as many samples at a time as the run has, of those that do not take long."""
-    settings, task = experiment.settings, experiment.tasks[0]
-    parameters = tuple(experiment.lora.parameters())
-    reference, reward, device = task.problem.reference, task.problem.reward, parameters[0].device
-    wanted = uses_reward_gradient(settings, device, experiment.base)
-    x = torch.randn(1, *reference.dims, dtype=experiment.dtype, device=device)
-
-    def evaluate() -> None:
-        with torch.no_grad():
-            float(task.policy(0, x.clone()).sum())
-
-    def differentiate() -> None:
-        with torch.enable_grad():
-            at = x.clone().requires_grad_()
-            torch.autograd.grad(task.policy(0, at).sum(), at)
-
-    def update() -> None:
-        with torch.enable_grad():
-            torch.autograd.grad(
-                task.policy(0, x.clone()).square().sum(), parameters, allow_unused=True
-            )
-
-    def evaluate_reward() -> None:
-        with torch.no_grad():
-            float((reward.gradient(x.clone()) if wanted else reward(x.clone())).sum())
-
-    with torch.no_grad():
-        check_images(experiment.checker, decode(experiment.base, x).float().cpu(), task.name)
-    one, _ = _spent(evaluate, device)
-    sampled, learnt = (_at_once(each, settings.model, one) for each in _sizes(settings))
-    x = torch.randn(sampled, *x.shape[1:], dtype=x.dtype, device=device)
-    (evaluation, _), (derived, _), (scored, most) = (
-        _spent(each, device) for each in (evaluate, differentiate, evaluate_reward)
-    )
-    x = torch.randn(learnt, *x.shape[1:], dtype=x.dtype, device=device)
-    updated, used = _spent(update, device)
-    return Probe(
-        evaluation / (NETWORKS * sampled),
-        derived / (NETWORKS * sampled),
-        updated / learnt,
-        scored / sampled,
-        used / learnt,
-        most / min(sampled, settings.reward.chunk),
-    )
-
-
-def _at_once(wanted: int, model: config.ModelConfig, one: float) -> int:
-    """How many samples are tried at once, of those that a run has."""
-    return max(1, min(wanted, model.micro_batch or wanted, int(PATIENCE / max(one, 1e-6))))
-
-
-def _spent(action: Callable[[], None], device: torch.device) -> tuple[float, float]:
-    """Seconds and bytes."""
-    seconds: list[float] = []
-    reset_peak(device)
-    before = peak_mb(device)
-    while len(seconds) < REPEATS and sum(seconds) < PATIENCE:
-        start = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), (peak_mb(device) - before) * MB
-
-
 def _memory(experiment: Experiment, probe: Probe) -> Readiness:
-    """What the weights, the paths of a round and the samples that are differentiated at a time
-    take.
-    """
+    """What the weights, the paths of a round and the samples that are worked on at a time take."""
     settings, base = experiment.settings, experiment.base
-    batch, steps = settings.batch, settings.sampler.steps
     device = next(experiment.lora.parameters()).device
-    paths = batch.trajectories * batch.prompts
-    buffer = 4 * (steps + 1) * math.prod(experiment.tasks[0].problem.reference.dims) * paths * FLOAT
-    rows = min(_largest(settings), settings.model.micro_batch or _largest(settings))
-    work = max(rows * probe.update_bytes, settings.reward.chunk * probe.reward_bytes)
-    free, needed = free_bytes(device), work + (buffer if device.type == "cpu" else buffer / 2)
+    free, needed = free_bytes(device), run_memory(experiment, probe)
+    paths = settings.batch.trajectories * settings.batch.prompts
     detail = (
-        f"{_weights(base) / GB:.2f} GB of weights are in place; {buffer / GB:.2f} GB for the"
-        f" {paths} paths of a round and about {work / GB:.2f} GB for {rows} samples at a time"
+        f"{_weights(base) / GB:.2f} GB of weights are in place; {needed.paths / GB:.2f} GB for the"
+        f" {paths} paths of a round and about {needed.work / GB:.2f} GB for"
+        f" {needed.samples} samples at a time"
     )
-    if needed > free:
+    if needed.work + needed.paths / (1 if device.type == "cpu" else 2) > free:
         return Readiness(
             "memory",
             False,
             f"{detail}, of {free / GB:.2f} GB free; lower model.micro_batch or batch.trajectories",
         )
     return Readiness("memory", True, detail)
-
-
-def _sizes(settings: config.ExperimentConfig) -> tuple[int, int]:
-    """Samples that a run hands to the network at once: those of a rollout and of a loss."""
-    batch = settings.batch
-    loss = (batch.micro_batch or batch.per_step) * (batch.loss_steps or settings.sampler.steps)
-    return batch.trajectories, loss
-
-
-def _largest(settings: config.ExperimentConfig) -> int:
-    return max(_sizes(settings))
 
 
 def _weights(base: LatentModel) -> int:
@@ -432,24 +331,3 @@ def _time(settings: config.ExperimentConfig, probe: Probe) -> Readiness:
         True,
         f"about {length} for {settings.run.steps} gradient steps ({count:.2g} network evaluations)",
     )
-
-
-def run_time(settings: config.ExperimentConfig, probe: Probe) -> tuple[float, float]:
-    """Seconds of a run and its network evaluations, from those that the estimator says it makes."""
-    batch, steps = settings.batch, settings.sampler.steps
-    size = batch.trajectories * batch.prompts
-    paths = math.ceil(settings.run.steps * batch.per_step / (size * batch.passes)) * size
-    cost: Cost = instantiate(
-        "estimator", ANYWHERE, settings.estimator.name, settings.estimator.options
-    ).cost
-    plain = cost.reference + cost.policy
-    derived = cost.reference_derivatives + cost.policy_derivatives
-    weighed = paths * (batch.passes - 1) * steps * 2 * batch.needs_importance_weights
-    evaluations, derivatives, pairs = (
-        paths * steps * (2 + plain) + weighed,
-        paths * steps * derived,
-        settings.run.steps * batch.per_step * (batch.loss_steps or steps),
-    )
-    seconds = evaluations * probe.evaluation + derivatives * probe.derivative
-    seconds += pairs * probe.update + 2 * paths * probe.reward
-    return seconds, evaluations + DERIVATIVE * derivatives + pairs * (1 + DERIVATIVE)

@@ -276,6 +276,7 @@ class BenchmarkCommand:
     For example:
       socft sd benchmark --quick
       socft sd benchmark --random small
+      socft sd benchmark --config sd_experiments/configs/tiny.toml --savings
     """
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -284,6 +285,8 @@ class BenchmarkCommand:
     """A model with random weights in place of the configuration's."""
     quick: bool = False
     """A few small cells."""
+    savings: bool = False
+    """Only how much faster kept outputs, merged layers and the like make a gradient step."""
     out: Path = Path("build/records")
     """Folder of the records."""
     changes: Assignments = ()
@@ -294,7 +297,14 @@ class BenchmarkCommand:
         from socft.study.vocabulary.metrics import Metric
         from socft.study.vocabulary.schemas import SD_BENCHMARK
 
-        records = run(self.config, self.random, self.quick, self.out, changes=self.changes)
+        records = run(
+            self.config,
+            self.random,
+            self.quick,
+            self.out,
+            changes=self.changes,
+            savings_only=self.savings,
+        )
         for record in records:
             if record.metric == Metric.SPEEDUP:
                 error = "" if record.stderr is None else f" ± {record.stderr:.2f}"

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 from diffusers import schedulers
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -27,6 +28,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderMo
 
 from socft.checks import InvalidProblem, require, require_known
 
+LIBRARIES = ("diffusers", "transformers")
+KNOWN = frozenset(dir(schedulers)) & frozenset(dir(diffusers))
+"""The schedulers that a pipeline can name."""
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 """Names of the files of weights of the two libraries, without their endings."""
 CLIP = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -138,7 +142,8 @@ def family_of(index: Mapping[str, Any], where: str) -> PipelineFamily:
         _require_class(index, part, names, where)
     name = _class_of(index, "scheduler")
     if name is not None:
-        require_known(name, [each for each in dir(schedulers) if "Scheduler" in each], "scheduler")
+        _require_library(index, "scheduler", where)
+        require_known(name, [each for each in KNOWN if "Scheduler" in each], "scheduler")
     return family
 
 
@@ -165,6 +170,15 @@ def _class_of(index: Mapping[str, Any], part: str) -> str | None:
     return said[1] if named else None
 
 
+def _require_library(index: Mapping[str, Any], part: str, where: str) -> None:
+    library = index[part][0]
+    require(
+        library in LIBRARIES,
+        f"{where} takes its {part} from {library}, whose code is not run; give a pipeline of parts"
+        f" of {' and '.join(LIBRARIES)}.",
+    )
+
+
 def _require_class(index: Mapping[str, Any], part: str, names: tuple[str, ...], where: str) -> None:
     found = _class_of(index, part)
     if found is None:
@@ -172,6 +186,7 @@ def _require_class(index: Mapping[str, Any], part: str, names: tuple[str, ...], 
             f"{where} has no {part}; give a whole pipeline from text to image, not a refiner or one"
             " from pictures."
         )
+    _require_library(index, part, where)
     require(
         found in names,
         f"{where} has a {found} as its {part}; only {names[0]} is read: give a pipeline with one.",

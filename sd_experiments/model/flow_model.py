@@ -34,7 +34,7 @@ from sd_experiments.model.keys import (
 from sd_experiments.model.latent_model import LatentModel
 from sd_experiments.model.prompts import PromptEncoder, SinglePromptEncoder, Size
 from sd_experiments.model.transformer import PATCH, FluxDenoiser, SD3Denoiser
-from socft.checks import require
+from socft.checks import require, tried
 
 TRAILING = "trailing"
 """Spacing of levels that are even before they are shifted, from 1 to 1 / steps."""
@@ -152,14 +152,8 @@ class FlowModel(LatentModel):
             f"spacing = {spacing!r}; a flow begins at pure noise: give {TRAILING!r}, or leave it"
             " out.",
         )
-        config, options = self._scheduler.config, {}
-        if config["use_dynamic_shifting"]:
-            names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-            options["mu"] = calculate_shift(self.tokens(latent), *(config[each] for each in names))
-        if self.even or spacing == TRAILING:
-            options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
-        scheduler = copy.deepcopy(self._scheduler)  # with a shift that was set, which no key says
-        scheduler.set_timesteps(steps, **options)
+        what = "setting the levels of its scheduler_config.json"
+        scheduler = tried(self._with_levels, (steps, latent, spacing), what)
         noise = scheduler.sigmas.double()
         require(
             float(noise[0]) == 1 and bool((noise.diff() < 0).all()),
@@ -167,6 +161,18 @@ class FlowModel(LatentModel):
             " from 1; give fewer steps, or another scheduler.",
         )
         return FlowLevels(scheduler.timesteps, noise)
+
+    def _with_levels(self, steps: int, latent: Size, spacing: str | None) -> Any:
+        """The scheduler as its pipeline sets it, with a shift that was set, which no key says."""
+        config, options = self._scheduler.config, {}
+        if config["use_dynamic_shifting"]:
+            names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+            options["mu"] = calculate_shift(self.tokens(latent), *(config[each] for each in names))
+        if self.even or spacing == TRAILING:
+            options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+        scheduler = copy.deepcopy(self._scheduler)
+        scheduler.set_timesteps(steps, **options)
+        return scheduler
 
 
 class StableDiffusion3(FlowModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,7 +17,7 @@ from sd_experiments.model.denoiser import LatentDenoiser
 from sd_experiments.model.keys import VAE, require_keys
 from sd_experiments.model.prompts import EncodedPrompt, PromptEncoder, Size
 from sd_experiments.model.weights import load_pipeline, refusing
-from socft.checks import require
+from socft.checks import quoted, require
 
 
 class LatentModel(abc.ABC):
@@ -36,6 +37,7 @@ class LatentModel(abc.ABC):
 
     def __init__(self, denoiser: LatentDenoiser, vae: AutoencoderKL, prompt_encoder: PromptEncoder):
         require_keys(vae.config, AutoencoderKL, VAE, "the decoder")
+        _require_scaling(vae.config)
         require_plain(denoiser.network)
         self.denoiser = denoiser
         self.vae = vae.requires_grad_(False).eval()
@@ -145,3 +147,30 @@ def _is_fused(module: nn.Module) -> bool:
     if isinstance(module, AttentionModuleMixin):
         return bool(getattr(module, "fused_projections", False))
     return type(getattr(module, "processor", None)).__name__.startswith("Fused")
+
+
+def _require_scaling(config: Any) -> None:
+    """That what latents are scaled and shifted by are numbers, one for every channel where there
+    are statistics.
+    """
+    scale, shift = config["scaling_factor"], config.get("shift_factor")
+    _require_numbers("scaling_factor", [scale], 1, positive=True)
+    _require_numbers("shift_factor", [0.0 if shift is None else shift], 1)
+    channels = config["latent_channels"]
+    for name, positive in (("latents_mean", False), ("latents_std", True)):
+        if config.get(name) is not None:
+            _require_numbers(name, config[name], channels, positive)
+
+
+def _require_numbers(name: str, said: Any, count: int, positive: bool = False) -> None:
+    listed = isinstance(said, list | tuple) and len(said) == count
+    good = listed and all(
+        isinstance(each, int | float) and math.isfinite(each) and (each > 0 or not positive)
+        for each in said
+    )
+    what = "a number" if count == 1 else f"{count} numbers, one for every channel"
+    require(
+        good,
+        f"the decoder says {name} = {quoted(said[0] if count == 1 else said)}; write {what}"
+        f"{' above 0' if positive else ''} into its config.json, as the model was published with.",
+    )

@@ -23,6 +23,11 @@ from sd_experiments.tensor_file import encode_tensors, read_sealed_tensors
 from socft.checks import require
 from socft.files import write_atomically
 
+REMEDY = (
+    "give a directory that save_lora wrote; layers of others are merged into a pipeline before it"
+    " is saved: load_lora_weights, fuse_lora, unload_lora_weights and save_pretrained"
+)
+
 
 def save_lora(lora: LoRA, directory: str | Path) -> Path:
     """Write the low-rank layers; returns the file."""
@@ -48,7 +53,7 @@ def load_lora(base: LatentModel, directory: str | Path) -> LoRA:
             not exactly the network's, or a kind of adapter that is more than these.
     """
     file = Path(directory) / LORA_WEIGHT_NAME_SAFE
-    tensors, header = read_sealed_tensors(file, "give a directory that save_lora wrote")
+    tensors, header = read_sealed_tensors(file, REMEDY)
     part = f"{base.part}."
     tensors = {name.removeprefix(part): value for name, value in tensors.items()}
     config = _config(header, part, file)

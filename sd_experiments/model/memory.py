@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import re
 import resource
@@ -27,12 +28,14 @@ def peak_mb(device: torch.device) -> float:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin anew with what is in use now; where the system cannot do that, `peak_mb` keeps counting
-    from the start.
+    """Begin anew with what is in use now, without what was freed and is kept for later; where the
+    system cannot do that, `peak_mb` keeps counting from the start.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         _RESET.write_bytes(b"5")
 

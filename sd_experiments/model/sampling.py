@@ -31,7 +31,7 @@ from sd_experiments.model.keys import (
     require_keys,
     signature,
 )
-from socft.checks import require
+from socft.checks import require, tried
 
 EVEN = "log_snr"
 """Spacing with levels as even in the logarithm of their signal-to-noise ratio as the trained ones
@@ -98,7 +98,7 @@ def sampling_schedule(
         f"steps = {steps}; the network was trained with {trained}, so give between 1 and"
         f" {trained}.",
     )
-    scheduler.set_timesteps(steps)
+    tried(scheduler.set_timesteps, (steps,), "setting the levels of its scheduler_config.json")
     timesteps, stride = scheduler.timesteps, trained // steps
     how = scheduler.config["timestep_spacing"]
     require(

@@ -46,6 +46,13 @@ def load_pipeline(
         InvalidProblem: a part is missing, damaged or another network's.
     """
     folder = folder_of(directory)
+    require(
+        not folder.is_file(),
+        f"{str(folder)!r} is a file; give the directory of a saved diffusers pipeline, which a"
+        " checkpoint in one file becomes by"
+        " StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIRECTORY), or the like of"
+        " its family.",
+    )
     if (folder / MANIFEST).is_file():
         verify(folder, COPY)
     index = (folder / "model_index.json").is_file()
@@ -122,9 +129,16 @@ def refusing(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = one_line(f"{type(error).__name__}: {error}")
-        raise InvalidProblem(f"{what} cannot be loaded ({said}); {COPY}.") from error
+        raise InvalidProblem(f"{what} cannot be loaded ({said}); {_remedy(error)}.") from error
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about files that cannot be loaded."""
+    if isinstance(error, ImportError):
+        return "install what it asks for"
+    return COPY if isinstance(error, OSError) else f"correct its configuration files, or {COPY}"
 
 
 def folder_of(name: str | Path) -> Path:

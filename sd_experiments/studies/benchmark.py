@@ -145,6 +145,7 @@ def run(
     estimators: Mapping[str, Mapping[str, Any]] | None = None,
     sweep: BenchmarkSweep | None = None,
     changes: Sequence[str] = (),
+    savings_only: bool = False,
 ) -> list[Record]:
     """Measure every cell into ``<out>/sd_benchmark.jsonl``; an interrupted run continues where it
     was.
@@ -157,6 +158,7 @@ def run(
             default `ESTIMATORS`, two of them if ``quick``.
         sweep: what is varied; by default `FULL`, or `QUICK`.
         changes: ``KEY=VALUE``, each in place of the configuration's.
+        savings_only: leave out the cells.
 
     Raises:
         InvalidProblem: there is no such model, or no cell could be measured.
@@ -167,7 +169,7 @@ def run(
     )
     chosen = estimators or (small if quick else ESTIMATORS)
     varied = sweep or (QUICK if quick else FULL)
-    made = tasks(settings, random, chosen, varied)
+    made = [] if savings_only else tasks(settings, random, chosen, varied)
     if estimators is None:
         made.append(_savings(settings, random, varied))
     schema = SD_BENCHMARK.of_anything(SD_BENCHMARK.name)

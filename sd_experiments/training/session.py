@@ -31,6 +31,8 @@ from socft.policy import Policy, Uncontrolled
 from socft.reference import Reference, States
 
 CHECKPOINTS = "checkpoints"
+HALF = 0.5
+"""What a checker that says how right a picture is must be above for a right one."""
 JUDGED = 4
 """Pictures judged at a time."""
 
@@ -256,7 +258,9 @@ def _evaluated(
             ("fine-tuned", task.policy),
         ):
             found = sample_images(experiment, task, policy, number, seed, ode)
-            worth = score_images(experiment, task, found) | judged(judges, found.images, task.name)
+            objective = found.rewards - experiment.settings.problem.beta * found.kl
+            scores = score_images(experiment, task, found)
+            worth = {"objective": objective} | scores | judged(judges, found.images, task.name)
             row: dict[str, object] = {
                 "prompt": task.name,
                 "model": model,
@@ -270,6 +274,8 @@ def _evaluated(
                 row |= _with_error(name, values)
                 if before is not None:
                     row |= _with_error(f"{name}_gain", values - before[name])
+            if before is None and "accuracy" in scores:
+                row |= told_apart(scores["reward"], scores["accuracy"])
             row["diversity"] = diversity(found.images)
             if features is not None:
                 row["feature_diversity"] = feature_diversity(features, found.images)
@@ -334,6 +340,18 @@ def _with_error(name: str, values: Tensor) -> dict[str, float]:
     return {name: float(values.mean()), f"{name}_stderr": float(values.std() / len(values) ** 0.5)}
 
 
+def told_apart(rewards: Tensor, right: Tensor) -> dict[str, float]:
+    """How often the reward of a right picture is above that of a wrong one, a tie for a half, and
+    the standard error over pictures; nothing where all are right, or wrong.
+    """
+    good, bad = rewards[right > HALF], rewards[right <= HALF]
+    if min(len(good), len(bad)) < 2:
+        return {}
+    above = (good[:, None] > bad).double() + (good[:, None] == bad).double() / 2
+    spread = above.mean(1).var() / len(good) + above.mean(0).var() / len(bad)
+    return {"told_apart": float(above.mean()), "told_apart_stderr": float(spread**0.5)}
+
+
 def _line(row: Mapping[str, Any]) -> str:
     def told(name: str, digits: int) -> str:
         if name not in row:
@@ -346,10 +364,16 @@ def _line(row: Mapping[str, Any]) -> str:
         )
         return f"{name} {row[name]:.{digits}f} ± {row[f'{name}_stderr']:.{digits}f}{more}, "
 
-    worth = told("reward", 3) + told("accuracy", 2)
+    worth = told("objective", 3) + told("reward", 3) + told("accuracy", 2)
     judges = [name for name in row if name.startswith("judge ") and f"{name}_stderr" in row]
     worth += "".join(told(name, 3) for name in judges if not name.endswith("_gain"))
     return (
         f"{row['prompt']}, {row['model']}: {worth}KL {row['kl']:.2f}, diversity"
         f" {row['diversity']:.3f}"
+        + (
+            f"; the reward of a right picture is above that of a wrong one in"
+            f" {row['told_apart']:.0%} ± {row['told_apart_stderr']:.0%} of pairs"
+            if "told_apart" in row
+            else ""
+        )
     ) + ("" if "feature_diversity" not in row else f", in features {row['feature_diversity']:.3f}")

@@ -11,7 +11,6 @@ from socft.records import Record
 from socft.study.vocabulary.metrics import Metric
 
 GAINS: Mapping[str, Metric] = {
-    Metric.OBJECTIVE: Metric.OBJECTIVE_GAIN,
     Metric.REWARD: Metric.REWARD_GAIN,
     Metric.ACCURACY: Metric.ACCURACY_GAIN,
 }

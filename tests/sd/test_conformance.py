@@ -24,6 +24,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 )
 from peft import LoraConfig
 from peft.utils.save_and_load import get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig
 
@@ -717,6 +718,18 @@ def index_with(saved: Path, folder: Path, changes: Mapping[str, Any]) -> Path:
             {"scheduler": ["diffusers", "DDIMSchedular"]},
             "there is no scheduler 'DDIMSchedular'; .* DDIMScheduler",
         ),
+        (
+            {"scheduler": ["diffusers", "ConsistencyDecoderScheduler"]},
+            "there is no scheduler 'ConsistencyDecoderScheduler'",
+        ),
+        (
+            {"scheduler": ["its_module", "DDIMScheduler"]},
+            "takes its scheduler from its_module, whose code is not run; give a pipeline of parts",
+        ),
+        (
+            {"unet": ["its_module", "UNet2DConditionModel"]},
+            "takes its unet from its_module, whose code is not run",
+        ),
     ],
 )
 def test_parts_of_other_classes_are_refused(
@@ -726,7 +739,102 @@ def test_parts_of_other_classes_are_refused(
         load_pipeline(index_with(saved, tmp_path / "model", change))
 
 
+def test_a_scheduler_whose_package_is_missing_says_to_install_it(saved: Path, tmp_path: Path):
+    index = {"scheduler": ["diffusers", "DPMSolverSDEScheduler"]}
+    if signature(class_of("DPMSolverSDEScheduler")):
+        pytest.skip("torchsde is here")
+    with pytest.raises(InvalidProblem, match=r"requires the torchsde .*; install what it asks for"):
+        load_pipeline(index_with(saved, tmp_path / "model", index))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        (
+            "scheduler/scheduler_config.json",
+            {"beta_schedule": "steep"},
+            "steep is not implemented .*; correct its configuration files, or copy it again",
+        ),
+        (
+            "vae/config.json",
+            {"scaling_factor": None},
+            "scaling_factor = None; write a number above",
+        ),
+        (
+            "vae/config.json",
+            {"scaling_factor": 0.0},
+            "scaling_factor = 0.0; write a number above 0",
+        ),
+        ("vae/config.json", {"scaling_factor": "big"}, "scaling_factor = 'big'; write a number"),
+        ("vae/config.json", {"shift_factor": "far"}, "shift_factor = 'far'; write a number into"),
+        ("vae/config.json", {"latents_mean": [0.0]}, "latents_mean = .*; write 4 numbers, one for"),
+        (
+            "vae/config.json",
+            {"latents_std": [1.0, 1.0, 0.0, 1.0]},
+            "latents_std = .*; write 4 numbers, one for every channel above 0",
+        ),
+    ],
+    ids=lambda each: str(each)[:30],
+)
+def test_values_that_no_pipeline_can_use_are_refused_before_a_picture_is_drawn(
+    saved: Path, tmp_path: Path, file: str, changes: dict[str, Any], message: str
+):
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    said = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(said | changes))
+    with pytest.raises(InvalidProblem, match=message):
+        StableDiffusion.load(folder)
+
+
+def test_a_spacing_that_no_scheduler_knows_is_told():
+    base = base_of(plain(), timestep_spacing="wide")
+    message = r"setting the levels of its scheduler_config.json fails: .*wide"
+    with pytest.raises(InvalidProblem, match=message):
+        StableDiffusionReference(base, PROMPT, steps=4)
+
+
+def test_a_checkpoint_in_one_file_is_told_how_to_become_a_folder(tmp_path: Path):
+    file = tmp_path / "v1-5-pruned.safetensors"
+    file.write_bytes(b"weights")
+    with pytest.raises(InvalidProblem, match=r"is a file; .*from_single_file\(FILE\)"):
+        load_pipeline(file)
+
+
 # Low-rank layers of others
+
+
+OTHERS: dict[str, str] = {
+    "diffusers, without its settings": "unet.down.to_q.lora_A.weight",
+    "diffusers, as it was": "unet.down.processor.to_q_lora.down.weight",
+    "kohya": "lora_unet_down_blocks_0_to_q.lora_down.weight",
+    "peft": "base_model.model.down.to_q.lora_A.weight",
+    "DoRA": "unet.down.to_q.lora_magnitude_vector",
+    "LoHa": "lora_unet_down.hada_w1_a",
+    "LoKr": "lycoris_down.lokr_w1",
+    "text encoder": "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight",
+    "convolution": "unet.down.conv1.lora_A.weight",
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_files_of_others_are_told_how_their_layers_get_into_a_pipeline(tmp_path: Path, kind: str):
+    save_file({OTHERS[kind]: torch.ones(2, 2)}, tmp_path / LORA_WEIGHT_NAME_SAFE)
+    with pytest.raises(
+        InvalidProblem, match=r"merged into a pipeline .*: load_lora_weights, fuse_"
+    ):
+        load_lora(base_of(plain()), tmp_path)
+
+
+def test_layers_of_a_text_encoder_act_as_in_the_pipeline():
+    pipe: Any = copy.copy(plain())
+    pipe.text_encoder = copy.deepcopy(pipe.text_encoder)
+    usual = base_of(pipe).encode(PROMPT, (8, 8)).text.clone()
+    layers = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    pipe.text_encoder.add_adapter(layers)
+    told = base_of(pipe).encode(PROMPT, (8, 8)).text
+    assert torch.equal(told, pipe.encode_prompt(PROMPT, "cpu", 1, False)[0])
+    assert not torch.equal(told, usual)
 
 
 def layers_as_saved(folder: Path, network: nn.Module, config: LoraConfig) -> None:

@@ -431,6 +431,19 @@ def test_other_schedulers_are_refused(scheduler: str, message: str):
         StableDiffusion3.from_pipeline(pipe)
 
 
+def test_a_shift_that_the_scheduler_does_not_say_is_told():
+    pipe = stable_diffusion_3(double=False)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=None,  # pyright: ignore[reportArgumentType]
+    )
+    base = StableDiffusion3.from_pipeline(pipe)
+    with pytest.raises(
+        InvalidProblem, match=r"setting the levels of its scheduler_config\.json fail"
+    ):
+        base.levels(4, (8, 8))
+
+
 @pytest.mark.parametrize("name", ["invert_sigmas", "stochastic_sampling"])
 def test_samplers_of_another_law_are_refused(name: str):
     options: dict[str, Any] = {name: True}

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 
 from sd_experiments.training.monitor import plot_frontier, save_image_grid
+from sd_experiments.training.session import told_apart
 from tests.support.tensors import generator
 
 ROWS = [
@@ -63,3 +65,24 @@ def test_a_picture_that_fails_leaves_the_one_before(
             assert picture.format == "PNG"
             assert picture.width > 2 * picture.height
     assert [each.name for each in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_how_well_a_reward_tells_right_from_wrong_is_the_rank_statistic():
+    rewards = torch.tensor([0.3, 0.1, 0.4, 0.3, 0.9, -0.2, 0.5], dtype=torch.float64)
+    right = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.2], dtype=torch.float64)
+    good, bad = rewards[right > 0.5], rewards[right < 0.5]
+    expected = stats.mannwhitneyu(good, bad).statistic / (len(good) * len(bad))
+    assert told_apart(rewards, right)["told_apart"] == pytest.approx(expected)
+    assert told_apart(rewards, torch.ones(7)) == {}
+
+
+def test_the_error_of_that_statistic_is_its_spread_over_pictures():
+    found = []
+    for number in range(300):
+        drawn = generator(number)
+        right = (torch.rand(80, generator=drawn) < 0.4).double()
+        rewards = right + torch.randn(80, generator=drawn, dtype=torch.float64)
+        found.append([*told_apart(rewards, right).values()])
+    values, errors = torch.tensor(found, dtype=torch.float64).T
+    # the relative standard error of a standard deviation of 300 numbers is 4 %
+    assert float(errors.square().mean().sqrt() / values.std()) == pytest.approx(1, rel=0.16)

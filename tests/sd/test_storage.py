@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from sd_experiments.studies.reproduce.scales import diffusion_nft
 from sd_experiments.training import session
 from sd_experiments.training import storage as module
 from sd_experiments.training import trainer as training
@@ -31,6 +32,7 @@ from sd_experiments.training.monitor import (
     read_metrics,
 )
 from sd_experiments.training.process_group import ProcessGroup
+from sd_experiments.training.prompt_task import PromptTask
 from sd_experiments.training.replay_buffer import encode_batches
 from sd_experiments.training.storage import CheckpointFailed, CheckpointStore, StoredCheckpoint
 from socft import files
@@ -42,7 +44,12 @@ from socft.estimators.ddpo import DDPO, RatioLabels
 from socft.estimators.dpok import DPOK
 from socft.estimators.truncated_backprop import TruncatedBackprop
 from socft.files import locked
+from socft.flow import FlowReference, flow_ddim, uniform_times
+from socft.policy import AffinePolicy
+from socft.problem import ControlProblem
+from socft.reward import FunctionReward
 from tests.support.sd import settings_with, trainer_with
+from tests.support.tensors import randn
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 TABLES: dict[str, dict[str, Any]] = {
@@ -90,10 +97,32 @@ def everything(trainer: TrainingLoop) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path, estimator: Estimator, stop: int):
     """Stopped in the middle of a round, at its end, and in the next one."""
-    whole, first, second = trainer(estimator), trainer(estimator), trainer(estimator)
+    continues(lambda: trainer(estimator), stop, tmp_path)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_noise_of_labels_is_that_of_the_run_which_was_not_stopped(tmp_path: Path, stop: int):
+    """DiffusionNFT draws noise of its own for every round."""
+
+    def make() -> TrainingLoop:
+        policy = AffinePolicy(0.2 * randn(20, 4, 2, 2), 0.2 * randn(21, 4, 2))
+        chain = FlowReference(flow_ddim(uniform_times(4, last=0.1)), lambda k, x: -x, (2,))
+        problem = ControlProblem(chain, FunctionReward(lambda x: (2 * x).sin().sum(1)), 0.7)
+        tasks = [PromptTask(f"prompt {i}", problem, policy) for i in range(2)]
+        parameters = dict(policy.named_parameters())
+        return TrainingLoop(
+            tasks, diffusion_nft(), parameters, settings_with(2, **TABLES), dtype=torch.float64
+        )
+
+    continues(make, stop, tmp_path)
+
+
+def continues(make: Callable[[], TrainingLoop], stop: int, folder: Path) -> None:
+    """A run that was stopped ends with the very numbers of one that was not."""
+    whole, first, second = make(), make(), make()
     advance(whole, 5)
     advance(first, stop)
-    store = CheckpointStore(tmp_path)
+    store = CheckpointStore(folder)
     store.save(first.step, *first.files())
     torch.randn(3)
     found = store.newest()

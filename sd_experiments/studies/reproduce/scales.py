@@ -216,7 +216,14 @@ SCALES: Mapping[str, ReproductionScale] = {
                 rates=(3e-3, 1e-2, 3e-2),
                 pilots=(1000,),
                 trainings=5,
-                batch={"trajectories": 16, "paths": 8, "passes": 3, "loss_steps": 2},
+                batch={
+                    "trajectories": 16,
+                    "paths": 8,
+                    "passes": 3,
+                    "loss_steps": 2,
+                    "micro_batch": 8,
+                    "target_clip": 1.0,
+                },
             ),
         ),
         ReproductionScale(

@@ -16,7 +16,7 @@ from socft.records import Record
 from socft.report.gradient_variance.cells import plain, with_error
 from socft.report.rows import Rows
 from socft.report.typeset import NOT_MEASURED, Table, number, text
-from socft.study.comparison import pilot_study
+from socft.study.comparison import LEVEL, pilot_study
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 from socft.study.vocabulary.schemas import STABLE_DIFFUSION
@@ -25,8 +25,6 @@ STUDY = STABLE_DIFFUSION.named("stable_diffusion_tiny_flow")
 STUDIES = (STUDY, STUDY.named(pilot_study(STUDY.name)))
 """The trainings, and the pilots by which their rates were chosen."""
 COMMAND = "socft sd reproduce --scale tiny_flow"
-LEVEL = 0.05
-"""Of an interval that does not hold the truth, and of a family of tests together."""
 LAST = 2
 """Rounds whose paths say what a training has reached when its time is over."""
 FIRST = MethodName.ADJOINT_MATCHING
@@ -218,47 +216,72 @@ def table(runs: Rows) -> str:
     ).markup
 
 
+def gains_by_rate(pilots: Rows, method: str) -> dict[float, float]:
+    """Mean gain in the objective of the pilots of a method, by rate in increasing order."""
+    found = pilots.where(Metric.OBJECTIVE_GAIN, estimator=method)
+    return {
+        rate: Interval.of([each.value for each in found.where(rate=rate)]).mean
+        for rate in found.distinct("rate")
+    }
+
+
+def is_at_edge(gains: Mapping[float, float]) -> bool:
+    """Whether the greatest gain is at the first or the last rate."""
+    return max(gains, key=lambda rate: gains[rate]) in (min(gains), max(gains))
+
+
+def at_edges(pilots: Rows) -> str:
+    """Whose best rate is no better than known to a bound, in words; nothing if nobody's is."""
+    found = [
+        text(method) for method in methods_of(pilots) if is_at_edge(gains_by_rate(pilots, method))
+    ]
+    if not found:
+        return ""
+    return (
+        f"The best rate of {', '.join(found)} lies at the edge of the grid: one beyond may suit"
+        " them better, and what they lack here is no verdict on them."
+    )
+
+
 def rates(pilots: Rows) -> str:
     """What the pilots gained, by which rates were chosen."""
-    grid = pilots.distinct("rate")
-    body = []
+    grid, body = pilots.distinct("rate"), []
     for method in methods_of(pilots):
-        gains = [
-            Interval.of(
-                [
-                    each.value
-                    for each in pilots.where(Metric.OBJECTIVE_GAIN, estimator=method, rate=rate)
-                ]
-            ).mean
-            for rate in grid
+        gains = gains_by_rate(pilots, method)
+        best = max(gains.values())
+        cells = (
+            NOT_MEASURED if (gain := gains.get(rate)) is None else number(gain, 2) for rate in grid
+        )
+        shown = [
+            f"*{cell}*" if gains.get(rate) == best else cell
+            for rate, cell in zip(grid, cells, strict=True)
         ]
-        best = max(range(len(grid)), key=gains.__getitem__)
-        shown = [f"*{number(g, 2)}*" if i == best else number(g, 2) for i, g in enumerate(gains)]
-        body.append([text(method), *shown, "no" if 0 < best < len(grid) - 1 else "yes"])
+        body.append([text(method), *shown, "yes" if is_at_edge(gains) else "no"])
     return Table(
         header=("rate", *map(plain, grid), "at the edge"),
         rows=body or [[NOT_MEASURED, *[""] * (len(grid) + 1)]],
         caption="""Gain in the objective of the pilots, whose seeds are none of the trainings', in
-            the mean over the prompts: the rate of the greatest is the method's own. Where it lies
-            at the edge of the grid, a rate beyond may suit the method better.""",
+            the mean over the prompts: the rate of the greatest is the method's own.""",
         label="flow-rates",
         align="l" + "r" * len(grid) + "l",
     ).markup
 
 
 def section(runs: Rows, pilots: Rows) -> str:
-    """The section."""
-    if not runs:
+    """The section, of what was measured: the pilots alone, or the trainings too."""
+    if not pilots:
         return f"{NOT_MEASURED} (`{COMMAND}`)"
     return rf"""
 The tiny flow model is a small Stable Diffusion 3 of the same captioned shapes; its chain is the
 memoryless DDIM(1) on the linear interpolant, its reward and its checker those of the other model.
-Every method has a learning rate of its own, chosen by pilots (@flow-rates). All trainings of one
-seed draw their paths and, at the end, their pictures from the same noise, and no two seeds share
-any, so that the spread over trainings is all there is of error. {findings(runs)} What is not
-settled may be a difference that so few and so short trainings cannot show.
-
-{table(runs)}
+Every method has a learning rate of its own, chosen by pilots (@flow-rates). Flow-GRPO and
+DiffusionNFT see the value of the reward alone and weigh the divergence as published, not by
+$beta$. {at_edges(pilots)}
 
 {rates(pilots)}
+
+All trainings of one seed draw their paths and, at the end, their pictures from the same noise, and
+no two seeds share any, so that the spread over trainings is all there is of error. {findings(runs)}
+
+{table(runs) if runs else f"The trainings: {NOT_MEASURED} (`{COMMAND}`)."}
 """

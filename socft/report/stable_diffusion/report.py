@@ -41,6 +41,15 @@ CONTRIBUTIONS = (
     Contribution("the tiny model, its reward and the checker that no method sees"),
     Contribution("what makes costates large, and the gradient without its noise"),
 )
+FLOW_CONTRIBUTIONS = (
+    Contribution(MethodName.ADJOINT_MATCHING, "arXiv 2409.08861"),
+    Contribution(MethodName.FLOW_GRPO, "arXiv 2505.05470"),
+    Contribution(MethodName.DIFFUSION_NFT, "arXiv 2509.16117"),
+    Contribution("DRaFT", "arXiv 2309.17400"),
+    Contribution(MethodName.LEAN_STICKING_THE_LANDING, "arXiv 1703.09194, arXiv 2102.06559"),
+    Contribution("martingale-corrected adjoints of a network's policy"),
+    Contribution("the tiny flow model, and the checker that no method sees"),
+)
 CONFIGS = {"tiny": "tiny.toml", "sd15": "sd15_pift.toml"}
 TITLES = {
     "stable_diffusion": "the tiny Stable Diffusion",
@@ -120,10 +129,10 @@ def _compose_flows(rows: Rows, claims: Claims) -> Document:
         "Fine-tuning a flow model by optimal control",
         f"Methods side by side on {TITLES[flows.STUDY.name]}",
         FrontPage.of(rows, claims, ()),
-        f"Methods that fine-tune are compared, each at the best of several rates. "
-        f"{flows.findings(runs)}",
+        "Six methods fine-tune a small flow model, each at the best of several learning rates, and"
+        f" their trainings from fresh seeds are compared. {flows.findings(runs)}",
         f"= Methods on a flow model\n\n{flows.section(runs, pilots)}",
-        "= What is known and what is ours\n\n" + contributions(CONTRIBUTIONS),
+        "= What is known and what is ours\n\n" + contributions(FLOW_CONTRIBUTIONS),
         f"= Reproduction\n\n```\n{flows.COMMAND}\n```\n\n{provenance(rows)}",
     )
     return Document(source, rows.pictures)

@@ -14,10 +14,18 @@ from PIL import Image
 
 from sd_experiments import CONFIGS
 from sd_experiments.studies import gradient_agreement
-from sd_experiments.studies.reproduce import results, runs, scales
+from sd_experiments.studies.reproduce import comparison, results, runs, scales
 from sd_experiments.studies.reproduce import tasks as reproduction
+from sd_experiments.studies.reproduce.comparison import (
+    best_rate,
+    compare,
+    compared,
+    pilot_tasks,
+    training_tasks,
+)
 from sd_experiments.studies.reproduce.scales import (
     SCALES,
+    ComparisonProtocol,
     FineTuningMethod,
     ReproductionScale,
     method_config,
@@ -353,6 +361,112 @@ def test_an_interrupted_reproduction_ends_with_the_same_records(
 def _timeless(record: Record) -> str:
     timeless = record.value if record.metric != "seconds" else 0.0
     return encode(dataclasses.replace(record, value=timeless, seconds=None, peak_mb=None))
+
+
+def test_trainings_of_a_comparison_have_seeds_of_their_own_and_the_rates_of_their_pilots():
+    scale = SCALES["tiny_flow"]
+    assert scale.protocol is not None
+    protocol = dataclasses.replace(scale.protocol, trainings=3)
+    methods = compared(scale, protocol)
+    pilots = pilot_tasks(scale, protocol, methods)
+    tuned = [dataclasses.replace(method, rate=0.5) for method in methods]
+    trainings = training_tasks(scale, protocol, tuned)
+    told, trained = (
+        [task.arguments["settings"] for task in listed] for listed in (pilots, trainings)
+    )
+    assert {each["run"]["seed"] for each in told}.isdisjoint(
+        each["run"]["seed"] for each in trained
+    )
+    assert {each["run"]["seed"] for each in trained} == {1, 2, 3}
+    assert {each["optimiser"]["rate"] for each in told} == set(protocol.rates)
+    assert {each["optimiser"]["rate"] for each in trained} == {0.5}
+    everything = (*told, *trained)
+    assert len({each["run"].pop("out") for each in everything}) == len(everything)
+    budgets = {
+        each["run"]["steps"]
+        * (each["batch"]["paths"] or each["batch"]["trajectories"])
+        / each["batch"]["passes"]
+        for each in everything
+    }
+    assert budgets == {scale.rounds * 16}
+    assert len(trained) == 3 * len(protocol.prompts) * len(protocol.methods)
+
+
+def test_the_rate_of_the_best_pilots_is_taken_in_the_mean_over_prompts():
+    def pilot(title: str, rate: float, prompt: str, gain: float) -> Record:
+        setting = {"beta": 1.0, "rate": rate, "pilot": 7}
+        return Record("pilots", prompt, Metric.OBJECTIVE_GAIN, gain, setting, estimator=title)
+
+    found = [
+        pilot("one", 0.1, "a", 1.0),
+        pilot("one", 0.1, "b", -3.0),
+        pilot("one", 0.2, "a", 0.1),
+        pilot("one", 0.2, "b", 0.2),
+        pilot("other", 0.1, "a", 0.9),
+        pilot("other", 0.2, "a", 0.8),
+    ]
+    assert (best_rate(found, "one"), best_rate(found, "other")) == (0.2, 0.1)
+
+
+@pytest.mark.slow
+def test_a_comparison_measures_pilots_once_and_gains_on_noise_that_is_shared(
+    alone: ReproductionScale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """At a rate at which nothing moves nothing is gained, so the other is chosen where it gains."""
+    methods = tuple(dataclasses.replace(m, rate=None, batch={}) for m in alone.methods)
+    flow = dataclasses.replace(alone, methods=methods, rounds=2)
+    titles, prompts = tuple(m.title for m in methods), alone.settings.problem.prompts
+    protocol = ComparisonProtocol(titles, prompts, (STILL, 0.01), (1000,), 2)
+    original = comparison.measure_training
+
+    def interrupted(*_: object) -> list[Record]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(comparison, "training_tasks", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compare(flow, protocol, False, tmp_path)
+    pilots = read(tmp_path / "stable_diffusion_pilots.jsonl")
+    measured: list[object] = []
+
+    def counted(**arguments: object) -> list[Record]:
+        measured.append(arguments["setting"])
+        return original(**arguments)  # pyright: ignore[reportArgumentType]
+
+    counted.__module__, counted.__qualname__ = original.__module__, original.__qualname__
+    monkeypatch.setattr(comparison, "measure_training", counted)
+    records = compare(flow, protocol, False, tmp_path)
+    assert measured == [{"training": n} for n in (1, 2) for _ in titles]
+    assert not list(tmp_path.glob("*.partial.jsonl"))
+    for title in titles:
+        still = [
+            r
+            for r in pilots
+            if (r.estimator, r.metric, r.setting["rate"]) == (title, Metric.OBJECTIVE_GAIN, STILL)
+        ]
+        assert [abs(r.value) < 1e-6 for r in still] == [True]
+        ends = {
+            (r.metric, r.setting["training"]): r
+            for r in records
+            if r.estimator == title and "round" not in r.setting
+        }
+        beta = alone.settings.problem.beta
+        for training in (1, 2):
+            gain, reward, kl = (
+                ends[metric, training].value
+                for metric in (Metric.OBJECTIVE_GAIN, Metric.REWARD_GAIN, Metric.KL)
+            )
+            assert gain == pytest.approx(reward - beta * kl, rel=1e-9)
+            assert ends[Metric.OBJECTIVE_GAIN, training].setting["rate"] == best_rate(pilots, title)
+    first = {
+        r.estimator: r.value
+        for r in records
+        if r.metric == Metric.REWARD and r.setting.get("round") == 0 and r.setting["training"] == 1
+    }
+    assert len(first) == len(titles)
+    assert max(first.values()) == pytest.approx(min(first.values()), rel=1e-9), (
+        "the first paths of a seed are those of every method"
+    )
 
 
 def test_the_drop_of_a_run_is_its_best_window_minus_its_last():

@@ -6,12 +6,14 @@ import math
 import re
 
 import pytest
+from scipy import stats
 
 from socft.records import Record
 from socft.report.rows import Rows
-from socft.report.stable_diffusion import objective
+from socft.report.stable_diffusion import flows, objective
 from socft.report.stable_diffusion.stability import reasons
 from socft.report.stable_diffusion.tables import ahead_at_the_best_rate, mean_of_trainings
+from socft.study.comparison import LEVEL, holm
 from socft.study.vocabulary.methods import MethodName
 from socft.study.vocabulary.metrics import Metric
 
@@ -197,3 +199,97 @@ def test_the_objective_is_what_reward_and_divergence_leave():
     assert objective.below(found[MethodName.PI_FT]) == 0
     assert objective.below(found[MethodName.DPOK]) == 1
     assert f'{MethodName.DPOK}"; on 1 of 1' in objective.findings(rows, BETA)
+
+
+def compared(
+    method: str, gains: list[float], prompt: str = "p", seconds: float = 1.0, rounds: int = 4
+) -> list[Record]:
+    """Trainings with these gains, whose rounds are worth one more each than the one before."""
+
+    def made(metric: Metric, value: float, training: int, **more: object) -> Record:
+        setting = {"beta": 0.5, "rate": 0.1, "training": training} | more
+        return Record(flows.STUDY.name, prompt, metric, value, setting, estimator=method)
+
+    found = []
+    for training, gain in enumerate(gains, 1):
+        found += [
+            made(Metric.OBJECTIVE_GAIN, gain, training),
+            made(Metric.REWARD, 10.0, training),
+            made(Metric.REWARD_GAIN, 3.0, training),
+            made(Metric.KL, 2.0, training),
+            made(Metric.ACCURACY_GAIN, 0.1, training),
+        ]
+        for number in range(rounds):
+            found += [
+                made(Metric.REWARD, 8.0 + number, training, round=number),
+                made(Metric.KL, 2.0, training, round=number),
+                made(Metric.SECONDS, seconds * (1 + (number == 1) * 9), training, round=number),
+            ]
+    return found
+
+
+def flow_rows(records: list[Record]) -> Rows:
+    return Rows(tuple(records), studies=(flows.STUDY,))
+
+
+def test_an_interval_is_students():
+    values = [0.3, -0.1, 0.8, 0.4, 0.2]
+    expected = stats.t.interval(0.95, 4, loc=0.32, scale=stats.sem(values))
+    found = flows.Interval.of(values)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx(expected)
+    assert math.isnan(flows.Interval.of([1.0]).half)
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        ([0.5, 0.02, 0.001, 0.03], [0.5, 0.06, 0.004, 0.06]),
+        ([0.03, 0.04], [0.06, 0.06]),
+        ([0.9, 0.8], [1.0, 1.0]),
+        ([], []),
+    ],
+)
+def test_levels_that_holm_adjusts_reject_what_his_procedure_does(
+    levels: list[float], expected: list[float]
+):
+    found = flows.adjusted(levels)
+    assert found == pytest.approx(expected)
+    assert [each < LEVEL for each in found] == holm(levels)
+
+
+def test_differences_are_paired_by_training_and_corrected_over_all():
+    first, more = [0.1, 0.5, 0.9, 0.3], [0.2, 0.6, 1.0, 0.41]
+    rows = flow_rows(
+        [
+            *compared(MethodName.ADJOINT_MATCHING, first),
+            *compared(MethodName.DRAFT_1, more),
+            *compared(MethodName.FLOW_GRPO, first[::-1]),
+        ]
+    )
+    found = {each.method: each for each in flows.differences(rows)}
+    assert found.keys() == {MethodName.DRAFT_1, MethodName.FLOW_GRPO}
+    paired = found[MethodName.DRAFT_1]
+    assert paired.interval.mean == pytest.approx(0.1025)
+    assert paired.level == pytest.approx(2 * float(stats.ttest_rel(more, first).pvalue))
+    assert paired.level < LEVEL < found[MethodName.FLOW_GRPO].level
+    said = flows.findings(rows)
+    assert "Of 2 differences" in said
+    assert "1 are settled" in said
+    assert "gains more than" in said
+
+
+def test_in_the_same_time_a_slower_method_has_had_fewer_rounds():
+    """The pre-trained model is worth 7, a round its number and 8, less a half of 2; the slow round
+    that every training has is no matter.
+    """
+    rows = flow_rows(
+        [
+            *compared(MethodName.ADJOINT_MATCHING, [0.0, 0.0], seconds=2.0),
+            *compared(MethodName.DRAFT_1, [0.0, 0.0], seconds=1.3),
+            *compared(MethodName.FLOW_GRPO, [0.0, 0.0], seconds=1.0),
+        ]
+    )
+    found = flows.at_equal_seconds(rows, "p", flows.methods_of(rows))
+    assert found[MethodName.FLOW_GRPO] == {1: 2.5, 2: 2.5}
+    assert found[MethodName.DRAFT_1] == {1: 1.5, 2: 1.5}
+    assert found[MethodName.ADJOINT_MATCHING] == {1: 0.5, 2: 0.5}
