@@ -37,18 +37,15 @@ from torch import Tensor
 from socft import theory
 from verify.support import topics
 from verify.support.claims import Claim
+from verify.support.coupling import SAMPLED, known, oscillation
 from verify.support.factors import Factor
 from verify.support.instances import ProductInstance
 from verify.support.one_sided import linear_pass, weights
-from verify.support.rewards import build_reward
 from verify.support.scores import MixtureScore
 from verify.support.strategies import PseudoHuber, Sine, curved_rewards, line_instances
 from verify.support.suprema import ACCURACY
 
 CLAIM = Claim.of_module(__name__, __doc__, "Coupled regularity", topics.ONE_SIDED)
-MIDDLES = torch.linspace(-12, 12, 801, dtype=torch.float64)
-SAMPLED = 1e-3
-"""Relative error of a profile over `MIDDLES`, and of a modulus between its distances."""
 ROUNDING = 1e-6
 PAIRS = 200_000
 SEPARATED = ProductInstance(
@@ -66,9 +63,9 @@ def measure(instance: ProductInstance, beta: Tensor) -> tuple[Tensor, Tensor]:
 
 def bound(instance: ProductInstance) -> tuple[Tensor, Tensor]:
     """The same of the statement."""
-    moduli = theory.coupled_moduli(*_arguments(instance), instance.schedule.sigma)
+    moduli = theory.coupled_moduli(*known(instance), instance.schedule.sigma)
     return _gradients(moduli), theory.coupled_curvature(
-        moduli, instance.schedule.sigma, _range(instance)
+        moduli, instance.schedule.sigma, oscillation(instance)
     )
 
 
@@ -160,7 +157,7 @@ def test_needs_the_profile_near_zero() -> None:
     bound fails.
     """
     beta = torch.full((10,), 2.0, dtype=torch.float64)
-    reward, profiles = _arguments(SEPARATED)
+    reward, profiles = known(SEPARATED)
     far = profiles[:, -1:] / reward.distances[-1] * reward.distances
     moduli = theory.coupled_moduli(reward, far, SEPARATED.schedule.sigma)
     seen = float((measure(SEPARATED, beta)[0] / _gradients(moduli)).max())
@@ -170,22 +167,6 @@ def test_needs_the_profile_near_zero() -> None:
 def _gradients(moduli: tuple[theory.Modulus, ...]) -> Tensor:
     """Their Lipschitz constants at steps 0..T-1."""
     return torch.tensor([each.lipschitz for each in moduli[:-1]], dtype=torch.float64)
-
-
-def _arguments(instance: ProductInstance) -> tuple[theory.Modulus, Tensor]:
-    distances, reference = theory.graded_distances(), instance.problem(1.0).reference
-    profiles = [
-        theory.line_profile(lambda x, k=k: reference.mean(k, x), distances, MIDDLES)
-        for k in range(instance.steps)
-    ]
-    L0 = build_reward(instance.factors[0].reward).L0
-    return theory.Modulus.of_reward(distances, L0, _range(instance)), torch.stack(profiles)
-
-
-def _range(instance: ProductInstance) -> float:
-    """``sup r - inf r``."""
-    reward = instance.factors[0].reward
-    return 2 * abs(reward.amplitude) if isinstance(reward, Sine) else math.inf
 
 
 def _noise() -> tuple[Tensor, Tensor]:

@@ -39,15 +39,21 @@ that its constants need not grow with the number of steps. `convergence` unrolls
 `sharp_convergence` uses that the gradient of an unfinished value function is off only to second
 order in what its control is off, and `one_sided_convergence` that errors of values add up.
 `coupled_moduli` bounds optimal values along paths, by reflection coupling, in place of products of
-suprema. A
-product of zero and infinity is zero: a quadratic reward has L0r = inf, which an affine score (L1s =
-0) never multiplies. An infinite constant means "no bound".
+suprema, and `path_convergence` the errors of PI-FT. A product of zero and infinity is zero: a
+quadratic reward has L0r = inf, which an affine score (L1s = 0) never multiplies. An infinite
+constant means "no bound".
 
 Each function says of what kind it is. *Equality*: an identity or an exact extremum. *Tight*: a
 bound attained, or approached, by an instance the docstring names. *Upper bound*: not attained in
 general.
 """
 
+from socft.theory.along_paths import (
+    PathConvergence,
+    SlopeCurve,
+    path_convergence,
+    path_curvature,
+)
 from socft.theory.beta import (
     ONE_SIDED,
     BetaChoice,
@@ -92,6 +98,7 @@ from socft.theory.moduli import (
     graded_distances,
     line_profile,
     oscillation_curvature,
+    step_curvature,
 )
 from socft.theory.one_sided import InnerLoop, MeanMap, iterate_step, optimal_step
 from socft.theory.one_step import (
@@ -150,11 +157,13 @@ __all__ = [
     "Modulus",
     "OneSidedBounds",
     "PaperBounds",
+    "PathConvergence",
     "Regularity",
     "RegularityStatement",
     "Relaxation",
     "SamplerChange",
     "SharpBounds",
+    "SlopeCurve",
     "Smoothed",
     "Smoothness",
     "StepConstants",
@@ -189,6 +198,8 @@ __all__ = [
     "optimal_step",
     "oscillation_curvature",
     "paper_constants",
+    "path_convergence",
+    "path_curvature",
     "proximal_step",
     "quadratic_rate",
     "scheduled_beta",
@@ -202,6 +213,7 @@ __all__ = [
     "shift_unit",
     "smoothed_curvature",
     "smoothed_third",
+    "step_curvature",
     "value_gap_bound",
     "value_gradient_error_bound",
     "value_lipschitz",

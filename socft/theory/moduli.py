@@ -135,6 +135,20 @@ class Modulus:
         left = _ramp((-apart[:, None] - knots) / scale)
         return slopes[0] * apart + scale * ((right - left) @ bends)
 
+    def smoothed_slope(self, sigma: float) -> float:
+        """The slope of ``E omega(s + 2 sigma Z)`` at s = 0, which bounds the slope of ``G V`` where
+        omega is a modulus of V; equality.
+        """
+        slopes = self._slopes
+        beyond = 2 * torch.special.ndtr(-self.distances[1:] / (2 * sigma))
+        return float(slopes[0] + beyond @ slopes.diff())
+
+    def replaced(self, values: Distances) -> Modulus:
+        """With the running maximum of other values from 0 on, and their last slope."""
+        rising = torch.cat([values.new_zeros(1), values[1:].clamp(min=0).cummax(0).values])
+        last = (rising[-1] - rising[-2]) / (self.distances[-1] - self.distances[-2])
+        return Modulus(self.distances, rising, float(last))
+
     @property
     def _slopes(self) -> Distances:
         """To the right of each distance."""
@@ -190,11 +204,7 @@ def coupled_moduli(
     scales = _scales(sigma, len(apart))
     found = [reward]
     for profile, scale in zip(apart.flip(0), reversed(scales), strict=True):
-        ahead = found[-1]
-        values = ahead.reflected(scale, profile).clamp(min=0).cummax(0).values
-        values = torch.cat([values.new_zeros(1), values[1:]])
-        last = (values[-1] - values[-2]) / (ahead.distances[-1] - ahead.distances[-2])
-        found.append(Modulus(ahead.distances, values, float(last)))
+        found.append(found[-1].replaced(found[-1].reflected(scale, profile)))
     return tuple(reversed(found))
 
 
@@ -210,8 +220,21 @@ def coupled_curvature(
     )
     scales = _scales(sigma, len(moduli) - 1)
     pairs = zip(moduli[1:], scales, strict=True)
-    coupled = vector(_by_parts(modulus, scale) for modulus, scale in pairs)
-    return torch.minimum(coupled, oscillation_curvature(oscillation, sigma))
+    return vector(step_curvature(modulus, scale, oscillation) for modulus, scale in pairs)
+
+
+def step_curvature(
+    modulus: Modulus, sigma: float, oscillation: float = math.inf, side: float = math.inf
+) -> float:
+    """The same at one step, of a V with this modulus; with ``V'' <= side``, or ``-V'' <= side``,
+    along all lines, of one side of the spectrum.
+
+    Half the difference of the slopes of V at ``+-sigma y`` is at most ``min(L0, side sigma y)``, so
+    that its integral from 1 to ``|Z|`` bounds what omega does. Without a modulus that is
+    `smoothed_curvature`.
+    """
+    by_range = SHARP_SECOND * constant(oscillation, "oscillation") / 2 / sigma**2
+    return min(_by_parts(modulus, sigma, side), by_range)
 
 
 def oscillation_curvature(oscillation: float, sigma: StepValues) -> StepValues:
@@ -232,10 +255,21 @@ def _scales(sigma: StepValues, steps: int) -> list[float]:
     return scales.tolist()
 
 
-def _by_parts(modulus: Modulus, sigma: float) -> float:
-    """``E[|Z^2 - 1| omega(sigma ||Z| - 1|)] / sigma^2``, by the midpoint rule."""
-    step = _REACH / _CELLS
+def _by_parts(modulus: Modulus, sigma: float, side: float) -> float:
+    """``E[|Z^2 - 1| min(omega(sigma ||Z| - 1|), |P(|Z|) - P(1)|)] / sigma^2``, by the midpoint
+    rule, with P the integral of ``sigma min(L0, side sigma y)``.
+    """
+    step, L0 = _REACH / _CELLS, modulus.lipschitz
     z = (torch.arange(_CELLS, dtype=torch.float64) + 0.5) * step
     density = math.sqrt(2 / math.pi) * torch.exp(-z.square() / 2) * step
-    away = modulus.at(sigma * (z - 1).abs())
+    risen = _risen(z, sigma, L0, side) - _risen(torch.ones_like(z[:1]), sigma, L0, side)
+    away = torch.minimum(modulus.at(sigma * (z - 1).abs()), risen.abs())
     return float((density * (z.square() - 1).abs()) @ away) / sigma**2
+
+
+def _risen(z: Tensor, sigma: float, L0: float, side: float) -> Tensor:
+    """P(z), quadratic up to where ``side sigma y`` reaches L0."""
+    if math.isinf(side) or L0 == 0:
+        return L0 * sigma * z
+    bent = z.clamp(max=L0 / (side * sigma)) if side > 0 else z
+    return side * (sigma * bent).square() / 2 + L0 * sigma * (z - bent)

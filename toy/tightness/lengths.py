@@ -56,6 +56,8 @@ UPDATES = (1, 2, 3, 4, 5)
 LAM = 0.5
 SEARCHED = 1e-4
 """Relative error of a necessary weight."""
+NARROWED = 1e-3
+"""Relative excess of the weight for bounds along paths."""
 STRIDE = 0.5
 """Least ratio of successive weights in the search for it."""
 ILL_POSED = -math.log(1 - LAM)
@@ -188,6 +190,54 @@ def errors_task(law: str, relaxed: bool, T: int) -> list[Record]:
     return records
 
 
+def path_errors_task(law: str, T: int) -> list[Record]:
+    """The largest errors of undamped PI-FT with m updates at every step, at the least constant
+    weight that bounds along paths admit, and these bounds.
+    """
+    schedule, reward, records = memoryless(T), REWARDS["sine"], []
+    chain, apart = chain_of(law, "sine", schedule, 1), theory.graded_distances()
+    rising = 2 * torch.sin(apart.clamp(max=math.pi / 2))
+    bounds = functools.partial(
+        theory.path_convergence,
+        chain,
+        theory.Modulus(apart, rising, 0.0),
+        _profiles(law, T),
+        oscillation=OSCILLATIONS["sine"],
+        curve=theory.SlopeCurve.of_line(),
+    )
+    for m in UPDATES:
+        beta, limits = _least_weight(bounds, m)
+        problem = ControlProblem(score_reference(LAWS[law], schedule), reward, beta)
+        truth = Quadrature(problem)
+        policy = backward_induction(problem, truth.grids, m).policy(problem)
+        gap = truth.evaluate(truth.policy).objective - truth.evaluate(policy).objective
+        setting = {"reward": "sine", "T": T, "lam": LAM, "m": m, "rule": "coupled", "beta": beta}
+        pairs = (
+            (Metric.CONTROL_ERROR, float(truth.control_error(policy).max()), limits.whitened),
+            (Metric.OBJECTIVE_GAP, gap, limits.value[:1]),
+        )
+        records += [
+            Record(schemas.TIGHTNESS.name, law, metric, value, setting, bound=float(bound.max()))
+            for metric, value, bound in pairs
+        ]
+    return records
+
+
+def _least_weight(
+    bounds: Callable[[float, int], theory.PathConvergence], m: int
+) -> tuple[float, theory.PathConvergence]:
+    """The least constant weight whose rates are at most ``1 - LAM``, from above, to a relative
+    `NARROWED`: the next one tried is what the last one needs.
+    """
+    beta = 1.0
+    while True:
+        found = bounds(beta, m)
+        needed = beta * float(found.rate.max()) / (1 - LAM)
+        if needed > beta * (1 - NARROWED):
+            return beta, found
+        beta = needed * (1 + NARROWED / 2)
+
+
 def _errors(
     truth: Quadrature, found: BackwardInduction, limits: theory.Convergence
 ) -> list[tuple[Metric, float, float]]:
@@ -229,5 +279,9 @@ def tasks(quick: bool) -> list[Task]:
         )
         for law in ("Gaussian", "overlapping modes")
         for relaxed in (False, True)
+    ]
+    errors += [
+        Task(f"errors along paths {law}", path_errors_task, {"law": law, "T": steps})
+        for law in ("Gaussian", "overlapping modes")
     ]
     return weights + errors

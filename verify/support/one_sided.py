@@ -96,6 +96,11 @@ class RelaxedPass:
         chain, bounds = self.instance.chain, self.bounds
         return theory.one_sided_convergence(chain, self.beta, self.rounds, bounds)
 
+    @property
+    def theta(self) -> Tensor:
+        """Relaxation factors, shape (T,)."""
+        return self.constants.theta
+
     @functools.cached_property
     def truths(self) -> tuple[Quadrature, ...]:
         """The exact solution of each distinct coordinate."""
@@ -104,9 +109,8 @@ class RelaxedPass:
     @functools.cached_property
     def found(self) -> tuple[BackwardInduction, ...]:
         """PI-FT of each distinct coordinate."""
-        theta = self.constants.theta
         return tuple(
-            backward_induction(truth.problem, truth.grids, self.rounds, theta)
+            backward_induction(truth.problem, truth.grids, self.rounds, self.theta)
             for truth in self.truths
         )
 
@@ -115,7 +119,7 @@ class RelaxedPass:
         return {
             "instance": self.instance.describe(),
             "updates": self.rounds,
-            "theta": self.constants.theta.tolist(),
+            "theta": self.theta.tolist(),
             "beta": self.beta.tolist(),
         }
 
