@@ -68,12 +68,8 @@ class ResidualNablaDB(MatchingEstimator[LabelRows]):
     source: ClassVar[str] = "arXiv 2412.07775 and published code"
 
     def __post_init__(self) -> None:
-        require_kinds(
-            self,
-            correction=(CostateSource, NoneType),
-            look_ahead=LookAheadCostate,
-            of_scores=bool,
-        )
+        sources = {"correction": (CostateSource, NoneType), "look_ahead": LookAheadCostate}
+        require_kinds(self, of_scores=bool, **sources)
         if self.correction is not None:
             object.__setattr__(self, "estimates", CORRECTED)
 

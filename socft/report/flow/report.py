@@ -39,6 +39,7 @@ def compose(rows: Rows, claims: Claims) -> Document:
     pictures = {
         "distance.svg": figures.distance(fixed),
         "limits.svg": figures.limits(fixed),
+        "budget.svg": budget.picture(rows.of(schemas.FLOW_BUDGET)),
         "samplers.svg": samplers.picture(rows.of(schemas.SDE_ODE)),
     }
     source = document(

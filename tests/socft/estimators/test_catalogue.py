@@ -28,6 +28,20 @@ def classes() -> set[type[Estimator]]:
     return found
 
 
+LONGEST = 120
+"""Lines of an estimator."""
+
+
+def test_no_estimator_is_long():
+    """No class of an estimator, and no module that states a method for flow models."""
+    for each in classes():
+        assert len(inspect.getsourcelines(each)[0]) <= LONGEST, each
+        module = inspect.getmodule(each)
+        assert module is not None
+        if module.__name__.startswith("socft.estimators.flow."):
+            assert inspect.getsource(module).count("\n") <= LONGEST, module
+
+
 def test_every_estimator_has_a_row():
     assert classes() == {row.estimator for row in CATALOGUE.values()}
 

@@ -9,7 +9,7 @@ import pytest
 from socft.estimators.catalogue import CATALOGUE
 from socft.records import Record
 from socft.report.claim_records import Claims
-from socft.report.flow import budget, samplers, tables
+from socft.report.flow import budget, budget_tables, samplers, tables
 from socft.report.flow.report import REPORT, compose
 from socft.report.rows import Rows
 from socft.report.typeset import compile_pdf
@@ -97,12 +97,14 @@ def test_predictions_that_miss_are_counted_and_shown():
 
 
 def budgeted(method: MethodName, metric: Metric, value: float, at: str = "optimum") -> Record:
+    place = {"T": 10, "beta": 2.0, "at": at, "low": 1, "high": 2}
+    how = {"rate": 0.1, "closed": False, "updates": 32, "batch": 128, "differs": True}
     return Record(
         schemas.FLOW_BUDGET.name,
         ProblemName.FLOW_OVERLAPPING,
         metric,
         value,
-        {"T": 10, "beta": 2.0, "at": at, "low": 1, "high": 2},
+        place | (how if at == "trained" else {}),
         method,
         stderr=0.01 if metric == Metric.BIAS else None,
         seeds=10,
@@ -116,9 +118,10 @@ def test_methods_with_another_limit_stand_behind_the_ranked_ones_without_a_rank(
         budgeted(MethodName.RAM, Metric.ERROR_AT_BUDGET, 1.5),
         budgeted(MethodName.FULL_ADJOINT, Metric.BIAS, 0.0),
         budgeted(MethodName.FULL_ADJOINT, Metric.RANK, 2),
+        budgeted(MethodName.ADJOINT_MATCHING, Metric.BIAS, 0.0),
         budgeted(MethodName.ADJOINT_MATCHING, Metric.RANK, 1),
     ]
-    cells = budget.table(Rows(tuple(records), studies=(schemas.FLOW_BUDGET,)))
+    cells = budget_tables.proposals(Rows(tuple(records), studies=(schemas.FLOW_BUDGET,)))
     places = [cells.index(f'#"{name}";') for name in ("adjoint matching", "full adjoint", "RAM")]
     assert places == sorted(places)
     last = cells[places[2] :]
@@ -126,3 +129,36 @@ def test_methods_with_another_limit_stand_behind_the_ranked_ones_without_a_rank(
     assert "$1.5$ ($1.0$–$2.0$)" in last
     assert "[–]" in last
     assert "$2$ [1–2]" in cells[places[1] : places[2]]
+
+
+def trained(*gaps: tuple[MethodName, float]) -> Rows:
+    ordered = sorted(gaps, key=lambda pair: pair[1])
+    records = [
+        record
+        for rank, (name, gap) in enumerate(ordered, 1)
+        for record in (
+            budgeted(name, Metric.OBJECTIVE_GAP, gap, "trained"),
+            budgeted(name, Metric.RANK, rank, "trained"),
+        )
+    ]
+    return Rows(tuple(records), studies=(schemas.FLOW_BUDGET,))
+
+
+def test_trainings_are_sorted_and_marked():
+    found = trained((MethodName.RAM, 0.03), (MethodName.ADJOINT_MATCHING, 0.002))
+    cells = budget_tables.training(found)
+    places = [cells.index(f'#"{name}";') for name in ("adjoint matching", "RAM")]
+    assert places == sorted(places)
+    assert "[yes]" in cells[places[0] : places[1]]
+    assert "[no]" in cells[places[1] :]
+    assert "$2.0$\\*†" in cells[places[0] : places[1]]
+    assert budget.picture(found).startswith(b"<?xml")
+
+
+@pytest.mark.parametrize(("gap", "carried"), [(0.03, True), (0.001, False)])
+def test_a_finding_about_training_is_withdrawn_where_it_is_not_so(gap: float, carried: bool):
+    names = (MethodName.RAM, MethodName.RAM_GROUP_MEAN, MethodName.AWM)
+    found = trained((MethodName.ADJOINT_MATCHING, 0.002), *((name, gap) for name in names))
+    asked = {each.about: each.ask(found, Claims()) for each in budget.QUESTIONS}
+    assert asked["Re-noised samples"].carried is carried
+    assert asked["Noise"].carried is None
