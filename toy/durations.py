@@ -15,6 +15,7 @@ MINUTES: Mapping[str, tuple[float, float]] = {
     "mixture": (0.2, 13),
     "pendulum": (0.2, 23),
     "socm": (0.1, 21),
+    "speed": (0.8, 2),
     "tightness": (0.3, 7),
     "training": (0.3, 4),
     "variance": (1.3, 37),

@@ -126,7 +126,7 @@ class Metric(enum.StrEnum):
     W1_TO_TILT = "w1_to_tilt"
     W1_TO_LIMIT = "w1_to_limit"  # from the closed form
     REWARD_GAP = "reward_gap"  # above the mean reward of the chain that was trained
-    ORDER = "order"  # of a distance in 1/T
+    ORDER = "order"  # of a distance in 1/T, or of a cost in what it grows with
     NEARER = "nearer"  # share of instances
     KL_RATIO = "kl_ratio"  # of the roots
     PREDICTED = "predicted"  # what a prediction says something about

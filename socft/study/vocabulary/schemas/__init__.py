@@ -5,6 +5,7 @@ from socft.study.vocabulary.schemas.costates import LINEAR, LQ_SWEEPS, MIXTURE, 
 from socft.study.vocabulary.schemas.flow import FIXED_POINTS, FLOW_BUDGET, SDE_ODE
 from socft.study.vocabulary.schemas.gradient_variance import SOCM, TRAINING, VARIANCE
 from socft.study.vocabulary.schemas.guidance import GUIDANCE, GUIDANCE_NETWORK
+from socft.study.vocabulary.schemas.speed import SPEED
 from socft.study.vocabulary.schemas.stable_diffusion import (
     SD_BENCHMARK,
     SD_COSTATE_SIZE,
@@ -28,6 +29,7 @@ STUDIES = (
     FIXED_POINTS,
     FLOW_BUDGET,
     SDE_ODE,
+    SPEED,
     STABLE_DIFFUSION,
     SD_GRADIENT_NORM,
     SD_COSTATE_SIZE,
@@ -51,6 +53,7 @@ __all__ = [
     "SD_GPU",
     "SD_GRADIENT_NORM",
     "SOCM",
+    "SPEED",
     "STABLE_DIFFUSION",
     "STUDIES",
     "TIGHTNESS",

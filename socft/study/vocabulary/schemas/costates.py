@@ -80,6 +80,7 @@ PENDULUM = StudySchema(
     | {
         MethodName.ADJOINT_MATCHING,
         MethodName.MARTINGALE_FITTED_COSTATE_NETWORK,
+        MethodName.AUTODIFF,
         MethodName.NO_DESCENT,
         MethodName.EXACT_COSTATE,
         MethodName.ANTITHETIC_CORRECTION,
