@@ -226,16 +226,23 @@ def path_errors_task(law: str, T: int) -> list[Record]:
 def _least_weight(
     bounds: Callable[[float, int], theory.PathConvergence], m: int
 ) -> tuple[float, theory.PathConvergence]:
-    """The least constant weight whose rates are at most ``1 - LAM``, from above, to a relative
-    `NARROWED`: the next one tried is what the last one needs.
+    """The least constant weight whose rates are at most ``1 - LAM``, by bisection to a relative
+    `NARROWED`, from above.
     """
-    beta = 1.0
-    while True:
-        found = bounds(beta, m)
-        needed = beta * float(found.rate.max()) / (1 - LAM)
-        if needed > beta * (1 - NARROWED):
-            return beta, found
-        beta = needed * (1 + NARROWED / 2)
+    low, high = 0.25, 1.0
+    found = bounds(high, m)
+    while high > low * (1 + NARROWED):
+        middle = math.sqrt(low * high)
+        try:
+            tried = bounds(middle, m)
+        except InvalidProblem:
+            low = middle
+            continue
+        if float(tried.rate.max()) <= 1 - LAM:
+            high, found = middle, tried
+        else:
+            low = middle
+    return high, found
 
 
 def _errors(

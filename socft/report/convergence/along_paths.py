@@ -38,13 +38,13 @@ y))$, both non-decreasing; for instance $phi_t (s) = M_t s$ and $omega_T (s) = m
 op("osc") r)$ with $op("osc") r = sup r - inf r$. Moduli are continued to negative numbers as odd
 functions, and $Z tilde N(0, 1)$.
 
-*Theorem E (coupling).* For every $beta$, well posed or not, $ omega_t (s) = bb(E) thin
-omega_(t+1) (phi_t (s) + 2 sigma_t Z) quad "bounds" quad abs(V^*_t (x) - V^*_t (y)) <= omega_t
-(abs(x - y)) , $ <coupled-modulus> so that $abs(nabla V^*_t) <= L_t = liminf_(s -> 0) omega_t
-(s)\/s$, and $abs(nabla^2 G V^*_(t+1))$ is at most $ K_t = 1/sigma_t^2 thin bb(E) [abs(Z^2 - 1)
-thin omega_(t+1) (sigma_t abs(abs(Z) - 1))] <= sqrt(2/pi) thin (sup_s omega_(t+1) (s)\/s)/sigma_t
-. $ <coupled-curvature> So $beta_t >= sigma_t^2 K_t\/(1 - lambda)$ suffices for updates at the
-optimum to contract by $1 - lambda$: one formula per step, without a recursion in $beta$.
+*Theorem E (coupling).* For every $beta$, well posed or not, $ omega_t (s) = bb(E) thin omega_(t+1)
+(phi_t (s) + 2 sigma_t Z) quad "bounds" quad abs(V^*_t (x) - V^*_t (y)) <= omega_t (abs(x - y)) , $
+<coupled-modulus> so that $abs(nabla V^*_t) <= L_t = liminf_(s -> 0) omega_t (s)\/s$, and
+$abs(nabla^2 G V^*_(t+1))$ is at most $ K_t = 1/sigma_t^2 thin bb(E) [abs(Z^2 - 1) thin omega_(t+1)
+(sigma_t abs(abs(Z) - 1))] <= sqrt(2/pi) thin (sup_s omega_(t+1) (s)\/s)/sigma_t . $
+<coupled-curvature> So $beta_t >= sigma_t^2 K_t\/(1 - lambda)$ suffices for updates at the optimum
+to contract by $1 - lambda$: one formula per step, without a recursion in $beta$.
 
 _Proof._ _Two Gaussians._ Let $a != b$, $e = (a - b)\/abs(a - b)$, let $n$ be the density of
 $sigma W$ and $X = a + sigma W$. Put $Y = X$ with probability $min(1, n(X - b)\/n(X - a))$, and $Y
@@ -66,11 +66,11 @@ $bb(E) [Z^2 - 1] = 0$, the expectation is that of $(u(abs(Z)) - u(1)) (Z^2 - 1)$
 u(1)) <= omega(sigma abs(z - 1))$. For $omega(s) = L s$, $bb(E) [(abs(Z) - 1)^2 (abs(Z) + 1)] =
 bb(E) abs(Z)^3 - bb(E) Z^2 - bb(E) abs(Z) + 1 = sqrt(2\/pi)$. $qed$
 
-With $phi_t (s) = M_t s$ and $omega_T (s) = L_0 (r) s$ this is $L_t = L_0 (r) product_(j >= t)
-M_j$ again. But for data with two modes the profile is steep only up to the width of the ridge;
-beyond it $phi_t$ contracts, and distances leave the ridge as Brownian motion does that is stopped
-at zero. Whenever $L_t <= macron(L)$ for all $t$ and $T$, $beta = sqrt(2\/pi) thin macron(L) max_t
-sigma_t\/(1 - lambda)$ suffices, of the order $T^(-1\/2)$.
+With $phi_t (s) = M_t s$ and $omega_T (s) = L_0 (r) s$ this is $L_t = L_0 (r) product_(j >= t) M_j$
+again. But for data with two modes the profile is steep only up to the width of the ridge; beyond
+it $phi_t$ contracts, and distances leave the ridge as Brownian motion does that is stopped at
+zero. Whenever $sup_s omega_t (s)\/s <= macron(L)$ for all $t$ and $T$, $beta = sqrt(2\/pi) thin
+macron(L) max_t sigma_t\/(1 - lambda)$ suffices, of the order $T^(-1\/2)$.
 """
 
 
@@ -133,11 +133,12 @@ wide as $beta$ allows, and it decides.
 max$ of its two asymptotes $+ thin d$, with $d(x) -> 0$ as $abs(x) -> oo$ and the asymptotes
 crossing at 0. Put $L_t = L product_(j >= t) A_j$ and $xi_t = sigma_t L_(t+1)\/beta$. Then at a
 constant weight $ a_t = rho_t sup nabla^2 G V^*_(t+1) >= xi_t^2/(xi_t^2 + 2 C_t) , quad e^(C_t) =
-bb(E) [e^(d(X)\/beta) + e^(d(-X)\/beta)]_(X > 0) , quad X tilde N(L s_t^2\/beta, s_t^2) . $ <kink>
+bb(E) [e^(d(X)\/beta) + e^(d(-X)\/beta); X > 0] , quad X tilde N(L s_t^2\/beta, s_t^2) . $ <kink>
 So $a_t <= 1 - lambda$ needs $ beta >= sigma_t L_(t+1) sqrt(lambda/(2 (1 - lambda) C_t)) , quad
 "where" quad beta >= sqrt(2/pi) thin (max_t sigma_t L_(t+1))/(1 - lambda) quad "suffices" , $ and
-$C_t -> log 2$ as $beta -> 0$ if $d$ decays exponentially (it stays bounded if $x thin d(x)$
-does): necessary and sufficient weight are both of the order $max_t sigma_t L_(t+1)$, that is
+at steps with $s_t$ bounded from below $C_t -> log 2$ as $beta -> 0$ if $d$ decays exponentially
+(it stays bounded if $x thin d(x)$ does). If $sigma_t L_(t+1)$ is of its largest order at such a
+step, necessary and sufficient weight are both of the order $max_t sigma_t L_(t+1)$, that is
 $T^(-1\/2)$, at $lambda = 1\/2$ within a factor {
         2 * math.sqrt(2 / math.pi) * math.sqrt(2 * math.log(2)):.2f} of each other in the limit.
 
@@ -237,23 +238,22 @@ of the recursion is $h^plus.minus |-> h^plus.minus + d t$ times the right side o
 t^2)$, uniformly in a neighbourhood of the solution, where the right side is Lipschitz: it is
 Euler's method up to errors of that order, and Gronwall's inequality gives $O(d t)$. _(ii)_ Let
 $x_t = sigma_t h^+_t\/L_t$, $xi_t = sigma_t L_(t+1)\/beta$ and $e(x) = op("erf")(1\/(sqrt(2) x))$.
-A step of the recursion is $x |-> F(x) = x e\/(1 - xi x e)$ with $rho K^+ = xi x e$, up to a
-factor $1 + O(d t)$ and a summand $sigma N\/M = O(d t^(3\/2))$. $F$ increases, with the fixed
-point $1 - xi x e = e$, that is $xi = z (1 - e)\/e$ with $z = 1\/x$, $e = op("erf")(z\/sqrt(2))$.
-It is unique and attracts: $z (1 - e)\/e$ decreases from $sqrt(pi\/2)$ to 0, because $f = z e' - e
-+ e^2 > 0$; indeed $f(0) = f(oo) = 0$ and $f' = e' (2 e - z^2)$, which changes sign once, from
-plus to minus, as $e$ is concave and $z^2$ convex. At the fixed point $rho K^+ = 1 - e$, so it
-admits $lambda$ if and only if $e >= lambda$, that is $xi <= xi_lambda = sqrt(2)
-op("erf")^(-1)(lambda) (1 - lambda)\/lambda$. _From above:_ if $xi_t <= macron(xi) < xi_lambda$
-for all $t$, take $macron(x)$ a little above the fixed point for $macron(xi)$, where $F(macron(x))
-< macron(x)$ and still $rho K^+ < 1 - lambda$. As $x_T = O(sqrt(d t))$ starts below it, for large
-$T$ no step leads across. _From below:_ if $xi_t >= macron(xi) > xi_lambda$ on an interval of $w$,
-then there $F(x) - x >= kappa x^2$ below the fixed point for $macron(xi)$ (and below 1, if there
-is none), while the perturbation is $O(d t) x$; as $x >= kappa' sqrt(d t)$ with $h^+ > 0$, $1\/x$
-falls by a constant at every step up to a share that vanishes, so that after $O(sqrt(T))$ of the
-order of $T$ steps of the interval $x$ has passed the point where $rho K^+ = 1 - lambda$. Since
-$xi_t = sqrt(q d t) thin L\/beta$, this is @root-limit; and $xi_lambda -> sqrt(pi\/2)$ as $lambda
--> 0$. $qed$
+A step of the recursion is $x |-> F(x) = x e\/(1 - xi x e)$ with $rho K^+ = xi x e$, up to a factor
+$1 + O(d t)$ and a summand $sigma N\/M = O(d t^(3\/2))$. $F$ increases, with the fixed point $1 -
+xi x e = e$, that is $xi = z (1 - e)\/e$ with $z = 1\/x$, $e = op("erf")(z\/sqrt(2))$. It is unique
+and attracts: $z (1 - e)\/e$ decreases from $sqrt(pi\/2)$ to 0, because $f = z e' - e + e^2 > 0$;
+indeed $f(0) = f(oo) = 0$ and $f' = e' (2 e - z^2)$, which changes sign once, from plus to minus,
+as $e$ is concave and $z^2$ convex. At the fixed point $rho K^+ = 1 - e$, so it admits $lambda$ if
+and only if $e >= lambda$, that is $xi <= xi_lambda = sqrt(2) op("erf")^(-1)(lambda) (1 -
+lambda)\/lambda$. _From above:_ if $xi_t <= macron(xi) < xi_lambda$ for all $t$, take $macron(x)$ a
+little above the fixed point for $macron(xi)$, where $F(macron(x)) < macron(x)$ and still $rho K^+
+< 1 - lambda$. As $x_T = O(sqrt(d t))$ starts below it, for large $T$ no step leads across. _From
+below:_ if $xi_t >= macron(xi) > xi_lambda$ on an interval of $w$, then there $F(x) - x >= kappa
+x^2$ below the fixed point for $macron(xi)$ (and below 1, if there is none), while the perturbation
+is $O(d t) x$; as $x >= kappa' sqrt(d t)$ with $h^+ > 0$, $1\/x$ falls by a constant at every step
+up to a share that vanishes, so that after $O(sqrt(T))$ of the order of $T$ steps of the interval
+$x$ has passed the point where $rho K^+ = 1 - lambda$. Since $xi_t = sqrt(q d t) thin L\/beta$,
+this is @root-limit; and $xi_lambda -> sqrt(pi\/2)$ as $lambda -> 0$. $qed$
 """
 
 
@@ -268,21 +268,25 @@ def prior_art() -> str:
     return rf"""
 *Prior art.* One-sided Lipschitz bounds of scores and of transport maps along heat flows are known
 ({flows}, and of flows and scores in {others}), and so is how a Moreau envelope
-changes curvature. Reflection coupling along optimally controlled diffusions, where the control
-cancels as in Theorem E, gives gradient and Hessian bounds for Hamilton-Jacobi-Bellman equations
-in continuous time ({couplings}); that the derivative of a posterior mean is the posterior's
+changes curvature. Reflection coupling of diffusions is that of Lindvall and Rogers (1986), with
+distances that contract on average in Eberle ({paper("1305.1233")}); along optimally controlled
+ones, where the control cancels as in Theorem E, it gives gradient and Hessian bounds for
+Hamilton-Jacobi-Bellman equations in continuous time ({couplings}). On the line slope and curvature
+of a smoothed function are bound by the Gaussian isoperimetric inequality of Bobkov (1997). That
+the derivative of a posterior mean is the posterior's
 covariance is Tweedie's formula.
 
 *Derived here.* These constants inside the Bellman recursion of KL-regularised fine-tuning, with
 the one-sided condition and its damped form; the constants of unfinished iterates (Theorem C);
 that values do not compound (Theorem D); the coupling for chains of finitely many steps, as one
 smoothing of a modulus per step, and the condition on $beta$ from it (Theorem E); one weight for
-all chains with a bounded reward (Theorem F); the lower bound and its power (Theorem G); the
-limits of recursion and condition (Theorem H).
+all chains with a bounded reward (Theorem F); the lower bound and its power (Theorem G); the limits
+of recursion and condition (Theorem H); slope and curvature together in any dimension, and PI-FT's
+own iterates and errors along paths (Theorem I).
 
-*Open.* For unfinished iterates and unbounded rewards the errors of Theorem D are all that
-connects Theorem E, which is about optimal values, with PI-FT. Profiles are computed on the line
-and for products of it; in $d$ dimensions only their largest slopes are certified. For rewards
+*Open.* Theorem I is for undamped updates and needs their numbers: a weight for all $m$ at once is
+not derived. Profiles are computed on the line and for products of it; in $d$ dimensions only their
+largest slopes are certified. For rewards
 that are neither convex nor concave the power $-1\/2$ of the necessary weight is measured, not
 proved. A discrete form of @posterior-covariance would need the Poincaré constant of the chain's
 own conditional laws.

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from socft.report.convergence import along_paths
+from socft.report.convergence import along_paths, iterates_along_paths
 from socft.report.figures import LOOKS, draw, finish, legend, logarithmic, panels, svg
-from socft.report.rows import Rows, ratio
-from socft.report.typeset import NOT_MEASURED, Table, figure, integer, number, text
+from socft.report.rows import Rows
+from socft.report.typeset import NOT_MEASURED, Table, figure, number, text
 from socft.study.vocabulary import schemas
 from socft.study.vocabulary.metrics import Metric
 
@@ -25,11 +25,6 @@ RULES: Mapping[str, str] = {
     "paper": "the paper's constants",
 }
 SHOWN = "sine"
-ERRORS: Mapping[Metric, str] = {
-    Metric.CONTROL_ERROR: "control",
-    Metric.VALUE_GRADIENT_ERROR: "gradient of the value",
-    Metric.OBJECTIVE_GAP: "objective",
-}
 
 
 def pictures(rows: Rows) -> Mapping[str, bytes]:
@@ -48,6 +43,7 @@ def chapter(rows: Rows) -> str:
         _measured(found),
         along_paths.necessity(found),
         along_paths.limit(),
+        iterates_along_paths.chapter(found),
         _practice(),
     )
     return "\n\n".join(sections)
@@ -64,11 +60,14 @@ side only.
 
 *Setting.* At one step let $V = V_(t+1)$ satisfy $abs(nabla V) <= L$ and $-h^- I prec.eq nabla^2 V
 prec.eq h^+ I$, let $G$ smooth with $sigma W$, let $A$ be the Jacobian of the mean map, $abs(A) <=
-M$ and $A$ $N$-Lipschitz, and let the spectrum of $H = nabla^2 G V$ lie in $[-K^-, K^+]$. With
-$rho = sigma^2\/beta$ write $a = rho K^+$, $b = rho K^-$. The one-sided smoothed curvatures are
-those of a scalar problem: among functions with $abs(W') <= L$ and $W'' <= h^+$ the largest slope
-of $G W$ at a point, $bb(E)[W'(sigma Z) Z]\/sigma$, is that of the clipped line, and the same
-holds conditionally along any direction.
+M$ and $A$ $N$-Lipschitz in the operator norm, and let the spectrum of $H = nabla^2 G V$ lie in
+$[-K^-, K^+]$. With $rho = sigma^2\/beta$ write $a = rho K^+$, $b = rho K^-$. One may take $
+K^plus.minus = h^plus.minus op("erf")(L/(sqrt(2) thin sigma h^plus.minus)) <= min{h^plus.minus,
+thin sqrt(2/pi) L/sigma} : $ <one-sided-smoothing> for a unit vector $b$, by parts, $b^top nabla^2
+G V thin b = bb(E) [f(b dot W) thin b dot W]\/sigma$, where $f(y)$ is the slope of $V$ along $b$ at
+the distance $sigma y$ from the point, given the part of $W$ across $b$. Only the odd part of $f$
+counts, which for $y > 0$ is at most $min(L, h^+ sigma y)$ and at least $-min(L, h^- sigma y)$; for
+these clipped lines the mean is $plus.minus K^plus.minus$, as one integration by parts shows.
 
 *Theorem A (optimal values).* If $a < 1$, the inner problem is strongly concave with modulus $(1 -
 a)\/rho$ and $ L' = M L, quad quad h'^(plus.minus) = N L + M^2 K^(plus.minus)/(1 minus.plus rho
@@ -81,11 +80,11 @@ max_delta Phi$ has by the envelope theorem $nabla E^* = nabla G V(x + delta^*)$ 
 H (I - rho H)^(-1)$. Since $lambda |-> lambda\/(1 - rho lambda)$ increases, its spectrum lies in
 $[-K^-\/(1 + b), K^+\/(1 - a)]$. With $V^*_t = E^* compose m$, $nabla V^*_t = A^top nabla E^*$ and
 $nabla^2 V^*_t = A^top nabla^2 E^* A + sum_i partial_i E^* nabla^2 m_i$, the last of which is at
-most $N L$ in norm. $qed$
+most $N L$ in norm: along a unit vector $v$ it is $nabla E^* dot (D A [v] thin v)$. $qed$
 
-Both sides are attained at once, by a quadratic reward with eigenvalues of both signs and an
-affine score that stretches all directions alike. Only positive curvature is amplified, and only
-it can make the maximum ill posed: *a concave reward is well posed for every* $beta$.
+Both sides are attained at once, by a quadratic reward with eigenvalues of both signs and an affine
+score that stretches all directions alike. Only positive curvature is amplified, and only it can
+make the maximum ill posed: *a concave reward is well posed for every* $beta$.
 """
 
 
@@ -102,30 +101,32 @@ $theta^*$. Undamped, $q = max(a, b)$ needs both sides; damped, $q^* < 1$ wheneve
 
 _Proof._ The Jacobian of an update is $(1 - theta) I + theta rho H$, symmetric, with its spectrum
 between $1 - theta (1 + b)$ and $1 - theta (1 - a)$. The two ends are equal in size at $theta^*$.
-$qed$ The residual $epsilon_j = rho nabla G V (x + delta_j) - delta_j$ obeys $epsilon_(j+1) = ((1
-- theta) I + theta rho macron(H)) epsilon_j$ with a mean $macron(H)$ of $H$ on the segment,
-because $delta_(j+1) - delta_j = theta epsilon_j$; hence $abs(epsilon_m) <= q^m rho L$.
+$qed$ The residual $epsilon_j = rho nabla G V (x + delta_j) - delta_j$ obeys $epsilon_(j+1) = ((1 -
+theta) I + theta rho macron(H)) epsilon_j$ with a mean $macron(H)$ of $H$ on the segment, because
+$delta_(j+1) - delta_j = theta epsilon_j$; hence $abs(epsilon_m) <= q^m rho L$.
 
 *Theorem C (iterates).* The value of the iterate after $m$ updates, $V^((m))_t = E_m compose m_t$
-with $E_m (x) = Phi(x, delta_m)$, has the gradient $nabla E_m = g_m + J_m^top epsilon_m\/rho$,
-$g_m = nabla G V(x + delta_m)$, $J_m = partial delta_m\/partial x$, and the Hessian $ (I +
-J_m)^top H_m (I + J_m) - J_m^top J_m\/rho + D J_m dot epsilon_m\/rho . $ <iterate-hessian> So its
-constants are those of Theorem A but for terms $O(m q^m)$: $abs(nabla E_m) <= (1 + q^m abs(J_m))
-L$; the first two terms of @iterate-hessian are at most $K^+\/(1 - a)$ and at least $-K^-\/(1 + b)
-- (1\/rho + K^-) abs(J_m - J_m^*)^2$, $J_m^* = rho H_m (I - rho H_m)^(-1)$; and the last is at
-most $q^m abs(D J_m) L$.
+with $E_m (x) = Phi(x, delta_m)$, has the gradient $nabla E_m = g_m + J_m^top epsilon_m\/rho$, $g_m
+= nabla G V(x + delta_m)$, $J_m = partial delta_m\/partial x$, and the Hessian $ (I + J_m)^top H_m
+(I + J_m) - J_m^top J_m\/rho + D J_m dot epsilon_m\/rho . $ <iterate-hessian> So its constants are
+those of Theorem A but for terms $O(m q^m)$: $abs(nabla E_m) <= (1 + q^m abs(J_m)) L$; the first
+two terms of @iterate-hessian are at most $K^+\/(1 - a)$ and at least $-K^-\/(1 + b) - (1\/rho +
+K^-) abs(J_m - J_m^*)^2$, $J_m^* = rho H_m (I - rho H_m)^(-1)$; and the last is at most $q^m abs(D
+J_m) L$.
 
 _Proof._ In @iterate-hessian put $w = J_m v$: $(v + w)^top H_m (v + w) - abs(w)^2\/rho$ is a
 quadratic in $w$ with maximum $v^top H_m (I - rho H_m)^(-1) v$ at $w = J_m^* v$ and second
 derivative $2 H_m - 2 I\/rho succ.eq -2 (1\/rho + K^-) I$. Differentiating an update, $J_(m+1) =
 B_m J_m + theta rho H_m$ and $I + J_(m+1) = B_m (I + J_m) + theta I$ with $B_m = (1 - theta) I +
 theta rho H_m$, $abs(B_m) <= q$. Hence $abs(J_m) <= theta max(a, b) (1 - q^m)\/(1 - q)$, $abs(I +
-J_m) <= theta\/(1 - q)$, and once more $abs(D J_m) <= (1 - q^m) rho T (theta\/(1 - q))^3$, $T$ a
-bound of the third derivative of $G V$. As $J_(m-1)^*$ is the fixed point of $J |-> B_(m-1) J +
-theta rho H_(m-1)$ and $J_m^* - J_(m-1)^* = (I - rho H_m)^(-1) rho (H_m - H_(m-1)) (I - rho
-H_(m-1))^(-1)$, $ abs(J_m - J_m^*) <= q abs(J_(m-1) - J_(m-1)^*) + (theta rho^2 T q^(m-1) L)/(1 -
-a)^2 , quad abs(J_0^*) <= max(a/(1 - a), b/(1 + b)) , $
-which is $O(m q^m)$. For $m = 0$, $E_0 = G V$. $qed$
+J_m) <= q^m + theta (1 - q^m)\/(1 - q) <= theta\/(1 - q)$, as $1 - q <= theta (1 - a) <= theta$.
+Once more, $D J_(m+1) = B_m D J_m + theta rho thin D H_m [I + J_m] (I + J_m)$, so $abs(D J_m) <= (1
+- q^m) rho tau (theta\/(1 - q))^3$ with a bound $tau$ of the third derivative of $G V$. As $abs(H_m
+- H_(m-1)) <= tau theta abs(epsilon_(m-1)) <= tau theta q^(m-1) rho L$, $J_(m-1)^*$ is the fixed
+point of $J |-> B_(m-1) J + theta rho H_(m-1)$ and $J_m^* - J_(m-1)^* = (I - rho H_m)^(-1) rho (H_m
+- H_(m-1)) (I - rho H_(m-1))^(-1)$, $ abs(J_m - J_m^*) <= q abs(J_(m-1) - J_(m-1)^*) + (theta rho^2
+tau q^(m-1) L)/(1 - a)^2 , quad abs(J_0^*) <= max(a/(1 - a), b/(1 + b)) , $ which is $O(m q^m)$.
+For $m = 0$, $E_0 = G V$. $qed$
 """
 
 
@@ -133,21 +134,24 @@ def _values() -> str:
     return r"""
 == Errors of values are added, never multiplied
 
-*Theorem D.* With $m_t$ updates at step $t$, $ 0 <= J^* - J <= sum_t min(1 + b_t, 1/(1 - a_t))
-thin rho_t thin q_t^(2 m_t) thin L_(t+1)^2\/2 . $ <value-error>
+*Theorem D.* With $m_t$ updates at step $t$, and $a_t$, $b_t$, $q_t$ and $L_(t+1)$ those of the
+iterate's value $V_(t+1)^((m))$ in front, $a_t < 1$, $q_t < 1$, $ 0 <= J^* - J <= sum_t min(1 +
+b_t, 1/(1 - a_t)) thin rho_t thin q_t^(2 m_t) thin L_(t+1)^2\/2 . $ <value-error>
 
 _Proof._ Smoothing and envelope are monotone and commute with constants, so $v_t = sup(V^*_t -
 V_t^((m)))$ is at most $v_(t+1)$ plus $Phi(x, macron(delta)) - Phi(x, delta_m)$ with the maximiser
-$macron(delta)$ for $V_(t+1)^((m))$. The Hessian of $Phi$ in $delta$ is between $-(1 + b)\/rho$
-and $-(1 - a)\/rho$, so that difference is at most $(1 + b) abs(delta_m - macron(delta))^2\/(2
-rho)$ and at most $abs(epsilon_m)^2\/(2 rho (1 - a))$; and $abs(delta_m - macron(delta)) <= q^m
-abs(macron( delta)) <= q^m rho L$. $qed$
+$macron(delta)$ for $V_(t+1)^((m))$. The Hessian of $Phi$ in $delta$ is between $-(1 + b)\/rho$ and
+$-(1 - a)\/rho$, so that difference is at most $(1 + b) abs(delta_m - macron(delta))^2\/(2 rho)$
+and at most $abs(epsilon_m)^2\/(2 rho (1 - a))$, as $epsilon_m\/rho$ is the gradient of $Phi$; and
+$abs(delta_m - macron(delta)) <= q^m abs(macron( delta)) <= q^m rho L$. $qed$
 
-By strong concavity and the performance difference along the paths of PI-FT's own policy, $bb(E)
-sum_t (1 - a_t^*) abs(delta_t - delta_t^*)^2\/(2 rho_t) <= J^* - J$ as well: the control's error
-in the mean is bounded by the same sum. The smoothed error of a value bounds those of its gradient
-and curvature, $abs(nabla G (V^* - V)) <= v\/(sigma sqrt(2 pi))$, so no error of an iterate is
-carried along the chain through products either.
+The performance difference along the paths of PI-FT's own policy is $J^* - J = bb(E) sum_t [Phi^*_t
+(delta_t^*) - Phi^*_t (delta_t)]$ with $Phi^*$ made of $V^*_(t+1)$, so by strong concavity, where
+$a_t^* < 1$ is that of $V^*$, $bb(E) sum_t (1 - a_t^*) abs(delta_t - delta_t^*)^2\/(2 rho_t) <= J^*
+- J$ as well: the control's error in the mean is bounded by the same sum. As $0 <= V^* - V <= v$
+may be centred to $plus.minus v\/2$ in $bb(E) [(V^* - V) Z]\/sigma$, $abs(nabla G (V^* - V)) <=
+v\/(sigma sqrt(2 pi))$: errors of gradients need not be carried along the chain through products
+either.
 """
 
 
@@ -168,8 +172,6 @@ def _measured(found: Rows) -> str:
 {picture}
 
 {weights_table(found)}
-
-{errors_table(found)}
 """
 
 
@@ -250,36 +252,6 @@ def _ratio(rows: Rows, rule: str, d: int, steps: int | None) -> float | None:
     return asked.value / needed.value if asked is not None and needed is not None else None
 
 
-def errors_table(found: Rows) -> str:
-    """Bounds of the errors of PI-FT's iterates over the errors."""
-    here = found.having("reward", "T", "lam", "m", "relaxed")
-    updates = here.distinct("m")
-    body: list[Sequence[str]] = []
-    for law in here.fields("problem"):
-        for relaxed in here.where(problem=law).distinct("relaxed"):
-            mine = here.where(problem=law, relaxed=relaxed)
-            body.append((f"{text(law)}, {'best damping' if relaxed else 'undamped'}",))
-            body += [
-                (name, *(number(_slack(mine.where(metric, m=m)), 3) for m in updates))
-                for metric, name in ERRORS.items()
-            ]
-    steps = max(here.distinct("T"), default=None)
-    return Table(
-        header=("error of", *(f"$m = {m}$" for m in updates)) if updates else ("error of", "m"),
-        rows=body or [(NOT_MEASURED, "")],
-        caption=f"""Bound over measured error after $m$ updates at every step, at the least weights
-            that the constants of these iterates admit; $T =$ {integer(steps)}.""",
-        label="one-sided-errors",
-        align="l" + "r" * max(1, len(updates)),
-    ).markup
-
-
-def _slack(rows: Rows) -> float | None:
-    record = rows.one()
-    held = None if record is None else ratio(record)
-    return 1 / held if held else None
-
-
 def _practice() -> str:
     return rf"""
 == Choosing beta, and what is new
@@ -287,7 +259,8 @@ def _practice() -> str:
 For a bounded reward Theorem F gives one safe weight that nothing but $lambda$ and the reward's
 range enter: start there. Smaller ones, which fall with $T$, come from the one-sided condition and
 from Theorem E: the first is smaller where scores are affine and rewards concave, the second where
-modes are apart, and both are proved, so take the smaller. Of the rules for which constants are
+modes are apart, and both are proved, so take the smaller, or both at once, as in Theorem I. Of the
+rules for which constants are
 certified in every dimension the one-sided condition is the default of PI-FT's choice of $beta$: it
 needs $sup abs(A_t)$, the Lipschitz constant of $A_t$, and one-sided constants of the reward, which
 are exact or certified for Gaussians, mixtures and rotated products; for a concave reward, affine

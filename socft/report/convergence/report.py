@@ -43,9 +43,11 @@ CONTRIBUTIONS = (
     Contribution("one-sided bounds of scores along heat flows", "arXiv 2201.01382"),
     Contribution("how a Moreau envelope changes curvature", "classical"),
     Contribution("reflection coupling under an optimal control", "arXiv 2502.01353"),
+    Contribution("slope and curvature on the line", "Bobkov (1997)"),
     Contribution("the smoothed curvature @sharp, attained, and the constants made with it"),
     Contribution("one-sided constants of values, contractions and iterates, Theorems A to D"),
     Contribution("bounds along paths, necessity, and the limit of small steps, Theorems E to H"),
+    Contribution("slope and curvature together, and PI-FT itself along paths, Theorem I"),
     Contribution("the kernel gap and the memory gap beside the exponential tilt"),
     Contribution("the search for extremal instances, necessary weights, certificates"),
 )
