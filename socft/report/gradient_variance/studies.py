@@ -19,7 +19,6 @@ from socft.report.gradient_variance.cells import (
     pivot,
     plain,
     settings,
-    small,
     title,
     value,
     varying,
@@ -82,42 +81,30 @@ def edges(found: Rows) -> str:
     return f"On the edge of what was tried is the rate of {'; '.join(said)}." if said else ""
 
 
+ENDS = (
+    Metric.OBJECTIVE_GAP,
+    Metric.BIAS_GAP,
+    Metric.NOISE_GAP,
+    Metric.REWARD,
+    Metric.KL,
+    Metric.WASSERSTEIN1,
+    Metric.WASSERSTEIN2,
+    Metric.MMD,
+    Metric.GRADIENT_BIAS,
+    Metric.GRADIENT_NOISE,
+    Metric.TARGET_NOISE,
+)
+"""What is told of the end of a training."""
+
+
 def training(rows: Rows, problem: str) -> str:
     """Where training ends, one table per kind."""
     found = ends(rows.of(schemas.TRAINING).where(problem=problem), "iteration")
-    metrics = [
-        metric
-        for metric in (
-            Metric.OBJECTIVE_GAP,
-            Metric.BIAS_GAP,
-            Metric.NOISE_GAP,
-            Metric.REWARD,
-            Metric.KL,
-            Metric.WASSERSTEIN1,
-            Metric.WASSERSTEIN2,
-            Metric.MMD,
-            Metric.GRADIENT_BIAS,
-            Metric.GRADIENT_NOISE,
-            Metric.TARGET_NOISE,
-        )
-        if found.where(metric)
-    ]
+    metrics = [metric for metric in ENDS if found.where(metric)]
     tables = []
     for kind in Kind:
         mine = found.filter(lambda record, kind=kind: record.kind == kind)
-        body = []
-        for name in mine.fields("estimator"):
-            cells = [mine.where(metric, estimator=name).one() for metric in metrics]
-            first = next((cell for cell in cells if cell is not None), None)
-            if first is None:
-                continue
-            body.append(
-                (
-                    text(name),
-                    *(NONE if cell is None else value(cell) for cell in cells),
-                    *_schedule(first),
-                )
-            )
+        body = [row for name in mine.fields("estimator") if (row := _trained(mine, name, metrics))]
         if found and not body:
             continue
         tables.append(
@@ -135,7 +122,19 @@ def training(rows: Rows, problem: str) -> str:
                 align="l" + "r" * (len(metrics) + 2),
             ).markup
         )
-    return small("\n\n".join(tables))
+    return "\n\n".join(tables)
+
+
+def _trained(found: Rows, name: str, metrics: Sequence[Metric]) -> Sequence[str] | None:
+    cells = [found.where(metric, estimator=name).one() for metric in metrics]
+    first = next((cell for cell in cells if cell is not None), None)
+    if first is None:
+        return None
+    return (
+        text(name),
+        *(NONE if cell is None else value(cell) for cell in cells),
+        *_schedule(first),
+    )
 
 
 PARTS: Mapping[Metric, str] = {

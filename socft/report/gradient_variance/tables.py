@@ -260,29 +260,32 @@ def _cost(record: Record | None) -> Sequence[str]:
 
 
 def refusals(rows: Rows) -> str:
-    """Every refusal outside the two problems of the tables."""
+    """Every refusal outside the two problems of the tables, with what tells the situations
+    apart.
+    """
     shown = {id(record) for problem in COMPARISON_PROBLEMS for record in problem.rows(rows)}
     found: dict[tuple[str, str], list[Record]] = {}
     for record in rows.of(schemas.VARIANCE).where(Metric.REFUSED):
         if id(record) not in shown:
-            found.setdefault((record.problem, str(record.setting.get("reason", ""))), []).append(
-                record
-            )
+            dims = f", $d = {record.setting['d']}$" if "d" in record.setting else ""
+            place = text(record.problem) + dims
+            reason = str(record.setting.get("reason", ""))
+            found.setdefault((place, reason), []).append(record)
     if not found:
-        return ""
+        return f"Refusals: {NOT_MEASURED}."
     body = [
         (
-            text(problem),
+            place,
             ", ".join(text(name) for name in dict.fromkeys(r.estimator for r in records)),
             text(reason),
         )
-        for (problem, reason), records in found.items()
+        for (place, reason), records in found.items()
     ]
     return Table(
         header=("problem", "refused", "reason"),
         rows=body,
-        caption="""Refusals on the other problems. An estimator that does not apply raises an error;
-            none returns a wrong number instead.""",
+        caption="""Refusals outside the problems of the first tables. An estimator that does not
+            apply raises an error; none returns a wrong number instead.""",
         label="refusals",
         align="lll",
         widths=("auto", "1fr", "1.4fr"),

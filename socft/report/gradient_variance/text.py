@@ -108,8 +108,6 @@ estimator's error at budget includes the variance that a fit leaves in its mean.
 thread, include the rollout but not the fit; memory is what labels of 64 paths take beyond path and
 labels.
 
-{tables.refusals(rows)}
-
 {landscape(pages)}
 """
 
