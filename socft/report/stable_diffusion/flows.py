@@ -281,7 +281,9 @@ $beta$. {at_edges(pilots)}
 {rates(pilots)}
 
 All trainings of one seed draw their paths and, at the end, their pictures from the same noise, and
-no two seeds share any, so that the spread over trainings is all there is of error. {findings(runs)}
+no two seeds share any, so that the spread over trainings is all there is of error. The clock ran
+while the machine did other work, and methods took turns; medians over rounds are what is compared
+in time. {findings(runs)}
 
 {table(runs) if runs else f"The trainings: {NOT_MEASURED} (`{COMMAND}`)."}
 """
