@@ -31,6 +31,9 @@ SMALLER = {
     "pytest -p socft.conform.plugin --conform MODULE:NAME": (
         "pytest -p socft.conform.plugin --conform socft.conform.schedulers:flow_match_euler"
     ),
+    "pytest -p socft.conform.plugin --conform my_sampler:sampler": (
+        "pytest -p socft.conform.plugin --conform socft.conform.schedulers:flow_match_euler"
+    ),
     "pytest verify/ -n 2": (
         "pytest {root}/verify -n 2 --collect-only --ignore-glob '*/verify/[!l]*.py'"
     ),
@@ -45,7 +48,21 @@ SMALLER = {
     "python -m tests.support.mutation.run theory": (
         "python -m tests.support.mutation.run theory --help"
     ),
+    "socft conform": "socft conform --help",
+    "socft conform my_sampler:sampler": "socft conform socft.conform.schedulers:flow_match_euler",
+    "socft report flow --published": "socft report flow --published --help",
+    "socft report stable_diffusion": "socft report stable_diffusion --help",
+    'socft toy variance --executor "dask:tcp://$head:8786" --out records': (
+        "socft toy variance --executor dask:tcp://localhost:8786 --out records --help"
+    ),
+    "socft sd check": "socft sd check --help",
+    "socft sd check --config FILE": (
+        "socft sd check --config {root}/sd_experiments/configs/tiny.toml --help"
+    ),
     "socft sd train": "socft sd train --steps 1",
+    "socft sd train --config FILE": (
+        "socft sd train --config {root}/sd_experiments/configs/tiny.toml --help"
+    ),
     "socft sd evaluate": "socft sd evaluate --number 2",
     "socft sd sample --grid build/samples.png": (
         "socft sd sample --number 1 --grid build/samples.png"
@@ -161,6 +178,15 @@ def test_documented_commands_run(document: str, folder: Path):
         if result.status != 0:
             failed.append(f"{command}: {form}\n{result.said}")
     assert not failed, "\n\n".join(failed)
+
+
+def test_no_document_is_forgotten():
+    files = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *(ROOT / "docs").rglob("*.md")]
+    showing = {file.relative_to(ROOT).as_posix() for file in files if commands(file)}
+    assert {each for each in showing if not each.startswith("docs/tutorials/")} == {
+        *DOCUMENTS,
+        "CHANGELOG.md",
+    }
 
 
 def test_smaller_forms_are_of_documented_commands():

@@ -14,10 +14,17 @@ DOCUMENTS = (
     "verify/README.md",
     "docs/install.md",
     "docs/guides/claim.md",
+    "docs/guides/cluster.md",
     "docs/guides/estimator.md",
+    "docs/guides/records.md",
+    "docs/guides/reward.md",
+    "docs/guides/sampler.md",
     "docs/guides/study.md",
+    "docs/guides/trainer.md",
+    "docs/guides/trl.md",
     "docs/guides/which-estimator.md",
 )
+"""Those that show commands but for tutorials, whose commands run when the site is built."""
 FILES = ("docs/guides/estimator.md", "docs/guides/study.md", "docs/tutorials/theorist.md")
 """Documents with the files that their commands are about."""
 
