@@ -153,36 +153,11 @@ def _weights() -> None:
 
 
 def _errors() -> None:
-    add(
-        theory.control_error_bound,
-        uses.bounds,
-        value_L0=1.0,
-        gradient_error=0.1,
-        step=0.5,
-        lam=0.5,
-        rounds=3,
-    )
-    add(
-        theory.value_gradient_error_bound,
-        uses.bounds,
-        value_L0=1.0,
-        iterates_L0=1.2,
-        gradient_error=0.1,
-        mean_L0=0.9,
-        lam=0.5,
-        rounds=3,
-    )
-    add(
-        theory.envelope_error_bound,
-        uses.bounds,
-        iterates_L0=1.2,
-        gradient_error=0.1,
-        mean_L0=0.9,
-        lam=0.5,
-        rho=0.3,
-        third_derivative_ratio=0.8,
-        rounds=3,
-    )
+    here = {"gradient_error": 0.1, "lam": 0.5, "rounds": 3}
+    means = {"iterates_L0": 1.2, "mean_L0": 0.9, **here}
+    add(theory.control_error_bound, uses.bounds, value_L0=1.0, step=0.5, **here)
+    add(theory.value_gradient_error_bound, uses.bounds, value_L0=1.0, **means)
+    add(theory.envelope_error_bound, uses.bounds, rho=0.3, third_derivative_ratio=0.8, **means)
     add(theory.value_gap_bound, uses.bounds, steepest=1.0, rho=0.3, b=0.5, q=0.5, rounds=3)
     found = uses.some("score shift whitened value_gradient value objective_gap")
     chain = Fresh(constants)
