@@ -91,6 +91,17 @@ def test_jacobians_hold(q: float, value: Staircase, sigma: float) -> None:
         CLAIM.holds(jacobian, _jacobian_bound(step, j), step.describe() | {"j": j}, part="Jacobian")
 
 
+@pytest.mark.parametrize(("stretch", "curvature"), [(10.0, 0.1), (0.1, 10.0), (3.0, 7.0)])
+def test_jacobians_of_quadratic_steps_hold(stretch: float, curvature: float) -> None:
+    """``m(y) = M y`` and ``V = K y^2/2``, where ``Jac (G_j - G_{j-1}) = q^j M K``: the share
+    ``1 - q`` of the bound, in any units.
+    """
+    q, where = 0.1, {"stretch": stretch, "curvature": curvature}
+    constant, _ = theory.increment_smoothness(1.0, curvature, stretch, 0.0, 1 - q)
+    for j in range(1, 5):
+        CLAIM.holds(q**j * stretch * curvature, q**j * constant, where | {"j": j}, part="Jacobian")
+
+
 def test_needs_the_growth_with_j() -> None:
     """With K alone an increment's Jacobian is not bounded where updates move far: the curvature
     changes from one end of its range to the other.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from socft.checks import LARGEST, InvalidProblem, quoted, require_kind, whole
 
@@ -37,7 +36,8 @@ _COUNTS = {"dim": 1, "rounds": 0}
 def checked(
     lam: tuple[float, float] | None = None, **kinds: type | tuple[type, ...]
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Refuse numbers outside the range of their name, or arguments of another kind than given here.
+    """Refuse numbers outside the range of their name, or arguments of another kind than given here;
+    numbers of single precision are taken in double.
 
     Args:
         lam: the range of lam, where it is not that of a design constant.
@@ -50,16 +50,20 @@ def checked(
         plain = {name for name, each in given.items() if each.annotation in ("float", "int")}
         ranges = _RANGES | ({} if lam is None else {"lam": lam})
 
+        def taken(name: str, value: Any) -> Any:
+            if name in kinds:
+                _require_kind(value, kinds[name], name)
+            elif name in _COUNTS and name in plain:
+                return whole(value, name, _COUNTS[name])
+            elif name in ranges and name in plain:
+                return _within(value, *ranges[name], name)
+            return value
+
         @functools.wraps(function)
         def refusing(*args: P.args, **kwargs: P.kwargs) -> R:
-            for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-                if name in kinds:
-                    _require_kind(value, kinds[name], name)
-                elif name in _COUNTS and name in plain:
-                    whole(value, name, _COUNTS[name])
-                elif name in ranges and name in plain:
-                    _require_within(value, *ranges[name], name)
-            return function(*args, **kwargs)
+            first = [taken(name, value) for name, value in zip(names, args, strict=False)]
+            named = {name: taken(name, value) for name, value in kwargs.items()}
+            return function(*first, *args[len(first) :], **named)  # type: ignore[arg-type]
 
         return refusing
 
@@ -71,12 +75,12 @@ def _require_kind(value: object, kinds: type | tuple[type, ...], name: str) -> N
     require_kind(value, kinds, name, f"give an object of the class {first.__name__}.")
 
 
-def _require_within(value: object, low: float, high: float, name: str) -> None:
-    """Comparisons that hold for numbers alone."""
+def _within(value: Any, low: float, high: float, name: str) -> float:
+    """A number of any kind in full precision; an infinite end belongs to the interval."""
     try:
-        held = low <= value <= high and (value <= sys.float_info.max or value == math.inf)  # type: ignore[operator]
-        if held and getattr(value, "ndim", 0) == 0:
-            return
-    except Exception:
+        plain = not isinstance(value, str | bytes) and getattr(value, "ndim", 0) == 0
+        if plain and low <= (found := float(value)) <= high:
+            return found
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         pass
     raise InvalidProblem(f"{name} = {quoted(value)}; give one number in [{low:g}, {high:g}].")

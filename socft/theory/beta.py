@@ -130,7 +130,7 @@ def constant_beta(
     Raises:
         InvalidProblem: no finite beta is admissible, or every positive one is.
     """
-    require(0 <= lam < 1, f"lam = {lam}; the least design constant must lie in [0, 1).")
+    require(0 <= lam < 1, f"lam = {lam:g}; the least design constant must lie in [0, 1).")
 
     def admissible(beta: float) -> bool:
         try:

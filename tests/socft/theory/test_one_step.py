@@ -11,6 +11,7 @@ import pytest
 from scipy.integrate import quad
 
 from socft import theory
+from socft.checks import InvalidProblem
 from socft.theory import ChainConstants, SharpBounds
 from tests.support.spline_chains import EXACT, NUMERIC, tensor
 
@@ -153,3 +154,21 @@ def test_smoothed_curvature_alone_breaks_17():
     without = (1 - lam) * theory.SHARP / sigma / (0.8 * lam**3) / sigma
     assert measured > 1.2 * without
     assert 0.8 < measured / float(found.L1v[0]) <= 1
+
+
+@pytest.mark.refusal
+def test_arguments_are_numbers_in_the_range_of_their_name():
+    half = np.float32(0.5)
+    expected = theory.smoothed_curvature(1.0, 2.0, 0.5)
+    found = theory.smoothed_curvature(1, np.float64(2.0), half)  # type: ignore[arg-type]
+    assert found == pytest.approx(expected, rel=EXACT)
+    for wrong in (-1.0, math.nan, "1", None, 1j, 10**400, np.ones(1), [1.0]):
+        with pytest.raises(InvalidProblem, match=r"L0 = .*; give one number in \[0, inf\]"):
+            theory.smoothed_curvature(wrong, 2.0, 0.5)  # type: ignore[arg-type]
+    for wrong in (0.0, math.inf, 1e60):
+        with pytest.raises(InvalidProblem, match=r"sigma = .*; give one number in \[1e-50, 1e\+50"):
+            theory.smoothed_third(1.0, 2.0, wrong)
+    with pytest.raises(InvalidProblem, match=r"rounds = 1.5; give a whole number"):
+        theory.control_error_bound(1.0, 1.0, 1.0, 0.5, 1.5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidProblem, match="chain is None; give an object of the class Chain"):
+        theory.kl_weight(None)  # type: ignore[arg-type]
