@@ -110,12 +110,15 @@ def test_every_study_has_a_schema_of_its_name():
 
 @pytest.mark.parametrize("name", STUDIES.names)
 def test_a_study_names_what_it_declares(name):
-    """In its module, or in one of `toy` that this imports."""
-    module = importlib.import_module(f"toy.studies.{name}")
-    files = {Path(str(module.__file__)), *sources("toy/problems")}
-    for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toy"):
-            files.add(Path(str(importlib.import_module(str(node.module)).__file__)))
+    """In its module, or in one of `toy` that this imports, itself or through others."""
+    left, seen = {f"toy.studies.{name}"}, dict[str, Path]()
+    while left:
+        module = left.pop()
+        seen[module] = Path(str(importlib.import_module(module).__file__))
+        for node in ast.walk(ast.parse(seen[module].read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toy."):
+                left |= {str(node.module)} - set(seen)
+    files = {*seen.values(), *sources("toy/problems")}
     assert SCHEMAS[name].metrics <= members(Metric, iter(files))
     assert (SCHEMAS[name].problems or set()) <= members(ProblemName, iter(files))
     if name != "variance":  # those of the catalogue that are compared
