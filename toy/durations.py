@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 MINUTES: Mapping[str, tuple[float, float]] = {
     "convergence": (4.4, 25),
-    "fixed_points": (0.8, 25),
+    "fixed_points": (1.1, 33),
     "flow_budget": (0.2, 11),
     "guidance": (0.1, 1),
     "guidance_network": (0.1, 10),
@@ -14,6 +14,7 @@ MINUTES: Mapping[str, tuple[float, float]] = {
     "lq_sweeps": (0.5, 2),
     "mixture": (0.2, 13),
     "pendulum": (0.2, 23),
+    "sde_ode": (0.2, 5),
     "socm": (0.1, 21),
     "speed": (0.8, 2),
     "tightness": (0.3, 7),

@@ -25,6 +25,15 @@ PROBLEMS = {
 KERNEL = "precise"
 MEMORYLESS = 2**0.5
 LEVELS = {0.7: "$0.7$", 1.0: "$1$", MEMORYLESS: "$sqrt(2)$", 1.8: "$1.8$"}
+TYPESET = {
+    SamplerPrediction.ANY_SAMPLER: "trained at the memoryless level, every sampler's law nears the"
+    " tilt as $1\\/T$",
+    SamplerPrediction.OWN_SAMPLER: "trained at any level, the law of the chain itself nears the"
+    " tilt as $1\\/T$",
+    SamplerPrediction.COUNTER_EXAMPLE: "it is farther on $N(0, 1)$ with the reward $-x^2$, at every"
+    " number of steps",
+}
+"""Predictions with formulas."""
 DOUBT = 0.025
 DRAWN = {
     0.7: "trained at 0.7",
@@ -149,7 +158,7 @@ def predictions(rows: Rows) -> str:
         misses = mine.filter(lambda record: not holds(record))
         body.append(
             (
-                text(which),
+                TYPESET.get(which, text(which)),
                 f"{integer(len(mine.records) - len(misses.records))} of"
                 f" {integer(len(mine.records))}"
                 if mine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import pytest
@@ -51,9 +52,19 @@ def rows(deviation: float) -> Rows:
     )
 
 
-@pytest.mark.parametrize("deviation", [3.9, 4.1])
-def test_predictions_beyond_the_limit_are_marked(deviation: float):
-    assert (f"*${deviation}$*" in tables.predictions(rows(deviation))) == (deviation > 4)
+@pytest.mark.parametrize(("deviation", "normal"), [(8.0, "3.9"), (9.0, "4.1")])
+def test_predictions_beyond_the_limit_are_marked(deviation: float, normal: str):
+    """Student's law with seven degrees of freedom has heavier tails than the normal one."""
+    cells = tables.predictions(rows(deviation))
+    assert f"${normal}$" in cells
+    assert (f"*${normal}$*" in cells) == (float(normal) > 4)
+
+
+def test_many_repetitions_make_students_law_normal():
+    (row,) = found(MethodName.RAM, "samples", {Metric.DEVIATION: 3.0})
+    many = dataclasses.replace(row, seeds=100_000)
+    assert tables.equivalent(many) == pytest.approx(3.0, abs=1e-3)
+    assert tables.equivalent(row) == pytest.approx(2.34, abs=0.02)
 
 
 def test_what_has_no_prediction_is_shown_without_one():
