@@ -106,6 +106,7 @@ def distance(law: Gaussian, reward: Quadratic, steps: int, trained: float, used:
 def from_limit(law: Gaussian, reward: Quadratic, steps: int, trained: float, used: float) -> float:
     """Of mean and variance from those of the closed form."""
     mean, spread = sampled(*fine_tuned(law, reward, steps, trained), used)
+    assert reward.q is not None
     m, S, P, q = map(float, (law.mean, law.covariance, reward.P, reward.q))
     limit = SamplerChange(trained * 2**0.5, used * 2**0.5).moments(m, S, P, q, 1.0)
     return math.hypot(mean - limit[0], spread - limit[1])

@@ -139,10 +139,8 @@ class Reverser:
             drifts.append(drift)
             noise_increments.append(reference.diffusion.apply(k, x, seen[k]))
             controls.append(v)
-        return Reversal(
-            *(torch.stack(each[::-1]) for each in (states, drifts, noise_increments, controls)),
-            self.published_pairing,
-        )
+        kept = (torch.stack(each[::-1]) for each in (states, drifts, noise_increments, controls))
+        return Reversal(*kept, published=self.published_pairing)
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -111,7 +111,7 @@ def _measured(found: Rows) -> str:
     said = [
         f"{text(law)} {number(min(slack), 2)} to {number(max(slack), 2)}"
         for law in rows.fields("problem")
-        for slack in [[1 / ratio(each) for each in rows.where(problem=law) if ratio(each)]]
+        for slack in [[1 / near for near in map(ratio, rows.where(problem=law)) if near]]
         if slack
     ]
     if not said:

@@ -4,6 +4,8 @@ flow models really optimise.
 
 from __future__ import annotations
 
+from typing import Any
+
 from scipy.stats import norm
 from scipy.stats import t as student
 
@@ -261,7 +263,7 @@ it shares the several solutions of (iii).
 """
 
 
-def _both(tail: float) -> float:
+def _both(tail: Any) -> float:
     """Of two tails."""
     return 2 * float(tail)
 

@@ -59,7 +59,11 @@ def test_nothing_acts_before_it_is_learnt(old: Any):
 @pytest.mark.slow
 def test_a_training_makes_what_the_configuration_fine_tunes(tmp_path: Path):
     settings = FlowTraining(
-        tmp_path / "flow", tmp_path / "quality.json", tmp_path / "work", examples=64, batch=32
+        quality=tmp_path / "quality.json",
+        work=tmp_path / "work",
+        out=tmp_path / "flow",
+        examples=64,
+        batch=32,
     )
     short = dataclasses.replace(settings.network, steps=4)
     done = train_flow(dataclasses.replace(settings, network=short))

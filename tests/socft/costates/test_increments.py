@@ -43,7 +43,8 @@ def bend(u: Tensor) -> Tensor:
 
 def test_gains_of_a_quadratic_field():
     """Both by hand; with the noise's own moments they differ by the bend along the drift."""
-    back = Reversal(*(randn(seed, n, PATHS, m) for seed, n, m in REVERSED))
+    states, drifts, noises, controls = (randn(seed, n, PATHS, m) for seed, n, m in REVERSED)
+    back = Reversal(states, drifts, noises, controls)
     k = 2
     x, drift, noise = back.states[k + 1], back.drifts[k], back.noise_increments[k]
     spread = sum(bend(DIFFUSION[k, :, j].expand(PATHS, DIM)) for j in range(NOISE))

@@ -265,7 +265,7 @@ def test_a_study_depends_on_the_claims_where_it_measures_them():
 def test_statements_have_one_structure_whatever_else_a_version_of_python_says():
     code = "def g(x):\n    return [x, None, 0, '']\n"
     plain, newer = ast.parse(code), ast.parse(code)
-    newer.body[0]._fields += ("type_params",)
+    newer.body[0]._fields += ("type_params",)  # type: ignore[misc]
     newer.body[0].type_params = []  # type: ignore[attr-defined]
     assert ast.dump(newer) != ast.dump(plain)
     assert digest.structure(newer) == digest.structure(plain)
