@@ -232,6 +232,7 @@ def published() -> FilePath:
     per study, and ``verify.jsonl`` of the claims. A wheel brings it along; in a checkout it is
     ``reports/records``.
 
+    >>> from socft.records import published
     >>> (published() / "variance.jsonl").is_file()
     True
     """

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sd_experiments.model.denoiser import Condition
 from sd_experiments.model.flow_model import FlowModel
-from sd_experiments.model.latent_reference import LatentReference
+from sd_experiments.model.latent_reference import FineTunedFlow, LatentReference
 from sd_experiments.model.prompts import EncodedPrompt, Size
 from sd_experiments.model.transformer import GUIDANCE
 from socft.checks import require
@@ -94,7 +94,7 @@ class FlowModelReference(FlowReference, LatentReference[FlowModel]):
         return self.base.denoiser(timesteps, x, condition, adapted)
 
     def chain_of(self, output: VelocityModel, /) -> FlowReference:
-        return FlowReference(self.schedule, output, self.dims)
+        return FineTunedFlow(self.schedule, output, self.dims)
 
 
 def ode_sample(

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from sd_experiments.model.denoiser import Condition
 from sd_experiments.model.frozen_output import FrozenOutput
 from sd_experiments.model.latent_model import LatentModel
+from socft.flow import FlowReference
 from socft.reference import DenoisingReference, Noises, Reference, States, Step
 
 Model = TypeVar("Model", bound=LatentModel)
@@ -59,3 +60,9 @@ class LatentReference(DenoisingReference, Generic[Model]):
         """The chain of another output on its own, such as a fine-tuned one: its mean takes one
         evaluation per step where a policy takes two.
         """
+
+
+class FineTunedFlow(FlowReference):
+    """The flow of another output than its model's; a class of its own, whose velocity is not tried
+    at evaluations of their own every time.
+    """

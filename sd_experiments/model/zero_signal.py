@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sd_experiments.model.denoiser import Condition
-from sd_experiments.model.latent_reference import LatentReference
+from sd_experiments.model.latent_reference import FineTunedFlow, LatentReference
 from sd_experiments.model.reference import DDIMChain, timesteps_at
 from sd_experiments.model.sampling import SamplingSchedule
 from sd_experiments.model.stable_diffusion import StableDiffusion
@@ -57,7 +57,7 @@ class ZeroSignalReference(DDIMChain, FlowReference, LatentReference[StableDiffus
         return QUARTER * self.base.denoiser(timesteps, x, condition, adapted)
 
     def chain_of(self, output: VelocityModel, /) -> FlowReference:
-        return FlowReference(self.schedule, output, self.dims)
+        return FineTunedFlow(self.schedule, output, self.dims)
 
 
 def starts_without_signal(base: StableDiffusion, sampling: SamplingSchedule) -> bool:

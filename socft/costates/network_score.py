@@ -32,6 +32,7 @@ class NetworkScore(MarginalScore):
         times: of a path, in one gradient step; all of them where there are fewer.
 
     >>> from socft.costates.network import NetworkTraining
+    >>> from socft.costates.network_score import NetworkScore
     >>> NetworkScore(NetworkTraining(width=64, blocks=3, steps=10_000)).times
     16
     """

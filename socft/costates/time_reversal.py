@@ -86,15 +86,18 @@ class Reverser:
         return self.generator is not None or self.score.couples_batch
 
     def noise(self, path: Path) -> Noises:
-        """The noise of the reversed chain, and before it one that only a costate one step ahead
-        sees, shape (T + 1, batch, *noise_dims).
-        """
-        (steps, *shape), like = path.noise.steps.shape, path.states
-        shape = (steps + 1, *shape)
+        """The noise of the reversed chain, with one more before it where costates run ahead."""
+        (steps, batch, *dims), like = path.noise.steps.shape, path.states
+        lengths = (steps, 1) if self.published_pairing else (steps,)
         if self.generator is not None:
-            return torch.randn(
-                shape, generator=self.generator, dtype=like.dtype, device=self.generator.device
-            ).to(like)
+            device = self.generator.device
+            parts = [
+                torch.randn(
+                    n, batch, *dims, generator=self.generator, dtype=like.dtype, device=device
+                )
+                for n in lengths
+            ]
+            return torch.cat(parts[::-1]).to(like)
         own = (
             path.noise.steps.detach()
             .cpu()
@@ -106,10 +109,10 @@ class Reverser:
         )
         seeds = [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:7]) for row in own]
         drawn = [
-            torch.randn(shape[:1] + shape[2:], generator=seeded, dtype=like.dtype)
+            [torch.randn(n, *dims, generator=seeded, dtype=like.dtype) for n in lengths]
             for seeded in map(_generator, seeds)
         ]
-        return torch.stack(drawn, 1).to(like)
+        return torch.stack([torch.cat(each[::-1]) for each in drawn], 1).to(like)
 
     @torch.no_grad()
     def run(self, problem: ControlProblem, policy: Policy, path: Path) -> Reversal:
@@ -128,7 +131,7 @@ class Reverser:
         )
         score = self.score.fit(problem, policy, path)
         drawn = self.noise(path)
-        noise, seen = drawn[1:], drawn[:-1] if self.published_pairing else drawn[1:]
+        noise, seen = drawn[-problem.steps :], drawn[: problem.steps]
         states, drifts, noise_increments, controls = [path.final], [], [], []
         for k in reversed(range(problem.steps)):
             x = states[-1]

@@ -62,12 +62,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from types import NoneType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from socft.checks import InvalidProblem, constant
+from socft.checks import InvalidProblem, constant, keep, numbers, require, require_kind
 from socft.theory.chain import ChainConstants
 from socft.theory.moduli import Modulus, coupled_moduli, step_curvature
 from socft.theory.numbers import StateValues, StepValues, positive_beta, vector, whole_rounds
@@ -95,6 +96,19 @@ class SlopeCurve:
 
     places: Float[Tensor, " n"]
     values: Float[Tensor, " n"]
+
+    def __post_init__(self) -> None:
+        places = numbers(self.places, "places", ("places",))
+        values = numbers(self.values, "values", ("places",))
+        require(
+            len(places) == len(values) > 1
+            and float(places[0]) == float(values[0]) == 0
+            and bool((places.diff() > 0).all() and (values.diff() >= 0).all())
+            and float(values[-1]) <= 1,
+            "the curve does not rise from (0, 0) to 1 at most; give increasing places, and values"
+            " that never fall.",
+        )
+        keep(self, places=places, values=values)
 
     @classmethod
     def of_line(cls) -> SlopeCurve:
@@ -244,7 +258,14 @@ def path_curvature(
     Raises:
         InvalidProblem: beta is too small for the constants to be finite.
     """
+    require_kind(chain, ChainConstants, "the chain", "give ChainConstants.")
     weights = positive_beta(beta, chain.steps)
+    require(
+        isinstance(moduli, list | tuple)
+        and len(moduli) == chain.steps + 1
+        and all(isinstance(each, Modulus) for each in moduli),
+        f"moduli are not those of {chain.steps + 1} value functions; give those of coupled_moduli.",
+    )
     sigma, rho = chain.sigma.tolist(), (chain.sigma.square() / weights).tolist()
     means = zip(one_sided_mean_lipschitz(chain), mean_smoothness(chain), strict=True)
     means = [MeanMap(float(M), float(N)) for M, N in means]
@@ -287,10 +308,14 @@ def path_convergence(
     Raises:
         InvalidProblem: beta is too small for updates to contract.
     """
+    require_kind(chain, ChainConstants, "the chain", "give ChainConstants.")
+    require_kind(reward, Modulus, "the reward", "give a Modulus, such as Modulus.of_reward.")
+    require_kind(curve, (SlopeCurve, NoneType), "the curve", "give a SlopeCurve, or None.")
     range_, curve = constant(oscillation, "oscillation"), curve or SlopeCurve.of_space()
     weights, m = positive_beta(beta, chain.steps), whole_rounds(rounds, chain.steps)
     sigma, rho = chain.sigma.tolist(), (chain.sigma.square() / weights).tolist()
     best = coupled_moduli(reward, profiles, chain.sigma)
+    profiles = numbers(profiles, "profiles", (chain.steps, len(reward.distances)))
     bends = path_curvature(chain, best, weights, range_).tolist()
     ahead, gaps, shifts, found = reward, [0.0], [], []
     for t in reversed(range(chain.steps)):

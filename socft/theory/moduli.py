@@ -233,8 +233,10 @@ def step_curvature(
     that its integral from 1 to ``|Z|`` bounds what omega does. Without a modulus that is
     `smoothed_curvature`.
     """
-    by_range = SHARP_SECOND * constant(oscillation, "oscillation") / 2 / sigma**2
-    return min(_by_parts(modulus, sigma, side), by_range)
+    require_kind(modulus, Modulus, "the modulus", "give a Modulus, such as Modulus.of_reward.")
+    scale, steepest = positive(sigma, "sigma"), constant(side, "side")
+    by_range = SHARP_SECOND * constant(oscillation, "oscillation") / 2 / scale**2
+    return min(_by_parts(modulus, scale, steepest), by_range)
 
 
 def oscillation_curvature(oscillation: float, sigma: StepValues) -> StepValues:

@@ -48,6 +48,7 @@ MADE_BY_SOCFT = (
         "Convergence",
         "Identity",
         "IdentityVerdict",
+        "PathConvergence",
         "Regularity",
         "ScoreConstants",
         "Tilt",

@@ -246,3 +246,28 @@ def _moduli() -> None:
     )
     add(theory.coupled_curvature, uses.itself, moduli=moduli, sigma=[0.3, 0.4], oscillation=2.0)
     add(theory.oscillation_curvature, uses.each_a_bound, oscillation=2.0, sigma=[0.3, 0.4])
+    add(theory.step_curvature, uses.itself, modulus=modulus, sigma=0.3, oscillation=2.0, side=1.5)
+    add(
+        theory.SlopeCurve,
+        lambda made: made.at(torch.tensor([0.5, 2.0], dtype=F64)),
+        places=[0.0, 1.0, 6.0],
+        values=[0.0, 0.7, 1.0],
+    )
+    add(
+        theory.path_curvature,
+        uses.itself,
+        chain=Fresh(constants),
+        moduli=moduli,
+        beta=50.0,
+        oscillation=2.0,
+    )
+    add(
+        theory.path_convergence,
+        lambda made: [made.rate, made.shift, made.value],
+        chain=Fresh(constants),
+        reward=modulus,
+        profiles=places.expand(2, 9).contiguous(),
+        beta=50.0,
+        rounds=2,
+        oscillation=2.0,
+    )
