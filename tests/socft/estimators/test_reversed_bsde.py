@@ -230,7 +230,7 @@ def test_costates_one_step_ahead_keep_an_increment():
         problem, policy = linear_study(steps, controlled=False)
         exact, path = (
             evaluate_affine(problem, policy).value.gradient,
-            paths(problem, policy, 500, 17),
+            paths(problem, policy, 200, 17),
         )
         for collected, published in ((errors, True), (paired, False)):
             found = ReversedBSDE(GivenCostate(exact), reverser(18, published)).costates(
