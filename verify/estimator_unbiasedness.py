@@ -156,6 +156,7 @@ SMALL_BIAS = (
     MethodName.DDPO_KL_IN_THE_REWARD,
     MethodName.CROSS_ENTROPY,
     MethodName.SOCM_IDENTITY,
+    MethodName.TIME_REVERSED_EXACT_COSTATE_PUBLISHED_PAIRING,
     MethodName.SOCM_ADJOINT,
 )
 """Those that take four times the paths to be told from what they are not."""

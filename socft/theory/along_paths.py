@@ -40,8 +40,8 @@ point for both, :math:`V_t^{(m)}(x) - V_t^{(m)}(y) \le E[V_{t+1}(X) - V_{t+1}(Y)
 :math:`|\nabla\Phi(z, \delta_m(z))| \le (1 + o_m) L` (`socft.theory.one_sided`), :math:`o_m =
 q^{m+1}(1 - q^m)/(1 - q)`,
 
-.. math:: \omega_t(s) = \min\big\{ E\,\omega_{t+1}(\varphi_t(s) + 2\sigma_t Z) + g_t, \; (1 + o_m) L
-   \varphi_t(s) \big\}
+.. math:: \omega_t(s) = \min\big( E\,\omega_{t+1}(\varphi_t(s) + 2\sigma_t Z) + g_t, \; (1 + o_m) L
+   \varphi_t(s) \big)
 
 is a modulus of the iterate's value. Its steep beginning is as wide as :math:`g_t` allows, and the
 noise of the next step smooths it: L there is the slope of :math:`E\,\omega(s + 2\sigma Z)` at 0,

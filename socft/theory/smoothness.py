@@ -72,8 +72,8 @@ class Smoothness:
         the width of the spectrum takes the place of L1 in `smoothed_third`. Tight: attained as
         these two.
         """
-        up, down = (smoothed_curvature(self.L0, side, sigma) for side in (self.up, self.down))
-        third = smoothed_third(self.L0, (self.up + self.down) / 2, sigma)
+        up, down = (smoothed_curvature(self.L0, abs(side), sigma) for side in (self.up, self.down))
+        third = smoothed_third(self.L0, abs(self.up + self.down) / 2, sigma)
         return Smoothed(self.L0, up, down, _ratio(third, max(up, down), sigma))
 
 
