@@ -178,13 +178,16 @@ def pendulum(rows: Rows) -> str:
     cells = {name: found.where(estimator=name).one() for name in (RECURSION, *names)}
     back, lean, fair_back, fair_lean = (cells[name] for name in names)
     fitted = cells[RECURSION]
+    best = f"""A fitted Bellman recursion leads to {_number(fitted, 4)}, within {_excess(fitted)} of
+the least possible. {repetitions(found)}"""
+    if back is None or lean is None:
+        return f"At their published length the published pipelines are {NOT_MEASURED}. {best}"
     return f"""
 In the publication, time-reversed costates lead to a cost of {_told(back)} and the forward adjoint
 to {_told(lean)}. Our runs of the same pipelines, of the same length, lead to {_number(back, 4)} and
 {_number(lean, 4)}; with the squared loss, one noise and fewer rounds to {_number(fair_back, 4)} and
 {_number(fair_lean, 4)}, where {_apart(fair_back, fair_lean)} (Welch's test at 5%). Published runs
-are single, in the publication and here. A fitted Bellman recursion leads to {_number(fitted, 4)},
-within {_excess(fitted)} of the least possible. {repetitions(found)}
+are single, in the publication and here. {best}
 """
 
 
