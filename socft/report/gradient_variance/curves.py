@@ -72,7 +72,7 @@ def learning(found: Rows, wanted: Sequence[Curves], key: str = "evaluations") ->
     """
     shown = {kind: methods(found, [each.problem for each in wanted], kind) for kind in Kind}
     kinds = [kind for kind in Kind if shown[kind]] or list(Kind)
-    with panels(len(wanted), len(kinds), 1.75 * len(wanted) + 1.1) as (figure, axes):
+    with panels(len(wanted), len(kinds), 1.55 * len(wanted) + 0.95) as (figure, axes):
         for row, each in enumerate(wanted):
             mine = found.where(each.metric, each.problem)
             for column, kind in enumerate(kinds):

@@ -573,7 +573,7 @@ def test_verdicts_count_temperatures_and_take_infinity_for_the_worst():
     said = " ".join(verdicts.mixture(Rows((*hot, *cold, *cost))).split())
     assert "cost less than adjoint matching at $1$ of $1$ temperatures" in said
     diverged = '(where #"time-reversed, network"; diverged)'
-    assert f"one noise they are better at $50$ and worse at $1$ {diverged}." in said
+    assert f"beside adjoint matching are better at $50$ and worse at $1$ {diverged}." in said
     assert (
         f"beside the time-reversed costates, is better at $1$ {diverged} and not told apart at"
         " $50$." in said

@@ -21,6 +21,15 @@ def constants() -> theory.ChainConstants:
     return theory.ChainConstants([0.9, 0.8], [0.1, 0.2], [0.3, 0.4], 1.0, 0.5, 1.0, 2.0)
 
 
+def bounded() -> theory.Modulus:
+    return theory.Modulus.of_reward(theory.graded_distances(4.0, 9), 1.0, 2.0)
+
+
+def coupled() -> tuple[theory.Modulus, ...]:
+    profiles = theory.graded_distances(4.0, 9).expand(2, 9)
+    return theory.coupled_moduli(bounded(), profiles, torch.tensor([0.3, 0.4], dtype=F64))
+
+
 def fill() -> None:
     """Add them all."""
     _chains()
@@ -30,6 +39,7 @@ def fill() -> None:
     _errors()
     _sweeps()
     _moduli()
+    _along_paths()
 
 
 def _chains() -> None:
@@ -207,8 +217,7 @@ def _sweeps() -> None:
 
 
 def _moduli() -> None:
-    places = theory.graded_distances(4.0, 9)
-    modulus = Fresh(lambda: theory.Modulus.of_reward(places, 1.0, 2.0))
+    places, modulus = theory.graded_distances(4.0, 9), Fresh(bounded)
     add(
         theory.Modulus,
         lambda made: [made.lipschitz, made.at(places), made.reflected(0.5, places)],
@@ -239,13 +248,13 @@ def _moduli() -> None:
         profiles=places.expand(2, 9).contiguous(),
         sigma=[0.3, 0.4],
     )
-    moduli = Fresh(
-        lambda: theory.coupled_moduli(
-            modulus.make(), places.expand(2, 9), torch.tensor([0.3, 0.4], dtype=F64)
-        )
-    )
+    moduli = Fresh(coupled)
     add(theory.coupled_curvature, uses.itself, moduli=moduli, sigma=[0.3, 0.4], oscillation=2.0)
     add(theory.oscillation_curvature, uses.each_a_bound, oscillation=2.0, sigma=[0.3, 0.4])
+
+
+def _along_paths() -> None:
+    modulus = Fresh(bounded)
     add(theory.step_curvature, uses.itself, modulus=modulus, sigma=0.3, oscillation=2.0, side=1.5)
     add(
         theory.SlopeCurve,
@@ -257,7 +266,7 @@ def _moduli() -> None:
         theory.path_curvature,
         uses.itself,
         chain=Fresh(constants),
-        moduli=moduli,
+        moduli=Fresh(coupled),
         beta=50.0,
         oscillation=2.0,
     )
@@ -266,7 +275,7 @@ def _moduli() -> None:
         lambda made: [made.rate, made.shift, made.value],
         chain=Fresh(constants),
         reward=modulus,
-        profiles=places.expand(2, 9).contiguous(),
+        profiles=theory.graded_distances(4.0, 9).expand(2, 9).contiguous(),
         beta=50.0,
         rounds=2,
         oscillation=2.0,
