@@ -15,6 +15,7 @@ from socft.checks import (
     InvalidProblem,
     called,
     constant,
+    require,
     require_callable,
     require_kind,
     require_states,
@@ -24,6 +25,8 @@ from socft.reference import States
 
 PerSample = Float[Tensor, " batch"]
 Scalars = Float[Tensor, "batch 1"]
+MANY = 32
+"""States at which a gradient that is nowhere but zero is no accident."""
 
 
 class Reward(Readable, abc.ABC):
@@ -64,14 +67,21 @@ class Reward(Readable, abc.ABC):
         """The reward of each sample."""
 
     def gradient(self, x: States) -> States:
-        """``grad r``, detached; by automatic differentiation unless a subclass knows better."""
+        """``grad r``, detached; by automatic differentiation unless a subclass knows better.
+
+        Raises:
+            InvalidProblem: automatic differentiation finds none, or zero at all of `MANY` states or
+                more, though the values there differ: a step function.
+        """
         require_kind(x, Tensor, "a state", "give a tensor of floating-point states.")
         require_states(x, tuple(x.shape[1:]), "the reward")
         with torch.enable_grad():
             y = x.detach().requires_grad_(True)
-            value = self(y).sum()
+            values = self(y)
             gradient = (
-                torch.autograd.grad(value, y, allow_unused=True)[0] if value.requires_grad else None
+                torch.autograd.grad(values.sum(), y, allow_unused=True)[0]
+                if values.requires_grad
+                else None
             )
         if gradient is None:
             raise InvalidProblem(
@@ -79,6 +89,12 @@ class Reward(Readable, abc.ABC):
                 " differentiable operations; compute it by torch, or give a Reward with a gradient"
                 " of its own."
             )
+        require(
+            len(x) < MANY or bool(gradient.any()) or bool((values == values[0]).all()),
+            f"the reward takes different values at {len(x)} states and has gradient zero at all of"
+            " them, as a step function has; give a Reward with a gradient of its own, or an"
+            " estimator that asks for none, such as ScoreFunction.",
+        )
         return gradient
 
 

@@ -142,6 +142,18 @@ def test_a_reward_without_a_gradient_is_refused_where_one_is_needed(function):
         Quadrature(problem)
 
 
+def test_a_step_function_is_refused_where_a_gradient_is_needed():
+    """Its gradient is zero wherever there is one, so nothing would be learnt, in silence; a
+    constant and a reward that is flat in places are what they are.
+    """
+    states = torch.linspace(-1.9, 1.9, 64, dtype=torch.float64).unsqueeze(1)
+    for steps in (lambda x: x.floor().sum(1), lambda x: (x.sum(1) > 0).double() + 0 * x.sum(1)):
+        with pytest.raises(InvalidProblem, match="different values at 64 states and has grad"):
+            FunctionReward(steps).gradient(states)
+    for flat in (lambda x: 1 + 0 * x.sum(1), lambda x: x.sum(1).clamp(min=2.5)):
+        FunctionReward(flat).gradient(states)
+
+
 @pytest.mark.parametrize("convert", [list, np.array, lambda values: np.float32(values)])
 def test_numbers_come_in_any_form(convert):
     """Lists, arrays and single precision are converted; the algebra is in double precision."""
