@@ -79,7 +79,7 @@ class SamplerConfig:
         guidance: guidance scale of the pre-trained and of the fine-tuned model; 1 is none.
         negative_prompt: what guidance leads away from.
         spacing: "leading" or "trailing" timesteps, or "log_snr" for levels with even steps in the
-            logarithm of their signal-to-noise ratio (`sd_experiments.model.sampling`); as the model
+            logarithm of their signal-to-noise ratio (`sd_experiments.model.schedule`); as the model
             is configured by default.
         last_level: signal level of the sample, below 1; as the model is configured by default. Of a
             flow it is 1 - s at noise s, and must be given.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sd_experiments.model.denoiser import Condition
 from sd_experiments.model.latent_reference import LatentReference
-from sd_experiments.model.sampling import (
+from sd_experiments.model.schedule import (
     EVEN,
     SamplingSchedule,
     require_signal,
@@ -52,7 +52,7 @@ class DDIMChain(DenoisingReference):
         steps: sampling steps.
         eta: noise of DDIM(eta), in (0, 1]; 1 is memoryless in the limit of many steps.
         spacing: "leading" or "trailing" timesteps, or "log_snr" for levels with even steps in the
-            logarithm of their signal-to-noise ratio (`sd_experiments.model.sampling`); as the
+            logarithm of their signal-to-noise ratio (`sd_experiments.model.schedule`); as the
             scheduler is configured by default.
         last_level: signal level of the sample, below 1; as the scheduler is configured by default.
         latent: height and width of a latent; the network's own by default.

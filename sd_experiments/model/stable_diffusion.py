@@ -18,7 +18,7 @@ from sd_experiments.model.prompts import (
     PromptEncoder,
     prompt_encoder,
 )
-from sd_experiments.model.sampling import trained_chain
+from sd_experiments.model.schedule import trained_chain
 from socft.checks import require
 
 NOISE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {

@@ -20,7 +20,7 @@ from torch import Tensor
 from sd_experiments.model.denoiser import Condition
 from sd_experiments.model.latent_reference import FineTunedFlow, LatentReference
 from sd_experiments.model.reference import DDIMChain, timesteps_at
-from sd_experiments.model.sampling import SamplingSchedule
+from sd_experiments.model.schedule import SamplingSchedule
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from socft.checks import require
 from socft.flow import FlowReference, Trigonometric, VelocityModel, flow_ddim

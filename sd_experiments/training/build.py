@@ -31,7 +31,7 @@ from sd_experiments.model.latent_reference import LatentReference
 from sd_experiments.model.loading import PipelineLoader, load_latent_model
 from sd_experiments.model.policy import LoRA, LoRAPolicy
 from sd_experiments.model.reference import StableDiffusionReference
-from sd_experiments.model.sampling import sampling_schedule
+from sd_experiments.model.schedule import sampling_schedule
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.model.weights import load_pipeline, random_pipeline
 from sd_experiments.model.zero_signal import ZeroSignalReference, starts_without_signal

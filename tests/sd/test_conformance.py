@@ -35,7 +35,7 @@ from sd_experiments.model.lora_io import load_lora
 from sd_experiments.model.policy import LoRA
 from sd_experiments.model.prompts import SinglePromptEncoder
 from sd_experiments.model.reference import StableDiffusionReference
-from sd_experiments.model.sampling import sampling_schedule
+from sd_experiments.model.schedule import sampling_schedule
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.model.weights import load_pipeline
 from sd_experiments.model.zero_signal import ZeroSignalReference

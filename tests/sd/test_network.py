@@ -22,7 +22,7 @@ from transformers import CLIPModel
 from sd_experiments.model.lora_io import load_lora, save_lora
 from sd_experiments.model.policy import LoRA, LoRAPolicy, adjoint_norms, sample_tuned
 from sd_experiments.model.reference import StableDiffusionReference
-from sd_experiments.model.sampling import sampling_schedule
+from sd_experiments.model.schedule import sampling_schedule
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from sd_experiments.reward.rewards import (
     BlackBoxImageReward,

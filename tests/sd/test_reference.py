@@ -18,7 +18,7 @@ from sd_experiments.model.lora_io import save_lora
 from sd_experiments.model.policy import LoRA, LoRAPolicy
 from sd_experiments.model.prompts import SinglePromptEncoder
 from sd_experiments.model.reference import StableDiffusionReference
-from sd_experiments.model.sampling import sampling_schedule
+from sd_experiments.model.schedule import sampling_schedule
 from sd_experiments.model.stable_diffusion import StableDiffusion
 from socft.checks import InvalidProblem
 from socft.path import Noise, rollout
