@@ -21,6 +21,8 @@ FULL := convergence tightness guidance guidance_network linear pendulum mixture 
 
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
+# Bytecode is kept, or every worker and every process that a test starts would compile all sources anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DELETE_ON_ERROR:
 .PHONY: install test test-all check format docs report report-full report-sd clean distclean

@@ -5,8 +5,9 @@ is found by its name has the name, and no two classes have one.
 from __future__ import annotations
 
 import ast
+import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,6 @@ from tests.support.imports import Graph, Source, cycle, graph, read
 
 ROOT = Path(__file__).resolve().parents[1]
 ABOVE = ("sd_experiments", "toy", "verify")
-SOURCES = read(ROOT, "socft", *ABOVE)
-ARROWS = graph(SOURCES)
 
 ALLOWED = {
     "socft.cli": ABOVE,
@@ -62,6 +61,18 @@ LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 """In lines."""
 
 
+@functools.cache
+def written() -> list[Source]:
+    """What is written in the packages; read by the tests alone, not by all that collect them."""
+    return read(ROOT, "socft", *ABOVE)
+
+
+@functools.cache
+def imports() -> Graph:
+    """The imports that there are."""
+    return graph(written())
+
+
 def between_packages(arrows: Graph) -> list[str]:
     """Imports from one package to another that is not socft, except those allowed."""
     found = []
@@ -87,23 +98,23 @@ def up(arrows: Graph) -> list[str]:
 
 def with_import(module: str, imported: str) -> Graph:
     """The imports that there are, and one more."""
-    assert {module, imported} <= set(ARROWS)
-    return ARROWS | {module: ARROWS[module] | {imported}}
+    assert {module, imported} <= set(imports())
+    return imports() | {module: imports()[module] | {imported}}
 
 
 def test_packages_import_socft_alone_and_socft_none_of_them():
-    assert between_packages(ARROWS) == []
+    assert between_packages(imports()) == []
 
 
 def test_every_room_of_socft_has_a_floor():
-    rooms = {module.split(".")[1] for module in ARROWS if module.startswith("socft.")}
+    rooms = {module.split(".")[1] for module in imports() if module.startswith("socft.")}
     named = Counter(" ".join(LAYERS).split())
     assert rooms == set(named)
     assert max(named.values()) == 1
 
 
 def test_rooms_import_from_lower_floors():
-    assert up(ARROWS) == []
+    assert up(imports()) == []
 
 
 @pytest.mark.parametrize(
@@ -135,17 +146,17 @@ def defined_twice(sources: Sequence[Source]) -> dict[str, list[str]]:
 
 
 def test_every_public_class_has_a_name_of_its_own():
-    assert defined_twice(SOURCES) == {}
+    assert defined_twice(written()) == {}
 
 
 def test_a_second_class_of_a_name_is_found():
     tree = ast.parse("class Report: ...\nclass _Report: ...\nclass Unseen: ...")
     second = Source("toy.report", ROOT / "toy" / "report.py", tree)
-    assert defined_twice([*SOURCES, second]) == {"Report": ["socft.report.base", "toy.report"]}
+    assert defined_twice([*written(), second]) == {"Report": ["socft.report.base", "toy.report"]}
 
 
 def test_no_ring_of_modules():
-    assert cycle(ARROWS) == []
+    assert cycle(imports()) == []
 
 
 def test_a_ring_of_modules_is_found():
@@ -198,14 +209,14 @@ def too_long(sources: Sequence[Source]) -> list[str]:
     return files + [
         f"{each.name}.{node.name}"
         for each in sources
-        for node in ast.walk(each.tree)
+        for node in each.nodes
         if isinstance(node, ast.FunctionDef)
         and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION
     ]
 
 
 def test_no_module_and_no_function_is_long():
-    assert too_long(SOURCES) == []
+    assert too_long(written()) == []
 
 
 def test_what_is_long_is_found():
@@ -222,7 +233,7 @@ def test_what_is_long_is_found():
 def test_what_is_found_by_name_has_it(folder: str, attribute: str, others: set[str]):
     missing = {
         each.name
-        for each in SOURCES
+        for each in written()
         if each.folder == folder and each.file.stem != "__init__" and attribute not in each.assigned
     }
     assert missing == others
@@ -234,9 +245,9 @@ ELSE = ("os.open", "Image.open")
 """Calls of that name that open nothing as text."""
 
 
-def depending_on_locale(tree: ast.AST) -> list[int]:
+def depending_on_locale(nodes: Iterable[ast.AST]) -> list[int]:
     """Lines that read or write text in whatever encoding the locale says."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
     return [call.lineno for call in calls if _depends_on_locale(call)]
 
 
@@ -258,7 +269,7 @@ def _depends_on_locale(call: ast.Call) -> bool:
 
 
 def test_text_is_utf_8_whatever_the_locale():
-    found = {each.name: depending_on_locale(each.tree) for each in SOURCES}
+    found = {each.name: depending_on_locale(each.nodes) for each in written()}
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
@@ -287,4 +298,4 @@ def test_text_is_utf_8_whatever_the_locale():
     ],
 )
 def test_text_in_the_encoding_of_the_locale_is_found(code: str, depends: bool):
-    assert bool(depending_on_locale(ast.parse(code))) == depends
+    assert bool(depending_on_locale(ast.walk(ast.parse(code)))) == depends

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -19,6 +20,11 @@ class Source:
     name: str
     file: Path
     tree: ast.Module
+
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Everything in the tree, which takes long to walk."""
+        return list(ast.walk(self.tree))
 
     @property
     def folder(self) -> str:
@@ -68,15 +74,13 @@ def graph(sources: list[Source]) -> Graph:
     """What each of the modules imports of the others."""
     names = {source.name for source in sources}
     return {
-        source.name: frozenset(
-            found for found in _named(source, names) if found in names - {source.name}
-        )
+        source.name: frozenset(names.intersection(_named(source, names)) - {source.name})
         for source in sources
     }
 
 
 def _named(source: Source, names: set[str]) -> Iterator[str]:
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -35,7 +35,7 @@ def foreign(sources: Sequence[Source], ours: Iterable[str]) -> set[tuple[str, st
     found = set()
     for source in sources:
         own = set().union(*(defined[each] for each in (source.name, *arrows[source.name])))
-        for node in ast.walk(source.tree):
+        for node in source.nodes:
             known = inherited if _is_of_self(node) else own
             found |= {
                 (source.name, name)
@@ -79,7 +79,7 @@ def _package(module: str) -> str:
 def _defined(source: Source) -> set[str]:
     """Names of functions, classes, variables and attributes of ``self``."""
     found = set()
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
                 found.add(name)
