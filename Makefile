@@ -16,6 +16,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/installed-from
 STAMP_SD := $(VENV)/installed-sd-from
+# Neighbouring tests stay on one worker, so that what a file prepares is made once.
+PYTEST := $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 STUDIES := convergence
 FULL := convergence tightness guidance guidance_network linear pendulum mixture training variance lq_sweeps socm fixed_points flow_budget sde_ode
 
@@ -30,11 +32,11 @@ export PYTHONDONTWRITEBYTECODE :=
 install: $(STAMP_SD)
 
 test: $(STAMP_SD)
-	$(RUN) -m pytest -n $(WORKERS) -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(STAMP_SD)
-	$(RUN) -m pytest -n $(WORKERS) -m "not slow" --shapes
-	$(RUN) -m pytest -n $(WORKERS) -m slow
+	$(PYTEST) -m "not slow" --shapes
+	$(PYTEST) -m slow
 
 check: $(STAMP_SD)
 	$(RUN) -m ruff check .
