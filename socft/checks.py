@@ -441,10 +441,8 @@ def _require_real(value: object, what: str) -> None:
     kind = str(getattr(value, "dtype", type(value).__name__))
     for refused in ("complex", "bool"):
         require(refused not in kind, f"{what} is {refused}; give real numbers.")
-    require(
-        not isinstance(value, int) or abs(value) <= LARGEST,
-        f"{what} = {quoted(value)}; it must be at most {LARGEST:g} in size.",
-    )
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise InvalidProblem(f"{what} = {quoted(value)}; it must be at most {LARGEST:g} in size.")
 
 
 def quoted(value: object) -> str:
