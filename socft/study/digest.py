@@ -97,13 +97,14 @@ def statements_digest(module: str) -> str:
         relative = file.relative_to(root).as_posix().removeprefix("socft/")
         if relative.startswith(_NOT_MEASURING):
             continue
-        seen[name] = _statements(file)
-        left |= {each for each in _imports(root, name) if each.partition(".")[0] in _BESIDE}
+        tree = ast.parse(file.read_bytes())
+        left |= {each for each in _imported(tree) if each.partition(".")[0] in _BESIDE}
+        seen[name] = _statements(tree)
     return hashlib.sha256(json.dumps(sorted(seen.items())).encode()).hexdigest()[:32]
 
 
-def _statements(file: Path) -> str:
-    tree = ast.parse(file.read_bytes())
+def _statements(tree: ast.Module) -> str:
+    """Digest of a module's statements; its docstrings are taken out of the tree."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
@@ -170,10 +171,13 @@ def _imports(root: Path, module: str) -> set[str]:
     """
     place = root.joinpath(*module.split("."))
     file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-    if not file.exists():
-        return set()
+    return _imported(ast.parse(file.read_bytes())) if file.exists() else set()
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """What a module imports, by name."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {each.name for each in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
