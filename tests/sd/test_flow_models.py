@@ -517,6 +517,7 @@ checkpoint_every = 1
 """
 
 
+@pytest.mark.usefixtures("brief_trials")
 @pytest.mark.parametrize(
     ("make", "kernel"), [(stable_diffusion_3, "memoryless"), (flux, "ddim")], ids=["SD3", "FLUX"]
 )

@@ -15,14 +15,12 @@ from sd_experiments.training.monitor import read_metrics
 from sd_experiments.training.session import make_loop
 from socft import cli
 from socft.path import rollout
-from tests.support.sd import noise_of, save_clip, save_model, written
+from tests.support.sd import noise_of, save_clip, written
 
 
 @pytest.mark.parametrize("name", ["jpeg", "clip"])
-def test_the_rewards_that_come_along_train_by_name(name: str, tmp_path: Path):
+def test_the_rewards_that_come_along_train_by_name(name: str, model: Path, tmp_path: Path):
     """What is reported is the score of the pictures that were drawn."""
-    model = tmp_path / "model"
-    save_model(model)
     file = written(
         model, tmp_path / "run", "DPOK, leave-one-out" if name == "jpeg" else "full adjoint"
     )

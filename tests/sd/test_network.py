@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
@@ -70,20 +69,16 @@ pytestmark = pytest.mark.filterwarnings(
 
 IDENTITY = 1e-12  # relative to the largest entry: a few network evaluations in float64
 DIFFERENCE = 1e-7  # relative: central differences of step 1e-5 in float64
-FLOAT32 = 1e-3  # relative: ten evaluations of a trained network in float32
+FLOAT32 = 1e-3  # relative: five evaluations of a trained network in float32
 STEP = 1e-5
 STEPS, BATCH = 3, 2
-
-
-def wide() -> UNet2DConditionModel:
-    return network(width=32).double()
 
 
 def tuned(
     scale: float = 0.3, guidance: float = 2.0, steps: int = STEPS, alpha: float = 3.0, **limits: Any
 ) -> LoRAPolicy:
     """A policy away from its reference."""
-    base = stable_diffusion(wide(), **limits)
+    base = stable_diffusion(network().double(), **limits)
     chain = StableDiffusionReference(base, PROMPT, NEGATIVE, guidance, steps, spacing="leading")
     lora = LoRA(base, rank=3, alpha=alpha, generator=torch.Generator().manual_seed(1))
     lora.reset(torch.Generator().manual_seed(2), scale)
@@ -433,7 +428,7 @@ def test_label_memory_does_not_grow_with_the_steps():
 
 
 def test_guidance_multiplies_the_costates():
-    base, norms = stable_diffusion(wide()), []
+    base, norms = stable_diffusion(network().double()), []
     for guidance in (1.0, 7.5):
         chain = StableDiffusionReference(base, PROMPT, NEGATIVE, guidance, STEPS, spacing="leading")
         problem = ControlProblem(chain, FunctionReward(lambda x: x.sin().flatten(1).sum(1)), 1.0)
@@ -457,7 +452,7 @@ def test_a_pipeline_loads_the_saved_layers(tmp_path: Path, alpha: float):
     chain, noise = policy.reference, drawn_by_pipeline(policy.reference, 1, seed=18)
     assert save_lora(policy.lora, tmp_path).is_file()
     exact_tables(chain)
-    pipe: Any = pipeline(stable_diffusion(wide()), chain)
+    pipe: Any = pipeline(stable_diffusion(network().double()), chain)
     with torch.no_grad():
         assert (
             away(
@@ -480,14 +475,14 @@ def test_the_readme_samples_from_the_trained_chain(tmp_path: Path):
     """Its lines, on the model that comes with the package: float32, levels even in log-SNR."""
     model = Path(__file__).parents[2] / "sd_experiments/tiny/model"
     chain = StableDiffusionReference(
-        StableDiffusion.load(model), "four circles", steps=10, spacing="log_snr"
+        StableDiffusion.load(model), "four circles", steps=5, spacing="log_snr"
     )
     lora = LoRA(chain.base, rank=3)
     lora.reset(torch.Generator().manual_seed(2), 0.1)
     save_lora(lora, tmp_path)
     pipe: Any = StableDiffusionPipeline.from_pretrained(model)
     pipe.load_lora_weights(tmp_path)
-    given = sampling_schedule(pipe.scheduler.config, 10, "log_snr")
+    given = sampling_schedule(pipe.scheduler.config, 5, "log_snr")
     pipe.scheduler = given.scheduler
     noise = drawn_by_pipeline(chain, 2, seed=18, dtype=torch.float32)
     options: dict[str, Any] = {
@@ -507,7 +502,7 @@ def test_the_readme_samples_from_the_trained_chain(tmp_path: Path):
 def test_saved_layers_are_read_back_to_the_bit(tmp_path: Path):
     policy = tuned(alpha=5.0)
     save_lora(policy.lora, tmp_path)
-    base = stable_diffusion(wide())
+    base = stable_diffusion(network().double())
     again = load_lora(base, tmp_path)
     assert again.weights.keys() == policy.lora.weights.keys()
     assert all(torch.equal(again.weights[name], p) for name, p in policy.lora.weights.items())
@@ -522,7 +517,7 @@ def test_incomplete_and_foreign_files_are_refused(tmp_path: Path):
     with pytest.raises(
         InvalidProblem, match="does not exist; give a directory that save_lora wrote"
     ):
-        load_lora(stable_diffusion(wide()), tmp_path / "nowhere")
+        load_lora(stable_diffusion(network().double()), tmp_path / "nowhere")
     tensors, header = read_sealed_tensors(file, "")
     name = next(iter(tensors))
     for change, message in (
@@ -536,7 +531,7 @@ def test_incomplete_and_foreign_files_are_refused(tmp_path: Path):
         kept = {n: t for n, t in {**tensors, **change}.items() if t is not None}
         file.write_bytes(encode_tensors(kept, header))
         with pytest.raises(InvalidProblem, match=message):
-            load_lora(stable_diffusion(wide()), tmp_path)
+            load_lora(stable_diffusion(network().double()), tmp_path)
 
 
 def test_layers_with_other_values_are_refused(tmp_path: Path):
@@ -554,7 +549,7 @@ def test_layers_with_other_values_are_refused(tmp_path: Path):
     ):
         save_file({**tensors, **values}, file, said)
         with pytest.raises(InvalidProblem, match=r"is not what was written|lacks its digest"):
-            load_lora(stable_diffusion(wide()), tmp_path)
+            load_lora(stable_diffusion(network().double()), tmp_path)
 
 
 def test_layers_of_another_network_and_second_layers_are_refused():

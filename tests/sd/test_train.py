@@ -596,6 +596,7 @@ CHANGED = {
 }
 
 
+@pytest.mark.usefixtures("brief_trials")
 @pytest.mark.parametrize("what", CHANGED)
 def test_check_finds_what_would_stop_the_run(what: str, model: Path, tmp_path: Path, capsys):
     old, new, message = CHANGED[what]
@@ -609,6 +610,7 @@ def test_check_finds_what_would_stop_the_run(what: str, model: Path, tmp_path: P
     assert f"missing  {message}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("brief_trials")
 def test_check_refuses_nothing_that_runs(model: Path, tmp_path: Path, capsys):
     """A score without a gradient serves an estimator that does not ask; what a call may take is no
     more than there is.

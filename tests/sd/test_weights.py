@@ -250,6 +250,7 @@ def test_parts_of_different_models_are_refused(model: Path, tmp_path: Path):
             load_model(config.ModelConfig(str(folder), device="cpu"))
 
 
+@pytest.mark.usefixtures("brief_trials")
 @pytest.mark.parametrize("part", [*STABLE_DIFFUSION.networks, "tokenizer"])
 def test_check_names_what_is_damaged(model: Path, tmp_path: Path, capsys, part: str):
     folder = tmp_path / "model"
@@ -264,6 +265,7 @@ def test_check_names_what_is_damaged(model: Path, tmp_path: Path, capsys, part: 
         build(config.read_config(file))
 
 
+@pytest.mark.usefixtures("brief_trials")
 def test_check_loads_the_reward(model: Path, tmp_path: Path, capsys):
     file = written(model, tmp_path / "run")
     file.write_text(file.read_text().replace("tests.support.sd:reddish", "tests.support.sd:absent"))

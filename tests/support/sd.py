@@ -115,7 +115,7 @@ def tokenizer() -> CLIPTokenizer:
     )
 
 
-def network(seed: int = 0, width: int = 16, **more: Any) -> UNet2DConditionModel:
+def network(seed: int = 0, width: int = 8, **more: Any) -> UNet2DConditionModel:
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {
         "cross_attention_dim": 32,

@@ -274,7 +274,7 @@ def test_alignment_is_the_cosine_of_the_means_whatever_the_noise():
     """Two means at an angle of 60 degrees, one under noise of its own length, one under noise four
     times as long.
     """
-    dims, number, repeated, generator = 400, 12, 400, torch.Generator().manual_seed(1)
+    dims, number, repeated, generator = 400, 12, 200, torch.Generator().manual_seed(1)
     a, b = torch.zeros(2, dims, dtype=torch.float64)
     a[0], b[0], b[1] = 10.0, 1.0, 3**0.5
 
