@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,27 +99,36 @@ def text():
 """
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A user's module of estimators, and what is measured of them."""
+    found = tmp_path_factory.mktemp("user")
+    (found / "bench_user.py").write_text(ESTIMATORS)
+    return found
+
+
 @pytest.fixture
-def user(tmp_path, monkeypatch):
-    """Estimators of a user's module, and a suite that takes a second."""
-    (tmp_path / "bench_user.py").write_text(ESTIMATORS)
-    monkeypatch.syspath_prepend(tmp_path)
+def user(folder, monkeypatch) -> Path:
+    """The folder of a user's module, and a suite that takes a second."""
+    monkeypatch.syspath_prepend(folder)
     for each in (module, suite):
         monkeypatch.setattr(each, "SUITE", SUITE)
     monkeypatch.setattr(module, "changed", list)  # the suite is another, so all are measured
     monkeypatch.setattr(module, "shipped", tuple)
-    return tmp_path
+    return folder
 
 
-def row(user, name: str) -> dict:
+@functools.cache
+def row(user: Path, name: str) -> dict:
+    """Measured once for all tests, in a folder of its own."""
     return bench(
-        f"bench_user:{name}", user / "out", quick=True, against=["full adjoint", "adjoint matching"]
+        f"bench_user:{name}", user / name, quick=True, against=["full adjoint", "adjoint matching"]
     )["situations"]
 
 
 def test_the_same_estimator_gets_the_same_numbers(user):
     found = row(user, "Same")
-    records = read(user / "out" / f"{study_name('bench_user:Same')}.jsonl")
+    records = read(user / "Same" / f"{study_name('bench_user:Same')}.jsonl")
     for place in SUITE:
         rival = {
             r.metric: r.value
@@ -127,7 +138,7 @@ def test_the_same_estimator_gets_the_same_numbers(user):
         assert {name: found[place.title][name] for name in rival} == rival
         assert (found[place.title]["rank"], found[place.title]["of"]) == (1, 2)
         assert found[place.title]["rank_interval"] == (1, 1)
-    saved = json.loads((user / "out" / "bench-bench_user-Same.json").read_text())["situations"]
+    saved = json.loads((user / "Same" / "bench-bench_user-Same.json").read_text())["situations"]
     assert saved == json.loads(json.dumps(found))
 
 
@@ -176,8 +187,8 @@ def test_a_broken_estimator_stops_at_once_with_its_traceback(user, name, reason,
     assert said.startswith(f"bench_user:{name} fails at once, in the situation 'small, start':")
     assert "Traceback" in said
     assert said.endswith(reason)
-    assert not (user / "out").exists()
-    assert cli.main(["bench", f"bench_user:{name}", "--out", str(user / "out")]) == cli.FAILED
+    assert not (user / name).exists()
+    assert cli.main(["bench", f"bench_user:{name}", "--out", str(user / name)]) == cli.FAILED
     assert reason in capsys.readouterr().err
 
 
@@ -190,12 +201,12 @@ def test_one_that_fails_later_loses_that_row_alone(user):
         "        return super().label(problem, policy, path)\n"
     )
     (user / "bench_later.py").write_text(ESTIMATORS + source)
-    found = bench("bench_later:Later", user / "out", True, against=["full adjoint"])["situations"]
+    found = bench("bench_later:Later", user / "later", True, against=["full adjoint"])["situations"]
     assert found["small, start"]["rank"] == 1
     assert found["small, optimum"]["failed"]
     assert "RuntimeError: too late (line" in found["small, optimum"]["refused"]
     arguments = ["bench", "bench_later:Later", "--quick", "--against", "full adjoint"]
-    assert cli.main([*arguments, "--out", str(user / "out")]) == cli.FAILED
+    assert cli.main([*arguments, "--out", str(user / "later")]) == cli.FAILED
 
 
 def repeated(mean: float, noise: float, count: int = 8, seed: int = 0) -> RepeatedGradient:
@@ -329,7 +340,7 @@ def test_the_command_line(user, capsys):
         "bench_user:Same",
         "--quick",
         "--out",
-        str(user / "out"),
+        str(user / "command"),
         "--against",
         "full adjoint",
     ]
@@ -337,4 +348,4 @@ def test_the_command_line(user, capsys):
     said = capsys.readouterr().out
     assert "bench_user:Same estimates: objective gradient" in said
     assert "small, start: bias" in said
-    assert (user / "out" / "bench-bench_user-Same.pdf").read_bytes().startswith(b"%PDF")
+    assert (user / "command" / "bench-bench_user-Same.pdf").read_bytes().startswith(b"%PDF")

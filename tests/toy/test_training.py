@@ -251,7 +251,7 @@ def test_scatter_is_told_from_what_all_policies_have_in_common():
     """Three policies at a time scatter about one that is wrong: in the mean, its error is the bias
     and the rest the noise.
     """
-    place, draw = GaussianTrainingProblem(2, 10), torch.Generator().manual_seed(0)
+    place, draw, count = GaussianTrainingProblem(2, 10), torch.Generator().manual_seed(0), 40
     best, shift, scatter = place.truth.affine_policy, 0.05, 0.1
 
     def policy(size: float) -> AffinePolicy:
@@ -264,15 +264,16 @@ def test_scatter_is_told_from_what_all_policies_have_in_common():
 
     wrong = place.progress(policy(0.0))[Metric.OBJECTIVE_GAP]
     parts = []
-    for _ in range(100):
+    for _ in range(count):
         three = [policy(scatter) for _ in range(3)]
         gap = sum(place.progress(each)[Metric.OBJECTIVE_GAP] for each in three) / 3
         parts.append(end_gaps(place, three, gap))
         assert parts[-1]["bias_gap"] + parts[-1]["noise_gap"] == pytest.approx(gap, rel=1e-9)
     bias = torch.tensor([each["bias_gap"] for each in parts])
-    assert abs(float(bias.mean()) - wrong) < STDERRS * float(bias.std()) / 10
-    assert wrong > STDERRS * float(bias.std()) / 10  # so that a bias would be seen
-    assert sum(each["noise_gap"] for each in parts) / 100 > wrong
+    error = STDERRS * float(bias.std()) / count**0.5
+    assert abs(float(bias.mean()) - wrong) < error
+    assert wrong > error  # so that a bias would be seen
+    assert sum(each["noise_gap"] for each in parts) / count > wrong
 
 
 def test_equal_budgets_and_records(monkeypatch):
