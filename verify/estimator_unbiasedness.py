@@ -271,7 +271,7 @@ def trial(row: str, place: NonlinearProblem, paths: int | None = None) -> Trial:
     """A row of the catalogue on a problem."""
     if (batches := VARIED.get(MethodName(row))) is not None:
         return Trial(
-            CATALOGUE[row].make, place, 4 * SCRAMBLES * SCRAMBLED_PATHS // batches, batches
+            CATALOGUE[row].make, place, 4 * SCRAMBLES * SCRAMBLED_PATHS // batches, batches, True
         )
     count = SCRAMBLED_PATHS * (4 if row in SMALL_BIAS else 1)
     return Trial(CATALOGUE[row].make, place, paths or count)

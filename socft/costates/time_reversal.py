@@ -108,11 +108,13 @@ class Reverser:
             .numpy()
         )
         seeds = [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:7]) for row in own]
-        drawn = [
-            [torch.randn(n, *dims, generator=seeded, dtype=like.dtype) for n in lengths]
-            for seeded in map(_generator, seeds)
-        ]
-        return torch.stack([torch.cat(each[::-1]) for each in drawn], 1).to(like)
+        drawn = [torch.empty(batch, n, *dims, dtype=like.dtype) for n in lengths]
+        generator = torch.Generator()
+        for seed, *each in zip(seeds, *drawn, strict=True):
+            generator.manual_seed(seed)
+            for row in each:
+                row.normal_(generator=generator)
+        return torch.cat(drawn[::-1], 1).transpose(0, 1).contiguous().to(like)
 
     @torch.no_grad()
     def run(self, problem: ControlProblem, policy: Policy, path: Path) -> Reversal:
@@ -144,7 +146,3 @@ class Reverser:
             controls.append(v)
         kept = (torch.stack(each[::-1]) for each in (states, drifts, noise_increments, controls))
         return Reversal(*kept, published=self.published_pairing)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

@@ -52,6 +52,8 @@ model.
 FLOOR = 2e-3
 """Of interpolated optima, of normalised weights of finitely many paths, and of quadrature."""
 OUTERMOST = 1e-12
+TOGETHER = 2**14
+"""Paths that are labelled at a time where they may be."""
 KEPT = 4 * SCRAMBLES
 """Batches of paths that are kept for the next estimator."""
 
@@ -111,12 +113,15 @@ class Trial:
         place: the problem.
         paths: of each scrambling, a power of two.
         scrambles: their number.
+        alone: whether an estimator is made for every scrambling; otherwise only those are made anew
+            that hold paths against each other.
     """
 
     make: Make
     place: NonlinearProblem
     paths: int
     scrambles: int = SCRAMBLES
+    alone: bool = False
 
     @functools.cached_property
     def away(self) -> Mean:
@@ -143,9 +148,10 @@ class Trial:
     def mean(self, policy: Policy) -> Mean:
         """The mean estimate on paths of a policy."""
         contexts = self._contexts(policy)
-        found = torch.stack(
-            [self._one(policy, contexts(seed), seed) for seed in range(self.scrambles)]
-        )
+        couples = self.alone or self.make(contexts(0)).couples_batch
+        size = 1 if couples else max(TOGETHER // self.paths, 1)
+        parts = [range(self.scrambles)[i : i + size] for i in range(0, self.scrambles, size)]
+        found = torch.cat([self._some(policy, contexts(seeds[0]), seeds) for seeds in parts])
         spread = found.std(0).norm() / self.scrambles**0.5
         return Mean(found.mean(0) / self.place.unit, float(spread) / self.place.unit)
 
@@ -157,17 +163,18 @@ class Trial:
         known = GivenCostate(gradient)
         return lambda seed: EstimatorContext(self.place.problem, policy, seed, known, known, value)
 
-    def _one(self, policy: Policy, where: EstimatorContext, seed: int) -> Tensor:
+    def _some(self, policy: Policy, where: EstimatorContext, seeds: range) -> Tensor:
+        """Means of some scramblings, shape (seeds, T m p)."""
         problem, estimator = self.place.problem, self.make(where)
-        path = paths(self.place, policy, self.paths, seed)
+        path = paths(self.place, policy, self.paths, seeds)
         with torch.no_grad():
             labels = estimator.label(problem, policy, path)
         own, found = labels.states.data_ptr() == path.states.data_ptr(), []
         for k in range(problem.steps):
             rows = labels.step(k)
             control = path.controls[k] if own else policy(k, rows.states)
-            found.append(slope(estimator, problem, rows, control, k))
-        return torch.cat(found)
+            found.append(slopes(estimator, problem, rows, control, k, len(seeds)))
+        return torch.cat(found, 1)
 
 
 @functools.lru_cache(maxsize=16)
@@ -179,13 +186,16 @@ def fields(
 
 
 @functools.lru_cache(maxsize=KEPT)
-def paths(place: NonlinearProblem, policy: Policy, count: int, seed: int) -> Path:
-    """Those of one scrambling, the same for every estimator."""
+def paths(place: NonlinearProblem, policy: Policy, count: int, seeds: range) -> Path:
+    """Those of some scramblings, the same for every estimator."""
+    reference = place.problem.reference
+    noise = [sobol(reference, count, seed) for seed in seeds]
+    initial, steps = [each.initial for each in noise], [each.steps for each in noise]
     with torch.no_grad():
-        reference = place.problem.reference
-        return rollout(reference, policy, sobol(reference, count, seed))
+        return rollout(reference, policy, Noise(torch.cat(initial), torch.cat(steps, 1)))
 
 
+@functools.lru_cache(maxsize=KEPT)
 def sobol(reference: Reference, count: int, seed: int) -> Noise:
     """Normal noise of a scrambled Sobol sequence in random order."""
     (n,), (m,) = reference.dims, reference.noise_dims
@@ -197,16 +207,22 @@ def sobol(reference: Reference, count: int, seed: int) -> Noise:
     return Noise(normal[:, :n], steps.contiguous())
 
 
-def slope(
-    estimator: Estimator, problem: ControlProblem, rows: LabelRows, control: Noises, k: int
+def slopes(
+    estimator: Estimator,
+    problem: ControlProblem,
+    rows: LabelRows,
+    control: Noises,
+    k: int,
+    batches: int,
 ) -> Tensor:
-    """Mean derivative of the loss of step k in the coefficients of `features` at a control, shape
-    (m p,).
+    """Mean derivatives of the loss of step k in the coefficients of `features` at a control, of
+    each of as many batches of rows, shape (batches, m p).
     """
     control = control.detach().clone().requires_grad_(True)
     held = FunctionPolicy(lambda k, x: control)
     (found,) = torch.autograd.grad(estimator.loss(problem, held, k, rows).sum(), control)
-    return (found.mT @ features(rows.states)).flatten() / len(control)
+    found, seen = (x.unflatten(0, (batches, -1)) for x in (found, features(rows.states)))
+    return (found.mT @ seen).flatten(1) / seen.shape[1]
 
 
 @functools.singledispatch
