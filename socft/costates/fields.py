@@ -21,6 +21,7 @@ from torch import Tensor
 from socft.checks import probe, require_callable, require_kinds
 from socft.costates.adjoint import LeanRecursion
 from socft.costates.base import Cost
+from socft.costates.directional import gradient_of
 from socft.path import Path
 from socft.policy import Policy
 from socft.problem import ControlProblem
@@ -102,7 +103,7 @@ class PolicyCostate(CostateSource):
             if not self.exact:
                 return pushed
             lean = LeanRecursion()
-            return torch.func.grad(lambda y: lean.potential(problem, policy, k, y, pushed))(x)
+            return gradient_of(lambda y: lean.potential(problem, policy, k, y, pushed), x)
 
         return with_terminal(problem, before_the_end)
 
@@ -174,4 +175,4 @@ def differentiated(cost: Cost, order: int = 1) -> Cost:
 
 def _reward_gradient(problem: ControlProblem, x: States) -> States:
     """``grad r(x)``, differentiable in x."""
-    return torch.func.grad(lambda y: problem.reward(y).sum())(x)
+    return gradient_of(lambda y: problem.reward(y).sum(), x)

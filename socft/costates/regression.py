@@ -21,6 +21,7 @@ from torch import Tensor
 
 from socft.checks import keep, require, require_kinds, whole
 from socft.costates.base import Costates
+from socft.costates.directional import gradient_of
 from socft.costates.fields import CostateField, CostateSource, GivenCostate, zero_field
 from socft.path import Noise, Path, rollout
 from socft.policy import Policy
@@ -93,7 +94,7 @@ class GradientField:
     value: StepField
 
     def __call__(self, k: Step, x: States) -> States:
-        return torch.func.grad(lambda y: self.value(k, y).sum())(x)
+        return gradient_of(lambda y: self.value(k, y).sum(), x)
 
 
 @dataclasses.dataclass(frozen=True)

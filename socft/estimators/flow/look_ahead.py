@@ -28,6 +28,7 @@ from socft.checks import (
     whole,
 )
 from socft.costates.base import Cost, Costates
+from socft.costates.directional import gradient_of
 from socft.costates.fields import (
     FREE,
     CostateField,
@@ -121,9 +122,9 @@ class LookAheadCostate(CostateSource):
         x: States,
     ) -> States:
         if not self.held:
-            return torch.func.grad(
-                lambda y: problem.reward(reference.endpoint_of(k, y, policy(k, y))).sum()
-            )(x)
+            return gradient_of(
+                lambda y: problem.reward(reference.endpoint_of(k, y, policy(k, y))).sum(), x
+            )
         c = flow_of(problem).schedule.starts
         endpoint = reference.endpoint_of(k, x, policy(k, x)).detach()
         return at_step(c.noise_rate / c.wronskian, k, x) * problem.reward.gradient(endpoint)

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from socft.checks import require_kinds
 from socft.costates.base import Cost, Costates
+from socft.costates.directional import gradient_of
 from socft.costates.fields import CostateSource, total
 from socft.estimators.base import LabelRows, Labels, MatchingEstimator
 from socft.estimators.estimand import Biased, EquationResidual, Estimand, FixedPointEquation
@@ -114,5 +115,5 @@ def reverse_costates(problem: ControlProblem, policy: Policy, path: Path) -> Cos
             z = problem.reference.diffusion.whiten(k, y, after - problem.reference.mean(k, y))
             return (v * (z - v / 2)).sum()
 
-        values[k] = -problem.beta[k].to(x) * torch.func.grad(log_ratio)(x)
+        values[k] = -problem.beta[k].to(x) * gradient_of(log_ratio, x)
     return Costates(path.states, values)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from socft.checks import require
 from socft.costates.base import Costates
+from socft.costates.directional import gradient_of
 from socft.estimators.base import LabelRows, Labels
 from socft.flow import FlowReference
 from socft.policy import Policy
@@ -71,8 +72,8 @@ def ode_costates(problem: ControlProblem, policy: Policy, start: States, last: i
     values[-1] = problem.reward.gradient(states[-1])
     for k in reversed(range(problem.steps - last, problem.steps)):
         after = values[k + 1]
-        pull = torch.func.grad(lambda x, k=k, a=after: (reference.velocity(k, x) * a).sum())
-        values[k] = after + dt[k].to(states) * pull(states[k])
+        pull = gradient_of(lambda x, k=k, a=after: (reference.velocity(k, x) * a).sum(), states[k])
+        values[k] = after + dt[k].to(states) * pull
     return Costates(states, values)
 
 
