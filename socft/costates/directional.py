@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch._C._functorch import maybe_current_level
 
 from socft.reference import Reference, States
 
@@ -58,7 +59,7 @@ def _transformed() -> bool:
     """Whether a function is being differentiated by `torch.func`, inside which tensors cannot be
     told to record gradients.
     """
-    return torch._C._functorch.maybe_current_level() is not None
+    return maybe_current_level() is not None
 
 
 @functools.cache
