@@ -142,7 +142,7 @@ def test_a_clipped_fit_is_constant_outside_its_samples():
 
 
 def test_mended_time_reversal_is_less_noisy_than_the_published_pairing():
-    evaluator = mixture._evaluator(8.0)
+    evaluator = mixture._evaluator(1.0)
     problem, source = (
         evaluator.truth.problem,
         GivenCostate(lambda k, x: evaluator.truth.values[int(k)].gradient_at(x)),

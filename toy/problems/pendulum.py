@@ -154,6 +154,15 @@ class PeriodicFields:
         """The fields of time ``k`` anywhere, exact to interpolation with ``|x_2|`` on the grid."""
         return self.wrapped.extend(self.fields[k], fold(x))
 
+    def gradients(self, x: States) -> Float[Tensor, "batch times 2"]:
+        """The gradients of all times at states on the grid."""
+        index, weight = self.wrapped.stencil(fold(x))
+        ends = np.arange(len(x) + 1) * index.shape[1]
+        parts = (weight.flatten().numpy(), index.flatten().numpy(), ends)
+        slopes = self.fields[..., 1:].transpose(0, 1).flatten(1)
+        found = csr_array(parts, shape=(len(x), len(slopes))) @ slopes.numpy()
+        return torch.from_numpy(found).reshape(len(x), -1, 2)
+
 
 def solve_periodic(problem: ControlProblem, nodes: tuple[int, int] = NODES) -> ValueFunction:
     """The value without control of a reference of period 2 pi in ``x_1`` with noise along ``x_2``
@@ -164,7 +173,7 @@ def solve_periodic(problem: ControlProblem, nodes: tuple[int, int] = NODES) -> V
     """
     first, second = (math.ceil(REFINEMENT * n) for n in nodes)
     fine, coarse = periodic_fields(problem, nodes), periodic_fields(problem, (first, second))
-    return _value_function(problem, fine.at, _apart(fine.at, coarse.at, problem.steps + 1))
+    return _value_function(problem, fine.at, _apart(fine, coarse))
 
 
 def periodic_fields(problem: ControlProblem, nodes: tuple[int, int]) -> PeriodicFields:
@@ -263,7 +272,7 @@ def _continuous(
     def extrapolated(k: int, x: States) -> Tensor:
         return (4 * fine.at(k, x) - coarse.at(k, x)) / 3
 
-    return _value_function(problem, extrapolated, _apart(extrapolated, fine.at, len(times)))
+    return _value_function(problem, extrapolated, _apart(fine, coarse) / 3)
 
 
 def _strang(
@@ -282,18 +291,14 @@ def _strang(
     return sweep.wrap([found[j] for j in reversed(wanted)])
 
 
-def _apart(
-    first: Callable[[int, States], Tensor], second: Callable[[int, States], Tensor], times: int
-) -> float:
+def _apart(first: PeriodicFields, second: PeriodicFields) -> float:
     """Largest difference of two gradients over ``|x_2| <= REACH`` and all times."""
     x1, x2 = (
         torch.linspace(-math.pi, math.pi, 40, dtype=torch.float64),
         torch.linspace(-REACH, REACH, 41, dtype=torch.float64),
     )
     probe = torch.cartesian_prod(x1, x2)
-    return max(
-        float((first(k, probe) - second(k, probe))[:, 1:].norm(dim=1).max()) for k in range(times)
-    )
+    return float((first.gradients(probe) - second.gradients(probe)).norm(dim=2).max())
 
 
 def _value_function(
