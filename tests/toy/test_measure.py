@@ -167,12 +167,13 @@ def test_fits_and_draws_are_others_in_another_repetition(name):
     assert not torch.equal(first, other)
 
 
-def test_a_fit_that_takes_the_whole_budget_leaves_no_estimate():
-    """1000 paths of 100 steps: two evaluations and two derivatives each for the costates, four
+def test_a_fit_that_takes_the_whole_budget_leaves_no_estimate(monkeypatch: pytest.MonkeyPatch):
+    """1000 paths of 10 steps: two evaluations and two derivatives each for the costates, four
     evaluations for the values.
     """
+    monkeypatch.setattr("toy.repeated.BUDGET", 1000 * 10 * (2 + 2 * 2 + 4))
     records = variance_task(
-        "time-reversed, value form", "lq-sde", {"d": 1, "steps": 100}, 0.5, "axis", 20, 2
+        "time-reversed, value form", "lq-sde", {"d": 1, "steps": 10}, 0.5, "axis", 20, 2
     )
     assert next(record.value for record in records if record.metric == "error_at_budget") == float(
         "inf"

@@ -74,7 +74,7 @@ def test_at_some_concave_reward_the_chain_is_the_tilt_and_the_flow_is_not(steps:
 
     low, high = -12.0, 0.0
     assert off(low, MEMORYLESS) > 0 > off(high, MEMORYLESS)
-    for _ in range(20):
+    for _ in range(16):
         middle = (low + high) / 2
         low, high = (middle, high) if off(middle, MEMORYLESS) > 0 else (low, middle)
     assert abs(off(low, MEMORYLESS)) < 1e-4 < 1e-3 < off(low, 0.0)
