@@ -32,6 +32,10 @@ FILE = "findings.json"
 SMALL, WHOLE = 1e-6, 1e5
 """Between these a number is shown without a power of ten; whole ones below the second as such."""
 PLACE = re.compile(r"\{(\w+)\}")
+FROM_ABOVE = re.compile(r"(?:at most|up to|within an? [a-z ]+ of) $")
+FROM_BELOW = re.compile(r"at least $")
+ROUNDING = 1e-9
+"""Relative distance to a shown number that is an error of floating point."""
 Evidence: TypeAlias = Record | ClaimLine
 
 
@@ -68,6 +72,15 @@ class Number:
             return np.format_float_positional(shown, trim="-")
         mantissa, _, exponent = f"{shown:.{self.digits}g}".partition("e")
         return f"{mantissa} × 10^{int(exponent)}" if exponent else mantissa
+
+    def bound(self, above: bool) -> Number:
+        """Its digits rounded up, or down, so that it bounds what it was."""
+        near = float(f"{self.value:.{self.digits}g}")
+        exact = not math.isfinite(near) or math.isclose(near, self.value, rel_tol=ROUNDING)
+        if not exact and (near > self.value) != above:
+            unit = 10.0 ** (math.floor(math.log10(abs(near))) - self.digits + 1)
+            near += unit if above else -unit
+        return dataclasses.replace(self, value=near)
 
     def over(self, other: Number, digits: int = 3) -> Number:
         """The ratio to another number.
@@ -107,8 +120,9 @@ class Finding:
             return f"{cited(self.about)}: {NOT_MEASURED}."
         if not self.carried:
             return f"{cited(self.about)}: _not carried by these records_ ({self._listed()})."
+        shown = self.shown()
         return "".join(
-            self.numbers[part].markup if i % 2 else cited(part) if part else ""
+            shown[part].markup if i % 2 else cited(part) if part else ""
             for i, part in enumerate(PLACE.split(self.sentence))
         )
 
@@ -124,7 +138,25 @@ class Finding:
             f"the records do not carry the finding {self.about!r} ({self._listed()}); measure"
             " again, or say what they do carry.",
         )
-        return PLACE.sub(lambda place: self.numbers[place[1]].plain, self.sentence)
+        shown = self.shown()
+        return PLACE.sub(lambda place: shown[place[1]].plain, self.sentence)
+
+    def shown(self) -> dict[str, Number]:
+        """The numbers as the words ask for them: what stands after "at least" is rounded down,
+        after "at most", "up to" or "within a factor of" up, and the ends of "a to b" outward.
+        """
+        shown = dict(self.numbers)
+        parts = PLACE.split(self.sentence)
+        for i in range(1, len(parts), 2):
+            name = parts[i]
+            before, number = parts[i - 1], self.numbers[name]
+            if FROM_ABOVE.search(before) or FROM_BELOW.search(before):
+                shown[name] = number.bound(above=FROM_BELOW.search(before) is None)
+            if parts[i + 1] == " to " and not before.endswith("from "):
+                first, last = sorted((name, parts[i + 2]), key=lambda end: self.numbers[end].value)
+                shown[first] = self.numbers[first].bound(above=False)
+                shown[last] = self.numbers[last].bound(above=True)
+        return shown
 
     def written(self, places: Mapping[int, tuple[str, int]]) -> dict[str, Any]:
         """For JSON.

@@ -12,7 +12,7 @@ from socft.checks import InvalidProblem
 from socft.report.typeset import paper, text
 
 FILE = Path(__file__).with_name("references.json")
-NUMBER = re.compile(r"arxiv\.org/abs/(\d{4}\.\d{5})")
+NUMBER = re.compile(r"arxiv\.org/abs/(\d{4}\.\d{4,5})")
 NAMED = re.compile(r"([A-Z]\w+(?: and [A-Z]\w+)?),? \(?((?:19|20)\d\d)\)?(?![\d.-])")
 
 
@@ -45,6 +45,6 @@ def section(source: str) -> str:
     return f"""#heading(level: 1, numbering: none)[References]
 #[
 #set text(size: 8.5pt)
-#set list(marker: none, indent: 0pt, body-indent: 0pt, spacing: 0.75em)
+#set list(marker: none, indent: 0pt, body-indent: 0pt, spacing: 0.5em)
 {lines}
 ]"""

@@ -18,6 +18,8 @@ POWERS: Mapping[str, str] = {
 }
 FROM = 20
 """Steps from which on exponents are fitted."""
+FACTOR = 2 * math.sqrt(2 / math.pi) * math.sqrt(2 * math.log(2))
+"""Of a sufficient over a necessary weight in the limit of Theorem G, at a rate of one half."""
 
 
 def coupling() -> str:
@@ -95,17 +97,18 @@ $[0, 1]$ and $lambda = 1\/2$ it is $beta = {2 * math.sqrt(2 / (math.pi * math.e)
 
 def _posterior() -> str:
     return r"""
-*In continuous time* nothing compounds even in the formulas. Let $c = sqrt(macron(a))\/(1 -
-macron(a))$ and $V(x) = beta log bb(E) [e^(r(x_0)\/beta) | x]$, and let $op("Cov")_s$ and $C_s$ be
-covariance and Poincaré constant of the posterior of $x_0$ tilted by $e^(s r\/beta)$. Then $ nabla
-V = c integral_0^1 op("Cov")_s (r, x_0) thin d s , quad nabla^2 V = beta c^2 (op("Cov")_1 (x_0) -
-op("Cov")_0 (x_0)) , quad abs(nabla V) <= c thin L_0 (r) sup_s C_s . $ <posterior-covariance>
-_Proof._ The posterior depends on $x$ by the factor $e^(c thin x dot x_0)$ and a normalisation. So
-$nabla log bb(E) [e^(r\/beta) | x] = c (bb(E)_1 x_0 - bb(E)_0 x_0)$, whose derivative in $x$ is
-$c^2 (op("Cov")_1 - op("Cov")_0)$; and $d\/(d s) thin bb(E)_s x_0 = op("Cov")_s (r, x_0)\/beta$.
-For a unit vector $b$, $op("Cov")_s (r, b dot x_0)^2 <= op("Var")_s r dot op("Var")_s (b dot x_0)
-<= C_s L_0 (r)^2 dot C_s$. $qed$ The chain of finitely many steps has no such posterior; there
-Theorem E stands in for it.
+*In continuous time* nothing compounds even in the formulas. Let $x = sqrt(macron(alpha)) thin x_0 +
+sqrt(1 - macron(alpha)) thin W$ be data noised to the signal level $macron(alpha)$, $c =
+sqrt(macron(alpha))\/(1 - macron(alpha))$ and $V(x) = beta log bb(E) [e^(r(x_0)\/beta) | x]$, and
+let $op("Cov")_s$ and $C_s$ be covariance and Poincaré constant of the posterior of $x_0$ tilted by
+$e^(s r\/beta)$. Then $ nabla V = c integral_0^1 op("Cov")_s (r, x_0) thin d s , quad nabla^2 V =
+beta c^2 (op("Cov")_1 (x_0) - op("Cov")_0 (x_0)) , quad abs(nabla V) <= c thin L_0 (r) sup_s C_s . $
+<posterior-covariance> _Proof._ The posterior depends on $x$ by the factor $e^(c thin x dot x_0)$
+and a normalisation. So $nabla log bb(E) [e^(r\/beta) | x] = c (bb(E)_1 x_0 - bb(E)_0 x_0)$, whose
+derivative in $x$ is $c^2 (op("Cov")_1 - op("Cov")_0)$; and $d\/(d s) thin bb(E)_s x_0 = op("Cov")_s
+(r, x_0)\/beta$. For a unit vector $b$, $op("Cov")_s (r, b dot x_0)^2 <= op("Var")_s r dot
+op("Var")_s (b dot x_0) <= C_s L_0 (r)^2 dot C_s$. $qed$ The chain of finitely many steps has no
+such posterior; there Theorem E stands in for it.
 """
 
 
@@ -138,9 +141,9 @@ So $a_t <= 1 - lambda$ needs $ beta >= sigma_t L_(t+1) sqrt(lambda/(2 (1 - lambd
 "where" quad beta >= sqrt(2/pi) thin (max_t sigma_t L_(t+1))/(1 - lambda) quad "suffices" , $ and
 at steps with $s_t$ bounded from below $C_t -> log 2$ as $beta -> 0$ if $d$ decays exponentially
 (it stays bounded if $x thin d(x)$ does). If $sigma_t L_(t+1)$ is of its largest order at such a
-step, necessary and sufficient weight are both of the order $max_t sigma_t L_(t+1)$, that is
-$T^(-1\/2)$, at $lambda = 1\/2$ within a factor {
-        2 * math.sqrt(2 / math.pi) * math.sqrt(2 * math.log(2)):.2f} of each other in the limit.
+step, necessary and sufficient weight are both of the order $max_t sigma_t L_(t+1)$, which is
+$T^(-1\/2)$ for bounded rates and $L_t$; if it is largest there and $d$ decays exponentially, they
+are at $lambda = 1\/2$ within a factor {FACTOR:.2f} of each other in the limit.
 
 _Proof._ Adding $k x$ to a value function moves its envelope, $max_delta V(x + delta) + k (x +
 delta) - delta^2\/(2 rho) = E(x + rho k) + k x + "const"$, and affine maps and smoothing take
@@ -160,8 +163,11 @@ V^*_(t+1) (0) <= V^*_t (0) <= c_(t+1) + rho_t L_(t+1)^2\/2 + beta C_t$. With (i)
 V^*_(t+1)$, $L_(t+1)^2 \/(2 K_t) <= rho_t L_(t+1)^2\/2 + beta C_t$; multiply by $2\/(rho_t
 L_(t+1)^2) = 2\/(beta xi_t^2)$. The sufficient weight is @coupled-curvature. $qed$
 
-So the one-sided condition has the right power for affine scores: exactly for quadratic rewards,
-up to a constant for convex and, as fitted, for oscillating ones. For concave rewards it keeps it
+So the one-sided condition has the right power in the limit for affine scores: exactly for
+quadratic rewards, up to a constant for convex ones. At the $T$ measured here exponents are not yet
+those of the limit: with softplus on Gaussian data the necessary weight falls faster than the
+one-sided one, both slower than $T^(-1\/2)$. For oscillating rewards the power is fitted alone. For
+concave rewards it keeps it
 only if scores are affine ($N = 0$); a bent score enters $h^+$ by $N L$ whatever its sign, and the
 condition then falls as $T^(-1\/2)$ where the necessary weight falls faster. @powers has the
 exponents.
@@ -183,7 +189,8 @@ def powers(found: Rows) -> str:
         header=("", *POWERS.values()),
         rows=body or [(NOT_MEASURED, *[""] * len(POWERS))],
         caption=f"""Exponents of $T$ in constant weights at $lambda = 1\\/2$, $d = 1$, from
-            $T = {FROM}$ on: least squares of logarithms, with the standard error of the slope.""",
+            $T = {FROM}$ on: least squares of logarithms of exact weights, with the standard error
+            of the slope, which says how straight the line is.""",
         label="powers",
         align="l" + "r" * len(POWERS),
     ).markup
@@ -217,10 +224,10 @@ def limit() -> str:
     return r"""
 == Small steps <small-steps>
 
-Let $a_t = 1 - q thin d t$, $sigma_t^2 = q thin d t$, $d t = 1\/T$, and let $w$ run from data, $w
-= 0$, to noise, $w = 1$. Let $omega(w)$ be the one-sided Lipschitz constant of $y\/2 + s$, the
-largest eigenvalue of $I\/2 + op("Jac") s$, and $ell(w)$ the Lipschitz constant of $op("Jac") s$,
-both continuous; let $h^plus.minus (0) < oo$.
+Let $alpha_t = 1 - q thin d t$ with a rate $q$ that depends on $w$, $sigma_t^2 = q thin d t$, $d t =
+1\/T$, and let $w$ run from data, $w = 0$, to noise, $w = 1$. Let $omega(w)$ be the one-sided
+Lipschitz constant of $y\/2 + s$, the largest eigenvalue of $I\/2 + op("Jac") s$, and $ell(w)$ the
+Lipschitz constant of $op("Jac") s$, both continuous; let $h^plus.minus (0) < oo$.
 
 *Theorem H.* _(i)_ As long as $h^+$ stays finite on $[0, 1]$, the recursion @one-sided-step tends
 at first order in $1\/T$ to $ L' = q omega L , quad quad (h^plus.minus)' = q (ell L + 2 omega

@@ -23,6 +23,8 @@ LEAST = 1e-6
 """Smaller ratios are drawn here."""
 LARGEST = 3.0
 ROW_HEIGHT, MARGIN = 0.145, 0.75  # inches
+TALLEST = 9.1
+"""Inches of a page above the caption; what is taller would push that into the page's number."""
 FILLED, TOLERANCE = "#9bbfd9", "0.8"
 NOT_MEASURED = "not measured"
 
@@ -31,7 +33,8 @@ def ratios(claims: Claims) -> bytes:
     """One row per claim: the distribution of the ratio, the worst ones marked, and the bound at
     1.
     """
-    with panels(1, 1, MARGIN + ROW_HEIGHT * max(1, len(claims))) as (figure, (ax,)):
+    inches = min(MARGIN + ROW_HEIGHT * max(1, len(claims)), TALLEST)
+    with panels(1, 1, inches) as (figure, (ax,)):
         for height, line in enumerate(claims):
             if line.ratio is None:
                 ax.text(LEAST * 1.2, height, NOT_MEASURED, va="center", fontsize=7, color="0.35")
@@ -43,7 +46,7 @@ def ratios(claims: Claims) -> bytes:
         ax.set_xlim(LEAST, LARGEST)
         ax.set_ylim(len(claims) - 0.4, -0.7)
         ax.set_yticks(range(len(claims)), [numbered(line.title) for line in claims])
-        ax.tick_params(axis="y", length=0)
+        ax.tick_params(axis="y", length=0, labelsize=6)
         ax.set_xlabel("measured / bound")
         figure.legend(handles=_legend(), loc="outside lower center", ncols=3)
         return svg(figure)

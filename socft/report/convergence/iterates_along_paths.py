@@ -37,7 +37,7 @@ Theorem E is about optimal values. Theorem 3.1, in all its forms above, also mul
 slope by powers of the largest curvature, which no smoothed function has at one point.
 
 *Lemma (slope and curvature).* If $abs(nabla V) <= Lambda$ everywhere, then at every point $
-abs(nabla^2 G V) <= Lambda/sigma thin kappa(abs(nabla G V)/Lambda) , quad kappa(g) = min_(nu >= 0)
+abs(nabla^2 G V) <= Lambda/sigma thin kappa(abs(nabla G V)/Lambda) , quad kappa(g) = inf_(nu >= 0)
 {bb(E) sqrt(Z^2 + nu^2) - nu g} , $ <slope-and-curvature> and on the line this holds with $kappa(g)
 = 2 n(N^(-1) ((1 + g)\/2))$, where $n$ and $N$ are density and distribution function of $Z$. Both
 fall from $kappa(0) = sqrt(2\/pi)$ to $kappa(1) = 0$.
@@ -49,8 +49,8 @@ F) (c dot W)] = bb(E) [F dot (b thin c dot W + nu hat(g))] - nu gamma <= Lambda 
 + 2 nu Z thin b dot hat(g) + nu^2) - nu gamma , $ and as $Z$ and $-Z$ have one law and the root is
 concave, the middle term may be dropped. On the line $F\/Lambda$ is a function of $W$ within $[-1,
 1]$ with the mean $g$; among these $bb(E) [F W]$ is largest for a step from $-Lambda$ to $Lambda$,
-as all mass of $F$ moves to where $W$ is largest, at the place $u$ with $2 N(u) - 1 = g$, and is $2
-Lambda n(u)$ there (the Gaussian isoperimetric inequality of Bobkov). $qed$
+as all mass of $F$ moves to where $W$ is largest, at the place $-u$ with $2 N(u) - 1 = g$, and is $2
+Lambda n(u)$ there (it is the Gaussian isoperimetric inequality of Bobkov). $qed$
 """
 
 

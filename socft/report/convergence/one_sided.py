@@ -53,19 +53,19 @@ def _statement() -> str:
     return r"""
 = Constants that do not compound <one-sided>
 
-The published recursions bound the Jacobian of the mean map $m_t$ by $(1 + (1 - a_t) L_(0
-s))\/sqrt( a_t) > 1$, so every constant grows geometrically in $T$ and with it the weight that is
-asked for. Two things are lost there: the mean map usually contracts, and curvature matters on one
-side only.
+The published recursions bound the Jacobian of the mean map $m_t$ by $(1 + (1 - alpha_t) L_0
+(s_t))\/sqrt(alpha_t) > 1$, so every constant grows geometrically in $T$ and with it the weight that
+is asked for. Two things are lost there: the mean map usually contracts, and curvature matters on
+one side only.
 
 *Setting.* At one step let $V = V_(t+1)$ satisfy $abs(nabla V) <= L$ and $-h^- I prec.eq nabla^2 V
 prec.eq h^+ I$, let $G$ smooth with $sigma W$, let $A$ be the Jacobian of the mean map, $abs(A) <=
 M$ and $A$ $N$-Lipschitz in the operator norm, and let the spectrum of $H = nabla^2 G V$ lie in
 $[-K^-, K^+]$. With $rho = sigma^2\/beta$ write $a = rho K^+$, $b = rho K^-$. One may take $
 K^plus.minus = h^plus.minus op("erf")(L/(sqrt(2) thin sigma h^plus.minus)) <= min{h^plus.minus,
-thin sqrt(2/pi) L/sigma} : $ <one-sided-smoothing> for a unit vector $b$, by parts, $b^top nabla^2
-G V thin b = bb(E) [f(b dot W) thin b dot W]\/sigma$, where $f(y)$ is the slope of $V$ along $b$ at
-the distance $sigma y$ from the point, given the part of $W$ across $b$. Only the odd part of $f$
+thin sqrt(2/pi) L/sigma} : $ <one-sided-smoothing> for a unit vector $v$, by parts, $v^top nabla^2
+G V thin v = bb(E) [f(v dot W) thin v dot W]\/sigma$, where $f(y)$ is the slope of $V$ along $v$ at
+the distance $sigma y$ from the point, given the part of $W$ across $v$. Only the odd part of $f$
 counts, which for $y > 0$ is at most $min(L, h^+ sigma y)$ and at least $-min(L, h^- sigma y)$; for
 these clipped lines the mean is $plus.minus K^plus.minus$, as one integration by parts shows.
 
@@ -189,7 +189,8 @@ def _findings(found: Rows) -> str:
         return f"One-sided over necessary weights: {NOT_MEASURED}."
     return f"""At $T = {steps}$ the one-sided condition and the one by coupling ask for so many
 times the necessary weight: {"; ".join(said)}. For separated modes $M > 1$ on the ridge between
-them, and a product of suprema is not the supremum of products; a bound along paths is."""
+them, and a product of suprema is not the supremum of products; a bound along paths is nearer to
+the latter."""
 
 
 def weights_figure(found: Rows) -> bytes:
@@ -256,16 +257,18 @@ def _practice() -> str:
     return rf"""
 == Choosing beta, and what is new
 
-For a bounded reward Theorem F gives one safe weight that nothing but $lambda$ and the reward's
-range enter: start there. Smaller ones, which fall with $T$, come from the one-sided condition and
-from Theorem E: the first is smaller where scores are affine and rewards concave, the second where
-modes are apart, and both are proved, so take the smaller, or both at once, as in Theorem I. Of the
-rules for which constants are
-certified in every dimension the one-sided condition is the default of PI-FT's choice of $beta$: it
-needs $sup abs(A_t)$, the Lipschitz constant of $A_t$, and one-sided constants of the reward, which
-are exact or certified for Gaussians, mixtures and rotated products; for a concave reward, affine
-scores and damping it asks for nothing. Theorem E needs profiles of the mean maps. The measured
-curvature remains the sharpest guide where it can be measured.
+For a bounded reward Theorem F gives one safe weight for every undamped update, which nothing but
+$lambda$ and the reward's range enter: start there. Smaller ones, which fall with $T$ where no ridge
+makes constants compound, come from the one-sided condition and from Theorem E: of those measured
+the first is smaller where scores are affine and rewards are concave, the second on long chains
+where there are modes (@one-sided-weights). Both are proved for updates at the optimum, so that the
+smaller may be taken; for PI-FT's own, whose value functions are unfinished, the constants are those
+of Theorem C or of both at once, Theorem I. Of the rules for which constants are certified in every
+dimension the one-sided condition is the default of PI-FT's choice of $beta$: it needs $sup
+abs(A_t)$, the Lipschitz constant of $A_t$, and one-sided constants of the reward, which are exact
+or certified for Gaussians, mixtures and rotated products; for a concave reward, affine scores and
+damping it asks for nothing. Theorem E needs profiles of the mean maps. The measured curvature
+remains the sharpest guide where it can be measured.
 
 {along_paths.prior_art()}
 """

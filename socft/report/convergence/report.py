@@ -39,16 +39,22 @@ Monte-Carlo methods are single ones.
 """
 CONTRIBUTIONS = (
     Contribution("the control problem, PI-FT, Lemmas 2.5 to 3.4, Theorems 2.8 and 3.1", P1),
-    Contribution("adjoint matching, memoryless schedules", "arXiv 2409.08861"),
+    Contribution(
+        "adjoint matching, memoryless schedules, the bias of a start that is remembered",
+        "arXiv 2409.08861",
+    ),
     Contribution("one-sided bounds of scores along heat flows", "arXiv 2201.01382"),
     Contribution("how a Moreau envelope changes curvature", "classical"),
-    Contribution("reflection coupling under an optimal control", "arXiv 2502.01353"),
+    Contribution(
+        "reflection coupling, and that under an optimal control",
+        "Lindvall and Rogers (1986), arXiv 2502.01353",
+    ),
     Contribution("slope and curvature on the line", "Bobkov (1997)"),
     Contribution("the smoothed curvature @sharp, attained, and the constants made with it"),
     Contribution("one-sided constants of values, contractions and iterates, Theorems A to D"),
     Contribution("bounds along paths, necessity, and the limit of small steps, Theorems E to H"),
     Contribution("slope and curvature together, and PI-FT itself along paths, Theorem I"),
-    Contribution("the kernel gap and the memory gap beside the exponential tilt"),
+    Contribution("the kernel gap beside the exponential tilt, and the sizes of both gaps"),
     Contribution("the search for extremal instances, necessary weights, certificates"),
 )
 PAPER = '#link("https://arxiv.org/abs/2412.18164v4")[arXiv 2412.18164v4]'
@@ -348,10 +354,9 @@ def _reproduction(rows: Rows, claims: Claims) -> str:
     return rf"""
 = Reproduction
 
-The first command measures everything but the tightness in a fresh clone, checks the claims and
-typesets this report; the second measures at a scale of minutes; the third measures the tightness,
-which the first typesets from then on. A claim is a file of `verify/`, and its record has the
-instances in full.
+The first command measures all but the tightness in a fresh clone, checks the claims and typesets
+this report, the second at a scale of minutes; the third measures the tightness. A claim is a file
+of `verify/`, and its record has the instances in full.
 
 ```
 make report-full

@@ -113,7 +113,9 @@ def rates(rows: Rows) -> str:
         rows=[_rate(rows, rule, lam) for rule, lam in pairs] or [_missing(7)],
         caption="""Factor by which the error of the control shrinks per inner iteration, measured,
             and in parentheses the exact local factor of the slowest step; the weights are set so
-            that it is at most $1 - lambda$. Theorem 3.1 applies to the last two rows alone.""",
+            that it is at most $1 - lambda$. Theorem 3.1 applies to the last rows alone, in its
+            published, its sharpened and its one-sided form. Their weights, one per step, all but
+            agree at the last step, where the factor is largest.""",
         label="rates",
         align="lrrrrrr",
     ).markup

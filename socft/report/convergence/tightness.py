@@ -308,8 +308,9 @@ def _ends(found: Rows, name: str, constants: str, axis: str) -> str:
 def _weights(found: Rows) -> str:
     picture = figure(
         "tightness-beta.svg",
-        """Smallest constant KL weight that suffices by the paper's constants, by the sharper ones,
-        and by these with exact Lipschitz constants of the mean maps, and the necessary one.""",
+        f"""Smallest constant KL weight that suffices by the paper's constants, by the sharper ones,
+        and by these with exact Lipschitz constants of the mean maps, and the necessary one;
+        $lambda = {_lam(found.where(Metric.BETA))}$.""",
         "tightness-beta-figure",
         "KL weight against the number of steps on logarithmic scales, four curves, one panel per"
         " family of problems.",
@@ -333,14 +334,19 @@ def _interpretation(found: Rows) -> str:
     if not steps:
         return f"{NOT_MEASURED}."
     first, last = steps[0], steps[-1]
-    lam = found.where(Metric.BETA).distinct("lam")[0]
+    lam = _lam(found.where(Metric.BETA))
     paper, sharp, exact, one_sided = (
         [_range(found, rule, steps) for steps in (first, last)] for rule in RULES
     )
-    return f"""At $lambda = {lam:g}$ and $T = {first}$ the paper's constants ask for {paper[0]}
+    return f"""At $lambda = {lam}$ and $T = {first}$ the paper's constants ask for {paper[0]}
 times the necessary weight, over the families; the sharper ones for {sharp[0]} times, with the exact
 mean maps for {exact[0]} times, and the one-sided ones for {one_sided[0]} times. At $T = {last}$ it
 is {paper[1]} times, {sharp[1]} times, {exact[1]} times and {one_sided[1]} times."""
+
+
+def _lam(weights: Rows) -> str:
+    """The design constant of all weights, in mathematics."""
+    return "?" if not weights else f"{weights.distinct('lam')[0]:g}"
 
 
 def _range(found: Rows, rule: str, steps: int) -> str:
@@ -382,8 +388,8 @@ def weights(found: Rows) -> str:
         header=("", *(f"$T = {length}$" for length in lengths)) if lengths else ("", "weight"),
         rows=body or [(NOT_MEASURED, "")],
         caption=(
-            "Necessary constant KL weight, and over it the sufficient ones by four kinds of"
-            " constants."
+            f"Necessary constant KL weight at $lambda = {_lam(here)}$, and over it the sufficient"
+            " ones by four kinds of constants."
         ),
         label="tightness-beta-table",
         align="l" + "r" * max(1, len(lengths)),

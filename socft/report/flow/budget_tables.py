@@ -115,7 +115,8 @@ def rates(rows: Rows) -> str:
         caption=f"""How settings were chosen: updates of {integer(batch)} paths that the budget
             buys, fits of corrections included, and first rates of Adam by the mean gap of pilot
             seeds, which are none of those reported. Grids are logarithmic and were extended until a
-            worse rate stood on either side.""",
+            worse rate stood on either side, but where a dagger in @budget-training marks the last
+            rate of a grid.""",
         label="budget-rates",
         align="lrrrr",
         long=True,

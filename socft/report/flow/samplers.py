@@ -48,7 +48,7 @@ def picture(rows: Rows) -> bytes:
     """
     shown = (ProblemName.FLOW_QUADRATIC, ProblemName.FLOW_OVERLAPPING, ProblemName.FLOW_CENTRED)
     titles = ("Gaussian", "overlapping modes", "trained without memory")
-    with panels(1, 3, 2.6) as (drawing, axes):
+    with panels(1, 3, 2.4) as (drawing, axes):
         for ax, problem, title in zip(axes[:2], shown, titles, strict=False):
             found = rows.where(Metric.W1_TO_OWN, problem, kernel=KERNEL, used=0.0)
             for (level, label), look in zip(DRAWN.items(), LOOKS, strict=False):
@@ -228,19 +228,19 @@ def _theorem() -> str:
     """The law under another sampler, with its proof."""
     return r"""
 Flow models are fine-tuned with a stochastic sampler and then sampled by the flow. Let the optimal
-control at noise level $n$ (Flow-SDE's $sigma^2 = n^2 s\/a$; memoryless is $n = sqrt(2)$) be stored
-as a velocity and used at noise level $n'$, 0 for the ordinary differential equation. On Gaussian
-data the law of the samples has a closed form.
+control at noise level $n$ (Flow-SDE's $sigma^2 = n^2 s\/a$ with $a = 1 - s$; memoryless is $n =
+sqrt(2)$) be stored as a velocity and used at noise level $n'$, 0 for the ordinary differential
+equation. On Gaussian data the law of the samples has a closed form.
 
 *Theorem.* Data $N(m, S)$ on an axis, $r(x) = P x^2\/2 + q x$, $p = P S\/b < 1$, continuous time
 from pure noise. With $kappa = (2 + n'^2)\/(2 + n^2)$, $F = 2 n^2 (2 + n'^2)\/((2 + n^2)(n^2 +
-n'^2))$ and $H_c (y) = 1 - p (1 - y^c)$ the samples are Gaussian with
+n'^2))$ and $H_k (y) = 1 - p (1 - y^k)$ the samples are Gaussian with
 
 $ "mean" = m + ((P m + q) S)/b F integral_0^1 H_(2 n^2\/(n^2 + n'^2)) (y)^(-1-kappa) d y, quad
 "variance" = S integral_0^1 H_(n^2\/n'^2) (y)^(-2 kappa) d y . $
 
-The integrals are hypergeometric, $integral_0^1 H_c (y)^(-a) d y = attach(F, bl: 2, br: 1) (a, 1; 1
-+ 1\/c; p)$. *This is the tilt for every $n'$ if $n = sqrt(2)$, and for every $n$ if $n' = n$. For
+The integrals are hypergeometric, $integral_0^1 H_k (y)^(-j) d y = attach(F, bl: 2, br: 1) (j, 1; 1
++ 1\/k; p)$. *This is the tilt for every $n'$ if $n = sqrt(2)$, and for every $n$ if $n' = n$. For
 a linear reward it is the tilt in no other case: $F = 1$ only where $(n^2 - n'^2)(2 - n^2) = 0$.*
 Without noise a linear reward moves the mean by $F = 4\/(2 + n^2)$ times what it should, and the
 variance is $S (1 - p)^(-4\/(2+n^2))$. At Flow-GRPO's default $n = 0.7$ the factor is 1.61: for a
@@ -253,13 +253,14 @@ conditional mean $hat(m)$ of the end. It is stored as the change $-2 n^2 s nabla
 n^2))$ of the velocity and enters the drift at level $n'$ with the factor $1 + n'^2\/2$. That drift
 is affine with the transition $Phi_(n') H^(-kappa)$, $H = 1 - p (1 - z^(n^2\/2))$, to the end; $t d
 t\/(S + t^2) = - d z\/(2 z)$ and $y = z^((n^2 + n'^2)\/4)$, $y = z^(n'^2\/2)$ give the integrals.
-At $n^2 = 2$, $d/(d y) [y H_b^(-1\/b)] = (1 - p) H_b^(-1\/b - 1)$ evaluates both. $square$
+At $n^2 = 2$, $d/(d y) [y H_k^(-1\/k)] = (1 - p) H_k^(-1\/k - 1)$ evaluates both, with $k =
+1\/kappa$ and $k = 2\/n'^2$. $square$
 
-That the memoryless schedule leaves the sampler free is
-#link("https://arxiv.org/abs/2409.08861")[2409.08861], Theorem 1; that no other does, by how much
-it fails, and the laws are ours. The chains are those of the DDIM form (Precise) on uniform times,
-$b = 1$; laws are closed forms on Gaussians and by quadrature on mixtures, there is no Monte-Carlo
-error.
+That the memoryless schedule leaves the sampler free, and has to be that of training, is
+#link("https://arxiv.org/abs/2409.08861")[2409.08861], Theorem 1; by how much others fail, and the
+laws, are ours. Chains are those of the DDIM form (Precise) on uniform times, $b = 1$, and end at
+the noise level $1\/20$, where $m$ and $S$ are taken. Gaussian data are $N(0.3, 0.5)$, with the
+quadratic reward $N(0.7, 0.5)$. Laws are in closed form or by quadrature, without Monte-Carlo error.
 """
 
 

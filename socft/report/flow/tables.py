@@ -37,6 +37,10 @@ LIMIT = 4.0
 """Standard errors of a normal variable beyond which a prediction is refuted."""
 
 
+NEAR = 2.7
+"""Those from which on a row is named as near the limit."""
+
+
 def methods(rows: Rows) -> list[str]:
     """What was run, in the order of the study."""
     return [name for name in rows.fields("estimator") if name]
@@ -202,13 +206,26 @@ def repeated(rows: Rows) -> str:
     return Table(
         header=("row", "first run", *(f"batch {batch}" for batch in batches)),
         rows=body or [(NOT_MEASURED, *[""] * (1 + len(batches)))],
-        caption="""The rows that deviated most in the first run, again with fresh random numbers and
-            other batches than its 1000: deviation as that of a normal variable, and in brackets the
-            bias of the variance of the samples with its standard error. All else is as it was.""",
+        caption="""The rows that passed the limit of a refutation or came near it in the first
+            reading, again with fresh random numbers and other batches than the 1000 of the first
+            run: deviation as that of a normal variable, and in brackets the bias of the variance of
+            the samples with its standard error. All else is as it was.""",
         label="repeated",
         align="lr" + "r" * len(batches),
         long=True,
     ).markup
+
+
+def run_once(rows: Rows) -> str:
+    """What is near the limit and was not run again, after a colon; nothing where nothing is."""
+    again = {(r.problem, r.estimator) for r in rows.where(Metric.DEVIATION, source="repeated")}
+    near = [
+        f"{text(record.estimator)} on {PROBLEMS[ProblemName(record.problem)]}, {number(off, 2)}"
+        for record in rows.where(Metric.DEVIATION, source="samples")
+        for off in [equivalent(record)]
+        if NEAR < off <= LIMIT and (record.problem, record.estimator) not in again
+    ]
+    return f": {'; '.join(near)}" if near else ""
 
 
 def _again(mine: Rows) -> str:

@@ -165,6 +165,7 @@ def test_the_picture_marks_every_claim(monkeypatch):
     empty = line(NAMES[0], lambda made: None)
     left = Claims({**made.lines, NAMES[0]: empty})
     claims_figures.ratios(left)
+    assert drawn[0].get_figheight() <= claims_figures.TALLEST, "leaves room for its caption"
     (ax,) = drawn[0].axes
     assert [t.get_text() for t in ax.get_yticklabels()] == [
         chapter.numbered(claim.title) for claim in STATED.values()

@@ -172,6 +172,26 @@ def test_numbers_are_shown_with_their_digits(value, digits, plain, markup):
     assert (number.plain, number.markup) == (plain, markup)
 
 
+@pytest.mark.parametrize(
+    ("sentence", "values", "plain"),
+    [
+        ("It is at most {a}.", (4.444, 1.0), "It is at most 4.5."),
+        ("It is at least {a}.", (4.279, 1.0), "It is at least 4.2."),
+        ("It stays within a factor of {a}.", (9.509, 1.0), "It stays within a factor of 9.6."),
+        ("It is up to {a}, not {b}.", (0.0961, 0.0961), "It is up to 0.097, not 0.096."),
+        ("It is {a} to {b} times that.", (0.934, 1.01), "It is 0.93 to 1.1 times that."),
+        ("It is {a} to {b} times that.", (193.0, 3.56), "It is 200 to 3.5 times that."),
+        ("It goes from {a} to {b}.", (0.934, 1.01), "It goes from 0.93 to 1."),
+        ("It is at most {a}.", (0.1 + 0.2, 1.0), "It is at most 0.3."),
+        ("It is at most {a}, {b} there.", (-4.44, 9.99), "It is at most -4.4, 10 there."),
+        ("It is at most {a}.", (0.0, 1.0), "It is at most 0."),
+    ],
+)
+def test_a_number_after_words_of_a_bound_is_rounded_to_be_one(sentence, values, plain):
+    numbers = {name: Number(value, (), 2) for name, value in zip("ab", values, strict=True)}
+    assert Finding("it", sentence, numbers, carried=True).plain == plain
+
+
 def test_findings_of_a_report_take_the_place_of_its_old_ones(tmp_path):
     file = tmp_path / findings.FILE
     findings.write("b", [{"about": "old"}], file)
@@ -197,6 +217,15 @@ def test_findings_of_a_report_take_the_place_of_its_old_ones(tmp_path):
 def test_a_family_of_tests_is_corrected_by_holm(levels, rejected):
     """Step down: the k-th smallest of n is held against 0.05 / (n - k + 1)."""
     assert sum(holm(levels)) == rejected
+
+
+def test_numbers_on_arxiv_of_both_lengths_and_books_are_listed():
+    source = "https://arxiv.org/abs/1305.1233, https://arxiv.org/abs/2409.08861, Bobkov (1997)"
+    said = references.section(source)
+    for author in ("Eberle", "Domingo-Enrich", "Bobkov"):
+        assert author in said
+    with pytest.raises(InvalidProblem, match=r"1301\.0001 is cited"):
+        references.section("https://arxiv.org/abs/1301.0001")
 
 
 def test_a_rate_on_the_edge_of_its_grid_is_named():

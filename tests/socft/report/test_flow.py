@@ -79,6 +79,15 @@ def test_every_method_of_the_study_has_a_limit_in_words():
     assert CATALOGUE[MethodName.DDPO].estimates.kind in ("biased",)
 
 
+@pytest.mark.parametrize(("deviation", "named"), [(7.5, True), (3.0, False), (9.0, False)])
+def test_a_row_near_the_limit_that_was_not_run_again_is_named(deviation: float, named: bool):
+    near = ': #"RAM"; on overlapping modes, $3.8$'
+    assert tables.run_once(rows(deviation)) == (near if named else "")
+    again = found(MethodName.RAM, "repeated", {Metric.DEVIATION: 1.0})
+    more = dataclasses.replace(rows(deviation), records=(*rows(deviation).records, *again))
+    assert tables.run_once(more) == ""
+
+
 def test_the_report_compiles_with_and_without_records():
     for each in (rows(5.0), Rows((), studies=REPORT.studies)):
         document = compose(each, Claims())
