@@ -46,37 +46,46 @@ def checked(
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         given = inspect.signature(function).parameters
-        names = list(given)
         plain = {name for name, each in given.items() if each.annotation in ("float", "int")}
         ranges = _RANGES | ({} if lam is None else {"lam": lam})
 
-        def taken(name: str, value: Any) -> Any:
+        def check(name: str) -> Callable[[Any], Any] | None:
             if name in kinds:
-                _require_kind(value, kinds[name], name)
-            elif name in _COUNTS and name in plain:
-                return whole(value, name, _COUNTS[name])
-            elif name in ranges and name in plain:
-                return _within(value, *ranges[name], name)
-            return value
+                return functools.partial(_of_kind, kinds[name], name)
+            if name in _COUNTS and name in plain:
+                return lambda value: whole(value, name, _COUNTS[name])
+            if name in ranges and name in plain:
+                return functools.partial(_within, *ranges[name], name)
+            return None
+
+        checks = {name: check(name) for name in given}
+        in_order = tuple(checks.values())
+
+        def taken(check: Callable[[Any], Any] | None, value: Any) -> Any:
+            return value if check is None else check(value)
 
         @functools.wraps(function)
         def refusing(*args: P.args, **kwargs: P.kwargs) -> R:
-            first = [taken(name, value) for name, value in zip(names, args, strict=False)]
-            named = {name: taken(name, value) for name, value in kwargs.items()}
-            return function(*first, *args[len(first) :], **named)  # type: ignore[arg-type]
+            first = [taken(check, value) for check, value in zip(in_order, args, strict=False)]
+            named = {name: taken(checks.get(name), value) for name, value in kwargs.items()}
+            return function(*first, *args[len(in_order) :], **named)  # type: ignore[arg-type]
 
         return refusing
 
     return decorate
 
 
-def _require_kind(value: object, kinds: type | tuple[type, ...], name: str) -> None:
-    first = kinds[0] if isinstance(kinds, tuple) else kinds
-    require_kind(value, kinds, name, f"give an object of the class {first.__name__}.")
+def _of_kind(kinds: type | tuple[type, ...], name: str, value: object) -> object:
+    if not isinstance(value, kinds):
+        first = kinds[0] if isinstance(kinds, tuple) else kinds
+        require_kind(value, kinds, name, f"give an object of the class {first.__name__}.")
+    return value
 
 
-def _within(value: Any, low: float, high: float, name: str) -> float:
+def _within(low: float, high: float, name: str, value: Any) -> float:
     """A number of any kind in full precision; an infinite end belongs to the interval."""
+    if type(value) is float and low <= value <= high:
+        return value
     try:
         plain = not isinstance(value, str | bytes) and getattr(value, "ndim", 0) == 0
         if plain and low <= (found := float(value)) <= high:

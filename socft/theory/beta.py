@@ -28,6 +28,7 @@ from socft.theory.regularity import (
     RegularityStatement,
     constants,
     constants_at,
+    run_at,
 )
 
 ONE_SIDED = Lemma32(OneSidedBounds())
@@ -134,7 +135,7 @@ def constant_beta(
 
     def admissible(beta: float) -> bool:
         try:
-            return bool((constants_at(chain, beta, statement).lam >= lam).all())
+            return all(step.lam >= lam for step in run_at(chain, beta, statement)[0])
         except InvalidProblem:
             return False
 

@@ -224,8 +224,10 @@ def lean_of(problem: ControlProblem, policy: AffinePolicy) -> CostateField:
 
 
 def test_costates_one_step_ahead_keep_an_increment():
-    """Paired as published the sum telescopes to its ends: order one half in place of one."""
-    errors, paired = [], []
+    """Paired as published the sum telescopes to its ends: order one half in place of one; the field
+    is affine, so that differences are its derivatives.
+    """
+    errors, paired, move = [], [], FiniteDifferenceIncrement()
     for steps in FINE:
         problem, policy = linear_study(steps, controlled=False)
         exact, path = (
@@ -233,9 +235,8 @@ def test_costates_one_step_ahead_keep_an_increment():
             paths(problem, policy, 200, 17),
         )
         for collected, published in ((errors, True), (paired, False)):
-            found = ReversedBSDE(GivenCostate(exact), reverser(18, published)).costates(
-                problem, policy, path
-            )
+            estimator = ReversedBSDE(GivenCostate(exact), reverser(18, published), move=move)
+            found = estimator.costates(problem, policy, path)
             collected.append(root_mean_square(found.values[0] - exact(0, found.states[0])))
     assert abs(order(errors, FINE) - 0.5) < ORDER
     assert abs(order(paired, FINE) - 1) < ORDER
