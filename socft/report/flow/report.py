@@ -287,6 +287,7 @@ $ theta < 2/(max (1 - h)) : $
 concave values set the rate, convex ones the weight, and full and lean costates have the same limit.
 Where the KL weight follows the spread of the rewards, every step sees the law of the end, the
 derivative is no longer triangular, and the prediction leaves this feedback out.
+{tables.rates_apart(rows)}
 
 {tables.rates(rows)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from scipy.stats import norm
@@ -37,8 +38,10 @@ LIMIT = 4.0
 """Standard errors of a normal variable beyond which a prediction is refuted."""
 
 
+APART = 0.1
+"""Logarithm of a ratio from which on two rates are said to be apart."""
 NEAR = 2.7
-"""Those from which on a row is named as near the limit."""
+"""Standard errors from which on a row is named as near the limit."""
 
 
 def methods(rows: Rows) -> list[str]:
@@ -261,6 +264,25 @@ def rates(rows: Rows) -> str:
         align="l" + "r" * len(heads),
         long=True,
     ).markup
+
+
+def rates_apart(rows: Rows) -> str:
+    """Methods whose predicted and swept rates are apart, as a sentence; nothing where none is."""
+    found = rows.where(Metric.LARGEST_RATE)
+    apart = []
+    for swept in found.where(source="population"):
+        same = found.where(problem=swept.problem, estimator=swept.estimator)
+        predicted = same.where(source="equation", beta=swept.setting["beta"]).one()
+        if predicted is not None and abs(math.log(swept.value / predicted.value)) > APART:
+            title = PROBLEMS[ProblemName(swept.problem)]
+            apart.append(
+                f"{text(swept.estimator)} on {title} at $b = {swept.setting['beta']:g}$"
+                f" ({number(predicted.value)} and {number(swept.value)})"
+            )
+    if not apart:
+        return ""
+    return f"""Predicted and swept rates are more than a tenth apart for {"; ".join(apart)}. Where the
+weight follows the spread that may be this feedback; elsewhere it is not explained here."""
 
 
 def least_weights(rows: Rows) -> str:

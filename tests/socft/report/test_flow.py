@@ -79,6 +79,17 @@ def test_every_method_of_the_study_has_a_limit_in_words():
     assert CATALOGUE[MethodName.DDPO].estimates.kind in ("biased",)
 
 
+def test_rates_that_are_not_as_predicted_are_named():
+    def largest(source: str, value: float) -> list[Record]:
+        return found(MethodName.RAM, source, {Metric.LARGEST_RATE: value})
+
+    near, apart = (
+        Rows((*largest("equation", 1.2), *largest("population", swept))) for swept in (1.3, 1.8)
+    )
+    assert tables.rates_apart(near) == ""
+    assert "at $b = 2$ ($1.20$ and $1.80$)" in tables.rates_apart(apart)
+
+
 @pytest.mark.parametrize(("deviation", "named"), [(7.5, True), (3.0, False), (9.0, False)])
 def test_a_row_near_the_limit_that_was_not_run_again_is_named(deviation: float, named: bool):
     near = ': #"RAM"; on overlapping modes, $3.8$'
