@@ -281,8 +281,8 @@ def rates_apart(rows: Rows) -> str:
             )
     if not apart:
         return ""
-    return f"""Predicted and swept rates are more than a tenth apart for {"; ".join(apart)}. Where the
-weight follows the spread that may be this feedback; elsewhere it is not explained here."""
+    return f"""Rates predicted and swept are a tenth or more apart for {"; ".join(apart)}. Where
+the weight follows the spread that may be this feedback; elsewhere it is not explained here."""
 
 
 def least_weights(rows: Rows) -> str:
