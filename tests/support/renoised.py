@@ -11,6 +11,7 @@ until neither changes. It shares no code with the estimators but the levels of t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -74,7 +75,7 @@ class Levels:
         assert isinstance(self.problem.reference, DenoisingReference)
         return self.problem.reference
 
-    @property
+    @functools.cached_property
     def nodes(self) -> Tensor:
         return torch.linspace(-HALF, HALF, NODES, dtype=F64)
 
@@ -94,18 +95,30 @@ class Levels:
             mass = mass @ self.normal(x[None], moved, deviation)
         return mass / mass.sum()
 
-    def pairs(self, k: int, mass: Tensor) -> tuple[Tensor, Tensor]:
-        """The law of the sample given each node of level k, and the control that goes by the pair,
-        both (nodes, nodes).
+    @functools.cached_property
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        return [self._pair(k) for k in range(self.problem.steps)]
+
+    def _pair(self, k: int) -> tuple[Tensor, Tensor]:
+        """The density of each node of level k given the sample, up to a factor, and the control
+        that goes by the pair, both (nodes, nodes).
         """
         x, (signal, noise) = self.nodes[:, None], self.reference.signal_and_noise
         a, s, left = float(signal[k]), float(noise[k]), float(noise[-1] / signal[-1])
         z, fresh = self.nodes[None] / float(signal[-1]), math.sqrt(s**2 - (a * left) ** 2)
-        weight = mass * torch.exp(-((x - a * z) / fresh).square() / 2)
+        likelihood = torch.exp(-((x - a * z) / fresh).square() / 2)
         endpoint = z - left**2 * a / fresh**2 * (x - a * z)
         rest = self.reference.control_to(k, x, torch.zeros_like(x))
         slope = self.reference.control_to(k, x, torch.ones_like(x)) - rest
-        return weight / weight.sum(1, keepdim=True), rest + slope * endpoint
+        return likelihood, rest + slope * endpoint
+
+    def pairs(self, k: int, mass: Tensor) -> tuple[Tensor, Tensor]:
+        """The law of the sample given each node of level k, and the control that goes by the pair,
+        both (nodes, nodes).
+        """
+        likelihood, control = self._pairs[k]
+        weight = mass * likelihood
+        return weight / weight.sum(1, keepdim=True), control
 
     def solve(
         self,

@@ -74,7 +74,7 @@ def cubic_field(steps: int) -> CostateField:
     return field
 
 
-GRID, FINE = [20, 40, 80], [80, 160, 320]
+GRID, FINE = [20, 40], [40, 80]
 
 
 def reverser(seed: int, published: bool = False) -> Reverser:
@@ -95,7 +95,7 @@ def test_with_exact_field_and_score_reversed_costates_are_exact_up_to_the_first_
         problem = cubic_study(steps)
         policy, field = AffinePolicy.zeros(problem.reference), cubic_field(steps)
         found = ReversedBSDE(GivenCostate(field), reverser(14), move=move).costates(
-            problem, policy, paths(problem, policy, 6000, 13)
+            problem, policy, paths(problem, policy, 24000, 13)
         )
         off = found.values[0] - field(0, found.states[0])
         bias.append(abs(float(off.mean())))
@@ -111,7 +111,7 @@ def test_reversed_costates_of_a_controlled_chain_too(adjoint: Adjoint):
         problem, policy = linear_study(steps)
         exact = evaluate_affine(problem, policy).value.gradient
         field = exact if isinstance(adjoint, FullRecursion) else lean_of(problem, policy)
-        path = paths(problem, policy, 500, 15)
+        path = paths(problem, policy, 2000, 15)
         found = ReversedBSDE(GivenCostate(field), reverser(16), adjoint).costates(
             problem, policy, path
         )
@@ -152,7 +152,7 @@ def test_a_move_has_mean_zero_whatever_the_field():
     """By parts, with the score of the law of the state it starts from; with another score it has
     not. So one may be left out.
     """
-    problem, policy = linear_study(20)
+    problem, policy = linear_study(5)
     path, scores = paths(problem, policy, 4000, 51), []
     for score in (AffineMarginals(), GivenScore(lambda k, x: -3 * x)):
         with_it, without = (
@@ -232,7 +232,7 @@ def test_costates_one_step_ahead_keep_an_increment():
         problem, policy = linear_study(steps, controlled=False)
         exact, path = (
             evaluate_affine(problem, policy).value.gradient,
-            paths(problem, policy, 200, 17),
+            paths(problem, policy, 800, 17),
         )
         for collected, published in ((errors, True), (paired, False)):
             estimator = ReversedBSDE(GivenCostate(exact), reverser(18, published), move=move)
@@ -245,7 +245,7 @@ def test_costates_one_step_ahead_keep_an_increment():
 def test_reversed_values_are_exact_up_to_the_first_order():
     """In the mean, as above; each sample by the square root of the step."""
     bias, spread = [], []
-    for steps in GRID:
+    for steps in FINE:
         problem, policy = linear_study(steps)
         value = evaluate_affine(problem, policy).value
         found = ReversedValues(GivenCostate(value.gradient), reverser(19)).values(
@@ -254,8 +254,8 @@ def test_reversed_values_are_exact_up_to_the_first_order():
         off = found.values[0] - value.value(0, found.states[0])
         bias.append(abs(float(off.mean())))
         spread.append(float(off.std()))
-    assert abs(order(spread, GRID) - 0.5) < ORDER
-    assert abs(order(bias, GRID) - 1) < 2 * ORDER
+    assert abs(order(spread, FINE) - 0.5) < ORDER
+    assert abs(order(bias, FINE) - 1) < 2 * ORDER
 
 
 def test_reversed_states_have_the_marginals_of_the_chain():
@@ -271,7 +271,7 @@ def test_reversed_targets_are_almost_functions_of_the_state():
     """At the optimum with the exact field, against the noise of adjoint matching at the same step
     size.
     """
-    problem, _ = linear_study(80)
+    problem, _ = linear_study(40)
     truth = LinearQuadratic(problem)
     policy = truth.affine_policy
     path = paths(problem, policy, 500, 23)
@@ -280,7 +280,7 @@ def test_reversed_targets_are_almost_functions_of_the_state():
     )
     plain = AdjointMatching().label(problem, policy, path)
     off, noise = (
-        [root_mean_square(each.targets[k] - truth.control(k, each.states[k])) for k in (0, 40)]
+        [root_mean_square(each.targets[k] - truth.control(k, each.states[k])) for k in (0, 20)]
         for each in (labels, plain)
     )
     assert max(a / b for a, b in zip(off, noise, strict=True)) < 0.1
@@ -301,7 +301,7 @@ def test_linear_study():
     """With linear features the refined martingale field is exact, adjoint matching has Monte-Carlo
     and time reversal step error.
     """
-    problem, policy = linear_study(40, controlled=False)
+    problem, policy = linear_study(20, controlled=False)
     problem = ControlProblem(problem.reference, problem.reward, 1.0)
     exact, x = evaluate_affine(problem, policy).value, randn(42, 500, 2)
     noise, linear = (
@@ -344,7 +344,7 @@ def test_linear_study():
 
 
 def test_refined_reversed_values_give_the_costate_as_their_gradient():
-    problem, policy = linear_study(40, controlled=False)
+    problem, policy = linear_study(20, controlled=False)
     exact, x = evaluate_affine(problem, policy).value, randn(45, 500, 2)
     noise, reverse = Noise.sample(problem.reference, 1000, generator(46)), reverser(47)
     fit = ValueRegression(StepwiseRegression(LinearRegression(Polynomial(2)))).fit
@@ -366,7 +366,7 @@ def test_refined_reversed_values_give_the_costate_as_their_gradient():
 
 def test_costates_keep_their_own_states():
     """Labels of reversed states carry those, not the path's."""
-    problem, policy = linear_study(10)
+    problem, policy = linear_study(3)
     path = paths(problem, policy, 6, 48)
     found = ReversedBSDE(PolicyCostate(), reverser(49))
     again = ReversedBSDE(PolicyCostate(), reverser(49))

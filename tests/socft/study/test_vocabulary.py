@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,18 +28,29 @@ def sources(*folders: str) -> Iterator[Path]:
         yield from sorted((ROOT / folder).rglob("*.py")) or [ROOT / folder]
 
 
+@functools.cache
+def nodes(file: Path) -> list[ast.AST]:
+    """What a source consists of."""
+    return list(ast.walk(ast.parse(file.read_text())))
+
+
+@functools.cache
+def named(kind: type[Metric] | type[ProblemName] | type[MethodName], file: Path) -> frozenset[str]:
+    """The members of a vocabulary that a source names."""
+    return frozenset(
+        getattr(kind, node.attr)
+        for node in nodes(file)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == kind.__name__
+    )
+
+
 def members(
     kind: type[Metric] | type[ProblemName] | type[MethodName], files: Iterator[Path]
 ) -> set[str]:
     """The members of a vocabulary that some sources name."""
-    return {
-        getattr(kind, node.attr)
-        for file in files
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == kind.__name__
-    }
+    return set().union(*(named(kind, file) for file in files))
 
 
 @pytest.mark.parametrize("name", REPORTS.names)
@@ -72,7 +84,7 @@ def test_names_of_the_catalogue_are_never_spelt_out(folder):
     spelt = {
         f"{file}: {node.value}"
         for file in sources(folder)
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in nodes(file)
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
         and node.value in CATALOGUE.keys() - words
@@ -115,7 +127,7 @@ def test_a_study_names_what_it_declares(name):
     while left:
         module = left.pop()
         seen[module] = Path(str(importlib.import_module(module).__file__))
-        for node in ast.walk(ast.parse(seen[module].read_text())):
+        for node in nodes(seen[module]):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toy."):
                 left |= {str(node.module)} - set(seen)
     files = {*seen.values(), *sources("toy/problems")}
