@@ -211,10 +211,14 @@ class ValueGrid:
     def at(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """The value anywhere; outside the box the integral of the continued gradient."""
         inside = self.grid.clamp(x)
-        gradient = (self.gradient_at(inside) + self.gradient_at(x)) / 2
-        return self.grid.interpolate(self.value[:, None], inside)[:, 0] + (
-            gradient * (x - inside)
-        ).sum(1)
+        excess = x - inside
+        value = self.grid.interpolate(self.value[:, None], inside)[:, 0]
+        outside = (excess != 0).any(1)
+        if bool(outside.any()):
+            gradient = (self.gradient_at(inside[outside]) + self.gradient_at(x[outside])) / 2
+            continued = value[outside] + (gradient * excess[outside]).sum(1)
+            value = value.index_put((outside,), continued)
+        return value
 
     def smooth(self, sigma: Float[Tensor, " d"]) -> SmoothValue:
         """``G V`` with its gradient and Hessian at the nodes of the same grid."""
@@ -318,10 +322,10 @@ def _lagrange_scale() -> Tensor:
 
 def _lagrange(s: Tensor) -> Tensor:
     """Weights (batch, STENCIL) of the polynomial through nodes 0..DEGREE at ``s``."""
-    factors = s[:, None] - torch.arange(STENCIL, dtype=s.dtype)
-    one = torch.ones_like(factors[:, :1])
-    below = torch.cat([one, factors[:, :-1].cumprod(1)], 1)
-    above = torch.cat([one, factors.flip(1)[:, :-1].cumprod(1)], 1).flip(1)
+    nodes = torch.arange(STENCIL, dtype=s.dtype)
+    one = torch.ones_like(s[:, None])
+    below = torch.cat([one, (s[:, None] - nodes[:-1]).cumprod(1)], 1)
+    above = torch.cat([one, (s[:, None] - nodes[1:].flip(0)).cumprod(1)], 1).flip(1)
     return below * above * _lagrange_scale()
 
 
@@ -408,6 +412,7 @@ def _pad_taylor(fields: Tensor, axis: int, width: int, h: float, extrapolation: 
 RULE_NODES = {1: 2049, 2: 129}
 
 
+@functools.cache
 def tensor_rule(dim: int) -> tuple[Float[Tensor, "nodes d"], Float[Tensor, " nodes"]]:
     """Points and weights of the trapezoidal rule for N(0, I) on [-9, 9]^dim, exact to rounding for
     entire functions.
