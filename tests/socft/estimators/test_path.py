@@ -377,7 +377,7 @@ def test_weighted_targets_have_the_mean_kick_of_the_optimal_measure(estimator: E
 def test_the_mean_kick_is_the_optimal_control_up_to_order_dt() -> None:
     """Relative to the control; and both are the optimal control of a linear-quadratic chain."""
     gaps, x = [], torch.linspace(-2, 2, 81, dtype=F64)[:, None]
-    for steps in (24, 48):
+    for steps in (16, 32):
         noise_increment, best = MeanKick(bent(steps)), Optimum(bent(steps))
         apart = [(noise_increment(k, x) - best(k, x)).abs().max() for k in range(steps)]
         size = [best(k, x).abs().max() for k in range(steps)]

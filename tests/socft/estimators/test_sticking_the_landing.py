@@ -30,7 +30,7 @@ VANISHED = 1e-20  # relative variance: rounding squared
 STDERRS = 4.0
 SMALL = 0.02  # standard error of a mean of differences, where labels are of size one
 ORDER = 0.2  # on a measured order, from the next one
-LADDER = (100, 200)
+LADDER = (50, 100)
 LANDINGS = [
     make(own)
     for make in (LeanStickingTheLanding, FullStickingTheLanding)

@@ -80,12 +80,12 @@ def at(truth: Quadrature, k: int, fields: Tensor, x: Tensor, rows: int) -> Tenso
 
 
 def test_the_residual_at_the_optimum_is_of_order_dt_relative_to_the_control():
-    found = [abs(measured(steps)[0]) for steps in (16, 32, 64)]
+    found = [abs(measured(steps)[0]) for steps in (16, 32)]
     orders = [math.log2(a / b) for a, b in itertools.pairwise(found)]
     assert all(0.9 < order < 1.1 for order in orders)
 
 
-@pytest.mark.parametrize("steps", [16, 64])
+@pytest.mark.parametrize("steps", [16, 32])
 def test_the_residual_is_three_halves_of_what_later_steps_vary(steps: int):
     residual, leading = measured(steps)
     assert residual == pytest.approx(leading, rel=4 / steps)

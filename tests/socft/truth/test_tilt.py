@@ -210,7 +210,9 @@ def test_a_tilt_beyond_the_pre_trained_mass_is_refused():
         match=r"at beta = 0.05 the tilt lies where X_T has no mass to rounding: .*; raise beta",
     ):
         tilted_law(final)
-    initial = Quadrature(gaussian_case(variance_preserving(8, 1.0), Linear(t(1.0)), 0.05), nodes=(301,))
+    initial = Quadrature(
+        gaussian_case(variance_preserving(8, 1.0), Linear(t(1.0)), 0.05), nodes=(301,)
+    )
     with pytest.raises(
         InvalidProblem, match=r"at beta = 0.05 the tilt lies where X_0 has no mass to rounding"
     ):
