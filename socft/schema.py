@@ -17,7 +17,6 @@ from typing import (
     TypeAlias,
     TypeVar,
     Union,
-    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -52,13 +51,18 @@ def structured(kind: type[_T], value: Any, where: str, remedy: str, complete: bo
     """
     try:
         if complete and isinstance(value, dict):
-            _require_keys([field.name for field in dataclasses.fields(cast(Any, kind))], value)
+            _require_keys(_keys(kind), value)
         return _fit(kind)(value)
     except _Misfit as error:
         raise InvalidProblem(f"{where} is damaged: {error}; {remedy}.") from error
     except InvalidProblem as error:
         said = str(error).rstrip(".")
         raise InvalidProblem(f"{where} is damaged: {said}; {remedy}.") from error
+
+
+@functools.cache
+def _keys(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 class _Misfit(Exception):
@@ -118,8 +122,11 @@ def _choice(values: tuple[Any, ...]) -> _Fit:
 def _one_of(kinds: tuple[Any, ...]) -> _Fit:
     """The first of several annotations that fits; where none does, the first one says why."""
     fits = [_fit(kind) for kind in kinds]
+    as_they_are = {kind for kind in kinds if kind in NAMES and kind is not int}
 
     def fit(value: Any) -> Any:
+        if type(value) in as_they_are:
+            return value
         misfits = []
         for each in fits:
             try:
@@ -152,7 +159,7 @@ def _mapping(kind: Any) -> _Fit:
     def fit(value: Any) -> Any:
         if not isinstance(value, dict):
             raise _wanted(value, "an object")
-        return {key: _inside(one, item, f".{key}") for key, item in value.items()}
+        return dict(value) if kind is Any else _each(value, lambda _: one)
 
     return fit
 
@@ -173,7 +180,7 @@ def _table(kind: Any) -> _Fit:
             if name not in fits:
                 raise _Misfit("no key of it").inside(f".{name}")
         _require_keys(needed, value)
-        return kind(**{name: _inside(fits[name], value[name], f".{name}") for name in value})
+        return kind(**_each(value, fits.__getitem__))
 
     return fit
 
@@ -182,6 +189,17 @@ def _require_keys(names: Iterable[str], value: Mapping[str, Any]) -> None:
     missing = [name for name in names if name not in value]
     if missing:
         raise _Misfit(f"without {', '.join(missing)}")
+
+
+def _each(value: Mapping[str, Any], fit: Callable[[str], _Fit]) -> dict[str, Any]:
+    """Every item of an object, by the fit of its key."""
+    found, key = {}, ""
+    try:
+        for key, item in value.items():
+            found[key] = fit(key)(item)
+    except _Misfit as error:
+        raise error.inside(f".{key}") from None
+    return found
 
 
 def _inside(fit: Any, value: Any, place: str) -> Any:

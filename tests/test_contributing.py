@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import math
 import re
 from pathlib import Path
@@ -26,21 +25,31 @@ def code(text: str) -> set[str]:
     return {each for each in found if re.fullmatch(r"[@\w./]+", each)}
 
 
-@functools.cache
-def defined() -> frozenset[str]:
-    """Names of classes, functions, arguments and what is assigned, of modules and of packages."""
-    names = {"pytest", "mark"}
+def undefined(wanted: set[str]) -> set[str]:
+    """Those that are no names of classes, functions, arguments and what is assigned, of modules
+    and of packages; files without any of the words are not looked through.
+    """
+    left = wanted - {"pytest", "mark"}
     for file in (file for package in PACKAGES for file in (ROOT / package).rglob("*.py")):
-        names |= {file.stem, *file.relative_to(ROOT).parts[:-1]}
-        for node in ast.walk(ast.parse(file.read_text())):
-            match node:
-                case ast.FunctionDef() | ast.ClassDef():
-                    names.add(node.name)
-                case ast.Name(ctx=ast.Store()):
-                    names.add(node.id)
-                case ast.arg():
-                    names.add(node.arg)
-    return frozenset(names)
+        left -= {file.stem, *file.relative_to(ROOT).parts[:-1]}
+        text = file.read_text(encoding="utf-8")
+        if left.intersection(re.findall(r"\w+", text)):
+            left -= defined(ast.parse(text))
+    return left
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Names of classes, functions, arguments and what is assigned in a module."""
+    names = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef() | ast.ClassDef():
+                names.add(node.name)
+            case ast.Name(ctx=ast.Store()):
+                names.add(node.id)
+            case ast.arg():
+                names.add(node.arg)
+    return names
 
 
 def missing(text: str) -> set[str]:
@@ -48,16 +57,17 @@ def missing(text: str) -> set[str]:
     files = {file.name for package in PACKAGES for file in (ROOT / package).rglob("*.py")}
     files |= {file.name for file in ROOT.iterdir()}
     variables = set(re.findall(r"^([A-Z]+) :=", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    names = defined() | variables
+    parts = {each: set(each.lstrip("@").split(".")) for each in code(text)}
+    unknown = undefined(set().union(*parts.values()) - variables)
     found = set()
-    for each in code(text):
+    for each in parts:
         path = each.removesuffix("NAME.py")
         if each.startswith("build/"):
             there = True
         elif "/" in each:
             there = (ROOT / path).exists()
         else:
-            there = each in files or names.issuperset(each.lstrip("@").split("."))
+            there = each in files or not parts[each] & unknown
         if not there and not each.endswith("..."):
             found.add(each)
     return found

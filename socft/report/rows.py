@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from socft.checks import require
@@ -79,12 +80,27 @@ class Rows:
         )
         named = {"metric": metric, "problem": problem, "estimator": estimator}
         asked = {name: value for name, value in named.items() if value is not None}
-        return self.filter(
-            lambda record: (
-                all(getattr(record, name) == value for name, value in asked.items())
-                and setting.items() <= record.setting.items()
-            )
+        groups = [self._groups[name].get(value, ()) for name, value in asked.items()]
+        settings = setting.items()
+        kept = tuple(
+            record
+            for record in min(groups, key=len, default=self.records)
+            if (metric is None or record.metric == metric)
+            and (problem is None or record.problem == problem)
+            and (estimator is None or record.estimator == estimator)
+            and settings <= record.setting.items()
         )
+        return Rows(kept, studies=self.studies)
+
+    @functools.cached_property
+    def _groups(self) -> Mapping[str, Mapping[str, Sequence[Record]]]:
+        """The records by metric, by problem and by estimator: a report asks hundreds of times."""
+        found: dict[str, dict[str, list[Record]]] = {"metric": {}, "problem": {}, "estimator": {}}
+        for record in self.records:
+            found["metric"].setdefault(record.metric, []).append(record)
+            found["problem"].setdefault(record.problem, []).append(record)
+            found["estimator"].setdefault(record.estimator, []).append(record)
+        return found
 
     def filter(self, keep: Callable[[Record], bool]) -> Rows:
         """The records that satisfy a condition."""
