@@ -57,8 +57,8 @@ condition of the covariance.
 """
 OPTIMISED = 1e-5
 """Error of the optimiser's maximum: the root of the relative accuracy of values."""
-CONVERGED = 60
-"""Rounds after which a contraction by 0.6 has forgotten its start to 1e-13."""
+CONVERGED = 30
+"""Rounds after which a contraction by 0.6 has forgotten its start to 2e-7."""
 
 
 def rewards(dim: int) -> st.SearchStrategy[Reward]:

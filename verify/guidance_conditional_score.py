@@ -79,7 +79,7 @@ def term(case: GuidedGaussian, k: int, x: Tensor) -> Tensor:
     return LookAheadGuidance(case.response, PosteriorStrength(case.noise))(case.denoiser.at(k, x))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(guided_gaussians(levels=True), numbers(0.1, 5))
 def test_holds(case: GuidedGaussian, beta: float) -> None:
     """Conditional score and costate over beta, at every level."""
