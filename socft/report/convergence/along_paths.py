@@ -163,17 +163,22 @@ V^*_(t+1) (0) <= V^*_t (0) <= c_(t+1) + rho_t L_(t+1)^2\/2 + beta C_t$. With (i)
 V^*_(t+1)$, $L_(t+1)^2 \/(2 K_t) <= rho_t L_(t+1)^2\/2 + beta C_t$; multiply by $2\/(rho_t
 L_(t+1)^2) = 2\/(beta xi_t^2)$. The sufficient weight is @coupled-curvature. $qed$
 
-So the one-sided condition has the right power in the limit for affine scores: exactly for
-quadratic rewards, up to a constant for convex ones. At the $T$ measured here exponents are not yet
-those of the limit: with softplus on Gaussian data the necessary weight falls faster than the
-one-sided one, both slower than $T^(-1\/2)$. For oscillating rewards the power is fitted alone. For
-concave rewards it keeps it
-only if scores are affine ($N = 0$); a bent score enters $h^+$ by $N L$ whatever its sign, and the
-condition then falls as $T^(-1\/2)$ where the necessary weight falls faster. @powers has the
-exponents.
+{_power_kept()}
 
 {powers(found)}
 """
+
+
+def _power_kept() -> str:
+    """What the theorem and the fits say of the one-sided condition."""
+    return r"""So the one-sided condition has the right power in the limit for affine
+scores: exactly for quadratic rewards, up to a constant for convex ones. At the $T$ measured here
+exponents are not yet those of the limit: with softplus on Gaussian data the necessary weight falls
+faster than the one-sided one, both slower than $T^(-1\/2)$. For oscillating rewards the
+power is fitted alone. For
+concave rewards it keeps it only if scores are affine ($N = 0$); a bent score enters $h^+$ by $N L$
+whatever its sign, and the condition then falls as $T^(-1\/2)$ where the necessary weight falls
+faster. @powers has the exponents."""
 
 
 def powers(found: Rows) -> str:
