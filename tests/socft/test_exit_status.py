@@ -91,6 +91,7 @@ def test_a_folder_that_cannot_be_made_is_named(command, tmp_path, capsys, monkey
     if command == "report":
         write([SQUARE], tmp_path / "convergence.jsonl")
         monkeypatch.setattr(cli.REPORTS.find("convergence").__class__, "write", _write)
+    monkeypatch.setattr("toy.bench.changed", lambda names: [])  # which may measure for a minute
     more = {"report": ["--records", str(tmp_path)], "sd benchmark": ["--random", "small"]}
     arguments = [*COMMANDS[command], *more.get(command, []), "--out", str(out)]
     assert cli.main(arguments) == cli.INVALID

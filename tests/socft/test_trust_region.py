@@ -48,7 +48,7 @@ def apart(policy: Policy, other: Policy | Quadrature, steps: int) -> float:
 def test_the_first_iterate_is_the_optimum_of_a_larger_weight():
     at = problem(3)
     *_, first = TrustRegion(inner(3), [0.7]).iterations(at)
-    truth = Quadrature(dataclasses.replace(at, beta=1.7 * at.beta))
+    truth = Quadrature(dataclasses.replace(at, beta=1.7 * at.beta), nodes=(201,))
     assert apart(first.policy, truth, 3) < 1e-5
     assert float(first.details["tau"]) == pytest.approx(1 / 1.7)
 
@@ -69,7 +69,7 @@ def test_the_distance_falls_at_the_rate_of_the_multiplier_and_the_curvature(curv
 
 def test_the_limit_is_the_optimum():
     at = problem(3)
-    truth, method = Quadrature(at), TrustRegion(inner(3), [0.1] * 4)
+    truth, method = Quadrature(at, nodes=(201,)), TrustRegion(inner(3), [0.1] * 4)
     found = [apart(each.policy, truth, 3) for each in method.iterations(at)]
     assert found[-1] < 3e-4 * found[0]
 
@@ -80,7 +80,8 @@ def test_iterates_are_tilts_up_to_the_step():
         at = problem(steps)
         at = ControlProblem(at.reference, at.reward, BETA)
         *_, second = TrustRegion(inner(steps), [1.0, 1.0]).iterations(at)
-        truth = Quadrature(dataclasses.replace(at, beta=at.beta / float(second.details["tau"])))
+        tilted = dataclasses.replace(at, beta=at.beta / float(second.details["tau"]))
+        truth = Quadrature(tilted, nodes=(201,))
         size = max(float(truth.control(k, X).abs().max()) for k in range(steps))
         gaps.append(apart(second.policy, truth, steps) / size)
     assert 1e-4 < gaps[1] < gaps[0] < 0.05
