@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch._C._functorch import maybe_current_level
 
 from socft.reference import Reference, States
 
@@ -22,11 +21,14 @@ def gradient_of(number: Callable[[Tensor], Tensor], x: States) -> States:
     """The gradient of a number in x; where no gradients are recorded by plain automatic
     differentiation, which costs half as much as one that can be nested.
     """
-    if not (torch.is_grad_enabled() or _transformed()):
-        with torch.enable_grad():
-            y = x.detach().requires_grad_(True)
-            return torch.autograd.grad(number(y), y)[0]
-    return torch.func.grad(number)(x)
+    leaf = None if torch.is_grad_enabled() else _leaf(x)
+    if leaf is None:
+        return torch.func.grad(number)(x)
+    with torch.enable_grad():
+        value = number(leaf)
+        if not value.requires_grad:
+            return torch.zeros_like(x)
+        return torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)[0]
 
 
 def derivative(phi: VectorField, x: States, direction: States) -> Tensor:
@@ -55,11 +57,14 @@ def columns(reference: Reference, k: int, x: States) -> list[States]:
     return [reference.diffusion.apply(k, x, e.expand(len(x), *dims)) for e in units]
 
 
-def _transformed() -> bool:
-    """Whether a function is being differentiated by `torch.func`, inside which tensors cannot be
-    told to record gradients.
+def _leaf(x: States) -> States | None:
+    """States that record gradients; none inside a function that `torch.func` differentiates, where
+    tensors cannot be told to.
     """
-    return maybe_current_level() is not None
+    try:
+        return x.detach().requires_grad_(True)
+    except RuntimeError:
+        return None
 
 
 @functools.cache
