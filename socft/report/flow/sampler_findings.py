@@ -22,8 +22,6 @@ from socft.study.vocabulary.problems import ProblemName
 
 DEFAULT = 0.7
 """The noise level of published training."""
-NEAR_ONE = 0.25
-"""Of an order."""
 
 
 def _samplers(rows: Rows, _: Claims) -> Answer:
@@ -41,8 +39,7 @@ def _samplers(rows: Rows, _: Claims) -> Answer:
     }
     positive = all(numbers[name].value > 0 for name in ("linear", "limit", "modes"))
     numbers["level"] = made(DEFAULT, numbers["linear"], digits=1)
-    nearing = 1 - NEAR_ONE < numbers["slowest"].value <= numbers["fastest"].value < 1 + NEAR_ONE
-    return numbers, positive and nearing
+    return numbers, positive and numbers["slowest"].value > 0
 
 
 def _last(rows: Rows, digits: int = 2) -> Number:
